@@ -1,0 +1,7 @@
+//! A vhost-user block backend.
+
+pub mod aio;
+pub mod defer;
+pub mod iov;
+pub mod storage;
+pub mod thread_pool;

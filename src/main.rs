@@ -1,0 +1,2 @@
+//! The daemon: arguments, logging, exit code.
+fn main() {}
