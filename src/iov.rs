@@ -73,10 +73,10 @@ impl IoVecs {
         unsafe { std::slice::from_raw_parts(vecs.as_ptr().cast(), vecs.len()) }
     }
 
-    /// True if every range starts and ends on a multiple of `align` bytes (a power of two).
-    pub fn is_aligned(&self, align: usize) -> bool {
+    /// True if every range starts at a multiple of `base` bytes and is a multiple of `len` bytes long (powers of two).
+    pub fn is_aligned(&self, base: usize, len: usize) -> bool {
         self.vecs
             .iter()
-            .all(|v| (v.0.iov_base as usize | v.0.iov_len) & (align - 1) == 0)
+            .all(|v| v.0.iov_base.addr() & (base - 1) == 0 && v.0.iov_len & (len - 1) == 0)
     }
 }
