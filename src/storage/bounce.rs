@@ -125,3 +125,88 @@ impl Drop for AlignedBuffer {
         unsafe { alloc::dealloc(self.base, self.layout) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(parts: &mut [Vec<u8>]) -> Vec<libc::iovec> {
+        let range = |part: &mut Vec<u8>| libc::iovec {
+            iov_base: part.as_mut_ptr().cast(),
+            iov_len: part.len(),
+        };
+        parts.iter_mut().map(range).collect()
+    }
+
+    /// A disk whose byte at offset `n` is `pattern(n)`.
+    fn pattern(n: u64) -> u8 {
+        n.wrapping_mul(31).to_le_bytes()[0] ^ n.to_le_bytes()[1]
+    }
+
+    /// Plays `preadv` of at most `most` bytes into the bounce buffer.
+    fn fill(iov: &[libc::iovec], at: u64, align: usize, most: usize) -> usize {
+        assert_eq!((iov.len(), iov[0].iov_base.addr() % align), (1, 0));
+        let len = iov[0].iov_len.min(most);
+        for (n, i) in (at..).zip(0..len) {
+            // SAFETY: `i` is within the bounce buffer, which is handed to this call alone.
+            unsafe { iov[0].iov_base.cast::<u8>().add(i).write(pattern(n)) };
+        }
+        len
+    }
+
+    /// Plays `pwritev`: what is in the bounce buffer.
+    fn contents(iov: &[libc::iovec], align: usize) -> &[u8] {
+        assert_eq!((iov.len(), iov[0].iov_base.addr() % align), (1, 0));
+        // SAFETY: the bounce buffer is handed to this call alone, all of it filled from the guest's ranges.
+        unsafe { std::slice::from_raw_parts(iov[0].iov_base.cast(), iov[0].iov_len) }
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_whatever_the_ranges() {
+        let lens = [1, 511, 3, BOUNCE_MAX, 5, BOUNCE_MAX + 504];
+        let mut parts: Vec<Vec<u8>> = lens.iter().map(|&len| vec![0; len]).collect();
+        let mut calls = Vec::new();
+        read(&ranges(&mut parts), 4096, 512, |iov, at| {
+            calls.push((at, iov[0].iov_len));
+            Ok(fill(iov, at, 512, usize::MAX))
+        })
+        .unwrap();
+        let max = BOUNCE_MAX as u64;
+        assert_eq!(
+            calls,
+            [
+                (4096, BOUNCE_MAX),
+                (4096 + max, BOUNCE_MAX),
+                (4096 + 2 * max, 1024)
+            ]
+        );
+        assert!((4096..).zip(parts.concat()).all(|(n, byte)| byte == pattern(n)));
+
+        let mut disk = Vec::new();
+        write(&ranges(&mut parts), 0, 4096, |iov, at| {
+            assert_eq!(at, disk.len() as u64);
+            disk.extend_from_slice(contents(iov, 4096));
+            Ok(iov[0].iov_len)
+        })
+        .unwrap();
+        assert_eq!(disk, parts.concat());
+    }
+
+    #[test]
+    fn a_short_transfer_of_the_buffer_is_resumed() {
+        let mut parts = [vec![0; 100], vec![0; 924]];
+        read(&ranges(&mut parts), 0, 512, |iov, at| Ok(fill(iov, at, 512, 512))).unwrap();
+        assert!((0..).zip(parts.concat()).all(|(n, byte)| byte == pattern(n)));
+    }
+
+    #[test]
+    fn nothing_reaches_the_guest_from_a_piece_that_failed() {
+        let mut parts = [vec![0xaa; 1000], vec![0xaa; 24]];
+        let result = read(&ranges(&mut parts), 0, 512, |iov, at| match at {
+            0 => Ok(fill(iov, at, 512, 512)),
+            _ => Ok(0),
+        });
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(parts.concat().iter().all(|&byte| byte == 0xaa));
+    }
+}

@@ -115,3 +115,67 @@ fn inward(offset: u64, len: u64, block: u64) -> Option<(u64, u64)> {
     let end = (offset + len) / block * block;
     (start < end).then(|| (start, end - start))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failing(errno: i32) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn what_is_missing_is_tried_once() {
+        for errno in [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::ENOTTY] {
+            let (missing, mut calls) = (AtomicBool::new(false), 0);
+            for _ in 0..3 {
+                let done = attempt(&missing, || {
+                    calls += 1;
+                    failing(errno)
+                });
+                assert!(!done.unwrap());
+            }
+            assert_eq!(calls, 1, "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_does_not_fit_says_nothing_about_the_next() {
+        let missing = AtomicBool::new(false);
+        assert!(!attempt(&missing, || failing(libc::EINVAL)).unwrap());
+        assert!(attempt(&missing, || Ok(())).unwrap());
+    }
+
+    #[test]
+    fn interruptions_are_not_errors_and_errors_are() {
+        let (missing, mut results) = (AtomicBool::new(false), vec![Ok(()), failing(libc::EINTR)]);
+        assert!(attempt(&missing, || results.pop().expect("two calls")).unwrap());
+        let result = attempt(&missing, || failing(libc::ENOSPC));
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    fn only_whole_blocks_are_discarded() {
+        assert_eq!(inward(0, 4096, 4096), Some((0, 4096)));
+        assert_eq!(inward(512, 8192, 4096), Some((4096, 4096)));
+        assert_eq!(inward(512, 7680, 4096), Some((4096, 4096)));
+        assert_eq!(inward(512, 4096, 4096), None);
+        assert_eq!(inward(u64::MAX - 100, 100, 4096), None);
+    }
+
+    #[test]
+    fn zeroes_are_written_over_exactly_the_range() {
+        let piece = PIECE as u64;
+        for (offset, len) in [(512, 1), (0, piece), (7, 2 * piece + 513), (1 << 40, 100_000)] {
+            let mut at = offset;
+            write_zeroes(offset, len, |iov, offset| {
+                assert_eq!(offset, at);
+                assert!(iov.len() <= PIECE && iov.is_aligned(4096, 1));
+                at += iov.len() as u64;
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(at, offset + len);
+        }
+    }
+}
