@@ -112,7 +112,10 @@ impl Held {
     /// from the other.
     fn new(fd: OwnedFd, flag: Arc<AtomicBool>) -> Option<Self> {
         // Acquire: pairs with the Release in `drop`; the former holder's unlocking is over.
-        (!flag.swap(true, Ordering::Acquire)).then_some(Self { fd, flag })
+        if flag.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        Some(Self { fd, flag })
     }
 }
 
