@@ -7,7 +7,7 @@ use std::process::Command;
 use vhost_user_blk::storage::{ImageLock, OpenOptions, Storage};
 
 use crate::model;
-use crate::support::{Image, On, message, options, read, refusal, skipped, write};
+use crate::support::{Buffers, Image, On, message, options, read, refusal, skipped, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -204,4 +204,38 @@ fn a_block_device_can_be_locked() {
     );
     drop(lock);
     ImageLock::acquire(&second).unwrap();
+}
+
+/// Flushes that have reached the device, as `/sys/block/loopN/stat` counts them.
+fn flushes(device: &LoopDevice) -> u64 {
+    let name = device.path.file_name().unwrap().to_str().unwrap();
+    let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+    stat.split_whitespace().nth(15).unwrap().parse().unwrap()
+}
+
+#[test]
+fn durable_writes_and_flushes_reach_the_device_and_plain_writes_do_not() {
+    let image = Image::new(On::Disk, MIB);
+    let Some(device) = LoopDevice::over(&image, &[]) else {
+        return;
+    };
+    for direct in [true, false] {
+        let storage = device.open(direct);
+        let mut flushed = flushes(&device);
+        let mut more = |what: &str, wanted: bool| {
+            let now = flushes(&device);
+            assert_eq!(now > flushed, wanted, "{what}, direct: {direct}");
+            flushed = now;
+        };
+        write(&storage, 0, &[1; 4096]).unwrap();
+        more("a write", false);
+        storage
+            .writev_durable(&Buffers::with(&[2; 4096]).iov(), 0)
+            .unwrap();
+        more("a durable write", true);
+        write(&storage, 0, &[3; 4096]).unwrap();
+        more("another write", false);
+        storage.flush().unwrap();
+        more("a flush", true);
+    }
 }

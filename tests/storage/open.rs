@@ -1,14 +1,16 @@
 //! What is opened, what is refused, and in which words.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
+use std::thread;
 
 use vhost_user_blk::storage::{Limits, OpenOptions, Storage};
 
-use crate::support::{Image, On, options, refusal, skipped};
+use crate::support::{Image, On, options, refusal};
 
 #[track_caller]
 fn refused(options: &OpenOptions, words: &[&str]) {
@@ -126,24 +128,26 @@ fn direct_io_announces_blocks_that_it_can_serve() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_refused_with_a_hint() {
-    // SAFETY: takes and gives a number.
-    if unsafe { libc::geteuid() } == 0 {
-        return skipped("opening without write permission", "root may write everything");
-    }
-    let image = Image::new(On::Disk, 512);
-    let mut permissions = fs::metadata(&image.path).unwrap().permissions();
-    permissions.set_readonly(true);
-    fs::set_permissions(&image.path, permissions).unwrap();
-    refused(
-        &image.options(),
-        &[
+    /// `nobody`.
+    const NOBODY: libc::uid_t = 65534;
+    // On tmpfs, because there everybody gets as far as the image.
+    let image = Image::new(On::Tmpfs, 512);
+    fs::set_permissions(image.dir(), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&image.path, Permissions::from_mode(0o444)).unwrap();
+    let nobody = || {
+        // Root may write everything. This changes what files the calling thread may open, and nothing else.
+        // SAFETY: takes and gives a number.
+        unsafe { libc::setfsuid(NOBODY) };
+        let words = [
             image.path.to_str().unwrap(),
             "for writing",
             "--read-only",
             "denied",
-        ],
-    );
-    image.open_read_only();
+        ];
+        refused(&image.options(), &words);
+        image.open_read_only();
+    };
+    thread::scope(|scope| scope.spawn(nobody).join().unwrap());
 }
 
 #[test]
