@@ -75,7 +75,9 @@ impl ImageLock {
     /// # Errors
     /// See [`LockError`]. Nothing stays locked.
     pub fn acquire(storage: &Storage) -> Result<Self, LockError> {
-        let Storage::File(file) = storage;
+        let Storage::File(file) = storage else {
+            return Ok(Self { held: None });
+        };
         let path = || storage.path().to_owned();
         let failed = |source| LockError::Lock { path: path(), source };
 

@@ -9,6 +9,7 @@ mod file;
 mod flush;
 mod geometry;
 mod lock;
+mod null;
 mod sys;
 mod transfer;
 mod zero;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 pub use error::Error;
 pub use file::RawFile;
 pub use lock::{ImageLock, LockError};
+pub use null::NullStorage;
 
 use crate::iov::IoVecs;
 
@@ -93,6 +95,8 @@ pub struct Limits {
 pub enum Storage {
     /// A regular file or a block device.
     File(RawFile),
+    /// Nothing behind it.
+    Null(NullStorage),
 }
 
 impl Storage {
@@ -107,10 +111,16 @@ impl Storage {
         Ok(Self::File(RawFile::open(options)?))
     }
 
+    /// A disk of `size` bytes (a positive multiple of 512) that stores nothing.
+    pub fn null(size: u64) -> Self {
+        Self::Null(NullStorage::new(size))
+    }
+
     /// The file that the bytes are in, for messages.
     pub fn path(&self) -> &Path {
         match self {
             Self::File(file) => file.path(),
+            Self::Null(_) => Path::new("null"),
         }
     }
 
@@ -118,6 +128,7 @@ impl Storage {
     pub fn size(&self) -> u64 {
         match self {
             Self::File(file) => file.size(),
+            Self::Null(null) => null.size(),
         }
     }
 
@@ -125,6 +136,7 @@ impl Storage {
     pub fn limits(&self) -> &Limits {
         match self {
             Self::File(file) => file.limits(),
+            Self::Null(null) => null.limits(),
         }
     }
 
@@ -134,6 +146,7 @@ impl Storage {
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::File(file) => Some(file.as_fd()),
+            Self::Null(_) => None,
         }
     }
 
@@ -141,6 +154,7 @@ impl Storage {
     pub fn needs_bounce(&self, iov: &IoVecs) -> bool {
         match self {
             Self::File(file) => file.needs_bounce(iov),
+            Self::Null(_) => false,
         }
     }
 
@@ -152,6 +166,7 @@ impl Storage {
     pub fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         match self {
             Self::File(file) => file.readv(iov, offset),
+            Self::Null(_) => Ok(()),
         }
     }
 
@@ -162,6 +177,7 @@ impl Storage {
     pub fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         match self {
             Self::File(file) => file.writev(iov, offset),
+            Self::Null(_) => Ok(()),
         }
     }
 
@@ -172,6 +188,7 @@ impl Storage {
     pub fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         match self {
             Self::File(file) => file.writev_durable(iov, offset),
+            Self::Null(_) => Ok(()),
         }
     }
 
@@ -184,6 +201,7 @@ impl Storage {
     pub fn flush(&self) -> io::Result<()> {
         match self {
             Self::File(file) => file.flush(),
+            Self::Null(_) => Ok(()),
         }
     }
 
@@ -196,6 +214,7 @@ impl Storage {
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         match self {
             Self::File(file) => file.discard(offset, len),
+            Self::Null(_) => Ok(()),
         }
     }
 
@@ -207,6 +226,7 @@ impl Storage {
     pub fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         match self {
             Self::File(file) => file.write_zeroes(offset, len, may_unmap),
+            Self::Null(_) => Ok(()),
         }
     }
 }
