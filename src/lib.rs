@@ -18,6 +18,8 @@
 pub mod aio;
 pub mod defer;
 pub mod iov;
+pub mod memory;
 pub mod storage;
 mod sync;
 pub mod thread_pool;
+pub mod virtqueue;
