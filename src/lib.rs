@@ -16,7 +16,9 @@
 //! knows no block device. ARCHITECTURE.md says why it is shaped like this.
 
 pub mod aio;
+pub mod blk;
 pub mod defer;
+pub mod engine;
 pub mod iov;
 pub mod memory;
 pub mod storage;

@@ -20,6 +20,7 @@ mod io_thread;
 mod loom;
 mod notify;
 mod poller;
+mod remote;
 mod task;
 mod timer;
 
@@ -38,6 +39,7 @@ pub use self::{
     handle::AioHandle,
     io_thread::{IoThread, IoThreadConfig},
     poller::{Poller, PollerHandle},
+    remote::{Gone, Remote},
     timer::Timer,
 };
 
