@@ -17,6 +17,7 @@
 
 pub mod aio;
 pub mod blk;
+pub mod config;
 pub mod defer;
 pub mod engine;
 pub mod iov;
@@ -24,4 +25,5 @@ pub mod memory;
 pub mod storage;
 mod sync;
 pub mod thread_pool;
+pub mod vhost_user;
 pub mod virtqueue;
