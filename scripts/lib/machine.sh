@@ -1,0 +1,134 @@
+# shellcheck shell=bash
+# A backend and a guest on it, and their end whatever happens. Sourced by scripts/guest, whose options
+# (config_file, backend, image, notify, keep, extra) it reads.
+#
+# Sets workspace (image and socket; removed at the end), logs (kept) and vcpus.
+
+backend_pid='' qemu_pid=''
+
+boots_from_disk() { grep -q '^ *bootindex' "$config_file"; }
+
+make_workspace() {
+    workspace=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-blk.XXXXXX")
+    trap 'clean_up $?' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    mkdir -p "$repo/target/guest-logs"
+    logs=$(mktemp -d "$repo/target/guest-logs/${config_file##*/}.XXXXXX")
+    vcpus=$(sed -n 's/^ *cpus = "\([0-9]*\)"/\1/p' "$config_file")
+}
+
+clean_up() {
+    local status=$1 pid
+    trap '' INT TERM HUP
+    for pid in $qemu_pid $backend_pid; do
+        kill "$pid" 2>/dev/null || true
+    done
+    wait 2>/dev/null || true
+    if [ "$status" -ne 0 ] && [ "$status" -ne 130 ]; then
+        show_logs
+    fi
+    if [ -n "$keep" ]; then
+        say "kept $workspace"
+    else
+        rm -rf "$workspace"
+    fi
+}
+
+# What somebody needs who has to find out why it failed.
+show_logs() {
+    local log
+    for log in "$logs"/*.log; do
+        [ -s "$log" ] || continue
+        printf -- '--- the end of %s\n' "$log" >&2
+        tail -n 15 "$log" >&2
+    done
+}
+
+make_image() {
+    if [ -n "$image" ]; then
+        image=$(realpath "$image")
+    elif boots_from_disk; then
+        say "making a disk that boots"
+        "$repo/scripts/lib/make-boot-disk" "$workspace/disk.img" initrd-fio
+    else
+        say "making a disk of 256 MiB"
+        # Data, not holes: reading a hole costs nothing.
+        head -c 256M /dev/urandom >"$workspace/disk.img"
+    fi
+}
+
+# The daemon's command line stands in the configuration, where its user finds it, too.
+configured_options() { sed -n 's/^# *vhost-user-blk \(--.*\)/\1/p' "$config_file"; }
+
+start_backend() {
+    local options disk=${image:-disk.img} queues
+    read -ra options < <(configured_options)
+    options=("${options[@]/#disk.img/$disk}")
+    queues=$(configured_options | sed -n 's/.*--num-queues \([0-9]*\).*/\1/p')
+    if [ "$backend" = qsd ]; then
+        options=(qemu-storage-daemon --blockdev "driver=file,node-name=disk,filename=$disk"
+            --export "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path=vhost-user-blk.sock,writable=on,num-queues=${queues:-1}"
+            "${extra[@]}")
+    else
+        options=("$daemon" "${options[@]}" --notify "$notify" --stats "${extra[@]}")
+        [ -z "$image" ] || [ -n "$shell" ] || options+=(--read-only)
+    fi
+    say "starting ${options[0]##*/}"
+    (cd "$workspace" && exec "${options[@]}") >"$logs/backend.log" 2>&1 </dev/null &
+    backend_pid=$!
+    until [ -S "$workspace/vhost-user-blk.sock" ]; do
+        kill -0 "$backend_pid" 2>/dev/null || die "the backend did not start"
+        sleep 0.02
+    done
+}
+
+boot_guest() {
+    local initrd=initrd-fio
+    ! boots_from_disk || initrd=disk
+    "$repo/scripts/make-guest" >/dev/null
+    say "booting the guest: ${config_file##*/}, $vcpus vCPU"
+    coproc QEMU {
+        cd "$workspace" && exec "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
+            -serial "file:$logs/console.log" -serial stdio 2>"$logs/qemu.log"
+    }
+    qemu_pid=$QEMU_PID
+    exec {from_guest}<&"${QEMU[0]}" {to_guest}>&"${QEMU[1]}"
+    guest_answer 120 || die "the guest did not come up"
+}
+
+# guest_answer SECONDS: waits for the guest's next answer; sets guest_output and guest_status.
+guest_answer() {
+    guest_status=255
+    IFS= read -r -d $'\036' -t "$1" -u "$from_guest" guest_output || return 255
+    IFS= read -r -t 10 -u "$from_guest" guest_status || return 255
+    [ "$guest_status" = ready ] || return "$guest_status"
+}
+
+# guest_run SECONDS COMMAND...: runs a command in the guest; sets guest_output.
+guest_run() {
+    local seconds=$1
+    shift
+    printf '%s\n' "$*" >&"$to_guest"
+    guest_answer "$seconds"
+}
+
+power_off() {
+    printf 'poweroff -f\n' >&"$to_guest"
+    wait "$qemu_pid" || die "QEMU failed"
+    qemu_pid=''
+}
+
+stop_backend() {
+    kill "$backend_pid"
+    wait "$backend_pid" || die "the backend's exit status is $?"
+    backend_pid=''
+}
+
+# An interactive guest: its console is this terminal.
+run_shell() {
+    local initrd=initrd-fio
+    ! boots_from_disk || initrd=disk
+    (cd "$workspace" && GUEST_APPEND=guest.shell exec "$repo/scripts/lib/run-guest" "$config_file" \
+        "$initrd" -chardev stdio,id=console,mux=on,signal=off -serial chardev:console -mon console)
+}
