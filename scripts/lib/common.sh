@@ -3,7 +3,8 @@
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly repo
-export cache=${VUB_CACHE:-$repo/.cache}
+export cache=$repo/.cache
+export target=${CARGO_TARGET_DIR:-$repo/target}
 
 # Progress goes to stderr: some scripts print a result for others to read.
 say() { printf '==> %s\n' "$*" >&2; }
@@ -37,12 +38,14 @@ quietly() {
     return "$status"
 }
 
-# Leaves our own build output to cargo's short form, and says what to do without a compiler.
-build_release() {
+need_cargo() {
     command -v cargo >/dev/null ||
         die "cargo was not found: install Rust 1.88 or later (rustup, https://rustup.rs)"
+}
+
+build_release() {
+    need_cargo
     say "building vhost-user-blk (release)"
-    daemon=${CARGO_TARGET_DIR:-$repo/target}/release/vhost-user-blk
     (cd "$repo" && cargo build --release --locked --quiet --bin vhost-user-blk) >&2 ||
         die "the build failed"
 }

@@ -13,8 +13,8 @@ make_workspace() {
     trap 'clean_up $?' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    mkdir -p "$repo/target/guest-logs"
-    logs=$(mktemp -d "$repo/target/guest-logs/${config_file##*/}.XXXXXX")
+    mkdir -p "$target/guest-logs"
+    logs=$(mktemp -d "$target/guest-logs/${config_file##*/}.XXXXXX")
     vcpus=$(sed -n 's/^ *cpus = "\([0-9]*\)"/\1/p' "$config_file")
 }
 
@@ -71,7 +71,7 @@ start_backend() {
             --export "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path=vhost-user-blk.sock,writable=on,num-queues=${queues:-1}"
             "${extra[@]}")
     else
-        options=("$daemon" "${options[@]}" --notify "$notify" --stats "${extra[@]}")
+        options=("$target/release/vhost-user-blk" "${options[@]}" --notify "$notify" --stats "${extra[@]}")
         [ -z "$image" ] || [ -n "$shell" ] || options+=(--read-only)
     fi
     say "starting ${options[0]##*/}"
@@ -88,12 +88,12 @@ boot_guest() {
     ! boots_from_disk || initrd=disk
     "$repo/scripts/make-guest" >/dev/null
     say "booting the guest: ${config_file##*/}, $vcpus vCPU"
-    coproc QEMU {
+    coproc vm {
         cd "$workspace" && exec "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
             -serial "file:$logs/console.log" -serial stdio 2>"$logs/qemu.log"
     }
-    qemu_pid=$QEMU_PID
-    exec {from_guest}<&"${QEMU[0]}" {to_guest}>&"${QEMU[1]}"
+    qemu_pid=$!
+    exec {from_guest}<&"${vm[0]}" {to_guest}>&"${vm[1]}"
     guest_answer 120 || die "the guest did not come up"
 }
 

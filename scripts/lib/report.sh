@@ -16,7 +16,7 @@ report_job() {
             }
             return "-"
         }
-        $1 == 3 { # the only line that is not a remark of fio's
+        $1 == 3 { # all other lines are remarks
             shift = name ~ /^write/ ? 41 : 0
             printf "%-20s %9.1f %9.1f %9s %9s\n", name, $(8 + shift) / 1000, $(7 + shift) / 1024,
                 percentile(18 + shift, 50), percentile(18 + shift, 99)

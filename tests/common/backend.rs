@@ -1,0 +1,73 @@
+//! The daemon under test, as a process.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use super::process::{Process, show_log, wait_for};
+
+/// A running `vhost-user-blk`; it is killed if the test does not stop it.
+pub(crate) struct Backend {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Backend {
+    /// Starts the daemon in `dir` and waits until its socket listens at `socket` in there.
+    ///
+    /// # Panics
+    ///
+    /// When it ends instead; its messages are shown.
+    pub(crate) fn start(dir: &Path, socket: &str, args: &[String]) -> Self {
+        let log = dir.join("backend.log");
+        let stderr = File::create(&log).expect("a test's directory is writable");
+        let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-blk"))
+            .args(args)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(stderr.try_clone().expect("a file can be duplicated"))
+            .stderr(stderr)
+            .spawn()
+            .expect("cargo built the daemon");
+        let mut backend = Self {
+            process: Process::new("vhost-user-blk", child),
+            log,
+        };
+        wait_for("the daemon's socket", || {
+            assert!(backend.process.ended().is_none(), "the daemon did not start");
+            dir.join(socket).exists().then_some(())
+        });
+        backend
+    }
+
+    /// All that it printed until now.
+    pub(crate) fn output(&self) -> String {
+        fs::read_to_string(&self.log).expect("the daemon's messages are text")
+    }
+
+    /// Asks for statistics and returns what is printed.
+    pub(crate) fn statistics(&self) -> String {
+        let before = self.output().len();
+        self.process.signal(libc::SIGUSR1);
+        wait_for("statistics", || {
+            let output = self.output();
+            output[before..]
+                .ends_with('\n')
+                .then(|| output[before..].to_owned())
+        })
+    }
+
+    /// Ends it as an administrator would.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.process.signal(libc::SIGTERM);
+        self.process.wait()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            show_log(&self.log);
+        }
+    }
+}
