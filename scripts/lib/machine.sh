@@ -2,7 +2,8 @@
 # A backend and a guest on it, and their end whatever happens. Sourced by scripts/guest, whose options
 # (config_file, backend, image, notify, keep, extra) it reads.
 #
-# Sets workspace (image and socket; removed at the end), logs (kept) and vcpus.
+# Sets workspace (image and socket; removed at the end), logs (kept) and vcpus. Both processes have
+# sessions of their own: Ctrl-C is for the script, which then ends them in order.
 
 backend_pid='' qemu_pid=''
 
@@ -25,9 +26,8 @@ clean_up() {
         kill "$pid" 2>/dev/null || true
     done
     wait 2>/dev/null || true
-    if [ "$status" -ne 0 ] && [ "$status" -ne 130 ]; then
-        show_logs
-    fi
+    # Somebody who stops it knows why.
+    [ "$status" -eq 0 ] || [ "$status" -gt 128 ] || show_logs
     if [ -n "$keep" ]; then
         say "kept $workspace"
     else
@@ -75,7 +75,7 @@ start_backend() {
         [ -z "$image" ] || [ -n "$shell" ] || options+=(--read-only)
     fi
     say "starting ${options[0]##*/}"
-    (cd "$workspace" && exec "${options[@]}") >"$logs/backend.log" 2>&1 </dev/null &
+    (cd "$workspace" && exec setsid "${options[@]}") >"$logs/backend.log" 2>&1 </dev/null &
     backend_pid=$!
     until [ -S "$workspace/vhost-user-blk.sock" ]; do
         kill -0 "$backend_pid" 2>/dev/null || die "the backend did not start"
@@ -89,28 +89,38 @@ boot_guest() {
     "$repo/scripts/make-guest" >/dev/null
     say "booting the guest: ${config_file##*/}, $vcpus vCPU"
     coproc vm {
-        cd "$workspace" && exec "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
+        cd "$workspace" && exec setsid "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
             -serial "file:$logs/console.log" -serial stdio 2>"$logs/qemu.log"
     }
     qemu_pid=$!
     exec {from_guest}<&"${vm[0]}" {to_guest}>&"${vm[1]}"
-    guest_answer 120 || die "the guest did not come up"
+    guest_answer 120 # says that it is ready
 }
 
-# guest_answer SECONDS: waits for the guest's next answer; sets guest_output and guest_status.
+# guest_answer SECONDS: waits for the guest's next answer; sets guest_output and guest_status. Looks
+# each second whether there is still somebody to wait for.
 guest_answer() {
-    guest_status=255
-    IFS= read -r -d $'\036' -t "$1" -u "$from_guest" guest_output || return 255
-    IFS= read -r -t 10 -u "$from_guest" guest_status || return 255
-    [ "$guest_status" = ready ] || return "$guest_status"
+    local deadline=$((SECONDS + $1)) part status
+    guest_output=''
+    while true; do
+        status=0
+        IFS= read -r -d $'\036' -t 1 -u "$from_guest" part || status=$?
+        guest_output+=$part
+        [ "$status" -ne 0 ] || break
+        [ "$status" -gt 128 ] || die "QEMU has ended"
+        kill -0 "$backend_pid" 2>/dev/null || die "the backend has ended"
+        [ "$SECONDS" -lt "$deadline" ] || die "the guest has not answered for $1 s"
+    done
+    IFS= read -r -t 10 -u "$from_guest" guest_status || die "QEMU has ended"
 }
 
-# guest_run SECONDS COMMAND...: runs a command in the guest; sets guest_output.
+# guest_run SECONDS COMMAND...: runs a command in the guest, with its status; sets guest_output.
 guest_run() {
     local seconds=$1
     shift
     printf '%s\n' "$*" >&"$to_guest"
     guest_answer "$seconds"
+    return "$guest_status"
 }
 
 power_off() {
