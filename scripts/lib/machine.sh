@@ -86,7 +86,6 @@ start_backend() {
 boot_guest() {
     local initrd=initrd-fio
     ! boots_from_disk || initrd=disk
-    "$repo/scripts/make-guest" >/dev/null
     say "booting the guest: ${config_file##*/}, $vcpus vCPU"
     coproc vm {
         cd "$workspace" && exec setsid "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
