@@ -21,18 +21,15 @@ impl Backend {
     pub(crate) fn start(dir: &Path, socket: &str, args: &[String]) -> Self {
         let log = dir.join("backend.log");
         let stderr = File::create(&log).expect("a test's directory is writable");
-        let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-blk"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-blk"));
+        command
             .args(args)
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(stderr.try_clone().expect("a file can be duplicated"))
-            .stderr(stderr)
-            .spawn()
-            .expect("cargo built the daemon");
-        let mut backend = Self {
-            process: Process::new("vhost-user-blk", child),
-            log,
-        };
+            .stderr(stderr);
+        let (process, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
+        let mut backend = Self { process, log };
         wait_for("the daemon's socket", || {
             assert!(backend.process.ended().is_none(), "the daemon did not start");
             dir.join(socket).exists().then_some(())

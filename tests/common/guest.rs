@@ -50,7 +50,8 @@ impl Guest {
             Boot::Disk => "disk",
         };
         let log = File::create(dir.join("qemu.log")).expect("a test's directory is writable");
-        let mut child = Command::new(script("run-guest"))
+        let mut command = Command::new(script("run-guest"));
+        command
             .arg(config)
             .arg(initrd)
             .args(["-serial", "file:console.log", "-serial", "stdio"])
@@ -59,14 +60,13 @@ impl Guest {
             .current_dir(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("scripts/lib/run-guest can be run");
-        let commands = child.stdin.take().expect("it is piped");
-        let stdout = child.stdout.take().expect("it is piped");
+            .stderr(log);
+        let (qemu, (commands, stdout)) = Process::start("QEMU", &mut command, |child| {
+            let pipes = (child.stdin.take(), child.stdout.take());
+            (pipes.0.expect("it is piped"), pipes.1.expect("it is piped"))
+        });
         let (sender, answers) = channel();
         thread::spawn(move || read_answers(stdout, &sender));
-        let qemu = Process::new("QEMU", child);
         let guest = Self {
             qemu,
             commands,

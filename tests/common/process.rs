@@ -1,10 +1,11 @@
 //! Child processes that never outlive their test, and waiting with a deadline.
 
-use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 /// When a test gives up. Far above what anything takes here: a loaded machine must not fail a test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -32,8 +33,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(name: &'static str, child: Child) -> Self {
-        Self { child, name }
+    /// Starts a program; `pipes` takes what the caller wants of the child.
+    pub(crate) fn start<T>(
+        name: &'static str,
+        command: &mut Command,
+        pipes: impl FnOnce(&mut Child) -> T,
+    ) -> (Self, T) {
+        // SAFETY: between fork and exec the closure makes one async-signal-safe call.
+        unsafe { command.pre_exec(end_with_parent) };
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let pipes = pipes(&mut child);
+        (Self { child, name }, pipes)
     }
 
     pub(crate) fn id(&self) -> libc::pid_t {
@@ -56,6 +66,15 @@ impl Process {
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let name = self.name;
         wait_for(&format!("the end of {name}"), || self.ended())
+    }
+}
+
+/// Asks the kernel to kill this process with its parent, if that has no time for its guards.
+fn end_with_parent() -> io::Result<()> {
+    // SAFETY: this request of prctl() takes an integer.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
