@@ -161,18 +161,33 @@ fn a_guest_that_is_reset_under_load_finds_its_data_each_time() {
     guest.power_off();
 }
 
-#[test]
-fn each_vcpu_has_a_queue_of_its_own() {
-    let machine = Machine::new("four-queues", 16 * MIB, &[]);
+/// Reads the disk once on each vCPU and looks for the requests in the statistics of each queue.
+fn each_vcpu_uses_its_queue(config: &str, count: usize) {
+    let mut machine = Machine::new(config, 4 * MIB, &[]);
     let mut guest = machine.boot(Boot::Kernel);
 
-    assert_eq!(guest.ok("cd /sys/block/vda/mq && echo *"), "0 1 2 3");
-    let whole = digest(&mut guest, 0, 16);
-    for cpu in 0..4 {
-        let read = "dd if=/dev/vda bs=64k iflag=direct status=none | md5sum";
+    let queues = guest.ok("cd /sys/block/vda/mq && echo *");
+    assert_eq!(queues.split(' ').count(), count, "{queues}");
+    let whole = digest(&mut guest, 0, 4);
+    for cpu in 0..count {
+        let read = "dd if=/dev/vda bs=4k iflag=direct status=none | md5sum";
         assert_eq!(guest.ok(&format!("taskset -c {cpu} sh -c '{read}'")), whole);
     }
     guest.power_off();
+    for queue in 0..count {
+        let reads = machine.backend().count(&format!("queue {queue}"), "read");
+        assert!(reads >= 1024, "queue {queue} has seen {reads} reads");
+    }
+}
+
+#[test]
+fn four_vcpus_have_a_queue_each() {
+    each_vcpu_uses_its_queue("four-queues", 4);
+}
+
+#[test]
+fn eight_queues_on_one_iothread_serve_eight_vcpus() {
+    each_vcpu_uses_its_queue("batching", 8);
 }
 
 #[test]

@@ -64,7 +64,7 @@ configured_options() { sed -n 's/^# *vhost-user-blk \(--.*\)/\1/p' "$config_file
 start_backend() {
     local options disk=${image:-disk.img} queues
     read -ra options < <(configured_options)
-    options=("${options[@]/#disk.img/$disk}")
+    options=("${options[@]/#disk.img/"$disk"}")
     queues=$(configured_options | sed -n 's/.*--num-queues \([0-9]*\).*/\1/p')
     if [ "$backend" = qsd ]; then
         options=(qemu-storage-daemon --blockdev "driver=file,node-name=disk,filename=$disk"

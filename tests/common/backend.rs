@@ -46,12 +46,24 @@ impl Backend {
     pub(crate) fn statistics(&self) -> String {
         let before = self.output().len();
         self.process.signal(libc::SIGUSR1);
+        // The histogram is the last line of it.
         wait_for("statistics", || {
-            let output = self.output();
-            output[before..]
-                .ends_with('\n')
-                .then(|| output[before..].to_owned())
+            let printed = self.output().split_off(before);
+            let complete = printed.contains("histogram:") && printed.ends_with('\n');
+            complete.then_some(printed)
         })
+    }
+
+    /// A figure of the statistics, by the name of its line ("queue 0", "total") and its own.
+    pub(crate) fn count(&self, line: &str, name: &str) -> u64 {
+        let statistics = self.statistics();
+        let line = statistics
+            .lines()
+            .find_map(|text| text.strip_prefix(&format!("stats: {line}: ")));
+        let mut figures = line.into_iter().flat_map(|line| line.split([' ', '(', ')']));
+        let figure = figures.find_map(|figure| figure.strip_prefix(&format!("{name}=")));
+        let figure = figure.and_then(|figure| figure.parse().ok());
+        figure.unwrap_or_else(|| panic!("no {name} in {statistics}"))
     }
 
     /// Ends it as an administrator would.
