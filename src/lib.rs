@@ -4,4 +4,5 @@ pub mod aio;
 pub mod defer;
 pub mod iov;
 pub mod storage;
+mod sync;
 pub mod thread_pool;
