@@ -92,7 +92,7 @@ pub(crate) use model::EventNotifier;
 
 #[cfg(loom)]
 mod model {
-    use std::io;
+    use std::{io, os::fd::AsRawFd, os::fd::RawFd};
 
     use crate::sync::{Condvar, Mutex, lock};
 
@@ -123,6 +123,11 @@ mod model {
                 edge = self.changed.wait(edge).expect("no holder panics");
             }
             *edge = false;
+        }
+    }
+    impl AsRawFd for EventNotifier {
+        fn as_raw_fd(&self) -> RawFd {
+            unimplemented!("a model has no fds")
         }
     }
 }
