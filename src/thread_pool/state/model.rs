@@ -10,7 +10,7 @@ use super::*;
 #[derive(Clone, Debug)]
 enum Op {
     Submit(usize),
-    Cancel(prop::sample::Index),
+    Cancel(u64),
     SetParams(usize, usize),
     /// The care bottom half runs.
     Care,
@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
     let index = any::<prop::sample::Index>;
     prop_oneof![
         4 => (0..20_usize).prop_map(Op::Submit),
-        1 => index().prop_map(Op::Cancel),
+        1 => any::<u64>().prop_map(Op::Cancel),
         1 => (0..4_usize, 1..5_usize).prop_map(|(min, more)| Op::SetParams(min, min + more - 1)),
         3 => Just(Op::Care),
         1 => Just(Op::Tick),
@@ -98,7 +98,7 @@ impl World {
     fn run(&mut self, op: &Op) {
         match op {
             Op::Submit(count) => self.submit(*count),
-            Op::Cancel(index) => self.cancel(index.index(self.state.next_id as usize + 1) as u64),
+            Op::Cancel(id) => self.cancel(id % (self.state.next_id + 1)),
             Op::SetParams(min_threads, max_threads) => {
                 let actions = self.state.set_params(ThreadPoolParams {
                     min_threads: *min_threads,
