@@ -4,6 +4,7 @@
 //! `&[u8]`, because the guest may change it at any time; it is handed to the kernel as an iovec.
 
 use smallvec::SmallVec;
+use vm_memory::VolatileSlice;
 
 /// A list of memory ranges of one I/O request, in order.
 ///
@@ -73,10 +74,122 @@ impl IoVecs {
         unsafe { std::slice::from_raw_parts(vecs.as_ptr().cast(), vecs.len()) }
     }
 
-    /// True if every range starts and ends on a multiple of `align` bytes (a power of two).
-    pub fn is_aligned(&self, align: usize) -> bool {
+    /// Keeps the first `ranges` ranges only.
+    pub fn truncate(&mut self, ranges: usize) {
+        self.vecs.truncate(ranges);
+        self.len = self.vecs.iter().map(|v| v.0.iov_len).sum();
+    }
+
+    /// Drops the first `ranges` ranges.
+    pub fn skip_ranges(&mut self, ranges: usize) {
+        self.vecs.drain(..ranges);
+        self.len = self.vecs.iter().map(|v| v.0.iov_len).sum();
+    }
+
+    /// Copies the first `buf.len()` bytes out, once, and takes them off the list.
+    ///
+    /// Returns false, with nothing changed, if the list is shorter than that.
+    #[inline]
+    pub fn read_front(&mut self, buf: &mut [u8]) -> bool {
+        if self.len < buf.len() {
+            return false;
+        }
+        let (mut done, mut whole) = (0, 0);
+        for vec in &mut self.vecs {
+            let len = vec.0.iov_len.min(buf.len() - done);
+            // SAFETY: the range is valid (vouched for in `push`) and only accessed volatilely.
+            let slice = unsafe { VolatileSlice::new(vec.0.iov_base.cast(), len) };
+            slice.copy_to(&mut buf[done..done + len]);
+            done += len;
+            if len < vec.0.iov_len {
+                // SAFETY: `len` is within the range.
+                vec.0.iov_base = unsafe { vec.0.iov_base.byte_add(len) };
+                vec.0.iov_len -= len;
+                break;
+            }
+            whole += 1;
+        }
+        self.vecs.drain(..whole);
+        self.len -= done;
+        true
+    }
+
+    /// Copies `data` to the front of the list (as much of it as fits) and says how many bytes that were.
+    pub fn write_front(&self, data: &[u8]) -> usize {
+        let mut done = 0;
+        for vec in &self.vecs {
+            let len = vec.0.iov_len.min(data.len() - done);
+            // SAFETY: as in `read_front`; ranges that are written to are writable.
+            let slice = unsafe { VolatileSlice::new(vec.0.iov_base.cast(), len) };
+            slice.copy_from(&data[done..done + len]);
+            done += len;
+        }
+        done
+    }
+
+    /// Takes the last byte off the list and returns its address.
+    #[inline]
+    pub fn pop_last_byte(&mut self) -> Option<*mut u8> {
+        let last = self.vecs.last_mut()?;
+        last.0.iov_len -= 1;
+        self.len -= 1;
+        let (base, len) = (last.0.iov_base.cast::<u8>(), last.0.iov_len);
+        if len == 0 {
+            self.vecs.pop();
+        }
+        // SAFETY: `len` is the offset of the range's former last byte.
+        Some(unsafe { base.add(len) })
+    }
+
+    /// True if every range starts at a multiple of `base` bytes and is a multiple of `len` bytes long (powers of two).
+    pub fn is_aligned(&self, base: usize, len: usize) -> bool {
         self.vecs
             .iter()
-            .all(|v| (v.0.iov_base as usize | v.0.iov_len) & (align - 1) == 0)
+            .all(|v| v.0.iov_base.addr() & (base - 1) == 0 && v.0.iov_len & (len - 1) == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(ranges: &mut [Vec<u8>]) -> IoVecs {
+        let mut iov = IoVecs::new();
+        for range in ranges {
+            // SAFETY: the buffers outlive the list in each test, which uses them only through it meanwhile.
+            unsafe { iov.push(range.as_mut_ptr(), range.len()) };
+        }
+        iov
+    }
+
+    #[test]
+    fn a_header_split_over_ranges_is_read_and_taken_off() {
+        let mut ranges = [vec![1, 2, 3], vec![], vec![4], vec![5, 6, 7]];
+        let mut iov = list(&mut ranges);
+        let mut header = [0; 5];
+        assert!(iov.read_front(&mut header));
+        assert_eq!((header, iov.len(), iov.as_slice().len()), ([1, 2, 3, 4, 5], 2, 1));
+        assert!(!iov.read_front(&mut [0; 3]));
+        assert!(iov.read_front(&mut header[..2]) && iov.is_empty());
+        assert_eq!(header[..2], [6, 7]);
+    }
+
+    #[test]
+    fn the_last_byte_comes_off_a_shared_range_and_off_one_of_its_own() {
+        let mut ranges = [vec![0; 4], vec![0; 1]];
+        let ends = [ranges[1].as_ptr(), ranges[0][3..].as_ptr()];
+        let mut iov = list(&mut ranges);
+        assert_eq!(iov.pop_last_byte().map(<*mut u8>::cast_const), Some(ends[0]));
+        assert_eq!(iov.pop_last_byte().map(<*mut u8>::cast_const), Some(ends[1]));
+        assert_eq!((iov.len(), iov.as_slice().len()), (3, 1));
+        assert_eq!(IoVecs::new().pop_last_byte(), None);
+    }
+
+    #[test]
+    fn data_is_written_over_ranges_until_they_are_full() {
+        let mut ranges = [vec![0; 2], vec![0; 2]];
+        assert_eq!(list(&mut ranges).write_front(&[1, 2, 3]), 3);
+        assert_eq!(list(&mut ranges).write_front(&[4, 5, 6, 7, 8]), 4);
+        assert_eq!(ranges, [vec![4, 5], vec![6, 7]]);
     }
 }

@@ -1,7 +1,29 @@
-//! A vhost-user block backend.
+//! A vhost-user block backend: a guest's virtio-blk disk, served from a process of its own.
+//!
+//! ```text
+//!  guest kick -> split ring -> chain -> request -> engine -> completion -> used ring -> one call eventfd write
+//!              `------------- virtqueue, blk ------------'   engine,        `-------- blk, defer --------'
+//!                                                            storage
+//! ```
+//!
+//! - [`vhost_user`]: the control thread of a disk; sockets, messages, sessions.
+//! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
+//! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`iov`]: what both pass around.
+//! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: blocking work beside it; [`defer`]: one notification per
+//!   batch.
+//!
+//! Lower layers know nothing of higher ones: `aio` and the pool know no virtio, storage knows no sectors, the ring
+//! knows no block device. ARCHITECTURE.md says why it is shaped like this.
 
 pub mod aio;
+pub mod blk;
+pub mod config;
 pub mod defer;
+pub mod engine;
 pub mod iov;
+pub mod memory;
 pub mod storage;
+mod sync;
 pub mod thread_pool;
+pub mod vhost_user;
+pub mod virtqueue;

@@ -1,2 +1,180 @@
-//! The daemon: arguments, logging, exit code.
-fn main() {}
+//! The daemon: arguments, logging, signals, exit code.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use vhost_user_blk::aio::{IoThread, IoThreadConfig};
+use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
+use vhost_user_blk::blk::stats::{QueueStats, Report};
+use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
+use vhost_user_blk::storage::{ImageLock, OpenOptions, Storage};
+use vhost_user_blk::thread_pool::ThreadPoolParams;
+use vhost_user_blk::vhost_user::server::Server;
+
+/// How long requests in flight may take once a signal asks the process to end.
+const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}", one_line(&error));
+            return ExitCode::from(2);
+        }
+        Err(help) => help.exit(),
+    };
+    if cli.print_capabilities {
+        println!("{CAPABILITIES}");
+        return ExitCode::SUCCESS;
+    }
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::from(cli.log_level))
+        .with_target(false)
+        .init();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    cli.check().map_err(|e| anyhow!(e))?;
+    // From the start, so that no signal finds its default action.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("cannot handle signals")?;
+    let storage = open_storage(cli)?;
+    let lock = ImageLock::acquire(&storage)?;
+    let iothreads = spawn_iothreads(cli)?;
+    let device = BlkDevice::new(Arc::clone(&storage), device_params(cli), &iothreads)?;
+    let server = match (&cli.socket_path, cli.fd) {
+        (Some(path), _) => Server::bind(path)?,
+        (None, Some(fd)) => Server::from_fd(inherited(fd)?)?,
+        (None, None) => return Err(anyhow!("--socket-path or --fd is missing")),
+    };
+    let stats = device.stats().to_vec();
+    tracing::info!(
+        image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
+        iothreads = cli.iothreads, "serving"
+    );
+    let finished = serve(signals, server, device, storage, &stats)?;
+    if cli.stats {
+        eprint!("{}", Report { queues: &stats });
+    }
+    if !finished {
+        tracing::warn!("requests are still in flight: leaving without them");
+        // Joining their threads could take for ever.
+        std::process::exit(0);
+    }
+    drop(iothreads);
+    drop(lock);
+    Ok(())
+}
+
+fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
+    let options = OpenOptions {
+        path: cli.blk_file.clone().context("--blk-file is missing")?,
+        read_only: cli.read_only,
+        direct: cli.direct,
+        logical_block_size: cli.logical_block_size,
+    };
+    Ok(Arc::new(Storage::open(&options)?))
+}
+
+fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
+    let config = IoThreadConfig {
+        poll_max: Duration::from_nanos(cli.poll_max_ns),
+    };
+    (0..cli.iothreads)
+        .map(|n| Ok(IoThread::spawn(&format!("iothread{n}"), config)?))
+        .collect()
+}
+
+fn device_params(cli: &Cli) -> DeviceParams {
+    DeviceParams {
+        name: cli
+            .blk_file
+            .as_deref()
+            .unwrap_or("".as_ref())
+            .display()
+            .to_string(),
+        serial: cli.serial,
+        num_queues: cli.num_queues,
+        queue_size: cli.queue_size,
+        thread_pool: ThreadPoolParams {
+            min_threads: cli.thread_pool_min.into(),
+            max_threads: cli.thread_pool_max.into(),
+        },
+        batch_notifications: cli.notify == Notify::Batch,
+    }
+}
+
+/// Takes over a file descriptor that this process was started with.
+fn inherited(fd: i32) -> anyhow::Result<OwnedFd> {
+    // SAFETY: F_GETFD on any number is harmless.
+    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(anyhow!(
+            "--fd {fd} is not a file descriptor that this process was started with"
+        ));
+    }
+    // SAFETY: it is open, and nobody else in this process owns it: it was there at the start and is given by number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs the control thread until a signal or the end of a connected socket; returns whether it could finish in time.
+fn serve(
+    mut signals: Signals,
+    server: Server,
+    mut device: BlkDevice,
+    storage: Arc<Storage>,
+    stats: &[Arc<QueueStats>],
+) -> anyhow::Result<bool> {
+    let stopper = server.stopper();
+    let waker = signals.handle();
+    let (done, finished) = mpsc::channel();
+    thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            let _waker = CloseOnDrop(waker);
+            server.run(&mut device);
+            if let Err(error) = storage.flush() {
+                tracing::error!(%error, "flush on exit");
+            }
+            drop(device);
+            // The main thread may have given up already.
+            let _ = done.send(());
+        })
+        .context("cannot create the control thread")?;
+    for signal in &mut signals {
+        if signal == SIGUSR1 {
+            eprint!("{}", Report { queues: stats });
+        } else {
+            stopper.stop();
+            break;
+        }
+    }
+    match finished.recv_timeout(SHUTDOWN_TIME) {
+        Ok(()) => Ok(true),
+        Err(RecvTimeoutError::Timeout) => Ok(false),
+        Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the control thread has panicked")),
+    }
+}
+
+/// Ends the wait for signals when the control thread ends, also by a panic.
+struct CloseOnDrop(signal_hook::iterator::Handle);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

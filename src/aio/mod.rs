@@ -1,1 +1,77 @@
-//! (in work)
+//! The event loop: an [`AioContext`] is one thread's bottom halves, fd handlers, timers, pollers and local tasks.
+//!
+//! A context belongs to the thread that made it and is not `Send`; an [`AioHandle`] is what other threads talk to it
+//! with. Callbacks are `Fn`, because one may run the loop again and so be entered again. They run without any borrow
+//! or lock of the context held: a callback may add, remove, arm, schedule and delete whatever it likes, itself too.
+//!
+//! What has to be undone is undone by drop: deleting a bottom half, removing a handler, disarming a timer. Such
+//! objects do not keep the context alive.
+//!
+//! The loop knows nothing of disks, queues or protocols.
+
+mod adaptive;
+mod bh_word;
+mod bottom_half;
+mod context;
+mod fd;
+mod handle;
+mod io_thread;
+#[cfg(all(test, loom))]
+mod loom;
+mod notify;
+mod poller;
+mod remote;
+mod task;
+mod timer;
+
+use std::io;
+use std::os::fd::RawFd;
+
+pub use event_manager::EventSet;
+
+use self::context::Inner;
+pub(crate) use self::io_thread::panic_message;
+pub use self::{
+    bh_word::BhHandle,
+    bottom_half::BottomHalf,
+    context::{AioContext, WeakAioContext},
+    fd::FdHandler,
+    handle::AioHandle,
+    io_thread::{IoThread, IoThreadConfig},
+    poller::{Poller, PollerHandle},
+    remote::{Gone, Remote},
+    timer::Timer,
+};
+
+/// What goes wrong in setting up an event loop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The epoll fd cannot be created.
+    #[error("cannot create an epoll instance")]
+    Epoll(#[source] event_manager::Error),
+    /// The eventfd that wakes the loop cannot be created.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] io::Error),
+    /// The timerfd cannot be created or set.
+    #[error("cannot create or set a timerfd")]
+    TimerFd(#[source] io::Error),
+    /// An fd cannot be watched: it is no longer open, not pollable (a regular file), or watched already.
+    #[error("cannot watch file descriptor {fd}")]
+    AddFd {
+        /// The file descriptor.
+        fd: RawFd,
+        /// What refused it.
+        source: event_manager::Error,
+    },
+    /// The context has ended.
+    #[error("the event loop has ended")]
+    ContextGone,
+    /// The thread of an IOThread cannot be created.
+    #[error("cannot create the thread of IOThread {name:?}")]
+    Spawn {
+        /// The IOThread's name.
+        name: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}

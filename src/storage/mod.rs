@@ -2,9 +2,65 @@
 //!
 //! All operations block and may be called from any thread, by several at once.
 
+mod bounce;
+mod direct;
+mod error;
+mod file;
+mod flush;
+mod geometry;
+mod lock;
+mod null;
+mod sys;
+mod transfer;
+mod zero;
+
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+pub use error::Error;
+pub use file::RawFile;
+pub use lock::{ImageLock, LockError};
+pub use null::NullStorage;
 
 use crate::iov::IoVecs;
+
+/// What to open and how.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// Open it for reading only, and refuse writes.
+    pub read_only: bool,
+    /// Bypass the page cache (O_DIRECT).
+    pub direct: bool,
+    /// Bytes of a logical block: a power of two from 512 to 32768, not less than the storage can address. The default is
+    /// the least possible: 512 for a file, the device's own for a block device, with `direct` the alignment that it asks
+    /// for. Most guests take nothing larger than their page size (4096).
+    pub logical_block_size: Option<u32>,
+}
+
+impl OpenOptions {
+    fn open_error(&self, source: io::Error) -> Error {
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !self.read_only => {
+                Error::NotWritable { path, source }
+            }
+            _ => Error::Open { path, source },
+        }
+    }
+
+    fn query_error(&self, what: &'static str, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Query { path, what, source }
+    }
+
+    fn direct_error(&self, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Direct { path, source }
+    }
+}
 
 /// What the storage can do and what it asks of requests. All figures are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,9 +71,11 @@ pub struct Limits {
     pub physical_block_size: u32,
     /// Best request size, 0 if unknown.
     pub optimal_io_size: u32,
-    /// Offsets and lengths must be a multiple of this (512 or more with O_DIRECT, else 1).
+    /// Offsets and lengths must be a multiple of this, a power of two (with O_DIRECT often 512 or 4096, else 1). Never
+    /// larger than the logical block size.
     pub request_alignment: u32,
-    /// Buffer addresses and lengths must be a multiple of this, or they are bounced (1: any).
+    /// Buffer addresses must be a multiple of this, a power of two, and the length of each buffer one of
+    /// `request_alignment`, or they are bounced.
     pub memory_alignment: u32,
     /// Discard is supported and deallocates in this granularity; 0: not supported.
     pub discard_granularity: u32,
@@ -27,31 +85,148 @@ pub struct Limits {
     pub read_only: bool,
 }
 
-/// A disk's bytes (to become an enum over the closed set of kinds).
+/// A disk's bytes.
+///
+/// Every operation transfers its whole range or fails, and then may have transferred a part. Ranges are checked:
+/// beyond [`size`](Self::size), or not a multiple of [`Limits::request_alignment`], is `InvalidInput` and nothing is
+/// done, so a file never grows.
 #[derive(Debug)]
-pub struct Storage {}
+#[non_exhaustive]
+pub enum Storage {
+    /// A regular file or a block device.
+    File(RawFile),
+    /// Nothing behind it.
+    Null(NullStorage),
+}
 
-#[allow(clippy::missing_errors_doc, missing_docs, unused_variables)]
 impl Storage {
+    /// Opens a regular file or a block device.
+    ///
+    /// On a writable regular file this asks for a hole behind its end, to see whether holes are supported; that changes
+    /// no data.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub fn open(options: &OpenOptions) -> Result<Self, Error> {
+        Ok(Self::File(RawFile::open(options)?))
+    }
+
+    /// A disk of `size` bytes (a positive multiple of 512) that stores nothing.
+    pub fn null(size: u64) -> Self {
+        Self::Null(NullStorage::new(size))
+    }
+
+    /// The file that the bytes are in, for messages.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(file) => file.path(),
+            Self::Null(_) => Path::new("null"),
+        }
+    }
+
+    /// Bytes on the disk: a positive multiple of the logical block size.
     pub fn size(&self) -> u64 {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.size(),
+            Self::Null(null) => null.size(),
+        }
     }
+
+    /// What it can do.
     pub fn limits(&self) -> &Limits {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.limits(),
+            Self::Null(null) => null.limits(),
+        }
     }
+
+    /// The open file, for engines that submit requests to the kernel themselves; `None` if there is none.
+    ///
+    /// They take over what the operations here do: range checks, short transfers, and [`Self::needs_bounce`].
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::File(file) => Some(file.as_fd()),
+            Self::Null(_) => None,
+        }
+    }
+
+    /// True if the kernel would not take these buffers and the operations here copy them.
+    pub fn needs_bounce(&self, iov: &IoVecs) -> bool {
+        match self {
+            Self::File(file) => file.needs_bounce(iov),
+            Self::Null(_) => false,
+        }
+    }
+
+    /// Fills `iov` from `offset` on.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a range that is not on the disk; `UnexpectedEof` if the file was cut short meanwhile; errors
+    /// of `preadv`.
     pub fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.readv(iov, offset),
+            Self::Null(_) => Ok(()),
+        }
     }
+
+    /// Writes `iov` at `offset`. Stable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// EROFS on read-only storage; `InvalidInput` for a range that is not on the disk; errors of `pwritev`.
     pub fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.writev(iov, offset),
+            Self::Null(_) => Ok(()),
+        }
     }
+
+    /// Writes `iov` at `offset` and returns when it is stable.
+    ///
+    /// # Errors
+    /// Those of [`writev`](Self::writev) and [`flush`](Self::flush).
+    pub fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.writev_durable(iov, offset),
+            Self::Null(_) => Ok(()),
+        }
+    }
+
+    /// Makes stable all writes, discards and zeroes that completed before this call. Callers that wait at the same time
+    /// share one flush.
+    ///
+    /// # Errors
+    /// Those of `fdatasync`. Without O_DIRECT a failure is final: the kernel may have dropped the data that it could not
+    /// write, so every later flush fails too, until the storage is opened anew.
     pub fn flush(&self) -> io::Result<()> {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Null(_) => Ok(()),
+        }
     }
+
+    /// Gives up the contents of a range, if the storage can; success without effect if not.
+    ///
+    /// A regular file reads zero there afterwards, if it has holes at all; a block device what it likes.
+    ///
+    /// # Errors
+    /// As [`writev`](Self::writev).
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.discard(offset, len),
+            Self::Null(_) => Ok(()),
+        }
     }
+
+    /// Makes a range read zero. With `may_unmap` its space is given back where that leaves zeroes; without it stays
+    /// allocated, or becomes so, where the storage can tell.
+    ///
+    /// # Errors
+    /// As [`writev`](Self::writev).
     pub fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
-        unimplemented!()
+        match self {
+            Self::File(file) => file.write_zeroes(offset, len, may_unmap),
+            Self::Null(_) => Ok(()),
+        }
     }
 }

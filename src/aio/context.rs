@@ -1,0 +1,322 @@
+//! The loop itself.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    fmt,
+    os::fd::AsRawFd,
+    rc::{Rc, Weak},
+    time::{Duration, Instant},
+};
+
+use event_manager::EventSet;
+
+use super::{
+    AioHandle, BottomHalf, Error, FdHandler, Poller, PollerHandle, Timer, adaptive::PollWindow,
+    bottom_half::BottomHalves, fd::FdHandlers, handle::Shared, notify::Notify, poller::Pollers, task,
+    timer::Timers,
+};
+use crate::sync::Arc;
+
+/// While there is always something to poll, fds are looked at this often.
+const FD_INTERVAL: Duration = Duration::from_micros(50);
+
+/// How long a bottom half scheduled with `schedule_idle` waits at most, in ms.
+const IDLE_DELAY_MS: i32 = 10;
+
+/// An event loop. Clones are the same loop; it ends with the last of them.
+#[derive(Clone)]
+pub struct AioContext {
+    pub(super) inner: Rc<Inner>,
+}
+
+/// Does not keep its context alive.
+#[derive(Clone)]
+pub struct WeakAioContext {
+    inner: Weak<Inner>,
+}
+
+impl WeakAioContext {
+    /// The context, unless it has ended.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<AioContext> {
+        self.inner.upgrade().map(|inner| AioContext { inner })
+    }
+}
+
+impl fmt::Debug for WeakAioContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakAioContext").finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) bottom_halves: BottomHalves,
+    pub(super) fds: FdHandlers,
+    pub(super) timers: Timers,
+    pub(super) pollers: Pollers,
+    /// Runs what other threads sent.
+    commands: OnceCell<BottomHalf>,
+    window: Cell<PollWindow>,
+    /// When fds were last looked at.
+    fds_seen: Cell<Instant>,
+}
+
+impl AioContext {
+    /// Makes the current thread's event loop.
+    ///
+    /// # Errors
+    ///
+    /// The epoll instance, the eventfd or the timerfd cannot be created.
+    pub fn new() -> Result<Self, Error> {
+        let inner = Rc::new(Inner {
+            shared: Arc::new(Shared::new(Notify::new().map_err(Error::EventFd)?)),
+            bottom_halves: BottomHalves::default(),
+            fds: FdHandlers::new()?,
+            timers: Timers::new()?,
+            pollers: Pollers::default(),
+            commands: OnceCell::new(),
+            window: Cell::new(PollWindow::new(PollWindow::DEFAULT_MAX)),
+            fds_seen: Cell::new(Instant::now()),
+        });
+        inner.add_wakeups()?;
+        let ctx = Self { inner };
+        let commands = ctx.bottom_half(|ctx| ctx.inner.run_commands(ctx));
+        let unset = ctx.inner.commands.set(commands);
+        debug_assert!(unset.is_ok());
+        Ok(ctx)
+    }
+
+    /// What other threads talk to this context with.
+    #[must_use]
+    pub fn handle(&self) -> AioHandle {
+        AioHandle {
+            shared: Arc::clone(&self.inner.shared),
+            commands: self.inner.commands().handle(),
+        }
+    }
+
+    /// For what its callbacks own: a context that is owned by its own callbacks never ends.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakAioContext {
+        WeakAioContext {
+            inner: Rc::downgrade(&self.inner),
+        }
+    }
+
+    /// Makes a bottom half: `callback` runs once after each time it was scheduled.
+    pub fn bottom_half(&self, callback: impl Fn(&Self) + 'static) -> BottomHalf {
+        BottomHalf::new(&self.inner, Rc::new(callback))
+    }
+
+    /// Runs `callback` once, in the next pass.
+    pub fn oneshot(&self, callback: impl FnOnce(&Self) + 'static) {
+        self.inner.bottom_halves.push_oneshot(Box::new(callback));
+    }
+
+    /// Runs `callback` whenever `source` is ready for one of `events`, as long as it is (level-triggered).
+    ///
+    /// The handler owns `source`; share it as an `Rc` with whoever reads it. A bare `RawFd` works too, but has to stay
+    /// open until the handler is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AddFd`]: see there.
+    pub fn add_fd(
+        &self,
+        source: impl AsRawFd + 'static,
+        events: EventSet,
+        callback: impl Fn(&Self, EventSet) + 'static,
+    ) -> Result<FdHandler, Error> {
+        FdHandler::new(self, Box::new(source), events, Rc::new(callback))
+    }
+
+    /// Makes a timer, not armed yet.
+    pub fn timer(&self, callback: impl Fn(&Self) + 'static) -> Timer {
+        Timer::new(self, Rc::new(callback))
+    }
+
+    /// Has `poller` polled before the loop blocks.
+    pub fn add_poller(&self, poller: Rc<dyn Poller>) -> PollerHandle {
+        PollerHandle::new(self, poller)
+    }
+
+    /// Sets `poll-max-ns`: how long to poll at most before blocking. Zero turns polling off; 32768 ns is the default.
+    pub fn set_poll_max(&self, max: Duration) {
+        self.inner.window.set(PollWindow::new(max));
+    }
+
+    /// Runs `future` on this context, from its next pass on.
+    pub fn spawn_local(&self, future: impl Future<Output = ()> + 'static) {
+        task::spawn(self, future);
+    }
+
+    /// Runs the loop until `future` is done.
+    pub fn block_on<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let result = Rc::new(RefCell::new(None));
+        let slot = Rc::clone(&result);
+        self.spawn_local(async move {
+            let value = future.await;
+            slot.replace(Some(value));
+        });
+        loop {
+            if let Some(value) = result.take() {
+                return value;
+            }
+            self.poll(true);
+        }
+    }
+
+    /// Makes one pass (`aio_poll`): runs what is ready, after waiting for something if `blocking` and nothing is.
+    ///
+    /// Returns whether anything was done. A callback may call it, to wait for something.
+    pub fn poll(&self, blocking: bool) -> bool {
+        let inner = &*self.inner;
+        let mut progress = false;
+        if !blocking {
+            progress |= inner.pollers.has_begun() && inner.pollers.poll(self);
+            inner.look_at_fds(0);
+        } else if inner.has_work() {
+            progress |= self.poll_while_busy();
+        } else {
+            progress |= self.wait();
+        }
+        progress |= inner.bottom_halves.run(self);
+        progress |= inner.fds.run(self);
+        progress |= inner.timers.run(self);
+        progress
+    }
+
+    /// There is work to do: looks at what else came, fds only now and then if peers need not notify.
+    fn poll_while_busy(&self) -> bool {
+        if !self.inner.pollers.has_begun() {
+            self.inner.look_at_fds(0);
+            return false;
+        }
+        let progress = self.inner.pollers.poll(self);
+        self.inner.look_at_fds_at_times(Instant::now());
+        progress
+    }
+
+    /// Waits until there is something to do: polls for the length of the window, then blocks.
+    fn wait(&self) -> bool {
+        let inner = &*self.inner;
+        if inner.pollers.is_empty() {
+            inner.block();
+            return false;
+        }
+        let start = Instant::now();
+        if self.busy_poll(start) {
+            return true;
+        }
+        if inner.has_work() {
+            return false;
+        }
+        if inner.pollers.end() {
+            inner.look_at_fds(0);
+            return inner.pollers.poll(self);
+        }
+        inner.block();
+        let mut window = inner.window.get();
+        window.adapt(start.elapsed());
+        inner.window.set(window);
+        false
+    }
+
+    /// Polls until a poller made progress (then returns true), other work came, or the window closes.
+    fn busy_poll(&self, start: Instant) -> bool {
+        let inner = &*self.inner;
+        let window = inner.window.get().current();
+        if window.is_zero() {
+            return false;
+        }
+        inner.pollers.begin();
+        let end = inner
+            .timers
+            .next_deadline()
+            .map_or(start + window, |timer| timer.min(start + window));
+        loop {
+            let progress = inner.pollers.poll(self);
+            let now = Instant::now();
+            if progress || inner.has_work() {
+                inner.look_at_fds_at_times(now);
+                return progress;
+            }
+            if now >= end {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl Inner {
+    fn add_wakeups(&self) -> Result<(), Error> {
+        self.timers.with_fd(|fd| self.fds.add_wakeup(fd))?;
+        self.fds.add_wakeup(self.shared.notify.event())
+    }
+
+    fn commands(&self) -> &BottomHalf {
+        self.commands.get().expect("set in new")
+    }
+
+    /// Runs what was sent up to now. A pass that a command runs goes on with the next.
+    fn run_commands(&self, ctx: &AioContext) {
+        for _ in 0..self.shared.command_count() {
+            let Some((command, more)) = self.shared.next_command() else {
+                return;
+            };
+            if more {
+                self.commands().schedule();
+            }
+            command(ctx);
+        }
+    }
+
+    /// Whether a pass would find something to run, fds and timers aside.
+    fn has_work(&self) -> bool {
+        self.bottom_halves.is_pending() || self.fds.is_ready()
+    }
+
+    fn look_at_fds(&self, timeout_ms: i32) {
+        self.fds.wait(timeout_ms);
+        self.fds_seen.set(Instant::now());
+    }
+
+    fn look_at_fds_at_times(&self, now: Instant) {
+        if now.duration_since(self.fds_seen.get()) >= FD_INTERVAL {
+            self.look_at_fds(0);
+        }
+    }
+
+    fn block(&self) {
+        if let Err(err) = self.timers.program() {
+            // Cannot happen with a valid duration; the deadline is met at the next wakeup then.
+            tracing::error!(%err, "timers are late");
+        }
+        self.shared.notify.announce();
+        let timeout = if self.has_work() {
+            0
+        } else if self.bottom_halves.is_idle_pending() {
+            IDLE_DELAY_MS
+        } else {
+            -1
+        };
+        self.look_at_fds(timeout);
+        self.shared.notify.withdraw();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl fmt::Debug for AioContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AioContext")
+            .field("window", &self.inner.window.get())
+            .finish_non_exhaustive()
+    }
+}

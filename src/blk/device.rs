@@ -1,0 +1,214 @@
+//! A virtio-blk disk as the control thread sees it: its configuration, its state, handles to its queues.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+
+use super::config::{BlkConfig, ConfigError, features};
+use super::queue::BlkQueue;
+use super::request::ID_LEN;
+use super::stats::QueueStats;
+use crate::aio::{AioContext, Gone, IoThread, Remote};
+use crate::engine::{Engine, ThreadsEngine};
+use crate::storage::Storage;
+use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+
+/// What the control thread and the IOThreads share of a disk.
+#[derive(Debug)]
+pub struct DeviceState {
+    /// For messages: the image's path.
+    pub name: String,
+    /// The bytes.
+    pub storage: Arc<Storage>,
+    /// Answer to GET_ID, padded with NULs.
+    pub serial: [u8; ID_LEN],
+    /// Writes are stable before they complete.
+    pub write_through: AtomicBool,
+    /// Notifications are coalesced.
+    pub batch_notifications: AtomicBool,
+}
+
+/// How a disk is to be served.
+#[derive(Clone, Debug)]
+pub struct DeviceParams {
+    /// For messages: the image's path.
+    pub name: String,
+    /// Serial number, as `/sys/block/vda/serial` shows it.
+    pub serial: [u8; ID_LEN],
+    /// Number of queues, at least 1.
+    pub num_queues: u16,
+    /// Largest queue size accepted.
+    pub queue_size: u16,
+    /// Limits of each IOThread's thread pool.
+    pub thread_pool: ThreadPoolParams,
+    /// Notifications are coalesced at the start.
+    pub batch_notifications: bool,
+}
+
+/// A disk. It belongs to one control thread.
+#[derive(Debug)]
+pub struct BlkDevice {
+    state: Arc<DeviceState>,
+    config: BlkConfig,
+    /// The `writeback` field of the configuration space.
+    writeback: bool,
+    /// The features that the driver has accepted.
+    acked: u64,
+    queues: Vec<Remote<BlkQueue>>,
+    stats: Vec<Arc<QueueStats>>,
+}
+
+impl BlkDevice {
+    /// Makes a disk whose queues are spread over `iothreads` round robin.
+    ///
+    /// # Errors
+    /// An IOThread that has ended.
+    ///
+    /// # Panics
+    /// Without IOThreads.
+    pub fn new(storage: Arc<Storage>, params: DeviceParams, iothreads: &[IoThread]) -> Result<Self, Gone> {
+        let config = BlkConfig {
+            limits: *storage.limits(),
+            num_queues: params.num_queues,
+            queue_size: params.queue_size,
+        };
+        let state = Arc::new(DeviceState {
+            name: params.name,
+            storage,
+            serial: params.serial,
+            write_through: AtomicBool::new(false),
+            batch_notifications: AtomicBool::new(params.batch_notifications),
+        });
+        let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
+        let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
+        for (position, iothread) in iothreads.iter().enumerate() {
+            let mine = (0u16..)
+                .zip(stats.iter().cloned())
+                .skip(position)
+                .step_by(iothreads.len());
+            let (mine, state, pool) = (mine.collect::<Vec<_>>(), Arc::clone(&state), params.thread_pool);
+            let (reply, created) = mpsc::channel();
+            let create = move |ctx: &AioContext| {
+                // A receiver that has gone drops the queues again, here.
+                let _ = reply.send(create_queues(ctx, mine, &state, pool));
+            };
+            iothread.handle().run_on_context(create).map_err(|_| Gone)?;
+            for (index, queue) in created.recv().map_err(|_| Gone)? {
+                queues[usize::from(index)] = Some(queue);
+            }
+        }
+        let queues = queues
+            .into_iter()
+            .map(|q| q.expect("each queue has an IOThread"))
+            .collect();
+        Ok(Self {
+            state,
+            config,
+            writeback: true,
+            acked: 0,
+            queues,
+            stats,
+        })
+    }
+
+    /// What is shared with the IOThreads.
+    pub fn state(&self) -> &Arc<DeviceState> {
+        &self.state
+    }
+
+    /// What the device announces.
+    pub fn config(&self) -> &BlkConfig {
+        &self.config
+    }
+
+    /// Handles to the queues, in order.
+    pub fn queues(&self) -> &[Remote<BlkQueue>] {
+        &self.queues
+    }
+
+    /// The queues' counters, in order.
+    pub fn stats(&self) -> &[Arc<QueueStats>] {
+        &self.stats
+    }
+
+    /// Reads the configuration space.
+    ///
+    /// # Errors
+    /// A range outside of it.
+    pub fn read_config(&self, offset: u32, len: usize) -> Result<Vec<u8>, ConfigError> {
+        self.config
+            .read(self.state.storage.size(), self.writeback, offset, len)
+    }
+
+    /// Writes to the configuration space.
+    ///
+    /// # Errors
+    /// A range outside of it, an impossible value, or a flush that failed while the write cache was switched off.
+    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), ConfigWriteError> {
+        if let Some(writeback) = BlkConfig::written_writeback(offset, data)? {
+            self.writeback = writeback;
+            self.apply_cache_mode()?;
+        }
+        Ok(())
+    }
+
+    /// The driver has accepted these features.
+    ///
+    /// # Errors
+    /// A flush that failed while the write cache was switched off.
+    pub fn set_features(&mut self, acked: u64) -> io::Result<()> {
+        self.acked = acked;
+        self.apply_cache_mode()
+    }
+
+    /// The next driver finds the device as the first one did.
+    pub fn reset(&mut self) {
+        self.acked = 0;
+        self.writeback = true;
+    }
+
+    /// Writes are cached only where the driver can flush them and wants the cache (5.2.6.2).
+    fn apply_cache_mode(&self) -> io::Result<()> {
+        let cached = if self.acked & features::CONFIG_WCE != 0 {
+            self.writeback
+        } else {
+            self.acked & features::FLUSH != 0
+        };
+        let was_through = self.state.write_through.swap(!cached, Ordering::Relaxed);
+        if !cached && !was_through {
+            // What completed while the cache was on is stable from here on as well.
+            self.state.storage.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a write to the configuration space failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigWriteError {
+    /// The write itself is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The write cache could not be emptied.
+    #[error("flush for switching the write cache off: {0}")]
+    Flush(#[from] io::Error),
+}
+
+type Created = Vec<(u16, Remote<BlkQueue>)>;
+
+fn create_queues(
+    ctx: &AioContext,
+    mine: Vec<(u16, Arc<QueueStats>)>,
+    state: &Arc<DeviceState>,
+    pool: ThreadPoolParams,
+) -> Created {
+    let pool = std::rc::Rc::new(ThreadPool::new(ctx, pool));
+    let create = |(index, stats)| {
+        let engine = Engine::Threads(ThreadsEngine::new(std::rc::Rc::clone(&pool)));
+        (
+            index,
+            BlkQueue::create(ctx, index, Arc::clone(state), stats, engine),
+        )
+    };
+    mine.into_iter().map(create).collect()
+}

@@ -1,0 +1,10 @@
+//! The virtio-blk device (VIRTIO 1.3, 5.2).
+//!
+//! [`config`] says what the device announces, [`request`] turns descriptor chains into I/O, [`queue`] serves one
+//! virtqueue on its IOThread, [`device`] is what the control thread holds.
+
+pub mod config;
+pub mod device;
+pub mod queue;
+pub mod request;
+pub mod stats;

@@ -1,0 +1,332 @@
+//! One virtqueue of a disk, on its IOThread: from the kick to the engine, from the completion to the call.
+//!
+//! It owns its ring outright: no lock and no atomic reference count on the request path. The control thread reaches
+//! it through a [`Remote`](crate::aio::Remote). It never blocks.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::rc::{Rc, Weak};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, atomic::Ordering};
+
+use super::device::DeviceState;
+use super::stats::QueueStats;
+use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
+use crate::defer::{DeferScope, DeferredCall};
+use crate::engine::{Completer, Engine, IoRequest, Requests};
+use crate::memory::GuestMemory;
+use crate::virtqueue::{RingAddresses, RingError, RingFeatures};
+
+mod notifier;
+mod poll;
+mod running;
+
+use notifier::Notifier;
+use poll::KickSource;
+pub use running::QueueError;
+use running::Running;
+
+/// What the frontend has said about a ring that is to run.
+#[derive(Debug)]
+pub struct RingSetup {
+    /// The mapped memory table.
+    pub memory: Arc<GuestMemory>,
+    /// Where the parts are.
+    pub addresses: RingAddresses,
+    /// Entries.
+    pub size: u32,
+    /// The available index to go on at.
+    pub base: u16,
+    /// Negotiated features.
+    pub features: RingFeatures,
+}
+
+/// A virtqueue of a disk.
+#[derive(Debug)]
+pub struct BlkQueue {
+    index: u16,
+    device: Arc<DeviceState>,
+    engine: Engine,
+    ctx: AioContext,
+    me: Weak<Self>,
+    state: RefCell<State>,
+    /// Recycled between visits.
+    batch: RefCell<Requests>,
+    /// Asks for another visit when a budget was used up.
+    again: BottomHalf,
+    /// The publication of used elements, deferred to the end of the outermost scope.
+    publication: DeferredCall,
+}
+
+#[derive(Debug)]
+struct State {
+    stats: Arc<QueueStats>,
+    running: Option<Running>,
+    /// Where GET_VRING_BASE says to go on while no ring runs.
+    base: u16,
+    enabled: bool,
+    /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
+    broken: bool,
+    /// A kick came since the ring was set up (the specification's "started").
+    kicked: bool,
+    /// The IOThread looks at the ring by itself, so the driver need not kick.
+    polled: bool,
+    in_flight: u16,
+    /// Somebody waits for the last request of a ring that is being stopped.
+    stopping: Option<Sender<u16>>,
+    kick: Option<KickSource>,
+    /// Present while a ring runs.
+    _poller: Option<PollerHandle>,
+    notifier: Notifier,
+    /// Requests for reuse; at most as many as ever were in flight.
+    free: Requests,
+}
+
+impl BlkQueue {
+    /// An idle queue on the context of the calling thread, and the handle that other threads use.
+    pub fn create(
+        ctx: &AioContext,
+        index: u16,
+        device: Arc<DeviceState>,
+        stats: Arc<QueueStats>,
+        engine: Engine,
+    ) -> Remote<Self> {
+        let queue = Rc::new_cyclic(|me: &Weak<Self>| {
+            let (publisher, visitor) = (me.clone(), me.clone());
+            let visit = move |_: &AioContext| {
+                if let Some(queue) = visitor.upgrade() {
+                    queue.process();
+                }
+            };
+            let publish = move || {
+                if let Some(queue) = publisher.upgrade() {
+                    queue.state.borrow_mut().publish();
+                }
+            };
+            Self {
+                index,
+                device,
+                engine,
+                ctx: ctx.clone(),
+                me: me.clone(),
+                state: RefCell::new(State::new(index, stats)),
+                batch: RefCell::default(),
+                again: ctx.bottom_half(visit),
+                publication: DeferredCall::new(publish),
+            }
+        });
+        queue
+            .publication
+            .set_coalescing(queue.device.batch_notifications.load(Ordering::Relaxed));
+        Remote::new(ctx, queue)
+    }
+
+    /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
+    ///
+    /// # Errors
+    /// Addresses, sizes and indices that do not do.
+    pub fn start(&self, setup: &RingSetup) -> Result<(), RingError> {
+        let running = Running::new(setup)?;
+        let poller = self
+            .ctx
+            .add_poller(self.me.upgrade().expect("called on a live queue"));
+        let mut state = self.state.borrow_mut();
+        (state.kicked, state.broken) = (false, false);
+        state.running = Some(running);
+        state._poller = Some(poller);
+        Ok(())
+    }
+
+    /// Stops the ring: nothing more is taken; when the last request in flight is answered, `done` gets the available
+    /// index to go on at, and nothing is written to the ring or signalled any more (GET_VRING_BASE).
+    pub fn stop(&self, done: Sender<u16>) {
+        let mut state = self.state.borrow_mut();
+        state.stopping = Some(done);
+        let handlers = (state.kick.take(), state._poller.take());
+        state.finish_stop();
+        drop(state);
+        drop(handlers);
+    }
+
+    /// Switches the processing of the ring on or off (SET_VRING_ENABLE).
+    pub fn set_enabled(&self, enabled: bool) {
+        self.state.borrow_mut().enabled = enabled;
+        self.process();
+    }
+
+    /// Switches the coalescing of notifications on or off.
+    pub fn set_batch_notifications(&self, on: bool) {
+        self.publication.set_coalescing(on);
+    }
+
+    /// Replaces the call eventfd; a running ring signals the new one once, lest a call was lost with the old one.
+    pub fn set_call(&self, call: Option<File>) {
+        let mut state = self.state.borrow_mut();
+        let replaced = state.running.is_some() && state.notifier.was_used();
+        state.notifier.set_call(call);
+        if replaced {
+            state.notifier.notify();
+        }
+    }
+
+    /// Replaces the eventfd that reports a broken ring.
+    pub fn set_err(&self, err: Option<File>) {
+        self.state.borrow_mut().notifier.set_err(err);
+    }
+
+    /// Resolves a running ring again in a new memory table. Requests in flight keep the old one.
+    pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
+        let mut state = self.state.borrow_mut();
+        if let Some(running) = &mut state.running
+            && let Err(error) = running.remap(memory)
+        {
+            self.fail(&mut state, &error.into());
+        }
+    }
+
+    /// Takes what the driver made available, within the budget of a visit, and hands it to the engine.
+    ///
+    /// Returns whether there was anything.
+    fn process(&self) -> bool {
+        let _scope = DeferScope::enter();
+        let mut batch = self.batch.take();
+        let collected = self.collect(&mut batch);
+        let progress = !batch.is_empty() || collected.answered;
+        self.engine.submit(&mut batch);
+        self.batch.replace(batch);
+        if collected.answered {
+            self.publication.defer();
+        }
+        if collected.more {
+            self.again.schedule();
+        }
+        progress
+    }
+
+    fn collect(&self, batch: &mut Requests) -> Collected {
+        let mut state = self.state.borrow_mut();
+        if !state.is_active() {
+            return Collected::default();
+        }
+        let collected = state.collect(&self.device, batch);
+        for request in batch.iter_mut() {
+            request.set_completer(self.me.upgrade().expect("called on a live queue"));
+        }
+        collected.unwrap_or_else(|error| {
+            self.fail(&mut state, &error);
+            Collected::default()
+        })
+    }
+
+    /// Stops a ring that cannot be trusted any more: everything else goes on.
+    fn fail(&self, state: &mut State, error: &QueueError) {
+        tracing::error!(
+            device = %self.device.name,
+            queue = self.index,
+            %error,
+            "virtqueue is broken: stopped until the frontend sets it up again"
+        );
+        state.stats.broken.add(1);
+        state.broken = true;
+        state.notifier.report_broken();
+    }
+}
+
+/// What one visit found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Collected {
+    /// Some requests were answered at once.
+    answered: bool,
+    /// The budget was used up.
+    more: bool,
+}
+
+impl Completer for BlkQueue {
+    fn complete(&self, request: Box<IoRequest>) {
+        self.state
+            .borrow_mut()
+            .complete(self.index, &self.device, request);
+        self.publication.defer();
+        self.state.borrow_mut().finish_stop();
+    }
+}
+
+impl State {
+    fn new(index: u16, stats: Arc<QueueStats>) -> Self {
+        Self {
+            notifier: Notifier::new(index, Arc::clone(&stats)),
+            stats,
+            running: None,
+            base: 0,
+            enabled: false,
+            broken: false,
+            kicked: false,
+            polled: false,
+            in_flight: 0,
+            stopping: None,
+            kick: None,
+            _poller: None,
+            free: Vec::new(),
+        }
+    }
+
+    fn is_active(&self) -> bool {
+        self.running.is_some() && self.enabled && self.kicked && !self.broken && self.stopping.is_none()
+    }
+
+    /// Takes requests until the ring is empty or the budget of a visit is used up.
+    fn collect(&mut self, device: &DeviceState, batch: &mut Requests) -> Result<Collected, QueueError> {
+        let Some(running) = &mut self.running else {
+            return Ok(Collected::default());
+        };
+        let before = batch.len();
+        let result = running.take(device, &self.stats, self.polled, &mut self.free, batch);
+        self.in_flight += u16::try_from(batch.len() - before).expect("bounded by the budget");
+        result
+    }
+
+    /// Puts the answer to a request into the ring.
+    fn complete(&mut self, index: u16, device: &DeviceState, mut request: Box<IoRequest>) {
+        self.in_flight -= 1;
+        if let Err(error) = &request.result {
+            tracing::debug!(device = %device.name, queue = index, op = ?request.op, %error, "request failed");
+        }
+        if let Some(running) = &mut self.running {
+            running.complete(&self.stats, &request);
+        }
+        request.iov.clear();
+        self.free.push(request);
+    }
+
+    /// Shows completed requests to the driver and notifies it if it wants that.
+    fn publish(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let completions = u64::from(running.ring.unpublished());
+        if completions == 0 {
+            return;
+        }
+        let wanted = running.ring.publish();
+        self.stats.completions.add(completions);
+        self.notifier.completed(completions);
+        if wanted {
+            self.notifier.notify();
+        }
+    }
+
+    /// Answers whoever stops the ring, once nothing is in flight.
+    fn finish_stop(&mut self) {
+        if self.in_flight > 0 || self.stopping.is_none() {
+            return;
+        }
+        self.publish();
+        if let Some(running) = self.running.take() {
+            self.base = running.ring.next_avail();
+        }
+        (self.kicked, self.polled) = (false, false);
+        self.notifier.ring_stopped();
+        if let Some(done) = self.stopping.take() {
+            // Whoever asked may have gone.
+            let _ = done.send(self.base);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The call and error eventfds of a queue.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::sync::Arc;
+
+use crate::blk::stats::QueueStats;
+
+/// Writes notifications and counts what each covers. IOThread only.
+#[derive(Debug)]
+pub(super) struct Notifier {
+    index: u16,
+    stats: Arc<QueueStats>,
+    call: Option<File>,
+    err: Option<File>,
+    /// Completions since the last notification.
+    uncovered: u64,
+    /// Completions since the ring was set up.
+    used: bool,
+}
+
+impl Notifier {
+    pub(super) fn new(index: u16, stats: Arc<QueueStats>) -> Self {
+        Self {
+            index,
+            stats,
+            call: None,
+            err: None,
+            uncovered: 0,
+            used: false,
+        }
+    }
+
+    pub(super) fn set_call(&mut self, call: Option<File>) {
+        self.call = call;
+    }
+
+    pub(super) fn set_err(&mut self, err: Option<File>) {
+        self.err = err;
+    }
+
+    /// True if requests were completed since the ring was set up.
+    pub(super) fn was_used(&self) -> bool {
+        self.used
+    }
+
+    pub(super) fn ring_stopped(&mut self) {
+        (self.used, self.uncovered) = (false, 0);
+    }
+
+    /// Completions that the next notification covers.
+    pub(super) fn completed(&mut self, completions: u64) {
+        self.uncovered += completions;
+        self.used = true;
+    }
+
+    /// Notifies the driver. Without a call eventfd it looks at the ring by itself, or gets a call once it sets one.
+    pub(super) fn notify(&mut self) {
+        let Some(call) = &self.call else { return };
+        match signal(call) {
+            Ok(()) => self.stats.notified(std::mem::take(&mut self.uncovered)),
+            Err(error) => {
+                tracing::warn!(queue = self.index, %error, "call eventfd cannot be written, and is dropped");
+                self.call = None;
+            }
+        }
+    }
+
+    /// Tells the frontend that the ring is broken.
+    pub(super) fn report_broken(&self) {
+        if let Some(err) = &self.err
+            && let Err(error) = signal(err)
+        {
+            tracing::warn!(queue = self.index, %error, "error eventfd cannot be written");
+        }
+    }
+}
+
+/// Adds one to an eventfd. The file is non-blocking: a counter that is full has been signalled anyway.
+fn signal(mut file: &File) -> std::io::Result<()> {
+    loop {
+        match file.write(&1u64.to_ne_bytes()) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! A ring between its start and its stop: chains in, used elements out.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Collected, RingSetup};
+use crate::blk::device::DeviceState;
+use crate::blk::request::{self, Action, Rules, Status};
+use crate::blk::stats::QueueStats;
+use crate::engine::{IoOp, IoRequest, Requests};
+use crate::memory::{GuestMemory, MemoryView};
+use crate::virtqueue::{Chain, ChainError, RingAddresses, RingError, SplitRing};
+
+/// Requests taken in one visit; then the IOThread's other queues have their turn.
+const BUDGET: usize = 64;
+
+/// Why a queue had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The rings are impossible.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A chain is impossible.
+    #[error("descriptor chain {head}: {source}")]
+    Chain {
+        /// Its first descriptor.
+        head: u16,
+        /// What is wrong with it.
+        source: ChainError,
+    },
+    /// There is no byte to put a status into.
+    #[error("descriptor chain {0} has no writable byte for the status")]
+    NoStatus(u16),
+    /// The driver made a chain available that the device still has.
+    #[error("descriptor chain {0} is in flight already")]
+    InFlight(u16),
+}
+
+/// A ring that is set up, and the chains that the device has.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) ring: SplitRing,
+    addresses: RingAddresses,
+    memory: Rc<MemoryView>,
+    /// One per descriptor head.
+    slots: Box<[Option<Slot>]>,
+}
+
+/// A chain that the device has.
+#[derive(Debug)]
+struct Slot {
+    status: *mut u8,
+    /// Bytes that a successful request writes, without the status byte.
+    written: u32,
+    /// Payload, for the statistics.
+    bytes: u64,
+    /// Keeps the guest memory of the request mapped.
+    _memory: Rc<MemoryView>,
+}
+
+impl Running {
+    pub(super) fn new(setup: &RingSetup) -> Result<Self, RingError> {
+        let ring = SplitRing::new(
+            &setup.memory,
+            setup.addresses,
+            setup.size,
+            setup.base,
+            setup.features,
+        )?;
+        Ok(Self {
+            addresses: setup.addresses,
+            memory: MemoryView::new(Arc::clone(&setup.memory)),
+            slots: std::iter::repeat_with(|| None).take(ring.size().into()).collect(),
+            ring,
+        })
+    }
+
+    pub(super) fn remap(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
+        self.ring.remap(memory, self.addresses)?;
+        self.memory = MemoryView::new(Arc::clone(memory));
+        Ok(())
+    }
+
+    /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
+    pub(super) fn take(
+        &mut self,
+        device: &DeviceState,
+        stats: &QueueStats,
+        polled: bool,
+        free: &mut Requests,
+        batch: &mut Requests,
+    ) -> Result<Collected, QueueError> {
+        let mut answered = false;
+        let rules = device.rules();
+        for _ in 0..BUDGET {
+            let Some(head) = self.next_head(polled)? else {
+                return Ok(Collected {
+                    answered,
+                    more: false,
+                });
+            };
+            let mut request = free
+                .pop()
+                .unwrap_or_else(|| IoRequest::new(Arc::clone(&device.storage)));
+            match self.begin(head, &mut request, &rules, stats) {
+                Ok(true) => batch.push(request),
+                Ok(false) => {
+                    free.push(request);
+                    answered = true;
+                }
+                Err(error) => {
+                    free.push(request);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Collected { answered, more: true })
+    }
+
+    /// The next chain. When there is none, the driver is asked for kicks, unless the ring is polled.
+    fn next_head(&mut self, polled: bool) -> Result<Option<u16>, RingError> {
+        if let Some(head) = self.ring.pop()? {
+            return Ok(Some(head));
+        }
+        if polled {
+            return Ok(None);
+        }
+        self.ring.enable_kicks();
+        self.ring.pop()
+    }
+
+    /// Turns a chain into a request; returns whether it is for the engine (or was answered at once).
+    fn begin(
+        &mut self,
+        head: u16,
+        request: &mut IoRequest,
+        rules: &Rules<'_>,
+        stats: &QueueStats,
+    ) -> Result<bool, QueueError> {
+        if self.slots[usize::from(head)].is_some() {
+            return Err(QueueError::InFlight(head));
+        }
+        request.iov.clear();
+        let chain = Chain::walk(&self.ring, &self.memory, head, &mut request.iov)
+            .map_err(|source| QueueError::Chain { head, source })?;
+        let status = if chain.last_writable_mapped {
+            request.iov.pop_last_byte()
+        } else {
+            None
+        };
+        let status = status.ok_or(QueueError::NoStatus(head))?;
+        let action = request::parse(&chain, request, rules);
+        let (written, bytes, submit) = match action {
+            Action::Submit { written, bytes } => (written, bytes, true),
+            Action::Answer(..) => (0, 0, false),
+        };
+        let slot = Slot {
+            status,
+            written,
+            bytes,
+            _memory: Rc::clone(&self.memory),
+        };
+        if let Action::Answer(answer, written) = action {
+            stats.others.add(1);
+            self.answer(head, &slot, answer, written, stats);
+        } else {
+            self.slots[usize::from(head)] = Some(slot);
+            request.token = head;
+        }
+        Ok(submit)
+    }
+
+    /// Answers a request that came back from the engine.
+    pub(super) fn complete(&mut self, stats: &QueueStats, request: &IoRequest) {
+        let head = request.token;
+        let Some(slot) = self.slots.get_mut(usize::from(head)).and_then(Option::take) else {
+            return;
+        };
+        let status = match &request.result {
+            Ok(()) => Status::Ok,
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Status::Unsupp,
+            Err(_) => Status::IoErr,
+        };
+        count(
+            stats,
+            request.op,
+            if status == Status::Ok { slot.bytes } else { 0 },
+        );
+        let written = if status == Status::Ok { slot.written } else { 0 };
+        self.answer(head, &slot, status, written, stats);
+    }
+
+    fn answer(&mut self, head: u16, slot: &Slot, status: Status, written: u32, stats: &QueueStats) {
+        if status != Status::Ok {
+            stats.errors.add(1);
+        }
+        // SAFETY: the byte lies in guest memory that the slot keeps mapped; volatile because the guest shares it.
+        unsafe { slot.status.write_volatile(status.byte()) };
+        self.ring.push_used(head, written + 1);
+    }
+}
+
+fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
+    match op {
+        IoOp::Read => {
+            stats.reads.add(1);
+            stats.read_bytes.add(bytes);
+        }
+        IoOp::Write { .. } => {
+            stats.writes.add(1);
+            stats.written_bytes.add(bytes);
+        }
+        IoOp::Flush => stats.flushes.add(1),
+        IoOp::Discard | IoOp::WriteZeroes { .. } => stats.others.add(1),
+    }
+}
+
+impl DeviceState {
+    /// What requests are checked against right now.
+    fn rules(&self) -> Rules<'_> {
+        let limits = self.storage.limits();
+        Rules {
+            capacity: self.storage.size(),
+            block_size: limits.logical_block_size,
+            read_only: limits.read_only,
+            discard: limits.discard_granularity > 0,
+            write_zeroes: limits.write_zeroes,
+            // Relaxed: a change is acknowledged to the driver only after every IOThread can see it.
+            write_through: self.write_through.load(Ordering::Relaxed),
+            serial: &self.serial,
+        }
+    }
+}

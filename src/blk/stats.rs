@@ -1,0 +1,208 @@
+//! Counters of a queue: written by its IOThread, read by anybody.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Buckets of the histogram: 1, 2-3, 4-7, ... and the last one for all above.
+const BUCKETS: usize = 11;
+
+/// A counter with one writer; cheaper than a read-modify-write.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. One thread only.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        // Relaxed: a figure that orders nothing.
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The figure, from any thread.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one queue did since the process started.
+#[derive(Debug, Default)]
+pub struct QueueStats {
+    /// IN requests taken from the ring.
+    pub reads: Counter,
+    /// OUT requests.
+    pub writes: Counter,
+    /// FLUSH requests.
+    pub flushes: Counter,
+    /// All others: GET_ID, DISCARD, WRITE_ZEROES, unknown ones.
+    pub others: Counter,
+    /// Bytes of completed reads.
+    pub read_bytes: Counter,
+    /// Bytes of completed writes.
+    pub written_bytes: Counter,
+    /// Requests answered with a status other than OK.
+    pub errors: Counter,
+    /// Wakeups by the driver's kick eventfd.
+    pub kicks: Counter,
+    /// Completed requests that were shown to the driver.
+    pub completions: Counter,
+    /// Writes to the call eventfd.
+    pub notifications: Counter,
+    /// Times the ring had to be stopped because it was broken.
+    pub broken: Counter,
+    /// Notifications by the number of completions each covered.
+    histogram: [Counter; BUCKETS],
+}
+
+impl QueueStats {
+    /// Counts one notification that covers `completions`.
+    #[inline]
+    pub fn notified(&self, completions: u64) {
+        self.notifications.add(1);
+        self.histogram[bucket(completions)].add(1);
+    }
+}
+
+fn bucket(completions: u64) -> usize {
+    (completions.max(1).ilog2() as usize).min(BUCKETS - 1)
+}
+
+fn bucket_name(bucket: usize) -> String {
+    let low = 1u64 << bucket;
+    match bucket {
+        0 => "1".to_owned(),
+        _ if bucket == BUCKETS - 1 => format!("{low}+"),
+        _ => format!("{low}-{}", 2 * low - 1),
+    }
+}
+
+/// The statistics of a device as text: a line per queue, a line in all, the histogram.
+#[derive(Debug)]
+pub struct Report<'a> {
+    /// Queues in order.
+    pub queues: &'a [Arc<QueueStats>],
+}
+
+#[derive(Default)]
+struct Sums {
+    figures: [u64; 10],
+    histogram: [u64; BUCKETS],
+}
+
+impl Sums {
+    fn of(q: &QueueStats) -> Self {
+        let figures = [
+            &q.reads,
+            &q.writes,
+            &q.flushes,
+            &q.others,
+            &q.read_bytes,
+            &q.written_bytes,
+            &q.errors,
+            &q.kicks,
+            &q.notifications,
+            &q.completions,
+        ];
+        Self {
+            figures: figures.map(Counter::get),
+            histogram: q.histogram.each_ref().map(Counter::get),
+        }
+    }
+
+    fn add(mut self, other: &Self) -> Self {
+        let pairs = self.figures.iter_mut().zip(&other.figures);
+        pairs
+            .chain(self.histogram.iter_mut().zip(&other.histogram))
+            .for_each(|(a, b)| *a += b);
+        self
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        let [
+            reads,
+            writes,
+            flushes,
+            others,
+            read,
+            written,
+            errors,
+            kicks,
+            notifications,
+            completions,
+        ] = self.figures;
+        #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let ratio = if notifications == 0 {
+            0.0
+        } else {
+            completions as f64 / notifications as f64
+        };
+        writeln!(
+            f,
+            "{name}: requests={} (read={reads} write={writes} flush={flushes} other={others}) \
+             bytes_read={read} bytes_written={written} errors={errors} kicks={kicks} \
+             completions={completions} notifications={notifications} completions_per_notification={ratio:.2}",
+            reads + writes + flushes + others,
+        )
+    }
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sums: Vec<Sums> = self.queues.iter().map(|q| Sums::of(q)).collect();
+        for (index, (queue, sums)) in self.queues.iter().zip(&sums).enumerate() {
+            sums.write(f, &format!("stats: queue {index}"))?;
+            if queue.broken.get() > 0 {
+                writeln!(f, "stats: queue {index}: broken={}", queue.broken.get())?;
+            }
+        }
+        let total = sums.iter().fold(Sums::default(), Sums::add);
+        total.write(f, "stats: total")?;
+        write!(f, "stats: completions per notification, histogram:")?;
+        for (bucket, count) in total
+            .histogram
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+        {
+            write!(f, " {}:{count}", bucket_name(bucket))?;
+        }
+        writeln!(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_of_completions_has_one_bucket() {
+        let names: Vec<String> = [0, 1, 2, 3, 4, 7, 8, 1023, 1024, u64::MAX]
+            .into_iter()
+            .map(|n| bucket_name(bucket(n)))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "1", "1", "2-3", "2-3", "4-7", "4-7", "8-15", "512-1023", "1024+", "1024+"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_total_adds_up_the_queues() {
+        let queues: Vec<Arc<QueueStats>> = (0..2).map(|_| Arc::default()).collect();
+        for queue in &queues {
+            queue.reads.add(8);
+            queue.completions.add(8);
+            queue.notified(8);
+        }
+        let text = Report { queues: &queues }.to_string();
+        assert!(text.contains("stats: total: requests=16 "), "{text}");
+        assert!(
+            text.contains("completions=16 notifications=2 completions_per_notification=8.00"),
+            "{text}"
+        );
+        assert!(text.ends_with("histogram: 8-15:2\n"), "{text}");
+    }
+}

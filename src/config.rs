@@ -1,0 +1,253 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::blk::request::ID_LEN;
+
+/// Serve a disk image to a virtual machine over a vhost-user socket.
+///
+/// QEMU attaches to the socket with
+/// `-chardev socket,id=c,path=SOCKET -device vhost-user-blk-pci,chardev=c` and shared guest memory
+/// (`-object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m`).
+#[derive(Clone, Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    /// Unix socket to listen on. One that nobody listens on any more is replaced.
+    #[arg(long, value_name = "PATH", conflicts_with = "fd",
+          required_unless_present_any = ["fd", "print_capabilities"])]
+    pub socket_path: Option<PathBuf>,
+
+    /// File descriptor of a Unix socket that is listening, or connected to a frontend.
+    #[arg(long, value_name = "FD")]
+    pub fd: Option<i32>,
+
+    /// Raw disk image: a file or a block device, a multiple of 512 bytes long.
+    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    pub blk_file: Option<PathBuf>,
+
+    /// Refuse to write to the image.
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Print what this backend can do, as JSON (vhost-user backend program conventions), and exit.
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// Serial number that the guest sees: at most 20 bytes.
+    #[arg(long, value_name = "ID", default_value = "", value_parser = parse_serial)]
+    pub serial: Serial,
+
+    /// Logical block size in bytes, a power of two from 512 [default: 512, or what storage and --direct ask for].
+    #[arg(long, value_name = "N")]
+    pub logical_block_size: Option<u32>,
+
+    /// Number of virtqueues (1 to 256); QEMU's num-queues must not be larger.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub num_queues: u16,
+
+    /// Largest virtqueue accepted, in descriptors: a power of two from 4 to 1024.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_queue_size)]
+    pub queue_size: u16,
+
+    /// Number of IOThreads (1 to 256); virtqueues are spread over them round robin.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub iothreads: u16,
+
+    /// How disk I/O is executed.
+    #[arg(long, value_name = "ENGINE", default_value = "threads", value_parser = parse_aio)]
+    pub aio: Aio,
+
+    /// Bypass the host's page cache (O_DIRECT).
+    #[arg(long)]
+    pub direct: bool,
+
+    /// Threads that each IOThread's pool keeps even if idle.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub thread_pool_min: u16,
+
+    /// Most threads in each IOThread's pool (1 to 1024).
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub thread_pool_max: u16,
+
+    /// Longest time that an IOThread polls before it sleeps, in nanoseconds; 0 switches polling off.
+    #[arg(long, value_name = "NS", default_value_t = 32768, value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
+    pub poll_max_ns: u64,
+
+    /// Notify the guest once per batch of completions, or for each one (for comparison).
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Notify::Batch)]
+    pub notify: Notify,
+
+    /// Print statistics to stderr on exit (SIGUSR1 prints them at any time).
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Most detailed messages to log to stderr.
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
+    pub log_level: LogLevel,
+}
+
+/// How disk I/O is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aio {
+    /// Blocking calls in a thread pool.
+    Threads,
+}
+
+/// When the guest is notified of completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Notify {
+    /// Once per batch.
+    Batch,
+    /// For each completion.
+    Each,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the usual levels")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// A serial number, padded with NULs.
+pub type Serial = [u8; ID_LEN];
+
+/// What `--print-capabilities` prints.
+pub const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
+
+impl Cli {
+    /// Checks what concerns several options.
+    ///
+    /// # Errors
+    /// One line that says which, and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        if self.thread_pool_min > self.thread_pool_max {
+            return Err(format!(
+                "--thread-pool-min {} is above --thread-pool-max {}: lower one or raise the other",
+                self.thread_pool_min, self.thread_pool_max
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One line for an error of the command line, whatever its length in clap's own form.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let told = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();
+    format!("{} (see --help)", words.join(" "))
+}
+
+fn parse_serial(text: &str) -> Result<Serial, String> {
+    let mut serial = [0; ID_LEN];
+    let bytes = text.as_bytes();
+    let room = serial
+        .get_mut(..bytes.len())
+        .ok_or(format!("{} bytes, at most {ID_LEN} fit", bytes.len()))?;
+    if bytes.contains(&0) {
+        return Err("a NUL byte cannot be part of it".to_owned());
+    }
+    room.copy_from_slice(bytes);
+    Ok(serial)
+}
+
+fn parse_queue_size(text: &str) -> Result<u16, String> {
+    let size: u16 = text.parse().map_err(|e| format!("{e}"))?;
+    if (4..=1024).contains(&size) && size.is_power_of_two() {
+        Ok(size)
+    } else {
+        Err("not a power of two from 4 to 1024".to_owned())
+    }
+}
+
+fn parse_aio(text: &str) -> Result<Aio, String> {
+    match text {
+        "threads" => Ok(Aio::Threads),
+        "io_uring" | "native" | "auto" => Err("not in this version yet: use threads".to_owned()),
+        _ => Err("unknown: use threads".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, String> {
+        let all = ["vhost-user-blk", "--socket-path", "s", "--blk-file", "f"];
+        let cli = Cli::try_parse_from(all.iter().chain(args)).map_err(|e| one_line(&e))?;
+        cli.check()?;
+        Ok(cli)
+    }
+
+    #[test]
+    fn defaults_are_qemus() {
+        let cli = parse(&[]).unwrap();
+        assert_eq!((cli.num_queues, cli.iothreads, cli.poll_max_ns), (1, 1, 32768));
+        assert_eq!((cli.thread_pool_min, cli.thread_pool_max), (0, 64));
+        assert_eq!((cli.notify, cli.aio), (Notify::Batch, Aio::Threads));
+    }
+
+    #[test]
+    fn every_bad_option_is_one_line_that_names_it() {
+        for bad in [
+            &["--num-queues", "0"][..],
+            &["--num-queues", "257"],
+            &["--num-queues", "x"],
+            &["--queue-size", "0"],
+            &["--queue-size", "100"],
+            &["--queue-size", "2048"],
+            &["--iothreads", "0"],
+            &["--thread-pool-max", "0"],
+            &["--thread-pool-min", "65"],
+            &["--aio", "io_uring"],
+            &["--aio", "native"],
+            &["--aio", "aio"],
+            &["--notify", "never"],
+            &["--serial", "123456789012345678901"],
+            &["--fd", "3"],
+            &["--poll-max-ns=-1"],
+            &["--log-level", "loud"],
+            &["--no-such-option"],
+        ] {
+            let error = parse(bad).unwrap_err();
+            let name = bad[0].split('=').next().unwrap_or_default();
+            assert!(!error.contains('\n') && error.contains(name), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_serial_of_twenty_bytes_fits_and_is_padded() {
+        assert_eq!(
+            parse_serial("12345678901234567890").unwrap(),
+            *b"12345678901234567890"
+        );
+        assert_eq!(parse_serial("a").unwrap()[..3], [b'a', 0, 0]);
+    }
+
+    #[test]
+    fn print_capabilities_needs_nothing_else() {
+        assert!(Cli::try_parse_from(["vhost-user-blk", "--print-capabilities"]).is_ok());
+        assert!(Cli::try_parse_from(["vhost-user-blk"]).is_err());
+    }
+}

@@ -1,0 +1,134 @@
+//! One I/O request: what to do, where, with which memory, and who waits for it.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use send_wrapper::SendWrapper;
+use smallvec::SmallVec;
+
+use crate::iov::IoVecs;
+use crate::storage::Storage;
+
+/// What to do with the storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoOp {
+    /// Fill the list from `offset`.
+    #[default]
+    Read,
+    /// Store the list at `offset`.
+    Write {
+        /// Stable before it completes (the write cache is off).
+        durable: bool,
+    },
+    /// Make every write that has completed stable.
+    Flush,
+    /// Give the ranges back to the file system; what they read as afterwards is undefined.
+    Discard,
+    /// Make the ranges read as zeroes.
+    WriteZeroes {
+        /// Stable before it completes.
+        durable: bool,
+    },
+}
+
+/// One range of a discard or write-zeroes request, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoRange {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// The space may be deallocated.
+    pub unmap: bool,
+}
+
+/// Gets requests back. Called on the IOThread that submitted them, inside a defer scope.
+pub trait Completer {
+    /// Takes the request back; `result` is set.
+    fn complete(&self, request: Box<IoRequest>);
+}
+
+/// A request. It moves: from the device to the engine and back; its box is recycled by the device.
+#[derive(Debug)]
+pub struct IoRequest {
+    /// What to do.
+    pub op: IoOp,
+    /// First byte of a read or write.
+    pub offset: u64,
+    /// Guest memory of a read or write. The submitter keeps it mapped until the request is back.
+    pub iov: IoVecs,
+    /// What a discard or write-zeroes covers.
+    pub ranges: SmallVec<[IoRange; 1]>,
+    /// The submitter's own mark (a descriptor head).
+    pub token: u16,
+    /// How it went; valid once the request is back.
+    pub result: io::Result<()>,
+
+    storage: Arc<Storage>,
+    completer: Option<SendWrapper<Rc<dyn Completer>>>,
+}
+
+impl std::fmt::Debug for dyn Completer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Completer")
+    }
+}
+
+impl IoRequest {
+    /// An idle request for `storage`, to be filled in.
+    pub fn new(storage: Arc<Storage>) -> Box<Self> {
+        Box::new(Self {
+            op: IoOp::default(),
+            offset: 0,
+            iov: IoVecs::new(),
+            ranges: SmallVec::new(),
+            token: 0,
+            result: Ok(()),
+            storage,
+            completer: None,
+        })
+    }
+
+    /// Says who gets the request back. To be called on the IOThread that submits it.
+    pub fn set_completer(&mut self, completer: Rc<dyn Completer>) {
+        self.completer = Some(SendWrapper::new(completer));
+    }
+
+    /// The storage it is for.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Executes the request with blocking calls. Any thread.
+    pub fn execute(&mut self) {
+        self.result = self.execute_inner();
+    }
+
+    fn execute_inner(&self) -> io::Result<()> {
+        let storage = &*self.storage;
+        match self.op {
+            IoOp::Read => storage.readv(&self.iov, self.offset),
+            IoOp::Write { durable: false } => storage.writev(&self.iov, self.offset),
+            IoOp::Write { durable: true } => storage.writev_durable(&self.iov, self.offset),
+            IoOp::Flush => storage.flush(),
+            IoOp::Discard => self
+                .ranges
+                .iter()
+                .try_for_each(|r| storage.discard(r.offset, r.len)),
+            IoOp::WriteZeroes { durable } => {
+                self.ranges
+                    .iter()
+                    .try_for_each(|r| storage.write_zeroes(r.offset, r.len, r.unmap))?;
+                if durable { storage.flush() } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Hands the request back to its submitter. IOThread only.
+    pub fn finish(mut self: Box<Self>) {
+        if let Some(completer) = self.completer.take() {
+            completer.complete(self);
+        }
+    }
+}

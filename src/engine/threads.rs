@@ -1,0 +1,57 @@
+//! Blocking calls in the IOThread's thread pool.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+use super::{IoRequest, Requests};
+use crate::aio::AioContext;
+use crate::thread_pool::{Outcome, ThreadPool, Work};
+
+/// Every request is one piece of work for the pool.
+pub struct ThreadsEngine {
+    pool: Rc<ThreadPool>,
+    /// Recycled between batches.
+    works: RefCell<Vec<Box<dyn Work>>>,
+}
+
+impl std::fmt::Debug for ThreadsEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ThreadsEngine")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ThreadsEngine {
+    /// An engine on a pool of the calling thread's context.
+    pub fn new(pool: Rc<ThreadPool>) -> Self {
+        Self {
+            pool,
+            works: RefCell::default(),
+        }
+    }
+
+    /// Queues the batch, which is left empty.
+    pub fn submit(&self, batch: &mut Requests) {
+        let mut works = self.works.take();
+        works.extend(batch.drain(..).map(|request| request as Box<dyn Work>));
+        self.pool.submit_batch(&mut works);
+        self.works.replace(works);
+    }
+}
+
+impl Work for IoRequest {
+    fn run(&mut self) {
+        self.execute();
+    }
+
+    fn complete(mut self: Box<Self>, _ctx: &AioContext, outcome: Outcome) {
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Cancelled => self.result = Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+            Outcome::Panicked => self.result = Err(io::Error::from_raw_os_error(libc::EIO)),
+        }
+        self.finish();
+    }
+}

@@ -1,0 +1,378 @@
+//! Guest memory: the frontend's memory table, mapped, and the translation of guest addresses.
+//!
+//! A [`GuestMemory`] is an immutable snapshot; a changed table makes a new one that shares the mappings it keeps.
+//! Whoever holds a snapshot (a ring, a request in flight) keeps its mappings alive. Nothing here touches the
+//! contents of guest memory.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use vm_memory::{FileOffset, MmapRegion};
+
+/// Most regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
+pub const MAX_REGIONS: usize = 509;
+
+/// Why a memory table was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Two regions share addresses, or one address range wraps around.
+    #[error("memory region {guest:#x}+{len:#x} is empty, wraps around or overlaps another one")]
+    BadRange {
+        /// Guest address of the refused region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// More than [`MAX_REGIONS`].
+    #[error("more than {MAX_REGIONS} memory regions")]
+    TooMany,
+    /// REM_MEM_REG named a region that is not there.
+    #[error("no memory region {guest:#x}+{len:#x} to remove")]
+    NotFound {
+        /// Guest address of the region asked for.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The file ends before the region does.
+    #[error("memory region {guest:#x}+{len:#x} is beyond the end of its file ({size:#x} bytes)")]
+    BeyondEof {
+        /// Guest address of the refused region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Size of the file in bytes.
+        size: u64,
+    },
+    /// The file could not be mapped (misaligned offset, no memory).
+    #[error("memory region {guest:#x}+{len:#x} cannot be mapped: {source}")]
+    Map {
+        /// Guest address of the refused region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// What the mapping reported.
+        source: vm_memory::mmap::MmapRegionError,
+    },
+}
+
+/// One region as the frontend describes it; all figures in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// Guest physical address of the first byte.
+    pub guest: u64,
+    /// Length.
+    pub len: u64,
+    /// Address of the first byte in the frontend's own address space (ring addresses are given in these).
+    pub user: u64,
+    /// Where the region starts in its file.
+    pub file_offset: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Region {
+    info: RegionInfo,
+    mapping: Arc<MmapRegion>,
+}
+
+/// An immutable snapshot of the memory table, sorted by guest address.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// Maps a whole table (SET_MEM_TABLE).
+    ///
+    /// # Errors
+    /// Regions that are empty, wrap, overlap or cannot be mapped; nothing stays mapped then.
+    pub fn map(table: impl IntoIterator<Item = (RegionInfo, File)>) -> Result<Self, Error> {
+        table
+            .into_iter()
+            .try_fold(Self::default(), |memory, (info, file)| {
+                memory.with_region(info, file)
+            })
+    }
+
+    /// This table and one region more (ADD_MEM_REG).
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::map`].
+    pub fn with_region(&self, info: RegionInfo, file: File) -> Result<Self, Error> {
+        let RegionInfo {
+            guest,
+            len,
+            user,
+            file_offset,
+        } = info;
+        let bad = Error::BadRange { guest, len };
+        let (Some(end), Some(_)) = (guest.checked_add(len), user.checked_add(len)) else {
+            return Err(bad);
+        };
+        let Ok(size) = usize::try_from(len) else {
+            return Err(bad);
+        };
+        let overlaps = |r: &Region| guest < r.info.guest + r.info.len && r.info.guest < end;
+        let Some(file_end) = file_offset.checked_add(len) else {
+            return Err(bad);
+        };
+        if len == 0 || self.regions.iter().any(overlaps) {
+            return Err(bad);
+        }
+        check_eof(&file, file_end).map_err(|size| Error::BeyondEof { guest, len, size })?;
+        if self.regions.len() == MAX_REGIONS {
+            return Err(Error::TooMany);
+        }
+        let mapping = MmapRegion::from_file(FileOffset::new(file, file_offset), size)
+            .map_err(|source| Error::Map { guest, len, source })?;
+        let mut regions = self.regions.clone();
+        let at = regions.partition_point(|r| r.info.guest < guest);
+        regions.insert(
+            at,
+            Region {
+                info,
+                mapping: Arc::new(mapping),
+            },
+        );
+        Ok(Self { regions })
+    }
+
+    /// This table without one region (REM_MEM_REG); guest address, user address and length must match.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn without_region(&self, guest: u64, user: u64, len: u64) -> Result<Self, Error> {
+        let same = |r: &Region| (r.info.guest, r.info.user, r.info.len) == (guest, user, len);
+        let at = self
+            .regions
+            .iter()
+            .position(same)
+            .ok_or(Error::NotFound { guest, len })?;
+        let mut regions = self.regions.clone();
+        regions.remove(at);
+        Ok(Self { regions })
+    }
+
+    /// True if the frontend has shared no memory (yet).
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Resolves `len` bytes at an address of the frontend's own address space; they must lie in one region.
+    pub fn resolve_user(&self, user: u64, len: usize) -> Option<MappedArea> {
+        let covers = |r: &&Region| {
+            user.checked_sub(r.info.user)
+                .is_some_and(|at| fits(at, len, r.info.len))
+        };
+        let region = self.regions.iter().find(covers)?;
+        let offset = usize::try_from(user - region.info.user).ok()?;
+        // SAFETY: offset + len is within the mapping (checked by `covers`).
+        let base = unsafe { region.mapping.as_ptr().add(offset) };
+        Some(MappedArea {
+            base,
+            len,
+            _mapping: Arc::clone(&region.mapping),
+        })
+    }
+}
+
+/// Access beyond the end of a file would raise SIGBUS. Returns the size of a file that is too short.
+fn check_eof(file: &File, end: u64) -> Result<(), u64> {
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() < end => Err(metadata.len()),
+        _ => Ok(()),
+    }
+}
+
+fn fits(offset: u64, len: usize, total: u64) -> bool {
+    offset.checked_add(len as u64).is_some_and(|end| end <= total)
+}
+
+/// A resolved range of guest memory that keeps its mapping alive.
+#[derive(Debug)]
+pub struct MappedArea {
+    base: *mut u8,
+    len: usize,
+    _mapping: Arc<MmapRegion>,
+}
+
+// SAFETY: the address stays valid wherever the value goes, since it holds the mapping; access is up to the user of
+// `as_ptr`, who needs atomics or volatile operations anyway because the guest shares this memory.
+unsafe impl Send for MappedArea {}
+
+impl MappedArea {
+    /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True for a range of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// One IOThread's view of a snapshot: translation with a last-hit cache, shared by the requests that use it.
+#[derive(Debug)]
+pub struct MemoryView {
+    regions: Box<[ViewRegion]>,
+    last: Cell<usize>,
+    /// Keeps the mappings alive.
+    _memory: Arc<GuestMemory>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ViewRegion {
+    start: u64,
+    len: u64,
+    base: *mut u8,
+}
+
+impl MemoryView {
+    /// A view for the calling thread.
+    pub fn new(memory: Arc<GuestMemory>) -> Rc<Self> {
+        let view = |r: &Region| ViewRegion {
+            start: r.info.guest,
+            len: r.info.len,
+            base: r.mapping.as_ptr(),
+        };
+        let regions = memory.regions.iter().map(view).collect();
+        Rc::new(Self {
+            regions,
+            last: Cell::new(0),
+            _memory: memory,
+        })
+    }
+
+    /// Address of the guest's byte at `guest`, and how many bytes follow it in the same region (at least 1).
+    ///
+    /// The address stays valid as long as the view lives.
+    #[inline]
+    pub fn resolve(&self, guest: u64) -> Option<(*mut u8, u64)> {
+        let last = self.last.get();
+        let hit = self
+            .regions
+            .get(last)
+            .filter(|r| guest.wrapping_sub(r.start) < r.len);
+        let region = match hit {
+            Some(region) => region,
+            None => self.find(guest)?,
+        };
+        let offset = guest - region.start;
+        #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
+        // SAFETY: the offset is below the region's length.
+        Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
+    }
+
+    #[cold]
+    fn find(&self, guest: u64) -> Option<&ViewRegion> {
+        let at = self
+            .regions
+            .partition_point(|r| r.start <= guest)
+            .checked_sub(1)?;
+        let region = &self.regions[at];
+        if guest - region.start >= region.len {
+            return None;
+        }
+        self.last.set(at);
+        Some(region)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(len: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn info(guest: u64, len: u64, user: u64) -> RegionInfo {
+        RegionInfo {
+            guest,
+            len,
+            user,
+            file_offset: 0,
+        }
+    }
+
+    fn two() -> GuestMemory {
+        GuestMemory::map([
+            (info(0x10000, 0x2000, 0x7000_0000), file(0x2000)),
+            (info(0, 0x1000, 0x6000_0000), file(0x1000)),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn addresses_resolve_only_inside_regions() {
+        let view = MemoryView::new(Arc::new(two()));
+        for (addr, left) in [
+            (0, 0x1000),
+            (0xfff, 1),
+            (0x10000, 0x2000),
+            (0x11fff, 1),
+            (0x10, 0xff0),
+        ] {
+            assert_eq!(view.resolve(addr).map(|r| r.1), Some(left), "{addr:#x}");
+        }
+        for addr in [0x1000, 0xffff, 0x12000, u64::MAX] {
+            assert!(view.resolve(addr).is_none(), "{addr:#x}");
+        }
+        assert!(MemoryView::new(Arc::default()).resolve(0).is_none());
+    }
+
+    #[test]
+    fn user_addresses_must_lie_in_one_region() {
+        let memory = two();
+        assert!(memory.resolve_user(0x7000_0000, 0x2000).is_some());
+        assert!(memory.resolve_user(0x7000_0001, 0x2000).is_none());
+        assert!(memory.resolve_user(0x6fff_ffff, 2).is_none());
+        assert!(memory.resolve_user(u64::MAX, 2).is_none());
+    }
+
+    #[test]
+    fn bad_regions_are_refused() {
+        let memory = two();
+        for bad in [
+            info(0x500, 0x10, 0),
+            info(0xfff, 2, 0),
+            info(0xf000, 0x1001, 0),
+            info(0x20000, 0, 0),
+            info(u64::MAX - 1, 0x1000, 0),
+            info(0x20000, 0x1000, u64::MAX - 1),
+            RegionInfo {
+                file_offset: u64::MAX,
+                ..info(0x20000, 0x1000, 0)
+            },
+        ] {
+            assert!(
+                matches!(memory.with_region(bad, file(0x1000)), Err(Error::BadRange { .. })),
+                "{bad:?}"
+            );
+        }
+        let past_eof = memory.with_region(info(0x20000, 0x2000, 0), file(0x1000));
+        assert!(matches!(past_eof, Err(Error::BeyondEof { size: 0x1000, .. })));
+    }
+
+    #[test]
+    fn a_removed_region_is_gone_and_a_wrong_one_is_refused() {
+        let memory = two();
+        assert!(matches!(
+            memory.without_region(0, 0x6000_0000, 0x800),
+            Err(Error::NotFound { .. })
+        ));
+        let memory = memory.without_region(0, 0x6000_0000, 0x1000).unwrap();
+        let view = MemoryView::new(Arc::new(memory));
+        assert!(view.resolve(0).is_none() && view.resolve(0x10000).is_some());
+    }
+}

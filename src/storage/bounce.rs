@@ -1,0 +1,212 @@
+//! Bounce buffers: O_DIRECT for guest buffers that the kernel does not take.
+//!
+//! This is the one place where user space touches guest memory on behalf of the storage; a request that needs no bounce
+//! is never copied.
+
+use std::alloc::{self, Layout};
+use std::io;
+
+use super::transfer::transfer;
+
+/// Largest bounce buffer: longer requests go through it piece by piece. A multiple of every request alignment.
+const BOUNCE_MAX: usize = 1 << 20;
+
+/// Fills `iov` by way of an aligned buffer. `read` is as in [`transfer`].
+pub(super) fn read(
+    iov: &[libc::iovec],
+    offset: u64,
+    align: usize,
+    mut read: impl FnMut(&[libc::iovec], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    pieces(iov, offset, align, |buffer, cursor, len, at| {
+        transfer(&buffer.range(len), at, io::ErrorKind::UnexpectedEof, &mut read)?;
+        cursor.each(len, |done, guest, n| {
+            // SAFETY: `done + n <= len`, which the buffer holds and `read` has filled; `guest` is a range that the
+            // list's owner vouches for. What the guest does to it meanwhile can only spoil the guest's data.
+            unsafe { std::ptr::copy_nonoverlapping(buffer.base.add(done), guest, n) }
+        });
+        Ok(())
+    })
+}
+
+/// Writes `iov` by way of an aligned buffer. `write` is as in [`transfer`].
+pub(super) fn write(
+    iov: &[libc::iovec],
+    offset: u64,
+    align: usize,
+    mut write: impl FnMut(&[libc::iovec], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    pieces(iov, offset, align, |buffer, cursor, len, at| {
+        cursor.each(len, |done, guest, n| {
+            // SAFETY: as in `read`, in the other direction.
+            unsafe { std::ptr::copy_nonoverlapping(guest, buffer.base.add(done), n) }
+        });
+        transfer(&buffer.range(len), at, io::ErrorKind::WriteZero, &mut write)
+    })
+}
+
+/// Calls `piece(buffer, cursor, bytes, offset)` for each piece of `iov` in turn.
+fn pieces(
+    iov: &[libc::iovec],
+    mut offset: u64,
+    align: usize,
+    mut piece: impl FnMut(&AlignedBuffer, &mut Cursor<'_>, usize, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut left: usize = iov.iter().map(|range| range.iov_len).sum();
+    let buffer = AlignedBuffer::new(left.min(BOUNCE_MAX), align)?;
+    let mut cursor = Cursor { iov, skip: 0 };
+    while left > 0 {
+        let len = left.min(BOUNCE_MAX);
+        piece(&buffer, &mut cursor, len, offset)?;
+        offset += len as u64;
+        left -= len;
+    }
+    Ok(())
+}
+
+/// A position in a list of ranges.
+struct Cursor<'a> {
+    iov: &'a [libc::iovec],
+    /// Bytes of the first range that are done.
+    skip: usize,
+}
+
+impl Cursor<'_> {
+    /// Walks over the next `len` bytes: `visit(bytes before, address, bytes)` for each contiguous part.
+    fn each(&mut self, len: usize, mut visit: impl FnMut(usize, *mut u8, usize)) {
+        let mut done = 0;
+        while done < len {
+            let Some(first) = self.iov.first() else { return };
+            let part = (first.iov_len - self.skip).min(len - done);
+            visit(done, first.iov_base.cast::<u8>().wrapping_add(self.skip), part);
+            done += part;
+            self.skip += part;
+            if self.skip == first.iov_len {
+                self.iov = &self.iov[1..];
+                self.skip = 0;
+            }
+        }
+    }
+}
+
+/// Memory with a chosen alignment, not initialised.
+#[derive(Debug)]
+pub(super) struct AlignedBuffer {
+    base: *mut u8,
+    layout: Layout,
+}
+
+impl AlignedBuffer {
+    /// `len` bytes, at least one; `align` is a power of two.
+    pub(super) fn new(len: usize, align: usize) -> io::Result<Self> {
+        let layout = Layout::from_size_align(len.max(1), align)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the size is not zero.
+        let base = unsafe { alloc::alloc(layout) };
+        if base.is_null() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(Self { base, layout })
+    }
+
+    /// The first `len` bytes, as a list of one range.
+    pub(super) fn range(&self, len: usize) -> [libc::iovec; 1] {
+        debug_assert!(len <= self.layout.size());
+        [libc::iovec {
+            iov_base: self.base.cast(),
+            iov_len: len,
+        }]
+    }
+}
+
+impl Drop for AlignedBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout, and freed only here.
+        unsafe { alloc::dealloc(self.base, self.layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(parts: &mut [Vec<u8>]) -> Vec<libc::iovec> {
+        let range = |part: &mut Vec<u8>| libc::iovec {
+            iov_base: part.as_mut_ptr().cast(),
+            iov_len: part.len(),
+        };
+        parts.iter_mut().map(range).collect()
+    }
+
+    /// A disk whose byte at offset `n` is `pattern(n)`.
+    fn pattern(n: u64) -> u8 {
+        n.wrapping_mul(31).to_le_bytes()[0] ^ n.to_le_bytes()[1]
+    }
+
+    /// Plays `preadv` of at most `most` bytes into the bounce buffer.
+    fn fill(iov: &[libc::iovec], at: u64, align: usize, most: usize) -> usize {
+        assert_eq!((iov.len(), iov[0].iov_base.addr() % align), (1, 0));
+        let len = iov[0].iov_len.min(most);
+        for (n, i) in (at..).zip(0..len) {
+            // SAFETY: `i` is within the bounce buffer, which is handed to this call alone.
+            unsafe { iov[0].iov_base.cast::<u8>().add(i).write(pattern(n)) };
+        }
+        len
+    }
+
+    /// Plays `pwritev`: what is in the bounce buffer.
+    fn contents(iov: &[libc::iovec], align: usize) -> &[u8] {
+        assert_eq!((iov.len(), iov[0].iov_base.addr() % align), (1, 0));
+        // SAFETY: the bounce buffer is handed to this call alone, all of it filled from the guest's ranges.
+        unsafe { std::slice::from_raw_parts(iov[0].iov_base.cast(), iov[0].iov_len) }
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_whatever_the_ranges() {
+        let lens = [1, 511, 3, BOUNCE_MAX, 5, BOUNCE_MAX + 504];
+        let mut parts: Vec<Vec<u8>> = lens.iter().map(|&len| vec![0; len]).collect();
+        let mut calls = Vec::new();
+        read(&ranges(&mut parts), 4096, 512, |iov, at| {
+            calls.push((at, iov[0].iov_len));
+            Ok(fill(iov, at, 512, usize::MAX))
+        })
+        .unwrap();
+        let max = BOUNCE_MAX as u64;
+        assert_eq!(
+            calls,
+            [
+                (4096, BOUNCE_MAX),
+                (4096 + max, BOUNCE_MAX),
+                (4096 + 2 * max, 1024)
+            ]
+        );
+        assert!((4096..).zip(parts.concat()).all(|(n, byte)| byte == pattern(n)));
+
+        let mut disk = Vec::new();
+        write(&ranges(&mut parts), 0, 4096, |iov, at| {
+            assert_eq!(at, disk.len() as u64);
+            disk.extend_from_slice(contents(iov, 4096));
+            Ok(iov[0].iov_len)
+        })
+        .unwrap();
+        assert_eq!(disk, parts.concat());
+    }
+
+    #[test]
+    fn a_short_transfer_of_the_buffer_is_resumed() {
+        let mut parts = [vec![0; 100], vec![0; 924]];
+        read(&ranges(&mut parts), 0, 512, |iov, at| Ok(fill(iov, at, 512, 512))).unwrap();
+        assert!((0..).zip(parts.concat()).all(|(n, byte)| byte == pattern(n)));
+    }
+
+    #[test]
+    fn nothing_reaches_the_guest_from_a_piece_that_failed() {
+        let mut parts = [vec![0xaa; 1000], vec![0xaa; 24]];
+        let result = read(&ranges(&mut parts), 0, 512, |iov, at| match at {
+            0 => Ok(fill(iov, at, 512, 512)),
+            _ => Ok(0),
+        });
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(parts.concat().iter().all(|&byte| byte == 0xaa));
+    }
+}

@@ -1,0 +1,76 @@
+//! What O_DIRECT asks of requests on a given file.
+
+use std::fs::File;
+use std::io;
+
+use super::bounce::AlignedBuffer;
+use super::sys::{self, DioAlign};
+use super::transfer::retry;
+
+/// Assumed where nobody says: the page size of most machines and the largest sector of ordinary drives.
+const SAFE: u32 = 4096;
+
+/// `nfs` and `tmpfs` take O_DIRECT and any alignment (`linux/magic.h`).
+const UNRESTRICTED: [libc::c_long; 2] = [0x6969, 0x0102_1994];
+
+/// The alignment of direct I/O on `file`, which is open with O_DIRECT; `block` is the logical block size of a block
+/// device.
+///
+/// Asks `statx`, then the file system's name, then tries.
+///
+/// # Errors
+/// `Unsupported` if the kernel knows that there is no direct I/O on this file, though it may be opened for it (some
+/// file systems then silently use the page cache).
+pub(super) fn alignment(file: &File, block: Option<u32>) -> io::Result<DioAlign> {
+    if let Some(align) = sys::dio_align(file) {
+        return match align {
+            DioAlign { memory: 0, .. } | DioAlign { offset: 0, .. } => Err(io::ErrorKind::Unsupported.into()),
+            DioAlign { memory, offset } => Ok(both(memory, offset.max(block.unwrap_or(0)))),
+        };
+    }
+    if let Some(block) = block {
+        return Ok(both(block, block));
+    }
+    if UNRESTRICTED.contains(&sys::file_system_magic(file)?) {
+        return Ok(both(1, 1));
+    }
+    let buffer = AlignedBuffer::new(SAFE as usize, SAFE as usize)?;
+    let offset = probe(|len| retry(|| sys::preadv(file, &buffer.range(len as usize), 0)).is_ok());
+    Ok(both(offset, offset))
+}
+
+fn both(memory: u32, offset: u32) -> DioAlign {
+    DioAlign {
+        memory: memory.next_power_of_two(),
+        offset: offset.next_power_of_two(),
+    }
+}
+
+/// The smallest length that `read` takes; `SAFE` if that tells nothing.
+fn probe(mut read: impl FnMut(u32) -> bool) -> u32 {
+    if read(1) {
+        // Nobody looked: a hole, perhaps, that is filled without asking the device. Writes may meet a stricter answer.
+        return SAFE;
+    }
+    [512, 1024, 2048]
+        .into_iter()
+        .find(|&len| read(len))
+        .unwrap_or(SAFE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probing_finds_the_smallest_length_that_works() {
+        for least in [512, 1024, 2048, 4096, 8192] {
+            assert_eq!(probe(|len| len >= least), least.min(SAFE), "{least}");
+        }
+    }
+
+    #[test]
+    fn a_read_of_one_byte_tells_nothing() {
+        assert_eq!(probe(|_| true), SAFE);
+    }
+}

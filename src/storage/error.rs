@@ -1,0 +1,79 @@
+//! Why a disk cannot be opened.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why [`Storage::open`](super::Storage::open) refuses. Each text says what is wrong, where, and what to do about it;
+/// the cause, where there is one, is the error's source.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields say nothing that the text does not")]
+#[non_exhaustive]
+pub enum Error {
+    /// No such file, no permission, ...
+    #[error("cannot open {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+
+    /// It could be read but not written.
+    #[error("cannot open {} for writing; --read-only serves it without", path.display())]
+    NotWritable { path: PathBuf, source: io::Error },
+
+    /// A directory, a socket, ...
+    #[error("{} is a {kind}; a disk is a regular file or a block device", path.display())]
+    Kind { path: PathBuf, kind: &'static str },
+
+    /// Size, block size or alignment could not be found out.
+    #[error("cannot find out the {what} of {}", path.display())]
+    Query {
+        path: PathBuf,
+        what: &'static str,
+        source: io::Error,
+    },
+
+    /// A disk without a single block: a forgotten `truncate`, a drive without a medium.
+    #[error("{} is empty; give it a size first, e.g. 'truncate -s 10G {}'", path.display(), path.display())]
+    EmptyFile { path: PathBuf },
+
+    /// The same of a block device.
+    #[error("block device {} has no size; is its medium or backing file attached?", path.display())]
+    EmptyDevice { path: PathBuf },
+
+    /// A file that ends within a logical block.
+    #[error(
+        "the size of {}, {size} bytes, is not a multiple of its logical block size, {block} bytes; \
+         'truncate -s %{block} {}' extends it",
+        path.display(), path.display()
+    )]
+    FileSize { path: PathBuf, size: u64, block: u32 },
+
+    /// The same of a block device.
+    #[error(
+        "the size of {}, {size} bytes, is not a multiple of its logical block size, {block} bytes; \
+         choose a smaller --logical-block-size",
+        path.display()
+    )]
+    DeviceSize { path: PathBuf, size: u64, block: u32 },
+
+    /// Not a block size at all.
+    #[error("logical block size {size} is not a power of two from 512 to 32768")]
+    BlockSize { size: u32 },
+
+    /// Smaller than what the storage below can address.
+    #[error(
+        "logical block size {size} is too small for {}: {reason} of {least} bytes; \
+         leave --logical-block-size out or make it {least}",
+        path.display()
+    )]
+    BlockSizeTooSmall {
+        path: PathBuf,
+        size: u32,
+        least: u32,
+        reason: &'static str,
+    },
+
+    /// O_DIRECT is refused here.
+    #[error(
+        "{} does not support direct I/O (O_DIRECT) on its file system; leave --direct out",
+        path.display()
+    )]
+    Direct { path: PathBuf, source: io::Error },
+}

@@ -1,0 +1,192 @@
+//! Regular files and block devices.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::error::Error;
+use super::flush::Flusher;
+use super::geometry::{Geometry, Kind};
+use super::transfer::{retry, transfer};
+use super::zero::{self, Missing};
+use super::{Limits, OpenOptions, bounce, sys};
+use crate::iov::IoVecs;
+
+/// A raw disk image, or a block device.
+#[derive(Debug)]
+pub struct RawFile {
+    file: File,
+    path: PathBuf,
+    kind: Kind,
+    limits: Limits,
+    direct: bool,
+    /// Bytes. Atomic, because a disk may be resized while it is served.
+    size: AtomicU64,
+    missing: Missing,
+    flusher: Flusher,
+    /// An [`ImageLock`](super::ImageLock) of this open file exists.
+    locked: Arc<AtomicBool>,
+}
+
+impl RawFile {
+    pub(super) fn open(options: &OpenOptions) -> Result<Self, Error> {
+        // Looked at before it is opened: opening a FIFO blocks, and opening some devices has effects.
+        let meta = fs::metadata(&options.path).map_err(|e| options.open_error(e))?;
+        Kind::of(&meta, &options.path)?;
+        let file = open_file(options)?;
+        let meta = file.metadata().map_err(|e| options.query_error("type", e))?;
+        let kind = Kind::of(&meta, &options.path)?;
+        if kind == Kind::BlockDevice && !options.read_only && sys::blkroget(&file).unwrap_or(false) {
+            return Err(options.open_error(io::Error::from_raw_os_error(libc::EROFS)));
+        }
+        let geometry = Geometry::of(&file, &meta, kind, options)?;
+        Ok(Self {
+            file,
+            path: options.path.clone(),
+            kind,
+            limits: geometry.limits,
+            direct: options.direct,
+            size: AtomicU64::new(geometry.size),
+            missing: Missing::default(),
+            flusher: Flusher::new(!options.direct),
+            locked: Arc::default(),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        // Relaxed: a number on its own; the kernel has the last word on where the file ends.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn lock_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.locked)
+    }
+
+    pub(super) fn needs_bounce(&self, iov: &IoVecs) -> bool {
+        !iov.is_aligned(
+            self.limits.memory_alignment as usize,
+            self.limits.request_alignment as usize,
+        )
+    }
+
+    pub(super) fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        self.check_range(offset, iov.len() as u64)?;
+        let read = |iov: &[libc::iovec], at| sys::preadv(&self.file, iov, at);
+        if self.needs_bounce(iov) {
+            return bounce::read(iov.as_slice(), offset, self.bounce_alignment(), read);
+        }
+        transfer(iov.as_slice(), offset, io::ErrorKind::UnexpectedEof, read)
+    }
+
+    pub(super) fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        self.check_write(offset, iov.len() as u64)?;
+        self.write(iov, offset, sys::pwritev)
+    }
+
+    pub(super) fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        self.check_write(offset, iov.len() as u64)?;
+        if self.direct {
+            match self.write(iov, offset, sys::pwritev_dsync) {
+                Err(e) if zero::is_unsupported(&e) => {}
+                result => return result,
+            }
+        }
+        // Through the page cache one flush serves all writers that wait for one, where RWF_DSYNC would be a flush each;
+        // and only the flusher may learn of failed writebacks, because the kernel reports each of them once.
+        self.write(iov, offset, sys::pwritev)?;
+        self.flush()
+    }
+
+    fn write(
+        &self,
+        iov: &IoVecs,
+        offset: u64,
+        pwritev: fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let write = |iov: &[libc::iovec], at| pwritev(&self.file, iov, at);
+        if self.needs_bounce(iov) {
+            return bounce::write(iov.as_slice(), offset, self.bounce_alignment(), write);
+        }
+        transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
+    }
+
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.flusher.flush(|| retry(|| self.file.sync_data()))
+    }
+
+    pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check_write(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let block = u64::from(self.limits.logical_block_size);
+        self.missing.discard(&self.file, self.kind, block, offset, len)
+    }
+
+    pub(super) fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+        self.check_write(offset, len)?;
+        if len == 0 || self.missing.zero(&self.file, offset, len, may_unmap)? {
+            return Ok(());
+        }
+        zero::write_zeroes(offset, len, |iov, at| self.write(iov, at, sys::pwritev))
+    }
+
+    fn bounce_alignment(&self) -> usize {
+        self.limits.memory_alignment.max(self.limits.request_alignment) as usize
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.limits.read_only {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        self.check_range(offset, len)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.size()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "beyond the end of the disk",
+            ));
+        }
+        if (offset | len) & (u64::from(self.limits.request_alignment) - 1) != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a multiple of the block size",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for RawFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn open_file(options: &OpenOptions) -> Result<File, Error> {
+    let flags = if options.direct { libc::O_DIRECT } else { 0 };
+    fs::OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(flags)
+        .open(&options.path)
+        .map_err(|e| match e.raw_os_error() {
+            // What O_DIRECT gets from a file system without it.
+            Some(libc::EINVAL) if options.direct => options.direct_error(e),
+            _ => options.open_error(e),
+        })
+}

@@ -1,0 +1,182 @@
+//! Size, block sizes and limits of a file or block device, found out at open.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use super::error::Error;
+use super::sys::{self, DioAlign};
+use super::{Limits, OpenOptions, direct};
+
+/// The unit of VIRTIO's sectors and the smallest logical block.
+const SECTOR: u32 = 512;
+/// Largest logical block size that may be asked for.
+const BLOCK_MAX: u32 = 32768;
+/// What the page cache and most file systems work in: smaller writes cost a read.
+const FILE_BLOCK: u32 = 4096;
+
+/// The two kinds of file that are disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Regular,
+    BlockDevice,
+}
+
+impl Kind {
+    /// # Errors
+    /// [`Error::Kind`] for everything that is no disk.
+    pub(super) fn of(meta: &fs::Metadata, path: &Path) -> Result<Self, Error> {
+        let ty = meta.file_type();
+        let kind = match () {
+            () if ty.is_file() => return Ok(Self::Regular),
+            () if ty.is_block_device() => return Ok(Self::BlockDevice),
+            () if ty.is_dir() => "directory",
+            () if ty.is_fifo() => "FIFO",
+            () if ty.is_socket() => "socket",
+            () if ty.is_char_device() => "character device",
+            () => "file of an unknown type",
+        };
+        let path = path.to_owned();
+        Err(Error::Kind { path, kind })
+    }
+}
+
+/// Size and limits of a disk.
+#[derive(Debug)]
+pub(super) struct Geometry {
+    pub(super) size: u64,
+    pub(super) limits: Limits,
+}
+
+impl Geometry {
+    /// Looks at `file`, which was opened as `options` ask.
+    pub(super) fn of(
+        file: &File,
+        meta: &fs::Metadata,
+        kind: Kind,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        let query = |what| move |source| options.query_error(what, source);
+        let (size, device_block) = match kind {
+            Kind::Regular => (meta.len(), None),
+            Kind::BlockDevice => (
+                sys::blkgetsize64(file).map_err(query("size"))?,
+                Some(sys::blksszget(file).map_err(query("logical block size"))?),
+            ),
+        };
+        let dio = direct_alignment(file, device_block, options)?;
+        let block = logical_block_size(device_block, dio, options)?;
+        check_size(size, block, kind, options)?;
+        let limits = Limits {
+            logical_block_size: block,
+            physical_block_size: match kind {
+                Kind::Regular => FILE_BLOCK,
+                Kind::BlockDevice => sys::blkpbszget(file).map_err(query("physical block size"))?,
+            }
+            .max(block),
+            optimal_io_size: match kind {
+                Kind::Regular => 0,
+                Kind::BlockDevice => sys::blkioopt(file).map_err(query("optimal I/O size"))?,
+            },
+            request_alignment: dio.map_or(1, |dio| dio.offset),
+            memory_alignment: dio.map_or(1, |dio| dio.memory),
+            discard_granularity: match options.read_only {
+                true => 0,
+                false => discard_granularity(file, meta, kind, size).map_err(query("discard granularity"))?,
+            },
+            write_zeroes: !options.read_only,
+            read_only: options.read_only,
+        };
+        Ok(Self { size, limits })
+    }
+}
+
+fn direct_alignment(
+    file: &File,
+    device_block: Option<u32>,
+    options: &OpenOptions,
+) -> Result<Option<DioAlign>, Error> {
+    if !options.direct {
+        return Ok(None);
+    }
+    let align = direct::alignment(file, device_block).map_err(|source| match source.kind() {
+        io::ErrorKind::Unsupported => options.direct_error(source),
+        _ => options.query_error("alignment of direct I/O", source),
+    })?;
+    Ok(Some(align))
+}
+
+/// The logical block size: the one asked for, or the smallest that is possible.
+fn logical_block_size(
+    device_block: Option<u32>,
+    dio: Option<DioAlign>,
+    options: &OpenOptions,
+) -> Result<u32, Error> {
+    let device = (device_block.unwrap_or(SECTOR), "the device has logical blocks");
+    let direct = (dio.map_or(SECTOR, |dio| dio.offset), "--direct needs multiples");
+    let (least, reason) = if direct.0 > device.0 { direct } else { device };
+    match options.logical_block_size {
+        None => Ok(least),
+        Some(size) if !size.is_power_of_two() || !(SECTOR..=BLOCK_MAX).contains(&size) => {
+            Err(Error::BlockSize { size })
+        }
+        Some(size) if size < least => Err(Error::BlockSizeTooSmall {
+            path: options.path.clone(),
+            size,
+            least,
+            reason,
+        }),
+        Some(size) => Ok(size),
+    }
+}
+
+fn check_size(size: u64, block: u32, kind: Kind, options: &OpenOptions) -> Result<(), Error> {
+    let path = options.path.clone();
+    match kind {
+        Kind::Regular if size == 0 => Err(Error::EmptyFile { path }),
+        Kind::BlockDevice if size == 0 => Err(Error::EmptyDevice { path }),
+        _ if size.is_multiple_of(u64::from(block)) => Ok(()),
+        Kind::Regular => Err(Error::FileSize { path, size, block }),
+        Kind::BlockDevice => Err(Error::DeviceSize { path, size, block }),
+    }
+}
+
+/// What a discard frees, in bytes; 0 if it frees nothing.
+fn discard_granularity(file: &File, meta: &fs::Metadata, kind: Kind, size: u64) -> io::Result<u32> {
+    match kind {
+        Kind::Regular => {
+            // Behind the end of the file there is nothing to lose.
+            match sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, size, u64::from(SECTOR)) {
+                Err(e) if super::zero::is_unsupported(&e) => Ok(0),
+                // Anything else says nothing about discards in general; they are tried when they come.
+                _ => Ok(file_system_block(meta)),
+            }
+        }
+        Kind::BlockDevice => {
+            let block = sys::blksszget(file)?;
+            Ok(match queue_limit(meta.rdev(), "discard_max_bytes") {
+                Some(0) => 0,
+                _ => queue_limit(meta.rdev(), "discard_granularity").map_or(block, |bytes| bytes.max(block)),
+            })
+        }
+    }
+}
+
+/// `st_blksize` where it can be an allocation unit (on network file systems it is a transfer size).
+fn file_system_block(meta: &fs::Metadata) -> u32 {
+    match u32::try_from(meta.blksize()) {
+        Ok(bytes @ 512..=65536) if bytes.is_power_of_two() => bytes,
+        _ => FILE_BLOCK,
+    }
+}
+
+/// One of the figures under `/sys/dev/block/<device>/queue`; those of a partition are its disk's.
+fn queue_limit(device: u64, name: &str) -> Option<u32> {
+    let device = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let text = ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| fs::read_to_string(format!("{device}/{queue}/{name}")).ok())?;
+    let bytes: u64 = text.trim().parse().ok()?;
+    Some(u32::try_from(bytes).unwrap_or(u32::MAX))
+}

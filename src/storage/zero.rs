@@ -1,0 +1,181 @@
+//! Discard and write zeroes, with what to do where the storage has neither.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::geometry::Kind;
+use super::sys;
+use super::transfer::retry;
+use crate::iov::IoVecs;
+
+/// Bytes of zeroes that are written at a time where nothing better works.
+const PIECE: usize = 1 << 20;
+
+/// Source of zeroes, aligned for O_DIRECT. Never written: it stays a mapping of the kernel's zero page.
+#[repr(align(4096))]
+struct Zeroes([u8; 1 << 16]);
+static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
+
+/// Ways of discarding and zeroing that turned out to be missing on this file; each is tried until then.
+#[derive(Debug, Default)]
+pub(super) struct Missing {
+    discard: AtomicBool,
+    punch_hole: AtomicBool,
+    zero_range: AtomicBool,
+}
+
+impl Missing {
+    /// Gives up the contents of a range; does nothing where that is not supported.
+    ///
+    /// A regular file reads zero there afterwards (`PUNCH_HOLE` zeroes the parts of blocks at its edges itself); of a
+    /// block device whole logical blocks are discarded, and what they read as is the device's choice.
+    pub(super) fn discard(
+        &self,
+        file: &File,
+        kind: Kind,
+        block: u64,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        match kind {
+            Kind::Regular => attempt(&self.punch_hole, || {
+                sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+            })?,
+            Kind::BlockDevice => match inward(offset, len, block) {
+                Some((offset, len)) => attempt(&self.discard, || sys::blkdiscard(file, offset, len))?,
+                None => true,
+            },
+        };
+        Ok(())
+    }
+
+    /// Makes a range read zero without a transfer of zeroes; false if there is no way.
+    ///
+    /// `may_unmap`: blocks may be given back. Works on block devices too, where the kernel keeps the page cache in step.
+    pub(super) fn zero(&self, file: &File, offset: u64, len: u64, may_unmap: bool) -> io::Result<bool> {
+        let hole = || sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len);
+        let zero = || sys::fallocate(file, libc::FALLOC_FL_ZERO_RANGE, offset, len);
+        Ok((may_unmap && attempt(&self.punch_hole, hole)?) || attempt(&self.zero_range, zero)?)
+    }
+}
+
+/// Writes zeroes with `write(list, offset)`, piece by piece.
+pub(super) fn write_zeroes(
+    offset: u64,
+    len: u64,
+    mut write: impl FnMut(&IoVecs, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut iov = IoVecs::new();
+    let end = offset + len;
+    let mut at = offset;
+    while at < end {
+        let piece = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+        iov.clear();
+        while iov.len() < piece {
+            let part = (piece - iov.len()).min(ZEROES.0.len());
+            // SAFETY: a static that lives for ever and is only read; `write` only reads from the list.
+            unsafe { iov.push(ZEROES.0.as_ptr().cast_mut(), part) };
+        }
+        write(&iov, at)?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+/// Calls `op` unless it is known to be missing; false if it is, or if it does not do this range.
+fn attempt(missing: &AtomicBool, op: impl FnMut() -> io::Result<()>) -> io::Result<bool> {
+    // Relaxed: a thread that sees the flag late makes one futile call.
+    if missing.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    match retry(op) {
+        Ok(()) => Ok(true),
+        Err(e) if is_unsupported(&e) => {
+            missing.store(true, Ordering::Relaxed);
+            Ok(false)
+        }
+        // Not aligned for it, or (some file systems) not just now.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EBUSY)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// True for the ways in which kernels and file systems say "not implemented".
+pub(super) fn is_unsupported(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::ENOTTY)
+    )
+}
+
+/// The part of a range that consists of whole blocks, if any.
+fn inward(offset: u64, len: u64, block: u64) -> Option<(u64, u64)> {
+    let start = offset.checked_next_multiple_of(block)?;
+    let end = (offset + len) / block * block;
+    (start < end).then(|| (start, end - start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failing(errno: i32) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn what_is_missing_is_tried_once() {
+        for errno in [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::ENOTTY] {
+            let (missing, mut calls) = (AtomicBool::new(false), 0);
+            for _ in 0..3 {
+                let done = attempt(&missing, || {
+                    calls += 1;
+                    failing(errno)
+                });
+                assert!(!done.unwrap());
+            }
+            assert_eq!(calls, 1, "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_does_not_fit_says_nothing_about_the_next() {
+        let missing = AtomicBool::new(false);
+        assert!(!attempt(&missing, || failing(libc::EINVAL)).unwrap());
+        assert!(attempt(&missing, || Ok(())).unwrap());
+    }
+
+    #[test]
+    fn interruptions_are_not_errors_and_errors_are() {
+        let (missing, mut results) = (AtomicBool::new(false), vec![Ok(()), failing(libc::EINTR)]);
+        assert!(attempt(&missing, || results.pop().expect("two calls")).unwrap());
+        let result = attempt(&missing, || failing(libc::ENOSPC));
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    fn only_whole_blocks_are_discarded() {
+        assert_eq!(inward(0, 4096, 4096), Some((0, 4096)));
+        assert_eq!(inward(512, 8192, 4096), Some((4096, 4096)));
+        assert_eq!(inward(512, 7680, 4096), Some((4096, 4096)));
+        assert_eq!(inward(512, 4096, 4096), None);
+        assert_eq!(inward(u64::MAX - 100, 100, 4096), None);
+    }
+
+    #[test]
+    fn zeroes_are_written_over_exactly_the_range() {
+        let piece = PIECE as u64;
+        for (offset, len) in [(512, 1), (0, piece), (7, 2 * piece + 513), (1 << 40, 100_000)] {
+            let mut at = offset;
+            write_zeroes(offset, len, |iov, offset| {
+                assert_eq!(offset, at);
+                assert!(iov.len() <= PIECE && iov.is_aligned(4096, 1));
+                at += iov.len() as u64;
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(at, offset + len);
+        }
+    }
+}

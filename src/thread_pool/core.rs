@@ -1,0 +1,204 @@
+//! What meets between the context and the workers: one lock, one condition variable.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::state::{Actions, Counters, Next, Queued, State, ThreadPoolParams, Woken};
+use crate::sync::{Condvar, Mutex, lock};
+
+/// How a work came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was run.
+    Done,
+    /// It was cancelled before anyone took it, and was not run.
+    Cancelled,
+    /// Its `run` panicked.
+    Panicked,
+}
+
+/// A work on its way back.
+#[derive(Debug)]
+pub(super) struct Finished<W> {
+    pub(super) work: W,
+    pub(super) outcome: Outcome,
+}
+
+/// A pool without its threads.
+#[derive(Debug)]
+pub(super) struct Core<W> {
+    locked: Mutex<Locked<W>>,
+    /// Wakeups of sleeping workers.
+    wakeup: Condvar,
+    /// The last worker has ended.
+    all_gone: Condvar,
+}
+
+#[derive(Debug)]
+struct Locked<W> {
+    state: State<W>,
+    /// What the context has not collected.
+    done: Vec<Finished<W>>,
+}
+
+/// One worker's works.
+#[derive(Debug)]
+pub(super) struct Batch<W> {
+    /// Taken, not begun.
+    pub(super) taken: VecDeque<Queued<W>>,
+    /// Finished, the context does not know yet.
+    pub(super) finished: Vec<Finished<W>>,
+    /// All works of this round were quick.
+    pub(super) quick: Option<bool>,
+}
+
+impl<W> Batch<W> {
+    pub(super) fn new() -> Self {
+        Self {
+            taken: VecDeque::new(),
+            finished: Vec::new(),
+            quick: None,
+        }
+    }
+}
+
+/// What a worker found in a round.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Round {
+    pub(super) next: Next,
+    pub(super) actions: Actions,
+    /// The context has to be told that there is something to collect.
+    pub(super) completed: bool,
+}
+
+impl<W> Core<W> {
+    pub(super) fn new(params: ThreadPoolParams) -> Self {
+        let locked = Locked {
+            state: State::new(params),
+            done: Vec::new(),
+        };
+        Self {
+            locked: Mutex::new(locked),
+            wakeup: Condvar::new(),
+            all_gone: Condvar::new(),
+        }
+    }
+
+    /// Changes the state under the lock, then wakes whom it says.
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut State<W>) -> (T, Actions)) -> (T, Actions) {
+        let (result, actions) = change(&mut lock(&self.locked).state);
+        self.wake(actions);
+        (result, actions)
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        lock(&self.locked).state.counters()
+    }
+
+    pub(super) fn begin_spawn(&self) -> bool {
+        lock(&self.locked).state.begin_spawn()
+    }
+
+    pub(super) fn take_inline(&self) -> Option<W> {
+        lock(&self.locked).state.take_inline()
+    }
+
+    /// Takes a queued work back and puts it with the finished ones; returns whether it was still queued.
+    pub(super) fn cancel(&self, id: u64) -> bool {
+        let mut locked = lock(&self.locked);
+        let Some(work) = locked.state.cancel(id) else {
+            return false;
+        };
+        locked.done.push(Finished {
+            work,
+            outcome: Outcome::Cancelled,
+        });
+        true
+    }
+
+    /// Moves what was finished to the end of `done`.
+    pub(super) fn collect(&self, done: &mut Vec<Finished<W>>) {
+        let mut locked = lock(&self.locked);
+        if done.is_empty() {
+            std::mem::swap(&mut locked.done, done);
+        } else {
+            done.append(&mut locked.done);
+        }
+    }
+
+    pub(super) fn spawn_failed(&self) -> Actions {
+        self.with(|state| ((), state.spawn_failed())).1
+    }
+
+    /// A worker runs; returns whether it has to create the next one.
+    pub(super) fn worker_started(&self) -> bool {
+        let mut locked = lock(&self.locked);
+        locked.state.worker_started();
+        locked.state.begin_spawn()
+    }
+
+    /// Delivers what a worker finished, and says what it does next.
+    pub(super) fn round(&self, batch: &mut Batch<W>) -> Round {
+        let mut guard = lock(&self.locked);
+        let locked = &mut *guard;
+        let completed = locked.done.is_empty() && !batch.finished.is_empty();
+        locked.state.finished(batch.finished.len());
+        locked.done.append(&mut batch.finished);
+        if !batch.taken.is_empty() {
+            locked.state.give_back(&mut batch.taken);
+        }
+        let (next, actions) = locked.state.next(batch.quick.take(), &mut batch.taken);
+        self.leave(&guard.state, next == Next::Exit);
+        drop(guard);
+        self.wake(actions);
+        Round {
+            next,
+            actions,
+            completed,
+        }
+    }
+
+    /// Has a worker sleep until it is woken (then returns true) or has to end, after `idle` of nothing to do.
+    pub(super) fn sleep(&self, idle: Duration) -> (bool, Actions) {
+        let mut guard = lock(&self.locked);
+        let mut expired = false;
+        loop {
+            let (woken, actions) = guard.state.woken(expired);
+            match woken {
+                Woken::Look => return (true, actions),
+                Woken::Exit => {
+                    self.leave(&guard.state, true);
+                    drop(guard);
+                    self.wake(actions);
+                    return (false, actions);
+                }
+                Woken::SleepOn => {}
+            }
+            let result = self.wakeup.wait_timeout(guard, idle);
+            let (again, timeout) = result.unwrap_or_else(|poisoned| poisoned.into_inner());
+            guard = again;
+            expired = timeout.timed_out();
+        }
+    }
+
+    /// Waits until no worker is left.
+    pub(super) fn wait_until_empty(&self) {
+        let mut guard = lock(&self.locked);
+        while guard.state.counters().cur_threads > 0 {
+            guard = self
+                .all_gone
+                .wait(guard)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    fn leave(&self, state: &State<W>, leaving: bool) {
+        if leaving && state.counters().cur_threads == 0 {
+            self.all_gone.notify_all();
+        }
+    }
+
+    fn wake(&self, actions: Actions) {
+        (0..actions.wake).for_each(|_| self.wakeup.notify_one());
+    }
+}

@@ -1,0 +1,38 @@
+//! How a pool creates its threads.
+
+use std::{
+    fmt, io,
+    sync::Arc,
+    thread::{Builder, JoinHandle},
+};
+
+type Body = Box<dyn FnOnce() + Send>;
+type Spawn = dyn Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync;
+
+/// Creates threads. Tests put one in that fails.
+#[derive(Clone)]
+pub struct Spawner(Arc<Spawn>);
+
+impl Spawner {
+    /// A spawner that calls `spawn` with a thread's name and body.
+    #[doc(hidden)]
+    pub fn new(spawn: impl Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(spawn))
+    }
+
+    pub(super) fn spawn(&self, name: String, body: Body) -> io::Result<JoinHandle<()>> {
+        (self.0)(name, body)
+    }
+}
+
+impl Default for Spawner {
+    fn default() -> Self {
+        Self::new(|name, body| Builder::new().name(name).spawn(body))
+    }
+}
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Spawner")
+    }
+}

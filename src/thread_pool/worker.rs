@@ -1,0 +1,170 @@
+//! The workers, and what they share with the context.
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Outcome, Spawner, Work,
+    core::{Batch, Core, Finished},
+    state::{Actions, Next, QUICK, Watch},
+};
+use crate::aio::{BhHandle, panic_message};
+
+/// What the context and the workers share.
+pub(super) struct Shared {
+    pub(super) core: Core<Box<dyn Work>>,
+    /// Delivers what is finished.
+    pub(super) completion: BhHandle,
+    /// Creates a thread, runs works inline, arms the watch timer.
+    pub(super) care: BhHandle,
+    pub(super) care_for: CareFor,
+    pub(super) spawner: Spawner,
+    pub(super) idle_time: Duration,
+    /// Prefix of the workers' names.
+    pub(super) name: String,
+    next_number: AtomicU64,
+    failure_logged: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the care bottom half has to do, left by workers.
+#[derive(Default)]
+pub(super) struct CareFor {
+    pub(super) stall: AtomicBool,
+    pub(super) retry: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        core: Core<Box<dyn Work>>,
+        completion: BhHandle,
+        care: BhHandle,
+        spawner: Spawner,
+        idle_time: Duration,
+    ) -> Self {
+        let name = thread::current().name().unwrap_or("pool").to_owned();
+        Self {
+            core,
+            completion,
+            care,
+            care_for: CareFor::default(),
+            spawner,
+            idle_time,
+            name,
+            next_number: AtomicU64::new(0),
+            failure_logged: AtomicBool::new(false),
+            threads: Mutex::default(),
+        }
+    }
+
+    /// Has the context do what cannot be done here.
+    pub(super) fn apply(&self, actions: Actions) {
+        match actions.watch {
+            // Relaxed: the bottom half's schedule and take order it.
+            Some(Watch::Stall) => self.care_for.stall.store(true, Ordering::Relaxed),
+            Some(Watch::Retry) => self.care_for.retry.store(true, Ordering::Relaxed),
+            None => {}
+        }
+        if actions.spawn || actions.inline || actions.watch.is_some() {
+            self.care.schedule();
+        }
+    }
+
+    /// Creates the thread that `begin_spawn` has granted.
+    pub(super) fn spawn_worker(self: &Arc<Self>) {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::clone(self);
+        let body = Box::new(move || shared.run_worker());
+        match self.spawner.spawn(format!("worker-{number}/{}", self.name), body) {
+            Ok(thread) => {
+                self.failure_logged.store(false, Ordering::Relaxed);
+                let mut threads = self
+                    .threads
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+            }
+            Err(err) => {
+                if !self.failure_logged.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%err, pool = self.name, "cannot create a worker; going on with what there is");
+                }
+                self.apply(self.core.spawn_failed());
+            }
+        }
+    }
+
+    /// Waits for every worker.
+    pub(super) fn join(&self) {
+        self.core.wait_until_empty();
+        let threads = std::mem::take(
+            &mut *self
+                .threads
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        );
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!(pool = self.name, "a worker panicked outside of its work");
+            }
+        }
+    }
+
+    fn run_worker(self: Arc<Self>) {
+        if self.core.worker_started() {
+            self.spawn_worker();
+        }
+        let mut batch = Batch::new();
+        loop {
+            let round = self.core.round(&mut batch);
+            if round.completed {
+                self.completion.schedule();
+            }
+            self.apply(round.actions);
+            match round.next {
+                Next::Run => run_batch(&mut batch),
+                Next::Exit => return,
+                Next::Sleep => {
+                    let (woken, actions) = self.core.sleep(self.idle_time);
+                    self.apply(actions);
+                    if !woken {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Runs what was taken, up to the first that is not quick.
+fn run_batch(batch: &mut Batch<Box<dyn Work>>) {
+    let mut quick = true;
+    let mut start = Instant::now();
+    while quick && let Some(queued) = batch.taken.pop_front() {
+        let finished = run_one(queued.work);
+        batch.finished.push(finished);
+        let end = Instant::now();
+        quick = end.duration_since(start) < QUICK;
+        start = end;
+    }
+    batch.quick = Some(quick);
+}
+
+pub(super) fn run_one(mut work: Box<dyn Work>) -> Finished<Box<dyn Work>> {
+    // The work is not looked at after a panic, but by its owner, who is told.
+    let outcome = match panic::catch_unwind(AssertUnwindSafe(|| work.run())) {
+        Ok(()) => Outcome::Done,
+        Err(payload) => {
+            tracing::error!(message = panic_message(&payload), "a pool work panicked");
+            Outcome::Panicked
+        }
+    };
+    Finished { work, outcome }
+}

@@ -1,0 +1,226 @@
+//! The `vhost` crate's messages, mapped to the session.
+
+use std::fs::File;
+use std::io;
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use super::error::SessionError;
+use super::session::Session;
+use crate::memory::{MAX_REGIONS, RegionInfo};
+use crate::virtqueue::RingAddresses;
+
+/// Answers one connection's messages.
+#[derive(Debug)]
+pub(super) struct Handler<'a> {
+    pub(super) session: Session<'a>,
+    /// A request that wants data was refused: the protocol has no answer for that, so the connection must end.
+    pub(super) unanswered: bool,
+}
+
+fn refuse(message: &'static str, error: &SessionError) -> Error {
+    tracing::warn!(message, %error, "vhost-user message refused");
+    Error::ReqHandlerError(io::Error::other(error.to_string()))
+}
+
+/// The outcome of a message that is answered with ACK or NAK.
+fn ack<T>(message: &'static str, result: std::result::Result<T, SessionError>) -> Result<T> {
+    result.map_err(|error| refuse(message, &error))
+}
+
+fn unsupported<T>(message: &'static str) -> Result<T> {
+    Err(refuse(message, &SessionError::Unsupported))
+}
+
+fn region(guest: u64, len: u64, user: u64, file_offset: u64) -> RegionInfo {
+    RegionInfo {
+        guest,
+        len,
+        user,
+        file_offset,
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Handler<'_> {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        ack("RESET_OWNER", self.session.stop_all())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        unsupported("RESET_DEVICE")
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.session.features())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        ack("SET_FEATURES", self.session.set_features(features))
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        use VhostUserProtocolFeatures as F;
+        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::REPLY_ACK)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !self.get_protocol_features()?.bits();
+        if unknown != 0 {
+            return Err(refuse(
+                "SET_PROTOCOL_FEATURES",
+                &SessionError::BadFeatures(unknown),
+            ));
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.session.device().config().num_queues))
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn set_mem_table(
+        &mut self,
+        table: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<u64>>> {
+        let regions = table
+            .iter()
+            .map(|r| region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset));
+        ack("SET_MEM_TABLE", self.session.set_memory_table(regions, files)).map(|()| None)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        r: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<u64>> {
+        let info = region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset);
+        ack("ADD_MEM_REG", self.session.add_region(info, file)).map(|()| None)
+    }
+
+    fn remove_mem_region(&mut self, r: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let info = region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset);
+        ack("REM_MEM_REG", self.session.remove_region(info))
+    }
+
+    fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        ack("SET_VRING_NUM", self.session.set_vring_num(index, size))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        desc: u64,
+        used: u64,
+        avail: u64,
+        _log: u64,
+    ) -> Result<()> {
+        ack(
+            "SET_VRING_ADDR",
+            self.session
+                .set_vring_addr(index, RingAddresses { desc, avail, used }),
+        )
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        ack("SET_VRING_BASE", self.session.set_vring_base(index, base))
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let base = ack("GET_VRING_BASE", self.session.get_vring_base(index));
+        self.unanswered |= base.is_err();
+        Ok(VhostUserVringState::new(index, base?.into()))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        ack("SET_VRING_KICK", self.session.set_vring_kick(index.into(), file))
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        ack("SET_VRING_CALL", self.session.set_vring_call(index.into(), file))
+    }
+
+    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        ack("SET_VRING_ERR", self.session.set_vring_err(index.into(), file))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        ack("SET_VRING_ENABLE", self.session.set_vring_enable(index, enable))
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let device = self.session.device();
+        ack(
+            "GET_CONFIG",
+            device
+                .read_config(offset, size as usize)
+                .map_err(SessionError::from),
+        )
+    }
+
+    fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        ack(
+            "SET_CONFIG",
+            self.session
+                .device()
+                .write_config(offset, data)
+                .map_err(SessionError::from),
+        )
+    }
+
+    fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {
+        unsupported("GPU_SET_SOCKET")
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        unsupported("GET_SHARED_OBJECT")
+    }
+
+    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.unanswered = true;
+        unsupported("GET_INFLIGHT_FD")
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        unsupported("SET_INFLIGHT_FD")
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        unsupported("SET_DEVICE_STATE_FD")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        unsupported("CHECK_DEVICE_STATE")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        self.unanswered = true;
+        unsupported("GET_SHMEM_CONFIG")
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        self.unanswered = true;
+        unsupported("SET_LOG_BASE")
+    }
+}

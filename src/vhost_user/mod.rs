@@ -1,0 +1,12 @@
+//! The vhost-user protocol: sockets, connections, messages.
+//!
+//! [`server`] owns the socket and runs one frontend after the other; [`session`] turns the messages of one frontend
+//! into commands for the device's queues. Both run on the disk's control thread.
+
+mod error;
+mod handler;
+pub mod server;
+pub mod session;
+mod vring;
+
+pub use error::SessionError;

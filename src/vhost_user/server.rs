@@ -1,0 +1,346 @@
+//! The socket: one frontend after the other, until told to stop.
+//!
+//! Runs on the disk's control thread. Whatever a frontend does ends its own connection at worst.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::handler::Handler;
+use super::session::Session;
+use crate::blk::device::BlkDevice;
+
+/// Pause before the next try after an accept that failed (no fds left, no memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no socket to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another process listens there.
+    #[error("socket {0} is in use by another process: stop it, or choose another --socket-path")]
+    InUse(PathBuf),
+    /// Something is there that is no socket.
+    #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
+    NotASocket(PathBuf),
+    /// The socket cannot be made.
+    #[error("cannot listen on socket {path}: {source}")]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file descriptor is no Unix stream socket.
+    #[error("file descriptor {fd} (--fd) is not a connected or listening Unix stream socket: {source}")]
+    BadFd {
+        /// Its number.
+        fd: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// No eventfd could be had.
+    #[error("eventfd: {0}")]
+    EventFd(io::Error),
+}
+
+#[derive(Debug)]
+enum Socket {
+    Listening(UnixListener),
+    /// One frontend, and that is all.
+    Connected(UnixStream),
+}
+
+/// A socket that frontends connect to.
+#[derive(Debug)]
+pub struct Server {
+    socket: Socket,
+    /// Removed with the server.
+    _path: Option<SocketPath>,
+    stop: Stopper,
+}
+
+impl Server {
+    /// Listens at `path`. A socket that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// A live socket or another file at `path`; a path that cannot be bound.
+    pub fn bind(path: &Path) -> Result<Self, ServerError> {
+        remove_stale(path)?;
+        let bind = |source| ServerError::Bind {
+            path: path.to_owned(),
+            source,
+        };
+        let listener = UnixListener::bind(path).map_err(bind)?;
+        let path = SocketPath::new(path).map_err(bind)?;
+        Ok(Self {
+            socket: Socket::Listening(listener),
+            _path: Some(path),
+            stop: Stopper::new()?,
+        })
+    }
+
+    /// Serves a socket that somebody else has made: a listening one, or one that is connected to a frontend.
+    ///
+    /// # Errors
+    /// Another kind of file.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, ServerError> {
+        let number = fd.as_raw_fd();
+        let bad = |source| ServerError::BadFd { fd: number, source };
+        if socket_option(&fd, libc::SO_DOMAIN).map_err(bad)? != libc::AF_UNIX
+            || socket_option(&fd, libc::SO_TYPE).map_err(bad)? != libc::SOCK_STREAM
+        {
+            return Err(bad(io::Error::other("wrong kind of socket")));
+        }
+        let socket = if socket_option(&fd, libc::SO_ACCEPTCONN).map_err(bad)? != 0 {
+            Socket::Listening(fd.into())
+        } else {
+            let stream = UnixStream::from(fd);
+            stream.peer_addr().map_err(bad)?;
+            stream.set_nonblocking(false).map_err(bad)?;
+            Socket::Connected(stream)
+        };
+        Ok(Self {
+            socket,
+            _path: None,
+            stop: Stopper::new()?,
+        })
+    }
+
+    /// A handle that ends [`Server::run`] from another thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stop.clone()
+    }
+
+    /// Serves frontends until stopped (or, on a connected socket, until that frontend leaves).
+    ///
+    /// When this returns no request is in flight.
+    pub fn run(self, device: &mut BlkDevice) {
+        match &self.socket {
+            Socket::Connected(stream) => match stream.try_clone() {
+                Ok(stream) => self.serve(stream, device),
+                Err(error) => tracing::error!(%error, "cannot serve the connected socket"),
+            },
+            Socket::Listening(listener) => {
+                while let Some(stream) = self.accept(listener) {
+                    self.serve(stream, device);
+                }
+            }
+        }
+    }
+
+    /// The next frontend, or `None` when stopped.
+    fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
+        loop {
+            if self.stop.wait(Some(listener.as_raw_fd()), None) {
+                return None;
+            }
+            match listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection, trying again");
+                    self.stop.wait(None, Some(ACCEPT_PAUSE));
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream, device: &mut BlkDevice) {
+        let disk = device.state().name.clone();
+        match self.stop.begin_connection(&stream) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return tracing::warn!(disk, %error, "connection refused"),
+        }
+        tracing::info!(disk, "frontend connected");
+        let handler = Handler {
+            session: Session::new(device),
+            unanswered: false,
+        };
+        let handler = Arc::new(Mutex::new(handler));
+        let reason = serve_requests(
+            &mut BackendReqHandler::from_stream(stream, Arc::clone(&handler)),
+            &handler,
+        );
+        self.stop.end_connection();
+        // Stops the rings and waits for what is in flight.
+        drop(handler);
+        match reason {
+            None => tracing::info!(disk, "frontend left"),
+            Some(error) => tracing::warn!(disk, %error, "connection ended"),
+        }
+    }
+}
+
+/// Handles messages until the connection has to end; returns why, unless the frontend just left.
+fn serve_requests(
+    requests: &mut BackendReqHandler<Mutex<Handler<'_>>>,
+    handler: &Mutex<Handler<'_>>,
+) -> Option<VhostError> {
+    loop {
+        match requests.handle_request() {
+            Ok(()) => {}
+            Err(VhostError::Disconnected) => return None,
+            // Refused and logged; the frontend knows if it wanted to.
+            Err(VhostError::ReqHandlerError(_))
+                if !handler.lock().unwrap_or_else(PoisonError::into_inner).unanswered => {}
+            Err(error) => return Some(error),
+        }
+    }
+}
+
+/// Ends [`Server::run`] from another thread.
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<Stop>);
+
+#[derive(Debug)]
+struct Stop {
+    /// Readable once stopped.
+    event: EventFd,
+    state: Mutex<StopState>,
+}
+
+#[derive(Debug, Default)]
+struct StopState {
+    stopped: bool,
+    connection: Option<UnixStream>,
+}
+
+impl Stopper {
+    fn new() -> Result<Self, ServerError> {
+        let event = EventFd::new(EFD_NONBLOCK).map_err(ServerError::EventFd)?;
+        Ok(Self(Arc::new(Stop {
+            event,
+            state: Mutex::default(),
+        })))
+    }
+
+    /// Accepts no more, and ends the connection there is. Any thread.
+    pub fn stop(&self) {
+        let mut state = self.state();
+        state.stopped = true;
+        if let Some(connection) = &state.connection {
+            // A connection that has ended already is as good.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        // Only a counter that is full cannot be written, and that is readable.
+        let _ = self.0.event.write(1);
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, StopState> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the connection one that `stop` ends; false if stopped already.
+    fn begin_connection(&self, stream: &UnixStream) -> io::Result<bool> {
+        let mut state = self.state();
+        state.connection = Some(stream.try_clone()?);
+        Ok(!state.stopped)
+    }
+
+    fn end_connection(&self) {
+        self.state().connection = None;
+    }
+
+    /// Waits for `fd` to become readable, for the time, or for the stop; returns whether it is stopped.
+    fn wait(&self, fd: Option<i32>, timeout: Option<Duration>) -> bool {
+        let poll = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // A negative fd is ignored.
+        let mut fds = [poll(self.0.event.as_raw_fd()), poll(fd.unwrap_or(-1))];
+        let timeout = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
+        // SAFETY: the array is valid for its two elements.
+        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
+        self.state().stopped
+    }
+}
+
+/// A socket's path; removed when dropped, if it is still that socket.
+#[derive(Debug)]
+struct SocketPath {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl SocketPath {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            inode: inode(path)?,
+        })
+    }
+}
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        if inode(&self.path).is_ok_and(|now| now == self.inode)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "socket cannot be removed");
+        }
+    }
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Removes a socket at `path` that nobody listens on.
+fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ServerError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|source| ServerError::Bind {
+                path: path.to_owned(),
+                source,
+            })
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(ServerError::Bind {
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Err(ServerError::InUse(path.to_owned())),
+    }
+}
+
+fn socket_option(fd: &OwnedFd, option: i32) -> io::Result<i32> {
+    let (mut value, mut len) = (0i32, 4);
+    // SAFETY: value and len are valid for an int option.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

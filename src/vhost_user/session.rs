@@ -1,0 +1,302 @@
+//! One frontend's session: vhost-user messages in, commands for the queues out.
+//!
+//! Runs on the disk's control thread. A message that is refused changes nothing; the log says why.
+
+use std::fs::File;
+use std::sync::{Arc, mpsc};
+
+use super::error::SessionError;
+use super::vring::{Kick, Vring};
+use crate::aio::Remote;
+use crate::blk::config::features;
+use crate::blk::device::BlkDevice;
+use crate::blk::queue::{BlkQueue, RingSetup};
+use crate::memory::{GuestMemory, RegionInfo};
+use crate::virtqueue::{RingAddresses, RingFeatures};
+
+/// VHOST_USER_F_PROTOCOL_FEATURES.
+pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+type Result<T> = std::result::Result<T, SessionError>;
+
+/// The state of one connection. Dropping it stops all rings and waits for what is in flight.
+#[derive(Debug)]
+pub struct Session<'a> {
+    device: &'a mut BlkDevice,
+    memory: Arc<GuestMemory>,
+    acked: u64,
+    vrings: Vec<Vring>,
+}
+
+impl<'a> Session<'a> {
+    /// A fresh session: nothing is negotiated.
+    pub fn new(device: &'a mut BlkDevice) -> Self {
+        let vrings = device.queues().iter().map(|_| Vring::default()).collect();
+        Self {
+            device,
+            memory: Arc::default(),
+            acked: 0,
+            vrings,
+        }
+    }
+
+    /// The device that is served.
+    pub(super) fn device(&mut self) -> &mut BlkDevice {
+        self.device
+    }
+
+    pub(super) fn features(&self) -> u64 {
+        self.device.config().features() | PROTOCOL_FEATURES
+    }
+
+    /// Checks an index that the frontend gave.
+    pub(super) fn index(&self, index: u32) -> Result<usize> {
+        let queues = self.vrings.len();
+        usize::try_from(index)
+            .ok()
+            .filter(|&i| i < queues)
+            .ok_or(SessionError::BadQueue { index, queues })
+    }
+
+    fn queue(&self, index: usize) -> &Remote<BlkQueue> {
+        &self.device.queues()[index]
+    }
+
+    pub(super) fn set_features(&mut self, acked: u64) -> Result<()> {
+        let unknown = acked & !self.features();
+        if unknown != 0 {
+            return Err(SessionError::BadFeatures(unknown));
+        }
+        self.device.set_features(acked).map_err(SessionError::Flush)?;
+        self.acked = acked;
+        tracing::debug!(
+            features = format!("{acked:#x}"),
+            "features accepted by the driver"
+        );
+        Ok(())
+    }
+
+    pub(super) fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
+        self.memory = Arc::new(memory);
+        for (queue, vring) in self.device.queues().iter().zip(&self.vrings) {
+            if vring.running {
+                let memory = Arc::clone(&self.memory);
+                queue.call(move |queue| queue.set_memory(&memory))?;
+            }
+        }
+        self.start_ready()
+    }
+
+    pub(super) fn set_memory_table(
+        &mut self,
+        table: impl ExactSizeIterator<Item = RegionInfo>,
+        files: Vec<File>,
+    ) -> Result<()> {
+        if files.len() != table.len() {
+            return Err(SessionError::BadFiles {
+                files: files.len(),
+                regions: table.len(),
+            });
+        }
+        self.set_memory(GuestMemory::map(table.zip(files))?)
+    }
+
+    pub(super) fn add_region(&mut self, info: RegionInfo, file: File) -> Result<()> {
+        self.set_memory(self.memory.with_region(info, file)?)
+    }
+
+    pub(super) fn remove_region(&mut self, info: RegionInfo) -> Result<()> {
+        self.set_memory(self.memory.without_region(info.guest, info.user, info.len)?)
+    }
+
+    pub(super) fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        let index = self.index_of_stopped(index)?;
+        let max = self.device.config().queue_size;
+        if !size.is_power_of_two() || size > u32::from(max) {
+            return Err(SessionError::BadQueueSize { size, max });
+        }
+        let segments = u32::from(self.device.config().seg_max());
+        if size < segments + 2 {
+            tracing::warn!(
+                queue = index,
+                size,
+                "a request may have {segments} segments, more than this queue takes: start the backend with \
+                 --queue-size {size}"
+            );
+        }
+        self.vrings[index].size = Some(size);
+        self.start_ready()
+    }
+
+    pub(super) fn set_vring_addr(&mut self, index: u32, addresses: RingAddresses) -> Result<()> {
+        let index = self.index(index)?;
+        let vring = &mut self.vrings[index];
+        if vring.running && vring.addresses != Some(addresses) {
+            return Err(SessionError::Running(index));
+        }
+        vring.addresses = Some(addresses);
+        self.start_ready()
+    }
+
+    pub(super) fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let index = self.index_of_stopped(index)?;
+        self.vrings[index].base = u16::try_from(base).map_err(|_| SessionError::BadBase(base))?;
+        Ok(())
+    }
+
+    fn index_of_stopped(&self, index: u32) -> Result<usize> {
+        let index = self.index(index)?;
+        if self.vrings[index].running {
+            Err(SessionError::Running(index))
+        } else {
+            Ok(index)
+        }
+    }
+
+    /// Stops the ring, waits for its requests in flight, and says where to go on.
+    pub(super) fn get_vring_base(&mut self, index: u32) -> Result<u16> {
+        let index = self.index(index)?;
+        let stopped = self.begin_stop(index)?;
+        self.end_stop(index, stopped)?;
+        Ok(self.vrings[index].base)
+    }
+
+    fn begin_stop(&mut self, index: usize) -> Result<Option<mpsc::Receiver<u16>>> {
+        let vring = &mut self.vrings[index];
+        vring.kick = Kick::Unset;
+        if !std::mem::take(&mut vring.running) {
+            return Ok(None);
+        }
+        let (done, stopped) = mpsc::channel();
+        self.queue(index).post(move |queue| queue.stop(done))?;
+        Ok(Some(stopped))
+    }
+
+    fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
+        if let Some(stopped) = stopped {
+            self.vrings[index].base = stopped.recv().map_err(|_| crate::aio::Gone)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_vring_kick(&mut self, index: u32, kick: Option<File>) -> Result<()> {
+        let index = self.index(index)?;
+        let kick = kick.map(non_blocking).transpose()?;
+        if self.vrings[index].running {
+            let set = self.queue(index).call(move |queue| queue.set_kick(kick))?;
+            return set.map_err(|source| SessionError::Kick { index, source });
+        }
+        self.vrings[index].kick = Kick::Pending(kick);
+        self.start_ready()
+    }
+
+    pub(super) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
+        let index = self.index(index)?;
+        let call = call.map(non_blocking).transpose()?;
+        Ok(self.queue(index).call(move |queue| queue.set_call(call))?)
+    }
+
+    pub(super) fn set_vring_err(&mut self, index: u32, err: Option<File>) -> Result<()> {
+        let index = self.index(index)?;
+        let err = err.map(non_blocking).transpose()?;
+        Ok(self.queue(index).call(move |queue| queue.set_err(err))?)
+    }
+
+    pub(super) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let index = self.index(index)?;
+        Ok(self.queue(index).call(move |queue| queue.set_enabled(enable))?)
+    }
+
+    /// Starts every ring of which enough is known; frontends differ in the order of their messages.
+    fn start_ready(&mut self) -> Result<()> {
+        if self.memory.is_empty() {
+            return Ok(());
+        }
+        (0..self.vrings.len()).try_for_each(|index| self.start_if_ready(index))
+    }
+
+    fn start_if_ready(&mut self, index: usize) -> Result<()> {
+        let vring = &mut self.vrings[index];
+        if !vring.is_ready() {
+            return Ok(());
+        }
+        let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {
+            return Ok(());
+        };
+        let Kick::Pending(kick) = std::mem::replace(&mut vring.kick, Kick::Taken) else {
+            return Ok(());
+        };
+        let setup = RingSetup {
+            memory: Arc::clone(&self.memory),
+            addresses,
+            size,
+            base: vring.base,
+            features: RingFeatures {
+                event_idx: self.acked & features::EVENT_IDX != 0,
+                indirect: self.acked & features::INDIRECT_DESC != 0,
+            },
+        };
+        // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
+        let enable = self.acked & PROTOCOL_FEATURES == 0;
+        let queue = self.queue(index);
+        let started = queue.call(move |queue| queue.start(&setup))?;
+        started.map_err(|source| SessionError::Ring { index, source })?;
+        self.vrings[index].running = true;
+        let queue = self.queue(index);
+        let set = queue.call(move |queue| {
+            if enable {
+                queue.set_enabled(true);
+            }
+            queue.set_kick(kick)
+        })?;
+        set.map_err(|source| SessionError::Kick { index, source })
+    }
+
+    /// Stops all rings: each is told first, then each is waited for.
+    pub(super) fn stop_all(&mut self) -> Result<()> {
+        let indices = 0..self.vrings.len();
+        let stopping = indices
+            .map(|index| self.begin_stop(index))
+            .collect::<Result<Vec<_>>>()?;
+        for (index, stopped) in stopping.into_iter().enumerate() {
+            self.end_stop(index, stopped)?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.stop_all()?;
+        for queue in self.device.queues() {
+            queue.call(|queue| {
+                queue.set_enabled(false);
+                queue.set_call(None);
+                queue.set_err(None);
+            })?;
+        }
+        self.device.reset();
+        Ok(())
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.reset() {
+            tracing::error!(%error, "disk cannot be reset after its frontend left");
+        }
+    }
+}
+
+/// Has reads and writes of an eventfd return at once: a frontend must not be able to stop an IOThread.
+fn non_blocking(file: File) -> Result<File> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the fd is open; F_GETFL takes no further argument.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    // SAFETY: the fd is open; F_SETFL takes an int.
+    let set =
+        flags >= 0 && unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } >= 0;
+    if set {
+        Ok(file)
+    } else {
+        Err(SessionError::EventFd(std::io::Error::last_os_error()))
+    }
+}

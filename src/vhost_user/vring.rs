@@ -1,0 +1,38 @@
+//! What the frontend has said about one vring so far, whatever the order in which it said it.
+
+use std::fs::File;
+
+use crate::virtqueue::RingAddresses;
+
+/// The kick eventfd, as SET_VRING_KICK gave it.
+#[derive(Debug, Default)]
+pub(super) enum Kick {
+    /// Not set yet.
+    #[default]
+    Unset,
+    /// Set, and not handed to the queue yet; `None` means that there is none.
+    Pending(Option<File>),
+    /// Handed to the queue.
+    Taken,
+}
+
+/// The state of one vring in a session.
+#[derive(Debug, Default)]
+pub(super) struct Vring {
+    pub(super) size: Option<u32>,
+    pub(super) addresses: Option<RingAddresses>,
+    pub(super) base: u16,
+    pub(super) kick: Kick,
+    /// The queue runs it.
+    pub(super) running: bool,
+}
+
+impl Vring {
+    /// True if all is known that a ring needs to start, and it does not run.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.running
+            && self.size.is_some()
+            && self.addresses.is_some()
+            && matches!(self.kick, Kick::Pending(_))
+    }
+}

@@ -1,0 +1,175 @@
+//! Descriptor chains (VIRTIO 1.3, 2.7.5): walked once, copied once, bounded.
+
+use virtio_queue::desc::split::Descriptor;
+
+use super::ring::{SplitRing, read_descriptor};
+use crate::iov::IoVecs;
+use crate::memory::MemoryView;
+
+const INDIRECT: u16 = 4; // VIRTQ_DESC_F_INDIRECT
+
+/// Why a chain cannot be walked; its ring must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// More descriptors than the queue has: a loop, or a table that is too long.
+    #[error("chain of more than {0} descriptors")]
+    TooLong(u16),
+    /// `next` is beyond the table.
+    #[error("descriptor index {next} is beyond the table of {len}")]
+    BadNext {
+        /// The index.
+        next: u16,
+        /// Entries in the table.
+        len: u16,
+    },
+    /// A device-readable descriptor after a device-writable one (2.7.4.2).
+    #[error("readable descriptor after a writable one")]
+    ReadableAfterWritable,
+    /// An indirect table where none may be: not negotiated, nested, or with NEXT set (2.7.5.3.1).
+    #[error("indirect descriptor where none may be")]
+    UnexpectedIndirect,
+    /// An indirect table that is empty, longer than the queue, or no whole number of descriptors.
+    #[error("indirect table of {0} bytes")]
+    BadIndirectLength(u32),
+    /// An indirect table outside guest memory.
+    #[error("indirect table at {0:#x} is not in guest memory")]
+    IndirectNotMapped(u64),
+}
+
+/// What a walk found; the ranges themselves are in the list that was handed in, readable ones first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Ranges at the front of the list that the device may only read.
+    pub readable_ranges: usize,
+    /// Bytes in them.
+    pub readable: u64,
+    /// Bytes that the device may write.
+    pub writable: u64,
+    /// A range outside guest memory was left out of the list: the chain can be answered but not executed.
+    pub fault: bool,
+    /// The last writable byte is in the list.
+    pub last_writable_mapped: bool,
+}
+
+impl Chain {
+    /// Walks the chain that starts at `head`, and appends its ranges to the empty list `iov`.
+    ///
+    /// The ranges stay valid as long as `memory` lives.
+    ///
+    /// # Errors
+    /// A chain that breaks the rules of the ring.
+    pub fn walk(
+        ring: &SplitRing,
+        memory: &MemoryView,
+        head: u16,
+        iov: &mut IoVecs,
+    ) -> Result<Self, ChainError> {
+        let mut chain = Self::default();
+        let mut index = head;
+        for _ in 0..ring.size() {
+            let descriptor = ring.descriptor(index);
+            if descriptor.flags() & INDIRECT != 0 {
+                chain.walk_indirect(ring, memory, descriptor, iov)?;
+                return Ok(chain);
+            }
+            chain.add(memory, descriptor, iov)?;
+            if !descriptor.has_next() {
+                return Ok(chain);
+            }
+            index = descriptor.next();
+            if index >= ring.size() {
+                return Err(ChainError::BadNext {
+                    next: index,
+                    len: ring.size(),
+                });
+            }
+        }
+        Err(ChainError::TooLong(ring.size()))
+    }
+
+    fn walk_indirect(
+        &mut self,
+        ring: &SplitRing,
+        memory: &MemoryView,
+        table: Descriptor,
+        iov: &mut IoVecs,
+    ) -> Result<(), ChainError> {
+        if !ring.features().indirect || table.has_next() {
+            return Err(ChainError::UnexpectedIndirect);
+        }
+        let bad_length = ChainError::BadIndirectLength(table.len());
+        let len = u16::try_from(table.len() / 16).map_err(|_| bad_length)?;
+        if !table.len().is_multiple_of(16) || len == 0 || len > ring.size() {
+            return Err(bad_length);
+        }
+        let mut index = 0;
+        for _ in 0..len {
+            let descriptor = table_entry(memory, table.addr().0, index)?;
+            if descriptor.flags() & INDIRECT != 0 {
+                return Err(ChainError::UnexpectedIndirect);
+            }
+            self.add(memory, descriptor, iov)?;
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
+            if index >= len {
+                return Err(ChainError::BadNext { next: index, len });
+            }
+        }
+        Err(ChainError::TooLong(len))
+    }
+
+    /// Adds what one descriptor describes; it may span regions that adjoin each other.
+    #[inline]
+    fn add(
+        &mut self,
+        memory: &MemoryView,
+        descriptor: Descriptor,
+        iov: &mut IoVecs,
+    ) -> Result<(), ChainError> {
+        let mut left = u64::from(descriptor.len());
+        let writable = descriptor.is_write_only();
+        if writable {
+            self.writable += left;
+        } else if self.writable > 0 {
+            return Err(ChainError::ReadableAfterWritable);
+        } else {
+            self.readable += left;
+        }
+        let mut addr = descriptor.addr().0;
+        while left > 0 {
+            let Some((base, contiguous)) = memory.resolve(addr) else {
+                self.fault = true;
+                self.last_writable_mapped &= !writable;
+                return Ok(());
+            };
+            let len = left.min(contiguous);
+            #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
+            // SAFETY: `len` bytes at `base` lie in one mapping, which `memory` keeps alive.
+            unsafe {
+                iov.push(base, len as usize);
+            }
+            left -= len;
+            // A region ends at or below 2^64, so this can only wrap when nothing is left or nothing follows.
+            addr = addr.wrapping_add(len);
+            self.last_writable_mapped |= writable;
+        }
+        if !writable {
+            self.readable_ranges = iov.as_slice().len();
+        }
+        Ok(())
+    }
+}
+
+/// Copies entry `index` of an indirect table.
+#[inline]
+fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor, ChainError> {
+    let not_mapped = ChainError::IndirectNotMapped(table);
+    let addr = table.checked_add(16 * u64::from(index)).ok_or(not_mapped)?;
+    match memory.resolve(addr) {
+        // SAFETY: sixteen bytes follow in the region.
+        Some((ptr, left)) if left >= 16 => Ok(unsafe { read_descriptor(ptr) }),
+        _ => Err(not_mapped),
+    }
+}

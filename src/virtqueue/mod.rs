@@ -1,0 +1,10 @@
+//! Split virtqueues (VIRTIO 1.3, 2.7): the rings, descriptor chains, notification suppression.
+//!
+//! A ring is resolved to host addresses once, when it starts, and again after a change of the memory table. It runs
+//! on one IOThread, takes no lock and allocates nothing. It knows no block device.
+
+mod chain;
+mod ring;
+
+pub use chain::{Chain, ChainError};
+pub use ring::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, SplitRing};

@@ -1,0 +1,65 @@
+//! What is stable when, as the kernel's page cache statistics tell it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use crate::support::{Buffers, Image, On, skipped, write};
+
+/// `struct cachestat` of `linux/mman.h`: pages of a file.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct CacheStat {
+    pub(crate) cached: u64,
+    pub(crate) dirty: u64,
+    pub(crate) writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// The `cachestat` system call (Linux 6.5) over a whole file.
+pub(crate) fn cachestat(file: &File) -> io::Result<CacheStat> {
+    /// The same on all architectures.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let whole = [0u64; 2];
+    let mut stat = CacheStat::default();
+    // SAFETY: reads two u64 and writes one `struct cachestat` through the pointers.
+    let rc = unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), whole.as_ptr(), &raw mut stat, 0) };
+    match rc {
+        0 => Ok(stat),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Pages that a power failure would lose.
+fn unstable(image: &Image) -> io::Result<u64> {
+    let stat = cachestat(&image.file())?;
+    Ok(stat.dirty + stat.writeback)
+}
+
+#[test]
+fn a_flush_makes_earlier_writes_stable() {
+    let image = Image::new(On::Disk, 1 << 20);
+    let storage = image.open();
+    write(&storage, 0, &[1; 65536]).unwrap();
+    match unstable(&image) {
+        Ok(pages) => assert!(pages > 0, "written back before it was asked for"),
+        Err(e) => return skipped("flush", e),
+    }
+    storage.flush().unwrap();
+    assert_eq!(unstable(&image).unwrap(), 0);
+}
+
+#[test]
+fn a_durable_write_is_stable_when_it_returns() {
+    let image = Image::new(On::Disk, 1 << 20);
+    if let Err(e) = unstable(&image) {
+        return skipped("durable writes", e);
+    }
+    for storage in [image.open(), image.open_direct()] {
+        let mut buffers = Buffers::with(&[1; 65536]);
+        storage.writev_durable(&buffers.iov(), 4096).unwrap();
+        assert_eq!(unstable(&image).unwrap(), 0);
+        assert!(image.contents()[4096..4096 + 65536].iter().all(|&byte| byte == 1));
+    }
+}

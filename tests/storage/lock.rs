@@ -1,0 +1,200 @@
+//! Image locks, against ourselves and against QEMU's own programs (package `qemu-utils`).
+
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use vhost_user_blk::storage::{ImageLock, LockError, Storage};
+
+use crate::support::{Image, On};
+
+const MIB: u64 = 1 << 20;
+
+/// A `qemu-storage-daemon` that exports an image, until dropped.
+struct Qsd(Child);
+
+impl Qsd {
+    /// Starts it and waits until it serves; the error is what it said when it refused.
+    fn start(image: &Image, writable: bool) -> Result<Self, String> {
+        let socket = image.dir().join("qsd.sock");
+        let _ = std::fs::remove_file(&socket);
+        let read_only = if writable { "off" } else { "on" };
+        let writable = if writable { "on" } else { "off" };
+        let mut child = Command::new("qemu-storage-daemon")
+            .arg("--blockdev")
+            .arg(format!("driver=file,node-name=disk,read-only={read_only},filename={}", image.path.display()))
+            .arg("--export")
+            .arg(format!(
+                "type=vhost-user-blk,id=export,node-name=disk,writable={writable},addr.type=unix,addr.path={}",
+                socket.display()
+            ))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("qemu-storage-daemon runs");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while UnixStream::connect(&socket).is_err() {
+            if child.try_wait().unwrap().is_some() {
+                let Output { stderr, .. } = child.wait_with_output().unwrap();
+                return Err(String::from_utf8(stderr).unwrap());
+            }
+            if Instant::now() > deadline {
+                drop(Self(child));
+                panic!("qemu-storage-daemon neither serves nor ends");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Qsd {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Runs `qemu-img` and says whether it succeeded, with its words.
+fn qemu_img(args: &[&str], image: &Image) -> (bool, String) {
+    let out = Command::new("qemu-img")
+        .args(args)
+        .arg(&image.path)
+        .output()
+        .expect("qemu-img runs");
+    (out.status.success(), String::from_utf8(out.stderr).unwrap())
+}
+
+/// A command of `qemu-img` that writes to the image.
+const WRITE_ONCE: [&str; 5] = ["bench", "-w", "-f", "raw", "-c1"];
+
+#[track_caller]
+fn refused(storage: &Storage, image: &Image) {
+    let error = ImageLock::acquire(storage).expect_err("locked");
+    assert!(matches!(error, LockError::InUse { .. }), "{error}");
+    assert!(
+        error.to_string().contains(image.path.to_str().unwrap()),
+        "{error}"
+    );
+}
+
+#[test]
+fn one_writer_excludes_all_others_and_readers_only_writers() {
+    let image = Image::new(On::Disk, MIB);
+    let lock = |storage: &Storage| ImageLock::acquire(storage);
+    let writers = [image.open(), image.open()];
+    let readers = [image.open_read_only(), image.open_read_only()];
+
+    let writing = lock(&writers[0]).unwrap();
+    refused(&writers[1], &image);
+    refused(&readers[0], &image);
+    drop(writing);
+
+    let reading = readers.each_ref().map(|reader| lock(reader).unwrap());
+    refused(&writers[0], &image);
+    drop(reading);
+    lock(&writers[1]).unwrap();
+}
+
+#[test]
+fn a_refused_lock_leaves_nothing_locked() {
+    let image = Image::new(On::Disk, MIB);
+    let (reader, writer) = (image.open_read_only(), image.open());
+    let reading = ImageLock::acquire(&reader).unwrap();
+    refused(&writer, &image);
+    // The writer's traces would refuse this one.
+    let other = image.open_read_only();
+    ImageLock::acquire(&other).unwrap();
+    drop(reading);
+    ImageLock::acquire(&writer).unwrap();
+}
+
+#[test]
+fn a_lock_is_taken_once_and_again_after_its_release() {
+    let image = Image::new(On::Disk, MIB);
+    let storage = image.open();
+    let lock = ImageLock::acquire(&storage).unwrap();
+    assert!(lock.is_held());
+    assert!(matches!(
+        ImageLock::acquire(&storage),
+        Err(LockError::Held { .. })
+    ));
+    // The failed attempt must not have released it.
+    refused(&image.open(), &image);
+    drop(lock);
+    ImageLock::acquire(&storage).unwrap();
+}
+
+#[test]
+fn a_lock_outlives_the_storage_that_it_was_taken_with() {
+    let image = Image::new(On::Disk, MIB);
+    let storage = image.open();
+    let lock = ImageLock::acquire(&storage).unwrap();
+    drop(storage);
+    refused(&image.open(), &image);
+    drop(lock);
+    ImageLock::acquire(&image.open()).unwrap();
+}
+
+#[test]
+fn a_lock_of_an_unknown_program_is_respected() {
+    let image = Image::new(On::Disk, MIB);
+    let storage = image.open();
+    let other = image.file();
+    // SAFETY: all-zero bytes are a valid `struct flock`: a lock of the whole file.
+    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
+    whole.l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&other);
+    // SAFETY: F_OFD_SETLK reads one `struct flock` through the pointer.
+    assert_eq!(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const whole) }, 0);
+    refused(&storage, &image);
+    drop(other);
+    ImageLock::acquire(&storage).unwrap();
+}
+
+#[test]
+fn an_image_that_we_write_is_refused_by_qsd_and_qemu_img() {
+    let image = Image::new(On::Disk, MIB);
+    let storage = image.open();
+    let lock = ImageLock::acquire(&storage).unwrap();
+    let words = Qsd::start(&image, true).err().expect("qsd started");
+    assert!(words.contains("lock"), "{words}");
+    let (done, words) = qemu_img(&WRITE_ONCE, &image);
+    assert!(!done && words.contains("lock"), "{words}");
+
+    drop(lock);
+    Qsd::start(&image, true).unwrap();
+    let (done, words) = qemu_img(&WRITE_ONCE, &image);
+    assert!(done, "{words}");
+}
+
+#[test]
+fn an_image_that_we_read_is_read_but_not_written_by_qsd_and_qemu_img() {
+    let image = Image::new(On::Disk, MIB);
+    let storage = image.open_read_only();
+    let _lock = ImageLock::acquire(&storage).unwrap();
+    Qsd::start(&image, false).unwrap();
+    assert!(Qsd::start(&image, true).is_err());
+    let (done, words) = qemu_img(&["info", "-f", "raw"], &image);
+    assert!(done, "{words}");
+    let (done, words) = qemu_img(&WRITE_ONCE, &image);
+    assert!(!done && words.contains("lock"), "{words}");
+}
+
+#[test]
+fn an_image_that_qsd_writes_is_not_for_us() {
+    let image = Image::new(On::Disk, MIB);
+    let qsd = Qsd::start(&image, true).unwrap();
+    refused(&image.open(), &image);
+    refused(&image.open_read_only(), &image);
+    drop(qsd);
+    ImageLock::acquire(&image.open()).unwrap();
+}
+
+#[test]
+fn an_image_that_qsd_reads_can_be_read_and_written_as_qsd_allows() {
+    let image = Image::new(On::Disk, MIB);
+    let _qsd = Qsd::start(&image, false).unwrap();
+    ImageLock::acquire(&image.open_read_only()).unwrap();
+    // Its export shares all permissions: whoever wants it otherwise tells qsd.
+    ImageLock::acquire(&image.open()).unwrap();
+}
