@@ -165,7 +165,7 @@ fn every_queue_size_serves_a_full_ring() {
     let daemon = start(&[]);
     for size in [4, 8, 64, 256, 1024] {
         let mut vm = Vm::start_with(&daemon, 1, size, 0);
-        let count = (size / 3).min(100);
+        let count = (size / 3).min(60);
         for _ in 0..4 {
             put_reads(&vm, 0, count);
             (0..count).for_each(|i| vm.publish(0, 3 * i));

@@ -40,37 +40,52 @@ fn random_op(random: &mut Random, area: usize) -> Op {
     }
 }
 
-/// What the disk must hold; `None` where a discard left it open.
-struct Model(Vec<Option<u8>>);
+/// What the disk must hold.
+#[derive(Clone)]
+struct Model {
+    bytes: Vec<u8>,
+    /// By sector; a discard leaves open what is read afterwards.
+    known: Vec<bool>,
+}
 
 impl Model {
+    fn new(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.to_vec(),
+            known: vec![true; bytes.len() / SECTOR],
+        }
+    }
+
     /// Takes over what `op` does once it is done.
     fn apply(&mut self, op: &Op) {
-        let mut set = |offset: u64, values: &mut dyn Iterator<Item = Option<u8>>| {
-            let start = usize::try_from(offset).expect("a small disk");
-            self.0[start..]
-                .iter_mut()
-                .zip(values)
-                .for_each(|(byte, value)| *byte = value);
+        let at = |offset: u64| usize::try_from(offset).expect("a small disk");
+        let (start, len) = match op {
+            Op::Write { offset, data } => (at(*offset), data.len()),
+            Op::WriteZeroes { offset, len, .. } | Op::Discard { offset, len } => (at(*offset), at(*len)),
+            Op::Read { .. } | Op::Flush => return,
         };
-        let bytes = |len: u64| usize::try_from(len).expect("a small disk");
         match op {
-            Op::Write { offset, data } => set(*offset, &mut data.iter().copied().map(Some)),
-            Op::WriteZeroes { offset, len, .. } => set(*offset, &mut vec![Some(0); bytes(*len)].into_iter()),
-            Op::Discard { offset, len } => set(*offset, &mut vec![None; bytes(*len)].into_iter()),
-            Op::Read { .. } | Op::Flush => {}
+            Op::Write { data, .. } => self.bytes[start..start + len].copy_from_slice(data),
+            _ => self.bytes[start..start + len].fill(0),
         }
+        let is_known = !matches!(op, Op::Discard { .. });
+        self.known[start / SECTOR..(start + len) / SECTOR].fill(is_known);
     }
 
     fn check(&self, offset: u64, data: &[u8], what: &str) {
         let start = usize::try_from(offset).expect("a small disk");
-        for (i, (byte, expected)) in data.iter().zip(&self.0[start..]).enumerate() {
-            assert!(
-                expected.is_none_or(|value| value == *byte),
-                "{what}: byte {} of the disk is wrong",
-                start + i
-            );
+        for (i, sector) in data.chunks(SECTOR).enumerate() {
+            let at = start + i * SECTOR;
+            let right = !self.known[at / SECTOR] || sector == &self.bytes[at..at + SECTOR];
+            assert!(right, "{what}: sector {} is wrong", at / SECTOR);
         }
+    }
+
+    /// Takes over what another model of the disk says of these sectors.
+    fn take_over(&mut self, other: &Self, sectors: std::ops::Range<usize>) {
+        let bytes = sectors.start * SECTOR..sectors.end * SECTOR;
+        self.bytes[bytes.clone()].copy_from_slice(&other.bytes[bytes]);
+        self.known[sectors.clone()].copy_from_slice(&other.known[sectors]);
     }
 }
 
@@ -130,18 +145,8 @@ fn random_requests_match(queues: usize, options: &[&str]) {
     let options = [&["--num-queues", &count], options].concat();
     let mut daemon = Daemon::start(&image, &options);
     let mut frontend = Frontend::connect(&daemon.socket(), queues, DEPTH, all_features()).expect("connect");
-    let initial = |i: usize| {
-        // A full-size model per queue is simple; a queue touches its own areas only.
-        let area = i * DEPTH * AREA..(i + 1) * DEPTH * AREA;
-        Model(
-            image
-                .iter()
-                .enumerate()
-                .map(|(at, &byte)| area.contains(&at).then_some(byte))
-                .collect(),
-        )
-    };
-    let mut models: Vec<Model> = (0..queues).map(initial).collect();
+    // A model of the whole disk for each queue is simple; a queue touches its own areas only.
+    let mut models = vec![Model::new(&image); queues];
     std::thread::scope(|scope| {
         for (i, (queue, model)) in frontend.queues().iter_mut().zip(&mut models).enumerate() {
             scope.spawn(move || check_against_model(queue, i * DEPTH, model, 2000));
@@ -151,7 +156,12 @@ fn random_requests_match(queues: usize, options: &[&str]) {
     assert!(daemon.terminate().status.success());
     let disk = daemon.image();
     assert_eq!(disk.len(), image.len(), "the image's size changed");
-    models.iter().for_each(|model| model.check(0, &disk, "image"));
+    let mut whole = Model::new(&image);
+    let sectors = DEPTH * AREA / SECTOR;
+    for (i, model) in models.iter().enumerate() {
+        whole.take_over(model, i * sectors..(i + 1) * sectors);
+    }
+    whole.check(0, &disk, "image");
 }
 
 #[test]
@@ -259,6 +269,6 @@ fn direct_io_serves_buffers_of_any_alignment() {
     let image = Random::new(5).bytes(DEPTH * AREA);
     let daemon = Daemon::start(&image, &["--direct"]);
     let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");
-    let mut model = Model(image.iter().copied().map(Some).collect());
+    let mut model = Model::new(&image);
     check_against_model(frontend.queue(0), 0, &mut model, 1000);
 }

@@ -97,7 +97,7 @@ fn read_with(notify: &str, event_idx: bool) -> Counted {
     let exit = daemon.terminate();
     notifications += queue.pending_notifications();
     Counted {
-        completions: ROUNDS * DEPTH,
+        completions,
         notifications,
     }
     .agree_with(&exit)

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::daemon::{Daemon, Holdings, run};
+use common::daemon::{Daemon, run};
 use common::frontend::{Frontend, Op, SLOT, all_features};
 
 const DEPTH: usize = 64;
@@ -58,40 +58,11 @@ fn session(daemon: &Daemon, image: &[u8]) {
     }
 }
 
-/// What the daemon holds between two connections, once it has warmed up.
-fn baseline(daemon: &mut Daemon, image: &[u8]) -> Holdings {
-    session(daemon, image);
-    // The end of a session is noticed a moment after the frontend left: no socket of it, no memory.
-    daemon.wait_for(
-        |daemon| {
-            !daemon
-                .holdings()
-                .mappings
-                .keys()
-                .any(|name| name.contains("deleted"))
-        },
-        "unmap",
-    );
-    let mut last = daemon.holdings();
-    for _ in 0..20 {
-        std::thread::sleep(Duration::from_millis(2));
-        last = daemon.holdings();
-    }
-    last
-}
-
-fn wait_for_nothing_more_than(daemon: &mut Daemon, baseline: &Holdings) {
-    daemon.wait_for(
-        |daemon| daemon.holdings() == *baseline,
-        &format!("return to {baseline:#?}"),
-    );
-}
-
 #[test]
 fn two_hundred_connections_leave_no_thread_descriptor_or_mapping() {
     let image = image();
     let mut daemon = Daemon::start(&image, STEADY_POOL);
-    let baseline = baseline(&mut daemon, &image);
+    let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
     for round in 0..200 {
         if round % 10 == 0 {
             session(&daemon, &image);
@@ -99,7 +70,7 @@ fn two_hundred_connections_leave_no_thread_descriptor_or_mapping() {
             drop(connect(&daemon));
         }
     }
-    wait_for_nothing_more_than(&mut daemon, &baseline);
+    daemon.wait_for_holdings(&baseline);
     session(&daemon, &image);
 }
 
@@ -107,13 +78,13 @@ fn two_hundred_connections_leave_no_thread_descriptor_or_mapping() {
 fn a_frontend_that_leaves_with_requests_in_flight_leaves_nothing_behind() {
     let image = image();
     let mut daemon = Daemon::start(&image, STEADY_POOL);
-    let baseline = baseline(&mut daemon, &image);
+    let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
     for _ in 0..20 {
         let mut frontend = connect(&daemon);
         read_all(&mut frontend, 0);
         read_all(&mut frontend, 1);
     }
-    wait_for_nothing_more_than(&mut daemon, &baseline);
+    daemon.wait_for_holdings(&baseline);
     session(&daemon, &image);
 }
 
@@ -121,9 +92,9 @@ fn a_frontend_that_leaves_with_requests_in_flight_leaves_nothing_behind() {
 fn a_connection_that_says_nothing_ends_without_a_trace() {
     let image = image();
     let mut daemon = Daemon::start(&image, STEADY_POOL);
-    let baseline = baseline(&mut daemon, &image);
+    let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
     (0..50).for_each(|_| drop(daemon.connect()));
-    wait_for_nothing_more_than(&mut daemon, &baseline);
+    daemon.wait_for_holdings(&baseline);
     session(&daemon, &image);
 }
 

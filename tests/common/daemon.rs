@@ -168,6 +168,34 @@ impl Daemon {
     pub(crate) fn holdings(&self) -> Holdings {
         Holdings::of(self.pid())
     }
+
+    /// What it holds with nobody connected, once `session` has come and gone for the first time.
+    pub(crate) fn idle_holdings(&mut self, session: impl Fn(&Self)) -> Holdings {
+        session(self);
+        // A frontend's memory is let go of with its connection; the rest follows at once.
+        let has_memory = |held: &Holdings| held.mappings.keys().any(|name| name.ends_with("(deleted)"));
+        self.wait_for(
+            |daemon| !has_memory(&daemon.holdings()),
+            "let go of its first connection",
+        );
+        let mut last = self.holdings();
+        loop {
+            thread::sleep(Duration::from_millis(10));
+            let now = self.holdings();
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+    }
+
+    /// Waits until it holds no more than `limit`.
+    pub(crate) fn wait_for_holdings(&mut self, limit: &Holdings) {
+        self.wait_for(
+            |daemon| daemon.holdings().is_within(limit),
+            &format!("return to {limit:#?}"),
+        );
+    }
 }
 
 impl Drop for Daemon {
@@ -181,6 +209,15 @@ impl Drop for Daemon {
 }
 
 impl Holdings {
+    /// Whether this is no more than `limit` of anything.
+    pub(crate) fn is_within(&self, limit: &Self) -> bool {
+        let fits = |held: &BTreeMap<String, usize>, limit: &BTreeMap<String, usize>| {
+            held.iter()
+                .all(|(name, count)| limit.get(name).is_some_and(|limit| count <= limit))
+        };
+        self.threads <= limit.threads && fits(&self.fds, &limit.fds) && fits(&self.mappings, &limit.mappings)
+    }
+
     pub(crate) fn of(pid: u32) -> Self {
         let dir = Path::new("/proc").join(pid.to_string());
         let list = |name| fs::read_dir(dir.join(name)).expect("list /proc").flatten();

@@ -24,18 +24,8 @@ pub(crate) fn start() -> (Daemon, Holdings) {
         "1",
     ];
     let mut daemon = Daemon::start(&image(), &options);
-    assert_serves(&daemon);
-    daemon.wait_for(
-        |daemon| !holds_a_connection(&daemon.holdings()),
-        "let go of the first connection",
-    );
-    let baseline = daemon.holdings();
+    let baseline = daemon.idle_holdings(assert_serves);
     (daemon, baseline)
-}
-
-fn holds_a_connection(holdings: &Holdings) -> bool {
-    let memory = holdings.mappings.keys().any(|name| name.contains("deleted"));
-    memory || holdings.fds.get("socket").is_some_and(|&sockets| sockets > 1)
 }
 
 /// An ordinary frontend gets ordinary service.
@@ -50,10 +40,7 @@ pub(crate) fn assert_serves(daemon: &Daemon) {
 pub(crate) fn assert_unharmed(mut daemon: Daemon, baseline: &Holdings) {
     assert!(daemon.is_alive());
     assert_serves(&daemon);
-    daemon.wait_for(
-        |daemon| daemon.holdings() == *baseline,
-        &format!("return to {baseline:#?}"),
-    );
+    daemon.wait_for_holdings(baseline);
     assert!(daemon.image() == image(), "the image changed");
 }
 
