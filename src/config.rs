@@ -75,7 +75,8 @@ pub struct Cli {
     #[arg(long, value_name = "NS", default_value_t = 32768, value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     pub poll_max_ns: u64,
 
-    /// Notify the guest once per batch of completions, or for each one (for comparison).
+    /// Notify the guest once per batch of completions, or for each one whatever its driver asked for (for
+    /// comparison).
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Notify::Batch)]
     pub notify: Notify,
 

@@ -75,6 +75,8 @@ struct State {
     /// Somebody waits for the last request of a ring that is being stopped.
     stopping: Option<Sender<u16>>,
     kick: Option<KickSource>,
+    /// Notifications are coalesced.
+    coalescing: bool,
     /// Present while a ring runs.
     _poller: Option<PollerHandle>,
     notifier: Notifier,
@@ -115,9 +117,7 @@ impl BlkQueue {
                 publication: DeferredCall::new(publish),
             }
         });
-        queue
-            .publication
-            .set_coalescing(queue.device.batch_notifications.load(Ordering::Relaxed));
+        queue.set_batch_notifications(queue.device.batch_notifications.load(Ordering::Relaxed));
         Remote::new(ctx, queue)
     }
 
@@ -155,7 +155,10 @@ impl BlkQueue {
     }
 
     /// Switches the coalescing of notifications on or off.
+    ///
+    /// Off, every completion is published and notified on its own, unless the driver has set NO_INTERRUPT.
     pub fn set_batch_notifications(&self, on: bool) {
+        self.state.borrow_mut().coalescing = on;
         self.publication.set_coalescing(on);
     }
 
@@ -265,6 +268,7 @@ impl State {
             in_flight: 0,
             stopping: None,
             kick: None,
+            coalescing: true,
             _poller: None,
             free: Vec::new(),
         }
@@ -305,7 +309,9 @@ impl State {
         if completions == 0 {
             return;
         }
-        let wanted = running.ring.publish();
+        // Without coalescing every completion is notified, though `used_event` may lie behind it: a driver that is
+        // woken slowly suppresses so much that there would be nothing to compare.
+        let wanted = running.ring.publish() || !self.coalescing && running.ring.features().event_idx;
         self.stats.completions.add(completions);
         self.notifier.completed(completions);
         if wanted {

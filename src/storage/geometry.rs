@@ -15,6 +15,8 @@ const SECTOR: u32 = 512;
 const BLOCK_MAX: u32 = 32768;
 /// What the page cache and most file systems work in: smaller writes cost a read.
 const FILE_BLOCK: u32 = 4096;
+/// Distance from the end of a file at which it is safe to try out holes.
+const FAR_BEHIND: u64 = 1 << 40;
 
 /// The two kinds of file that are disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +74,10 @@ impl Geometry {
             logical_block_size: block,
             physical_block_size: match kind {
                 Kind::Regular => FILE_BLOCK,
-                Kind::BlockDevice => sys::blkpbszget(file).map_err(query("physical block size"))?,
+                // Not every drive tells sense; where it does not, blocks are as small as they can be.
+                Kind::BlockDevice => Some(sys::blkpbszget(file).map_err(query("physical block size"))?)
+                    .filter(|bytes| bytes.is_power_of_two())
+                    .unwrap_or(block),
             }
             .max(block),
             optimal_io_size: match kind {
@@ -146,8 +151,9 @@ fn check_size(size: u64, block: u32, kind: Kind, options: &OpenOptions) -> Resul
 fn discard_granularity(file: &File, meta: &fs::Metadata, kind: Kind, size: u64) -> io::Result<u32> {
     match kind {
         Kind::Regular => {
-            // Behind the end of the file there is nothing to lose.
-            match sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, size, u64::from(SECTOR)) {
+            // Behind the end of the file there is nothing to lose, so far behind that no other process is just writing there.
+            let nowhere = size.saturating_add(FAR_BEHIND);
+            match sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, nowhere, u64::from(SECTOR)) {
                 Err(e) if super::zero::is_unsupported(&e) => Ok(0),
                 // Anything else says nothing about discards in general; they are tried when they come.
                 _ => Ok(file_system_block(meta)),

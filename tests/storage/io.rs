@@ -31,9 +31,12 @@ fn nothing_is_done_beyond_the_end() {
                 storage.write_zeroes(offset, len, false),
             ];
             for (i, result) in results.into_iter().enumerate() {
+                let error = result.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                // Found by us, not by the kernel.
                 assert_eq!(
-                    result.unwrap_err().kind(),
-                    ErrorKind::InvalidInput,
+                    error.to_string(),
+                    "beyond the end of the disk",
                     "{i}: {len} at {offset}"
                 );
             }

@@ -1,5 +1,7 @@
 //! Image locks, against ourselves and against QEMU's own programs (package `qemu-utils`).
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -135,17 +137,41 @@ fn a_lock_outlives_the_storage_that_it_was_taken_with() {
     ImageLock::acquire(&image.open()).unwrap();
 }
 
+/// Locks bytes of an open file as another program would, until it is closed.
+fn lock_bytes(file: &File, kind: i32, start: i64, len: i64) {
+    // SAFETY: all-zero bytes are a valid `struct flock`.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::c_short::try_from(kind).unwrap();
+    (lock.l_start, lock.l_len) = (start, len);
+    // SAFETY: F_OFD_SETLK reads one `struct flock` through the pointer.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    assert_eq!(rc, 0);
+}
+
+#[test]
+fn each_lock_byte_of_qemu_excludes_whom_it_says() {
+    let image = Image::new(On::Disk, MIB);
+    let (reader, writer) = (image.open_read_only(), image.open());
+    for byte in (100..104).chain(200..204) {
+        let other = image.file();
+        lock_bytes(&other, libc::F_RDLCK, byte, 1);
+        let (reads, writes) = match byte {
+            101 => (false, false), // it writes
+            200 => (false, false), // it lets nobody read
+            201 => (true, false),  // it lets nobody write
+            _ => (true, true),
+        };
+        assert_eq!(ImageLock::acquire(&reader).is_ok(), reads, "reader, byte {byte}");
+        assert_eq!(ImageLock::acquire(&writer).is_ok(), writes, "writer, byte {byte}");
+    }
+}
+
 #[test]
 fn a_lock_of_an_unknown_program_is_respected() {
     let image = Image::new(On::Disk, MIB);
     let storage = image.open();
     let other = image.file();
-    // SAFETY: all-zero bytes are a valid `struct flock`: a lock of the whole file.
-    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
-    whole.l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap();
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&other);
-    // SAFETY: F_OFD_SETLK reads one `struct flock` through the pointer.
-    assert_eq!(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const whole) }, 0);
+    lock_bytes(&other, libc::F_WRLCK, 0, 0);
     refused(&storage, &image);
     drop(other);
     ImageLock::acquire(&storage).unwrap();
