@@ -81,6 +81,11 @@ impl Machine {
         fs::read(self.image()).expect("the image is there")
     }
 
+    /// Digest of the image's content, as the guest's `md5sum` puts it.
+    pub(crate) fn image_digest(&self) -> String {
+        host("md5sum", &[], &self.image()).chars().take(32).collect()
+    }
+
     /// What the image takes on the host's disk, in bytes.
     pub(crate) fn image_usage(&self) -> u64 {
         let metadata = fs::metadata(self.image()).expect("the image is there");
@@ -98,12 +103,12 @@ fn configured_options(config: &Path) -> Vec<String> {
     command.split_whitespace().map(ToOwned::to_owned).collect()
 }
 
-/// Runs a program on the host that has to succeed.
+/// Runs a program on the host that has to succeed; returns what it printed.
 ///
 /// # Panics
 ///
 /// When it does not; all that it printed is shown.
-pub(crate) fn host(program: &str, args: &[&str], file: &Path) {
+pub(crate) fn host(program: &str, args: &[&str], file: &Path) -> String {
     // Debian keeps file system tools where only root looks.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program)
@@ -112,6 +117,8 @@ pub(crate) fn host(program: &str, args: &[&str], file: &Path) {
         .env("PATH", path)
         .output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    assert!(output.status.success(), "{program}: {}", text.concat());
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{program}: {stdout}{stderr}");
+    stdout
 }
