@@ -86,7 +86,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) suppress: bool,
 
-    /// Write report.json to this directory
+    /// Write report.json and report.html to this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 

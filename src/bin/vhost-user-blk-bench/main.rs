@@ -11,6 +11,7 @@ mod args;
 mod backend;
 mod candidate;
 mod driver;
+mod html;
 mod image;
 mod lane;
 mod load;
@@ -20,6 +21,7 @@ mod report;
 mod sample;
 mod scratch;
 mod stats;
+mod svg;
 mod units;
 mod usage;
 
