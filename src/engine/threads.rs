@@ -36,6 +36,15 @@ impl ThreadsEngine {
         }
     }
 
+    /// Like [`ThreadsEngine::new`], but everything goes to the pool, also what would take no waiting.
+    pub fn pool_only(pool: Rc<ThreadPool>) -> Self {
+        Self {
+            inline: Inline::never(),
+            pool,
+            works: RefCell::default(),
+        }
+    }
+
     /// Does what takes no waiting, queues the rest. The batch is left empty.
     pub fn submit(&self, batch: &mut Requests) {
         self.inline.execute(batch);

@@ -102,7 +102,7 @@ impl Vm {
             },
         );
         let stats: Arc<QueueStats> = Arc::default();
-        let engine = Engine::Threads(ThreadsEngine::new(std::rc::Rc::new(pool.clone())));
+        let engine = Engine::Threads(ThreadsEngine::pool_only(std::rc::Rc::new(pool.clone())));
         let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engine);
         let memfd = memfd(MEMORY);
         let vm = Self {
