@@ -49,14 +49,14 @@ daemon_counts() {
 daemon_columns() {
     [ -n "$1" ] || return 0
     awk -v completions=$(($1 - counted[0])) -v notifications=$(($2 - counted[1])) 'BEGIN {
-        printf "%10d%10d%9.1f", completions, notifications,
+        printf "%10d%9d%10.1f", completions, notifications,
             notifications ? completions / notifications : 0
     }'
 }
 
 print_report() {
     local ours=''
-    [ "$backend" = qsd ] || ours=$(printf '%10s%10s%9s' completed notified each)
+    [ "$backend" = qsd ] || ours=$(printf '%10s%9s%10s' completed notified 'per notif')
     printf '\n%s on %s, %d vCPU\n\n' "$(backend_name)" "${config_file##*/}" "$vcpus"
     printf '%-19s%8s%8s%8s%8s%s\n' 'fio in the guest' kIOPS MiB/s 'p50 us' 'p99 us' "$ours"
     printf '%s' "$report"
