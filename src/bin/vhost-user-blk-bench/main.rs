@@ -16,6 +16,7 @@ mod image;
 mod lane;
 mod load;
 mod machine;
+mod plain;
 mod plan;
 mod report;
 mod sample;
@@ -48,7 +49,12 @@ fn main() -> ExitCode {
         scratch::janitor(std::io::stdin(), &args.janitor);
         return ExitCode::SUCCESS;
     }
-    match bench(&args) {
+    let result = if args.plain.is_empty() {
+        bench(&args)
+    } else {
+        plain::serve(&args.plain)
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vhost-user-blk-bench: {error:#}");

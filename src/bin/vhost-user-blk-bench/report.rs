@@ -97,7 +97,7 @@ pub(crate) fn title(row: &Summary) -> String {
     )
 }
 
-const HEAD: &str = "backend             kIOPS   min..max      ratio (95 %)     c/n   p50us p999us cpu";
+const HEAD: &str = "backend           kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
 const LEGEND: &str = "
 ratio: to the first backend;  c/n: completions per notification;  cpu: backend
 CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
@@ -107,9 +107,9 @@ fn line(row: &Summary) -> String {
     let kilo = |iops: f64| short(iops / 1e3);
     let range = format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max));
     let ratio = ratio(row);
-    let backend: String = row.backend.chars().take(18).collect();
+    let backend: String = row.backend.chars().take(17).collect();
     format!(
-        "{backend:<18} {:>6} {range:>11} {ratio:>19} {:>5} {:>6} {:>6} {:>4}",
+        "{backend:<17} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
         kilo(row.iops),
         short(row.completions_per_notification),
         short(row.p50_us),
@@ -128,12 +128,18 @@ pub(crate) fn ratio(row: &Summary) -> String {
         Verdict::Same => " ~",
         Verdict::Noise => " ?",
     };
-    format!("{:.2} ({:.2}..{:.2}){mark}", ratio.value, ratio.low, ratio.high)
+    format!(
+        "{} ({}..{}){mark}",
+        short(ratio.value),
+        short(ratio.low),
+        short(ratio.high)
+    )
 }
 
 /// Three digits or so.
 pub(crate) fn short(value: f64) -> String {
     match value {
+        v if v >= 1e6 => format!("{v:.1e}"),
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v => format!("{v:.2}"),
