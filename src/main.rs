@@ -74,6 +74,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     if !finished {
         tracing::warn!("requests are still in flight: leaving without them");
+        if let Some(path) = &cli.socket_path {
+            // Its owner is the control thread, which still waits.
+            let _ = std::fs::remove_file(path);
+        }
         // Joining their threads could take for ever.
         std::process::exit(0);
     }
