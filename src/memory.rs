@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -203,6 +204,38 @@ pub struct MappedArea {
 unsafe impl Send for MappedArea {}
 
 impl MappedArea {
+    /// Maps `len` bytes of a file that is not guest memory, from a multiple of the page size on.
+    ///
+    /// The file must not become shorter than that as long as this value lives.
+    ///
+    /// # Errors
+    /// Those of `mmap`.
+    pub(crate) fn map(file: File, offset: u64, len: usize) -> io::Result<Self> {
+        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len).map_err(io::Error::other)?;
+        Ok(Self {
+            base: mapping.as_ptr(),
+            len,
+            _mapping: Arc::new(mapping),
+        })
+    }
+
+    /// The `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they are not all in this range.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
+        assert!(
+            fits(offset as u64, len, self.len as u64),
+            "a part lies in the whole"
+        );
+        Self {
+            // SAFETY: within the range.
+            base: unsafe { self.base.add(offset) },
+            len,
+            _mapping: Arc::clone(&self._mapping),
+        }
+    }
+
     /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.
     pub fn as_ptr(&self) -> *mut u8 {
         self.base

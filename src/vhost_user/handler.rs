@@ -13,7 +13,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use super::error::SessionError;
 use super::session::Session;
 use crate::memory::{MAX_REGIONS, RegionInfo};
-use crate::virtqueue::RingAddresses;
+use crate::virtqueue::{RegionLayout, RingAddresses};
 
 /// Answers one connection's messages.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         use VhostUserProtocolFeatures as F;
-        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::REPLY_ACK)
+        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::INFLIGHT_SHMFD | F::REPLY_ACK)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -192,13 +192,27 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported("GET_SHARED_OBJECT")
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        self.unanswered = true;
-        unsupported("GET_INFLIGHT_FD")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let created = self.session.create_inflight(asked.num_queues, asked.queue_size);
+        self.unanswered |= created.is_err();
+        let (layout, file) = ack("GET_INFLIGHT_FD", created)?;
+        let RegionLayout {
+            size,
+            offset,
+            queues,
+            queue_size,
+        } = layout;
+        Ok((VhostUserInflight::new(size, offset, queues, queue_size), file))
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        unsupported("SET_INFLIGHT_FD")
+    fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Result<()> {
+        let layout = RegionLayout {
+            size: kept.mmap_size,
+            offset: kept.mmap_offset,
+            queues: kept.num_queues,
+            queue_size: kept.queue_size,
+        };
+        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, file))
     }
 
     fn set_device_state_fd(

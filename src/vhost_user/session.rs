@@ -12,7 +12,7 @@ use crate::blk::config::features;
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::{BlkQueue, RingSetup};
 use crate::memory::{GuestMemory, RegionInfo};
-use crate::virtqueue::{RingAddresses, RingFeatures};
+use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout, RingAddresses, RingFeatures};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -26,6 +26,17 @@ pub struct Session<'a> {
     memory: Arc<GuestMemory>,
     acked: u64,
     vrings: Vec<Vring>,
+    inflight: Inflight,
+}
+
+/// Where chains in flight are tracked.
+#[derive(Debug)]
+enum Inflight {
+    /// Nowhere: the frontend does not ask for it.
+    Untracked,
+    Region(InflightRegion),
+    /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
+    Refused,
 }
 
 impl<'a> Session<'a> {
@@ -37,6 +48,7 @@ impl<'a> Session<'a> {
             memory: Arc::default(),
             acked: 0,
             vrings,
+            inflight: Inflight::Untracked,
         }
     }
 
@@ -144,6 +156,36 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Makes an in-flight region for the frontend to keep.
+    pub(super) fn create_inflight(&self, queues: u16, queue_size: u16) -> Result<(RegionLayout, File)> {
+        let max = self.vrings.len();
+        if usize::from(queues) > max {
+            return Err(SessionError::InflightQueues {
+                asked: queues,
+                queues: max,
+            });
+        }
+        Ok(InflightRegion::create(queues, queue_size)?)
+    }
+
+    /// Tracks what is in flight in a region that the frontend has kept; rings that start go on from there.
+    pub(super) fn set_inflight(&mut self, layout: RegionLayout, file: File) -> Result<()> {
+        if let Some(running) = self.vrings.iter().position(|vring| vring.running) {
+            return Err(SessionError::Running(running));
+        }
+        self.inflight = Inflight::Refused;
+        self.inflight = Inflight::Region(InflightRegion::map(file, layout)?);
+        Ok(())
+    }
+
+    fn inflight_area(&self, index: usize) -> Result<Option<InflightArea>> {
+        match &self.inflight {
+            Inflight::Untracked => Ok(None),
+            Inflight::Region(region) => Ok(Some(region.queue(index)?)),
+            Inflight::Refused => Err(SessionError::InflightRefused(index)),
+        }
+    }
+
     fn index_of_stopped(&self, index: u32) -> Result<usize> {
         let index = self.index(index)?;
         if self.vrings[index].running {
@@ -226,11 +268,13 @@ impl<'a> Session<'a> {
         let Kick::Pending(kick) = std::mem::replace(&mut vring.kick, Kick::Taken) else {
             return Ok(());
         };
+        let base = vring.base;
         let setup = RingSetup {
+            inflight: self.inflight_area(index)?,
             memory: Arc::clone(&self.memory),
             addresses,
             size,
-            base: vring.base,
+            base,
             features: RingFeatures {
                 event_idx: self.acked & features::EVENT_IDX != 0,
                 indirect: self.acked & features::INDIRECT_DESC != 0,
@@ -239,7 +283,7 @@ impl<'a> Session<'a> {
         // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
         let enable = self.acked & PROTOCOL_FEATURES == 0;
         let queue = self.queue(index);
-        let started = queue.call(move |queue| queue.start(&setup))?;
+        let started = queue.call(move |queue| queue.start(setup))?;
         started.map_err(|source| SessionError::Ring { index, source })?;
         self.vrings[index].running = true;
         let queue = self.queue(index);

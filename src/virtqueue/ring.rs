@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
+use super::inflight::{self, Inflight, InflightArea, InflightError};
 use crate::memory::{GuestMemory, MappedArea};
 
 /// Largest queue that is served: a power of two.
@@ -78,6 +79,12 @@ pub enum RingError {
         /// Entries in the descriptor table.
         size: u16,
     },
+    /// The driver made a chain available that the device still has.
+    #[error("descriptor chain {0} is in flight already")]
+    InFlight(u16),
+    /// What is known of the chains in flight makes no sense.
+    #[error(transparent)]
+    Region(#[from] InflightError),
 }
 
 /// A running split virtqueue. IOThread only.
@@ -99,6 +106,11 @@ pub struct SplitRing {
     published: Wrapping<u16>,
     /// The used index at the last notification decision; `None`: the next publication always notifies.
     signalled: Option<Wrapping<u16>>,
+
+    /// Survives this process, if the frontend keeps it.
+    inflight: Option<Inflight>,
+    /// Chains that a predecessor had taken and not answered, the next one last.
+    resubmit: Vec<u16>,
 }
 
 impl SplitRing {
@@ -126,11 +138,33 @@ impl SplitRing {
             next_used: Wrapping(0),
             published: Wrapping(0),
             signalled: None,
+            inflight: None,
+            resubmit: Vec::new(),
         };
         // The used index is the one thing that both a fresh and a resumed ring hold in guest memory.
         let used_idx = Wrapping(u16::from_le(ring.used_u16(2).load(Ordering::Relaxed)));
         (ring.next_used, ring.published) = (used_idx, used_idx);
         Ok(ring)
+    }
+
+    /// Tracks the chains in flight in `area` from here on, and goes on where a predecessor has stopped: what it had
+    /// taken and not answered is popped first, in the order in which it was taken.
+    ///
+    /// Returns whether there was a predecessor; the driver may have missed kicks and notifications then.
+    ///
+    /// # Errors
+    /// An area that makes no sense, by itself or beside this ring.
+    pub fn track(&mut self, area: InflightArea) -> Result<bool, RingError> {
+        let (inflight, recovered) = Inflight::resume(area, self.size, self.next_used.0)?;
+        if recovered.resumed {
+            #[allow(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+            let taken = Wrapping(recovered.heads.len() as u16);
+            self.next_avail = self.next_used + taken;
+            self.avail_idx = self.next_avail;
+        }
+        self.inflight = Some(inflight);
+        self.resubmit = recovered.heads;
+        Ok(recovered.resumed)
     }
 
     /// Resolves the same ring again after a change of the memory table; its position is kept.
@@ -163,6 +197,9 @@ impl SplitRing {
     /// An impossible index or head: the ring must stop.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<u16>, RingError> {
+        if let Some(head) = self.resubmit.pop() {
+            return Ok(Some(head));
+        }
         if self.avail_idx == self.next_avail && !self.refresh()? {
             return Ok(None);
         }
@@ -175,6 +212,11 @@ impl SplitRing {
                 size: self.size,
             });
         }
+        if let Some(inflight) = &mut self.inflight
+            && !inflight.take(head)
+        {
+            return Err(RingError::InFlight(head));
+        }
         self.next_avail += 1;
         Ok(Some(head))
     }
@@ -185,7 +227,7 @@ impl SplitRing {
     /// An impossible index: the ring must stop.
     #[inline]
     pub fn has_work(&mut self) -> Result<bool, RingError> {
-        Ok(self.avail_idx != self.next_avail || self.refresh()?)
+        Ok(!self.resubmit.is_empty() || self.avail_idx != self.next_avail || self.refresh()?)
     }
 
     #[inline]
@@ -216,6 +258,9 @@ impl SplitRing {
     /// `len` counts the bytes written into the chain, the status byte included.
     #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.put_used(head);
+        }
         let slot = usize::from(self.next_used.0 & (self.size - 1));
         // Relaxed: made visible by the release store of the index in `publish`.
         self.used_u32(4 + 8 * slot)
@@ -232,10 +277,17 @@ impl SplitRing {
     /// Shows everything pushed to the driver, and says whether it wants to be notified (2.7.7, 2.7.8).
     #[inline]
     pub fn publish(&mut self) -> bool {
+        if let Some(inflight) = &self.inflight {
+            inflight.before_publish();
+        }
+        inflight::stop_point();
         // Release: pairs with the driver's acquire load of the index; elements, data and status bytes are visible.
         self.used_u16(2)
             .store(self.next_used.0.to_le(), Ordering::Release);
         self.published = self.next_used;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.after_publish(self.next_used.0);
+        }
         // SeqCst: our index before the driver's used_event or flags. Pairs with the driver's full barrier between
         // its store of those and its last look at the index.
         fence(Ordering::SeqCst);

@@ -32,9 +32,6 @@ pub enum QueueError {
     /// There is no byte to put a status into.
     #[error("descriptor chain {0} has no writable byte for the status")]
     NoStatus(u16),
-    /// The driver made a chain available that the device still has.
-    #[error("descriptor chain {0} is in flight already")]
-    InFlight(u16),
 }
 
 /// A ring that is set up, and the chains that the device has.
@@ -60,20 +57,26 @@ struct Slot {
 }
 
 impl Running {
-    pub(super) fn new(setup: &RingSetup) -> Result<Self, RingError> {
-        let ring = SplitRing::new(
+    /// Returns also whether the ring goes on where a predecessor has stopped.
+    pub(super) fn new(setup: RingSetup) -> Result<(Self, bool), RingError> {
+        let mut ring = SplitRing::new(
             &setup.memory,
             setup.addresses,
             setup.size,
             setup.base,
             setup.features,
         )?;
-        Ok(Self {
+        let resumed = match setup.inflight {
+            Some(area) => ring.track(area)?,
+            None => false,
+        };
+        let running = Self {
             addresses: setup.addresses,
-            memory: MemoryView::new(Arc::clone(&setup.memory)),
+            memory: MemoryView::new(setup.memory),
             slots: std::iter::repeat_with(|| None).take(ring.size().into()).collect(),
             ring,
-        })
+        };
+        Ok((running, resumed))
     }
 
     pub(super) fn remap(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
@@ -139,7 +142,7 @@ impl Running {
         stats: &QueueStats,
     ) -> Result<bool, QueueError> {
         if self.slots[usize::from(head)].is_some() {
-            return Err(QueueError::InFlight(head));
+            return Err(RingError::InFlight(head).into());
         }
         request.iov.clear();
         let chain = Chain::walk(&self.ring, &self.memory, head, &mut request.iov)
