@@ -32,7 +32,7 @@ pub enum ServerError {
     #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
     NotASocket(PathBuf),
     /// The socket cannot be made.
-    #[error("cannot listen on socket {path}: {source}")]
+    #[error("cannot listen on socket {path}")]
     Bind {
         /// Where.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// The file descriptor is no Unix stream socket.
-    #[error("file descriptor {fd} (--fd) is not a connected or listening Unix stream socket: {source}")]
+    #[error("file descriptor {fd} (--fd) is not a connected or listening Unix stream socket")]
     BadFd {
         /// Its number.
         fd: i32,

@@ -1,0 +1,134 @@
+//! The results: a table for the terminal and report.json.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::machine::Machine;
+use crate::sample::{Case, Sample, Summary};
+use crate::stats::Verdict;
+
+/// Everything that was measured, in the order it was asked for.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Raised when a field changes its meaning.
+    pub(crate) schema: u32,
+    pub(crate) machine: Machine,
+    pub(crate) command: Vec<String>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) summaries: Vec<Summary>,
+    pub(crate) samples: Vec<Sample>,
+}
+
+impl Report {
+    /// Summarises `samples`; `backends` are in the order of the command line, the reference first.
+    pub(crate) fn new(cases: &[Case], backends: &[String], samples: Vec<Sample>, notes: Vec<String>) -> Self {
+        let key = |case: &Case| (case.storage, case.load.shape);
+        let of = |case: &Case, backend: &String| -> Vec<&Sample> {
+            samples
+                .iter()
+                .filter(|s| key(&s.case) == key(case) && &s.backend == backend)
+                .collect()
+        };
+        let mut summaries = Vec::new();
+        for case in cases {
+            let present: Vec<&String> = backends.iter().filter(|b| !of(case, b).is_empty()).collect();
+            let reference = present.first().map(|backend| of(case, backend));
+            for (i, backend) in present.iter().enumerate() {
+                let reference = reference.as_deref().filter(|_| i > 0);
+                summaries.extend(Summary::new(&of(case, backend), reference));
+            }
+        }
+        let command = std::env::args().collect();
+        Self {
+            schema: 1,
+            machine: Machine::here(),
+            command,
+            notes,
+            summaries,
+            samples,
+        }
+    }
+
+    /// Writes report.json to `dir`, which is made if needed.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let path = dir.join("report.json");
+        let json = serde_json::to_string_pretty(self)?;
+        fs::write(&path, json + "\n").with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The summaries as a table, 80 columns wide.
+    pub(crate) fn table(&self) -> String {
+        let mut out = String::new();
+        let mut last = None;
+        for row in &self.summaries {
+            let load = &row.case.load;
+            let group = format!(
+                "{} {} {} B, {} (queues x iodepth), medians of {}",
+                name(&row.case.storage),
+                name(&load.rw),
+                load.block_size,
+                load.shape,
+                row.rounds
+            );
+            if last.as_ref() != Some(&group) {
+                let _ = write!(out, "\n{group}\n{HEAD}\n");
+                last = Some(group);
+            }
+            let _ = writeln!(out, "{}", line(row));
+        }
+        out + LEGEND
+    }
+}
+
+const HEAD: &str = "backend             kIOPS   min..max      ratio (95 %)     c/n   p50us p999us cpu";
+const LEGEND: &str = "
+ratio: to the first backend;  c/n: completions per notification;  cpu: backend
+CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
+";
+
+fn line(row: &Summary) -> String {
+    let kilo = |iops: f64| short(iops / 1e3);
+    let range = format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max));
+    let ratio = row.ratio.map_or_else(
+        || "reference".to_owned(),
+        |ratio| {
+            let mark = match ratio.verdict() {
+                Verdict::Faster | Verdict::Slower => "",
+                Verdict::Same => " ~",
+                Verdict::Noise => " ?",
+            };
+            format!("{:.2} ({:.2}..{:.2}){mark}", ratio.value, ratio.low, ratio.high)
+        },
+    );
+    let backend: String = row.backend.chars().take(18).collect();
+    format!(
+        "{backend:<18} {:>6} {range:>11} {ratio:>19} {:>5} {:>6} {:>6} {:>4}",
+        kilo(row.iops),
+        short(row.completions_per_notification),
+        short(row.p50_us),
+        short(row.p999_us),
+        short(row.cpu_us_per_io),
+    )
+}
+
+/// Three digits or so.
+fn short(value: f64) -> String {
+    match value {
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+/// The name that a value has on the command line.
+fn name<T: clap::ValueEnum>(value: &T) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}
