@@ -50,6 +50,21 @@ impl Daemon {
 
     /// The same in a directory that holds a `disk.img`.
     pub(crate) fn start_in(dir: TempDir, options: &[&str]) -> Self {
+        let child = Self::spawn(&dir, options);
+        let mut daemon = Self { child, dir };
+        daemon.wait_for(|daemon| daemon.socket().exists(), "make its socket");
+        daemon
+    }
+
+    /// Ends it with a signal and starts another one on the same image and socket.
+    pub(crate) fn restart(&mut self, signal: libc::c_int, options: &[&str]) {
+        self.stop_with(signal);
+        self.child = Self::spawn(&self.dir, options);
+        // The old socket may still be there, so only a connection tells.
+        self.connect();
+    }
+
+    fn spawn(dir: &TempDir, options: &[&str]) -> Child {
         let output = |name| File::create(dir.path().join(name)).expect("make a log");
         let mut command = Command::new(BINARY);
         command
@@ -61,10 +76,7 @@ impl Daemon {
             .stdout(output("out"))
             .stderr(output("err"));
         die_with_parent(&mut command);
-        let child = command.spawn().expect("start the daemon");
-        let mut daemon = Self { child, dir };
-        daemon.wait_for(|daemon| daemon.socket().exists(), "make its socket");
-        daemon
+        command.spawn().expect("start the daemon")
     }
 
     pub(crate) fn dir(&self) -> &Path {

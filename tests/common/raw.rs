@@ -1,6 +1,8 @@
 //! A vhost-user client that sends whatever it is told, right or wrong.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub(crate) mod msg {
     pub(crate) const SET_VRING_ENABLE: u32 = 18;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
+    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
     pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(crate) const ADD_MEM_REG: u32 = 37;
     pub(crate) const REM_MEM_REG: u32 = 38;
@@ -43,6 +47,7 @@ const NEED_REPLY: u32 = 1 << 3;
 const MQ: u64 = 1;
 const REPLY_ACK: u64 = 1 << 3;
 const CONFIG: u64 = 1 << 9;
+const INFLIGHT_SHMFD: u64 = 1 << 12;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 
 /// A connection.
@@ -73,6 +78,12 @@ impl Client {
         Self { stream }
     }
 
+    /// Ends the connection.
+    pub(crate) fn leave(&self) {
+        // One that the backend has ended is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     /// From here on a send that finds no room for this long fails.
     pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
         self.stream
@@ -87,7 +98,7 @@ impl Client {
         let accepted = offered & (features | PROTOCOL_FEATURES);
         self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])?;
         let offered = self.get_u64(msg::GET_PROTOCOL_FEATURES)?;
-        let accepted = offered & (MQ | REPLY_ACK | CONFIG | CONFIGURE_MEM_SLOTS);
+        let accepted = offered & (MQ | REPLY_ACK | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS);
         assert!(accepted & REPLY_ACK != 0, "the backend has no REPLY_ACK");
         self.send(msg::SET_PROTOCOL_FEATURES, 0, &accepted.to_le_bytes(), &[])
     }
@@ -121,6 +132,25 @@ impl Client {
         let mut payload = vec![0; usize::try_from(word(2)).expect("it fits")];
         self.stream.read_exact(&mut payload)?;
         Ok(payload)
+    }
+
+    /// The same for a reply that brings a descriptor.
+    pub(crate) fn receive_with_file(&mut self, request: u32) -> io::Result<(Vec<u8>, File)> {
+        let mut header = [0; 12];
+        let (len, file) = self.stream.recv_with_fd(&mut header)?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        assert_eq!(len, header.len(), "a header was cut");
+        assert_eq!(
+            header[..4],
+            request.to_le_bytes(),
+            "the reply is to another request"
+        );
+        let mut payload = vec![0; usize::from(header[8])];
+        self.stream.read_exact(&mut payload)?;
+        let file = file.ok_or(io::ErrorKind::InvalidData)?;
+        Ok((payload, file))
     }
 
     /// Sends a message that has a reply of its own.
