@@ -18,6 +18,7 @@ use common::vm::{DATA, EVENT_IDX, HEADER, Ring, STATUS, Vm, header, linked, read
 
 const GET_ID: u32 = 8;
 const OUT: u32 = 1;
+const FLUSH: u32 = 4;
 const SIZE: u16 = 16;
 
 /// Two descriptors in three: head `3 * i` has the `i`th GET_ID, which is answered without leaving the IOThread.
@@ -126,8 +127,10 @@ fn a_corrupt_region_is_refused_and_its_rings_do_not_run() {
         daemon.output()
     );
 
+    drop(vm);
+
     // Known to be corrupt at once.
-    region.write(8, &9u16.to_ne_bytes());
+    let (mut vm, region) = connect(&daemon, |r| r.write(8, &9u16.to_ne_bytes()));
     assert_eq!(region.set(&mut vm.client), Answer::Nak);
     assert!(daemon.output().contains("version 9"), "{}", daemon.output());
     let refused = Ring::new(0, SIZE);
@@ -210,6 +213,14 @@ fn put_write(vm: &Vm, queue: usize, i: u16, data: &[u8]) -> u16 {
     3 * i
 }
 
+/// Puts a flush behind the writes.
+fn put_flush(vm: &Vm, queue: usize) -> u16 {
+    vm.poke(HEADER + 0x800, &header(FLUSH, 0));
+    let chain = [readable(HEADER + 0x800, 16), writable(STATUS + 0x800, 1)];
+    vm.put_descs(queue, 3 * WRITES, &linked(3 * WRITES, &chain));
+    3 * WRITES
+}
+
 /// Kills the daemon under load, again and again, and checks each time that every write is answered once and done.
 fn survives(signal: libc::c_int, features: u64, seed: u64) {
     let options = ["--num-queues", "2", "--thread-pool-max", "4"];
@@ -230,10 +241,15 @@ fn survives(signal: libc::c_int, features: u64, seed: u64) {
                 let head = put_write(&vm, queue, i, &data);
                 vm.publish(queue, head);
                 expected.push((queue, i, data));
+                if i == 0 {
+                    // Slow, so that what comes after it is answered before it.
+                    let flush = put_flush(&vm, queue);
+                    vm.publish(queue, flush);
+                }
             }
             vm.kick(queue);
         }
-        thread::sleep(Duration::from_micros(random.next() % 1500));
+        thread::sleep(Duration::from_micros(random.next() % 500));
         daemon.restart(signal, &options);
         vm.reconnect(&daemon, features);
         assert_eq!(region.set(&mut vm.client), Answer::Ack, "{}", daemon.output());
@@ -256,7 +272,7 @@ fn start_again(vm: &mut Vm) {
 }
 
 fn assert_all_answered_once(vm: &mut Vm, queue: usize, round: usize) {
-    let mut left: BTreeSet<u32> = (0..u32::from(WRITES)).map(|i| 3 * i).collect();
+    let mut left: BTreeSet<u32> = (0..=u32::from(WRITES)).map(|i| 3 * i).collect();
     while !left.is_empty() {
         match vm.outcome(queue) {
             common::vm::Outcome::Used { id, .. } => {
