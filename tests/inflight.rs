@@ -326,3 +326,26 @@ fn a_region_for_more_queues_than_there_are_is_not_made() {
     assert_serves(&daemon);
     assert_eq!(image(), daemon.image());
 }
+
+#[test]
+fn a_daemon_that_ends_hangs_up_after_its_last_answer() {
+    let options = ["--num-queues", "2"];
+    let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
+    for _ in 0..10 {
+        let mut vm = Vm::start_with(&daemon, 2, 64, 0);
+        for queue in 0..2 {
+            let flush = put_flush(&vm, queue);
+            for i in 0..WRITES {
+                let write = put_write(&vm, queue, i, &[1; BYTES]);
+                vm.publish(queue, write);
+            }
+            vm.publish(queue, flush);
+            vm.kick(queue);
+        }
+        daemon.signal(libc::SIGTERM);
+        vm.client.wait_for_end();
+        let answered = [0, 1].map(|queue| vm.published(queue));
+        daemon.restart(libc::SIGTERM, &options);
+        assert_eq!([0, 1].map(|queue| vm.published(queue)), answered);
+    }
+}

@@ -308,6 +308,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Stops the rings and waits for what is in flight, as far as it is possible.
+    pub(super) fn finish(&mut self) {
+        if let Err(error) = self.stop_all() {
+            tracing::error!(%error, "rings cannot be stopped");
+        }
+    }
+
     fn reset(&mut self) -> Result<()> {
         self.stop_all()?;
         for queue in self.device.queues() {

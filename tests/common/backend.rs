@@ -1,6 +1,6 @@
 //! The daemon under test, as a process.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -20,7 +20,8 @@ impl Backend {
     /// When it ends instead; its messages are shown.
     pub(crate) fn start(dir: &Path, socket: &str, args: &[String]) -> Self {
         let log = dir.join("backend.log");
-        let stderr = File::create(&log).expect("a test's directory is writable");
+        let stderr = OpenOptions::new().create(true).append(true).open(&log);
+        let stderr = stderr.expect("a test's directory is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-blk"));
         command
             .args(args)
@@ -30,9 +31,12 @@ impl Backend {
             .stderr(stderr);
         let (process, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
         let mut backend = Self { process, log };
+        // A socket may be there that a killed predecessor has left.
+        let before = backend.output().len();
         wait_for("the daemon's socket", || {
             assert!(backend.process.ended().is_none(), "the daemon did not start");
-            dir.join(socket).exists().then_some(())
+            let serves = backend.output()[before..].contains("serving");
+            (serves && dir.join(socket).exists()).then_some(())
         });
         backend
     }
@@ -66,10 +70,15 @@ impl Backend {
         figure.unwrap_or_else(|| panic!("no {name} in {statistics}"))
     }
 
+    /// Ends it with a signal, and waits until it is gone.
+    pub(crate) fn end(&mut self, signal: libc::c_int) -> ExitStatus {
+        self.process.signal(signal);
+        self.process.wait()
+    }
+
     /// Ends it as an administrator would.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        self.process.signal(libc::SIGTERM);
-        self.process.wait()
+        self.end(libc::SIGTERM)
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct Machine {
     // In this order: the daemon ends before its files go.
     backend: Backend,
     config: PathBuf,
+    args: Vec<String>,
     dir: TempDir,
 }
 
@@ -50,6 +51,7 @@ impl Machine {
         Self {
             backend: Backend::start(dir.path(), SOCKET, &args),
             config,
+            args,
             dir,
         }
     }
@@ -66,6 +68,12 @@ impl Machine {
 
     pub(crate) fn backend(&mut self) -> &mut Backend {
         &mut self.backend
+    }
+
+    /// Ends the daemon with a signal and starts the next one.
+    pub(crate) fn restart_backend(&mut self, signal: libc::c_int) {
+        self.backend.end(signal);
+        self.backend = Backend::start(self.dir.path(), SOCKET, &self.args);
     }
 
     pub(crate) fn image(&self) -> PathBuf {

@@ -84,6 +84,16 @@ impl Client {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
+    /// Waits until the backend ends the connection.
+    pub(crate) fn wait_for_end(&mut self) {
+        let end = self.stream.read(&mut [0]);
+        assert_eq!(
+            end.expect("the backend ends the connection"),
+            0,
+            "it says something"
+        );
+    }
+
     /// From here on a send that finds no room for this long fails.
     pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
         self.stream
