@@ -14,7 +14,7 @@ use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::{DeferScope, DeferredCall};
 use crate::engine::{Completer, Engine, IoRequest, Requests};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
 mod notifier;
@@ -41,6 +41,8 @@ pub struct RingSetup {
     pub features: RingFeatures,
     /// Where to track what is in flight, and what a predecessor has left there.
     pub inflight: Option<InflightArea>,
+    /// Where to log what is written, if the VM migrates.
+    pub log: Option<RingLog>,
 }
 
 /// A virtqueue of a disk.
@@ -191,6 +193,13 @@ impl BlkQueue {
             && let Err(error) = running.remap(memory)
         {
             self.fail(&mut state, &error.into());
+        }
+    }
+
+    /// Logs what a running ring writes from here on, or no more.
+    pub fn set_log(&self, log: Option<RingLog>) {
+        if let Some(running) = &mut self.state.borrow_mut().running {
+            running.set_log(log);
         }
     }
 

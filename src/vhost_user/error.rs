@@ -57,6 +57,12 @@ pub enum SessionError {
     /// An eventfd cannot be made non-blocking.
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),
+    /// The dirty log does not do.
+    #[error(transparent)]
+    Log(#[from] crate::memory::LogError),
+    /// The used ring's guest address wraps around.
+    #[error("guest address {0:#x} of a used ring")]
+    BadLogAddress(u64),
     /// The in-flight region does not do.
     #[error(transparent)]
     Inflight(#[from] crate::virtqueue::RegionError),

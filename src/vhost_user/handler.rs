@@ -69,7 +69,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         use VhostUserProtocolFeatures as F;
-        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::INFLIGHT_SHMFD | F::REPLY_ACK)
+        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::INFLIGHT_SHMFD | F::LOG_SHMFD | F::REPLY_ACK)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -125,16 +125,17 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         desc: u64,
         used: u64,
         avail: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
+        let log = Some(log).filter(|_| flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG));
+        let addresses = RingAddresses { desc, avail, used };
         ack(
             "SET_VRING_ADDR",
-            self.session
-                .set_vring_addr(index, RingAddresses { desc, avail, used }),
+            self.session.set_vring_addr(index, addresses, log),
         )
     }
 
@@ -233,8 +234,9 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported("GET_SHMEM_CONFIG")
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        self.unanswered = true;
-        unsupported("SET_LOG_BASE")
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let set = self.session.set_log(file, log.mmap_offset, log.mmap_size);
+        self.unanswered |= set.is_err();
+        ack("SET_LOG_BASE", set)
     }
 }

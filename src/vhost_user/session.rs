@@ -11,11 +11,18 @@ use crate::aio::Remote;
 use crate::blk::config::features;
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::{BlkQueue, RingSetup};
-use crate::memory::{GuestMemory, RegionInfo};
-use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout, RingAddresses, RingFeatures};
+use crate::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
+use crate::virtqueue::{
+    InflightArea, InflightRegion, MAX_QUEUE_SIZE, RegionLayout, RingAddresses, RingFeatures,
+};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// VHOST_F_LOG_ALL: writes to guest memory are logged.
+pub const LOG_ALL: u64 = 1 << 26;
+
+/// No used ring has more bytes.
+const MAX_USED_RING: u64 = 6 + 8 * MAX_QUEUE_SIZE as u64;
 
 type Result<T> = std::result::Result<T, SessionError>;
 
@@ -27,6 +34,8 @@ pub struct Session<'a> {
     acked: u64,
     vrings: Vec<Vring>,
     inflight: Inflight,
+    /// Used while LOG_ALL is set; may come earlier.
+    log: Option<Arc<DirtyLog>>,
 }
 
 /// Where chains in flight are tracked.
@@ -49,6 +58,7 @@ impl<'a> Session<'a> {
             acked: 0,
             vrings,
             inflight: Inflight::Untracked,
+            log: None,
         }
     }
 
@@ -58,7 +68,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn features(&self) -> u64 {
-        self.device.config().features() | PROTOCOL_FEATURES
+        self.device.config().features() | PROTOCOL_FEATURES | LOG_ALL
     }
 
     /// Checks an index that the frontend gave.
@@ -80,7 +90,13 @@ impl<'a> Session<'a> {
             return Err(SessionError::BadFeatures(unknown));
         }
         self.device.set_features(acked).map_err(SessionError::Flush)?;
-        self.acked = acked;
+        let logged = std::mem::replace(&mut self.acked, acked) & LOG_ALL != 0;
+        if logged || acked & LOG_ALL != 0 {
+            self.apply_log()?;
+        }
+        if logged && acked & LOG_ALL == 0 {
+            self.log = None;
+        }
         tracing::debug!(
             features = format!("{acked:#x}"),
             "features accepted by the driver"
@@ -89,6 +105,9 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
+        if let Some(log) = self.active_log() {
+            log.check_covers(memory.end())?;
+        }
         self.memory = Arc::new(memory);
         for (queue, vring) in self.device.queues().iter().zip(&self.vrings) {
             if vring.running {
@@ -140,13 +159,58 @@ impl<'a> Session<'a> {
         self.start_ready()
     }
 
-    pub(super) fn set_vring_addr(&mut self, index: u32, addresses: RingAddresses) -> Result<()> {
+    /// Logs dirty pages there while LOG_ALL is set.
+    pub(super) fn set_log(&mut self, file: File, offset: u64, size: u64) -> Result<()> {
+        let log = DirtyLog::map(file, offset, size)?;
+        log.check_covers(self.memory.end())?;
+        self.log = Some(Arc::new(log));
+        self.apply_log()
+    }
+
+    fn active_log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| self.acked & LOG_ALL != 0)
+    }
+
+    fn ring_log(&self, index: usize) -> Option<RingLog> {
+        let log = Arc::clone(self.active_log()?);
+        let used = self.vrings[index].log;
+        Some(RingLog { log, used })
+    }
+
+    /// Has all running rings log what is to be logged now. Returns when they do.
+    fn apply_log(&self) -> Result<()> {
+        for (index, vring) in self.vrings.iter().enumerate() {
+            if vring.running {
+                let log = self.ring_log(index);
+                self.queue(index).call(move |queue| queue.set_log(log))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
+    pub(super) fn set_vring_addr(
+        &mut self,
+        index: u32,
+        addresses: RingAddresses,
+        log: Option<u64>,
+    ) -> Result<()> {
         let index = self.index(index)?;
+        if let Some(addr) = log
+            && addr.checked_add(MAX_USED_RING).is_none()
+        {
+            return Err(SessionError::BadLogAddress(addr));
+        }
         let vring = &mut self.vrings[index];
         if vring.running && vring.addresses != Some(addresses) {
             return Err(SessionError::Running(index));
         }
         vring.addresses = Some(addresses);
+        vring.log = log;
+        if vring.running {
+            let log = self.ring_log(index);
+            self.queue(index).call(move |queue| queue.set_log(log))?;
+        }
         self.start_ready()
     }
 
@@ -271,6 +335,7 @@ impl<'a> Session<'a> {
         let base = vring.base;
         let setup = RingSetup {
             inflight: self.inflight_area(index)?,
+            log: self.ring_log(index),
             memory: Arc::clone(&self.memory),
             addresses,
             size,

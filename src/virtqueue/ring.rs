@@ -1,13 +1,14 @@
 //! The three parts of a split virtqueue and the two indices the device owns.
 
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
 use super::inflight::{self, Inflight, InflightArea, InflightError};
-use crate::memory::{GuestMemory, MappedArea};
+use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
 /// Largest queue that is served: a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -87,6 +88,14 @@ pub enum RingError {
     Region(#[from] InflightError),
 }
 
+/// Where writes to the used ring are logged.
+#[derive(Debug)]
+struct UsedLog {
+    log: Arc<DirtyLog>,
+    /// The used ring's guest address.
+    addr: u64,
+}
+
 /// A running split virtqueue. IOThread only.
 #[derive(Debug)]
 pub struct SplitRing {
@@ -109,6 +118,8 @@ pub struct SplitRing {
 
     /// Survives this process, if the frontend keeps it.
     inflight: Option<Inflight>,
+    /// Set while the VM migrates and the frontend wants the used ring logged.
+    log: Option<UsedLog>,
     /// Chains that a predecessor had taken and not answered, the next one last.
     resubmit: Vec<u16>,
 }
@@ -139,6 +150,7 @@ impl SplitRing {
             published: Wrapping(0),
             signalled: None,
             inflight: None,
+            log: None,
             resubmit: Vec::new(),
         };
         // The used index is the one thing that both a fresh and a resumed ring hold in guest memory.
@@ -165,6 +177,17 @@ impl SplitRing {
         self.inflight = Some(inflight);
         self.resubmit = recovered.heads;
         Ok(recovered.resumed)
+    }
+
+    /// Logs writes to the used ring from here on, or no more.
+    pub fn set_log(&mut self, log: Option<&RingLog>) {
+        let used = |ring: &RingLog| {
+            ring.used.map(|addr| UsedLog {
+                log: Arc::clone(&ring.log),
+                addr,
+            })
+        };
+        self.log = log.and_then(used);
     }
 
     /// Resolves the same ring again after a change of the memory table; its position is kept.
@@ -288,6 +311,7 @@ impl SplitRing {
         if let Some(inflight) = &mut self.inflight {
             inflight.after_publish(self.next_used.0);
         }
+        self.log_used();
         // SeqCst: our index before the driver's used_event or flags. Pairs with the driver's full barrier between
         // its store of those and its last look at the index.
         fence(Ordering::SeqCst);
@@ -316,6 +340,7 @@ impl SplitRing {
         } else {
             self.used_u16(0).store(0, Ordering::Relaxed);
         }
+        self.log_used();
         // SeqCst: our wish before our last look at the index. Pairs with the driver's full barrier between its
         // store of the index and its look at avail_event or flags.
         fence(Ordering::SeqCst);
@@ -327,6 +352,15 @@ impl SplitRing {
     pub fn disable_kicks(&mut self) {
         if !self.features.event_idx {
             self.used_u16(0).store(NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.log_used();
+        }
+    }
+
+    /// Marks the used ring dirty, all of it: it has three pages at most.
+    #[inline]
+    fn log_used(&self) {
+        if let Some(UsedLog { log, addr }) = &self.log {
+            log.mark(*addr, self.used.len() as u64);
         }
     }
 

@@ -1,17 +1,14 @@
 //! The in-flight region as a whole: a sealed memfd, mapped, with a part for each queue.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
 
 use super::{ENTRY_LEN, HEADER_LEN, InflightArea, InflightError};
-use crate::memory::MappedArea;
+use crate::memory::{MappedArea, keep_length, memfd};
 use crate::virtqueue::MAX_QUEUE_SIZE;
 
 /// Each queue's part starts at a multiple of this.
 const ALIGNMENT: usize = 64;
-const NAME: &CStr = c"vhost-user-blk-inflight";
 
 /// What the two messages say about a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,16 +116,7 @@ impl InflightRegion {
         };
         layout.check_queues()?;
         layout.size = layout.needed();
-        // SAFETY: the name is a C string, the flags are valid.
-        let fd = unsafe { libc::memfd_create(NAME.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error().into());
-        }
-        // SAFETY: the fd was just made and nobody else has it.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(layout.size)?;
-        seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)?;
-        Ok((layout, file))
+        Ok((layout, memfd(c"vhost-user-blk-inflight", layout.size)?))
     }
 
     /// Maps a region that the frontend has kept (SET_INFLIGHT_FD).
@@ -173,24 +161,5 @@ impl InflightRegion {
         let stride = RegionLayout::stride(queue_size);
         let area = self.area.part(usize::from(queue) * stride, stride);
         InflightArea::new(area, queue_size).map_err(|source| RegionError::Corrupt { queue, source })
-    }
-}
-
-/// Makes sure that the file keeps its length: access behind its end would raise SIGBUS.
-fn keep_length(file: &File) -> io::Result<()> {
-    // SAFETY: F_GET_SEALS takes no further argument.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    match seals {
-        ..0 => Err(io::Error::last_os_error()),
-        seals if seals & libc::F_SEAL_SHRINK != 0 => Ok(()),
-        _ => seal(file, libc::F_SEAL_SHRINK),
-    }
-}
-
-fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {
-    // SAFETY: F_ADD_SEALS takes an int.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
