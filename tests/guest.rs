@@ -62,14 +62,14 @@ fn writes_are_cached_until_the_guest_flushes() {
 #[test]
 fn a_guest_cannot_write_to_a_read_only_disk() {
     let machine = Machine::new("one-queue", MIB, &["--read-only"]);
-    let before = machine.image_data();
+    let before = machine.daemon.image();
     let mut guest = machine.boot(Boot::Kernel);
 
     assert_eq!(attribute(&mut guest, "ro"), "1");
     let write = guest.run("dd if=/dev/zero of=/dev/vda bs=4k count=1 conv=fsync");
     assert_ne!(write.status, "0", "{}", write.output);
     guest.power_off();
-    assert!(machine.image_data() == before, "the image has changed");
+    assert!(machine.daemon.image() == before, "the image has changed");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_file_system_made_by_the_guest_keeps_its_files_and_is_clean_afterwards() {
     assert_eq!(guest.ok("md5sum /mnt/?"), written);
     guest.ok("umount /mnt");
     guest.power_off();
-    host("e2fsck", &["-fn"], &machine.image());
+    host("e2fsck", &["-fn"], &machine.daemon.image_path());
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn each_vcpu_uses_its_queue(config: &str, count: usize) {
     }
     guest.power_off();
     for queue in 0..count {
-        let reads = machine.backend().count(&format!("queue {queue}"), "read");
+        let reads = machine.daemon.count(&format!("queue {queue}"), "read");
         assert!(reads >= 1024, "queue {queue} has seen {reads} reads");
     }
 }
@@ -216,6 +216,6 @@ fn a_terminated_daemon_leaves_no_socket_though_a_guest_is_connected() {
     let mut guest = machine.boot(Boot::Kernel);
     guest.ok("dd if=/dev/vda of=/dev/null bs=64k iflag=direct");
 
-    assert!(machine.backend().terminate().success());
-    assert!(!machine.socket().exists());
+    assert!(machine.daemon.terminate().status.success());
+    assert!(!machine.daemon.socket().exists());
 }

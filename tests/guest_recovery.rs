@@ -38,7 +38,7 @@ fn survives(signal: libc::c_int, seed: u64) {
     let (mut restarts, end) = (0, Instant::now() + Duration::from_secs(seconds));
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(100 + random.next() % 600));
-        machine.restart_backend(signal);
+        machine.daemon.restart(signal);
         restarts += 1;
     }
     finish(&mut guest);

@@ -212,6 +212,28 @@ fn a_kick_before_enabling_is_not_lost_and_not_early() {
 }
 
 #[test]
+fn a_ring_starts_with_its_first_kick() {
+    let daemon = start(&[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    vm.share_memory();
+    // Requests are there before it is enabled, as after a migration.
+    vm.rings.push(Ring::new(0, 16));
+    put_reads(&vm, 0, 1);
+    vm.publish(0, 0);
+    let mut ring = vm.rings.pop().expect("it was there");
+    ring.avail_idx = 0;
+    vm.start_ring(0, ring);
+    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
+    assert!(
+        !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
+        "a ring started without a kick"
+    );
+    assert_eq!(vm.published(0), 0, "a ring started without a kick");
+    vm.kick(0);
+    assert_eq!(used_id(&mut vm), 0);
+}
+
+#[test]
 fn a_disabled_ring_waits_until_it_is_enabled_again() {
     let daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 1);
@@ -233,7 +255,8 @@ fn a_disabled_ring_waits_until_it_is_enabled_again() {
 
 #[test]
 fn get_vring_base_waits_for_what_is_in_flight_and_nothing_follows() {
-    let daemon = start(&[]);
+    // From the disk itself, so that requests are in flight when the stop comes.
+    let daemon = start(&["--direct"]);
     let mut vm = Vm::start_with(&daemon, 1, 256, 0);
     for round in 1..=50_u16 {
         put_reads(&vm, 0, 64);

@@ -250,7 +250,7 @@ fn survives(signal: libc::c_int, features: u64, seed: u64) {
             vm.kick(queue);
         }
         thread::sleep(Duration::from_micros(random.next() % 500));
-        daemon.restart(signal, &options);
+        daemon.restart(signal);
         vm.reconnect(&daemon, features);
         assert_eq!(region.set(&mut vm.client), Answer::Ack, "{}", daemon.output());
         vm.share_memory();
@@ -345,7 +345,7 @@ fn a_daemon_that_ends_hangs_up_after_its_last_answer() {
         daemon.signal(libc::SIGTERM);
         vm.client.wait_for_end();
         let answered = [0, 1].map(|queue| vm.published(queue));
-        daemon.restart(libc::SIGTERM, &options);
+        daemon.restart(libc::SIGTERM);
         assert_eq!([0, 1].map(|queue| vm.published(queue)), answered);
     }
 }

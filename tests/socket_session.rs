@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::daemon::{Daemon, run};
+use common::daemon::{Daemon, SOCKET, run};
 use common::frontend::{Frontend, Op, SLOT, all_features};
 
 const DEPTH: usize = 64;
@@ -155,7 +155,7 @@ fn a_stale_socket_is_replaced() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), image()).expect("write the image");
     // A listener leaves its file behind when it is closed, as a killed daemon does.
-    drop(UnixListener::bind(dir.path().join("vhost.sock")).expect("bind"));
+    drop(UnixListener::bind(dir.path().join(SOCKET)).expect("bind"));
     let daemon = Daemon::start_in(dir, &["--num-queues", "2"]);
     drop(daemon.connect());
     session(&daemon, &image());
@@ -165,7 +165,7 @@ fn a_stale_socket_is_replaced() {
 fn a_socket_that_somebody_listens_on_is_left_alone() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), [0; 4096]).expect("write the image");
-    let socket = dir.path().join("vhost.sock");
+    let socket = dir.path().join(SOCKET);
     let _listener = UnixListener::bind(&socket).expect("bind");
     refused(dir.path());
     UnixStream::connect(&socket).expect("the other listener still has its socket");
@@ -175,17 +175,17 @@ fn a_socket_that_somebody_listens_on_is_left_alone() {
 fn a_file_that_is_no_socket_is_left_alone() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), [0; 4096]).expect("write the image");
-    std::fs::write(dir.path().join("vhost.sock"), "precious").expect("write a file");
+    std::fs::write(dir.path().join(SOCKET), "precious").expect("write a file");
     refused(dir.path());
     assert_eq!(
-        std::fs::read(dir.path().join("vhost.sock")).expect("it is there"),
+        std::fs::read(dir.path().join(SOCKET)).expect("it is there"),
         b"precious"
     );
 }
 
 fn refused(dir: &std::path::Path) {
-    let exit = run(&["--socket-path", "vhost.sock", "--blk-file", "disk.img"], dir);
+    let exit = run(&["--socket-path", SOCKET, "--blk-file", "disk.img"], dir);
     assert!(!exit.status.success(), "the daemon started");
     assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
-    assert!(exit.output.contains("vhost.sock"), "{}", exit.output);
+    assert!(exit.output.contains(SOCKET), "{}", exit.output);
 }

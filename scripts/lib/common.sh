@@ -37,15 +37,3 @@ quietly() {
     rm -f "$log"
     return "$status"
 }
-
-need_cargo() {
-    command -v cargo >/dev/null ||
-        die "cargo was not found: install Rust 1.88 or later (rustup, https://rustup.rs)"
-}
-
-build_release() {
-    need_cargo
-    say "building vhost-user-blk (release)"
-    (cd "$repo" && cargo build --release --locked --quiet --bin vhost-user-blk) >&2 ||
-        die "the build failed"
-}

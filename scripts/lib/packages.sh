@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Installs Debian packages, and only the ones whose commands are missing. Sourced after common.sh.
+# Installs Debian packages, only the ones that are missing, and builds. Sourced after common.sh.
 
 apt_root() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@"; }
 
@@ -40,6 +40,14 @@ install_from_backports() {
     return "$status"
 }
 
+# True if there is such a command, or file where a path is given.
+present() {
+    case $1 in
+    /*) [ -e "$1" ] ;;
+    *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;
+    esac
+}
+
 # need COMMAND=PACKAGE...: installs the packages whose commands are missing.
 #
 # Debian refuses to mix a release's QEMU with parts from backports and would remove the newer ones;
@@ -47,7 +55,7 @@ install_from_backports() {
 need() {
     local pair missing=()
     for pair in "$@"; do
-        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+        present "${pair%%=*}" || missing+=("${pair#*=}")
     done
     [ "${#missing[@]}" -ne 0 ] || return 0
     command -v apt-get >/dev/null ||
@@ -60,4 +68,18 @@ need() {
     else
         install_from_backports "${missing[@]}"
     fi || die "could not install ${missing[*]}"
+}
+
+# Cargo is left to its user, who has chosen a toolchain; what it links with is Debian's.
+need_cargo() {
+    command -v cargo >/dev/null ||
+        die "cargo was not found: install Rust 1.88 or later (rustup, https://rustup.rs)"
+    need cc=gcc /usr/include/stdlib.h=libc6-dev
+}
+
+build_release() {
+    need_cargo
+    say "building vhost-user-blk (release)"
+    (cd "$repo" && cargo build --release --locked --quiet --bin vhost-user-blk) >&2 ||
+        die "the build failed"
 }

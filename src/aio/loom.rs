@@ -29,12 +29,12 @@ impl Loop {
     pub(crate) fn new() -> Self {
         Self {
             word: Arc::new(BhWord::new()),
-            notify: Arc::new(Notify::new().unwrap()),
+            notify: Arc::new(Notify::new().expect("a model cannot fail")),
         }
     }
 
     pub(crate) fn bottom_half(&self) -> BhHandle {
-        BhWord::allocate(&self.word, &self.notify).unwrap()
+        BhWord::allocate(&self.word, &self.notify).expect("few are used")
     }
 
     /// What `AioContext` does before and after a wait.

@@ -118,6 +118,7 @@ mod model {
         }
 
         /// Blocks until there was an edge, and consumes it.
+        #[cfg(test)]
         pub(crate) fn wait(&self) {
             let mut edge = lock(&self.edge);
             while !*edge {

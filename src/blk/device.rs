@@ -204,7 +204,7 @@ fn create_queues(
 ) -> Created {
     let pool = std::rc::Rc::new(ThreadPool::new(ctx, pool));
     let create = |(index, stats)| {
-        let engine = Engine::Threads(ThreadsEngine::new(std::rc::Rc::clone(&pool)));
+        let engine = Engine::Threads(ThreadsEngine::new(&state.storage, std::rc::Rc::clone(&pool)));
         (
             index,
             BlkQueue::create(ctx, index, Arc::clone(state), stats, engine),

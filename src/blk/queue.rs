@@ -1,7 +1,7 @@
 //! One virtqueue of a disk, on its IOThread: from the kick to the engine, from the completion to the call.
 //!
 //! It owns its ring outright: no lock and no atomic reference count on the request path. The control thread reaches
-//! it through a [`Remote`](crate::aio::Remote). It never blocks.
+//! it through a [`Remote`]. It never blocks.
 
 use std::cell::RefCell;
 use std::fs::File;

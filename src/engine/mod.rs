@@ -3,6 +3,7 @@
 //! An [`Engine`] serves one storage from one IOThread. [`Engine::submit`] takes a batch of requests; each comes back
 //! exactly once, on the same IOThread, through the [`Completer`] it carries. Nothing assumes that it took a thread.
 
+mod inline;
 mod request;
 mod threads;
 

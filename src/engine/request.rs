@@ -100,6 +100,22 @@ impl IoRequest {
         &self.storage
     }
 
+    /// Executes the request if that takes no waiting; returns whether it did. Any thread.
+    pub fn try_execute(&mut self) -> bool {
+        let storage = &*self.storage;
+        let done = match self.op {
+            IoOp::Read => storage.try_readv(&self.iov, self.offset),
+            IoOp::Write { durable: false } => storage.try_writev(&self.iov, self.offset),
+            IoOp::Write { durable: true } | IoOp::Flush | IoOp::Discard | IoOp::WriteZeroes { .. } => {
+                matches!(storage, Storage::Null(_))
+            }
+        };
+        if done {
+            self.result = Ok(());
+        }
+        done
+    }
+
     /// Executes the request with blocking calls. Any thread.
     pub fn execute(&mut self) {
         self.result = self.execute_inner();

@@ -4,12 +4,15 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
+use super::inline::Inline;
 use super::{IoRequest, Requests};
 use crate::aio::AioContext;
+use crate::storage::Storage;
 use crate::thread_pool::{Outcome, ThreadPool, Work};
 
-/// Every request is one piece of work for the pool.
+/// Every request that the IOThread cannot do without waiting is one piece of work for the pool.
 pub struct ThreadsEngine {
+    inline: Inline,
     pool: Rc<ThreadPool>,
     /// Recycled between batches.
     works: RefCell<Vec<Box<dyn Work>>>,
@@ -24,16 +27,30 @@ impl std::fmt::Debug for ThreadsEngine {
 }
 
 impl ThreadsEngine {
-    /// An engine on a pool of the calling thread's context.
-    pub fn new(pool: Rc<ThreadPool>) -> Self {
+    /// An engine for `storage` on a pool of the calling thread's context.
+    pub fn new(storage: &Storage, pool: Rc<ThreadPool>) -> Self {
         Self {
+            inline: Inline::new(storage),
             pool,
             works: RefCell::default(),
         }
     }
 
-    /// Queues the batch, which is left empty.
+    /// Like [`ThreadsEngine::new`], but everything goes to the pool, also what would take no waiting.
+    pub fn pool_only(pool: Rc<ThreadPool>) -> Self {
+        Self {
+            inline: Inline::never(),
+            pool,
+            works: RefCell::default(),
+        }
+    }
+
+    /// Does what takes no waiting, queues the rest. The batch is left empty.
     pub fn submit(&self, batch: &mut Requests) {
+        self.inline.execute(batch);
+        if batch.is_empty() {
+            return;
+        }
         let mut works = self.works.take();
         works.extend(batch.drain(..).map(|request| request as Box<dyn Work>));
         self.pool.submit_batch(&mut works);

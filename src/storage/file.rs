@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::error::Error;
 use super::flush::Flusher;
 use super::geometry::{Geometry, Kind};
+use super::nowait::{Nowait, NowaitIo};
 use super::transfer::{retry, transfer};
 use super::zero::{self, Missing};
 use super::{Limits, OpenOptions, bounce, sys};
@@ -27,6 +28,7 @@ pub struct RawFile {
     /// Bytes. Atomic, because a disk may be resized while it is served.
     size: AtomicU64,
     missing: Missing,
+    nowait: NowaitIo,
     flusher: Flusher,
     /// An [`ImageLock`](super::ImageLock) of this open file exists.
     locked: Arc<AtomicBool>,
@@ -45,6 +47,7 @@ impl RawFile {
         }
         let geometry = Geometry::of(&file, &meta, kind, options)?;
         Ok(Self {
+            nowait: NowaitIo::of(&file, options.direct),
             file,
             path: options.path.clone(),
             kind,
@@ -120,6 +123,18 @@ impl RawFile {
             return bounce::write(iov.as_slice(), offset, self.bounce_alignment(), write);
         }
         transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
+    }
+
+    pub(super) fn nowait(&self) -> Nowait {
+        self.nowait.kind()
+    }
+
+    pub(super) fn try_readv(&self, iov: &IoVecs, offset: u64) -> bool {
+        self.check_range(offset, iov.len() as u64).is_ok() && self.nowait.read(&self.file, iov, offset)
+    }
+
+    pub(super) fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
+        self.check_write(offset, iov.len() as u64).is_ok() && self.nowait.write(&self.file, iov, offset)
     }
 
     pub(super) fn flush(&self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Storage: bytes and scatter-gather lists, never sectors or status bytes.
 //!
-//! All operations block and may be called from any thread, by several at once.
+//! All operations block, unless they are called `try_`, and may be called from any thread, by several at once.
 
 mod bounce;
 mod direct;
@@ -9,6 +9,7 @@ mod file;
 mod flush;
 mod geometry;
 mod lock;
+mod nowait;
 mod null;
 mod sys;
 mod transfer;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 pub use error::Error;
 pub use file::RawFile;
 pub use lock::{ImageLock, LockError};
+pub use nowait::Nowait;
 pub use null::NullStorage;
 
 use crate::iov::IoVecs;
@@ -155,6 +157,31 @@ impl Storage {
         match self {
             Self::File(file) => file.needs_bounce(iov),
             Self::Null(_) => false,
+        }
+    }
+
+    /// Whether it is worth to try without waiting.
+    pub fn nowait(&self) -> Nowait {
+        match self {
+            Self::File(file) => file.nowait(),
+            Self::Null(_) => Nowait::Memory,
+        }
+    }
+
+    /// [`readv`](Self::readv), if that takes no waiting and succeeds. If not, returns false; `readv` then says why.
+    pub fn try_readv(&self, iov: &IoVecs, offset: u64) -> bool {
+        match self {
+            Self::File(file) => file.try_readv(iov, offset),
+            Self::Null(_) => true,
+        }
+    }
+
+    /// [`writev`](Self::writev), if that takes no waiting and succeeds. If not, returns false and may have written a
+    /// part.
+    pub fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
+        match self {
+            Self::File(file) => file.try_writev(iov, offset),
+            Self::Null(_) => true,
         }
     }
 

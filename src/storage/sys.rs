@@ -41,6 +41,20 @@ pub(super) fn pwritev_dsync(file: &File, iov: &[libc::iovec], offset: u64) -> io
     transferred(unsafe { libc::pwritev2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_DSYNC) })
 }
 
+/// `preadv2` with `RWF_NOWAIT`: bytes read, EAGAIN if it would have to wait.
+pub(super) fn preadv_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
+    let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
+    // SAFETY: as in `preadv`.
+    transferred(unsafe { libc::preadv2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_NOWAIT) })
+}
+
+/// `pwritev2` with `RWF_NOWAIT`: bytes written, EAGAIN if it would have to wait.
+pub(super) fn pwritev_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
+    let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
+    // SAFETY: as in `pwritev`.
+    transferred(unsafe { libc::pwritev2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_NOWAIT) })
+}
+
 /// `fallocate`, always with `KEEP_SIZE`.
 pub(super) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     let (offset, len) = (file_offset(offset)?, file_offset(len)?);

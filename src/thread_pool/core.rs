@@ -163,6 +163,8 @@ impl<W> Core<W> {
                 Next::Exit => return,
                 Next::Sleep => {
                     let (woken, actions) = self.sleep(idle);
+                    // The load may have changed meanwhile.
+                    batch.quick = false;
                     host.apply(actions);
                     if !woken {
                         return;

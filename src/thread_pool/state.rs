@@ -20,6 +20,10 @@ pub(super) const BATCH: usize = 8;
 /// A work that took less is quick: it did not block.
 pub(super) const QUICK: Duration = Duration::from_micros(5);
 
+/// After a work that blocked, so many quick rounds of workers pass until several works are taken at once again. With
+/// one miss of the page cache in a while, no work then waits behind a miss.
+const CAUTION: u8 = 64;
+
 /// `State::slowness` from which on works count as blocking, and its end.
 const SLOW: u8 = 4;
 const SLOWEST: u8 = 8;
@@ -95,6 +99,8 @@ pub(super) struct State<W> {
     taken_at_tick: u64,
     /// Rises with works that block, falls with quick ones.
     slowness: u8,
+    /// Rounds until works may be taken several at once.
+    caution: u8,
     /// A tick will come.
     watch: Option<Watch>,
     wakeups: u64,
@@ -118,6 +124,7 @@ impl<W> State<W> {
             taken_at_ask: 0,
             taken_at_tick: 0,
             slowness: 0,
+            caution: 0,
             watch: None,
             wakeups: 0,
             spawn_failures: 0,
@@ -248,7 +255,8 @@ impl<W> State<W> {
 
     /// Says what the calling worker does next, and puts works to run into `batch`, which is empty.
     ///
-    /// It takes several at once only if its last ones were `quick`, so that none waits behind one that blocks.
+    /// It takes several at once only if its last ones were `quick` and so were those of others for a while: none
+    /// should wait behind one that blocks.
     pub(super) fn next(&mut self, quick: bool, batch: &mut VecDeque<Queued<W>>) -> (Next, Actions) {
         if self.cur > self.params.max_threads || (self.queue.is_empty() && self.stopping) {
             return (Next::Exit, self.exit());
@@ -257,7 +265,11 @@ impl<W> State<W> {
             self.idle += 1;
             return (Next::Sleep, Actions::default());
         }
-        let count = if quick { BATCH.min(self.queue.len()) } else { 1 };
+        let count = if quick && self.caution == 0 {
+            BATCH.min(self.queue.len())
+        } else {
+            1
+        };
         batch.extend(self.queue.drain(..count));
         self.active += count;
         self.taken += count as u64;
@@ -267,11 +279,13 @@ impl<W> State<W> {
     /// The calling worker has finished `count` works, all of which were `quick` or the last of which was not.
     pub(super) fn finished(&mut self, count: usize, quick: bool) {
         self.active -= count;
-        self.slowness = if quick {
-            self.slowness.saturating_sub(1)
+        if quick {
+            self.slowness = self.slowness.saturating_sub(1);
+            self.caution = self.caution.saturating_sub(1);
         } else {
-            (self.slowness + 1).min(SLOWEST)
-        };
+            self.slowness = (self.slowness + 1).min(SLOWEST);
+            self.caution = CAUTION;
+        }
     }
 
     /// The calling worker gives back what it took and has not begun, since it turned out to be slow.

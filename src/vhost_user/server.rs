@@ -2,12 +2,14 @@
 //!
 //! Runs on the disk's control thread. Whatever a frontend does ends its own connection at worst.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -79,7 +81,7 @@ impl Server {
             path: path.to_owned(),
             source,
         };
-        let listener = UnixListener::bind(path).map_err(bind)?;
+        let listener = listen(path).map_err(bind)?;
         let path = SocketPath::new(path).map_err(bind)?;
         Ok(Self {
             socket: Socket::Listening(listener),
@@ -305,6 +307,37 @@ impl Drop for SocketPath {
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Listens at `path`, where nothing is.
+///
+/// Between bind and listen a socket refuses connections, so it appears at its path only afterwards: whoever waits for
+/// the path can connect.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // A path that nobody could connect to is refused before anything is made.
+    SocketAddr::from_pathname(path)?;
+    let hidden = path.with_file_name(format!(".{}", std::process::id()));
+    let Ok(listener) = UnixListener::bind(&hidden) else {
+        // Too long a name for here, or one that is taken: then without the detour.
+        return UnixListener::bind(path);
+    };
+    rename_no_replace(&hidden, path).inspect_err(|_| {
+        let _ = fs::remove_file(&hidden);
+    })?;
+    Ok(listener)
+}
+
+fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
+    let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes());
+    let (from, to) = (c_string(from)?, c_string(to)?);
+    let here = libc::AT_FDCWD;
+    // SAFETY: both are C strings that live during the call.
+    let result = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_NOREPLACE) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Removes a socket at `path` that nobody listens on.

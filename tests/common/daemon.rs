@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -12,15 +11,21 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::memory::PATIENCE;
+use super::process::die_with_parent;
 
 /// The binary that cargo built for the tests.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-blk");
+
+/// Names of its socket and its image in its directory: those of `qemu-configs/`.
+pub(crate) const SOCKET: &str = "vhost-user-blk.sock";
+pub(crate) const IMAGE: &str = "disk.img";
 
 /// A running daemon with its image and socket; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
     dir: TempDir,
+    args: Vec<String>,
 }
 
 /// How it ended and what it said.
@@ -44,39 +49,31 @@ impl Daemon {
     /// Starts it on an image with this content and waits until it listens.
     pub(crate) fn start(image: &[u8], options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
-        fs::write(dir.path().join("disk.img"), image).expect("write the image");
+        fs::write(dir.path().join(IMAGE), image).expect("write the image");
         Self::start_in(dir, options)
     }
 
-    /// The same in a directory that holds a `disk.img`.
+    /// The same in a directory that holds the image.
     pub(crate) fn start_in(dir: TempDir, options: &[&str]) -> Self {
-        let child = Self::spawn(&dir, options);
-        let mut daemon = Self { child, dir };
+        let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
+        Self::start_with(dir, &[&args, options].concat())
+    }
+
+    /// The same with nothing but `args`, which name the socket and the image.
+    pub(crate) fn start_with(dir: TempDir, args: &[&str]) -> Self {
+        let args = args.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let child = spawn(&dir, &args);
+        let mut daemon = Self { child, dir, args };
         daemon.wait_for(|daemon| daemon.socket().exists(), "make its socket");
         daemon
     }
 
-    /// Ends it with a signal and starts another one on the same image and socket.
-    pub(crate) fn restart(&mut self, signal: libc::c_int, options: &[&str]) {
+    /// Ends it with a signal and starts the next one, on the same image and socket.
+    pub(crate) fn restart(&mut self, signal: libc::c_int) {
         self.stop_with(signal);
-        self.child = Self::spawn(&self.dir, options);
-        // The old socket may still be there, so only a connection tells.
-        self.connect();
-    }
-
-    fn spawn(dir: &TempDir, options: &[&str]) -> Child {
-        let output = |name| File::create(dir.path().join(name)).expect("make a log");
-        let mut command = Command::new(BINARY);
-        command
-            .args(["--socket-path", "vhost.sock", "--blk-file", "disk.img"])
-            .args(options);
-        command
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(output("out"))
-            .stderr(output("err"));
-        die_with_parent(&mut command);
-        command.spawn().expect("start the daemon")
+        self.child = spawn(&self.dir, &self.args);
+        // A killed one leaves its socket behind, so only a connection tells.
+        drop(self.connect());
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -84,11 +81,11 @@ impl Daemon {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.path().join("vhost.sock")
+        self.dir.path().join(SOCKET)
     }
 
     pub(crate) fn image_path(&self) -> PathBuf {
-        self.dir.path().join("disk.img")
+        self.dir.path().join(IMAGE)
     }
 
     /// The image's content now.
@@ -175,6 +172,23 @@ impl Daemon {
             );
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// A figure of the statistics now, by the name of its line ("queue 0", "total") and its own.
+    pub(crate) fn count(&mut self, line: &str, name: &str) -> u64 {
+        let before = self.output().len();
+        self.signal(libc::SIGUSR1);
+        // The histogram is the last line of it.
+        let complete = |text: &str| text.contains("histogram:") && text.ends_with('\n');
+        self.wait_for(|daemon| complete(&daemon.output()[before..]), "print statistics");
+        let printed = self.output().split_off(before);
+        let figures = printed
+            .lines()
+            .find_map(|text| text.strip_prefix(&format!("stats: {line}: ")));
+        let mut figures = figures.into_iter().flat_map(|line| line.split([' ', '(', ')']));
+        let figure = figures.find_map(|figure| figure.strip_prefix(&format!("{name}=")));
+        let figure = figure.and_then(|figure| figure.parse().ok());
+        figure.unwrap_or_else(|| panic!("no {name} in {printed}"))
     }
 
     pub(crate) fn holdings(&self) -> Holdings {
@@ -278,13 +292,15 @@ pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
     }
 }
 
-/// Makes the kernel kill the child when the test that started it ends, however it ends.
-fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
+fn spawn(dir: &TempDir, args: &[String]) -> Child {
+    let output = |name| File::create(dir.path().join(name)).expect("make a log");
+    let mut command = Command::new(BINARY);
+    command
+        .args(args)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(output("out"))
+        .stderr(output("err"));
+    die_with_parent(&mut command);
+    command.spawn().expect("start the daemon")
 }

@@ -71,7 +71,7 @@ impl Frontend {
     /// Connects with `queues` queues that take `depth` requests each, and accepts `features`.
     pub(crate) fn connect(socket: &Path, queues: usize, depth: usize, features: u64) -> io::Result<Self> {
         let path = socket.to_str().expect("the path is UTF-8");
-        let mut transport = Box::new(VhostUser::new(path, features)?);
+        let mut transport = Box::new(connect(path, features)?);
         // Three descriptors a request.
         let size = u16::try_from((depth * 3).next_power_of_two()).expect("a queue has 1024 entries at most");
         let rings = VirtioBlkQueue::setup_queues(transport.as_mut(), queues, size)?;
@@ -118,6 +118,19 @@ impl Frontend {
 
     pub(crate) fn queues(&mut self) -> &mut [Queue] {
         &mut self.queues
+    }
+}
+
+/// Connects; a socket that is bound but not listened on yet is tried again.
+fn connect(path: &str, features: u64) -> io::Result<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match VhostUser::new(path, features) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            result => return result,
+        }
     }
 }
 

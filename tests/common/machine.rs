@@ -8,22 +8,16 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::backend::Backend;
+use super::daemon::{Daemon, IMAGE};
 use super::guest::{Boot, Guest};
-
-const SOCKET: &str = "vhost-user-blk.sock";
-const IMAGE: &str = "disk.img";
 
 /// One MiB in bytes.
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// A disk and its daemon. Both go with it, and so does everything in its directory.
 pub(crate) struct Machine {
-    // In this order: the daemon ends before its files go.
-    backend: Backend,
+    pub(crate) daemon: Daemon,
     config: PathBuf,
-    args: Vec<String>,
-    dir: TempDir,
 }
 
 impl Machine {
@@ -46,14 +40,11 @@ impl Machine {
         make_image(&dir.path().join(IMAGE)).expect("the image can be made");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let config = root.join("qemu-configs").join(config).with_extension("cfg");
-        let mut args = configured_options(&config);
-        args.extend(options.iter().map(ToString::to_string));
-        Self {
-            backend: Backend::start(dir.path(), SOCKET, &args),
-            config,
-            args,
-            dir,
-        }
+        let configured = configured_options(&config);
+        let mut args: Vec<&str> = configured.split_whitespace().collect();
+        args.extend(options);
+        let daemon = Daemon::start_with(dir, &args);
+        Self { daemon, config }
     }
 
     /// Boots a guest on it.
@@ -63,52 +54,32 @@ impl Machine {
 
     /// Boots a guest with more options for QEMU.
     pub(crate) fn boot_with(&self, boot: Boot, qemu_options: &[&str]) -> Guest {
-        Guest::boot(self.dir.path(), &self.config, boot, qemu_options)
-    }
-
-    pub(crate) fn backend(&mut self) -> &mut Backend {
-        &mut self.backend
-    }
-
-    /// Ends the daemon with a signal and starts the next one.
-    pub(crate) fn restart_backend(&mut self, signal: libc::c_int) {
-        self.backend.end(signal);
-        self.backend = Backend::start(self.dir.path(), SOCKET, &self.args);
-    }
-
-    pub(crate) fn image(&self) -> PathBuf {
-        self.dir.path().join(IMAGE)
-    }
-
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.path().join(SOCKET)
-    }
-
-    /// The image's content.
-    pub(crate) fn image_data(&self) -> Vec<u8> {
-        fs::read(self.image()).expect("the image is there")
+        Guest::boot(self.daemon.dir(), &self.config, boot, qemu_options)
     }
 
     /// Digest of the image's content, as the guest's `md5sum` puts it.
     pub(crate) fn image_digest(&self) -> String {
-        host("md5sum", &[], &self.image()).chars().take(32).collect()
+        host("md5sum", &[], &self.daemon.image_path())
+            .chars()
+            .take(32)
+            .collect()
     }
 
     /// What the image takes on the host's disk, in bytes.
     pub(crate) fn image_usage(&self) -> u64 {
-        let metadata = fs::metadata(self.image()).expect("the image is there");
+        let metadata = fs::metadata(self.daemon.image_path()).expect("the image is there");
         metadata.blocks() * 512
     }
 }
 
 /// The daemon's options, from the comment of a configuration: what its user reads is what is tested.
-fn configured_options(config: &Path) -> Vec<String> {
+fn configured_options(config: &Path) -> String {
     let text = fs::read_to_string(config).expect("qemu-configs has the file");
     let command = text
         .lines()
         .find_map(|line| line.strip_prefix("#   vhost-user-blk "));
     let command = command.expect("each configuration names the daemon's options");
-    command.split_whitespace().map(ToOwned::to_owned).collect()
+    command.to_owned()
 }
 
 /// Runs a program on the host that has to succeed; returns what it printed.

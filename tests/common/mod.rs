@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-pub(crate) mod backend;
 pub(crate) mod daemon;
 pub(crate) mod frontend;
 pub(crate) mod guest;

@@ -39,22 +39,10 @@ impl Process {
         command: &mut Command,
         pipes: impl FnOnce(&mut Child) -> T,
     ) -> (Self, T) {
-        // SAFETY: between fork and exec the closure makes one async-signal-safe call.
-        unsafe { command.pre_exec(end_with_parent) };
+        die_with_parent(command);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let pipes = pipes(&mut child);
         (Self { child, name }, pipes)
-    }
-
-    pub(crate) fn id(&self) -> libc::pid_t {
-        self.child.id().try_into().expect("process ids fit a pid_t")
-    }
-
-    /// Sends a signal.
-    pub(crate) fn signal(&self, signal: libc::c_int) {
-        // SAFETY: kill() takes integers; the child is not reaped before `self` is gone.
-        let result = unsafe { libc::kill(self.id(), signal) };
-        assert_eq!(result, 0, "could not signal {}", self.name);
     }
 
     /// The exit status, if it has ended.
@@ -69,12 +57,14 @@ impl Process {
     }
 }
 
-/// Asks the kernel to kill this process with its parent, if that has no time for its guards.
-fn end_with_parent() -> io::Result<()> {
-    // SAFETY: this request of prctl() takes an integer.
-    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+/// Makes the kernel kill the child when the test that started it ends, however it ends.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
     }
 }
 

@@ -10,5 +10,6 @@ mod durability;
 mod io;
 mod lock;
 mod model;
+mod nowait;
 mod open;
 mod support;

@@ -22,6 +22,8 @@ pub(crate) struct Args {
     ///
     /// `ours[:OPTIONS]` is vhost-user-blk next to this program, e.g. `ours:--notify each`;
     /// `qsd[:AIO]` is qemu-storage-daemon with aio=threads, native or io_uring;
+    /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
+    /// batch or per completion;
     /// `NAME=COMMAND` is any other, a command with {socket} {image} {queues} in it.
     #[arg(long = "backend", value_name = "SPEC")]
     pub(crate) backends: Vec<String>,
@@ -86,9 +88,13 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) suppress: bool,
 
-    /// Write report.json to this directory
+    /// Write report.json and report.html to this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+
+    /// Serves an image with the plain backend: SOCKET IMAGE QUEUES [each]
+    #[arg(long, hide = true, num_args = 3..=4, value_name = "ARGS", exclusive = true)]
+    pub(crate) plain: Vec<String>,
 
     /// Watches the directories on the command line and removes them when standard input closes
     #[arg(long, hide = true, num_args = 1.., value_name = "DIR", exclusive = true)]
@@ -101,7 +107,7 @@ pub(crate) enum Preset {
     Quick,
     /// batch against each at 8x64 and 1x1, many rounds: what deferred notification is worth
     Headline,
-    /// ours and qsd with each of its engines, at 1x1, 1x64, 8x64, page cache and O_DIRECT
+    /// ours, qsd with each of its engines and the plain backend, at 1x1, 1x64, 8x64, page cache and O_DIRECT
     Peers,
 }
 

@@ -18,6 +18,7 @@ pub(crate) struct Candidate {
 enum Kind {
     Ours { binary: PathBuf, options: Vec<String> },
     Qsd { aio: String },
+    Plain { each: bool },
     Command { words: Vec<String> },
 }
 
@@ -30,7 +31,7 @@ pub(crate) struct Target<'a> {
 }
 
 impl Candidate {
-    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]` or `NAME=COMMAND`.
+    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]` or `NAME=COMMAND`.
     ///
     /// # Errors
     /// If it is none of these or a program that it needs is missing.
@@ -49,6 +50,14 @@ impl Candidate {
             );
             ensure!(in_path(QSD), "{spec}: {QSD} is not in PATH");
             Kind::Qsd { aio: aio.to_owned() }
+        } else if let Some(notify) = suffix(spec, "plain") {
+            ensure!(
+                ["", "each"].contains(&notify),
+                "{spec}: it is plain or plain:each"
+            );
+            Kind::Plain {
+                each: notify == "each",
+            }
         } else if let Some((name, command)) = spec.split_once('=') {
             ensure!(
                 command.contains("{socket}"),
@@ -62,7 +71,7 @@ impl Candidate {
             });
         } else {
             bail!(
-                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO] or NAME=COMMAND with {{socket}} in it"
+                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each] or NAME=COMMAND with {{socket}} in it"
             );
         };
         Ok(Self {
@@ -71,9 +80,14 @@ impl Candidate {
         })
     }
 
-    /// Linux AIO is asynchronous on O_DIRECT files only, and QEMU refuses it elsewhere.
+    /// Whether it can serve this image. Linux AIO is asynchronous on O_DIRECT files only, and QEMU refuses
+    /// it elsewhere; the plain backend knows nothing of aligned buffers.
     pub(crate) fn supports(&self, image: &Image) -> bool {
-        !matches!(&self.kind, Kind::Qsd { aio } if aio == "native" && !image.direct)
+        match &self.kind {
+            Kind::Qsd { aio } => aio != "native" || image.direct,
+            Kind::Plain { .. } => !image.direct,
+            Kind::Ours { .. } | Kind::Command { .. } => true,
+        }
     }
 
     /// The program and its arguments.
@@ -107,6 +121,19 @@ impl Candidate {
                         target.queues
                     ),
                 ])
+            }
+            Kind::Plain { each } => {
+                let this = std::env::current_exe().unwrap_or_default().display().to_string();
+                let queues = target.queues.to_string();
+                let mut line = words(&[
+                    this,
+                    "--plain".to_owned(),
+                    socket.to_string(),
+                    image.to_string(),
+                    queues,
+                ]);
+                line.extend(each.then(|| "each".to_owned()));
+                line
             }
             Kind::Command { words } => {
                 let fill = |word: &String| {

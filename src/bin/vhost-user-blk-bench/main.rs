@@ -11,15 +11,18 @@ mod args;
 mod backend;
 mod candidate;
 mod driver;
+mod html;
 mod image;
 mod lane;
 mod load;
 mod machine;
+mod plain;
 mod plan;
 mod report;
 mod sample;
 mod scratch;
 mod stats;
+mod svg;
 mod units;
 mod usage;
 
@@ -46,7 +49,12 @@ fn main() -> ExitCode {
         scratch::janitor(std::io::stdin(), &args.janitor);
         return ExitCode::SUCCESS;
     }
-    match bench(&args) {
+    let result = if args.plain.is_empty() {
+        bench(&args)
+    } else {
+        plain::serve(&args.plain)
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vhost-user-blk-bench: {error:#}");

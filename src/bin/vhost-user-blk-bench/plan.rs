@@ -56,7 +56,7 @@ fn defaults(preset: Preset) -> Defaults {
             1.0,
         ),
         Preset::Peers => (
-            &["qsd", "qsd:io_uring", "qsd:native", "ours"],
+            &["qsd", "qsd:io_uring", "qsd:native", "plain", "ours"],
             &[Tmpfs, PageCache, Direct],
             USUAL_SHAPES,
             5,

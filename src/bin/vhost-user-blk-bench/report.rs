@@ -1,4 +1,4 @@
-//! The results: a table for the terminal and report.json.
+//! The results: a table for the terminal, report.json and report.html.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::html;
 use crate::machine::Machine;
 use crate::sample::{Case, Sample, Summary};
 use crate::stats::Verdict;
@@ -53,39 +54,50 @@ impl Report {
         }
     }
 
-    /// Writes report.json to `dir`, which is made if needed.
+    /// Writes report.json and report.html to `dir`, which is made if needed.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        let path = dir.join("report.json");
-        let json = serde_json::to_string_pretty(self)?;
-        fs::write(&path, json + "\n").with_context(|| format!("write {}", path.display()))
+        let json = serde_json::to_string_pretty(self)? + "\n";
+        for (name, text) in [("report.json", json), ("report.html", html::page(self))] {
+            let path = dir.join(name);
+            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// The summaries as a table, 80 columns wide.
     pub(crate) fn table(&self) -> String {
         let mut out = String::new();
-        let mut last = None;
-        for row in &self.summaries {
-            let load = &row.case.load;
-            let group = format!(
-                "{} {} {} B, {} (queues x iodepth), medians of {}",
-                name(&row.case.storage),
-                name(&load.rw),
-                load.block_size,
-                load.shape,
-                row.rounds
-            );
-            if last.as_ref() != Some(&group) {
-                let _ = write!(out, "\n{group}\n{HEAD}\n");
-                last = Some(group);
+        for group in self.groups() {
+            let _ = write!(out, "\n{}\n{HEAD}\n", title(&group[0]));
+            for row in group {
+                let _ = writeln!(out, "{}", line(row));
             }
-            let _ = writeln!(out, "{}", line(row));
         }
         out + LEGEND
     }
+
+    /// The summaries case by case; no group is empty.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &[Summary]> {
+        let key = |row: &Summary| (row.case.storage, row.case.load.shape);
+        self.summaries.chunk_by(move |a, b| key(a) == key(b))
+    }
 }
 
-const HEAD: &str = "backend             kIOPS   min..max      ratio (95 %)     c/n   p50us p999us cpu";
+/// What a group of rows has in common.
+pub(crate) fn title(row: &Summary) -> String {
+    let load = &row.case.load;
+    format!(
+        "{} {} {} B, {} (queues x iodepth), medians of {}",
+        name(&row.case.storage),
+        name(&load.rw),
+        load.block_size,
+        load.shape,
+        row.rounds
+    )
+}
+
+const HEAD: &str = "backend           kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
 const LEGEND: &str = "
 ratio: to the first backend;  c/n: completions per notification;  cpu: backend
 CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
@@ -94,20 +106,10 @@ CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
 fn line(row: &Summary) -> String {
     let kilo = |iops: f64| short(iops / 1e3);
     let range = format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max));
-    let ratio = row.ratio.map_or_else(
-        || "reference".to_owned(),
-        |ratio| {
-            let mark = match ratio.verdict() {
-                Verdict::Faster | Verdict::Slower => "",
-                Verdict::Same => " ~",
-                Verdict::Noise => " ?",
-            };
-            format!("{:.2} ({:.2}..{:.2}){mark}", ratio.value, ratio.low, ratio.high)
-        },
-    );
-    let backend: String = row.backend.chars().take(18).collect();
+    let ratio = ratio(row);
+    let backend: String = row.backend.chars().take(17).collect();
     format!(
-        "{backend:<18} {:>6} {range:>11} {ratio:>19} {:>5} {:>6} {:>6} {:>4}",
+        "{backend:<17} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
         kilo(row.iops),
         short(row.completions_per_notification),
         short(row.p50_us),
@@ -116,9 +118,28 @@ fn line(row: &Summary) -> String {
     )
 }
 
+/// The ratio to the reference with its interval and a mark of doubt.
+pub(crate) fn ratio(row: &Summary) -> String {
+    let Some(ratio) = row.ratio else {
+        return "reference".to_owned();
+    };
+    let mark = match ratio.verdict() {
+        Verdict::Faster | Verdict::Slower => "",
+        Verdict::Same => " ~",
+        Verdict::Noise => " ?",
+    };
+    format!(
+        "{} ({}..{}){mark}",
+        short(ratio.value),
+        short(ratio.low),
+        short(ratio.high)
+    )
+}
+
 /// Three digits or so.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
+        v if v >= 1e6 => format!("{v:.1e}"),
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v => format!("{v:.2}"),

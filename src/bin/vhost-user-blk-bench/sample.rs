@@ -6,6 +6,9 @@ use crate::args::StorageKind;
 use crate::load::{Load, Outcome};
 use crate::stats::{Interval, median, ratio};
 
+/// The points of a latency curve.
+pub(crate) const QUANTILES: [f64; 11] = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999];
+
 /// Where a load runs.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Case {
@@ -37,6 +40,8 @@ pub(crate) struct Figures {
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
     pub(crate) max_us: f64,
+    /// Microseconds at each of [`QUANTILES`].
+    pub(crate) latency_us: Vec<f64>,
     pub(crate) cpu_us_per_io: f64,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: u64,
@@ -59,6 +64,7 @@ impl From<&Outcome> for Figures {
             p99_us: percentile(0.99),
             p999_us: percentile(0.999),
             max_us: counts.latency.max() as f64 / 1e3,
+            latency_us: QUANTILES.iter().map(|&quantile| percentile(quantile)).collect(),
             cpu_us_per_io: outcome.cpu.as_secs_f64() * 1e6 / counts.completions.max(1) as f64,
             context_switches_per_io: per_io(outcome.context_switches),
             rss_kib: outcome.rss_kib,
@@ -83,6 +89,8 @@ pub(crate) struct Summary {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
+    /// Microseconds at each of [`QUANTILES`].
+    pub(crate) latency_us: Vec<f64>,
     pub(crate) cpu_us_per_io: f64,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: f64,
@@ -108,6 +116,16 @@ impl Summary {
             p50_us: of(|f| f.p50_us),
             p99_us: of(|f| f.p99_us),
             p999_us: of(|f| f.p999_us),
+            latency_us: (0..QUANTILES.len())
+                .map(|i| {
+                    median(
+                        &samples
+                            .iter()
+                            .map(|s| s.figures.latency_us[i])
+                            .collect::<Vec<_>>(),
+                    )
+                })
+                .collect(),
             cpu_us_per_io: of(|f| f.cpu_us_per_io),
             context_switches_per_io: of(|f| f.context_switches_per_io),
             rss_kib: of(|f| f.rss_kib as f64),

@@ -455,6 +455,29 @@ fn quick_works_are_taken_several_at_a_time_and_need_no_further_workers() {
 }
 
 #[test]
+fn after_a_work_that_blocked_works_are_taken_one_at_a_time_for_a_while() {
+    let mut state = State::new(ThreadPoolParams {
+        min_threads: 0,
+        max_threads: 1,
+    });
+    let mut batch = VecDeque::new();
+    let mut take = |quick| {
+        let _ = state.submit(0..20);
+        let _ = state.next(quick, &mut batch);
+        let count = batch.len();
+        batch.clear();
+        state.finished(count, quick);
+        count
+    };
+    assert_eq!(take(true), BATCH);
+    take(false);
+    let singles = std::iter::repeat_with(|| take(true))
+        .take_while(|&count| count == 1)
+        .count();
+    assert_eq!(singles, usize::from(CAUTION));
+}
+
+#[test]
 fn a_worker_above_the_limit_ends_before_it_takes_work_and_passes_its_wakeup_on() {
     let mut world = World::new();
     world.run(&Op::SetParams(2, 2));

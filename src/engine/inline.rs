@@ -1,0 +1,130 @@
+//! Requests that the IOThread does by itself, because they take no waiting.
+
+use std::cell::Cell;
+
+use super::{IoOp, IoRequest, Requests};
+use crate::storage::{Nowait, Storage};
+
+/// Longest request done in the IOThread, in bytes: copying more takes so long that another CPU had better do it.
+const LONGEST: usize = 128 << 10;
+
+/// The decision which requests of one queue are tried in its IOThread. IOThread only.
+#[derive(Debug)]
+pub(super) struct Inline {
+    nowait: Nowait,
+    reads: Misses,
+    writes: Misses,
+}
+
+impl Inline {
+    pub(super) fn new(storage: &Storage) -> Self {
+        Self {
+            nowait: storage.nowait(),
+            reads: Misses::default(),
+            writes: Misses::default(),
+        }
+    }
+
+    pub(super) fn never() -> Self {
+        Self {
+            nowait: Nowait::No,
+            reads: Misses::default(),
+            writes: Misses::default(),
+        }
+    }
+
+    /// Completes those of `batch` that take no waiting; the others stay, in order.
+    pub(super) fn execute(&self, batch: &mut Requests) {
+        if self.nowait == Nowait::No {
+            return;
+        }
+        for request in batch.extract_if(.., |request| self.try_one(request)) {
+            request.finish();
+        }
+    }
+
+    fn try_one(&self, request: &mut IoRequest) -> bool {
+        let misses = match request.op {
+            IoOp::Write { .. } => &self.writes,
+            _ => &self.reads,
+        };
+        if request.iov.len() > LONGEST || !misses.is_worth_trying() {
+            return false;
+        }
+        let done = request.try_execute();
+        misses.tell(done);
+        done
+    }
+}
+
+/// Keeps cold data from costing a futile system call for each request.
+///
+/// After a run of misses, as many requests as it was long are not tried, up to `PAUSE`; then one is.
+#[derive(Debug, Default)]
+struct Misses {
+    run: Cell<u32>,
+    pause: Cell<u32>,
+}
+
+/// So many misses in a row are taken for chance.
+const CHANCE: u32 = 4;
+const PAUSE: u32 = 64;
+
+impl Misses {
+    fn is_worth_trying(&self) -> bool {
+        let pause = self.pause.get();
+        self.pause.set(pause.saturating_sub(1));
+        pause == 0
+    }
+
+    fn tell(&self, hit: bool) {
+        if hit {
+            self.run.set(0);
+            return;
+        }
+        let run = self.run.get() + 1;
+        if run > CHANCE {
+            self.pause.set((run - CHANCE).saturating_mul(2).min(PAUSE));
+        }
+        self.run.set(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 1000 requests that all miss (or hit), so many are tried.
+    fn tried(misses: &Misses, hit: bool) -> usize {
+        let one = |_: &usize| {
+            let tried = misses.is_worth_trying();
+            if tried {
+                misses.tell(hit);
+            }
+            tried
+        };
+        (0..1000).filter(one).count()
+    }
+
+    #[test]
+    fn cold_data_is_hardly_tried_and_warm_data_always() {
+        let misses = Misses::default();
+        assert_eq!(tried(&misses, true), 1000);
+        let cold = tried(&misses, false);
+        assert!((10..50).contains(&cold), "{cold}");
+        // What has become warm is noticed within a pause.
+        assert!(tried(&misses, true) >= 1000 - PAUSE as usize);
+        assert_eq!(tried(&misses, true), 1000);
+    }
+
+    #[test]
+    fn a_miss_now_and_then_changes_nothing() {
+        let misses = Misses::default();
+        for _ in 0..100 {
+            for hit in [false, false, true] {
+                assert!(misses.is_worth_trying());
+                misses.tell(hit);
+            }
+        }
+    }
+}
