@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::memory::MappedArea;
 
 #[cfg(test)]
-mod model;
+pub(super) mod model;
 mod region;
 #[cfg(test)]
 mod tests;

@@ -453,6 +453,43 @@ mod tests {
     }
 
     #[test]
+    fn each_write_to_the_used_ring_is_logged_while_that_is_on() {
+        use std::os::unix::fs::FileExt;
+
+        use crate::virtqueue::inflight::model::Driver;
+
+        let file = crate::memory::memfd(c"log", 4096).unwrap();
+        let log = Arc::new(DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap());
+        let (mut driver, used) = (Driver::new(8, 0, false), Some(0x3000));
+        let mut ring = driver.device().ring;
+        driver.submit(0);
+        let writes: [fn(&mut SplitRing); 3] = [
+            |ring| {
+                let head = ring.pop().unwrap().unwrap();
+                ring.push_used(head, 1);
+                ring.publish();
+            },
+            SplitRing::disable_kicks,
+            SplitRing::enable_kicks,
+        ];
+        for write in writes {
+            file.write_all_at(&[0], 0).unwrap();
+            let log = Arc::clone(&log);
+            ring.set_log(Some(&RingLog { log, used }));
+            write(&mut ring);
+            ring.set_log(None);
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 0).unwrap();
+            assert_eq!(byte, [0b1000]);
+        }
+        file.write_all_at(&[0], 0).unwrap();
+        ring.publish();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!(byte, [0], "logging is off");
+    }
+
+    #[test]
     fn only_powers_of_two_up_to_the_maximum_are_queue_sizes() {
         let good: Vec<u32> = (0..=70_000).filter(|&n| check_size(n).is_ok()).collect();
         assert_eq!(good, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);

@@ -17,6 +17,7 @@ pub(crate) mod msg {
     pub(crate) const SET_FEATURES: u32 = 2;
     pub(crate) const SET_OWNER: u32 = 3;
     pub(crate) const SET_MEM_TABLE: u32 = 5;
+    pub(crate) const SET_LOG_BASE: u32 = 6;
     pub(crate) const SET_VRING_NUM: u32 = 8;
     pub(crate) const SET_VRING_ADDR: u32 = 9;
     pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -45,6 +46,7 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 const MQ: u64 = 1;
+const LOG_SHMFD: u64 = 1 << 1;
 const REPLY_ACK: u64 = 1 << 3;
 const CONFIG: u64 = 1 << 9;
 const INFLIGHT_SHMFD: u64 = 1 << 12;
@@ -108,7 +110,7 @@ impl Client {
         let accepted = offered & (features | PROTOCOL_FEATURES);
         self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])?;
         let offered = self.get_u64(msg::GET_PROTOCOL_FEATURES)?;
-        let accepted = offered & (MQ | REPLY_ACK | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS);
+        let accepted = offered & (MQ | LOG_SHMFD | REPLY_ACK | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS);
         assert!(accepted & REPLY_ACK != 0, "the backend has no REPLY_ACK");
         self.send(msg::SET_PROTOCOL_FEATURES, 0, &accepted.to_le_bytes(), &[])
     }
@@ -199,10 +201,29 @@ impl Client {
         self.ask(request, &[index.to_le_bytes(), num.to_le_bytes()].concat(), &[])
     }
 
+    /// Hands over a dirty log; `None` when the backend ended the connection.
+    pub(crate) fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
+        let payload = [size, offset].map(u64::to_le_bytes).concat();
+        self.send(msg::SET_LOG_BASE, 0, &payload, &[fd]).ok()?;
+        self.receive(msg::SET_LOG_BASE).ok()
+    }
+
     /// `SET_VRING_ADDR` without logging; addresses are the frontend's.
     pub(crate) fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
-        let addresses = [desc, used, avail, 0].map(u64::to_le_bytes).concat();
-        let payload = [&index.to_le_bytes()[..], &[0; 4], &addresses].concat();
+        self.vring_addr_logged(index, [desc, used, avail], None)
+    }
+
+    /// The same; `log` is the used ring's guest address, if writes to it are to be logged.
+    pub(crate) fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
+        let [desc, used, avail] = ring;
+        let addresses = [desc, used, avail, log.unwrap_or(0)];
+        let flags = u32::from(log.is_some());
+        let payload = [
+            &index.to_le_bytes()[..],
+            &flags.to_le_bytes(),
+            &addresses.map(u64::to_le_bytes).concat(),
+        ]
+        .concat();
         self.ask(msg::SET_VRING_ADDR, &payload, &[])
     }
 

@@ -40,7 +40,7 @@ fn run_until<T>(stores: Option<u32>, f: impl FnOnce() -> T) -> Option<T> {
 }
 
 /// The driver, with the memory that outlives every device.
-struct Driver {
+pub(crate) struct Driver {
     memory: GuestMemory,
     area: MappedArea,
     size: u16,
@@ -55,7 +55,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(size: u16, start: u16, event_idx: bool) -> Self {
+    pub(crate) fn new(size: u16, start: u16, event_idx: bool) -> Self {
         let n = u64::from(size);
         let len = (26 * n + 16).next_multiple_of(4096);
         let file = tempfile::tempfile().unwrap();
@@ -103,7 +103,7 @@ impl Driver {
         usize::from(index.0 % self.size)
     }
 
-    fn submit(&mut self, pick: usize) {
+    pub(crate) fn submit(&mut self, pick: usize) {
         if self.free.is_empty() {
             return;
         }
@@ -133,7 +133,7 @@ impl Driver {
     }
 
     /// A device on the memory as it is: what a new process makes of it.
-    fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         let region = InflightRegion::map(self.region.try_clone().unwrap(), self.layout).unwrap();
         let (avail, used) = (self.avail() as u64, self.used() as u64);
         let addresses = RingAddresses { desc: 0, avail, used };
@@ -154,8 +154,8 @@ impl Driver {
     }
 }
 
-struct Device {
-    ring: SplitRing,
+pub(crate) struct Device {
+    pub(crate) ring: SplitRing,
     resumed: bool,
     held: Vec<u16>,
     /// Put into the used ring and not published.
