@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
@@ -173,12 +173,12 @@ impl Server {
             unanswered: false,
         };
         let handler = Arc::new(Mutex::new(handler));
-        let reason = serve_requests(
-            &mut BackendReqHandler::from_stream(stream, Arc::clone(&handler)),
-            &handler,
-        );
+        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
+        let reason = serve_requests(&mut requests, &handler);
+        // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
+        lock(&handler).session.finish();
         self.stop.end_connection();
-        // Stops the rings and waits for what is in flight.
+        drop(requests);
         drop(handler);
         match reason {
             None => tracing::info!(disk, "frontend left"),
@@ -197,11 +197,15 @@ fn serve_requests(
             Ok(()) => {}
             Err(VhostError::Disconnected) => return None,
             // Refused and logged; the frontend knows if it wanted to.
-            Err(VhostError::ReqHandlerError(_))
-                if !handler.lock().unwrap_or_else(PoisonError::into_inner).unanswered => {}
+            Err(VhostError::ReqHandlerError(_)) if !lock(handler).unanswered => {}
             Err(error) => return Some(error),
         }
     }
+}
+
+/// Locks, also after a panic of another holder: what either mutex guards stays consistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends [`Server::run`] from another thread.
@@ -235,15 +239,16 @@ impl Stopper {
         let mut state = self.state();
         state.stopped = true;
         if let Some(connection) = &state.connection {
-            // A connection that has ended already is as good.
-            let _ = connection.shutdown(Shutdown::Both);
+            // No more messages; the frontend sees the end once the rings have drained. A connection that has ended
+            // already is as good.
+            let _ = connection.shutdown(Shutdown::Read);
         }
         // Only a counter that is full cannot be written, and that is readable.
         let _ = self.0.event.write(1);
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, StopState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, StopState> {
+        lock(&self.0.state)
     }
 
     /// Makes the connection one that `stop` ends; false if stopped already.

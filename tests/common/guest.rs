@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 
 use serde_json::json;
@@ -108,7 +108,8 @@ impl Guest {
         assert!(status.success(), "QEMU: {status}");
     }
 
-    fn start(&mut self, command: &str) {
+    /// Has a command run until the guest is told to answer.
+    pub(crate) fn start(&mut self, command: &str) {
         writeln!(self.commands, "{command}").expect("QEMU runs");
     }
 
@@ -116,6 +117,15 @@ impl Guest {
         self.answers
             .recv_timeout(DEADLINE)
             .unwrap_or_else(|error| panic!("the guest did not answer to {what}: {error}"))
+    }
+
+    /// The end of what was started, if it has come.
+    pub(crate) fn poll(&self) -> Option<Answer> {
+        match self.answers.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => panic!("QEMU has ended"),
+        }
     }
 
     /// Drops what a reset cut off, up to the word that the guest listens.

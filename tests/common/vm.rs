@@ -200,6 +200,14 @@ impl Vm {
         }
     }
 
+    /// Connects again, to a daemon that was started anew, with the same memory.
+    pub(crate) fn reconnect(&mut self, daemon: &Daemon, features: u64) {
+        // One frontend at a time.
+        self.client.leave();
+        let fresh = Self::connect(daemon, features);
+        self.client = fresh.client;
+    }
+
     pub(crate) fn share_memory(&mut self) {
         let table = mem_table(&[REGION]);
         let fd = self.memory.fd();

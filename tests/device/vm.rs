@@ -150,11 +150,13 @@ impl Vm {
             size: self.size.into(),
             base,
             features: self.features,
+            inflight: None,
+            log: None,
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
             queue.set_call(Some(call));
-            queue.start(&setup).unwrap();
+            queue.start(setup).unwrap();
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
         });
