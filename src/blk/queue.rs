@@ -132,7 +132,9 @@ impl BlkQueue {
     /// # Errors
     /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
     pub fn start(&self, setup: RingSetup) -> Result<(), RingError> {
-        let (running, resumed) = Running::new(setup)?;
+        let (mut running, resumed) = Running::new(setup)?;
+        // A predecessor that was killed while it polled has left the driver told not to kick.
+        running.ring.enable_kicks();
         let poller = self
             .ctx
             .add_poller(self.me.upgrade().expect("called on a live queue"));
@@ -233,7 +235,11 @@ impl BlkQueue {
         }
         collected.unwrap_or_else(|error| {
             self.fail(&mut state, &error);
-            Collected::default()
+            // What was answered before the error is still to be shown.
+            Collected {
+                answered: true,
+                more: false,
+            }
         })
     }
 

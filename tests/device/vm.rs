@@ -237,6 +237,15 @@ impl Vm {
         self.read_u16(USED) == 1
     }
 
+    /// What a device that polls leaves in the used ring: NO_NOTIFY, and an avail_event that lies behind.
+    pub(crate) fn forbid_kicks(&self) {
+        if self.features.event_idx {
+            self.write_u16(USED + 4 + 8 * u64::from(self.size), 0x8000);
+        } else {
+            self.write_u16(USED, 1);
+        }
+    }
+
     pub(crate) fn avail_event(&self) -> u16 {
         self.read_u16(USED + 4 + 8 * u64::from(self.size))
     }
