@@ -31,6 +31,10 @@ pub struct Cli {
     #[arg(long)]
     pub read_only: bool,
 
+    /// Serve the destination of a live migration: leave the image to the source until the guest runs here.
+    #[arg(long)]
+    pub incoming: bool,
+
     /// Print what this backend can do, as JSON (vhost-user backend program conventions), and exit.
     #[arg(long)]
     pub print_capabilities: bool,

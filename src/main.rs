@@ -15,7 +15,7 @@ use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::{QueueStats, Report};
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
-use vhost_user_blk::storage::{ImageLock, OpenOptions, Storage};
+use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::ThreadPoolParams;
 use vhost_user_blk::vhost_user::server::Server;
 
@@ -55,9 +55,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("cannot handle signals")?;
     let storage = open_storage(cli)?;
-    let lock = ImageLock::acquire(&storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let device = BlkDevice::new(Arc::clone(&storage), device_params(cli), &iothreads)?;
+    let mut device = BlkDevice::new(Arc::clone(&storage), device_params(cli), &iothreads)?;
+    if !cli.incoming {
+        device.activate().map_err(lock_error)?;
+    }
     let server = match (&cli.socket_path, cli.fd) {
         (Some(path), _) => Server::bind(path)?,
         (None, Some(fd)) => Server::from_fd(inherited(fd)?)?,
@@ -82,7 +84,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         std::process::exit(0);
     }
     drop(iothreads);
-    drop(lock);
     Ok(())
 }
 
@@ -94,6 +95,15 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
         logical_block_size: cli.logical_block_size,
     };
     Ok(Arc::new(Storage::open(&options)?))
+}
+
+fn lock_error(error: LockError) -> anyhow::Error {
+    match error {
+        LockError::InUse { .. } => {
+            anyhow!("{error} (by the source of a live migration? Then use --incoming)")
+        }
+        _ => error.into(),
+    }
 }
 
 fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {

@@ -230,10 +230,10 @@ fn survives(signal: libc::c_int, features: u64, seed: u64) {
     let region = Inflight::get(&mut vm.client, 2, 64);
     vm.rings = (0..2).map(|index| Ring::new(index, 64)).collect();
     for round in 0..30 {
-        vm.reconnect(&daemon, features);
+        vm.reconnect(daemon.connect(), features);
         assert_eq!(region.set(&mut vm.client), Answer::Ack);
         vm.share_memory();
-        start_again(&mut vm);
+        vm.restart_rings();
         let mut expected = Vec::new();
         for queue in 0..2 {
             for i in 0..WRITES {
@@ -251,23 +251,14 @@ fn survives(signal: libc::c_int, features: u64, seed: u64) {
         }
         thread::sleep(Duration::from_micros(random.next() % 500));
         daemon.restart(signal);
-        vm.reconnect(&daemon, features);
+        vm.reconnect(daemon.connect(), features);
         assert_eq!(region.set(&mut vm.client), Answer::Ack, "{}", daemon.output());
         vm.share_memory();
-        start_again(&mut vm);
+        vm.restart_rings();
         for queue in 0..2 {
             assert_all_answered_once(&mut vm, queue, round);
         }
         assert_written(&vm, &daemon, &expected);
-    }
-}
-
-/// Starts the rings where QEMU would after it lost its backend: at the used index.
-fn start_again(vm: &mut Vm) {
-    for (index, mut ring) in std::mem::take(&mut vm.rings).into_iter().enumerate() {
-        let avail_idx = std::mem::replace(&mut ring.avail_idx, vm.memory.load_u16(ring.used + 2));
-        vm.start_ring(index, ring);
-        vm.rings[index].avail_idx = avail_idx;
     }
 }
 

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use super::config::{BlkConfig, ConfigError, features};
+use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{Engine, ThreadsEngine};
-use crate::storage::Storage;
+use crate::storage::{LockError, Storage};
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
 /// What the control thread and the IOThreads share of a disk.
@@ -54,6 +55,7 @@ pub struct BlkDevice {
     writeback: bool,
     /// The features that the driver has accepted.
     acked: u64,
+    turn: Turn,
     queues: Vec<Remote<BlkQueue>>,
     stats: Vec<Arc<QueueStats>>,
 }
@@ -67,6 +69,7 @@ impl BlkDevice {
     /// # Panics
     /// Without IOThreads.
     pub fn new(storage: Arc<Storage>, params: DeviceParams, iothreads: &[IoThread]) -> Result<Self, Gone> {
+        let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),
             num_queues: params.num_queues,
@@ -106,6 +109,7 @@ impl BlkDevice {
             config,
             writeback: true,
             acked: 0,
+            turn,
             queues,
             stats,
         })
@@ -159,6 +163,21 @@ impl BlkDevice {
     pub fn set_features(&mut self, acked: u64) -> io::Result<()> {
         self.acked = acked;
         self.apply_cache_mode()
+    }
+
+    /// Locks the image, unless that is done already. To be called before a ring runs; may be called earlier.
+    ///
+    /// Waits a moment for somebody who is about to let go of it.
+    ///
+    /// # Errors
+    /// Somebody else uses the image.
+    pub fn activate(&mut self) -> Result<(), LockError> {
+        self.turn.take()
+    }
+
+    /// No ring runs any more: flushes, and lets others lock the image.
+    pub fn deactivate(&mut self) {
+        self.turn.hand_over();
     }
 
     /// The next driver finds the device as the first one did.

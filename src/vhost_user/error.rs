@@ -63,6 +63,14 @@ pub enum SessionError {
     /// The used ring's guest address wraps around.
     #[error("guest address {0:#x} of a used ring")]
     BadLogAddress(u64),
+    /// The image is not ours to use now.
+    #[error("queue {index}: {source}")]
+    Lock {
+        /// The queue that was to start.
+        index: usize,
+        /// Who has the image.
+        source: crate::storage::LockError,
+    },
     /// The in-flight region does not do.
     #[error(transparent)]
     Inflight(#[from] crate::virtqueue::RegionError),

@@ -23,6 +23,13 @@ pub(super) struct Handler<'a> {
     pub(super) unanswered: bool,
 }
 
+impl Handler<'_> {
+    /// True if the refusal of a message has to end the connection.
+    pub(super) fn must_end(&self) -> bool {
+        self.unanswered || self.session.failed
+    }
+}
+
 fn refuse(message: &'static str, error: &SessionError) -> Error {
     tracing::warn!(message, %error, "vhost-user message refused");
     Error::ReqHandlerError(io::Error::other(error.to_string()))

@@ -197,7 +197,7 @@ fn serve_requests(
             Ok(()) => {}
             Err(VhostError::Disconnected) => return None,
             // Refused and logged; the frontend knows if it wanted to.
-            Err(VhostError::ReqHandlerError(_)) if !lock(handler).unanswered => {}
+            Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
             Err(error) => return Some(error),
         }
     }

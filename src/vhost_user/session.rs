@@ -36,6 +36,8 @@ pub struct Session<'a> {
     inflight: Inflight,
     /// Used while LOG_ALL is set; may come earlier.
     log: Option<Arc<DirtyLog>>,
+    /// A ring that should run cannot: the frontend has to come again.
+    pub(super) failed: bool,
 }
 
 /// Where chains in flight are tracked.
@@ -59,6 +61,7 @@ impl<'a> Session<'a> {
             vrings,
             inflight: Inflight::Untracked,
             log: None,
+            failed: false,
         }
     }
 
@@ -273,14 +276,19 @@ impl<'a> Session<'a> {
         if !std::mem::take(&mut vring.running) {
             return Ok(None);
         }
+        vring.draining = true;
         let (done, stopped) = mpsc::channel();
         self.queue(index).post(move |queue| queue.stop(done))?;
         Ok(Some(stopped))
     }
 
     fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
-        if let Some(stopped) = stopped {
-            self.vrings[index].base = stopped.recv().map_err(|_| crate::aio::Gone)?;
+        let Some(stopped) = stopped else { return Ok(()) };
+        let vring = &mut self.vrings[index];
+        vring.base = stopped.recv().map_err(|_| crate::aio::Gone)?;
+        vring.draining = false;
+        if self.vrings.iter().all(Vring::is_idle) {
+            self.device.deactivate();
         }
         Ok(())
     }
@@ -345,6 +353,11 @@ impl<'a> Session<'a> {
                 indirect: self.acked & features::INDIRECT_DESC != 0,
             },
         };
+        self.device.activate().map_err(|source| {
+            // A driver that waits for ever would not even know.
+            self.failed = true;
+            SessionError::Lock { index, source }
+        })?;
         // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
         let enable = self.acked & PROTOCOL_FEATURES == 0;
         let queue = self.queue(index);

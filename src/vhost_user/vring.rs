@@ -27,9 +27,16 @@ pub(super) struct Vring {
     pub(super) kick: Kick,
     /// The queue runs it.
     pub(super) running: bool,
+    /// The queue has been told to stop, and has not answered yet.
+    pub(super) draining: bool,
 }
 
 impl Vring {
+    /// True if the queue does nothing for it.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.running && !self.draining
+    }
+
     /// True if all is known that a ring needs to start, and it does not run.
     pub(super) fn is_ready(&self) -> bool {
         !self.running
