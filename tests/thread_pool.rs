@@ -236,7 +236,7 @@ mod completion {
         let rig = Rig::new(0, 1);
         let id = Arc::new(Mutex::new(None::<WorkId>));
         let pool = send_wrapper::SendWrapper::new(rig.pool.clone());
-        let (blocker, target) = (rig.new_gate(), Arc::clone(&id));
+        let (blocker, target) = (Arc::new(Gate::default()), Arc::clone(&id));
         let cancelled = Arc::new(AtomicBool::new(false));
         let result = Arc::clone(&cancelled);
         let hook = move |_: &AioContext| {
