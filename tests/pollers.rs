@@ -278,3 +278,14 @@ fn a_poller_may_be_removed_by_itself() {
     rig.sleep(Duration::from_micros(100));
     assert_eq!(count.get(), 1);
 }
+
+#[test]
+fn a_poller_removed_by_another_is_not_called_in_the_same_round() {
+    let rig = Rig::with_window(Duration::from_millis(1));
+    let victim = Rc::<Source>::default();
+    let handle = RefCell::new(Some(rig.ctx.add_poller(Rc::clone(&victim) as Rc<dyn Poller>)));
+    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |_| drop(handle.take())));
+    rig.source.endless.set(true);
+    rig.ctx.poll(true);
+    assert_eq!(victim.polls.get(), 0);
+}

@@ -115,7 +115,7 @@ impl Drop for Rig {
 
 impl Rig {
     pub(crate) fn new(min_threads: usize, max_threads: usize) -> Self {
-        Self::with(min_threads, max_threads, Spawner::default(), LONG)
+        Self::with(min_threads, max_threads, Spawner::default(), 10 * LONG)
     }
 
     pub(crate) fn with(min_threads: usize, max_threads: usize, spawner: Spawner, idle: Duration) -> Self {
