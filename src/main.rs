@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_max_level(tracing::Level::from(cli.log_level))
         .with_target(false)
         .init();
@@ -83,6 +84,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     if !finished {
         tracing::warn!("requests are still in flight: leaving without them");
+        if let Some(path) = &cli.socket_path {
+            // Its owner is the control thread, which still waits.
+            let _ = std::fs::remove_file(path);
+        }
         // Joining their threads could take for ever.
         std::process::exit(0);
     }

@@ -11,8 +11,14 @@ use std::{
 use event_manager::EventSet;
 
 use super::{
-    AioHandle, BottomHalf, Error, FdHandler, Poller, PollerHandle, Timer, adaptive::PollWindow,
-    bottom_half::BottomHalves, fd::FdHandlers, handle::Shared, notify::Notify, poller::Pollers, task,
+    AioHandle, BottomHalf, Error, FdHandler, Poller, PollerHandle, Timer,
+    adaptive::PollWindow,
+    bottom_half::BottomHalves,
+    fd::FdHandlers,
+    handle::{CommandQueue, Shared},
+    notify::Notify,
+    poller::Pollers,
+    task,
     timer::Timers,
 };
 use crate::sync::Arc;
@@ -69,8 +75,12 @@ impl AioContext {
     ///
     /// The epoll instance, the eventfd or the timerfd cannot be created.
     pub fn new() -> Result<Self, Error> {
+        let notify = Notify::new().map_err(Error::EventFd)?;
         let inner = Rc::new(Inner {
-            shared: Arc::new(Shared::new(Notify::new().map_err(Error::EventFd)?)),
+            shared: Arc::new(Shared {
+                notify: Arc::new(notify),
+                commands: CommandQueue::new(),
+            }),
             bottom_halves: BottomHalves::default(),
             fds: FdHandlers::new()?,
             timers: Timers::new()?,
@@ -262,8 +272,8 @@ impl Inner {
 
     /// Runs what was sent up to now. A pass that a command runs goes on with the next.
     fn run_commands(&self, ctx: &AioContext) {
-        for _ in 0..self.shared.command_count() {
-            let Some((command, more)) = self.shared.next_command() else {
+        for _ in 0..self.shared.commands.len() {
+            let Some((command, more)) = self.shared.commands.pop() else {
                 return;
             };
             if more {
@@ -309,7 +319,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shared.close();
+        // Dropped without the lock: a command may own a handle of this context.
+        drop(self.shared.commands.close());
     }
 }
 

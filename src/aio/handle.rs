@@ -1,43 +1,58 @@
 //! What other threads talk to a context with.
 
-use std::{collections::VecDeque, fmt, mem};
+use std::{collections::VecDeque, fmt};
 
 use super::{AioContext, Error, bh_word::BhHandle, notify::Notify};
 use crate::sync::{Arc, Mutex, lock};
 
-type Command = Box<dyn FnOnce(&AioContext) + Send>;
+pub(super) type Command = Box<dyn FnOnce(&AioContext) + Send>;
 
 /// The part of a context that other threads may touch.
 pub(super) struct Shared {
     pub(super) notify: Arc<Notify>,
-    /// `None` once the context has ended.
-    commands: Mutex<Option<VecDeque<Command>>>,
+    pub(super) commands: CommandQueue<Command>,
 }
 
-impl Shared {
-    pub(super) fn new(notify: Notify) -> Self {
+/// A queue that can be closed, for good.
+#[derive(Debug)]
+pub(super) struct CommandQueue<C> {
+    /// `None` once closed.
+    queue: Mutex<Option<VecDeque<C>>>,
+}
+
+impl<C> CommandQueue<C> {
+    pub(super) fn new() -> Self {
         Self {
-            notify: Arc::new(notify),
-            commands: Mutex::new(Some(VecDeque::new())),
+            queue: Mutex::new(Some(VecDeque::new())),
         }
     }
 
-    /// Takes the next command, and says whether there are more.
-    pub(super) fn next_command(&self) -> Option<(Command, bool)> {
-        let mut commands = lock(&self.commands);
-        let commands = commands.as_mut()?;
-        let command = commands.pop_front()?;
-        Some((command, !commands.is_empty()))
+    /// Appends `command`, or gives it back if the queue is closed.
+    pub(super) fn push(&self, command: C) -> Result<(), C> {
+        match lock(&self.queue).as_mut() {
+            Some(queue) => {
+                queue.push_back(command);
+                Ok(())
+            }
+            None => Err(command),
+        }
     }
 
-    pub(super) fn command_count(&self) -> usize {
-        lock(&self.commands).as_ref().map_or(0, VecDeque::len)
+    /// Takes the first command, and says whether there are more.
+    pub(super) fn pop(&self) -> Option<(C, bool)> {
+        let mut guard = lock(&self.queue);
+        let queue = guard.as_mut()?;
+        let command = queue.pop_front()?;
+        Some((command, !queue.is_empty()))
     }
 
-    /// Refuses further commands and drops those that were not run.
-    pub(super) fn close(&self) {
-        let commands = mem::take(&mut *lock(&self.commands));
-        drop(commands);
+    pub(super) fn len(&self) -> usize {
+        lock(&self.queue).as_ref().map_or(0, VecDeque::len)
+    }
+
+    /// Refuses further commands and returns those that were not taken.
+    pub(super) fn close(&self) -> VecDeque<C> {
+        lock(&self.queue).take().unwrap_or_default()
     }
 }
 
@@ -60,18 +75,10 @@ impl AioHandle {
     ///
     /// [`Error::ContextGone`] if the context has ended. One that ends later drops `command` without running it.
     pub fn run_on_context(&self, command: impl FnOnce(&AioContext) + Send + 'static) -> Result<(), Error> {
-        let command: Command = Box::new(command);
-        let refused = match lock(&self.shared.commands).as_mut() {
-            Some(commands) => {
-                commands.push_back(command);
-                None
-            }
-            None => Some(command),
-        };
-        // A refused command is dropped without the lock: it may own a handle like this one.
-        if refused.is_some() {
-            return Err(Error::ContextGone);
-        }
+        self.shared
+            .commands
+            .push(Box::new(command))
+            .map_err(|_| Error::ContextGone)?;
         self.commands.schedule();
         Ok(())
     }

@@ -1,1 +1,155 @@
-//! Loom models of the event loop.
+//! Loom models of what meets between a context and other threads.
+
+use loom::{
+    model::Builder,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use super::{
+    bh_word::{BhHandle, BhWord},
+    handle::CommandQueue,
+    notify::Notify,
+};
+use crate::sync::Arc;
+
+fn model(body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
+/// The part of a context that matters here.
+pub(crate) struct Loop {
+    word: Arc<BhWord>,
+    notify: Arc<Notify>,
+}
+
+impl Loop {
+    pub(crate) fn new() -> Self {
+        Self {
+            word: Arc::new(BhWord::new()),
+            notify: Arc::new(Notify::new().expect("a model cannot fail")),
+        }
+    }
+
+    pub(crate) fn bottom_half(&self) -> BhHandle {
+        BhWord::allocate(&self.word, &self.notify).expect("few are used")
+    }
+
+    /// What `AioContext` does before and after a wait.
+    pub(crate) fn wait(&self) {
+        self.notify.announce();
+        if self.word.pending() == 0 {
+            self.notify.event().wait();
+        }
+        self.notify.withdraw();
+    }
+
+    /// What `BottomHalves::run` does; returns the bits that ran.
+    pub(crate) fn run(&self) -> u64 {
+        let mut ran = 0;
+        let mut due = self.word.pending();
+        while due != 0 {
+            let mask = 1 << due.trailing_zeros();
+            due &= !mask;
+            if self.word.take(mask) {
+                ran |= mask;
+            }
+        }
+        ran
+    }
+}
+
+#[test]
+fn no_wakeup_is_lost() {
+    model(|| {
+        let context = Loop::new();
+        let bh = context.bottom_half();
+        let handle = bh.clone();
+        let other = thread::spawn(move || handle.schedule());
+        while context.run() == 0 {
+            context.wait();
+        }
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn no_wakeup_is_lost_when_two_threads_schedule() {
+    model(|| {
+        let context = Loop::new();
+        let bhs = [context.bottom_half(), context.bottom_half()];
+        let all = bhs[0].mask() | bhs[1].mask();
+        let others = bhs.clone().map(|bh| thread::spawn(move || bh.schedule()));
+        let mut ran = 0;
+        while ran != all {
+            ran |= context.run();
+            if ran != all {
+                context.wait();
+            }
+        }
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
+#[test]
+fn the_callback_sees_what_was_written_before_schedule_by_every_scheduler() {
+    model(|| {
+        let context = Loop::new();
+        let bh = context.bottom_half();
+        let written = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let others = [0, 1].map(|n| {
+            let (bh, written) = (bh.clone(), Arc::clone(&written));
+            thread::spawn(move || {
+                written[n].store(1, Ordering::Relaxed);
+                bh.schedule();
+            })
+        });
+        let mut runs = 0;
+        let mut seen = 0;
+        // Until a run has seen both: it must come, coalesced or not.
+        while seen < 2 {
+            if context.run() == 0 {
+                context.wait();
+            } else {
+                runs += 1;
+                seen = written.iter().map(|flag| flag.load(Ordering::Relaxed)).sum();
+            }
+        }
+        assert!(runs <= 2);
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
+#[test]
+fn a_place_that_is_used_again_was_not_scheduled_by_its_last_user() {
+    model(|| {
+        let context = Loop::new();
+        let old = context.bottom_half();
+        let mask = old.mask();
+        let other = thread::spawn(move || old.schedule());
+        let new = context.bottom_half();
+        let ran = context.run();
+        assert!(new.mask() == mask || ran & new.mask() == 0);
+        if new.mask() == mask {
+            assert_eq!(ran, 0, "the last handle was gone, and with it the schedule");
+        }
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_command_is_taken_or_refused_or_returned_by_the_close() {
+    model(|| {
+        let queue = Arc::new(CommandQueue::new());
+        let sender = Arc::clone(&queue);
+        let other = thread::spawn(move || (0..2).filter(|&n| sender.push(n).is_ok()).count());
+        let mut got = Vec::new();
+        got.extend(queue.pop().map(|(n, _)| n));
+        got.extend(queue.close());
+        let sent = other.join().unwrap();
+        assert_eq!(got, (0..sent).collect::<Vec<_>>());
+        assert!(queue.pop().is_none());
+    });
+}

@@ -17,7 +17,7 @@ mod fd;
 mod handle;
 mod io_thread;
 #[cfg(all(test, loom))]
-mod loom;
+pub(crate) mod loom;
 mod notify;
 mod poller;
 mod remote;

@@ -37,14 +37,15 @@ impl Notify {
 
     /// Loop only: says that it is about to block. It has to look at everything again before it does.
     pub(crate) fn announce(&self) {
-        self.notify_me.store(true, Ordering::Relaxed);
+        // A swap where a store would do, here and in `withdraw`: loom does not order a store with concurrent swaps.
+        self.notify_me.swap(true, Ordering::Relaxed);
         // SeqCst: pairs with the fence in `notify`.
         fence(Ordering::SeqCst);
     }
 
     /// Loop only: says that it is awake.
     pub(crate) fn withdraw(&self) {
-        self.notify_me.store(false, Ordering::Relaxed);
+        self.notify_me.swap(false, Ordering::Relaxed);
     }
 
     pub(crate) fn event(&self) -> &EventNotifier {
@@ -92,7 +93,7 @@ pub(crate) use model::EventNotifier;
 
 #[cfg(loom)]
 mod model {
-    use std::io;
+    use std::{io, os::fd::AsRawFd, os::fd::RawFd};
 
     use crate::sync::{Condvar, Mutex, lock};
 
@@ -117,12 +118,18 @@ mod model {
         }
 
         /// Blocks until there was an edge, and consumes it.
+        #[cfg(test)]
         pub(crate) fn wait(&self) {
             let mut edge = lock(&self.edge);
             while !*edge {
                 edge = self.changed.wait(edge).expect("no holder panics");
             }
             *edge = false;
+        }
+    }
+    impl AsRawFd for EventNotifier {
+        fn as_raw_fd(&self) -> RawFd {
+            unimplemented!("a model has no fds")
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One virtqueue of a disk, on its IOThread: from the kick to the engine, from the completion to the call.
 //!
 //! It owns its ring outright: no lock and no atomic reference count on the request path. The control thread reaches
-//! it through a [`Remote`](crate::aio::Remote). It never blocks.
+//! it through a [`Remote`]. It never blocks.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -14,8 +14,8 @@ use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::{DeferScope, DeferredCall};
 use crate::engine::{Completer, Engine, IoRequest, Requests};
-use crate::memory::GuestMemory;
-use crate::virtqueue::{RingAddresses, RingError, RingFeatures};
+use crate::memory::{GuestMemory, RingLog};
+use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
 mod notifier;
 mod poll;
@@ -39,6 +39,10 @@ pub struct RingSetup {
     pub base: u16,
     /// Negotiated features.
     pub features: RingFeatures,
+    /// Where to track what is in flight, and what a predecessor has left there.
+    pub inflight: Option<InflightArea>,
+    /// Where to log what is written, if the VM migrates.
+    pub log: Option<RingLog>,
 }
 
 /// A virtqueue of a disk.
@@ -123,17 +127,24 @@ impl BlkQueue {
 
     /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
     ///
+    /// A ring that goes on where a predecessor has stopped waits for no kick, and notifies once: either may be lost.
+    ///
     /// # Errors
-    /// Addresses, sizes and indices that do not do.
-    pub fn start(&self, setup: &RingSetup) -> Result<(), RingError> {
-        let running = Running::new(setup)?;
+    /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
+    pub fn start(&self, setup: RingSetup) -> Result<(), RingError> {
+        let (mut running, resumed) = Running::new(setup)?;
+        // A predecessor that was killed while it polled has left the driver told not to kick.
+        running.ring.enable_kicks();
         let poller = self
             .ctx
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
-        (state.kicked, state.broken) = (false, false);
+        (state.kicked, state.broken) = (resumed, false);
         state.running = Some(running);
         state._poller = Some(poller);
+        if resumed {
+            state.notifier.ring_resumed();
+        }
         Ok(())
     }
 
@@ -187,6 +198,13 @@ impl BlkQueue {
         }
     }
 
+    /// Logs what a running ring writes from here on, or no more.
+    pub fn set_log(&self, log: Option<RingLog>) {
+        if let Some(running) = &mut self.state.borrow_mut().running {
+            running.set_log(log);
+        }
+    }
+
     /// Takes what the driver made available, within the budget of a visit, and hands it to the engine.
     ///
     /// Returns whether there was anything.
@@ -217,7 +235,11 @@ impl BlkQueue {
         }
         collected.unwrap_or_else(|error| {
             self.fail(&mut state, &error);
-            Collected::default()
+            // What was answered before the error is still to be shown.
+            Collected {
+                answered: true,
+                more: false,
+            }
         })
     }
 

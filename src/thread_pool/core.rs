@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::state::{Actions, Counters, Next, Queued, State, ThreadPoolParams, Woken};
+use super::{
+    figures::{Counters, ThreadPoolParams},
+    state::{Actions, Next, Queued, State, Woken},
+};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// How a work came to its end.
@@ -47,28 +50,41 @@ pub(super) struct Batch<W> {
     pub(super) taken: VecDeque<Queued<W>>,
     /// Finished, the context does not know yet.
     pub(super) finished: Vec<Finished<W>>,
-    /// All works of this round were quick.
-    pub(super) quick: Option<bool>,
+    /// The last works did not block.
+    pub(super) quick: bool,
 }
 
 impl<W> Batch<W> {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self {
             taken: VecDeque::new(),
             finished: Vec::new(),
-            quick: None,
+            quick: false,
         }
     }
 }
 
+/// What a worker needs from its surroundings.
+pub(super) trait Host<W> {
+    /// Creates the next worker, see [`State::begin_spawn`](super::state::State::begin_spawn).
+    fn spawn(&self);
+
+    /// Runs some of `batch.taken` and puts them into `batch.finished`; what is left is given back.
+    fn run(&self, batch: &mut Batch<W>);
+
+    /// Tells the context that there is something to collect.
+    fn completed(&self);
+
+    /// Has the context do what a worker does not.
+    fn apply(&self, actions: Actions);
+}
+
 /// What a worker found in a round.
-#[derive(Debug)]
-#[must_use]
-pub(super) struct Round {
-    pub(super) next: Next,
-    pub(super) actions: Actions,
+struct Round {
+    next: Next,
+    actions: Actions,
     /// The context has to be told that there is something to collect.
-    pub(super) completed: bool,
+    completed: bool,
 }
 
 impl<W> Core<W> {
@@ -130,24 +146,51 @@ impl<W> Core<W> {
         self.with(|state| ((), state.spawn_failed())).1
     }
 
-    /// A worker runs; returns whether it has to create the next one.
-    pub(super) fn worker_started(&self) -> bool {
+    /// The whole life of a worker, which ends after `idle` of nothing to do.
+    pub(super) fn work(&self, host: &impl Host<W>, idle: Duration) {
+        if self.worker_started() {
+            host.spawn();
+        }
+        let mut batch = Batch::new();
+        loop {
+            let round = self.round(&mut batch);
+            if round.completed {
+                host.completed();
+            }
+            host.apply(round.actions);
+            match round.next {
+                Next::Run => host.run(&mut batch),
+                Next::Exit => return,
+                Next::Sleep => {
+                    let (woken, actions) = self.sleep(idle);
+                    // The load may have changed meanwhile.
+                    batch.quick = false;
+                    host.apply(actions);
+                    if !woken {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn worker_started(&self) -> bool {
         let mut locked = lock(&self.locked);
         locked.state.worker_started();
         locked.state.begin_spawn()
     }
 
-    /// Delivers what a worker finished, and says what it does next.
-    pub(super) fn round(&self, batch: &mut Batch<W>) -> Round {
+    /// Delivers what a worker finished and takes what it does next, under one lock.
+    fn round(&self, batch: &mut Batch<W>) -> Round {
         let mut guard = lock(&self.locked);
         let locked = &mut *guard;
         let completed = locked.done.is_empty() && !batch.finished.is_empty();
-        locked.state.finished(batch.finished.len());
-        locked.done.append(&mut batch.finished);
-        if !batch.taken.is_empty() {
-            locked.state.give_back(&mut batch.taken);
+        if !batch.finished.is_empty() {
+            locked.state.finished(batch.finished.len(), batch.quick);
+            locked.done.append(&mut batch.finished);
         }
-        let (next, actions) = locked.state.next(batch.quick.take(), &mut batch.taken);
+        locked.state.give_back(&mut batch.taken);
+        let (next, actions) = locked.state.next(batch.quick, &mut batch.taken);
         self.leave(&guard.state, next == Next::Exit);
         drop(guard);
         self.wake(actions);
@@ -158,21 +201,17 @@ impl<W> Core<W> {
         }
     }
 
-    /// Has a worker sleep until it is woken (then returns true) or has to end, after `idle` of nothing to do.
-    pub(super) fn sleep(&self, idle: Duration) -> (bool, Actions) {
+    /// Has a worker sleep until it is woken (then returns true) or has to end.
+    fn sleep(&self, idle: Duration) -> (bool, Actions) {
         let mut guard = lock(&self.locked);
         let mut expired = false;
         loop {
             let (woken, actions) = guard.state.woken(expired);
-            match woken {
-                Woken::Look => return (true, actions),
-                Woken::Exit => {
-                    self.leave(&guard.state, true);
-                    drop(guard);
-                    self.wake(actions);
-                    return (false, actions);
-                }
-                Woken::SleepOn => {}
+            if woken != Woken::SleepOn {
+                self.leave(&guard.state, woken == Woken::Exit);
+                drop(guard);
+                self.wake(actions);
+                return (woken == Woken::Look, actions);
             }
             let result = self.wakeup.wait_timeout(guard, idle);
             let (again, timeout) = result.unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,1 +1,185 @@
-//! Loom models of the pool.
+//! Loom models of the pool: real workers' loops, real lock, real bottom halves, in every interleaving.
+
+use std::time::Duration;
+
+use loom::{model::Builder, thread};
+
+use super::{
+    core::{Batch, Core, Finished, Host, Outcome},
+    figures::ThreadPoolParams,
+    state::Actions,
+};
+use crate::{
+    aio::{BhHandle, loom::Loop},
+    sync::Arc,
+};
+
+fn model(body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(body);
+}
+
+/// A pool whose works are numbers.
+struct Pool {
+    core: Core<usize>,
+    completion: BhHandle,
+    care: BhHandle,
+}
+
+/// What a worker sees of it.
+#[derive(Clone)]
+struct Worker(Arc<Pool>);
+
+impl Host<usize> for Worker {
+    fn spawn(&self) {
+        let host = self.clone();
+        thread::spawn(move || host.0.core.work(&host, Duration::ZERO));
+    }
+
+    fn run(&self, batch: &mut Batch<usize>) {
+        let works = batch.taken.drain(..).map(|queued| Finished {
+            work: queued.work,
+            outcome: Outcome::Done,
+        });
+        batch.finished.extend(works);
+        batch.quick = true;
+    }
+
+    fn completed(&self) {
+        self.0.completion.schedule();
+    }
+
+    fn apply(&self, actions: Actions) {
+        if actions.spawn || actions.inline {
+            self.0.care.schedule();
+        }
+    }
+}
+
+/// The context's side.
+struct Rig {
+    context: Loop,
+    worker: Worker,
+    done: Vec<Finished<usize>>,
+}
+
+impl Rig {
+    fn new(max_threads: usize) -> Self {
+        let context = Loop::new();
+        let (completion, care) = (context.bottom_half(), context.bottom_half());
+        let core = Core::new(ThreadPoolParams {
+            min_threads: 0,
+            max_threads,
+        });
+        let worker = Worker(Arc::new(Pool {
+            core,
+            completion,
+            care,
+        }));
+        Self {
+            context,
+            worker,
+            done: Vec::new(),
+        }
+    }
+
+    fn submit(&self, works: impl IntoIterator<Item = usize>) -> u64 {
+        let (id, actions) = self.worker.0.core.with(|state| state.submit(works));
+        self.worker.apply(actions);
+        id
+    }
+
+    /// Runs the loop until `count` works have come back.
+    fn wait_for(&mut self, count: usize) {
+        while self.done.len() < count {
+            let ran = self.context.run();
+            if ran & self.worker.0.care.mask() != 0 && self.worker.0.core.begin_spawn() {
+                self.worker.spawn();
+            }
+            if ran & self.worker.0.completion.mask() != 0 {
+                self.worker.0.core.collect(&mut self.done);
+            }
+            if ran == 0 {
+                self.context.wait();
+            }
+        }
+    }
+
+    /// Waits for all workers; returns what came back, in order.
+    fn free(self) -> Vec<usize> {
+        let core = &self.worker.0.core;
+        let ((), actions) = core.with(|state| ((), state.stop()));
+        self.worker.apply(actions);
+        core.wait_until_empty();
+        let mut done: Vec<_> = self.done.iter().map(|finished| finished.work).collect();
+        done.sort_unstable();
+        done
+    }
+}
+
+#[test]
+fn every_work_comes_back_once() {
+    model(|| {
+        let mut rig = Rig::new(1);
+        rig.submit([0]);
+        rig.submit([1]);
+        rig.wait_for(2);
+        assert_eq!(rig.free(), [0, 1]);
+    });
+}
+
+#[test]
+fn two_workers_bring_back_every_work_once() {
+    model(|| {
+        let mut rig = Rig::new(2);
+        rig.submit([0, 1]);
+        rig.wait_for(2);
+        assert_eq!(rig.free(), [0, 1]);
+    });
+}
+
+#[test]
+fn a_worker_that_goes_to_sleep_does_not_miss_a_work() {
+    model(|| {
+        let mut rig = Rig::new(1);
+        rig.submit([0]);
+        rig.wait_for(1);
+        rig.submit([1]);
+        rig.wait_for(2);
+        assert_eq!(rig.free(), [0, 1]);
+    });
+}
+
+#[test]
+fn a_work_is_either_run_or_cancelled() {
+    model(|| {
+        let mut rig = Rig::new(1);
+        let id = rig.submit([0]);
+        if rig.worker.0.core.begin_spawn() {
+            rig.worker.spawn();
+        }
+        if rig.worker.0.core.cancel(id) {
+            rig.worker.0.completion.schedule();
+        }
+        rig.wait_for(1);
+        assert_eq!(rig.free(), [0]);
+    });
+}
+
+#[test]
+fn free_waits_for_a_worker_that_has_not_begun() {
+    model(|| {
+        let rig = Rig::new(1);
+        rig.submit([0]);
+        if rig.worker.0.core.begin_spawn() {
+            rig.worker.spawn();
+        }
+        let pool = Arc::clone(&rig.worker.0);
+        rig.free();
+        assert_eq!(pool.core.counters().cur_threads, 0);
+        let mut done = Vec::new();
+        pool.core.collect(&mut done);
+        assert_eq!(done.len(), 1);
+    });
+}

@@ -10,6 +10,7 @@
 //! with none at all the context's thread runs the works itself. Creation is retried.
 
 mod core;
+mod figures;
 mod future;
 #[cfg(all(test, loom))]
 mod loom;
@@ -20,11 +21,12 @@ mod worker;
 
 pub use self::{
     core::Outcome,
+    figures::{Counters, ThreadPoolParams},
     pool::{ThreadPool, WorkId},
-    spawner::Spawner,
-    state::{Counters, ThreadPoolParams},
 };
 
+#[doc(hidden)]
+pub use self::spawner::Spawner;
 use crate::aio::AioContext;
 
 /// Something that blocks.

@@ -14,7 +14,7 @@ use super::{
     Counters, Spawner, ThreadPoolParams, Work,
     core::{Core, Finished},
     future,
-    state::BATCH,
+    state::{Actions, BATCH, State},
     worker::{Shared, run_one},
 };
 use crate::{
@@ -68,6 +68,16 @@ struct Inner {
     watch: Timer,
 }
 
+/// A callback for the context that runs `run` on the pool, which it does not keep alive.
+fn upgraded(weak: &Weak<Inner>, run: fn(&Inner, &AioContext)) -> impl Fn(&AioContext) + 'static {
+    let weak = weak.clone();
+    move |ctx| {
+        if let Some(inner) = weak.upgrade() {
+            run(&inner, ctx);
+        }
+    }
+}
+
 impl ThreadPool {
     /// Makes the pool of `ctx`. Works are completed on its thread, from which workers inherit their CPU affinity.
     ///
@@ -88,24 +98,10 @@ impl ThreadPool {
         spawner: Spawner,
         idle_time: Duration,
     ) -> Self {
-        let inner = Rc::new_cyclic(|weak: &Weak<Inner>| {
-            let bh = |run: fn(&Inner, &AioContext)| {
-                let weak = weak.clone();
-                ctx.bottom_half(move |ctx| {
-                    if let Some(inner) = weak.upgrade() {
-                        run(&inner, ctx);
-                    }
-                })
-            };
-            let (completion, resume, care) = (bh(Inner::complete), bh(Inner::complete), bh(Inner::care));
-            let watch = ctx.timer({
-                let weak = weak.clone();
-                move |_| {
-                    if let Some(inner) = weak.upgrade() {
-                        inner.change(|state| ((), state.tick()));
-                    }
-                }
-            });
+        let inner = Rc::new_cyclic(|weak| {
+            let on_context = |run| ctx.bottom_half(upgraded(weak, run));
+            let completion = on_context(Inner::complete);
+            let care = on_context(Inner::care);
             let shared = Shared::new(
                 Core::new(params),
                 completion.handle(),
@@ -120,9 +116,9 @@ impl ThreadPool {
                 collected: RefCell::default(),
                 spare: RefCell::default(),
                 completion,
-                resume,
+                resume: on_context(Inner::complete),
                 _care: care,
-                watch,
+                watch: ctx.timer(upgraded(weak, Inner::tick)),
             }
         });
         let pool = Self { inner };
@@ -141,7 +137,8 @@ impl ThreadPool {
         self.inner.submit(works.len(), works.drain(..))
     }
 
-    /// Cancels a work that no worker has taken: it is completed with [`Outcome::Cancelled`](super::Outcome::Cancelled), in a later pass.
+    /// Cancels a work that no worker has taken: it is completed, in a later pass, with
+    /// [`Outcome::Cancelled`](super::Outcome::Cancelled).
     ///
     /// Returns false, and changes nothing, if it was taken already.
     pub fn cancel(&self, id: WorkId) -> bool {
@@ -201,10 +198,7 @@ impl Inner {
         WorkId(self.change(|state| state.submit(works)))
     }
 
-    fn change<T>(
-        &self,
-        change: impl FnOnce(&mut super::state::State<Box<dyn Work>>) -> (T, super::state::Actions),
-    ) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut State<Box<dyn Work>>) -> (T, Actions)) -> T {
         let (result, actions) = self.shared.core.with(change);
         self.shared.apply(actions);
         result
@@ -231,6 +225,11 @@ impl Inner {
         let mut spare = self.spare.borrow_mut();
         self.shared.core.collect(&mut spare);
         self.collected.borrow_mut().extend(spare.drain(..));
+    }
+
+    /// Looks whether more workers are needed.
+    fn tick(&self, _ctx: &AioContext) {
+        self.change(|state| ((), state.tick()));
     }
 
     /// The care bottom half.

@@ -20,7 +20,12 @@ impl Spawner {
         Self(Arc::new(spawn))
     }
 
-    pub(super) fn spawn(&self, name: String, body: Body) -> io::Result<JoinHandle<()>> {
+    /// Creates a thread called `name` that runs `body`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's error.
+    pub fn spawn(&self, name: String, body: Body) -> io::Result<JoinHandle<()>> {
         (self.0)(name, body)
     }
 }

@@ -9,58 +9,24 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use super::figures::{Counters, ThreadPoolParams};
+
+#[cfg(all(test, not(loom)))]
+mod model;
+
 /// Workers take so many works at once while these are quick.
 pub(super) const BATCH: usize = 8;
 
 /// A work that took less is quick: it did not block.
 pub(super) const QUICK: Duration = Duration::from_micros(5);
 
+/// After a work that blocked, so many quick rounds of workers pass until several works are taken at once again. With
+/// one miss of the page cache in a while, no work then waits behind a miss.
+const CAUTION: u8 = 64;
+
 /// `State::slowness` from which on works count as blocking, and its end.
 const SLOW: u8 = 4;
 const SLOWEST: u8 = 8;
-
-/// Limits of the number of workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThreadPoolParams {
-    /// Workers that are kept even if idle; at most `max_threads`.
-    pub min_threads: usize,
-    /// At least 1.
-    pub max_threads: usize,
-}
-
-impl Default for ThreadPoolParams {
-    fn default() -> Self {
-        Self {
-            min_threads: 0,
-            max_threads: 64,
-        }
-    }
-}
-
-/// The pool's figures at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Workers, including those still to be created.
-    pub cur_threads: usize,
-    /// Workers that sleep and were not woken.
-    pub idle_threads: usize,
-    /// Workers asked for and not created yet.
-    pub new_threads: usize,
-    /// Workers created and not running yet.
-    pub pending_threads: usize,
-    /// The lower limit.
-    pub min_threads: usize,
-    /// The upper limit.
-    pub max_threads: usize,
-    /// Works that no worker has taken.
-    pub queued: usize,
-    /// Works that were taken and are not finished.
-    pub active: usize,
-    /// Wakeups of workers since the start.
-    pub wakeups: u64,
-    /// Threads that could not be created, since the start.
-    pub spawn_failures: u64,
-}
 
 /// A queued work.
 #[derive(Debug)]
@@ -133,6 +99,8 @@ pub(super) struct State<W> {
     taken_at_tick: u64,
     /// Rises with works that block, falls with quick ones.
     slowness: u8,
+    /// Rounds until works may be taken several at once.
+    caution: u8,
     /// A tick will come.
     watch: Option<Watch>,
     wakeups: u64,
@@ -156,6 +124,7 @@ impl<W> State<W> {
             taken_at_ask: 0,
             taken_at_tick: 0,
             slowness: 0,
+            caution: 0,
             watch: None,
             wakeups: 0,
             spawn_failures: 0,
@@ -194,7 +163,7 @@ impl<W> State<W> {
 
     /// Takes a work back that nobody has taken.
     pub(super) fn cancel(&mut self, id: u64) -> Option<W> {
-        let index = self.queue.iter().position(|queued| queued.id == id)?;
+        let index = self.queue.binary_search_by_key(&id, |queued| queued.id).ok()?;
         self.queue.remove(index).map(|queued| queued.work)
     }
 
@@ -202,6 +171,9 @@ impl<W> State<W> {
     pub(super) fn set_params(&mut self, params: ThreadPoolParams) -> Actions {
         self.params = params;
         let mut actions = Actions::default();
+        let uncreated = self.cur.saturating_sub(params.max_threads).min(self.new);
+        self.cur -= uncreated;
+        self.new -= uncreated;
         self.ask_for_minimum(&mut actions);
         self.wake(
             self.cur.saturating_sub(params.max_threads).min(self.idle),
@@ -281,29 +253,19 @@ impl<W> State<W> {
 
     // ---- A worker's side ----
 
-    /// Puts what the calling worker does next into `batch`, which is empty.
+    /// Says what the calling worker does next, and puts works to run into `batch`, which is empty.
     ///
-    /// `quick`: so were all works of its last round, if it had any.
-    pub(super) fn next(&mut self, quick: Option<bool>, batch: &mut VecDeque<Queued<W>>) -> (Next, Actions) {
-        let mut actions = Actions::default();
-        match quick {
-            Some(true) => self.slowness = self.slowness.saturating_sub(1),
-            Some(false) => self.slowness = (self.slowness + 1).min(SLOWEST),
-            None => {}
-        }
-        if self.cur > self.params.max_threads {
-            self.exit(&mut actions);
-            return (Next::Exit, actions);
+    /// It takes several at once only if its last ones were `quick` and so were those of others for a while: none
+    /// should wait behind one that blocks.
+    pub(super) fn next(&mut self, quick: bool, batch: &mut VecDeque<Queued<W>>) -> (Next, Actions) {
+        if self.cur > self.params.max_threads || (self.queue.is_empty() && self.stopping) {
+            return (Next::Exit, self.exit());
         }
         if self.queue.is_empty() {
-            if self.stopping {
-                self.exit(&mut actions);
-                return (Next::Exit, actions);
-            }
             self.idle += 1;
-            return (Next::Sleep, actions);
+            return (Next::Sleep, Actions::default());
         }
-        let count = if quick == Some(true) {
+        let count = if quick && self.caution == 0 {
             BATCH.min(self.queue.len())
         } else {
             1
@@ -311,15 +273,19 @@ impl<W> State<W> {
         batch.extend(self.queue.drain(..count));
         self.active += count;
         self.taken += count as u64;
-        if !self.queue.is_empty() {
-            actions = self.serve_queue();
-        }
-        (Next::Run, actions)
+        (Next::Run, self.serve_queue())
     }
 
-    /// The calling worker has finished `count` works.
-    pub(super) fn finished(&mut self, count: usize) {
+    /// The calling worker has finished `count` works, all of which were `quick` or the last of which was not.
+    pub(super) fn finished(&mut self, count: usize, quick: bool) {
         self.active -= count;
+        if quick {
+            self.slowness = self.slowness.saturating_sub(1);
+            self.caution = self.caution.saturating_sub(1);
+        } else {
+            self.slowness = (self.slowness + 1).min(SLOWEST);
+            self.caution = CAUTION;
+        }
     }
 
     /// The calling worker gives back what it took and has not begun, since it turned out to be slow.
@@ -327,23 +293,23 @@ impl<W> State<W> {
         self.active -= batch.len();
         self.taken -= batch.len() as u64;
         while let Some(queued) = batch.pop_back() {
-            self.queue.push_front(queued);
+            // Other workers may have given back before; the queue stays in the order of submission.
+            let place = self.queue.partition_point(|other| other.id < queued.id);
+            self.queue.insert(place, queued);
         }
     }
 
     /// The calling worker's wait has ended, by a wakeup, for no reason, or because the idle time has `expired`.
     pub(super) fn woken(&mut self, expired: bool) -> (Woken, Actions) {
-        let mut actions = Actions::default();
         if self.tokens > 0 {
             self.tokens -= 1;
-            return (Woken::Look, actions);
+            return (Woken::Look, Actions::default());
         }
         if !expired || self.cur <= self.params.min_threads {
-            return (Woken::SleepOn, actions);
+            return (Woken::SleepOn, Actions::default());
         }
         self.idle -= 1;
-        self.exit(&mut actions);
-        (Woken::Exit, actions)
+        (Woken::Exit, self.exit())
     }
 
     // ---- Rules ----
@@ -351,6 +317,9 @@ impl<W> State<W> {
     /// Sees to it that somebody takes what is queued: one sleeping worker, or else a new one.
     fn serve_queue(&mut self) -> Actions {
         let mut actions = Actions::default();
+        if self.queue.is_empty() {
+            return actions;
+        }
         if self.idle > 0 {
             self.wake(1, &mut actions);
         } else if self.may_ask() {
@@ -366,11 +335,9 @@ impl<W> State<W> {
     }
 
     /// The calling worker ends; if it was woken for a work, somebody else is woken instead.
-    fn exit(&mut self, actions: &mut Actions) {
+    fn exit(&mut self) -> Actions {
         self.cur -= 1;
-        if !self.queue.is_empty() {
-            *actions = self.serve_queue();
-        }
+        self.serve_queue()
     }
 
     fn wake(&mut self, count: usize, actions: &mut Actions) {

@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     Outcome, Spawner, Work,
-    core::{Batch, Core, Finished},
-    state::{Actions, Next, QUICK, Watch},
+    core::{Batch, Core, Finished, Host},
+    state::{Actions, QUICK, Watch},
 };
 use crate::aio::{BhHandle, panic_message};
 
@@ -81,7 +81,7 @@ impl Shared {
     pub(super) fn spawn_worker(self: &Arc<Self>) {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::clone(self);
-        let body = Box::new(move || shared.run_worker());
+        let body = Box::new(move || shared.core.work(&shared, shared.idle_time));
         match self.spawner.spawn(format!("worker-{number}/{}", self.name), body) {
             Ok(thread) => {
                 self.failure_logged.store(false, Ordering::Relaxed);
@@ -116,30 +116,23 @@ impl Shared {
             }
         }
     }
+}
 
-    fn run_worker(self: Arc<Self>) {
-        if self.core.worker_started() {
-            self.spawn_worker();
-        }
-        let mut batch = Batch::new();
-        loop {
-            let round = self.core.round(&mut batch);
-            if round.completed {
-                self.completion.schedule();
-            }
-            self.apply(round.actions);
-            match round.next {
-                Next::Run => run_batch(&mut batch),
-                Next::Exit => return,
-                Next::Sleep => {
-                    let (woken, actions) = self.core.sleep(self.idle_time);
-                    self.apply(actions);
-                    if !woken {
-                        return;
-                    }
-                }
-            }
-        }
+impl Host<Box<dyn Work>> for Arc<Shared> {
+    fn spawn(&self) {
+        self.spawn_worker();
+    }
+
+    fn run(&self, batch: &mut Batch<Box<dyn Work>>) {
+        run_batch(batch);
+    }
+
+    fn completed(&self) {
+        self.completion.schedule();
+    }
+
+    fn apply(&self, actions: Actions) {
+        Shared::apply(self, actions);
     }
 }
 
@@ -154,7 +147,7 @@ fn run_batch(batch: &mut Batch<Box<dyn Work>>) {
         quick = end.duration_since(start) < QUICK;
         start = end;
     }
-    batch.quick = Some(quick);
+    batch.quick = quick;
 }
 
 pub(super) fn run_one(mut work: Box<dyn Work>) -> Finished<Box<dyn Work>> {

@@ -13,7 +13,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use super::error::SessionError;
 use super::session::Session;
 use crate::memory::{MAX_REGIONS, RegionInfo};
-use crate::virtqueue::RingAddresses;
+use crate::virtqueue::{RegionLayout, RingAddresses};
 
 /// Answers one connection's messages.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         use VhostUserProtocolFeatures as F;
-        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::REPLY_ACK)
+        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::INFLIGHT_SHMFD | F::LOG_SHMFD | F::REPLY_ACK)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -125,16 +125,17 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         desc: u64,
         used: u64,
         avail: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
+        let log = Some(log).filter(|_| flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG));
+        let addresses = RingAddresses { desc, avail, used };
         ack(
             "SET_VRING_ADDR",
-            self.session
-                .set_vring_addr(index, RingAddresses { desc, avail, used }),
+            self.session.set_vring_addr(index, addresses, log),
         )
     }
 
@@ -192,13 +193,27 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported("GET_SHARED_OBJECT")
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        self.unanswered = true;
-        unsupported("GET_INFLIGHT_FD")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let created = self.session.create_inflight(asked.num_queues, asked.queue_size);
+        self.unanswered |= created.is_err();
+        let (layout, file) = ack("GET_INFLIGHT_FD", created)?;
+        let RegionLayout {
+            size,
+            offset,
+            queues,
+            queue_size,
+        } = layout;
+        Ok((VhostUserInflight::new(size, offset, queues, queue_size), file))
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        unsupported("SET_INFLIGHT_FD")
+    fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Result<()> {
+        let layout = RegionLayout {
+            size: kept.mmap_size,
+            offset: kept.mmap_offset,
+            queues: kept.num_queues,
+            queue_size: kept.queue_size,
+        };
+        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, file))
     }
 
     fn set_device_state_fd(
@@ -219,8 +234,9 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported("GET_SHMEM_CONFIG")
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        self.unanswered = true;
-        unsupported("SET_LOG_BASE")
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let set = self.session.set_log(file, log.mmap_offset, log.mmap_size);
+        self.unanswered |= set.is_err();
+        ack("SET_LOG_BASE", set)
     }
 }

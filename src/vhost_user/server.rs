@@ -2,14 +2,16 @@
 //!
 //! Runs on the disk's control thread. Whatever a frontend does ends its own connection at worst.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
@@ -32,7 +34,7 @@ pub enum ServerError {
     #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
     NotASocket(PathBuf),
     /// The socket cannot be made.
-    #[error("cannot listen on socket {path}: {source}")]
+    #[error("cannot listen on socket {path}")]
     Bind {
         /// Where.
         path: PathBuf,
@@ -40,7 +42,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// The file descriptor is no Unix stream socket.
-    #[error("file descriptor {fd} (--fd) is not a connected or listening Unix stream socket: {source}")]
+    #[error("file descriptor {fd} (--fd) is not a connected or listening Unix stream socket")]
     BadFd {
         /// Its number.
         fd: i32,
@@ -79,7 +81,7 @@ impl Server {
             path: path.to_owned(),
             source,
         };
-        let listener = UnixListener::bind(path).map_err(bind)?;
+        let listener = listen(path).map_err(bind)?;
         let path = SocketPath::new(path).map_err(bind)?;
         Ok(Self {
             socket: Socket::Listening(listener),
@@ -171,12 +173,12 @@ impl Server {
             unanswered: false,
         };
         let handler = Arc::new(Mutex::new(handler));
-        let reason = serve_requests(
-            &mut BackendReqHandler::from_stream(stream, Arc::clone(&handler)),
-            &handler,
-        );
+        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
+        let reason = serve_requests(&mut requests, &handler);
+        // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
+        lock(&handler).session.finish();
         self.stop.end_connection();
-        // Stops the rings and waits for what is in flight.
+        drop(requests);
         drop(handler);
         match reason {
             None => tracing::info!(disk, "frontend left"),
@@ -195,11 +197,15 @@ fn serve_requests(
             Ok(()) => {}
             Err(VhostError::Disconnected) => return None,
             // Refused and logged; the frontend knows if it wanted to.
-            Err(VhostError::ReqHandlerError(_))
-                if !handler.lock().unwrap_or_else(PoisonError::into_inner).unanswered => {}
+            Err(VhostError::ReqHandlerError(_)) if !lock(handler).unanswered => {}
             Err(error) => return Some(error),
         }
     }
+}
+
+/// Locks, also after a panic of another holder: what either mutex guards stays consistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends [`Server::run`] from another thread.
@@ -233,15 +239,16 @@ impl Stopper {
         let mut state = self.state();
         state.stopped = true;
         if let Some(connection) = &state.connection {
-            // A connection that has ended already is as good.
-            let _ = connection.shutdown(Shutdown::Both);
+            // No more messages; the frontend sees the end once the rings have drained. A connection that has ended
+            // already is as good.
+            let _ = connection.shutdown(Shutdown::Read);
         }
         // Only a counter that is full cannot be written, and that is readable.
         let _ = self.0.event.write(1);
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, StopState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, StopState> {
+        lock(&self.0.state)
     }
 
     /// Makes the connection one that `stop` ends; false if stopped already.
@@ -300,6 +307,37 @@ impl Drop for SocketPath {
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Listens at `path`, where nothing is.
+///
+/// Between bind and listen a socket refuses connections, so it appears at its path only afterwards: whoever waits for
+/// the path can connect.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // A path that nobody could connect to is refused before anything is made.
+    SocketAddr::from_pathname(path)?;
+    let hidden = path.with_file_name(format!(".{}", std::process::id()));
+    let Ok(listener) = UnixListener::bind(&hidden) else {
+        // Too long a name for here, or one that is taken: then without the detour.
+        return UnixListener::bind(path);
+    };
+    rename_no_replace(&hidden, path).inspect_err(|_| {
+        let _ = fs::remove_file(&hidden);
+    })?;
+    Ok(listener)
+}
+
+fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
+    let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes());
+    let (from, to) = (c_string(from)?, c_string(to)?);
+    let here = libc::AT_FDCWD;
+    // SAFETY: both are C strings that live during the call.
+    let result = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_NOREPLACE) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Removes a socket at `path` that nobody listens on.

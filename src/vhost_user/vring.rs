@@ -21,6 +21,8 @@ pub(super) enum Kick {
 pub(super) struct Vring {
     pub(super) size: Option<u32>,
     pub(super) addresses: Option<RingAddresses>,
+    /// Guest address of the used ring, if it is to be logged.
+    pub(super) log: Option<u64>,
     pub(super) base: u16,
     pub(super) kick: Kick,
     /// The queue runs it.

@@ -99,8 +99,17 @@ pub(crate) struct Rig {
     pub(crate) pool: ThreadPool,
     pub(crate) ctx: AioContext,
     gate: Arc<Gate>,
+    more_gates: RefCell<Vec<Arc<Gate>>>,
     started: Arc<Mutex<Vec<u32>>>,
     log: Log,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // A test that has failed would hang, as the pool waits for its workers.
+        self.gate.open();
+        self.more_gates.borrow().iter().for_each(|gate| gate.open());
+    }
 }
 
 impl Rig {
@@ -119,6 +128,7 @@ impl Rig {
             pool,
             ctx,
             gate: Arc::default(),
+            more_gates: RefCell::default(),
             started: Arc::default(),
             log: Log::default(),
         }
@@ -126,6 +136,13 @@ impl Rig {
 
     pub(crate) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
+    }
+
+    /// A gate other than the usual one.
+    pub(crate) fn new_gate(&self) -> Arc<Gate> {
+        let gate = Arc::<Gate>::default();
+        self.more_gates.borrow_mut().push(Arc::clone(&gate));
+        gate
     }
 
     pub(crate) fn work(&self, gate: Arc<Gate>, name: u32, hook: Option<Hook>) -> Box<GatedWork> {
@@ -145,6 +162,10 @@ impl Rig {
 
     pub(crate) fn log(&self) -> Vec<(u32, Outcome)> {
         self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn shared_log(&self) -> Log {
+        Arc::clone(&self.log)
     }
 
     pub(crate) fn started(&self) -> Vec<u32> {
@@ -176,6 +197,15 @@ impl Rig {
             self.ctx.poll(true);
         }
         tick.take();
+    }
+
+    /// Waits until the workers have made `condition` true, and does not run the loop.
+    pub(crate) fn wait_without_loop(&self, condition: impl Fn(&Counters) -> bool) {
+        let start = std::time::Instant::now();
+        while !condition(&self.counters()) {
+            assert!(start.elapsed() < LONG, "hangs: {:?}", self.pool);
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -1,0 +1,143 @@
+# shellcheck shell=bash
+# A backend and a guest on it, and their end whatever happens. Sourced by scripts/guest, whose options
+# (config_file, backend, image, notify, keep, extra) it reads.
+#
+# Sets workspace (image and socket; removed at the end), logs (kept) and vcpus. Both processes have
+# sessions of their own: Ctrl-C is for the script, which then ends them in order.
+
+backend_pid='' qemu_pid=''
+
+boots_from_disk() { grep -q '^ *bootindex' "$config_file"; }
+
+make_workspace() {
+    workspace=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-blk.XXXXXX")
+    trap 'clean_up $?' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    mkdir -p "$target/guest-logs"
+    logs=$(mktemp -d "$target/guest-logs/${config_file##*/}.XXXXXX")
+    vcpus=$(sed -n 's/^ *cpus = "\([0-9]*\)"/\1/p' "$config_file")
+}
+
+clean_up() {
+    local status=$1 pid
+    trap '' INT TERM HUP
+    for pid in $qemu_pid $backend_pid; do
+        kill "$pid" 2>/dev/null || true
+    done
+    wait 2>/dev/null || true
+    # Somebody who stops it knows why.
+    [ "$status" -eq 0 ] || [ "$status" -gt 128 ] || show_logs
+    if [ -n "$keep" ]; then
+        say "kept $workspace"
+    else
+        rm -rf "$workspace"
+    fi
+}
+
+# What somebody needs who has to find out why it failed.
+show_logs() {
+    local log
+    for log in "$logs"/*.log; do
+        [ -s "$log" ] || continue
+        printf -- '--- the end of %s\n' "$log" >&2
+        tail -n 15 "$log" >&2
+    done
+}
+
+make_image() {
+    if [ -n "$image" ]; then
+        image=$(realpath "$image")
+    elif boots_from_disk; then
+        say "making a disk that boots"
+        "$repo/scripts/lib/make-boot-disk" "$workspace/disk.img" initrd-fio
+    else
+        say "making a disk of 256 MiB"
+        # Data, not holes: reading a hole costs nothing.
+        head -c 256M /dev/urandom >"$workspace/disk.img"
+    fi
+}
+
+# The daemon's command line stands in the configuration, where its user finds it, too.
+configured_options() { sed -n 's/^# *vhost-user-blk \(--.*\)/\1/p' "$config_file"; }
+
+start_backend() {
+    local options disk=${image:-disk.img} queues
+    read -ra options < <(configured_options)
+    options=("${options[@]/#disk.img/"$disk"}")
+    queues=$(configured_options | sed -n 's/.*--num-queues \([0-9]*\).*/\1/p')
+    if [ "$backend" = qsd ]; then
+        options=(qemu-storage-daemon --blockdev "driver=file,node-name=disk,filename=$disk"
+            --export "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path=vhost-user-blk.sock,writable=on,num-queues=${queues:-1}"
+            "${extra[@]}")
+    else
+        options=("$target/release/vhost-user-blk" "${options[@]}" --notify "$notify" --stats "${extra[@]}")
+        [ -z "$image" ] || [ -n "$shell" ] || options+=(--read-only)
+    fi
+    say "starting ${options[0]##*/}"
+    (cd "$workspace" && exec setsid "${options[@]}") >"$logs/backend.log" 2>&1 </dev/null &
+    backend_pid=$!
+    until [ -S "$workspace/vhost-user-blk.sock" ]; do
+        kill -0 "$backend_pid" 2>/dev/null || die "the backend did not start"
+        sleep 0.02
+    done
+}
+
+boot_guest() {
+    local initrd=initrd-fio
+    ! boots_from_disk || initrd=disk
+    say "booting the guest: ${config_file##*/}, $vcpus vCPU"
+    coproc vm {
+        cd "$workspace" && exec setsid "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
+            -serial "file:$logs/console.log" -serial stdio 2>"$logs/qemu.log"
+    }
+    qemu_pid=$!
+    exec {from_guest}<&"${vm[0]}" {to_guest}>&"${vm[1]}"
+    guest_answer 120 # says that it is ready
+}
+
+# guest_answer SECONDS: waits for the guest's next answer; sets guest_output and guest_status. Looks
+# each second whether there is still somebody to wait for.
+guest_answer() {
+    local deadline=$((SECONDS + $1)) part status
+    guest_output=''
+    while true; do
+        status=0
+        IFS= read -r -d $'\036' -t 1 -u "$from_guest" part || status=$?
+        guest_output+=$part
+        [ "$status" -ne 0 ] || break
+        [ "$status" -gt 128 ] || die "QEMU has ended"
+        kill -0 "$backend_pid" 2>/dev/null || die "the backend has ended"
+        [ "$SECONDS" -lt "$deadline" ] || die "the guest has not answered for $1 s"
+    done
+    IFS= read -r -t 10 -u "$from_guest" guest_status || die "QEMU has ended"
+}
+
+# guest_run SECONDS COMMAND...: runs a command in the guest, with its status; sets guest_output.
+guest_run() {
+    local seconds=$1
+    shift
+    printf '%s\n' "$*" >&"$to_guest"
+    guest_answer "$seconds"
+    return "$guest_status"
+}
+
+power_off() {
+    printf 'poweroff -f\n' >&"$to_guest"
+    wait "$qemu_pid" || die "QEMU failed"
+    qemu_pid=''
+}
+
+stop_backend() {
+    kill "$backend_pid"
+    wait "$backend_pid" || die "the backend's exit status is $?"
+    backend_pid=''
+}
+
+# An interactive guest: its console is this terminal.
+run_shell() {
+    local initrd=initrd-fio
+    ! boots_from_disk || initrd=disk
+    (cd "$workspace" && GUEST_APPEND=guest.shell exec "$repo/scripts/lib/run-guest" "$config_file" \
+        "$initrd" -chardev stdio,id=console,mux=on,signal=off -serial chardev:console -mon console)
+}

@@ -1,0 +1,73 @@
+# shellcheck shell=bash
+# The table that scripts/guest prints, 80 columns wide. Sourced.
+
+report='' counted=(0 0)
+
+# report_job NAME TERSE: adds a row of what fio saw in the guest and what the daemon counted.
+report_job() {
+    local counts=('' '')
+    [ "$backend" = qsd ] || read -ra counts < <(daemon_counts)
+    report+=$(printf '%-19s%s%s' "$1" "$(fio_columns "$1" "$2")" \
+        "$(daemon_columns "${counts[@]}")")$'\n'
+    counted=("${counts[@]}")
+}
+
+# fio_columns NAME TERSE: kIOPS, MiB/s, median and 99th percentile of the latency in us.
+#
+# The fields of the terse format, version 3, that are used: of reads 7 KiB/s, 8 IOPS, and from 18 the
+# percentiles of the completion latency as "99.000000%=NUMBER"; of writes the same 41 fields later.
+fio_columns() {
+    awk -F ';' -v name="$1" '
+        function percentile(first, wanted,   i, part) {
+            for (i = first; i < first + 20; i++) {
+                split($i, part, "%=")
+                if (part[1] + 0 == wanted) return part[2]
+            }
+            return "-"
+        }
+        $1 == 3 { # all other lines are remarks
+            shift = name ~ /^write/ ? 41 : 0
+            printf "%8.1f%8.1f%8s%8s", $(8 + shift) / 1000, $(7 + shift) / 1024,
+                percentile(18 + shift, 50), percentile(18 + shift, 99)
+        }' <<<"$2"
+}
+
+# Completions and notifications since the daemon's start, both on a line.
+daemon_counts() {
+    local log=$logs/backend.log reports
+    reports=$(grep -c '^stats: .*histogram' "$log" || true)
+    kill -USR1 "$backend_pid"
+    until [ "$(grep -c '^stats: .*histogram' "$log")" -gt "$reports" ]; do
+        kill -0 "$backend_pid" 2>/dev/null || die "the backend has ended"
+        sleep 0.02
+    done
+    sed -n 's/^stats: total.* completions=\([0-9]*\) notifications=\([0-9]*\).*/\1 \2/p' "$log" |
+        tail -n 1
+}
+
+# daemon_columns COMPLETIONS NOTIFICATIONS: what came since the last row.
+daemon_columns() {
+    [ -n "$1" ] || return 0
+    awk -v completions=$(($1 - counted[0])) -v notifications=$(($2 - counted[1])) 'BEGIN {
+        printf "%10d%9d%10.1f", completions, notifications,
+            notifications ? completions / notifications : 0
+    }'
+}
+
+print_report() {
+    local ours=''
+    [ "$backend" = qsd ] || ours=$(printf '%10s%9s%10s' completed notified 'per notif')
+    printf '\n%s on %s, %d vCPU\n\n' "$(backend_name)" "${config_file##*/}" "$vcpus"
+    printf '%-19s%8s%8s%8s%8s%s\n' 'fio in the guest' kIOPS MiB/s 'p50 us' 'p99 us' "$ours"
+    printf '%s' "$report"
+    [ "$backend" = qsd ] || sed -n 's/^stats: completions per notification, histogram:/\
+Completions per notification, and how often:/p' "$logs/backend.log" | tail -n 2 | fold -s
+}
+
+backend_name() {
+    if [ "$backend" = qsd ]; then
+        echo qemu-storage-daemon
+    else
+        echo "vhost-user-blk --notify $notify${extra[*]:+ ${extra[*]}}"
+    fi
+}

@@ -1,0 +1,182 @@
+//! Command line: what to run, against what, and where the report goes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use crate::units;
+
+/// Compares vhost-user block backends side by side: throughput, latency, notifications, CPU.
+///
+/// Starts each backend itself, drives it as a native vhost-user frontend (no virtual machine), and
+/// interleaves all candidates in every round, so that a noisy machine disturbs all of them alike.
+#[derive(Parser, Debug)]
+#[command(version, about)]
+pub(crate) struct Args {
+    /// A ready set of backends and shapes; single options below override its parts
+    #[arg(long, value_enum)]
+    pub(crate) preset: Option<Preset>,
+
+    /// A candidate; may be repeated, the first one is the reference of all ratios.
+    ///
+    /// `ours[:OPTIONS]` is vhost-user-blk next to this program, e.g. `ours:--notify each`;
+    /// `qsd[:AIO]` is qemu-storage-daemon with aio=threads, native or io_uring;
+    /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
+    /// batch or per completion;
+    /// `NAME=COMMAND` is any other, a command with {socket} {image} {queues} in it.
+    #[arg(long = "backend", value_name = "SPEC")]
+    pub(crate) backends: Vec<String>,
+
+    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+
+    /// Queues x iodepth of each queue, e.g. 8x64; several separated by commas
+    #[arg(long = "shape", value_name = "QxD", value_delimiter = ',')]
+    pub(crate) shapes: Vec<Shape>,
+
+    /// Where the image is; several separated by commas
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) storage: Vec<StorageKind>,
+
+    /// What the requests do
+    #[arg(long, value_enum, default_value_t = Pattern::Randread)]
+    pub(crate) rw: Pattern,
+
+    /// Bytes of each request (k, M and G are powers of 1024)
+    #[arg(long, value_parser = units::bytes, default_value = "4k", value_name = "BYTES")]
+    pub(crate) block_size: u64,
+
+    /// Bytes of the image
+    #[arg(long, value_parser = units::bytes, default_value = "256M", value_name = "BYTES")]
+    pub(crate) image_size: u64,
+
+    /// Directory for the images of `page-cache` and `direct` [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// Seconds that are measured in each round
+    #[arg(long, value_parser = units::seconds, value_name = "SECONDS")]
+    pub(crate) runtime: Option<Duration>,
+
+    /// Seconds of load before the measurement starts
+    #[arg(long, value_parser = units::seconds, default_value = "0.3", value_name = "SECONDS")]
+    pub(crate) warmup: Duration,
+
+    /// Rounds; every candidate is run once in each
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: Option<u32>,
+
+    /// Threads that drive the queues [default: half the CPUs, at most one per queue]
+    ///
+    /// A driving thread of its own per queue only adds context switches when CPUs are few: one thread
+    /// keeps up with millions of completions a second and leaves the other CPUs to the backend.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) driver_threads: Option<u16>,
+
+    /// How a driving thread waits: asleep on the call eventfd like a guest that takes interrupts, or
+    /// spinning on the used rings
+    #[arg(long, value_enum, default_value_t = Wait::Sleep)]
+    pub(crate) wait: Wait,
+
+    /// Do not negotiate EVENT_IDX
+    #[arg(long)]
+    pub(crate) no_event_idx: bool,
+
+    /// Ask for no notifications while completions are being taken, as Linux's driver does
+    #[arg(long)]
+    pub(crate) suppress: bool,
+
+    /// Write report.json and report.html to this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Serves an image with the plain backend: SOCKET IMAGE QUEUES \[each\]
+    #[arg(long, hide = true, num_args = 3..=4, value_name = "ARGS", exclusive = true)]
+    pub(crate) plain: Vec<String>,
+
+    /// Watches the directories on the command line and removes them when standard input closes
+    #[arg(long, hide = true, num_args = 1.., value_name = "DIR", exclusive = true)]
+    pub(crate) janitor: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// ours (batch, each) and qsd at 1x1, 1x64, 8x64 in tmpfs; under a minute
+    Quick,
+    /// batch against each at 8x64 and 1x1, many rounds: what deferred notification is worth
+    Headline,
+    /// ours, qsd with each of its engines and the plain backend, at 1x1, 1x64, 8x64, page cache and O_DIRECT
+    Peers,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum StorageKind {
+    /// A file in /dev/shm
+    Tmpfs,
+    /// A file that is in the page cache
+    PageCache,
+    /// The same file, opened with O_DIRECT
+    Direct,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Pattern {
+    Read,
+    Write,
+    Randread,
+    Randwrite,
+}
+
+impl Pattern {
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Randwrite)
+    }
+
+    pub(crate) fn is_random(self) -> bool {
+        matches!(self, Self::Randread | Self::Randwrite)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Wait {
+    Sleep,
+    Spin,
+}
+
+/// How much is in flight: queues, and requests in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Shape {
+    pub(crate) queues: u16,
+    pub(crate) iodepth: u16,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.queues, self.iodepth)
+    }
+}
+
+impl std::str::FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (queues, iodepth) = text.split_once('x')?;
+            Some(Self {
+                queues: queues.parse().ok()?,
+                iodepth: iodepth.parse().ok()?,
+            })
+        };
+        let shape = parse().ok_or_else(|| format!("{text:?} is not QUEUESxIODEPTH, e.g. 8x64"))?;
+        // The driver takes three descriptors a request (no indirect tables), and a ring has 1024 at most.
+        if !(1..=256).contains(&shape.queues) || !(1..=341).contains(&shape.iodepth) {
+            return Err(format!("{text}: 1 to 256 queues, iodepth 1 to 341"));
+        }
+        Ok(shape)
+    }
+}

@@ -1,0 +1,149 @@
+//! A backend process: started, watched, measured from outside, stopped.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::candidate::{Candidate, Target};
+use crate::image::Image;
+
+/// How long a backend may take to listen, and to end after SIGTERM.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A running backend; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    name: String,
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Backend {
+    /// Starts `candidate` with its socket and log in `dir` and waits until its socket is there.
+    ///
+    /// Call it on the main thread: the child gets its SIGKILL when the thread that started it ends.
+    pub(crate) fn start(candidate: &Candidate, image: &Image, queues: u16, dir: &Path) -> Result<Self> {
+        let (socket, log) = (dir.join("vhost.sock"), dir.join("backend.log"));
+        let _ = fs::remove_file(&socket);
+        let line = candidate.command_line(&Target {
+            socket: &socket,
+            image,
+            queues,
+        });
+        let output = File::create(&log).context("create the backend's log")?;
+        let mut command = Command::new(&line[0]);
+        command
+            .args(&line[1..])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        die_with_parent(&mut command);
+        let child = command
+            .spawn()
+            .with_context(|| format!("{}: start {}", candidate.name, line[0]))?;
+        let mut backend = Self {
+            name: candidate.name.clone(),
+            child,
+            socket,
+            log,
+        };
+        backend.wait_for_socket()?;
+        Ok(backend)
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once; whoever waits for an answer from it gets end of file.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// An error that carries what the backend had to say.
+    pub(crate) fn failure(&self, what: &str) -> anyhow::Error {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join("\n    ");
+        let said = if tail.is_empty() {
+            "it printed nothing".to_owned()
+        } else {
+            format!("it printed:\n    {tail}")
+        };
+        anyhow::anyhow!("{}: {what}; {said}", self.name)
+    }
+
+    /// Whether it ended on its own.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    fn wait_for_socket(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.socket.exists() {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(self.failure(&format!("ended while starting ({status})")));
+            }
+            if Instant::now() > deadline {
+                self.kill();
+                return Err(self.failure("made no socket within 5 seconds"));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        if self.has_ended() {
+            return Err(self.failure("ended by itself"));
+        }
+        terminate(&self.child).context("stop the backend")?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                bail!(self.failure("did not end within 5 seconds of SIGTERM"));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes the kernel kill the child when the thread that started it ends, however it ends.
+fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
+fn terminate(child: &Child) -> Result<()> {
+    let pid = libc::pid_t::try_from(child.id())?;
+    // SAFETY: no memory is involved; the child was not waited for yet, so the pid is still its own.
+    match unsafe { libc::kill(pid, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error().into()),
+    }
+}

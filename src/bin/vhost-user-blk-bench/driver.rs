@@ -1,0 +1,121 @@
+//! A driving thread: serves its lanes when their call eventfds fire.
+//!
+//! It looks at a ring only when that ring's eventfd fired, as a guest does that takes interrupts. One
+//! `epoll_wait` per sleep is all it costs: the eventfds are edge-triggered and read only at the ends of
+//! the measurement.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::args::Wait;
+use crate::lane::Lane;
+use crate::load::{Control, Stage};
+
+/// An idle driver looks at the stage this often.
+const IDLE_MS: i32 = 20;
+/// How long requests in flight may take after the end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Spinning passes between two looks at the stage.
+const SPINS: u32 = 64;
+
+/// Drives `lanes` until `control` says stop and nothing is in flight; returns the time it measured.
+pub(crate) fn drive(lanes: &mut [Lane<'_>], wait: Wait, control: &Control) -> Result<Duration> {
+    let mut waiter = Waiter::new(lanes, wait)?;
+    lanes.iter_mut().try_for_each(Lane::submit)?;
+    run_while(lanes, &mut waiter, control, Stage::Warmup)?;
+    let start = Instant::now();
+    lanes.iter_mut().try_for_each(Lane::start_counting)?;
+    // It emptied the eventfds, and with them a notification that nobody has seen yet.
+    lanes.iter_mut().try_for_each(|lane| {
+        lane.reap();
+        lane.submit()
+    })?;
+    run_while(lanes, &mut waiter, control, Stage::Measure)?;
+    let elapsed = start.elapsed();
+    lanes.iter_mut().try_for_each(Lane::stop_counting)?;
+    drain(lanes, control)?;
+    Ok(elapsed)
+}
+
+fn run_while(lanes: &mut [Lane<'_>], waiter: &mut Waiter, control: &Control, stage: Stage) -> Result<()> {
+    while control.stage() <= stage {
+        let mut completions = 0;
+        for &ready in waiter.ready(lanes.len())? {
+            let lane = &mut lanes[ready];
+            let reaped = lane.reap();
+            lane.counts.wakeups += u64::from(reaped > 0);
+            completions += reaped;
+            lane.submit()?;
+        }
+        if completions > 0 {
+            control.add_progress(completions);
+        }
+    }
+    Ok(())
+}
+
+/// Waits for what is in flight, so that the backend's memory outlives its requests.
+fn drain(lanes: &mut [Lane<'_>], control: &Control) -> Result<()> {
+    let end = Instant::now() + DRAIN;
+    let books: Vec<_> = lanes.iter().map(|lane| lane.counts.clone()).collect();
+    while control.stage() < Stage::Abort && lanes.iter().any(|lane| lane.in_flight() > 0) {
+        if Instant::now() > end {
+            bail!("requests in flight did not complete within 5 seconds");
+        }
+        let reaped: u64 = lanes.iter_mut().map(Lane::reap).sum();
+        if reaped == 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    lanes
+        .iter_mut()
+        .zip(books)
+        .for_each(|(lane, book)| lane.counts = book);
+    Ok(())
+}
+
+/// Finds the lanes that have something to do.
+struct Waiter {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+    ready: Vec<usize>,
+    wait: Wait,
+}
+
+impl Waiter {
+    fn new(lanes: &[Lane<'_>], wait: Wait) -> Result<Self> {
+        let epoll = Epoll::new().context("make an epoll")?;
+        for (i, lane) in lanes.iter().enumerate() {
+            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, i as u64);
+            epoll
+                .ctl(ControlOperation::Add, lane.call_fd(), event)
+                .context("watch a call eventfd")?;
+        }
+        let events = vec![EpollEvent::default(); lanes.len()];
+        Ok(Self {
+            epoll,
+            events,
+            ready: Vec::with_capacity(lanes.len()),
+            wait,
+        })
+    }
+
+    /// The lanes to look at now; perhaps none.
+    fn ready(&mut self, lanes: usize) -> Result<&[usize]> {
+        self.ready.clear();
+        if self.wait == Wait::Spin {
+            self.ready.extend((0..lanes).cycle().take(lanes * SPINS as usize));
+            return Ok(&self.ready);
+        }
+        let events = match self.epoll.wait(IDLE_MS, &mut self.events) {
+            Ok(events) => events,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error).context("wait for the call eventfds"),
+        };
+        let index = |event: &EpollEvent| usize::try_from(event.data()).expect("it was an index");
+        self.ready.extend(self.events[..events].iter().map(index));
+        Ok(&self.ready)
+    }
+}

@@ -1,0 +1,108 @@
+//! report.html: one file without scripts or network, for screens, phones and paper.
+
+use std::fmt::Write as _;
+
+use crate::report::{Report, ratio, short, title};
+use crate::sample::Summary;
+use crate::svg::{bars, escape, latency, mark};
+
+/// Renders the report.
+pub(crate) fn page(report: &Report) -> String {
+    let mut out = format!("{HEAD}<h1>vhost-user-blk-bench</h1>");
+    let machine = &report.machine;
+    let qsd = machine
+        .qemu_storage_daemon
+        .as_deref()
+        .unwrap_or("no qemu-storage-daemon");
+    let _ = write!(
+        out,
+        "<p>{} CPUs, {}{}; Linux {}; load {}; {}.</p><pre>{}</pre>",
+        machine.cpus,
+        escape(&machine.cpu),
+        if machine.hypervisor { ", virtual" } else { "" },
+        escape(&machine.kernel),
+        escape(&machine.load),
+        escape(qsd),
+        escape(&report.command.join(" ")),
+    );
+    for note in &report.notes {
+        let _ = write!(out, "<p><strong>{}</strong></p>", escape(note));
+    }
+    for group in report.groups() {
+        section(&mut out, group);
+    }
+    out + FOOT
+}
+
+fn section(out: &mut String, rows: &[Summary]) {
+    let _ = write!(
+        out,
+        "<section><h2>{}</h2><div class='plots'><figure><figcaption>I/O per second; the line spans all \
+         rounds</figcaption>{}</figure><figure><figcaption>Latency</figcaption>{}</figure></div>",
+        escape(&title(&rows[0])),
+        bars(rows),
+        latency(rows),
+    );
+    out.push_str(
+        "<div class='wide'><table><thead><tr><th>backend<th>kIOPS<th>min..max<th>ratio (95 %)\
+         <th>completions per notification<th>p50 µs<th>p99 µs<th>p99.9 µs<th>CPU µs per I/O\
+         <th>context switches per I/O<th>RSS MiB</tr></thead><tbody>",
+    );
+    for (i, row) in rows.iter().enumerate() {
+        let _ = write!(out, "<tr><td>{} {}", mark(i), escape(&row.backend));
+        let kilo = |iops: f64| short(iops / 1e3);
+        for cell in [
+            kilo(row.iops),
+            format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max)),
+            ratio(row),
+            short(row.completions_per_notification),
+            short(row.p50_us),
+            short(row.p99_us),
+            short(row.p999_us),
+            short(row.cpu_us_per_io),
+            short(row.context_switches_per_io),
+            short(row.rss_kib / 1024.0),
+        ] {
+            let _ = write!(out, "<td>{}", escape(&cell));
+        }
+        out.push_str("</tr>");
+    }
+    out.push_str("</tbody></table></div></section>");
+}
+
+const HEAD: &str = "<!DOCTYPE html>
+<html lang='en'><head><meta charset='utf-8'>
+<meta name='viewport' content='width=device-width, initial-scale=1'>
+<title>vhost-user-blk-bench</title>
+<style>
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff;
+  --c0: #6e7781; --c1: #0969da; --c2: #bc4c00; --c3: #1a7f37; --c4: #8250df; --c5: #bf3989 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117;
+  --c0: #9198a1; --c1: #4493f8; --c2: #f0883e; --c3: #3fb950; --c4: #ab7df8; --c5: #db61a2 } }
+@media print { :root { --ink: #000; --paper: #fff; --line: #bbb } section { break-inside: avoid } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 62rem; margin: 0 auto; padding: 1rem }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; color: var(--soft) }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.5rem }
+figure { margin: 0 } figcaption { font-size: .85rem; color: var(--soft) }
+.plot { width: 100%; height: auto; font-size: 12px } .plot text { fill: var(--ink) }
+.plot .value { fill: var(--soft); font-size: 11px }
+.grid { stroke: var(--line); fill: none } .range { stroke: var(--ink); stroke-width: 1.5; fill: none }
+.f0 { fill: var(--c0) } .f1 { fill: var(--c1) } .f2 { fill: var(--c2) }
+.f3 { fill: var(--c3) } .f4 { fill: var(--c4) } .f5 { fill: var(--c5) }
+polyline { fill: none; stroke-width: 2 }
+.l0 { stroke: var(--c0) } .l1 { stroke: var(--c1) } .l2 { stroke: var(--c2) }
+.l3 { stroke: var(--c3) } .l4 { stroke: var(--c4) } .l5 { stroke: var(--c5) }
+.mark { width: .7em; height: .7em }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; margin-top: 1rem; width: 100% }
+th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: bottom }
+th { font-weight: 600; color: var(--soft) } td { white-space: nowrap; font-variant-numeric: tabular-nums }
+th:first-child, td:first-child { text-align: left }
+</style></head><body>
+";
+
+const FOOT: &str = "<p><small>The ratio is to the first backend, with the interval it is likely (95 %) to be in; ~: no \
+difference shown; ?: too noisy to say. Completions and notifications are counted by the frontend, the latter from \
+the call eventfd. CPU and context switches are the backend's own.</small></p></body></html>
+";

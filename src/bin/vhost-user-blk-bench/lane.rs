@@ -1,0 +1,256 @@
+//! One queue of the frontend: keeps `iodepth` requests in flight and counts what it sees.
+//!
+//! Everything is counted from outside the backend: a notification is a count in the call eventfd, a
+//! completion is a used element. A lane belongs to the one thread that drives it.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use virtio_driver::{EventFd, QueueNotifier, VirtioBlkQueue};
+use vm_memory::MmapRegion;
+
+use crate::args::Pattern;
+use crate::units::Random;
+
+/// A request in flight: its buffer and when it was submitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    index: u16,
+    submitted: Instant,
+}
+
+/// What one or more lanes saw during the measurement.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    pub(crate) completions: u64,
+    pub(crate) errors: u64,
+    pub(crate) notifications: u64,
+    pub(crate) kicks: u64,
+    pub(crate) wakeups: u64,
+    /// Nanoseconds from submission to the moment the driver sees the completion.
+    pub(crate) latency: Histogram<u64>,
+}
+
+impl Counts {
+    pub(crate) fn new() -> Self {
+        // 1 ns to 60 s, three significant digits: within the bounds that the crate accepts.
+        let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid");
+        Self {
+            completions: 0,
+            errors: 0,
+            notifications: 0,
+            kicks: 0,
+            wakeups: 0,
+            latency,
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.completions += other.completions;
+        self.errors += other.errors;
+        self.notifications += other.notifications;
+        self.kicks += other.kicks;
+        self.wakeups += other.wakeups;
+        self.latency
+            .add(&other.latency)
+            .expect("both histograms have the same bounds");
+    }
+
+    fn reset(&mut self) {
+        let mut latency = std::mem::replace(&mut self.latency, Histogram::new_with_max(2, 1).expect("valid"));
+        latency.reset();
+        *self = Self {
+            completions: 0,
+            errors: 0,
+            notifications: 0,
+            kicks: 0,
+            wakeups: 0,
+            latency,
+        };
+    }
+}
+
+/// The requests a lane makes.
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    pub(crate) pattern: Pattern,
+    pub(crate) block_size: u64,
+    pub(crate) blocks: u64,
+    pub(crate) random: Random,
+    pub(crate) next_block: u64,
+}
+
+impl Work {
+    fn next_offset(&mut self) -> u64 {
+        let block = if self.pattern.is_random() {
+            self.random.below(self.blocks)
+        } else {
+            let block = self.next_block;
+            self.next_block = (block + 1) % self.blocks;
+            block
+        };
+        block * self.block_size
+    }
+}
+
+pub(crate) struct Lane<'a> {
+    queue: VirtioBlkQueue<'a, Slot>,
+    kick: Box<dyn QueueNotifier>,
+    call: Arc<EventFd>,
+    /// Shared with the backend; this lane's buffers start at `first_buffer`.
+    memory: Arc<MmapRegion>,
+    first_buffer: usize,
+    work: Work,
+    suppress: bool,
+    iodepth: u16,
+    free: Vec<u16>,
+    pub(crate) counts: Counts,
+}
+
+/// What a lane is made of, beside its queue.
+pub(crate) struct Parts {
+    pub(crate) kick: Box<dyn QueueNotifier>,
+    pub(crate) call: Arc<EventFd>,
+    pub(crate) memory: Arc<MmapRegion>,
+    pub(crate) first_buffer: usize,
+    pub(crate) work: Work,
+    pub(crate) suppress: bool,
+    pub(crate) iodepth: u16,
+}
+
+impl<'a> Lane<'a> {
+    pub(crate) fn new(mut queue: VirtioBlkQueue<'a, Slot>, parts: Parts) -> Self {
+        let Parts {
+            kick,
+            call,
+            memory,
+            first_buffer,
+            work,
+            suppress,
+            iodepth,
+        } = parts;
+        queue.set_used_notif_enabled(true);
+        let free = (0..iodepth).collect();
+        Self {
+            queue,
+            kick,
+            call,
+            memory,
+            first_buffer,
+            work,
+            suppress,
+            iodepth,
+            free,
+            counts: Counts::new(),
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        usize::from(self.iodepth) - self.free.len()
+    }
+
+    /// The call eventfd, for waiting only.
+    pub(crate) fn call_fd(&self) -> RawFd {
+        self.call.as_raw_fd()
+    }
+
+    /// Starts counting from zero.
+    pub(crate) fn start_counting(&mut self) -> Result<()> {
+        self.drain_calls()?;
+        self.counts.reset();
+        Ok(())
+    }
+
+    /// Closes the books: adds the notifications that came since `start_counting`.
+    pub(crate) fn stop_counting(&mut self) -> Result<()> {
+        self.counts.notifications = self.drain_calls()?;
+        Ok(())
+    }
+
+    /// Takes all completions there are; returns their number.
+    pub(crate) fn reap(&mut self) -> u64 {
+        let before = self.counts.completions;
+        if self.suppress {
+            self.queue.set_used_notif_enabled(false);
+        }
+        self.take_completions();
+        if self.suppress {
+            self.queue.set_used_notif_enabled(true);
+            // Pairs with the backend's barrier between publishing and its look at the flags.
+            fence(Ordering::SeqCst);
+            self.take_completions();
+        }
+        self.counts.completions - before
+    }
+
+    fn take_completions(&mut self) {
+        let Self {
+            queue, free, counts, ..
+        } = self;
+        let mut completions = queue.completions();
+        if !completions.has_next() {
+            return;
+        }
+        let now = Instant::now();
+        for completion in &mut completions {
+            let slot = completion.context;
+            free.push(slot.index);
+            counts.completions += 1;
+            counts.errors += u64::from(completion.ret != 0);
+            counts
+                .latency
+                .saturating_record(nanos(now.duration_since(slot.submitted)));
+        }
+    }
+
+    /// Fills the queue up to its depth and kicks the backend once if it asks for that.
+    pub(crate) fn submit(&mut self) -> Result<()> {
+        if self.free.is_empty() {
+            return Ok(());
+        }
+        let submitted = Instant::now();
+        while let Some(index) = self.free.pop() {
+            self.submit_one(Slot { index, submitted })?;
+        }
+        // The index must be visible before the backend's wish for kicks is read. The crate has this
+        // barrier with EVENT_IDX only.
+        fence(Ordering::SeqCst);
+        if self.queue.avail_notif_needed() {
+            self.counts.kicks += 1;
+            self.kick.notify().context("kick the backend")?;
+        }
+        Ok(())
+    }
+
+    fn submit_one(&mut self, slot: Slot) -> Result<()> {
+        let len = usize::try_from(self.work.block_size)?;
+        let buffer = self
+            .memory
+            .as_ptr()
+            .wrapping_add(self.first_buffer + usize::from(slot.index) * len);
+        let offset = self.work.next_offset();
+        let queued = if self.work.pattern.is_write() {
+            // SAFETY: the buffer lies in the mapping that `memory` keeps; nobody else uses it until `slot` is back.
+            unsafe { self.queue.write_raw(offset, buffer, len, slot) }
+        } else {
+            // SAFETY: the same.
+            unsafe { self.queue.read_raw(offset, buffer, len, slot) }
+        };
+        queued.context("put a request into the ring")
+    }
+
+    /// Takes the count out of the call eventfd.
+    fn drain_calls(&self) -> Result<u64> {
+        // The crate's eventfds block: with a count of our own in it, the read never does.
+        self.call.write(1)?;
+        Ok(self.call.read()? - 1)
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,184 @@
+//! The benchmark program as a whole: what it writes, what it says, what it leaves behind.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const BENCH: &str = env!("CARGO_BIN_EXE_vhost-user-blk-bench");
+const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-user-blk");
+
+/// The program on a small image in `dir`, with the daemon under test.
+fn bench(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(BENCH);
+    command
+        .args([
+            "--binary",
+            DAEMON,
+            "--image-size",
+            "1M",
+            "--storage",
+            "page-cache",
+            "--dir",
+        ])
+        .arg(dir);
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let output = bench(dir.path(), args).output().expect("run the benchmark");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).expect("list").flatten().collect();
+    assert!(left.is_empty(), "{left:?} is left behind");
+    output
+}
+
+fn refused(args: &[&str]) -> String {
+    let start = Instant::now();
+    let output = run(args);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "{args:?} took {:?}",
+        start.elapsed()
+    );
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Processes that have `dir` on their command line.
+fn processes(dir: &Path) -> Vec<String> {
+    let dir = dir.to_str().expect("the path is UTF-8");
+    let all = std::fs::read_dir("/proc").expect("list /proc").flatten();
+    let lines = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+    lines
+        .filter(|line| line.contains(dir))
+        .map(|line| line.replace('\0', " "))
+        .collect()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{what} does not happen"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_report_has_a_row_for_each_backend_and_case() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let path = out.path().to_str().expect("the path is UTF-8");
+    let output = run(&[
+        "--backend",
+        "ours",
+        "--backend",
+        "ours:--notify each",
+        "--backend",
+        "plain",
+        "--shape",
+        "1x1,2x16",
+        "--runtime",
+        "0.1",
+        "--warmup",
+        "0.05",
+        "--rounds",
+        "2",
+        "--no-event-idx",
+        "--out",
+        path,
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let table = String::from_utf8(output.stdout).expect("the table is UTF-8");
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    let json = std::fs::read_to_string(out.path().join("report.json")).expect("report.json");
+    let report: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+    let rows = report["summaries"].as_array().expect("summaries");
+    assert_eq!(
+        (rows.len(), report["samples"].as_array().expect("samples").len()),
+        (6, 12)
+    );
+    let each = rows.iter().filter(|row| row["backend"] == "ours:--notify each");
+    for row in each {
+        let ratio = row["completions_per_notification"].as_f64().expect("a number");
+        assert!((0.99..=1.01).contains(&ratio), "{row}");
+    }
+    let html = std::fs::read_to_string(out.path().join("report.html")).expect("report.html");
+    assert!(
+        html.contains("<svg") && !html.contains("http"),
+        "it has no plots or needs the network"
+    );
+}
+
+#[test]
+fn a_killed_benchmark_leaves_no_process_and_no_file() {
+    for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGINT] {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let args = [
+            "--backend",
+            "ours",
+            "--shape",
+            "1x4",
+            "--runtime",
+            "60",
+            "--rounds",
+            "1",
+        ];
+        let mut child = bench(dir.path(), &args)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start the benchmark");
+        wait_until("the backend's start", || {
+            processes(dir.path())
+                .iter()
+                .any(|line| line.contains("--blk-file"))
+        });
+        send(&child, signal);
+        child.wait().expect("wait for the benchmark");
+        wait_until("the end of all processes", || processes(dir.path()).is_empty());
+        let is_empty = || std::fs::read_dir(dir.path()).expect("list").next().is_none();
+        wait_until("the removal of all files", is_empty);
+    }
+}
+
+fn send(child: &Child, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(child.id()).expect("a pid fits");
+    // SAFETY: no memory is involved; the child was not waited for, so the pid is its own.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+#[test]
+fn backends_that_do_not_work_are_reported_within_seconds() {
+    let cases = [
+        ("gone=/no/such/program {socket}", "/no/such/program"),
+        ("ends=false {socket}", "ended while starting"),
+        ("complains=ls /no-such-file {socket}", "no-such-file"),
+        ("silent=sh -c sleep${IFS}60 {socket}", "made no socket"),
+    ];
+    for (spec, said) in cases {
+        let message = refused(&["--backend", spec]);
+        assert!(message.contains(said), "{spec}: {message}");
+    }
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    for args in [
+        ["--shape", "8"],
+        ["--shape", "0x1"],
+        ["--block-size", "1000"],
+        ["--rounds", "0"],
+        ["--backend", "nothing"],
+        ["--backend", "mine=serve {image}"],
+        ["--storage", "paper"],
+    ] {
+        refused(&args);
+    }
+}

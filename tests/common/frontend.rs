@@ -1,0 +1,240 @@
+//! A well-behaved frontend on the `virtio-driver` crate, which shares no code with the daemon.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
+
+use virtio_driver::{
+    EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags as Blk, VirtioBlkQueue,
+    VirtioBlkReqBuf, VirtioFeatureFlags as Ring, VirtioTransport,
+};
+
+use super::memory::{PATIENCE, SharedMemory, wait_readable};
+
+/// Bytes of the buffer that each request in flight has; the largest request.
+pub(crate) const SLOT: usize = 64 << 10;
+
+/// What a frontend of these tests accepts unless a test takes something away.
+pub(crate) fn all_features() -> u64 {
+    Ring::VERSION_1.bits() | Ring::RING_EVENT_IDX.bits() | Blk::all().bits()
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Read { offset: u64, len: usize },
+    Write { offset: u64, data: Vec<u8> },
+    Flush,
+    Discard { offset: u64, len: u64 },
+    WriteZeroes { offset: u64, len: u64, unmap: bool },
+}
+
+/// A completed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// As given to `submit`.
+    pub(crate) tag: usize,
+    /// 0 or a negative errno.
+    pub(crate) ret: i32,
+    /// What a read brought.
+    pub(crate) data: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ticket {
+    tag: usize,
+    slot: usize,
+    read: usize,
+}
+
+/// A connection with all its queues running.
+pub(crate) struct Frontend {
+    // The rings lie in the transport's memory: they go first.
+    queues: Vec<Queue>,
+    pub(crate) transport: Box<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>>,
+}
+
+/// One queue of a `Frontend`; may be moved to a thread of its own while the frontend lives.
+pub(crate) struct Queue {
+    ring: VirtioBlkQueue<'static, Ticket>,
+    notifier: Box<dyn QueueNotifier>,
+    call: Arc<EventFd>,
+    memory: SharedMemory,
+    free: Vec<usize>,
+    depth: usize,
+}
+
+impl Frontend {
+    /// Connects with `queues` queues that take `depth` requests each, and accepts `features`.
+    pub(crate) fn connect(socket: &Path, queues: usize, depth: usize, features: u64) -> io::Result<Self> {
+        let path = socket.to_str().expect("the path is UTF-8");
+        let mut transport = Box::new(connect(path, features)?);
+        // Three descriptors a request.
+        let size = u16::try_from((depth * 3).next_power_of_two()).expect("a queue has 1024 entries at most");
+        let rings = VirtioBlkQueue::setup_queues(transport.as_mut(), queues, size)?;
+        let memory: Vec<_> = rings.iter().map(|_| SharedMemory::new(depth * SLOT)).collect();
+        for memory in &memory {
+            transport.map_mem_region(memory.as_ptr() as usize, memory.len(), memory.fd(), 0)?;
+        }
+        let queues = rings
+            .into_iter()
+            .zip(memory)
+            .enumerate()
+            .map(|(i, (mut ring, memory))| {
+                ring.set_used_notif_enabled(true);
+                let (notifier, call) = (
+                    transport.get_submission_notifier(i),
+                    transport.get_completion_fd(i),
+                );
+                Queue {
+                    ring,
+                    notifier,
+                    call,
+                    memory,
+                    free: (0..depth).collect(),
+                    depth,
+                }
+            });
+        let queues = queues.collect();
+        Ok(Self { queues, transport })
+    }
+
+    pub(crate) fn features(&self) -> u64 {
+        self.transport.get_features()
+    }
+
+    pub(crate) fn config(&self) -> VirtioBlkConfig {
+        self.transport
+            .get_config()
+            .expect("the configuration can be read")
+    }
+
+    pub(crate) fn queue(&mut self, index: usize) -> &mut Queue {
+        &mut self.queues[index]
+    }
+
+    pub(crate) fn queues(&mut self) -> &mut [Queue] {
+        &mut self.queues
+    }
+}
+
+/// Connects; a socket that is bound but not listened on yet is tried again.
+fn connect(path: &str, features: u64) -> io::Result<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match VhostUser::new(path, features) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            result => return result,
+        }
+    }
+}
+
+impl Queue {
+    /// Puts a request into the ring; tells nobody.
+    pub(crate) fn submit(&mut self, op: &Op, tag: usize) {
+        let slot = self.free.pop().expect("a free slot");
+        let at = slot * SLOT;
+        let buffer = self.memory.as_ptr().wrapping_add(at);
+        let read = if let Op::Read { len, .. } = op { *len } else { 0 };
+        assert!(read <= SLOT);
+        let ticket = Ticket { tag, slot, read };
+        let queued = match op {
+            // SAFETY: the buffer is this request's own until the ticket is back, and `memory` keeps it mapped.
+            Op::Read { offset, len } => unsafe { self.ring.read_raw(*offset, buffer, *len, ticket) },
+            Op::Write { offset, data } => {
+                assert!(data.len() <= SLOT);
+                self.memory.write(at, data);
+                // SAFETY: the same.
+                unsafe { self.ring.write_raw(*offset, buffer, data.len(), ticket) }
+            }
+            Op::Flush => self.ring.flush(ticket),
+            Op::Discard { offset, len } => self.ring.discard(*offset, *len, ticket),
+            Op::WriteZeroes { offset, len, unmap } => self.ring.write_zeroes(*offset, *len, *unmap, ticket),
+        };
+        queued.expect("the ring has room");
+    }
+
+    /// Notifies the backend if it asks for that.
+    pub(crate) fn kick(&mut self) {
+        // The crate orders the index before the look at the backend's wish with EVENT_IDX only.
+        fence(Ordering::SeqCst);
+        if self.ring.avail_notif_needed() {
+            self.notifier.notify().expect("kick");
+        }
+    }
+
+    /// Takes the completions that are there.
+    pub(crate) fn reap(&mut self) -> Vec<Done> {
+        let Self {
+            ring, memory, free, ..
+        } = self;
+        let take = |completion: virtio_driver::Completion<Ticket>| {
+            let Ticket { tag, slot, read } = completion.context;
+            free.push(slot);
+            Done {
+                tag,
+                ret: completion.ret,
+                data: memory.read(slot * SLOT, read),
+            }
+        };
+        ring.completions().map(take).collect()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.depth - self.free.len()
+    }
+
+    /// Sleeps on the call eventfd until something completed; returns what did, and the notifications.
+    ///
+    /// # Panics
+    /// If nothing completes for a long time.
+    pub(crate) fn wait(&mut self) -> (Vec<Done>, u64) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut notifications = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                wait_readable(&*self.call, left),
+                "{} requests do not complete",
+                self.in_flight()
+            );
+            notifications += self.call.read().expect("read the call eventfd");
+            let done = self.reap();
+            if !done.is_empty() {
+                return (done, notifications);
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    pub(crate) fn drain(&mut self) -> Vec<Done> {
+        let mut all = self.reap();
+        while self.in_flight() > 0 {
+            all.extend(self.wait().0);
+        }
+        all
+    }
+
+    /// Runs one request to its end.
+    pub(crate) fn run(&mut self, op: &Op) -> Done {
+        self.submit(op, 0);
+        self.kick();
+        self.drain().pop().expect("it completed")
+    }
+
+    /// Notifications that nobody has taken yet.
+    pub(crate) fn pending_notifications(&self) -> u64 {
+        // With a count of our own in it the read does not block.
+        self.call.write(1).expect("write the call eventfd");
+        self.call.read().expect("read the call eventfd") - 1
+    }
+
+    pub(crate) fn call_fd(&self) -> i32 {
+        self.call.as_raw_fd()
+    }
+}

@@ -1,0 +1,172 @@
+//! A Linux guest under QEMU that runs commands for a test.
+//!
+//! The guest's second serial port is QEMU's standard input and output. What is spoken there is
+//! described in `scripts/lib/guest-init`, the program at the other end.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread;
+
+use serde_json::json;
+
+use super::process::{DEADLINE, Process, show_log};
+use super::qmp::Qmp;
+
+/// What the guest boots from.
+#[derive(Clone, Copy)]
+pub(crate) enum Boot {
+    /// Our kernel with a small initramfs.
+    Kernel,
+    /// The same with fio in it, which takes a second more.
+    KernelWithFio,
+    /// Whatever the firmware finds on the disk.
+    Disk,
+}
+
+/// The end of a command in the guest, with what it printed on either stream.
+pub(crate) struct Answer {
+    pub(crate) status: String,
+    pub(crate) output: String,
+}
+
+/// A running guest. QEMU is killed with it.
+pub(crate) struct Guest {
+    qemu: Process,
+    commands: ChildStdin,
+    answers: Receiver<Answer>,
+    dir: PathBuf,
+}
+
+impl Guest {
+    /// Boots a guest on one of `qemu-configs/` in `dir`, where the backend listens, and waits until
+    /// it takes commands.
+    pub(crate) fn boot(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
+        let initrd = match boot {
+            Boot::Kernel => "initrd",
+            Boot::KernelWithFio => "initrd-fio",
+            Boot::Disk => "disk",
+        };
+        let log = File::create(dir.join("qemu.log")).expect("a test's directory is writable");
+        let mut command = Command::new(script("run-guest"));
+        command
+            .arg(config)
+            .arg(initrd)
+            .args(["-serial", "file:console.log", "-serial", "stdio"])
+            .args(["-qmp", "unix:qmp.sock,server=on,wait=off"])
+            .args(qemu_options)
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log);
+        let (qemu, (commands, stdout)) = Process::start("QEMU", &mut command, |child| {
+            let pipes = (child.stdin.take(), child.stdout.take());
+            (pipes.0.expect("it is piped"), pipes.1.expect("it is piped"))
+        });
+        let (sender, answers) = channel();
+        thread::spawn(move || read_answers(stdout, &sender));
+        let guest = Self {
+            qemu,
+            commands,
+            answers,
+            dir: dir.to_owned(),
+        };
+        guest.wait_until_ready();
+        guest
+    }
+
+    /// Runs a command and waits for its end.
+    pub(crate) fn run(&mut self, command: &str) -> Answer {
+        self.start(command);
+        self.answer(command)
+    }
+
+    /// Runs a command that has to succeed and returns what it printed, without the last newline.
+    pub(crate) fn ok(&mut self, command: &str) -> String {
+        let answer = self.run(command);
+        assert_eq!(answer.status, "0", "{command}: {}", answer.output);
+        answer.output.trim_end().to_owned()
+    }
+
+    /// Resets the machine, whatever it is doing, and waits until the guest is up again.
+    pub(crate) fn reset(&mut self) {
+        self.qmp().execute("system_reset", &json!({}));
+        self.wait_until_ready();
+    }
+
+    /// Connects to QEMU's monitor, which serves one connection at a time.
+    pub(crate) fn qmp(&self) -> Qmp {
+        Qmp::connect(&self.dir.join("qmp.sock"))
+    }
+
+    /// Switches the machine off and waits for the end of QEMU.
+    pub(crate) fn power_off(mut self) {
+        self.start("poweroff -f");
+        let status = self.qemu.wait();
+        assert!(status.success(), "QEMU: {status}");
+    }
+
+    /// Has a command run until the guest is told to answer.
+    pub(crate) fn start(&mut self, command: &str) {
+        writeln!(self.commands, "{command}").expect("QEMU runs");
+    }
+
+    fn answer(&self, what: &str) -> Answer {
+        self.answers
+            .recv_timeout(DEADLINE)
+            .unwrap_or_else(|error| panic!("the guest did not answer to {what}: {error}"))
+    }
+
+    /// The end of what was started, if it has come.
+    pub(crate) fn poll(&self) -> Option<Answer> {
+        match self.answers.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => panic!("QEMU has ended"),
+        }
+    }
+
+    /// Drops what a reset cut off, up to the word that the guest listens.
+    fn wait_until_ready(&self) {
+        while self.answer("its boot").status != "ready" {}
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            show_log(&self.dir.join("console.log"));
+            show_log(&self.dir.join("qemu.log"));
+        }
+    }
+}
+
+/// Path of a program in `scripts/lib`.
+pub(crate) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("scripts/lib")
+        .join(name)
+}
+
+/// Turns the guest's stream into answers, until QEMU ends or nobody listens any more.
+fn read_answers(stdout: ChildStdout, answers: &Sender<Answer>) {
+    const RECORD_SEPARATOR: u8 = 0o36;
+    let mut stdout = BufReader::new(stdout);
+    loop {
+        let (mut output, mut status) = (Vec::new(), String::new());
+        let read = stdout.read_until(RECORD_SEPARATOR, &mut output);
+        if output.pop() != Some(RECORD_SEPARATOR) || read.is_err() {
+            return;
+        }
+        if stdout.read_line(&mut status).is_err() {
+            return;
+        }
+        let output = String::from_utf8_lossy(&output).into_owned();
+        let status = status.trim_end().to_owned();
+        if answers.send(Answer { status, output }).is_err() {
+            return;
+        }
+    }
+}

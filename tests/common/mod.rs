@@ -1,0 +1,16 @@
+//! What several integration tests need: processes that end with their test, frontends and a guest to talk to.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub(crate) mod daemon;
+pub(crate) mod frontend;
+pub(crate) mod guest;
+pub(crate) mod inflight;
+pub(crate) mod machine;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod qmp;
+pub(crate) mod random;
+pub(crate) mod raw;
+pub(crate) mod target;
+pub(crate) mod vm;

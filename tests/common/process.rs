@@ -1,0 +1,88 @@
+//! Child processes that never outlive their test, and waiting with a deadline.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+/// When a test gives up. Far above what anything takes here: a loaded machine must not fail a test.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Looks every few milliseconds until `ready` has something.
+///
+/// # Panics
+///
+/// When nothing came before the deadline; `what` says what was waited for.
+pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A child that is killed and reaped when the guard goes, also when a test panics.
+pub(crate) struct Process {
+    child: Child,
+    name: &'static str,
+}
+
+impl Process {
+    /// Starts a program; `pipes` takes what the caller wants of the child.
+    pub(crate) fn start<T>(
+        name: &'static str,
+        command: &mut Command,
+        pipes: impl FnOnce(&mut Child) -> T,
+    ) -> (Self, T) {
+        die_with_parent(command);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let pipes = pipes(&mut child);
+        (Self { child, name }, pipes)
+    }
+
+    /// The exit status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child can be waited for")
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let name = self.name;
+        wait_for(&format!("the end of {name}"), || self.ended())
+    }
+}
+
+/// Makes the kernel kill the child when the test that started it ends, however it ends.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already, which is what is asked for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Prints the end of a log, for whoever has to find out why a test failed.
+pub(crate) fn show_log(path: &Path) {
+    let Ok(log) = fs::read(path) else { return };
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().collect();
+    eprintln!("--- the end of {}", path.display());
+    for line in &lines[lines.len().saturating_sub(20)..] {
+        eprintln!("{line}");
+    }
+}

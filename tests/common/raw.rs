@@ -1,0 +1,286 @@
+//! A vhost-user client that sends whatever it is told, right or wrong.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::memory::PATIENCE;
+
+/// Message numbers of the vhost-user protocol.
+pub(crate) mod msg {
+    pub(crate) const GET_FEATURES: u32 = 1;
+    pub(crate) const SET_FEATURES: u32 = 2;
+    pub(crate) const SET_OWNER: u32 = 3;
+    pub(crate) const SET_MEM_TABLE: u32 = 5;
+    pub(crate) const SET_LOG_BASE: u32 = 6;
+    pub(crate) const SET_VRING_NUM: u32 = 8;
+    pub(crate) const SET_VRING_ADDR: u32 = 9;
+    pub(crate) const SET_VRING_BASE: u32 = 10;
+    pub(crate) const GET_VRING_BASE: u32 = 11;
+    pub(crate) const SET_VRING_KICK: u32 = 12;
+    pub(crate) const SET_VRING_CALL: u32 = 13;
+    pub(crate) const SET_VRING_ERR: u32 = 14;
+    pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub(crate) const GET_QUEUE_NUM: u32 = 17;
+    pub(crate) const SET_VRING_ENABLE: u32 = 18;
+    pub(crate) const GET_CONFIG: u32 = 24;
+    pub(crate) const SET_CONFIG: u32 = 25;
+    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
+    pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub(crate) const ADD_MEM_REG: u32 = 37;
+    pub(crate) const REM_MEM_REG: u32 = 38;
+}
+
+pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Set in the payload of SET_VRING_{KICK,CALL,ERR} that bring no descriptor.
+pub(crate) const NO_FD: u64 = 1 << 8;
+
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
+const MQ: u64 = 1;
+const LOG_SHMFD: u64 = 1 << 1;
+const REPLY_ACK: u64 = 1 << 3;
+const CONFIG: u64 = 1 << 9;
+const INFLIGHT_SHMFD: u64 = 1 << 12;
+const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+}
+
+/// The backend's answer to a message that can fail.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Ack,
+    Nak,
+    /// The backend ended the connection.
+    Closed,
+}
+
+impl Answer {
+    /// Whether the backend said no, in one way or the other.
+    pub(crate) fn is_refusal(&self) -> bool {
+        *self != Self::Ack
+    }
+}
+
+impl Client {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+        Self { stream }
+    }
+
+    /// Ends the connection.
+    pub(crate) fn leave(&self) {
+        // One that the backend has ended is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Waits until the backend ends the connection.
+    pub(crate) fn wait_for_end(&mut self) {
+        let end = self.stream.read(&mut [0]);
+        assert_eq!(
+            end.expect("the backend ends the connection"),
+            0,
+            "it says something"
+        );
+    }
+
+    /// From here on a send that finds no room for this long fails.
+    pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
+        self.stream
+            .set_write_timeout(Some(timeout))
+            .expect("set a timeout");
+    }
+
+    /// Negotiates `features` and all protocol features of these tests.
+    pub(crate) fn negotiate(&mut self, features: u64) -> io::Result<()> {
+        self.send(msg::SET_OWNER, 0, &[], &[])?;
+        let offered = self.get_u64(msg::GET_FEATURES)?;
+        let accepted = offered & (features | PROTOCOL_FEATURES);
+        self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])?;
+        let offered = self.get_u64(msg::GET_PROTOCOL_FEATURES)?;
+        let accepted = offered & (MQ | LOG_SHMFD | REPLY_ACK | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS);
+        assert!(accepted & REPLY_ACK != 0, "the backend has no REPLY_ACK");
+        self.send(msg::SET_PROTOCOL_FEATURES, 0, &accepted.to_le_bytes(), &[])
+    }
+
+    /// Sends a whole message; `flags` come on top of the version.
+    pub(crate) fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
+        let len = u32::try_from(payload.len()).expect("a small payload");
+        let header = [request, VERSION | flags, len].map(u32::to_le_bytes).concat();
+        self.send_bytes(&[&header, payload], fds)
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn send_bytes(&mut self, parts: &[&[u8]], fds: &[RawFd]) -> io::Result<()> {
+        let bytes = parts.concat();
+        let sent = self.stream.send_with_fds(&[bytes.as_slice()], fds)?;
+        assert_eq!(sent, bytes.len(), "a message was cut");
+        Ok(())
+    }
+
+    /// The next reply to `request`; `UnexpectedEof` when the connection ended.
+    pub(crate) fn receive(&mut self, request: u32) -> io::Result<Vec<u8>> {
+        let mut header = [0; 12];
+        self.stream.read_exact(&mut header)?;
+        let word = |i: usize| u32::from_le_bytes(header[i * 4..][..4].try_into().expect("four bytes"));
+        assert_eq!(word(0), request, "the reply is to another request");
+        assert_eq!(
+            word(1) & (REPLY | 3),
+            REPLY | VERSION,
+            "the reply's flags are wrong"
+        );
+        let mut payload = vec![0; usize::try_from(word(2)).expect("it fits")];
+        self.stream.read_exact(&mut payload)?;
+        Ok(payload)
+    }
+
+    /// The same for a reply that brings a descriptor.
+    pub(crate) fn receive_with_file(&mut self, request: u32) -> io::Result<(Vec<u8>, File)> {
+        let mut header = [0; 12];
+        let (len, file) = self.stream.recv_with_fd(&mut header)?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        assert_eq!(len, header.len(), "a header was cut");
+        assert_eq!(
+            header[..4],
+            request.to_le_bytes(),
+            "the reply is to another request"
+        );
+        let mut payload = vec![0; usize::from(header[8])];
+        self.stream.read_exact(&mut payload)?;
+        let file = file.ok_or(io::ErrorKind::InvalidData)?;
+        Ok((payload, file))
+    }
+
+    /// Sends a message that has a reply of its own.
+    pub(crate) fn call(&mut self, request: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
+        self.send(request, 0, payload, &[])?;
+        self.receive(request)
+    }
+
+    pub(crate) fn get_u64(&mut self, request: u32) -> io::Result<u64> {
+        let reply = self.call(request, &[])?;
+        Ok(u64::from_le_bytes(reply.try_into().expect("the reply is a u64")))
+    }
+
+    /// Sends a message and asks for an acknowledgement.
+    pub(crate) fn ask(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> Answer {
+        if self.send(request, NEED_REPLY, payload, fds).is_err() {
+            return Answer::Closed;
+        }
+        self.answer(request)
+    }
+
+    /// Reads the acknowledgement of a message.
+    pub(crate) fn answer(&mut self, request: u32) -> Answer {
+        match self.receive(request) {
+            Ok(reply) if reply == [0; 8] => Answer::Ack,
+            Ok(_) => Answer::Nak,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                panic!("no answer to request {request}")
+            }
+            Err(_) => Answer::Closed,
+        }
+    }
+
+    /// `SET_VRING_{NUM,BASE,ENABLE}`.
+    pub(crate) fn vring_state(&mut self, request: u32, index: u32, num: u32) -> Answer {
+        self.ask(request, &[index.to_le_bytes(), num.to_le_bytes()].concat(), &[])
+    }
+
+    /// Hands over a dirty log; `None` when the backend ended the connection.
+    pub(crate) fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
+        let payload = [size, offset].map(u64::to_le_bytes).concat();
+        self.send(msg::SET_LOG_BASE, 0, &payload, &[fd]).ok()?;
+        self.receive(msg::SET_LOG_BASE).ok()
+    }
+
+    /// `SET_VRING_ADDR` without logging; addresses are the frontend's.
+    pub(crate) fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
+        self.vring_addr_logged(index, [desc, used, avail], None)
+    }
+
+    /// The same; `log` is the used ring's guest address, if writes to it are to be logged.
+    pub(crate) fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
+        let [desc, used, avail] = ring;
+        let addresses = [desc, used, avail, log.unwrap_or(0)];
+        let flags = u32::from(log.is_some());
+        let payload = [
+            &index.to_le_bytes()[..],
+            &flags.to_le_bytes(),
+            &addresses.map(u64::to_le_bytes).concat(),
+        ]
+        .concat();
+        self.ask(msg::SET_VRING_ADDR, &payload, &[])
+    }
+
+    /// `SET_VRING_{KICK,CALL,ERR}`.
+    pub(crate) fn vring_fd(&mut self, request: u32, index: u64, fd: Option<RawFd>) -> Answer {
+        let payload = index | if fd.is_some() { 0 } else { NO_FD };
+        self.ask(request, &payload.to_le_bytes(), fd.as_slice())
+    }
+
+    /// `GET_VRING_BASE`: stops the ring; its next avail index.
+    pub(crate) fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
+        let reply = self.call(msg::GET_VRING_BASE, &[index.to_le_bytes(), [0; 4]].concat())?;
+        Ok(u32::from_le_bytes(reply[4..8].try_into().expect("eight bytes")))
+    }
+
+    /// `ADD_MEM_REG` or `REM_MEM_REG`.
+    pub(crate) fn mem_region(&mut self, request: u32, region: Region, fds: &[RawFd]) -> Answer {
+        self.ask(request, &[&[0; 8], &region.bytes()[..]].concat(), fds)
+    }
+
+    /// Reads a part of the configuration space.
+    pub(crate) fn config(&mut self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
+        let header = [offset, len, 0].map(u32::to_le_bytes).concat();
+        let space = vec![0; usize::try_from(len).expect("it fits")];
+        let reply = self.call(msg::GET_CONFIG, &[header, space].concat())?;
+        Ok(reply.get(12..).unwrap_or_default().to_vec())
+    }
+
+    /// Writes a part of the configuration space.
+    pub(crate) fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Answer {
+        let len = u32::try_from(bytes.len()).expect("a small payload");
+        let header = [offset, len, 0].map(u32::to_le_bytes).concat();
+        self.ask(msg::SET_CONFIG, &[&header, bytes].concat(), &[])
+    }
+}
+
+/// A memory region as messages describe it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region {
+    pub(crate) guest_addr: u64,
+    pub(crate) size: u64,
+    pub(crate) user_addr: u64,
+    pub(crate) mmap_offset: u64,
+}
+
+impl Region {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        [self.guest_addr, self.size, self.user_addr, self.mmap_offset]
+            .map(u64::to_le_bytes)
+            .concat()
+    }
+}
+
+/// The payload of `SET_MEM_TABLE`.
+pub(crate) fn mem_table(regions: &[Region]) -> Vec<u8> {
+    let count = u32::try_from(regions.len()).expect("a few regions");
+    let mut payload = [count, 0].map(u32::to_le_bytes).concat();
+    regions.iter().for_each(|region| payload.extend(region.bytes()));
+    payload
+}

@@ -1,0 +1,414 @@
+//! A guest made by hand: rings and descriptors are bytes that a test puts where it wants.
+//!
+//! Frontend addresses and guest addresses differ, so that a mix-up of the two is noticed.
+
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::daemon::Daemon;
+use super::memory::{PATIENCE, SharedMemory, wait_readable};
+use super::raw::{Answer, Client, Region, mem_table, msg};
+
+/// Guest address of the memory's start.
+pub(crate) const GUEST: u64 = 0x10_0000;
+/// The frontend's own address of the same byte.
+pub(crate) const USER: u64 = 0x7f00_0000_0000;
+/// Bytes of memory.
+pub(crate) const MEMORY: usize = 1 << 20;
+
+/// Guest addresses of a request's usual parts.
+pub(crate) const HEADER: u64 = GUEST + 0x8_0000;
+pub(crate) const STATUS: u64 = GUEST + 0x8_1000;
+pub(crate) const TABLE: u64 = GUEST + 0x8_2000;
+pub(crate) const SEGMENTS: u64 = GUEST + 0x8_4000;
+pub(crate) const DATA: u64 = GUEST + 0x9_0000;
+
+/// What memory holds before a test writes to it, and a status that no backend writes.
+pub(crate) const FILL: u8 = 0xa5;
+
+pub(crate) const SECTOR: usize = 512;
+
+const VERSION_1: u64 = 1 << 32;
+const INDIRECT_DESC: u64 = 1 << 28;
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+/// All device features of virtio-blk.
+const BLK: u64 = 0xff_ffff;
+
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
+
+/// A descriptor, byte for byte.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Desc {
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
+}
+
+/// A descriptor that the device reads.
+pub(crate) const fn readable(addr: u64, len: u32) -> Desc {
+    Desc {
+        addr,
+        len,
+        flags: 0,
+        next: 0,
+    }
+}
+
+/// A descriptor that the device writes.
+pub(crate) const fn writable(addr: u64, len: u32) -> Desc {
+    Desc {
+        addr,
+        len,
+        flags: WRITE,
+        next: 0,
+    }
+}
+
+/// A descriptor that points to a table of others.
+pub(crate) const fn indirect(addr: u64, len: u32) -> Desc {
+    Desc {
+        addr,
+        len,
+        flags: INDIRECT,
+        next: 0,
+    }
+}
+
+impl Desc {
+    pub(crate) const fn flag(self, flag: u16) -> Self {
+        Self {
+            flags: self.flags | flag,
+            ..self
+        }
+    }
+
+    pub(crate) const fn len(self, len: u32) -> Self {
+        Self { len, ..self }
+    }
+
+    pub(crate) const fn next(self, next: u16) -> Self {
+        Self {
+            flags: self.flags | NEXT,
+            next,
+            ..self
+        }
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        let (addr, len) = (self.addr.to_le_bytes(), self.len.to_le_bytes());
+        [
+            &addr[..],
+            &len,
+            &self.flags.to_le_bytes(),
+            &self.next.to_le_bytes(),
+        ]
+        .concat()
+    }
+}
+
+/// Links descriptors in the order they are in, the first at index `first`.
+pub(crate) fn linked(first: u16, descs: &[Desc]) -> Vec<Desc> {
+    let last = descs.len().saturating_sub(1);
+    let link = |(i, desc): (usize, &Desc)| {
+        if i == last {
+            *desc
+        } else {
+            desc.next(first + small(i) + 1)
+        }
+    };
+    descs.iter().enumerate().map(link).collect()
+}
+
+/// A request header.
+pub(crate) fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+/// Where the parts of a ring are (offsets in memory) and its events.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    pub(crate) size: u16,
+    pub(crate) desc: usize,
+    pub(crate) avail: usize,
+    pub(crate) used: usize,
+    pub(crate) avail_idx: u16,
+    pub(crate) used_idx: u16,
+    pub(crate) kick: EventFd,
+    pub(crate) call: EventFd,
+    pub(crate) err: EventFd,
+}
+
+impl Ring {
+    /// A ring of `size` entries in the `index`th 64 KiB of memory.
+    pub(crate) fn new(index: usize, size: u16) -> Self {
+        let base = index << 16;
+        let event = || EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+        Self {
+            size,
+            desc: base,
+            avail: base + 0x5000,
+            used: base + 0x8000,
+            avail_idx: 0,
+            used_idx: 0,
+            kick: event(),
+            call: event(),
+            err: event(),
+        }
+    }
+}
+
+/// A connection with memory and rings.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    pub(crate) client: Client,
+    pub(crate) memory: SharedMemory,
+    pub(crate) rings: Vec<Ring>,
+}
+
+impl Vm {
+    /// Connects, shares memory and starts `queues` rings of 16 entries, without EVENT_IDX.
+    pub(crate) fn start(daemon: &Daemon, queues: usize) -> Self {
+        Self::start_with(daemon, queues, 16, 0)
+    }
+
+    /// The same with rings of `size` entries and more ring features.
+    pub(crate) fn start_with(daemon: &Daemon, queues: usize, size: u16, features: u64) -> Self {
+        let mut vm = Self::connect(daemon, features);
+        vm.share_memory();
+        for index in 0..queues {
+            vm.start_ring(index, Ring::new(index, size));
+        }
+        vm
+    }
+
+    /// Connects and negotiates; no memory, no rings.
+    pub(crate) fn connect(daemon: &Daemon, features: u64) -> Self {
+        let mut client = Client::new(daemon.connect());
+        client
+            .negotiate(VERSION_1 | INDIRECT_DESC | BLK | features)
+            .expect("negotiate");
+        let memory = SharedMemory::new(MEMORY);
+        memory.write(0x8_0000, &[FILL; MEMORY - 0x8_0000]);
+        Self {
+            client,
+            memory,
+            rings: Vec::new(),
+        }
+    }
+
+    /// Connects again, to a daemon that was started anew, with the same memory.
+    pub(crate) fn reconnect(&mut self, daemon: &Daemon, features: u64) {
+        // One frontend at a time.
+        self.client.leave();
+        let fresh = Self::connect(daemon, features);
+        self.client = fresh.client;
+    }
+
+    pub(crate) fn share_memory(&mut self) {
+        let table = mem_table(&[REGION]);
+        let fd = self.memory.fd();
+        assert_eq!(
+            self.client.ask(msg::SET_MEM_TABLE, &table, &[fd]),
+            Answer::Ack,
+            "SET_MEM_TABLE"
+        );
+    }
+
+    /// Sets up a ring completely and enables it.
+    pub(crate) fn start_ring(&mut self, index: usize, ring: Ring) {
+        self.set_up_ring(index, &ring);
+        let enabled = self.client.vring_state(msg::SET_VRING_ENABLE, word(index), 1);
+        assert_eq!(enabled, Answer::Ack, "SET_VRING_ENABLE");
+        self.rings.push(ring);
+    }
+
+    /// Everything but enabling it.
+    pub(crate) fn set_up_ring(&mut self, index: usize, ring: &Ring) {
+        use std::os::fd::AsRawFd;
+        let client = &mut self.client;
+        let user = |offset: usize| USER + offset as u64;
+        let i = word(index);
+        let ok = |what: &str, answer| assert_eq!(answer, Answer::Ack, "{what}");
+        ok(
+            "SET_VRING_NUM",
+            client.vring_state(msg::SET_VRING_NUM, i, u32::from(ring.size)),
+        );
+        ok(
+            "SET_VRING_BASE",
+            client.vring_state(msg::SET_VRING_BASE, i, u32::from(ring.avail_idx)),
+        );
+        ok(
+            "SET_VRING_ADDR",
+            client.vring_addr(i, user(ring.desc), user(ring.used), user(ring.avail)),
+        );
+        for (request, fd) in [
+            (msg::SET_VRING_ERR, &ring.err),
+            (msg::SET_VRING_CALL, &ring.call),
+            (msg::SET_VRING_KICK, &ring.kick),
+        ] {
+            ok(
+                "SET_VRING_*",
+                client.vring_fd(request, u64::from(i), Some(fd.as_raw_fd())),
+            );
+        }
+    }
+
+    /// Writes at a guest address.
+    pub(crate) fn poke(&self, addr: u64, bytes: &[u8]) {
+        self.memory.write(offset(addr), bytes);
+    }
+
+    /// Reads at a guest address.
+    pub(crate) fn peek(&self, addr: u64, len: usize) -> Vec<u8> {
+        self.memory.read(offset(addr), len)
+    }
+
+    /// Writes descriptors into the table of queue `queue`, from index `first`.
+    pub(crate) fn put_descs(&self, queue: usize, first: u16, descs: &[Desc]) {
+        let bytes: Vec<u8> = descs.iter().flat_map(|desc| desc.bytes()).collect();
+        self.memory
+            .write(self.rings[queue].desc + usize::from(first) * 16, &bytes);
+    }
+
+    /// Writes an indirect table.
+    pub(crate) fn put_table(&self, addr: u64, descs: &[Desc]) {
+        let bytes: Vec<u8> = descs.iter().flat_map(|desc| desc.bytes()).collect();
+        self.poke(addr, &bytes);
+    }
+
+    /// Makes `head` available, without a kick.
+    pub(crate) fn publish(&mut self, queue: usize, head: u16) {
+        let ring = &mut self.rings[queue];
+        let slot = usize::from(ring.avail_idx % ring.size);
+        self.memory.write(ring.avail + 4 + slot * 2, &head.to_le_bytes());
+        ring.avail_idx = ring.avail_idx.wrapping_add(1);
+        self.memory.store_u16(ring.avail + 2, ring.avail_idx);
+    }
+
+    pub(crate) fn kick(&self, queue: usize) {
+        self.rings[queue].kick.write(1).expect("kick");
+    }
+
+    /// Puts a linked chain at index 0, makes it available and kicks.
+    pub(crate) fn send(&mut self, queue: usize, chain: &[Desc]) {
+        self.put_descs(queue, 0, &linked(0, chain));
+        self.publish(queue, 0);
+        self.kick(queue);
+    }
+
+    /// The used index that the backend published.
+    pub(crate) fn published(&self, queue: usize) -> u16 {
+        self.memory.load_u16(self.rings[queue].used + 2)
+    }
+
+    /// Spins until the used index is `end`, asking for a notification of whatever comes next all the time.
+    pub(crate) fn spin_until_used(&mut self, queue: usize, end: u16) {
+        let ring = &self.rings[queue];
+        let used_event = ring.avail + 4 + usize::from(ring.size) * 2;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let index = self.published(queue);
+            self.memory.store_u16(used_event, index);
+            if index == end {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "used index {index} does not become {end}"
+            );
+        }
+        self.rings[queue].used_idx = end;
+    }
+
+    /// Takes a used element if there is one: (id, len).
+    pub(crate) fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
+        let ring = &self.rings[queue];
+        if self.published(queue) == ring.used_idx {
+            return None;
+        }
+        let slot = usize::from(ring.used_idx % ring.size);
+        let element = self.memory.read(ring.used + 4 + slot * 8, 8);
+        let word = |i: usize| u32::from_le_bytes(element[i..i + 4].try_into().expect("four bytes"));
+        self.rings[queue].used_idx = ring.used_idx.wrapping_add(1);
+        Some((word(0), word(4)))
+    }
+
+    /// Waits for the next used element or for the ring to break.
+    pub(crate) fn outcome(&mut self, queue: usize) -> Outcome {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some((id, len)) = self.take_used(queue) {
+                return Outcome::Used { id, len };
+            }
+            if wait_readable(&self.rings[queue].err, Duration::from_millis(1)) {
+                // It may have completed something just before.
+                let last = self.take_used(queue);
+                return last.map_or(Outcome::Broken, |(id, len)| Outcome::Used { id, len });
+            }
+            assert!(
+                Instant::now() < deadline,
+                "queue {queue} neither answers nor breaks"
+            );
+        }
+    }
+
+    /// Sends a chain and waits for its status byte and used length; `None` if the ring broke.
+    pub(crate) fn request(&mut self, queue: usize, chain: &[Desc]) -> Option<(u8, u32)> {
+        self.poke(STATUS, &[FILL]);
+        self.send(queue, chain);
+        match self.outcome(queue) {
+            Outcome::Used { id, len } => {
+                assert_eq!(id, 0, "another chain completed");
+                Some((self.peek(STATUS, 1)[0], len))
+            }
+            Outcome::Broken => None,
+        }
+    }
+
+    /// Reads a sector the ordinary way.
+    pub(crate) fn read_sector(&mut self, queue: usize, sector: u64) -> Vec<u8> {
+        self.poke(HEADER, &header(0, sector));
+        let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+        assert_eq!(
+            self.request(queue, &chain),
+            Some((0, 513)),
+            "an ordinary read fails"
+        );
+        self.peek(DATA, SECTOR)
+    }
+}
+
+/// All of the memory as one region.
+pub(crate) const REGION: Region = Region {
+    guest_addr: GUEST,
+    size: MEMORY as u64,
+    user_addr: USER,
+    mmap_offset: 0,
+};
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Used {
+        id: u32,
+        len: u32,
+    },
+    /// The ring's error eventfd fired.
+    Broken,
+}
+
+fn offset(addr: u64) -> usize {
+    usize::try_from(addr.checked_sub(GUEST).expect("a guest address")).expect("it fits")
+}
+
+fn small(index: usize) -> u16 {
+    u16::try_from(index).expect("a small index")
+}
+
+fn word(index: usize) -> u32 {
+    u32::try_from(index).expect("a small index")
+}

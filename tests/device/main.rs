@@ -1,0 +1,8 @@
+//! The device in this process: from the available ring to the used ring, pass by pass.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod layouts;
+mod notifications;
+mod rings;
+mod vm;

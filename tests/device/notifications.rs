@@ -1,0 +1,157 @@
+//! When the driver is notified, and when it is asked for kicks.
+
+use vhost_user_blk::virtqueue::RingFeatures;
+
+use super::vm::Vm;
+
+const PLAIN: RingFeatures = RingFeatures {
+    event_idx: false,
+    indirect: true,
+};
+const EVENT_IDX: RingFeatures = RingFeatures {
+    event_idx: true,
+    indirect: true,
+};
+
+fn vm(features: RingFeatures) -> Vm {
+    Vm::new(&[7; 65536], 64, 0, features)
+}
+
+/// Eight reads that come back to the IOThread together.
+fn eight_at_once(vm: &mut Vm) {
+    let gate = vm.hold();
+    (0..8).for_each(|i| vm.offer_read(4 * i, 0));
+    vm.kick();
+    let taken = vm.stats.kicks.get() + 1;
+    vm.poll_until(|vm| vm.stats.kicks.get() == taken);
+    drop(gate);
+    vm.wait_for_worker();
+    vm.wait_used(8);
+}
+
+#[test]
+fn completions_reaped_together_raise_one_interrupt() {
+    for features in [PLAIN, EVENT_IDX] {
+        let mut vm = vm(features);
+        // Each visit of the worker's results is one batch; the gate makes it few.
+        eight_at_once(&mut vm);
+        let notifications = vm.stats.notifications.get();
+        assert_eq!(vm.calls(), notifications);
+        assert!(
+            notifications <= 3,
+            "{notifications} notifications for eight requests of one batch"
+        );
+        assert_eq!(vm.stats.completions.get(), 8);
+    }
+}
+
+#[test]
+fn without_coalescing_each_completion_raises_one() {
+    for features in [PLAIN, EVENT_IDX] {
+        let mut vm = vm(features);
+        vm.run(|queue| queue.set_batch_notifications(false));
+        eight_at_once(&mut vm);
+        assert_eq!((vm.calls(), vm.stats.notifications.get()), (8, 8));
+    }
+}
+
+#[test]
+fn coalescing_can_be_switched_while_the_queue_runs() {
+    let mut vm = vm(PLAIN);
+    eight_at_once(&mut vm);
+    assert_eq!(vm.calls(), 1);
+    vm.run(|queue| queue.set_batch_notifications(false));
+    eight_at_once(&mut vm);
+    assert_eq!(vm.calls(), 8);
+    vm.run(|queue| queue.set_batch_notifications(true));
+    eight_at_once(&mut vm);
+    assert_eq!(vm.calls(), 1);
+}
+
+#[test]
+fn no_interrupt_silences_both_modes() {
+    let mut vm = vm(PLAIN);
+    // The first completion after a start always notifies.
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    assert_eq!(vm.calls(), 1);
+    vm.set_no_interrupt(true);
+    for batch in [true, false] {
+        vm.run(move |queue| queue.set_batch_notifications(batch));
+        eight_at_once(&mut vm);
+        assert_eq!(vm.calls(), 0, "batch={batch}");
+    }
+    vm.set_no_interrupt(false);
+    eight_at_once(&mut vm);
+    assert_ne!(vm.calls(), 0);
+}
+
+#[test]
+fn used_event_says_which_completion_raises_an_interrupt() {
+    let mut vm = vm(EVENT_IDX);
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    assert_eq!(vm.calls(), 1);
+    // Not before the fourth from here.
+    vm.set_used_event(4);
+    for i in 1..=3 {
+        vm.offer_read(4 * i, 0);
+        vm.kick();
+        vm.wait_used(1);
+        assert_eq!(vm.calls(), 0, "request {i}");
+    }
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    assert_eq!(vm.calls(), 1);
+}
+
+#[test]
+fn an_empty_ring_asks_for_the_next_kick() {
+    let mut vm = vm(EVENT_IDX);
+    for i in 0..3 {
+        vm.offer_read(0, 0);
+        vm.kick();
+        vm.wait_used(1);
+        vm.ctx.poll(false);
+        assert_eq!(vm.avail_event(), i + 1);
+    }
+    let mut vm = self::vm(PLAIN);
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    vm.ctx.poll(false);
+    assert!(!vm.kicks_unwanted());
+}
+
+#[test]
+fn a_replaced_call_eventfd_is_signalled_once() {
+    let mut vm = vm(PLAIN);
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    vm.calls();
+    vm.replace_call();
+    assert_eq!(vm.calls(), 1);
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    assert_eq!(vm.calls(), 1);
+}
+
+#[test]
+fn a_replaced_kick_eventfd_is_watched_and_no_kick_is_lost() {
+    let mut vm = vm(PLAIN);
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    // Available, but the kick went to an eventfd that nobody watches any more.
+    vm.offer_read(4, 0);
+    vm.replace_kick();
+    vm.wait_used(1);
+    vm.offer_read(8, 0);
+    vm.kick();
+    vm.wait_used(1);
+}

@@ -1,0 +1,203 @@
+//! Starting, stopping, wrapping, changing memory.
+
+use proptest::prelude::*;
+use vhost_user_blk::virtqueue::RingFeatures;
+
+use super::vm::Vm;
+
+const FEATURES: RingFeatures = RingFeatures {
+    event_idx: true,
+    indirect: true,
+};
+
+fn image() -> Vec<u8> {
+    (0..128u8).flat_map(|sector| [sector; 512]).collect()
+}
+
+fn vm(size: u16, base: u16) -> Vm {
+    Vm::new(&image(), size, base, FEATURES)
+}
+
+#[test]
+fn indices_wrap_around() {
+    for size in [4, 64] {
+        let mut vm = vm(size, u16::MAX - 20);
+        for i in 0..50u8 {
+            vm.offer_read(0, i.into());
+            vm.kick();
+            assert_eq!(vm.wait_used(1), [(0, 513)]);
+            assert_eq!(vm.read_result(0), Some(vec![i; 512]), "request {i}");
+        }
+        let stopped = vm.stop();
+        vm.poll_until(|_| true);
+        assert_eq!(stopped.recv(), Ok(29));
+        vm.start(29);
+    }
+}
+
+#[test]
+fn the_largest_ring_can_be_full() {
+    let mut vm = vm(1024, 0);
+    let gate = vm.hold();
+    (0..256).for_each(|i| vm.offer_read(4 * i, u64::from(i % 128)));
+    vm.kick();
+    vm.poll_until(|vm| vm.avail_event() == 256);
+    drop(gate);
+    assert_eq!(vm.wait_used(256).len(), 256);
+    assert!((0..=255u8).all(|i| vm.read_result(4 * u16::from(i)) == Some(vec![i % 128; 512])));
+}
+
+#[test]
+fn a_head_that_is_in_flight_already_breaks_the_ring() {
+    let mut vm = vm(64, 0);
+    let gate = vm.hold();
+    vm.offer_read(0, 1);
+    vm.offer_read(0, 1);
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.broken.get() == 1);
+    drop(gate);
+    vm.wait_used(1);
+}
+
+#[test]
+fn a_stop_waits_for_requests_in_flight_and_takes_no_more() {
+    let mut vm = vm(64, 0);
+    let gate = vm.hold();
+    (0..3).for_each(|i| vm.offer_read(4 * i, 1));
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.kicks.get() == 1);
+    let stopped = vm.stop();
+    vm.offer_read(12, 1);
+    vm.kick();
+    vm.poll_some();
+    assert!(stopped.try_recv().is_err(), "three requests are in flight");
+    drop(gate);
+    let mut base = None;
+    vm.poll_until(|_| {
+        base = stopped.try_recv().ok();
+        base.is_some()
+    });
+    assert_eq!((base, vm.used_idx()), (Some(3), 3));
+    assert_eq!(vm.read_result(12), None, "the fourth was not taken");
+    // It is served once the ring goes on.
+    vm.wait_used(3);
+    vm.start(3);
+    vm.kick();
+    vm.wait_used(1);
+    assert_eq!(vm.read_result(12), Some(vec![1; 512]));
+}
+
+#[test]
+fn a_kick_before_the_queue_is_enabled_is_not_lost() {
+    let mut vm = vm(64, 0);
+    vm.run(|queue| queue.set_enabled(false));
+    vm.offer_read(0, 2);
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.kicks.get() == 1);
+    assert_eq!(vm.used_idx(), 0);
+    vm.run(|queue| queue.set_enabled(true));
+    vm.wait_used(1);
+}
+
+#[test]
+fn a_ring_whose_predecessor_wanted_no_kicks_asks_for_them() {
+    for (event_idx, base) in [(false, 0), (true, 7)] {
+        let vm = Vm::new(
+            &image(),
+            64,
+            base,
+            RingFeatures {
+                event_idx,
+                indirect: false,
+            },
+        );
+        let stopped = vm.stop();
+        vm.poll_until(|_| stopped.try_recv().is_ok());
+        vm.forbid_kicks();
+        vm.start(base);
+        assert!(!vm.kicks_unwanted() && (!event_idx || vm.avail_event() == base));
+    }
+}
+
+#[test]
+fn nothing_is_processed_before_the_first_kick() {
+    let mut vm = vm(64, 0);
+    vm.offer_read(0, 2);
+    vm.poll_some();
+    assert_eq!(vm.used_idx(), 0);
+    vm.kick();
+    vm.wait_used(1);
+}
+
+#[test]
+fn without_a_kick_eventfd_the_ring_is_looked_at_anyway() {
+    let mut vm = vm(64, 0);
+    vm.run(|queue| queue.set_kick(None).unwrap());
+    for i in 0..3u8 {
+        vm.offer_read(0, i.into());
+        vm.wait_used(1);
+        assert_eq!(vm.read_result(0), Some(vec![i; 512]));
+    }
+}
+
+#[test]
+fn a_new_memory_table_leaves_requests_in_flight_alone() {
+    let mut vm = vm(64, 0);
+    let gate = vm.hold();
+    (0..3).for_each(|i| vm.offer_read(4 * i, 3));
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.kicks.get() == 1);
+    vm.remap();
+    vm.offer_read(12, 4);
+    vm.kick();
+    drop(gate);
+    vm.wait_used(4);
+    assert_eq!(vm.read_result(8), Some(vec![3; 512]));
+    assert_eq!(vm.read_result(12), Some(vec![4; 512]));
+}
+
+#[test]
+fn what_was_answered_before_a_broken_chain_is_shown() {
+    let mut vm = vm(64, 0);
+    // Too far out: answered at once.
+    vm.offer_read(0, 1 << 40);
+    vm.offer(64);
+    vm.kick();
+    assert_eq!(vm.wait_used(1), [(0, 1)]);
+    assert_eq!(vm.stats.broken.get(), 1);
+}
+
+#[test]
+fn a_broken_chain_stops_the_ring_but_not_what_was_taken_before() {
+    let mut vm = vm(64, 0);
+    let gate = vm.hold();
+    vm.offer_read(0, 5);
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.kicks.get() == 1);
+    vm.offer(64);
+    vm.offer_read(4, 5);
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.broken.get() == 1);
+    drop(gate);
+    assert_eq!(vm.wait_used(1), [(0, 513)]);
+    vm.poll_some();
+    assert_eq!((vm.used_idx(), vm.read_result(4)), (1, None));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn every_chain_is_used_exactly_once(
+        base: u16, event_idx: bool, bursts in prop::collection::vec(1u16..=16, 1..20)
+    ) {
+        let mut vm = Vm::new(&image(), 64, base, RingFeatures { event_idx, indirect: false });
+        for burst in bursts {
+            (0..burst).for_each(|i| vm.offer_read(4 * i, u64::from(i)));
+            vm.kick();
+            let mut heads: Vec<u16> = vm.wait_used(burst).iter().map(|u| u.0).collect();
+            heads.sort_unstable();
+            prop_assert_eq!(heads, (0..burst).map(|i| 4 * i).collect::<Vec<_>>());
+            prop_assert!(vm.take_used().is_none());
+        }
+    }
+}

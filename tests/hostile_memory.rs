@@ -1,0 +1,187 @@
+//! Memory tables: regions that cannot be, that go while they are used, and too many of them.
+
+mod common;
+
+use std::os::fd::AsRawFd;
+
+use common::memory::SharedMemory;
+use common::raw::{Answer, Region, mem_table, msg};
+use common::target::{assert_unharmed, client, start};
+use common::vm::{DATA, GUEST, HEADER, MEMORY, REGION, STATUS, USER, Vm, header, linked, readable, writable};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+fn region(guest_addr: u64, size: u64, user_addr: u64, mmap_offset: u64) -> Region {
+    Region {
+        guest_addr,
+        size,
+        user_addr,
+        mmap_offset,
+    }
+}
+
+/// Regions that no memory can be made of.
+fn bad_regions() -> Vec<(&'static str, Vec<Region>)> {
+    let size = MEMORY as u64;
+    vec![
+        ("of no size", vec![region(GUEST, 0, USER, 0)]),
+        ("as large as can be", vec![region(GUEST, u64::MAX, USER, 0)]),
+        (
+            "wrapping in the guest",
+            vec![region(u64::MAX - 4095, size, USER, 0)],
+        ),
+        (
+            "wrapping in the frontend",
+            vec![region(GUEST, size, u64::MAX - 4095, 0)],
+        ),
+        (
+            "with an offset that overflows",
+            vec![region(GUEST, size, USER, u64::MAX - 4095)],
+        ),
+        (
+            "with an offset and size that wrap",
+            vec![region(GUEST, u64::MAX - 4095, USER, 8192)],
+        ),
+        (
+            "overlapping",
+            vec![REGION, region(GUEST + size - 4096, size, USER + 2 * size, 0)],
+        ),
+        ("twice the same", vec![REGION, REGION]),
+    ]
+}
+
+#[test]
+fn impossible_memory_tables_are_refused() {
+    let (daemon, baseline) = start();
+    let memory = SharedMemory::new(MEMORY);
+    for (name, regions) in bad_regions() {
+        let fds = vec![memory.fd(); regions.len()];
+        let answer = client(&daemon).ask(msg::SET_MEM_TABLE, &mem_table(&regions), &fds);
+        assert!(answer.is_refusal(), "a region {name}: {answer:?}");
+    }
+    let mut count = mem_table(&[REGION]);
+    for regions in [0, 2, 9, u32::MAX] {
+        count[..4].copy_from_slice(&regions.to_le_bytes());
+        let answer = client(&daemon).ask(msg::SET_MEM_TABLE, &count, &[memory.fd()]);
+        assert!(answer.is_refusal(), "{regions} regions, one sent: {answer:?}");
+    }
+    drop(memory);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn impossible_regions_are_not_added() {
+    let (daemon, baseline) = start();
+    let memory = SharedMemory::new(MEMORY);
+    for (name, regions) in bad_regions() {
+        let mut client = client(&daemon);
+        let answers: Vec<Answer> = regions
+            .iter()
+            .map(|region| client.mem_region(msg::ADD_MEM_REG, *region, &[memory.fd()]))
+            .collect();
+        assert!(
+            answers.iter().any(Answer::is_refusal),
+            "a region {name}: {answers:?}"
+        );
+    }
+    drop(memory);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_is_refused() {
+    let (daemon, baseline) = start();
+    let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+    let read_only = std::fs::File::open("/proc/self/maps").expect("open a file");
+    for (name, fd) in [
+        ("an eventfd", event.as_raw_fd()),
+        ("a file of /proc", read_only.as_raw_fd()),
+    ] {
+        let answer = client(&daemon).ask(msg::SET_MEM_TABLE, &mem_table(&[REGION]), &[fd]);
+        assert!(answer.is_refusal(), "{name}: {answer:?}");
+    }
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_region_that_is_not_there_cannot_be_removed() {
+    let (daemon, baseline) = start();
+    let memory = SharedMemory::new(MEMORY);
+    let mut one = client(&daemon);
+    assert_eq!(
+        one.mem_region(msg::ADD_MEM_REG, REGION, &[memory.fd()]),
+        Answer::Ack
+    );
+    let other = region(GUEST, MEMORY as u64, USER + 4096, 0);
+    assert!(one.mem_region(msg::REM_MEM_REG, other, &[]).is_refusal());
+    drop(one);
+    let mut two = client(&daemon);
+    assert!(two.mem_region(msg::REM_MEM_REG, REGION, &[]).is_refusal());
+    drop(two);
+    drop(memory);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_region_may_be_added_used_and_removed_again_and_again() {
+    let (daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let extra = region(1 << 40, MEMORY as u64, 1 << 40, 0);
+    let memory = SharedMemory::new(MEMORY);
+    for _ in 0..100 {
+        assert_eq!(
+            vm.client.mem_region(msg::ADD_MEM_REG, extra, &[memory.fd()]),
+            Answer::Ack
+        );
+        vm.read_sector(0, 1);
+        // QEMU sends a descriptor along with the removal, too.
+        assert_eq!(
+            vm.client.mem_region(msg::REM_MEM_REG, extra, &[memory.fd()]),
+            Answer::Ack
+        );
+        vm.read_sector(0, 2);
+    }
+    drop((vm, memory));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn there_is_an_end_to_regions() {
+    let (daemon, baseline) = start();
+    let mut client = client(&daemon);
+    let slots = client.get_u64(msg::GET_MAX_MEM_SLOTS).expect("GET_MAX_MEM_SLOTS");
+    assert!((8..=1024).contains(&slots), "{slots} slots");
+    let memory = SharedMemory::new(4096);
+    for i in 0..slots {
+        let at = region(i << 20, 4096, i << 20, 0);
+        assert_eq!(
+            client.mem_region(msg::ADD_MEM_REG, at, &[memory.fd()]),
+            Answer::Ack,
+            "region {i} of {slots}"
+        );
+    }
+    let one_more = region(slots << 20, 4096, slots << 20, 0);
+    assert!(
+        client
+            .mem_region(msg::ADD_MEM_REG, one_more, &[memory.fd()])
+            .is_refusal()
+    );
+    drop((client, memory));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn memory_may_change_under_requests_in_flight() {
+    let (daemon, baseline) = start();
+    for _ in 0..20 {
+        let mut vm = Vm::start_with(&daemon, 1, 256, 0);
+        let chain = [readable(HEADER, 16), writable(DATA, 0x4000), writable(STATUS, 1)];
+        vm.poke(HEADER, &header(0, 0));
+        vm.put_descs(0, 0, &linked(0, &chain));
+        (0..64).for_each(|_| vm.publish(0, 0));
+        vm.kick(0);
+        // The whole table goes while they run.
+        vm.client.mem_region(msg::REM_MEM_REG, REGION, &[]);
+        drop(vm);
+    }
+    assert_unharmed(daemon, &baseline);
+}

@@ -1,0 +1,467 @@
+//! Rings in every state: impossible sizes, addresses and indices; kicks, calls and stops at any time.
+
+mod common;
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use common::daemon::Daemon;
+use common::memory::{PATIENCE, wait_readable};
+use common::raw::{Answer, msg};
+use common::vm::{
+    DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, Ring, SECTOR, STATUS, USER, Vm, header, linked,
+    readable, writable,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const SECTORS: usize = 64;
+
+fn image() -> Vec<u8> {
+    (0..SECTORS * SECTOR)
+        .map(|i| (i / SECTOR).to_le_bytes()[0])
+        .collect()
+}
+
+fn start(options: &[&str]) -> Daemon {
+    Daemon::start(&image(), &[&["--num-queues", "2"], options].concat())
+}
+
+/// The daemon lives, takes a connection and serves it.
+fn assert_unharmed(daemon: &mut Daemon) {
+    assert!(daemon.is_alive());
+    let mut vm = Vm::start(daemon, 2);
+    for queue in 0..2 {
+        assert_eq!(vm.read_sector(queue, 9), image()[9 * SECTOR..10 * SECTOR]);
+    }
+    drop(vm);
+    assert!(daemon.image() == image(), "the image changed");
+}
+
+/// Prepares reads of one sector each, the `i`th at descriptor `3 * i`, data at `DATA + 512 * i`.
+fn put_reads(vm: &Vm, queue: usize, count: u16) {
+    for i in 0..u64::from(count) {
+        let at = HEADER + 16 * i;
+        vm.poke(at, &header(0, i));
+        let chain = [
+            readable(at, 16),
+            writable(DATA + 512 * i, 512),
+            writable(STATUS + i, 1),
+        ];
+        let head = u16::try_from(3 * i).expect("small");
+        vm.put_descs(queue, head, &linked(head, &chain));
+    }
+}
+
+#[test]
+fn impossible_sizes_are_refused() {
+    let mut daemon = start(&[]);
+    for size in [0, 3, 6, 1000, 2048, 32768, 65536, 65537, u32::MAX] {
+        let mut vm = Vm::connect(&daemon, 0);
+        assert!(
+            vm.client.vring_state(msg::SET_VRING_NUM, 0, size).is_refusal(),
+            "size {size}"
+        );
+    }
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn a_queue_size_above_the_option_is_refused() {
+    let daemon = start(&["--queue-size", "64"]);
+    let mut vm = Vm::connect(&daemon, 0);
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_NUM, 0, 64), Answer::Ack);
+    assert!(vm.client.vring_state(msg::SET_VRING_NUM, 0, 128).is_refusal());
+}
+
+#[test]
+fn rings_at_impossible_addresses_never_run() {
+    let mut daemon = start(&[]);
+    let end = USER + MEMORY as u64;
+    let (desc, used, avail) = (USER, USER + 0x8000, USER + 0x5000);
+    for (name, desc, used, avail) in [
+        ("descriptors behind the memory", end, used, avail),
+        ("descriptors over the end of the memory", end - 128, used, avail),
+        ("a used ring over the end of the memory", desc, end - 64, avail),
+        ("an avail ring over the end of the memory", desc, used, end - 16),
+        (
+            "guest addresses instead of the frontend's",
+            GUEST,
+            GUEST + 0x8000,
+            GUEST + 0x5000,
+        ),
+        ("nothing at all", 0, 0, 0),
+        ("the end of the address space", u64::MAX - 15, used, avail),
+        ("a used ring that wraps around", desc, u64::MAX - 3, avail),
+        ("descriptors that are not aligned", desc + 8, used, avail),
+        ("a used ring that is not aligned", desc, used + 2, avail),
+        ("an avail ring that is not aligned", desc, used, avail + 1),
+    ] {
+        let mut vm = Vm::connect(&daemon, 0);
+        vm.share_memory();
+        vm.rings.push(Ring::new(0, 16));
+        put_reads(&vm, 0, 1);
+        vm.publish(0, 0);
+        let kick = vm.rings[0].kick.as_raw_fd();
+        let refused = vm.client.vring_state(msg::SET_VRING_NUM, 0, 16).is_refusal()
+            || vm.client.vring_addr(0, desc, used, avail).is_refusal()
+            || vm
+                .client
+                .vring_fd(msg::SET_VRING_KICK, 0, Some(kick))
+                .is_refusal()
+            || vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1).is_refusal();
+        if !refused {
+            // Not refused, then it must not run either.
+            vm.kick(0);
+            let _ = vm.client.stop_ring(0);
+        }
+        assert_eq!(vm.memory.load_u16(0x8002), 0, "{name}: the used ring was written");
+        assert!(daemon.is_alive(), "{name}");
+    }
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn an_index_that_jumps_too_far_breaks_the_ring() {
+    let mut daemon = start(&[]);
+    for jump in [17, 1000, 0x8000, u16::MAX] {
+        let mut vm = Vm::start(&daemon, 2);
+        vm.read_sector(0, 0);
+        let ring = &vm.rings[0];
+        vm.memory
+            .store_u16(ring.avail + 2, ring.avail_idx.wrapping_add(jump));
+        vm.kick(0);
+        assert_eq!(vm.outcome(0), Outcome::Broken, "a jump of {jump}");
+        vm.read_sector(1, 0);
+    }
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn indices_wrap_around() {
+    let daemon = start(&[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    vm.share_memory();
+    let mut ring = Ring::new(0, 16);
+    (ring.avail_idx, ring.used_idx) = (0xfff8, 0xfff8);
+    vm.memory.store_u16(ring.avail + 2, 0xfff8);
+    vm.memory.store_u16(ring.used + 2, 0xfff8);
+    vm.start_ring(0, ring);
+    for i in 0..100_u64 {
+        let sector = i % SECTORS as u64;
+        assert_eq!(
+            vm.read_sector(0, sector)[0],
+            sector.to_le_bytes()[0],
+            "request {i}"
+        );
+    }
+    assert_eq!(
+        vm.client.stop_ring(0).expect("GET_VRING_BASE"),
+        u32::from(0xfff8_u16.wrapping_add(100))
+    );
+}
+
+#[test]
+fn every_queue_size_serves_a_full_ring() {
+    let daemon = start(&[]);
+    for size in [4, 8, 64, 256, 1024] {
+        let mut vm = Vm::start_with(&daemon, 1, size, 0);
+        let count = (size / 3).min(60);
+        for _ in 0..4 {
+            put_reads(&vm, 0, count);
+            (0..count).for_each(|i| vm.publish(0, 3 * i));
+            vm.kick(0);
+            let mut ids: Vec<u32> = (0..count).map(|_| used_id(&mut vm)).collect();
+            ids.sort_unstable();
+            assert_eq!(
+                ids,
+                (0..u32::from(count)).map(|i| 3 * i).collect::<Vec<_>>(),
+                "size {size}"
+            );
+        }
+    }
+}
+
+/// The id of the next completion, which must be of a read of one sector.
+fn used_id(vm: &mut Vm) -> u32 {
+    match vm.outcome(0) {
+        Outcome::Used { id, len: 513 } => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_kick_before_enabling_is_not_lost_and_not_early() {
+    let daemon = start(&[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    vm.share_memory();
+    let ring = Ring::new(0, 16);
+    vm.set_up_ring(0, &ring);
+    vm.rings.push(ring);
+    put_reads(&vm, 0, 1);
+    vm.publish(0, 0);
+    vm.kick(0);
+    // A message with an answer has been handled after the kick was written; give the IOThread time to err.
+    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
+    assert!(
+        !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
+        "a disabled ring completed something"
+    );
+    assert_eq!(vm.published(0), 0, "a disabled ring was processed");
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1), Answer::Ack);
+    assert_eq!(used_id(&mut vm), 0);
+}
+
+#[test]
+fn a_ring_starts_with_its_first_kick() {
+    let daemon = start(&[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    vm.share_memory();
+    // Requests are there before it is enabled, as after a migration.
+    vm.rings.push(Ring::new(0, 16));
+    put_reads(&vm, 0, 1);
+    vm.publish(0, 0);
+    let mut ring = vm.rings.pop().expect("it was there");
+    ring.avail_idx = 0;
+    vm.start_ring(0, ring);
+    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
+    assert!(
+        !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
+        "a ring started without a kick"
+    );
+    assert_eq!(vm.published(0), 0, "a ring started without a kick");
+    vm.kick(0);
+    assert_eq!(used_id(&mut vm), 0);
+}
+
+#[test]
+fn a_disabled_ring_waits_until_it_is_enabled_again() {
+    let daemon = start(&[]);
+    let mut vm = Vm::start(&daemon, 1);
+    for _ in 0..20 {
+        vm.read_sector(0, 3);
+        assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 0), Answer::Ack);
+        let before = vm.published(0);
+        vm.poke(HEADER, &header(0, 0));
+        vm.send(
+            0,
+            &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
+        );
+        assert!(vm.client.get_u64(msg::GET_FEATURES).is_ok());
+        assert_eq!(vm.published(0), before, "a disabled ring was processed");
+        assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1), Answer::Ack);
+        assert_eq!(used_id(&mut vm), 0);
+    }
+}
+
+#[test]
+fn get_vring_base_waits_for_what_is_in_flight_and_nothing_follows() {
+    // From the disk itself, so that requests are in flight when the stop comes.
+    let daemon = start(&["--direct"]);
+    let mut vm = Vm::start_with(&daemon, 1, 256, 0);
+    for round in 1..=50_u16 {
+        put_reads(&vm, 0, 64);
+        (0..64).for_each(|i| vm.publish(0, 3 * i));
+        vm.kick(0);
+        let base = vm.client.stop_ring(0).expect("GET_VRING_BASE");
+        let published = vm.published(0);
+        assert_eq!(
+            base,
+            u32::from(published),
+            "round {round}: popped requests are not completed"
+        );
+        while vm.rings[0].call.read().is_ok() {}
+        assert!(
+            !wait_readable(&vm.rings[0].call, Duration::from_millis(2)),
+            "a call after the stop"
+        );
+        assert_eq!(
+            vm.published(0),
+            published,
+            "round {round}: a completion after the stop"
+        );
+        // Start again where it stopped: everything comes, once.
+        let mut ring = vm.rings.pop().expect("it was there");
+        let goal = ring.avail_idx;
+        ring.avail_idx = published;
+        vm.start_ring(0, ring);
+        vm.rings[0].avail_idx = goal;
+        vm.kick(0);
+        while vm.rings[0].used_idx != goal {
+            used_id(&mut vm);
+        }
+    }
+}
+
+#[test]
+fn the_call_eventfd_can_be_replaced_on_a_running_ring() {
+    let daemon = start(&[]);
+    let mut vm = Vm::start(&daemon, 1);
+    for _ in 0..50 {
+        vm.rings[0].call = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+        let fd = vm.rings[0].call.as_raw_fd();
+        assert_eq!(vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(fd)), Answer::Ack);
+        vm.read_sector(0, 1);
+        assert!(
+            wait_readable(&vm.rings[0].call, PATIENCE),
+            "the new eventfd is not used"
+        );
+    }
+}
+
+#[test]
+fn a_completion_before_the_new_call_eventfd_is_signalled_on_it() {
+    let daemon = start(&[]);
+    for features in [0, EVENT_IDX] {
+        let mut vm = Vm::start_with(&daemon, 1, 16, features);
+        // Without a call eventfd requests complete silently...
+        assert_eq!(vm.client.vring_fd(msg::SET_VRING_CALL, 0, None), Answer::Ack);
+        vm.read_sector(0, 1);
+        // ... and the driver that gets one must look at the ring.
+        let call = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+        assert_eq!(
+            vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(call.as_raw_fd())),
+            Answer::Ack
+        );
+        assert!(
+            wait_readable(&call, PATIENCE),
+            "features {features:#x}: a notification was lost"
+        );
+    }
+}
+
+#[test]
+fn the_kick_eventfd_can_be_replaced_on_a_running_ring() {
+    let daemon = start(&[]);
+    let mut vm = Vm::start(&daemon, 1);
+    for _ in 0..50 {
+        vm.rings[0].kick = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+        let fd = vm.rings[0].kick.as_raw_fd();
+        assert_eq!(vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(fd)), Answer::Ack);
+        vm.read_sector(0, 1);
+    }
+}
+
+#[test]
+fn a_call_fd_of_any_kind_cannot_hurt() {
+    let mut daemon = start(&[]);
+    let path = daemon.dir().join("regular");
+    let regular = std::fs::File::create(&path).expect("make a file");
+    let read_only = std::fs::File::open("/dev/null").expect("open /dev/null");
+    let (reader, writer) = std::io::pipe().expect("make a pipe");
+    drop(reader);
+    let full = EventFd::new(0).expect("make an eventfd");
+    full.write(u64::MAX - 1).expect("fill it");
+    let fds = [
+        ("a regular file", regular.as_raw_fd()),
+        ("a file that cannot be written", read_only.as_raw_fd()),
+        ("a pipe without a reader", writer.as_raw_fd()),
+        ("an eventfd that is full and blocks", full.as_raw_fd()),
+    ];
+    for (name, fd) in fds {
+        let mut vm = Vm::start(&daemon, 2);
+        // It may be refused; if not, the completion must still be there and the other ring go on.
+        if vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(fd)) == Answer::Ack {
+            vm.poke(HEADER, &header(0, 1));
+            vm.send(
+                0,
+                &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
+            );
+            vm.outcome(0);
+            vm.read_sector(1, 1);
+        }
+        assert!(daemon.is_alive(), "{name}");
+    }
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn a_kick_fd_of_any_kind_cannot_hurt() {
+    let mut daemon = start(&[]);
+    let path = daemon.dir().join("regular");
+    let regular = std::fs::File::create(&path).expect("make a file");
+    let null = std::fs::File::open("/dev/null").expect("open /dev/null");
+    let (reader, writer) = std::io::pipe().expect("make a pipe");
+    drop(writer);
+    // SAFETY: no memory is involved; the descriptor is checked and owned below.
+    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    assert!(epoll >= 0);
+    // SAFETY: it was just made and nobody else has it.
+    let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+    let fds = [
+        ("a regular file", regular.as_raw_fd()),
+        ("a device that is always ready", null.as_raw_fd()),
+        ("a pipe that ended", reader.as_raw_fd()),
+        ("an epoll", epoll.as_raw_fd()),
+    ];
+    for (name, fd) in fds {
+        let mut vm = Vm::start(&daemon, 2);
+        let _ = vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(fd));
+        assert!(daemon.is_alive(), "{name}");
+        drop(vm);
+        assert_unharmed(&mut daemon);
+    }
+}
+
+#[test]
+fn a_storm_of_kicks_does_not_starve_the_other_queue() {
+    let mut daemon = start(&[]);
+    let mut vm = Vm::start(&daemon, 2);
+    let kick = vm.rings[0].kick.try_clone().expect("clone an eventfd");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = kick.write(1);
+            }
+        });
+        for _ in 0..200 {
+            vm.read_sector(1, 1);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    drop(vm);
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn rings_that_overlap_each_other_and_the_data_cannot_hurt() {
+    let mut daemon = start(&[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    vm.share_memory();
+    for index in 0..2 {
+        let mut ring = Ring::new(0, 16);
+        // Both queues in one place, and the used ring over the descriptors.
+        ring.used = ring.desc;
+        vm.set_up_ring(index, &ring);
+        vm.rings.push(ring);
+    }
+    put_reads(&vm, 0, 4);
+    (0..4).for_each(|i| vm.publish(0, 3 * i));
+    for queue in [0_u32, 1] {
+        let _ = vm.client.vring_state(msg::SET_VRING_ENABLE, queue, 1);
+    }
+    vm.kick(0);
+    vm.kick(1);
+    for queue in [0, 1] {
+        let _ = vm.client.stop_ring(queue);
+    }
+    drop(vm);
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn a_read_into_its_own_ring_cannot_hurt() {
+    let mut daemon = start(&[]);
+    let mut vm = Vm::start(&daemon, 2);
+    vm.poke(HEADER, &header(0, 0));
+    // 32 KiB of the disk over descriptors, avail ring and used ring of queue 0.
+    vm.send(
+        0,
+        &[readable(HEADER, 16), writable(GUEST, 0x8000), writable(STATUS, 1)],
+    );
+    vm.kick(0);
+    vm.read_sector(1, 1);
+    let _ = vm.client.stop_ring(0);
+    drop(vm);
+    assert_unharmed(&mut daemon);
+}

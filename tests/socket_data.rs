@@ -1,0 +1,274 @@
+//! What a guest writes is what it reads: all request types, one and several queues, many in flight.
+
+mod common;
+
+use std::collections::VecDeque;
+
+use virtio_driver::VirtioBlkFeatureFlags as Blk;
+
+use common::daemon::Daemon;
+use common::frontend::{Done, Frontend, Op, Queue, SLOT, all_features};
+use common::random::Random;
+
+const DEPTH: usize = 64;
+/// Each request in flight has an area of the disk to itself, so that its result is determined.
+const AREA: usize = SLOT;
+const SECTOR: usize = 512;
+
+/// A random request inside of one area.
+fn random_op(random: &mut Random, area: usize) -> Op {
+    let sectors = AREA / SECTOR;
+    let first = random.below(sectors);
+    let len = (1 + random.below(sectors - first)) * SECTOR;
+    let offset = (area * AREA + first * SECTOR) as u64;
+    match random.below(20) {
+        0..8 => Op::Read { offset, len },
+        8..16 => Op::Write {
+            offset,
+            data: random.bytes(len),
+        },
+        16 => Op::Flush,
+        17 => Op::Discard {
+            offset,
+            len: len as u64,
+        },
+        n => Op::WriteZeroes {
+            offset,
+            len: len as u64,
+            unmap: n == 18,
+        },
+    }
+}
+
+/// What the disk must hold.
+#[derive(Clone)]
+struct Model {
+    bytes: Vec<u8>,
+    /// By sector; a discard leaves open what is read afterwards.
+    known: Vec<bool>,
+}
+
+impl Model {
+    fn new(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.to_vec(),
+            known: vec![true; bytes.len() / SECTOR],
+        }
+    }
+
+    /// Takes over what `op` does once it is done.
+    fn apply(&mut self, op: &Op) {
+        let at = |offset: u64| usize::try_from(offset).expect("a small disk");
+        let (start, len) = match op {
+            Op::Write { offset, data } => (at(*offset), data.len()),
+            Op::WriteZeroes { offset, len, .. } | Op::Discard { offset, len } => (at(*offset), at(*len)),
+            Op::Read { .. } | Op::Flush => return,
+        };
+        match op {
+            Op::Write { data, .. } => self.bytes[start..start + len].copy_from_slice(data),
+            _ => self.bytes[start..start + len].fill(0),
+        }
+        let is_known = !matches!(op, Op::Discard { .. });
+        self.known[start / SECTOR..(start + len) / SECTOR].fill(is_known);
+    }
+
+    fn check(&self, offset: u64, data: &[u8], what: &str) {
+        let start = usize::try_from(offset).expect("a small disk");
+        for (i, sector) in data.chunks(SECTOR).enumerate() {
+            let at = start + i * SECTOR;
+            let right = !self.known[at / SECTOR] || sector == &self.bytes[at..at + SECTOR];
+            assert!(right, "{what}: sector {} is wrong", at / SECTOR);
+        }
+    }
+
+    /// Takes over what another model of the disk says of these sectors.
+    fn take_over(&mut self, other: &Self, sectors: std::ops::Range<usize>) {
+        let bytes = sectors.start * SECTOR..sectors.end * SECTOR;
+        self.bytes[bytes.clone()].copy_from_slice(&other.bytes[bytes]);
+        self.known[sectors.clone()].copy_from_slice(&other.known[sectors]);
+    }
+}
+
+/// Keeps `DEPTH` random requests in flight in the areas from `first_area`, and checks each.
+fn check_against_model(queue: &mut Queue, first_area: usize, model: &mut Model, rounds: usize) {
+    let mut random = Random::new(first_area as u64 + 1);
+    let mut running: Vec<Option<Op>> = vec![None; DEPTH];
+    let mut idle: VecDeque<usize> = (0..DEPTH).collect();
+    let mut left = rounds;
+    while left > 0 || queue.in_flight() > 0 {
+        for tag in idle.drain(..).take(left) {
+            left -= 1;
+            let op = random_op(&mut random, first_area + tag);
+            queue.submit(&op, tag);
+            running[tag] = Some(op);
+        }
+        queue.kick();
+        if queue.in_flight() == 0 {
+            break;
+        }
+        for Done { tag, ret, data } in queue.wait().0 {
+            let op = running[tag].take().expect("it was submitted");
+            assert_eq!(ret, 0, "{op:?} failed");
+            if let Op::Read { offset, len } = op {
+                assert_eq!(data.len(), len);
+                model.check(offset, &data, "read");
+            }
+            model.apply(&op);
+            idle.push_back(tag);
+        }
+    }
+}
+
+#[test]
+fn random_requests_on_one_queue_match_a_plain_array() {
+    random_requests_match(1, &[]);
+}
+
+#[test]
+fn random_requests_on_four_queues_match_a_plain_array() {
+    random_requests_match(4, &[]);
+}
+
+#[test]
+fn random_requests_on_two_iothreads_match_a_plain_array() {
+    random_requests_match(4, &["--iothreads", "2"]);
+}
+
+#[test]
+fn random_requests_with_one_notification_each_match_a_plain_array() {
+    random_requests_match(1, &["--notify", "each"]);
+}
+
+fn random_requests_match(queues: usize, options: &[&str]) {
+    let image = Random::new(7).bytes(queues * DEPTH * AREA);
+    let count = queues.to_string();
+    let options = [&["--num-queues", &count], options].concat();
+    let mut daemon = Daemon::start(&image, &options);
+    let mut frontend = Frontend::connect(&daemon.socket(), queues, DEPTH, all_features()).expect("connect");
+    // A model of the whole disk for each queue is simple; a queue touches its own areas only.
+    let mut models = vec![Model::new(&image); queues];
+    std::thread::scope(|scope| {
+        for (i, (queue, model)) in frontend.queues().iter_mut().zip(&mut models).enumerate() {
+            scope.spawn(move || check_against_model(queue, i * DEPTH, model, 2000));
+        }
+    });
+    drop(frontend);
+    assert!(daemon.terminate().status.success());
+    let disk = daemon.image();
+    assert_eq!(disk.len(), image.len(), "the image's size changed");
+    let mut whole = Model::new(&image);
+    let sectors = DEPTH * AREA / SECTOR;
+    for (i, model) in models.iter().enumerate() {
+        whole.take_over(model, i * sectors..(i + 1) * sectors);
+    }
+    whole.check(0, &disk, "image");
+}
+
+#[test]
+fn a_write_reaches_its_place_in_the_image_and_nothing_else() {
+    let image = vec![0x11; 64 << 10];
+    let mut daemon = Daemon::start(&image, &[]);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+    let write = Op::Write {
+        offset: 1024,
+        data: vec![0x22; 1536],
+    };
+    assert_eq!(frontend.queue(0).run(&write).ret, 0);
+    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
+    drop(frontend);
+    let mut expected = image;
+    expected[1024..2560].fill(0x22);
+    assert!(daemon.terminate().status.success());
+    assert!(daemon.image() == expected, "the image has other content");
+}
+
+#[test]
+fn a_discard_gives_space_back_and_zeroes_read_as_zeroes() {
+    let daemon = Daemon::start(&vec![0x11; 1 << 20], &[]);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+    let blocks = || {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(daemon.image_path())
+            .expect("the image is there")
+            .blocks()
+    };
+    let before = blocks();
+    let queue = frontend.queue(0);
+    assert_eq!(
+        queue
+            .run(&Op::Discard {
+                offset: 0,
+                len: 512 << 10
+            })
+            .ret,
+        0
+    );
+    assert_eq!(queue.run(&Op::Flush).ret, 0);
+    assert!(
+        blocks() <= before - 512,
+        "{} of {before} sectors are still allocated",
+        blocks()
+    );
+    let zeroes = Op::WriteZeroes {
+        offset: 512 << 10,
+        len: 64 << 10,
+        unmap: false,
+    };
+    assert_eq!(queue.run(&zeroes).ret, 0);
+    let read = queue.run(&Op::Read {
+        offset: 512 << 10,
+        len: 64 << 10,
+    });
+    assert!(
+        read.data.iter().all(|&byte| byte == 0),
+        "zeroes were written, something else is read"
+    );
+}
+
+#[test]
+fn a_read_only_disk_is_announced_read_and_never_changed() {
+    let image = Random::new(3).bytes(64 << 10);
+    let mut daemon = Daemon::start(&image, &["--read-only"]);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+    assert!(frontend.features() & Blk::RO.bits() != 0, "RO is not offered");
+    let queue = frontend.queue(0);
+    let data = vec![0; 4096];
+    for op in [
+        Op::Write { offset: 0, data },
+        Op::WriteZeroes {
+            offset: 0,
+            len: 4096,
+            unmap: false,
+        },
+        Op::WriteZeroes {
+            offset: 0,
+            len: 4096,
+            unmap: true,
+        },
+        Op::Discard { offset: 0, len: 4096 },
+    ] {
+        assert_eq!(queue.run(&op).ret, -libc::EIO, "{op:?}");
+    }
+    assert_eq!(queue.run(&Op::Flush).ret, 0);
+    let read = queue.run(&Op::Read {
+        offset: 4096,
+        len: 8192,
+    });
+    assert!(
+        read.ret == 0 && read.data == image[4096..12288],
+        "a read-only disk reads wrong data"
+    );
+    drop(frontend);
+    daemon.terminate();
+    assert!(daemon.image() == image, "a read-only image changed");
+}
+
+#[test]
+fn direct_io_serves_buffers_of_any_alignment() {
+    // On a file system without O_DIRECT the daemon must say so; the tests' directory has it normally.
+    let image = Random::new(5).bytes(DEPTH * AREA);
+    let daemon = Daemon::start(&image, &["--direct"]);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");
+    let mut model = Model::new(&image);
+    check_against_model(frontend.queue(0), 0, &mut model, 1000);
+}

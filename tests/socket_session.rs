@@ -1,0 +1,191 @@
+//! Connections come and go, and the daemon with them: nothing is left behind.
+
+mod common;
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::daemon::{Daemon, SOCKET, run};
+use common::frontend::{Frontend, Op, SLOT, all_features};
+
+const DEPTH: usize = 64;
+/// Workers that are always there: their coming and going would hide threads that are lost.
+const STEADY_POOL: &[&str] = &[
+    "--thread-pool-min",
+    "2",
+    "--thread-pool-max",
+    "2",
+    "--num-queues",
+    "2",
+];
+
+fn image() -> Vec<u8> {
+    (0..DEPTH * SLOT)
+        .map(|i| (i / 512 % 251).to_le_bytes()[0])
+        .collect()
+}
+
+fn connect(daemon: &Daemon) -> Frontend {
+    Frontend::connect(&daemon.socket(), 2, DEPTH, all_features()).expect("connect")
+}
+
+fn read_all(frontend: &mut Frontend, queue: usize) {
+    let queue = frontend.queue(queue);
+    (0..DEPTH).for_each(|i| {
+        queue.submit(
+            &Op::Read {
+                offset: (i * SLOT) as u64,
+                len: SLOT,
+            },
+            i,
+        )
+    });
+    queue.kick();
+}
+
+/// One connection with I/O on both queues.
+fn session(daemon: &Daemon, image: &[u8]) {
+    let mut frontend = connect(daemon);
+    for queue in 0..2 {
+        read_all(&mut frontend, queue);
+        for done in frontend.queue(queue).drain() {
+            assert!(
+                done.ret == 0 && done.data == image[done.tag * SLOT..][..SLOT],
+                "a read brings wrong data"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_hundred_connections_leave_no_thread_descriptor_or_mapping() {
+    let image = image();
+    let mut daemon = Daemon::start(&image, STEADY_POOL);
+    let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
+    for round in 0..200 {
+        if round % 10 == 0 {
+            session(&daemon, &image);
+        } else {
+            drop(connect(&daemon));
+        }
+    }
+    daemon.wait_for_holdings(&baseline);
+    session(&daemon, &image);
+}
+
+#[test]
+fn a_frontend_that_leaves_with_requests_in_flight_leaves_nothing_behind() {
+    let image = image();
+    let mut daemon = Daemon::start(&image, STEADY_POOL);
+    let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
+    for _ in 0..20 {
+        let mut frontend = connect(&daemon);
+        read_all(&mut frontend, 0);
+        read_all(&mut frontend, 1);
+    }
+    daemon.wait_for_holdings(&baseline);
+    session(&daemon, &image);
+}
+
+#[test]
+fn a_connection_that_says_nothing_ends_without_a_trace() {
+    let image = image();
+    let mut daemon = Daemon::start(&image, STEADY_POOL);
+    let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
+    (0..50).for_each(|_| drop(daemon.connect()));
+    daemon.wait_for_holdings(&baseline);
+    session(&daemon, &image);
+}
+
+#[test]
+fn sigterm_under_load_ends_the_daemon_within_a_second_and_removes_the_socket() {
+    ends_well_on(libc::SIGTERM);
+}
+
+#[test]
+fn sigint_under_load_ends_the_daemon_within_a_second_and_removes_the_socket() {
+    ends_well_on(libc::SIGINT);
+}
+
+fn ends_well_on(signal: libc::c_int) {
+    let mut daemon = Daemon::start(&image(), &[]);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");
+    let (stop, started) = (AtomicBool::new(false), AtomicBool::new(false));
+    let exit = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let queue = frontend.queue(0);
+            (0..DEPTH).for_each(|i| {
+                queue.submit(
+                    &Op::Read {
+                        offset: (i * SLOT) as u64,
+                        len: SLOT,
+                    },
+                    i,
+                )
+            });
+            while !stop.load(Ordering::Relaxed) {
+                queue.kick();
+                for done in queue.reap() {
+                    started.store(true, Ordering::Relaxed);
+                    queue.submit(
+                        &Op::Read {
+                            offset: (done.tag * SLOT) as u64,
+                            len: SLOT,
+                        },
+                        done.tag,
+                    );
+                }
+            }
+        });
+        while !started.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        let exit = daemon.stop_with(signal);
+        stop.store(true, Ordering::Relaxed);
+        exit
+    });
+    assert!(exit.status.success(), "{}: {}", exit.status, exit.output);
+    assert!(exit.took < Duration::from_secs(1), "it took {:?}", exit.took);
+    assert!(!daemon.socket().exists(), "the socket is still there");
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    std::fs::write(dir.path().join("disk.img"), image()).expect("write the image");
+    // A listener leaves its file behind when it is closed, as a killed daemon does.
+    drop(UnixListener::bind(dir.path().join(SOCKET)).expect("bind"));
+    let daemon = Daemon::start_in(dir, &["--num-queues", "2"]);
+    drop(daemon.connect());
+    session(&daemon, &image());
+}
+
+#[test]
+fn a_socket_that_somebody_listens_on_is_left_alone() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    std::fs::write(dir.path().join("disk.img"), [0; 4096]).expect("write the image");
+    let socket = dir.path().join(SOCKET);
+    let _listener = UnixListener::bind(&socket).expect("bind");
+    refused(dir.path());
+    UnixStream::connect(&socket).expect("the other listener still has its socket");
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_alone() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    std::fs::write(dir.path().join("disk.img"), [0; 4096]).expect("write the image");
+    std::fs::write(dir.path().join(SOCKET), "precious").expect("write a file");
+    refused(dir.path());
+    assert_eq!(
+        std::fs::read(dir.path().join(SOCKET)).expect("it is there"),
+        b"precious"
+    );
+}
+
+fn refused(dir: &std::path::Path) {
+    let exit = run(&["--socket-path", SOCKET, "--blk-file", "disk.img"], dir);
+    assert!(!exit.status.success(), "the daemon started");
+    assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+    assert!(exit.output.contains(SOCKET), "{}", exit.output);
+}
