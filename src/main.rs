@@ -13,8 +13,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
-use vhost_user_blk::blk::stats::{QueueStats, Report};
+use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
+use vhost_user_blk::engine::Plan;
 use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::ThreadPoolParams;
 use vhost_user_blk::vhost_user::server::Server;
@@ -55,8 +56,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
     let storage = open_storage(cli)?;
+    let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let mut device = BlkDevice::new(Arc::clone(&storage), device_params(cli), &iothreads)?;
+    let params = device_params(cli, &storage, engine);
+    let mut device = BlkDevice::new(Arc::clone(&storage), params, &iothreads)?;
     if !cli.incoming {
         device.activate().map_err(lock_error)?;
     }
@@ -68,11 +71,15 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let stats = device.stats().to_vec();
     tracing::info!(
         image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
-        iothreads = cli.iothreads, "serving"
+        iothreads = cli.iothreads, %engine, "serving"
     );
-    let finished = serve(signals, server, device, storage, &stats)?;
+    let report = Report {
+        engine,
+        queues: &stats,
+    };
+    let finished = serve(signals, server, device, storage, &report)?;
     if cli.stats {
-        eprint!("{}", Report { queues: &stats });
+        eprint!("{report}");
     }
     if !finished {
         tracing::warn!("requests are still in flight: leaving without them");
@@ -88,6 +95,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
+    if let Some(size) = cli.null {
+        return Ok(Arc::new(Storage::null(size)));
+    }
     let options = OpenOptions {
         path: cli.blk_file.clone().context("--blk-file is missing")?,
         read_only: cli.read_only,
@@ -115,14 +125,10 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
         .collect()
 }
 
-fn device_params(cli: &Cli) -> DeviceParams {
+fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> DeviceParams {
     DeviceParams {
-        name: cli
-            .blk_file
-            .as_deref()
-            .unwrap_or("".as_ref())
-            .display()
-            .to_string(),
+        name: storage.path().display().to_string(),
+        engine,
         serial: cli.serial,
         num_queues: cli.num_queues,
         queue_size: cli.queue_size,
@@ -152,7 +158,7 @@ fn serve(
     server: Server,
     mut device: BlkDevice,
     storage: Arc<Storage>,
-    stats: &[Arc<QueueStats>],
+    report: &Report<'_>,
 ) -> anyhow::Result<bool> {
     let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
     let waker = signals.handle();
@@ -172,7 +178,7 @@ fn serve(
         .context("cannot create the control thread")?;
     for signal in &mut signals {
         match signal {
-            SIGUSR1 => eprint!("{}", Report { queues: stats }),
+            SIGUSR1 => eprint!("{report}"),
             SIGHUP => {
                 if let Err(error) = resizer.refresh() {
                     tracing::error!(%error, "new size of the image cannot be used, and the old one stays");

@@ -77,7 +77,7 @@ impl BottomHalves {
         (word, handle)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn capacity(&self) -> usize {
         64 * self.words.borrow().len()
     }

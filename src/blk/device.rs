@@ -10,7 +10,7 @@ use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
-use crate::engine::{Engine, ThreadsEngine};
+use crate::engine::{self, Engines, Plan};
 use crate::storage::{LockError, Storage};
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -40,6 +40,8 @@ pub struct DeviceParams {
     pub num_queues: u16,
     /// Largest queue size accepted.
     pub queue_size: u16,
+    /// How I/O is executed.
+    pub engine: Plan,
     /// Limits of each IOThread's thread pool.
     pub thread_pool: ThreadPoolParams,
     /// Notifications are coalesced at the start.
@@ -64,11 +66,15 @@ impl BlkDevice {
     /// Makes a disk whose queues are spread over `iothreads` round robin.
     ///
     /// # Errors
-    /// An IOThread that has ended.
+    /// An IOThread that has ended, or has no resources for the engine.
     ///
     /// # Panics
     /// Without IOThreads.
-    pub fn new(storage: Arc<Storage>, params: DeviceParams, iothreads: &[IoThread]) -> Result<Self, Gone> {
+    pub fn new(
+        storage: Arc<Storage>,
+        params: DeviceParams,
+        iothreads: &[IoThread],
+    ) -> Result<Self, CreateError> {
         let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),
@@ -89,14 +95,15 @@ impl BlkDevice {
                 .zip(stats.iter().cloned())
                 .skip(position)
                 .step_by(iothreads.len());
-            let (mine, state, pool) = (mine.collect::<Vec<_>>(), Arc::clone(&state), params.thread_pool);
+            let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
+            let (plan, pool) = (params.engine, params.thread_pool);
             let (reply, created) = mpsc::channel();
             let create = move |ctx: &AioContext| {
                 // A receiver that has gone drops the queues again, here.
-                let _ = reply.send(create_queues(ctx, mine, &state, pool));
+                let _ = reply.send(create_queues(ctx, mine, &state, plan, pool));
             };
             iothread.handle().run_on_context(create).map_err(|_| Gone)?;
-            for (index, queue) in created.recv().map_err(|_| Gone)? {
+            for (index, queue) in created.recv().map_err(|_| Gone)?? {
                 queues[usize::from(index)] = Some(queue);
             }
         }
@@ -229,21 +236,34 @@ pub enum ConfigWriteError {
     Flush(#[from] io::Error),
 }
 
+/// Why a disk cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// An IOThread has ended.
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// The engine cannot be had on an IOThread.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+}
+
 type Created = Vec<(u16, Remote<BlkQueue>)>;
 
 fn create_queues(
     ctx: &AioContext,
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
+    plan: Plan,
     pool: ThreadPoolParams,
-) -> Created {
-    let pool = std::rc::Rc::new(ThreadPool::new(ctx, pool));
+) -> Result<Created, engine::Error> {
+    let pool = ThreadPool::new(ctx, pool);
+    let engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
     let create = |(index, stats)| {
-        let engine = Engine::Threads(ThreadsEngine::new(&state.storage, std::rc::Rc::clone(&pool)));
+        let engine = engines.engine();
         (
             index,
             BlkQueue::create(ctx, index, Arc::clone(state), stats, engine),
         )
     };
-    mine.into_iter().map(create).collect()
+    Ok(mine.into_iter().map(create).collect())
 }

@@ -20,11 +20,13 @@ use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 mod notifier;
 mod poll;
 mod running;
+mod watchdog;
 
 use notifier::Notifier;
 use poll::KickSource;
 pub use running::QueueError;
 use running::Running;
+use watchdog::Watchdog;
 
 /// What the frontend has said about a ring that is to run.
 #[derive(Debug)]
@@ -81,6 +83,7 @@ struct State {
     kick: Option<KickSource>,
     /// Notifications are coalesced.
     coalescing: bool,
+    watchdog: Watchdog,
     /// Present while a ring runs.
     _poller: Option<PollerHandle>,
     notifier: Notifier,
@@ -115,7 +118,7 @@ impl BlkQueue {
                 engine,
                 ctx: ctx.clone(),
                 me: me.clone(),
-                state: RefCell::new(State::new(index, stats)),
+                state: RefCell::new(State::new(index, stats, Watchdog::new(ctx, me.clone()))),
                 batch: RefCell::default(),
                 again: ctx.bottom_half(visit),
                 publication: DeferredCall::new(publish),
@@ -278,7 +281,7 @@ impl Completer for BlkQueue {
 }
 
 impl State {
-    fn new(index: u16, stats: Arc<QueueStats>) -> Self {
+    fn new(index: u16, stats: Arc<QueueStats>, watchdog: Watchdog) -> Self {
         Self {
             notifier: Notifier::new(index, Arc::clone(&stats)),
             stats,
@@ -292,6 +295,7 @@ impl State {
             stopping: None,
             kick: None,
             coalescing: true,
+            watchdog,
             _poller: None,
             free: Vec::new(),
         }
@@ -339,6 +343,8 @@ impl State {
         self.notifier.completed(completions);
         if wanted {
             self.notifier.notify();
+        } else if running.ring.features().event_idx {
+            self.watchdog.arm();
         }
     }
 

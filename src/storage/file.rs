@@ -12,7 +12,7 @@ use super::error::Error;
 use super::flush::Flusher;
 use super::geometry::{Geometry, Kind};
 use super::nowait::{Nowait, NowaitIo};
-use super::transfer::{retry, transfer};
+use super::transfer::{IOV_MAX, retry, transfer};
 use super::zero::{self, Missing};
 use super::{Limits, OpenOptions, bounce, sys};
 use crate::iov::IoVecs;
@@ -93,7 +93,17 @@ impl RawFile {
         Arc::clone(&self.locked)
     }
 
-    pub(super) fn needs_bounce(&self, iov: &IoVecs) -> bool {
+    pub(super) fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
+        let len = iov.len() as u64;
+        let allowed = if write {
+            self.check_write(offset, len)
+        } else {
+            self.check_range(offset, len)
+        };
+        allowed.is_ok() && !iov.is_empty() && iov.as_slice().len() <= IOV_MAX && !self.needs_bounce(iov)
+    }
+
+    fn needs_bounce(&self, iov: &IoVecs) -> bool {
         !iov.is_aligned(
             self.limits.memory_alignment as usize,
             self.limits.request_alignment as usize,

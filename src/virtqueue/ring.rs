@@ -115,6 +115,8 @@ pub struct SplitRing {
     published: Wrapping<u16>,
     /// The used index at the last notification decision; `None`: the next publication always notifies.
     signalled: Option<Wrapping<u16>>,
+    /// The used index at the last decision to notify.
+    notified: Wrapping<u16>,
 
     /// Survives this process, if the frontend keeps it.
     inflight: Option<Inflight>,
@@ -149,13 +151,14 @@ impl SplitRing {
             next_used: Wrapping(0),
             published: Wrapping(0),
             signalled: None,
+            notified: Wrapping(0),
             inflight: None,
             log: None,
             resubmit: Vec::new(),
         };
         // The used index is the one thing that both a fresh and a resumed ring hold in guest memory.
         let used_idx = Wrapping(u16::from_le(ring.used_u16(2).load(Ordering::Relaxed)));
-        (ring.next_used, ring.published) = (used_idx, used_idx);
+        (ring.next_used, ring.published, ring.notified) = (used_idx, used_idx, used_idx);
         Ok(ring)
     }
 
@@ -315,16 +318,35 @@ impl SplitRing {
         // SeqCst: our index before the driver's used_event or flags. Pairs with the driver's full barrier between
         // its store of those and its last look at the index.
         fence(Ordering::SeqCst);
-        let before = self.signalled.replace(self.next_used);
-        if self.features.event_idx {
-            let event = self
-                .avail_u16(4 + 2 * usize::from(self.size))
-                .load(Ordering::Relaxed);
-            before.is_none_or(|old| need_event(Wrapping(u16::from_le(event)), self.next_used, old))
-        } else {
-            let flags = u16::from_le(self.avail_u16(0).load(Ordering::Relaxed));
-            before.is_none() || flags & NO_INTERRUPT == 0
+        let wanted = match self.signalled.replace(self.next_used) {
+            None => true,
+            Some(old) if self.features.event_idx => need_event(self.used_event(), self.next_used, old),
+            Some(_) => u16::from_le(self.avail_u16(0).load(Ordering::Relaxed)) & NO_INTERRUPT == 0,
+        };
+        if wanted {
+            self.notified = self.next_used;
         }
+        wanted
+    }
+
+    /// The index after which the driver wants to be notified (with EVENT_IDX).
+    fn used_event(&self) -> Wrapping<u16> {
+        let event = self.avail_u16(4 + 2 * usize::from(self.size));
+        Wrapping(u16::from_le(event.load(Ordering::Relaxed)))
+    }
+
+    /// If the driver waits for an index that was published without notifying it: that index, and what is published.
+    ///
+    /// A driver that is just looking at the ring gives the same picture, but not for long.
+    pub fn missed_event(&self) -> Option<(u16, u16)> {
+        let event = self.used_event();
+        let missed = self.features.event_idx && need_event(event, self.published, self.notified);
+        missed.then_some((event.0, self.published.0))
+    }
+
+    /// The driver was notified of all that is published.
+    pub fn set_notified(&mut self) {
+        self.notified = self.published;
     }
 
     /// The next [`SplitRing::publish`] notifies whatever the driver asked for (a new call fd, a reconnect).

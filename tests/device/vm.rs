@@ -12,7 +12,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::stats::QueueStats;
-use vhost_user_blk::engine::{Engine, ThreadsEngine};
+use vhost_user_blk::engine::{Choice, Engines, Plan};
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
@@ -102,7 +102,9 @@ impl Vm {
             },
         );
         let stats: Arc<QueueStats> = Arc::default();
-        let engine = Engine::Threads(ThreadsEngine::pool_only(std::rc::Rc::new(pool.clone())));
+        let plan = Plan::choose(Choice::Threads, &device.storage).unwrap();
+        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).unwrap();
+        let engine = engines.engine();
         let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engine);
         let memfd = memfd(MEMORY);
         let vm = Self {
