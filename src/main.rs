@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     cli.check().map_err(|e| anyhow!(e))?;
     // From the start, so that no signal finds its default action.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("cannot handle signals")?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
     let storage = open_storage(cli)?;
     let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
@@ -160,7 +160,7 @@ fn serve(
     storage: Arc<Storage>,
     report: &Report<'_>,
 ) -> anyhow::Result<bool> {
-    let stopper = server.stopper();
+    let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
     thread::Builder::new()
@@ -177,11 +177,17 @@ fn serve(
         })
         .context("cannot create the control thread")?;
     for signal in &mut signals {
-        if signal == SIGUSR1 {
-            eprint!("{report}");
-        } else {
-            stopper.stop();
-            break;
+        match signal {
+            SIGUSR1 => eprint!("{report}"),
+            SIGHUP => {
+                if let Err(error) = resizer.refresh() {
+                    tracing::error!(%error, "new size of the image cannot be used, and the old one stays");
+                }
+            }
+            _ => {
+                stopper.stop();
+                break;
+            }
         }
     }
     match finished.recv_timeout(SHUTDOWN_TIME) {

@@ -157,10 +157,23 @@ impl BlkDevice {
     /// A range outside of it, an impossible value, or a flush that failed while the write cache was switched off.
     pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), ConfigWriteError> {
         if let Some(writeback) = BlkConfig::written_writeback(offset, data)? {
-            self.writeback = writeback;
-            self.apply_cache_mode()?;
+            self.set_writeback(writeback)?;
         }
         Ok(())
+    }
+
+    /// The `writeback` field of the configuration space.
+    pub fn writeback(&self) -> bool {
+        self.writeback
+    }
+
+    /// Sets the `writeback` field, as a driver may.
+    ///
+    /// # Errors
+    /// A flush that failed while the write cache was switched off.
+    pub fn set_writeback(&mut self, writeback: bool) -> io::Result<()> {
+        self.writeback = writeback;
+        self.apply_cache_mode()
     }
 
     /// The driver has accepted these features.
@@ -201,6 +214,9 @@ impl BlkDevice {
             self.acked & features::FLUSH != 0
         };
         let was_through = self.state.write_through.swap(!cached, Ordering::Relaxed);
+        if cached == was_through {
+            tracing::info!(disk = %self.state.name, cached, "write cache switched by the driver");
+        }
         if !cached && !was_through {
             // What completed while the cache was on is stable from here on as well.
             self.state.storage.flush()?;

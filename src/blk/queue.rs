@@ -131,10 +131,11 @@ impl BlkQueue {
     /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
     ///
     /// A ring that goes on where a predecessor has stopped waits for no kick, and notifies once: either may be lost.
+    /// Returns whether it is one.
     ///
     /// # Errors
     /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
-    pub fn start(&self, setup: RingSetup) -> Result<(), RingError> {
+    pub fn start(&self, setup: RingSetup) -> Result<bool, RingError> {
         let (mut running, resumed) = Running::new(setup)?;
         // A predecessor that was killed while it polled has left the driver told not to kick.
         running.ring.enable_kicks();
@@ -148,7 +149,7 @@ impl BlkQueue {
         if resumed {
             state.notifier.ring_resumed();
         }
-        Ok(())
+        Ok(resumed)
     }
 
     /// Stops the ring: nothing more is taken; when the last request in flight is answered, `done` gets the available

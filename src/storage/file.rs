@@ -69,6 +69,22 @@ impl RawFile {
         self.size.load(Ordering::Relaxed)
     }
 
+    pub(super) fn refresh_size(&self) -> io::Result<u64> {
+        let bytes = match self.kind {
+            Kind::Regular => self.file.metadata()?.len(),
+            Kind::BlockDevice => sys::blkgetsize64(&self.file)?,
+        };
+        let size = bytes - bytes % u64::from(self.limits.logical_block_size);
+        if size == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no whole block is left",
+            ));
+        }
+        self.size.store(size, Ordering::Relaxed);
+        Ok(size)
+    }
+
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
     }

@@ -134,6 +134,19 @@ impl Storage {
         }
     }
 
+    /// Looks at the size again, because the file or the device may have grown or shrunk, and returns it. Any thread.
+    ///
+    /// What is behind the last whole logical block is left out.
+    ///
+    /// # Errors
+    /// The size cannot be had, or not one block is left; the old one stays.
+    pub fn refresh_size(&self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => file.refresh_size(),
+            Self::Null(null) => Ok(null.size()),
+        }
+    }
+
     /// What it can do.
     pub fn limits(&self) -> &Limits {
         match self {

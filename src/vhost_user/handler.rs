@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::error::SessionError;
 use super::session::Session;
@@ -21,6 +22,8 @@ pub(super) struct Handler<'a> {
     pub(super) session: Session<'a>,
     /// A request that wants data was refused: the protocol has no answer for that, so the connection must end.
     pub(super) unanswered: bool,
+    /// The socket that the message at hand brings, before the crate hides it.
+    pub(super) offered: Option<OwnedFd>,
 }
 
 impl Handler<'_> {
@@ -76,7 +79,13 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         use VhostUserProtocolFeatures as F;
-        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::INFLIGHT_SHMFD | F::LOG_SHMFD | F::REPLY_ACK)
+        Ok(F::MQ
+            | F::BACKEND_REQ
+            | F::CONFIG
+            | F::CONFIGURE_MEM_SLOTS
+            | F::INFLIGHT_SHMFD
+            | F::LOG_SHMFD
+            | F::REPLY_ACK)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -183,13 +192,11 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        ack(
-            "SET_CONFIG",
-            self.session
-                .device()
-                .write_config(offset, data)
-                .map_err(SessionError::from),
-        )
+        ack("SET_CONFIG", self.session.write_config(offset, data))
+    }
+
+    fn set_backend_req_fd(&mut self, _backend: Backend) {
+        self.session.channel().set(self.offered.take());
     }
 
     fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {

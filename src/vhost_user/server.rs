@@ -17,9 +17,11 @@ use std::time::Duration;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::channel::{self, BackendChannel, Resizer};
 use super::handler::Handler;
 use super::session::Session;
 use crate::blk::device::BlkDevice;
+use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -68,6 +70,7 @@ pub struct Server {
     /// Removed with the server.
     _path: Option<SocketPath>,
     stop: Stopper,
+    channel: BackendChannel,
 }
 
 impl Server {
@@ -87,6 +90,7 @@ impl Server {
             socket: Socket::Listening(listener),
             _path: Some(path),
             stop: Stopper::new()?,
+            channel: BackendChannel::default(),
         })
     }
 
@@ -114,12 +118,18 @@ impl Server {
             socket,
             _path: None,
             stop: Stopper::new()?,
+            channel: BackendChannel::default(),
         })
     }
 
     /// A handle that ends [`Server::run`] from another thread.
     pub fn stopper(&self) -> Stopper {
         self.stop.clone()
+    }
+
+    /// A handle that takes over a changed size of `storage`, the one of the disk that is served.
+    pub fn resizer(&self, storage: Arc<Storage>) -> Resizer {
+        Resizer::new(storage, self.channel.clone())
     }
 
     /// Serves frontends until stopped (or, on a connected socket, until that frontend leaves).
@@ -169,8 +179,9 @@ impl Server {
         }
         tracing::info!(disk, "frontend connected");
         let handler = Handler {
-            session: Session::new(device),
+            session: Session::new(device, self.channel.clone()),
             unanswered: false,
+            offered: None,
         };
         let handler = Arc::new(Mutex::new(handler));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
@@ -193,6 +204,8 @@ fn serve_requests(
     handler: &Mutex<Handler<'_>>,
 ) -> Option<VhostError> {
     loop {
+        let offered = channel::peek(requests);
+        lock(handler).offered = offered;
         match requests.handle_request() {
             Ok(()) => {}
             Err(VhostError::Disconnected) => return None,

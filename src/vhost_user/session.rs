@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::sync::{Arc, mpsc};
 
+use super::channel::BackendChannel;
 use super::error::SessionError;
 use super::vring::{Kick, Vring};
 use crate::aio::Remote;
@@ -30,6 +31,7 @@ type Result<T> = std::result::Result<T, SessionError>;
 #[derive(Debug)]
 pub struct Session<'a> {
     device: &'a mut BlkDevice,
+    channel: BackendChannel,
     memory: Arc<GuestMemory>,
     acked: u64,
     vrings: Vec<Vring>,
@@ -52,10 +54,13 @@ enum Inflight {
 
 impl<'a> Session<'a> {
     /// A fresh session: nothing is negotiated.
-    pub fn new(device: &'a mut BlkDevice) -> Self {
+    ///
+    /// `channel` is used once the frontend has set it up.
+    pub fn new(device: &'a mut BlkDevice, channel: BackendChannel) -> Self {
         let vrings = device.queues().iter().map(|_| Vring::default()).collect();
         Self {
             device,
+            channel,
             memory: Arc::default(),
             acked: 0,
             vrings,
@@ -68,6 +73,23 @@ impl<'a> Session<'a> {
     /// The device that is served.
     pub(super) fn device(&mut self) -> &mut BlkDevice {
         self.device
+    }
+
+    pub(super) fn channel(&self) -> &BackendChannel {
+        &self.channel
+    }
+
+    /// Writes to the configuration space, and lets a successor know.
+    pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let written = self.device.write_config(offset, data);
+        self.record_writeback();
+        Ok(written?)
+    }
+
+    fn record_writeback(&self) {
+        if let Inflight::Region(region) = &self.inflight {
+            region.set_device_state(u8::from(self.device.writeback()));
+        }
     }
 
     pub(super) fn features(&self) -> u64 {
@@ -241,7 +263,13 @@ impl<'a> Session<'a> {
             return Err(SessionError::Running(running));
         }
         self.inflight = Inflight::Refused;
-        self.inflight = Inflight::Region(InflightRegion::map(file, layout)?);
+        let region = InflightRegion::map(file, layout)?;
+        if let Some(writeback) = region.device_state() {
+            let restored = self.device.set_writeback(writeback != 0);
+            restored.map_err(SessionError::Flush)?;
+        }
+        self.inflight = Inflight::Region(region);
+        self.record_writeback();
         Ok(())
     }
 
@@ -362,7 +390,11 @@ impl<'a> Session<'a> {
         let enable = self.acked & PROTOCOL_FEATURES == 0;
         let queue = self.queue(index);
         let started = queue.call(move |queue| queue.start(setup))?;
-        started.map_err(|source| SessionError::Ring { index, source })?;
+        let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
+        if resumed {
+            // The predecessor may have served a disk of another size.
+            self.channel.config_changed();
+        }
         self.vrings[index].running = true;
         let queue = self.queue(index);
         let set = queue.call(move |queue| {
@@ -394,6 +426,7 @@ impl<'a> Session<'a> {
     }
 
     fn reset(&mut self) -> Result<()> {
+        self.channel.set(None);
         self.stop_all()?;
         for queue in self.device.queues() {
             queue.call(|queue| {

@@ -29,6 +29,7 @@ pub(crate) mod msg {
     pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
     pub(crate) const GET_QUEUE_NUM: u32 = 17;
     pub(crate) const SET_VRING_ENABLE: u32 = 18;
+    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
     pub(crate) const GET_INFLIGHT_FD: u32 = 31;
@@ -48,9 +49,14 @@ const NEED_REPLY: u32 = 1 << 3;
 const MQ: u64 = 1;
 const LOG_SHMFD: u64 = 1 << 1;
 const REPLY_ACK: u64 = 1 << 3;
+const BACKEND_REQ: u64 = 1 << 5;
 const CONFIG: u64 = 1 << 9;
 const INFLIGHT_SHMFD: u64 = 1 << 12;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+
+/// What these tests speak.
+const PROTOCOL: u64 =
+    MQ | LOG_SHMFD | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS;
 
 /// A connection.
 #[derive(Debug)]
@@ -110,7 +116,7 @@ impl Client {
         let accepted = offered & (features | PROTOCOL_FEATURES);
         self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])?;
         let offered = self.get_u64(msg::GET_PROTOCOL_FEATURES)?;
-        let accepted = offered & (MQ | LOG_SHMFD | REPLY_ACK | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS);
+        let accepted = offered & PROTOCOL;
         assert!(accepted & REPLY_ACK != 0, "the backend has no REPLY_ACK");
         self.send(msg::SET_PROTOCOL_FEATURES, 0, &accepted.to_le_bytes(), &[])
     }

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{ENTRY_LEN, HEADER_LEN, InflightArea, InflightError};
 use crate::memory::{MappedArea, keep_length, memfd};
@@ -9,6 +11,12 @@ use crate::virtqueue::MAX_QUEUE_SIZE;
 
 /// Each queue's part starts at a multiple of this.
 const ALIGNMENT: usize = 64;
+/// Bytes behind the queues' parts, in regions that were made here.
+const TRAILER_LEN: usize = 64;
+/// First bytes of the trailer; the next one holds the state.
+const TRAILER_MAGIC: [u8; 8] = *b"vublk-01";
+/// A state was recorded.
+const RECORDED: u8 = 0x80;
 
 /// What the two messages say about a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +107,8 @@ impl RegionLayout {
 #[derive(Debug)]
 pub struct InflightRegion {
     area: MappedArea,
+    /// A byte that is no queue's.
+    state: Option<MappedArea>,
     layout: RegionLayout,
 }
 
@@ -115,8 +125,11 @@ impl InflightRegion {
             queue_size,
         };
         layout.check_queues()?;
-        layout.size = layout.needed();
-        Ok((layout, memfd(c"vhost-user-blk-inflight", layout.size)?))
+        let trailer = layout.needed();
+        layout.size = trailer + TRAILER_LEN as u64;
+        let file = memfd(c"vhost-user-blk-inflight", layout.size)?;
+        file.write_all_at(&TRAILER_MAGIC, trailer)?;
+        Ok((layout, file))
     }
 
     /// Maps a region that the frontend has kept (SET_INFLIGHT_FD).
@@ -135,9 +148,12 @@ impl InflightRegion {
         if offset.checked_add(size).is_none_or(|end| end > len) {
             return Err(RegionError::BeyondEof { size, offset });
         }
+        let trailer = size >= needed + TRAILER_LEN as u64 && has_trailer(&file, offset + needed)?;
         let needed = usize::try_from(needed).map_err(io::Error::other)?;
-        let area = MappedArea::map(file, offset, needed)?;
-        let region = Self { area, layout };
+        let mapped = if trailer { needed + TRAILER_LEN } else { needed };
+        let area = MappedArea::map(file, offset, mapped)?;
+        let state = trailer.then(|| area.part(needed + TRAILER_MAGIC.len(), 1));
+        let region = Self { area, state, layout };
         for queue in 0..layout.queues {
             region.part(queue)?;
         }
@@ -156,10 +172,38 @@ impl InflightRegion {
         }
     }
 
+    /// What the device has recorded: below 128.
+    pub fn device_state(&self) -> Option<u8> {
+        // Acquire: pairs with the release store of the predecessor, which has ended.
+        let state = self.state()?.load(Ordering::Acquire);
+        (state & RECORDED != 0).then_some(state & !RECORDED)
+    }
+
+    /// Records a few bits (below 128) that a driver has set on the device and no frontend sets again after a crash.
+    ///
+    /// A region that was made elsewhere has no place for them.
+    pub fn set_device_state(&self, state: u8) {
+        if let Some(byte) = self.state() {
+            byte.store(state | RECORDED, Ordering::Release);
+        }
+    }
+
+    fn state(&self) -> Option<&AtomicU8> {
+        let area = self.state.as_ref()?;
+        // SAFETY: one byte, mapped as long as the area lives; shared with the frontend, hence atomic.
+        Some(unsafe { AtomicU8::from_ptr(area.as_ptr()) })
+    }
+
     fn part(&self, queue: u16) -> Result<InflightArea, RegionError> {
         let RegionLayout { queue_size, .. } = self.layout;
         let stride = RegionLayout::stride(queue_size);
         let area = self.area.part(usize::from(queue) * stride, stride);
         InflightArea::new(area, queue_size).map_err(|source| RegionError::Corrupt { queue, source })
     }
+}
+
+fn has_trailer(file: &File, offset: u64) -> io::Result<bool> {
+    let mut magic = [0; TRAILER_MAGIC.len()];
+    file.read_exact_at(&mut magic, offset)?;
+    Ok(magic == TRAILER_MAGIC)
 }

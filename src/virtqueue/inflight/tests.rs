@@ -30,8 +30,8 @@ impl Fixture {
 
     /// Writes into the second queue's part.
     fn put(&self, offset: usize, bytes: &[u8]) {
-        let stride = self.layout.size / 2;
-        self.file.write_all_at(bytes, stride + offset as u64).unwrap();
+        // 16 bytes of header and 16 for each of eight descriptors, up to the next multiple of 64.
+        self.file.write_all_at(bytes, 192 + offset as u64).unwrap();
     }
 
     fn map(&self) -> Result<InflightRegion, RegionError> {
@@ -62,11 +62,31 @@ fn chains_come_back_in_the_order_of_their_counters() {
 #[test]
 fn parts_are_where_the_protocol_has_them() {
     let (layout, file) = InflightRegion::create(3, 128).unwrap();
-    assert_eq!((layout.size, layout.offset), (3 * 2112, 0));
+    assert_eq!((layout.size, layout.offset), (3 * 2112 + 64, 0));
     assert!(
         file.set_len(0).is_err() && file.set_len(1 << 20).is_err(),
         "sealed"
     );
+}
+
+#[test]
+fn the_devices_state_is_kept_and_costs_a_foreign_region_nothing() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.map().unwrap().device_state(), None);
+    for state in [0, 1, 127] {
+        fixture.map().unwrap().set_device_state(state);
+        assert_eq!(fixture.map().unwrap().device_state(), Some(state));
+    }
+    let foreign = Fixture {
+        layout: RegionLayout {
+            size: 2 * 192,
+            ..fixture.layout
+        },
+        ..fixture
+    };
+    let region = foreign.map().unwrap();
+    region.set_device_state(1);
+    assert_eq!(region.device_state(), None);
 }
 
 #[test]
