@@ -61,7 +61,7 @@ impl Engines {
     /// # Errors
     /// The kernel gives no further ring, though it has given one to [`Plan::choose`].
     pub fn new(ctx: &AioContext, plan: Plan, storage: Arc<Storage>, pool: ThreadPool) -> Result<Self, Error> {
-        let threads = ThreadsEngine::new(pool);
+        let threads = ThreadsEngine::new(ctx, &storage, pool);
         let shared = match (plan.executor, storage.fd()) {
             (Executor::IoUring, Some(fd)) => {
                 let ring = Uring::new(fd).map_err(Error::IoUring)?;

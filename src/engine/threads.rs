@@ -1,15 +1,22 @@
 //! Blocking calls in the IOThread's thread pool.
+//!
+//! Writes that take turns (see [`Storage::writes_take_turns`]) have a worker of their own: with more, all but one would
+//! fight for the file's lock, burning CPU time, and be missing for reads. (The kernel's own workers for io_uring do the
+//! same.)
 
 use std::cell::RefCell;
 use std::io;
 
-use super::{IoRequest, Requests};
+use super::{IoOp, IoRequest, Requests};
 use crate::aio::AioContext;
-use crate::thread_pool::{Outcome, ThreadPool, Work};
+use crate::storage::Storage;
+use crate::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
 
 /// Every request is one piece of work for the pool.
 pub(super) struct ThreadsEngine {
     pool: ThreadPool,
+    /// For writes that take turns.
+    writer: Option<ThreadPool>,
     /// Recycled between batches.
     works: RefCell<Vec<Box<dyn Work>>>,
 }
@@ -23,10 +30,15 @@ impl std::fmt::Debug for ThreadsEngine {
 }
 
 impl ThreadsEngine {
-    /// An engine on a pool of the calling thread's context.
-    pub(super) fn new(pool: ThreadPool) -> Self {
+    /// An engine for `storage` on a pool of the calling thread's context.
+    pub(super) fn new(ctx: &AioContext, storage: &Storage, pool: ThreadPool) -> Self {
+        let writer = ThreadPoolParams {
+            min_threads: 0,
+            max_threads: 1,
+        };
         Self {
             pool,
+            writer: storage.writes_take_turns().then(|| ThreadPool::new(ctx, writer)),
             works: RefCell::default(),
         }
     }
@@ -34,8 +46,17 @@ impl ThreadsEngine {
     /// Queues the batch, which is left empty.
     pub(super) fn submit(&self, batch: &mut Requests) {
         let mut works = self.works.take();
+        if let Some(writer) = &self.writer {
+            let writes = batch.extract_if(.., |request| request.op == IoOp::Write { durable: false });
+            works.extend(writes.map(|request| request as Box<dyn Work>));
+            if !works.is_empty() {
+                writer.submit_batch(&mut works);
+            }
+        }
         works.extend(batch.drain(..).map(|request| request as Box<dyn Work>));
-        self.pool.submit_batch(&mut works);
+        if !works.is_empty() {
+            self.pool.submit_batch(&mut works);
+        }
         self.works.replace(works);
     }
 

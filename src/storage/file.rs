@@ -151,6 +151,10 @@ impl RawFile {
         transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
     }
 
+    pub(super) fn writes_take_turns(&self) -> bool {
+        self.kind == Kind::Regular && !self.direct
+    }
+
     pub(super) fn nowait(&self) -> Nowait {
         self.nowait.kind()
     }

@@ -174,6 +174,15 @@ impl Storage {
         }
     }
 
+    /// True if only one write at a time makes progress: file systems lock a regular file for each write through the
+    /// page cache.
+    pub fn writes_take_turns(&self) -> bool {
+        match self {
+            Self::File(file) => file.writes_take_turns(),
+            Self::Null(_) => false,
+        }
+    }
+
     /// Whether it is worth to try without waiting.
     pub fn nowait(&self) -> Nowait {
         match self {
