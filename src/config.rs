@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::blk::request::ID_LEN;
 use crate::engine::Choice;
+use crate::mapping::IoThreadMap;
 
 /// Serve a disk image to a virtual machine over a vhost-user socket.
 ///
@@ -64,6 +65,14 @@ pub struct Cli {
     /// Number of IOThreads (1 to 256); virtqueues are spread over them round robin.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub iothreads: u16,
+
+    /// Which virtqueues each IOThread serves, e.g. 0:0,1;1:2-3 for two IOThreads and four queues.
+    #[arg(long, value_name = "MAP")]
+    pub iothread_vq_mapping: Option<IoThreadMap>,
+
+    /// Host CPUs that an IOThread and its workers run on, e.g. 0:2;1:3-5.
+    #[arg(long, value_name = "MAP")]
+    pub iothread_cpus: Option<IoThreadMap>,
 
     /// How disk I/O is executed.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Aio::Auto)]
@@ -174,7 +183,36 @@ impl Cli {
                 self.thread_pool_min, self.thread_pool_max
             ));
         }
+        self.queue_iothreads()?;
+        self.cpus()?;
         Ok(())
+    }
+}
+
+impl Cli {
+    /// The IOThread of each queue.
+    ///
+    /// # Errors
+    /// A mapping that does not fit the numbers of queues and IOThreads.
+    pub fn queue_iothreads(&self) -> Result<Vec<u16>, String> {
+        match &self.iothread_vq_mapping {
+            None => Ok((0..self.num_queues).map(|queue| queue % self.iothreads).collect()),
+            Some(map) => map
+                .queues(self.num_queues, self.iothreads)
+                .map_err(|error| format!("--iothread-vq-mapping: {error}")),
+        }
+    }
+
+    /// IOThreads that are pinned, and where to.
+    ///
+    /// # Errors
+    /// An IOThread that there is not.
+    pub fn cpus(&self) -> Result<&[(u16, Vec<u16>)], String> {
+        let checked = self.iothread_cpus.as_ref().map(|map| map.checked(self.iothreads));
+        let checked = checked
+            .transpose()
+            .map_err(|error| format!("--iothread-cpus: {error}"))?;
+        Ok(checked.unwrap_or_default())
     }
 }
 
@@ -266,6 +304,10 @@ mod tests {
             &["--fd", "3"],
             &["--poll-max-ns=-1"],
             &["--log-level", "loud"],
+            &["--iothread-vq-mapping", "0:1"],
+            &["--iothread-vq-mapping", "1:0"],
+            &["--iothread-vq-mapping", "0"],
+            &["--iothread-cpus", "1:0"],
             &["--no-such-option"],
         ] {
             let error = parse(bad).unwrap_err();

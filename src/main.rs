@@ -16,6 +16,7 @@ use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
 use vhost_user_blk::engine::Plan;
+use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::ThreadPoolParams;
 use vhost_user_blk::vhost_user::server::Server;
@@ -58,7 +59,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let storage = open_storage(cli)?;
     let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let params = device_params(cli, &storage, engine);
+    let params = device_params(cli, &storage, engine)?;
     let mut device = BlkDevice::new(Arc::clone(&storage), params, &iothreads)?;
     if !cli.incoming {
         device.activate().map_err(lock_error)?;
@@ -120,13 +121,19 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
     let config = IoThreadConfig {
         poll_max: Duration::from_nanos(cli.poll_max_ns),
     };
-    (0..cli.iothreads)
-        .map(|n| Ok(IoThread::spawn(&format!("iothread{n}"), config)?))
-        .collect()
+    let spawn = |n| Ok(IoThread::spawn(&format!("iothread{n}"), config)?);
+    let iothreads = (0..cli.iothreads)
+        .map(spawn)
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    for (iothread, cpus) in cli.cpus().map_err(|e| anyhow!(e))? {
+        pin_thread(iothreads[usize::from(*iothread)].thread_id(), cpus)
+            .with_context(|| format!("--iothread-cpus: cannot run IOThread {iothread} on CPUs {cpus:?}"))?;
+    }
+    Ok(iothreads)
 }
 
-fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> DeviceParams {
-    DeviceParams {
+fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> anyhow::Result<DeviceParams> {
+    Ok(DeviceParams {
         name: storage.path().display().to_string(),
         engine,
         serial: cli.serial,
@@ -137,7 +144,8 @@ fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> DeviceParams {
             max_threads: cli.thread_pool_max.into(),
         },
         batch_notifications: cli.notify == Notify::Batch,
-    }
+        queue_iothreads: cli.queue_iothreads().map_err(|e| anyhow!(e))?,
+    })
 }
 
 /// Takes over a file descriptor that this process was started with.

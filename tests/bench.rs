@@ -117,6 +117,120 @@ fn a_report_has_a_row_for_each_backend_and_case() {
     );
 }
 
+/// Measures briefly and returns the report as JSON; `out` keeps it and the HTML page.
+fn report(out: &Path, args: &[&str]) -> serde_json::Value {
+    let brief = ["--runtime", "0.1", "--warmup", "0.05", "--rounds", "1", "--out"];
+    let path = out.to_str().expect("the path is UTF-8");
+    let output = run(&[args, &brief, &[path]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    read(&out.join("report.json"))
+}
+
+fn read(path: &Path) -> serde_json::Value {
+    let json = std::fs::read_to_string(path).expect("the report is there");
+    serde_json::from_str(&json).expect("it is JSON")
+}
+
+#[test]
+fn every_sample_has_all_that_the_schema_documents() {
+    let documented = include_str!("../docs/bench-schema.md");
+    let out = tempfile::tempdir().expect("make a directory");
+    let report = report(out.path(), &["--backend", "plain", "--shape", "1x4"]);
+    for part in [
+        &report,
+        &report["machine"],
+        &report["samples"][0],
+        &report["summaries"][0],
+    ] {
+        for field in part.as_object().expect("an object").keys() {
+            assert!(
+                documented.contains(&format!("`{field}`")),
+                "{field} is not documented"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_limit_is_measured_beside_the_backends() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let report = report(out.path(), &["--backend", "plain", "--shape", "1x4", "--limit"]);
+    let rows = report["summaries"].as_array().expect("summaries");
+    let names: Vec<_> = rows.iter().map(|row| row["backend"].as_str()).collect();
+    assert_eq!(names, ["plain", "limit:psync", "limit:io_uring"].map(Some));
+    let shares: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row["share_of_limit"].as_f64())
+        .collect();
+    assert_eq!(shares.len(), 3);
+    assert!(
+        shares.iter().all(|&share| share > 0.0 && share <= 1.0),
+        "{shares:?}"
+    );
+    assert!(
+        rows.iter()
+            .all(|row| row["backend"] == "plain" || row["ratio"].is_null())
+    );
+}
+
+#[test]
+fn each_disk_has_a_backend_of_its_own() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let report = report(out.path(), &["--backend", "ours", "--shape", "1x4x3,1x4"]);
+    let rss = |i: usize| report["samples"][i]["rss_kib"].as_u64().expect("a number");
+    assert_eq!(report["samples"][0]["disks"], 3);
+    assert!(rss(0) > 2 * rss(1), "{} and {} KiB", rss(0), rss(1));
+}
+
+#[test]
+fn a_null_disk_is_measured_without_a_file() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let args = [
+        "--backend",
+        "plain",
+        "--shape",
+        "1x4",
+        "--storage",
+        "null",
+        "--limit",
+    ];
+    let report = report(out.path(), &args);
+    let all = report["summaries"].as_array().expect("summaries");
+    let rows: Vec<_> = all.iter().filter(|row| row["storage"] == "null").collect();
+    assert_eq!(rows.len(), 1, "the host alone has nothing to do on a null disk");
+    assert!(rows[0]["iops"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_report_is_compared_and_rendered_again() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let mut old = report(out.path(), &["--backend", "plain", "--shape", "1x4"]);
+    let new = out.path().join("report.json");
+    let compare = |old: &Path| {
+        let output = Command::new(BENCH).arg("compare").args([old, &new]).output();
+        output.expect("compare")
+    };
+    assert!(compare(&new).status.success());
+    let iops = old["samples"][0]["iops"].as_f64().expect("a number");
+    old["samples"][0]["iops"] = (iops * 2.0).into();
+    let better = out.path().join("better.json");
+    std::fs::write(&better, old.to_string()).expect("write");
+    let output = compare(&better);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && text.contains("SLOWER"), "{text}");
+
+    let again = out.path().join("again");
+    let rendered = Command::new(BENCH)
+        .arg("render")
+        .arg(&new)
+        .arg("--out")
+        .arg(&again)
+        .output();
+    assert!(rendered.expect("render").status.success());
+    assert_eq!(read(&again.join("report.json"))["samples"], read(&new)["samples"]);
+}
+
 #[test]
 fn a_killed_benchmark_leaves_no_process_and_no_file() {
     for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGINT] {

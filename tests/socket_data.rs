@@ -135,6 +135,12 @@ fn random_requests_on_two_iothreads_match_a_plain_array() {
 }
 
 #[test]
+fn random_requests_on_mapped_iothreads_match_a_plain_array() {
+    let mapping = ["--iothread-vq-mapping", "1:0-2;0:3", "--iothread-cpus", "0:0"];
+    random_requests_match(4, &[&["--iothreads", "2"][..], &mapping].concat());
+}
+
+#[test]
 fn random_requests_with_one_notification_each_match_a_plain_array() {
     random_requests_match(1, &["--notify", "each"]);
 }

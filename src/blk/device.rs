@@ -42,6 +42,8 @@ pub struct DeviceParams {
     pub queue_size: u16,
     /// How I/O is executed.
     pub engine: Plan,
+    /// The IOThread of each queue, an index into those that [`BlkDevice::new`] gets.
+    pub queue_iothreads: Vec<u16>,
     /// Limits of each IOThread's thread pool.
     pub thread_pool: ThreadPoolParams,
     /// Notifications are coalesced at the start.
@@ -63,13 +65,13 @@ pub struct BlkDevice {
 }
 
 impl BlkDevice {
-    /// Makes a disk whose queues are spread over `iothreads` round robin.
+    /// Makes a disk whose queues live on `iothreads`.
     ///
     /// # Errors
     /// An IOThread that has ended, or has no resources for the engine.
     ///
     /// # Panics
-    /// Without IOThreads.
+    /// If a queue's IOThread is not among them.
     pub fn new(
         storage: Arc<Storage>,
         params: DeviceParams,
@@ -90,11 +92,9 @@ impl BlkDevice {
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
-        for (position, iothread) in iothreads.iter().enumerate() {
-            let mine = (0u16..)
-                .zip(stats.iter().cloned())
-                .skip(position)
-                .step_by(iothreads.len());
+        for (position, iothread) in (0u16..).zip(iothreads) {
+            let mine = (0u16..).zip(stats.iter().cloned());
+            let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
             let (plan, pool) = (params.engine, params.thread_pool);
             let (reply, created) = mpsc::channel();

@@ -20,6 +20,10 @@ pub enum Error {
     #[error("--aio native needs --direct: without O_DIRECT, Linux AIO blocks the IOThread for each request")]
     NativeBuffered,
 
+    /// There is nothing that the kernel could do I/O on.
+    #[error("--aio io_uring and --aio native need a file; choose --aio threads or auto")]
+    NoFile,
+
     /// The completion eventfd cannot be watched.
     #[error("completions cannot be watched")]
     Watch(#[from] aio::Error),

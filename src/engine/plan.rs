@@ -43,13 +43,17 @@ impl Plan {
     /// Decides, and has the kernel prove that it can.
     ///
     /// `Auto` takes what is in the page cache from there, in the IOThread, and leaves the rest to the thread pool;
-    /// storage that no cache is in front of gets io_uring if there is one. Storage without a file needs no engine.
+    /// storage that no cache is in front of gets io_uring if there is one. Storage without a file needs nobody's help.
     ///
     /// # Errors
     /// An engine that was asked for by name and cannot be had.
     pub fn choose(choice: Choice, storage: &Storage) -> Result<Self, Error> {
         let Some(fd) = storage.fd() else {
-            return Ok(Self::new(true, Executor::Nobody));
+            return match choice {
+                Choice::Auto => Ok(Self::new(true, Executor::Nobody)),
+                Choice::Threads => Ok(Self::new(false, Executor::Threads)),
+                Choice::IoUring | Choice::Native => Err(Error::NoFile),
+            };
         };
         let cached = storage.nowait() != Nowait::No;
         let ring = || Uring::new(fd).map(drop).map_err(Error::IoUring);

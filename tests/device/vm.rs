@@ -104,8 +104,7 @@ impl Vm {
         let stats: Arc<QueueStats> = Arc::default();
         let plan = Plan::choose(Choice::Threads, &device.storage).unwrap();
         let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).unwrap();
-        let engine = engines.engine();
-        let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engine);
+        let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engines.engine());
         let memfd = memfd(MEMORY);
         let vm = Self {
             memory: map(&memfd),

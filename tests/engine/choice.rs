@@ -63,7 +63,6 @@ fn auto_serves_caches_inline_and_disks_with_io_uring() {
     let (disk, memory) = (Image::filled(On::Disk, MIB, 0), Image::filled(On::Tmpfs, MIB, 0));
     assert_eq!(chosen(Choice::Auto, &disk.open()), "inline+threads");
     assert_eq!(chosen(Choice::Auto, &memory.open()), "inline+threads");
-    assert_eq!(chosen(Choice::Auto, &Storage::null(MIB)), "inline");
     if chosen(Choice::IoUring, &disk.open()) != "io_uring" {
         return skipped("auto with O_DIRECT", "no io_uring here");
     }
@@ -88,6 +87,15 @@ fn where_there_is_no_io_uring_auto_takes_threads_and_io_uring_is_refused_with_th
             assert!(refusal.contains("--aio threads"), "{refusal}");
         });
     }
+}
+
+#[test]
+fn a_disk_without_a_file_has_no_engine_of_the_kernel() {
+    let null = Storage::null(MIB);
+    assert_eq!(chosen(Choice::Auto, &null), "inline");
+    assert_eq!(chosen(Choice::Threads, &null), "threads");
+    assert!(chosen(Choice::IoUring, &null).contains("need a file"));
+    assert!(chosen(Choice::Native, &null).contains("need a file"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::units;
 
@@ -12,8 +12,11 @@ use crate::units;
 /// Starts each backend itself, drives it as a native vhost-user frontend (no virtual machine), and
 /// interleaves all candidates in every round, so that a noisy machine disturbs all of them alike.
 #[derive(Parser, Debug)]
-#[command(version, about)]
+#[command(version, about, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
+
     /// A ready set of backends and shapes; single options below override its parts
     #[arg(long, value_enum)]
     pub(crate) preset: Option<Preset>,
@@ -32,8 +35,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
 
-    /// Queues x iodepth of each queue, e.g. 8x64; several separated by commas
-    #[arg(long = "shape", value_name = "QxD", value_delimiter = ',')]
+    /// Queues x iodepth of each queue, e.g. 8x64, and x disks, e.g. 1x8x16, with a backend process for each
+    /// disk; several separated by commas
+    #[arg(long = "shape", value_name = "QxD[xN]", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
 
     /// Where the image is; several separated by commas
@@ -88,6 +92,11 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) suppress: bool,
 
+    /// Measure as well what this machine does on the same files without virtio, with pread/pwrite in threads
+    /// and with io_uring, and say how much of that each backend reaches
+    #[arg(long)]
+    pub(crate) limit: bool,
+
     /// Write report.json and report.html to this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -101,17 +110,42 @@ pub(crate) struct Args {
     pub(crate) janitor: Vec<PathBuf>,
 }
 
+#[derive(Subcommand, Debug)]
+pub(crate) enum Action {
+    /// Compares two reports row by row; fails if something became slower beyond doubt
+    Compare {
+        /// report.json of before
+        old: PathBuf,
+        /// report.json of after
+        new: PathBuf,
+    },
+    /// Makes a report of samples that were measured elsewhere, or a report.json
+    Render {
+        /// JSON with `samples` and, if known, `machine`, `command`, `backends` and `notes`
+        samples: PathBuf,
+
+        /// Write report.json and report.html to this directory
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
     /// ours (batch, each) and qsd at 1x1, 1x64, 8x64 in tmpfs; under a minute
     Quick,
-    /// batch against each at 8x64 and 1x1, many rounds: what deferred notification is worth
+    /// batch against each at 8x64 and 1x1, with and without EVENT_IDX, many rounds: what deferred
+    /// notification is worth
     Headline,
     /// ours, qsd with each of its engines and the plain backend, at 1x1, 1x64, 8x64, page cache and O_DIRECT
     Peers,
+    /// Each way of ours to execute I/O, at 1x1, 1x64, 8x64, page cache and O_DIRECT
+    Engines,
+    /// 1 to 16 queues, iodepth 1 to 256, 1 to 64 disks: the cost of an I/O must not grow with them
+    Scaling,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum StorageKind {
     /// A file in /dev/shm
@@ -120,9 +154,18 @@ pub(crate) enum StorageKind {
     PageCache,
     /// The same file, opened with O_DIRECT
     Direct,
+    /// No file: the backend answers at once, and all that is left is virtio
+    Null,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+impl StorageKind {
+    /// Whether it is about a file outside of /dev/shm.
+    pub(crate) fn is_on_disk(self) -> bool {
+        matches!(self, Self::PageCache | Self::Direct)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Pattern {
     Read,
@@ -141,23 +184,48 @@ impl Pattern {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Wait {
     Sleep,
     Spin,
 }
 
-/// How much is in flight: queues, and requests in each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+/// How much is in flight: queues, requests in each, and disks that have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Shape {
     pub(crate) queues: u16,
     pub(crate) iodepth: u16,
+    pub(crate) disks: u16,
+}
+
+impl Shape {
+    pub(crate) const fn new(queues: u16, iodepth: u16, disks: u16) -> Self {
+        Self {
+            queues,
+            iodepth,
+            disks,
+        }
+    }
+
+    /// Queues of all disks.
+    pub(crate) fn lanes(self) -> usize {
+        usize::from(self.queues) * usize::from(self.disks)
+    }
+
+    /// Requests in all of them.
+    pub(crate) fn in_flight(self) -> usize {
+        self.lanes() * usize::from(self.iodepth)
+    }
 }
 
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.queues, self.iodepth)
+        write!(f, "{}x{}", self.queues, self.iodepth)?;
+        if self.disks > 1 {
+            write!(f, "x{}", self.disks)?;
+        }
+        Ok(())
     }
 }
 
@@ -165,17 +233,22 @@ impl std::str::FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
-            let (queues, iodepth) = text.split_once('x')?;
-            Some(Self {
-                queues: queues.parse().ok()?,
-                iodepth: iodepth.parse().ok()?,
-            })
+        let numbers: Result<Vec<u16>, _> = text.split('x').map(str::parse).collect();
+        let shape = match numbers.as_deref() {
+            Ok(&[queues, iodepth]) => Self::new(queues, iodepth, 1),
+            Ok(&[queues, iodepth, disks]) => Self::new(queues, iodepth, disks),
+            _ => {
+                return Err(format!(
+                    "{text:?} is not QUEUESxIODEPTH, e.g. 8x64, or QUEUESxIODEPTHxDISKS"
+                ));
+            }
         };
-        let shape = parse().ok_or_else(|| format!("{text:?} is not QUEUESxIODEPTH, e.g. 8x64"))?;
         // The driver takes three descriptors a request (no indirect tables), and a ring has 1024 at most.
-        if !(1..=256).contains(&shape.queues) || !(1..=341).contains(&shape.iodepth) {
-            return Err(format!("{text}: 1 to 256 queues, iodepth 1 to 341"));
+        let ranges = [(shape.queues, 256), (shape.iodepth, 341), (shape.disks, 64)];
+        if ranges.iter().any(|&(value, most)| value < 1 || value > most) {
+            return Err(format!(
+                "{text}: 1 to 256 queues, iodepth 1 to 341, 1 to 64 disks"
+            ));
         }
         Ok(shape)
     }

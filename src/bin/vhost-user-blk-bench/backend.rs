@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::candidate::{Candidate, Target};
+use crate::candidate::Candidate;
+use crate::command::Target;
 use crate::image::Image;
 
 /// How long a backend may take to listen, and to end after SIGTERM.
@@ -26,17 +27,24 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Starts `candidate` with its socket and log in `dir` and waits until its socket is there.
+    /// Starts `candidate` for disk `disk` with its socket and log in `dir` and waits until its socket is there.
     ///
     /// Call it on the main thread: the child gets its SIGKILL when the thread that started it ends.
-    pub(crate) fn start(candidate: &Candidate, image: &Image, queues: u16, dir: &Path) -> Result<Self> {
-        let (socket, log) = (dir.join("vhost.sock"), dir.join("backend.log"));
+    pub(crate) fn start(
+        candidate: &Candidate,
+        image: &Image,
+        queues: u16,
+        dir: &Path,
+        disk: usize,
+    ) -> Result<Self> {
+        let (socket, log) = (dir.join(format!("{disk}.sock")), dir.join(format!("{disk}.log")));
         let _ = fs::remove_file(&socket);
-        let line = candidate.command_line(&Target {
+        let target = Target {
             socket: &socket,
             image,
             queues,
-        });
+        };
+        let line = target.command_line(candidate);
         let output = File::create(&log).context("create the backend's log")?;
         let mut command = Command::new(&line[0]);
         command

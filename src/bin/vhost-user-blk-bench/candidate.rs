@@ -1,33 +1,38 @@
-//! The backends that are compared, and the command line that starts each of them.
+//! The backends that are compared, and what stands in for them to measure the limit.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::Image;
+use crate::limit::Engine;
 
 /// One backend with its options.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     /// As the user wrote it; the row's name in the report.
     pub(crate) name: String,
-    kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
-    Ours { binary: PathBuf, options: Vec<String> },
-    Qsd { aio: String },
-    Plain { each: bool },
-    Command { words: Vec<String> },
-}
-
-/// What a command line is made for.
-#[derive(Clone, Debug)]
-pub(crate) struct Target<'a> {
-    pub(crate) socket: &'a Path,
-    pub(crate) image: &'a Image,
-    pub(crate) queues: u16,
+pub(crate) enum Kind {
+    Ours {
+        binary: PathBuf,
+        options: Vec<String>,
+    },
+    Qsd {
+        aio: String,
+    },
+    Plain {
+        each: bool,
+    },
+    Command {
+        words: Vec<String>,
+    },
+    /// No backend at all.
+    Limit(Engine),
 }
 
 impl Candidate {
@@ -36,123 +41,133 @@ impl Candidate {
     /// # Errors
     /// If it is none of these or a program that it needs is missing.
     pub(crate) fn parse(spec: &str, binary: Option<&Path>) -> Result<Self> {
-        let kind = if let Some(options) = suffix(spec, "ours") {
-            let options = options.split_whitespace().map(str::to_owned).collect();
-            Kind::Ours {
-                binary: our_binary(binary)?,
-                options,
+        let (mut name, kind) = (spec, Kind::parse(spec, binary)?);
+        if let Kind::Command { .. } = kind {
+            name = spec.split('=').next().unwrap_or_default();
+            ensure!(!name.is_empty(), "{spec}: the name before '=' is empty");
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            kind,
+        })
+    }
+
+    /// What the host itself does.
+    pub(crate) fn limit(engine: Engine) -> Self {
+        Self {
+            name: engine.name().to_owned(),
+            kind: Kind::Limit(engine),
+        }
+    }
+
+    /// Whether it can serve this image. Linux AIO is asynchronous on O_DIRECT files only and refused
+    /// elsewhere; the plain backend knows nothing of aligned buffers; a null disk involves no engine, so
+    /// there is nothing to compare between several.
+    pub(crate) fn supports(&self, image: &Image) -> bool {
+        let serves = |aio: &str| match aio {
+            "native" => image.is_direct(),
+            "io_uring" => !image.is_null(),
+            _ => true,
+        };
+        match &self.kind {
+            Kind::Ours { options, .. } => our_aio(options).is_none_or(|aio| serves(aio) && !image.is_null()),
+            Kind::Qsd { aio } => serves(aio),
+            Kind::Plain { .. } => !image.is_direct(),
+            Kind::Command { words } => !image.is_null() || !words.iter().any(|word| word.contains("{image}")),
+            Kind::Limit(_) => !image.is_null(),
+        }
+    }
+
+    /// Whether its program knows the options; only ours can be asked.
+    ///
+    /// It looks at all of them before it prints its capabilities.
+    pub(crate) fn is_available(&self) -> bool {
+        let Kind::Ours { binary, options } = &self.kind else {
+            return true;
+        };
+        let direct = (our_aio(options) == Some("native")).then_some("--direct");
+        let status = Command::new(binary)
+            .arg("--print-capabilities")
+            .args(options)
+            .args(direct)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    /// The first line that its program prints for `--version`.
+    pub(crate) fn version(&self) -> Option<String> {
+        let program = match &self.kind {
+            Kind::Ours { binary, .. } => binary.as_os_str(),
+            Kind::Qsd { .. } => QSD.as_ref(),
+            Kind::Plain { .. } | Kind::Limit(_) => {
+                return Some(format!("built in {}", env!("CARGO_PKG_VERSION")));
             }
-        } else if let Some(aio) = suffix(spec, "qsd") {
+            Kind::Command { .. } => return None,
+        };
+        let output = Command::new(program).arg("--version").output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        Some(text.lines().next()?.trim().to_owned())
+    }
+}
+
+impl Kind {
+    fn parse(spec: &str, binary: Option<&Path>) -> Result<Self> {
+        if let Some(options) = suffix(spec, "ours") {
+            return Ok(Self::Ours {
+                binary: our_binary(binary)?,
+                options: options.split_whitespace().map(str::to_owned).collect(),
+            });
+        }
+        if let Some(aio) = suffix(spec, "qsd") {
             let aio = if aio.is_empty() { "threads" } else { aio };
             ensure!(
                 ["threads", "native", "io_uring"].contains(&aio),
                 "{spec}: aio is threads, native or io_uring"
             );
             ensure!(in_path(QSD), "{spec}: {QSD} is not in PATH");
-            Kind::Qsd { aio: aio.to_owned() }
-        } else if let Some(notify) = suffix(spec, "plain") {
+            return Ok(Self::Qsd { aio: aio.to_owned() });
+        }
+        if let Some(notify) = suffix(spec, "plain") {
             ensure!(
                 ["", "each"].contains(&notify),
                 "{spec}: it is plain or plain:each"
             );
-            Kind::Plain {
+            return Ok(Self::Plain {
                 each: notify == "each",
-            }
-        } else if let Some((name, command)) = spec.split_once('=') {
-            ensure!(
-                command.contains("{socket}"),
-                "{spec}: the command has no {{socket}} in it"
-            );
-            ensure!(!name.is_empty(), "{spec}: the name before '=' is empty");
-            let words = command.split_whitespace().map(str::to_owned).collect();
-            return Ok(Self {
-                name: name.to_owned(),
-                kind: Kind::Command { words },
             });
-        } else {
+        }
+        let Some((_, command)) = spec.split_once('=') else {
             bail!(
                 "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each] or NAME=COMMAND with {{socket}} in it"
             );
         };
-        Ok(Self {
-            name: spec.to_owned(),
-            kind,
+        ensure!(
+            command.contains("{socket}"),
+            "{spec}: the command has no {{socket}} in it"
+        );
+        Ok(Self::Command {
+            words: command.split_whitespace().map(str::to_owned).collect(),
         })
     }
-
-    /// Whether it can serve this image. Linux AIO is asynchronous on O_DIRECT files only, and QEMU refuses
-    /// it elsewhere; the plain backend knows nothing of aligned buffers.
-    pub(crate) fn supports(&self, image: &Image) -> bool {
-        match &self.kind {
-            Kind::Qsd { aio } => aio != "native" || image.direct,
-            Kind::Plain { .. } => !image.direct,
-            Kind::Ours { .. } | Kind::Command { .. } => true,
-        }
-    }
-
-    /// The program and its arguments.
-    pub(crate) fn command_line(&self, target: &Target) -> Vec<String> {
-        let (socket, image) = (target.socket.display(), target.image.path.display());
-        let words = |list: &[String]| list.to_vec();
-        match &self.kind {
-            Kind::Ours { binary, options } => {
-                let mut line = words(&[
-                    binary.display().to_string(),
-                    format!("--socket-path={socket}"),
-                    format!("--blk-file={image}"),
-                    format!("--num-queues={}", target.queues),
-                ]);
-                line.extend(target.image.direct.then(|| "--direct".to_owned()));
-                line.extend(options.iter().cloned());
-                line
-            }
-            Kind::Qsd { aio } => {
-                let direct = if target.image.direct { "on" } else { "off" };
-                words(&[
-                    QSD.to_owned(),
-                    "--blockdev".to_owned(),
-                    format!("driver=file,node-name=f,filename={image},aio={aio},cache.direct={direct}"),
-                    "--object".to_owned(),
-                    "iothread,id=io".to_owned(),
-                    "--export".to_owned(),
-                    format!(
-                        "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={socket},writable=on,\
-                         num-queues={},iothread=io",
-                        target.queues
-                    ),
-                ])
-            }
-            Kind::Plain { each } => {
-                let this = std::env::current_exe().unwrap_or_default().display().to_string();
-                let queues = target.queues.to_string();
-                let mut line = words(&[
-                    this,
-                    "--plain".to_owned(),
-                    socket.to_string(),
-                    image.to_string(),
-                    queues,
-                ]);
-                line.extend(each.then(|| "each".to_owned()));
-                line
-            }
-            Kind::Command { words } => {
-                let fill = |word: &String| {
-                    word.replace("{socket}", &socket.to_string())
-                        .replace("{image}", &image.to_string())
-                        .replace("{queues}", &target.queues.to_string())
-                };
-                words.iter().map(fill).collect()
-            }
-        }
-    }
 }
+
+pub(crate) const QSD: &str = "qemu-storage-daemon";
 
 /// Whether this machine has qemu-storage-daemon.
 pub(crate) fn qsd_is_installed() -> bool {
     in_path(QSD)
 }
 
-const QSD: &str = "qemu-storage-daemon";
+/// The value of `--aio` among our options.
+fn our_aio(options: &[String]) -> Option<&str> {
+    let at = options.iter().position(|option| option.starts_with("--aio"))?;
+    options[at]
+        .strip_prefix("--aio=")
+        .or_else(|| options.get(at + 1).map(String::as_str))
+}
 
 /// `""` for `name`, `rest` for `name:rest`.
 fn suffix<'a>(spec: &'a str, name: &str) -> Option<&'a str> {
@@ -189,22 +204,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_template_gets_socket_image_and_queues() {
-        let candidate = Candidate::parse("mine=serve {socket} -f {image} --n={queues}", None).unwrap();
-        let image = Image {
-            path: "/i".into(),
-            direct: false,
-        };
-        let line = candidate.command_line(&Target {
-            socket: Path::new("/s"),
-            image: &image,
-            queues: 4,
-        });
-        assert_eq!(candidate.name, "mine");
-        assert_eq!(line, ["serve", "/s", "-f", "/i", "--n=4"]);
-    }
-
-    #[test]
     fn a_specification_that_names_nothing_is_refused() {
         for bad in [
             "",
@@ -219,5 +218,20 @@ mod tests {
                 "{bad} was taken"
             );
         }
+    }
+
+    #[test]
+    fn a_command_that_wants_an_image_gets_no_null_disk() {
+        let (null, file) = (
+            Image::Null { size: 4096 },
+            Image::File {
+                path: "/i".into(),
+                direct: false,
+            },
+        );
+        let of = |spec| Candidate::parse(spec, None).unwrap();
+        assert!(of("a=serve {socket} {image}").supports(&file));
+        assert!(!of("a=serve {socket} {image}").supports(&null));
+        assert!(of("a=serve {socket}").supports(&null));
     }
 }

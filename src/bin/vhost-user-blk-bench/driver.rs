@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::args::Wait;
-use crate::lane::Lane;
-use crate::load::{Control, Stage};
+use crate::control::{Control, Driven, Stage};
+use crate::lane::{Counts, Lane};
 
 /// An idle driver looks at the stage this often.
 const IDLE_MS: i32 = 20;
@@ -20,23 +20,36 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Spinning passes between two looks at the stage.
 const SPINS: u32 = 64;
 
-/// Drives `lanes` until `control` says stop and nothing is in flight; returns the time it measured.
-pub(crate) fn drive(lanes: &mut [Lane<'_>], wait: Wait, control: &Control) -> Result<Duration> {
+/// Drives `lanes` until `control` says stop and nothing is in flight.
+pub(crate) fn drive(lanes: &mut [Lane<'_>], wait: Wait, control: &Control) -> Result<Driven> {
     let mut waiter = Waiter::new(lanes, wait)?;
     lanes.iter_mut().try_for_each(Lane::submit)?;
     run_while(lanes, &mut waiter, control, Stage::Warmup)?;
     let start = Instant::now();
     lanes.iter_mut().try_for_each(Lane::start_counting)?;
     // It emptied the eventfds, and with them a notification that nobody has seen yet.
+    look_again(lanes)?;
+    run_while(lanes, &mut waiter, control, Stage::Measure)?;
+    let elapsed = start.elapsed();
+    let mut counts = Counts::new();
+    for lane in lanes.iter_mut() {
+        counts.add(lane.stop_counting()?);
+    }
+    lanes.iter_mut().try_for_each(Lane::start_census)?;
+    look_again(lanes)?;
+    run_while(lanes, &mut waiter, control, Stage::Census)?;
+    drain(lanes, control)?;
+    for lane in lanes {
+        counts.batches.add(&lane.counts.batches);
+    }
+    Ok(Driven { elapsed, counts })
+}
+
+fn look_again(lanes: &mut [Lane<'_>]) -> Result<()> {
     lanes.iter_mut().try_for_each(|lane| {
         lane.reap();
         lane.submit()
-    })?;
-    run_while(lanes, &mut waiter, control, Stage::Measure)?;
-    let elapsed = start.elapsed();
-    lanes.iter_mut().try_for_each(Lane::stop_counting)?;
-    drain(lanes, control)?;
-    Ok(elapsed)
+    })
 }
 
 fn run_while(lanes: &mut [Lane<'_>], waiter: &mut Waiter, control: &Control, stage: Stage) -> Result<()> {
@@ -44,9 +57,11 @@ fn run_while(lanes: &mut [Lane<'_>], waiter: &mut Waiter, control: &Control, sta
         let mut completions = 0;
         for &ready in waiter.ready(lanes.len())? {
             let lane = &mut lanes[ready];
-            let reaped = lane.reap();
-            lane.counts.wakeups += u64::from(reaped > 0);
-            completions += reaped;
+            completions += if stage == Stage::Census {
+                lane.reap_with_census()?
+            } else {
+                lane.reap()
+            };
             lane.submit()?;
         }
         if completions > 0 {
@@ -59,7 +74,6 @@ fn run_while(lanes: &mut [Lane<'_>], waiter: &mut Waiter, control: &Control, sta
 /// Waits for what is in flight, so that the backend's memory outlives its requests.
 fn drain(lanes: &mut [Lane<'_>], control: &Control) -> Result<()> {
     let end = Instant::now() + DRAIN;
-    let books: Vec<_> = lanes.iter().map(|lane| lane.counts.clone()).collect();
     while control.stage() < Stage::Abort && lanes.iter().any(|lane| lane.in_flight() > 0) {
         if Instant::now() > end {
             bail!("requests in flight did not complete within 5 seconds");
@@ -69,10 +83,6 @@ fn drain(lanes: &mut [Lane<'_>], control: &Control) -> Result<()> {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
-    lanes
-        .iter_mut()
-        .zip(books)
-        .for_each(|(lane, book)| lane.counts = book);
     Ok(())
 }
 

@@ -2,72 +2,149 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Report, ratio, short, title};
+use crate::plot::{Row, bars, batches, curves, escape, latency, mark, ratios};
+use crate::report::{Report, Version};
 use crate::sample::Summary;
-use crate::svg::{bars, escape, latency, mark};
+use crate::table::{per_notification, ratio, short, title};
 
 /// Renders the report.
 pub(crate) fn page(report: &Report) -> String {
     let mut out = format!("{HEAD}<h1>vhost-user-blk-bench</h1>");
-    let machine = &report.machine;
-    let qsd = machine
-        .qemu_storage_daemon
-        .as_deref()
-        .unwrap_or("no qemu-storage-daemon");
-    let _ = write!(
-        out,
-        "<p>{} CPUs, {}{}; Linux {}; load {}; {}.</p><pre>{}</pre>",
-        machine.cpus,
-        escape(&machine.cpu),
-        if machine.hypervisor { ", virtual" } else { "" },
-        escape(&machine.kernel),
-        escape(&machine.load),
-        escape(qsd),
-        escape(&report.command.join(" ")),
-    );
-    for note in &report.notes {
-        let _ = write!(out, "<p><strong>{}</strong></p>", escape(note));
+    about(&mut out, report);
+    let number = |summary: &Summary| {
+        let is_its = |version: &Version| version.name == summary.backend;
+        report.measured.backends.iter().position(is_its).unwrap_or(0)
+    };
+    let row = |summary| Row {
+        backend: number(summary),
+        summary,
+    };
+    let groups: Vec<Vec<Row>> = report
+        .groups()
+        .map(|group| group.iter().map(row).collect())
+        .collect();
+    for storage in groups.chunk_by(|a, b| is_one_sweep(&a[0], &b[0])) {
+        scaling(&mut out, &storage.concat(), report);
     }
-    for group in report.groups() {
+    for group in &groups {
         section(&mut out, group);
     }
     out + FOOT
 }
 
-fn section(out: &mut String, rows: &[Summary]) {
+/// Whether two cases differ in their shape at most.
+fn is_one_sweep(a: &Row, b: &Row) -> bool {
+    let (a, b) = (a.summary.case, b.summary.case);
+    a.storage == b.storage && a.load.event_idx == b.load.event_idx
+}
+
+fn about(out: &mut String, report: &Report) {
+    if let Some(machine) = &report.measured.machine {
+        let _ = write!(
+            out,
+            "<p>{} CPUs, {}{}, {} MiB; Linux {}; images on {}; load before {}, after {}.</p>",
+            machine.cpus,
+            escape(&machine.cpu),
+            if machine.hypervisor { ", virtual" } else { "" },
+            machine.memory_mib,
+            escape(&machine.kernel),
+            escape(&machine.file_system),
+            escape(&machine.load_before),
+            escape(&machine.load_after),
+        );
+    }
+    let _ = write!(out, "<pre>{}</pre>", escape(&report.measured.command.join(" ")));
+    out.push_str("<ul>");
+    for (i, Version { name, version }) in report.measured.backends.iter().enumerate() {
+        let version = version.as_deref().unwrap_or("version unknown");
+        let _ = write!(
+            out,
+            "<li>{} {} <small>{}</small>",
+            mark(i),
+            escape(name),
+            escape(version)
+        );
+    }
+    out.push_str("</ul>");
+    for note in &report.measured.notes {
+        let _ = write!(out, "<p><strong>{}</strong></p>", escape(note));
+    }
+}
+
+fn scaling(out: &mut String, rows: &[Row], report: &Report) {
+    let plots = curves(rows);
+    let Some(first) = rows.first().filter(|_| !plots.is_empty()) else {
+        return;
+    };
+    let storage = title(first.summary);
+    let storage = storage.split(',').next().unwrap_or_default();
+    let _ = write!(out, "<section><h2>Scaling: {}</h2><p>", escape(storage));
+    for (i, version) in report.measured.backends.iter().enumerate() {
+        let _ = write!(out, "{} {} &ensp;", mark(i), escape(&version.name));
+    }
+    out.push_str("</p><div class='plots'>");
+    for (caption, plot) in plots {
+        figure(out, &caption, &plot);
+    }
+    out.push_str("</div></section>");
+}
+
+fn figure(out: &mut String, caption: &str, plot: &str) {
+    if !plot.is_empty() {
+        let _ = write!(out, "<figure><figcaption>{caption}</figcaption>{plot}</figure>");
+    }
+}
+
+fn section(out: &mut String, rows: &[Row]) {
     let _ = write!(
         out,
-        "<section><h2>{}</h2><div class='plots'><figure><figcaption>I/O per second; the line spans all \
-         rounds</figcaption>{}</figure><figure><figcaption>Latency</figcaption>{}</figure></div>",
-        escape(&title(&rows[0])),
-        bars(rows),
-        latency(rows),
+        "<section><h2>{}</h2><div class='plots'>",
+        escape(&title(rows[0].summary))
     );
+    figure(out, "I/O per second; the line spans all rounds", &bars(rows));
+    let reference = escape(&rows[0].summary.backend);
+    figure(
+        out,
+        &format!("Times the IOPS of {reference}, with 95 % intervals"),
+        &ratios(rows),
+    );
+    figure(out, "Latency", &latency(rows));
+    figure(
+        out,
+        "Share of notifications that covered so many completions",
+        &batches(rows),
+    );
+    out.push_str("</div>");
+    table(out, rows);
+    out.push_str("</section>");
+}
+
+fn table(out: &mut String, rows: &[Row]) {
     out.push_str(
         "<div class='wide'><table><thead><tr><th>backend<th>kIOPS<th>min..max<th>ratio (95 %)\
          <th>completions per notification<th>p50 µs<th>p99 µs<th>p99.9 µs<th>CPU µs per I/O\
          <th>context switches per I/O<th>RSS MiB</tr></thead><tbody>",
     );
-    for (i, row) in rows.iter().enumerate() {
-        let _ = write!(out, "<tr><td>{} {}", mark(i), escape(&row.backend));
-        let kilo = |iops: f64| short(iops / 1e3);
+    for row in rows {
+        let (summary, kilo) = (row.summary, |iops: f64| short(iops / 1e3));
+        let _ = write!(out, "<tr><td>{} {}", mark(row.backend), escape(&summary.backend));
         for cell in [
-            kilo(row.iops),
-            format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max)),
-            ratio(row),
-            short(row.completions_per_notification),
-            short(row.p50_us),
-            short(row.p99_us),
-            short(row.p999_us),
-            short(row.cpu_us_per_io),
-            short(row.context_switches_per_io),
-            short(row.rss_kib / 1024.0),
+            kilo(summary.iops),
+            format!("{}..{}", kilo(summary.iops_min), kilo(summary.iops_max)),
+            ratio(summary),
+            per_notification(summary),
+            short(summary.p50_us),
+            short(summary.p99_us),
+            short(summary.p999_us),
+            short(summary.cpu_us_per_io),
+            short(summary.context_switches_per_io),
+            short(summary.rss_kib / 1024.0),
         ] {
             let _ = write!(out, "<td>{}", escape(&cell));
         }
         out.push_str("</tr>");
     }
-    out.push_str("</tbody></table></div></section>");
+    out.push_str("</tbody></table></div>");
 }
 
 const HEAD: &str = "<!DOCTYPE html>
@@ -91,10 +168,11 @@ figure { margin: 0 } figcaption { font-size: .85rem; color: var(--soft) }
 .grid { stroke: var(--line); fill: none } .range { stroke: var(--ink); stroke-width: 1.5; fill: none }
 .f0 { fill: var(--c0) } .f1 { fill: var(--c1) } .f2 { fill: var(--c2) }
 .f3 { fill: var(--c3) } .f4 { fill: var(--c4) } .f5 { fill: var(--c5) }
-polyline { fill: none; stroke-width: 2 }
+.small { font-size: 10px } .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px }
+.line { fill: none; stroke-width: 2 }
 .l0 { stroke: var(--c0) } .l1 { stroke: var(--c1) } .l2 { stroke: var(--c2) }
 .l3 { stroke: var(--c3) } .l4 { stroke: var(--c4) } .l5 { stroke: var(--c5) }
-.mark { width: .7em; height: .7em }
+ul { list-style: none; padding: 0 } .mark { width: .7em; height: .7em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; margin-top: 1rem; width: 100% }
 th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: bottom }
 th { font-weight: 600; color: var(--soft) } td { white-space: nowrap; font-variant-numeric: tabular-nums }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -10,30 +10,53 @@ use crate::args::StorageKind;
 use crate::scratch::Scratch;
 use crate::units::Random;
 
-/// An image, and how the backend is to open it.
+/// Disks of one case share the size that was asked for, but none gets less.
+const SMALLEST: u64 = 1 << 20;
+
+/// What a backend is to serve.
 #[derive(Clone, Debug)]
-pub(crate) struct Image {
-    pub(crate) path: PathBuf,
-    pub(crate) direct: bool,
+pub(crate) enum Image {
+    File { path: PathBuf, direct: bool },
+    Null { size: u64 },
 }
 
-/// Makes (or finds, from an earlier call) the image for a kind of storage.
+impl Image {
+    pub(crate) fn is_direct(&self) -> bool {
+        matches!(self, Self::File { direct: true, .. })
+    }
+
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(self, Self::Null { .. })
+    }
+}
+
+/// Makes (or finds, from an earlier call) the images for a kind of storage, one a disk.
 ///
-/// It is filled with random bytes: holes and zeroes would be read faster than data.
-pub(crate) fn prepare(kind: StorageKind, size: u64, scratch: &Scratch) -> Result<Image> {
+/// They are filled with random bytes: holes and zeroes would be read faster than data.
+pub(crate) fn prepare(kind: StorageKind, size: u64, disks: u16, scratch: &Scratch) -> Result<Vec<Image>> {
+    let disks = u64::from(disks);
+    let each = if disks == 1 {
+        size
+    } else {
+        (size / disks / 4096 * 4096).max(SMALLEST)
+    };
     let (dir, direct) = match kind {
         StorageKind::Tmpfs => (scratch.memory(), false),
         StorageKind::PageCache => (scratch.disk(), false),
         StorageKind::Direct => (scratch.disk(), true),
+        StorageKind::Null => return Ok((0..disks).map(|_| Image::Null { size: each }).collect()),
     };
-    let path = dir.join("disk.img");
-    if !path.exists() {
-        fill(&path, size).with_context(|| format!("make the image {}", path.display()))?;
-    }
-    Ok(Image { path, direct })
+    let image = |i| {
+        let path = dir.join(format!("disk-{each}-{i}.img"));
+        if !path.exists() {
+            fill(&path, each).with_context(|| format!("make the image {}", path.display()))?;
+        }
+        Ok(Image::File { path, direct })
+    };
+    (0..disks).map(image).collect()
 }
 
-fn fill(path: &std::path::Path, size: u64) -> std::io::Result<()> {
+fn fill(path: &Path, size: u64) -> std::io::Result<()> {
     const CHUNK: usize = 1 << 20;
     let mut random = Random::new(size);
     let chunk: Vec<u8> = (0..CHUNK / 8).flat_map(|_| random.next().to_ne_bytes()).collect();

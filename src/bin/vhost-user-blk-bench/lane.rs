@@ -13,8 +13,8 @@ use hdrhistogram::Histogram;
 use virtio_driver::{EventFd, QueueNotifier, VirtioBlkQueue};
 use vm_memory::MmapRegion;
 
-use crate::args::Pattern;
-use crate::units::Random;
+use crate::batches::Batches;
+use crate::load::Work;
 
 /// A request in flight: its buffer and when it was submitted.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct Counts {
     pub(crate) wakeups: u64,
     /// Nanoseconds from submission to the moment the driver sees the completion.
     pub(crate) latency: Histogram<u64>,
+    /// Completions per notification, from the census after the measurement.
+    pub(crate) batches: Batches,
 }
 
 impl Counts {
@@ -46,6 +48,7 @@ impl Counts {
             kicks: 0,
             wakeups: 0,
             latency,
+            batches: Batches::default(),
         }
     }
 
@@ -58,42 +61,15 @@ impl Counts {
         self.latency
             .add(&other.latency)
             .expect("both histograms have the same bounds");
+        self.batches.add(&other.batches);
     }
 
-    fn reset(&mut self) {
-        let mut latency = std::mem::replace(&mut self.latency, Histogram::new_with_max(2, 1).expect("valid"));
-        latency.reset();
-        *self = Self {
-            completions: 0,
-            errors: 0,
-            notifications: 0,
-            kicks: 0,
-            wakeups: 0,
-            latency,
-        };
-    }
-}
-
-/// The requests a lane makes.
-#[derive(Clone, Debug)]
-pub(crate) struct Work {
-    pub(crate) pattern: Pattern,
-    pub(crate) block_size: u64,
-    pub(crate) blocks: u64,
-    pub(crate) random: Random,
-    pub(crate) next_block: u64,
-}
-
-impl Work {
-    fn next_offset(&mut self) -> u64 {
-        let block = if self.pattern.is_random() {
-            self.random.below(self.blocks)
-        } else {
-            let block = self.next_block;
-            self.next_block = (block + 1) % self.blocks;
-            block
-        };
-        block * self.block_size
+    /// One completion after `time`.
+    pub(crate) fn completed(&mut self, time: Duration, ok: bool) {
+        self.completions += 1;
+        self.errors += u64::from(!ok);
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.latency.saturating_record(nanos);
     }
 }
 
@@ -108,6 +84,8 @@ pub(crate) struct Lane<'a> {
     suppress: bool,
     iodepth: u16,
     free: Vec<u16>,
+    /// Completions that were seen before their notification.
+    unannounced: u64,
     pub(crate) counts: Counts,
 }
 
@@ -145,6 +123,7 @@ impl<'a> Lane<'a> {
             suppress,
             iodepth,
             free,
+            unannounced: 0,
             counts: Counts::new(),
         }
     }
@@ -161,14 +140,20 @@ impl<'a> Lane<'a> {
     /// Starts counting from zero.
     pub(crate) fn start_counting(&mut self) -> Result<()> {
         self.drain_calls()?;
-        self.counts.reset();
+        self.counts = Counts::new();
         Ok(())
     }
 
     /// Closes the books: adds the notifications that came since `start_counting`.
-    pub(crate) fn stop_counting(&mut self) -> Result<()> {
+    pub(crate) fn stop_counting(&mut self) -> Result<&Counts> {
         self.counts.notifications = self.drain_calls()?;
-        Ok(())
+        Ok(&self.counts)
+    }
+
+    /// Starts counting from zero how many completions come with each notification.
+    pub(crate) fn start_census(&mut self) -> Result<()> {
+        self.unannounced = 0;
+        self.start_counting()
     }
 
     /// Takes all completions there are; returns their number.
@@ -184,7 +169,21 @@ impl<'a> Lane<'a> {
             fence(Ordering::SeqCst);
             self.take_completions();
         }
-        self.counts.completions - before
+        let reaped = self.counts.completions - before;
+        self.counts.wakeups += u64::from(reaped > 0);
+        reaped
+    }
+
+    /// `reap`, and a note of how many completions each notification stood for.
+    pub(crate) fn reap_with_census(&mut self) -> Result<u64> {
+        let notifications = self.drain_calls()?;
+        let reaped = self.reap();
+        self.unannounced += reaped;
+        if notifications > 0 {
+            self.counts.batches.record(self.unannounced, notifications);
+            self.unannounced = 0;
+        }
+        Ok(reaped)
     }
 
     fn take_completions(&mut self) {
@@ -199,11 +198,7 @@ impl<'a> Lane<'a> {
         for completion in &mut completions {
             let slot = completion.context;
             free.push(slot.index);
-            counts.completions += 1;
-            counts.errors += u64::from(completion.ret != 0);
-            counts
-                .latency
-                .saturating_record(nanos(now.duration_since(slot.submitted)));
+            counts.completed(now.duration_since(slot.submitted), completion.ret == 0);
         }
     }
 
@@ -249,8 +244,4 @@ impl<'a> Lane<'a> {
         self.call.write(1)?;
         Ok(self.call.read()? - 1)
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

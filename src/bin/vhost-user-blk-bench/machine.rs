@@ -1,47 +1,89 @@
 //! What the measurements ran on.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine as far as it explains figures.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cpus: usize,
+    pub(crate) memory_mib: u64,
     pub(crate) kernel: String,
     pub(crate) hypervisor: bool,
-    /// Load averages over 1, 5 and 15 minutes when the report was written.
-    pub(crate) load: String,
-    pub(crate) qemu_storage_daemon: Option<String>,
-    pub(crate) vhost_user_blk: &'static str,
+    /// The file system of the images that are in no tmpfs.
+    pub(crate) file_system: String,
+    /// Load averages over 1, 5 and 15 minutes before the first backend was started.
+    pub(crate) load_before: String,
+    /// The same when the report was written.
+    pub(crate) load_after: String,
 }
 
 impl Machine {
-    pub(crate) fn here() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    /// This one, with images in `dir`; to be completed by `finish`.
+    pub(crate) fn here(dir: &Path) -> Self {
         let cpuinfo = read("/proc/cpuinfo");
-        let field = |name: &str| {
-            let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        };
-        let version = Command::new("qemu-storage-daemon").arg("--version").output().ok();
         Self {
-            cpu: field("model name").unwrap_or_else(|| "unknown".to_owned()),
+            cpu: field(&cpuinfo, "model name").unwrap_or("unknown").to_owned(),
             cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            memory_mib: field(&read("/proc/meminfo"), "MemTotal")
+                .and_then(|text| text.split(' ').next()?.parse::<u64>().ok())
+                .unwrap_or(0)
+                / 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            hypervisor: field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
-            load: read("/proc/loadavg")
-                .split(' ')
-                .take(3)
-                .collect::<Vec<_>>()
-                .join(" "),
-            qemu_storage_daemon: version.and_then(|out| {
-                let text = String::from_utf8(out.stdout).ok()?;
-                Some(text.lines().next()?.trim().to_owned())
-            }),
-            vhost_user_blk: env!("CARGO_PKG_VERSION"),
+            hypervisor: field(&cpuinfo, "flags")
+                .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            file_system: file_system(dir).unwrap_or_else(|| "unknown".to_owned()),
+            load_before: load_average(),
+            load_after: String::new(),
         }
+    }
+
+    /// Takes the load at the end.
+    pub(crate) fn finish(&mut self) {
+        self.load_after = load_average();
+    }
+}
+
+/// The type of the file system that `dir` is on: that of the longest mount point above it.
+pub(crate) fn file_system(dir: &Path) -> Option<String> {
+    let dir = dir.canonicalize().ok()?;
+    let mounts = read("/proc/mounts");
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        Some((Path::new(words.next()?).to_owned(), words.next()?.to_owned()))
+    });
+    let above = mounts.filter(|(point, _)| dir.starts_with(point));
+    // The last of those that are mounted over each other is the one that is seen.
+    above
+        .max_by_key(|(point, _)| point.as_os_str().len())
+        .map(|(_, kind)| kind)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim())
+}
+
+fn load_average() -> String {
+    let text = read("/proc/loadavg");
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_on_the_file_system_that_is_mounted_there() {
+        assert_eq!(file_system(Path::new("/dev/shm")).as_deref(), Some("tmpfs"));
+        assert_eq!(file_system(Path::new("/proc/self")).as_deref(), Some("proc"));
+        assert_eq!(file_system(Path::new("/no/such/directory")), None);
     }
 }

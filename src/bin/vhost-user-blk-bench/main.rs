@@ -1,7 +1,8 @@
 //! Compares vhost-user block backends with an independent native frontend.
 //!
 //! ```text
-//! args -> plan -> for each case, round, candidate: backend (process) <- load -> driver -> lanes -> sample -> report
+//! args -> plan -> runner: for each case, round, candidate:
+//!                     backend (process) <- frontend -> driver -> lanes -> sample -> report
 //! ```
 //!
 //! The main thread starts and watches the backends, takes their usage from /proc and keeps the time.
@@ -9,38 +10,45 @@
 
 mod args;
 mod backend;
+mod batches;
 mod candidate;
+mod command;
+mod compare;
+mod control;
 mod driver;
+mod frontend;
 mod html;
 mod image;
 mod lane;
+mod limit;
+mod limit_uring;
 mod load;
 mod machine;
 mod plain;
 mod plan;
+mod plot;
 mod report;
+mod runner;
 mod sample;
 mod scratch;
 mod stats;
-mod svg;
+mod table;
 mod units;
 mod usage;
 
-use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
 
-use crate::args::Args;
-use crate::backend::Backend;
-use crate::candidate::Candidate;
-use crate::image::Image;
+use crate::args::{Action, Args};
+use crate::machine::Machine;
 use crate::plan::Plan;
-use crate::report::Report;
-use crate::sample::{Case, Figures, Sample};
+use crate::report::{Measured, Report, SCHEMA, Version};
+use crate::runner::Runner;
 use crate::scratch::Scratch;
 
 fn main() -> ExitCode {
@@ -49,10 +57,11 @@ fn main() -> ExitCode {
         scratch::janitor(std::io::stdin(), &args.janitor);
         return ExitCode::SUCCESS;
     }
-    let result = if args.plain.is_empty() {
-        bench(&args)
-    } else {
-        plain::serve(&args.plain)
+    let result = match &args.action {
+        Some(Action::Compare { old, new }) => compare::run(old, new),
+        Some(Action::Render { samples, out }) => render(samples, out.as_deref()),
+        None if args.plain.is_empty() => bench(&args),
+        None => plain::serve(&args.plain),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -64,100 +73,43 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &Args) -> Result<()> {
-    let plan = Plan::new(args)?;
+    let mut plan = Plan::new(args)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("handle signals")?;
     }
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let mut machine = Machine::here(&dir);
+    if plan.storage.iter().any(|kind| kind.is_on_disk()) && machine.file_system == "tmpfs" {
+        plan.notes.push(format!(
+            "{} is a tmpfs: page-cache and direct measure memory, no disk (see --dir)",
+            dir.display()
+        ));
+    }
     for note in &plan.notes {
         eprintln!("{note}");
     }
-    eprintln!(
-        "{} candidates, about {:.0} s",
-        plan.candidates.len(),
-        plan.seconds()
-    );
-    let scratch = Scratch::new(&args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
-    let mut runner = Runner {
-        plan: &plan,
-        scratch: &scratch,
-        interrupted: &interrupted,
-        samples: Vec::new(),
+    eprintln!("{} runs, about {:.0} s", plan.runs(), plan.seconds());
+    let scratch = Scratch::new(&dir)?;
+    let samples = Runner::new(&plan, &scratch, &interrupted).run()?;
+    machine.finish();
+    let measured = Measured {
+        schema: SCHEMA,
+        machine: Some(machine),
+        command: std::env::args().collect(),
+        backends: plan.candidates.iter().map(Version::of).collect(),
+        notes: plan.notes,
+        samples,
     };
-    let mut cases = Vec::new();
-    for &storage in &plan.storage {
-        let image = image::prepare(storage, plan.image_size, &scratch)?;
-        for &load in &plan.loads {
-            let case = Case { storage, load };
-            runner.case(&case, &image)?;
-            cases.push(case);
-        }
-    }
-    runner.clear_progress();
-    let backends: Vec<String> = plan
-        .candidates
-        .iter()
-        .map(|candidate| candidate.name.clone())
-        .collect();
-    let report = Report::new(&cases, &backends, runner.samples, plan.notes.clone());
-    print!("{}", report.table());
-    args.out.as_deref().map_or(Ok(()), |dir| report.write(dir))
+    show(measured, args.out.as_deref())
 }
 
-/// Runs candidates and keeps their samples.
-struct Runner<'a> {
-    plan: &'a Plan,
-    scratch: &'a Scratch,
-    interrupted: &'a AtomicBool,
-    samples: Vec<Sample>,
+fn render(samples: &Path, out: Option<&Path>) -> Result<()> {
+    show(Measured::read(samples)?, out)
 }
 
-impl Runner<'_> {
-    /// All rounds of a case. Rounds start with another candidate each, so that none always comes first.
-    fn case(&mut self, case: &Case, image: &Image) -> Result<()> {
-        let candidates: Vec<&Candidate> = self
-            .plan
-            .candidates
-            .iter()
-            .filter(|candidate| candidate.supports(image))
-            .collect();
-        for round in 0..self.plan.rounds {
-            for i in 0..candidates.len() {
-                let candidate = candidates[(i + round as usize) % candidates.len()];
-                self.progress(case, candidate, round);
-                let sample = self.sample(case, candidate, image, round)?;
-                self.samples.push(sample);
-            }
-        }
-        Ok(())
-    }
-
-    fn sample(&self, case: &Case, candidate: &Candidate, image: &Image, round: u32) -> Result<Sample> {
-        if self.interrupted.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
-        let mut backend = Backend::start(candidate, image, case.load.shape.queues, self.scratch.memory())?;
-        let outcome = load::run(&mut backend, &case.load, self.interrupted)?;
-        backend.stop()?;
-        let figures = Figures::from(&outcome);
-        Ok(Sample {
-            backend: candidate.name.clone(),
-            case: *case,
-            round,
-            figures,
-        })
-    }
-
-    fn clear_progress(&self) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
-    }
-
-    fn progress(&self, case: &Case, candidate: &Candidate, round: u32) {
-        if std::io::stderr().is_terminal() {
-            let (shape, rounds) = (case.load.shape, self.plan.rounds);
-            eprint!("\r\x1b[K{shape} round {}/{rounds}: {}", round + 1, candidate.name);
-        }
-    }
+fn show(measured: Measured, out: Option<&Path>) -> Result<()> {
+    let report = Report::new(measured);
+    print!("{}", table::table(&report));
+    out.map_or(Ok(()), |dir| report.write(dir))
 }

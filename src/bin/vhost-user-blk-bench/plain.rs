@@ -32,14 +32,10 @@ pub(crate) fn serve(args: &[String]) -> Result<()> {
     };
     let queues = queues.parse().context("the number of queues")?;
     loop {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(image)
-            .with_context(|| format!("open {image}"))?;
+        let (file, size) = open(image)?;
         let memory = GuestMemoryAtomic::new(Memory::new());
         let backend = Arc::new(Plain {
-            sectors: file.metadata()?.len() / 512,
+            sectors: size / 512,
             file,
             queues,
             each: !notify.is_empty(),
@@ -54,8 +50,19 @@ pub(crate) fn serve(args: &[String]) -> Result<()> {
     }
 }
 
+/// The image and its size; `null:SIZE` has no file.
+fn open(image: &str) -> Result<(Option<File>, u64)> {
+    if let Some(size) = image.strip_prefix("null:") {
+        return Ok((None, size.parse().context("the size")?));
+    }
+    let file = File::options().read(true).write(true).open(image);
+    let file = file.with_context(|| format!("open {image}"))?;
+    let size = file.metadata()?.len();
+    Ok((Some(file), size))
+}
+
 struct Plain {
-    file: File,
+    file: Option<File>,
     sectors: u64,
     queues: u16,
     each: bool,
@@ -102,15 +109,18 @@ impl Plain {
         let sector: u64 = memory.read_obj(header.addr().checked_add(8).context("an address")?)?;
         let (mut offset, mut written) = (sector * 512, 1);
         for desc in data {
-            let mut buffer = vec![0; usize::try_from(desc.len())?];
-            if kind == blk::VIRTIO_BLK_T_IN {
-                self.file.read_exact_at(&mut buffer, offset)?;
-                memory.write_slice(&buffer, desc.addr())?;
-                written += desc.len();
-            } else {
-                memory.read_slice(&mut buffer, desc.addr())?;
-                self.file.write_all_at(&buffer, offset)?;
+            let is_read = kind == blk::VIRTIO_BLK_T_IN;
+            if let Some(file) = &self.file {
+                let mut buffer = vec![0; usize::try_from(desc.len())?];
+                if is_read {
+                    file.read_exact_at(&mut buffer, offset)?;
+                    memory.write_slice(&buffer, desc.addr())?;
+                } else {
+                    memory.read_slice(&mut buffer, desc.addr())?;
+                    file.write_all_at(&buffer, offset)?;
+                }
             }
+            written += if is_read { desc.len() } else { 0 };
             offset += u64::from(desc.len());
         }
         memory.write_obj(0_u8, status.addr())?;

@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 
 use crate::args::{Args, Preset, Shape, StorageKind};
 use crate::candidate::{Candidate, qsd_is_installed};
-use crate::load::Load;
+use crate::limit::Engine;
+use crate::load::{Frontend, Load};
 
 /// Everything that is decided before the first backend starts.
 #[derive(Debug)]
@@ -21,101 +22,128 @@ pub(crate) struct Plan {
     pub(crate) notes: Vec<String>,
 }
 
-const fn shape(queues: u16, iodepth: u16) -> Shape {
-    Shape { queues, iodepth }
+/// What a preset stands for.
+struct Defaults {
+    backends: &'static [&'static str],
+    storage: &'static [StorageKind],
+    shapes: Vec<Shape>,
+    rounds: u32,
+    seconds: f64,
+    /// Runs every case twice, the second time without EVENT_IDX.
+    both_suppressions: bool,
 }
 
-const USUAL_SHAPES: &[Shape] = &[shape(1, 1), shape(1, 64), shape(8, 64)];
+const fn shape(queues: u16, iodepth: u16) -> Shape {
+    Shape::new(queues, iodepth, 1)
+}
 
-const HEADLINE_SHAPES: &[Shape] = &[shape(8, 64), shape(1, 1)];
-
-/// What a preset stands for: backends, storage, shapes, rounds, seconds.
-type Defaults = (
-    &'static [&'static str],
-    &'static [StorageKind],
-    &'static [Shape],
-    u32,
-    f64,
-);
-
-fn defaults(preset: Preset) -> Defaults {
-    use StorageKind::{Direct, PageCache, Tmpfs};
-    match preset {
-        Preset::Quick => (
-            &["qsd", "ours", "ours:--notify each"],
-            &[Tmpfs],
-            USUAL_SHAPES,
-            3,
-            1.0,
-        ),
-        Preset::Headline => (
-            &["ours:--notify each", "ours"],
-            &[PageCache],
-            HEADLINE_SHAPES,
-            15,
-            1.0,
-        ),
-        Preset::Peers => (
-            &["qsd", "qsd:io_uring", "qsd:native", "plain", "ours"],
-            &[Tmpfs, PageCache, Direct],
-            USUAL_SHAPES,
-            5,
-            1.0,
-        ),
+impl Defaults {
+    fn of(preset: Preset) -> Self {
+        use StorageKind::{Direct, PageCache, Tmpfs};
+        let usual = Self {
+            backends: &["qsd", "ours", "ours:--notify each"],
+            storage: &[Tmpfs],
+            shapes: vec![shape(1, 1), shape(1, 64), shape(8, 64)],
+            rounds: 3,
+            seconds: 1.0,
+            both_suppressions: false,
+        };
+        match preset {
+            Preset::Quick => usual,
+            Preset::Headline => Self {
+                backends: &["ours:--notify each", "ours"],
+                storage: &[PageCache],
+                shapes: vec![shape(8, 64), shape(1, 1)],
+                rounds: 15,
+                both_suppressions: true,
+                ..usual
+            },
+            Preset::Peers => Self {
+                backends: &["qsd", "qsd:io_uring", "qsd:native", "plain", "ours"],
+                storage: &[Tmpfs, PageCache, Direct],
+                rounds: 5,
+                ..usual
+            },
+            Preset::Engines => Self {
+                backends: &[
+                    "ours:--aio threads",
+                    "ours:--aio io_uring",
+                    "ours:--aio native",
+                    "ours",
+                ],
+                storage: &[PageCache, Direct],
+                rounds: 5,
+                ..usual
+            },
+            Preset::Scaling => Self {
+                backends: &["qsd", "ours"],
+                shapes: scaling(),
+                rounds: 3,
+                seconds: 0.5,
+                ..usual
+            },
+        }
     }
+}
+
+/// Three curves through one point: 1 queue of depth 16 on one disk.
+fn scaling() -> Vec<Shape> {
+    let queues = [1, 2, 4, 8, 16].map(|queues| shape(queues, 16));
+    let iodepths = [1, 4, 64, 256].map(|iodepth| shape(1, iodepth));
+    let disks = [4, 16, 64].map(|disks| Shape::new(1, 16, disks));
+    [&queues[..], &iodepths, &disks].concat()
 }
 
 impl Plan {
     /// # Errors
     /// If an option makes no sense or a program is missing.
     pub(crate) fn new(args: &Args) -> Result<Self> {
-        let (backends, storage, shapes, rounds, runtime) = defaults(args.preset.unwrap_or(Preset::Quick));
+        let defaults = Defaults::of(args.preset.unwrap_or(Preset::Quick));
+        check(args)?;
         let mut notes = Vec::new();
-        let specs: Vec<&str> = if args.backends.is_empty() {
-            let usable = |spec: &&str| qsd_is_installed() || !spec.starts_with("qsd");
-            if !backends.iter().all(usable) {
-                notes.push("qemu-storage-daemon is not in PATH: left out".to_owned());
-            }
-            backends.iter().filter(|spec| usable(spec)).copied().collect()
+        let mut candidates = if args.backends.is_empty() {
+            available(defaults.backends, args, &mut notes)?
         } else {
-            args.backends.iter().map(String::as_str).collect()
+            let parse = |spec: &String| Candidate::parse(spec, args.binary.as_deref());
+            args.backends.iter().map(parse).collect::<Result<_>>()?
         };
-        let parse = |spec| Candidate::parse(spec, args.binary.as_deref());
-        let candidates = specs.into_iter().map(parse).collect::<Result<Vec<_>>>()?;
-        let runtime = args.runtime.unwrap_or(Duration::from_secs_f64(runtime));
-        ensure!(
-            runtime >= Duration::from_millis(50),
-            "--runtime is less than 0.05 seconds"
-        );
-        ensure!(
-            args.block_size.is_multiple_of(512) && args.block_size > 0 && args.block_size <= 4 << 20,
-            "--block-size is not a multiple of 512 up to 4M"
-        );
-        ensure!(
-            args.image_size.is_multiple_of(4096),
-            "--image-size is not a multiple of 4k"
-        );
-        ensure!(
-            args.image_size >= args.block_size,
-            "--image-size is less than --block-size"
-        );
-        let shapes = if args.shapes.is_empty() {
-            shapes
-        } else {
-            &args.shapes
+        if args.limit {
+            candidates.extend([Engine::Psync, Engine::IoUring].map(Candidate::limit));
+        }
+        let runtime = args.runtime.unwrap_or(Duration::from_secs_f64(defaults.seconds));
+        let given = |list: &[Shape]| (!list.is_empty()).then(|| list.to_vec());
+        let shapes = given(&args.shapes).unwrap_or(defaults.shapes);
+        let event_idx: &[bool] = match (args.no_event_idx, defaults.both_suppressions) {
+            (true, _) => &[false],
+            (false, true) => &[true, false],
+            (false, false) => &[true],
         };
+        let loads = event_idx
+            .iter()
+            .flat_map(|&event_idx| {
+                shapes
+                    .iter()
+                    .map(move |&shape| load(args, shape, runtime, event_idx))
+            })
+            .collect();
+        let mut storage = args.storage.clone();
+        if storage.is_empty() {
+            storage.extend(defaults.storage);
+        }
         Ok(Self {
             candidates,
-            storage: if args.storage.is_empty() {
-                storage.to_vec()
-            } else {
-                args.storage.clone()
-            },
-            loads: shapes.iter().map(|&shape| load(args, shape, runtime)).collect(),
-            rounds: args.rounds.unwrap_or(rounds),
+            storage,
+            loads,
+            rounds: args.rounds.unwrap_or(defaults.rounds),
             image_size: args.image_size,
             notes,
         })
+    }
+
+    /// Runs of all cases and rounds, at most: not every candidate serves every storage.
+    pub(crate) fn runs(&self) -> u64 {
+        let cases = self.loads.len() * self.storage.len() * self.candidates.len();
+        cases as u64 * u64::from(self.rounds)
     }
 
     /// Seconds that the measurements themselves take.
@@ -123,24 +151,72 @@ impl Plan {
         let each: f64 = self
             .loads
             .iter()
-            .map(|load| (load.warmup + load.runtime).as_secs_f64() + 0.1)
+            .map(|load| (load.warmup + load.runtime + load.census()).as_secs_f64() + 0.1)
             .sum();
         each * f64::from(self.rounds) * (self.candidates.len() * self.storage.len()) as f64
     }
 }
 
-fn load(args: &Args, shape: Shape, runtime: Duration) -> Load {
+/// The backends of a preset that this machine has; the others are mentioned in `notes`.
+fn available(specs: &[&str], args: &Args, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    if !qsd_is_installed() && specs.iter().any(|spec| spec.starts_with("qsd")) {
+        notes.push("qemu-storage-daemon is not in PATH: left out".to_owned());
+    }
+    for spec in specs {
+        if spec.starts_with("qsd") && !qsd_is_installed() {
+            continue;
+        }
+        let candidate = Candidate::parse(spec, args.binary.as_deref())?;
+        if candidate.is_available() {
+            candidates.push(candidate);
+        } else {
+            notes.push(format!(
+                "{spec}: this vhost-user-blk has no such option: left out"
+            ));
+        }
+    }
+    ensure!(
+        !candidates.is_empty(),
+        "none of the preset's backends is available"
+    );
+    Ok(candidates)
+}
+
+/// What clap cannot check.
+fn check(args: &Args) -> Result<()> {
+    ensure!(
+        args.runtime.is_none_or(|time| time >= Duration::from_millis(50)),
+        "--runtime is less than 0.05 seconds"
+    );
+    ensure!(
+        args.block_size.is_multiple_of(512) && args.block_size > 0 && args.block_size <= 4 << 20,
+        "--block-size is not a multiple of 512 up to 4M"
+    );
+    ensure!(
+        args.image_size.is_multiple_of(4096),
+        "--image-size is not a multiple of 4k"
+    );
+    ensure!(
+        args.image_size >= args.block_size,
+        "--image-size is less than --block-size"
+    );
+    Ok(())
+}
+
+fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool) -> Load {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args
         .driver_threads
         .map_or(cpus / 2, usize::from)
-        .clamp(1, usize::from(shape.queues));
+        .clamp(1, shape.lanes());
     Load {
+        frontend: Frontend::Native,
         shape,
         rw: args.rw,
         block_size: args.block_size,
         wait: args.wait,
-        event_idx: !args.no_event_idx,
+        event_idx,
         suppress: args.suppress,
         driver_threads: u16::try_from(threads).unwrap_or(1),
         warmup: args.warmup,
@@ -160,12 +236,22 @@ mod tests {
 
     #[test]
     fn shapes_of_the_command_line_replace_those_of_the_preset() {
-        let plan = plan(&["--preset", "headline", "--shape", "2x8,1x1", "--rounds", "1"]).unwrap();
+        let plan = plan(&["--preset", "peers", "--shape", "2x8,1x1", "--rounds", "1"]).unwrap();
         let shapes: Vec<_> = plan.loads.iter().map(|load| load.shape.to_string()).collect();
         assert_eq!(
             (shapes, plan.rounds),
             (vec!["2x8".to_owned(), "1x1".to_owned()], 1)
         );
+    }
+
+    #[test]
+    fn the_headline_is_run_with_and_without_event_idx_unless_told_otherwise() {
+        let modes = |args: &[&str]| -> Vec<bool> {
+            let plan = plan(&[&["--preset", "headline", "--shape", "1x1"], args].concat()).unwrap();
+            plan.loads.iter().map(|load| load.event_idx).collect()
+        };
+        assert_eq!(modes(&[]), [true, false]);
+        assert_eq!(modes(&["--no-event-idx"]), [false]);
     }
 
     #[test]

@@ -1,56 +1,103 @@
-//! The results: a table for the terminal, report.json and report.html.
+//! The results: report.json and report.html.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde::Serialize;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::candidate::Candidate;
 use crate::html;
 use crate::machine::Machine;
 use crate::sample::{Case, Sample, Summary};
-use crate::stats::Verdict;
 
-/// Everything that was measured, in the order it was asked for.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
+/// See `Report::schema`.
+pub(crate) const SCHEMA: u32 = 2;
+
+/// What a report is made of. docs/bench-schema.md describes it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Measured {
     /// Raised when a field changes its meaning.
     pub(crate) schema: u32,
-    pub(crate) machine: Machine,
+    pub(crate) machine: Option<Machine>,
+    #[serde(default)]
     pub(crate) command: Vec<String>,
+    /// In the order of the command line; the first is the reference.
+    #[serde(default)]
+    pub(crate) backends: Vec<Version>,
+    #[serde(default)]
     pub(crate) notes: Vec<String>,
-    pub(crate) summaries: Vec<Summary>,
     pub(crate) samples: Vec<Sample>,
 }
 
+/// Everything that was measured, in the order it was asked for, and what follows from it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    #[serde(flatten)]
+    pub(crate) measured: Measured,
+    pub(crate) summaries: Vec<Summary>,
+}
+
+/// A candidate and the program behind it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Version {
+    pub(crate) name: String,
+    /// What it says for `--version`; absent if it is not asked.
+    pub(crate) version: Option<String>,
+}
+
+impl Version {
+    pub(crate) fn of(candidate: &Candidate) -> Self {
+        Self {
+            name: candidate.name.clone(),
+            version: candidate.version(),
+        }
+    }
+}
+
+impl Measured {
+    /// # Errors
+    /// If the file cannot be read or is none of this schema.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        serde_json::from_value(read_json(path)?).with_context(|| format!("{} is no report", path.display()))
+    }
+}
+
+/// # Errors
+/// If the file cannot be read or is of another schema.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let json: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+    ensure!(
+        json["schema"] == SCHEMA,
+        "{} has schema {}, this program reads {SCHEMA}",
+        path.display(),
+        json["schema"]
+    );
+    Ok(json)
+}
+
 impl Report {
-    /// Summarises `samples`; `backends` are in the order of the command line, the reference first.
-    pub(crate) fn new(cases: &[Case], backends: &[String], samples: Vec<Sample>, notes: Vec<String>) -> Self {
-        let key = |case: &Case| (case.storage, case.load.shape);
-        let of = |case: &Case, backend: &String| -> Vec<&Sample> {
-            samples
-                .iter()
-                .filter(|s| key(&s.case) == key(case) && &s.backend == backend)
-                .collect()
-        };
-        let mut summaries = Vec::new();
-        for case in cases {
-            let present: Vec<&String> = backends.iter().filter(|b| !of(case, b).is_empty()).collect();
-            let reference = present.first().map(|backend| of(case, backend));
-            for (i, backend) in present.iter().enumerate() {
-                let reference = reference.as_deref().filter(|_| i > 0);
-                summaries.extend(Summary::new(&of(case, backend), reference));
+    /// Summarises samples. The reference of ratios in each case is the first backend that has any.
+    pub(crate) fn new(mut measured: Measured) -> Self {
+        let mut cases: Vec<Case> = Vec::new();
+        for sample in &measured.samples {
+            if !cases.contains(&sample.case) {
+                cases.push(sample.case);
+            }
+            if !measured.backends.iter().any(|known| known.name == sample.backend) {
+                measured.backends.push(Version {
+                    name: sample.backend.clone(),
+                    version: None,
+                });
             }
         }
-        let command = std::env::args().collect();
+        let rows = |case| summarise(case, &measured);
         Self {
-            schema: 1,
-            machine: Machine::here(),
-            command,
-            notes,
-            summaries,
-            samples,
+            summaries: cases.iter().flat_map(rows).collect(),
+            measured,
         }
     }
 
@@ -65,91 +112,36 @@ impl Report {
         Ok(())
     }
 
-    /// The summaries as a table, 80 columns wide.
-    pub(crate) fn table(&self) -> String {
-        let mut out = String::new();
-        for group in self.groups() {
-            let _ = write!(out, "\n{}\n{HEAD}\n", title(&group[0]));
-            for row in group {
-                let _ = writeln!(out, "{}", line(row));
-            }
-        }
-        out + LEGEND
-    }
-
     /// The summaries case by case; no group is empty.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &[Summary]> {
-        let key = |row: &Summary| (row.case.storage, row.case.load.shape);
-        self.summaries.chunk_by(move |a, b| key(a) == key(b))
+        self.summaries.chunk_by(|a, b| a.case == b.case)
     }
 }
 
-/// What a group of rows has in common.
-pub(crate) fn title(row: &Summary) -> String {
-    let load = &row.case.load;
-    format!(
-        "{} {} {} B, {} (queues x iodepth), medians of {}",
-        name(&row.case.storage),
-        name(&load.rw),
-        load.block_size,
-        load.shape,
-        row.rounds
-    )
+/// Whether a row is what the host does without a backend.
+pub(crate) fn is_limit(backend: &str) -> bool {
+    backend.starts_with("limit:")
 }
 
-const HEAD: &str = "backend           kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
-const LEGEND: &str = "
-ratio: to the first backend;  c/n: completions per notification;  cpu: backend
-CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
-";
-
-fn line(row: &Summary) -> String {
-    let kilo = |iops: f64| short(iops / 1e3);
-    let range = format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max));
-    let ratio = ratio(row);
-    let backend: String = row.backend.chars().take(17).collect();
-    format!(
-        "{backend:<17} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
-        kilo(row.iops),
-        short(row.completions_per_notification),
-        short(row.p50_us),
-        short(row.p999_us),
-        short(row.cpu_us_per_io),
-    )
-}
-
-/// The ratio to the reference with its interval and a mark of doubt.
-pub(crate) fn ratio(row: &Summary) -> String {
-    let Some(ratio) = row.ratio else {
-        return "reference".to_owned();
+/// The rows of one case, in the order of the backends.
+fn summarise(case: &Case, measured: &Measured) -> Vec<Summary> {
+    let of = |version: &Version| -> Vec<&Sample> {
+        let is_its = |sample: &&Sample| sample.case == *case && sample.backend == version.name;
+        measured.samples.iter().filter(is_its).collect()
     };
-    let mark = match ratio.verdict() {
-        Verdict::Faster | Verdict::Slower => "",
-        Verdict::Same => " ~",
-        Verdict::Noise => " ?",
+    let mut present: Vec<_> = measured.backends.iter().map(of).collect();
+    present.retain(|samples| !samples.is_empty());
+    let reference = present.first().map(Vec::as_slice);
+    let row = |(i, samples): (usize, &Vec<&Sample>)| {
+        let compared = i > 0 && !is_limit(&samples[0].backend);
+        Summary::new(samples, reference.filter(|_| compared))
     };
-    format!(
-        "{} ({}..{}){mark}",
-        short(ratio.value),
-        short(ratio.low),
-        short(ratio.high)
-    )
-}
-
-/// Three digits or so.
-pub(crate) fn short(value: f64) -> String {
-    match value {
-        v if v >= 1e6 => format!("{v:.1e}"),
-        v if v >= 100.0 => format!("{v:.0}"),
-        v if v >= 10.0 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
+    let mut rows: Vec<Summary> = present.iter().enumerate().filter_map(row).collect();
+    let limits = rows.iter().filter(|row| is_limit(&row.backend));
+    let limit = limits.map(|row| row.iops).fold(0.0, f64::max);
+    if limit > 0.0 {
+        rows.iter_mut()
+            .for_each(|row| row.share_of_limit = Some(row.iops / limit));
     }
-}
-
-/// The name that a value has on the command line.
-fn name<T: clap::ValueEnum>(value: &T) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
+    rows
 }

@@ -1,16 +1,18 @@
 //! Figures: one sample per candidate, case and round, and their summary over rounds.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::StorageKind;
-use crate::load::{Load, Outcome};
+use crate::batches::Batches;
+use crate::control::Outcome;
+use crate::load::Load;
 use crate::stats::{Interval, median, ratio};
 
 /// The points of a latency curve.
 pub(crate) const QUANTILES: [f64; 11] = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999];
 
 /// Where a load runs.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Case {
     pub(crate) storage: StorageKind,
     #[serde(flatten)]
@@ -18,22 +20,26 @@ pub(crate) struct Case {
 }
 
 /// One run of one candidate.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) backend: String,
     #[serde(flatten)]
     pub(crate) case: Case,
     pub(crate) round: u32,
+    #[serde(flatten)]
     pub(crate) figures: Figures,
 }
 
 /// What was measured. Rates are per second or per I/O, as named; times in microseconds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Figures {
     pub(crate) iops: f64,
     pub(crate) completions: u64,
     pub(crate) notifications: u64,
+    /// 0 where nobody notifies.
     pub(crate) completions_per_notification: f64,
+    /// Notifications with 0, 1, 2-3, 4-7, ... completions.
+    pub(crate) batches: Batches,
     pub(crate) kicks_per_io: f64,
     pub(crate) wakeups_per_io: f64,
     pub(crate) p50_us: f64,
@@ -45,7 +51,8 @@ pub(crate) struct Figures {
     pub(crate) cpu_us_per_io: f64,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: u64,
-    pub(crate) event_idx: bool,
+    /// Whether the backend accepted EVENT_IDX.
+    pub(crate) negotiated_event_idx: bool,
 }
 
 impl From<&Outcome> for Figures {
@@ -57,7 +64,11 @@ impl From<&Outcome> for Figures {
             iops: outcome.iops,
             completions: counts.completions,
             notifications: counts.notifications,
-            completions_per_notification: counts.completions as f64 / counts.notifications.max(1) as f64,
+            completions_per_notification: match counts.notifications {
+                0 => 0.0,
+                notifications => counts.completions as f64 / notifications as f64,
+            },
+            batches: counts.batches,
             kicks_per_io: per_io(counts.kicks),
             wakeups_per_io: per_io(counts.wakeups),
             p50_us: percentile(0.5),
@@ -68,7 +79,7 @@ impl From<&Outcome> for Figures {
             cpu_us_per_io: outcome.cpu.as_secs_f64() * 1e6 / counts.completions.max(1) as f64,
             context_switches_per_io: per_io(outcome.context_switches),
             rss_kib: outcome.rss_kib,
-            event_idx: outcome.negotiated_event_idx,
+            negotiated_event_idx: outcome.negotiated_event_idx,
         }
     }
 }
@@ -85,6 +96,9 @@ pub(crate) struct Summary {
     pub(crate) iops_max: f64,
     /// Against the first candidate; absent for that one.
     pub(crate) ratio: Option<Interval>,
+    /// IOPS as a share of what the host does without virtio, by its faster engine; absent without `--limit`.
+    pub(crate) share_of_limit: Option<f64>,
+    pub(crate) batches: Batches,
     pub(crate) completions_per_notification: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -112,6 +126,11 @@ impl Summary {
             iops_min: iops.iter().copied().fold(f64::INFINITY, f64::min),
             iops_max: iops.iter().copied().fold(0.0, f64::max),
             ratio: reference.and_then(|list| ratio(&iops, &others(list))),
+            share_of_limit: None,
+            batches: samples.iter().fold(Batches::default(), |mut sum, sample| {
+                sum.add(&sample.figures.batches);
+                sum
+            }),
             completions_per_notification: of(|f| f.completions_per_notification),
             p50_us: of(|f| f.p50_us),
             p99_us: of(|f| f.p99_us),

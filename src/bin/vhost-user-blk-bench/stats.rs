@@ -47,13 +47,27 @@ pub(crate) fn ratio(ours: &[f64], reference: &[f64]) -> Option<Interval> {
             .map(|_| of(&(0..rounds).map(|_| pick()).collect::<Vec<_>>()))
             .collect()
     };
-    ratios.sort_by(f64::total_cmp);
     let cut = if rounds < 5 { 0 } else { RESAMPLES / 40 };
-    Some(Interval {
-        value,
-        low: ratios[cut],
-        high: ratios[ratios.len() - 1 - cut],
-    })
+    Some(Interval::of(value, &mut ratios, cut))
+}
+
+/// How many times `new` is `old`, for rounds that did not run next to each other.
+pub(crate) fn unpaired_ratio(new: &[f64], old: &[f64]) -> Option<Interval> {
+    if new.is_empty() || old.is_empty() || old.iter().any(|&value| value <= 0.0) {
+        return None;
+    }
+    let value = median(new) / median(old);
+    if new.len().min(old.len()) < 5 {
+        let mut ratios: Vec<f64> = new.iter().flat_map(|n| old.iter().map(move |o| n / o)).collect();
+        return Some(Interval::of(value, &mut ratios, 0));
+    }
+    let mut random = Random::new(1);
+    let mut resampled = |values: &[f64]| {
+        let mut pick = || values[usize::try_from(random.below(values.len() as u64)).unwrap_or(0)];
+        median(&values.iter().map(|_| pick()).collect::<Vec<_>>())
+    };
+    let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| resampled(new) / resampled(old)).collect();
+    Some(Interval::of(value, &mut ratios, RESAMPLES / 40))
 }
 
 /// What a ratio's interval allows to be said.
@@ -69,6 +83,16 @@ pub(crate) enum Verdict {
 }
 
 impl Interval {
+    /// All of `values` but the `cut` lowest and highest.
+    fn of(value: f64, values: &mut [f64], cut: usize) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self {
+            value,
+            low: values[cut],
+            high: values[values.len() - 1 - cut],
+        }
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         if self.low > 1.0 {
             Verdict::Faster
@@ -117,6 +141,21 @@ mod tests {
     fn few_rounds_give_the_extremes_instead_of_a_false_interval() {
         let ratio = ratio(&[10.0, 12.0, 8.0], &[10.0, 10.0, 10.0]).unwrap();
         assert_eq!((ratio.low, ratio.value, ratio.high), (0.8, 1.0, 1.2));
+    }
+
+    #[test]
+    fn rounds_of_different_runs_are_not_taken_as_pairs() {
+        // The same figures in another order: as pairs they would differ.
+        let (new, old) = ([9.0, 10.0, 11.0, 12.0, 13.0], [13.0, 12.0, 11.0, 10.0, 9.0]);
+        let ratio = unpaired_ratio(&new, &old).unwrap();
+        assert!(
+            ratio.value == 1.0 && ratio.low < 0.95 && ratio.high > 1.05,
+            "{ratio:?}"
+        );
+        let slower = unpaired_ratio(&new.map(|v| v / 2.0), &old).unwrap();
+        assert_eq!(slower.verdict(), Verdict::Slower);
+        let few = unpaired_ratio(&[9.0, 12.0], &[10.0]).unwrap();
+        assert_eq!((few.low, few.high), (0.9, 1.2));
     }
 
     #[test]

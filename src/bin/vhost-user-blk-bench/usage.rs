@@ -18,8 +18,20 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    /// The sum over `pids`.
+    pub(crate) fn of_all(pids: &[u32]) -> Result<Self> {
+        pids.iter().try_fold(Self::default(), |sum, &pid| {
+            let one = Self::of(pid)?;
+            Ok(Self {
+                cpu: sum.cpu + one.cpu,
+                rss_kib: sum.rss_kib + one.rss_kib,
+                context_switches: sum.context_switches + one.context_switches,
+            })
+        })
+    }
+
     /// Reads the totals of `pid`.
-    pub(crate) fn of(pid: u32) -> Result<Self> {
+    fn of(pid: u32) -> Result<Self> {
         let dir = Path::new("/proc").join(pid.to_string());
         let read = |name: &str| {
             let path = dir.join(name);

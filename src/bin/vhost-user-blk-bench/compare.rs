@@ -1,0 +1,200 @@
+//! `compare OLD NEW`: what became slower or faster between two reports.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+
+use crate::report::read_json;
+use crate::stats::{Interval, unpaired_ratio};
+use crate::table::short;
+
+/// A change below this is none that somebody would act on, however sure it is.
+const TOLERANCE: f64 = 0.03;
+
+/// What makes two samples comparable: all that was asked for, nothing that was measured.
+const KEY: [&str; 12] = [
+    "backend",
+    "frontend",
+    "storage",
+    "rw",
+    "block_size",
+    "queues",
+    "iodepth",
+    "disks",
+    "wait",
+    "event_idx",
+    "suppress",
+    "driver_threads",
+];
+
+/// Prints the comparison.
+///
+/// # Errors
+/// If a report cannot be read, nothing in them can be compared, or a row became slower beyond doubt.
+pub(crate) fn run(old: &Path, new: &Path) -> Result<()> {
+    let (old, new) = (read_json(old)?, read_json(new)?);
+    for field in ["cpu", "cpus", "kernel", "file_system"] {
+        let of = |report: &Value| report["machine"][field].to_string();
+        if of(&old) != of(&new) {
+            println!("{field} differs: {} and {}", of(&old), of(&new));
+        }
+    }
+    let rows = rows(&old, &new);
+    ensure!(!rows.is_empty(), "the reports have no case in common");
+    print!("{}", table(&rows));
+    match rows.iter().filter(|row| row.is_regression()).count() {
+        0 => Ok(()),
+        slower => bail!("{slower} of {} rows became slower", rows.len()),
+    }
+}
+
+/// One case of one backend in both reports.
+struct Row {
+    name: String,
+    /// How many times the new IOPS, p99 latency and CPU time per I/O are the old ones.
+    iops: Interval,
+    p99: Option<Interval>,
+    cpu: Option<Interval>,
+}
+
+impl Row {
+    fn is_regression(&self) -> bool {
+        self.iops.high < 1.0 && self.iops.value < 1.0 - TOLERANCE
+    }
+
+    fn verdict(&self) -> &'static str {
+        if self.is_regression() {
+            "SLOWER"
+        } else if self.iops.low > 1.0 && self.iops.value > 1.0 + TOLERANCE {
+            "faster"
+        } else if self.iops.high - self.iops.low > 0.1 {
+            "?"
+        } else {
+            "~"
+        }
+    }
+}
+
+fn rows(old: &Value, new: &Value) -> Vec<Row> {
+    let (old, new) = (samples(old), samples(new));
+    let mut rows: Vec<Row> = Vec::new();
+    let mut seen: Vec<Vec<&Value>> = Vec::new();
+    for sample in new {
+        let key = key(sample);
+        if seen.contains(&key) {
+            continue;
+        }
+        let ratio = |field| unpaired_ratio(&figures(new, &key, field), &figures(old, &key, field));
+        if let Some(iops) = ratio("iops") {
+            rows.push(Row {
+                name: name(sample),
+                iops,
+                p99: ratio("p99_us"),
+                cpu: ratio("cpu_us_per_io"),
+            });
+        }
+        seen.push(key);
+    }
+    rows
+}
+
+fn samples(report: &Value) -> &[Value] {
+    report["samples"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn key(sample: &Value) -> Vec<&Value> {
+    KEY.iter().map(|&field| &sample[field]).collect()
+}
+
+fn figures(samples: &[Value], wanted: &[&Value], field: &str) -> Vec<f64> {
+    let same = samples.iter().filter(|sample| key(sample) == wanted);
+    same.filter_map(|sample| sample[field].as_f64()).collect()
+}
+
+fn name(sample: &Value) -> String {
+    let text = |field: &str| sample[field].as_str().unwrap_or("?").to_owned();
+    let disks = match &sample["disks"] {
+        Value::Number(disks) if disks.as_u64() > Some(1) => format!("x{disks}"),
+        _ => String::new(),
+    };
+    let event_idx = if sample["event_idx"] == true {
+        ""
+    } else {
+        " -event_idx"
+    };
+    format!(
+        "{}x{}{disks} {}{event_idx} {}",
+        sample["queues"],
+        sample["iodepth"],
+        text("storage"),
+        text("backend")
+    )
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut out = format!(
+        "{:<40}{:>20} {:>5} {:>5}\n",
+        "new / old", "IOPS (95 %)", "p99", "cpu"
+    );
+    for row in rows {
+        let name: String = row.name.chars().take(39).collect();
+        let (Interval { value, low, high }, of) = (row.iops, |interval: &Option<Interval>| {
+            interval.map_or("-".to_owned(), |interval| short(interval.value))
+        });
+        let iops = format!("{} ({}..{})", short(value), short(low), short(high));
+        let (p99, cpu) = (of(&row.p99), of(&row.cpu));
+        let _ = writeln!(out, "{name:<40}{iops:>20} {p99:>5} {cpu:>5} {}", row.verdict());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn report(backend: &str, iops: &[f64]) -> Value {
+        let sample = |iops| {
+            json!({ "backend": backend, "storage": "tmpfs", "queues": 1, "iodepth": 8, "disks": 1,
+                    "event_idx": true, "iops": iops, "p99_us": 10.0, "cpu_us_per_io": 0.0 })
+        };
+        json!({ "samples": iops.iter().map(sample).collect::<Vec<_>>() })
+    }
+
+    const OLD: [f64; 6] = [100.0, 101.0, 99.0, 100.0, 102.0, 98.0];
+
+    #[test]
+    fn a_clear_loss_is_a_regression_and_a_small_one_is_not() {
+        for (factor, expected) in [(0.8, "SLOWER"), (0.98, "~"), (1.0, "~"), (1.3, "faster")] {
+            let rows = rows(
+                &report("ours", &OLD),
+                &report("ours", &OLD.map(|iops| iops * factor)),
+            );
+            assert_eq!(rows.len(), 1);
+            assert_eq!(rows[0].verdict(), expected, "{factor}: {}", table(&rows));
+        }
+    }
+
+    #[test]
+    fn noise_is_no_regression() {
+        let wild = [40.0, 160.0, 90.0, 120.0, 70.0, 95.0];
+        assert_eq!(
+            rows(&report("ours", &OLD), &report("ours", &wild))[0].verdict(),
+            "?"
+        );
+    }
+
+    #[test]
+    fn only_what_both_reports_have_is_compared() {
+        assert!(rows(&report("ours", &OLD), &report("qsd", &OLD)).is_empty());
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let report = report("ours:--notify each --thread-pool-max 32", &OLD);
+        let text = table(&rows(&report, &report));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+}

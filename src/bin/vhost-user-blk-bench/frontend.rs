@@ -1,0 +1,183 @@
+//! One run against backends: connects to each, drives all queues for a while, and returns what it saw.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use virtio_driver::{
+    VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf, VirtioFeatureFlags,
+    VirtioTransport,
+};
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::backend::Backend;
+use crate::control::{Outcome, measure};
+use crate::driver::drive;
+use crate::lane::{Lane, Parts, Slot};
+use crate::load::{Load, Work};
+
+/// No completion for this long, while requests are in flight, is a stall.
+const STALL: Duration = Duration::from_secs(5);
+
+/// Drives `backends`, one a disk, with `load`.
+///
+/// # Errors
+/// If a backend does not answer, stalls, fails a request or ends, or `interrupted` is set.
+pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBool) -> Result<Outcome> {
+    let (mut transports, mut lanes) = (Vec::new(), Vec::new());
+    for backend in backends.iter_mut() {
+        let socket = backend
+            .socket()
+            .to_str()
+            .context("the socket's path is not UTF-8")?
+            .to_owned();
+        let connected = within(STALL, interrupted, backend, || connect(&socket, load))?;
+        let Some((transport, more)) = connected else {
+            return Err(backend.failure("did not answer the connection's set-up within 5 seconds"));
+        };
+        transports.push(transport);
+        lanes.extend(more);
+    }
+    let per_thread = lanes.len().div_ceil(usize::from(load.driver_threads));
+    let pids: Vec<u32> = backends.iter().map(Backend::pid).collect();
+    let mut outcome = measure(
+        load,
+        lanes.chunks_mut(per_thread).collect(),
+        |lanes, control| drive(lanes, load.wait, control),
+        &pids,
+        watcher(backends, interrupted),
+    )?;
+    let event_idx = VirtioFeatureFlags::RING_EVENT_IDX.bits();
+    outcome.negotiated_event_idx = transports.iter().all(|one| one.get_features() & event_idx != 0);
+    let counts = &outcome.counts;
+    if counts.errors > 0 {
+        let what = format!("{} of {} requests failed", counts.errors, counts.completions);
+        return Err(backends[0].failure(&what));
+    }
+    if counts.completions == 0 {
+        return Err(backends[0].failure("completed nothing during the measurement"));
+    }
+    Ok(outcome)
+}
+
+/// Looks after the backends while they are driven: it kills them before it says that something is wrong, so
+/// that nobody waits for them any more.
+fn watcher<'a>(
+    backends: &'a mut [Backend],
+    interrupted: &'a AtomicBool,
+) -> impl FnMut(u64) -> Result<()> + 'a {
+    let (mut progress, mut moved) = (0, Instant::now());
+    move |seen| {
+        let mut fault = None;
+        if interrupted.load(Ordering::Relaxed) {
+            fault = Some(anyhow::anyhow!("interrupted"));
+        }
+        if let Some(ended) = backends.iter_mut().position(Backend::has_ended) {
+            fault = Some(backends[ended].failure("ended in the middle of the run"));
+        }
+        if seen != progress {
+            (progress, moved) = (seen, Instant::now());
+        } else if moved.elapsed() > STALL {
+            fault = Some(backends[0].failure("stalled: no completion for 5 seconds"));
+        }
+        let Some(fault) = fault else { return Ok(()) };
+        backends.iter_mut().for_each(Backend::kill);
+        Err(fault)
+    }
+}
+
+/// Runs `work`, which may block on the backend; kills the backend if it takes longer than `limit`.
+fn within<T: Send>(
+    limit: Duration,
+    interrupted: &AtomicBool,
+    backend: &mut Backend,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<Option<T>> {
+    let end = Instant::now() + limit;
+    let mut killed = false;
+    let result = thread::scope(|scope| {
+        let worker = scope.spawn(work);
+        while !worker.is_finished() {
+            if Instant::now() > end || interrupted.load(Ordering::Relaxed) {
+                // Whoever blocks on the connection gets its end, and returns.
+                backend.kill();
+                killed = true;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        worker.join().expect("the set-up does not panic")
+    });
+    ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+    if killed {
+        return Ok(None);
+    }
+    result
+        .map(Some)
+        .map_err(|error| backend.failure(&format!("{error:#}")))
+}
+
+type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
+
+fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a>>)> {
+    let mut features = VirtioFeatureFlags::VERSION_1.bits() | VirtioBlkFeatureFlags::MQ.bits();
+    if load.event_idx {
+        features |= VirtioFeatureFlags::RING_EVENT_IDX.bits();
+    }
+    let mut transport = Box::new(open(socket, features)?);
+    let (queues, iodepth) = (usize::from(load.shape.queues), load.shape.iodepth);
+    // Three descriptors a request; 256 entries are what QEMU's frontends commonly use.
+    let queue_size = (iodepth * 3).next_power_of_two().max(256);
+    let rings = VirtioBlkQueue::<Slot>::setup_queues(transport.as_mut(), queues, queue_size)
+        .with_context(|| format!("set up {queues} queues of {queue_size} entries"))?;
+    let per_lane = usize::from(iodepth) * usize::try_from(load.block_size)?;
+    let memory = shared_memory(&mut transport, queues * per_lane)?;
+    let config = transport
+        .get_config()
+        .context("read the device's configuration")?;
+    let bytes = config.capacity.to_native() * 512;
+    let blocks = bytes / load.block_size;
+    ensure!(blocks > 0, "the disk has {bytes} bytes, less than one block");
+    let lanes = rings.into_iter().enumerate().map(|(i, ring)| {
+        let parts = Parts {
+            kick: transport.get_submission_notifier(i),
+            call: transport.get_completion_fd(i),
+            memory: Arc::clone(&memory),
+            first_buffer: i * per_lane,
+            work: Work::new(load, blocks, i as u64, queues as u64),
+            suppress: load.suppress,
+            iodepth,
+        };
+        Lane::new(ring, parts)
+    });
+    let lanes = lanes.collect();
+    Ok((transport, lanes))
+}
+
+/// Connects, also when the socket file is there but nobody listens on it yet.
+fn open(socket: &str, features: u64) -> Result<Transport> {
+    let end = Instant::now() + STALL;
+    loop {
+        match VhostUser::new(socket, features) {
+            Ok(transport) => return Ok(transport),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => bail!("connect: {error}"),
+        }
+    }
+}
+
+/// Memory for the requests' data, known to the backend.
+fn shared_memory(transport: &mut Transport, len: usize) -> Result<Arc<MmapRegion>> {
+    let file = tempfile::tempfile_in("/dev/shm").context("make shared memory")?;
+    file.set_len(len as u64)?;
+    let region = MmapRegion::from_file(FileOffset::new(file, 0), len).context("map shared memory")?;
+    let file = region.file_offset().context("the region has a file")?.file();
+    transport
+        .map_mem_region(region.as_ptr() as usize, len, file.as_raw_fd(), 0)
+        .context("announce memory to the backend")?;
+    Ok(Arc::new(region))
+}

@@ -1,0 +1,102 @@
+//! Runs all candidates, round by round, and keeps their samples.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+
+use crate::backend::Backend;
+use crate::candidate::{Candidate, Kind};
+use crate::control::Outcome;
+use crate::image::{self, Image};
+use crate::plan::Plan;
+use crate::sample::{Case, Figures, Sample};
+use crate::scratch::Scratch;
+use crate::{frontend, limit};
+
+/// Runs candidates on the main thread.
+pub(crate) struct Runner<'a> {
+    plan: &'a Plan,
+    scratch: &'a Scratch,
+    interrupted: &'a AtomicBool,
+    progress: ProgressBar,
+    samples: Vec<Sample>,
+}
+
+impl<'a> Runner<'a> {
+    pub(crate) fn new(plan: &'a Plan, scratch: &'a Scratch, interrupted: &'a AtomicBool) -> Self {
+        // Draws on a terminal only.
+        let progress = ProgressBar::with_draw_target(Some(plan.runs()), ProgressDrawTarget::stderr())
+            .with_finish(ProgressFinish::AndClear);
+        let style = ProgressStyle::with_template("{bar:20} {pos}/{len}, {eta} left: {wide_msg}")
+            .expect("the template is valid");
+        progress.set_style(style);
+        Self {
+            plan,
+            scratch,
+            interrupted,
+            progress,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Runs the whole plan.
+    ///
+    /// # Errors
+    /// The first candidate that does not work ends it: what is left would be no comparison.
+    pub(crate) fn run(mut self) -> Result<Vec<Sample>> {
+        for &storage in &self.plan.storage {
+            for &load in &self.plan.loads {
+                let images = image::prepare(storage, self.plan.image_size, load.shape.disks, self.scratch)?;
+                self.case(&Case { storage, load }, &images)?;
+            }
+        }
+        Ok(self.samples)
+    }
+
+    /// All rounds of a case. Rounds start with another candidate each, so that none always comes first.
+    fn case(&mut self, case: &Case, images: &[Image]) -> Result<()> {
+        let all = &self.plan.candidates;
+        let candidates: Vec<&Candidate> = all.iter().filter(|one| one.supports(&images[0])).collect();
+        let left_out = (all.len() - candidates.len()) as u64 * u64::from(self.plan.rounds);
+        self.progress.inc(left_out);
+        for round in 0..self.plan.rounds {
+            for i in 0..candidates.len() {
+                let candidate = candidates[(i + round as usize) % candidates.len()];
+                self.progress
+                    .set_message(format!("{} {}", case.load.shape, candidate.name));
+                let outcome = self.outcome(case, candidate, images)?;
+                self.samples.push(Sample {
+                    backend: candidate.name.clone(),
+                    case: *case,
+                    round,
+                    figures: Figures::from(&outcome),
+                });
+                self.progress.inc(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn outcome(&self, case: &Case, candidate: &Candidate, images: &[Image]) -> Result<Outcome> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        if let Kind::Limit(engine) = candidate.kind {
+            return limit::run(engine, images, &case.load, self.interrupted);
+        }
+        let start = |(disk, image)| {
+            Backend::start(
+                candidate,
+                image,
+                case.load.shape.queues,
+                self.scratch.memory(),
+                disk,
+            )
+        };
+        let mut backends = images.iter().enumerate().map(start).collect::<Result<Vec<_>>>()?;
+        let outcome = frontend::run(&mut backends, &case.load, self.interrupted)?;
+        backends.into_iter().try_for_each(Backend::stop)?;
+        Ok(outcome)
+    }
+}

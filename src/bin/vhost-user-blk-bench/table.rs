@@ -1,0 +1,123 @@
+//! The summaries as text: a table for the terminal, and figures as people read them.
+
+use std::fmt::Write as _;
+
+use crate::load::Frontend;
+use crate::report::{Report, is_limit};
+use crate::sample::Summary;
+use crate::stats::Verdict;
+
+/// All summaries, 80 columns wide.
+pub(crate) fn table(report: &Report) -> String {
+    let mut out = String::new();
+    for group in report.groups() {
+        let _ = write!(out, "\n{}\n{HEAD}\n", title(&group[0]));
+        for row in group {
+            let _ = writeln!(out, "{}", line(row));
+        }
+        out.push_str(&shares(group));
+    }
+    out + LEGEND
+}
+
+/// What a group of rows has in common.
+pub(crate) fn title(row: &Summary) -> String {
+    let load = &row.case.load;
+    let disks = if load.shape.disks > 1 { " x disks" } else { "" };
+    let event_idx = if load.event_idx { "" } else { ", no EVENT_IDX" };
+    let frontend = match load.frontend {
+        Frontend::Native => "",
+        Frontend::GuestKvm => "guest (KVM): ",
+        Frontend::GuestTcg => "guest (TCG): ",
+    };
+    format!(
+        "{frontend}{} {} {} B, {} (queues x iodepth{disks}){event_idx}, medians of {}",
+        name(&row.case.storage),
+        name(&load.rw),
+        load.block_size,
+        load.shape,
+        row.rounds
+    )
+}
+
+const HEAD: &str = "backend           kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
+const LEGEND: &str = "
+ratio: to the first backend;  c/n: completions per notification;  cpu: backend
+CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
+";
+
+fn line(row: &Summary) -> String {
+    let kilo = |iops: f64| short(iops / 1e3);
+    let range = format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max));
+    let ratio = ratio(row);
+    let backend: String = row.backend.chars().take(17).collect();
+    format!(
+        "{backend:<17} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
+        kilo(row.iops),
+        per_notification(row),
+        short(row.p50_us),
+        short(row.p999_us),
+        short(row.cpu_us_per_io),
+    )
+}
+
+/// How much of what the host itself does each backend reaches, on lines of 80 columns.
+fn shares(rows: &[Summary]) -> String {
+    let mut lines = vec!["of the limit:".to_owned()];
+    for row in rows.iter().filter(|row| !is_limit(&row.backend)) {
+        let Some(share) = row.share_of_limit else {
+            return String::new();
+        };
+        let item = format!(" {} {:.0} %;", row.backend, share * 100.0);
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + item.chars().count() <= 80 => line.push_str(&item),
+            _ => lines.push(format!(" {item}")),
+        }
+    }
+    lines.join("\n").trim_end_matches(';').to_owned() + "\n"
+}
+
+/// The ratio to the reference with its interval and a mark of doubt.
+pub(crate) fn ratio(row: &Summary) -> String {
+    let Some(ratio) = row.ratio else {
+        let limit = is_limit(&row.backend);
+        return if limit { "-" } else { "reference" }.to_owned();
+    };
+    let mark = match ratio.verdict() {
+        Verdict::Faster | Verdict::Slower => "",
+        Verdict::Same => " ~",
+        Verdict::Noise => " ?",
+    };
+    format!(
+        "{} ({}..{}){mark}",
+        short(ratio.value),
+        short(ratio.low),
+        short(ratio.high)
+    )
+}
+
+/// Completions per notification; none where nobody notifies.
+pub(crate) fn per_notification(row: &Summary) -> String {
+    match row.completions_per_notification {
+        0.0 => "-".to_owned(),
+        figure => short(figure),
+    }
+}
+
+/// Three digits or so.
+pub(crate) fn short(value: f64) -> String {
+    match value {
+        v if v >= 1e6 => format!("{v:.1e}"),
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+/// The name that a value has on the command line.
+fn name<T: clap::ValueEnum>(value: &T) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}

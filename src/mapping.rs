@@ -1,0 +1,151 @@
+//! Which queues an IOThread serves, and which CPUs it runs on: `0:0,1;1:2-3`.
+
+use std::io;
+use std::str::FromStr;
+
+/// Lists of numbers by IOThread, as the command line has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IoThreadMap(Vec<(u16, Vec<u16>)>);
+
+impl FromStr for IoThreadMap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(';')
+            .map(parse_entry)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+fn parse_entry(text: &str) -> Result<(u16, Vec<u16>), String> {
+    let (iothread, list) = text
+        .split_once(':')
+        .ok_or_else(|| format!("'{text}' is not IOTHREAD:N,N or IOTHREAD:N-N"))?;
+    let ranges = list.split(',').map(parse_range).collect::<Result<Vec<_>, _>>()?;
+    Ok((parse_number(iothread)?, ranges.into_iter().flatten().collect()))
+}
+
+fn parse_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = parse_number(first)?..=parse_number(last)?;
+    if range.is_empty() {
+        Err(format!("'{text}' runs backwards"))
+    } else {
+        Ok(range)
+    }
+}
+
+fn parse_number(text: &str) -> Result<u16, String> {
+    text.trim().parse().map_err(|error| format!("'{text}': {error}"))
+}
+
+impl IoThreadMap {
+    /// The IOThread of each of `queues` queues, if the map names each of them once and no IOThread beyond `iothreads`.
+    ///
+    /// # Errors
+    /// One line that says what is wrong.
+    pub fn queues(&self, queues: u16, iothreads: u16) -> Result<Vec<u16>, String> {
+        let mut owners = vec![None; queues.into()];
+        for (iothread, list) in self.checked(iothreads)? {
+            for queue in list {
+                let owner = owners
+                    .get_mut(usize::from(*queue))
+                    .ok_or_else(|| format!("there is no queue {queue} among {queues} (--num-queues)"))?;
+                if owner.replace(*iothread).is_some() {
+                    return Err(format!("queue {queue} is named twice"));
+                }
+            }
+        }
+        let missing = owners.iter().position(Option::is_none);
+        match missing {
+            Some(queue) => Err(format!("queue {queue} has no IOThread")),
+            None => Ok(owners.into_iter().flatten().collect()),
+        }
+    }
+
+    /// The entries, if they name no IOThread beyond `iothreads`.
+    ///
+    /// # Errors
+    /// One line that says which.
+    pub fn checked(&self, iothreads: u16) -> Result<&[(u16, Vec<u16>)], String> {
+        match self.0.iter().find(|(iothread, _)| *iothread >= iothreads) {
+            Some((iothread, _)) => Err(format!(
+                "there is no IOThread {iothread} among {iothreads} (--iothreads)"
+            )),
+            None => Ok(&self.0),
+        }
+    }
+}
+
+/// Has a thread run on these CPUs only; threads that it creates from then on inherit that.
+///
+/// # Errors
+/// The kernel's: no such thread, or none of the CPUs is there.
+pub fn pin_thread(thread_id: i32, cpus: &[u16]) -> io::Result<()> {
+    // SAFETY: a CPU set is an array of integers, for which zeroes are valid.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus.iter().filter(|cpu| i32::from(**cpu) < libc::CPU_SETSIZE) {
+        // SAFETY: the number is below CPU_SETSIZE.
+        unsafe { libc::CPU_SET(usize::from(*cpu), &mut set) };
+    }
+    // SAFETY: the set is valid for its size.
+    let result = unsafe { libc::sched_setaffinity(thread_id, size_of_val(&set), &raw const set) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queues(map: &str) -> Result<Vec<u16>, String> {
+        map.parse::<IoThreadMap>()?.queues(4, 2)
+    }
+
+    #[test]
+    fn every_queue_gets_the_iothread_that_names_it() {
+        assert_eq!(queues("0:0,1;1:2,3"), Ok(vec![0, 0, 1, 1]));
+        assert_eq!(queues("1:0-2;0:3"), Ok(vec![1, 1, 1, 0]));
+        assert_eq!(queues("0:3,0;1:1;0:2"), Ok(vec![0, 1, 0, 0]));
+    }
+
+    #[test]
+    fn a_map_that_leaves_a_doubt_is_refused() {
+        for bad in [
+            "",
+            "0",
+            "0:",
+            "0:0-3;1:2",
+            "0:0-2",
+            "0:0-4",
+            "2:0-3",
+            "0:3-0",
+            "x:0-3",
+            "0:a",
+            "0:0-3;",
+            "-1:0-3",
+            "0:0-70000",
+        ] {
+            assert!(queues(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pinned_thread_runs_where_it_should() {
+        std::thread::spawn(|| {
+            // SAFETY: no arguments.
+            let (own, cpu) = unsafe { (libc::gettid(), libc::sched_getcpu()) };
+            let cpu = u16::try_from(cpu).unwrap();
+            pin_thread(own, &[cpu]).unwrap();
+            // SAFETY: no arguments.
+            assert_eq!(unsafe { libc::sched_getcpu() }, i32::from(cpu));
+            assert!(pin_thread(own, &[u16::MAX]).is_err());
+        })
+        .join()
+        .unwrap();
+    }
+}
