@@ -163,3 +163,27 @@ fn a_listening_socket_passes_from_daemon_to_daemon_with_what_is_in_flight() {
         vm.reconnect(connect(), 0);
     }
 }
+
+#[test]
+fn a_reset_device_drains_its_rings_and_starts_again_from_nothing() {
+    let daemon = Daemon::start(&image(), &["--num-queues", "2"]);
+    let mut vm = Vm::start(&daemon, 2);
+    vm.read_sector(0, 1);
+    vm.read_sector(1, 2);
+    assert_eq!(vm.client.ask(msg::RESET_DEVICE, &[], &[]), Answer::Ack);
+    for queue in 0..2 {
+        vm.publish(queue, 0);
+        vm.kick(queue);
+        let base = vm.client.stop_ring(u32::try_from(queue).expect("small"));
+        assert_eq!(base.expect("an answer"), 0, "nothing is left of queue {queue}");
+        assert_eq!(vm.published(queue), 1, "queue {queue} does not run any more");
+    }
+    // In the same memory, but for the indices: a driver starts with them at zero.
+    for (queue, ring) in (0..).zip(std::mem::take(&mut vm.rings)) {
+        for part in [ring.avail, ring.used] {
+            vm.memory.store_u16(part + 2, 0);
+        }
+        vm.start_ring(queue, Ring::new(queue, 16));
+        assert_eq!(vm.read_sector(queue, 3), [3; SECTOR]);
+    }
+}

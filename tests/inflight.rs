@@ -223,7 +223,11 @@ fn put_flush(vm: &Vm, queue: usize) -> u16 {
 
 /// Kills the daemon under load, again and again, and checks each time that every write is answered once and done.
 fn survives(signal: libc::c_int, features: u64, seed: u64) {
-    let options = ["--num-queues", "2", "--thread-pool-max", "4"];
+    survives_with(&["--aio", "threads"], signal, features, seed);
+}
+
+fn survives_with(engine: &[&str], signal: libc::c_int, features: u64, seed: u64) {
+    let options = [&["--num-queues", "2", "--thread-pool-max", "4"], engine].concat();
     let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
     let mut random = Random::new(seed);
     let mut vm = Vm::connect(&daemon, features);
@@ -296,6 +300,12 @@ fn a_daemon_killed_under_load_answers_every_request_once() {
 #[test]
 fn a_daemon_killed_under_load_with_event_idx_answers_every_request_once() {
     survives(libc::SIGKILL, EVENT_IDX, 2);
+}
+
+#[test]
+fn a_daemon_killed_with_requests_in_the_kernel_answers_every_request_once() {
+    // By io_uring where there is one.
+    survives_with(&["--direct"], libc::SIGKILL, EVENT_IDX, 4);
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        unsupported("RESET_DEVICE")
+        ack("RESET_DEVICE", self.session.reset_device())
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -85,6 +85,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
             | F::CONFIGURE_MEM_SLOTS
             | F::INFLIGHT_SHMFD
             | F::LOG_SHMFD
+            | F::RESET_DEVICE
             | F::REPLY_ACK)
     }
 

@@ -12,18 +12,18 @@ use crate::aio::Remote;
 use crate::blk::config::features;
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::{BlkQueue, RingSetup};
-use crate::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
-use crate::virtqueue::{
-    InflightArea, InflightRegion, MAX_QUEUE_SIZE, RegionLayout, RingAddresses, RingFeatures,
-};
+use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
+use crate::virtqueue::{RingAddresses, RingFeatures};
+
+mod log;
+mod recovery;
+
+pub use log::LOG_ALL;
+use log::check_log_address;
+use recovery::Inflight;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// VHOST_F_LOG_ALL: writes to guest memory are logged.
-pub const LOG_ALL: u64 = 1 << 26;
-
-/// No used ring has more bytes.
-const MAX_USED_RING: u64 = 6 + 8 * MAX_QUEUE_SIZE as u64;
 
 type Result<T> = std::result::Result<T, SessionError>;
 
@@ -40,16 +40,6 @@ pub struct Session<'a> {
     log: Option<Arc<DirtyLog>>,
     /// A ring that should run cannot: the frontend has to come again.
     pub(super) failed: bool,
-}
-
-/// Where chains in flight are tracked.
-#[derive(Debug)]
-enum Inflight {
-    /// Nowhere: the frontend does not ask for it.
-    Untracked,
-    Region(InflightRegion),
-    /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
-    Refused,
 }
 
 impl<'a> Session<'a> {
@@ -79,19 +69,6 @@ impl<'a> Session<'a> {
         &self.channel
     }
 
-    /// Writes to the configuration space, and lets a successor know.
-    pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        let written = self.device.write_config(offset, data);
-        self.record_writeback();
-        Ok(written?)
-    }
-
-    fn record_writeback(&self) {
-        if let Inflight::Region(region) = &self.inflight {
-            region.set_device_state(u8::from(self.device.writeback()));
-        }
-    }
-
     pub(super) fn features(&self) -> u64 {
         self.device.config().features() | PROTOCOL_FEATURES | LOG_ALL
     }
@@ -115,13 +92,8 @@ impl<'a> Session<'a> {
             return Err(SessionError::BadFeatures(unknown));
         }
         self.device.set_features(acked).map_err(SessionError::Flush)?;
-        let logged = std::mem::replace(&mut self.acked, acked) & LOG_ALL != 0;
-        if logged || acked & LOG_ALL != 0 {
-            self.apply_log()?;
-        }
-        if logged && acked & LOG_ALL == 0 {
-            self.log = None;
-        }
+        let before = std::mem::replace(&mut self.acked, acked);
+        self.switch_log(before & LOG_ALL != 0, acked & LOG_ALL != 0)?;
         tracing::debug!(
             features = format!("{acked:#x}"),
             "features accepted by the driver"
@@ -130,9 +102,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
-        if let Some(log) = self.active_log() {
-            log.check_covers(memory.end())?;
-        }
+        self.check_log_covers(&memory)?;
         self.memory = Arc::new(memory);
         for (queue, vring) in self.device.queues().iter().zip(&self.vrings) {
             if vring.running {
@@ -184,35 +154,6 @@ impl<'a> Session<'a> {
         self.start_ready()
     }
 
-    /// Logs dirty pages there while LOG_ALL is set.
-    pub(super) fn set_log(&mut self, file: File, offset: u64, size: u64) -> Result<()> {
-        let log = DirtyLog::map(file, offset, size)?;
-        log.check_covers(self.memory.end())?;
-        self.log = Some(Arc::new(log));
-        self.apply_log()
-    }
-
-    fn active_log(&self) -> Option<&Arc<DirtyLog>> {
-        self.log.as_ref().filter(|_| self.acked & LOG_ALL != 0)
-    }
-
-    fn ring_log(&self, index: usize) -> Option<RingLog> {
-        let log = Arc::clone(self.active_log()?);
-        let used = self.vrings[index].log;
-        Some(RingLog { log, used })
-    }
-
-    /// Has all running rings log what is to be logged now. Returns when they do.
-    fn apply_log(&self) -> Result<()> {
-        for (index, vring) in self.vrings.iter().enumerate() {
-            if vring.running {
-                let log = self.ring_log(index);
-                self.queue(index).call(move |queue| queue.set_log(log))?;
-            }
-        }
-        Ok(())
-    }
-
     /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
     pub(super) fn set_vring_addr(
         &mut self,
@@ -221,11 +162,7 @@ impl<'a> Session<'a> {
         log: Option<u64>,
     ) -> Result<()> {
         let index = self.index(index)?;
-        if let Some(addr) = log
-            && addr.checked_add(MAX_USED_RING).is_none()
-        {
-            return Err(SessionError::BadLogAddress(addr));
-        }
+        log.map_or(Ok(()), check_log_address)?;
         let vring = &mut self.vrings[index];
         if vring.running && vring.addresses != Some(addresses) {
             return Err(SessionError::Running(index));
@@ -233,8 +170,7 @@ impl<'a> Session<'a> {
         vring.addresses = Some(addresses);
         vring.log = log;
         if vring.running {
-            let log = self.ring_log(index);
-            self.queue(index).call(move |queue| queue.set_log(log))?;
+            self.apply_ring_log(index)?;
         }
         self.start_ready()
     }
@@ -243,42 +179,6 @@ impl<'a> Session<'a> {
         let index = self.index_of_stopped(index)?;
         self.vrings[index].base = u16::try_from(base).map_err(|_| SessionError::BadBase(base))?;
         Ok(())
-    }
-
-    /// Makes an in-flight region for the frontend to keep.
-    pub(super) fn create_inflight(&self, queues: u16, queue_size: u16) -> Result<(RegionLayout, File)> {
-        let max = self.vrings.len();
-        if usize::from(queues) > max {
-            return Err(SessionError::InflightQueues {
-                asked: queues,
-                queues: max,
-            });
-        }
-        Ok(InflightRegion::create(queues, queue_size)?)
-    }
-
-    /// Tracks what is in flight in a region that the frontend has kept; rings that start go on from there.
-    pub(super) fn set_inflight(&mut self, layout: RegionLayout, file: File) -> Result<()> {
-        if let Some(running) = self.vrings.iter().position(|vring| vring.running) {
-            return Err(SessionError::Running(running));
-        }
-        self.inflight = Inflight::Refused;
-        let region = InflightRegion::map(file, layout)?;
-        if let Some(writeback) = region.device_state() {
-            let restored = self.device.set_writeback(writeback != 0);
-            restored.map_err(SessionError::Flush)?;
-        }
-        self.inflight = Inflight::Region(region);
-        self.record_writeback();
-        Ok(())
-    }
-
-    fn inflight_area(&self, index: usize) -> Result<Option<InflightArea>> {
-        match &self.inflight {
-            Inflight::Untracked => Ok(None),
-            Inflight::Region(region) => Ok(Some(region.queue(index)?)),
-            Inflight::Refused => Err(SessionError::InflightRefused(index)),
-        }
     }
 
     fn index_of_stopped(&self, index: u32) -> Result<usize> {
@@ -423,6 +323,19 @@ impl<'a> Session<'a> {
         if let Err(error) = self.stop_all() {
             tracing::error!(%error, "rings cannot be stopped");
         }
+    }
+
+    /// Stops and disables all rings, and forgets what was said about them (RESET_DEVICE).
+    ///
+    /// The memory table and the call eventfds stay, and so does `writeback`: QEMU gives the next driver the value that
+    /// it remembers itself.
+    pub(super) fn reset_device(&mut self) -> Result<()> {
+        self.stop_all()?;
+        for queue in self.device.queues() {
+            queue.call(|queue| queue.set_enabled(false))?;
+        }
+        self.vrings.fill_with(Vring::default);
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<()> {

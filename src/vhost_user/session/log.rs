@@ -1,0 +1,76 @@
+//! The dirty log of a session: switched on and off while the rings run.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::{Result, Session};
+use crate::memory::{DirtyLog, GuestMemory, RingLog};
+use crate::vhost_user::SessionError;
+use crate::virtqueue::MAX_QUEUE_SIZE;
+
+/// VHOST_F_LOG_ALL: writes to guest memory are logged.
+pub const LOG_ALL: u64 = 1 << 26;
+
+/// No used ring has more bytes.
+const MAX_USED_RING: u64 = 6 + 8 * MAX_QUEUE_SIZE as u64;
+
+/// Checks the guest address of a used ring.
+pub(super) fn check_log_address(addr: u64) -> Result<()> {
+    match addr.checked_add(MAX_USED_RING) {
+        Some(_) => Ok(()),
+        None => Err(SessionError::BadLogAddress(addr)),
+    }
+}
+
+impl Session<'_> {
+    /// Logs dirty pages there while LOG_ALL is set.
+    pub(in crate::vhost_user) fn set_log(&mut self, file: File, offset: u64, size: u64) -> Result<()> {
+        let log = DirtyLog::map(file, offset, size)?;
+        log.check_covers(self.memory.end())?;
+        self.log = Some(Arc::new(log));
+        self.apply_log()
+    }
+
+    /// Follows a change of LOG_ALL.
+    pub(super) fn switch_log(&mut self, before: bool, now: bool) -> Result<()> {
+        if before != now {
+            self.check_log_covers(&self.memory)?;
+            self.apply_log()?;
+        }
+        if before && !now {
+            self.log = None;
+        }
+        Ok(())
+    }
+
+    /// A log that is used has to have a bit for each page; QEMU has it grow before the memory does.
+    pub(super) fn check_log_covers(&self, memory: &GuestMemory) -> Result<()> {
+        match self.active_log() {
+            Some(log) => Ok(log.check_covers(memory.end())?),
+            None => Ok(()),
+        }
+    }
+
+    fn active_log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| self.acked & LOG_ALL != 0)
+    }
+
+    /// What a ring is to log now.
+    pub(super) fn ring_log(&self, index: usize) -> Option<RingLog> {
+        let log = Arc::clone(self.active_log()?);
+        let used = self.vrings[index].log;
+        Some(RingLog { log, used })
+    }
+
+    /// Has a running ring log what is to be logged now. Returns when it does.
+    pub(super) fn apply_ring_log(&self, index: usize) -> Result<()> {
+        let log = self.ring_log(index);
+        Ok(self.queue(index).call(move |queue| queue.set_log(log))?)
+    }
+
+    fn apply_log(&self) -> Result<()> {
+        (0..self.vrings.len())
+            .filter(|&index| self.vrings[index].running)
+            .try_for_each(|index| self.apply_ring_log(index))
+    }
+}

@@ -1,0 +1,73 @@
+//! What outlives a session, and the process: the chains in flight and the cache mode, in memory that the frontend keeps.
+
+use std::fs::File;
+
+use super::{Result, Session};
+use crate::vhost_user::SessionError;
+use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout};
+
+/// Where chains in flight are tracked.
+#[derive(Debug)]
+pub(super) enum Inflight {
+    /// Nowhere: the frontend does not ask for it.
+    Untracked,
+    Region(InflightRegion),
+    /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
+    Refused,
+}
+
+impl Session<'_> {
+    /// Makes an in-flight region for the frontend to keep.
+    pub(in crate::vhost_user) fn create_inflight(
+        &self,
+        queues: u16,
+        queue_size: u16,
+    ) -> Result<(RegionLayout, File)> {
+        let max = self.vrings.len();
+        if usize::from(queues) > max {
+            return Err(SessionError::InflightQueues {
+                asked: queues,
+                queues: max,
+            });
+        }
+        Ok(InflightRegion::create(queues, queue_size)?)
+    }
+
+    /// Tracks what is in flight in a region that the frontend has kept; rings that start go on from there.
+    pub(in crate::vhost_user) fn set_inflight(&mut self, layout: RegionLayout, file: File) -> Result<()> {
+        if let Some(running) = self.vrings.iter().position(|vring| vring.running) {
+            return Err(SessionError::Running(running));
+        }
+        self.inflight = Inflight::Refused;
+        let region = InflightRegion::map(file, layout)?;
+        if let Some(writeback) = region.device_state() {
+            let restored = self.device.set_writeback(writeback != 0);
+            restored.map_err(SessionError::Flush)?;
+        }
+        self.inflight = Inflight::Region(region);
+        self.record_writeback();
+        Ok(())
+    }
+
+    /// Where a ring's chains are to be tracked.
+    pub(super) fn inflight_area(&self, index: usize) -> Result<Option<InflightArea>> {
+        match &self.inflight {
+            Inflight::Untracked => Ok(None),
+            Inflight::Region(region) => Ok(Some(region.queue(index)?)),
+            Inflight::Refused => Err(SessionError::InflightRefused(index)),
+        }
+    }
+
+    /// Writes to the configuration space, and lets a successor know.
+    pub(in crate::vhost_user) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let written = self.device.write_config(offset, data);
+        self.record_writeback();
+        Ok(written?)
+    }
+
+    fn record_writeback(&self) {
+        if let Inflight::Region(region) = &self.inflight {
+            region.set_device_state(u8::from(self.device.writeback()));
+        }
+    }
+}

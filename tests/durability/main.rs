@@ -1,0 +1,246 @@
+//! The daemon on a disk that loses everything that was not synced: what was promised to the driver is there.
+//!
+//! The disk is a file, and `lose.c` in the daemon's process. Skipped where there is no C compiler.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::daemon::BINARY;
+use common::process::{Process, wait_for};
+use common::random::Random;
+use common::raw::Answer;
+use common::vm::{DATA, HEADER, Ring, SEGMENTS, STATUS, Vm, header, readable, writable};
+use tempfile::TempDir;
+
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const WRITE_ZEROES: u32 = 13;
+const BLOCK: usize = 4096;
+const BLOCKS: usize = 64;
+/// Offset of `writeback` in the configuration space.
+const WRITEBACK: u32 = 32;
+
+/// A daemon whose disk loses what is not synced.
+struct Lossy {
+    daemon: Process,
+    dir: TempDir,
+}
+
+impl Lossy {
+    fn start(options: &[&str]) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let library = compile(dir.path())?;
+        fs::write(dir.path().join("disk.img"), vec![0; BLOCKS * BLOCK]).expect("write the image");
+        let mut command = Command::new(BINARY);
+        command
+            .args(["--socket-path", "sock", "--blk-file", "disk.img"])
+            .args(options)
+            .current_dir(dir.path())
+            .env("LD_PRELOAD", library)
+            .env("LOSE_JOURNAL", dir.path().join("journal"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        let (daemon, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
+        Some(Self { daemon, dir })
+    }
+
+    fn connect(&self, features: u64) -> Vm {
+        let connect = || UnixStream::connect(self.dir.path().join("sock")).ok();
+        let mut vm = Vm::on(wait_for("the daemon's socket", connect), features);
+        vm.share_memory();
+        vm.start_ring(0, Ring::new(0, 16));
+        vm
+    }
+
+    /// Cuts the power. Returns what is left on the disk.
+    fn lose(mut self) -> Vec<u8> {
+        self.daemon.signal(libc::SIGKILL);
+        self.daemon.wait();
+        let path = self.dir.path().join("disk.img");
+        let disk = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("open the image");
+        let journal = fs::read(self.dir.path().join("journal")).expect("read the journal");
+        for (offset, old) in records(&journal).iter().rev() {
+            disk.write_all_at(old, *offset).expect("take a write back");
+        }
+        fs::read(path).expect("read the image")
+    }
+}
+
+/// Builds `lose.c`; `None` without a compiler.
+fn compile(dir: &Path) -> Option<PathBuf> {
+    let library = dir.join("lose.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/durability/lose.c");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
+        .arg(&library)
+        .args([source, "-ldl", "-lpthread"])
+        .status();
+    match built {
+        Ok(status) => {
+            assert!(status.success(), "{source} does not compile");
+            Some(library)
+        }
+        Err(error) => {
+            eprintln!("skipped: no C compiler: {error}");
+            None
+        }
+    }
+}
+
+/// What each write has replaced, in order.
+fn records(mut journal: &[u8]) -> Vec<(u64, &[u8])> {
+    let mut records = Vec::new();
+    while let Some((head, rest)) = journal.split_at_checked(16) {
+        let [offset, len] = [0, 8].map(|at| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight")));
+        let len = usize::try_from(len).expect("it fits");
+        // The last record may be cut short: its write was never begun.
+        let Some((old, rest)) = rest.split_at_checked(len) else {
+            break;
+        };
+        records.push((offset, old));
+        journal = rest;
+    }
+    records
+}
+
+fn write(vm: &mut Vm, block: usize, fill: u8) {
+    vm.poke(HEADER, &header(OUT, (block * BLOCK / 512) as u64));
+    vm.poke(DATA, &[fill; BLOCK]);
+    let chain = [readable(HEADER, 16), readable(DATA, 4096), writable(STATUS, 1)];
+    assert_eq!(vm.request(0, &chain), Some((0, 1)), "write");
+}
+
+fn write_zeroes(vm: &mut Vm, block: usize) {
+    let segment = [
+        &((block * BLOCK / 512) as u64).to_le_bytes()[..],
+        &8u32.to_le_bytes(),
+        &[0; 4],
+    ];
+    vm.poke(HEADER, &header(WRITE_ZEROES, 0));
+    vm.poke(SEGMENTS, &segment.concat());
+    let chain = [readable(HEADER, 16), readable(SEGMENTS, 16), writable(STATUS, 1)];
+    assert_eq!(vm.request(0, &chain), Some((0, 1)), "write zeroes");
+}
+
+fn flush(vm: &mut Vm) {
+    vm.poke(HEADER, &header(FLUSH, 0));
+    let chain = [readable(HEADER, 16), writable(STATUS, 1)];
+    assert_eq!(vm.request(0, &chain), Some((0, 1)), "flush");
+}
+
+fn blocks(image: &[u8]) -> Vec<u8> {
+    let whole = |block: &[u8]| {
+        assert!(block.iter().all(|byte| *byte == block[0]), "half a block is lost");
+        block[0]
+    };
+    image.chunks(BLOCK).map(whole).collect()
+}
+
+/// Ways of doing I/O that the preloaded library sees.
+const OPTIONS: [&[&str]; 3] = [&["--aio", "threads"], &[], &["--aio", "threads", "--direct"]];
+
+#[test]
+fn a_flush_keeps_what_was_written_before_it_and_nothing_keeps_the_rest() {
+    for (options, seed) in OPTIONS.into_iter().zip(1..) {
+        let Some(lossy) = Lossy::start(options) else {
+            return;
+        };
+        let mut vm = lossy.connect(0);
+        let mut random = Random::new(seed);
+        let (mut now, mut kept) = (vec![0; BLOCKS], vec![0; BLOCKS]);
+        for i in 1..=120 {
+            let (block, fill) = (random.below(BLOCKS), i);
+            match random.below(12) {
+                0 => {
+                    flush(&mut vm);
+                    kept.clone_from(&now);
+                }
+                1 => {
+                    write_zeroes(&mut vm, block);
+                    now[block] = 0;
+                }
+                _ => {
+                    write(&mut vm, block, fill);
+                    now[block] = fill;
+                }
+            }
+        }
+        assert_ne!(now, kept, "there is something to lose");
+        assert_eq!(blocks(&lossy.lose()), kept, "{options:?}");
+    }
+}
+
+#[test]
+fn without_a_write_cache_every_write_is_kept() {
+    for options in OPTIONS {
+        let Some(lossy) = Lossy::start(options) else {
+            return;
+        };
+        let mut vm = lossy.connect(0);
+        write(&mut vm, 0, 1);
+        assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
+        (1..20).for_each(|block| write(&mut vm, block, 2));
+        write_zeroes(&mut vm, 1);
+        let expected = [&[1, 0][..], &[2; 18], &[0; BLOCKS - 20]].concat();
+        assert_eq!(blocks(&lossy.lose()), expected, "{options:?}");
+    }
+}
+
+#[test]
+fn switching_the_write_cache_off_keeps_what_is_in_it() {
+    let Some(lossy) = Lossy::start(&[]) else { return };
+    let mut vm = lossy.connect(0);
+    write(&mut vm, 0, 1);
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
+    assert_eq!(blocks(&lossy.lose())[0], 1);
+}
+
+#[test]
+fn the_cache_that_is_switched_on_again_needs_flushes_again() {
+    let Some(lossy) = Lossy::start(&[]) else { return };
+    let mut vm = lossy.connect(0);
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
+    write(&mut vm, 0, 1);
+    assert_eq!(vm.client.set_config(WRITEBACK, &[1]), Answer::Ack);
+    write(&mut vm, 1, 2);
+    assert_eq!(blocks(&lossy.lose())[..2], [1, 0]);
+}
+
+#[test]
+fn a_driver_that_cannot_flush_has_every_write_kept() {
+    let Some(lossy) = Lossy::start(&[]) else { return };
+    let mut vm = lossy.connect(0);
+    vm.client.stop_ring(0).expect("stop");
+    vm.rings.clear();
+    // VERSION_1 and PROTOCOL_FEATURES, but neither FLUSH nor CONFIG_WCE.
+    let features = (1u64 << 32) | (1 << 30);
+    let set = common::raw::msg::SET_FEATURES;
+    assert_eq!(vm.client.ask(set, &features.to_le_bytes(), &[]), Answer::Ack);
+    vm.memory.store_u16(0x5000 + 2, 0);
+    vm.memory.store_u16(0x8000 + 2, 0);
+    vm.start_ring(0, Ring::new(0, 16));
+    write(&mut vm, 5, 7);
+    assert_eq!(blocks(&lossy.lose())[5], 7);
+}
+
+#[test]
+fn the_last_rings_stop_leaves_nothing_to_lose() {
+    let Some(lossy) = Lossy::start(&[]) else { return };
+    let mut vm = lossy.connect(0);
+    write(&mut vm, 3, 9);
+    vm.client.stop_ring(0).expect("stop");
+    assert_eq!(
+        blocks(&lossy.lose())[3],
+        9,
+        "the destination of a migration would miss it"
+    );
+}
