@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::blk::request::ID_LEN;
+use crate::engine::Choice;
 
 /// Serve a disk image to a virtual machine over a vhost-user socket.
 ///
@@ -24,12 +25,21 @@ pub struct Cli {
     pub fd: Option<i32>,
 
     /// Raw disk image: a file or a block device, a multiple of 512 bytes long.
-    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["print_capabilities", "null"])]
     pub blk_file: Option<PathBuf>,
+
+    /// Serve a disk of SIZE bytes (K, M, G, T are powers of 1024) that stores nothing, for measuring all the rest.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size,
+          conflicts_with_all = ["blk_file", "read_only", "direct", "logical_block_size"])]
+    pub null: Option<u64>,
 
     /// Refuse to write to the image.
     #[arg(long)]
     pub read_only: bool,
+
+    /// Serve the destination of a live migration: leave the image to the source until the guest runs here.
+    #[arg(long)]
+    pub incoming: bool,
 
     /// Print what this backend can do, as JSON (vhost-user backend program conventions), and exit.
     #[arg(long)]
@@ -56,7 +66,7 @@ pub struct Cli {
     pub iothreads: u16,
 
     /// How disk I/O is executed.
-    #[arg(long, value_name = "ENGINE", default_value = "threads", value_parser = parse_aio)]
+    #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Aio::Auto)]
     pub aio: Aio,
 
     /// Bypass the host's page cache (O_DIRECT).
@@ -90,10 +100,28 @@ pub struct Cli {
 }
 
 /// How disk I/O is executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Aio {
+    /// What is in the page cache at once, the rest in a thread pool; with --direct io_uring, if there is one.
+    Auto,
     /// Blocking calls in a thread pool.
     Threads,
+    /// io_uring.
+    #[value(name = "io_uring")]
+    IoUring,
+    /// Linux AIO; needs --direct.
+    Native,
+}
+
+impl From<Aio> for Choice {
+    fn from(aio: Aio) -> Self {
+        match aio {
+            Aio::Auto => Self::Auto,
+            Aio::Threads => Self::Threads,
+            Aio::IoUring => Self::IoUring,
+            Aio::Native => Self::Native,
+        }
+    }
 }
 
 /// When the guest is notified of completions.
@@ -182,12 +210,22 @@ fn parse_queue_size(text: &str) -> Result<u16, String> {
     }
 }
 
-fn parse_aio(text: &str) -> Result<Aio, String> {
-    match text {
-        "threads" => Ok(Aio::Threads),
-        "io_uring" | "native" | "auto" => Err("not in this version yet: use threads".to_owned()),
-        _ => Err("unknown: use threads".to_owned()),
-    }
+/// A size in bytes of whole sectors, with an optional suffix.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        unit => return Err(format!("unknown unit {unit}: use K, M, G or T")),
+    };
+    let number: u64 = digits.parse().map_err(|e| format!("{e}"))?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|&size| size > 0 && size % 512 == 0 && i64::try_from(size).is_ok())
+        .ok_or("not a positive multiple of 512 below 8 EiB".to_owned())
 }
 
 #[cfg(test)]
@@ -206,7 +244,7 @@ mod tests {
         let cli = parse(&[]).unwrap();
         assert_eq!((cli.num_queues, cli.iothreads, cli.poll_max_ns), (1, 1, 32768));
         assert_eq!((cli.thread_pool_min, cli.thread_pool_max), (0, 64));
-        assert_eq!((cli.notify, cli.aio), (Notify::Batch, Aio::Threads));
+        assert_eq!((cli.notify, cli.aio), (Notify::Batch, Aio::Auto));
     }
 
     #[test]
@@ -221,8 +259,7 @@ mod tests {
             &["--iothreads", "0"],
             &["--thread-pool-max", "0"],
             &["--thread-pool-min", "65"],
-            &["--aio", "io_uring"],
-            &["--aio", "native"],
+            &["--null", "1G"],
             &["--aio", "aio"],
             &["--notify", "never"],
             &["--serial", "123456789012345678901"],
@@ -244,6 +281,40 @@ mod tests {
             *b"12345678901234567890"
         );
         assert_eq!(parse_serial("a").unwrap()[..3], [b'a', 0, 0]);
+    }
+
+    #[test]
+    fn sizes_take_suffixes_and_are_whole_sectors() {
+        for (text, size) in [
+            ("512", 512),
+            ("4k", 4096),
+            ("1M", 1 << 20),
+            ("3G", 3 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for text in [
+            "",
+            "G",
+            "0",
+            "-1",
+            "100",
+            "1.5G",
+            "1Gi",
+            "1P",
+            "16777216T",
+            "99999999T",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_null_disk_takes_the_place_of_a_file() {
+        let null = ["vhost-user-blk", "--socket-path", "s", "--null", "1G"];
+        assert_eq!(Cli::try_parse_from(null).unwrap().null, Some(1 << 30));
+        assert!(Cli::try_parse_from(null.iter().chain(&["--direct"])).is_err());
     }
 
     #[test]

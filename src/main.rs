@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
-use vhost_user_blk::blk::stats::{QueueStats, Report};
+use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
-use vhost_user_blk::storage::{ImageLock, OpenOptions, Storage};
+use vhost_user_blk::engine::Plan;
+use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::ThreadPoolParams;
 use vhost_user_blk::vhost_user::server::Server;
 
@@ -53,11 +54,15 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     cli.check().map_err(|e| anyhow!(e))?;
     // From the start, so that no signal finds its default action.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("cannot handle signals")?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
     let storage = open_storage(cli)?;
-    let lock = ImageLock::acquire(&storage)?;
+    let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let device = BlkDevice::new(Arc::clone(&storage), device_params(cli), &iothreads)?;
+    let params = device_params(cli, &storage, engine);
+    let mut device = BlkDevice::new(Arc::clone(&storage), params, &iothreads)?;
+    if !cli.incoming {
+        device.activate().map_err(lock_error)?;
+    }
     let server = match (&cli.socket_path, cli.fd) {
         (Some(path), _) => Server::bind(path)?,
         (None, Some(fd)) => Server::from_fd(inherited(fd)?)?,
@@ -66,23 +71,33 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let stats = device.stats().to_vec();
     tracing::info!(
         image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
-        iothreads = cli.iothreads, "serving"
+        iothreads = cli.iothreads, %engine, "serving"
     );
-    let finished = serve(signals, server, device, storage, &stats)?;
+    let report = Report {
+        engine,
+        queues: &stats,
+    };
+    let finished = serve(signals, server, device, storage, &report)?;
     if cli.stats {
-        eprint!("{}", Report { queues: &stats });
+        eprint!("{report}");
     }
     if !finished {
         tracing::warn!("requests are still in flight: leaving without them");
+        if let Some(path) = &cli.socket_path {
+            // Its owner is the control thread, which still waits.
+            let _ = std::fs::remove_file(path);
+        }
         // Joining their threads could take for ever.
         std::process::exit(0);
     }
     drop(iothreads);
-    drop(lock);
     Ok(())
 }
 
 fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
+    if let Some(size) = cli.null {
+        return Ok(Arc::new(Storage::null(size)));
+    }
     let options = OpenOptions {
         path: cli.blk_file.clone().context("--blk-file is missing")?,
         read_only: cli.read_only,
@@ -90,6 +105,15 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
         logical_block_size: cli.logical_block_size,
     };
     Ok(Arc::new(Storage::open(&options)?))
+}
+
+fn lock_error(error: LockError) -> anyhow::Error {
+    match error {
+        LockError::InUse { .. } => {
+            anyhow!("{error} (by the source of a live migration? Then use --incoming)")
+        }
+        _ => error.into(),
+    }
 }
 
 fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
@@ -101,14 +125,10 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
         .collect()
 }
 
-fn device_params(cli: &Cli) -> DeviceParams {
+fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> DeviceParams {
     DeviceParams {
-        name: cli
-            .blk_file
-            .as_deref()
-            .unwrap_or("".as_ref())
-            .display()
-            .to_string(),
+        name: storage.path().display().to_string(),
+        engine,
         serial: cli.serial,
         num_queues: cli.num_queues,
         queue_size: cli.queue_size,
@@ -138,9 +158,9 @@ fn serve(
     server: Server,
     mut device: BlkDevice,
     storage: Arc<Storage>,
-    stats: &[Arc<QueueStats>],
+    report: &Report<'_>,
 ) -> anyhow::Result<bool> {
-    let stopper = server.stopper();
+    let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
     thread::Builder::new()
@@ -157,11 +177,17 @@ fn serve(
         })
         .context("cannot create the control thread")?;
     for signal in &mut signals {
-        if signal == SIGUSR1 {
-            eprint!("{}", Report { queues: stats });
-        } else {
-            stopper.stop();
-            break;
+        match signal {
+            SIGUSR1 => eprint!("{report}"),
+            SIGHUP => {
+                if let Err(error) = resizer.refresh() {
+                    tracing::error!(%error, "new size of the image cannot be used, and the old one stays");
+                }
+            }
+            _ => {
+                stopper.stop();
+                break;
+            }
         }
     }
     match finished.recv_timeout(SHUTDOWN_TIME) {

@@ -6,10 +6,17 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use vm_memory::{FileOffset, MmapRegion};
+
+mod file;
+mod log;
+
+pub(crate) use file::{keep_length, memfd};
+pub use log::{DirtyLog, LogError, RingLog};
 
 /// Most regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
 pub const MAX_REGIONS: usize = 509;
@@ -160,6 +167,11 @@ impl GuestMemory {
         self.regions.is_empty()
     }
 
+    /// The guest address behind the last region; 0 if there is none.
+    pub fn end(&self) -> u64 {
+        self.regions.last().map_or(0, |r| r.info.guest + r.info.len)
+    }
+
     /// Resolves `len` bytes at an address of the frontend's own address space; they must lie in one region.
     pub fn resolve_user(&self, user: u64, len: usize) -> Option<MappedArea> {
         let covers = |r: &&Region| {
@@ -201,8 +213,42 @@ pub struct MappedArea {
 // SAFETY: the address stays valid wherever the value goes, since it holds the mapping; access is up to the user of
 // `as_ptr`, who needs atomics or volatile operations anyway because the guest shares this memory.
 unsafe impl Send for MappedArea {}
+// SAFETY: as above; a shared reference gives no more than the address.
+unsafe impl Sync for MappedArea {}
 
 impl MappedArea {
+    /// Maps `len` bytes of a file that is not guest memory, from a multiple of the page size on.
+    ///
+    /// The file must not become shorter than that as long as this value lives.
+    ///
+    /// # Errors
+    /// Those of `mmap`.
+    pub(crate) fn map(file: File, offset: u64, len: usize) -> io::Result<Self> {
+        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len).map_err(io::Error::other)?;
+        Ok(Self {
+            base: mapping.as_ptr(),
+            len,
+            _mapping: Arc::new(mapping),
+        })
+    }
+
+    /// The `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they are not all in this range.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
+        assert!(
+            fits(offset as u64, len, self.len as u64),
+            "a part lies in the whole"
+        );
+        Self {
+            // SAFETY: within the range.
+            base: unsafe { self.base.add(offset) },
+            len,
+            _mapping: Arc::clone(&self._mapping),
+        }
+    }
+
     /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.
     pub fn as_ptr(&self) -> *mut u8 {
         self.base
@@ -271,6 +317,14 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
+    /// The guest address of a byte that [`MemoryView::resolve`] has resolved.
+    pub fn guest_address(&self, host: *const u8) -> Option<u64> {
+        self.regions.iter().find_map(|r| {
+            let offset = (host.addr() as u64).wrapping_sub(r.base.addr() as u64);
+            (offset < r.len).then_some(r.start + offset)
+        })
+    }
+
     #[cold]
     fn find(&self, guest: u64) -> Option<&ViewRegion> {
         let at = self
@@ -328,6 +382,11 @@ mod tests {
         for addr in [0x1000, 0xffff, 0x12000, u64::MAX] {
             assert!(view.resolve(addr).is_none(), "{addr:#x}");
         }
+        for addr in [0, 0xfff, 0x10000, 0x11fff] {
+            let (host, _) = view.resolve(addr).unwrap();
+            assert_eq!(view.guest_address(host), Some(addr), "{addr:#x}");
+        }
+        assert_eq!(view.guest_address(std::ptr::null()), None);
         assert!(MemoryView::new(Arc::default()).resolve(0).is_none());
     }
 

@@ -168,7 +168,6 @@ fn a_poll_max_of_zero_turns_polling_off_at_once() {
 fn endless_polling_starves_neither_fds_nor_timers_nor_bottom_halves() {
     let rig = Rig::with_window(Duration::from_millis(1));
     let fd = Rc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    fd.write(1).unwrap();
     let log = Rc::new(RefCell::new(Vec::new()));
     let logging = |name: &'static str| {
         let log = Rc::clone(&log);
@@ -177,7 +176,7 @@ fn endless_polling_starves_neither_fds_nor_timers_nor_bottom_halves() {
     let (source, on_fd) = (Rc::clone(&fd), logging("fd"));
     let _handler = rig
         .ctx
-        .add_fd(fd, EventSet::IN, move |_, _| {
+        .add_fd(Rc::clone(&fd), EventSet::IN, move |_, _| {
             source.read().unwrap();
             on_fd();
         })
@@ -186,6 +185,9 @@ fn endless_polling_starves_neither_fds_nor_timers_nor_bottom_halves() {
     let timer = rig.ctx.timer(move |_| on_timer());
     let bh = rig.ctx.bottom_half(move |_| on_bh());
     rig.source.endless.set(true);
+    rig.ctx.poll(true);
+    assert_eq!(rig.calls(), [Call::Begin]);
+    fd.write(1).unwrap();
     timer.arm_in(Duration::from_micros(100));
     bh.schedule();
     let start = Instant::now();
@@ -203,18 +205,30 @@ fn a_bottom_half_ends_busy_polling() {
     let bh = rig.ctx.bottom_half(move |_| flag.set(true));
     let handle = bh.handle();
     // Scheduled from another thread, once the context polls.
-    let polling = Arc::new(AtomicU32::new(0));
-    let seen = Arc::clone(&polling);
-    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |_| _ = seen.fetch_add(1, Ordering::Relaxed)));
-    let other = thread::spawn(move || {
-        while polling.load(Ordering::Relaxed) == 0 {
-            thread::yield_now();
+    let (polling, scheduled) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let other = thread::spawn({
+        let (polling, scheduled) = (Arc::clone(&polling), Arc::clone(&scheduled));
+        move || {
+            while polling.load(Ordering::Relaxed) == 0 {
+                thread::yield_now();
+            }
+            handle.schedule();
+            scheduled.store(1, Ordering::Release);
         }
-        handle.schedule();
     });
+    let late_polls = Rc::new(Cell::new(0));
+    let late = Rc::clone(&late_polls);
+    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |_| {
+        polling.store(1, Ordering::Relaxed);
+        late.set(late.get() + scheduled.load(Ordering::Acquire));
+    }));
     rig.ctx.poll(true);
     assert!(ran.get());
-    assert_eq!(rig.calls(), [Call::Begin], "it was still polling");
+    assert!(
+        late_polls.get() <= 1,
+        "{} polls after it was scheduled",
+        late_polls.get()
+    );
     other.join().unwrap();
 }
 
@@ -263,4 +277,15 @@ fn a_poller_may_be_removed_by_itself() {
     rig.ctx.poll(true);
     rig.sleep(Duration::from_micros(100));
     assert_eq!(count.get(), 1);
+}
+
+#[test]
+fn a_poller_removed_by_another_is_not_called_in_the_same_round() {
+    let rig = Rig::with_window(Duration::from_millis(1));
+    let victim = Rc::<Source>::default();
+    let handle = RefCell::new(Some(rig.ctx.add_poller(Rc::clone(&victim) as Rc<dyn Poller>)));
+    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |_| drop(handle.take())));
+    rig.source.endless.set(true);
+    rig.ctx.poll(true);
+    assert_eq!(victim.polls.get(), 0);
 }

@@ -236,7 +236,7 @@ mod completion {
         let rig = Rig::new(0, 1);
         let id = Arc::new(Mutex::new(None::<WorkId>));
         let pool = send_wrapper::SendWrapper::new(rig.pool.clone());
-        let (blocker, target) = (rig.new_gate(), Arc::clone(&id));
+        let (blocker, target) = (Arc::new(Gate::default()), Arc::clone(&id));
         let cancelled = Arc::new(AtomicBool::new(false));
         let result = Arc::clone(&cancelled);
         let hook = move |_: &AioContext| {
@@ -397,7 +397,7 @@ mod creation {
     #[test]
     fn without_any_worker_the_works_run_on_the_context_s_thread() {
         let (spawner, _, _) = switched();
-        let rig = Rig::with(0, 4, spawner, LONG);
+        let rig = Rig::with(0, 4, spawner, 10 * LONG);
         let gate = opened(&rig);
         (0..30).for_each(|name| _ = rig.submit(Arc::clone(&gate), name));
         rig.wait_for(30);
@@ -420,7 +420,7 @@ mod creation {
     #[test]
     fn a_pool_without_threads_recovers_by_itself() {
         let (spawner, on, _) = switched();
-        let rig = Rig::with(2, 4, spawner, LONG);
+        let rig = Rig::with(2, 4, spawner, 10 * LONG);
         rig.wait_until(|rig| rig.counters().spawn_failures > 0);
         on.store(true, Ordering::Relaxed);
         rig.wait_until(|rig| rig.counters().idle_threads == 2);
@@ -430,7 +430,7 @@ mod creation {
     fn works_that_block_get_more_workers_when_creation_works_again() {
         let (spawner, on, _) = switched();
         on.store(true, Ordering::Relaxed);
-        let rig = Rig::with(1, 4, spawner, LONG);
+        let rig = Rig::with(1, 4, spawner, 10 * LONG);
         rig.wait_until(|rig| rig.counters().idle_threads == 1);
         on.store(false, Ordering::Relaxed);
         (0..4).for_each(|name| _ = rig.submit(rig.gate(), name));
@@ -460,7 +460,7 @@ mod creation {
                 spawner.spawn(name, body)
             }
         });
-        let rig = Rig::with(4, 4, limited, LONG);
+        let rig = Rig::with(4, 4, limited, 10 * LONG);
         rig.wait_until(|rig| rig.counters().spawn_failures > 0);
         rig.wait_until(|rig| rig.counters().idle_threads == 2);
         let counters = rig.counters();
@@ -477,7 +477,7 @@ mod creation {
     #[test]
     fn failing_creation_is_tried_now_and_then_only() {
         let (spawner, _, attempts) = switched();
-        let rig = Rig::with(0, 4, spawner, LONG);
+        let rig = Rig::with(0, 4, spawner, 10 * LONG);
         let gate = opened(&rig);
         for name in 0..1000 {
             rig.submit(Arc::clone(&gate), name);
@@ -497,7 +497,7 @@ mod creation {
                 thread::Builder::new().name(name).spawn(body)
             }
         });
-        let rig = Rig::with(3, 3, spawner, LONG);
+        let rig = Rig::with(3, 3, spawner, 10 * LONG);
         assert!(creators.lock().unwrap().is_empty(), "a bottom half creates it");
         rig.wait_until(|rig| rig.counters().idle_threads == 3);
         let creators = creators.lock().unwrap();
@@ -527,7 +527,7 @@ mod free {
             }
         });
         for passes in 0..4 {
-            let rig = Rig::with(8, 8, spawner.clone(), LONG);
+            let rig = Rig::with(8, 8, spawner.clone(), 10 * LONG);
             // Some are asked for, one is being created, some run.
             (0..passes).for_each(|_| _ = rig.ctx.poll(false));
             drop(rig);

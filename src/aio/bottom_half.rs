@@ -77,6 +77,11 @@ impl BottomHalves {
         (word, handle)
     }
 
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn capacity(&self) -> usize {
+        64 * self.words.borrow().len()
+    }
+
     pub(super) fn push_oneshot(&self, callback: Oneshot) {
         self.oneshots.borrow_mut().push_back(callback);
     }

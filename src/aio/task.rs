@@ -73,3 +73,22 @@ pub(super) fn spawn(ctx: &AioContext, future: impl Future<Output = ()> + 'static
     });
     task.waker.wake_by_ref();
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finished_tasks_give_their_bottom_halves_back() {
+        let ctx = AioContext::new().unwrap();
+        for _ in 0..200 {
+            ctx.spawn_local(async {});
+            ctx.poll(true);
+        }
+        assert_eq!(
+            ctx.inner.bottom_halves.capacity(),
+            64,
+            "one word is enough for one at a time"
+        );
+    }
+}

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use super::config::{BlkConfig, ConfigError, features};
+use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
-use crate::engine::{Engine, ThreadsEngine};
-use crate::storage::Storage;
+use crate::engine::{self, Engines, Plan};
+use crate::storage::{LockError, Storage};
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
 /// What the control thread and the IOThreads share of a disk.
@@ -39,6 +40,8 @@ pub struct DeviceParams {
     pub num_queues: u16,
     /// Largest queue size accepted.
     pub queue_size: u16,
+    /// How I/O is executed.
+    pub engine: Plan,
     /// Limits of each IOThread's thread pool.
     pub thread_pool: ThreadPoolParams,
     /// Notifications are coalesced at the start.
@@ -54,6 +57,7 @@ pub struct BlkDevice {
     writeback: bool,
     /// The features that the driver has accepted.
     acked: u64,
+    turn: Turn,
     queues: Vec<Remote<BlkQueue>>,
     stats: Vec<Arc<QueueStats>>,
 }
@@ -62,11 +66,16 @@ impl BlkDevice {
     /// Makes a disk whose queues are spread over `iothreads` round robin.
     ///
     /// # Errors
-    /// An IOThread that has ended.
+    /// An IOThread that has ended, or has no resources for the engine.
     ///
     /// # Panics
     /// Without IOThreads.
-    pub fn new(storage: Arc<Storage>, params: DeviceParams, iothreads: &[IoThread]) -> Result<Self, Gone> {
+    pub fn new(
+        storage: Arc<Storage>,
+        params: DeviceParams,
+        iothreads: &[IoThread],
+    ) -> Result<Self, CreateError> {
+        let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),
             num_queues: params.num_queues,
@@ -86,14 +95,15 @@ impl BlkDevice {
                 .zip(stats.iter().cloned())
                 .skip(position)
                 .step_by(iothreads.len());
-            let (mine, state, pool) = (mine.collect::<Vec<_>>(), Arc::clone(&state), params.thread_pool);
+            let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
+            let (plan, pool) = (params.engine, params.thread_pool);
             let (reply, created) = mpsc::channel();
             let create = move |ctx: &AioContext| {
                 // A receiver that has gone drops the queues again, here.
-                let _ = reply.send(create_queues(ctx, mine, &state, pool));
+                let _ = reply.send(create_queues(ctx, mine, &state, plan, pool));
             };
             iothread.handle().run_on_context(create).map_err(|_| Gone)?;
-            for (index, queue) in created.recv().map_err(|_| Gone)? {
+            for (index, queue) in created.recv().map_err(|_| Gone)?? {
                 queues[usize::from(index)] = Some(queue);
             }
         }
@@ -106,6 +116,7 @@ impl BlkDevice {
             config,
             writeback: true,
             acked: 0,
+            turn,
             queues,
             stats,
         })
@@ -146,10 +157,23 @@ impl BlkDevice {
     /// A range outside of it, an impossible value, or a flush that failed while the write cache was switched off.
     pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), ConfigWriteError> {
         if let Some(writeback) = BlkConfig::written_writeback(offset, data)? {
-            self.writeback = writeback;
-            self.apply_cache_mode()?;
+            self.set_writeback(writeback)?;
         }
         Ok(())
+    }
+
+    /// The `writeback` field of the configuration space.
+    pub fn writeback(&self) -> bool {
+        self.writeback
+    }
+
+    /// Sets the `writeback` field, as a driver may.
+    ///
+    /// # Errors
+    /// A flush that failed while the write cache was switched off.
+    pub fn set_writeback(&mut self, writeback: bool) -> io::Result<()> {
+        self.writeback = writeback;
+        self.apply_cache_mode()
     }
 
     /// The driver has accepted these features.
@@ -159,6 +183,21 @@ impl BlkDevice {
     pub fn set_features(&mut self, acked: u64) -> io::Result<()> {
         self.acked = acked;
         self.apply_cache_mode()
+    }
+
+    /// Locks the image, unless that is done already. To be called before a ring runs; may be called earlier.
+    ///
+    /// Waits a moment for somebody who is about to let go of it.
+    ///
+    /// # Errors
+    /// Somebody else uses the image.
+    pub fn activate(&mut self) -> Result<(), LockError> {
+        self.turn.take()
+    }
+
+    /// No ring runs any more: flushes, and lets others lock the image.
+    pub fn deactivate(&mut self) {
+        self.turn.hand_over();
     }
 
     /// The next driver finds the device as the first one did.
@@ -175,6 +214,9 @@ impl BlkDevice {
             self.acked & features::FLUSH != 0
         };
         let was_through = self.state.write_through.swap(!cached, Ordering::Relaxed);
+        if cached == was_through {
+            tracing::info!(disk = %self.state.name, cached, "write cache switched by the driver");
+        }
         if !cached && !was_through {
             // What completed while the cache was on is stable from here on as well.
             self.state.storage.flush()?;
@@ -194,21 +236,34 @@ pub enum ConfigWriteError {
     Flush(#[from] io::Error),
 }
 
+/// Why a disk cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// An IOThread has ended.
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// The engine cannot be had on an IOThread.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+}
+
 type Created = Vec<(u16, Remote<BlkQueue>)>;
 
 fn create_queues(
     ctx: &AioContext,
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
+    plan: Plan,
     pool: ThreadPoolParams,
-) -> Created {
-    let pool = std::rc::Rc::new(ThreadPool::new(ctx, pool));
+) -> Result<Created, engine::Error> {
+    let pool = ThreadPool::new(ctx, pool);
+    let engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
     let create = |(index, stats)| {
-        let engine = Engine::Threads(ThreadsEngine::new(&state.storage, std::rc::Rc::clone(&pool)));
+        let engine = engines.engine();
         (
             index,
             BlkQueue::create(ctx, index, Arc::clone(state), stats, engine),
         )
     };
-    mine.into_iter().map(create).collect()
+    Ok(mine.into_iter().map(create).collect())
 }

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod device;
+mod image_lock;
 pub mod queue;
 pub mod request;
 pub mod stats;

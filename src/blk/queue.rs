@@ -14,17 +14,19 @@ use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::{DeferScope, DeferredCall};
 use crate::engine::{Completer, Engine, IoRequest, Requests};
-use crate::memory::GuestMemory;
-use crate::virtqueue::{RingAddresses, RingError, RingFeatures};
+use crate::memory::{GuestMemory, RingLog};
+use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
 mod notifier;
 mod poll;
 mod running;
+mod watchdog;
 
 use notifier::Notifier;
 use poll::KickSource;
 pub use running::QueueError;
 use running::Running;
+use watchdog::Watchdog;
 
 /// What the frontend has said about a ring that is to run.
 #[derive(Debug)]
@@ -39,6 +41,10 @@ pub struct RingSetup {
     pub base: u16,
     /// Negotiated features.
     pub features: RingFeatures,
+    /// Where to track what is in flight, and what a predecessor has left there.
+    pub inflight: Option<InflightArea>,
+    /// Where to log what is written, if the VM migrates.
+    pub log: Option<RingLog>,
 }
 
 /// A virtqueue of a disk.
@@ -77,6 +83,7 @@ struct State {
     kick: Option<KickSource>,
     /// Notifications are coalesced.
     coalescing: bool,
+    watchdog: Watchdog,
     /// Present while a ring runs.
     _poller: Option<PollerHandle>,
     notifier: Notifier,
@@ -111,7 +118,7 @@ impl BlkQueue {
                 engine,
                 ctx: ctx.clone(),
                 me: me.clone(),
-                state: RefCell::new(State::new(index, stats)),
+                state: RefCell::new(State::new(index, stats, Watchdog::new(ctx, me.clone()))),
                 batch: RefCell::default(),
                 again: ctx.bottom_half(visit),
                 publication: DeferredCall::new(publish),
@@ -123,18 +130,26 @@ impl BlkQueue {
 
     /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
     ///
+    /// A ring that goes on where a predecessor has stopped waits for no kick, and notifies once: either may be lost.
+    /// Returns whether it is one.
+    ///
     /// # Errors
-    /// Addresses, sizes and indices that do not do.
-    pub fn start(&self, setup: &RingSetup) -> Result<(), RingError> {
-        let running = Running::new(setup)?;
+    /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
+    pub fn start(&self, setup: RingSetup) -> Result<bool, RingError> {
+        let (mut running, resumed) = Running::new(setup)?;
+        // A predecessor that was killed while it polled has left the driver told not to kick.
+        running.ring.enable_kicks();
         let poller = self
             .ctx
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
-        (state.kicked, state.broken) = (false, false);
+        (state.kicked, state.broken) = (resumed, false);
         state.running = Some(running);
         state._poller = Some(poller);
-        Ok(())
+        if resumed {
+            state.notifier.ring_resumed();
+        }
+        Ok(resumed)
     }
 
     /// Stops the ring: nothing more is taken; when the last request in flight is answered, `done` gets the available
@@ -187,6 +202,13 @@ impl BlkQueue {
         }
     }
 
+    /// Logs what a running ring writes from here on, or no more.
+    pub fn set_log(&self, log: Option<RingLog>) {
+        if let Some(running) = &mut self.state.borrow_mut().running {
+            running.set_log(log);
+        }
+    }
+
     /// Takes what the driver made available, within the budget of a visit, and hands it to the engine.
     ///
     /// Returns whether there was anything.
@@ -217,7 +239,11 @@ impl BlkQueue {
         }
         collected.unwrap_or_else(|error| {
             self.fail(&mut state, &error);
-            Collected::default()
+            // What was answered before the error is still to be shown.
+            Collected {
+                answered: true,
+                more: false,
+            }
         })
     }
 
@@ -255,7 +281,7 @@ impl Completer for BlkQueue {
 }
 
 impl State {
-    fn new(index: u16, stats: Arc<QueueStats>) -> Self {
+    fn new(index: u16, stats: Arc<QueueStats>, watchdog: Watchdog) -> Self {
         Self {
             notifier: Notifier::new(index, Arc::clone(&stats)),
             stats,
@@ -269,6 +295,7 @@ impl State {
             stopping: None,
             kick: None,
             coalescing: true,
+            watchdog,
             _poller: None,
             free: Vec::new(),
         }
@@ -316,6 +343,8 @@ impl State {
         self.notifier.completed(completions);
         if wanted {
             self.notifier.notify();
+        } else if running.ring.features().event_idx {
+            self.watchdog.arm();
         }
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::engine::Plan;
+
 /// Buckets of the histogram: 1, 2-3, 4-7, ... and the last one for all above.
 const BUCKETS: usize = 11;
 
@@ -80,6 +82,8 @@ fn bucket_name(bucket: usize) -> String {
 /// The statistics of a device as text: a line per queue, a line in all, the histogram.
 #[derive(Debug)]
 pub struct Report<'a> {
+    /// How I/O is executed.
+    pub engine: Plan,
     /// Queues in order.
     pub queues: &'a [Arc<QueueStats>],
 }
@@ -149,6 +153,7 @@ impl Sums {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "stats: engine={}", self.engine)?;
         let sums: Vec<Sums> = self.queues.iter().map(|q| Sums::of(q)).collect();
         for (index, (queue, sums)) in self.queues.iter().zip(&sums).enumerate() {
             sums.write(f, &format!("stats: queue {index}"))?;
@@ -174,6 +179,8 @@ impl fmt::Display for Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Choice;
+    use crate::storage::Storage;
 
     #[test]
     fn every_number_of_completions_has_one_bucket() {
@@ -192,12 +199,17 @@ mod tests {
     #[test]
     fn the_total_adds_up_the_queues() {
         let queues: Vec<Arc<QueueStats>> = (0..2).map(|_| Arc::default()).collect();
+        let engine = Plan::choose(Choice::Auto, &Storage::null(512)).unwrap();
         for queue in &queues {
             queue.reads.add(8);
             queue.completions.add(8);
             queue.notified(8);
         }
-        let text = Report { queues: &queues }.to_string();
+        let text = Report {
+            engine,
+            queues: &queues,
+        }
+        .to_string();
         assert!(text.contains("stats: total: requests=16 "), "{text}");
         assert!(
             text.contains("completions=16 notifications=2 completions_per_notification=8.00"),

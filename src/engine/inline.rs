@@ -25,14 +25,6 @@ impl Inline {
         }
     }
 
-    pub(super) fn never() -> Self {
-        Self {
-            nowait: Nowait::No,
-            reads: Misses::default(),
-            writes: Misses::default(),
-        }
-    }
-
     /// Completes those of `batch` that take no waiting; the others stay, in order.
     pub(super) fn execute(&self, batch: &mut Requests) {
         if self.nowait == Nowait::No {

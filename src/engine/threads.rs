@@ -2,18 +2,14 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::rc::Rc;
 
-use super::inline::Inline;
 use super::{IoRequest, Requests};
 use crate::aio::AioContext;
-use crate::storage::Storage;
 use crate::thread_pool::{Outcome, ThreadPool, Work};
 
-/// Every request that the IOThread cannot do without waiting is one piece of work for the pool.
-pub struct ThreadsEngine {
-    inline: Inline,
-    pool: Rc<ThreadPool>,
+/// Every request is one piece of work for the pool.
+pub(super) struct ThreadsEngine {
+    pool: ThreadPool,
     /// Recycled between batches.
     works: RefCell<Vec<Box<dyn Work>>>,
 }
@@ -27,34 +23,25 @@ impl std::fmt::Debug for ThreadsEngine {
 }
 
 impl ThreadsEngine {
-    /// An engine for `storage` on a pool of the calling thread's context.
-    pub fn new(storage: &Storage, pool: Rc<ThreadPool>) -> Self {
+    /// An engine on a pool of the calling thread's context.
+    pub(super) fn new(pool: ThreadPool) -> Self {
         Self {
-            inline: Inline::new(storage),
             pool,
             works: RefCell::default(),
         }
     }
 
-    /// Like [`ThreadsEngine::new`], but everything goes to the pool, also what would take no waiting.
-    pub fn pool_only(pool: Rc<ThreadPool>) -> Self {
-        Self {
-            inline: Inline::never(),
-            pool,
-            works: RefCell::default(),
-        }
-    }
-
-    /// Does what takes no waiting, queues the rest. The batch is left empty.
-    pub fn submit(&self, batch: &mut Requests) {
-        self.inline.execute(batch);
-        if batch.is_empty() {
-            return;
-        }
+    /// Queues the batch, which is left empty.
+    pub(super) fn submit(&self, batch: &mut Requests) {
         let mut works = self.works.take();
         works.extend(batch.drain(..).map(|request| request as Box<dyn Work>));
         self.pool.submit_batch(&mut works);
         self.works.replace(works);
+    }
+
+    /// Queues one request.
+    pub(super) fn submit_one(&self, request: Box<IoRequest>) {
+        self.pool.submit(request);
     }
 }
 

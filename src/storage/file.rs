@@ -12,7 +12,7 @@ use super::error::Error;
 use super::flush::Flusher;
 use super::geometry::{Geometry, Kind};
 use super::nowait::{Nowait, NowaitIo};
-use super::transfer::{retry, transfer};
+use super::transfer::{IOV_MAX, retry, transfer};
 use super::zero::{self, Missing};
 use super::{Limits, OpenOptions, bounce, sys};
 use crate::iov::IoVecs;
@@ -69,6 +69,22 @@ impl RawFile {
         self.size.load(Ordering::Relaxed)
     }
 
+    pub(super) fn refresh_size(&self) -> io::Result<u64> {
+        let bytes = match self.kind {
+            Kind::Regular => self.file.metadata()?.len(),
+            Kind::BlockDevice => sys::blkgetsize64(&self.file)?,
+        };
+        let size = bytes - bytes % u64::from(self.limits.logical_block_size);
+        if size == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no whole block is left",
+            ));
+        }
+        self.size.store(size, Ordering::Relaxed);
+        Ok(size)
+    }
+
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -77,7 +93,17 @@ impl RawFile {
         Arc::clone(&self.locked)
     }
 
-    pub(super) fn needs_bounce(&self, iov: &IoVecs) -> bool {
+    pub(super) fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
+        let len = iov.len() as u64;
+        let allowed = if write {
+            self.check_write(offset, len)
+        } else {
+            self.check_range(offset, len)
+        };
+        allowed.is_ok() && !iov.is_empty() && iov.as_slice().len() <= IOV_MAX && !self.needs_bounce(iov)
+    }
+
+    fn needs_bounce(&self, iov: &IoVecs) -> bool {
         !iov.is_aligned(
             self.limits.memory_alignment as usize,
             self.limits.request_alignment as usize,

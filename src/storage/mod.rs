@@ -134,6 +134,19 @@ impl Storage {
         }
     }
 
+    /// Looks at the size again, because the file or the device may have grown or shrunk, and returns it. Any thread.
+    ///
+    /// What is behind the last whole logical block is left out.
+    ///
+    /// # Errors
+    /// The size cannot be had, or not one block is left; the old one stays.
+    pub fn refresh_size(&self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => file.refresh_size(),
+            Self::Null(null) => Ok(null.size()),
+        }
+    }
+
     /// What it can do.
     pub fn limits(&self) -> &Limits {
         match self {
@@ -144,7 +157,7 @@ impl Storage {
 
     /// The open file, for engines that submit requests to the kernel themselves; `None` if there is none.
     ///
-    /// They take over what the operations here do: range checks, short transfers, and [`Self::needs_bounce`].
+    /// They submit what [`Self::takes_as_is`], and resume short transfers.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::File(file) => Some(file.as_fd()),
@@ -152,11 +165,12 @@ impl Storage {
         }
     }
 
-    /// True if the kernel would not take these buffers and the operations here copy them.
-    pub fn needs_bounce(&self, iov: &IoVecs) -> bool {
+    /// True for a read (or `write`) that the kernel may get as it is: it is allowed, lies on the disk, and the buffers
+    /// are such as the kernel takes. What is refused here has to go through the operations below.
+    pub fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
         match self {
-            Self::File(file) => file.needs_bounce(iov),
-            Self::Null(_) => false,
+            Self::File(file) => file.takes_as_is(iov, offset, write),
+            Self::Null(_) => true,
         }
     }
 

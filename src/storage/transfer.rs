@@ -3,7 +3,7 @@
 use std::io;
 
 /// Most ranges that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 /// EAGAIN is a passing lack of resources on files that are not O_NONBLOCK; so often it is taken for that.
 const EAGAIN_RETRIES: u32 = 1000;

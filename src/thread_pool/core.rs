@@ -241,3 +241,58 @@ impl<W> Core<W> {
         (0..actions.wake).for_each(|_| self.wakeup.notify_one());
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{sync::Mutex as StdMutex, thread};
+
+    use super::*;
+
+    /// Runs everything at once, which is always quick; remembers how much it was given.
+    #[derive(Default)]
+    struct Sizes(StdMutex<Vec<usize>>);
+
+    impl Host<u32> for Sizes {
+        fn spawn(&self) {
+            unreachable!("one worker is enough");
+        }
+
+        fn run(&self, batch: &mut Batch<u32>) {
+            self.0.lock().expect("nobody panics").push(batch.taken.len());
+            let done = batch.taken.drain(..).map(|queued| Finished {
+                work: queued.work,
+                outcome: Outcome::Done,
+            });
+            batch.finished.extend(done);
+            batch.quick = true;
+        }
+
+        fn completed(&self) {}
+
+        fn apply(&self, _actions: Actions) {}
+    }
+
+    #[test]
+    fn the_first_work_after_a_sleep_is_taken_alone() {
+        let core = Core::new(ThreadPoolParams {
+            min_threads: 0,
+            max_threads: 1,
+        });
+        let sizes = Sizes::default();
+        let sleeping = || {
+            while core.counters().idle_threads == 0 {
+                thread::yield_now()
+            }
+        };
+        thread::scope(|scope| {
+            let _ = core.with(|state| state.submit(0..1));
+            assert!(core.begin_spawn());
+            scope.spawn(|| core.work(&sizes, Duration::from_secs(60)));
+            sleeping();
+            let _ = core.with(|state| state.submit(0..8));
+            sleeping();
+            let _ = core.with(|state| ((), state.stop()));
+        });
+        assert_eq!(*sizes.0.lock().unwrap(), [1, 1, 7]);
+    }
+}

@@ -228,7 +228,8 @@ impl<W> State<W> {
         begin
     }
 
-    /// The thread could not be created; nor will be the others that were asked for.
+    /// The thread could not be created; nor will be the others that were asked for. If the context asked for it,
+    /// `take_inline` follows.
     pub(super) fn spawn_failed(&mut self) -> Actions {
         let mut actions = Actions::default();
         self.cur -= self.pending + self.new;
@@ -238,7 +239,6 @@ impl<W> State<W> {
         if !self.stopping {
             self.watch(Watch::Retry, &mut actions);
         }
-        actions.inline = self.cur == 0 && !self.queue.is_empty();
         actions
     }
 

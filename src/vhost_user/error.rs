@@ -57,6 +57,34 @@ pub enum SessionError {
     /// An eventfd cannot be made non-blocking.
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),
+    /// The dirty log does not do.
+    #[error(transparent)]
+    Log(#[from] crate::memory::LogError),
+    /// The used ring's guest address wraps around.
+    #[error("guest address {0:#x} of a used ring")]
+    BadLogAddress(u64),
+    /// The image is not ours to use now.
+    #[error("queue {index}: {source}")]
+    Lock {
+        /// The queue that was to start.
+        index: usize,
+        /// Who has the image.
+        source: crate::storage::LockError,
+    },
+    /// The in-flight region does not do.
+    #[error(transparent)]
+    Inflight(#[from] crate::virtqueue::RegionError),
+    /// Rings cannot run, because what a predecessor left behind is not known.
+    #[error("queue {0}: not started, because the in-flight region was refused")]
+    InflightRefused(usize),
+    /// More queues than there are.
+    #[error("in-flight region for {asked} queues of {queues} (--num-queues)")]
+    InflightQueues {
+        /// As the frontend asked.
+        asked: u16,
+        /// How many there are.
+        queues: usize,
+    },
     /// The memory table does not do.
     #[error(transparent)]
     Memory(#[from] crate::memory::Error),

@@ -2,18 +2,19 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::error::SessionError;
 use super::session::Session;
 use crate::memory::{MAX_REGIONS, RegionInfo};
-use crate::virtqueue::RingAddresses;
+use crate::virtqueue::{RegionLayout, RingAddresses};
 
 /// Answers one connection's messages.
 #[derive(Debug)]
@@ -21,6 +22,15 @@ pub(super) struct Handler<'a> {
     pub(super) session: Session<'a>,
     /// A request that wants data was refused: the protocol has no answer for that, so the connection must end.
     pub(super) unanswered: bool,
+    /// The socket that the message at hand brings, before the crate hides it.
+    pub(super) offered: Option<OwnedFd>,
+}
+
+impl Handler<'_> {
+    /// True if the refusal of a message has to end the connection.
+    pub(super) fn must_end(&self) -> bool {
+        self.unanswered || self.session.failed
+    }
 }
 
 fn refuse(message: &'static str, error: &SessionError) -> Error {
@@ -69,7 +79,13 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         use VhostUserProtocolFeatures as F;
-        Ok(F::MQ | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::REPLY_ACK)
+        Ok(F::MQ
+            | F::BACKEND_REQ
+            | F::CONFIG
+            | F::CONFIGURE_MEM_SLOTS
+            | F::INFLIGHT_SHMFD
+            | F::LOG_SHMFD
+            | F::REPLY_ACK)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -125,16 +141,17 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         desc: u64,
         used: u64,
         avail: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
+        let log = Some(log).filter(|_| flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG));
+        let addresses = RingAddresses { desc, avail, used };
         ack(
             "SET_VRING_ADDR",
-            self.session
-                .set_vring_addr(index, RingAddresses { desc, avail, used }),
+            self.session.set_vring_addr(index, addresses, log),
         )
     }
 
@@ -175,13 +192,11 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        ack(
-            "SET_CONFIG",
-            self.session
-                .device()
-                .write_config(offset, data)
-                .map_err(SessionError::from),
-        )
+        ack("SET_CONFIG", self.session.write_config(offset, data))
+    }
+
+    fn set_backend_req_fd(&mut self, _backend: Backend) {
+        self.session.channel().set(self.offered.take());
     }
 
     fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {
@@ -192,13 +207,27 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported("GET_SHARED_OBJECT")
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        self.unanswered = true;
-        unsupported("GET_INFLIGHT_FD")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let created = self.session.create_inflight(asked.num_queues, asked.queue_size);
+        self.unanswered |= created.is_err();
+        let (layout, file) = ack("GET_INFLIGHT_FD", created)?;
+        let RegionLayout {
+            size,
+            offset,
+            queues,
+            queue_size,
+        } = layout;
+        Ok((VhostUserInflight::new(size, offset, queues, queue_size), file))
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        unsupported("SET_INFLIGHT_FD")
+    fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Result<()> {
+        let layout = RegionLayout {
+            size: kept.mmap_size,
+            offset: kept.mmap_offset,
+            queues: kept.num_queues,
+            queue_size: kept.queue_size,
+        };
+        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, file))
     }
 
     fn set_device_state_fd(
@@ -219,8 +248,9 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported("GET_SHMEM_CONFIG")
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        self.unanswered = true;
-        unsupported("SET_LOG_BASE")
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let set = self.session.set_log(file, log.mmap_offset, log.mmap_size);
+        self.unanswered |= set.is_err();
+        ack("SET_LOG_BASE", set)
     }
 }

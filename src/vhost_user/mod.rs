@@ -3,10 +3,12 @@
 //! [`server`] owns the socket and runs one frontend after the other; [`session`] turns the messages of one frontend
 //! into commands for the device's queues. Both run on the disk's control thread.
 
+mod channel;
 mod error;
 mod handler;
 pub mod server;
 pub mod session;
 mod vring;
 
+pub use channel::{BackendChannel, Resizer};
 pub use error::SessionError;

@@ -11,15 +11,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::channel::{self, BackendChannel, Resizer};
 use super::handler::Handler;
 use super::session::Session;
 use crate::blk::device::BlkDevice;
+use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -68,6 +70,7 @@ pub struct Server {
     /// Removed with the server.
     _path: Option<SocketPath>,
     stop: Stopper,
+    channel: BackendChannel,
 }
 
 impl Server {
@@ -87,6 +90,7 @@ impl Server {
             socket: Socket::Listening(listener),
             _path: Some(path),
             stop: Stopper::new()?,
+            channel: BackendChannel::default(),
         })
     }
 
@@ -114,12 +118,18 @@ impl Server {
             socket,
             _path: None,
             stop: Stopper::new()?,
+            channel: BackendChannel::default(),
         })
     }
 
     /// A handle that ends [`Server::run`] from another thread.
     pub fn stopper(&self) -> Stopper {
         self.stop.clone()
+    }
+
+    /// A handle that takes over a changed size of `storage`, the one of the disk that is served.
+    pub fn resizer(&self, storage: Arc<Storage>) -> Resizer {
+        Resizer::new(storage, self.channel.clone())
     }
 
     /// Serves frontends until stopped (or, on a connected socket, until that frontend leaves).
@@ -169,16 +179,17 @@ impl Server {
         }
         tracing::info!(disk, "frontend connected");
         let handler = Handler {
-            session: Session::new(device),
+            session: Session::new(device, self.channel.clone()),
             unanswered: false,
+            offered: None,
         };
         let handler = Arc::new(Mutex::new(handler));
-        let reason = serve_requests(
-            &mut BackendReqHandler::from_stream(stream, Arc::clone(&handler)),
-            &handler,
-        );
+        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
+        let reason = serve_requests(&mut requests, &handler);
+        // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
+        lock(&handler).session.finish();
         self.stop.end_connection();
-        // Stops the rings and waits for what is in flight.
+        drop(requests);
         drop(handler);
         match reason {
             None => tracing::info!(disk, "frontend left"),
@@ -193,15 +204,21 @@ fn serve_requests(
     handler: &Mutex<Handler<'_>>,
 ) -> Option<VhostError> {
     loop {
+        let offered = channel::peek(requests);
+        lock(handler).offered = offered;
         match requests.handle_request() {
             Ok(()) => {}
             Err(VhostError::Disconnected) => return None,
             // Refused and logged; the frontend knows if it wanted to.
-            Err(VhostError::ReqHandlerError(_))
-                if !handler.lock().unwrap_or_else(PoisonError::into_inner).unanswered => {}
+            Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
             Err(error) => return Some(error),
         }
     }
+}
+
+/// Locks, also after a panic of another holder: what either mutex guards stays consistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends [`Server::run`] from another thread.
@@ -235,15 +252,16 @@ impl Stopper {
         let mut state = self.state();
         state.stopped = true;
         if let Some(connection) = &state.connection {
-            // A connection that has ended already is as good.
-            let _ = connection.shutdown(Shutdown::Both);
+            // No more messages; the frontend sees the end once the rings have drained. A connection that has ended
+            // already is as good.
+            let _ = connection.shutdown(Shutdown::Read);
         }
         // Only a counter that is full cannot be written, and that is readable.
         let _ = self.0.event.write(1);
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, StopState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, StopState> {
+        lock(&self.0.state)
     }
 
     /// Makes the connection one that `stop` ends; false if stopped already.

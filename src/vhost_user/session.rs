@@ -5,17 +5,25 @@
 use std::fs::File;
 use std::sync::{Arc, mpsc};
 
+use super::channel::BackendChannel;
 use super::error::SessionError;
 use super::vring::{Kick, Vring};
 use crate::aio::Remote;
 use crate::blk::config::features;
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::{BlkQueue, RingSetup};
-use crate::memory::{GuestMemory, RegionInfo};
-use crate::virtqueue::{RingAddresses, RingFeatures};
+use crate::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
+use crate::virtqueue::{
+    InflightArea, InflightRegion, MAX_QUEUE_SIZE, RegionLayout, RingAddresses, RingFeatures,
+};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// VHOST_F_LOG_ALL: writes to guest memory are logged.
+pub const LOG_ALL: u64 = 1 << 26;
+
+/// No used ring has more bytes.
+const MAX_USED_RING: u64 = 6 + 8 * MAX_QUEUE_SIZE as u64;
 
 type Result<T> = std::result::Result<T, SessionError>;
 
@@ -23,20 +31,42 @@ type Result<T> = std::result::Result<T, SessionError>;
 #[derive(Debug)]
 pub struct Session<'a> {
     device: &'a mut BlkDevice,
+    channel: BackendChannel,
     memory: Arc<GuestMemory>,
     acked: u64,
     vrings: Vec<Vring>,
+    inflight: Inflight,
+    /// Used while LOG_ALL is set; may come earlier.
+    log: Option<Arc<DirtyLog>>,
+    /// A ring that should run cannot: the frontend has to come again.
+    pub(super) failed: bool,
+}
+
+/// Where chains in flight are tracked.
+#[derive(Debug)]
+enum Inflight {
+    /// Nowhere: the frontend does not ask for it.
+    Untracked,
+    Region(InflightRegion),
+    /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
+    Refused,
 }
 
 impl<'a> Session<'a> {
     /// A fresh session: nothing is negotiated.
-    pub fn new(device: &'a mut BlkDevice) -> Self {
+    ///
+    /// `channel` is used once the frontend has set it up.
+    pub fn new(device: &'a mut BlkDevice, channel: BackendChannel) -> Self {
         let vrings = device.queues().iter().map(|_| Vring::default()).collect();
         Self {
             device,
+            channel,
             memory: Arc::default(),
             acked: 0,
             vrings,
+            inflight: Inflight::Untracked,
+            log: None,
+            failed: false,
         }
     }
 
@@ -45,8 +75,25 @@ impl<'a> Session<'a> {
         self.device
     }
 
+    pub(super) fn channel(&self) -> &BackendChannel {
+        &self.channel
+    }
+
+    /// Writes to the configuration space, and lets a successor know.
+    pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let written = self.device.write_config(offset, data);
+        self.record_writeback();
+        Ok(written?)
+    }
+
+    fn record_writeback(&self) {
+        if let Inflight::Region(region) = &self.inflight {
+            region.set_device_state(u8::from(self.device.writeback()));
+        }
+    }
+
     pub(super) fn features(&self) -> u64 {
-        self.device.config().features() | PROTOCOL_FEATURES
+        self.device.config().features() | PROTOCOL_FEATURES | LOG_ALL
     }
 
     /// Checks an index that the frontend gave.
@@ -68,7 +115,13 @@ impl<'a> Session<'a> {
             return Err(SessionError::BadFeatures(unknown));
         }
         self.device.set_features(acked).map_err(SessionError::Flush)?;
-        self.acked = acked;
+        let logged = std::mem::replace(&mut self.acked, acked) & LOG_ALL != 0;
+        if logged || acked & LOG_ALL != 0 {
+            self.apply_log()?;
+        }
+        if logged && acked & LOG_ALL == 0 {
+            self.log = None;
+        }
         tracing::debug!(
             features = format!("{acked:#x}"),
             "features accepted by the driver"
@@ -77,6 +130,9 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
+        if let Some(log) = self.active_log() {
+            log.check_covers(memory.end())?;
+        }
         self.memory = Arc::new(memory);
         for (queue, vring) in self.device.queues().iter().zip(&self.vrings) {
             if vring.running {
@@ -128,13 +184,58 @@ impl<'a> Session<'a> {
         self.start_ready()
     }
 
-    pub(super) fn set_vring_addr(&mut self, index: u32, addresses: RingAddresses) -> Result<()> {
+    /// Logs dirty pages there while LOG_ALL is set.
+    pub(super) fn set_log(&mut self, file: File, offset: u64, size: u64) -> Result<()> {
+        let log = DirtyLog::map(file, offset, size)?;
+        log.check_covers(self.memory.end())?;
+        self.log = Some(Arc::new(log));
+        self.apply_log()
+    }
+
+    fn active_log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| self.acked & LOG_ALL != 0)
+    }
+
+    fn ring_log(&self, index: usize) -> Option<RingLog> {
+        let log = Arc::clone(self.active_log()?);
+        let used = self.vrings[index].log;
+        Some(RingLog { log, used })
+    }
+
+    /// Has all running rings log what is to be logged now. Returns when they do.
+    fn apply_log(&self) -> Result<()> {
+        for (index, vring) in self.vrings.iter().enumerate() {
+            if vring.running {
+                let log = self.ring_log(index);
+                self.queue(index).call(move |queue| queue.set_log(log))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
+    pub(super) fn set_vring_addr(
+        &mut self,
+        index: u32,
+        addresses: RingAddresses,
+        log: Option<u64>,
+    ) -> Result<()> {
         let index = self.index(index)?;
+        if let Some(addr) = log
+            && addr.checked_add(MAX_USED_RING).is_none()
+        {
+            return Err(SessionError::BadLogAddress(addr));
+        }
         let vring = &mut self.vrings[index];
         if vring.running && vring.addresses != Some(addresses) {
             return Err(SessionError::Running(index));
         }
         vring.addresses = Some(addresses);
+        vring.log = log;
+        if vring.running {
+            let log = self.ring_log(index);
+            self.queue(index).call(move |queue| queue.set_log(log))?;
+        }
         self.start_ready()
     }
 
@@ -142,6 +243,42 @@ impl<'a> Session<'a> {
         let index = self.index_of_stopped(index)?;
         self.vrings[index].base = u16::try_from(base).map_err(|_| SessionError::BadBase(base))?;
         Ok(())
+    }
+
+    /// Makes an in-flight region for the frontend to keep.
+    pub(super) fn create_inflight(&self, queues: u16, queue_size: u16) -> Result<(RegionLayout, File)> {
+        let max = self.vrings.len();
+        if usize::from(queues) > max {
+            return Err(SessionError::InflightQueues {
+                asked: queues,
+                queues: max,
+            });
+        }
+        Ok(InflightRegion::create(queues, queue_size)?)
+    }
+
+    /// Tracks what is in flight in a region that the frontend has kept; rings that start go on from there.
+    pub(super) fn set_inflight(&mut self, layout: RegionLayout, file: File) -> Result<()> {
+        if let Some(running) = self.vrings.iter().position(|vring| vring.running) {
+            return Err(SessionError::Running(running));
+        }
+        self.inflight = Inflight::Refused;
+        let region = InflightRegion::map(file, layout)?;
+        if let Some(writeback) = region.device_state() {
+            let restored = self.device.set_writeback(writeback != 0);
+            restored.map_err(SessionError::Flush)?;
+        }
+        self.inflight = Inflight::Region(region);
+        self.record_writeback();
+        Ok(())
+    }
+
+    fn inflight_area(&self, index: usize) -> Result<Option<InflightArea>> {
+        match &self.inflight {
+            Inflight::Untracked => Ok(None),
+            Inflight::Region(region) => Ok(Some(region.queue(index)?)),
+            Inflight::Refused => Err(SessionError::InflightRefused(index)),
+        }
     }
 
     fn index_of_stopped(&self, index: u32) -> Result<usize> {
@@ -167,14 +304,19 @@ impl<'a> Session<'a> {
         if !std::mem::take(&mut vring.running) {
             return Ok(None);
         }
+        vring.draining = true;
         let (done, stopped) = mpsc::channel();
         self.queue(index).post(move |queue| queue.stop(done))?;
         Ok(Some(stopped))
     }
 
     fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
-        if let Some(stopped) = stopped {
-            self.vrings[index].base = stopped.recv().map_err(|_| crate::aio::Gone)?;
+        let Some(stopped) = stopped else { return Ok(()) };
+        let vring = &mut self.vrings[index];
+        vring.base = stopped.recv().map_err(|_| crate::aio::Gone)?;
+        vring.draining = false;
+        if self.vrings.iter().all(Vring::is_idle) {
+            self.device.deactivate();
         }
         Ok(())
     }
@@ -226,21 +368,33 @@ impl<'a> Session<'a> {
         let Kick::Pending(kick) = std::mem::replace(&mut vring.kick, Kick::Taken) else {
             return Ok(());
         };
+        let base = vring.base;
         let setup = RingSetup {
+            inflight: self.inflight_area(index)?,
+            log: self.ring_log(index),
             memory: Arc::clone(&self.memory),
             addresses,
             size,
-            base: vring.base,
+            base,
             features: RingFeatures {
                 event_idx: self.acked & features::EVENT_IDX != 0,
                 indirect: self.acked & features::INDIRECT_DESC != 0,
             },
         };
+        self.device.activate().map_err(|source| {
+            // A driver that waits for ever would not even know.
+            self.failed = true;
+            SessionError::Lock { index, source }
+        })?;
         // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
         let enable = self.acked & PROTOCOL_FEATURES == 0;
         let queue = self.queue(index);
-        let started = queue.call(move |queue| queue.start(&setup))?;
-        started.map_err(|source| SessionError::Ring { index, source })?;
+        let started = queue.call(move |queue| queue.start(setup))?;
+        let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
+        if resumed {
+            // The predecessor may have served a disk of another size.
+            self.channel.config_changed();
+        }
         self.vrings[index].running = true;
         let queue = self.queue(index);
         let set = queue.call(move |queue| {
@@ -264,7 +418,15 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Stops the rings and waits for what is in flight, as far as it is possible.
+    pub(super) fn finish(&mut self) {
+        if let Err(error) = self.stop_all() {
+            tracing::error!(%error, "rings cannot be stopped");
+        }
+    }
+
     fn reset(&mut self) -> Result<()> {
+        self.channel.set(None);
         self.stop_all()?;
         for queue in self.device.queues() {
             queue.call(|queue| {

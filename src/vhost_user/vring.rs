@@ -21,13 +21,22 @@ pub(super) enum Kick {
 pub(super) struct Vring {
     pub(super) size: Option<u32>,
     pub(super) addresses: Option<RingAddresses>,
+    /// Guest address of the used ring, if it is to be logged.
+    pub(super) log: Option<u64>,
     pub(super) base: u16,
     pub(super) kick: Kick,
     /// The queue runs it.
     pub(super) running: bool,
+    /// The queue has been told to stop, and has not answered yet.
+    pub(super) draining: bool,
 }
 
 impl Vring {
+    /// True if the queue does nothing for it.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.running && !self.draining
+    }
+
     /// True if all is known that a ring needs to start, and it does not run.
     pub(super) fn is_ready(&self) -> bool {
         !self.running

@@ -4,7 +4,9 @@
 //! on one IOThread, takes no lock and allocates nothing. It knows no block device.
 
 mod chain;
+mod inflight;
 mod ring;
 
 pub use chain::{Chain, ChainError};
+pub use inflight::{InflightArea, InflightError, InflightRegion, RegionError, RegionLayout};
 pub use ring::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, SplitRing};

@@ -1,12 +1,14 @@
 //! The three parts of a split virtqueue and the two indices the device owns.
 
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
-use crate::memory::{GuestMemory, MappedArea};
+use super::inflight::{self, Inflight, InflightArea, InflightError};
+use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
 /// Largest queue that is served: a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -78,6 +80,20 @@ pub enum RingError {
         /// Entries in the descriptor table.
         size: u16,
     },
+    /// The driver made a chain available that the device still has.
+    #[error("descriptor chain {0} is in flight already")]
+    InFlight(u16),
+    /// What is known of the chains in flight makes no sense.
+    #[error(transparent)]
+    Region(#[from] InflightError),
+}
+
+/// Where writes to the used ring are logged.
+#[derive(Debug)]
+struct UsedLog {
+    log: Arc<DirtyLog>,
+    /// The used ring's guest address.
+    addr: u64,
 }
 
 /// A running split virtqueue. IOThread only.
@@ -99,6 +115,15 @@ pub struct SplitRing {
     published: Wrapping<u16>,
     /// The used index at the last notification decision; `None`: the next publication always notifies.
     signalled: Option<Wrapping<u16>>,
+    /// The used index at the last decision to notify.
+    notified: Wrapping<u16>,
+
+    /// Survives this process, if the frontend keeps it.
+    inflight: Option<Inflight>,
+    /// Set while the VM migrates and the frontend wants the used ring logged.
+    log: Option<UsedLog>,
+    /// Chains that a predecessor had taken and not answered, the next one last.
+    resubmit: Vec<u16>,
 }
 
 impl SplitRing {
@@ -126,11 +151,46 @@ impl SplitRing {
             next_used: Wrapping(0),
             published: Wrapping(0),
             signalled: None,
+            notified: Wrapping(0),
+            inflight: None,
+            log: None,
+            resubmit: Vec::new(),
         };
         // The used index is the one thing that both a fresh and a resumed ring hold in guest memory.
         let used_idx = Wrapping(u16::from_le(ring.used_u16(2).load(Ordering::Relaxed)));
-        (ring.next_used, ring.published) = (used_idx, used_idx);
+        (ring.next_used, ring.published, ring.notified) = (used_idx, used_idx, used_idx);
         Ok(ring)
+    }
+
+    /// Tracks the chains in flight in `area` from here on, and goes on where a predecessor has stopped: what it had
+    /// taken and not answered is popped first, in the order in which it was taken.
+    ///
+    /// Returns whether there was a predecessor; the driver may have missed kicks and notifications then.
+    ///
+    /// # Errors
+    /// An area that makes no sense, by itself or beside this ring.
+    pub fn track(&mut self, area: InflightArea) -> Result<bool, RingError> {
+        let (inflight, recovered) = Inflight::resume(area, self.size, self.next_used.0)?;
+        if recovered.resumed {
+            #[allow(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+            let taken = Wrapping(recovered.heads.len() as u16);
+            self.next_avail = self.next_used + taken;
+            self.avail_idx = self.next_avail;
+        }
+        self.inflight = Some(inflight);
+        self.resubmit = recovered.heads;
+        Ok(recovered.resumed)
+    }
+
+    /// Logs writes to the used ring from here on, or no more.
+    pub fn set_log(&mut self, log: Option<&RingLog>) {
+        let used = |ring: &RingLog| {
+            ring.used.map(|addr| UsedLog {
+                log: Arc::clone(&ring.log),
+                addr,
+            })
+        };
+        self.log = log.and_then(used);
     }
 
     /// Resolves the same ring again after a change of the memory table; its position is kept.
@@ -163,6 +223,9 @@ impl SplitRing {
     /// An impossible index or head: the ring must stop.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<u16>, RingError> {
+        if let Some(head) = self.resubmit.pop() {
+            return Ok(Some(head));
+        }
         if self.avail_idx == self.next_avail && !self.refresh()? {
             return Ok(None);
         }
@@ -175,6 +238,11 @@ impl SplitRing {
                 size: self.size,
             });
         }
+        if let Some(inflight) = &mut self.inflight
+            && !inflight.take(head)
+        {
+            return Err(RingError::InFlight(head));
+        }
         self.next_avail += 1;
         Ok(Some(head))
     }
@@ -185,7 +253,7 @@ impl SplitRing {
     /// An impossible index: the ring must stop.
     #[inline]
     pub fn has_work(&mut self) -> Result<bool, RingError> {
-        Ok(self.avail_idx != self.next_avail || self.refresh()?)
+        Ok(!self.resubmit.is_empty() || self.avail_idx != self.next_avail || self.refresh()?)
     }
 
     #[inline]
@@ -216,6 +284,9 @@ impl SplitRing {
     /// `len` counts the bytes written into the chain, the status byte included.
     #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.put_used(head);
+        }
         let slot = usize::from(self.next_used.0 & (self.size - 1));
         // Relaxed: made visible by the release store of the index in `publish`.
         self.used_u32(4 + 8 * slot)
@@ -232,23 +303,50 @@ impl SplitRing {
     /// Shows everything pushed to the driver, and says whether it wants to be notified (2.7.7, 2.7.8).
     #[inline]
     pub fn publish(&mut self) -> bool {
+        if let Some(inflight) = &self.inflight {
+            inflight.before_publish();
+        }
+        inflight::stop_point();
         // Release: pairs with the driver's acquire load of the index; elements, data and status bytes are visible.
         self.used_u16(2)
             .store(self.next_used.0.to_le(), Ordering::Release);
         self.published = self.next_used;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.after_publish(self.next_used.0);
+        }
+        self.log_used();
         // SeqCst: our index before the driver's used_event or flags. Pairs with the driver's full barrier between
         // its store of those and its last look at the index.
         fence(Ordering::SeqCst);
-        let before = self.signalled.replace(self.next_used);
-        if self.features.event_idx {
-            let event = self
-                .avail_u16(4 + 2 * usize::from(self.size))
-                .load(Ordering::Relaxed);
-            before.is_none_or(|old| need_event(Wrapping(u16::from_le(event)), self.next_used, old))
-        } else {
-            let flags = u16::from_le(self.avail_u16(0).load(Ordering::Relaxed));
-            before.is_none() || flags & NO_INTERRUPT == 0
+        let wanted = match self.signalled.replace(self.next_used) {
+            None => true,
+            Some(old) if self.features.event_idx => need_event(self.used_event(), self.next_used, old),
+            Some(_) => u16::from_le(self.avail_u16(0).load(Ordering::Relaxed)) & NO_INTERRUPT == 0,
+        };
+        if wanted {
+            self.notified = self.next_used;
         }
+        wanted
+    }
+
+    /// The index after which the driver wants to be notified (with EVENT_IDX).
+    fn used_event(&self) -> Wrapping<u16> {
+        let event = self.avail_u16(4 + 2 * usize::from(self.size));
+        Wrapping(u16::from_le(event.load(Ordering::Relaxed)))
+    }
+
+    /// If the driver waits for an index that was published without notifying it: that index, and what is published.
+    ///
+    /// A driver that is just looking at the ring gives the same picture, but not for long.
+    pub fn missed_event(&self) -> Option<(u16, u16)> {
+        let event = self.used_event();
+        let missed = self.features.event_idx && need_event(event, self.published, self.notified);
+        missed.then_some((event.0, self.published.0))
+    }
+
+    /// The driver was notified of all that is published.
+    pub fn set_notified(&mut self) {
+        self.notified = self.published;
     }
 
     /// The next [`SplitRing::publish`] notifies whatever the driver asked for (a new call fd, a reconnect).
@@ -264,6 +362,7 @@ impl SplitRing {
         } else {
             self.used_u16(0).store(0, Ordering::Relaxed);
         }
+        self.log_used();
         // SeqCst: our wish before our last look at the index. Pairs with the driver's full barrier between its
         // store of the index and its look at avail_event or flags.
         fence(Ordering::SeqCst);
@@ -275,6 +374,15 @@ impl SplitRing {
     pub fn disable_kicks(&mut self) {
         if !self.features.event_idx {
             self.used_u16(0).store(NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.log_used();
+        }
+    }
+
+    /// Marks the used ring dirty, all of it: it has three pages at most.
+    #[inline]
+    fn log_used(&self) {
+        if let Some(UsedLog { log, addr }) = &self.log {
+            log.mark(*addr, self.used.len() as u64);
         }
     }
 
@@ -364,6 +472,43 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn each_write_to_the_used_ring_is_logged_while_that_is_on() {
+        use std::os::unix::fs::FileExt;
+
+        use crate::virtqueue::inflight::model::Driver;
+
+        let file = crate::memory::memfd(c"log", 4096).unwrap();
+        let log = Arc::new(DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap());
+        let (mut driver, used) = (Driver::new(8, 0, false), Some(0x3000));
+        let mut ring = driver.device().ring;
+        driver.submit(0);
+        let writes: [fn(&mut SplitRing); 3] = [
+            |ring| {
+                let head = ring.pop().unwrap().unwrap();
+                ring.push_used(head, 1);
+                ring.publish();
+            },
+            SplitRing::disable_kicks,
+            SplitRing::enable_kicks,
+        ];
+        for write in writes {
+            file.write_all_at(&[0], 0).unwrap();
+            let log = Arc::clone(&log);
+            ring.set_log(Some(&RingLog { log, used }));
+            write(&mut ring);
+            ring.set_log(None);
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 0).unwrap();
+            assert_eq!(byte, [0b1000]);
+        }
+        file.write_all_at(&[0], 0).unwrap();
+        ring.publish();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!(byte, [0], "logging is off");
     }
 
     #[test]

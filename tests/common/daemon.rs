@@ -25,6 +25,7 @@ pub(crate) const IMAGE: &str = "disk.img";
 pub(crate) struct Daemon {
     child: Child,
     dir: TempDir,
+    args: Vec<String>,
 }
 
 /// How it ended and what it said.
@@ -60,19 +61,19 @@ impl Daemon {
 
     /// The same with nothing but `args`, which name the socket and the image.
     pub(crate) fn start_with(dir: TempDir, args: &[&str]) -> Self {
-        let output = |name| File::create(dir.path().join(name)).expect("make a log");
-        let mut command = Command::new(BINARY);
-        command
-            .args(args)
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(output("out"))
-            .stderr(output("err"));
-        die_with_parent(&mut command);
-        let child = command.spawn().expect("start the daemon");
-        let mut daemon = Self { child, dir };
+        let args = args.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let child = spawn(&dir, &args);
+        let mut daemon = Self { child, dir, args };
         daemon.wait_for(|daemon| daemon.socket().exists(), "make its socket");
         daemon
+    }
+
+    /// Ends it with a signal and starts the next one, on the same image and socket.
+    pub(crate) fn restart(&mut self, signal: libc::c_int) {
+        self.stop_with(signal);
+        self.child = spawn(&self.dir, &self.args);
+        // A killed one leaves its socket behind, so only a connection tells.
+        drop(self.connect());
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -289,4 +290,17 @@ pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
         output: text(&output.stdout) + &text(&output.stderr),
         took: start.elapsed(),
     }
+}
+
+fn spawn(dir: &TempDir, args: &[String]) -> Child {
+    let output = |name| File::create(dir.path().join(name)).expect("make a log");
+    let mut command = Command::new(BINARY);
+    command
+        .args(args)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(output("out"))
+        .stderr(output("err"));
+    die_with_parent(&mut command);
+    command.spawn().expect("start the daemon")
 }

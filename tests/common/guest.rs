@@ -3,16 +3,16 @@
 //! The guest's second serial port is QEMU's standard input and output. What is spoken there is
 //! described in `scripts/lib/guest-init`, the program at the other end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 
 use serde_json::json;
 
-use super::process::{DEADLINE, Process, show_log};
+use super::process::{DEADLINE, Process, show_log, wait_for};
 use super::qmp::Qmp;
 
 /// What the guest boots from.
@@ -25,6 +25,9 @@ pub(crate) enum Boot {
     /// Whatever the firmware finds on the disk.
     Disk,
 }
+
+/// Where a QEMU listens that waits for a guest.
+const MIGRATION: &str = "migration.sock";
 
 /// The end of a command in the guest, with what it printed on either stream.
 pub(crate) struct Answer {
@@ -44,6 +47,43 @@ impl Guest {
     /// Boots a guest on one of `qemu-configs/` in `dir`, where the backend listens, and waits until
     /// it takes commands.
     pub(crate) fn boot(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
+        let guest = Self::launch(dir, config, boot, qemu_options);
+        guest.wait_until_ready();
+        guest
+    }
+
+    /// Starts a QEMU that waits for a guest to come from elsewhere.
+    pub(crate) fn incoming(dir: &Path, config: &Path, boot: Boot) -> Self {
+        // One that is left from an earlier guest would be taken for the new one's.
+        let _ = fs::remove_file(dir.join(MIGRATION));
+        let incoming = format!("unix:{MIGRATION}");
+        let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
+        wait_for("QEMU to wait for a guest", || {
+            dir.join(MIGRATION).exists().then_some(())
+        });
+        guest
+    }
+
+    /// Moves the guest, whatever it is doing, and ends the QEMU that it has left.
+    pub(crate) fn migrate_to(self, destination: Self) -> Self {
+        let uri = format!("unix:{}", destination.dir.join(MIGRATION).display());
+        let mut qmp = self.qmp();
+        let fast = json!({ "max-bandwidth": 1_u64 << 33, "downtime-limit": 1000 });
+        qmp.execute("migrate-set-parameters", &fast);
+        qmp.execute("migrate", &json!({ "uri": uri }));
+        wait_for("the migration", || {
+            let info = qmp.execute("query-migrate", &json!({}));
+            assert!(info["status"] != "failed", "{info}");
+            (info["status"] == "completed").then_some(())
+        });
+        let mut qmp = destination.qmp();
+        wait_for("the guest to run again", || {
+            (qmp.execute("query-status", &json!({}))["status"] == "running").then_some(())
+        });
+        destination
+    }
+
+    fn launch(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
         let initrd = match boot {
             Boot::Kernel => "initrd",
             Boot::KernelWithFio => "initrd-fio",
@@ -67,14 +107,12 @@ impl Guest {
         });
         let (sender, answers) = channel();
         thread::spawn(move || read_answers(stdout, &sender));
-        let guest = Self {
+        Self {
             qemu,
             commands,
             answers,
             dir: dir.to_owned(),
-        };
-        guest.wait_until_ready();
-        guest
+        }
     }
 
     /// Runs a command and waits for its end.
@@ -108,7 +146,8 @@ impl Guest {
         assert!(status.success(), "QEMU: {status}");
     }
 
-    fn start(&mut self, command: &str) {
+    /// Has a command run until the guest is told to answer.
+    pub(crate) fn start(&mut self, command: &str) {
         writeln!(self.commands, "{command}").expect("QEMU runs");
     }
 
@@ -116,6 +155,15 @@ impl Guest {
         self.answers
             .recv_timeout(DEADLINE)
             .unwrap_or_else(|error| panic!("the guest did not answer to {what}: {error}"))
+    }
+
+    /// The end of what was started, if it has come.
+    pub(crate) fn poll(&self) -> Option<Answer> {
+        match self.answers.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => panic!("QEMU has ended"),
+        }
     }
 
     /// Drops what a reset cut off, up to the word that the guest listens.

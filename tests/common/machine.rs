@@ -57,6 +57,11 @@ impl Machine {
         Guest::boot(self.daemon.dir(), &self.config, boot, qemu_options)
     }
 
+    /// A QEMU on it that waits for a guest.
+    pub(crate) fn incoming(&self, boot: Boot) -> Guest {
+        Guest::incoming(self.daemon.dir(), &self.config, boot)
+    }
+
     /// Digest of the image's content, as the guest's `md5sum` puts it.
     pub(crate) fn image_digest(&self) -> String {
         host("md5sum", &[], &self.daemon.image_path())

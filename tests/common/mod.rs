@@ -5,6 +5,7 @@
 pub(crate) mod daemon;
 pub(crate) mod frontend;
 pub(crate) mod guest;
+pub(crate) mod inflight;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod process;

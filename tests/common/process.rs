@@ -45,6 +45,14 @@ impl Process {
         (Self { child, name }, pipes)
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.child.id()).expect("a pid fits");
+        // SAFETY: no memory is involved; the child was not waited for, so the pid is its own.
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0, "send signal {signal} to {}", self.name);
+    }
+
     /// The exit status, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("our own child can be waited for")

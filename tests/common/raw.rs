@@ -1,6 +1,8 @@
 //! A vhost-user client that sends whatever it is told, right or wrong.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -15,6 +17,7 @@ pub(crate) mod msg {
     pub(crate) const SET_FEATURES: u32 = 2;
     pub(crate) const SET_OWNER: u32 = 3;
     pub(crate) const SET_MEM_TABLE: u32 = 5;
+    pub(crate) const SET_LOG_BASE: u32 = 6;
     pub(crate) const SET_VRING_NUM: u32 = 8;
     pub(crate) const SET_VRING_ADDR: u32 = 9;
     pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -26,8 +29,11 @@ pub(crate) mod msg {
     pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
     pub(crate) const GET_QUEUE_NUM: u32 = 17;
     pub(crate) const SET_VRING_ENABLE: u32 = 18;
+    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
+    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
     pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(crate) const ADD_MEM_REG: u32 = 37;
     pub(crate) const REM_MEM_REG: u32 = 38;
@@ -41,9 +47,16 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 const MQ: u64 = 1;
+const LOG_SHMFD: u64 = 1 << 1;
 const REPLY_ACK: u64 = 1 << 3;
+const BACKEND_REQ: u64 = 1 << 5;
 const CONFIG: u64 = 1 << 9;
+const INFLIGHT_SHMFD: u64 = 1 << 12;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+
+/// What these tests speak.
+const PROTOCOL: u64 =
+    MQ | LOG_SHMFD | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | CONFIGURE_MEM_SLOTS;
 
 /// A connection.
 #[derive(Debug)]
@@ -73,6 +86,22 @@ impl Client {
         Self { stream }
     }
 
+    /// Ends the connection.
+    pub(crate) fn leave(&self) {
+        // One that the backend has ended is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Waits until the backend ends the connection.
+    pub(crate) fn wait_for_end(&mut self) {
+        let end = self.stream.read(&mut [0]);
+        assert_eq!(
+            end.expect("the backend ends the connection"),
+            0,
+            "it says something"
+        );
+    }
+
     /// From here on a send that finds no room for this long fails.
     pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
         self.stream
@@ -87,7 +116,7 @@ impl Client {
         let accepted = offered & (features | PROTOCOL_FEATURES);
         self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])?;
         let offered = self.get_u64(msg::GET_PROTOCOL_FEATURES)?;
-        let accepted = offered & (MQ | REPLY_ACK | CONFIG | CONFIGURE_MEM_SLOTS);
+        let accepted = offered & PROTOCOL;
         assert!(accepted & REPLY_ACK != 0, "the backend has no REPLY_ACK");
         self.send(msg::SET_PROTOCOL_FEATURES, 0, &accepted.to_le_bytes(), &[])
     }
@@ -121,6 +150,25 @@ impl Client {
         let mut payload = vec![0; usize::try_from(word(2)).expect("it fits")];
         self.stream.read_exact(&mut payload)?;
         Ok(payload)
+    }
+
+    /// The same for a reply that brings a descriptor.
+    pub(crate) fn receive_with_file(&mut self, request: u32) -> io::Result<(Vec<u8>, File)> {
+        let mut header = [0; 12];
+        let (len, file) = self.stream.recv_with_fd(&mut header)?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        assert_eq!(len, header.len(), "a header was cut");
+        assert_eq!(
+            header[..4],
+            request.to_le_bytes(),
+            "the reply is to another request"
+        );
+        let mut payload = vec![0; usize::from(header[8])];
+        self.stream.read_exact(&mut payload)?;
+        let file = file.ok_or(io::ErrorKind::InvalidData)?;
+        Ok((payload, file))
     }
 
     /// Sends a message that has a reply of its own.
@@ -159,10 +207,29 @@ impl Client {
         self.ask(request, &[index.to_le_bytes(), num.to_le_bytes()].concat(), &[])
     }
 
+    /// Hands over a dirty log; `None` when the backend ended the connection.
+    pub(crate) fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
+        let payload = [size, offset].map(u64::to_le_bytes).concat();
+        self.send(msg::SET_LOG_BASE, 0, &payload, &[fd]).ok()?;
+        self.receive(msg::SET_LOG_BASE).ok()
+    }
+
     /// `SET_VRING_ADDR` without logging; addresses are the frontend's.
     pub(crate) fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
-        let addresses = [desc, used, avail, 0].map(u64::to_le_bytes).concat();
-        let payload = [&index.to_le_bytes()[..], &[0; 4], &addresses].concat();
+        self.vring_addr_logged(index, [desc, used, avail], None)
+    }
+
+    /// The same; `log` is the used ring's guest address, if writes to it are to be logged.
+    pub(crate) fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
+        let [desc, used, avail] = ring;
+        let addresses = [desc, used, avail, log.unwrap_or(0)];
+        let flags = u32::from(log.is_some());
+        let payload = [
+            &index.to_le_bytes()[..],
+            &flags.to_le_bytes(),
+            &addresses.map(u64::to_le_bytes).concat(),
+        ]
+        .concat();
         self.ask(msg::SET_VRING_ADDR, &payload, &[])
     }
 

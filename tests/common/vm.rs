@@ -2,6 +2,7 @@
 //!
 //! Frontend addresses and guest addresses differ, so that a mix-up of the two is noticed.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -187,7 +188,12 @@ impl Vm {
 
     /// Connects and negotiates; no memory, no rings.
     pub(crate) fn connect(daemon: &Daemon, features: u64) -> Self {
-        let mut client = Client::new(daemon.connect());
+        Self::on(daemon.connect(), features)
+    }
+
+    /// The same on a connection.
+    pub(crate) fn on(stream: UnixStream, features: u64) -> Self {
+        let mut client = Client::new(stream);
         client
             .negotiate(VERSION_1 | INDIRECT_DESC | BLK | features)
             .expect("negotiate");
@@ -197,6 +203,23 @@ impl Vm {
             client,
             memory,
             rings: Vec::new(),
+        }
+    }
+
+    /// Connects again, to a daemon that was started anew, with the same memory.
+    pub(crate) fn reconnect(&mut self, stream: UnixStream, features: u64) {
+        // One frontend at a time.
+        self.client.leave();
+        self.client = Self::on(stream, features).client;
+    }
+
+    /// Starts all rings as QEMU does after it has lost its backend: at the used index.
+    pub(crate) fn restart_rings(&mut self) {
+        for (index, mut ring) in std::mem::take(&mut self.rings).into_iter().enumerate() {
+            let used_idx = self.memory.load_u16(ring.used + 2);
+            let avail_idx = std::mem::replace(&mut ring.avail_idx, used_idx);
+            self.start_ring(index, ring);
+            self.rings[index].avail_idx = avail_idx;
         }
     }
 

@@ -100,6 +100,26 @@ fn a_kick_before_the_queue_is_enabled_is_not_lost() {
 }
 
 #[test]
+fn a_ring_whose_predecessor_wanted_no_kicks_asks_for_them() {
+    for (event_idx, base) in [(false, 0), (true, 7)] {
+        let vm = Vm::new(
+            &image(),
+            64,
+            base,
+            RingFeatures {
+                event_idx,
+                indirect: false,
+            },
+        );
+        let stopped = vm.stop();
+        vm.poll_until(|_| stopped.try_recv().is_ok());
+        vm.forbid_kicks();
+        vm.start(base);
+        assert!(!vm.kicks_unwanted() && (!event_idx || vm.avail_event() == base));
+    }
+}
+
+#[test]
 fn nothing_is_processed_before_the_first_kick() {
     let mut vm = vm(64, 0);
     vm.offer_read(0, 2);
@@ -134,6 +154,17 @@ fn a_new_memory_table_leaves_requests_in_flight_alone() {
     vm.wait_used(4);
     assert_eq!(vm.read_result(8), Some(vec![3; 512]));
     assert_eq!(vm.read_result(12), Some(vec![4; 512]));
+}
+
+#[test]
+fn what_was_answered_before_a_broken_chain_is_shown() {
+    let mut vm = vm(64, 0);
+    // Too far out: answered at once.
+    vm.offer_read(0, 1 << 40);
+    vm.offer(64);
+    vm.kick();
+    assert_eq!(vm.wait_used(1), [(0, 1)]);
+    assert_eq!(vm.stats.broken.get(), 1);
 }
 
 #[test]

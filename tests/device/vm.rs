@@ -12,7 +12,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::stats::QueueStats;
-use vhost_user_blk::engine::{Engine, ThreadsEngine};
+use vhost_user_blk::engine::{Choice, Engines, Plan};
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
@@ -102,8 +102,9 @@ impl Vm {
             },
         );
         let stats: Arc<QueueStats> = Arc::default();
-        let engine = Engine::Threads(ThreadsEngine::pool_only(std::rc::Rc::new(pool.clone())));
-        let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engine);
+        let plan = Plan::choose(Choice::Threads, &device.storage).unwrap();
+        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).unwrap();
+        let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engines.engine());
         let memfd = memfd(MEMORY);
         let vm = Self {
             memory: map(&memfd),
@@ -150,11 +151,13 @@ impl Vm {
             size: self.size.into(),
             base,
             features: self.features,
+            inflight: None,
+            log: None,
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
             queue.set_call(Some(call));
-            queue.start(&setup).unwrap();
+            queue.start(setup).unwrap();
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
         });
@@ -233,6 +236,15 @@ impl Vm {
     /// NO_NOTIFY in the used ring's flags.
     pub(crate) fn kicks_unwanted(&self) -> bool {
         self.read_u16(USED) == 1
+    }
+
+    /// What a device that polls leaves in the used ring: NO_NOTIFY, and an avail_event that lies behind.
+    pub(crate) fn forbid_kicks(&self) {
+        if self.features.event_idx {
+            self.write_u16(USED + 4 + 8 * u64::from(self.size), 0x8000);
+        } else {
+            self.write_u16(USED, 1);
+        }
     }
 
     pub(crate) fn avail_event(&self) -> u16 {

@@ -6,7 +6,8 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, Condvar, Mutex},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use vhost_user_blk::{
@@ -99,22 +100,22 @@ pub(crate) struct Rig {
     pub(crate) pool: ThreadPool,
     pub(crate) ctx: AioContext,
     gate: Arc<Gate>,
-    more_gates: RefCell<Vec<Arc<Gate>>>,
     started: Arc<Mutex<Vec<u32>>>,
     log: Log,
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        // A test that has failed would hang, as the pool waits for its workers.
-        self.gate.open();
-        self.more_gates.borrow().iter().for_each(|gate| gate.open());
+        if thread::panicking() {
+            // A pool that has failed is not waited for: the test shall fail, not hang.
+            std::mem::forget(self.pool.clone());
+        }
     }
 }
 
 impl Rig {
     pub(crate) fn new(min_threads: usize, max_threads: usize) -> Self {
-        Self::with(min_threads, max_threads, Spawner::default(), LONG)
+        Self::with(min_threads, max_threads, Spawner::default(), 10 * LONG)
     }
 
     pub(crate) fn with(min_threads: usize, max_threads: usize, spawner: Spawner, idle: Duration) -> Self {
@@ -128,7 +129,6 @@ impl Rig {
             pool,
             ctx,
             gate: Arc::default(),
-            more_gates: RefCell::default(),
             started: Arc::default(),
             log: Log::default(),
         }
@@ -136,13 +136,6 @@ impl Rig {
 
     pub(crate) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
-    }
-
-    /// A gate other than the usual one.
-    pub(crate) fn new_gate(&self) -> Arc<Gate> {
-        let gate = Arc::<Gate>::default();
-        self.more_gates.borrow_mut().push(Arc::clone(&gate));
-        gate
     }
 
     pub(crate) fn work(&self, gate: Arc<Gate>, name: u32, hook: Option<Hook>) -> Box<GatedWork> {
@@ -201,10 +194,10 @@ impl Rig {
 
     /// Waits until the workers have made `condition` true, and does not run the loop.
     pub(crate) fn wait_without_loop(&self, condition: impl Fn(&Counters) -> bool) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while !condition(&self.counters()) {
             assert!(start.elapsed() < LONG, "hangs: {:?}", self.pool);
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 

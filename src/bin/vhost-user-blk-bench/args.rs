@@ -101,7 +101,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 
-    /// Serves an image with the plain backend: SOCKET IMAGE QUEUES [each]
+    /// Serves an image with the plain backend: SOCKET IMAGE QUEUES \[each\]
     #[arg(long, hide = true, num_args = 3..=4, value_name = "ARGS", exclusive = true)]
     pub(crate) plain: Vec<String>,
 

@@ -48,6 +48,12 @@ impl Notifier {
         (self.used, self.uncovered) = (false, 0);
     }
 
+    /// The ring goes on where a predecessor stopped, maybe before it could notify.
+    pub(super) fn ring_resumed(&mut self) {
+        self.used = true;
+        self.notify();
+    }
+
     /// Completions that the next notification covers.
     pub(super) fn completed(&mut self, completions: u64) {
         self.uncovered += completions;

@@ -9,7 +9,8 @@ use crate::blk::device::DeviceState;
 use crate::blk::request::{self, Action, Rules, Status};
 use crate::blk::stats::QueueStats;
 use crate::engine::{IoOp, IoRequest, Requests};
-use crate::memory::{GuestMemory, MemoryView};
+use crate::iov::IoVecs;
+use crate::memory::{DirtyLog, GuestMemory, MemoryView, RingLog};
 use crate::virtqueue::{Chain, ChainError, RingAddresses, RingError, SplitRing};
 
 /// Requests taken in one visit; then the IOThread's other queues have their turn.
@@ -32,9 +33,6 @@ pub enum QueueError {
     /// There is no byte to put a status into.
     #[error("descriptor chain {0} has no writable byte for the status")]
     NoStatus(u16),
-    /// The driver made a chain available that the device still has.
-    #[error("descriptor chain {0} is in flight already")]
-    InFlight(u16),
 }
 
 /// A ring that is set up, and the chains that the device has.
@@ -43,6 +41,8 @@ pub(super) struct Running {
     pub(super) ring: SplitRing,
     addresses: RingAddresses,
     memory: Rc<MemoryView>,
+    /// Set while the VM migrates.
+    log: Option<Arc<DirtyLog>>,
     /// One per descriptor head.
     slots: Box<[Option<Slot>]>,
 }
@@ -56,30 +56,58 @@ struct Slot {
     /// Payload, for the statistics.
     bytes: u64,
     /// Keeps the guest memory of the request mapped.
-    _memory: Rc<MemoryView>,
+    memory: Rc<MemoryView>,
+}
+
+impl Slot {
+    /// Logs what answering the request has written: the status, and the data that went into `iov`.
+    fn log(&self, log: &DirtyLog, iov: Option<&IoVecs>) {
+        let mark = |host: *const u8, len: usize| {
+            if let Some(guest) = self.memory.guest_address(host) {
+                log.mark(guest, len as u64);
+            }
+        };
+        mark(self.status, 1);
+        for range in iov.into_iter().flat_map(IoVecs::as_slice) {
+            mark(range.iov_base.cast(), range.iov_len);
+        }
+    }
 }
 
 impl Running {
-    pub(super) fn new(setup: &RingSetup) -> Result<Self, RingError> {
-        let ring = SplitRing::new(
+    /// Returns also whether the ring goes on where a predecessor has stopped.
+    pub(super) fn new(setup: RingSetup) -> Result<(Self, bool), RingError> {
+        let mut ring = SplitRing::new(
             &setup.memory,
             setup.addresses,
             setup.size,
             setup.base,
             setup.features,
         )?;
-        Ok(Self {
+        let resumed = match setup.inflight {
+            Some(area) => ring.track(area)?,
+            None => false,
+        };
+        let mut running = Self {
             addresses: setup.addresses,
-            memory: MemoryView::new(Arc::clone(&setup.memory)),
+            memory: MemoryView::new(setup.memory),
             slots: std::iter::repeat_with(|| None).take(ring.size().into()).collect(),
             ring,
-        })
+            log: None,
+        };
+        running.set_log(setup.log);
+        Ok((running, resumed))
     }
 
     pub(super) fn remap(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
         self.ring.remap(memory, self.addresses)?;
         self.memory = MemoryView::new(Arc::clone(memory));
         Ok(())
+    }
+
+    pub(super) fn set_log(&mut self, log: Option<RingLog>) {
+        self.ring.set_log(log.as_ref());
+        self.log = log.map(|ring| ring.log);
     }
 
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
@@ -139,7 +167,7 @@ impl Running {
         stats: &QueueStats,
     ) -> Result<bool, QueueError> {
         if self.slots[usize::from(head)].is_some() {
-            return Err(QueueError::InFlight(head));
+            return Err(RingError::InFlight(head).into());
         }
         request.iov.clear();
         let chain = Chain::walk(&self.ring, &self.memory, head, &mut request.iov)
@@ -159,11 +187,12 @@ impl Running {
             status,
             written,
             bytes,
-            _memory: Rc::clone(&self.memory),
+            memory: Rc::clone(&self.memory),
         };
         if let Action::Answer(answer, written) = action {
             stats.others.add(1);
-            self.answer(head, &slot, answer, written, stats);
+            let data = Some(&request.iov).filter(|_| written > 0);
+            self.answer(head, &slot, answer, (written, data), stats);
         } else {
             self.slots[usize::from(head)] = Some(slot);
             request.token = head;
@@ -188,16 +217,29 @@ impl Running {
             if status == Status::Ok { slot.bytes } else { 0 },
         );
         let written = if status == Status::Ok { slot.written } else { 0 };
-        self.answer(head, &slot, status, written, stats);
+        // A read that failed may have written as well.
+        let data = Some(&request.iov).filter(|_| request.op == IoOp::Read);
+        self.answer(head, &slot, status, (written, data), stats);
     }
 
-    fn answer(&mut self, head: u16, slot: &Slot, status: Status, written: u32, stats: &QueueStats) {
+    /// Writes the status and the used element. `written` is the data in the chain: how much, and where.
+    fn answer(
+        &mut self,
+        head: u16,
+        slot: &Slot,
+        status: Status,
+        written: (u32, Option<&IoVecs>),
+        stats: &QueueStats,
+    ) {
         if status != Status::Ok {
             stats.errors.add(1);
         }
         // SAFETY: the byte lies in guest memory that the slot keeps mapped; volatile because the guest shares it.
         unsafe { slot.status.write_volatile(status.byte()) };
-        self.ring.push_used(head, written + 1);
+        if let Some(log) = &self.log {
+            slot.log(log, written.1);
+        }
+        self.ring.push_used(head, written.0 + 1);
     }
 }
 

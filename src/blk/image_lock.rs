@@ -1,0 +1,98 @@
+//! Whose turn it is to use the image.
+//!
+//! A disk that runs holds the image's lock. It gives it up when its last ring stops, everything flushed, so that the
+//! destination of a migration, which has opened the image before, can take over. Control thread only.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::storage::{ImageLock, LockError, Storage};
+
+/// How long a predecessor may take to let go of the image: one that was killed has its last I/O to wait for.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The right to use an image.
+#[derive(Debug)]
+pub(super) struct Turn {
+    storage: Arc<Storage>,
+    lock: Option<ImageLock>,
+}
+
+impl Turn {
+    pub(super) fn new(storage: Arc<Storage>) -> Self {
+        Self { storage, lock: None }
+    }
+
+    /// Takes the lock, if it is not held.
+    pub(super) fn take(&mut self) -> Result<(), LockError> {
+        if self.lock.is_none() {
+            self.lock = Some(acquire(&self.storage)?);
+            tracing::debug!(image = %self.storage.path().display(), "image locked");
+        }
+        Ok(())
+    }
+
+    /// Makes everything stable and lets go of the lock.
+    pub(super) fn hand_over(&mut self) {
+        let Some(lock) = self.lock.take() else { return };
+        if let Err(error) = self.storage.flush() {
+            tracing::error!(image = %self.storage.path().display(), %error, "flush before the image is handed over");
+        }
+        drop(lock);
+        tracing::debug!(image = %self.storage.path().display(), "image handed over");
+    }
+}
+
+fn acquire(storage: &Storage) -> Result<ImageLock, LockError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ImageLock::acquire(storage) {
+            Err(LockError::InUse { .. }) if Instant::now() < deadline => thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::OpenOptions;
+
+    fn open(path: &std::path::Path) -> Turn {
+        let options = OpenOptions {
+            path: path.to_owned(),
+            ..OpenOptions::default()
+        };
+        Turn::new(Arc::new(Storage::open(&options).unwrap()))
+    }
+
+    #[test]
+    fn two_disks_use_an_image_in_turns() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let [mut source, mut destination] = [open(image.path()), open(image.path())];
+        source.take().unwrap();
+        source.take().unwrap();
+        assert!(matches!(destination.take(), Err(LockError::InUse { .. })));
+        source.hand_over();
+        destination.take().unwrap();
+        assert!(matches!(source.take(), Err(LockError::InUse { .. })));
+        source.hand_over();
+        assert!(matches!(source.take(), Err(LockError::InUse { .. })));
+        drop(destination);
+        source.take().unwrap();
+    }
+
+    #[test]
+    fn a_predecessor_has_some_time_to_let_go_of_the_image() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let [mut old, mut new] = [open(image.path()), open(image.path())];
+        old.take().unwrap();
+        let start = Instant::now();
+        assert!(new.take().is_err());
+        assert!(start.elapsed() >= PATIENCE);
+    }
+}

@@ -1,0 +1,51 @@
+//! Why an engine cannot be had.
+
+use std::io;
+
+use crate::aio;
+
+/// Why an engine cannot be had. Each text says what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel gives no ring.
+    #[error("no io_uring: {}; choose --aio threads or auto", io_uring_reason(.0))]
+    IoUring(#[source] io::Error),
+
+    /// The kernel gives no AIO context.
+    #[error("no Linux AIO: {}; choose --aio threads or auto", native_reason(.0))]
+    Native(#[source] io::Error),
+
+    /// Linux AIO was asked for where its submission blocks.
+    #[error("--aio native needs --direct: without O_DIRECT, Linux AIO blocks the IOThread for each request")]
+    NativeBuffered,
+
+    /// There is nothing that the kernel could do I/O on.
+    #[error("--aio io_uring and --aio native need a file; choose --aio threads or auto")]
+    NoFile,
+
+    /// The completion eventfd cannot be watched.
+    #[error("completions cannot be watched")]
+    Watch(#[from] aio::Error),
+}
+
+fn io_uring_reason(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has none",
+        Some(libc::EPERM | libc::EACCES) => {
+            "it is switched off (sysctl kernel.io_uring_disabled) or not allowed here"
+        }
+        Some(libc::ENOMEM) => "its memory exceeds the limit (ulimit -l)",
+        Some(libc::EINVAL) | None => "the kernel's is too old",
+        _ => "it cannot be set up",
+    }
+}
+
+fn native_reason(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has none",
+        Some(libc::EPERM | libc::EACCES) => "it is not allowed here",
+        Some(libc::EAGAIN) => "the system's limit is used up (sysctl fs.aio-max-nr)",
+        _ => "it cannot be set up",
+    }
+}

@@ -1,0 +1,94 @@
+//! Which engine a disk gets.
+
+use std::fmt;
+
+use super::error::Error;
+use super::linux_aio::LinuxAio;
+use super::uring::Uring;
+use crate::storage::{Nowait, Storage};
+
+/// What the user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// What suits the storage best.
+    #[default]
+    Auto,
+    /// Blocking calls in a thread pool.
+    Threads,
+    /// io_uring.
+    IoUring,
+    /// Linux AIO; O_DIRECT only.
+    Native,
+}
+
+/// What is going to be used. Its text is for logs and statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The IOThread does by itself what takes no waiting.
+    pub(super) inline: bool,
+    pub(super) executor: Executor,
+}
+
+/// Who executes what the IOThread does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Executor {
+    /// Nothing is left to execute.
+    Nobody,
+    Threads,
+    IoUring,
+    Native,
+}
+
+impl Plan {
+    /// Decides, and has the kernel prove that it can.
+    ///
+    /// `Auto` takes what is in the page cache from there, in the IOThread, and leaves the rest to the thread pool;
+    /// storage that no cache is in front of gets io_uring if there is one. Storage without a file needs nobody's help.
+    ///
+    /// # Errors
+    /// An engine that was asked for by name and cannot be had.
+    pub fn choose(choice: Choice, storage: &Storage) -> Result<Self, Error> {
+        let Some(fd) = storage.fd() else {
+            return match choice {
+                Choice::Auto => Ok(Self::new(true, Executor::Nobody)),
+                Choice::Threads => Ok(Self::new(false, Executor::Threads)),
+                Choice::IoUring | Choice::Native => Err(Error::NoFile),
+            };
+        };
+        let cached = storage.nowait() != Nowait::No;
+        let ring = || Uring::new(fd).map(drop).map_err(Error::IoUring);
+        match choice {
+            Choice::Threads => Ok(Self::new(false, Executor::Threads)),
+            Choice::Auto if cached => Ok(Self::new(true, Executor::Threads)),
+            Choice::Auto => match ring() {
+                Ok(()) => Ok(Self::new(false, Executor::IoUring)),
+                Err(error) => {
+                    tracing::info!(%error, "using the thread pool");
+                    Ok(Self::new(false, Executor::Threads))
+                }
+            },
+            Choice::IoUring => ring().map(|()| Self::new(false, Executor::IoUring)),
+            Choice::Native if cached => Err(Error::NativeBuffered),
+            Choice::Native => {
+                LinuxAio::new(fd).map_err(Error::Native)?;
+                Ok(Self::new(false, Executor::Native))
+            }
+        }
+    }
+
+    fn new(inline: bool, executor: Executor) -> Self {
+        Self { inline, executor }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inline = if self.inline { "inline+" } else { "" };
+        match self.executor {
+            Executor::Nobody => f.write_str("inline"),
+            Executor::Threads => write!(f, "{inline}threads"),
+            Executor::IoUring => write!(f, "{inline}io_uring"),
+            Executor::Native => write!(f, "{inline}native"),
+        }
+    }
+}

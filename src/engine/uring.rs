@@ -1,0 +1,145 @@
+//! io_uring: one ring for a disk on an IOThread, with the file registered.
+//!
+//! The ring is not of the DEFER_TASKRUN kind: that one does not wake an epoll. Completions come through a registered
+//! eventfd, or without one while the IOThread polls.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types::Fixed};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::kernel::{Completion, KernelQueue};
+use super::{IoOp, IoRequest};
+
+/// Entries of the submission queue; the completion queue has twice as many.
+const ENTRIES: u32 = 256;
+
+/// The disk's index in the table of registered files.
+const DISK: Fixed = Fixed(0);
+
+/// A ring.
+pub(super) struct Uring {
+    ring: IoUring,
+    event: EventFd,
+}
+
+impl Uring {
+    /// A ring for an open file.
+    ///
+    /// # Errors
+    /// Those of `io_uring_setup`; `Unsupported` for a kernel whose io_uring lacks what we need (Linux 5.6).
+    pub(super) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::with_entries(file, ENTRIES)
+    }
+
+    fn with_entries(file: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag();
+        // Linux 6.0 has these flags.
+        let ring = match builder.build(entries) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain().build(entries)?,
+            result => result?,
+        };
+        let params = ring.params();
+        if !(params.is_feature_nodrop()
+            && params.is_feature_submit_stable()
+            && params.is_feature_rw_cur_pos())
+        {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        Ok(Self { ring, event })
+    }
+}
+
+fn plain() -> Builder {
+    let mut builder = IoUring::builder();
+    builder.dontfork();
+    builder
+}
+
+impl KernelQueue for Uring {
+    fn capacity(&self) -> usize {
+        // What fits into the completion queue, so that it never overflows.
+        self.ring.params().cq_entries() as usize
+    }
+
+    fn event_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    unsafe fn prepare(&mut self, request: &IoRequest, data: u64) -> bool {
+        let entry = entry(request).user_data(data);
+        // SAFETY: the caller keeps the request, its list and its memory until the completion.
+        unsafe { self.ring.submission().push(&entry) }.is_ok()
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        while !self.ring.submission().is_empty() {
+            match self.ring.submit() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => {
+                    result?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) {
+        let submission = self.ring.submission();
+        let kernel_waits = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        if kernel_waits {
+            // Lets the kernel post what it has finished. If it fails, the flag stays and so it is tried again.
+            let _ = self.ring.submit();
+        }
+        done.extend(self.ring.completion().map(|entry: cqueue::Entry| Completion {
+            data: entry.user_data(),
+            result: entry.result().into(),
+        }));
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        self.ring.submit_and_wait(1).map(drop)
+    }
+
+    fn set_signalled(&mut self, on: bool) {
+        let completion = self.ring.completion();
+        if on {
+            completion.enable_eventfd();
+        } else {
+            completion.disable_eventfd();
+        }
+    }
+}
+
+/// The submission of a read or write.
+fn entry(request: &IoRequest) -> squeue::Entry {
+    let (iov, offset) = (request.iov.as_slice(), request.offset);
+    let count = u32::try_from(iov.len()).expect("at most IOV_MAX ranges");
+    let single = match iov {
+        [range] => u32::try_from(range.iov_len)
+            .ok()
+            .map(|len| (range.iov_base.cast::<u8>(), len)),
+        _ => None,
+    };
+    // A single range needs no list that the kernel has to fetch first.
+    match (request.op, single) {
+        (IoOp::Read, Some((base, len))) => opcode::Read::new(DISK, base, len).offset(offset).build(),
+        (IoOp::Read, None) => opcode::Readv::new(DISK, iov.as_ptr(), count)
+            .offset(offset)
+            .build(),
+        (_, Some((base, len))) => opcode::Write::new(DISK, base, len).offset(offset).build(),
+        (_, None) => opcode::Writev::new(DISK, iov.as_ptr(), count)
+            .offset(offset)
+            .build(),
+    }
+}

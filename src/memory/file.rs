@@ -1,0 +1,39 @@
+//! Files that are shared memory: made here, or received from the frontend.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+
+/// Makes a file of `len` zero bytes in memory, whose length cannot be changed.
+pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
+    // SAFETY: the name is a C string, the flags are valid.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the fd was just made and nobody else has it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len)?;
+    seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)?;
+    Ok(file)
+}
+
+/// Makes sure that a file will not become shorter: access behind its end would raise SIGBUS.
+pub(crate) fn keep_length(file: &File) -> io::Result<()> {
+    // SAFETY: F_GET_SEALS takes no further argument.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    match seals {
+        ..0 => Err(io::Error::last_os_error()),
+        seals if seals & libc::F_SEAL_SHRINK != 0 => Ok(()),
+        _ => seal(file, libc::F_SEAL_SHRINK),
+    }
+}
+
+fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {
+    // SAFETY: F_ADD_SEALS takes an int.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,180 @@
+//! The dirty log: which guest pages the device has written to while the VM migrates (LOG_SHMFD).
+//!
+//! The frontend reads and clears it at the same time. Any thread.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{MappedArea, keep_length};
+
+/// Bytes of guest memory that one bit stands for.
+const PAGE: u64 = 4096;
+/// Bytes of guest memory that one byte of the log stands for.
+const BYTE: u64 = 8 * PAGE;
+
+/// Why a log was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file ends before the log does.
+    #[error("dirty log of {size} bytes at {offset:#x} is beyond the end of its file")]
+    BeyondEof {
+        /// Bytes.
+        size: u64,
+        /// First byte in the file.
+        offset: u64,
+    },
+    /// Pages of the memory table have no bit.
+    #[error("dirty log of {size} bytes does not cover the guest's memory up to {end:#x}")]
+    TooSmall {
+        /// Bytes.
+        size: u64,
+        /// Guest address behind the last region.
+        end: u64,
+    },
+    /// The file could become shorter while it is used.
+    #[error("dirty log cannot be protected from being cut short (no memfd?): {0}")]
+    Unsealed(io::Error),
+    /// It could not be mapped.
+    #[error("dirty log: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A mapped log: a bit for each page, the lowest bit of the first byte for page 0.
+#[derive(Debug)]
+pub struct DirtyLog {
+    area: MappedArea,
+}
+
+/// What a ring logs.
+#[derive(Clone, Debug)]
+pub struct RingLog {
+    /// Where.
+    pub log: Arc<DirtyLog>,
+    /// Guest address of the used ring, if it is to be logged as well.
+    pub used: Option<u64>,
+}
+
+impl DirtyLog {
+    /// Maps `size` bytes of `file` from `offset`, a multiple of the page size (SET_LOG_BASE).
+    ///
+    /// # Errors
+    /// A file that is too short, or that could become so.
+    pub fn map(file: File, offset: u64, size: u64) -> Result<Self, LogError> {
+        keep_length(&file).map_err(LogError::Unsealed)?;
+        let len = file.metadata()?.len();
+        if offset.checked_add(size).is_none_or(|end| end > len) {
+            return Err(LogError::BeyondEof { size, offset });
+        }
+        let size = usize::try_from(size).map_err(io::Error::other)?;
+        let area = MappedArea::map(file, offset, size)?;
+        Ok(Self { area })
+    }
+
+    /// Checks that every page below the guest address `end` has a bit.
+    ///
+    /// # Errors
+    /// [`LogError::TooSmall`].
+    pub fn check_covers(&self, end: u64) -> Result<(), LogError> {
+        let size = self.area.len() as u64;
+        if end.div_ceil(BYTE) <= size {
+            Ok(())
+        } else {
+            Err(LogError::TooSmall { size, end })
+        }
+    }
+
+    /// Marks the pages of `len` bytes at a guest address that have just been written. Pages without a bit are left out.
+    pub fn mark(&self, guest: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        for page in guest / PAGE..=guest.saturating_add(len - 1) / PAGE {
+            let Some(byte) = usize::try_from(page / 8).ok().filter(|&at| at < self.area.len()) else {
+                return;
+            };
+            // SAFETY: within the area; shared with the frontend, hence atomic.
+            let byte = unsafe { AtomicU8::from_ptr(self.area.as_ptr().add(byte)) };
+            // Release: pairs with the frontend's atomic exchange of the bits; who sees this one sees what was written.
+            // Always a store: a bit that is set already may be cleared, and its page copied, right before our write.
+            byte.fetch_or(1 << (page % 8), Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::memory::memfd;
+
+    /// A log for 64 pages, and its file.
+    fn log() -> (DirtyLog, File) {
+        let file = memfd(c"log", 4096).unwrap();
+        (DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap(), file)
+    }
+
+    fn bits(file: &File) -> u128 {
+        let mut bytes = [0; 16];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        u128::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn every_page_that_a_range_touches_is_marked_and_no_other() {
+        for (guest, len, expected) in [
+            (0, 1, 0b1),
+            (4095, 1, 0b1),
+            (4095, 2, 0b11),
+            (4096, 4096, 0b10),
+            (4097, 4096, 0b110),
+            (0, 0, 0),
+            (7 * 4096, 2 * 4096, 0b11 << 7),
+            (63 * 4096, 4096, 1 << 63),
+        ] {
+            let (log, file) = log();
+            log.mark(guest, len);
+            assert_eq!(bits(&file), expected, "{guest:#x}+{len:#x}");
+        }
+    }
+
+    #[test]
+    fn pages_behind_the_log_are_left_out() {
+        let (log, file) = log();
+        log.mark(64 * 4096, 4096);
+        log.mark(u64::MAX, 1);
+        log.mark(u64::MAX, u64::MAX);
+        assert_eq!(bits(&file), 0);
+        log.mark(63 * 4096, u64::MAX);
+        assert_eq!(bits(&file), 1 << 63);
+    }
+
+    #[test]
+    fn a_log_that_does_not_fit_its_file_is_refused() {
+        for (offset, size) in [(0, 4097), (4096, 1), (u64::MAX, 1), (1, u64::MAX)] {
+            let file = memfd(c"log", 4096).unwrap();
+            let mapped = DirtyLog::map(file, offset, size);
+            assert!(
+                matches!(mapped, Err(LogError::BeyondEof { .. })),
+                "{offset} {size}"
+            );
+        }
+        assert!(
+            DirtyLog::map(memfd(c"log", 4096).unwrap(), 1, 8).is_err(),
+            "misaligned"
+        );
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        assert!(matches!(DirtyLog::map(file, 0, 8), Err(LogError::Unsealed(_))));
+    }
+
+    #[test]
+    fn a_log_must_have_a_bit_for_the_last_page() {
+        let (log, _) = log();
+        assert!(log.check_covers(64 * 4096).is_ok());
+        assert!(log.check_covers(64 * 4096 + 1).is_err());
+        assert!(log.check_covers(u64::MAX).is_err());
+    }
+}

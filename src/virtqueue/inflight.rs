@@ -1,0 +1,314 @@
+//! In-flight tracking: which chains the device has, in memory that outlives the process (INFLIGHT_SHMFD).
+//!
+//! The frontend keeps the memory and hands it to whoever serves the ring next. A killed process stops between two
+//! instructions, so whatever prefix of the stores below was executed must tell its successor which chains were
+//! answered. All of them are release stores: none may move before another one, or before the store of the used index
+//! that they surround. No store is a syscall or a locked instruction.
+//!
+//! IOThread only, but for [`InflightRegion`], which belongs to the control thread.
+
+use std::num::Wrapping;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+use crate::memory::MappedArea;
+
+#[cfg(test)]
+pub(super) mod model;
+mod region;
+#[cfg(test)]
+mod tests;
+
+pub use region::{InflightRegion, RegionError, RegionLayout};
+
+/// The layout of one queue's part, in the host's byte order: a header, then an entry per descriptor.
+const FEATURES: usize = 0;
+const VERSION: usize = 8;
+const DESC_NUM: usize = 10;
+const LAST_BATCH_HEAD: usize = 12;
+const USED_IDX: usize = 14;
+const HEADER_LEN: usize = 16;
+const ENTRY_LEN: usize = 16;
+/// Within an entry; what is between them is padding.
+const IN_FLIGHT: usize = 0;
+const NEXT: usize = 6;
+const COUNTER: usize = 8;
+
+/// The one version there is; 0 in memory that nobody has used yet.
+const CURRENT_VERSION: u16 = 1;
+
+/// Why a queue's part of an in-flight region cannot be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InflightError {
+    /// Feature bits that nobody has defined.
+    #[error("in-flight region has unknown features {0:#x}")]
+    Features(u64),
+    /// A version that nobody has defined.
+    #[error("in-flight region has version {0}, and only {CURRENT_VERSION} is known")]
+    Version(u16),
+    /// Made for queues of another size.
+    #[error("in-flight region is for queues of {found} descriptors, not {expected}")]
+    Size {
+        /// The size it was made for.
+        found: u16,
+        /// The size that is needed, or more.
+        expected: u16,
+    },
+    /// Neither in flight nor not, in flight before the first use, or beyond the ring.
+    #[error("in-flight region has descriptor {head} marked with {mark}")]
+    Mark {
+        /// The descriptor.
+        head: u16,
+        /// Its mark.
+        mark: u8,
+    },
+    /// The ring's used index is further ahead than one batch can be.
+    #[error("in-flight region has used index {recorded}, the ring {ring}")]
+    UsedIndex {
+        /// As the region has it.
+        recorded: u16,
+        /// As the ring has it.
+        ring: u16,
+    },
+    /// The last batch's list leaves the table or comes back to itself.
+    #[error("in-flight region lists descriptor {0} in its last batch, which cannot be")]
+    BatchList(u16),
+    /// Two chains cannot have been taken at the same time, and none after the end of time.
+    #[error("in-flight region has descriptor {head} with impossible counter {counter}")]
+    Counter {
+        /// The descriptor.
+        head: u16,
+        /// Its counter.
+        counter: u64,
+    },
+}
+
+/// One queue's part of a region, checked as far as it can be without its ring.
+#[derive(Debug)]
+pub struct InflightArea {
+    area: MappedArea,
+    desc_num: u16,
+}
+
+/// What a predecessor has left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Recovered {
+    /// Chains in flight, the one taken last first: to be popped off the end.
+    pub(super) heads: Vec<u16>,
+    /// The area had been used before, so that the ring's position follows from it.
+    pub(super) resumed: bool,
+}
+
+/// Tracks the chains of one ring.
+#[derive(Debug)]
+pub(super) struct Inflight {
+    area: InflightArea,
+    /// Stamped on the next chain taken.
+    counter: u64,
+    /// First of the list of chains put into the used ring last.
+    last_batch_head: u16,
+    /// Chains put into the used ring and not published.
+    batch: Vec<u16>,
+}
+
+/// A point at which a test may stop the process: in front of every store that recovery depends on.
+#[inline(always)]
+pub(super) fn stop_point() {
+    #[cfg(test)]
+    model::stop_point();
+}
+
+impl InflightArea {
+    /// Checks what can be checked before the ring is known.
+    fn new(area: MappedArea, desc_num: u16) -> Result<Self, InflightError> {
+        let area = Self { area, desc_num };
+        area.check(desc_num)?;
+        Ok(area)
+    }
+
+    /// Returns whether the area has been used before.
+    fn check(&self, ring_size: u16) -> Result<bool, InflightError> {
+        let features = self.u64_at(FEATURES).load(Ordering::Relaxed);
+        // Acquire: pairs with the release stores of the predecessor, which has ended; all that follows is its last word.
+        let version = self.u16_at(VERSION).load(Ordering::Acquire);
+        let found = self.u16_at(DESC_NUM).load(Ordering::Relaxed);
+        let used = version != 0;
+        if features != 0 {
+            return Err(InflightError::Features(features));
+        }
+        if used && version != CURRENT_VERSION {
+            return Err(InflightError::Version(version));
+        }
+        if used && found != self.desc_num || self.desc_num < ring_size {
+            let found = if used { found } else { self.desc_num };
+            return Err(InflightError::Size {
+                found,
+                expected: ring_size.max(self.desc_num),
+            });
+        }
+        for head in 0..self.desc_num {
+            let mark = self.mark(head).load(Ordering::Relaxed);
+            if mark > 1 || mark == 1 && (!used || head >= ring_size) {
+                return Err(InflightError::Mark { head, mark });
+            }
+        }
+        Ok(used)
+    }
+
+    fn u64_at(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset + 8 <= self.area.len() && offset.is_multiple_of(8));
+        // SAFETY: within the area and aligned (it starts at a multiple of 64); shared with the frontend, hence atomic.
+        unsafe { AtomicU64::from_ptr(self.area.as_ptr().add(offset).cast()) }
+    }
+
+    fn u16_at(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(offset + 2 <= self.area.len() && offset.is_multiple_of(2));
+        // SAFETY: as for `u64_at`.
+        unsafe { AtomicU16::from_ptr(self.area.as_ptr().add(offset).cast()) }
+    }
+
+    fn mark(&self, head: u16) -> &AtomicU8 {
+        let offset = self.entry(head) + IN_FLIGHT;
+        // SAFETY: within the area (`entry`); shared with the frontend, hence atomic.
+        unsafe { AtomicU8::from_ptr(self.area.as_ptr().add(offset)) }
+    }
+
+    /// Offset of a descriptor's entry. All its fields are in the area.
+    #[inline]
+    fn entry(&self, head: u16) -> usize {
+        assert!(head < self.desc_num, "heads are checked against the ring size");
+        HEADER_LEN + ENTRY_LEN * usize::from(head)
+    }
+
+    fn set_u16(&self, offset: usize, value: u16) {
+        stop_point();
+        self.u16_at(offset).store(value, Ordering::Release);
+    }
+
+    fn set_mark(&self, head: u16, mark: u8) {
+        stop_point();
+        self.mark(head).store(mark, Ordering::Release);
+    }
+
+    fn set_counter(&self, head: u16, counter: u64) {
+        stop_point();
+        let entry = self.entry(head);
+        self.u64_at(entry + COUNTER).store(counter, Ordering::Release);
+    }
+
+    fn counter(&self, head: u16) -> u64 {
+        self.u64_at(self.entry(head) + COUNTER).load(Ordering::Relaxed)
+    }
+
+    /// Brings the marks up to date with the ring's used index: a predecessor may have stopped after publishing a batch.
+    ///
+    /// Stopping in here changes nothing: the recorded index is stored last.
+    fn settle_last_batch(&self, ring_size: u16, used_idx: u16) -> Result<(), InflightError> {
+        let recorded = self.u16_at(USED_IDX).load(Ordering::Relaxed);
+        let batch = (Wrapping(used_idx) - Wrapping(recorded)).0;
+        // Nothing to settle; whatever the index, as after a reset of the driver by a frontend that kept the region.
+        let idle = (0..ring_size).all(|head| self.mark(head).load(Ordering::Relaxed) == 0);
+        if batch > ring_size && !idle {
+            let ring = used_idx;
+            return Err(InflightError::UsedIndex { recorded, ring });
+        }
+        if !idle {
+            let mut seen = vec![false; usize::from(ring_size)];
+            let mut head = self.u16_at(LAST_BATCH_HEAD).load(Ordering::Relaxed);
+            for _ in 0..batch {
+                match seen.get_mut(usize::from(head)) {
+                    Some(seen) if !*seen => *seen = true,
+                    _ => return Err(InflightError::BatchList(head)),
+                }
+                self.set_mark(head, 0);
+                head = self.u16_at(self.entry(head) + NEXT).load(Ordering::Relaxed);
+            }
+        }
+        self.set_u16(USED_IDX, used_idx);
+        Ok(())
+    }
+
+    /// Chains in flight with their counters, the one taken last first.
+    fn marked(&self, ring_size: u16) -> Result<Vec<(u64, u16)>, InflightError> {
+        let heads = (0..ring_size).filter(|&head| self.mark(head).load(Ordering::Relaxed) == 1);
+        let mut marked: Vec<_> = heads.map(|head| (self.counter(head), head)).collect();
+        marked.sort_unstable_by(|a, b| b.cmp(a));
+        let impossible = |&(counter, head): &(u64, u16)| InflightError::Counter { head, counter };
+        if let Some(last) = marked.first().filter(|last| last.0 == u64::MAX) {
+            return Err(impossible(last));
+        }
+        match marked.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some(pair) => Err(impossible(&pair[0])),
+            None => Ok(marked),
+        }
+    }
+}
+
+impl Inflight {
+    /// Goes on where a predecessor has stopped, or starts in an area that nobody has used.
+    ///
+    /// `used_idx` is the ring's.
+    pub(super) fn resume(
+        area: InflightArea,
+        ring_size: u16,
+        used_idx: u16,
+    ) -> Result<(Self, Recovered), InflightError> {
+        // Once more: the frontend can write to it at any time.
+        let resumed = area.check(ring_size)?;
+        if resumed {
+            area.settle_last_batch(ring_size, used_idx)?;
+        } else {
+            area.set_u16(DESC_NUM, area.desc_num);
+            area.set_u16(USED_IDX, used_idx);
+            area.set_u16(VERSION, CURRENT_VERSION);
+        }
+        let marked = area.marked(ring_size)?;
+        let last_batch_head = area.u16_at(LAST_BATCH_HEAD).load(Ordering::Relaxed);
+        let inflight = Self {
+            counter: marked.first().map_or(0, |last| last.0 + 1),
+            last_batch_head,
+            batch: Vec::with_capacity(usize::from(ring_size)),
+            area,
+        };
+        let heads = marked.into_iter().map(|(_, head)| head).collect();
+        Ok((inflight, Recovered { heads, resumed }))
+    }
+
+    /// The device takes a chain; returns false, with nothing changed, if it has it already.
+    #[inline]
+    pub(super) fn take(&mut self, head: u16) -> bool {
+        if self.area.mark(head).load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        self.area.set_counter(head, self.counter);
+        self.counter = self.counter.wrapping_add(1);
+        self.area.set_mark(head, 1);
+        true
+    }
+
+    /// A chain goes into the used ring.
+    #[inline]
+    pub(super) fn put_used(&mut self, head: u16) {
+        let entry = self.area.entry(head);
+        self.area.set_u16(entry + NEXT, self.last_batch_head);
+        self.last_batch_head = head;
+        self.batch.push(head);
+    }
+
+    /// To be called right before the used index is stored.
+    ///
+    /// Once for the whole batch: while the used index is the recorded one, nobody follows the list.
+    #[inline]
+    pub(super) fn before_publish(&self) {
+        self.area.set_u16(LAST_BATCH_HEAD, self.last_batch_head);
+    }
+
+    /// To be called right after the used index was stored.
+    #[inline]
+    pub(super) fn after_publish(&mut self, used_idx: u16) {
+        for &head in &self.batch {
+            self.area.set_mark(head, 0);
+        }
+        self.batch.clear();
+        self.area.set_u16(USED_IDX, used_idx);
+    }
+}

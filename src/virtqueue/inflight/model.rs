@@ -1,0 +1,351 @@
+//! A driver and a device that is killed between any two stores, again and again.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::num::Wrapping;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use proptest::prelude::*;
+
+use super::{InflightRegion, RegionLayout};
+use crate::memory::{GuestMemory, MappedArea, RegionInfo};
+use crate::virtqueue::{RingAddresses, RingFeatures, SplitRing};
+
+thread_local! {
+    /// Stores that are still to be executed before the process is killed.
+    static STORES_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// What a kill unwinds with; no panic hook runs.
+struct Killed;
+
+pub(crate) fn stop_point() {
+    match STORES_LEFT.get() {
+        Some(0) => resume_unwind(Box::new(Killed)),
+        left => STORES_LEFT.set(left.map(|n| n - 1)),
+    }
+}
+
+/// Runs `f`, killed after so many stores; returns nothing if that happened.
+fn run_until<T>(stores: Option<u32>, f: impl FnOnce() -> T) -> Option<T> {
+    STORES_LEFT.set(stores);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    STORES_LEFT.set(None);
+    match result {
+        Ok(value) => Some(value),
+        Err(payload) if payload.is::<Killed>() => None,
+        Err(payload) => resume_unwind(payload),
+    }
+}
+
+/// The driver, with the memory that outlives every device.
+pub(crate) struct Driver {
+    memory: GuestMemory,
+    area: MappedArea,
+    size: u16,
+    event_idx: bool,
+    region: File,
+    layout: RegionLayout,
+    avail_idx: Wrapping<u16>,
+    used_idx: Wrapping<u16>,
+    free: Vec<u16>,
+    /// Made available and not answered, in order.
+    outstanding: Vec<u16>,
+}
+
+impl Driver {
+    pub(crate) fn new(size: u16, start: u16, event_idx: bool) -> Self {
+        let n = u64::from(size);
+        let len = (26 * n + 16).next_multiple_of(4096);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        let info = RegionInfo {
+            guest: 0,
+            len,
+            user: 0,
+            file_offset: 0,
+        };
+        let memory = GuestMemory::map([(info, file)]).unwrap();
+        let area = memory.resolve_user(0, usize::try_from(len).unwrap()).unwrap();
+        let (layout, region) = InflightRegion::create(3, size).unwrap();
+        let driver = Self {
+            memory,
+            area,
+            size,
+            event_idx,
+            region,
+            layout,
+            avail_idx: Wrapping(start),
+            used_idx: Wrapping(start),
+            free: (0..size).collect(),
+            outstanding: Vec::new(),
+        };
+        driver.u16_at(driver.avail() + 2).store(start, Ordering::Relaxed);
+        driver.u16_at(driver.used() + 2).store(start, Ordering::Relaxed);
+        driver
+    }
+
+    fn avail(&self) -> usize {
+        16 * usize::from(self.size)
+    }
+
+    fn used(&self) -> usize {
+        (18 * usize::from(self.size) + 6).next_multiple_of(4)
+    }
+
+    fn u16_at(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: within the memory and aligned.
+        unsafe { AtomicU16::from_ptr(self.area.as_ptr().add(offset).cast()) }
+    }
+
+    fn slot(&self, index: Wrapping<u16>) -> usize {
+        usize::from(index.0 % self.size)
+    }
+
+    pub(crate) fn submit(&mut self, pick: usize) {
+        if self.free.is_empty() {
+            return;
+        }
+        let head = self.free.swap_remove(pick % self.free.len());
+        let entry = self.avail() + 4 + 2 * self.slot(self.avail_idx);
+        self.u16_at(entry).store(head, Ordering::Relaxed);
+        self.avail_idx += 1;
+        self.u16_at(self.avail() + 2)
+            .store(self.avail_idx.0, Ordering::Release);
+        self.outstanding.push(head);
+    }
+
+    /// Takes what the device has answered.
+    fn reap(&mut self) {
+        let idx = Wrapping(self.u16_at(self.used() + 2).load(Ordering::Acquire));
+        while self.used_idx != idx {
+            let offset = self.used() + 4 + 8 * self.slot(self.used_idx);
+            // SAFETY: within the memory and aligned.
+            let id = unsafe { AtomicU32::from_ptr(self.area.as_ptr().add(offset).cast()) };
+            let head = u16::try_from(id.load(Ordering::Relaxed)).unwrap();
+            let at = self.outstanding.iter().position(|&h| h == head);
+            self.outstanding
+                .remove(at.expect("only chains that are outstanding are answered, and each once"));
+            self.free.push(head);
+            self.used_idx += 1;
+        }
+    }
+
+    /// A device on the memory as it is: what a new process makes of it.
+    pub(crate) fn device(&self) -> Device {
+        let region = InflightRegion::map(self.region.try_clone().unwrap(), self.layout).unwrap();
+        let (avail, used) = (self.avail() as u64, self.used() as u64);
+        let addresses = RingAddresses { desc: 0, avail, used };
+        let features = RingFeatures {
+            event_idx: self.event_idx,
+            indirect: false,
+        };
+        // Where a frontend goes on that lost its backend.
+        let base = self.u16_at(self.used() + 2).load(Ordering::Relaxed);
+        let mut ring = SplitRing::new(&self.memory, addresses, self.size.into(), base, features).unwrap();
+        let resumed = ring.track(region.queue(1).unwrap()).unwrap();
+        Device {
+            ring,
+            resumed,
+            held: Vec::new(),
+            pushed: Vec::new(),
+        }
+    }
+}
+
+pub(crate) struct Device {
+    pub(crate) ring: SplitRing,
+    resumed: bool,
+    held: Vec<u16>,
+    /// Put into the used ring and not published.
+    pushed: Vec<u16>,
+}
+
+impl Device {
+    fn take(&mut self, driver: &Driver) {
+        let mut rest = driver.outstanding.iter();
+        let next = rest.find(|h| !self.held.contains(h) && !self.pushed.contains(h));
+        let head = self.ring.pop().unwrap();
+        assert_eq!(head.as_ref(), next, "chains are taken in the driver's order");
+        self.held.extend(head);
+    }
+
+    fn push(&mut self, pick: usize) {
+        if !self.held.is_empty() {
+            let head = self.held.swap_remove(pick % self.held.len());
+            self.pushed.push(head);
+            self.ring.push_used(head, 1);
+        }
+    }
+
+    fn publish(&mut self) -> bool {
+        self.pushed.clear();
+        self.ring.publish()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Submit(usize),
+    Take,
+    Push(usize),
+    Publish,
+    Recover,
+}
+
+/// Runs an operation on a device that may be killed meanwhile, or on a new one if there is none.
+fn step(driver: &mut Driver, device: &mut Option<Device>, op: Op, stores: Option<u32>) {
+    let taken = device.take();
+    *device = run_until(stores, || {
+        let mut device = taken.unwrap_or_else(|| driver.device());
+        match op {
+            Op::Submit(pick) => driver.submit(pick),
+            Op::Take => device.take(driver),
+            Op::Push(pick) => device.push(pick),
+            Op::Publish => drop(device.publish()),
+            Op::Recover => {}
+        }
+        device
+    });
+    driver.reap();
+}
+
+/// Answers all that is left, and checks that it was all.
+fn finish(mut driver: Driver, mut device: Option<Device>) {
+    step(&mut driver, &mut device, Op::Recover, None);
+    for _ in 0..driver.outstanding.len() {
+        step(&mut driver, &mut device, Op::Take, None);
+    }
+    for _ in 0..driver.outstanding.len() {
+        step(&mut driver, &mut device, Op::Push(0), None);
+    }
+    step(&mut driver, &mut device, Op::Publish, None);
+    assert!(driver.outstanding.is_empty(), "every chain is answered");
+    assert_eq!(device.map(|d| d.ring.next_avail()), Some(driver.avail_idx.0));
+}
+
+fn operation() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => any::<usize>().prop_map(Op::Submit),
+        3 => Just(Op::Take),
+        3 => any::<usize>().prop_map(Op::Push),
+        1 => Just(Op::Publish),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_device_killed_at_random_answers_every_chain_once(
+        size in (0u32..=10).prop_map(|n| 1u16 << n),
+        start in prop_oneof![Just(0u16), Just(65_530), any::<u16>()],
+        event_idx: bool,
+        ops in prop::collection::vec((operation(), prop::option::weighted(0.2, 0u32..12)), 1..300),
+    ) {
+        let mut driver = Driver::new(size, start, event_idx);
+        let mut device = None;
+        for (op, stores) in ops {
+            step(&mut driver, &mut device, op, stores);
+        }
+        finish(driver, device);
+    }
+}
+
+/// Eight chains, answered out of order in two batches; one is taken between them, two are left.
+const SCENARIO: [Op; 23] = {
+    use Op::{Publish, Push, Submit, Take};
+    [
+        Submit(3),
+        Submit(1),
+        Submit(0),
+        Submit(2),
+        Take,
+        Take,
+        Take,
+        Take,
+        Push(2),
+        Push(0),
+        Push(1),
+        Publish,
+        Submit(1),
+        Submit(0),
+        Take,
+        Submit(0),
+        Submit(0),
+        Take,
+        Take,
+        Push(1),
+        Push(0),
+        Publish,
+        Take,
+    ]
+};
+
+#[test]
+fn a_device_killed_twice_between_any_two_stores_answers_every_chain_once() {
+    let mut runs = 0;
+    for first in 0.. {
+        let mut first_killed = false;
+        for second in 0.. {
+            let mut driver = Driver::new(4, 65_533, first % 2 == 0);
+            let mut left = SCENARIO.iter();
+            let mut device = None;
+            // One count of stores for many operations, so that none of them is a boundary.
+            let mut run = |stores| {
+                let killed = run_until(stores, || {
+                    let mut device = device.take().unwrap_or_else(|| driver.device());
+                    for &op in left.by_ref() {
+                        match op {
+                            Op::Submit(pick) => driver.submit(pick),
+                            Op::Take => device.take(&driver),
+                            Op::Push(pick) => device.push(pick),
+                            Op::Publish | Op::Recover => {
+                                device.publish();
+                                driver.reap();
+                            }
+                        }
+                    }
+                });
+                driver.reap();
+                killed.is_none()
+            };
+            first_killed = run(Some(first));
+            let second_killed = first_killed && run(Some(second));
+            runs += 1;
+            finish(driver, None);
+            if !second_killed {
+                break;
+            }
+        }
+        if !first_killed {
+            break;
+        }
+    }
+    assert!(runs > 400, "only {runs} runs");
+}
+
+#[test]
+fn the_first_publication_after_a_recovery_notifies_whatever_the_driver_asked_for() {
+    for event_idx in [false, true] {
+        let mut driver = Driver::new(8, 0, event_idx);
+        // No interrupts wanted, and with EVENT_IDX one far away.
+        driver.u16_at(driver.avail()).store(1, Ordering::Relaxed);
+        driver
+            .u16_at(driver.avail() + 4 + 16)
+            .store(1000, Ordering::Relaxed);
+        let mut first = driver.device();
+        driver.submit(0);
+        first.take(&driver);
+        assert!(!first.resumed);
+        drop(first);
+        let mut second = driver.device();
+        second.take(&driver);
+        second.push(0);
+        assert!(second.resumed && second.publish());
+        driver.submit(0);
+        driver.reap();
+        second.take(&driver);
+        second.push(0);
+        assert!(!second.publish());
+    }
+}

@@ -1,0 +1,209 @@
+//! The in-flight region as a whole: a sealed memfd, mapped, with a part for each queue.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{ENTRY_LEN, HEADER_LEN, InflightArea, InflightError};
+use crate::memory::{MappedArea, keep_length, memfd};
+use crate::virtqueue::MAX_QUEUE_SIZE;
+
+/// Each queue's part starts at a multiple of this.
+const ALIGNMENT: usize = 64;
+/// Bytes behind the queues' parts, in regions that were made here.
+const TRAILER_LEN: usize = 64;
+/// First bytes of the trailer; the next one holds the state.
+const TRAILER_MAGIC: [u8; 8] = *b"vublk-01";
+/// A state was recorded.
+const RECORDED: u8 = 0x80;
+
+/// What the two messages say about a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionLayout {
+    /// Bytes.
+    pub size: u64,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Number of queues.
+    pub queues: u16,
+    /// Largest number of descriptors in a queue.
+    pub queue_size: u16,
+}
+
+/// Why an in-flight region cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// Queues that cannot be served.
+    #[error("in-flight region for {queues} queues of {queue_size} descriptors")]
+    Queues {
+        /// How many.
+        queues: u16,
+        /// How large.
+        queue_size: u16,
+    },
+    /// Less than all queues need.
+    #[error("in-flight region of {size} bytes, and {needed} are needed")]
+    TooSmall {
+        /// As the frontend says.
+        size: u64,
+        /// For all queues.
+        needed: u64,
+    },
+    /// The file ends before the region does.
+    #[error("in-flight region of {size} bytes at {offset:#x} is beyond the end of its file")]
+    BeyondEof {
+        /// Bytes.
+        size: u64,
+        /// First byte in the file.
+        offset: u64,
+    },
+    /// The file could become shorter while it is used.
+    #[error("in-flight region cannot be protected from being cut short (no memfd?): {0}")]
+    Unsealed(io::Error),
+    /// It could not be made or mapped.
+    #[error("in-flight region: {0}")]
+    Io(#[from] io::Error),
+    /// A queue that the region has no part for.
+    #[error("in-flight region is for {queues} queues, queue {queue} is none of them")]
+    NoPart {
+        /// The queue.
+        queue: usize,
+        /// How many there are.
+        queues: u16,
+    },
+    /// The part of a queue is corrupt.
+    #[error("queue {queue}: {source}")]
+    Corrupt {
+        /// Whose part.
+        queue: u16,
+        /// What is wrong with it.
+        source: InflightError,
+    },
+}
+
+impl RegionLayout {
+    /// Bytes of one queue's part, with the padding behind it.
+    fn stride(queue_size: u16) -> usize {
+        (HEADER_LEN + ENTRY_LEN * usize::from(queue_size)).next_multiple_of(ALIGNMENT)
+    }
+
+    fn needed(&self) -> u64 {
+        (usize::from(self.queues) * Self::stride(self.queue_size)) as u64
+    }
+
+    fn check_queues(&self) -> Result<(), RegionError> {
+        let Self {
+            queues, queue_size, ..
+        } = *self;
+        if queues == 0 || !queue_size.is_power_of_two() || queue_size > MAX_QUEUE_SIZE {
+            return Err(RegionError::Queues { queues, queue_size });
+        }
+        Ok(())
+    }
+}
+
+/// A mapped region.
+#[derive(Debug)]
+pub struct InflightRegion {
+    area: MappedArea,
+    /// A byte that is no queue's.
+    state: Option<MappedArea>,
+    layout: RegionLayout,
+}
+
+impl InflightRegion {
+    /// Makes a region that nobody has used yet, for the frontend to keep (GET_INFLIGHT_FD).
+    ///
+    /// # Errors
+    /// Impossible queues; no memory.
+    pub fn create(queues: u16, queue_size: u16) -> Result<(RegionLayout, File), RegionError> {
+        let mut layout = RegionLayout {
+            size: 0,
+            offset: 0,
+            queues,
+            queue_size,
+        };
+        layout.check_queues()?;
+        let trailer = layout.needed();
+        layout.size = trailer + TRAILER_LEN as u64;
+        let file = memfd(c"vhost-user-blk-inflight", layout.size)?;
+        file.write_all_at(&TRAILER_MAGIC, trailer)?;
+        Ok((layout, file))
+    }
+
+    /// Maps a region that the frontend has kept (SET_INFLIGHT_FD).
+    ///
+    /// # Errors
+    /// A file that is too short, or that could become so; contents that make no sense.
+    pub fn map(file: File, layout: RegionLayout) -> Result<Self, RegionError> {
+        layout.check_queues()?;
+        let RegionLayout { size, offset, .. } = layout;
+        let needed = layout.needed();
+        if size < needed {
+            return Err(RegionError::TooSmall { size, needed });
+        }
+        keep_length(&file).map_err(RegionError::Unsealed)?;
+        let len = file.metadata()?.len();
+        if offset.checked_add(size).is_none_or(|end| end > len) {
+            return Err(RegionError::BeyondEof { size, offset });
+        }
+        let trailer = size >= needed + TRAILER_LEN as u64 && has_trailer(&file, offset + needed)?;
+        let needed = usize::try_from(needed).map_err(io::Error::other)?;
+        let mapped = if trailer { needed + TRAILER_LEN } else { needed };
+        let area = MappedArea::map(file, offset, mapped)?;
+        let state = trailer.then(|| area.part(needed + TRAILER_MAGIC.len(), 1));
+        let region = Self { area, state, layout };
+        for queue in 0..layout.queues {
+            region.part(queue)?;
+        }
+        Ok(region)
+    }
+
+    /// The part of a queue.
+    ///
+    /// # Errors
+    /// Contents that make no sense, or a queue that the region was not made for.
+    pub fn queue(&self, queue: usize) -> Result<InflightArea, RegionError> {
+        let queues = self.layout.queues;
+        match u16::try_from(queue) {
+            Ok(queue) if queue < queues => self.part(queue),
+            _ => Err(RegionError::NoPart { queue, queues }),
+        }
+    }
+
+    /// What the device has recorded: below 128.
+    pub fn device_state(&self) -> Option<u8> {
+        // Acquire: pairs with the release store of the predecessor, which has ended.
+        let state = self.state()?.load(Ordering::Acquire);
+        (state & RECORDED != 0).then_some(state & !RECORDED)
+    }
+
+    /// Records a few bits (below 128) that a driver has set on the device and no frontend sets again after a crash.
+    ///
+    /// A region that was made elsewhere has no place for them.
+    pub fn set_device_state(&self, state: u8) {
+        if let Some(byte) = self.state() {
+            byte.store(state | RECORDED, Ordering::Release);
+        }
+    }
+
+    fn state(&self) -> Option<&AtomicU8> {
+        let area = self.state.as_ref()?;
+        // SAFETY: one byte, mapped as long as the area lives; shared with the frontend, hence atomic.
+        Some(unsafe { AtomicU8::from_ptr(area.as_ptr()) })
+    }
+
+    fn part(&self, queue: u16) -> Result<InflightArea, RegionError> {
+        let RegionLayout { queue_size, .. } = self.layout;
+        let stride = RegionLayout::stride(queue_size);
+        let area = self.area.part(usize::from(queue) * stride, stride);
+        InflightArea::new(area, queue_size).map_err(|source| RegionError::Corrupt { queue, source })
+    }
+}
+
+fn has_trailer(file: &File, offset: u64) -> io::Result<bool> {
+    let mut magic = [0; TRAILER_MAGIC.len()];
+    file.read_exact_at(&mut magic, offset)?;
+    Ok(magic == TRAILER_MAGIC)
+}

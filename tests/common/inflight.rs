@@ -1,0 +1,111 @@
+//! The in-flight region as a frontend keeps it, and as a predecessor of the daemon would have left it.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use super::raw::{Answer, Client, msg};
+
+const HEADER: u64 = 16;
+const ENTRY: u64 = 16;
+
+/// A region, and what the messages say about it.
+#[derive(Debug)]
+pub(crate) struct Inflight {
+    pub(crate) file: File,
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
+    pub(crate) queues: u16,
+    pub(crate) queue_size: u16,
+}
+
+/// The header of a queue's part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) features: u64,
+    pub(crate) version: u16,
+    pub(crate) desc_num: u16,
+    pub(crate) last_batch_head: u16,
+    pub(crate) used_idx: u16,
+}
+
+impl Inflight {
+    /// Has the backend make one.
+    pub(crate) fn get(client: &mut Client, queues: u16, queue_size: u16) -> Self {
+        let payload = payload(0, 0, queues, queue_size);
+        client
+            .send(msg::GET_INFLIGHT_FD, 0, &payload, &[])
+            .expect("GET_INFLIGHT_FD");
+        let (reply, file) = client
+            .receive_with_file(msg::GET_INFLIGHT_FD)
+            .expect("the backend makes a region");
+        let u64_at = |at: usize| u64::from_le_bytes(reply[at..at + 8].try_into().expect("eight bytes"));
+        Self {
+            file,
+            size: u64_at(0),
+            offset: u64_at(8),
+            queues,
+            queue_size,
+        }
+    }
+
+    /// Hands it to a backend.
+    pub(crate) fn set(&self, client: &mut Client) -> Answer {
+        let payload = payload(self.size, self.offset, self.queues, self.queue_size);
+        client.ask(msg::SET_INFLIGHT_FD, &payload, &[self.file.as_raw_fd()])
+    }
+
+    fn part(&self, queue: u16) -> u64 {
+        let len = HEADER + ENTRY * u64::from(self.queue_size);
+        u64::from(queue) * len.next_multiple_of(64)
+    }
+
+    fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .expect("the region has it");
+        bytes
+    }
+
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
+        self.file.write_all_at(bytes, offset).expect("the region has it");
+    }
+
+    pub(crate) fn header(&self, queue: u16) -> Header {
+        let bytes: [u8; 16] = self.read(self.part(queue));
+        let u16_at = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        Header {
+            features: u64::from_ne_bytes(bytes[..8].try_into().expect("eight bytes")),
+            version: u16_at(8),
+            desc_num: u16_at(10),
+            last_batch_head: u16_at(12),
+            used_idx: u16_at(14),
+        }
+    }
+
+    /// Descriptors that are in flight.
+    pub(crate) fn marked(&self, queue: u16) -> Vec<u16> {
+        let marked = |&head: &u16| self.read::<1>(self.entry(queue, head)) != [0];
+        (0..self.queue_size).filter(marked).collect()
+    }
+
+    fn entry(&self, queue: u16, head: u16) -> u64 {
+        self.part(queue) + HEADER + ENTRY * u64::from(head)
+    }
+
+    /// Makes a queue's part used, with these chains (and their counters) in flight.
+    pub(crate) fn leave(&self, queue: u16, used_idx: u16, chains: &[(u16, u64)]) {
+        let header = [0, 0, 0, 0, 1, self.queue_size, 0, used_idx];
+        self.write(self.part(queue), &header.map(u16::to_ne_bytes).concat());
+        for &(head, counter) in chains {
+            self.write(self.entry(queue, head), &[1]);
+            self.write(self.entry(queue, head) + 8, &counter.to_ne_bytes());
+        }
+    }
+}
+
+fn payload(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
+    let numbers = [queues.to_le_bytes(), queue_size.to_le_bytes(), [0; 2], [0; 2]].concat();
+    [&size.to_le_bytes()[..], &offset.to_le_bytes(), &numbers].concat()
+}

@@ -1,0 +1,158 @@
+//! A storage and an engine on the test's own event loop.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::defer::DeferScope;
+use vhost_user_blk::engine::{
+    Choice, Completer, Engine, Engines, Error, IoOp, IoRange, IoRequest, Plan, Requests,
+};
+use vhost_user_blk::storage::Storage;
+use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
+
+use crate::support::{Buffers, Image, On};
+
+/// Long enough for a busy machine; a request that takes longer is lost.
+const LONG: Duration = Duration::from_secs(60);
+
+/// What came back.
+#[derive(Default)]
+pub(crate) struct Done(RefCell<Requests>);
+
+impl Done {
+    pub(crate) fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+}
+
+impl Completer for Done {
+    fn complete(&self, request: Box<IoRequest>) {
+        self.0.borrow_mut().push(request);
+    }
+}
+
+/// A disk of an IOThread. Requests are told apart by their token.
+pub(crate) struct Disk {
+    // Before `ctx`, which it is registered with.
+    engine: Engine,
+    pub(crate) plan: Plan,
+    pub(crate) done: Rc<Done>,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) ctx: AioContext,
+}
+
+impl Disk {
+    pub(crate) fn on(ctx: &AioContext, storage: Storage, choice: Choice) -> Result<Self, Error> {
+        let storage = Arc::new(storage);
+        let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
+        let plan = Plan::choose(choice, &storage)?;
+        let engines = Engines::new(ctx, plan, Arc::clone(&storage), pool)?;
+        Ok(Self {
+            engine: engines.engine(),
+            plan,
+            done: Rc::default(),
+            storage,
+            ctx: ctx.clone(),
+        })
+    }
+
+    pub(crate) fn request(&self, token: u16, op: IoOp, offset: u64, buffers: &mut Buffers) -> Box<IoRequest> {
+        let mut request = IoRequest::new(Arc::clone(&self.storage));
+        request.op = op;
+        request.offset = offset;
+        request.token = token;
+        request.iov = buffers.iov();
+        request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
+        request
+    }
+
+    /// A flush, discard or write-zeroes.
+    pub(crate) fn command(&self, token: u16, op: IoOp, range: Option<IoRange>) -> Box<IoRequest> {
+        let mut request = self.request(token, op, 0, &mut Buffers::new(0, &[]));
+        request.ranges.extend(range);
+        request
+    }
+
+    pub(crate) fn submit(&self, mut batch: Requests) {
+        let _scope = DeferScope::enter();
+        self.engine.submit(&mut batch);
+        assert!(batch.is_empty());
+    }
+
+    /// What has come back up to now, in the order of tokens.
+    pub(crate) fn take_done(&self) -> Requests {
+        let mut done = self.done.0.take();
+        done.sort_by_key(|request| request.token);
+        done
+    }
+
+    /// Runs the loop until so many requests are back.
+    pub(crate) fn wait(&self, count: usize) -> Requests {
+        let lost = self.ctx.timer(|_| panic!("requests are lost"));
+        lost.arm_in(LONG);
+        while self.done.0.borrow().len() < count {
+            self.ctx.poll(true);
+        }
+        self.take_done()
+    }
+
+    pub(crate) fn run(&self, request: Box<IoRequest>) -> std::io::Result<()> {
+        self.submit(vec![request]);
+        self.wait(1).remove(0).result
+    }
+}
+
+/// The kinds of disk that an engine is tried on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) choice: Choice,
+    on: On,
+    pub(crate) direct: bool,
+}
+
+const fn case(choice: Choice, on: On, direct: bool) -> Case {
+    Case { choice, on, direct }
+}
+
+pub(crate) const CASES: [Case; 8] = [
+    case(Choice::Auto, On::Tmpfs, false),
+    case(Choice::Auto, On::Disk, false),
+    case(Choice::Auto, On::Disk, true),
+    case(Choice::Threads, On::Disk, false),
+    case(Choice::Threads, On::Disk, true),
+    case(Choice::IoUring, On::Disk, false),
+    case(Choice::IoUring, On::Disk, true),
+    case(Choice::Native, On::Disk, true),
+];
+
+impl Case {
+    pub(crate) fn image(self, size: u64) -> Image {
+        Image::filled(self.on, size, 7)
+    }
+
+    /// Nothing, with a word about it, if this machine has no such engine.
+    pub(crate) fn disk(self, ctx: &AioContext, image: &Image) -> Option<Disk> {
+        let storage = if self.direct {
+            image.open_direct()
+        } else {
+            image.open()
+        };
+        Disk::on(ctx, storage, self.choice)
+            .inspect_err(|error| crate::support::skipped(&format!("{self:?}"), error))
+            .ok()
+    }
+}
+
+/// Runs `test` for every engine that this machine has.
+pub(crate) fn for_each(size: u64, test: impl Fn(Case, &Image, &Disk)) {
+    let ctx = AioContext::new().unwrap();
+    for case in CASES {
+        let image = case.image(size);
+        if let Some(disk) = case.disk(&ctx, &image) {
+            test(case, &image, &disk);
+        }
+    }
+}

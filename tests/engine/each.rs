@@ -1,0 +1,175 @@
+//! What every engine has to do.
+
+use std::io::ErrorKind;
+
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::engine::{IoOp, IoRange};
+
+use crate::disk::{CASES, for_each};
+use crate::support::Buffers;
+
+const MIB: u64 = 1 << 20;
+const WRITE: IoOp = IoOp::Write { durable: false };
+
+#[test]
+fn every_request_of_a_batch_larger_than_any_ring_comes_back_once() {
+    for_each(MIB, |case, _, disk| {
+        const COUNT: u16 = 3000;
+        let mut buffers: Vec<Buffers> = (0..COUNT).map(|_| Buffers::new(0, &[512])).collect();
+        let request = |(token, buffers): (u16, &mut Buffers)| {
+            disk.request(token, IoOp::Read, u64::from(token % 2048) * 512, buffers)
+        };
+        disk.submit((0..COUNT).zip(&mut buffers).map(request).collect());
+        let done = disk.wait(COUNT.into());
+        assert!(
+            done.iter()
+                .zip(0..)
+                .all(|(r, token)| r.token == token && r.result.is_ok()),
+            "{case:?}"
+        );
+        assert!(buffers.iter().all(|b| b.bytes() == [7; 512]), "{case:?}");
+    });
+}
+
+#[test]
+fn lists_of_many_ranges_are_read_and_written_whole() {
+    for_each(4 * MIB, |case, image, disk| {
+        // More ranges than one system call takes.
+        let lens = [512; 1500];
+        let mut buffers = Buffers::new(0, &lens);
+        buffers
+            .bytes_mut()
+            .iter_mut()
+            .zip(0..)
+            .for_each(|(byte, n)| *byte = u32::to_le_bytes(n)[1]);
+        let expected = buffers.bytes().to_vec();
+        disk.run(disk.request(0, WRITE, MIB, &mut buffers)).unwrap();
+        assert!(
+            image.contents()[1 << 20..][..expected.len()] == expected,
+            "{case:?}"
+        );
+        let mut back = Buffers::new(0, &lens);
+        disk.run(disk.request(0, IoOp::Read, MIB, &mut back)).unwrap();
+        assert!(back.bytes() == expected, "{case:?}");
+    });
+}
+
+#[test]
+fn buffers_that_o_direct_does_not_take_are_copied() {
+    for_each(MIB, |case, image, disk| {
+        let mut buffers = Buffers::new(13, &[1000, 24, 3072]);
+        buffers.bytes_mut().fill(9);
+        disk.run(disk.request(0, WRITE, 8192, &mut buffers)).unwrap();
+        assert!(image.contents()[8192..][..4096] == [9; 4096], "{case:?}");
+        buffers.bytes_mut().fill(0);
+        disk.run(disk.request(0, IoOp::Read, 4096, &mut buffers)).unwrap();
+        assert!(buffers.bytes() == [7; 4096], "{case:?}");
+    });
+}
+
+#[test]
+fn what_is_not_on_the_disk_is_refused_and_the_file_does_not_grow() {
+    for_each(MIB, |case, image, disk| {
+        for (offset, op) in [
+            (MIB - 512, WRITE),
+            (MIB, WRITE),
+            (u64::MAX - 511, IoOp::Read),
+            (MIB, IoOp::Read),
+        ] {
+            let mut buffers = Buffers::new(0, &[1024]);
+            let error = disk.run(disk.request(0, op, offset, &mut buffers)).unwrap_err();
+            assert_eq!(
+                error.kind(),
+                ErrorKind::InvalidInput,
+                "{case:?} {op:?} at {offset}"
+            );
+        }
+        assert!(image.contents() == vec![7; 1 << 20], "{case:?}");
+    });
+}
+
+#[test]
+fn reading_a_file_that_was_cut_short_is_an_error_and_what_is_left_can_be_read() {
+    for_each(MIB, |case, image, disk| {
+        image.file().set_len(8192).unwrap();
+        let mut buffers = Buffers::new(0, &[8192]);
+        for offset in [4096, 64 << 10] {
+            let error = disk
+                .run(disk.request(0, IoOp::Read, offset, &mut buffers))
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{case:?} at {offset}");
+        }
+        disk.run(disk.request(0, IoOp::Read, 0, &mut buffers)).unwrap();
+        assert!(buffers.bytes() == [7; 8192], "{case:?}");
+    });
+}
+
+#[test]
+fn commands_are_carried_out() {
+    for_each(MIB, |case, image, disk| {
+        let range = |offset| {
+            Some(IoRange {
+                offset,
+                len: 4096,
+                unmap: true,
+            })
+        };
+        disk.submit(vec![
+            disk.command(0, IoOp::Flush, None),
+            disk.command(1, IoOp::WriteZeroes { durable: true }, range(0)),
+            disk.command(2, IoOp::Discard, range(8192)),
+        ]);
+        for request in disk.wait(3) {
+            assert!(
+                request.result.is_ok(),
+                "{case:?}: {:?} {:?}",
+                request.op,
+                request.result
+            );
+        }
+        assert!(
+            image.contents()[..8192] == [[0; 4096], [7; 4096]].concat(),
+            "{case:?}"
+        );
+    });
+}
+
+#[test]
+fn an_engine_that_is_freed_waits_for_the_kernel() {
+    let ctx = AioContext::new().unwrap();
+    for case in CASES.into_iter().filter(|case| case.direct) {
+        let image = case.image(4 * MIB);
+        let Some(disk) = case.disk(&ctx, &image) else {
+            continue;
+        };
+        if disk.plan.to_string() == "threads" {
+            continue;
+        }
+        let mut buffers: Vec<Buffers> = (0..600).map(|_| Buffers::new(0, &[4096])).collect();
+        let request = |(token, buffers): (u16, &mut Buffers)| {
+            disk.request(token, IoOp::Read, u64::from(token) * 4096, buffers)
+        };
+        disk.submit((0..).zip(&mut buffers).map(request).collect());
+        let done = std::rc::Rc::clone(&disk.done);
+        drop(disk);
+        // Nothing is written any more: the memory is ours again.
+        assert_eq!(done.count(), 600, "{case:?}");
+        assert!(buffers.iter().all(|b| b.bytes() == [7; 4096]), "{case:?}");
+    }
+}
+
+#[test]
+fn nothing_is_done_by_a_loop_without_requests() {
+    let ctx = AioContext::new().unwrap();
+    for case in CASES {
+        let image = case.image(MIB);
+        let Some(disk) = case.disk(&ctx, &image) else {
+            continue;
+        };
+        let mut buffers = Buffers::new(0, &[4096]);
+        disk.run(disk.request(0, IoOp::Read, 0, &mut buffers)).unwrap();
+        // What is left over from the request, such as a worker that goes to sleep, is over after a few passes.
+        let idle = (0..1000).any(|_| !ctx.poll(false) && !ctx.poll(false));
+        assert!(idle, "{case:?}");
+    }
+}

@@ -1,0 +1,200 @@
+//! A file that stalls when the test says so: the root of a FUSE file system, which the test serves itself.
+//!
+//! The mount is in a mount namespace of the calling thread, so that nothing is left behind, however the test ends.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+
+use tempfile::NamedTempFile;
+
+/// `linux/fuse.h`.
+const GETATTR: u32 = 3;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const STATFS: u32 = 17;
+const RELEASE: u32 = 18;
+const INIT: u32 = 26;
+/// Requests without an answer: FORGET, INTERRUPT, BATCH_FORGET.
+const SILENT: [u32; 3] = [2, 36, 42];
+const MINOR: u32 = 31;
+
+/// A file of ones whose reads wait until they are let go.
+pub(crate) struct StalledFile {
+    mount_point: NamedTempFile,
+    gate: Arc<Gate>,
+    server: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    open: bool,
+    arrived: bool,
+}
+
+impl StalledFile {
+    /// Mounts the file, for the calling thread only.
+    pub(crate) fn mount(size: u64) -> io::Result<Self> {
+        let device = File::options().read(true).write(true).open("/dev/fuse")?;
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+        mount(c"none", Path::new("/"), c"", libc::MS_REC | libc::MS_PRIVATE, "")?;
+        let mount_point = NamedTempFile::new()?;
+        let options = format!("fd={},rootmode=100644,user_id=0,group_id=0", device.as_raw_fd());
+        mount(
+            c"test",
+            mount_point.path(),
+            c"fuse",
+            libc::MS_NOSUID | libc::MS_NODEV,
+            &options,
+        )?;
+        let gate = Arc::<Gate>::default();
+        let served = Arc::clone(&gate);
+        let server = thread::spawn(move || serve(&device, size, &served));
+        Ok(Self {
+            mount_point,
+            gate,
+            server: Some(server),
+        })
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.mount_point.path().to_owned()
+    }
+
+    /// Whether somebody has begun to read.
+    pub(crate) fn has_reader(&self) -> bool {
+        self.gate.state.lock().unwrap().arrived
+    }
+
+    /// Lets all reads go on.
+    pub(crate) fn let_go(&self) {
+        self.gate.state.lock().unwrap().open = true;
+        self.gate.changed.notify_all();
+    }
+}
+
+impl Drop for StalledFile {
+    fn drop(&mut self) {
+        self.let_go();
+        // By force: ends the connection, and thereby the server, whoever still uses the file.
+        let path = c_path(self.mount_point.path());
+        // SAFETY: a C string that outlives the call.
+        let unmounted = unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) } == 0;
+        if let Some(server) = self.server.take().filter(|_| unmounted) {
+            let _ = server.join();
+        }
+    }
+}
+
+fn mount(
+    source: &std::ffi::CStr,
+    target: &Path,
+    kind: &std::ffi::CStr,
+    flags: libc::c_ulong,
+    options: &str,
+) -> io::Result<()> {
+    let (target, options) = (c_path(target), c_path(Path::new(options)));
+    // SAFETY: C strings that outlive the call.
+    check(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        )
+    })
+}
+
+fn c_path(path: &Path) -> std::ffi::CString {
+    std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap()
+}
+
+fn check(rc: libc::c_int) -> io::Result<()> {
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Answers requests until the file system is unmounted.
+fn serve(mut device: &File, size: u64, gate: &Gate) {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match device.read(&mut buffer) {
+            Ok(len) => answer(device, &buffer[..len], size, gate),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
+    let u32_at = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+    let opcode = u32_at(4);
+    let (mut error, mut body) = (0, Vec::new());
+    match opcode {
+        INIT => {
+            [7, MINOR, 0, 0, 0, 1 << 17, 1]
+                .iter()
+                .for_each(|&word: &u32| put(&mut body, word));
+            body.resize(64, 0);
+        }
+        GETATTR => {
+            body.resize(16, 0);
+            attributes(&mut body, size);
+        }
+        OPEN => body.resize(16, 0),
+        STATFS => body.resize(80, 0),
+        RELEASE => {}
+        READ => {
+            gate.pass();
+            let offset = u64::from_ne_bytes(request[48..56].try_into().unwrap());
+            let len = u64::from(u32_at(56)).min(size.saturating_sub(offset));
+            body.resize(usize::try_from(len).unwrap(), 1);
+        }
+        _ if SILENT.contains(&opcode) => return,
+        _ => error = -libc::ENOSYS,
+    }
+    let mut reply = Vec::new();
+    put(&mut reply, u32::try_from(16 + body.len()).unwrap());
+    reply.extend(i32::to_ne_bytes(error));
+    reply.extend(&request[8..16]);
+    reply.extend(body);
+    // The reader may have gone.
+    let _ = device.write(&reply);
+}
+
+/// `struct fuse_attr` of a regular file.
+fn attributes(body: &mut Vec<u8>, size: u64) {
+    [1, size, size / 512, 0, 0, 0]
+        .iter()
+        .for_each(|&word: &u64| body.extend(word.to_ne_bytes()));
+    let mode = libc::S_IFREG | 0o644;
+    [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0]
+        .iter()
+        .for_each(|&word| put(body, word));
+}
+
+fn put(bytes: &mut Vec<u8>, word: u32) {
+    bytes.extend(word.to_ne_bytes());
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.arrived = true;
+        drop(self.changed.wait_while(state, |state| !state.open).unwrap());
+    }
+}

@@ -1,0 +1,16 @@
+//! Engines against real files: what all of them have to do, which one is chosen, and what a stalled file may hold up.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
+mod choice;
+mod disk;
+mod each;
+mod fuse;
+mod model;
+mod stall;
+#[path = "../storage/support.rs"]
+#[allow(dead_code, reason = "shared with the tests of the storage")]
+mod support;

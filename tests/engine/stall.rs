@@ -1,0 +1,43 @@
+//! A file that stalls does not hold up the IOThread.
+
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::engine::{Choice, IoOp};
+use vhost_user_blk::storage::{OpenOptions, Storage};
+
+use crate::disk::Disk;
+use crate::fuse::StalledFile;
+use crate::support::{Buffers, Image, On, skipped};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn while_one_disk_stalls_another_one_on_the_same_iothread_goes_on() {
+    let file = match StalledFile::mount(MIB) {
+        Ok(file) => file,
+        Err(error) => return skipped("stalled files", error),
+    };
+    let ctx = AioContext::new().unwrap();
+    let options = OpenOptions {
+        path: file.path(),
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let stalled = Disk::on(&ctx, Storage::open(&options).unwrap(), Choice::Auto).unwrap();
+    let image = Image::filled(On::Tmpfs, MIB, 7);
+    let other = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
+    let (mut slow, mut fast) = (Buffers::new(0, &[4096]), Buffers::new(0, &[4096]));
+    // Would never return if the IOThread itself read.
+    stalled.submit(vec![stalled.request(0, IoOp::Read, 0, &mut slow)]);
+    while !file.has_reader() {
+        // A worker is created by the loop.
+        ctx.poll(false);
+    }
+    for _ in 0..100 {
+        other.run(other.request(0, IoOp::Read, 0, &mut fast)).unwrap();
+    }
+    assert!(fast.bytes() == [7; 4096]);
+    assert!(stalled.take_done().is_empty());
+    file.let_go();
+    assert!(stalled.wait(1).remove(0).result.is_ok());
+    assert!(slow.bytes() == [1; 4096]);
+}

@@ -1,0 +1,170 @@
+//! A real guest sees the disk change its size, changes its cache mode, and gets more memory, all while it uses the disk.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::guest::{Boot, Guest};
+use common::machine::{MIB, Machine};
+use common::process::wait_for;
+use serde_json::json;
+
+/// A size is seen within a second; a machine that is busy with other tests gets more.
+const SOON: Duration = Duration::from_secs(5);
+
+fn sees_size(guest: &mut Guest, size: u64) {
+    let start = Instant::now();
+    wait_for("the guest to see the new size", || {
+        (guest.ok("blockdev --getsize64 /dev/vda") == size.to_string()).then_some(())
+    });
+    let took = start.elapsed();
+    eprintln!("seen after {took:?}");
+    assert!(took < SOON, "it took {took:?}");
+}
+
+/// Reads the last MiB up to `size`, and a bit beyond.
+fn ends_at(guest: &mut Guest, size: u64) {
+    let last = size / MIB - 1;
+    guest.ok(&format!(
+        "dd if=/dev/vda of=/dev/null bs=1M skip={last} count=1 iflag=direct status=none"
+    ));
+    let beyond = guest.run(&format!(
+        "dd if=/dev/vda bs=512 skip={} count=1 iflag=direct status=none | wc -c",
+        size / 512
+    ));
+    assert!(beyond.output.contains('0'), "{}", beyond.output);
+}
+
+#[test]
+fn a_guest_sees_an_image_grow_and_shrink() {
+    let machine = Machine::new("one-queue", 16 * MIB, &[]);
+    let mut guest = machine.boot(Boot::Kernel);
+    for size in [24 * MIB, 8 * MIB, 12 * MIB] {
+        let image = OpenOptions::new().write(true).open(machine.daemon.image_path());
+        image.expect("open").set_len(size).expect("resize the image");
+        machine.daemon.signal(libc::SIGHUP);
+        sees_size(&mut guest, size);
+        ends_at(&mut guest, size);
+    }
+    guest.power_off();
+}
+
+/// A loop device over a file; detached when dropped. `None` where there are none, or no right to make one.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output();
+        let made = made.ok().filter(|made| made.status.success())?;
+        Some(Self(String::from_utf8_lossy(&made.stdout).trim().into()))
+    }
+
+    fn losetup(&self, option: &str) {
+        let done = Command::new("losetup").arg(option).arg(&self.0).status();
+        assert!(done.expect("run losetup").success(), "losetup {option}");
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        self.losetup("--detach");
+    }
+}
+
+#[test]
+fn a_guest_sees_a_block_device_grow() {
+    let file = tempfile::NamedTempFile::new().expect("make a file");
+    file.as_file().set_len(16 * MIB).expect("size it");
+    let Some(device) = LoopDevice::over(file.path()) else {
+        return eprintln!("skipped: no loop devices here");
+    };
+    let machine = Machine::with_image("one-queue", &[], |path| symlink(&device.0, path));
+    let mut guest = machine.boot(Boot::Kernel);
+    file.as_file().set_len(32 * MIB).expect("resize it");
+    device.losetup("--set-capacity");
+    machine.daemon.signal(libc::SIGHUP);
+    sees_size(&mut guest, 32 * MIB);
+    ends_at(&mut guest, 32 * MIB);
+    guest.power_off();
+}
+
+#[test]
+fn a_guest_switches_the_write_cache_and_a_restarted_daemon_keeps_to_it() {
+    let mut machine = Machine::new("recovery", 16 * MIB, &[]);
+    let mut guest = machine.boot(Boot::Kernel);
+    let cache = "/sys/block/vda/cache_type";
+    guest.ok(&format!("echo 'write through' >{cache}"));
+    assert_eq!(guest.ok(&format!("cat {cache}")), "write through");
+    let off = "write cache switched by the driver disk=disk.img cached=false";
+    let output = machine.daemon.output();
+    assert!(output.contains(off), "{output}");
+
+    machine.daemon.restart(libc::SIGKILL);
+    guest.ok("dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct status=none");
+    assert_eq!(guest.ok(&format!("cat {cache}")), "write through");
+    let output = machine.daemon.output();
+    assert!(output.contains(off), "{output}");
+
+    guest.ok(&format!("echo 'write back' >{cache}"));
+    let output = machine.daemon.output();
+    assert!(output.contains("cached=true"), "{output}");
+    guest.power_off();
+}
+
+/// Blocks of memory of which the guest has put none to use.
+fn offline(guest: &mut Guest) -> String {
+    guest.ok("grep -l offline /sys/devices/system/memory/memory*/state || true")
+}
+
+#[test]
+fn a_guest_gets_memory_and_gives_it_back_under_load() {
+    let machine = Machine::new("one-queue", 64 * MIB, &[]);
+    let options = ["-m", "slots=4,maxmem=1G"];
+    let mut guest = machine.boot_with(Boot::KernelWithFio, &options);
+    let total = "awk '/MemTotal/ {print $2}' /proc/meminfo";
+    let before: u64 = guest.ok(total).parse().expect("a number");
+    // In the background: the rest of the test has to run in the guest meanwhile.
+    guest.ok(
+        "(fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=16k \
+         --size=64m --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=10 --minimal \
+         >/tmp/fio 2>&1; echo $? >/tmp/status) >/dev/null 2>&1 &",
+    );
+    let mut qmp = guest.qmp();
+    for round in 0..2 {
+        let backend =
+            json!({ "qom-type": "memory-backend-memfd", "id": "dimm", "size": 128 * MIB, "share": true });
+        qmp.execute("object-add", &backend);
+        let dimm = json!({ "driver": "pc-dimm", "id": "dimm0", "memdev": "dimm" });
+        qmp.execute("device_add", &dimm);
+        wait_for("the guest to find the memory", || {
+            // Movable: this is where user space's buffers go first, and it can be given back.
+            for block in offline(&mut guest).lines() {
+                guest.run(&format!("echo online_movable >{block}"));
+            }
+            let now: u64 = guest.ok(total).parse().expect("a number");
+            (now > before + 100 * 1024).then_some(())
+        });
+        // Buffers in the new memory, read into and written from past the guest's cache.
+        guest.ok("dd if=/dev/vda of=/dev/null bs=8M count=8 iflag=direct status=none");
+        if round == 0 {
+            qmp.execute("device_del", &json!({ "id": "dimm0" }));
+            wait_for("the guest to give the memory back", || {
+                let devices = qmp.execute("query-memory-devices", &json!({}));
+                devices.as_array().is_some_and(Vec::is_empty).then_some(())
+            });
+            qmp.execute("object-del", &json!({ "id": "dimm" }));
+        }
+    }
+    let status = wait_for("the load", || {
+        Some(guest.ok("cat /tmp/status 2>/dev/null || true")).filter(|status| !status.is_empty())
+    });
+    assert_eq!(status, "0", "fio: {}", guest.ok("cat /tmp/fio"));
+    guest.power_off();
+}

@@ -1,0 +1,100 @@
+//! A real guest does not notice that its backend is killed, ends, and comes back, or that it moves to another one.
+//!
+//! With SOAK_SECONDS in the environment the load runs that long (`scripts/soak`).
+
+mod common;
+
+use std::os::unix::fs::symlink;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::guest::{Answer, Boot, Guest};
+use common::machine::{MIB, Machine};
+use common::process::wait_for;
+use common::random::Random;
+
+/// A load that fails on the first I/O error and the first wrong byte: 64 requests of 256 KiB in flight, and small
+/// writes that are read back and checked.
+fn load(seconds: u64) -> String {
+    format!(
+        "fio --filename=/dev/vda --ioengine=libaio --direct=1 --time_based --runtime={seconds} --minimal \
+         --name=bulk --offset=0 --size=64m --rw=randrw --bs=256k --iodepth=64 --verify=0 \
+         --name=verify --offset=64m --size=16m --rw=randwrite --bs=4k --iodepth=32 --verify=crc32c \
+         --verify_backlog=128 --verify_fatal=1"
+    )
+}
+
+/// How long the load runs.
+fn seconds() -> u64 {
+    std::env::var("SOAK_SECONDS").map_or(8, |text| text.parse().expect("SOAK_SECONDS is a number"))
+}
+
+/// Restarts the backend with a signal at random moments until the load is done.
+fn survives(signal: libc::c_int, seed: u64) {
+    let mut random = Random::new(seed);
+    let mut machine = Machine::new("recovery", 80 * MIB, &[]);
+    let mut guest = machine.boot(Boot::KernelWithFio);
+    let seconds = seconds();
+    guest.start(&load(seconds));
+    let (mut restarts, end) = (0, Instant::now() + Duration::from_secs(seconds));
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(100 + random.next() % 600));
+        machine.daemon.restart(signal);
+        restarts += 1;
+    }
+    finish(&mut guest);
+    assert!(restarts > seconds / 2, "only {restarts} restarts");
+    guest.power_off();
+}
+
+/// Waits for the load, and checks that the guest has seen nothing.
+fn finish(guest: &mut Guest) {
+    let Answer { status, output } = wait_for("the load", || guest.poll());
+    assert_eq!(status, "0", "fio: {output}");
+    let errors = guest.run("dmesg | grep -i -e 'i/o error' -e 'timeout' -e 'hung'");
+    assert_eq!(errors.output, "", "the guest's kernel complains");
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_backend_is_killed_again_and_again() {
+    survives(libc::SIGKILL, 1);
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_backend_is_upgraded_again_and_again() {
+    survives(libc::SIGTERM, 2);
+}
+
+/// A disk full of data that tells whether it is right, and a load that does nothing but read and check it: no page
+/// that the guest has not written itself may be lost on the way.
+const FILL: &str = "fio --filename=/dev/vda --ioengine=libaio --direct=1 --minimal --name=fill --size=64m --rw=write \
+                    --bs=64k --iodepth=8 --verify=crc32c --do_verify=0";
+
+fn checking_load(seconds: u64) -> String {
+    format!(
+        "fio --filename=/dev/vda --ioengine=libaio --direct=1 --time_based --runtime={seconds} --minimal \
+         --verify=crc32c --verify_fatal=1 \
+         --name=read --size=64m --rw=randread --bs=64k --iodepth=32 \
+         --name=write --offset=64m --size=16m --rw=randwrite --bs=4k --iodepth=8 --verify_backlog=128"
+    )
+}
+
+#[test]
+fn a_guest_moves_to_another_backend_on_the_same_image_and_back() {
+    let here = Machine::new("recovery", 80 * MIB, &[]);
+    let image = here.daemon.image_path();
+    let there = Machine::with_image("recovery", &["--incoming"], |path| symlink(image, path));
+    let mut guest = here.boot(Boot::KernelWithFio);
+    guest.ok(FILL);
+    let seconds = seconds().max(15);
+    guest.start(&checking_load(seconds));
+    // Back and forth while the load runs, at least once.
+    let (mut moves, end) = (0, Instant::now() + Duration::from_secs(seconds));
+    while moves < 2 || Instant::now() < end {
+        let destination = if moves % 2 == 0 { &there } else { &here };
+        guest = guest.migrate_to(destination.incoming(Boot::KernelWithFio));
+        moves += 1;
+    }
+    finish(&mut guest);
+    guest.power_off();
+}

@@ -1,0 +1,342 @@
+//! A daemon that is killed loses no request and answers none twice, if the frontend keeps its in-flight region.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
+
+use common::daemon::Daemon;
+use common::inflight::{Header, Inflight};
+use common::memory::{PATIENCE, wait_readable};
+use common::random::Random;
+use common::raw::{Answer, msg};
+use common::target::{assert_serves, image, start};
+use common::vm::{DATA, EVENT_IDX, HEADER, Ring, STATUS, Vm, header, linked, readable, writable};
+
+const GET_ID: u32 = 8;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const SIZE: u16 = 16;
+
+/// Two descriptors in three: head `3 * i` has the `i`th GET_ID, which is answered without leaving the IOThread.
+fn put_get_id(vm: &Vm, queue: usize, i: u16) -> u16 {
+    vm.poke(HEADER, &header(GET_ID, 0));
+    let chain = [
+        readable(HEADER, 16),
+        writable(DATA, 20),
+        writable(STATUS + u64::from(i), 1),
+    ];
+    vm.put_descs(queue, 3 * i, &linked(3 * i, &chain));
+    3 * i
+}
+
+/// A connection with a region that its predecessor has left in some state, and no ring.
+fn connect(daemon: &Daemon, leave: impl FnOnce(&Inflight)) -> (Vm, Inflight) {
+    let mut vm = Vm::connect(daemon, 0);
+    let region = Inflight::get(&mut vm.client, 2, SIZE);
+    leave(&region);
+    vm.share_memory();
+    (vm, region)
+}
+
+#[test]
+fn a_region_is_kept_up_to_date_while_requests_come_and_go() {
+    let (daemon, _) = start();
+    let (mut vm, region) = connect(&daemon, |_| ());
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.start_ring(0, Ring::new(0, SIZE));
+    for sector in 0..20 {
+        vm.read_sector(0, sector);
+    }
+    assert_eq!(vm.client.stop_ring(0).expect("stop"), 20);
+    let expected = Header {
+        features: 0,
+        version: 1,
+        desc_num: SIZE,
+        last_batch_head: 0,
+        used_idx: 20,
+    };
+    assert_eq!((region.header(0), region.marked(0)), (expected, vec![]));
+    assert_eq!(region.header(1).version, 0, "the other queue never ran");
+}
+
+#[test]
+fn what_a_predecessor_left_is_answered_first_and_in_order_without_a_kick() {
+    let (daemon, _) = start();
+    // Five were made available; the predecessor took four and answered the second.
+    let (mut vm, region) = connect(&daemon, |r| r.leave(0, 1, &[(0, 7), (6, 9), (9, 8)]));
+    let mut ring = Ring::new(0, SIZE);
+    ring.used_idx = 1;
+    vm.memory.store_u16(ring.used + 2, 1);
+    vm.rings.push(ring);
+    for head in [0, 1, 3, 2, 4].map(|i| put_get_id(&vm, 0, i)) {
+        vm.publish(0, head);
+    }
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    let mut ring = vm.rings.pop().expect("just pushed");
+    // Where QEMU would go on, and too early.
+    let avail_idx = std::mem::replace(&mut ring.avail_idx, 1);
+    vm.start_ring(0, ring);
+    vm.rings[0].avail_idx = avail_idx;
+    let answered: Vec<_> = (0..4).map(|_| vm.outcome(0)).collect();
+    let ids = answered.iter().map(|outcome| match outcome {
+        common::vm::Outcome::Used { id, .. } => *id,
+        common::vm::Outcome::Broken => u32::MAX,
+    });
+    assert_eq!(ids.collect::<Vec<_>>(), [0, 9, 6, 12]);
+    assert!(wait_readable(&vm.rings[0].call, PATIENCE));
+    assert_eq!(vm.client.stop_ring(0).expect("stop"), 5);
+    assert_eq!((region.header(0).used_idx, region.marked(0)), (5, vec![]));
+}
+
+#[test]
+fn a_notification_that_a_predecessor_may_not_have_sent_is_sent() {
+    let (daemon, _) = start();
+    // It answered one request, and died before or after it cleared the mark and called.
+    let (mut vm, region) = connect(&daemon, |r| r.leave(0, 0, &[(0, 0)]));
+    let mut ring = Ring::new(0, SIZE);
+    vm.memory.store_u16(ring.used + 2, 1);
+    vm.memory.store_u16(ring.avail + 2, 1);
+    ring.avail_idx = 1;
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.start_ring(0, ring);
+    assert!(
+        wait_readable(&vm.rings[0].call, PATIENCE),
+        "the driver still waits"
+    );
+    assert_eq!(vm.rings[0].call.read().expect("a call"), 1);
+    assert_eq!(vm.client.stop_ring(0).expect("stop"), 1);
+    assert_eq!((region.header(0).used_idx, region.marked(0)), (1, vec![]));
+}
+
+#[test]
+fn a_corrupt_region_is_refused_and_its_rings_do_not_run() {
+    let (daemon, _) = start();
+    let (mut vm, region) = connect(&daemon, |r| r.leave(1, 5, &[(2, 1), (4, 1)]));
+    assert_eq!(region.set(&mut vm.client), Answer::Ack, "the ring tells more");
+    let mut ring = Ring::new(1, SIZE);
+    vm.memory.store_u16(ring.used + 2, 5);
+    ring.avail_idx = 7;
+    assert!(ring_is_refused(&mut vm, 1, &ring));
+    assert!(
+        daemon.output().contains("impossible counter 1"),
+        "{}",
+        daemon.output()
+    );
+
+    drop(vm);
+
+    // Known to be corrupt at once.
+    let (mut vm, region) = connect(&daemon, |r| r.write(8, &9u16.to_ne_bytes()));
+    assert_eq!(region.set(&mut vm.client), Answer::Nak);
+    assert!(daemon.output().contains("version 9"), "{}", daemon.output());
+    let refused = Ring::new(0, SIZE);
+    assert!(
+        ring_is_refused(&mut vm, 0, &refused),
+        "untracked, it loses requests"
+    );
+    drop(vm);
+    assert_serves(&daemon);
+}
+
+/// Whether the message that would start the ring is refused.
+fn ring_is_refused(vm: &mut Vm, index: u32, ring: &Ring) -> bool {
+    use common::vm::USER;
+    use std::os::fd::AsRawFd;
+    let user = |offset: usize| USER + offset as u64;
+    let client = &mut vm.client;
+    client.vring_state(msg::SET_VRING_NUM, index, ring.size.into());
+    client.vring_state(msg::SET_VRING_BASE, index, ring.avail_idx.into());
+    client.vring_addr(index, user(ring.desc), user(ring.used), user(ring.avail));
+    let kick = client.vring_fd(msg::SET_VRING_KICK, index.into(), Some(ring.kick.as_raw_fd()));
+    kick.is_refusal()
+}
+
+#[test]
+fn regions_that_do_not_fit_are_refused() {
+    let (daemon, _) = start();
+    let (mut vm, fair) = connect(&daemon, |_| ());
+    let variant = |change: fn(&mut Inflight)| {
+        let file = fair.file.try_clone().expect("duplicate");
+        let mut region = Inflight { file, ..fair };
+        change(&mut region);
+        region
+    };
+    for (what, region) in [
+        ("beyond the file", variant(|r| r.size += 4096)),
+        ("wraps around", variant(|r| r.offset = u64::MAX - 4095)),
+        (
+            "misaligned",
+            variant(|r| (r.size, r.offset, r.queues) = (320, 64, 1)),
+        ),
+        ("too small", variant(|r| r.size -= 65)),
+        ("no queue size", variant(|r| r.queue_size = 15)),
+        ("too many queues", variant(|r| r.queues = u16::MAX)),
+        (
+            "could be cut short",
+            variant(|r| {
+                r.file = tempfile::tempfile().expect("a file");
+                r.file.set_len(4096).expect("a size");
+            }),
+        ),
+    ] {
+        assert_eq!(region.set(&mut vm.client), Answer::Nak, "{what}");
+    }
+    assert_eq!(fair.set(&mut vm.client), Answer::Ack);
+    vm.start_ring(0, Ring::new(0, SIZE));
+    assert_eq!(
+        fair.set(&mut vm.client),
+        Answer::Nak,
+        "a ring runs, and would lose its track"
+    );
+    vm.read_sector(0, 1);
+}
+
+/// Requests in flight when the daemon is killed, of so many bytes each.
+const WRITES: u16 = 20;
+const BYTES: usize = 8192;
+
+/// Puts write `i` of a queue, of its own data to its own place, and returns its head.
+fn put_write(vm: &Vm, queue: usize, i: u16, data: &[u8]) -> u16 {
+    let slot = u64::from(i) + 32 * queue as u64;
+    let (head, status) = (HEADER + 16 * slot, STATUS + slot);
+    let buffer = DATA + slot * BYTES as u64;
+    vm.poke(head, &header(OUT, slot * (BYTES / 512) as u64));
+    vm.poke(status, &[0xff]);
+    vm.poke(buffer, data);
+    let bytes = u32::try_from(BYTES).expect("small");
+    let chain = [readable(head, 16), readable(buffer, bytes), writable(status, 1)];
+    vm.put_descs(queue, 3 * i, &linked(3 * i, &chain));
+    3 * i
+}
+
+/// Puts a flush behind the writes.
+fn put_flush(vm: &Vm, queue: usize) -> u16 {
+    vm.poke(HEADER + 0x800, &header(FLUSH, 0));
+    let chain = [readable(HEADER + 0x800, 16), writable(STATUS + 0x800, 1)];
+    vm.put_descs(queue, 3 * WRITES, &linked(3 * WRITES, &chain));
+    3 * WRITES
+}
+
+/// Kills the daemon under load, again and again, and checks each time that every write is answered once and done.
+fn survives(signal: libc::c_int, features: u64, seed: u64) {
+    let options = ["--num-queues", "2", "--thread-pool-max", "4"];
+    let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
+    let mut random = Random::new(seed);
+    let mut vm = Vm::connect(&daemon, features);
+    let region = Inflight::get(&mut vm.client, 2, 64);
+    vm.rings = (0..2).map(|index| Ring::new(index, 64)).collect();
+    for round in 0..30 {
+        vm.reconnect(daemon.connect(), features);
+        assert_eq!(region.set(&mut vm.client), Answer::Ack);
+        vm.share_memory();
+        vm.restart_rings();
+        let mut expected = Vec::new();
+        for queue in 0..2 {
+            for i in 0..WRITES {
+                let data = random.bytes(BYTES);
+                let head = put_write(&vm, queue, i, &data);
+                vm.publish(queue, head);
+                expected.push((queue, i, data));
+                if i == 0 {
+                    // Slow, so that what comes after it is answered before it.
+                    let flush = put_flush(&vm, queue);
+                    vm.publish(queue, flush);
+                }
+            }
+            vm.kick(queue);
+        }
+        thread::sleep(Duration::from_micros(random.next() % 500));
+        daemon.restart(signal);
+        vm.reconnect(daemon.connect(), features);
+        assert_eq!(region.set(&mut vm.client), Answer::Ack, "{}", daemon.output());
+        vm.share_memory();
+        vm.restart_rings();
+        for queue in 0..2 {
+            assert_all_answered_once(&mut vm, queue, round);
+        }
+        assert_written(&vm, &daemon, &expected);
+    }
+}
+
+fn assert_all_answered_once(vm: &mut Vm, queue: usize, round: usize) {
+    let mut left: BTreeSet<u32> = (0..=u32::from(WRITES)).map(|i| 3 * i).collect();
+    while !left.is_empty() {
+        match vm.outcome(queue) {
+            common::vm::Outcome::Used { id, .. } => {
+                assert!(left.remove(&id), "round {round}: chain {id} is answered twice");
+            }
+            common::vm::Outcome::Broken => panic!("round {round}: queue {queue} is broken"),
+        }
+    }
+    assert_eq!(vm.take_used(queue), None);
+}
+
+fn assert_written(vm: &Vm, daemon: &Daemon, expected: &[(usize, u16, Vec<u8>)]) {
+    let image = File::open(daemon.image_path()).expect("open the image");
+    for (queue, i, data) in expected {
+        let slot = u64::from(*i) + 32 * *queue as u64;
+        assert_eq!(vm.peek(STATUS + slot, 1), [0], "status of {queue}/{i}");
+        let mut written = vec![0; BYTES];
+        image
+            .read_exact_at(&mut written, slot * BYTES as u64)
+            .expect("read the image");
+        assert!(written == *data, "write {queue}/{i} is lost");
+    }
+}
+
+#[test]
+fn a_daemon_killed_under_load_answers_every_request_once() {
+    survives(libc::SIGKILL, 0, 1);
+}
+
+#[test]
+fn a_daemon_killed_under_load_with_event_idx_answers_every_request_once() {
+    survives(libc::SIGKILL, EVENT_IDX, 2);
+}
+
+#[test]
+fn a_daemon_that_ends_under_load_answers_every_request_once() {
+    survives(libc::SIGTERM, EVENT_IDX, 3);
+}
+
+#[test]
+fn a_region_for_more_queues_than_there_are_is_not_made() {
+    let (daemon, _) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    let payload = [[0; 16].as_slice(), &[3, 0, 16, 0, 0, 0, 0, 0]].concat();
+    vm.client
+        .send(msg::GET_INFLIGHT_FD, 0, &payload, &[])
+        .expect("send");
+    assert!(vm.client.receive_with_file(msg::GET_INFLIGHT_FD).is_err());
+    drop(vm);
+    assert!(daemon.output().contains("--num-queues"), "{}", daemon.output());
+    assert_serves(&daemon);
+    assert_eq!(image(), daemon.image());
+}
+
+#[test]
+fn a_daemon_that_ends_hangs_up_after_its_last_answer() {
+    let options = ["--num-queues", "2"];
+    let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
+    for _ in 0..10 {
+        let mut vm = Vm::start_with(&daemon, 2, 64, 0);
+        for queue in 0..2 {
+            let flush = put_flush(&vm, queue);
+            for i in 0..WRITES {
+                let write = put_write(&vm, queue, i, &[1; BYTES]);
+                vm.publish(queue, write);
+            }
+            vm.publish(queue, flush);
+            vm.kick(queue);
+        }
+        daemon.signal(libc::SIGTERM);
+        vm.client.wait_for_end();
+        let answered = [0, 1].map(|queue| vm.published(queue));
+        daemon.restart(libc::SIGTERM);
+        assert_eq!([0, 1].map(|queue| vm.published(queue)), answered);
+    }
+}

@@ -1,0 +1,174 @@
+//! The disk changes its size while it is served, and the driver its cache mode; a successor knows both.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use common::daemon::Daemon;
+use common::inflight::Inflight;
+use common::memory::PATIENCE;
+use common::raw::{Answer, msg};
+use common::target::{image, start};
+use common::vm::{DATA, HEADER, Ring, SECTOR, STATUS, Vm, header, readable, writable};
+
+const OLD: u64 = 64 * SECTOR as u64;
+const IO_ERROR: u8 = 1;
+/// Offset of `writeback` in the configuration space.
+const WRITEBACK: u32 = 32;
+
+/// Sets up the backend's channel and returns our end.
+fn channel(vm: &mut Vm) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().expect("make a socket pair");
+    ours.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    let answer = vm.client.ask(msg::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    assert_eq!(answer, Answer::Ack, "SET_BACKEND_REQ_FD");
+    ours
+}
+
+/// Waits for one message, which has to be CONFIG_CHANGE.
+fn config_change(channel: &mut UnixStream) {
+    let mut message = [0; 12];
+    channel
+        .read_exact(&mut message)
+        .expect("the backend says something");
+    assert_eq!(message.to_vec(), [2u32, 1, 0].map(u32::to_le_bytes).concat());
+}
+
+fn resize(daemon: &Daemon, size: u64) {
+    let image = OpenOptions::new().write(true).open(daemon.image_path());
+    image
+        .expect("open the image")
+        .set_len(size)
+        .expect("resize the image");
+    daemon.signal(libc::SIGHUP);
+}
+
+fn capacity(vm: &mut Vm) -> u64 {
+    let bytes = vm.client.config(0, 8).expect("the configuration");
+    512 * u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+}
+
+/// The status of a read of one sector.
+fn read(vm: &mut Vm, sector: u64) -> u8 {
+    vm.poke(HEADER, &header(0, sector));
+    let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+    vm.request(0, &chain).expect("an answer").0
+}
+
+#[test]
+fn a_disk_that_grows_is_announced_and_used_to_its_new_end() {
+    let (daemon, _) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let mut channel = channel(&mut vm);
+    assert_eq!((capacity(&mut vm), read(&mut vm, 64)), (OLD, IO_ERROR));
+    resize(&daemon, 2 * OLD);
+    config_change(&mut channel);
+    assert_eq!(capacity(&mut vm), 2 * OLD);
+    assert_eq!(
+        [64, 127, 128].map(|sector| read(&mut vm, sector)),
+        [0, 0, IO_ERROR]
+    );
+    assert!(daemon.output().contains("resized"), "{}", daemon.output());
+}
+
+#[test]
+fn beyond_the_end_of_a_disk_that_shrinks_requests_fail() {
+    let (daemon, _) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let mut channel = channel(&mut vm);
+    // The rest of a block does not count.
+    resize(&daemon, OLD / 2 + 511);
+    config_change(&mut channel);
+    assert_eq!(capacity(&mut vm), OLD / 2);
+    assert_eq!(
+        [31, 32, 63].map(|sector| read(&mut vm, sector)),
+        [0, IO_ERROR, IO_ERROR]
+    );
+}
+
+#[test]
+fn a_signal_without_a_change_says_nothing_and_an_empty_image_changes_nothing() {
+    let (mut daemon, _) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let mut channel = channel(&mut vm);
+    daemon.signal(libc::SIGHUP);
+    resize(&daemon, 0);
+    daemon.wait_for(
+        |daemon| daemon.output().contains("no whole block"),
+        "refuse an empty disk",
+    );
+    assert_eq!(capacity(&mut vm), OLD);
+    resize(&daemon, 2 * OLD);
+    // The first message there is.
+    config_change(&mut channel);
+    channel.set_nonblocking(true).expect("do not wait");
+    assert!(channel.read(&mut [0]).is_err(), "one change, one message");
+}
+
+#[test]
+fn without_a_channel_or_a_frontend_a_changed_size_is_simply_there() {
+    let (mut daemon, _) = start();
+    resize(&daemon, 2 * OLD);
+    daemon.wait_for(|daemon| daemon.output().contains("resized"), "see the new size");
+    let mut vm = Vm::start(&daemon, 1);
+    assert_eq!((capacity(&mut vm), read(&mut vm, 127)), (2 * OLD, 0));
+    resize(&daemon, 3 * OLD);
+    daemon.wait_for(
+        |daemon| daemon.output().matches("resized").count() == 2,
+        "see the new size",
+    );
+    assert_eq!((capacity(&mut vm), read(&mut vm, 191)), (3 * OLD, 0));
+}
+
+#[test]
+fn something_that_is_no_socket_is_no_channel() {
+    let (daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let file = tempfile::tempfile().expect("a file");
+    let answer = vm.client.ask(msg::SET_BACKEND_REQ_FD, &[], &[file.as_raw_fd()]);
+    assert!(answer.is_refusal());
+    drop(vm);
+    common::target::assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_channel_is_let_go_of_with_its_connection() {
+    let (mut daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let mut first = channel(&mut vm);
+    let mut second = channel(&mut vm);
+    assert_eq!(first.read(&mut [0]).expect("it is closed"), 0);
+    drop(vm);
+    assert_eq!(second.read(&mut [0]).expect("it is closed"), 0);
+    daemon.wait_for_holdings(&baseline);
+}
+
+#[test]
+fn a_successor_keeps_the_cache_mode_that_the_driver_has_chosen_and_announces_its_size() {
+    let mut daemon = Daemon::start(&image(), &[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    let region = Inflight::get(&mut vm.client, 1, 16);
+    vm.rings.push(Ring::new(0, 16));
+    for (writeback, size) in [(1, 2 * OLD), (0, 3 * OLD), (0, 2 * OLD), (1, OLD)] {
+        assert_eq!(region.set(&mut vm.client), Answer::Ack);
+        vm.share_memory();
+        vm.restart_rings();
+        assert_eq!(vm.client.set_config(WRITEBACK, &[writeback]), Answer::Ack);
+        let image = OpenOptions::new().write(true).open(daemon.image_path());
+        image.expect("open").set_len(size).expect("resize the image");
+        daemon.restart(libc::SIGKILL);
+
+        vm.reconnect(daemon.connect(), 0);
+        let mut channel = channel(&mut vm);
+        assert_eq!(region.set(&mut vm.client), Answer::Ack);
+        assert_eq!(vm.client.config(WRITEBACK, 1).expect("read"), [writeback]);
+        vm.share_memory();
+        vm.restart_rings();
+        config_change(&mut channel);
+        assert_eq!(capacity(&mut vm), size);
+        vm.client.stop_ring(0).expect("stop");
+    }
+}
