@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::plot::{Row, bars, batches, curves, escape, latency, mark, ratios};
 use crate::report::{Report, Version};
 use crate::sample::Summary;
-use crate::table::{per_notification, ratio, short, title};
+use crate::table::{known, per_notification, ratio, short, title};
 
 /// Renders the report.
 pub(crate) fn page(report: &Report) -> String {
@@ -136,9 +136,9 @@ fn table(out: &mut String, rows: &[Row]) {
             short(summary.p50_us),
             short(summary.p99_us),
             short(summary.p999_us),
-            short(summary.cpu_us_per_io),
-            short(summary.context_switches_per_io),
-            short(summary.rss_kib / 1024.0),
+            known(summary.cpu_us_per_io),
+            known(summary.context_switches_per_io),
+            known(summary.rss_kib / 1024.0),
         ] {
             let _ = write!(out, "<td>{}", escape(&cell));
         }

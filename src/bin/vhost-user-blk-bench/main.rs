@@ -105,7 +105,13 @@ fn bench(args: &Args) -> Result<()> {
 }
 
 fn render(samples: &Path, out: Option<&Path>) -> Result<()> {
-    show(Measured::read(samples)?, out)
+    let mut measured = Measured::read(samples)?;
+    measured.machine.get_or_insert_with(|| {
+        let mut machine = Machine::here(&std::env::temp_dir());
+        machine.finish();
+        machine
+    });
+    show(measured, out)
 }
 
 fn show(measured: Measured, out: Option<&Path>) -> Result<()> {

@@ -40,7 +40,7 @@ pub(crate) fn title(row: &Summary) -> String {
     )
 }
 
-const HEAD: &str = "backend           kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
+const HEAD: &str = "backend            kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
 const LEGEND: &str = "
 ratio: to the first backend;  c/n: completions per notification;  cpu: backend
 CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
@@ -50,14 +50,14 @@ fn line(row: &Summary) -> String {
     let kilo = |iops: f64| short(iops / 1e3);
     let range = format!("{}..{}", kilo(row.iops_min), kilo(row.iops_max));
     let ratio = ratio(row);
-    let backend: String = row.backend.chars().take(17).collect();
+    let backend: String = row.backend.chars().take(18).collect();
     format!(
-        "{backend:<17} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
+        "{backend:<18} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
         kilo(row.iops),
         per_notification(row),
         short(row.p50_us),
         short(row.p999_us),
-        short(row.cpu_us_per_io),
+        known(row.cpu_us_per_io),
     )
 }
 
@@ -98,7 +98,12 @@ pub(crate) fn ratio(row: &Summary) -> String {
 
 /// Completions per notification; none where nobody notifies.
 pub(crate) fn per_notification(row: &Summary) -> String {
-    match row.completions_per_notification {
+    known(row.completions_per_notification)
+}
+
+/// A figure that is 0 where it is not known.
+pub(crate) fn known(figure: f64) -> String {
+    match figure {
         0.0 => "-".to_owned(),
         figure => short(figure),
     }

@@ -1,0 +1,128 @@
+//! The hot paths, one at a time, as steps that a benchmark repeats.
+
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+
+mod ring;
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use vhost_user_blk::aio::{AioContext, BottomHalf};
+use vhost_user_blk::defer::{DeferScope, DeferredCall};
+use vhost_user_blk::thread_pool::{Outcome, Spawner, ThreadPool, ThreadPoolParams, Work};
+
+pub(crate) use ring::Ring;
+
+/// Requests, bottom halves or works in one step of each scenario: what an IOThread takes from a ring at once.
+pub(crate) const BATCH: u16 = 64;
+
+/// Workers stay for longer than a benchmark takes.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// A name and a step; what a step needs lives in it.
+pub(crate) type Scenario = (&'static str, Box<dyn FnMut()>);
+
+/// The scenarios that execute the same instructions every time.
+pub(crate) fn deterministic() -> Vec<Scenario> {
+    vec![
+        ("chains", chains()),
+        ("used_ring", used_ring()),
+        ("bottom_half", bottom_halves(1)),
+        ("bottom_halves", bottom_halves(BATCH)),
+        ("defer_scope", defer_scope()),
+        // No thread can be created, so the context's own thread runs the works.
+        (
+            "pool_without_threads",
+            pool(Spawner::new(|_, _| Err(io::ErrorKind::OutOfMemory.into()))),
+        ),
+    ]
+}
+
+/// Those, and the ones where threads meet.
+pub(crate) fn all() -> Vec<Scenario> {
+    let mut all = deterministic();
+    all.pop();
+    all.push(("pool", pool(Spawner::default())));
+    all
+}
+
+/// Takes a batch of three-descriptor chains from a ring and walks each.
+fn chains() -> Box<dyn FnMut()> {
+    let mut ring = Ring::new();
+    Box::new(move || {
+        ring.offer();
+        ring.take_all();
+    })
+}
+
+/// Puts a batch of used elements into a ring, publishes them, and looks whether the driver wants to know.
+fn used_ring() -> Box<dyn FnMut()> {
+    let mut ring = Ring::new();
+    Box::new(move || ring.complete_all())
+}
+
+/// Schedules bottom halves and lets the loop run them.
+fn bottom_halves(count: u16) -> Box<dyn FnMut()> {
+    let ctx = AioContext::new().expect("make a context");
+    let runs = Rc::new(Cell::new(0_u64));
+    let make = |_| {
+        let runs = Rc::clone(&runs);
+        ctx.bottom_half(move |_| runs.set(runs.get() + 1))
+    };
+    let bhs: Vec<BottomHalf> = (0..count).map(make).collect();
+    let mut expected = 0;
+    Box::new(move || {
+        bhs.iter().for_each(BottomHalf::schedule);
+        ctx.poll(false);
+        expected += u64::from(count);
+        assert_eq!(runs.get(), expected, "each ran once");
+    })
+}
+
+/// Asks for the same call a batch of times in one scope.
+fn defer_scope() -> Box<dyn FnMut()> {
+    let calls = Rc::new(Cell::new(0_u64));
+    let call = DeferredCall::new({
+        let calls = Rc::clone(&calls);
+        move || calls.set(calls.get() + 1)
+    });
+    let mut expected = 0;
+    Box::new(move || {
+        let scope = DeferScope::enter();
+        for _ in 0..BATCH {
+            black_box(&call).defer();
+        }
+        drop(scope);
+        expected += 1;
+        assert_eq!(calls.get(), expected, "one call for the whole scope");
+    })
+}
+
+/// Submits a batch of works that do nothing and waits for their completions.
+fn pool(spawner: Spawner) -> Box<dyn FnMut()> {
+    struct Nothing(Rc<Cell<u64>>);
+    // SAFETY: `run` does not touch the count, and `complete` and the drop are on the context's thread.
+    unsafe impl Send for Nothing {}
+    impl Work for Nothing {
+        fn run(&mut self) {}
+        fn complete(self: Box<Self>, _: &AioContext, _: Outcome) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+    let ctx = AioContext::new().expect("make a context");
+    let pool = ThreadPool::with_spawner(&ctx, ThreadPoolParams::default(), spawner, IDLE);
+    let done = Rc::new(Cell::new(0));
+    let mut expected = 0;
+    let mut works: Vec<Box<dyn Work>> = Vec::new();
+    Box::new(move || {
+        works.extend((0..BATCH).map(|_| Box::new(Nothing(Rc::clone(&done))) as Box<dyn Work>));
+        pool.submit_batch(&mut works);
+        expected += u64::from(BATCH);
+        while done.get() < expected {
+            ctx.poll(true);
+        }
+    })
+}

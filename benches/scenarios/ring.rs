@@ -1,0 +1,107 @@
+//! A ring in memory that is shared with nobody, full of ordinary read requests.
+
+use std::hint::black_box;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use vhost_user_blk::iov::IoVecs;
+use vhost_user_blk::memory::{GuestMemory, MemoryView, RegionInfo};
+use vhost_user_blk::virtqueue::{Chain, RingAddresses, RingFeatures, SplitRing};
+
+use super::BATCH;
+use crate::memory::SharedMemory;
+
+const SIZE: u16 = 256;
+const LEN: usize = 1 << 20;
+const DESC: usize = 0;
+const AVAIL: usize = 0x2000;
+const USED: usize = 0x4000;
+const DATA: usize = 0x8000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// A ring and the driver's side of it.
+pub(crate) struct Ring {
+    memory: SharedMemory,
+    ring: SplitRing,
+    view: Rc<MemoryView>,
+    iov: IoVecs,
+    avail_idx: u16,
+}
+
+impl Ring {
+    /// A ring whose entries name `BATCH` chains of header, 4 KiB of data and status, over and over.
+    pub(crate) fn new() -> Self {
+        let memory = SharedMemory::new(LEN);
+        for chain in 0..BATCH {
+            let (first, data) = (chain * 3, DATA + usize::from(chain) * 8192);
+            descriptor(&memory, first, data, 16, NEXT, first + 1);
+            descriptor(&memory, first + 1, data + 4096, 4096, NEXT | WRITE, first + 2);
+            descriptor(&memory, first + 2, data + 16, 1, WRITE, 0);
+        }
+        for entry in 0..SIZE {
+            memory.store_u16(AVAIL + 4 + usize::from(entry) * 2, entry % BATCH * 3);
+        }
+        let region = RegionInfo {
+            guest: 0,
+            len: LEN as u64,
+            user: 0,
+            file_offset: 0,
+        };
+        let file = memory.file().try_clone().expect("clone the file");
+        let table = Arc::new(GuestMemory::map([(region, file)]).expect("map the memory"));
+        let addresses = RingAddresses {
+            desc: DESC as u64,
+            avail: AVAIL as u64,
+            used: USED as u64,
+        };
+        let features = RingFeatures {
+            event_idx: true,
+            indirect: true,
+        };
+        Self {
+            ring: SplitRing::new(&table, addresses, SIZE.into(), 0, features).expect("the ring is valid"),
+            view: MemoryView::new(table),
+            iov: IoVecs::new(),
+            avail_idx: 0,
+            memory,
+        }
+    }
+
+    /// The driver makes a batch of chains available.
+    pub(crate) fn offer(&mut self) {
+        self.avail_idx = self.avail_idx.wrapping_add(BATCH);
+        self.memory.store_u16(AVAIL + 2, self.avail_idx);
+    }
+
+    /// The device takes and walks all of them.
+    pub(crate) fn take_all(&mut self) {
+        let mut taken = 0;
+        while let Some(head) = self.ring.pop().expect("the ring is in order") {
+            self.iov.clear();
+            let chain = Chain::walk(&self.ring, &self.view, head, &mut self.iov);
+            black_box(chain.expect("the chain is in order"));
+            taken += 1;
+        }
+        assert_eq!(taken, BATCH);
+    }
+
+    /// The device answers a batch, publishes it once, and the driver asks for the next notification.
+    pub(crate) fn complete_all(&mut self) {
+        for chain in 0..BATCH {
+            self.ring.push_used(chain * 3, 4097);
+        }
+        assert!(black_box(self.ring.publish()), "the driver wants to know");
+        let used_idx = self.memory.load_u16(USED + 2);
+        self.memory.store_u16(AVAIL + 4 + usize::from(SIZE) * 2, used_idx);
+    }
+}
+
+fn descriptor(memory: &SharedMemory, index: u16, addr: usize, len: u32, flags: u16, next: u16) {
+    let at = DESC + usize::from(index) * 16;
+    memory.write(at, &(addr as u64).to_le_bytes());
+    memory.write(at + 8, &len.to_le_bytes());
+    memory.write(at + 12, &flags.to_le_bytes());
+    memory.write(at + 14, &next.to_le_bytes());
+}
