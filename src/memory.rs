@@ -4,19 +4,20 @@
 //! Whoever holds a snapshot (a ring, a request in flight) keeps its mappings alive. Nothing here touches the
 //! contents of guest memory.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use vm_memory::{FileOffset, MmapRegion};
 
+mod area;
 mod file;
 mod log;
+mod view;
 
+pub use area::MappedArea;
 pub(crate) use file::{keep_length, memfd};
 pub use log::{DirtyLog, LogError, RingLog};
+pub use view::MemoryView;
 
 /// Most regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
 pub const MAX_REGIONS: usize = 509;
@@ -200,144 +201,6 @@ fn check_eof(file: &File, end: u64) -> Result<(), u64> {
 
 fn fits(offset: u64, len: usize, total: u64) -> bool {
     offset.checked_add(len as u64).is_some_and(|end| end <= total)
-}
-
-/// A resolved range of guest memory that keeps its mapping alive.
-#[derive(Debug)]
-pub struct MappedArea {
-    base: *mut u8,
-    len: usize,
-    _mapping: Arc<MmapRegion>,
-}
-
-// SAFETY: the address stays valid wherever the value goes, since it holds the mapping; access is up to the user of
-// `as_ptr`, who needs atomics or volatile operations anyway because the guest shares this memory.
-unsafe impl Send for MappedArea {}
-// SAFETY: as above; a shared reference gives no more than the address.
-unsafe impl Sync for MappedArea {}
-
-impl MappedArea {
-    /// Maps `len` bytes of a file that is not guest memory, from a multiple of the page size on.
-    ///
-    /// The file must not become shorter than that as long as this value lives.
-    ///
-    /// # Errors
-    /// Those of `mmap`.
-    pub(crate) fn map(file: File, offset: u64, len: usize) -> io::Result<Self> {
-        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len).map_err(io::Error::other)?;
-        Ok(Self {
-            base: mapping.as_ptr(),
-            len,
-            _mapping: Arc::new(mapping),
-        })
-    }
-
-    /// The `len` bytes from `offset` on.
-    ///
-    /// # Panics
-    /// If they are not all in this range.
-    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
-        assert!(
-            fits(offset as u64, len, self.len as u64),
-            "a part lies in the whole"
-        );
-        Self {
-            // SAFETY: within the range.
-            base: unsafe { self.base.add(offset) },
-            len,
-            _mapping: Arc::clone(&self._mapping),
-        }
-    }
-
-    /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.base
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True for a range of no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-}
-
-/// One IOThread's view of a snapshot: translation with a last-hit cache, shared by the requests that use it.
-#[derive(Debug)]
-pub struct MemoryView {
-    regions: Box<[ViewRegion]>,
-    last: Cell<usize>,
-    /// Keeps the mappings alive.
-    _memory: Arc<GuestMemory>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct ViewRegion {
-    start: u64,
-    len: u64,
-    base: *mut u8,
-}
-
-impl MemoryView {
-    /// A view for the calling thread.
-    pub fn new(memory: Arc<GuestMemory>) -> Rc<Self> {
-        let view = |r: &Region| ViewRegion {
-            start: r.info.guest,
-            len: r.info.len,
-            base: r.mapping.as_ptr(),
-        };
-        let regions = memory.regions.iter().map(view).collect();
-        Rc::new(Self {
-            regions,
-            last: Cell::new(0),
-            _memory: memory,
-        })
-    }
-
-    /// Address of the guest's byte at `guest`, and how many bytes follow it in the same region (at least 1).
-    ///
-    /// The address stays valid as long as the view lives.
-    #[inline]
-    pub fn resolve(&self, guest: u64) -> Option<(*mut u8, u64)> {
-        let last = self.last.get();
-        let hit = self
-            .regions
-            .get(last)
-            .filter(|r| guest.wrapping_sub(r.start) < r.len);
-        let region = match hit {
-            Some(region) => region,
-            None => self.find(guest)?,
-        };
-        let offset = guest - region.start;
-        #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
-        // SAFETY: the offset is below the region's length.
-        Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
-    }
-
-    /// The guest address of a byte that [`MemoryView::resolve`] has resolved.
-    pub fn guest_address(&self, host: *const u8) -> Option<u64> {
-        self.regions.iter().find_map(|r| {
-            let offset = (host.addr() as u64).wrapping_sub(r.base.addr() as u64);
-            (offset < r.len).then_some(r.start + offset)
-        })
-    }
-
-    #[cold]
-    fn find(&self, guest: u64) -> Option<&ViewRegion> {
-        let at = self
-            .regions
-            .partition_point(|r| r.start <= guest)
-            .checked_sub(1)?;
-        let region = &self.regions[at];
-        if guest - region.start >= region.len {
-            return None;
-        }
-        self.last.set(at);
-        Some(region)
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,72 @@
+//! A resolved range of guest memory.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{FileOffset, MmapRegion};
+
+use super::fits;
+
+/// A resolved range of guest memory that keeps its mapping alive.
+#[derive(Debug)]
+pub struct MappedArea {
+    pub(super) base: *mut u8,
+    pub(super) len: usize,
+    pub(super) _mapping: Arc<MmapRegion>,
+}
+
+// SAFETY: the address stays valid wherever the value goes, since it holds the mapping; access is up to the user of
+// `as_ptr`, who needs atomics or volatile operations anyway because the guest shares this memory.
+unsafe impl Send for MappedArea {}
+// SAFETY: as above; a shared reference gives no more than the address.
+unsafe impl Sync for MappedArea {}
+
+impl MappedArea {
+    /// Maps `len` bytes of a file that is not guest memory, from a multiple of the page size on.
+    ///
+    /// The file must not become shorter than that as long as this value lives.
+    ///
+    /// # Errors
+    /// Those of `mmap`.
+    pub(crate) fn map(file: File, offset: u64, len: usize) -> io::Result<Self> {
+        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len).map_err(io::Error::other)?;
+        Ok(Self {
+            base: mapping.as_ptr(),
+            len,
+            _mapping: Arc::new(mapping),
+        })
+    }
+
+    /// The `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they are not all in this range.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
+        assert!(
+            fits(offset as u64, len, self.len as u64),
+            "a part lies in the whole"
+        );
+        Self {
+            // SAFETY: within the range.
+            base: unsafe { self.base.add(offset) },
+            len,
+            _mapping: Arc::clone(&self._mapping),
+        }
+    }
+
+    /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True for a range of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
