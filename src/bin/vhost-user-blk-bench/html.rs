@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::plot::{Row, bars, batches, curves, escape, latency, mark, ratios};
 use crate::report::{Report, Version};
 use crate::sample::Summary;
-use crate::table::{known, per_notification, ratio, short, title};
+use crate::table::{claims, known, per_notification, ratio, short, title};
 
 /// Renders the report.
 pub(crate) fn page(report: &Report) -> String {
@@ -26,8 +26,8 @@ pub(crate) fn page(report: &Report) -> String {
     for storage in groups.chunk_by(|a, b| is_one_sweep(&a[0], &b[0])) {
         scaling(&mut out, &storage.concat(), report);
     }
-    for group in &groups {
-        section(&mut out, group);
+    for (group, summaries) in groups.iter().zip(report.groups()) {
+        section(&mut out, group, &claims(summaries));
     }
     out + FOOT
 }
@@ -95,12 +95,12 @@ fn figure(out: &mut String, caption: &str, plot: &str) {
     }
 }
 
-fn section(out: &mut String, rows: &[Row]) {
-    let _ = write!(
-        out,
-        "<section><h2>{}</h2><div class='plots'>",
-        escape(&title(rows[0].summary))
-    );
+fn section(out: &mut String, rows: &[Row], claims: &[String]) {
+    let _ = write!(out, "<section><h2>{}</h2><ul>", escape(&title(rows[0].summary)));
+    for claim in claims {
+        let _ = write!(out, "<li>{}", escape(claim));
+    }
+    out.push_str("</ul><div class='plots'>");
     figure(out, "I/O per second; the line spans all rounds", &bars(rows));
     let reference = escape(&rows[0].summary.backend);
     figure(
@@ -156,7 +156,6 @@ const HEAD: &str = "<!DOCTYPE html>
   --c0: #6e7781; --c1: #0969da; --c2: #bc4c00; --c3: #1a7f37; --c4: #8250df; --c5: #bf3989 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117;
   --c0: #9198a1; --c1: #4493f8; --c2: #f0883e; --c3: #3fb950; --c4: #ab7df8; --c5: #db61a2 } }
-@media print { :root { --ink: #000; --paper: #fff; --line: #bbb } section { break-inside: avoid } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 62rem; margin: 0 auto; padding: 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem }
@@ -177,6 +176,10 @@ ul { list-style: none; padding: 0 } .mark { width: .7em; height: .7em }
 th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: bottom }
 th { font-weight: 600; color: var(--soft) } td { white-space: nowrap; font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --c0: #6e7781;
+  --c1: #0969da; --c2: #bc4c00; --c3: #1a7f37; --c4: #8250df; --c5: #bf3989 }
+  body { max-width: none; padding: 0; font-size: 12px } .plots { grid-template-columns: 1fr 1fr }
+  section { break-inside: avoid } .wide { overflow: visible } table { font-size: .7rem } th, td { padding: .15rem .3rem } }
 </style></head><body>
 ";
 

@@ -15,6 +15,18 @@ pub(crate) fn table(report: &Report) -> String {
         for row in group {
             let _ = writeln!(out, "{}", line(row));
         }
+        for claim in claims(group) {
+            let fits = claim.chars().count() <= 80;
+            let _ = writeln!(
+                out,
+                "{}",
+                if fits {
+                    claim
+                } else {
+                    claim.replace(" (95", "\n  (95")
+                }
+            );
+        }
         out.push_str(&shares(group));
     }
     out + LEGEND
@@ -42,8 +54,9 @@ pub(crate) fn title(row: &Summary) -> String {
 
 const HEAD: &str = "backend            kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
 const LEGEND: &str = "
-ratio: to the first backend;  c/n: completions per notification;  cpu: backend
-CPU us per I/O;  '~': no difference shown;  '?': too noisy to say
+ratio: to the first backend (below 5 rounds: with the extremes);  '~': no
+difference shown;  '?': too noisy to say;  c/n: completions per notification;
+cpu: backend's CPU us per I/O
 ";
 
 fn line(row: &Summary) -> String {
@@ -59,6 +72,25 @@ fn line(row: &Summary) -> String {
         short(row.p999_us),
         known(row.cpu_us_per_io),
     )
+}
+
+/// What the ratios of one case allow to be said, in words: a sentence for each.
+pub(crate) fn claims(rows: &[Summary]) -> Vec<String> {
+    let reference = rows.first().map_or("", |row| row.backend.as_str());
+    let percent = |ratio: f64| format!("{:+.1}", (ratio - 1.0) * 100.0);
+    let claim = |row: &Summary| {
+        let ratio = row.ratio?;
+        let (backend, change) = (&row.backend, percent(ratio.value));
+        let interval = format!("(95 %: {}..{} %)", percent(ratio.low), percent(ratio.high));
+        Some(match ratio.verdict() {
+            Verdict::Faster | Verdict::Slower => {
+                format!("{backend}: {change} % IOPS against {reference} {interval}")
+            }
+            Verdict::Same => format!("{backend}: no difference from {reference} shown {interval}"),
+            Verdict::Noise => format!("{backend}: too noisy for a claim against {reference} {interval}"),
+        })
+    };
+    rows.iter().filter_map(claim).collect()
 }
 
 /// How much of what the host itself does each backend reaches, on lines of 80 columns.

@@ -27,9 +27,13 @@ pub(crate) fn ratios(rows: &[Row]) -> String {
     let step = step(high - low);
     let mut value = (frame.x.0 / step).ceil() * step;
     while value <= frame.x.1 {
-        frame.column(&mut svg, value, &format!("{}×", short(value)));
+        // The label of 1 stays readable.
+        if (value - 1.0).abs() > step * 0.6 {
+            frame.column(&mut svg, value, &format!("{}×", short(value)));
+        }
         value += step;
     }
+    frame.column(&mut svg, 1.0, "1×");
     let _ = write!(svg, "<path d='M{:.1} 10V{bottom}' class='range'/>", frame.x(1.0));
     for (i, row) in rows.iter().enumerate() {
         let Some(interval) = row.summary.ratio else {
