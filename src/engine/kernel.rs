@@ -301,24 +301,4 @@ impl<Q: KernelQueue> std::fmt::Debug for KernelEngine<Q> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_whole_transfer_or_a_lasting_error_is_final() {
-        let errno = |n: i32| Verdict::of((-n).into(), 4096);
-        assert!(matches!(Verdict::of(4096, 4096), Verdict::Finished(Ok(()))));
-        for again in [
-            Verdict::of(0, 4096),
-            Verdict::of(512, 4096),
-            errno(libc::EINTR),
-            errno(libc::EAGAIN),
-        ] {
-            assert!(matches!(again, Verdict::Again));
-        }
-        let Verdict::Finished(Err(error)) = errno(libc::ENOSPC) else {
-            panic!("an error is final");
-        };
-        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
@@ -21,6 +22,9 @@ const INIT: u32 = 26;
 /// Requests without an answer: FORGET, INTERRUPT, BATCH_FORGET.
 const SILENT: [u32; 3] = [2, 36, 42];
 const MINOR: u32 = 31;
+
+/// How long a read waits at most.
+const LONG: Duration = Duration::from_secs(20);
 
 /// A file of ones whose reads wait until they are let go.
 pub(crate) struct StalledFile {
@@ -195,6 +199,8 @@ impl Gate {
     fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         state.arrived = true;
-        drop(self.changed.wait_while(state, |state| !state.open).unwrap());
+        // Not for ever: a test whose own thread hangs here is to fail, not to hang.
+        let waited = self.changed.wait_timeout_while(state, LONG, |state| !state.open);
+        drop(waited.unwrap());
     }
 }

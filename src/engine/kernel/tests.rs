@@ -1,0 +1,206 @@
+use super::*;
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::engine::Completer;
+use crate::storage::Storage;
+use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+
+/// A kernel that does what the test says.
+struct Fake(Rc<RefCell<Script>>);
+
+struct Script {
+    event: EventFd,
+    /// Requests that can be prepared before they have to be submitted.
+    room: usize,
+    prepared: Vec<u64>,
+    /// So many submissions fail.
+    failures: usize,
+    taken: Vec<u64>,
+    most_taken: usize,
+    finished: Vec<Completion>,
+}
+
+const CAPACITY: usize = 4;
+
+impl KernelQueue for Fake {
+    fn capacity(&self) -> usize {
+        CAPACITY
+    }
+
+    fn event_fd(&self) -> RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0.borrow().event)
+    }
+
+    unsafe fn prepare(&mut self, _request: &IoRequest, data: u64) -> bool {
+        let script = &mut *self.0.borrow_mut();
+        let fits = script.prepared.len() < script.room;
+        if fits {
+            script.prepared.push(data);
+        }
+        fits
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        let script = &mut *self.0.borrow_mut();
+        if script.failures > 0 {
+            script.failures -= 1;
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        script.taken.append(&mut script.prepared);
+        script.most_taken = script.most_taken.max(script.taken.len());
+        Ok(())
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) {
+        done.append(&mut self.0.borrow_mut().finished);
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().finish(4096);
+        Ok(())
+    }
+
+    fn set_signalled(&mut self, _on: bool) {}
+}
+
+impl Script {
+    /// Ends all that the kernel has taken with this result.
+    fn finish(&mut self, result: i64) {
+        let finished = self.taken.drain(..).map(|data| Completion { data, result });
+        self.finished.extend(finished);
+        self.event.write(1).unwrap();
+    }
+}
+
+#[derive(Default)]
+struct Done(RefCell<Vec<io::Result<()>>>);
+
+impl Completer for Done {
+    fn complete(&self, request: Box<IoRequest>) {
+        self.0.borrow_mut().push(request.result);
+    }
+}
+
+struct Setup {
+    engine: KernelEngine<Fake>,
+    script: Rc<RefCell<Script>>,
+    done: Rc<Done>,
+    memory: Vec<u8>,
+    storage: Arc<Storage>,
+    ctx: AioContext,
+}
+
+impl Setup {
+    fn new(room: usize, failures: usize) -> Self {
+        let ctx = AioContext::new().unwrap();
+        let storage = Arc::new(Storage::null(1 << 20));
+        let script = Rc::new(RefCell::new(Script {
+            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            room,
+            prepared: Vec::new(),
+            failures,
+            taken: Vec::new(),
+            most_taken: 0,
+            finished: Vec::new(),
+        }));
+        let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
+        let threads = ThreadsEngine::new(&ctx, &storage, pool);
+        let engine = KernelEngine::new(&ctx, Fake(Rc::clone(&script)), threads).unwrap();
+        let (done, memory) = (Rc::default(), vec![0; 4096]);
+        Self {
+            engine,
+            script,
+            done,
+            memory,
+            storage,
+            ctx,
+        }
+    }
+
+    /// Submits reads of 4096 bytes.
+    fn submit(&mut self, count: usize) {
+        let mut batch = Requests::new();
+        for _ in 0..count {
+            let mut request = IoRequest::new(Arc::clone(&self.storage));
+            // SAFETY: the memory outlives the engine; nothing refers to it meanwhile.
+            unsafe { request.iov.push(self.memory.as_mut_ptr(), self.memory.len()) };
+            request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
+            batch.push(request);
+        }
+        self.engine.submit(&mut batch);
+    }
+
+    fn done(&self) -> usize {
+        self.done
+            .0
+            .borrow()
+            .iter()
+            .filter(|result| result.is_ok())
+            .count()
+    }
+}
+
+#[test]
+fn the_kernel_never_has_more_than_it_can_take_and_everything_comes_back() {
+    for room in [1, 3, 100] {
+        let mut setup = Setup::new(room, 0);
+        setup.submit(30);
+        while setup.done() < 30 {
+            setup.script.borrow_mut().finish(4096);
+            setup.ctx.poll(true);
+        }
+        assert_eq!(setup.script.borrow().most_taken, CAPACITY, "room {room}");
+    }
+}
+
+#[test]
+fn a_kernel_that_is_short_of_memory_is_asked_again() {
+    for room in [1, 100] {
+        let mut setup = Setup::new(room, 3);
+        setup.submit(CAPACITY);
+        // Nothing is in flight whose completion could lead to another attempt.
+        assert!(setup.script.borrow().taken.is_empty());
+        while setup.script.borrow().taken.len() < CAPACITY {
+            setup.ctx.poll(true);
+        }
+        setup.script.borrow_mut().finish(4096);
+        while setup.done() < CAPACITY {
+            setup.ctx.poll(true);
+        }
+    }
+}
+
+#[test]
+fn what_was_done_in_part_is_done_again_by_a_worker() {
+    for part in [0, 512, -i64::from(libc::EINTR), -i64::from(libc::EAGAIN)] {
+        let mut setup = Setup::new(100, 0);
+        setup.submit(1);
+        setup.script.borrow_mut().finish(part);
+        while setup.done() < 1 {
+            setup.ctx.poll(true);
+        }
+    }
+}
+
+#[test]
+fn an_error_of_the_kernel_is_the_requests() {
+    let mut setup = Setup::new(100, 0);
+    setup.submit(1);
+    setup.script.borrow_mut().finish(-i64::from(libc::ENOSPC));
+    while setup.done.0.borrow().is_empty() {
+        setup.ctx.poll(true);
+    }
+    let errno = setup.done.0.take().remove(0).unwrap_err().raw_os_error();
+    assert_eq!(errno, Some(libc::ENOSPC));
+}
+
+#[test]
+fn an_engine_that_is_freed_completes_what_waits_and_what_the_kernel_has() {
+    let mut setup = Setup::new(2, 1);
+    setup.submit(10);
+    drop(setup.engine);
+    assert_eq!(setup.done.0.borrow().len(), 10);
+}
