@@ -122,7 +122,9 @@ fn within<T: Send>(
 type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
 
 fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a>>)> {
-    let mut features = VirtioFeatureFlags::VERSION_1.bits() | VirtioBlkFeatureFlags::MQ.bits();
+    // Without FLUSH a device may cache no writes, and backends differ in whether they keep to that.
+    let block = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::FLUSH;
+    let mut features = VirtioFeatureFlags::VERSION_1.bits() | block.bits();
     if load.event_idx {
         features |= VirtioFeatureFlags::RING_EVENT_IDX.bits();
     }
