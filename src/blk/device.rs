@@ -12,7 +12,7 @@ use super::stats::QueueStats;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Plan};
 use crate::storage::{LockError, Storage};
-use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
 /// What the control thread and the IOThreads share of a disk.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct DeviceParams {
     pub queue_iothreads: Vec<u16>,
     /// Limits of each IOThread's thread pool.
     pub thread_pool: ThreadPoolParams,
+    /// Creates the workers of the pools.
+    pub spawner: Spawner,
     /// Notifications are coalesced at the start.
     pub batch_notifications: bool,
 }
@@ -96,7 +98,7 @@ impl BlkDevice {
             let mine = (0u16..).zip(stats.iter().cloned());
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
-            let (plan, pool) = (params.engine, params.thread_pool);
+            let (plan, pool) = (params.engine, (params.thread_pool, params.spawner.clone()));
             let (reply, created) = mpsc::channel();
             let create = move |ctx: &AioContext| {
                 // A receiver that has gone drops the queues again, here.
@@ -254,9 +256,9 @@ fn create_queues(
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
     plan: Plan,
-    pool: ThreadPoolParams,
+    (limits, spawner): (ThreadPoolParams, Spawner),
 ) -> Result<Created, engine::Error> {
-    let pool = ThreadPool::new(ctx, pool);
+    let pool = ThreadPool::with_spawner(ctx, limits, spawner, ThreadPool::IDLE_TIME);
     let engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
     let create = |(index, stats)| {
         let engine = engines.engine();

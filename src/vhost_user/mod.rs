@@ -6,6 +6,7 @@
 mod channel;
 mod error;
 mod handler;
+pub mod path;
 pub mod server;
 pub mod session;
 mod vring;
