@@ -26,6 +26,14 @@ pub struct Cli {
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_mode", "socket_group"])]
     pub fd: Option<i32>,
 
+    /// Who may connect to the socket: the permissions of its file, octal.
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
+    pub socket_mode: u32,
+
+    /// Group of the socket's file, a name or a number [default: that of the process].
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+
     /// Raw disk image: a file or a block device, a multiple of 512 bytes long.
     #[arg(long, value_name = "PATH", required_unless_present_any = ["print_capabilities", "null"])]
     pub blk_file: Option<PathBuf>,
@@ -108,14 +116,6 @@ pub struct Cli {
     /// [default group: the user's].
     #[arg(long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-
-    /// Who may connect to the socket: the permissions of its file, octal.
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
-    pub socket_mode: u32,
-
-    /// Group of the socket's file, a name or a number [default: that of the process].
-    #[arg(long, value_name = "GROUP")]
-    pub socket_group: Option<String>,
 
     /// Print statistics to stderr on exit (SIGUSR1 prints them at any time).
     #[arg(long)]
