@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -246,9 +247,12 @@ impl Holdings {
 
     pub(crate) fn of(pid: u32) -> Self {
         let dir = Path::new("/proc").join(pid.to_string());
-        let list = |name| fs::read_dir(dir.join(name)).expect("list /proc").flatten();
+        let list = |name| {
+            let entries = seen(fs::read_dir(dir.join(name)).map(Iterator::flatten), "list /proc");
+            entries.into_iter().flatten()
+        };
         let links = list("fd").filter_map(|fd| fs::read_link(fd.path()).ok());
-        let maps = fs::read_to_string(dir.join("maps")).expect("read maps");
+        let maps = seen(fs::read_to_string(dir.join("maps")), "read maps").unwrap_or_default();
         // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours.
         let names = maps
             .lines()
@@ -258,6 +262,14 @@ impl Holdings {
             fds: count(links.map(|link| without_numbers(&link.to_string_lossy()))),
             mappings: count(names.map(str::to_owned)),
         }
+    }
+}
+
+/// What `/proc` says of a process, of which only root sees everything: it is not dumpable.
+fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        result => Some(result.expect(what)),
     }
 }
 
