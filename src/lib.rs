@@ -21,6 +21,7 @@ pub mod config;
 pub mod defer;
 pub mod engine;
 pub mod iov;
+pub mod log_limit;
 pub mod mapping;
 pub mod memory;
 pub mod storage;

@@ -15,7 +15,7 @@ use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
-use vhost_user_blk::engine::Plan;
+use vhost_user_blk::engine::{Faults, Plan};
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::ThreadPoolParams;
@@ -144,8 +144,18 @@ fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> anyhow::Result<D
             max_threads: cli.thread_pool_max.into(),
         },
         batch_notifications: cli.notify == Notify::Batch,
+        trouble: cli.trouble(),
+        faults: faults(cli),
         queue_iothreads: cli.queue_iothreads().map_err(|e| anyhow!(e))?,
     })
+}
+
+/// Faults to be injected, announced so that nobody takes them for real ones.
+fn faults(cli: &Cli) -> Option<Arc<Faults>> {
+    for rule in &cli.inject {
+        tracing::warn!(%rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data (--inject)");
+    }
+    (!cli.inject.is_empty()).then(|| Arc::new(Faults::new(&cli.inject)))
 }
 
 /// Takes over a file descriptor that this process was started with.
