@@ -216,10 +216,18 @@ impl RawFile {
 
     pub(super) fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         self.check_write(offset, len)?;
-        if len == 0 || self.missing.zero(&self.file, offset, len, may_unmap)? {
+        let (mut from, end) = (offset, offset + len);
+        if len == 0 {
             return Ok(());
         }
-        zero::write_zeroes(offset, len, |iov, at| self.write(iov, at, sys::pwritev))
+        if self.missing.zero(&self.file, offset, len, may_unmap)? {
+            if self.kind == Kind::BlockDevice || self.file.metadata()?.len() >= end {
+                return Ok(());
+            }
+            // The file was cut short, and what lies behind its end cannot be read: its last block extends it.
+            from = end - len.min(self.limits.logical_block_size.into());
+        }
+        zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, sys::pwritev))
     }
 
     fn bounce_alignment(&self) -> usize {
