@@ -16,6 +16,7 @@ use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
 use vhost_user_blk::engine::{Faults, Plan};
+use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::ThreadPoolParams;
@@ -56,6 +57,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     cli.check().map_err(|e| anyhow!(e))?;
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
+    check_limits(cli);
     let storage = open_storage(cli)?;
     let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
@@ -93,6 +95,21 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     drop(iothreads);
     Ok(())
+}
+
+/// Makes the best of the limits that there are.
+fn check_limits(cli: &Cli) {
+    limits::survive_file_size_limit();
+    let needed = limits::open_files_needed(cli.num_queues, cli.iothreads);
+    match limits::raise_open_files() {
+        Ok(limit) if limit >= needed => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            needed,
+            "the limit of open files is too low for so many queues: raise it (ulimit -n, LimitNOFILE=)"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {

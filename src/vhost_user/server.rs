@@ -21,10 +21,15 @@ use super::channel::{self, BackendChannel, Resizer};
 use super::handler::Handler;
 use super::session::Session;
 use crate::blk::device::BlkDevice;
+use crate::limits::{is_out_of_files, out_of_files};
+use crate::log_limit::LogLimit;
 use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who is refused may come again at once.
+static REFUSED: LogLimit<()> = LogLimit::new();
 
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
@@ -151,19 +156,29 @@ impl Server {
 
     /// The next frontend, or `None` when stopped.
     fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
+        let mut failing = false;
         loop {
             if self.stop.wait(Some(listener.as_raw_fd()), None) {
                 return None;
             }
             match listener.accept() {
-                Ok((stream, _)) => return Some(stream),
+                Ok((stream, _)) => {
+                    if failing {
+                        tracing::info!("accepting connections again");
+                    }
+                    return Some(stream);
+                }
                 Err(error)
                     if matches!(
                         error.kind(),
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                     ) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection, trying again");
+                    if !failing {
+                        let hint = files_hint(is_out_of_files(&error));
+                        tracing::warn!(%error, "cannot accept a connection, and tries until it can{hint}");
+                    }
+                    failing = true;
                     self.stop.wait(None, Some(ACCEPT_PAUSE));
                 }
             }
@@ -175,7 +190,13 @@ impl Server {
         match self.stop.begin_connection(&stream) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(error) => return tracing::warn!(disk, %error, "connection refused"),
+            Err(error) => {
+                let hint = files_hint(is_out_of_files(&error));
+                if let Some(suppressed) = REFUSED.pass(()) {
+                    tracing::warn!(disk, %error, suppressed, "connection refused{hint}");
+                }
+                return;
+            }
         }
         tracing::info!(disk, "frontend connected");
         let handler = Handler {
@@ -186,6 +207,8 @@ impl Server {
         let handler = Arc::new(Mutex::new(handler));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
         let reason = serve_requests(&mut requests, &handler);
+        // While the connection's own are open: a descriptor that came with a message may have found no room.
+        let hint = files_hint(reason.is_some() && out_of_files());
         // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
         lock(&handler).session.finish();
         self.stop.end_connection();
@@ -193,8 +216,16 @@ impl Server {
         drop(handler);
         match reason {
             None => tracing::info!(disk, "frontend left"),
-            Some(error) => tracing::warn!(disk, %error, "connection ended"),
+            Some(error) => tracing::warn!(disk, %error, "connection ended{hint}"),
         }
+    }
+}
+
+/// What to do, for a log line.
+fn files_hint(out_of_files: bool) -> &'static str {
+    match out_of_files {
+        true => ": no file descriptor is left (raise ulimit -n, LimitNOFILE=)",
+        false => "",
     }
 }
 
