@@ -12,6 +12,7 @@ use crate::aio::Remote;
 use crate::blk::config::features;
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::{BlkQueue, RingSetup};
+use crate::log_limit::LogLimit;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 use crate::virtqueue::{RingAddresses, RingFeatures};
 
@@ -21,6 +22,9 @@ mod recovery;
 pub use log::LOG_ALL;
 use log::check_log_address;
 use recovery::Inflight;
+
+/// A driver may set its queues up as often as it likes.
+static SMALL_QUEUE: LogLimit<()> = LogLimit::new();
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -142,10 +146,13 @@ impl<'a> Session<'a> {
             return Err(SessionError::BadQueueSize { size, max });
         }
         let segments = u32::from(self.device.config().seg_max());
-        if size < segments + 2 {
+        if size < segments + 2
+            && let Some(suppressed) = SMALL_QUEUE.pass(())
+        {
             tracing::warn!(
                 queue = index,
                 size,
+                suppressed,
                 "a request may have {segments} segments, more than this queue takes: start the backend with \
                  --queue-size {size}"
             );
