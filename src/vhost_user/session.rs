@@ -127,7 +127,7 @@ impl<'a> Session<'a> {
         self.set_memory(GuestMemory::map(table.zip(files))?)
     }
 
-    pub(super) fn add_region(&mut self, info: RegionInfo, file: File) -> Result<()> {
+    pub(super) fn add_region(&mut self, info: RegionInfo, file: &File) -> Result<()> {
         self.set_memory(self.memory.with_region(info, file)?)
     }
 

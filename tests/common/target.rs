@@ -15,15 +15,18 @@ pub(crate) fn image() -> Vec<u8> {
 
 /// A daemon with two queues and a steady pool, and what it holds when nobody is connected.
 pub(crate) fn start() -> (Daemon, Holdings) {
-    let options = [
-        "--num-queues",
-        "2",
-        "--thread-pool-min",
-        "1",
-        "--thread-pool-max",
-        "1",
-    ];
-    let mut daemon = Daemon::start(&image(), &options);
+    start_with(&options())
+}
+
+pub(crate) fn options() -> Vec<&'static str> {
+    "--num-queues 2 --thread-pool-min 1 --thread-pool-max 1"
+        .split(' ')
+        .collect()
+}
+
+/// The same with other options.
+pub(crate) fn start_with(options: &[&str]) -> (Daemon, Holdings) {
+    let mut daemon = Daemon::start(&image(), options);
     let baseline = daemon.idle_holdings(assert_serves);
     (daemon, baseline)
 }
