@@ -13,6 +13,7 @@ use super::trouble::{Trouble, TroubleParams};
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Faults, Plan};
 use crate::log_limit::LogLimit;
+use crate::memory::survive_lost_memory;
 use crate::storage::{LockError, Storage};
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -88,6 +89,7 @@ impl BlkDevice {
         params: DeviceParams,
         iothreads: &[IoThread],
     ) -> Result<Self, CreateError> {
+        survive_lost_memory().map_err(CreateError::Signal)?;
         let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),
@@ -254,6 +256,9 @@ pub enum CreateError {
     /// An IOThread has ended.
     #[error(transparent)]
     Gone(#[from] Gone),
+    /// No handler for memory that a frontend takes away.
+    #[error("SIGBUS cannot be handled: {0}")]
+    Signal(io::Error),
     /// The engine cannot be had on an IOThread.
     #[error(transparent)]
     Engine(#[from] engine::Error),

@@ -135,6 +135,18 @@ impl SplitRing {
         Ok(())
     }
 
+    /// True if memory of the ring itself is lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        [&self.desc, &self.avail, &self.used]
+            .iter()
+            .any(|area| area.is_lost())
+    }
+
+    /// True if the memory in which chains in flight are tracked is lost.
+    pub(crate) fn inflight_is_lost(&self) -> bool {
+        self.inflight.as_ref().is_some_and(Inflight::is_lost)
+    }
+
     /// Entries in the ring.
     pub fn size(&self) -> u16 {
         self.size
