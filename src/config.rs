@@ -1,11 +1,13 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
 use crate::blk::request::ID_LEN;
-use crate::engine::Choice;
+use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
+use crate::engine::{Choice, FaultRule};
 use crate::mapping::IoThreadMap;
 use crate::sandbox;
 
@@ -107,6 +109,22 @@ pub struct Cli {
     /// comparison).
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Notify::Batch)]
     pub notify: Notify,
+
+    /// What the guest gets for a read that fails.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = ReadErrors::default())]
+    pub rerror: ReadErrors,
+
+    /// What the guest gets for a write, flush, discard or write-zeroes that fails.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = WriteErrors::default())]
+    pub werror: WriteErrors,
+
+    /// Report requests that the disk has not answered after so many seconds; 0 switches that off.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub io_timeout: u64,
+
+    /// For tests: have requests fail on purpose, e.g. read:eio:sector=2048-4095 (see docs/trouble.md). May be repeated.
+    #[arg(long, value_name = "RULE")]
+    pub inject: Vec<FaultRule>,
 
     /// Confine the process before it serves anybody: system calls (seccomp), files (Landlock), capabilities.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = SandboxMode::Auto)]
@@ -232,6 +250,15 @@ impl Cli {
 }
 
 impl Cli {
+    /// What becomes of requests that the disk cannot execute.
+    pub fn trouble(&self) -> TroubleParams {
+        TroubleParams {
+            read_errors: self.rerror,
+            write_errors: self.werror,
+            io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|limit| !limit.is_zero()),
+        }
+    }
+
     /// The IOThread of each queue.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ pub mod config;
 pub mod defer;
 pub mod engine;
 pub mod iov;
+pub mod limits;
+pub mod log_limit;
 pub mod mapping;
 pub mod memory;
 pub mod sandbox;

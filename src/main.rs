@@ -16,7 +16,8 @@ use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
-use vhost_user_blk::engine::Plan;
+use vhost_user_blk::engine::{Faults, Plan};
+use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
 use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
@@ -59,8 +60,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     cli.check().map_err(|e| anyhow!(e))?;
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
+    check_limits(cli);
     let storage = open_storage(cli)?;
     check_use(cli, &storage)?;
+    announce_faults(cli);
     let account = find_account(cli).context("--user")?;
     let server = make_server(cli, account.as_ref())?;
     // All that needs rights is done, and there is one thread: those to come have none either.
@@ -96,6 +99,21 @@ fn leave(socket: Option<&Path>) -> ! {
         let _ = std::fs::remove_file(path);
     }
     std::process::exit(0);
+}
+
+/// Makes the best of the limits that there are.
+fn check_limits(cli: &Cli) {
+    limits::survive_file_size_limit();
+    let needed = limits::open_files_needed(cli.num_queues, cli.iothreads);
+    match limits::raise_open_files() {
+        Ok(limit) if limit >= needed => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            needed,
+            "the limit of open files is too low for so many queues: raise it (ulimit -n, LimitNOFILE=)"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
@@ -219,8 +237,22 @@ fn device_params(
         },
         spawner: Spawner::new(move |name, body| sandbox.spawn(ThreadKind::Worker, name, body)),
         batch_notifications: cli.notify == Notify::Batch,
+        trouble: cli.trouble(),
+        faults: faults(cli),
         queue_iothreads: cli.queue_iothreads().map_err(|e| anyhow!(e))?,
     })
+}
+
+/// Faults to be injected.
+fn faults(cli: &Cli) -> Option<Arc<Faults>> {
+    (!cli.inject.is_empty()).then(|| Arc::new(Faults::new(&cli.inject)))
+}
+
+/// Says, before anybody can connect, that faults are not to be taken for real ones.
+fn announce_faults(cli: &Cli) {
+    for rule in &cli.inject {
+        tracing::warn!(%rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data (--inject)");
+    }
 }
 
 /// Takes over a file descriptor that this process was started with.
