@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
+use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
 use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::{OpenOptions, Storage};
@@ -107,6 +108,7 @@ impl Queue {
             serial: [0; 20],
             write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
+            trouble: Trouble::default(),
         });
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);

@@ -8,12 +8,14 @@ use std::fs::File;
 use std::rc::{Rc, Weak};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
+use std::time::Duration;
 
 use super::device::DeviceState;
-use super::stats::QueueStats;
+use super::stats::{QueueStats, RingState};
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::{DeferScope, DeferredCall};
 use crate::engine::{Completer, Engine, IoRequest, Requests};
+use crate::log_limit::LogLimit;
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
@@ -21,13 +23,20 @@ mod lost;
 mod notifier;
 mod poll;
 mod running;
+mod slow;
+mod trouble;
 mod watchdog;
 
 use notifier::Notifier;
 use poll::KickSource;
 pub use running::QueueError;
 use running::Running;
+use slow::Slow;
+use trouble::Held;
 use watchdog::Watchdog;
+
+/// A guest may reset its device and break the ring again as often as it likes.
+static BROKEN: LogLimit<u16> = LogLimit::new();
 
 /// What the frontend has said about a ring that is to run.
 #[derive(Debug)]
@@ -87,6 +96,9 @@ struct State {
     /// Notifications are coalesced.
     coalescing: bool,
     watchdog: Watchdog,
+    held: Held,
+    /// Present if slow requests are to be reported.
+    slow: Option<Slow>,
     /// Present while a ring runs.
     _poller: Option<PollerHandle>,
     notifier: Notifier,
@@ -115,13 +127,14 @@ impl BlkQueue {
                     queue.publish();
                 }
             };
+            let io_timeout = device.trouble.params.io_timeout;
             Self {
                 index,
                 device,
                 engine,
                 ctx: ctx.clone(),
                 me: me.clone(),
-                state: RefCell::new(State::new(index, stats, Watchdog::new(ctx, me.clone()))),
+                state: RefCell::new(State::new(ctx, index, stats, me, io_timeout)),
                 batch: RefCell::default(),
                 again: ctx.bottom_half(visit),
                 publication: DeferredCall::new(publish),
@@ -147,6 +160,7 @@ impl BlkQueue {
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
         (state.kicked, state.broken, state.losses) = (resumed, false, None);
+        state.stats.state.set(RingState::Running);
         state.running = Some(running);
         state._poller = Some(poller);
         if resumed {
@@ -161,9 +175,10 @@ impl BlkQueue {
         let mut state = self.state.borrow_mut();
         state.stopping = Some(done);
         let handlers = (state.kick.take(), state._poller.take());
-        state.finish_stop();
         drop(state);
         drop(handlers);
+        self.release_held();
+        self.state.borrow_mut().finish_stop();
     }
 
     /// Switches the processing of the ring on or off (SET_VRING_ENABLE).
@@ -239,11 +254,14 @@ impl BlkQueue {
         let mut collected = state.collect(&self.device, batch);
         // After the last look at guest memory, before anything is done about it: what was lost reads as zeroes.
         if let Some(lost) = state.lost_memory() {
-            state.give_up(self.index, &self.device, batch);
+            state.abandon(batch);
             collected = Err(lost);
         }
         for request in batch.iter_mut() {
             request.set_completer(self.me.upgrade().expect("called on a live queue"));
+        }
+        if let Some(slow) = &mut state.slow {
+            slow.begin(batch);
         }
         collected.unwrap_or_else(|error| {
             self.fail(&mut state, &error);
@@ -260,13 +278,17 @@ impl BlkQueue {
         // Zeroes in the place of lost memory look like all kinds of mistakes.
         let lost = state.lost_memory();
         let error = lost.as_ref().unwrap_or(error);
-        tracing::error!(
-            device = %self.device.name,
-            queue = self.index,
-            %error,
-            "virtqueue is broken: stopped until the frontend sets it up again"
-        );
+        if let Some(suppressed) = BROKEN.pass(self.index) {
+            tracing::error!(
+                device = %self.device.name,
+                queue = self.index,
+                %error,
+                suppressed,
+                "virtqueue is broken: stopped until the frontend sets it up again"
+            );
+        }
         state.stats.broken.add(1);
+        state.stats.state.set(RingState::Broken);
         state.broken = true;
         state.notifier.report_broken();
     }
@@ -283,16 +305,30 @@ struct Collected {
 
 impl Completer for BlkQueue {
     fn complete(&self, request: Box<IoRequest>) {
-        self.state
-            .borrow_mut()
-            .complete(self.index, &self.device, request);
+        if request.result.is_err() {
+            return self.trouble(request);
+        }
+        self.answer(request);
+    }
+}
+
+impl BlkQueue {
+    /// Answers a request that is over.
+    fn answer(&self, request: Box<IoRequest>) {
+        self.state.borrow_mut().complete(request);
         self.publication.defer();
         self.state.borrow_mut().finish_stop();
     }
 }
 
 impl State {
-    fn new(index: u16, stats: Arc<QueueStats>, watchdog: Watchdog) -> Self {
+    fn new(
+        ctx: &AioContext,
+        index: u16,
+        stats: Arc<QueueStats>,
+        queue: &Weak<BlkQueue>,
+        io_timeout: Option<Duration>,
+    ) -> Self {
         Self {
             notifier: Notifier::new(index, Arc::clone(&stats)),
             stats,
@@ -307,7 +343,9 @@ impl State {
             stopping: None,
             kick: None,
             coalescing: true,
-            watchdog,
+            watchdog: Watchdog::new(ctx, queue.clone()),
+            held: Held::new(ctx, queue.clone()),
+            slow: io_timeout.map(|limit| Slow::new(ctx, queue.clone(), limit)),
             _poller: None,
             free: Vec::new(),
         }
@@ -329,11 +367,8 @@ impl State {
     }
 
     /// Puts the answer to a request into the ring.
-    fn complete(&mut self, index: u16, device: &DeviceState, mut request: Box<IoRequest>) {
+    fn complete(&mut self, mut request: Box<IoRequest>) {
         self.in_flight -= 1;
-        if let Err(error) = &request.result {
-            tracing::debug!(device = %device.name, queue = index, op = ?request.op, %error, "request failed");
-        }
         if let Some(running) = &mut self.running {
             running.complete(&self.stats, &request);
         }
@@ -370,6 +405,7 @@ impl State {
             self.base = running.ring.next_avail();
         }
         (self.kicked, self.polled) = (false, false);
+        self.stats.state.set(RingState::Stopped);
         self.notifier.ring_stopped();
         if let Some(done) = self.stopping.take() {
             // Whoever asked may have gone.

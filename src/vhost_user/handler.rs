@@ -13,8 +13,12 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 
 use super::error::SessionError;
 use super::session::Session;
+use crate::log_limit::LogLimit;
 use crate::memory::{MAX_REGIONS, RegionInfo};
 use crate::virtqueue::{RegionLayout, RingAddresses};
+
+/// Refused messages, by what is wrong with them.
+static REFUSED: LogLimit<(&str, String)> = LogLimit::new();
 
 /// Answers one connection's messages.
 #[derive(Debug)]
@@ -34,8 +38,12 @@ impl Handler<'_> {
 }
 
 fn refuse(message: &'static str, error: &SessionError) -> Error {
-    tracing::warn!(message, %error, "vhost-user message refused");
-    Error::ReqHandlerError(io::Error::other(error.to_string()))
+    // By the text as well: it says what is wrong, and a frontend that goes on like that has many ways.
+    let text = error.to_string();
+    if let Some(suppressed) = REFUSED.pass((message, text.clone())) {
+        tracing::warn!(message, %error, suppressed, "vhost-user message refused");
+    }
+    Error::ReqHandlerError(io::Error::other(text))
 }
 
 /// The outcome of a message that is answered with ACK or NAK.

@@ -90,6 +90,11 @@ impl SplitRing {
         Ok(ring)
     }
 
+    /// Whether the frontend keeps track of the chains in flight.
+    pub fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
+    }
+
     /// Tracks the chains in flight in `area` from here on, and goes on where a predecessor has stopped: what it had
     /// taken and not answered is popped first, in the order in which it was taken.
     ///

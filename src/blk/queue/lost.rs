@@ -6,7 +6,6 @@
 use std::io;
 
 use super::{BlkQueue, QueueError, State};
-use crate::blk::device::DeviceState;
 use crate::engine::Requests;
 use crate::memory::losses;
 
@@ -42,10 +41,10 @@ impl State {
 
     /// Fails requests that may have been read from lost memory: where they go is anybody's guess.
     #[cold]
-    pub(super) fn give_up(&mut self, index: u16, device: &DeviceState, batch: &mut Requests) {
+    pub(super) fn abandon(&mut self, batch: &mut Requests) {
         for mut request in batch.drain(..) {
             request.result = Err(io::Error::from_raw_os_error(libc::EFAULT));
-            self.complete(index, device, request);
+            self.complete(request);
         }
     }
 }

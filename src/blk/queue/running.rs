@@ -217,6 +217,26 @@ impl Running {
         Ok(submit)
     }
 
+    /// Whether the chain of this head is in flight.
+    pub(super) fn has(&self, head: u16) -> bool {
+        self.slots.get(usize::from(head)).is_some_and(Option::is_some)
+    }
+
+    /// Whether chains may stay in flight when the ring stops: the frontend keeps track of them, and is not just moving the
+    /// guest elsewhere (QEMU does not take the in-flight region along).
+    pub(super) fn may_leave(&self) -> bool {
+        self.ring.is_tracked() && self.log.is_none()
+    }
+
+    /// Leaves a chain in flight, if that may be, for whoever serves the ring next.
+    pub(super) fn leave_in_flight(&mut self, head: u16) -> bool {
+        let leave = self.may_leave();
+        if leave && let Some(slot) = self.slots.get_mut(usize::from(head)) {
+            *slot = None;
+        }
+        leave
+    }
+
     /// Answers a request that came back from the engine.
     pub(super) fn complete(&mut self, stats: &QueueStats, request: &IoRequest) {
         let head = request.token;
@@ -262,7 +282,7 @@ impl Running {
 
 fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
     match op {
-        IoOp::Read => {
+        IoOp::Read | IoOp::Salvage => {
             stats.reads.add(1);
             stats.read_bytes.add(bytes);
         }

@@ -7,10 +7,14 @@ use super::log::check_log_address;
 use super::{PROTOCOL_FEATURES, Result, Session};
 use crate::blk::config::features;
 use crate::blk::queue::RingSetup;
+use crate::log_limit::LogLimit;
 use crate::vhost_user::SessionError;
 use crate::vhost_user::eventfd;
 use crate::vhost_user::vring::{Kick, Vring};
 use crate::virtqueue::{RingAddresses, RingFeatures};
+
+/// A driver may set its queues up as often as it likes.
+static SMALL_QUEUE: LogLimit<()> = LogLimit::new();
 
 impl Session<'_> {
     pub(in crate::vhost_user) fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
@@ -20,10 +24,13 @@ impl Session<'_> {
             return Err(SessionError::BadQueueSize { size, max });
         }
         let segments = u32::from(self.device.config().seg_max());
-        if size < segments + 2 {
+        if size < segments + 2
+            && let Some(suppressed) = SMALL_QUEUE.pass(())
+        {
             tracing::warn!(
                 queue = index,
                 size,
+                suppressed,
                 "a request may have {segments} segments, more than this queue takes: start the backend with \
                  --queue-size {size}"
             );
