@@ -199,9 +199,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     ALL_BUT_MAIN => [SYS_fdatasync]
     // The event loop and its queues in the kernel, which were made before.
+    &[Control, IoThread] => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
-        SYS_epoll_pwait,
-        SYS_epoll_ctl,
         SYS_timerfd_settime,
         SYS_io_uring_enter,
         SYS_io_submit,
@@ -209,12 +208,18 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_destroy,
     ]
     // The frontend: connections, messages, what comes with them.
-    SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_shutdown, SYS_fstat, SYS_newfstatat, SYS_statx, SYS_unlinkat]
+    SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_shutdown, SYS_fstat, SYS_newfstatat, SYS_unlinkat]
+    // Files are asked for their length: memory, in-flight areas, the image once a discard failed.
+    ALL => [SYS_statx]
     &[Control] => [
         SYS_accept4,
         SYS_recvmsg,
         SYS_sendmsg,
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE]),
+        SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
+        SYS_ioctl if among!(1: libc [FIONREAD]),
+        SYS_epoll_create1,
+        SYS_fstatfs,
         SYS_pread64,
         SYS_pwrite64,
         SYS_ftruncate,
@@ -230,7 +235,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
 /// The same under the names that only older architectures have.
 #[cfg(target_arch = "x86_64")]
 pub(super) static ALLOWED_HERE: &[Call] = calls! {
-    &[IoThread] => [SYS_epoll_wait]
+    &[Control, IoThread] => [SYS_epoll_wait]
     SOCKET => [SYS_poll, SYS_unlink]
 };
 
