@@ -261,6 +261,20 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_of_one_region_is_looked_for_in_regions_at_any_address() {
+        let (low, high) = (1 << 62, 1 << 63);
+        // Mapped in either order, so that once the second one's bytes lie below the first one's in this process.
+        for order in [[low, high], [high, low]] {
+            let table = order.map(|guest| (info(guest, 0x1000, 0), file(0x1000)));
+            let view = MemoryView::new(Arc::new(GuestMemory::map(table).unwrap()));
+            for addr in [low, low + 0xfff, high, high + 0xfff] {
+                let (host, _) = view.resolve(addr).unwrap();
+                assert_eq!(view.guest_address(host), Some(addr), "{addr:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn user_addresses_must_lie_in_one_region() {
         let memory = two();
         assert!(memory.resolve_user(0x7000_0000, 0x2000).is_some());

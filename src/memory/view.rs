@@ -67,7 +67,7 @@ impl MemoryView {
     pub fn guest_address(&self, host: *const u8) -> Option<u64> {
         self.regions.iter().find_map(|r| {
             let offset = (host.addr() as u64).wrapping_sub(r.base.addr() as u64);
-            (offset < r.len).then_some(r.start + offset)
+            (offset < r.len).then(|| r.start + offset)
         })
     }
 
