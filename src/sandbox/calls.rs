@@ -94,6 +94,7 @@ mod constant {
     pub(super) const BLKDISCARD: u32 = 0x1277;
     pub(super) const BLKGETSIZE64: u32 = 0x8008_1272;
     pub(super) const CLONE_NEWTIME: i32 = 0x80;
+    pub(super) const FIONREAD: u32 = 0x541b;
     pub(super) const PR_SET_NAME: i32 = 15;
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
 }
@@ -209,7 +210,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     // The frontend: connections, messages, what comes with them.
     SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_shutdown, SYS_fstat, SYS_newfstatat, SYS_unlinkat]
-    // Files are asked for their length: memory, in-flight areas, the image once a discard failed.
+    // Files are asked for their length: memory, in-flight areas, the image once it was zeroed.
     ALL => [SYS_statx]
     &[Control] => [
         SYS_accept4,
@@ -217,7 +218,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_sendmsg,
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE]),
         SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
-        SYS_ioctl if among!(1: libc [FIONREAD]),
+        SYS_ioctl if among!(1: constant [FIONREAD]),
         SYS_epoll_create1,
         SYS_fstatfs,
         SYS_pread64,
