@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arena::Arena;
 use crate::common::raw::{Answer, mem_table, msg};
-use crate::common::vm::{REGION, Ring, Vm};
+use crate::common::vm::{DATA, HEADER, REGION, Ring, STATUS, Vm, header, linked, readable, writable};
 
 fn owned(fd: RawFd) -> OwnedFd {
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());
@@ -181,6 +181,52 @@ fn eventfds_in_any_state() {
                     }
                 },
             );
+        }
+    }
+}
+
+/// Takes back that a file does not block.
+fn set_blocking(fd: RawFd) {
+    // SAFETY: no memory is involved.
+    let set = unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_RDWR) };
+    assert_eq!(set, 0);
+}
+
+#[test]
+fn eventfds_that_block_after_all() {
+    let mut arena = Arena::new();
+    for request in [msg::SET_VRING_CALL, msg::SET_VRING_ERR, msg::SET_VRING_KICK] {
+        for ask in [false, true] {
+            arena.case(&format!("request {request}, then another one: {ask}"), |daemon| {
+                let mut vm = Vm::start(daemon, 1);
+                let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+                let fd = event.as_raw_fd();
+                assert_eq!(vm.client.vring_fd(request, 0, Some(fd)), Answer::Ack);
+                // The flags are those of the file, which is the frontend's as well.
+                let _ = event.read();
+                set_blocking(fd);
+                event.write(u64::MAX - 1).expect("fill it");
+                if request == msg::SET_VRING_KICK {
+                    vm.rings[0].kick = event.try_clone().expect("clone it");
+                    vm.read_sector(0, 3);
+                }
+                // Answered, and then the IOThread waits for room.
+                vm.poke(HEADER, &header(0, 3));
+                let status = if request == msg::SET_VRING_ERR {
+                    u64::MAX
+                } else {
+                    STATUS
+                };
+                let chain = [readable(HEADER, 16), writable(DATA, 512), writable(status, 1)];
+                vm.put_descs(0, 0, &linked(0, &chain));
+                vm.publish(0, 0);
+                if request != msg::SET_VRING_KICK {
+                    vm.kick(0);
+                }
+                if ask {
+                    vm.client.stop_ring(0).expect("GET_VRING_BASE");
+                }
+            });
         }
     }
 }
