@@ -158,7 +158,7 @@ impl Vm {
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
-            queue.set_call(Some(call));
+            queue.set_call(Some(Arc::new(call)));
             queue.start(setup).unwrap();
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
@@ -355,7 +355,7 @@ impl Vm {
     pub(crate) fn replace_call(&mut self) {
         self.call = eventfd();
         let call = self.call.try_clone().unwrap();
-        self.run(move |queue| queue.set_call(Some(call)));
+        self.run(move |queue| queue.set_call(Some(Arc::new(call))));
     }
 
     /// SET_VRING_KICK with a new eventfd.
