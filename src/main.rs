@@ -4,22 +4,24 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vhost_user_blk::aio::{IoThread, IoThreadConfig};
+use vhost_user_blk::account::{Account, find_group};
+use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
 use vhost_user_blk::engine::{Faults, Plan};
 use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
-use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
-use vhost_user_blk::thread_pool::ThreadPoolParams;
+use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
+use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
+use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
+use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
 
 /// How long requests in flight may take once a signal asks the process to end.
@@ -59,18 +61,26 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
     check_limits(cli);
     let storage = open_storage(cli)?;
+    check_use(cli, &storage)?;
+    let account = cli.user.as_deref().map(Account::find).transpose();
+    let account = account.context("--user")?;
+    let server = make_server(cli, account.as_ref())?;
+    let keep = Keep {
+        socket: cli.socket_path.as_deref(),
+        account: account.as_ref(),
+    };
+    // All that needs rights is done, and there is one thread: those to come have none either.
+    let sandbox = Sandbox::new(cli.sandbox.into(), keep)?;
     let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let params = device_params(cli, &storage, engine)?;
+    let params = device_params(cli, &storage, engine, &sandbox)?;
     let mut device = BlkDevice::new(Arc::clone(&storage), params, &iothreads)?;
     if !cli.incoming {
         device.activate().map_err(lock_error)?;
     }
-    let server = match (&cli.socket_path, cli.fd) {
-        (Some(path), _) => Server::bind(path)?,
-        (None, Some(fd)) => Server::from_fd(inherited(fd)?)?,
-        (None, None) => return Err(anyhow!("--socket-path or --fd is missing")),
-    };
+    for iothread in &iothreads {
+        confine(iothread, &sandbox)?;
+    }
     let stats = device.stats().to_vec();
     tracing::info!(
         image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
@@ -80,7 +90,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         engine,
         queues: &stats,
     };
-    let finished = serve(signals, server, device, storage, &report)?;
+    let finished = serve(signals, server, device, storage, &report, &sandbox)?;
     if cli.stats {
         eprint!("{report}");
     }
@@ -125,6 +135,40 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
     Ok(Arc::new(Storage::open(&options)?))
 }
 
+/// Finds out early what cannot work, before there is a socket.
+fn check_use(cli: &Cli, storage: &Storage) -> anyhow::Result<()> {
+    Plan::choose(cli.aio.into(), storage)?;
+    if !cli.incoming {
+        ImageLock::acquire_soon(storage).map_err(lock_error)?;
+    }
+    Ok(())
+}
+
+fn make_server(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Server> {
+    let group = cli.socket_group.as_deref().map(find_group).transpose();
+    let access = SocketAccess {
+        mode: cli.socket_mode,
+        owner: account.map(Account::uid),
+        group: group.context("--socket-group")?.or(account.map(Account::gid)),
+    };
+    match (&cli.socket_path, cli.fd) {
+        (Some(path), _) => Ok(Server::bind(path, &access)?),
+        (None, Some(fd)) => Ok(Server::from_fd(inherited(fd)?)?),
+        (None, None) => Err(anyhow!("--socket-path or --fd is missing")),
+    }
+}
+
+/// Puts the sandbox over an IOThread, whose queues have all that they need by now.
+fn confine(iothread: &IoThread, sandbox: &Sandbox) -> anyhow::Result<()> {
+    let (sandbox, (reply, entered)) = (sandbox.clone(), mpsc::channel());
+    let enter = move |_: &AioContext| {
+        // The main thread waits for it.
+        let _ = reply.send(sandbox.enter(ThreadKind::IoThread));
+    };
+    iothread.handle().run_on_context(enter)?;
+    Ok(entered.recv().context("an IOThread has ended")??)
+}
+
 fn lock_error(error: LockError) -> anyhow::Error {
     match error {
         LockError::InUse { .. } => {
@@ -149,7 +193,13 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
     Ok(iothreads)
 }
 
-fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> anyhow::Result<DeviceParams> {
+fn device_params(
+    cli: &Cli,
+    storage: &Storage,
+    engine: Plan,
+    sandbox: &Sandbox,
+) -> anyhow::Result<DeviceParams> {
+    let sandbox = sandbox.clone();
     Ok(DeviceParams {
         name: storage.path().display().to_string(),
         engine,
@@ -160,6 +210,7 @@ fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> anyhow::Result<D
             min_threads: cli.thread_pool_min.into(),
             max_threads: cli.thread_pool_max.into(),
         },
+        spawner: Spawner::new(move |name, body| sandbox.spawn(ThreadKind::Worker, name, body)),
         batch_notifications: cli.notify == Notify::Batch,
         trouble: cli.trouble(),
         faults: faults(cli),
@@ -194,23 +245,25 @@ fn serve(
     mut device: BlkDevice,
     storage: Arc<Storage>,
     report: &Report<'_>,
+    sandbox: &Sandbox,
 ) -> anyhow::Result<bool> {
     let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
-    thread::Builder::new()
-        .name("control".to_owned())
-        .spawn(move || {
-            let _waker = CloseOnDrop(waker);
-            server.run(&mut device);
-            if let Err(error) = storage.flush() {
-                tracing::error!(%error, "flush on exit");
-            }
-            drop(device);
-            // The main thread may have given up already.
-            let _ = done.send(());
-        })
+    let control = move || {
+        let _waker = CloseOnDrop(waker);
+        server.run(&mut device);
+        if let Err(error) = storage.flush() {
+            tracing::error!(%error, "flush on exit");
+        }
+        drop(device);
+        // The main thread may have given up already.
+        let _ = done.send(());
+    };
+    sandbox
+        .spawn(ThreadKind::Control, "control".to_owned(), control)
         .context("cannot create the control thread")?;
+    sandbox.enter(ThreadKind::Main)?;
     for signal in &mut signals {
         match signal {
             SIGUSR1 => eprint!("{report}"),

@@ -13,8 +13,9 @@ use super::trouble::{Trouble, TroubleParams};
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Faults, Plan};
 use crate::log_limit::LogLimit;
+use crate::memory::survive_lost_memory;
 use crate::storage::{LockError, Storage};
-use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
 /// A guest may do that as often as it likes.
 static CACHE_SWITCHED: LogLimit<bool> = LogLimit::new();
@@ -53,6 +54,8 @@ pub struct DeviceParams {
     pub queue_iothreads: Vec<u16>,
     /// Limits of each IOThread's thread pool.
     pub thread_pool: ThreadPoolParams,
+    /// Creates the workers of the pools.
+    pub spawner: Spawner,
     /// Notifications are coalesced at the start.
     pub batch_notifications: bool,
     /// What becomes of requests that the disk cannot execute.
@@ -88,6 +91,7 @@ impl BlkDevice {
         params: DeviceParams,
         iothreads: &[IoThread],
     ) -> Result<Self, CreateError> {
+        survive_lost_memory().map_err(CreateError::Signal)?;
         let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),
@@ -108,7 +112,8 @@ impl BlkDevice {
             let mine = (0u16..).zip(stats.iter().cloned());
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
-            let (plan, pool, faults) = (params.engine, params.thread_pool, params.faults.clone());
+            let (plan, faults) = (params.engine, params.faults.clone());
+            let pool = (params.thread_pool, params.spawner.clone());
             let (reply, created) = mpsc::channel();
             let create = move |ctx: &AioContext| {
                 // A receiver that has gone drops the queues again, here.
@@ -254,6 +259,9 @@ pub enum CreateError {
     /// An IOThread has ended.
     #[error(transparent)]
     Gone(#[from] Gone),
+    /// No handler for memory that a frontend takes away.
+    #[error("SIGBUS cannot be handled: {0}")]
+    Signal(io::Error),
     /// The engine cannot be had on an IOThread.
     #[error(transparent)]
     Engine(#[from] engine::Error),
@@ -266,9 +274,9 @@ fn create_queues(
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
     (plan, faults): (Plan, Option<Arc<Faults>>),
-    pool: ThreadPoolParams,
+    (limits, spawner): (ThreadPoolParams, Spawner),
 ) -> Result<Created, engine::Error> {
-    let pool = ThreadPool::new(ctx, pool);
+    let pool = ThreadPool::with_spawner(ctx, limits, spawner, ThreadPool::IDLE_TIME);
     let mut engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
     if let Some(faults) = faults {
         engines.inject(ctx, faults);

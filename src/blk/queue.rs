@@ -19,6 +19,7 @@ use crate::log_limit::LogLimit;
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
+mod lost;
 mod notifier;
 mod poll;
 mod running;
@@ -82,6 +83,8 @@ struct State {
     enabled: bool,
     /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
     broken: bool,
+    /// The count of lost mappings when this ring's were last looked at; `None`: never.
+    losses: Option<usize>,
     /// A kick came since the ring was set up (the specification's "started").
     kicked: bool,
     /// The IOThread looks at the ring by itself, so the driver need not kick.
@@ -121,7 +124,7 @@ impl BlkQueue {
             };
             let publish = move || {
                 if let Some(queue) = publisher.upgrade() {
-                    queue.state.borrow_mut().publish();
+                    queue.publish();
                 }
             };
             let io_timeout = device.trouble.params.io_timeout;
@@ -156,7 +159,7 @@ impl BlkQueue {
             .ctx
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
-        (state.kicked, state.broken) = (resumed, false);
+        (state.kicked, state.broken, state.losses) = (resumed, false, None);
         state.stats.state.set(RingState::Running);
         state.running = Some(running);
         state._poller = Some(poller);
@@ -248,7 +251,12 @@ impl BlkQueue {
         if !state.is_active() {
             return Collected::default();
         }
-        let collected = state.collect(&self.device, batch);
+        let mut collected = state.collect(&self.device, batch);
+        // After the last look at guest memory, before anything is done about it: what was lost reads as zeroes.
+        if let Some(lost) = state.lost_memory() {
+            state.abandon(batch);
+            collected = Err(lost);
+        }
         for request in batch.iter_mut() {
             request.set_completer(self.me.upgrade().expect("called on a live queue"));
         }
@@ -267,6 +275,9 @@ impl BlkQueue {
 
     /// Stops a ring that cannot be trusted any more: everything else goes on.
     fn fail(&self, state: &mut State, error: &QueueError) {
+        // Zeroes in the place of lost memory look like all kinds of mistakes.
+        let lost = state.lost_memory();
+        let error = lost.as_ref().unwrap_or(error);
         if let Some(suppressed) = BROKEN.pass(self.index) {
             tracing::error!(
                 device = %self.device.name,
@@ -325,6 +336,7 @@ impl State {
             base: 0,
             enabled: false,
             broken: false,
+            losses: None,
             kicked: false,
             polled: false,
             in_flight: 0,

@@ -180,10 +180,17 @@ fn parse_ranges(
     }
     request.ranges.clear();
     let mut segment = [0; RANGE_LEN];
+    let mut refused = None;
     while request.iov.read_front(&mut segment) {
-        request
-            .ranges
-            .push(parse_range(&segment, rules, max_sectors, known_flags)?);
+        match parse_range(&segment, rules, max_sectors, known_flags) {
+            Ok(range) => request.ranges.push(range),
+            // An unknown flag has the last word, whatever is wrong with the other segments (5.2.6.2).
+            Err(Status::Unsupp) => return Err(Status::Unsupp),
+            Err(status) => refused = Some(status),
+        }
+    }
+    if let Some(status) = refused {
+        return Err(status);
     }
     let bytes = request.ranges.iter().map(|r| r.len).sum();
     Ok(Action::Submit { written: 0, bytes })
@@ -457,6 +464,13 @@ mod tests {
             (11, segment(0, 1 << 23, 0), io_err),
             (13, segment(0, MAX_WRITE_ZEROES_SECTORS + 1, 0), io_err),
             (13, [good.clone(), segment(0, u32::MAX, 0)].concat(), io_err),
+            // An unknown flag in any of them outweighs what is wrong with the others.
+            (11, [segment(2047, 2, 0), segment(0, 1, 1)].concat(), unsupp),
+            (
+                13,
+                [segment(u64::MAX, 1, 0), good.clone(), segment(0, 1, 2)].concat(),
+                unsupp,
+            ),
         ] {
             let (action, _) = parse_case(&[&header(request_type, 0), &data], &[]);
             assert_eq!(action, expected, "type {request_type} {data:?}");

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types::Fixed};
+use io_uring::{Builder, IoUring, cqueue, opcode, register::Restriction, squeue, types::Fixed};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::kernel::{Completion, KernelQueue};
@@ -34,17 +34,7 @@ impl Uring {
     }
 
     fn with_entries(file: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
-        let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag();
-        // Linux 6.0 has these flags.
-        let ring = match builder.build(entries) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain().build(entries)?,
-            result => result?,
-        };
+        let (ring, disabled) = build(entries)?;
         let params = ring.params();
         if !(params.is_feature_nodrop()
             && params.is_feature_submit_stable()
@@ -55,11 +45,50 @@ impl Uring {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
+        if disabled {
+            restrict(&ring)?;
+        }
         Ok(Self { ring, event })
     }
 }
 
-fn plain() -> Builder {
+/// Leaves the ring reads and writes of the registered file, nothing else, and enables it.
+///
+/// What a ring executes passes no seccomp filter.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let opcodes = [
+        opcode::Read::CODE,
+        opcode::Readv::CODE,
+        opcode::Write::CODE,
+        opcode::Writev::CODE,
+    ];
+    let fixed = Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits());
+    let mut restrictions: Vec<_> = opcodes.into_iter().map(Restriction::sqe_op).collect();
+    restrictions.push(fixed);
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()
+}
+
+/// A ring of the best kind that the kernel has, and whether it is still to be enabled.
+fn build(entries: u32) -> io::Result<(IoUring, bool)> {
+    let (plain, mut disabled, mut quick) = (builder(), builder(), builder());
+    disabled.setup_r_disabled();
+    quick
+        .setup_r_disabled()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag();
+    // Linux 6.0 has all of these flags, 5.10 rings that have to be enabled.
+    for builder in [quick, disabled] {
+        match builder.build(entries) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => return Ok((result?, true)),
+        }
+    }
+    Ok((plain.build(entries)?, false))
+}
+
+fn builder() -> Builder {
     let mut builder = IoUring::builder();
     builder.dontfork();
     builder

@@ -12,7 +12,7 @@ pub struct MemoryView {
     regions: Box<[ViewRegion]>,
     last: Cell<usize>,
     /// Keeps the mappings alive.
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl MemoryView {
         Rc::new(Self {
             regions,
             last: Cell::new(0),
-            _memory: memory,
+            memory,
         })
     }
 
@@ -58,11 +58,16 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
+    /// True if a mapping of it is lost: see [`GuestMemory::is_lost`].
+    pub(crate) fn is_lost(&self) -> bool {
+        self.memory.is_lost()
+    }
+
     /// The guest address of a byte that [`MemoryView::resolve`] has resolved.
     pub fn guest_address(&self, host: *const u8) -> Option<u64> {
         self.regions.iter().find_map(|r| {
             let offset = (host.addr() as u64).wrapping_sub(r.base.addr() as u64);
-            (offset < r.len).then_some(r.start + offset)
+            (offset < r.len).then(|| r.start + offset)
         })
     }
 

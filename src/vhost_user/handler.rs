@@ -135,7 +135,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
         let info = region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset);
-        ack("ADD_MEM_REG", self.session.add_region(info, file)).map(|()| None)
+        ack("ADD_MEM_REG", self.session.add_region(info, &file)).map(|()| None)
     }
 
     fn remove_mem_region(&mut self, r: &VhostUserSingleMemoryRegion) -> Result<()> {
@@ -236,7 +236,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
             queues: kept.num_queues,
             queue_size: kept.queue_size,
         };
-        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, file))
+        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, &file))
     }
 
     fn set_device_state_fd(
@@ -258,7 +258,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let set = self.session.set_log(file, log.mmap_offset, log.mmap_size);
+        let set = self.session.set_log(&file, log.mmap_offset, log.mmap_size);
         self.unanswered |= set.is_err();
         ack("SET_LOG_BASE", set)
     }

@@ -10,6 +10,7 @@ use vm_memory::ByteValued;
 use super::inflight::{Inflight, InflightArea};
 use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
+mod index;
 mod setup;
 mod used;
 
@@ -135,6 +136,18 @@ impl SplitRing {
         Ok(())
     }
 
+    /// True if memory of the ring itself is lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        [&self.desc, &self.avail, &self.used]
+            .iter()
+            .any(|area| area.is_lost())
+    }
+
+    /// True if the memory in which chains in flight are tracked is lost.
+    pub(crate) fn inflight_is_lost(&self) -> bool {
+        self.inflight.as_ref().is_some_and(Inflight::is_lost)
+    }
+
     /// Entries in the ring.
     pub fn size(&self) -> u16 {
         self.size
@@ -162,7 +175,7 @@ impl SplitRing {
         if self.avail_idx == self.next_avail && !self.refresh()? {
             return Ok(None);
         }
-        let slot = usize::from(self.next_avail.0 & (self.size - 1));
+        let slot = index::slot(self.next_avail, self.size);
         // Relaxed: ordered by the acquire load of the index in `refresh`.
         let head = u16::from_le(self.avail_u16(4 + 2 * slot).load(Ordering::Relaxed));
         if head >= self.size {
@@ -193,7 +206,7 @@ impl SplitRing {
     fn refresh(&mut self) -> Result<bool, RingError> {
         // Acquire: pairs with the driver's release of the index; the entries and descriptors before it are visible.
         let idx = Wrapping(u16::from_le(self.avail_u16(2).load(Ordering::Acquire)));
-        if (idx - self.next_avail).0 > self.size {
+        if index::available(idx, self.next_avail, self.size).is_none() {
             return Err(RingError::BadAvailIndex {
                 idx: idx.0,
                 next: self.next_avail.0,

@@ -30,6 +30,9 @@ pub enum QueueError {
         /// What is wrong with it.
         source: ChainError,
     },
+    /// The frontend has made a file that it shares with us shorter.
+    #[error("the file of {0} was cut short")]
+    Lost(&'static str),
     /// There is no byte to put a status into.
     #[error("descriptor chain {0} has no writable byte for the status")]
     NoStatus(u16),
@@ -108,6 +111,20 @@ impl Running {
     pub(super) fn set_log(&mut self, log: Option<RingLog>) {
         self.ring.set_log(log.as_ref());
         self.log = log.map(|ring| ring.log);
+    }
+
+    /// What the ring uses and the frontend has taken away, as far as an access has noticed.
+    #[cold]
+    pub(super) fn lost(&self) -> Option<&'static str> {
+        if self.memory.is_lost() || self.ring.is_lost() {
+            Some("a memory region")
+        } else if self.ring.inflight_is_lost() {
+            Some("the in-flight region")
+        } else if self.log.as_ref().is_some_and(|log| log.is_lost()) {
+            Some("the dirty log")
+        } else {
+            None
+        }
     }
 
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.

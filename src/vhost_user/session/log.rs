@@ -24,7 +24,7 @@ pub(super) fn check_log_address(addr: u64) -> Result<()> {
 
 impl Session<'_> {
     /// Logs dirty pages there while LOG_ALL is set.
-    pub(in crate::vhost_user) fn set_log(&mut self, file: File, offset: u64, size: u64) -> Result<()> {
+    pub(in crate::vhost_user) fn set_log(&mut self, file: &File, offset: u64, size: u64) -> Result<()> {
         let log = DirtyLog::map(file, offset, size)?;
         log.check_covers(self.memory.end())?;
         self.log = Some(Arc::new(log));

@@ -4,6 +4,7 @@ use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
 use super::super::inflight;
+use super::index::{need_event, slot};
 use super::{SplitRing, UsedLog};
 
 const NO_NOTIFY: u16 = 1; // VIRTQ_USED_F_NO_NOTIFY
@@ -18,7 +19,7 @@ impl SplitRing {
         if let Some(inflight) = &mut self.inflight {
             inflight.put_used(head);
         }
-        let slot = usize::from(self.next_used.0 & (self.size - 1));
+        let slot = slot(self.next_used, self.size);
         // Relaxed: made visible by the release store of the index in `publish`.
         self.used_u32(4 + 8 * slot)
             .store(u32::from(head).to_le(), Ordering::Relaxed);
@@ -118,12 +119,6 @@ impl SplitRing {
     }
 }
 
-/// True if the driver wants to know of an index in (old, new] that is beyond `event` (2.7.10).
-#[inline]
-fn need_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> bool {
-    new - event - Wrapping(1) < new - old
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -132,31 +127,13 @@ mod tests {
     use crate::memory::{DirtyLog, RingLog};
 
     #[test]
-    fn event_is_needed_only_when_crossed_for_every_index_and_batch() {
-        for new in 0..=u16::MAX {
-            for batch in [1u16, 2, 64, 1024] {
-                let (new, old) = (Wrapping(new), Wrapping(new) - Wrapping(batch));
-                // The driver asks for a notification once the entry `event` is used: entries old..new are.
-                for (event, expected) in [
-                    (old, true),
-                    (new - Wrapping(1), true),
-                    (new, false),
-                    (old - Wrapping(1), false),
-                ] {
-                    assert_eq!(need_event(event, new, old), expected, "{event} {new} {old}");
-                }
-            }
-        }
-    }
-
-    #[test]
     fn each_write_to_the_used_ring_is_logged_while_that_is_on() {
         use std::os::unix::fs::FileExt;
 
         use crate::virtqueue::inflight::model::Driver;
 
         let file = crate::memory::memfd(c"log", 4096).unwrap();
-        let log = Arc::new(DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap());
+        let log = Arc::new(DirtyLog::map(&file, 0, 8).unwrap());
         let (mut driver, used) = (Driver::new(8, 0, false), Some(0x3000));
         let mut ring = driver.device().ring;
         driver.submit(0);

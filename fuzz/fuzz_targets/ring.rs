@@ -1,0 +1,331 @@
+//! A ring in any state: what the driver stores and what the device makes of it, beside a model that counts.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use vhost_user_blk::virtqueue::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, SplitRing};
+use vhost_user_blk_fuzz::guest::{APART, Guest, Image, REGIONS, RINGS};
+
+/// The table may have 1024 entries, so it gets a region of its own.
+const DESC: u64 = APART.guest;
+const AVAIL: u64 = 0;
+const USED: u64 = 0x1000;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    size: u8,
+    base: u16,
+    used: u16,
+    event_idx: bool,
+    place: Option<Place>,
+    steps: Vec<Step>,
+}
+
+/// Any size and any addresses.
+#[derive(Arbitrary, Debug)]
+struct Place {
+    size: u32,
+    desc: Where,
+    avail: Where,
+    used: Where,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Where {
+    /// From the start (or the end) of a region.
+    In(u8, bool, u16),
+    Any(u64),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    /// The driver makes so many entries available, as it should.
+    Offer(u8, u16),
+    /// The driver stores whatever it likes.
+    AvailIdx(u16),
+    Entry(u16, u16),
+    Flags(u16),
+    UsedEvent(u16),
+    /// Relative to what is published.
+    UsedEventNear(i8),
+    Pop,
+    HasWork,
+    Push(u16, u32),
+    Publish,
+    EnableKicks,
+    DisableKicks,
+    Missed,
+    SetNotified,
+    Force,
+    Remap,
+}
+
+/// The device's side, counted without wrapping arithmetic.
+struct Model {
+    image: Image,
+    size: u64,
+    event_idx: bool,
+    /// Positions since the beginning of time.
+    avail: u64,
+    seen: u64,
+    used: u64,
+    published: u64,
+    signalled: Option<u64>,
+    notified: u64,
+}
+
+fuzz_target!(|input: Input| {
+    if let Some(place) = &input.place {
+        try_anywhere(place);
+        return;
+    }
+    let guest = Guest::new();
+    let size = 1u16 << (input.size % 11);
+    guest.write(USED + 2, &input.used.to_le_bytes());
+    let memory = guest.table();
+    let features = RingFeatures {
+        event_idx: input.event_idx,
+        indirect: false,
+    };
+    let mut ring =
+        SplitRing::new(&memory, addresses(), size.into(), input.base, features).expect("a good ring");
+    // Far from zero, so that nothing below it is ever meant.
+    let position = |idx: u16| (1 << 32) + u64::from(idx);
+    let mut model = Model {
+        image: guest.image(),
+        size: size.into(),
+        event_idx: input.event_idx,
+        avail: position(input.base),
+        seen: position(input.base),
+        used: position(input.used),
+        published: position(input.used),
+        signalled: None,
+        notified: position(input.used),
+    };
+    for step in input.steps.iter().take(300) {
+        if !model.step(step, &mut ring, &guest, &memory) {
+            break;
+        }
+    }
+    guest.image().assert_is(&model.image, &[]);
+});
+
+fn addresses() -> RingAddresses {
+    RingAddresses {
+        desc: APART.user,
+        avail: RINGS.user + AVAIL,
+        used: RINGS.user + USED,
+    }
+}
+
+impl Where {
+    fn user(&self) -> u64 {
+        match *self {
+            Self::In(region, from_end, at) => {
+                let region = REGIONS[usize::from(region) % REGIONS.len()];
+                let offset = u64::from(at);
+                if from_end {
+                    (region.user + region.len).wrapping_sub(offset)
+                } else {
+                    region.user + offset
+                }
+            }
+            Self::Any(at) => at,
+        }
+    }
+}
+
+/// A ring is made exactly if the specification allows its size and all of it is aligned and in one region each.
+fn try_anywhere(place: &Place) {
+    let guest = Guest::new();
+    let [desc, avail, used] = [&place.desc, &place.avail, &place.used].map(Where::user);
+    let ring = SplitRing::new(
+        &guest.table(),
+        RingAddresses { desc, avail, used },
+        place.size,
+        0,
+        RingFeatures::default(),
+    );
+    let size = u64::from(place.size);
+    let good_size = (0..=10).any(|n| size == 1 << n) && size <= MAX_QUEUE_SIZE.into();
+    // Bytes are looked for one by one; the host has regions at pages, so that alignments are the region's offsets'.
+    let good = |at: u64, len: u64, align: u64| {
+        let covers = |r: &&vhost_user_blk::memory::RegionInfo| {
+            u128::from(at) >= u128::from(r.user)
+                && u128::from(at) + u128::from(len) <= u128::from(r.user) + u128::from(r.len)
+        };
+        REGIONS
+            .iter()
+            .find(covers)
+            .is_some_and(|r| (at - r.user) % align == 0)
+    };
+    let good =
+        good_size && good(desc, 16 * size, 16) && good(avail, 6 + 2 * size, 2) && good(used, 6 + 8 * size, 4);
+    assert_eq!(ring.is_ok(), good, "{place:?}: {:?}", ring.err());
+    guest.image().assert_is(&Image::new(), &[]);
+}
+
+impl Model {
+    /// Writes as the driver, to both.
+    fn driver(&mut self, guest: &Guest, at: u64, value: u16) {
+        self.image.write(at, &value.to_le_bytes());
+        guest.write(at, &value.to_le_bytes());
+    }
+
+    fn used_event_at(&self) -> u64 {
+        AVAIL + 4 + 2 * self.size
+    }
+
+    /// Whether entry `event` is one of those from `old` on, up to the published ones.
+    fn crossed(&self, old: u64) -> bool {
+        let event = self.image.u16(self.used_event_at());
+        // No more than 65,535 are looked at: what is further away is out of sight, as for any driver.
+        let from = old.max(self.published.saturating_sub(0xffff));
+        (self.published - old) % 0x1_0000 != 0 && {
+            let batch = (self.published - old) % 0x1_0000;
+            (self.published - batch..self.published).any(|position| position % 0x1_0000 == u64::from(event))
+                && from <= self.published
+        }
+    }
+
+    /// Does it on both sides; false when the ring is broken.
+    fn step(
+        &mut self,
+        step: &Step,
+        ring: &mut SplitRing,
+        guest: &Guest,
+        memory: &vhost_user_blk::memory::GuestMemory,
+    ) -> bool {
+        match *step {
+            Step::Offer(count, head) => {
+                let mut idx = self.image.u16(AVAIL + 2);
+                for i in 0..u16::from(count % 33) {
+                    let slot = u64::from(idx) % self.size;
+                    self.driver(
+                        guest,
+                        AVAIL + 4 + 2 * slot,
+                        head.wrapping_add(i) % self.size as u16,
+                    );
+                    idx = idx.wrapping_add(1);
+                }
+                self.driver(guest, AVAIL + 2, idx);
+            }
+            Step::AvailIdx(idx) => self.driver(guest, AVAIL + 2, idx),
+            Step::Entry(slot, head) => {
+                self.driver(guest, AVAIL + 4 + 2 * (u64::from(slot) % self.size), head)
+            }
+            Step::Flags(flags) => self.driver(guest, AVAIL, flags),
+            Step::UsedEvent(event) => self.driver(guest, self.used_event_at(), event),
+            Step::UsedEventNear(away) => {
+                let event = (self.published as u16).wrapping_add_signed(away.into());
+                self.driver(guest, self.used_event_at(), event);
+            }
+            Step::Pop => return self.pop(ring),
+            Step::HasWork => return self.has_work(ring),
+            Step::Push(head, len) => {
+                let head = head % self.size as u16;
+                ring.push_used(head, len);
+                let at = USED + 4 + 8 * (self.used % self.size);
+                self.image.write(at, &u32::from(head).to_le_bytes());
+                self.image.write(at + 4, &len.to_le_bytes());
+                self.used += 1;
+                assert_eq!(
+                    u64::from(ring.unpublished()),
+                    (self.used - self.published) % 0x1_0000
+                );
+            }
+            Step::Publish => self.publish(ring),
+            Step::EnableKicks => {
+                ring.enable_kicks();
+                let (at, value) = if self.event_idx {
+                    (USED + 4 + 8 * self.size, self.avail as u16)
+                } else {
+                    (USED, 0)
+                };
+                self.image.write(at, &value.to_le_bytes());
+            }
+            Step::DisableKicks => {
+                ring.disable_kicks();
+                if !self.event_idx {
+                    self.image.write(USED, &1u16.to_le_bytes());
+                }
+            }
+            Step::Missed => {
+                let missed = self.event_idx && self.crossed(self.notified);
+                let event = self.image.u16(self.used_event_at());
+                assert_eq!(
+                    ring.missed_event(),
+                    missed.then_some((event, self.published as u16))
+                );
+            }
+            Step::SetNotified => {
+                ring.set_notified();
+                self.notified = self.published;
+            }
+            Step::Force => {
+                ring.force_notification();
+                self.signalled = None;
+            }
+            Step::Remap => ring.remap(memory, addresses()).expect("the same memory"),
+        }
+        true
+    }
+
+    /// The driver's index: how many more entries that makes; nothing if it is impossible.
+    fn refresh(&mut self) -> Option<u64> {
+        if self.seen == self.avail {
+            let idx = u64::from(self.image.u16(AVAIL + 2));
+            let ahead = (0..=self.size).find(|ahead| (self.avail + ahead) % 0x1_0000 == idx)?;
+            self.seen = self.avail + ahead;
+        }
+        Some(self.seen - self.avail)
+    }
+
+    fn pop(&mut self, ring: &mut SplitRing) -> bool {
+        let found = ring.pop();
+        match self.refresh() {
+            None => {
+                assert!(matches!(found, Err(RingError::BadAvailIndex { .. })), "{found:?}");
+                return false;
+            }
+            Some(0) => assert_eq!(found, Ok(None)),
+            Some(_) => {
+                let head = self.image.u16(AVAIL + 4 + 2 * (self.avail % self.size));
+                if u64::from(head) >= self.size {
+                    assert!(matches!(found, Err(RingError::BadHead { .. })), "{found:?}");
+                    return false;
+                }
+                assert_eq!(found, Ok(Some(head)));
+                self.avail += 1;
+            }
+        }
+        assert_eq!(ring.next_avail(), self.avail as u16);
+        true
+    }
+
+    fn has_work(&mut self, ring: &mut SplitRing) -> bool {
+        let found = ring.has_work();
+        match self.refresh() {
+            None => assert!(matches!(found, Err(RingError::BadAvailIndex { .. })), "{found:?}"),
+            Some(entries) => assert_eq!(found, Ok(entries > 0)),
+        }
+        found.is_ok()
+    }
+
+    fn publish(&mut self, ring: &mut SplitRing) {
+        let found = ring.publish();
+        self.published = self.used;
+        self.image.write(USED + 2, &(self.used as u16).to_le_bytes());
+        let wanted = match self.signalled.replace(self.published) {
+            None => true,
+            Some(old) if self.event_idx => self.crossed(old),
+            Some(_) => self.image.u16(AVAIL) & 1 == 0,
+        };
+        if wanted {
+            self.notified = self.published;
+        }
+        assert_eq!(found, wanted, "the notification");
+    }
+}
+
+const _: () = assert!(DESC == APART.guest);

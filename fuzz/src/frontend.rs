@@ -1,0 +1,180 @@
+//! A frontend that says whatever it is told, over a real socket, to a real server on a thread of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use vhost_user_blk::aio::{IoThread, IoThreadConfig};
+use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
+use vhost_user_blk::engine::{Choice, Plan};
+use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::thread_pool::ThreadPoolParams;
+use vhost_user_blk::vhost_user::Resizer;
+use vhost_user_blk::vhost_user::server::Server;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::guest::memfd;
+use crate::queue::SERIAL;
+
+pub const QUEUES: u16 = 2;
+/// Bytes of the disk at first; and some behind it that are nobody's.
+pub const DISK: u64 = 64 << 10;
+pub const TAIL: u64 = 300;
+/// Nothing takes longer, unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A disk that serves one connection after the other, as long as the process lives.
+pub struct Backend {
+    pub disk: File,
+    connections: Sender<OwnedFd>,
+    resizers: Receiver<Resizer>,
+    done: Receiver<()>,
+}
+
+impl Backend {
+    pub fn new() -> Self {
+        let disk = memfd(DISK);
+        let options = OpenOptions {
+            path: format!("/proc/self/fd/{}", disk.as_raw_fd()).into(),
+            ..OpenOptions::default()
+        };
+        let storage = Arc::new(Storage::open(&options).expect("open a memfd"));
+        let (connections, incoming) = mpsc::channel::<OwnedFd>();
+        let (offer, resizers) = mpsc::channel();
+        let (finished, done) = mpsc::channel();
+        let control = move || {
+            let iothreads = [0, 1]
+                .map(|_| IoThread::spawn("fuzz", IoThreadConfig::default()).expect("create an IOThread"));
+            let mut device =
+                BlkDevice::new(Arc::clone(&storage), params(&storage), &iothreads).expect("a disk");
+            for connection in incoming {
+                let server = Server::from_fd(connection).expect("a connected socket");
+                let _ = offer.send(server.resizer(Arc::clone(&storage)));
+                server.run(&mut device);
+                let _ = finished.send(());
+            }
+        };
+        thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(control)
+            .expect("create the control thread");
+        Self {
+            disk,
+            connections,
+            resizers,
+            done,
+        }
+    }
+
+    pub fn connect(&self) -> (Client, Resizer) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        self.connections
+            .send(theirs.into())
+            .expect("the control thread lives");
+        let resizer = self
+            .resizers
+            .recv_timeout(PATIENCE)
+            .expect("it accepts the connection");
+        (Client { stream: ours }, resizer)
+    }
+
+    /// Ends a connection, and waits until the backend has forgotten it.
+    pub fn leave(&self, client: Client) {
+        drop(client);
+        self.done.recv_timeout(PATIENCE).expect("the connection ends");
+    }
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn params(storage: &Storage) -> DeviceParams {
+    DeviceParams {
+        name: "fuzz".to_owned(),
+        serial: SERIAL,
+        num_queues: QUEUES,
+        queue_size: 64,
+        engine: Plan::choose(Choice::Auto, storage).expect("it always finds one"),
+        queue_iothreads: vec![0, 1],
+        thread_pool: ThreadPoolParams {
+            min_threads: 1,
+            max_threads: 1,
+        },
+        batch_notifications: true,
+    }
+}
+
+/// The frontend's end of a connection.
+pub struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Sends bytes and descriptors; false if the connection has ended.
+    pub fn send(&mut self, bytes: &[u8], fds: &[RawFd]) -> bool {
+        self.drain();
+        self.stream.send_with_fds(&[bytes], fds).is_ok()
+    }
+
+    /// Sends a message with a header.
+    pub fn message(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> bool {
+        let header = [request, 1 | flags, payload.len() as u32];
+        let bytes = [&header.map(u32::to_le_bytes).concat()[..], payload].concat();
+        self.send(&bytes, fds)
+    }
+
+    /// Takes away what the backend has said.
+    fn drain(&mut self) {
+        while self.receive(Duration::ZERO).is_ok_and(|(len, _)| len > 0) {}
+    }
+
+    /// The next bytes that the backend says, and a descriptor with them; `WouldBlock` if it says nothing for so long.
+    pub fn receive(&mut self, patience: Duration) -> io::Result<(usize, (Vec<u8>, Option<File>))> {
+        let mut poll = libc::pollfd {
+            fd: self.stream.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid entry.
+        if unsafe { libc::poll(&mut poll, 1, patience.as_millis() as i32) } != 1 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut bytes = vec![0; 512];
+        let (len, file) = self.stream.recv_with_fd(&mut bytes)?;
+        bytes.truncate(len);
+        Ok((len, (bytes, file)))
+    }
+
+    /// Asks for the features, and waits until all before it is dealt with. False if the connection has ended.
+    pub fn barrier(&mut self) -> bool {
+        if !self.message(1, 0, &[], &[]) {
+            return false;
+        }
+        let (mut rest, mut seen) = (PATIENCE, Vec::new());
+        loop {
+            match self.receive(Duration::from_millis(50).min(rest)) {
+                Ok((0, _)) => return false,
+                Ok((_, (bytes, _))) => {
+                    seen.extend(bytes);
+                    // A reply to GET_FEATURES is the last thing that is said.
+                    if seen.len() >= 20 && seen[seen.len() - 20..][..4] == [1, 0, 0, 0] {
+                        return true;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    rest = rest.saturating_sub(Duration::from_millis(50));
+                    assert!(!rest.is_zero(), "the backend says nothing");
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+}

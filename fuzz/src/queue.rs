@@ -1,0 +1,173 @@
+//! A queue of a disk in this process, driven by hand, on a disk in memory.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use vhost_user_blk::aio::{AioContext, Remote};
+use vhost_user_blk::blk::device::DeviceState;
+use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
+use vhost_user_blk::blk::stats::QueueStats;
+use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::memory::RingLog;
+use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
+use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
+
+use crate::chains::{AVAIL, DESC, USED};
+use crate::guest::{Guest, RINGS, eventfd, memfd};
+
+/// Bytes of the disk, and of its file: the rest is nobody's.
+pub const DISK: usize = 64 << 10;
+pub const FILE: usize = DISK + 512;
+pub const SERIAL: [u8; 20] = *b"fuzzed-serial-number";
+/// Nothing takes longer, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What kind of disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub block_size: u32,
+    pub read_only: bool,
+    pub engine: Choice,
+}
+
+/// A queue that is set up anew for each input; its threads stay.
+pub struct Queue {
+    pub shape: Shape,
+    pub disk: File,
+    pub device: Arc<DeviceState>,
+    ctx: AioContext,
+    remote: Remote<BlkQueue>,
+    pool: ThreadPool,
+    kick: File,
+}
+
+impl Queue {
+    /// `None` where this machine does not have the engine.
+    pub fn new(shape: Shape) -> Option<Self> {
+        let disk = memfd(DISK as u64);
+        let options = OpenOptions {
+            path: format!("/proc/self/fd/{}", disk.as_raw_fd()).into(),
+            read_only: shape.read_only,
+            logical_block_size: Some(shape.block_size),
+            ..OpenOptions::default()
+        };
+        let storage = Arc::new(Storage::open(&options).expect("open a memfd"));
+        disk.set_len(FILE as u64).expect("size the disk");
+        let plan = Plan::choose(shape.engine, &storage).ok()?;
+        let device = Arc::new(DeviceState {
+            name: "fuzz".to_owned(),
+            storage,
+            serial: SERIAL,
+            write_through: AtomicBool::new(false),
+            batch_notifications: AtomicBool::new(true),
+        });
+        let ctx = AioContext::new().expect("a context");
+        ctx.set_poll_max(Duration::ZERO);
+        let limits = ThreadPoolParams {
+            min_threads: 1,
+            max_threads: 1,
+        };
+        let pool = ThreadPool::new(&ctx, limits);
+        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).ok()?;
+        let stats: Arc<QueueStats> = Arc::default();
+        let remote = BlkQueue::create(&ctx, 0, Arc::clone(&device), stats, engines.engine());
+        Some(Self {
+            shape,
+            disk,
+            device,
+            ctx,
+            remote,
+            pool,
+            kick: eventfd(),
+        })
+    }
+
+    /// Bytes of the disk as the driver knows it.
+    pub fn capacity(&self) -> u64 {
+        self.device.storage.size()
+    }
+
+    /// Sets the ring up on a guest's memory.
+    pub fn start(&self, guest: &Guest, size: u16, base: u16, features: RingFeatures, log: Option<RingLog>) {
+        let setup = RingSetup {
+            memory: Arc::new(guest.table()),
+            addresses: RingAddresses {
+                desc: RINGS.user + DESC,
+                avail: RINGS.user + AVAIL,
+                used: RINGS.user + USED,
+            },
+            size: size.into(),
+            base,
+            features,
+            inflight: None,
+            log,
+        };
+        let kick = self.kick.try_clone().expect("another descriptor");
+        self.run(move |queue| {
+            queue.start(setup).expect("a ring like any other");
+            queue.set_enabled(true);
+            queue.set_kick(Some(kick)).expect("an eventfd");
+        });
+    }
+
+    fn run(&self, f: impl FnOnce(&BlkQueue) + Send + 'static) {
+        self.remote.post(move |queue| f(queue)).expect("it lives");
+        self.ctx.poll(false);
+    }
+
+    pub fn set_write_through(&self, on: bool) {
+        self.device.write_through.store(on, Ordering::Relaxed);
+    }
+
+    pub fn kick(&self) {
+        (&self.kick).write_all(&1u64.to_ne_bytes()).expect("kick");
+    }
+
+    /// Runs until the condition holds.
+    pub fn poll_until(&self, mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "nothing happens any more");
+            if !self.ctx.poll(false) {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// A few passes, in which nothing may happen.
+    pub fn poll_some(&self) {
+        for _ in 0..6 {
+            self.ctx.poll(false);
+        }
+    }
+
+    /// Stops the ring; the available index to go on at.
+    pub fn stop(&self) -> u16 {
+        let (done, stopped) = std::sync::mpsc::channel();
+        self.run(move |queue| queue.stop(done));
+        let mut base = None;
+        self.poll_until(|| {
+            base = base.or_else(|| stopped.try_recv().ok());
+            base.is_some() && self.pool.in_flight() == 0
+        });
+        base.expect("it has stopped")
+    }
+
+    /// Sets all bytes of the disk's file.
+    pub fn load(&self, bytes: &[u8]) {
+        self.disk.write_all_at(bytes, 0).expect("write the disk");
+    }
+
+    /// All bytes of the disk's file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; FILE];
+        self.disk.read_exact_at(&mut bytes, 0).expect("read the disk");
+        bytes
+    }
+}
