@@ -21,7 +21,7 @@ fn run_into_the_wall(disk: &SmallDisk, config: &str, options: &[&str]) -> (Machi
     disk.make_image(48 * MIB);
     disk.fill(16 * MIB);
     let mut machine = Machine::with_image(config, options, |path| symlink(disk.image(), path));
-    let mut guest = machine.boot(Boot::KernelWithFio);
+    let mut guest = machine.boot_with(Boot::KernelWithFio, &["-action", "reboot=reset"]);
     guest.ok(LOAD);
     wait_until_held(&mut machine);
     (machine, guest)
@@ -89,6 +89,24 @@ fn a_full_disk_outlives_a_pause_of_the_guest_and_the_end_of_the_backend() {
     qmp.execute("cont", &json!({}));
     drop(qmp);
     finish(guest);
+}
+
+#[test]
+fn a_guest_that_is_reset_leaves_its_held_writes_behind() {
+    for config in ["one-queue", "recovery"] {
+        let Some(disk) = SmallDisk::mount(80 * MIB) else {
+            return;
+        };
+        let (mut machine, mut guest) = run_into_the_wall(&disk, config, &[]);
+        guest.reset();
+        assert_eq!(machine.daemon.count("total", "held"), 0, "{config}");
+        disk.make_room();
+        guest.ok("dd if=/dev/urandom of=/tmp/data bs=1M count=48 status=none");
+        guest.ok("dd if=/tmp/data of=/dev/vda bs=1M oflag=direct status=none");
+        // What was held would spoil this, if it were written after all.
+        guest.ok("dd if=/dev/vda bs=1M count=48 iflag=direct status=none | cmp - /tmp/data");
+        guest.power_off();
+    }
 }
 
 #[test]

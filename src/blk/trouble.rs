@@ -98,6 +98,9 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// A disk that stays full is mentioned this often.
+const STILL_HELD: Duration = Duration::from_secs(60);
+
 /// A log line's cause: what was done about which operation, and the error.
 type Cause = (&'static str, &'static str, Option<i32>);
 const NO_ROOM: Cause = ("no room", "", None);
@@ -116,8 +119,8 @@ pub struct Trouble {
 struct Held {
     count: usize,
     since: Option<Instant>,
-    /// That it began was logged, so its end is to be logged as well.
-    told: bool,
+    /// When that was logged last; its end is then to be logged as well.
+    told: Option<Instant>,
 }
 
 impl Trouble {
@@ -156,9 +159,10 @@ impl Trouble {
         if held.since.is_some() {
             return;
         }
-        held.since = Some(Instant::now());
-        held.told = self.limit.pass(NO_ROOM).is_some();
-        if held.told {
+        let now = Instant::now();
+        held.since = Some(now);
+        held.told = self.limit.pass(NO_ROOM).map(|_| now);
+        if held.told.is_some() {
             let At { disk, op, sector, .. } = at;
             tracing::warn!(disk, op, sector, %error, "no room on the disk: held, and tried again until there is some");
         }
@@ -168,9 +172,9 @@ impl Trouble {
     pub(super) fn still_held(&self, disk: &str) {
         let mut held = self.lock();
         if let Some(since) = held.since
-            && self.limit.pass(NO_ROOM).is_some()
+            && held.told.is_none_or(|told| told.elapsed() >= STILL_HELD)
         {
-            held.told = true;
+            held.told = Some(Instant::now());
             let (count, seconds) = (held.count, since.elapsed().as_secs());
             tracing::warn!(disk, held = count, seconds, "still no room on the disk");
         }
@@ -182,7 +186,7 @@ impl Trouble {
         held.count = held.count.saturating_sub(requests);
         if held.count == 0
             && let Some(since) = held.since.take()
-            && held.told
+            && held.told.take().is_some()
         {
             let seconds = since.elapsed().as_secs_f32();
             tracing::warn!(disk, seconds, "no request is held for lack of room any more");

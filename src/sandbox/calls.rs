@@ -199,6 +199,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_pwritev,
         SYS_pwritev2,
         SYS_fallocate,
+        SYS_lseek,
         SYS_ioctl if among!(1: constant [BLKDISCARD]),
     ]
     ALL_BUT_MAIN => [SYS_fdatasync]

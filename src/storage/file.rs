@@ -221,7 +221,7 @@ impl RawFile {
             return Ok(());
         }
         if self.missing.zero(&self.file, offset, len, may_unmap)? {
-            if self.kind == Kind::BlockDevice || self.file.metadata()?.len() >= end {
+            if self.kind == Kind::BlockDevice || sys::end_of(&self.file)? >= end {
                 return Ok(());
             }
             // The file was cut short, and what lies behind its end cannot be read: its last block extends it.

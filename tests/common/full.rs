@@ -5,33 +5,61 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::process::Command;
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::daemon::{Daemon, IMAGE, SOCKET};
+use super::machine::host;
 
 /// A small file system, with an image on it and something that takes all other space.
 ///
 /// It is mounted in a mount namespace of the calling thread, which the processes that the thread starts share: however
 /// the test ends, the mount goes with them.
 #[derive(Debug)]
-pub(crate) struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk {
+    dir: TempDir,
+    /// What the file system is on, unless it is memory.
+    _backing: Option<NamedTempFile>,
+}
 
 impl SmallDisk {
     /// `size` bytes of space; `None`, with a word about it, where nothing can be mounted.
     pub(crate) fn mount(size: u64) -> Option<Self> {
         let dir = tempfile::tempdir().expect("make a directory");
-        match mount_tmpfs(&dir, size) {
-            Ok(()) => Some(Self(dir)),
-            Err(error) => {
-                eprintln!("skipped: no file system can be mounted here: {error}");
-                None
+        let mounted = leave_namespace().and_then(|()| mount_tmpfs(&dir, size));
+        mounted_or_skipped(mounted).then_some(Self { dir, _backing: None })
+    }
+
+    /// The same on a block device.
+    pub(crate) fn mount_ext4(size: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let backing = NamedTempFile::new().expect("make a file");
+        backing.as_file().set_len(size).expect("size it");
+        // Without a journal, for space is to be scarce but for what the test does.
+        host("mkfs.ext4", &["-q", "-O", "^has_journal"], backing.path());
+        let mounted = leave_namespace().and_then(|()| {
+            let mount = Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(backing.path())
+                .arg(dir.path())
+                .output()?;
+            match mount.status.success() {
+                true => Ok(()),
+                false => Err(io::Error::other(
+                    String::from_utf8_lossy(&mount.stderr).into_owned(),
+                )),
             }
-        }
+        });
+        let backing = Some(backing);
+        mounted_or_skipped(mounted).then_some(Self {
+            dir,
+            _backing: backing,
+        })
     }
 
     pub(crate) fn image(&self) -> PathBuf {
-        self.0.path().join(IMAGE)
+        self.dir.path().join(IMAGE)
     }
 
     /// Makes an image of holes.
@@ -45,7 +73,7 @@ impl SmallDisk {
         let filler = File::create(self.filler()).expect("make a file");
         // SAFETY: all-zero bytes are a valid `struct statvfs`.
         let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
-        let path = CString::new(self.0.path().as_os_str().as_bytes()).expect("a path");
+        let path = CString::new(self.dir.path().as_os_str().as_bytes()).expect("a path");
         // SAFETY: a C string, and room for the answer.
         assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &raw mut space) }, 0);
         let free = space.f_bfree * space.f_bsize;
@@ -63,7 +91,7 @@ impl SmallDisk {
     }
 
     fn filler(&self) -> PathBuf {
-        self.0.path().join("filler")
+        self.dir.path().join("filler")
     }
 
     /// A daemon on the image.
@@ -82,21 +110,30 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let path = CString::new(self.0.path().as_os_str().as_bytes()).expect("a path");
+        let path = CString::new(self.dir.path().as_os_str().as_bytes()).expect("a path");
         // SAFETY: a C string. Lazily: somebody may still have the image open.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
 }
 
-fn mount_tmpfs(dir: &TempDir, size: u64) -> io::Result<()> {
-    let check = |result: i32| match result {
+fn mounted_or_skipped(mounted: io::Result<()>) -> bool {
+    mounted
+        .inspect_err(|error| eprintln!("skipped: no file system can be mounted here: {error}"))
+        .is_ok()
+}
+
+fn check(result: i32) -> io::Result<()> {
+    match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    };
+    }
+}
+
+/// Gives this thread a mount namespace of its own.
+fn leave_namespace() -> io::Result<()> {
     // SAFETY: takes a number only. Concerns this thread alone.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
-    let (tmpfs, root) = (c"tmpfs".as_ptr(), c"/".as_ptr());
-    let private = libc::MS_REC | libc::MS_PRIVATE;
+    let (root, private) = (c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
     // SAFETY: C strings, and null where nothing is asked for.
     check(unsafe {
         libc::mount(
@@ -106,7 +143,11 @@ fn mount_tmpfs(dir: &TempDir, size: u64) -> io::Result<()> {
             private,
             std::ptr::null(),
         )
-    })?;
+    })
+}
+
+fn mount_tmpfs(dir: &TempDir, size: u64) -> io::Result<()> {
+    let tmpfs = c"tmpfs".as_ptr();
     let target = CString::new(dir.path().as_os_str().as_bytes()).expect("a path");
     let options = CString::new(format!("size={size}")).expect("no NUL");
     // SAFETY: C strings that live during the call.

@@ -3,6 +3,7 @@
 use crate::common::daemon::Daemon;
 use crate::common::frontend::{Frontend, Op, all_features};
 use crate::common::full::SmallDisk;
+use crate::common::process::wait_for;
 use crate::{EIO, NO_ROOM, ROOM_AGAIN, connect, engines, read, said, write};
 
 const KIB: usize = 1 << 10;
@@ -33,22 +34,33 @@ fn submit_writes(frontend: &mut Frontend) {
 /// Waits until everything that is in flight is held; returns what was answered.
 fn wait_until_held(daemon: &mut Daemon, frontend: &mut Frontend) -> Vec<usize> {
     let mut answered = Vec::new();
-    while frontend.queue(0).in_flight() as u64 > daemon.count("total", "held") {
+    wait_for("the rest to be held", || {
         let done = frontend.queue(0).reap();
         assert!(done.iter().all(|done| done.ret == 0), "{done:?}");
         answered.extend(done.into_iter().map(|done| done.tag));
-    }
+        (frontend.queue(0).in_flight() as u64 == daemon.count("total", "held")).then_some(())
+    });
     answered
 }
 
 #[test]
 fn a_full_disk_makes_the_guest_wait_and_no_more() {
-    let Some(disk) = SmallDisk::mount(4 << 20) else {
-        return;
-    };
+    if let Some(disk) = SmallDisk::mount(4 << 20) {
+        makes_the_guest_wait(&disk);
+    }
+}
+
+#[test]
+fn so_does_one_that_is_no_memory() {
+    if let Some(disk) = SmallDisk::mount_ext4(16 << 20) {
+        makes_the_guest_wait(&disk);
+    }
+}
+
+fn makes_the_guest_wait(disk: &SmallDisk) {
     disk.make_image(4096);
     for options in engines(&disk.image()) {
-        let mut daemon = half_full(&disk, options);
+        let mut daemon = half_full(disk, options);
         let mut frontend = connect(&daemon, WRITES + 1);
         submit_writes(&mut frontend);
         let answered = wait_until_held(&mut daemon, &mut frontend);

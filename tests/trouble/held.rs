@@ -73,7 +73,9 @@ impl Full {
     }
 
     fn wait_until_held(&mut self) {
-        while self.daemon.count("total", "held") < WRITES.into() {}
+        wait_for("the writes to be held", || {
+            (self.daemon.count("total", "held") >= WRITES.into()).then_some(())
+        });
     }
 
     fn statuses(&self) -> Vec<u8> {

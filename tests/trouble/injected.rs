@@ -20,8 +20,8 @@ fn with(rules: &[&str], options: &[&str], test: impl Fn(&mut Daemon)) {
         let rules = rules.iter().flat_map(|rule| ["--inject", rule]);
         let options: Vec<&str> = engine.iter().chain(options).copied().chain(rules).collect();
         let mut daemon = Daemon::start(&data(MIB), &options);
-        let loud = said(&daemon, "FAULT INJECTION IS ON");
-        assert!(loud > 0, "{options:?}");
+        let loud = |daemon: &Daemon| said(daemon, "FAULT INJECTION IS ON") > 0;
+        daemon.wait_for(loud, "say that it will fail on purpose");
         test(&mut daemon);
     }
 }

@@ -6,6 +6,7 @@ mod common;
 mod full;
 mod held;
 mod injected;
+mod log;
 mod scarce;
 mod truncated;
 
