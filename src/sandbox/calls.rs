@@ -95,7 +95,6 @@ mod constant {
     pub(super) const BLKDISCARD: u32 = 0x1277;
     pub(super) const BLKGETSIZE64: u32 = 0x8008_1272;
     pub(super) const CLONE_NEWTIME: i32 = 0x80;
-    pub(super) const FIONREAD: u32 = 0x541b;
     pub(super) const PR_SET_NAME: i32 = 15;
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
 }
