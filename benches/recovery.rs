@@ -120,7 +120,7 @@ impl Queue {
         let setup = setup(&file, mode);
         let device_kick = kick.try_clone().expect("duplicate");
         let start = move |queue: &std::rc::Rc<BlkQueue>| {
-            queue.set_call(Some(call));
+            queue.set_call(Some(Arc::new(call)));
             queue.start(setup).expect("the ring is good");
             queue.set_enabled(true);
             queue.set_kick(Some(device_kick)).expect("an eventfd");

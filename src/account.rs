@@ -107,15 +107,31 @@ impl Account {
         self.gid
     }
 
+    /// Says early whether [`become_it`](Self::become_it) can work.
+    ///
+    /// # Errors
+    /// We are not root, and not this user already.
+    pub fn check(&self) -> Result<(), Error> {
+        // SAFETY: takes nothing and always succeeds.
+        if unsafe { libc::geteuid() } == 0 || self.is_ours() {
+            return Ok(());
+        }
+        Err(self.not_allowed(io::Error::from_raw_os_error(libc::EPERM)))
+    }
+
+    fn not_allowed(&self, source: io::Error) -> Error {
+        Error::Become {
+            name: self.name.clone(),
+            source,
+        }
+    }
+
     /// Makes the whole process run as this user, in this group only, for good.
     ///
     /// # Errors
     /// We are not root, and not this user already.
     pub fn become_it(&self) -> Result<(), Error> {
-        let failed = |source| Error::Become {
-            name: self.name.clone(),
-            source,
-        };
+        let failed = |source| self.not_allowed(source);
         // SAFETY: an empty list is read from nowhere.
         let groups = unsafe { libc::setgroups(0, ptr::null()) };
         if groups != 0 && self.is_ours() {

@@ -1,6 +1,7 @@
 //! The daemon: arguments, logging, signals, exit code.
 
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -10,7 +11,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vhost_user_blk::account::{Account, find_group};
+use vhost_user_blk::account::{self, Account, find_group};
 use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
@@ -62,25 +63,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     check_limits(cli);
     let storage = open_storage(cli)?;
     check_use(cli, &storage)?;
-    let account = cli.user.as_deref().map(Account::find).transpose();
-    let account = account.context("--user")?;
+    announce_faults(cli);
+    let account = find_account(cli).context("--user")?;
     let server = make_server(cli, account.as_ref())?;
-    let keep = Keep {
-        socket: cli.socket_path.as_deref(),
-        account: account.as_ref(),
-    };
     // All that needs rights is done, and there is one thread: those to come have none either.
-    let sandbox = Sandbox::new(cli.sandbox.into(), keep)?;
+    let sandbox = confine_process(cli, account.as_ref())?;
     let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let params = device_params(cli, &storage, engine, &sandbox)?;
-    let mut device = BlkDevice::new(Arc::clone(&storage), params, &iothreads)?;
-    if !cli.incoming {
-        device.activate().map_err(lock_error)?;
-    }
-    for iothread in &iothreads {
-        confine(iothread, &sandbox)?;
-    }
+    let device = make_device(cli, &storage, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();
     tracing::info!(
         image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
@@ -95,16 +85,20 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         eprint!("{report}");
     }
     if !finished {
-        tracing::warn!("requests are still in flight: leaving without them");
-        if let Some(path) = &cli.socket_path {
-            // Its owner is the control thread, which still waits.
-            let _ = std::fs::remove_file(path);
-        }
-        // Joining their threads could take for ever.
-        std::process::exit(0);
+        leave(cli.socket_path.as_deref());
     }
     drop(iothreads);
     Ok(())
+}
+
+/// Ends the process, whatever its threads do: joining them could take for ever.
+fn leave(socket: Option<&Path>) -> ! {
+    tracing::warn!("requests are still in flight: leaving without them");
+    if let Some(path) = socket {
+        // Its owner is the control thread, which still waits.
+        let _ = std::fs::remove_file(path);
+    }
+    std::process::exit(0);
 }
 
 /// Makes the best of the limits that there are.
@@ -144,6 +138,13 @@ fn check_use(cli: &Cli, storage: &Storage) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn find_account(cli: &Cli) -> Result<Option<Account>, account::Error> {
+    let Some(user) = &cli.user else { return Ok(None) };
+    let account = Account::find(user)?;
+    account.check()?;
+    Ok(Some(account))
+}
+
 fn make_server(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Server> {
     let group = cli.socket_group.as_deref().map(find_group).transpose();
     let access = SocketAccess {
@@ -156,6 +157,30 @@ fn make_server(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Server> {
         (None, Some(fd)) => Ok(Server::from_fd(inherited(fd)?)?),
         (None, None) => Err(anyhow!("--socket-path or --fd is missing")),
     }
+}
+
+fn confine_process(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Sandbox> {
+    let socket = cli.socket_path.as_deref();
+    Ok(Sandbox::new(cli.sandbox.into(), Keep { socket, account })?)
+}
+
+/// Makes the disk, with all that its IOThreads need, and confines them.
+fn make_device(
+    cli: &Cli,
+    storage: &Arc<Storage>,
+    engine: Plan,
+    iothreads: &[IoThread],
+    sandbox: &Sandbox,
+) -> anyhow::Result<BlkDevice> {
+    let params = device_params(cli, storage, engine, sandbox)?;
+    let mut device = BlkDevice::new(Arc::clone(storage), params, iothreads)?;
+    if !cli.incoming {
+        device.activate().map_err(lock_error)?;
+    }
+    for iothread in iothreads {
+        confine(iothread, sandbox)?;
+    }
+    Ok(device)
 }
 
 /// Puts the sandbox over an IOThread, whose queues have all that they need by now.
@@ -218,12 +243,16 @@ fn device_params(
     })
 }
 
-/// Faults to be injected, announced so that nobody takes them for real ones.
+/// Faults to be injected.
 fn faults(cli: &Cli) -> Option<Arc<Faults>> {
+    (!cli.inject.is_empty()).then(|| Arc::new(Faults::new(&cli.inject)))
+}
+
+/// Says, before anybody can connect, that faults are not to be taken for real ones.
+fn announce_faults(cli: &Cli) {
     for rule in &cli.inject {
         tracing::warn!(%rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data (--inject)");
     }
-    (!cli.inject.is_empty()).then(|| Arc::new(Faults::new(&cli.inject)))
 }
 
 /// Takes over a file descriptor that this process was started with.

@@ -3,11 +3,18 @@
 //! Whatever is built on these runs unchanged under `RUSTFLAGS="--cfg loom" cargo test --release --lib loom`, where
 //! loom tries every interleaving.
 
+#[cfg(tsan)]
+mod tsan;
+
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard,
+    Arc,
     atomic::{AtomicBool, AtomicU64, Ordering, fence},
 };
+#[cfg(not(any(loom, tsan)))]
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(tsan)]
+pub(crate) use tsan::{Condvar, Mutex, MutexGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{

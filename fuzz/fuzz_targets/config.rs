@@ -14,6 +14,8 @@ enum Input<'a> {
     Line(Vec<Argument<'a>>),
     Size(&'a str),
     Map(&'a str, u16, u16),
+    /// A map that is written as it should be.
+    Lists(Vec<(u8, Vec<(u8, Option<u8>)>)>, u8, u8),
     Space(Space),
 }
 
@@ -75,6 +77,7 @@ fuzz_target!(|input: Input<'_>| match input {
     Input::Line(arguments) => line(&arguments),
     Input::Size(text) => size(text),
     Input::Map(text, queues, iothreads) => map(text, queues % 300, iothreads % 300),
+    Input::Lists(lists, queues, iothreads) => map(&written(&lists), queues.into(), iothreads.into()),
     Input::Space(space) => space.check(),
 });
 
@@ -146,6 +149,18 @@ fn size(text: &str) {
         .filter(|&size| size > 0 && size % 512 == 0 && size < 1 << 63)
         .and_then(|size| u64::try_from(size).ok());
     assert_eq!(found, expected, "{text:?}");
+}
+
+fn written(lists: &[(u8, Vec<(u8, Option<u8>)>)]) -> String {
+    let range = |&(first, more): &(u8, Option<u8>)| match more {
+        Some(more) => format!("{first}-{}", u16::from(first) + u16::from(more)),
+        None => first.to_string(),
+    };
+    let entry = |(iothread, ranges): &(u8, Vec<_>)| {
+        let ranges: Vec<String> = ranges.iter().map(range).collect();
+        format!("{iothread}:{}", ranges.join(","))
+    };
+    lists.iter().map(entry).collect::<Vec<_>>().join(";")
 }
 
 /// `IOTHREAD:LIST;...`: what is taken gives each queue the IOThread that names it.

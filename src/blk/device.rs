@@ -277,9 +277,10 @@ fn create_queues(
     (limits, spawner): (ThreadPoolParams, Spawner),
 ) -> Result<Created, engine::Error> {
     let pool = ThreadPool::with_spawner(ctx, limits, spawner, ThreadPool::IDLE_TIME);
+    let faults = faults.map(|faults| (faults, pool.sibling(ctx, ThreadPoolParams::default())));
     let mut engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
-    if let Some(faults) = faults {
-        engines.inject(ctx, faults);
+    if let Some((faults, pool)) = faults {
+        engines.inject(faults, pool);
     }
     let create = |(index, stats)| {
         let engine = engines.engine();

@@ -196,7 +196,7 @@ impl BlkQueue {
     }
 
     /// Replaces the call eventfd; a running ring signals the new one once, lest a call was lost with the old one.
-    pub fn set_call(&self, call: Option<File>) {
+    pub fn set_call(&self, call: Option<Arc<File>>) {
         let mut state = self.state.borrow_mut();
         let replaced = state.running.is_some() && state.notifier.was_used();
         state.notifier.set_call(call);
@@ -206,7 +206,7 @@ impl BlkQueue {
     }
 
     /// Replaces the eventfd that reports a broken ring.
-    pub fn set_err(&self, err: Option<File>) {
+    pub fn set_err(&self, err: Option<Arc<File>>) {
         self.state.borrow_mut().notifier.set_err(err);
     }
 

@@ -27,7 +27,7 @@ pub use request::{Completer, IoOp, IoRange, IoRequest};
 
 use crate::aio::AioContext;
 use crate::storage::Storage;
-use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+use crate::thread_pool::ThreadPool;
 use inject::Injector;
 use inline::Inline;
 use kernel::KernelEngine;
@@ -88,9 +88,8 @@ impl Engines {
         })
     }
 
-    /// Makes requests go wrong from here on, on the context of the calling thread.
-    pub fn inject(&mut self, ctx: &AioContext, faults: Arc<Faults>) {
-        let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
+    /// Makes requests go wrong from here on; `pool`, of the calling thread's context, is for those that take long.
+    pub fn inject(&mut self, faults: Arc<Faults>, pool: ThreadPool) {
         self.injector = Some(Rc::new(Injector { faults, pool }));
     }
 

@@ -172,3 +172,52 @@ fn entry(request: &IoRequest) -> squeue::Entry {
             .build(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use io_uring::types::Fd;
+
+    use super::*;
+
+    /// The result of one entry.
+    fn run(ring: &mut Uring, entry: &squeue::Entry) -> i64 {
+        // SAFETY: what the entry points to outlives this function, which waits for its completion.
+        unsafe { ring.ring.submission().push(entry) }.unwrap();
+        // An entry that is refused ends the submission.
+        while ring.ring.completion().is_empty() {
+            ring.wait().unwrap();
+        }
+        let mut done = Vec::new();
+        ring.reap(&mut done);
+        done[0].result
+    }
+
+    #[test]
+    fn a_ring_reads_and_writes_its_file_and_does_nothing_else() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(512).unwrap();
+        let mut ring = match Uring::new(file.as_fd()) {
+            Ok(ring) => ring,
+            Err(error) => return eprintln!("skipped: no io_uring: {error}"),
+        };
+        let mut buffer = [0; 512];
+        let (memory, fd) = (buffer.as_mut_ptr(), Fd(file.as_raw_fd()));
+        assert_eq!(
+            run(&mut ring, &opcode::Write::new(DISK, memory, 512).build()),
+            512
+        );
+        assert_eq!(run(&mut ring, &opcode::Read::new(DISK, memory, 512).build()), 512);
+        for denied in [
+            opcode::Read::new(fd, memory, 512).build(),
+            opcode::Write::new(fd, memory, 512).build(),
+            opcode::Nop::new().build(),
+            opcode::Fsync::new(DISK).build(),
+            opcode::OpenAt::new(fd, c"/etc/passwd".as_ptr()).build(),
+            opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build(),
+        ] {
+            assert_eq!(run(&mut ring, &denied), -i64::from(libc::EACCES), "{denied:?}");
+        }
+    }
+}

@@ -166,6 +166,31 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_mapped_and_lost_as_a_whole() {
+        let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        // SAFETY: the name is a C string, the flags are valid.
+        let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), flags) };
+        let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        if fd < 0 || free.map_or(0, |free| free.trim().parse().unwrap_or(0)) < 2 {
+            eprintln!("skipped: no huge pages");
+            return;
+        }
+        // SAFETY: just made, and nobody else has it.
+        let file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
+        let huge = 2 << 20;
+        file.set_len(2 * huge).unwrap();
+        // From the middle of the first page to the middle of the second.
+        let mapping = Mapping::new(&file, huge / 2, 2 << 20).unwrap();
+        write(&mapping, 0, 5);
+        write(&mapping, (2 << 20) - 1, 6);
+        file.set_len(huge).unwrap();
+        assert_eq!((read(&mapping, 0), read(&mapping, (2 << 20) - 1)), (5, 0));
+        assert!(mapping.is_lost());
+        file.set_len(0).unwrap();
+        assert_eq!(read(&mapping, 0), 0);
+    }
+
+    #[test]
     fn what_cannot_be_mapped_is_refused() {
         assert!(Mapping::new(&file(PAGE), 1, 4096).is_err());
         assert!(Mapping::new(&file(PAGE), 0, usize::MAX).is_err());

@@ -80,7 +80,7 @@ macro_rules! calls {
 /// The argument is one of these constants.
 macro_rules! among {
     ($argument:literal: $module:ident [$($name:ident),*]) => {
-        Condition::Among($argument, &[$((stringify!($name), bits($module::$name as i64))),*])
+        Condition::Among($argument, &[$((stringify!($name), bits($module::$name as i128))),*])
     };
 }
 
@@ -88,6 +88,7 @@ const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker];
 const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
+const WAITING: &[ThreadKind] = &[Control, IoThread];
 
 /// Constants as the `libc` crate does not have them, or not in one type.
 mod constant {
@@ -104,14 +105,14 @@ mod constant {
     clippy::cast_sign_loss,
     reason = "the kernel looks at the lower 32 bits too"
 )]
-const fn bits(value: i64) -> u32 {
+const fn bits(value: i128) -> u32 {
     value as u32
 }
 
 /// Of mmap and mprotect: memory that can be executed never appears.
 const NOT_EXECUTABLE: Condition = Condition::Masked {
     argument: 2,
-    mask: bits(libc::PROT_EXEC as i64),
+    mask: bits(libc::PROT_EXEC as i128),
     value: 0,
     text: "without PROT_EXEC",
 };
@@ -141,8 +142,8 @@ const SPECIAL: i32 = libc::CLONE_NEWNS
 
 const A_THREAD: Condition = Condition::Masked {
     argument: 0,
-    mask: bits((SHARED | SPECIAL) as i64),
-    value: bits(SHARED as i64),
+    mask: bits((SHARED | SPECIAL) as i128),
+    value: bits(SHARED as i128),
     text: "a thread, nothing else",
 };
 
@@ -150,6 +151,8 @@ const A_THREAD: Condition = Condition::Masked {
 pub(super) static ALLOWED: &[Call] = calls! {
     // The log, eventfds, files that are let go of.
     ALL => [SYS_read, SYS_write, SYS_writev, SYS_close]
+    // Of what is open, how large it is and of what kind.
+    ALL => [SYS_fstat, SYS_newfstatat, SYS_statx]
     // Memory: the allocator, the frontend's memory, stacks.
     ALL => [
         SYS_mmap if NOT_EXECUTABLE,
@@ -200,9 +203,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     ALL_BUT_MAIN => [SYS_fdatasync]
     // The event loop and its queues in the kernel, which were made before.
+    WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
-        SYS_epoll_pwait,
-        SYS_epoll_ctl,
         SYS_timerfd_settime,
         SYS_io_uring_enter,
         SYS_io_submit,
@@ -210,12 +212,16 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_destroy,
     ]
     // The frontend: connections, messages, what comes with them.
-    SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_shutdown, SYS_fstat, SYS_newfstatat, SYS_statx, SYS_unlinkat]
+    SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_unlinkat]
     &[Control] => [
         SYS_accept4,
+        SYS_epoll_create1,
         SYS_recvmsg,
         SYS_sendmsg,
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE]),
+        SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
+        SYS_ioctl if among!(1: libc [FIONREAD]),
+        SYS_fstatfs,
         SYS_pread64,
         SYS_pwrite64,
         SYS_ftruncate,
@@ -231,7 +237,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
 /// The same under the names that only older architectures have.
 #[cfg(target_arch = "x86_64")]
 pub(super) static ALLOWED_HERE: &[Call] = calls! {
-    &[IoThread] => [SYS_epoll_wait]
+    WAITING => [SYS_epoll_wait]
     SOCKET => [SYS_poll, SYS_unlink]
 };
 

@@ -7,7 +7,12 @@
 //!   share the next one: it begins after all their writes, and many queues that flush together cost one flush.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+#[cfg(tsan)]
+use crate::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(tsan))]
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// The flushes of one open file.
 #[derive(Debug)]

@@ -130,6 +130,19 @@ impl ThreadPool {
         pool
     }
 
+    /// Makes another pool of `ctx`, whose threads are created as those of this one are.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn sibling(&self, ctx: &AioContext, params: ThreadPoolParams) -> Self {
+        let Shared {
+            spawner, idle_time, ..
+        } = &*self.inner.shared;
+        Self::with_spawner(ctx, params, spawner.clone(), *idle_time)
+    }
+
     /// Queues one work.
     pub fn submit(&self, work: Box<dyn Work>) -> WorkId {
         self.inner.submit(1, std::iter::once(work))

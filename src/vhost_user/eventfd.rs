@@ -1,7 +1,7 @@
 //! The descriptors that a frontend gives for kicks, calls and errors.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 
 use super::error::SessionError;
@@ -16,6 +16,23 @@ pub(super) fn checked(file: File) -> Result<File, SessionError> {
     }
     set_non_blocking(&file).map_err(SessionError::EventFd)?;
     Ok(file)
+}
+
+/// Empties an eventfd that is full, so that whoever waits to write to it goes on.
+///
+/// It says no less then: the waiting write makes it readable again.
+pub(super) fn make_room(mut file: &File) {
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one valid entry.
+    let full = unsafe { libc::poll(&raw mut poll, 1, 0) } == 0;
+    if full && set_non_blocking(file).is_ok() {
+        // Somebody else may have been faster, which is as good.
+        let _ = file.read(&mut [0; 8]);
+    }
 }
 
 /// Of the files without a type only eventfds take a write, and adding nothing changes nothing and never waits.

@@ -19,8 +19,12 @@ const MAX_FDS: usize = 32;
 /// Marks of the two that are waited for.
 const SOCKET: u64 = 0;
 const STOP: u64 = 1;
-/// VHOST_USER_SET_BACKEND_REQ_FD.
-pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
+/// Requests by their numbers, and the flags of each.
+const SET_MEM_TABLE: u32 = 5;
+const SET_BACKEND_REQ_FD: u32 = 21;
+const SET_CONFIG: u32 = 25;
+const NEED_REPLY: u32 = 1 << 3;
+const VERSION: u32 = 1;
 
 /// What comes next on a connection.
 #[derive(Debug)]
@@ -35,11 +39,24 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Preview {
     request: u32,
+    flags: u32,
+    size: usize,
     /// Duplicates of the descriptors that come with it.
     fds: Vec<OwnedFd>,
 }
 
 impl Preview {
+    /// True if the crate reads and answers this message also where it finds its payload invalid: no need to end the
+    /// connection.
+    pub(super) fn is_answered(&self) -> bool {
+        let answered = match self.request {
+            SET_MEM_TABLE => true,
+            SET_CONFIG => self.fds.is_empty(),
+            _ => false,
+        };
+        answered && self.size > 0 && self.flags & !NEED_REPLY == VERSION
+    }
+
     /// The socket that the crate will take and hide, if this message brings one.
     pub(super) fn into_backend_socket(self) -> Option<OwnedFd> {
         self.fds
@@ -131,9 +148,11 @@ impl<'a> Inbox<'a> {
         if !complete || fds.len() > MAX_FDS {
             return Err(InboxError::TooManyFds);
         }
-        let [a, b, c, d, ..] = message;
+        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|i| message[at + i]));
         Ok(Preview {
-            request: u32::from_ne_bytes([a, b, c, d]),
+            request: word(0),
+            flags: word(4),
+            size: len - HEADER_LEN,
             fds,
         })
     }

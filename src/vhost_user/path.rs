@@ -118,7 +118,10 @@ fn listen_here(path: &Path, access: &SocketAccess) -> io::Result<UnixListener> {
     let (address, len) = address(path)?;
     // SAFETY: the address is valid for its length.
     status(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
-    let ready = access.grant(path).and_then(|()| {
+    let granted = access
+        .grant(path)
+        .map_err(|e| io::Error::other(format!("owner, group or mode: {e}")));
+    let ready = granted.and_then(|()| {
         // SAFETY: takes numbers only.
         status(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })
     });

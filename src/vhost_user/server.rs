@@ -224,12 +224,16 @@ impl Server {
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new(socket.as_fd(), &self.stop)?;
         while let Next::Message(preview) = inbox.next()? {
+            let answered = preview.is_answered();
             lock(handler).offered = preview.into_backend_socket();
             match requests.handle_request() {
                 Ok(()) => {}
                 Err(VhostError::Disconnected) => return Ok(()),
                 // Refused and logged; the frontend knows if it wanted to.
                 Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
+                Err(error @ VhostError::InvalidMessage) if answered => {
+                    tracing::warn!(%error, "vhost-user message refused");
+                }
                 Err(error) => return Err(error.into()),
             }
         }

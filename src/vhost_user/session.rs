@@ -3,12 +3,16 @@
 //! Runs on the disk's control thread. A message that is refused changes nothing; the log says why.
 
 use std::fs::File;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use super::channel::BackendChannel;
 use super::error::SessionError;
+use super::eventfd;
 use super::vring::Vring;
-use crate::aio::Remote;
+use crate::aio::{Gone, Remote};
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::BlkQueue;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
@@ -23,6 +27,9 @@ use recovery::Inflight;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// A queue that has not answered for so long is slow, or stuck.
+const STUCK: Duration = Duration::from_millis(50);
+
 type Result<T> = std::result::Result<T, SessionError>;
 
 /// The state of one connection. Dropping it stops all rings and waits for what is in flight.
@@ -33,6 +40,8 @@ pub struct Session<'a> {
     memory: Arc<GuestMemory>,
     acked: u64,
     vrings: Vec<Vring>,
+    /// Calls and errors, as the queues have them too.
+    eventfds: Vec<Arc<File>>,
     inflight: Inflight,
     /// Used while LOG_ALL is set; may come earlier.
     log: Option<Arc<DirtyLog>>,
@@ -52,6 +61,7 @@ impl<'a> Session<'a> {
             memory: Arc::default(),
             acked: 0,
             vrings,
+            eventfds: Vec::new(),
             inflight: Inflight::Untracked,
             log: None,
             failed: false,
@@ -84,6 +94,34 @@ impl<'a> Session<'a> {
         &self.device.queues()[index]
     }
 
+    /// Has `f` run on the thread of a queue, and waits for its result.
+    fn call<R: Send + 'static>(
+        &self,
+        index: usize,
+        f: impl FnOnce(&Rc<BlkQueue>) -> R + Send + 'static,
+    ) -> Result<R> {
+        let (reply, result) = mpsc::sync_channel(1);
+        self.queue(index).post(move |queue| {
+            // The wait below ends with the answer only.
+            let _ = reply.send(f(queue));
+        })?;
+        self.wait(&result)
+    }
+
+    /// Waits for a queue, also for one that the frontend would have wait for ever: by taking back that its eventfd does
+    /// not block, and filling it.
+    fn wait<R>(&self, result: &mpsc::Receiver<R>) -> Result<R> {
+        loop {
+            match result.recv_timeout(STUCK) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Disconnected) => return Err(Gone.into()),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.eventfds.iter().for_each(|file| eventfd::make_room(file))
+                }
+            }
+        }
+    }
+
     pub(super) fn set_features(&mut self, acked: u64) -> Result<()> {
         let unknown = acked & !self.features();
         if unknown != 0 {
@@ -102,10 +140,10 @@ impl<'a> Session<'a> {
     pub(super) fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
         self.check_log_covers(&memory)?;
         self.memory = Arc::new(memory);
-        for (queue, vring) in self.device.queues().iter().zip(&self.vrings) {
+        for (index, vring) in self.vrings.iter().enumerate() {
             if vring.running {
                 let memory = Arc::clone(&self.memory);
-                queue.call(move |queue| queue.set_memory(&memory))?;
+                self.call(index, move |queue| queue.set_memory(&memory))?;
             }
         }
         self.start_ready()
@@ -136,8 +174,8 @@ impl<'a> Session<'a> {
     fn reset(&mut self) -> Result<()> {
         self.channel.set(None);
         self.stop_all()?;
-        for queue in self.device.queues() {
-            queue.call(|queue| {
+        for index in 0..self.vrings.len() {
+            self.call(index, |queue| {
                 queue.set_enabled(false);
                 queue.set_call(None);
                 queue.set_err(None);

@@ -1,7 +1,9 @@
 //! The daemon under test, as a child process in a directory of its own.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -255,9 +257,12 @@ impl Holdings {
 
     pub(crate) fn of(pid: u32) -> Self {
         let dir = Path::new("/proc").join(pid.to_string());
-        let list = |name| fs::read_dir(dir.join(name)).expect("list /proc").flatten();
+        let list = |name| {
+            let entries = seen(fs::read_dir(dir.join(name)).map(Iterator::flatten), "list /proc");
+            entries.into_iter().flatten()
+        };
         let links = list("fd").filter_map(|fd| fs::read_link(fd.path()).ok());
-        let maps = fs::read_to_string(dir.join("maps")).expect("read maps");
+        let maps = seen(fs::read_to_string(dir.join("maps")), "read maps").unwrap_or_default();
         // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours.
         let names = maps
             .lines()
@@ -267,6 +272,14 @@ impl Holdings {
             fds: count(links.map(|link| without_numbers(&link.to_string_lossy()))),
             mappings: count(names.map(str::to_owned)),
         }
+    }
+}
+
+/// What `/proc` says of a process, of which only root sees everything: it is not dumpable.
+fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        result => Some(result.expect(what)),
     }
 }
 
@@ -309,8 +322,11 @@ pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
 fn spawn(dir: &TempDir, args: &[String]) -> Child {
     let output = |name| File::create(dir.path().join(name)).expect("make a log");
     let mut command = Command::new(BINARY);
+    // For tools that need system calls in the daemon that it does not make itself.
+    let options = env::var("TEST_DAEMON_OPTIONS").unwrap_or_default();
     command
         .args(args)
+        .args(options.split_whitespace())
         .current_dir(dir.path())
         .stdin(Stdio::null())
         .stdout(output("out"))

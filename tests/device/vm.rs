@@ -47,7 +47,8 @@ pub(crate) struct Vm {
     pub(crate) ctx: AioContext,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) stats: Arc<QueueStats>,
-    remote: Remote<BlkQueue>,
+    /// Gone only while this is dropped.
+    remote: Option<Remote<BlkQueue>>,
     pool: ThreadPool,
     memfd: File,
     kick: File,
@@ -110,7 +111,7 @@ impl Vm {
         let memfd = memfd(MEMORY);
         let vm = Self {
             memory: map(&memfd),
-            remote,
+            remote: Some(remote),
             pool,
             stats,
             ctx,
@@ -158,7 +159,7 @@ impl Vm {
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
-            queue.set_call(Some(call));
+            queue.set_call(Some(Arc::new(call)));
             queue.start(setup).unwrap();
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
@@ -167,7 +168,8 @@ impl Vm {
 
     /// Runs `f` on the queue, in this thread's next pass.
     pub(crate) fn run(&self, f: impl FnOnce(&BlkQueue) + Send + 'static) {
-        self.remote.post(move |queue| f(queue)).unwrap();
+        let remote = self.remote.as_ref().unwrap();
+        remote.post(move |queue| f(queue)).unwrap();
         self.ctx.poll(false);
     }
 
@@ -355,7 +357,7 @@ impl Vm {
     pub(crate) fn replace_call(&mut self) {
         self.call = eventfd();
         let call = self.call.try_clone().unwrap();
-        self.run(move |queue| queue.set_call(Some(call)));
+        self.run(move |queue| queue.set_call(Some(Arc::new(call))));
     }
 
     /// SET_VRING_KICK with a new eventfd.
@@ -416,6 +418,9 @@ impl Drop for Vm {
     fn drop(&mut self) {
         let stopped = self.stop();
         self.poll_until(|vm| stopped.try_recv().is_ok() && vm.pool.in_flight() == 0);
+        // The context lets go of the queue in its next pass.
+        self.remote = None;
+        self.poll_some();
     }
 }
 

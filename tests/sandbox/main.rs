@@ -4,7 +4,9 @@
 mod common;
 
 mod documented;
+mod files;
 mod filters;
+mod lacking;
 mod probe;
 mod serving;
 mod socket;

@@ -65,7 +65,7 @@ impl Session<'_> {
     /// Has a running ring log what is to be logged now. Returns when it does.
     pub(super) fn apply_ring_log(&self, index: usize) -> Result<()> {
         let log = self.ring_log(index);
-        Ok(self.queue(index).call(move |queue| queue.set_log(log))?)
+        self.call(index, move |queue| queue.set_log(log))
     }
 
     fn apply_log(&self) -> Result<()> {

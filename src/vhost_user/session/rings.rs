@@ -97,8 +97,9 @@ impl Session<'_> {
 
     fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
         let Some(stopped) = stopped else { return Ok(()) };
+        let base = self.wait(&stopped)?;
         let vring = &mut self.vrings[index];
-        vring.base = stopped.recv().map_err(|_| crate::aio::Gone)?;
+        vring.base = base;
         vring.draining = false;
         if self.vrings.iter().all(Vring::is_idle) {
             self.device.deactivate();
@@ -110,7 +111,7 @@ impl Session<'_> {
         let index = self.index(index)?;
         let kick = kick.map(eventfd::checked).transpose()?;
         if self.vrings[index].running {
-            let set = self.queue(index).call(move |queue| queue.set_kick(kick))?;
+            let set = self.call(index, move |queue| queue.set_kick(kick))?;
             return set.map_err(|source| SessionError::Kick { index, source });
         }
         self.vrings[index].kick = Kick::Pending(kick);
@@ -119,19 +120,34 @@ impl Session<'_> {
 
     pub(in crate::vhost_user) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let call = call.map(eventfd::checked).transpose()?;
-        Ok(self.queue(index).call(move |queue| queue.set_call(call))?)
+        let call = self.share(call)?;
+        self.call(index, move |queue| queue.set_call(call))?;
+        self.forget_eventfds();
+        Ok(())
     }
 
     pub(in crate::vhost_user) fn set_vring_err(&mut self, index: u32, err: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let err = err.map(eventfd::checked).transpose()?;
-        Ok(self.queue(index).call(move |queue| queue.set_err(err))?)
+        let err = self.share(err)?;
+        self.call(index, move |queue| queue.set_err(err))?;
+        self.forget_eventfds();
+        Ok(())
+    }
+
+    fn share(&mut self, file: Option<File>) -> Result<Option<Arc<File>>> {
+        let file = file.map(eventfd::checked).transpose()?.map(Arc::new);
+        self.eventfds.extend(file.clone());
+        Ok(file)
+    }
+
+    /// Lets go of those that no queue has any more.
+    fn forget_eventfds(&mut self) {
+        self.eventfds.retain(|file| Arc::strong_count(file) > 1);
     }
 
     pub(in crate::vhost_user) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
-        Ok(self.queue(index).call(move |queue| queue.set_enabled(enable))?)
+        self.call(index, move |queue| queue.set_enabled(enable))
     }
 
     /// Starts every ring of which enough is known; frontends differ in the order of their messages.
@@ -173,16 +189,14 @@ impl Session<'_> {
         })?;
         // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
         let enable = self.acked & PROTOCOL_FEATURES == 0;
-        let queue = self.queue(index);
-        let started = queue.call(move |queue| queue.start(setup))?;
+        let started = self.call(index, move |queue| queue.start(setup))?;
         let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
         if resumed {
             // The predecessor may have served a disk of another size.
             self.channel.config_changed();
         }
         self.vrings[index].running = true;
-        let queue = self.queue(index);
-        let set = queue.call(move |queue| {
+        let set = self.call(index, move |queue| {
             if enable {
                 queue.set_enabled(true);
             }
@@ -216,8 +230,8 @@ impl Session<'_> {
     /// it remembers itself.
     pub(in crate::vhost_user) fn reset_device(&mut self) -> Result<()> {
         self.stop_all()?;
-        for queue in self.device.queues() {
-            queue.call(|queue| queue.set_enabled(false))?;
+        for index in 0..self.vrings.len() {
+            self.call(index, |queue| queue.set_enabled(false))?;
         }
         self.vrings.fill_with(Vring::default);
         Ok(())
