@@ -249,10 +249,11 @@ impl Holdings {
         let list = |name| fs::read_dir(dir.join(name)).expect("list /proc").flatten();
         let links = list("fd").filter_map(|fd| fs::read_link(fd.path()).ok());
         let maps = fs::read_to_string(dir.join("maps")).expect("read maps");
-        // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours.
+        // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours, or ThreadSanitizer's.
+        let is_ours = |name: &&str| name.starts_with('/') && !name.contains("/tsan.");
         let names = maps
             .lines()
-            .filter_map(|line| Some(line.get(73..)?.trim()).filter(|name| name.starts_with('/')));
+            .filter_map(|line| Some(line.get(73..)?.trim()).filter(is_ours));
         Self {
             threads: list("task").count(),
             fds: count(links.map(|link| without_numbers(&link.to_string_lossy()))),
