@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
+use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
 use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::{OpenOptions, Storage};
@@ -107,6 +108,7 @@ impl Queue {
             serial: [0; 20],
             write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
+            trouble: Trouble::default(),
         });
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);
@@ -118,7 +120,7 @@ impl Queue {
         let setup = setup(&file, mode);
         let device_kick = kick.try_clone().expect("duplicate");
         let start = move |queue: &std::rc::Rc<BlkQueue>| {
-            queue.set_call(Some(call));
+            queue.set_call(Some(Arc::new(call)));
             queue.start(setup).expect("the ring is good");
             queue.set_enabled(true);
             queue.set_kick(Some(device_kick)).expect("an eventfd");
@@ -210,11 +212,11 @@ fn setup(file: &File, mode: Mode) -> RingSetup {
     let memory = GuestMemory::map([(info, file.try_clone().expect("duplicate"))]);
     let inflight = mode.tracked.then(|| {
         let (layout, file) = InflightRegion::create(1, SIZE).expect("make a region");
-        let region = InflightRegion::map(file, layout).expect("map it");
+        let region = InflightRegion::map(&file, layout).expect("map it");
         region.queue(0).expect("a fresh one")
     });
     let log = mode.logged.then(|| RingLog {
-        log: Arc::new(DirtyLog::map(memfd(4096), 0, 4096).expect("map a log")),
+        log: Arc::new(DirtyLog::map(&memfd(4096), 0, 4096).expect("map a log")),
         used: Some(USED),
     });
     RingSetup {

@@ -1,12 +1,15 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
 use crate::blk::request::ID_LEN;
-use crate::engine::Choice;
+use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
+use crate::engine::{Choice, FaultRule};
 use crate::mapping::IoThreadMap;
+use crate::sandbox;
 
 /// Serve a disk image to a virtual machine over a vhost-user socket.
 ///
@@ -22,8 +25,16 @@ pub struct Cli {
     pub socket_path: Option<PathBuf>,
 
     /// File descriptor of a Unix socket that is listening, or connected to a frontend.
-    #[arg(long, value_name = "FD")]
+    #[arg(long, value_name = "FD", conflicts_with_all = ["socket_mode", "socket_group"])]
     pub fd: Option<i32>,
+
+    /// Who may connect to the socket: the permissions of its file, octal.
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
+    pub socket_mode: u32,
+
+    /// Group of the socket's file, a name or a number [default: that of the process].
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
 
     /// Raw disk image: a file or a block device, a multiple of 512 bytes long.
     #[arg(long, value_name = "PATH", required_unless_present_any = ["print_capabilities", "null"])]
@@ -99,6 +110,31 @@ pub struct Cli {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Notify::Batch)]
     pub notify: Notify,
 
+    /// What the guest gets for a read that fails.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = ReadErrors::default())]
+    pub rerror: ReadErrors,
+
+    /// What the guest gets for a write, flush, discard or write-zeroes that fails.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = WriteErrors::default())]
+    pub werror: WriteErrors,
+
+    /// Report requests that the disk has not answered after so many seconds; 0 switches that off.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub io_timeout: u64,
+
+    /// For tests: have requests fail on purpose, e.g. read:eio:sector=2048-4095 (see docs/trouble.md). May be repeated.
+    #[arg(long, value_name = "RULE")]
+    pub inject: Vec<FaultRule>,
+
+    /// Confine the process before it serves anybody: system calls (seccomp), files (Landlock), capabilities.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = SandboxMode::Auto)]
+    pub sandbox: SandboxMode,
+
+    /// Go on as this user, and in this group only, once the image and the socket are open: names or numbers
+    /// [default group: the user's].
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+
     /// Print statistics to stderr on exit (SIGUSR1 prints them at any time).
     #[arg(long)]
     pub stats: bool,
@@ -129,6 +165,30 @@ impl From<Aio> for Choice {
             Aio::Threads => Self::Threads,
             Aio::IoUring => Self::IoUring,
             Aio::Native => Self::Native,
+        }
+    }
+}
+
+/// When the process is confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxMode {
+    /// As far as the kernel can; what it cannot is logged.
+    Auto,
+    /// Completely, or not at all: the process does not start then.
+    On,
+    /// As auto, but forbidden system calls are done, and logged by the kernel. For debugging.
+    Log,
+    /// Not at all. For debugging.
+    Off,
+}
+
+impl From<SandboxMode> for sandbox::Mode {
+    fn from(mode: SandboxMode) -> Self {
+        match mode {
+            SandboxMode::Auto => Self::Auto,
+            SandboxMode::On => Self::On,
+            SandboxMode::Log => Self::Log,
+            SandboxMode::Off => Self::Off,
         }
     }
 }
@@ -190,6 +250,15 @@ impl Cli {
 }
 
 impl Cli {
+    /// What becomes of requests that the disk cannot execute.
+    pub fn trouble(&self) -> TroubleParams {
+        TroubleParams {
+            read_errors: self.rerror,
+            write_errors: self.werror,
+            io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|limit| !limit.is_zero()),
+        }
+    }
+
     /// The IOThread of each queue.
     ///
     /// # Errors
@@ -246,6 +315,15 @@ fn parse_queue_size(text: &str) -> Result<u16, String> {
     } else {
         Err("not a power of two from 4 to 1024".to_owned())
     }
+}
+
+/// Permission bits in octal.
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).map_err(|e| format!("{e} (octal, as in 0660)"))?;
+    if text.starts_with('+') || mode > 0o777 {
+        return Err("not permissions from 0000 to 0777".to_owned());
+    }
+    Ok(mode)
 }
 
 /// A size in bytes of whole sectors, with an optional suffix.
@@ -308,6 +386,10 @@ mod tests {
             &["--iothread-vq-mapping", "1:0"],
             &["--iothread-vq-mapping", "0"],
             &["--iothread-cpus", "1:0"],
+            &["--sandbox", "maybe"],
+            &["--socket-mode", "0800"],
+            &["--socket-mode", "1777"],
+            &["--socket-mode", "rw"],
             &["--no-such-option"],
         ] {
             let error = parse(bad).unwrap_err();
@@ -323,6 +405,16 @@ mod tests {
             *b"12345678901234567890"
         );
         assert_eq!(parse_serial("a").unwrap()[..3], [b'a', 0, 0]);
+    }
+
+    #[test]
+    fn the_mode_of_the_socket_is_octal() {
+        for (text, mode) in [("0600", 0o600), ("660", 0o660), ("0", 0), ("0777", 0o777)] {
+            assert_eq!(parse_mode(text), Ok(mode), "{text}");
+        }
+        for text in ["", "8", "+600", "-1", "01000", "0x1ff"] {
+            assert!(parse_mode(text).is_err(), "{text}");
+        }
     }
 
     #[test]

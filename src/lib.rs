@@ -11,18 +11,23 @@
 //! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`iov`]: what both pass around.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: blocking work beside it; [`defer`]: one notification per
 //!   batch.
+//! - [`sandbox`]: what is left of the process's rights while it serves; [`account`]: as whom it does.
 //!
 //! Lower layers know nothing of higher ones: `aio` and the pool know no virtio, storage knows no sectors, the ring
 //! knows no block device. ARCHITECTURE.md says why it is shaped like this.
 
+pub mod account;
 pub mod aio;
 pub mod blk;
 pub mod config;
 pub mod defer;
 pub mod engine;
 pub mod iov;
+pub mod limits;
+pub mod log_limit;
 pub mod mapping;
 pub mod memory;
+pub mod sandbox;
 pub mod storage;
 mod sync;
 pub mod thread_pool;

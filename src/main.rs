@@ -1,24 +1,28 @@
 //! The daemon: arguments, logging, signals, exit code.
 
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vhost_user_blk::aio::{IoThread, IoThreadConfig};
+use vhost_user_blk::account::{self, Account, find_group};
+use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
-use vhost_user_blk::engine::Plan;
+use vhost_user_blk::engine::{Faults, Plan};
+use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
-use vhost_user_blk::storage::{LockError, OpenOptions, Storage};
-use vhost_user_blk::thread_pool::ThreadPoolParams;
+use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
+use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
+use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
+use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
 
 /// How long requests in flight may take once a signal asks the process to end.
@@ -56,19 +60,17 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     cli.check().map_err(|e| anyhow!(e))?;
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
+    check_limits(cli);
     let storage = open_storage(cli)?;
+    check_use(cli, &storage)?;
+    announce_faults(cli);
+    let account = find_account(cli).context("--user")?;
+    let server = make_server(cli, account.as_ref())?;
+    // All that needs rights is done, and there is one thread: those to come have none either.
+    let sandbox = confine_process(cli, account.as_ref())?;
     let engine = Plan::choose(cli.aio.into(), &storage)?;
     let iothreads = spawn_iothreads(cli)?;
-    let params = device_params(cli, &storage, engine)?;
-    let mut device = BlkDevice::new(Arc::clone(&storage), params, &iothreads)?;
-    if !cli.incoming {
-        device.activate().map_err(lock_error)?;
-    }
-    let server = match (&cli.socket_path, cli.fd) {
-        (Some(path), _) => Server::bind(path)?,
-        (None, Some(fd)) => Server::from_fd(inherited(fd)?)?,
-        (None, None) => return Err(anyhow!("--socket-path or --fd is missing")),
-    };
+    let device = make_device(cli, &storage, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();
     tracing::info!(
         image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
@@ -78,21 +80,40 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         engine,
         queues: &stats,
     };
-    let finished = serve(signals, server, device, storage, &report)?;
+    let finished = serve(signals, server, device, storage, &report, &sandbox)?;
     if cli.stats {
         eprint!("{report}");
     }
     if !finished {
-        tracing::warn!("requests are still in flight: leaving without them");
-        if let Some(path) = &cli.socket_path {
-            // Its owner is the control thread, which still waits.
-            let _ = std::fs::remove_file(path);
-        }
-        // Joining their threads could take for ever.
-        std::process::exit(0);
+        leave(cli.socket_path.as_deref());
     }
     drop(iothreads);
     Ok(())
+}
+
+/// Ends the process, whatever its threads do: joining them could take for ever.
+fn leave(socket: Option<&Path>) -> ! {
+    tracing::warn!("requests are still in flight: leaving without them");
+    if let Some(path) = socket {
+        // Its owner is the control thread, which still waits.
+        let _ = std::fs::remove_file(path);
+    }
+    std::process::exit(0);
+}
+
+/// Makes the best of the limits that there are.
+fn check_limits(cli: &Cli) {
+    limits::survive_file_size_limit();
+    let needed = limits::open_files_needed(cli.num_queues, cli.iothreads);
+    match limits::raise_open_files() {
+        Ok(limit) if limit >= needed => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            needed,
+            "the limit of open files is too low for so many queues: raise it (ulimit -n, LimitNOFILE=)"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
@@ -106,6 +127,71 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
         logical_block_size: cli.logical_block_size,
     };
     Ok(Arc::new(Storage::open(&options)?))
+}
+
+/// Finds out early what cannot work, before there is a socket.
+fn check_use(cli: &Cli, storage: &Storage) -> anyhow::Result<()> {
+    Plan::choose(cli.aio.into(), storage)?;
+    if !cli.incoming {
+        ImageLock::acquire_soon(storage).map_err(lock_error)?;
+    }
+    Ok(())
+}
+
+fn find_account(cli: &Cli) -> Result<Option<Account>, account::Error> {
+    let Some(user) = &cli.user else { return Ok(None) };
+    let account = Account::find(user)?;
+    account.check()?;
+    Ok(Some(account))
+}
+
+fn make_server(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Server> {
+    let group = cli.socket_group.as_deref().map(find_group).transpose();
+    let access = SocketAccess {
+        mode: cli.socket_mode,
+        owner: account.map(Account::uid),
+        group: group.context("--socket-group")?.or(account.map(Account::gid)),
+    };
+    match (&cli.socket_path, cli.fd) {
+        (Some(path), _) => Ok(Server::bind(path, &access)?),
+        (None, Some(fd)) => Ok(Server::from_fd(inherited(fd)?)?),
+        (None, None) => Err(anyhow!("--socket-path or --fd is missing")),
+    }
+}
+
+fn confine_process(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Sandbox> {
+    let socket = cli.socket_path.as_deref();
+    Ok(Sandbox::new(cli.sandbox.into(), Keep { socket, account })?)
+}
+
+/// Makes the disk, with all that its IOThreads need, and confines them.
+fn make_device(
+    cli: &Cli,
+    storage: &Arc<Storage>,
+    engine: Plan,
+    iothreads: &[IoThread],
+    sandbox: &Sandbox,
+) -> anyhow::Result<BlkDevice> {
+    let params = device_params(cli, storage, engine, sandbox)?;
+    let mut device = BlkDevice::new(Arc::clone(storage), params, iothreads)?;
+    if !cli.incoming {
+        device.activate().map_err(lock_error)?;
+    }
+    for iothread in iothreads {
+        confine(iothread, sandbox)?;
+    }
+    Ok(device)
+}
+
+/// Puts the sandbox over an IOThread, whose queues have all that they need by now.
+fn confine(iothread: &IoThread, sandbox: &Sandbox) -> anyhow::Result<()> {
+    let (sandbox, (reply, entered)) = (sandbox.clone(), mpsc::channel());
+    let enter = move |_: &AioContext| {
+        // The main thread waits for it.
+        let _ = reply.send(sandbox.enter(ThreadKind::IoThread));
+    };
+    iothread.handle().run_on_context(enter)?;
+    Ok(entered.recv().context("an IOThread has ended")??)
 }
 
 fn lock_error(error: LockError) -> anyhow::Error {
@@ -132,7 +218,13 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
     Ok(iothreads)
 }
 
-fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> anyhow::Result<DeviceParams> {
+fn device_params(
+    cli: &Cli,
+    storage: &Storage,
+    engine: Plan,
+    sandbox: &Sandbox,
+) -> anyhow::Result<DeviceParams> {
+    let sandbox = sandbox.clone();
     Ok(DeviceParams {
         name: storage.path().display().to_string(),
         engine,
@@ -143,9 +235,24 @@ fn device_params(cli: &Cli, storage: &Storage, engine: Plan) -> anyhow::Result<D
             min_threads: cli.thread_pool_min.into(),
             max_threads: cli.thread_pool_max.into(),
         },
+        spawner: Spawner::new(move |name, body| sandbox.spawn(ThreadKind::Worker, name, body)),
         batch_notifications: cli.notify == Notify::Batch,
+        trouble: cli.trouble(),
+        faults: faults(cli),
         queue_iothreads: cli.queue_iothreads().map_err(|e| anyhow!(e))?,
     })
+}
+
+/// Faults to be injected.
+fn faults(cli: &Cli) -> Option<Arc<Faults>> {
+    (!cli.inject.is_empty()).then(|| Arc::new(Faults::new(&cli.inject)))
+}
+
+/// Says, before anybody can connect, that faults are not to be taken for real ones.
+fn announce_faults(cli: &Cli) {
+    for rule in &cli.inject {
+        tracing::warn!(%rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data (--inject)");
+    }
 }
 
 /// Takes over a file descriptor that this process was started with.
@@ -167,23 +274,25 @@ fn serve(
     mut device: BlkDevice,
     storage: Arc<Storage>,
     report: &Report<'_>,
+    sandbox: &Sandbox,
 ) -> anyhow::Result<bool> {
     let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
-    thread::Builder::new()
-        .name("control".to_owned())
-        .spawn(move || {
-            let _waker = CloseOnDrop(waker);
-            server.run(&mut device);
-            if let Err(error) = storage.flush() {
-                tracing::error!(%error, "flush on exit");
-            }
-            drop(device);
-            // The main thread may have given up already.
-            let _ = done.send(());
-        })
+    let control = move || {
+        let _waker = CloseOnDrop(waker);
+        server.run(&mut device);
+        if let Err(error) = storage.flush() {
+            tracing::error!(%error, "flush on exit");
+        }
+        drop(device);
+        // The main thread may have given up already.
+        let _ = done.send(());
+    };
+    sandbox
+        .spawn(ThreadKind::Control, "control".to_owned(), control)
         .context("cannot create the control thread")?;
+    sandbox.enter(ThreadKind::Main)?;
     for signal in &mut signals {
         match signal {
             SIGUSR1 => eprint!("{report}"),

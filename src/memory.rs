@@ -7,16 +7,18 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, MmapRegion};
-
 mod area;
 mod file;
+mod guard;
 mod log;
+mod mapping;
 mod view;
 
 pub use area::MappedArea;
 pub(crate) use file::{keep_length, memfd};
+pub(crate) use guard::{install as survive_lost_memory, losses};
 pub use log::{DirtyLog, LogError, RingLog};
+use mapping::Mapping;
 pub use view::MemoryView;
 
 /// Most regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
@@ -62,7 +64,7 @@ pub enum Error {
         /// Its length in bytes.
         len: u64,
         /// What the mapping reported.
-        source: vm_memory::mmap::MmapRegionError,
+        source: std::io::Error,
     },
 }
 
@@ -82,7 +84,7 @@ pub struct RegionInfo {
 #[derive(Clone, Debug)]
 struct Region {
     info: RegionInfo,
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
 }
 
 /// An immutable snapshot of the memory table, sorted by guest address.
@@ -100,7 +102,7 @@ impl GuestMemory {
         table
             .into_iter()
             .try_fold(Self::default(), |memory, (info, file)| {
-                memory.with_region(info, file)
+                memory.with_region(info, &file)
             })
     }
 
@@ -108,7 +110,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// As for [`GuestMemory::map`].
-    pub fn with_region(&self, info: RegionInfo, file: File) -> Result<Self, Error> {
+    pub fn with_region(&self, info: RegionInfo, file: &File) -> Result<Self, Error> {
         let RegionInfo {
             guest,
             len,
@@ -129,12 +131,12 @@ impl GuestMemory {
         if len == 0 || self.regions.iter().any(overlaps) {
             return Err(bad);
         }
-        check_eof(&file, file_end).map_err(|size| Error::BeyondEof { guest, len, size })?;
+        check_eof(file, file_end).map_err(|size| Error::BeyondEof { guest, len, size })?;
         if self.regions.len() == MAX_REGIONS {
             return Err(Error::TooMany);
         }
-        let mapping = MmapRegion::from_file(FileOffset::new(file, file_offset), size)
-            .map_err(|source| Error::Map { guest, len, source })?;
+        let mapping =
+            Mapping::new(file, file_offset, size).map_err(|source| Error::Map { guest, len, source })?;
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.info.guest < guest);
         regions.insert(
@@ -168,6 +170,11 @@ impl GuestMemory {
         self.regions.is_empty()
     }
 
+    /// True if the frontend has made the file of a region shorter, and an access has noticed.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.regions.iter().any(|r| r.mapping.is_lost())
+    }
+
     /// The guest address behind the last region; 0 if there is none.
     pub fn end(&self) -> u64 {
         self.regions.last().map_or(0, |r| r.info.guest + r.info.len)
@@ -186,7 +193,7 @@ impl GuestMemory {
         Some(MappedArea {
             base,
             len,
-            _mapping: Arc::clone(&region.mapping),
+            mapping: Arc::clone(&region.mapping),
         })
     }
 }
@@ -292,11 +299,14 @@ mod tests {
             },
         ] {
             assert!(
-                matches!(memory.with_region(bad, file(0x1000)), Err(Error::BadRange { .. })),
+                matches!(
+                    memory.with_region(bad, &file(0x1000)),
+                    Err(Error::BadRange { .. })
+                ),
                 "{bad:?}"
             );
         }
-        let past_eof = memory.with_region(info(0x20000, 0x2000, 0), file(0x1000));
+        let past_eof = memory.with_region(info(0x20000, 0x2000, 0), &file(0x1000));
         assert!(matches!(past_eof, Err(Error::BeyondEof { size: 0x1000, .. })));
     }
 

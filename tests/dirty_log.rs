@@ -186,14 +186,6 @@ fn hostile_logs_are_refused() {
         assert!(reply.is_none(), "{what}");
     }
     let mut vm = Vm::start(&daemon, 1);
-    let file = tempfile::tempfile().expect("a file");
-    file.set_len(2 * PAGE).expect("a size");
-    assert!(
-        vm.client.set_log(LOG_LEN, 0, file.as_raw_fd()).is_none(),
-        "could be cut short"
-    );
-    drop(vm);
-    let mut vm = Vm::start(&daemon, 1);
     let ring = [0, 0, 0].map(|offset| USER + offset);
     let answer = vm.client.vring_addr_logged(0, ring, Some(u64::MAX - 5));
     assert_eq!(answer, Answer::Nak, "the used ring wraps around");

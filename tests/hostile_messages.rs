@@ -139,18 +139,31 @@ fn half_a_message_is_forgotten_with_its_connection() {
 
 #[test]
 fn a_message_in_two_parts_is_one_message() {
-    let (daemon, _) = start();
-    let whole = [words(&[msg::SET_VRING_NUM, 1 | 8, 8]), words(&[0, 64])].concat();
-    // Inside of the header and behind it. A cut inside of the payload ends the connection: the vhost crate
-    // takes a payload with one read.
-    for cut in [4, 12] {
-        let mut client = client(&daemon);
-        client.send_bytes(&[&whole[..cut]], &[]).expect("the first part");
-        // Mostly the daemon sees the first part alone; if not, nothing is tested and nothing fails.
-        std::thread::sleep(Duration::from_millis(5));
-        let _ = client.send_bytes(&[&whole[cut..]], &[]);
-        assert_eq!(client.answer(msg::SET_VRING_NUM), Answer::Ack, "cut at {cut}");
+    let (daemon, baseline) = start();
+    let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+    let whole = [words(&[msg::SET_VRING_CALL, 1 | 8, 8]), words(&[0, 0])].concat();
+    let mut client = client(&daemon);
+    // Anywhere, with the descriptor in the first part.
+    for cut in 1..whole.len() {
+        client
+            .send_bytes(&[&whole[..cut]], &[event.as_raw_fd()])
+            .expect("the first part");
+        if cut % 4 == 0 {
+            // Mostly the daemon sees the first part alone; if not, nothing is tested and nothing fails.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        client.send_bytes(&[&whole[cut..]], &[]).expect("the second part");
+        assert_eq!(client.answer(msg::SET_VRING_CALL), Answer::Ack, "cut at {cut}");
     }
+    // Byte by byte.
+    for (at, byte) in whole.iter().enumerate() {
+        let fds = [event.as_raw_fd()];
+        let fds = if at == 0 { &fds[..] } else { &[] };
+        client.send_bytes(&[&[*byte]], fds).expect("a byte");
+    }
+    assert_eq!(client.answer(msg::SET_VRING_CALL), Answer::Ack);
+    drop(client);
+    assert_unharmed(daemon, &baseline);
 }
 
 #[test]

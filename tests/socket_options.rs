@@ -49,6 +49,10 @@ fn options_that_make_no_sense_are_refused() {
         &["--thread-pool-min", "65"],
         &["--no-such-option"],
         &["--fd", "3"],
+        &["--sandbox", "perhaps"],
+        &["--socket-mode", "0999"],
+        &["--user", "no-such-user"],
+        &["--socket-group", "no-such-group"],
     ];
     for options in bad {
         let args = [&["--socket-path", "s", "--blk-file", "disk.img"], *options].concat();
@@ -151,6 +155,10 @@ fn help_lists_every_option() {
         "--thread-pool-max",
         "--notify",
         "--stats",
+        "--sandbox",
+        "--user",
+        "--socket-mode",
+        "--socket-group",
     ] {
         assert!(exit.output.contains(option), "{option} is missing");
     }

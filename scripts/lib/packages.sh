@@ -77,6 +77,20 @@ need_cargo() {
     need cc=gcc /usr/include/stdlib.h=libc6-dev
 }
 
+# Commands built here, and not in the user's own folder.
+readonly tools=$target/tools/bin
+
+# cargo-deny, unoptimised: it is built in a minute on two cores, and run for a second.
+need_deny() {
+    local version=0.20.2
+    [ "$("$tools/cargo-deny" --version 2>/dev/null)" != "cargo-deny $version" ] || return 0
+    say "building cargo-deny $version"
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0 RUSTFLAGS='' \
+        quietly cargo install "cargo-deny@$version" --locked --debug --root "$target/tools" \
+        --target-dir "$target/tools/build" || die "cargo-deny cannot be built"
+    rm -rf "$target/tools/build"
+}
+
 build_release() {
     need_cargo
     say "building vhost-user-blk (release)"

@@ -9,10 +9,16 @@ use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::stats::QueueStats;
+use super::trouble::{Trouble, TroubleParams};
 use crate::aio::{AioContext, Gone, IoThread, Remote};
-use crate::engine::{self, Engines, Plan};
+use crate::engine::{self, Engines, Faults, Plan};
+use crate::log_limit::LogLimit;
+use crate::memory::survive_lost_memory;
 use crate::storage::{LockError, Storage};
-use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
+
+/// A guest may do that as often as it likes.
+static CACHE_SWITCHED: LogLimit<bool> = LogLimit::new();
 
 /// What the control thread and the IOThreads share of a disk.
 #[derive(Debug)]
@@ -27,6 +33,8 @@ pub struct DeviceState {
     pub write_through: AtomicBool,
     /// Notifications are coalesced.
     pub batch_notifications: AtomicBool,
+    /// What becomes of requests that the disk cannot execute.
+    pub trouble: Trouble,
 }
 
 /// How a disk is to be served.
@@ -46,8 +54,14 @@ pub struct DeviceParams {
     pub queue_iothreads: Vec<u16>,
     /// Limits of each IOThread's thread pool.
     pub thread_pool: ThreadPoolParams,
+    /// Creates the workers of the pools.
+    pub spawner: Spawner,
     /// Notifications are coalesced at the start.
     pub batch_notifications: bool,
+    /// What becomes of requests that the disk cannot execute.
+    pub trouble: TroubleParams,
+    /// Faults to be injected.
+    pub faults: Option<Arc<Faults>>,
 }
 
 /// A disk. It belongs to one control thread.
@@ -77,6 +91,7 @@ impl BlkDevice {
         params: DeviceParams,
         iothreads: &[IoThread],
     ) -> Result<Self, CreateError> {
+        survive_lost_memory().map_err(CreateError::Signal)?;
         let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),
@@ -89,6 +104,7 @@ impl BlkDevice {
             serial: params.serial,
             write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(params.batch_notifications),
+            trouble: Trouble::new(params.trouble),
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
@@ -96,11 +112,12 @@ impl BlkDevice {
             let mine = (0u16..).zip(stats.iter().cloned());
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
-            let (plan, pool) = (params.engine, params.thread_pool);
+            let (plan, faults) = (params.engine, params.faults.clone());
+            let pool = (params.thread_pool, params.spawner.clone());
             let (reply, created) = mpsc::channel();
             let create = move |ctx: &AioContext| {
                 // A receiver that has gone drops the queues again, here.
-                let _ = reply.send(create_queues(ctx, mine, &state, plan, pool));
+                let _ = reply.send(create_queues(ctx, mine, &state, (plan, faults), pool));
             };
             iothread.handle().run_on_context(create).map_err(|_| Gone)?;
             for (index, queue) in created.recv().map_err(|_| Gone)?? {
@@ -214,7 +231,7 @@ impl BlkDevice {
             self.acked & features::FLUSH != 0
         };
         let was_through = self.state.write_through.swap(!cached, Ordering::Relaxed);
-        if cached == was_through {
+        if cached == was_through && CACHE_SWITCHED.pass(cached).is_some() {
             tracing::info!(disk = %self.state.name, cached, "write cache switched by the driver");
         }
         if !cached && !was_through {
@@ -242,6 +259,9 @@ pub enum CreateError {
     /// An IOThread has ended.
     #[error(transparent)]
     Gone(#[from] Gone),
+    /// No handler for memory that a frontend takes away.
+    #[error("SIGBUS cannot be handled: {0}")]
+    Signal(io::Error),
     /// The engine cannot be had on an IOThread.
     #[error(transparent)]
     Engine(#[from] engine::Error),
@@ -253,11 +273,15 @@ fn create_queues(
     ctx: &AioContext,
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
-    plan: Plan,
-    pool: ThreadPoolParams,
+    (plan, faults): (Plan, Option<Arc<Faults>>),
+    (limits, spawner): (ThreadPoolParams, Spawner),
 ) -> Result<Created, engine::Error> {
-    let pool = ThreadPool::new(ctx, pool);
-    let engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
+    let pool = ThreadPool::with_spawner(ctx, limits, spawner, ThreadPool::IDLE_TIME);
+    let faults = faults.map(|faults| (faults, pool.sibling(ctx, ThreadPoolParams::default())));
+    let mut engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
+    if let Some((faults, pool)) = faults {
+        engines.inject(faults, pool);
+    }
     let create = |(index, stats)| {
         let engine = engines.engine();
         (

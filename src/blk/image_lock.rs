@@ -4,14 +4,8 @@
 //! destination of a migration, which has opened the image before, can take over. Control thread only.
 
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::storage::{ImageLock, LockError, Storage};
-
-/// How long a predecessor may take to let go of the image: one that was killed has its last I/O to wait for.
-const PATIENCE: Duration = Duration::from_millis(500);
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// The right to use an image.
 #[derive(Debug)]
@@ -28,7 +22,7 @@ impl Turn {
     /// Takes the lock, if it is not held.
     pub(super) fn take(&mut self) -> Result<(), LockError> {
         if self.lock.is_none() {
-            self.lock = Some(acquire(&self.storage)?);
+            self.lock = Some(ImageLock::acquire_soon(&self.storage)?);
             tracing::debug!(image = %self.storage.path().display(), "image locked");
         }
         Ok(())
@@ -45,18 +39,10 @@ impl Turn {
     }
 }
 
-fn acquire(storage: &Storage) -> Result<ImageLock, LockError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match ImageLock::acquire(storage) {
-            Err(LockError::InUse { .. }) if Instant::now() < deadline => thread::sleep(PAUSE),
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::storage::OpenOptions;
 
@@ -93,6 +79,6 @@ mod tests {
         old.take().unwrap();
         let start = Instant::now();
         assert!(new.take().is_err());
-        assert!(start.elapsed() >= PATIENCE);
+        assert!(start.elapsed() >= ImageLock::PATIENCE);
     }
 }

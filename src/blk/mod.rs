@@ -1,7 +1,8 @@
 //! The virtio-blk device (VIRTIO 1.3, 5.2).
 //!
 //! [`config`] says what the device announces, [`request`] turns descriptor chains into I/O, [`queue`] serves one
-//! virtqueue on its IOThread, [`device`] is what the control thread holds.
+//! virtqueue on its IOThread, [`device`] is what the control thread holds, [`trouble`] says what becomes of requests that
+//! the disk cannot execute.
 
 pub mod config;
 pub mod device;
@@ -9,3 +10,4 @@ mod image_lock;
 pub mod queue;
 pub mod request;
 pub mod stats;
+pub mod trouble;

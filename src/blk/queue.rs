@@ -8,25 +8,35 @@ use std::fs::File;
 use std::rc::{Rc, Weak};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
+use std::time::Duration;
 
 use super::device::DeviceState;
-use super::stats::QueueStats;
+use super::stats::{QueueStats, RingState};
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::{DeferScope, DeferredCall};
 use crate::engine::{Completer, Engine, IoRequest, Requests};
+use crate::log_limit::LogLimit;
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
+mod lost;
 mod notifier;
 mod poll;
 mod running;
+mod slow;
+mod trouble;
 mod watchdog;
 
 use notifier::Notifier;
 use poll::KickSource;
 pub use running::QueueError;
 use running::Running;
+use slow::Slow;
+use trouble::Held;
 use watchdog::Watchdog;
+
+/// A guest may reset its device and break the ring again as often as it likes.
+static BROKEN: LogLimit<u16> = LogLimit::new();
 
 /// What the frontend has said about a ring that is to run.
 #[derive(Debug)]
@@ -73,6 +83,8 @@ struct State {
     enabled: bool,
     /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
     broken: bool,
+    /// The count of lost mappings when this ring's were last looked at; `None`: never.
+    losses: Option<usize>,
     /// A kick came since the ring was set up (the specification's "started").
     kicked: bool,
     /// The IOThread looks at the ring by itself, so the driver need not kick.
@@ -84,6 +96,9 @@ struct State {
     /// Notifications are coalesced.
     coalescing: bool,
     watchdog: Watchdog,
+    held: Held,
+    /// Present if slow requests are to be reported.
+    slow: Option<Slow>,
     /// Present while a ring runs.
     _poller: Option<PollerHandle>,
     notifier: Notifier,
@@ -109,16 +124,17 @@ impl BlkQueue {
             };
             let publish = move || {
                 if let Some(queue) = publisher.upgrade() {
-                    queue.state.borrow_mut().publish();
+                    queue.publish();
                 }
             };
+            let io_timeout = device.trouble.params.io_timeout;
             Self {
                 index,
                 device,
                 engine,
                 ctx: ctx.clone(),
                 me: me.clone(),
-                state: RefCell::new(State::new(index, stats, Watchdog::new(ctx, me.clone()))),
+                state: RefCell::new(State::new(ctx, index, stats, me, io_timeout)),
                 batch: RefCell::default(),
                 again: ctx.bottom_half(visit),
                 publication: DeferredCall::new(publish),
@@ -143,7 +159,8 @@ impl BlkQueue {
             .ctx
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
-        (state.kicked, state.broken) = (resumed, false);
+        (state.kicked, state.broken, state.losses) = (resumed, false, None);
+        state.stats.state.set(RingState::Running);
         state.running = Some(running);
         state._poller = Some(poller);
         if resumed {
@@ -158,9 +175,10 @@ impl BlkQueue {
         let mut state = self.state.borrow_mut();
         state.stopping = Some(done);
         let handlers = (state.kick.take(), state._poller.take());
-        state.finish_stop();
         drop(state);
         drop(handlers);
+        self.release_held();
+        self.state.borrow_mut().finish_stop();
     }
 
     /// Switches the processing of the ring on or off (SET_VRING_ENABLE).
@@ -178,7 +196,7 @@ impl BlkQueue {
     }
 
     /// Replaces the call eventfd; a running ring signals the new one once, lest a call was lost with the old one.
-    pub fn set_call(&self, call: Option<File>) {
+    pub fn set_call(&self, call: Option<Arc<File>>) {
         let mut state = self.state.borrow_mut();
         let replaced = state.running.is_some() && state.notifier.was_used();
         state.notifier.set_call(call);
@@ -188,7 +206,7 @@ impl BlkQueue {
     }
 
     /// Replaces the eventfd that reports a broken ring.
-    pub fn set_err(&self, err: Option<File>) {
+    pub fn set_err(&self, err: Option<Arc<File>>) {
         self.state.borrow_mut().notifier.set_err(err);
     }
 
@@ -233,9 +251,17 @@ impl BlkQueue {
         if !state.is_active() {
             return Collected::default();
         }
-        let collected = state.collect(&self.device, batch);
+        let mut collected = state.collect(&self.device, batch);
+        // After the last look at guest memory, before anything is done about it: what was lost reads as zeroes.
+        if let Some(lost) = state.lost_memory() {
+            state.abandon(batch);
+            collected = Err(lost);
+        }
         for request in batch.iter_mut() {
             request.set_completer(self.me.upgrade().expect("called on a live queue"));
+        }
+        if let Some(slow) = &mut state.slow {
+            slow.begin(batch);
         }
         collected.unwrap_or_else(|error| {
             self.fail(&mut state, &error);
@@ -249,13 +275,20 @@ impl BlkQueue {
 
     /// Stops a ring that cannot be trusted any more: everything else goes on.
     fn fail(&self, state: &mut State, error: &QueueError) {
-        tracing::error!(
-            device = %self.device.name,
-            queue = self.index,
-            %error,
-            "virtqueue is broken: stopped until the frontend sets it up again"
-        );
+        // Zeroes in the place of lost memory look like all kinds of mistakes.
+        let lost = state.lost_memory();
+        let error = lost.as_ref().unwrap_or(error);
+        if let Some(suppressed) = BROKEN.pass(self.index) {
+            tracing::error!(
+                device = %self.device.name,
+                queue = self.index,
+                %error,
+                suppressed,
+                "virtqueue is broken: stopped until the frontend sets it up again"
+            );
+        }
         state.stats.broken.add(1);
+        state.stats.state.set(RingState::Broken);
         state.broken = true;
         state.notifier.report_broken();
     }
@@ -272,16 +305,30 @@ struct Collected {
 
 impl Completer for BlkQueue {
     fn complete(&self, request: Box<IoRequest>) {
-        self.state
-            .borrow_mut()
-            .complete(self.index, &self.device, request);
+        if request.result.is_err() {
+            return self.trouble(request);
+        }
+        self.answer(request);
+    }
+}
+
+impl BlkQueue {
+    /// Answers a request that is over.
+    fn answer(&self, request: Box<IoRequest>) {
+        self.state.borrow_mut().complete(request);
         self.publication.defer();
         self.state.borrow_mut().finish_stop();
     }
 }
 
 impl State {
-    fn new(index: u16, stats: Arc<QueueStats>, watchdog: Watchdog) -> Self {
+    fn new(
+        ctx: &AioContext,
+        index: u16,
+        stats: Arc<QueueStats>,
+        queue: &Weak<BlkQueue>,
+        io_timeout: Option<Duration>,
+    ) -> Self {
         Self {
             notifier: Notifier::new(index, Arc::clone(&stats)),
             stats,
@@ -289,13 +336,16 @@ impl State {
             base: 0,
             enabled: false,
             broken: false,
+            losses: None,
             kicked: false,
             polled: false,
             in_flight: 0,
             stopping: None,
             kick: None,
             coalescing: true,
-            watchdog,
+            watchdog: Watchdog::new(ctx, queue.clone()),
+            held: Held::new(ctx, queue.clone()),
+            slow: io_timeout.map(|limit| Slow::new(ctx, queue.clone(), limit)),
             _poller: None,
             free: Vec::new(),
         }
@@ -317,11 +367,8 @@ impl State {
     }
 
     /// Puts the answer to a request into the ring.
-    fn complete(&mut self, index: u16, device: &DeviceState, mut request: Box<IoRequest>) {
+    fn complete(&mut self, mut request: Box<IoRequest>) {
         self.in_flight -= 1;
-        if let Err(error) = &request.result {
-            tracing::debug!(device = %device.name, queue = index, op = ?request.op, %error, "request failed");
-        }
         if let Some(running) = &mut self.running {
             running.complete(&self.stats, &request);
         }
@@ -358,6 +405,7 @@ impl State {
             self.base = running.ring.next_avail();
         }
         (self.kicked, self.polled) = (false, false);
+        self.stats.state.set(RingState::Stopped);
         self.notifier.ring_stopped();
         if let Some(done) = self.stopping.take() {
             // Whoever asked may have gone.

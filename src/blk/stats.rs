@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::engine::Plan;
 
@@ -22,9 +22,46 @@ impl Counter {
             .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Takes `n` off. One thread only, the one that adds.
+    pub fn sub(&self, n: u64) {
+        self.add(n.wrapping_neg());
+    }
+
     /// The figure, from any thread.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a queue's ring is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingState {
+    /// Nothing: it is not set up.
+    Stopped,
+    /// It is set up.
+    Running,
+    /// Nothing until it is set up anew: it broke the rules.
+    Broken,
+}
+
+/// The state of a ring: written by its IOThread, read by anybody.
+#[derive(Debug, Default)]
+pub struct RingStateCell(AtomicU8);
+
+impl RingStateCell {
+    /// From here on it is this one.
+    pub fn set(&self, state: RingState) {
+        // Relaxed: a figure that orders nothing.
+        self.0.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self.0.load(Ordering::Relaxed) {
+            0 => "stopped",
+            1 => "running",
+            _ => "broken",
+        }
     }
 }
 
@@ -53,6 +90,16 @@ pub struct QueueStats {
     pub notifications: Counter,
     /// Times the ring had to be stopped because it was broken.
     pub broken: Counter,
+    /// What the ring is doing now.
+    pub state: RingStateCell,
+    /// Requests that wait now for room on the disk.
+    pub held: Counter,
+    /// Requests that had to.
+    pub held_ever: Counter,
+    /// Requests that failed, and of which the guest was told that all is well.
+    pub ignored: Counter,
+    /// Requests that took longer than the I/O timeout.
+    pub late: Counter,
     /// Notifications by the number of completions each covered.
     histogram: [Counter; BUCKETS],
 }
@@ -90,7 +137,7 @@ pub struct Report<'a> {
 
 #[derive(Default)]
 struct Sums {
-    figures: [u64; 10],
+    figures: [u64; 14],
     histogram: [u64; BUCKETS],
 }
 
@@ -107,6 +154,10 @@ impl Sums {
             &q.kicks,
             &q.notifications,
             &q.completions,
+            &q.held,
+            &q.held_ever,
+            &q.ignored,
+            &q.late,
         ];
         Self {
             figures: figures.map(Counter::get),
@@ -134,6 +185,10 @@ impl Sums {
             kicks,
             notifications,
             completions,
+            held,
+            held_ever,
+            ignored,
+            late,
         ] = self.figures;
         #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = if notifications == 0 {
@@ -144,8 +199,8 @@ impl Sums {
         writeln!(
             f,
             "{name}: requests={} (read={reads} write={writes} flush={flushes} other={others}) \
-             bytes_read={read} bytes_written={written} errors={errors} kicks={kicks} \
-             completions={completions} notifications={notifications} completions_per_notification={ratio:.2}",
+             bytes_read={read} bytes_written={written} errors={errors} held={held} held_ever={held_ever} ignored={ignored} late={late} \
+             kicks={kicks} completions={completions} notifications={notifications} completions_per_notification={ratio:.2}",
             reads + writes + flushes + others,
         )
     }
@@ -157,9 +212,8 @@ impl fmt::Display for Report<'_> {
         let sums: Vec<Sums> = self.queues.iter().map(|q| Sums::of(q)).collect();
         for (index, (queue, sums)) in self.queues.iter().zip(&sums).enumerate() {
             sums.write(f, &format!("stats: queue {index}"))?;
-            if queue.broken.get() > 0 {
-                writeln!(f, "stats: queue {index}: broken={}", queue.broken.get())?;
-            }
+            let (state, broken) = (queue.state.name(), queue.broken.get());
+            writeln!(f, "stats: queue {index} ring: state={state} broken={broken}")?;
         }
         let total = sums.iter().fold(Sums::default(), Sums::add);
         total.write(f, "stats: total")?;

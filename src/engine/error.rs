@@ -36,6 +36,7 @@ fn io_uring_reason(error: &io::Error) -> &'static str {
             "it is switched off (sysctl kernel.io_uring_disabled) or not allowed here"
         }
         Some(libc::ENOMEM) => "its memory exceeds the limit (ulimit -l)",
+        Some(libc::EMFILE | libc::ENFILE) => "no file descriptor is left for it (ulimit -n)",
         Some(libc::EINVAL) | None => "the kernel's is too old",
         _ => "it cannot be set up",
     }
@@ -45,6 +46,7 @@ fn native_reason(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "the kernel has none",
         Some(libc::EPERM | libc::EACCES) => "it is not allowed here",
+        Some(libc::EMFILE | libc::ENFILE) => "no file descriptor is left for it (ulimit -n)",
         Some(libc::EAGAIN) => "the system's limit is used up (sysctl fs.aio-max-nr)",
         _ => "it cannot be set up",
     }

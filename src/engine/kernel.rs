@@ -16,9 +16,12 @@ use super::threads::ThreadsEngine;
 use super::{IoOp, IoRequest, Requests};
 use crate::aio::{AioContext, EventSet, FdHandler, Poller, PollerHandle, Timer};
 use crate::defer::DeferScope;
+use crate::log_limit::LogLimit;
 
 /// A kernel that is short of memory is asked again after this time.
 const RETRY_TIME: Duration = Duration::from_millis(1);
+
+static NOT_TAKEN: LogLimit<Option<i32>> = LogLimit::new();
 
 /// A submission and completion queue shared with the kernel. One thread only.
 pub(super) trait KernelQueue: 'static {
@@ -184,8 +187,10 @@ impl<Q: KernelQueue> Inner<Q> {
     fn submit(&self, queue: &mut Q) -> bool {
         let result = queue.submit();
         if let Err(error) = &result {
-            if !self.failing.get() {
-                tracing::warn!(%error, "the kernel does not take requests for the moment");
+            if !self.failing.get()
+                && let Some(suppressed) = NOT_TAKEN.pass(error.raw_os_error())
+            {
+                tracing::warn!(%error, suppressed, "the kernel does not take requests for the moment");
             }
             self.retry.arm_in(RETRY_TIME);
         }

@@ -7,6 +7,8 @@
 //! A [`Plan`] says which engine a disk gets, [`Engines`] are what its queues on one IOThread share.
 
 mod error;
+mod fault;
+mod inject;
 mod inline;
 mod kernel;
 mod linux_aio;
@@ -19,12 +21,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use error::Error;
+pub use fault::{FaultRule, Faults};
 pub use plan::{Choice, Plan};
 pub use request::{Completer, IoOp, IoRange, IoRequest};
 
 use crate::aio::AioContext;
 use crate::storage::Storage;
 use crate::thread_pool::ThreadPool;
+use inject::Injector;
 use inline::Inline;
 use kernel::KernelEngine;
 use linux_aio::LinuxAio;
@@ -42,6 +46,7 @@ pub struct Engines {
     plan: Plan,
     storage: Arc<Storage>,
     shared: Shared,
+    injector: Option<Rc<Injector>>,
 }
 
 /// The closed set of engines.
@@ -53,6 +58,8 @@ enum Shared {
     IoUring(Rc<KernelEngine<Uring>>),
     /// Linux AIO; what it does not take is for the pool.
     Native(Rc<KernelEngine<LinuxAio>>),
+    /// Another one, with faults.
+    Faulty(Rc<Injector>, Rc<Engine>),
 }
 
 impl Engines {
@@ -77,14 +84,27 @@ impl Engines {
             plan,
             storage,
             shared,
+            injector: None,
         })
+    }
+
+    /// Makes requests go wrong from here on; `pool`, of the calling thread's context, is for those that take long.
+    pub fn inject(&mut self, faults: Arc<Faults>, pool: ThreadPool) {
+        self.injector = Some(Rc::new(Injector { faults, pool }));
     }
 
     /// The engine of one queue.
     pub fn engine(&self) -> Engine {
-        Engine {
+        let engine = Engine {
             inline: self.plan.inline.then(|| Inline::new(&self.storage)),
             shared: self.shared.clone(),
+        };
+        match &self.injector {
+            None => engine,
+            Some(injector) => Engine {
+                inline: None,
+                shared: Shared::Faulty(Rc::clone(injector), Rc::new(engine)),
+            },
         }
     }
 }
@@ -109,6 +129,7 @@ impl Engine {
             Shared::Threads(threads) => threads.submit(batch),
             Shared::IoUring(ring) => ring.submit(batch),
             Shared::Native(ring) => ring.submit(batch),
+            Shared::Faulty(injector, engine) => injector.submit(engine, batch),
         }
     }
 }

@@ -16,6 +16,9 @@ pub enum IoOp {
     /// Fill the list from `offset`.
     #[default]
     Read,
+    /// Fill the list from `offset` after a read of it failed: with zeroes where nothing can be read. Never fails, and
+    /// comes back as a `Read`.
+    Salvage,
     /// Store the list at `offset`.
     Write {
         /// Stable before it completes (the write cache is off).
@@ -30,6 +33,19 @@ pub enum IoOp {
         /// Stable before it completes.
         durable: bool,
     },
+}
+
+impl IoOp {
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read | Self::Salvage => "read",
+            Self::Write { .. } => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes { .. } => "write-zeroes",
+        }
+    }
 }
 
 /// One range of a discard or write-zeroes request, in bytes.
@@ -95,6 +111,15 @@ impl IoRequest {
         self.completer = Some(SendWrapper::new(completer));
     }
 
+    /// The first byte that it is about; none for a flush.
+    pub fn first_byte(&self) -> Option<u64> {
+        match self.op {
+            IoOp::Read | IoOp::Salvage | IoOp::Write { .. } => Some(self.offset),
+            IoOp::Discard | IoOp::WriteZeroes { .. } => self.ranges.first().map(|range| range.offset),
+            IoOp::Flush => None,
+        }
+    }
+
     /// The storage it is for.
     pub fn storage(&self) -> &Storage {
         &self.storage
@@ -106,9 +131,11 @@ impl IoRequest {
         let done = match self.op {
             IoOp::Read => storage.try_readv(&self.iov, self.offset),
             IoOp::Write { durable: false } => storage.try_writev(&self.iov, self.offset),
-            IoOp::Write { durable: true } | IoOp::Flush | IoOp::Discard | IoOp::WriteZeroes { .. } => {
-                matches!(storage, Storage::Null(_))
-            }
+            IoOp::Write { durable: true }
+            | IoOp::Flush
+            | IoOp::Discard
+            | IoOp::WriteZeroes { .. }
+            | IoOp::Salvage => matches!(storage, Storage::Null(_)),
         };
         if done {
             self.result = Ok(());
@@ -119,12 +146,19 @@ impl IoRequest {
     /// Executes the request with blocking calls. Any thread.
     pub fn execute(&mut self) {
         self.result = self.execute_inner();
+        if self.op == IoOp::Salvage {
+            self.op = IoOp::Read;
+        }
     }
 
     fn execute_inner(&self) -> io::Result<()> {
         let storage = &*self.storage;
         match self.op {
             IoOp::Read => storage.readv(&self.iov, self.offset),
+            IoOp::Salvage => {
+                storage.salvage(&self.iov, self.offset, |_, _| true);
+                Ok(())
+            }
             IoOp::Write { durable: false } => storage.writev(&self.iov, self.offset),
             IoOp::Write { durable: true } => storage.writev_durable(&self.iov, self.offset),
             IoOp::Flush => storage.flush(),

@@ -37,8 +37,8 @@ impl ThreadsEngine {
             max_threads: 1,
         };
         Self {
+            writer: storage.writes_take_turns().then(|| pool.sibling(ctx, writer)),
             pool,
-            writer: storage.writes_take_turns().then(|| ThreadPool::new(ctx, writer)),
             works: RefCell::default(),
         }
     }

@@ -4,16 +4,14 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, MmapRegion};
-
-use super::fits;
+use super::{Mapping, fits};
 
 /// A resolved range of guest memory that keeps its mapping alive.
 #[derive(Debug)]
 pub struct MappedArea {
     pub(super) base: *mut u8,
     pub(super) len: usize,
-    pub(super) _mapping: Arc<MmapRegion>,
+    pub(super) mapping: Arc<Mapping>,
 }
 
 // SAFETY: the address stays valid wherever the value goes, since it holds the mapping; access is up to the user of
@@ -25,16 +23,14 @@ unsafe impl Sync for MappedArea {}
 impl MappedArea {
     /// Maps `len` bytes of a file that is not guest memory, from a multiple of the page size on.
     ///
-    /// The file must not become shorter than that as long as this value lives.
-    ///
     /// # Errors
     /// Those of `mmap`.
-    pub(crate) fn map(file: File, offset: u64, len: usize) -> io::Result<Self> {
-        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len).map_err(io::Error::other)?;
+    pub(crate) fn map(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        let mapping = Mapping::new(file, offset, len)?;
         Ok(Self {
             base: mapping.as_ptr(),
             len,
-            _mapping: Arc::new(mapping),
+            mapping: Arc::new(mapping),
         })
     }
 
@@ -51,8 +47,13 @@ impl MappedArea {
             // SAFETY: within the range.
             base: unsafe { self.base.add(offset) },
             len,
-            _mapping: Arc::clone(&self._mapping),
+            mapping: Arc::clone(&self.mapping),
         }
+    }
+
+    /// True if the file has become too short, and an access has noticed.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
     }
 
     /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.

@@ -19,15 +19,12 @@ pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes sure that a file will not become shorter: access behind its end would raise SIGBUS.
-pub(crate) fn keep_length(file: &File) -> io::Result<()> {
-    // SAFETY: F_GET_SEALS takes no further argument.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    match seals {
-        ..0 => Err(io::Error::last_os_error()),
-        seals if seals & libc::F_SEAL_SHRINK != 0 => Ok(()),
-        _ => seal(file, libc::F_SEAL_SHRINK),
-    }
+/// Has a file stay as long as it is, if that can be had: not every file can be sealed.
+///
+/// One that becomes shorter all the same costs who uses it its memory, and nobody else (see `guard`).
+pub(crate) fn keep_length(file: &File) {
+    // A file that is sealed already, or never can be, is as good as it gets.
+    let _ = seal(file, libc::F_SEAL_SHRINK);
 }
 
 fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {

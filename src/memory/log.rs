@@ -33,9 +33,6 @@ pub enum LogError {
         /// Guest address behind the last region.
         end: u64,
     },
-    /// The file could become shorter while it is used.
-    #[error("dirty log cannot be protected from being cut short (no memfd?): {0}")]
-    Unsealed(io::Error),
     /// It could not be mapped.
     #[error("dirty log: {0}")]
     Io(#[from] io::Error),
@@ -60,9 +57,9 @@ impl DirtyLog {
     /// Maps `size` bytes of `file` from `offset`, a multiple of the page size (SET_LOG_BASE).
     ///
     /// # Errors
-    /// A file that is too short, or that could become so.
-    pub fn map(file: File, offset: u64, size: u64) -> Result<Self, LogError> {
-        keep_length(&file).map_err(LogError::Unsealed)?;
+    /// A file that is too short, or cannot be mapped.
+    pub fn map(file: &File, offset: u64, size: u64) -> Result<Self, LogError> {
+        keep_length(file);
         let len = file.metadata()?.len();
         if offset.checked_add(size).is_none_or(|end| end > len) {
             return Err(LogError::BeyondEof { size, offset });
@@ -70,6 +67,11 @@ impl DirtyLog {
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let area = MappedArea::map(file, offset, size)?;
         Ok(Self { area })
+    }
+
+    /// True if the file has become too short, and an access has noticed.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.area.is_lost()
     }
 
     /// Checks that every page below the guest address `end` has a bit.
@@ -113,7 +115,7 @@ mod tests {
     /// A log for 64 pages, and its file.
     fn log() -> (DirtyLog, File) {
         let file = memfd(c"log", 4096).unwrap();
-        (DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap(), file)
+        (DirtyLog::map(&file, 0, 8).unwrap(), file)
     }
 
     fn bits(file: &File) -> u128 {
@@ -155,19 +157,28 @@ mod tests {
     fn a_log_that_does_not_fit_its_file_is_refused() {
         for (offset, size) in [(0, 4097), (4096, 1), (u64::MAX, 1), (1, u64::MAX)] {
             let file = memfd(c"log", 4096).unwrap();
-            let mapped = DirtyLog::map(file, offset, size);
+            let mapped = DirtyLog::map(&file, offset, size);
             assert!(
                 matches!(mapped, Err(LogError::BeyondEof { .. })),
                 "{offset} {size}"
             );
         }
-        assert!(
-            DirtyLog::map(memfd(c"log", 4096).unwrap(), 1, 8).is_err(),
-            "misaligned"
-        );
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4096).unwrap();
-        assert!(matches!(DirtyLog::map(file, 0, 8), Err(LogError::Unsealed(_))));
+        let misaligned = DirtyLog::map(&memfd(c"log", 4096).unwrap(), 1, 8);
+        assert!(misaligned.is_err());
+    }
+
+    #[test]
+    fn a_file_is_sealed_where_it_can_be_and_watched_where_not() {
+        let unsealed = tempfile::tempfile_in("/dev/shm").unwrap();
+        unsealed.set_len(4096).unwrap();
+        let watched = DirtyLog::map(&unsealed, 0, 8).unwrap();
+        unsealed.set_len(0).unwrap();
+        watched.mark(0, 1);
+        assert!(watched.is_lost());
+        let (log, file) = log();
+        assert!(file.set_len(0).is_err());
+        log.mark(0, 1);
+        assert!(!log.is_lost());
     }
 
     #[test]

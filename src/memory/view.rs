@@ -12,7 +12,7 @@ pub struct MemoryView {
     regions: Box<[ViewRegion]>,
     last: Cell<usize>,
     /// Keeps the mappings alive.
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl MemoryView {
         Rc::new(Self {
             regions,
             last: Cell::new(0),
-            _memory: memory,
+            memory,
         })
     }
 
@@ -56,6 +56,11 @@ impl MemoryView {
         #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
         // SAFETY: the offset is below the region's length.
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
+    }
+
+    /// True if a mapping of it is lost: see [`GuestMemory::is_lost`].
+    pub(crate) fn is_lost(&self) -> bool {
+        self.memory.is_lost()
     }
 
     /// The guest address of a byte that [`MemoryView::resolve`] has resolved.

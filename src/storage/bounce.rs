@@ -6,7 +6,10 @@
 use std::alloc::{self, Layout};
 use std::io;
 
-use super::transfer::transfer;
+use super::transfer::{retry, transfer};
+
+/// What is lost with one unreadable place, in bytes, unless the storage needs larger pieces.
+const SALVAGE_PIECE: usize = 4096;
 
 /// Largest bounce buffer: longer requests go through it piece by piece. A multiple of every request alignment.
 const BOUNCE_MAX: usize = 1 << 20;
@@ -43,6 +46,64 @@ pub(super) fn write(
         });
         transfer(&buffer.range(len), at, io::ErrorKind::WriteZero, &mut write)
     })
+}
+
+/// Fills `iov` piece by piece, as far as `read` has anything; what is missing is zero. `allowed(offset, bytes)` is asked
+/// before each piece.
+pub(super) fn salvage(
+    iov: &[libc::iovec],
+    offset: u64,
+    align: usize,
+    mut allowed: impl FnMut(u64, u64) -> bool,
+    read: impl Fn(&[libc::iovec], u64) -> io::Result<usize>,
+) {
+    // Pieces lie at multiples of their size: what shares a block of the disk shares its fate.
+    let size = SALVAGE_PIECE.max(align);
+    let mut left: usize = iov.iter().map(|range| range.iov_len).sum();
+    let (mut cursor, mut at) = (Cursor { iov, skip: 0 }, offset);
+    let buffer = AlignedBuffer::new(size, align);
+    while left > 0 {
+        let before = usize::try_from(at % size as u64).expect("below the size of a piece");
+        let len = (size - before).min(left);
+        let filled = match &buffer {
+            Ok(buffer) if allowed(at, len as u64) => read_prefix(buffer, len, at, &read),
+            _ => 0,
+        };
+        cursor.each(len, |done, guest, n| {
+            let good = filled.saturating_sub(done).min(n);
+            if let Ok(buffer) = &buffer
+                && good > 0
+            {
+                // SAFETY: the buffer holds `filled` bytes that were read, and `guest` is as in `read`.
+                unsafe { std::ptr::copy_nonoverlapping(buffer.base.add(done), guest, good) };
+            }
+            // SAFETY: the rest of the same range.
+            unsafe { std::ptr::write_bytes(guest.add(good), 0, n - good) };
+        });
+        left -= len;
+        at += len as u64;
+    }
+}
+
+/// Reads until something is missing; returns the bytes that are there.
+fn read_prefix(
+    buffer: &AlignedBuffer,
+    len: usize,
+    at: u64,
+    read: impl Fn(&[libc::iovec], u64) -> io::Result<usize>,
+) -> usize {
+    let mut filled = 0;
+    while filled < len {
+        let rest = [libc::iovec {
+            iov_base: buffer.base.wrapping_add(filled).cast(),
+            iov_len: len - filled,
+        }];
+        match retry(|| read(&rest, at + filled as u64)) {
+            Ok(moved) if moved > 0 => filled += moved,
+            _ => break,
+        }
+    }
+    filled
 }
 
 /// Calls `piece(buffer, cursor, bytes, offset)` for each piece of `iov` in turn.
@@ -190,6 +251,28 @@ mod tests {
         })
         .unwrap();
         assert_eq!(disk, parts.concat());
+    }
+
+    #[test]
+    fn what_can_be_read_is_salvaged_and_the_rest_is_zero() {
+        // From 512 before a multiple of the piece, in ranges that end anywhere: the piece at 8192 cannot be read, and the
+        // disk ends at 15000, or the piece at 4096 is forbidden.
+        let mut parts = [vec![0xaa; 1000], vec![0xaa; 1], vec![0xaa; 12_311]];
+        let read = |iov: &[libc::iovec], at: u64| match at {
+            8192..12288 => Err(io::Error::from_raw_os_error(libc::EIO)),
+            _ => Ok(fill(
+                iov,
+                at,
+                1,
+                usize::try_from(15_000_u64.saturating_sub(at)).unwrap().min(700),
+            )),
+        };
+        salvage(&ranges(&mut parts), 3584, 1, |at, _| at != 4096, read);
+        let bytes = parts.concat();
+        for (n, byte) in (3584..).zip(bytes) {
+            let readable = !(4096..12288).contains(&n) && n < 15_000;
+            assert_eq!(byte, if readable { pattern(n) } else { 0 }, "{n}");
+        }
     }
 
     #[test]

@@ -111,17 +111,47 @@ impl RawFile {
     }
 
     pub(super) fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        self.readv_by(iov, offset, sys::preadv)
+    }
+
+    /// [`readv`](Self::readv) with another system call.
+    #[inline]
+    pub(super) fn readv_by(
+        &self,
+        iov: &IoVecs,
+        offset: u64,
+        preadv: impl Fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
+    ) -> io::Result<()> {
         self.check_range(offset, iov.len() as u64)?;
-        let read = |iov: &[libc::iovec], at| sys::preadv(&self.file, iov, at);
+        let read = |iov: &[libc::iovec], at| preadv(&self.file, iov, at);
         if self.needs_bounce(iov) {
             return bounce::read(iov.as_slice(), offset, self.bounce_alignment(), read);
         }
         transfer(iov.as_slice(), offset, io::ErrorKind::UnexpectedEof, read)
     }
 
+    pub(super) fn salvage(&self, iov: &IoVecs, offset: u64, allowed: impl FnMut(u64, u64) -> bool) {
+        let read = |iov: &[libc::iovec], at| match self.check_range(at, 0) {
+            Ok(()) => sys::preadv(&self.file, iov, at),
+            Err(error) => Err(error),
+        };
+        bounce::salvage(iov.as_slice(), offset, self.bounce_alignment(), allowed, read);
+    }
+
     pub(super) fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        self.writev_by(iov, offset, sys::pwritev)
+    }
+
+    /// [`writev`](Self::writev) with another system call.
+    #[inline]
+    pub(super) fn writev_by(
+        &self,
+        iov: &IoVecs,
+        offset: u64,
+        pwritev: impl Fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
+    ) -> io::Result<()> {
         self.check_write(offset, iov.len() as u64)?;
-        self.write(iov, offset, sys::pwritev)
+        self.write(iov, offset, pwritev)
     }
 
     pub(super) fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
@@ -142,7 +172,7 @@ impl RawFile {
         &self,
         iov: &IoVecs,
         offset: u64,
-        pwritev: fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
+        pwritev: impl Fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
     ) -> io::Result<()> {
         let write = |iov: &[libc::iovec], at| pwritev(&self.file, iov, at);
         if self.needs_bounce(iov) {
@@ -171,6 +201,10 @@ impl RawFile {
         self.flusher.flush(|| retry(|| self.file.sync_data()))
     }
 
+    pub(super) fn flushes_fail(&self) -> bool {
+        self.flusher.is_over()
+    }
+
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_write(offset, len)?;
         if len == 0 {
@@ -182,10 +216,18 @@ impl RawFile {
 
     pub(super) fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         self.check_write(offset, len)?;
-        if len == 0 || self.missing.zero(&self.file, offset, len, may_unmap)? {
+        let (mut from, end) = (offset, offset + len);
+        if len == 0 {
             return Ok(());
         }
-        zero::write_zeroes(offset, len, |iov, at| self.write(iov, at, sys::pwritev))
+        if self.missing.zero(&self.file, offset, len, may_unmap)? {
+            if self.kind == Kind::BlockDevice || sys::end_of(&self.file)? >= end {
+                return Ok(());
+            }
+            // The file was cut short, and what lies behind its end cannot be read: its last block extends it.
+            from = end - len.min(self.limits.logical_block_size.into());
+        }
+        zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, sys::pwritev))
     }
 
     fn bounce_alignment(&self) -> usize {

@@ -51,6 +51,11 @@ impl Flusher {
         }
     }
 
+    /// True once no flush will succeed any more.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.lock().failed, Some((u64::MAX, _)))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -176,6 +181,7 @@ mod tests {
     fn through_the_page_cache_a_failure_is_final() {
         let flusher = Flusher::new(true);
         assert_eq!(flusher.flush(eio).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert!(flusher.is_over());
         // The kernel has reported it and would say that all is well.
         assert_eq!(
             flusher.flush(|| Ok(())).unwrap_err().raw_os_error(),
@@ -187,6 +193,7 @@ mod tests {
     fn without_a_page_cache_a_flush_may_be_tried_again() {
         let flusher = Flusher::new(false);
         flusher.flush(eio).unwrap_err();
+        assert!(!flusher.is_over());
         flusher.flush(|| Ok(())).unwrap();
         flusher.flush(eio).unwrap_err();
     }

@@ -17,6 +17,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Storage, sys};
 
@@ -27,6 +29,9 @@ const UNSHARED: i64 = 200;
 /// Permission bits (of four; the others are of no interest to a device).
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
+
+/// Between two tries of a lock that somebody is about to let go of.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why an image cannot be locked.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,23 @@ impl ImageLock {
                 Ok(Self { held: None })
             }
             Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// How long [`acquire_soon`](Self::acquire_soon) waits: one that was killed has its last I/O to wait for.
+    pub const PATIENCE: Duration = Duration::from_millis(500);
+
+    /// As [`acquire`](Self::acquire), but gives a predecessor a moment to let go of the image.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub fn acquire_soon(storage: &Storage) -> Result<Self, LockError> {
+        let deadline = Instant::now() + Self::PATIENCE;
+        loop {
+            match Self::acquire(storage) {
+                Err(LockError::InUse { .. }) if Instant::now() < deadline => thread::sleep(PAUSE),
+                result => return result,
+            }
         }
     }
 

@@ -11,6 +11,7 @@ mod geometry;
 mod lock;
 mod nowait;
 mod null;
+mod short;
 mod sys;
 mod transfer;
 mod zero;
@@ -220,6 +221,37 @@ impl Storage {
         }
     }
 
+    /// Fills `iov` from `offset` on, a piece at a time, with zeroes where nothing can be read; `allowed(offset, bytes)`
+    /// may declare a piece unreadable.
+    pub fn salvage(&self, iov: &IoVecs, offset: u64, allowed: impl FnMut(u64, u64) -> bool) {
+        match self {
+            Self::File(file) => file.salvage(iov, offset, allowed),
+            Self::Null(_) => {}
+        }
+    }
+
+    /// [`readv`](Self::readv) or [`writev`](Self::writev) as if the kernel did only half of it at a time.
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn transfer_in_halves(&self, iov: &IoVecs, offset: u64, write: bool) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.transfer_in_halves(iov, offset, write),
+            Self::Null(_) => Ok(()),
+        }
+    }
+
+    /// Writes the first half of `iov` at `offset`, and no more.
+    ///
+    /// # Errors
+    /// Those of [`writev`](Self::writev).
+    pub fn write_half(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write_half(iov, offset),
+            Self::Null(_) => Ok(()),
+        }
+    }
+
     /// Writes `iov` at `offset`. Stable after the next [`flush`](Self::flush).
     ///
     /// # Errors
@@ -252,6 +284,14 @@ impl Storage {
         match self {
             Self::File(file) => file.flush(),
             Self::Null(_) => Ok(()),
+        }
+    }
+
+    /// True once every flush fails, because an earlier one did.
+    pub fn flushes_fail(&self) -> bool {
+        match self {
+            Self::File(file) => file.flushes_fail(),
+            Self::Null(_) => false,
         }
     }
 

@@ -63,6 +63,14 @@ pub(super) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -
     status(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
 }
 
+/// `lseek` to the end: bytes of a regular file. (The position is nobody's; and a worker may not ask for a file's status,
+/// which takes a path as well.)
+pub(super) fn end_of(file: &File) -> io::Result<u64> {
+    // SAFETY: takes numbers only.
+    let end = unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_END) };
+    u64::try_from(end).map_err(|_| io::Error::last_os_error())
+}
+
 /// `BLKDISCARD` of a byte range.
 pub(super) fn blkdiscard(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let range: [u64; 2] = [offset, len];

@@ -23,10 +23,8 @@ pub use self::{
     core::Outcome,
     figures::{Counters, ThreadPoolParams},
     pool::{ThreadPool, WorkId},
+    spawner::Spawner,
 };
-
-#[doc(hidden)]
-pub use self::spawner::Spawner;
 use crate::aio::AioContext;
 
 /// Something that blocks.

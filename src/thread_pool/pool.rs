@@ -22,8 +22,6 @@ use crate::{
     defer::DeferScope,
 };
 
-/// A worker without work ends after this time.
-const IDLE_TIME: Duration = Duration::from_secs(10);
 /// While work stays queued, the need for more workers is looked at this often.
 const STALL_TIME: Duration = Duration::from_millis(2);
 /// Creation of threads is tried again after this time.
@@ -79,6 +77,9 @@ fn upgraded(weak: &Weak<Inner>, run: fn(&Inner, &AioContext)) -> impl Fn(&AioCon
 }
 
 impl ThreadPool {
+    /// A worker without work ends after this time.
+    pub const IDLE_TIME: Duration = Duration::from_secs(10);
+
     /// Makes the pool of `ctx`. Works are completed on its thread, from which workers inherit their CPU affinity.
     ///
     /// # Panics
@@ -86,11 +87,14 @@ impl ThreadPool {
     /// If the limits are impossible, see [`ThreadPoolParams`].
     #[must_use]
     pub fn new(ctx: &AioContext, params: ThreadPoolParams) -> Self {
-        Self::with_spawner(ctx, params, Spawner::default(), IDLE_TIME)
+        Self::with_spawner(ctx, params, Spawner::default(), Self::IDLE_TIME)
     }
 
-    /// For tests: other ways to create threads, and another idle time.
-    #[doc(hidden)]
+    /// The same with another way to create threads, and another time after which an idle one ends.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new).
     #[must_use]
     pub fn with_spawner(
         ctx: &AioContext,
@@ -124,6 +128,19 @@ impl ThreadPool {
         let pool = Self { inner };
         pool.update_params(params);
         pool
+    }
+
+    /// Makes another pool of `ctx`, whose threads are created as those of this one are.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn sibling(&self, ctx: &AioContext, params: ThreadPoolParams) -> Self {
+        let Shared {
+            spawner, idle_time, ..
+        } = &*self.inner.shared;
+        Self::with_spawner(ctx, params, spawner.clone(), *idle_time)
     }
 
     /// Queues one work.

@@ -9,13 +9,12 @@ use std::{
 type Body = Box<dyn FnOnce() + Send>;
 type Spawn = dyn Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync;
 
-/// Creates threads. Tests put one in that fails.
+/// Creates threads: some in a sandbox, and those of tests fail.
 #[derive(Clone)]
 pub struct Spawner(Arc<Spawn>);
 
 impl Spawner {
     /// A spawner that calls `spawn` with a thread's name and body.
-    #[doc(hidden)]
     pub fn new(spawn: impl Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(spawn))
     }

@@ -54,6 +54,9 @@ pub enum SessionError {
         /// What is wrong with it.
         source: crate::aio::Error,
     },
+    /// Another kind of file.
+    #[error("the file descriptor is no eventfd")]
+    NoEventFd,
     /// An eventfd cannot be made non-blocking.
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),

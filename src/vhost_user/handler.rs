@@ -13,8 +13,12 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 
 use super::error::SessionError;
 use super::session::Session;
+use crate::log_limit::LogLimit;
 use crate::memory::{MAX_REGIONS, RegionInfo};
 use crate::virtqueue::{RegionLayout, RingAddresses};
+
+/// Refused messages, by what is wrong with them.
+static REFUSED: LogLimit<(&str, String)> = LogLimit::new();
 
 /// Answers one connection's messages.
 #[derive(Debug)]
@@ -34,8 +38,12 @@ impl Handler<'_> {
 }
 
 fn refuse(message: &'static str, error: &SessionError) -> Error {
-    tracing::warn!(message, %error, "vhost-user message refused");
-    Error::ReqHandlerError(io::Error::other(error.to_string()))
+    // By the text as well: it says what is wrong, and a frontend that goes on like that has many ways.
+    let text = error.to_string();
+    if let Some(suppressed) = REFUSED.pass((message, text.clone())) {
+        tracing::warn!(message, %error, suppressed, "vhost-user message refused");
+    }
+    Error::ReqHandlerError(io::Error::other(text))
 }
 
 /// The outcome of a message that is answered with ACK or NAK.
@@ -127,7 +135,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
         let info = region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset);
-        ack("ADD_MEM_REG", self.session.add_region(info, file)).map(|()| None)
+        ack("ADD_MEM_REG", self.session.add_region(info, &file)).map(|()| None)
     }
 
     fn remove_mem_region(&mut self, r: &VhostUserSingleMemoryRegion) -> Result<()> {
@@ -228,7 +236,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
             queues: kept.num_queues,
             queue_size: kept.queue_size,
         };
-        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, file))
+        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, &file))
     }
 
     fn set_device_state_fd(
@@ -250,7 +258,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let set = self.session.set_log(file, log.mmap_offset, log.mmap_size);
+        let set = self.session.set_log(&file, log.mmap_offset, log.mmap_size);
         self.unanswered |= set.is_err();
         ack("SET_LOG_BASE", set)
     }

@@ -5,9 +5,13 @@
 
 mod channel;
 mod error;
+mod eventfd;
 mod handler;
+mod inbox;
+pub mod path;
 pub mod server;
 pub mod session;
+mod stopper;
 mod vring;
 
 pub use channel::{BackendChannel, Resizer};

@@ -2,29 +2,31 @@
 //!
 //! Runs on the disk's control thread. Whatever a frontend does ends its own connection at worst.
 
-use std::ffi::CString;
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::channel::{self, BackendChannel, Resizer};
+use super::channel::{BackendChannel, Resizer};
 use super::handler::Handler;
+use super::inbox::{Inbox, InboxError, Next};
+use super::path::{self, SocketAccess, SocketPath};
 use super::session::Session;
+use super::stopper::Stopper;
 use crate::blk::device::BlkDevice;
+use crate::limits::{is_out_of_files, out_of_files};
+use crate::log_limit::LogLimit;
 use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who is refused may come again at once.
+static REFUSED: LogLimit<()> = LogLimit::new();
 
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
@@ -74,22 +76,22 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path`. A socket that nobody listens on any more is replaced.
+    /// Listens at `path`, for those whom `access` lets in. A socket that nobody listens on any more is replaced.
     ///
     /// # Errors
     /// A live socket or another file at `path`; a path that cannot be bound.
-    pub fn bind(path: &Path) -> Result<Self, ServerError> {
-        remove_stale(path)?;
+    pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ServerError> {
+        path::remove_stale(path)?;
         let bind = |source| ServerError::Bind {
             path: path.to_owned(),
             source,
         };
-        let listener = listen(path).map_err(bind)?;
+        let listener = path::listen(path, access).map_err(bind)?;
         let path = SocketPath::new(path).map_err(bind)?;
         Ok(Self {
             socket: Socket::Listening(listener),
             _path: Some(path),
-            stop: Stopper::new()?,
+            stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
     }
@@ -117,7 +119,7 @@ impl Server {
         Ok(Self {
             socket,
             _path: None,
-            stop: Stopper::new()?,
+            stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
     }
@@ -151,19 +153,29 @@ impl Server {
 
     /// The next frontend, or `None` when stopped.
     fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
+        let mut failing = false;
         loop {
             if self.stop.wait(Some(listener.as_raw_fd()), None) {
                 return None;
             }
             match listener.accept() {
-                Ok((stream, _)) => return Some(stream),
+                Ok((stream, _)) => {
+                    if failing {
+                        tracing::info!("accepting connections again");
+                    }
+                    return Some(stream);
+                }
                 Err(error)
                     if matches!(
                         error.kind(),
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                     ) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection, trying again");
+                    if !failing {
+                        let hint = files_hint(is_out_of_files(&error));
+                        tracing::warn!(%error, "cannot accept a connection, and tries until it can{hint}");
+                    }
+                    failing = true;
                     self.stop.wait(None, Some(ACCEPT_PAUSE));
                 }
             }
@@ -172,11 +184,16 @@ impl Server {
 
     fn serve(&self, stream: UnixStream, device: &mut BlkDevice) {
         let disk = device.state().name.clone();
-        match self.stop.begin_connection(&stream) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return tracing::warn!(disk, %error, "connection refused"),
-        }
+        let socket = match stream.try_clone() {
+            Ok(socket) => socket,
+            Err(error) => {
+                let hint = files_hint(is_out_of_files(&error));
+                if let Some(suppressed) = REFUSED.pass(()) {
+                    tracing::warn!(disk, %error, suppressed, "connection refused{hint}");
+                }
+                return;
+            }
+        };
         tracing::info!(disk, "frontend connected");
         let handler = Handler {
             session: Session::new(device, self.channel.clone()),
@@ -185,196 +202,73 @@ impl Server {
         };
         let handler = Arc::new(Mutex::new(handler));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
-        let reason = serve_requests(&mut requests, &handler);
+        let reason = self.serve_requests(&socket, &mut requests, &handler).err();
+        // While the connection's own are open: a descriptor that came with a message may have found no room.
+        let hint = files_hint(reason.is_some() && out_of_files());
         // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
         lock(&handler).session.finish();
-        self.stop.end_connection();
         drop(requests);
         drop(handler);
         match reason {
             None => tracing::info!(disk, "frontend left"),
-            Some(error) => tracing::warn!(disk, %error, "connection ended"),
+            Some(error) => tracing::warn!(disk, %error, "connection ended{hint}"),
         }
+    }
+
+    /// Handles messages until the frontend leaves or the server is stopped.
+    fn serve_requests(
+        &self,
+        socket: &UnixStream,
+        requests: &mut BackendReqHandler<Mutex<Handler<'_>>>,
+        handler: &Mutex<Handler<'_>>,
+    ) -> Result<(), ConnectionError> {
+        let mut inbox = Inbox::new(socket.as_fd(), &self.stop)?;
+        while let Next::Message(preview) = inbox.next()? {
+            let answered = preview.is_answered();
+            lock(handler).offered = preview.into_backend_socket();
+            match requests.handle_request() {
+                Ok(()) => {}
+                Err(VhostError::Disconnected) => return Ok(()),
+                // Refused and logged; the frontend knows if it wanted to.
+                Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
+                Err(error @ VhostError::InvalidMessage) if answered => {
+                    tracing::warn!(%error, "vhost-user message refused");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 }
 
-/// Handles messages until the connection has to end; returns why, unless the frontend just left.
-fn serve_requests(
-    requests: &mut BackendReqHandler<Mutex<Handler<'_>>>,
-    handler: &Mutex<Handler<'_>>,
-) -> Option<VhostError> {
-    loop {
-        let offered = channel::peek(requests);
-        lock(handler).offered = offered;
-        match requests.handle_request() {
-            Ok(()) => {}
-            Err(VhostError::Disconnected) => return None,
-            // Refused and logged; the frontend knows if it wanted to.
-            Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
-            Err(error) => return Some(error),
-        }
+/// What to do, for a log line.
+fn files_hint(out_of_files: bool) -> &'static str {
+    match out_of_files {
+        true => ": no file descriptor is left (raise ulimit -n, LimitNOFILE=)",
+        false => "",
+    }
+}
+
+/// Why a connection was ended.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    /// A message cannot be had.
+    #[error(transparent)]
+    Inbox(#[from] InboxError),
+    /// A message cannot be answered otherwise.
+    #[error(transparent)]
+    Message(#[from] VhostError),
+}
+
+impl From<io::Error> for ConnectionError {
+    fn from(error: io::Error) -> Self {
+        Self::Inbox(error.into())
     }
 }
 
 /// Locks, also after a panic of another holder: what either mutex guards stays consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ends [`Server::run`] from another thread.
-#[derive(Clone, Debug)]
-pub struct Stopper(Arc<Stop>);
-
-#[derive(Debug)]
-struct Stop {
-    /// Readable once stopped.
-    event: EventFd,
-    state: Mutex<StopState>,
-}
-
-#[derive(Debug, Default)]
-struct StopState {
-    stopped: bool,
-    connection: Option<UnixStream>,
-}
-
-impl Stopper {
-    fn new() -> Result<Self, ServerError> {
-        let event = EventFd::new(EFD_NONBLOCK).map_err(ServerError::EventFd)?;
-        Ok(Self(Arc::new(Stop {
-            event,
-            state: Mutex::default(),
-        })))
-    }
-
-    /// Accepts no more, and ends the connection there is. Any thread.
-    pub fn stop(&self) {
-        let mut state = self.state();
-        state.stopped = true;
-        if let Some(connection) = &state.connection {
-            // No more messages; the frontend sees the end once the rings have drained. A connection that has ended
-            // already is as good.
-            let _ = connection.shutdown(Shutdown::Read);
-        }
-        // Only a counter that is full cannot be written, and that is readable.
-        let _ = self.0.event.write(1);
-    }
-
-    fn state(&self) -> MutexGuard<'_, StopState> {
-        lock(&self.0.state)
-    }
-
-    /// Makes the connection one that `stop` ends; false if stopped already.
-    fn begin_connection(&self, stream: &UnixStream) -> io::Result<bool> {
-        let mut state = self.state();
-        state.connection = Some(stream.try_clone()?);
-        Ok(!state.stopped)
-    }
-
-    fn end_connection(&self) {
-        self.state().connection = None;
-    }
-
-    /// Waits for `fd` to become readable, for the time, or for the stop; returns whether it is stopped.
-    fn wait(&self, fd: Option<i32>, timeout: Option<Duration>) -> bool {
-        let poll = |fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // A negative fd is ignored.
-        let mut fds = [poll(self.0.event.as_raw_fd()), poll(fd.unwrap_or(-1))];
-        let timeout = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
-        // SAFETY: the array is valid for its two elements.
-        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
-        self.state().stopped
-    }
-}
-
-/// A socket's path; removed when dropped, if it is still that socket.
-#[derive(Debug)]
-struct SocketPath {
-    path: PathBuf,
-    inode: (u64, u64),
-}
-
-impl SocketPath {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            inode: inode(path)?,
-        })
-    }
-}
-
-impl Drop for SocketPath {
-    fn drop(&mut self) {
-        if inode(&self.path).is_ok_and(|now| now == self.inode)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "socket cannot be removed");
-        }
-    }
-}
-
-fn inode(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-/// Listens at `path`, where nothing is.
-///
-/// Between bind and listen a socket refuses connections, so it appears at its path only afterwards: whoever waits for
-/// the path can connect.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    // A path that nobody could connect to is refused before anything is made.
-    SocketAddr::from_pathname(path)?;
-    let hidden = path.with_file_name(format!(".{}", std::process::id()));
-    let Ok(listener) = UnixListener::bind(&hidden) else {
-        // Too long a name for here, or one that is taken: then without the detour.
-        return UnixListener::bind(path);
-    };
-    rename_no_replace(&hidden, path).inspect_err(|_| {
-        let _ = fs::remove_file(&hidden);
-    })?;
-    Ok(listener)
-}
-
-fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
-    let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes());
-    let (from, to) = (c_string(from)?, c_string(to)?);
-    let here = libc::AT_FDCWD;
-    // SAFETY: both are C strings that live during the call.
-    let result = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_NOREPLACE) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Removes a socket at `path` that nobody listens on.
-fn remove_stale(path: &Path) -> Result<(), ServerError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(ServerError::NotASocket(path.to_owned()));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| ServerError::Bind {
-                path: path.to_owned(),
-                source,
-            })
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(ServerError::Bind {
-            path: path.to_owned(),
-            source: error,
-        }),
-        _ => Err(ServerError::InUse(path.to_owned())),
-    }
 }
 
 fn socket_option(fd: &OwnedFd, option: i32) -> io::Result<i32> {

@@ -3,27 +3,32 @@
 //! Runs on the disk's control thread. A message that is refused changes nothing; the log says why.
 
 use std::fs::File;
-use std::sync::{Arc, mpsc};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use super::channel::BackendChannel;
 use super::error::SessionError;
-use super::vring::{Kick, Vring};
-use crate::aio::Remote;
-use crate::blk::config::features;
+use super::eventfd;
+use super::vring::Vring;
+use crate::aio::{Gone, Remote};
 use crate::blk::device::BlkDevice;
-use crate::blk::queue::{BlkQueue, RingSetup};
+use crate::blk::queue::BlkQueue;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
-use crate::virtqueue::{RingAddresses, RingFeatures};
 
 mod log;
 mod recovery;
+mod rings;
 
 pub use log::LOG_ALL;
-use log::check_log_address;
 use recovery::Inflight;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// A queue that has not answered for so long is slow, or stuck.
+const STUCK: Duration = Duration::from_millis(50);
 
 type Result<T> = std::result::Result<T, SessionError>;
 
@@ -35,6 +40,8 @@ pub struct Session<'a> {
     memory: Arc<GuestMemory>,
     acked: u64,
     vrings: Vec<Vring>,
+    /// Calls and errors, as the queues have them too.
+    eventfds: Vec<Arc<File>>,
     inflight: Inflight,
     /// Used while LOG_ALL is set; may come earlier.
     log: Option<Arc<DirtyLog>>,
@@ -54,6 +61,7 @@ impl<'a> Session<'a> {
             memory: Arc::default(),
             acked: 0,
             vrings,
+            eventfds: Vec::new(),
             inflight: Inflight::Untracked,
             log: None,
             failed: false,
@@ -86,6 +94,34 @@ impl<'a> Session<'a> {
         &self.device.queues()[index]
     }
 
+    /// Has `f` run on the thread of a queue, and waits for its result.
+    fn call<R: Send + 'static>(
+        &self,
+        index: usize,
+        f: impl FnOnce(&Rc<BlkQueue>) -> R + Send + 'static,
+    ) -> Result<R> {
+        let (reply, result) = mpsc::sync_channel(1);
+        self.queue(index).post(move |queue| {
+            // The wait below ends with the answer only.
+            let _ = reply.send(f(queue));
+        })?;
+        self.wait(&result)
+    }
+
+    /// Waits for a queue, also for one that the frontend would have wait for ever: by taking back that its eventfd does
+    /// not block, and filling it.
+    fn wait<R>(&self, result: &mpsc::Receiver<R>) -> Result<R> {
+        loop {
+            match result.recv_timeout(STUCK) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Disconnected) => return Err(Gone.into()),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.eventfds.iter().for_each(|file| eventfd::make_room(file))
+                }
+            }
+        }
+    }
+
     pub(super) fn set_features(&mut self, acked: u64) -> Result<()> {
         let unknown = acked & !self.features();
         if unknown != 0 {
@@ -104,10 +140,10 @@ impl<'a> Session<'a> {
     pub(super) fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
         self.check_log_covers(&memory)?;
         self.memory = Arc::new(memory);
-        for (queue, vring) in self.device.queues().iter().zip(&self.vrings) {
+        for (index, vring) in self.vrings.iter().enumerate() {
             if vring.running {
                 let memory = Arc::clone(&self.memory);
-                queue.call(move |queue| queue.set_memory(&memory))?;
+                self.call(index, move |queue| queue.set_memory(&memory))?;
             }
         }
         self.start_ready()
@@ -127,7 +163,7 @@ impl<'a> Session<'a> {
         self.set_memory(GuestMemory::map(table.zip(files))?)
     }
 
-    pub(super) fn add_region(&mut self, info: RegionInfo, file: File) -> Result<()> {
+    pub(super) fn add_region(&mut self, info: RegionInfo, file: &File) -> Result<()> {
         self.set_memory(self.memory.with_region(info, file)?)
     }
 
@@ -135,214 +171,11 @@ impl<'a> Session<'a> {
         self.set_memory(self.memory.without_region(info.guest, info.user, info.len)?)
     }
 
-    pub(super) fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
-        let index = self.index_of_stopped(index)?;
-        let max = self.device.config().queue_size;
-        if !size.is_power_of_two() || size > u32::from(max) {
-            return Err(SessionError::BadQueueSize { size, max });
-        }
-        let segments = u32::from(self.device.config().seg_max());
-        if size < segments + 2 {
-            tracing::warn!(
-                queue = index,
-                size,
-                "a request may have {segments} segments, more than this queue takes: start the backend with \
-                 --queue-size {size}"
-            );
-        }
-        self.vrings[index].size = Some(size);
-        self.start_ready()
-    }
-
-    /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
-    pub(super) fn set_vring_addr(
-        &mut self,
-        index: u32,
-        addresses: RingAddresses,
-        log: Option<u64>,
-    ) -> Result<()> {
-        let index = self.index(index)?;
-        log.map_or(Ok(()), check_log_address)?;
-        let vring = &mut self.vrings[index];
-        if vring.running && vring.addresses != Some(addresses) {
-            return Err(SessionError::Running(index));
-        }
-        vring.addresses = Some(addresses);
-        vring.log = log;
-        if vring.running {
-            self.apply_ring_log(index)?;
-        }
-        self.start_ready()
-    }
-
-    pub(super) fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let index = self.index_of_stopped(index)?;
-        self.vrings[index].base = u16::try_from(base).map_err(|_| SessionError::BadBase(base))?;
-        Ok(())
-    }
-
-    fn index_of_stopped(&self, index: u32) -> Result<usize> {
-        let index = self.index(index)?;
-        if self.vrings[index].running {
-            Err(SessionError::Running(index))
-        } else {
-            Ok(index)
-        }
-    }
-
-    /// Stops the ring, waits for its requests in flight, and says where to go on.
-    pub(super) fn get_vring_base(&mut self, index: u32) -> Result<u16> {
-        let index = self.index(index)?;
-        let stopped = self.begin_stop(index)?;
-        self.end_stop(index, stopped)?;
-        Ok(self.vrings[index].base)
-    }
-
-    fn begin_stop(&mut self, index: usize) -> Result<Option<mpsc::Receiver<u16>>> {
-        let vring = &mut self.vrings[index];
-        vring.kick = Kick::Unset;
-        if !std::mem::take(&mut vring.running) {
-            return Ok(None);
-        }
-        vring.draining = true;
-        let (done, stopped) = mpsc::channel();
-        self.queue(index).post(move |queue| queue.stop(done))?;
-        Ok(Some(stopped))
-    }
-
-    fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
-        let Some(stopped) = stopped else { return Ok(()) };
-        let vring = &mut self.vrings[index];
-        vring.base = stopped.recv().map_err(|_| crate::aio::Gone)?;
-        vring.draining = false;
-        if self.vrings.iter().all(Vring::is_idle) {
-            self.device.deactivate();
-        }
-        Ok(())
-    }
-
-    pub(super) fn set_vring_kick(&mut self, index: u32, kick: Option<File>) -> Result<()> {
-        let index = self.index(index)?;
-        let kick = kick.map(non_blocking).transpose()?;
-        if self.vrings[index].running {
-            let set = self.queue(index).call(move |queue| queue.set_kick(kick))?;
-            return set.map_err(|source| SessionError::Kick { index, source });
-        }
-        self.vrings[index].kick = Kick::Pending(kick);
-        self.start_ready()
-    }
-
-    pub(super) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
-        let index = self.index(index)?;
-        let call = call.map(non_blocking).transpose()?;
-        Ok(self.queue(index).call(move |queue| queue.set_call(call))?)
-    }
-
-    pub(super) fn set_vring_err(&mut self, index: u32, err: Option<File>) -> Result<()> {
-        let index = self.index(index)?;
-        let err = err.map(non_blocking).transpose()?;
-        Ok(self.queue(index).call(move |queue| queue.set_err(err))?)
-    }
-
-    pub(super) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let index = self.index(index)?;
-        Ok(self.queue(index).call(move |queue| queue.set_enabled(enable))?)
-    }
-
-    /// Starts every ring of which enough is known; frontends differ in the order of their messages.
-    fn start_ready(&mut self) -> Result<()> {
-        if self.memory.is_empty() {
-            return Ok(());
-        }
-        (0..self.vrings.len()).try_for_each(|index| self.start_if_ready(index))
-    }
-
-    fn start_if_ready(&mut self, index: usize) -> Result<()> {
-        let vring = &mut self.vrings[index];
-        if !vring.is_ready() {
-            return Ok(());
-        }
-        let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {
-            return Ok(());
-        };
-        let Kick::Pending(kick) = std::mem::replace(&mut vring.kick, Kick::Taken) else {
-            return Ok(());
-        };
-        let base = vring.base;
-        let setup = RingSetup {
-            inflight: self.inflight_area(index)?,
-            log: self.ring_log(index),
-            memory: Arc::clone(&self.memory),
-            addresses,
-            size,
-            base,
-            features: RingFeatures {
-                event_idx: self.acked & features::EVENT_IDX != 0,
-                indirect: self.acked & features::INDIRECT_DESC != 0,
-            },
-        };
-        self.device.activate().map_err(|source| {
-            // A driver that waits for ever would not even know.
-            self.failed = true;
-            SessionError::Lock { index, source }
-        })?;
-        // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
-        let enable = self.acked & PROTOCOL_FEATURES == 0;
-        let queue = self.queue(index);
-        let started = queue.call(move |queue| queue.start(setup))?;
-        let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
-        if resumed {
-            // The predecessor may have served a disk of another size.
-            self.channel.config_changed();
-        }
-        self.vrings[index].running = true;
-        let queue = self.queue(index);
-        let set = queue.call(move |queue| {
-            if enable {
-                queue.set_enabled(true);
-            }
-            queue.set_kick(kick)
-        })?;
-        set.map_err(|source| SessionError::Kick { index, source })
-    }
-
-    /// Stops all rings: each is told first, then each is waited for.
-    pub(super) fn stop_all(&mut self) -> Result<()> {
-        let indices = 0..self.vrings.len();
-        let stopping = indices
-            .map(|index| self.begin_stop(index))
-            .collect::<Result<Vec<_>>>()?;
-        for (index, stopped) in stopping.into_iter().enumerate() {
-            self.end_stop(index, stopped)?;
-        }
-        Ok(())
-    }
-
-    /// Stops the rings and waits for what is in flight, as far as it is possible.
-    pub(super) fn finish(&mut self) {
-        if let Err(error) = self.stop_all() {
-            tracing::error!(%error, "rings cannot be stopped");
-        }
-    }
-
-    /// Stops and disables all rings, and forgets what was said about them (RESET_DEVICE).
-    ///
-    /// The memory table and the call eventfds stay, and so does `writeback`: QEMU gives the next driver the value that
-    /// it remembers itself.
-    pub(super) fn reset_device(&mut self) -> Result<()> {
-        self.stop_all()?;
-        for queue in self.device.queues() {
-            queue.call(|queue| queue.set_enabled(false))?;
-        }
-        self.vrings.fill_with(Vring::default);
-        Ok(())
-    }
-
     fn reset(&mut self) -> Result<()> {
         self.channel.set(None);
         self.stop_all()?;
-        for queue in self.device.queues() {
-            queue.call(|queue| {
+        for index in 0..self.vrings.len() {
+            self.call(index, |queue| {
                 queue.set_enabled(false);
                 queue.set_call(None);
                 queue.set_err(None);
@@ -358,20 +191,5 @@ impl Drop for Session<'_> {
         if let Err(error) = self.reset() {
             tracing::error!(%error, "disk cannot be reset after its frontend left");
         }
-    }
-}
-
-/// Has reads and writes of an eventfd return at once: a frontend must not be able to stop an IOThread.
-fn non_blocking(file: File) -> Result<File> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the fd is open; F_GETFL takes no further argument.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: the fd is open; F_SETFL takes an int.
-    let set =
-        flags >= 0 && unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } >= 0;
-    if set {
-        Ok(file)
-    } else {
-        Err(SessionError::EventFd(std::io::Error::last_os_error()))
     }
 }

@@ -273,6 +273,11 @@ impl Inflight {
         Ok((inflight, Recovered { heads, resumed }))
     }
 
+    /// True if the area's memory is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.area.area.is_lost()
+    }
+
     /// The device takes a chain; returns false, with nothing changed, if it has it already.
     #[inline]
     pub(super) fn take(&mut self, head: u16) -> bool {

@@ -91,6 +91,11 @@ impl SplitRing {
         Ok(ring)
     }
 
+    /// Whether the frontend keeps track of the chains in flight.
+    pub fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
+    }
+
     /// Tracks the chains in flight in `area` from here on, and goes on where a predecessor has stopped: what it had
     /// taken and not answered is popped first, in the order in which it was taken.
     ///
@@ -129,6 +134,18 @@ impl SplitRing {
     pub fn remap(&mut self, memory: &GuestMemory, addresses: RingAddresses) -> Result<(), RingError> {
         [self.desc, self.avail, self.used] = resolve(memory, addresses, self.size)?;
         Ok(())
+    }
+
+    /// True if memory of the ring itself is lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        [&self.desc, &self.avail, &self.used]
+            .iter()
+            .any(|area| area.is_lost())
+    }
+
+    /// True if the memory in which chains in flight are tracked is lost.
+    pub(crate) fn inflight_is_lost(&self) -> bool {
+        self.inflight.as_ref().is_some_and(Inflight::is_lost)
     }
 
     /// Entries in the ring.

@@ -4,6 +4,7 @@
 
 pub(crate) mod daemon;
 pub(crate) mod frontend;
+pub(crate) mod full;
 pub(crate) mod guest;
 pub(crate) mod inflight;
 pub(crate) mod machine;

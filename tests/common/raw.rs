@@ -75,6 +75,15 @@ pub(crate) enum Answer {
     Closed,
 }
 
+/// What became of a message, right or wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The connection goes on; what was answered, if anything.
+    Survived(Option<Vec<u8>>),
+    /// The backend ended the connection.
+    Closed,
+}
+
 impl Answer {
     /// Whether the backend said no, in one way or the other.
     pub(crate) fn is_refusal(&self) -> bool {
@@ -201,6 +210,40 @@ impl Client {
                 panic!("no answer to request {request}")
             }
             Err(_) => Answer::Closed,
+        }
+    }
+
+    /// Sends a message with any header and waits until the backend has dealt with it, in one way or the other.
+    pub(crate) fn provoke(&mut self, header: [u32; 3], payload: &[u8], fds: &[RawFd]) -> Verdict {
+        let [request, ..] = header;
+        // A message that is always answered follows.
+        let last = if request == msg::GET_FEATURES {
+            msg::GET_PROTOCOL_FEATURES
+        } else {
+            msg::GET_FEATURES
+        };
+        let sent = self.send_bytes(&[&header.map(u32::to_le_bytes).concat(), payload], fds);
+        if sent.and_then(|()| self.send(last, 0, &[], &[])).is_err() {
+            return Verdict::Closed;
+        }
+        let mut answer = None;
+        loop {
+            let mut header = [0; 12];
+            match self.stream.read_exact(&mut header) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    panic!("request {request} is never dealt with")
+                }
+                Err(_) => return Verdict::Closed,
+            }
+            let mut reply = vec![0; usize::from(header[8]) + usize::from(header[9]) * 256];
+            if self.stream.read_exact(&mut reply).is_err() {
+                return Verdict::Closed;
+            }
+            if header[..4] == last.to_le_bytes() {
+                return Verdict::Survived(answer);
+            }
+            answer = Some(reply);
         }
     }
 

@@ -99,7 +99,7 @@ impl Desc {
         }
     }
 
-    fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         let (addr, len) = (self.addr.to_le_bytes(), self.len.to_le_bytes());
         [
             &addr[..],
@@ -382,6 +382,21 @@ impl Vm {
             }
             Outcome::Broken => None,
         }
+    }
+
+    /// Reads a sector with a header, data and a status that no other request uses.
+    pub(crate) fn read_sector_with(&mut self, queue: usize, sector: u64) {
+        let at = GUEST + 0xf_0000;
+        self.poke(at, &header(0, sector));
+        self.poke(at + 0x400, &[FILL]);
+        let chain = [
+            readable(at, 16),
+            writable(at + 0x200, 512),
+            writable(at + 0x400, 1),
+        ];
+        self.send(queue, &chain);
+        assert_eq!(self.outcome(queue), Outcome::Used { id: 0, len: 513 });
+        assert_eq!(self.peek(at + 0x400, 1), [0], "an ordinary read fails");
     }
 
     /// Reads a sector the ordinary way.

@@ -12,6 +12,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::stats::QueueStats;
+use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::{OpenOptions, Storage};
@@ -92,6 +93,7 @@ impl Vm {
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
             write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
+            trouble: Trouble::default(),
         });
         let ctx = AioContext::new().unwrap();
         ctx.set_poll_max(Duration::ZERO);
@@ -157,7 +159,7 @@ impl Vm {
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
-            queue.set_call(Some(call));
+            queue.set_call(Some(Arc::new(call)));
             queue.start(setup).unwrap();
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
@@ -355,7 +357,7 @@ impl Vm {
     pub(crate) fn replace_call(&mut self) {
         self.call = eventfd();
         let call = self.call.try_clone().unwrap();
-        self.run(move |queue| queue.set_call(Some(call)));
+        self.run(move |queue| queue.set_call(Some(Arc::new(call))));
     }
 
     /// SET_VRING_KICK with a new eventfd.

@@ -40,6 +40,8 @@ impl Lossy {
         let mut command = Command::new(BINARY);
         command
             .args(["--socket-path", "sock", "--blk-file", "disk.img"])
+            // The library keeps its journal with system calls that are none of the daemon's.
+            .args(["--sandbox", "off"])
             .args(options)
             .current_dir(dir.path())
             .env("LD_PRELOAD", library)

@@ -63,7 +63,7 @@ fn run_batch(disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) -> Result<()
     let requests = steps().zip(&mut buffers).map(|((slot, step), buffers)| {
         let offset = offset(slot, step) as u64;
         match step.op {
-            IoOp::Read | IoOp::Write { .. } => disk.request(slot, step.op, offset, buffers),
+            IoOp::Read | IoOp::Salvage | IoOp::Write { .. } => disk.request(slot, step.op, offset, buffers),
             IoOp::Flush => disk.command(slot, step.op, None),
             IoOp::Discard | IoOp::WriteZeroes { .. } => {
                 let range = IoRange {
@@ -82,7 +82,7 @@ fn run_batch(disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) -> Result<()
         prop_assert!(request.result.is_ok(), "{:?}: {:?}", step, request.result);
         let range = &mut model[offset(slot, step)..][..step.len];
         match step.op {
-            IoOp::Read => prop_assert!(buffers.bytes() == range, "{:?}", step),
+            IoOp::Read | IoOp::Salvage => prop_assert!(buffers.bytes() == range, "{:?}", step),
             IoOp::Write { .. } => range.copy_from_slice(buffers.bytes()),
             IoOp::Discard | IoOp::WriteZeroes { .. } => range.fill(0),
             IoOp::Flush => {}

@@ -11,8 +11,8 @@ use crate::blk::stats::QueueStats;
 pub(super) struct Notifier {
     index: u16,
     stats: Arc<QueueStats>,
-    call: Option<File>,
-    err: Option<File>,
+    call: Option<Arc<File>>,
+    err: Option<Arc<File>>,
     /// Completions since the last notification.
     uncovered: u64,
     /// Completions since the ring was set up.
@@ -31,11 +31,11 @@ impl Notifier {
         }
     }
 
-    pub(super) fn set_call(&mut self, call: Option<File>) {
+    pub(super) fn set_call(&mut self, call: Option<Arc<File>>) {
         self.call = call;
     }
 
-    pub(super) fn set_err(&mut self, err: Option<File>) {
+    pub(super) fn set_err(&mut self, err: Option<Arc<File>>) {
         self.err = err;
     }
 

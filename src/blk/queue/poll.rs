@@ -1,7 +1,8 @@
 //! How a queue learns that there are requests: kicks, polling, or a timer where there is no kick eventfd.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -95,12 +96,21 @@ impl BlkQueue {
 }
 
 /// Takes the kicks off an eventfd. None being there is no error: somebody else may have taken them.
-fn drain(mut kick: &File) -> io::Result<()> {
-    match kick.read(&mut [0; 8]) {
-        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-        Ok(_) => Ok(()),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
-        Err(error) => Err(error),
+///
+/// It never waits, whatever the frontend has made of the file's flags.
+fn drain(kick: &File) -> io::Result<()> {
+    let mut count = [0u8; 8];
+    let iov = libc::iovec {
+        iov_base: count.as_mut_ptr().cast(),
+        iov_len: count.len(),
+    };
+    // SAFETY: one range, valid for its length; offset -1 stands for a file that has none.
+    let len = unsafe { libc::preadv2(kick.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
+    match (len, io::Error::last_os_error()) {
+        (0, _) => Err(ErrorKind::UnexpectedEof.into()),
+        (1.., _) => Ok(()),
+        (_, error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+        (_, error) => Err(error),
     }
 }
 

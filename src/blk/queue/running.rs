@@ -30,6 +30,9 @@ pub enum QueueError {
         /// What is wrong with it.
         source: ChainError,
     },
+    /// The frontend has made a file that it shares with us shorter.
+    #[error("the file of {0} was cut short")]
+    Lost(&'static str),
     /// There is no byte to put a status into.
     #[error("descriptor chain {0} has no writable byte for the status")]
     NoStatus(u16),
@@ -108,6 +111,20 @@ impl Running {
     pub(super) fn set_log(&mut self, log: Option<RingLog>) {
         self.ring.set_log(log.as_ref());
         self.log = log.map(|ring| ring.log);
+    }
+
+    /// What the ring uses and the frontend has taken away, as far as an access has noticed.
+    #[cold]
+    pub(super) fn lost(&self) -> Option<&'static str> {
+        if self.memory.is_lost() || self.ring.is_lost() {
+            Some("a memory region")
+        } else if self.ring.inflight_is_lost() {
+            Some("the in-flight region")
+        } else if self.log.as_ref().is_some_and(|log| log.is_lost()) {
+            Some("the dirty log")
+        } else {
+            None
+        }
     }
 
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
@@ -200,6 +217,26 @@ impl Running {
         Ok(submit)
     }
 
+    /// Whether the chain of this head is in flight.
+    pub(super) fn has(&self, head: u16) -> bool {
+        self.slots.get(usize::from(head)).is_some_and(Option::is_some)
+    }
+
+    /// Whether chains may stay in flight when the ring stops: the frontend keeps track of them, and is not just moving the
+    /// guest elsewhere (QEMU does not take the in-flight region along).
+    pub(super) fn may_leave(&self) -> bool {
+        self.ring.is_tracked() && self.log.is_none()
+    }
+
+    /// Leaves a chain in flight, if that may be, for whoever serves the ring next.
+    pub(super) fn leave_in_flight(&mut self, head: u16) -> bool {
+        let leave = self.may_leave();
+        if leave && let Some(slot) = self.slots.get_mut(usize::from(head)) {
+            *slot = None;
+        }
+        leave
+    }
+
     /// Answers a request that came back from the engine.
     pub(super) fn complete(&mut self, stats: &QueueStats, request: &IoRequest) {
         let head = request.token;
@@ -245,7 +282,7 @@ impl Running {
 
 fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
     match op {
-        IoOp::Read => {
+        IoOp::Read | IoOp::Salvage => {
             stats.reads.add(1);
             stats.read_bytes.add(bytes);
         }

@@ -24,7 +24,7 @@ pub(super) fn check_log_address(addr: u64) -> Result<()> {
 
 impl Session<'_> {
     /// Logs dirty pages there while LOG_ALL is set.
-    pub(in crate::vhost_user) fn set_log(&mut self, file: File, offset: u64, size: u64) -> Result<()> {
+    pub(in crate::vhost_user) fn set_log(&mut self, file: &File, offset: u64, size: u64) -> Result<()> {
         let log = DirtyLog::map(file, offset, size)?;
         log.check_covers(self.memory.end())?;
         self.log = Some(Arc::new(log));
@@ -65,7 +65,7 @@ impl Session<'_> {
     /// Has a running ring log what is to be logged now. Returns when it does.
     pub(super) fn apply_ring_log(&self, index: usize) -> Result<()> {
         let log = self.ring_log(index);
-        Ok(self.queue(index).call(move |queue| queue.set_log(log))?)
+        self.call(index, move |queue| queue.set_log(log))
     }
 
     fn apply_log(&self) -> Result<()> {

@@ -34,7 +34,7 @@ impl Session<'_> {
     }
 
     /// Tracks what is in flight in a region that the frontend has kept; rings that start go on from there.
-    pub(in crate::vhost_user) fn set_inflight(&mut self, layout: RegionLayout, file: File) -> Result<()> {
+    pub(in crate::vhost_user) fn set_inflight(&mut self, layout: RegionLayout, file: &File) -> Result<()> {
         if let Some(running) = self.vrings.iter().position(|vring| vring.running) {
             return Err(SessionError::Running(running));
         }

@@ -134,7 +134,7 @@ impl Driver {
 
     /// A device on the memory as it is: what a new process makes of it.
     pub(crate) fn device(&self) -> Device {
-        let region = InflightRegion::map(self.region.try_clone().unwrap(), self.layout).unwrap();
+        let region = InflightRegion::map(&self.region, self.layout).unwrap();
         let (avail, used) = (self.avail() as u64, self.used() as u64);
         let addresses = RingAddresses { desc: 0, avail, used };
         let features = RingFeatures {

@@ -58,9 +58,9 @@ pub enum RegionError {
         /// First byte in the file.
         offset: u64,
     },
-    /// The file could become shorter while it is used.
-    #[error("in-flight region cannot be protected from being cut short (no memfd?): {0}")]
-    Unsealed(io::Error),
+    /// The file has become shorter while it was looked at.
+    #[error("in-flight region was cut short")]
+    Lost,
     /// It could not be made or mapped.
     #[error("in-flight region: {0}")]
     Io(#[from] io::Error),
@@ -135,20 +135,20 @@ impl InflightRegion {
     /// Maps a region that the frontend has kept (SET_INFLIGHT_FD).
     ///
     /// # Errors
-    /// A file that is too short, or that could become so; contents that make no sense.
-    pub fn map(file: File, layout: RegionLayout) -> Result<Self, RegionError> {
+    /// A file that is too short; contents that make no sense.
+    pub fn map(file: &File, layout: RegionLayout) -> Result<Self, RegionError> {
         layout.check_queues()?;
         let RegionLayout { size, offset, .. } = layout;
         let needed = layout.needed();
         if size < needed {
             return Err(RegionError::TooSmall { size, needed });
         }
-        keep_length(&file).map_err(RegionError::Unsealed)?;
+        keep_length(file);
         let len = file.metadata()?.len();
         if offset.checked_add(size).is_none_or(|end| end > len) {
             return Err(RegionError::BeyondEof { size, offset });
         }
-        let trailer = size >= needed + TRAILER_LEN as u64 && has_trailer(&file, offset + needed)?;
+        let trailer = size >= needed + TRAILER_LEN as u64 && has_trailer(file, offset + needed)?;
         let needed = usize::try_from(needed).map_err(io::Error::other)?;
         let mapped = if trailer { needed + TRAILER_LEN } else { needed };
         let area = MappedArea::map(file, offset, mapped)?;
@@ -156,6 +156,9 @@ impl InflightRegion {
         let region = Self { area, state, layout };
         for queue in 0..layout.queues {
             region.part(queue)?;
+        }
+        if region.area.is_lost() {
+            return Err(RegionError::Lost);
         }
         Ok(region)
     }

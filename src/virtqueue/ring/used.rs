@@ -133,7 +133,7 @@ mod tests {
         use crate::virtqueue::inflight::model::Driver;
 
         let file = crate::memory::memfd(c"log", 4096).unwrap();
-        let log = Arc::new(DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap());
+        let log = Arc::new(DirtyLog::map(&file, 0, 8).unwrap());
         let (mut driver, used) = (Driver::new(8, 0, false), Some(0x3000));
         let mut ring = driver.device().ring;
         driver.submit(0);

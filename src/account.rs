@@ -1,0 +1,268 @@
+//! Users and groups: their numbers, and how the process becomes another user.
+//!
+//! At the start only, while the process has one thread: to look up a name may run code of the machine's name services.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+
+/// Memory for one entry of the user or group database, at first and at most.
+const ENTRY_MIN: usize = 1 << 10;
+const ENTRY_MAX: usize = 1 << 24;
+
+/// Why another user or group cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody is called that.
+    #[error("there is no {what} {name}")]
+    Unknown {
+        /// "user" or "group".
+        what: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// A number that no user has.
+    #[error("user {0} is not in the user database: give the group too, as {0}:GROUP")]
+    NoGroup(String),
+    /// The database cannot be asked.
+    #[error("cannot look up {what} {name}")]
+    Lookup {
+        /// "user" or "group".
+        what: &'static str,
+        /// As given.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// We may not.
+    #[error("cannot become user {name} (start as root, or as that user without --user)")]
+    Become {
+        /// As given.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A user and a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    name: String,
+    uid: libc::uid_t,
+    gid: libc::gid_t,
+}
+
+impl Account {
+    /// The one that `USER[:GROUP]` names, each by name or by number. Without a group it is the user's own.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find(text: &str) -> Result<Self, Error> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let entry = match user.parse() {
+            // No entry is needed, if there is a group.
+            Ok(uid) if group.is_some() => Some((uid, 0)),
+            Ok(uid) => user_entry(user, |entry, memory, found| {
+                // SAFETY: see `look_up`.
+                unsafe { libc::getpwuid_r(uid, entry, memory.as_mut_ptr().cast(), memory.len(), found) }
+            })?,
+            Err(_) => {
+                let name = c_string("user", user)?;
+                user_entry(user, |entry, memory, found| {
+                    // SAFETY: see `look_up`; the name is a C string.
+                    unsafe {
+                        libc::getpwnam_r(
+                            name.as_ptr(),
+                            entry,
+                            memory.as_mut_ptr().cast(),
+                            memory.len(),
+                            found,
+                        )
+                    }
+                })?
+            }
+        };
+        let (uid, own) = entry.ok_or_else(|| match user.parse::<libc::uid_t>() {
+            Ok(_) => Error::NoGroup(user.to_owned()),
+            Err(_) => unknown("user", user),
+        })?;
+        Ok(Self {
+            name: text.to_owned(),
+            uid,
+            gid: group.map_or(Ok(own), find_group)?,
+        })
+    }
+
+    /// The user's number.
+    pub fn uid(&self) -> libc::uid_t {
+        self.uid
+    }
+
+    /// The group's number.
+    pub fn gid(&self) -> libc::gid_t {
+        self.gid
+    }
+
+    /// Says early whether [`become_it`](Self::become_it) can work.
+    ///
+    /// # Errors
+    /// We are not root, and not this user already.
+    pub fn check(&self) -> Result<(), Error> {
+        // SAFETY: takes nothing and always succeeds.
+        if unsafe { libc::geteuid() } == 0 || self.is_ours() {
+            return Ok(());
+        }
+        Err(self.not_allowed(io::Error::from_raw_os_error(libc::EPERM)))
+    }
+
+    fn not_allowed(&self, source: io::Error) -> Error {
+        Error::Become {
+            name: self.name.clone(),
+            source,
+        }
+    }
+
+    /// Makes the whole process run as this user, in this group only, for good.
+    ///
+    /// # Errors
+    /// We are not root, and not this user already.
+    pub fn become_it(&self) -> Result<(), Error> {
+        let failed = |source| self.not_allowed(source);
+        // SAFETY: an empty list is read from nowhere.
+        let groups = unsafe { libc::setgroups(0, ptr::null()) };
+        if groups != 0 && self.is_ours() {
+            return Ok(());
+        }
+        done(groups).map_err(failed)?;
+        // SAFETY: numbers only.
+        done(unsafe { libc::setresgid(self.gid, self.gid, self.gid) }).map_err(failed)?;
+        // SAFETY: numbers only.
+        done(unsafe { libc::setresuid(self.uid, self.uid, self.uid) }).map_err(failed)
+    }
+
+    fn is_ours(&self) -> bool {
+        // SAFETY: they take nothing and always succeed.
+        let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+        (user, group) == (self.uid, self.gid)
+    }
+}
+
+/// The number of a group, given by name or by number.
+///
+/// # Errors
+/// There is none.
+pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let name = c_string("group", group)?;
+    let entry = look_up("group", group, |entry: *mut libc::group, memory, found| {
+        // SAFETY: see `look_up`; the name is a C string.
+        unsafe {
+            libc::getgrnam_r(
+                name.as_ptr(),
+                entry,
+                memory.as_mut_ptr().cast(),
+                memory.len(),
+                found,
+            )
+        }
+    })?;
+    entry
+        .map(|entry| entry.gr_gid)
+        .ok_or_else(|| unknown("group", group))
+}
+
+fn user_entry(
+    user: &str,
+    call: impl FnMut(*mut libc::passwd, &mut [u8], &mut *mut libc::passwd) -> libc::c_int,
+) -> Result<Option<(libc::uid_t, libc::gid_t)>, Error> {
+    let entry = look_up("user", user, call)?;
+    Ok(entry.map(|entry| (entry.pw_uid, entry.pw_gid)))
+}
+
+/// Calls one of the `get..._r` functions, with memory enough. Of the entry only the numbers can be used: the memory that
+/// its strings are in is gone.
+fn look_up<T>(
+    what: &'static str,
+    name: &str,
+    mut call: impl FnMut(*mut T, &mut [u8], &mut *mut T) -> libc::c_int,
+) -> Result<Option<T>, Error> {
+    let mut memory = vec![0; ENTRY_MIN];
+    loop {
+        let (mut entry, mut found) = (MaybeUninit::uninit(), ptr::null_mut());
+        match call(entry.as_mut_ptr(), &mut memory, &mut found) {
+            0 if found.is_null() => return Ok(None),
+            // SAFETY: it was found, and so has been filled in.
+            0 => return Ok(Some(unsafe { entry.assume_init() })),
+            libc::ERANGE if memory.len() < ENTRY_MAX => memory.resize(memory.len() * 2, 0),
+            libc::EINTR => {}
+            // Some databases say so where there is nothing.
+            libc::ENOENT | libc::ESRCH => return Ok(None),
+            errno => {
+                return Err(Error::Lookup {
+                    what,
+                    name: name.to_owned(),
+                    source: io::Error::from_raw_os_error(errno),
+                });
+            }
+        }
+    }
+}
+
+fn c_string(what: &'static str, name: &str) -> Result<CString, Error> {
+    CString::new(name).map_err(|_| unknown(what, name))
+}
+
+fn unknown(what: &'static str, name: &str) -> Error {
+    Error::Unknown {
+        what,
+        name: name.to_owned(),
+    }
+}
+
+fn done(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(text: &str) -> (libc::uid_t, libc::gid_t) {
+        let account = Account::find(text).expect(text);
+        (account.uid(), account.gid())
+    }
+
+    #[test]
+    fn names_and_numbers_are_found() {
+        assert_eq!(numbers("root"), (0, 0));
+        assert_eq!(numbers("0"), (0, 0));
+        assert_eq!(numbers("12345:0"), (12345, 0));
+        assert_eq!(numbers("12345:root"), (12345, 0));
+        assert_eq!(numbers("root:12345"), (0, 12345));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        for (text, told) in [
+            ("no-such-user", "there is no user no-such-user"),
+            ("root:no-such-group", "there is no group no-such-group"),
+            ("", "there is no user "),
+            (":root", "there is no user "),
+            ("root:", "there is no group "),
+            ("3999999999", "3999999999:GROUP"),
+            ("-1", "there is no user -1"),
+        ] {
+            let error = Account::find(text).unwrap_err().to_string();
+            assert!(error.contains(told), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Requests that are made to go wrong (`--inject`), in front of whatever engine there is.
+//!
+//! Those that a rule strikes never reach the engine: a worker of a pool of their own executes them, badly. All others go
+//! on as usual. Without `--inject` none of this is on a request's way.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use super::fault::{Effect, Fault, Faults};
+use super::{Engine, IoOp, IoRequest, Requests};
+use crate::aio::AioContext;
+use crate::thread_pool::{Outcome, ThreadPool, Work};
+
+/// An engine with faults. IOThread only.
+#[derive(Debug)]
+pub(super) struct Injector {
+    pub(super) faults: Arc<Faults>,
+    pub(super) pool: ThreadPool,
+}
+
+impl Injector {
+    /// Takes those out of `batch` that are to go wrong, and sends the others on.
+    pub(super) fn submit(&self, engine: &Engine, batch: &mut Requests) {
+        let mut faulty: Vec<Box<dyn Work>> = Vec::new();
+        for request in std::mem::take(batch) {
+            let effect = match request.op {
+                IoOp::Salvage => Some(Effect::default()),
+                op => self.faults.strike(op, place(&request)),
+            };
+            match effect {
+                None => batch.push(request),
+                Some(effect) => faulty.push(Box::new(Faulty {
+                    request,
+                    effect,
+                    faults: Arc::clone(&self.faults),
+                })),
+            }
+        }
+        if !faulty.is_empty() {
+            self.pool.submit_batch(&mut faulty);
+        }
+        engine.submit(batch);
+    }
+}
+
+/// First byte and length.
+fn place(request: &IoRequest) -> Option<(u64, u64)> {
+    let len = match request.op {
+        IoOp::Discard | IoOp::WriteZeroes { .. } => request.ranges.iter().map(|range| range.len).sum(),
+        _ => request.iov.len() as u64,
+    };
+    Some((request.first_byte()?, len))
+}
+
+/// A request that goes wrong.
+struct Faulty {
+    request: Box<IoRequest>,
+    effect: Effect,
+    faults: Arc<Faults>,
+}
+
+impl Work for Faulty {
+    fn run(&mut self) {
+        thread::sleep(self.effect.delay);
+        let request = &mut *self.request;
+        let (storage, iov) = (request.storage(), &request.iov);
+        let write = matches!(request.op, IoOp::Write { .. });
+        request.result = match self.effect.fault {
+            None if request.op == IoOp::Salvage => {
+                storage.salvage(iov, request.offset, |offset, len| {
+                    let struck = self.faults.strike(IoOp::Read, Some((offset, len)));
+                    struck.is_none_or(|effect| effect.fault.is_none())
+                });
+                request.op = IoOp::Read;
+                Ok(())
+            }
+            None => return request.execute(),
+            Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::Torn(errno)) => {
+                // What becomes of the first half is nobody's business.
+                let _ = storage.write_half(iov, request.offset);
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            Some(Fault::Short) => {
+                let result = storage.transfer_in_halves(iov, request.offset, write);
+                match request.op {
+                    IoOp::Write { durable: true } => result.and_then(|()| storage.flush()),
+                    _ => result,
+                }
+            }
+        };
+    }
+
+    fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome) {
+        self.request.complete(ctx, outcome);
+    }
+}

@@ -1,0 +1,267 @@
+//! The system calls that each kind of thread may make: one table, in which nothing is decided at run time.
+//!
+//! Hot calls are allowed by their number alone, which the kernel answers from a bitmap without running a filter;
+//! arguments are looked at only where a call is rare and could do harm. docs/security.md has this table too, and a test
+//! compares the two.
+
+use std::borrow::Cow;
+
+use super::ThreadKind::{self, Control, IoThread, Main, Worker};
+
+/// A system call and who may make it.
+#[derive(Debug)]
+pub struct Call {
+    /// The constant's name in the `libc` crate.
+    symbol: &'static str,
+    number: i64,
+    /// Who may make it.
+    pub threads: &'static [ThreadKind],
+    pub(super) condition: Condition,
+}
+
+/// What a call's arguments have to be.
+#[derive(Debug)]
+pub(super) enum Condition {
+    /// Anything.
+    None,
+    /// A 32-bit argument is one of these.
+    Among(u8, &'static [(&'static str, u32)]),
+    /// Of the bits of `mask`, a 32-bit argument has those of `value`.
+    Masked {
+        argument: u8,
+        mask: u32,
+        value: u32,
+        text: &'static str,
+    },
+    /// An argument is a null pointer.
+    Null(u8, &'static str),
+    /// An argument is the number of this process.
+    OwnProcess(u8),
+}
+
+impl Call {
+    /// Its name, as in the manual pages.
+    pub fn name(&self) -> &'static str {
+        self.symbol.trim_start_matches("SYS_")
+    }
+
+    /// Its number on this machine.
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+
+    /// In words, what its arguments have to be; empty if that does not matter.
+    pub fn condition(&self) -> Cow<'static, str> {
+        match &self.condition {
+            Condition::None => "".into(),
+            Condition::Among(_, values) => {
+                let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+                names.join(", ").into()
+            }
+            Condition::Masked { text, .. } | Condition::Null(_, text) => (*text).into(),
+            Condition::OwnProcess(_) => "this process".into(),
+        }
+    }
+}
+
+macro_rules! calls {
+    ($($threads:expr => [$($symbol:ident $(if $condition:expr)?),* $(,)?])*) => {
+        &[$($(Call {
+            symbol: stringify!($symbol),
+            number: libc::$symbol,
+            threads: $threads,
+            condition: calls!(@condition $($condition)?),
+        },)*)*]
+    };
+    (@condition) => { Condition::None };
+    (@condition $condition:expr) => { $condition };
+}
+
+/// The argument is one of these constants.
+macro_rules! among {
+    ($argument:literal: $module:ident [$($name:ident),*]) => {
+        Condition::Among($argument, &[$((stringify!($name), bits($module::$name as i128))),*])
+    };
+}
+
+const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker];
+const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker];
+const DISK: &[ThreadKind] = &[IoThread, Worker];
+const SOCKET: &[ThreadKind] = &[Main, Control];
+const WAITING: &[ThreadKind] = &[Control, IoThread];
+
+/// Constants as the `libc` crate does not have them, or not in one type.
+mod constant {
+    pub(super) const BLKDISCARD: u32 = 0x1277;
+    pub(super) const BLKGETSIZE64: u32 = 0x8008_1272;
+    pub(super) const CLONE_NEWTIME: i32 = 0x80;
+    pub(super) const PR_SET_NAME: i32 = 15;
+    pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
+}
+
+/// The bits of an int or unsigned int that a call takes in a register.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the kernel looks at the lower 32 bits too"
+)]
+const fn bits(value: i128) -> u32 {
+    value as u32
+}
+
+/// Of mmap and mprotect: memory that can be executed never appears.
+const NOT_EXECUTABLE: Condition = Condition::Masked {
+    argument: 2,
+    mask: bits(libc::PROT_EXEC as i128),
+    value: 0,
+    text: "without PROT_EXEC",
+};
+
+/// What a thread shares with its creator.
+const SHARED: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM;
+
+/// What would make it something else.
+const SPECIAL: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | constant::CLONE_NEWTIME
+    | libc::CLONE_PTRACE
+    | libc::CLONE_UNTRACED
+    | libc::CLONE_VFORK
+    | libc::CLONE_PARENT
+    | libc::CLONE_IO;
+
+const A_THREAD: Condition = Condition::Masked {
+    argument: 0,
+    mask: bits((SHARED | SPECIAL) as i128),
+    value: bits(SHARED as i128),
+    text: "a thread, nothing else",
+};
+
+/// What is allowed.
+pub(super) static ALLOWED: &[Call] = calls! {
+    // The log, eventfds, files that are let go of.
+    ALL => [SYS_read, SYS_write, SYS_writev, SYS_close]
+    // Of what is open, how large it is and of what kind.
+    ALL => [SYS_fstat, SYS_newfstatat, SYS_statx]
+    // Memory: the allocator, the frontend's memory, stacks.
+    ALL => [
+        SYS_mmap if NOT_EXECUTABLE,
+        SYS_mprotect if NOT_EXECUTABLE,
+        SYS_munmap,
+        SYS_mremap,
+        SYS_madvise,
+        SYS_brk,
+    ]
+    // Threads: locks, time, signals (whose handlers run on any thread), the way out.
+    ALL => [
+        SYS_futex,
+        SYS_sched_yield,
+        SYS_clock_gettime,
+        SYS_clock_nanosleep,
+        SYS_getrandom,
+        SYS_getpid,
+        SYS_gettid,
+        SYS_tgkill if Condition::OwnProcess(0),
+        SYS_rt_sigaction,
+        SYS_rt_sigprocmask,
+        SYS_rt_sigreturn,
+        SYS_restart_syscall,
+        SYS_sigaltstack,
+        SYS_sendto if Condition::Null(4, "without an address"),
+        SYS_fcntl if among!(1: libc [F_GETFD]),
+        SYS_exit_group,
+    ]
+    ALL_BUT_MAIN => [SYS_exit]
+    // New workers, which begin with what their creators may do.
+    DISK => [
+        SYS_clone if A_THREAD,
+        SYS_set_robust_list,
+        SYS_rseq,
+        SYS_sched_getaffinity,
+        SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
+        SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),
+    ]
+    // The disk. The control thread flushes it before it hands it over.
+    DISK => [
+        SYS_preadv,
+        SYS_preadv2,
+        SYS_pwritev,
+        SYS_pwritev2,
+        SYS_fallocate,
+        SYS_lseek,
+        SYS_ioctl if among!(1: constant [BLKDISCARD]),
+    ]
+    ALL_BUT_MAIN => [SYS_fdatasync]
+    // The event loop and its queues in the kernel, which were made before.
+    WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
+    &[IoThread] => [
+        SYS_timerfd_settime,
+        SYS_io_uring_enter,
+        SYS_io_submit,
+        SYS_io_getevents,
+        SYS_io_destroy,
+    ]
+    // The frontend: connections, messages, what comes with them.
+    SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_unlinkat]
+    &[Control] => [
+        SYS_accept4,
+        SYS_epoll_create1,
+        SYS_recvmsg,
+        SYS_sendmsg,
+        SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE]),
+        SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
+        SYS_ioctl if among!(1: libc [FIONREAD]),
+        SYS_fstatfs,
+        SYS_pread64,
+        SYS_pwrite64,
+        SYS_ftruncate,
+        SYS_memfd_create,
+        SYS_fcntl if among!(1: libc [
+            F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_OFD_GETLK, F_OFD_SETLK, F_ADD_SEALS, F_GET_SEALS
+        ]),
+    ]
+    // A block device's new size.
+    &[Main] => [SYS_ioctl if among!(1: constant [BLKGETSIZE64])]
+};
+
+/// The same under the names that only older architectures have.
+#[cfg(target_arch = "x86_64")]
+pub(super) static ALLOWED_HERE: &[Call] = calls! {
+    WAITING => [SYS_epoll_wait]
+    SOCKET => [SYS_poll, SYS_unlink]
+};
+
+/// The same under the names that only older architectures have.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) static ALLOWED_HERE: &[Call] = &[];
+
+/// What fails instead: calls with which libraries look whether something is there, and do without.
+pub(super) static REFUSED: &[(&[Call], i32)] = &[
+    // Backtraces look for debug information, the allocator for the machine's settings.
+    (
+        calls! { ALL => [SYS_openat, SYS_readlinkat, SYS_getcwd] },
+        libc::EACCES,
+    ),
+    #[cfg(target_arch = "x86_64")]
+    (calls! { ALL => [SYS_open, SYS_readlink] }, libc::EACCES),
+    // Its flags are in memory, where no filter sees them. The C library goes on with clone.
+    (calls! { DISK => [SYS_clone3] }, libc::ENOSYS),
+];
+
+/// Every rule that allows something to threads of this kind.
+pub(super) fn allowed(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
+    ALLOWED
+        .iter()
+        .chain(ALLOWED_HERE)
+        .filter(move |call| call.threads.contains(&kind))
+}

@@ -1,0 +1,75 @@
+//! What a process may do because of who it is: capabilities, new privileges, a look at it from outside.
+
+use std::io;
+
+/// `linux/capability.h`: version 3 has two words of each set.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+/// Numbers that capabilities may have; those that the kernel does not know are an error.
+const CAPABILITIES: i32 = 64;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Sets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Takes all capabilities out of the bounding set, as far as we may; a program that is run later gets none of them.
+pub(super) fn empty_bounding_set() {
+    for capability in 0..CAPABILITIES {
+        // Who may not take them away has none to pass on, once there are no new privileges.
+        let _ = prctl(libc::PR_CAPBSET_DROP, capability);
+    }
+}
+
+/// Gives up all capabilities that this thread has, and those that threads it creates would have.
+pub(super) fn drop_capabilities() -> io::Result<()> {
+    // Old kernels do not have this set.
+    let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL);
+    let header = Header {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let none = [Sets::default(); 2];
+    // SAFETY: the kernel reads a header and, for this version, two elements.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// No program run from here on has more rights than this process.
+pub(super) fn no_new_privileges() -> io::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
+/// Nobody but root looks into our memory, which has the guest's data, and none of it is written to a core file.
+pub(super) fn hide_memory() -> io::Result<()> {
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel reads the limit.
+    if unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    prctl(libc::PR_SET_DUMPABLE, 0)
+}
+
+fn prctl(option: libc::c_int, argument: libc::c_int) -> io::Result<()> {
+    let argument = libc::c_long::from(argument);
+    let none: libc::c_long = 0;
+    // SAFETY: the options used here take numbers.
+    match unsafe { libc::prctl(option, argument, none, none, none) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

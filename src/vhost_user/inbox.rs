@@ -1,0 +1,287 @@
+//! Waiting for messages: until a whole one is there, and its answer has room.
+//!
+//! The `vhost` crate reads a payload with one call and blocks where it must; a frontend may send a message in any number
+//! of parts, or none. So the crate gets its turn only when neither its reads nor its writes have to wait. The wait ends
+//! at once when the server is stopped.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// Bytes in front of each payload: request, flags, size.
+const HEADER_LEN: usize = 12;
+/// The crate refuses longer payloads by their header.
+const MAX_PAYLOAD: usize = 4096;
+/// Most descriptors that the crate takes with a message: it loses track of a message that has more.
+const MAX_FDS: usize = 32;
+/// Marks of the two that are waited for.
+const SOCKET: u64 = 0;
+const STOP: u64 = 1;
+/// Requests by their numbers, and the flags of each.
+const SET_MEM_TABLE: u32 = 5;
+const SET_BACKEND_REQ_FD: u32 = 21;
+const SET_CONFIG: u32 = 25;
+const NEED_REPLY: u32 = 1 << 3;
+const VERSION: u32 = 1;
+
+/// What comes next on a connection.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A whole message, still in the socket.
+    Message(Preview),
+    /// The frontend has left, or the server is stopped.
+    End,
+}
+
+/// What is known of a message before it is read.
+#[derive(Debug)]
+pub(super) struct Preview {
+    request: u32,
+    flags: u32,
+    size: usize,
+    /// Duplicates of the descriptors that come with it.
+    fds: Vec<OwnedFd>,
+}
+
+impl Preview {
+    /// True if the crate reads and answers this message also where it finds its payload invalid: no need to end the
+    /// connection.
+    pub(super) fn is_answered(&self) -> bool {
+        let answered = match self.request {
+            SET_MEM_TABLE => true,
+            SET_CONFIG => self.fds.is_empty(),
+            _ => false,
+        };
+        answered && self.size > 0 && self.flags & !NEED_REPLY == VERSION
+    }
+
+    /// The socket that the crate will take and hide, if this message brings one.
+    pub(super) fn into_backend_socket(self) -> Option<OwnedFd> {
+        self.fds
+            .into_iter()
+            .next()
+            .filter(|_| self.request == SET_BACKEND_REQ_FD)
+    }
+}
+
+/// Why a connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InboxError {
+    /// More descriptors than any message needs.
+    #[error("message with more than {MAX_FDS} file descriptors (or none left here)")]
+    TooManyFds,
+    /// The frontend left in the middle of a message.
+    #[error("{0} bytes of an unfinished message")]
+    Cut(usize),
+    /// The socket cannot be waited for.
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The receiving end of a connection.
+#[derive(Debug)]
+pub(super) struct Inbox<'a> {
+    socket: BorrowedFd<'a>,
+    /// Tells of whatever is new in the socket since it was asked last, and of the stop.
+    news: Epoll,
+    /// The frontend sends no more.
+    ended: bool,
+    stopped: bool,
+}
+
+impl<'a> Inbox<'a> {
+    /// The receiving end of `socket`, until `stop` can be read.
+    pub(super) fn new(socket: BorrowedFd<'a>, stop: &impl AsRawFd) -> io::Result<Self> {
+        let news = Epoll::new()?;
+        let add = |fd, events, data| news.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data));
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        add(socket.as_raw_fd(), events, SOCKET)?;
+        add(stop.as_raw_fd(), EventSet::IN, STOP)?;
+        Ok(Self {
+            socket,
+            news,
+            ended: false,
+            stopped: false,
+        })
+    }
+
+    /// Waits for a whole message.
+    ///
+    /// # Errors
+    /// One that will never be whole, or that the crate cannot take.
+    pub(super) fn next(&mut self) -> Result<Next, InboxError> {
+        while !self.stopped {
+            // In this order: what came before the end is seen.
+            let ended = self.ended;
+            let held = self.held()?;
+            match self.whole(held)?.filter(|&len| held >= len) {
+                Some(len) if self.has_room() => return Ok(Next::Message(self.preview(len)?)),
+                Some(_) => self.wait()?,
+                None if !ended => self.wait()?,
+                None if held == 0 => return Ok(Next::End),
+                None => return Err(InboxError::Cut(held)),
+            }
+        }
+        Ok(Next::End)
+    }
+
+    /// Bytes of the message at hand, as far as its header is there.
+    fn whole(&self, held: usize) -> io::Result<Option<usize>> {
+        if held < HEADER_LEN {
+            return Ok(None);
+        }
+        let mut header = [0; HEADER_LEN];
+        self.peek(&mut header)?;
+        let [.., a, b, c, d] = header;
+        let payload = usize::try_from(u32::from_ne_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        // The crate refuses what is longer; that needs no payload.
+        let payload = if payload > MAX_PAYLOAD { 0 } else { payload };
+        Ok(Some(HEADER_LEN + payload))
+    }
+
+    /// Looks at all of the message, for its descriptors may come with any part of it.
+    fn preview(&self, len: usize) -> Result<Preview, InboxError> {
+        let mut message = [0; HEADER_LEN + MAX_PAYLOAD];
+        let (fds, complete) = self.peek(&mut message[..len])?;
+        if !complete || fds.len() > MAX_FDS {
+            return Err(InboxError::TooManyFds);
+        }
+        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|i| message[at + i]));
+        Ok(Preview {
+            request: word(0),
+            flags: word(4),
+            size: len - HEADER_LEN,
+            fds,
+        })
+    }
+
+    /// Copies the next bytes, which are there, and duplicates their descriptors; says whether it got all of these.
+    fn peek(&self, buf: &mut [u8]) -> io::Result<(Vec<OwnedFd>, bool)> {
+        // One look ends behind descriptors; with an offset that the kernel keeps the next one goes on there.
+        self.set_peek_offset(0)?;
+        let (mut done, mut fds, mut complete) = (0, Vec::new(), true);
+        while done < buf.len() {
+            let (len, more, all) = peek_once(self.socket.as_raw_fd(), &mut buf[done..])?;
+            if len == 0 {
+                break;
+            }
+            done += len;
+            fds.extend(more);
+            complete &= all;
+        }
+        self.set_peek_offset(-1)?;
+        Ok((fds, complete))
+    }
+
+    fn set_peek_offset(&self, offset: libc::c_int) -> io::Result<()> {
+        let fd = self.socket.as_raw_fd();
+        // SAFETY: the option is an int, and this is one.
+        let set = unsafe {
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_PEEK_OFF,
+                (&raw const offset).cast(),
+                4,
+            )
+        };
+        if set == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Bytes in the socket.
+    fn held(&self) -> io::Result<usize> {
+        let mut held: libc::c_int = 0;
+        // SAFETY: FIONREAD writes an int.
+        if unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::FIONREAD, &raw mut held) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        usize::try_from(held).map_err(io::Error::other)
+    }
+
+    /// True if an answer of any length can be sent without waiting: most of the socket's buffer is free.
+    fn has_room(&self) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.socket.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: one valid entry.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    }
+
+    /// Sleeps until there is something new.
+    fn wait(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); 2];
+        let count = match self.news.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        let end = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+        for event in &events[..count] {
+            match event.data() {
+                STOP => self.stopped = true,
+                _ => self.ended |= event.event_set().intersects(end),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the bytes up to and with the next ones that have descriptors: how many, the descriptors, and whether these
+/// are all.
+fn peek_once(socket: RawFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
+    let mut iov = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
+    // A header of two words and the descriptors, aligned as the header needs.
+    let mut control = [0u64; 2 + MAX_FDS / 2];
+    // SAFETY: a message header of all zeroes is valid, and empty.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let flags = libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: all pointers in the header are valid for their lengths.
+    let len = unsafe { libc::recvmsg(socket, &raw mut message, flags) };
+    let Ok(len) = usize::try_from(len) else {
+        return Err(io::Error::last_os_error());
+    };
+    let complete = message.msg_flags & libc::MSG_CTRUNC == 0;
+    // SAFETY: the header was filled in by the kernel.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: null, or a control message in our buffer.
+    let Some(&libc::cmsghdr {
+        cmsg_len,
+        cmsg_level,
+        cmsg_type,
+    }) = (unsafe { header.as_ref() })
+    else {
+        return Ok((len, Vec::new(), complete));
+    };
+    if (cmsg_level, cmsg_type) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+        return Ok((len, Vec::new(), complete));
+    }
+    // SAFETY: computes a length.
+    let count = (cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<RawFd>();
+    // SAFETY: the header is in our buffer, and its data follows it.
+    let first = unsafe { libc::CMSG_DATA(header) };
+    let fds = (0..count).map(|i| {
+        // SAFETY: a message of this type holds `count` descriptors.
+        let fd = unsafe { first.cast::<RawFd>().add(i).read_unaligned() };
+        // SAFETY: the kernel has just made it for us.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    });
+    Ok((len, fds.collect(), complete))
+}
+
+#[cfg(test)]
+mod tests;

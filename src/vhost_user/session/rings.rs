@@ -1,0 +1,239 @@
+//! The rings of a session: set up in any order, started when enough is known, stopped and drained.
+
+use std::fs::File;
+use std::sync::{Arc, mpsc};
+
+use super::log::check_log_address;
+use super::{PROTOCOL_FEATURES, Result, Session};
+use crate::blk::config::features;
+use crate::blk::queue::RingSetup;
+use crate::log_limit::LogLimit;
+use crate::vhost_user::SessionError;
+use crate::vhost_user::eventfd;
+use crate::vhost_user::vring::{Kick, Vring};
+use crate::virtqueue::{RingAddresses, RingFeatures};
+
+/// A driver may set its queues up as often as it likes.
+static SMALL_QUEUE: LogLimit<()> = LogLimit::new();
+
+impl Session<'_> {
+    pub(in crate::vhost_user) fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        let index = self.index_of_stopped(index)?;
+        let max = self.device.config().queue_size;
+        if !size.is_power_of_two() || size > u32::from(max) {
+            return Err(SessionError::BadQueueSize { size, max });
+        }
+        let segments = u32::from(self.device.config().seg_max());
+        if size < segments + 2
+            && let Some(suppressed) = SMALL_QUEUE.pass(())
+        {
+            tracing::warn!(
+                queue = index,
+                size,
+                suppressed,
+                "a request may have {segments} segments, more than this queue takes: start the backend with \
+                 --queue-size {size}"
+            );
+        }
+        self.vrings[index].size = Some(size);
+        self.start_ready()
+    }
+
+    /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
+    pub(in crate::vhost_user) fn set_vring_addr(
+        &mut self,
+        index: u32,
+        addresses: RingAddresses,
+        log: Option<u64>,
+    ) -> Result<()> {
+        let index = self.index(index)?;
+        log.map_or(Ok(()), check_log_address)?;
+        let vring = &mut self.vrings[index];
+        if vring.running && vring.addresses != Some(addresses) {
+            return Err(SessionError::Running(index));
+        }
+        vring.addresses = Some(addresses);
+        vring.log = log;
+        if vring.running {
+            self.apply_ring_log(index)?;
+        }
+        self.start_ready()
+    }
+
+    pub(in crate::vhost_user) fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let index = self.index_of_stopped(index)?;
+        self.vrings[index].base = u16::try_from(base).map_err(|_| SessionError::BadBase(base))?;
+        Ok(())
+    }
+
+    fn index_of_stopped(&self, index: u32) -> Result<usize> {
+        let index = self.index(index)?;
+        if self.vrings[index].running {
+            Err(SessionError::Running(index))
+        } else {
+            Ok(index)
+        }
+    }
+
+    /// Stops the ring, waits for its requests in flight, and says where to go on.
+    pub(in crate::vhost_user) fn get_vring_base(&mut self, index: u32) -> Result<u16> {
+        let index = self.index(index)?;
+        let stopped = self.begin_stop(index)?;
+        self.end_stop(index, stopped)?;
+        Ok(self.vrings[index].base)
+    }
+
+    fn begin_stop(&mut self, index: usize) -> Result<Option<mpsc::Receiver<u16>>> {
+        let vring = &mut self.vrings[index];
+        vring.kick = Kick::Unset;
+        if !std::mem::take(&mut vring.running) {
+            return Ok(None);
+        }
+        vring.draining = true;
+        let (done, stopped) = mpsc::channel();
+        self.queue(index).post(move |queue| queue.stop(done))?;
+        Ok(Some(stopped))
+    }
+
+    fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
+        let Some(stopped) = stopped else { return Ok(()) };
+        let base = self.wait(&stopped)?;
+        let vring = &mut self.vrings[index];
+        vring.base = base;
+        vring.draining = false;
+        if self.vrings.iter().all(Vring::is_idle) {
+            self.device.deactivate();
+        }
+        Ok(())
+    }
+
+    pub(in crate::vhost_user) fn set_vring_kick(&mut self, index: u32, kick: Option<File>) -> Result<()> {
+        let index = self.index(index)?;
+        let kick = kick.map(eventfd::checked).transpose()?;
+        if self.vrings[index].running {
+            let set = self.call(index, move |queue| queue.set_kick(kick))?;
+            return set.map_err(|source| SessionError::Kick { index, source });
+        }
+        self.vrings[index].kick = Kick::Pending(kick);
+        self.start_ready()
+    }
+
+    pub(in crate::vhost_user) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
+        let index = self.index(index)?;
+        let call = self.share(call)?;
+        self.call(index, move |queue| queue.set_call(call))?;
+        self.forget_eventfds();
+        Ok(())
+    }
+
+    pub(in crate::vhost_user) fn set_vring_err(&mut self, index: u32, err: Option<File>) -> Result<()> {
+        let index = self.index(index)?;
+        let err = self.share(err)?;
+        self.call(index, move |queue| queue.set_err(err))?;
+        self.forget_eventfds();
+        Ok(())
+    }
+
+    fn share(&mut self, file: Option<File>) -> Result<Option<Arc<File>>> {
+        let file = file.map(eventfd::checked).transpose()?.map(Arc::new);
+        self.eventfds.extend(file.clone());
+        Ok(file)
+    }
+
+    /// Lets go of those that no queue has any more.
+    fn forget_eventfds(&mut self) {
+        self.eventfds.retain(|file| Arc::strong_count(file) > 1);
+    }
+
+    pub(in crate::vhost_user) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let index = self.index(index)?;
+        self.call(index, move |queue| queue.set_enabled(enable))
+    }
+
+    /// Starts every ring of which enough is known; frontends differ in the order of their messages.
+    pub(super) fn start_ready(&mut self) -> Result<()> {
+        if self.memory.is_empty() {
+            return Ok(());
+        }
+        (0..self.vrings.len()).try_for_each(|index| self.start_if_ready(index))
+    }
+
+    fn start_if_ready(&mut self, index: usize) -> Result<()> {
+        let vring = &mut self.vrings[index];
+        if !vring.is_ready() {
+            return Ok(());
+        }
+        let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {
+            return Ok(());
+        };
+        let Kick::Pending(kick) = std::mem::replace(&mut vring.kick, Kick::Taken) else {
+            return Ok(());
+        };
+        let base = vring.base;
+        let setup = RingSetup {
+            inflight: self.inflight_area(index)?,
+            log: self.ring_log(index),
+            memory: Arc::clone(&self.memory),
+            addresses,
+            size,
+            base,
+            features: RingFeatures {
+                event_idx: self.acked & features::EVENT_IDX != 0,
+                indirect: self.acked & features::INDIRECT_DESC != 0,
+            },
+        };
+        self.device.activate().map_err(|source| {
+            // A driver that waits for ever would not even know.
+            self.failed = true;
+            SessionError::Lock { index, source }
+        })?;
+        // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
+        let enable = self.acked & PROTOCOL_FEATURES == 0;
+        let started = self.call(index, move |queue| queue.start(setup))?;
+        let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
+        if resumed {
+            // The predecessor may have served a disk of another size.
+            self.channel.config_changed();
+        }
+        self.vrings[index].running = true;
+        let set = self.call(index, move |queue| {
+            if enable {
+                queue.set_enabled(true);
+            }
+            queue.set_kick(kick)
+        })?;
+        set.map_err(|source| SessionError::Kick { index, source })
+    }
+
+    /// Stops all rings: each is told first, then each is waited for.
+    pub(in crate::vhost_user) fn stop_all(&mut self) -> Result<()> {
+        let indices = 0..self.vrings.len();
+        let stopping = indices
+            .map(|index| self.begin_stop(index))
+            .collect::<Result<Vec<_>>>()?;
+        for (index, stopped) in stopping.into_iter().enumerate() {
+            self.end_stop(index, stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the rings and waits for what is in flight, as far as it is possible.
+    pub(in crate::vhost_user) fn finish(&mut self) {
+        if let Err(error) = self.stop_all() {
+            tracing::error!(%error, "rings cannot be stopped");
+        }
+    }
+
+    /// Stops and disables all rings, and forgets what was said about them (RESET_DEVICE).
+    ///
+    /// The memory table and the call eventfds stay, and so does `writeback`: QEMU gives the next driver the value that
+    /// it remembers itself.
+    pub(in crate::vhost_user) fn reset_device(&mut self) -> Result<()> {
+        self.stop_all()?;
+        for index in 0..self.vrings.len() {
+            self.call(index, |queue| queue.set_enabled(false))?;
+        }
+        self.vrings.fill_with(Vring::default);
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! A disk of a few MiB that can be full: a tmpfs of its own.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::{NamedTempFile, TempDir};
+
+use super::daemon::{Daemon, IMAGE, SOCKET};
+use super::machine::host;
+
+/// A small file system, with an image on it and something that takes all other space.
+///
+/// It is mounted in a mount namespace of the calling thread, which the processes that the thread starts share: however
+/// the test ends, the mount goes with them.
+#[derive(Debug)]
+pub(crate) struct SmallDisk {
+    dir: TempDir,
+    /// What the file system is on, unless it is memory.
+    _backing: Option<NamedTempFile>,
+}
+
+impl SmallDisk {
+    /// `size` bytes of space; `None`, with a word about it, where nothing can be mounted.
+    pub(crate) fn mount(size: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let mounted = leave_namespace().and_then(|()| mount_tmpfs(&dir, size));
+        mounted_or_skipped(mounted).then_some(Self { dir, _backing: None })
+    }
+
+    /// The same on a block device.
+    pub(crate) fn mount_ext4(size: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let backing = NamedTempFile::new().expect("make a file");
+        backing.as_file().set_len(size).expect("size it");
+        // Without a journal, for space is to be scarce but for what the test does.
+        host("mkfs.ext4", &["-q", "-O", "^has_journal"], backing.path());
+        let mounted = leave_namespace().and_then(|()| {
+            let mount = Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(backing.path())
+                .arg(dir.path())
+                .output()?;
+            match mount.status.success() {
+                true => Ok(()),
+                false => Err(io::Error::other(
+                    String::from_utf8_lossy(&mount.stderr).into_owned(),
+                )),
+            }
+        });
+        let backing = Some(backing);
+        mounted_or_skipped(mounted).then_some(Self {
+            dir,
+            _backing: backing,
+        })
+    }
+
+    pub(crate) fn image(&self) -> PathBuf {
+        self.dir.path().join(IMAGE)
+    }
+
+    /// Makes an image of holes.
+    pub(crate) fn make_image(&self, size: u64) {
+        let image = File::create(self.image()).expect("make the image");
+        image.set_len(size).expect("size the image");
+    }
+
+    /// Takes all space but `left` bytes.
+    pub(crate) fn fill(&self, left: u64) {
+        let filler = File::create(self.filler()).expect("make a file");
+        // SAFETY: all-zero bytes are a valid `struct statvfs`.
+        let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
+        let path = CString::new(self.dir.path().as_os_str().as_bytes()).expect("a path");
+        // SAFETY: a C string, and room for the answer.
+        assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &raw mut space) }, 0);
+        let free = space.f_bfree * space.f_bsize;
+        let len = i64::try_from(free.saturating_sub(left)).expect("small");
+        if len > 0 {
+            use std::os::fd::AsRawFd;
+            // SAFETY: takes numbers only.
+            assert_eq!(unsafe { libc::fallocate(filler.as_raw_fd(), 0, 0, len) }, 0);
+        }
+    }
+
+    /// Gives that space back.
+    pub(crate) fn make_room(&self) {
+        fs::remove_file(self.filler()).expect("remove the file");
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.dir.path().join("filler")
+    }
+
+    /// A daemon on the image.
+    pub(crate) fn daemon(&self, options: &[&str]) -> Daemon {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let image = self.image();
+        let args = [
+            "--socket-path",
+            SOCKET,
+            "--blk-file",
+            image.to_str().expect("UTF-8"),
+        ];
+        Daemon::start_with(dir, &[&args, options].concat())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let path = CString::new(self.dir.path().as_os_str().as_bytes()).expect("a path");
+        // SAFETY: a C string. Lazily: somebody may still have the image open.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+fn mounted_or_skipped(mounted: io::Result<()>) -> bool {
+    mounted
+        .inspect_err(|error| eprintln!("skipped: no file system can be mounted here: {error}"))
+        .is_ok()
+}
+
+fn check(result: i32) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives this thread a mount namespace of its own.
+fn leave_namespace() -> io::Result<()> {
+    // SAFETY: takes a number only. Concerns this thread alone.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    let (root, private) = (c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
+    // SAFETY: C strings, and null where nothing is asked for.
+    check(unsafe {
+        libc::mount(
+            std::ptr::null(),
+            root,
+            std::ptr::null(),
+            private,
+            std::ptr::null(),
+        )
+    })
+}
+
+fn mount_tmpfs(dir: &TempDir, size: u64) -> io::Result<()> {
+    let tmpfs = c"tmpfs".as_ptr();
+    let target = CString::new(dir.path().as_os_str().as_bytes()).expect("a path");
+    let options = CString::new(format!("size={size}")).expect("no NUL");
+    // SAFETY: C strings that live during the call.
+    check(unsafe { libc::mount(tmpfs, target.as_ptr(), tmpfs, 0, options.as_ptr().cast()) })
+}

@@ -1,0 +1,145 @@
+//! A real guest on a disk in trouble: a full one is a pause, a truncated one fails where data is missing and nowhere else.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::symlink;
+
+use common::full::SmallDisk;
+use common::guest::{Boot, Guest};
+use common::machine::{MIB, Machine};
+use common::process::wait_for;
+use serde_json::json;
+
+/// Writes all of the disk, and reads it back and checks it; runs in the background, and its status is in a file.
+const LOAD: &str = "(fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=64k \
+                    --size=48m --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio 2>&1; echo $? >/tmp/status) \
+                    >/dev/null 2>&1 &";
+
+/// A machine whose disk has room for a third of the load, and a guest in which the load has run into that.
+fn run_into_the_wall(disk: &SmallDisk, config: &str, options: &[&str]) -> (Machine, Guest) {
+    disk.make_image(48 * MIB);
+    disk.fill(16 * MIB);
+    let mut machine = Machine::with_image(config, options, |path| symlink(disk.image(), path));
+    let mut guest = machine.boot_with(Boot::KernelWithFio, &["-action", "reboot=reset"]);
+    guest.ok(LOAD);
+    wait_until_held(&mut machine);
+    (machine, guest)
+}
+
+/// Waits until the load cannot go on.
+fn wait_until_held(machine: &mut Machine) {
+    wait_for("the load to be held", || {
+        (machine.daemon.count("total", "held") >= 32).then_some(())
+    });
+}
+
+fn status(guest: &mut Guest) -> String {
+    guest.ok("cat /tmp/status 2>/dev/null || true")
+}
+
+/// The load has run to its end, and the guest has not noticed anything.
+fn finish(mut guest: Guest) {
+    let status = wait_for("the load", || {
+        Some(status(&mut guest)).filter(|status| !status.is_empty())
+    });
+    assert_eq!(status, "0", "fio: {}", guest.ok("cat /tmp/fio"));
+    let errors = guest.run("dmesg | grep -i -e 'i/o error' -e 'hung'");
+    assert_eq!(errors.output, "", "the guest's kernel complains");
+    guest.power_off();
+}
+
+#[test]
+fn a_guest_whose_disk_fills_up_pauses_and_goes_on_when_there_is_room() {
+    for options in [&[][..], &["--aio", "io_uring"]] {
+        let Some(disk) = SmallDisk::mount(80 * MIB) else {
+            return;
+        };
+        let (mut machine, mut guest) = run_into_the_wall(&disk, "one-queue", options);
+        // The guest is alive, reads work, and so does what needs no room.
+        guest.ok("dd if=/dev/vda of=/dev/null bs=1M count=48 iflag=direct status=none");
+        assert_eq!(status(&mut guest), "");
+        assert!(machine.daemon.count("total", "held") >= 32);
+        disk.make_room();
+        finish(guest);
+        let log = machine.daemon.output();
+        assert_eq!(log.matches("no room on the disk").count(), 1, "{log}");
+        assert_eq!(machine.daemon.count("total", "errors"), 0);
+    }
+}
+
+#[test]
+fn a_full_disk_outlives_a_pause_of_the_guest_and_the_end_of_the_backend() {
+    let Some(disk) = SmallDisk::mount(80 * MIB) else {
+        return;
+    };
+    let (mut machine, guest) = run_into_the_wall(&disk, "recovery", &[]);
+    let mut qmp = guest.qmp();
+    qmp.execute("stop", &json!({}));
+    assert_eq!(machine.daemon.count("total", "held"), 0);
+    qmp.execute("cont", &json!({}));
+    wait_until_held(&mut machine);
+    for signal in [libc::SIGKILL, libc::SIGTERM] {
+        machine.daemon.restart(signal);
+        wait_until_held(&mut machine);
+    }
+    // While the guest is stopped, as an administrator may do it.
+    qmp.execute("stop", &json!({}));
+    disk.make_room();
+    qmp.execute("cont", &json!({}));
+    drop(qmp);
+    finish(guest);
+}
+
+#[test]
+fn a_guest_that_is_reset_leaves_its_held_writes_behind() {
+    for config in ["one-queue", "recovery"] {
+        let Some(disk) = SmallDisk::mount(80 * MIB) else {
+            return;
+        };
+        let (mut machine, mut guest) = run_into_the_wall(&disk, config, &[]);
+        guest.reset();
+        assert_eq!(machine.daemon.count("total", "held"), 0, "{config}");
+        disk.make_room();
+        guest.ok("dd if=/dev/urandom of=/tmp/data bs=1M count=48 status=none");
+        guest.ok("dd if=/tmp/data of=/dev/vda bs=1M oflag=direct status=none");
+        // What was held would spoil this, if it were written after all.
+        guest.ok("dd if=/dev/vda bs=1M count=48 iflag=direct status=none | cmp - /tmp/data");
+        guest.power_off();
+    }
+}
+
+#[test]
+fn a_guest_whose_image_is_truncated_sees_errors_only_where_data_is_missing() {
+    let machine = Machine::new("one-queue", 32 * MIB, &[]);
+    let mut guest = machine.boot(Boot::KernelWithFio);
+    let digest = "dd if=/dev/vda bs=1M count=20 iflag=direct status=none | md5sum";
+    let before = guest.ok(digest);
+    let image = OpenOptions::new().write(true).open(machine.daemon.image_path());
+    image
+        .expect("open the image")
+        .set_len(20 * MIB)
+        .expect("cut the image");
+
+    assert_eq!(guest.ok(digest), before, "what is left has changed");
+    let read = |skip: u64| {
+        format!("dd if=/dev/vda of=/dev/null bs=64k skip={skip} count=1 iflag=direct status=none")
+    };
+    for (skip, there) in [(0, true), (319, true), (320, false), (400, false), (511, false)] {
+        assert_eq!(guest.run(&read(skip)).status == "0", there, "at {skip} * 64 KiB");
+    }
+    let errors = guest.ok("dmesg | grep -i 'i/o error' | sed 's/.*sector \\([0-9]*\\).*/\\1/'");
+    for sector in errors.lines() {
+        let sector: u64 = sector.parse().expect("a sector");
+        assert!(sector >= 20 * MIB / 512, "an error at sector {sector}");
+    }
+    // A load on what is left meets no error.
+    guest.ok(
+        "fio --name=left --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bs=16k \
+         --size=16m --verify=crc32c --verify_fatal=1 --minimal",
+    );
+    // What is written again can be read again.
+    guest.ok("dd if=/dev/zero of=/dev/vda bs=64k seek=320 count=192 oflag=direct status=none");
+    guest.ok(&read(511));
+    guest.power_off();
+}

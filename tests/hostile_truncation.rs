@@ -1,0 +1,307 @@
+//! Files that the frontend shares and then makes shorter, while they are used: that device stops, nothing else does.
+
+mod common;
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::thread;
+
+use common::inflight::Inflight;
+use common::memory::{PATIENCE, SharedMemory, wait_readable};
+use common::raw::{Answer, PROTOCOL_FEATURES, Region, mem_table, msg};
+use common::target::{assert_serves, assert_unharmed, image, options, start, start_with};
+use common::vm::{DATA, GUEST, HEADER, MEMORY, REGION, Ring, STATUS, USER, Vm, header, readable, writable};
+
+const PAGE: u64 = 4096;
+const OUT: u32 = 1;
+const LOG_ALL: u64 = 1 << 26;
+const VERSION_1: u64 = 1 << 32;
+
+/// Waits for the error eventfd of a queue.
+fn assert_broken(vm: &Vm, queue: usize) {
+    assert!(
+        wait_readable(&vm.rings[queue].err, PATIENCE),
+        "queue {queue} does not break"
+    );
+}
+
+fn truncate(memory: &SharedMemory, len: u64) {
+    memory.file().set_len(len).expect("cut the memory short");
+}
+
+/// A frontend whose rings broke may set everything up again, on the same connection.
+fn recover(vm: &mut Vm) {
+    for queue in [0, 1] {
+        vm.client.stop_ring(queue).expect("GET_VRING_BASE");
+    }
+    vm.memory = SharedMemory::new(MEMORY);
+    vm.share_memory();
+    vm.rings.clear();
+    for queue in [0, 1] {
+        vm.start_ring(queue, Ring::new(queue, 16));
+        assert_eq!(vm.read_sector(queue, 3), [3; 512]);
+    }
+}
+
+#[test]
+fn rings_in_memory_that_is_cut_off_break_and_can_be_set_up_again() {
+    let (daemon, baseline) = start();
+    for len in [0, PAGE, 0x5000, 0x8000] {
+        let mut vm = Vm::start(&daemon, 2);
+        vm.read_sector(0, 1);
+        vm.read_sector(1, 2);
+        truncate(&vm.memory, len);
+        // The ring is gone for us as well: only its eventfds are left.
+        (0..2).for_each(|queue| vm.kick(queue));
+        (0..2).for_each(|queue| assert_broken(&vm, queue));
+        recover(&mut vm);
+    }
+    assert!(daemon.output().contains("a memory region was cut short"));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_ring_breaks_before_it_believes_a_request_that_was_cut_off() {
+    // The type says write, the sector is behind the cut: sector 0 must not be written.
+    let (daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 2);
+    let at = GUEST + 0x9_0000 - 8;
+    vm.poke(at, &header(OUT, 7));
+    vm.poke(HEADER, &[0x99; 512]);
+    let chain = [readable(at, 16), readable(HEADER, 512), writable(STATUS, 1)];
+    truncate(&vm.memory, 0x9_0000);
+    vm.send(0, &chain);
+    assert_broken(&vm, 0);
+    let status = vm.peek(STATUS, 1);
+    assert!(status == [1] || status == [common::vm::FILL], "{status:?}");
+    // The other ring's memory is the same, and is found out at its next kick.
+    vm.kick(1);
+    assert_broken(&vm, 1);
+    drop(vm);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn data_that_is_cut_off_fails_its_request_or_breaks_its_ring() {
+    for extra in [
+        &[][..],
+        &["--aio", "threads"],
+        &["--aio", "io_uring"],
+        &["--aio", "native", "--direct"],
+    ] {
+        let mut args = options();
+        args.extend(extra);
+        let (daemon, baseline) = start_with(&args);
+        for (kind, addr) in [(0, DATA), (OUT, DATA), (0, DATA + 100), (OUT, DATA + 100)] {
+            let mut vm = Vm::start(&daemon, 2);
+            vm.poke(HEADER, &header(kind, 40));
+            let data = if kind == OUT {
+                readable(addr, 8192)
+            } else {
+                writable(addr, 8192)
+            };
+            truncate(&vm.memory, 0x9_1000);
+            let answer = vm.request(0, &[readable(HEADER, 16), data, writable(STATUS, 1)]);
+            match answer {
+                None | Some((1, 1)) => {}
+                // Copied by us, not by the kernel: into zeroes that nobody shares.
+                Some((0, _)) => assert_broken(&vm, 0),
+                other => panic!("{extra:?}: {other:?}"),
+            }
+            drop(vm);
+            assert_serves(&daemon);
+        }
+        let mut expected = image();
+        let now = daemon.image();
+        // What a write had in sound memory may have been written, and nothing else.
+        expected[40 * 512..56 * 512].copy_from_slice(&now[40 * 512..56 * 512]);
+        assert!(now == expected, "{extra:?}: bytes outside of the request changed");
+        fs::write(daemon.image_path(), image()).expect("restore the image");
+        assert_unharmed(daemon, &baseline);
+    }
+}
+
+#[test]
+fn only_the_region_that_is_cut_off_is_lost_and_the_process_lives() {
+    // Rings in one region, data in another one: both queues break, and memory that is added anew serves.
+    let (daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 2);
+    let extra = SharedMemory::new(MEMORY);
+    let region = Region {
+        guest_addr: 1 << 32,
+        size: MEMORY as u64,
+        user_addr: USER << 1,
+        mmap_offset: 0,
+    };
+    let added = vm.client.mem_region(msg::ADD_MEM_REG, region, &[extra.fd()]);
+    assert_eq!(added, Answer::Ack);
+    truncate(&extra, 0);
+    vm.poke(HEADER, &header(0, 7));
+    // The header is read here, in user space.
+    vm.send(
+        0,
+        &[readable(1 << 32, 16), writable(DATA, 512), writable(STATUS, 1)],
+    );
+    assert_broken(&vm, 0);
+    recover(&mut vm);
+    drop(vm);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn memory_may_be_cut_off_at_any_time_while_requests_run() {
+    let (daemon, baseline) = start();
+    for round in 0..40_u64 {
+        let vm = Vm::start_with(&daemon, 2, 256, 0);
+        for queue in [0, 1] {
+            vm.poke(HEADER, &header(0, round));
+            let chain = [readable(HEADER, 16), writable(DATA, 4096), writable(STATUS, 1)];
+            vm.put_descs(queue, 0, &common::vm::linked(0, &chain));
+        }
+        let memory = vm.memory.clone();
+        let cutter = thread::spawn(move || truncate(&memory, round * 0x4000));
+        let kicks = [0, 1].map(|queue| vm.rings[queue].kick.try_clone().expect("clone an eventfd"));
+        for _ in 0..50 {
+            kicks.iter().for_each(|kick| kick.write(1).expect("kick"));
+        }
+        cutter.join().expect("it was cut");
+    }
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn an_inflight_region_that_is_cut_off_breaks_its_ring() {
+    let (daemon, baseline) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    let made = Inflight::get(&mut vm.client, 2, 16);
+    assert!(made.file.set_len(0).is_err(), "ours is sealed");
+    // A frontend may hand back another file, which nobody can seal.
+    let file = tempfile::tempfile_in("/dev/shm").expect("make a file in memory");
+    file.set_len(made.size).expect("size it");
+    let region = Inflight { file, ..made };
+    vm.share_memory();
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.start_ring(0, Ring::new(0, 16));
+    vm.read_sector(0, 1);
+    region.file.set_len(0).expect("cut it short");
+    vm.poke(HEADER, &header(0, 1));
+    vm.send(
+        0,
+        &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
+    );
+    assert_broken(&vm, 0);
+    assert!(daemon.output().contains("in-flight region was cut short"));
+    drop((vm, region));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn an_inflight_region_that_is_cut_off_before_its_ring_starts_does_no_harm() {
+    let (daemon, baseline) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    let made = Inflight::get(&mut vm.client, 2, 16);
+    let file = tempfile::tempfile_in("/dev/shm").expect("make a file in memory");
+    file.set_len(made.size).expect("size it");
+    let region = Inflight { file, ..made };
+    vm.share_memory();
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    region.file.set_len(0).expect("cut it short");
+    let ring = Ring::new(0, 16);
+    vm.set_up_ring(0, &ring);
+    vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1);
+    ring.kick.write(1).expect("kick");
+    vm.rings.push(ring);
+    assert_broken(&vm, 0);
+    drop((vm, region));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_dirty_log_that_is_cut_off_breaks_its_ring() {
+    let (daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 2);
+    let log = tempfile::tempfile_in("/dev/shm").expect("make a file in memory");
+    log.set_len(PAGE).expect("size it");
+    assert!(vm.client.set_log(PAGE, 0, log.as_raw_fd()).is_some());
+    let features = VERSION_1 | PROTOCOL_FEATURES | LOG_ALL;
+    let set = vm.client.ask(msg::SET_FEATURES, &features.to_le_bytes(), &[]);
+    assert_eq!(set, Answer::Ack);
+    vm.read_sector(0, 1);
+    log.set_len(0).expect("cut it short");
+    vm.poke(HEADER, &header(0, 1));
+    vm.send(
+        0,
+        &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
+    );
+    assert_broken(&vm, 0);
+    assert!(daemon.output().contains("dirty log was cut short"));
+    drop((vm, log));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_file_that_is_shorter_than_its_region_is_refused() {
+    let (daemon, baseline) = start();
+    for len in [0, 1, PAGE, MEMORY as u64 - 1] {
+        let mut vm = Vm::connect(&daemon, 0);
+        truncate(&vm.memory, len);
+        let fds = [vm.memory.fd()];
+        assert!(
+            vm.client
+                .ask(msg::SET_MEM_TABLE, &mem_table(&[REGION]), &fds)
+                .is_refusal()
+        );
+        let added = vm.client.mem_region(msg::ADD_MEM_REG, REGION, &fds);
+        assert!(added.is_refusal());
+    }
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn holes_that_are_punched_into_memory_are_zeroes_and_nothing_more() {
+    let (daemon, baseline) = start();
+    let mut vm = Vm::start(&daemon, 2);
+    vm.read_sector(0, 1);
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory is involved.
+    let punched = unsafe { libc::fallocate(vm.memory.fd(), punch, 0x8_0000, 0x8_0000) };
+    assert_eq!(punched, 0);
+    assert_eq!(vm.read_sector(0, 4), [4; 512]);
+    assert_eq!(vm.read_sector(1, 5), [5; 512]);
+    drop(vm);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn memory_that_may_not_be_written_is_refused() {
+    let (daemon, baseline) = start();
+    // SAFETY: the name is a C string, the flags are valid.
+    let fd = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
+    assert!(fd >= 0);
+    // SAFETY: it was just made and nobody else has it.
+    let sealed: std::fs::File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
+    sealed.set_len(MEMORY as u64).expect("size it");
+    // SAFETY: no memory is involved.
+    let added = unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+    assert_eq!(added, 0);
+    let mut client = common::target::client(&daemon);
+    assert!(
+        client
+            .ask(msg::SET_MEM_TABLE, &mem_table(&[REGION]), &[fd])
+            .is_refusal()
+    );
+    drop((client, sealed));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_signal_that_is_not_about_memory_still_ends_the_process() {
+    let (mut daemon, _) = start();
+    // Rust's own handler, which comes next, gives it its default action; it counts from the next time on.
+    let exit = common::process::wait_for("the end", || {
+        daemon.signal(libc::SIGBUS);
+        (!daemon.is_alive()).then(|| daemon.wait_for_exit())
+    });
+    assert_eq!(exit.status.signal(), Some(libc::SIGBUS));
+}

@@ -1,0 +1,241 @@
+//! What threads may do: every system call there is, and the arguments that make a difference.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::thread;
+
+use vhost_user_blk::sandbox::ThreadKind::{self, Control, IoThread, Main, Worker};
+use vhost_user_blk::sandbox::{Sandbox, allowed, refused};
+
+use crate::probe::Outcome::{Done, Failed, Killed};
+use crate::probe::{attempt, confined, in_child, run_alone};
+
+/// More than any kernel has.
+const SYSTEM_CALLS: i64 = 600;
+/// What the kernel lets pass whatever a filter says: uretprobe and uprobe, which work in the places that it has put
+/// them to only (x86-64).
+const UNFILTERED: [i64; 2] = [335, 336];
+/// Added to a number, it asks for the x32 variant.
+const X32: i64 = 0x4000_0000;
+const PASSWD: &CStr = c"/etc/passwd";
+
+fn call(number: i64, arguments: [i64; 6]) -> libc::c_long {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: in a process that is made for this, and ends with it.
+    unsafe { libc::syscall(number, a, b, c, d, e, f) }
+}
+
+fn address<T>(of: *const T) -> i64 {
+    of.expose_provenance().cast_signed() as i64
+}
+
+#[test]
+fn a_system_call_that_is_not_listed_kills_the_process() {
+    run_alone("filters::body_of_every_system_call");
+}
+
+/// Arguments of all ones fit no condition.
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_every_system_call() {
+    let sandbox = confined();
+    for kind in ThreadKind::ALL {
+        for number in (0..SYSTEM_CALLS).filter(|number| !UNFILTERED.contains(number)) {
+            let found = attempt(&sandbox, kind, || call(number, [-1; 6]));
+            let free = allowed(kind).any(|call| call.number() == number && call.condition().is_empty());
+            let refusal = refused().find(|(call, _)| call.number() == number && call.threads.contains(&kind));
+            match refusal {
+                Some((call, errno)) => assert_eq!(found, Failed(errno), "{} of {kind}", call.name()),
+                None => assert_eq!(
+                    found == Killed,
+                    !free,
+                    "system call {number} of {kind}: {found:?}"
+                ),
+            }
+            if cfg!(target_arch = "x86_64") {
+                let found = attempt(&sandbox, kind, || call(number | X32, [-1; 6]));
+                assert_eq!(found, Killed, "x32 system call {number} of {kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_intruders_want_is_denied_to_every_thread() {
+    run_alone("filters::body_of_what_intruders_want");
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_what_intruders_want() {
+    let sandbox = confined();
+    for kind in ThreadKind::ALL {
+        let open = [i64::from(libc::AT_FDCWD), address(PASSWD.as_ptr()), 0, 0, 0, 0];
+        let found = attempt(&sandbox, kind, || call(libc::SYS_openat, open));
+        assert_eq!(found, Failed(libc::EACCES), "open a file, {kind}");
+        for (what, number, arguments) in wishes() {
+            let mut all = [0; 6];
+            all[..arguments.len()].copy_from_slice(&arguments);
+            let found = attempt(&sandbox, kind, || call(number, all));
+            assert_eq!(found, Killed, "{what}, {kind}");
+        }
+    }
+}
+
+/// Calls that would work without a filter, or fail for reasons that an intruder could do something about.
+fn wishes() -> Vec<(&'static str, i64, Vec<i64>)> {
+    // SAFETY: takes nothing.
+    let parent = i64::from(unsafe { libc::getppid() });
+    let code = i64::from(libc::PROT_READ | libc::PROT_EXEC);
+    let anonymous = i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let [unix, stream] = [libc::AF_UNIX, libc::SOCK_STREAM].map(i64::from);
+    let [dumpable, namespace, child] =
+        [libc::PR_SET_DUMPABLE, libc::CLONE_NEWUSER, libc::SIGCHLD].map(i64::from);
+    let (attach, memory, shell) = (16, address(PASSWD.as_ptr()), address(c"/bin/sh".as_ptr()));
+    vec![
+        ("run a program", libc::SYS_execve, vec![shell]),
+        ("fork", libc::SYS_clone, vec![child]),
+        ("trace a process", libc::SYS_ptrace, vec![attach, parent]),
+        ("read a process", libc::SYS_process_vm_readv, vec![parent]),
+        ("signal a process", libc::SYS_kill, vec![parent]),
+        ("signal a thread", libc::SYS_tgkill, vec![parent, parent]),
+        ("make a socket", libc::SYS_socket, vec![unix, stream]),
+        (
+            "send to an address",
+            libc::SYS_sendto,
+            vec![0, memory, 1, 0, memory, 16],
+        ),
+        ("map code", libc::SYS_mmap, vec![0, 4096, code, anonymous, -1]),
+        ("make data code", libc::SYS_mprotect, vec![0, 4096, code]),
+        ("be dumped", libc::SYS_prctl, vec![dumpable, 1]),
+        ("type into a terminal", libc::SYS_ioctl, vec![0, 0x5412, memory]),
+        ("become root", libc::SYS_setuid, vec![0]),
+        ("enter a namespace", libc::SYS_unshare, vec![namespace]),
+        ("make a ring", libc::SYS_io_uring_setup, vec![1, memory]),
+        ("load a program into the kernel", libc::SYS_bpf, vec![]),
+    ]
+}
+
+#[test]
+fn conditions_let_pass_what_is_needed() {
+    run_alone("filters::body_of_conditions");
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_conditions() {
+    let sandbox = confined();
+    let data = i64::from(libc::PROT_READ | libc::PROT_WRITE);
+    let anonymous = i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let not_a_file = Failed(libc::EBADF);
+    for kind in ThreadKind::ALL {
+        let found = attempt(&sandbox, kind, || {
+            call(libc::SYS_mmap, [0, 4096, data, anonymous, -1, 0])
+        });
+        assert_eq!(found, Done, "mmap, {kind}");
+        let flags = i64::from(libc::F_GETFD);
+        let found = attempt(&sandbox, kind, || call(libc::SYS_fcntl, [-1, flags, 0, 0, 0, 0]));
+        assert_eq!(found, not_a_file, "F_GETFD, {kind}");
+        let found = attempt(&sandbox, kind, || call(libc::SYS_sendto, [-1, 0, 0, 0, 0, 0]));
+        assert_eq!(found, not_a_file, "sendto, {kind}");
+        // An abort is an abort, not a violation. The filters know the process's number.
+        let found = in_child(|| {
+            confined().enter(kind).expect("enter the sandbox");
+            std::process::abort()
+        });
+        assert_eq!(found, Done, "abort, {kind}");
+    }
+    for (kind, request, expected) in [
+        (Main, 0x8008_1272, not_a_file),
+        (Worker, 0x1277, not_a_file),
+        (IoThread, 0x1277, not_a_file),
+        (Main, 0x1277, Killed),
+        (Worker, 0x8008_1272, Killed),
+        (Control, 0x1277, Killed),
+    ] {
+        let found = attempt(&sandbox, kind, || {
+            call(libc::SYS_ioctl, [-1, request, 0, 0, 0, 0])
+        });
+        assert_eq!(found, expected, "ioctl {request:#x}, {kind}");
+    }
+}
+
+#[test]
+fn threads_of_the_sandbox_are_created_and_end_inside() {
+    run_alone("filters::body_of_threads");
+}
+
+/// An IOThread creates workers, which create others.
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_threads() {
+    let sandbox = confined();
+    let found = in_child(|| {
+        sandbox.enter(IoThread).expect("enter the sandbox");
+        beget(&sandbox, 200);
+        0
+    });
+    // More filters than generations of them would be too many for the kernel.
+    assert_eq!(found, Done);
+}
+
+fn beget(sandbox: &Sandbox, generations: u32) {
+    let next = sandbox.clone();
+    let body = move || {
+        if generations > 0 {
+            beget(&next, generations - 1);
+        }
+    };
+    let thread = sandbox.spawn(Worker, format!("worker-{generations}"), body);
+    thread.expect("create a thread").join().expect("it ends");
+}
+
+#[test]
+fn a_panic_is_caught_inside_with_a_backtrace() {
+    run_alone("filters::body_of_panics");
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_panics() {
+    // SAFETY: this process has one thread.
+    unsafe { std::env::set_var("RUST_BACKTRACE", "full") };
+    let sandbox = confined();
+    for kind in ThreadKind::ALL {
+        let found = in_child(|| {
+            sandbox.enter(kind).expect("enter the sandbox");
+            let panicked = std::panic::catch_unwind(|| panic!("as asked for"));
+            i32::from(panicked.is_ok())
+        });
+        assert_eq!(found, Done, "{kind}");
+    }
+}
+
+#[test]
+fn memory_is_allocated_and_freed_inside() {
+    run_alone("filters::body_of_memory");
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_memory() {
+    let sandbox = confined();
+    for kind in [Control, IoThread, Worker] {
+        let found = in_child(|| {
+            let inside = sandbox.clone();
+            // Not the first thread: it has an arena of its own.
+            let thread = thread::spawn(move || {
+                inside.enter(kind).expect("enter the sandbox");
+                let mut blocks: Vec<Vec<u8>> = Vec::new();
+                for size in (4..21).map(|shift| 1 << shift) {
+                    blocks.push(vec![1; size]);
+                    let doubled = blocks.last().map_or(0, |block| 2 * block.len());
+                    blocks.iter_mut().for_each(|block| block.resize(doubled, 2));
+                }
+                blocks.iter().map(|block| ptr::from_ref(block).addr()).max()
+            });
+            i32::from(thread.join().is_err())
+        });
+        assert_eq!(found, Done, "{kind}");
+    }
+}

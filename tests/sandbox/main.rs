@@ -1,0 +1,13 @@
+//! The sandbox: what it forbids, thread by thread, and that everything works inside.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod documented;
+mod files;
+mod filters;
+mod lacking;
+mod probe;
+mod serving;
+mod socket;
+mod users;

@@ -1,0 +1,248 @@
+//! A daemon inside its sandbox: it does all that it is there for, with no rights left.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::daemon::{Daemon, IMAGE, SOCKET};
+use crate::common::frontend::{Done, Frontend, Op, Queue, all_features};
+use crate::common::target::image;
+use crate::common::vm::Vm;
+use crate::socket::is_root;
+
+const MIB: usize = 1 << 20;
+
+/// The lines of `/proc/PID/task/*/status`, thread by thread.
+pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("list threads")
+        .flatten();
+    // One that has just ended has none any more.
+    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let fields = |text: String| {
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        fields
+            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+            .collect()
+    };
+    texts.map(fields).collect()
+}
+
+/// Every thread has the filters of its kind, and no rights.
+///
+/// `steady`: the pool has workers from the start, which have no IOThread's filter.
+fn assert_confined(daemon: &Daemon, steady: bool) {
+    let threads = threads(daemon.pid());
+    assert!(threads.len() >= 3, "{threads:#?}");
+    for thread in threads {
+        let name = &thread["Name"];
+        for (field, expected) in [("Seccomp", "2"), ("NoNewPrivs", "1")] {
+            assert_eq!(thread[field], expected, "{field} of {name}");
+        }
+        let sets = ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"];
+        // Only root can empty the last one, which means nothing without new privileges.
+        for set in &sets[..if is_root() { 5 } else { 4 }] {
+            assert_eq!(thread[*set], "0000000000000000", "{set} of {name}");
+        }
+        // Two refuse and one allows. Each system call with conditions runs them all, so there should not be more.
+        let filters: usize = thread["Seccomp_filters"].parse().expect("a number");
+        let created_inside = name.starts_with("worker") && !(steady && filters == 3);
+        assert_eq!(filters, if created_inside { 4 } else { 3 }, "filters of {name}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).expect("limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+    let core: Vec<_> = core.expect("a limit").split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"], "core files");
+}
+
+/// Bytes of each request, and how many there are at a time: enough for many workers.
+const LEN: usize = 8192;
+const DEPTH: usize = 64;
+
+/// Every kind of request, on two queues.
+fn exercise(socket: &Path, name: &str) {
+    let mut frontend = Frontend::connect(socket, 2, DEPTH, all_features()).expect("connect");
+    for index in 0..2 {
+        let queue = frontend.queue(index);
+        let offset = |slot: usize| (index * MIB + slot * LEN) as u64;
+        let fill = |slot: usize| 1 + slot.to_le_bytes()[0];
+        let writes = (0..DEPTH).map(|slot| {
+            let (offset, data) = (offset(slot), vec![fill(slot); LEN]);
+            (slot, Op::Write { offset, data })
+        });
+        run_all(queue, writes, name);
+        for op in ranges(offset(0)) {
+            let done = queue.run(&op);
+            // What the storage does not have at all the driver is not offered.
+            let is_fine = done.ret == 0 || done.ret == -libc::ENOTSUP;
+            assert!(is_fine, "{op:?}, {name}: {}", done.ret);
+        }
+        let reads = (1..DEPTH).map(|slot| {
+            let (offset, len) = (offset(slot), LEN);
+            (slot, Op::Read { offset, len })
+        });
+        for done in run_all(queue, reads, name) {
+            let stored = done.data.iter().all(|&byte| byte == fill(done.tag));
+            assert!(stored || name == "null", "data of {}, {name}", done.tag);
+        }
+    }
+}
+
+fn run_all(queue: &mut Queue, ops: impl Iterator<Item = (usize, Op)>, name: &str) -> Vec<Done> {
+    ops.for_each(|(tag, op)| queue.submit(&op, tag));
+    queue.kick();
+    let all = queue.drain();
+    assert!(all.iter().all(|done| done.ret == 0), "{name}");
+    all
+}
+
+/// What is not a read or a write, on the first 8 KiB from `offset` on.
+fn ranges(offset: u64) -> [Op; 5] {
+    let len = 4096;
+    let [zeroes, unmapped] =
+        [(offset, false), (offset + len, true)].map(|(offset, unmap)| Op::WriteZeroes { offset, len, unmap });
+    [
+        Op::Flush,
+        Op::Discard { offset, len },
+        zeroes,
+        unmapped,
+        Op::Flush,
+    ]
+}
+
+/// A directory on the file system of the build, which has O_DIRECT.
+fn on_disk() -> tempfile::TempDir {
+    let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+    fs::write(dir.path().join(IMAGE), vec![0; 4 * MIB]).expect("write an image");
+    dir
+}
+
+const QUEUES: [&str; 6] = ["--sandbox", "on", "--num-queues", "2", "--iothreads", "2"];
+
+#[test]
+fn every_engine_serves_inside_and_no_thread_is_outside() {
+    for engine in [
+        &["--aio", "auto"][..],
+        &["--aio", "threads"],
+        &["--aio", "io_uring"],
+        &["--aio", "threads", "--thread-pool-min", "4"],
+        &["--aio", "auto", "--direct"],
+        &["--aio", "threads", "--direct"],
+        &["--aio", "io_uring", "--direct"],
+        &["--aio", "native", "--direct"],
+    ] {
+        let mut daemon = Daemon::start_in(on_disk(), &[&QUEUES, engine].concat());
+        exercise(&daemon.socket(), &engine.join(" "));
+        assert_confined(&daemon, engine.contains(&"--thread-pool-min"));
+        // Each of these has a path of its own: statistics, sizes, the next frontend.
+        assert!(daemon.count("total", "requests") > 200, "{}", daemon.output());
+        daemon.signal(libc::SIGHUP);
+        exercise(&daemon.socket(), &engine.join(" "));
+        let exit = daemon.terminate();
+        assert!(exit.status.success(), "{engine:?}: {:?}", exit);
+        assert!(!daemon.socket().exists(), "{engine:?} left its socket");
+    }
+}
+
+#[test]
+fn a_disk_of_nothing_is_served_inside() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let args = [&["--socket-path", SOCKET, "--null", "4M"], &QUEUES[..]].concat();
+    let mut daemon = Daemon::start_with(dir, &args);
+    exercise(&daemon.socket(), "null");
+    assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn a_block_device_is_served_inside_and_its_new_size_is_seen() {
+    let dir = on_disk();
+    let Some(device) = LoopDevice::over(&dir.path().join(IMAGE)) else {
+        eprintln!("skipped: no loop devices");
+        return;
+    };
+    for direct in [&[][..], &["--direct"], &["--direct", "--aio", "native"]] {
+        let socket = tempfile::tempdir().expect("make a directory");
+        let args = [
+            &["--socket-path", SOCKET, "--blk-file", &device.0],
+            &QUEUES[..],
+            direct,
+        ]
+        .concat();
+        let mut daemon = Daemon::start_with(socket, &args);
+        exercise(&daemon.socket(), &format!("loop device {direct:?}"));
+        assert_confined(&daemon, false);
+        let seen = daemon.output().matches("resized").count();
+        let file = fs::File::options()
+            .write(true)
+            .open(dir.path().join(IMAGE))
+            .expect("open the image");
+        let len = file.metadata().expect("its size").len();
+        file.set_len(len + MIB as u64).expect("grow the image");
+        device.losetup("--set-capacity");
+        daemon.signal(libc::SIGHUP);
+        daemon.wait_for(
+            |daemon| daemon.output().matches("resized").count() > seen,
+            "see the new size",
+        );
+        assert!(daemon.terminate().status.success());
+    }
+}
+
+/// A loop device over a file; detached when dropped.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output();
+        let made = made.ok().filter(|made| made.status.success())?;
+        Some(Self(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
+    }
+
+    fn losetup(&self, option: &str) {
+        let done = Command::new("losetup").arg(option).arg(&self.0).status();
+        assert!(done.expect("run losetup").success(), "losetup {option}");
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        self.losetup("--detach");
+    }
+}
+
+/// The kernel goes on with waits that were interrupted by means of a system call of its own.
+#[test]
+fn a_stopped_daemon_goes_on() {
+    let mut daemon = Daemon::start(&image(), &["--sandbox", "on"]);
+    let mut vm = Vm::start(&daemon, 1);
+    for _ in 0..3 {
+        daemon.signal(libc::SIGSTOP);
+        let stopped = |thread: &BTreeMap<String, String>| thread["State"].starts_with('T');
+        daemon.wait_for(|daemon| threads(daemon.pid()).iter().all(stopped), "stop");
+        daemon.signal(libc::SIGCONT);
+        assert_eq!(vm.read_sector(0, 9), [9; 512]);
+    }
+    assert!(daemon.is_alive());
+}
+
+#[test]
+fn a_sandbox_that_only_logs_serves_as_well() {
+    let daemon = Daemon::start(&image(), &["--sandbox", "log"]);
+    assert_eq!(Vm::start(&daemon, 1).read_sector(0, 9), [9; 512]);
+    assert_confined(&daemon, false);
+}
+
+#[test]
+fn without_a_sandbox_the_log_says_so() {
+    let mut daemon = Daemon::start(&image(), &["--sandbox", "off"]);
+    daemon.wait_for(|daemon| daemon.output().contains("no sandbox"), "say so");
+    assert!(
+        threads(daemon.pid())
+            .iter()
+            .all(|thread| thread["Seccomp"] == "0")
+    );
+}

@@ -1,0 +1,133 @@
+//! Who may connect.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::daemon::{Daemon, run};
+use crate::common::target::image;
+
+/// Somebody whom nothing belongs to, and a group that nobody is in.
+pub(crate) const STRANGER: u32 = 0x5eed_b10d;
+const GROUP: u32 = 0x5eed_b10e;
+
+/// Whether this process may become others; says so if not.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: takes nothing and always succeeds.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        eprintln!("skipped: not root");
+    }
+    root
+}
+
+/// What a user in a group gets who connects.
+fn connect_as(user: u32, group: u32, socket: PathBuf) -> io::Result<()> {
+    let mut command = Command::new("true");
+    command.uid(user).gid(group);
+    // SAFETY: one attempt to connect between fork and exec; it allocates nothing on the way.
+    unsafe { command.pre_exec(move || UnixStream::connect(&socket).map(drop)) };
+    command.status().map(drop)
+}
+
+fn open_to_all(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("open the directory");
+}
+
+fn start(options: &[&str]) -> Daemon {
+    let daemon = Daemon::start(&image(), options);
+    open_to_all(daemon.dir());
+    daemon
+}
+
+#[test]
+fn the_socket_is_its_users_alone_unless_told_otherwise() {
+    let daemon = start(&[]);
+    let mode = fs::metadata(daemon.socket()).expect("the socket").mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    drop(daemon.connect());
+    if is_root() {
+        let refused = connect_as(STRANGER, STRANGER, daemon.socket()).expect_err("a stranger connects");
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    }
+}
+
+#[test]
+fn mode_and_group_of_the_socket_let_others_in() {
+    if !is_root() {
+        return;
+    }
+    let group = GROUP.to_string();
+    let daemon = start(&["--socket-mode", "0660", "--socket-group", &group]);
+    let metadata = fs::metadata(daemon.socket()).expect("the socket");
+    assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o660, GROUP));
+    connect_as(STRANGER, GROUP, daemon.socket()).expect("a member connects");
+    assert!(connect_as(STRANGER, STRANGER, daemon.socket()).is_err());
+
+    let daemon = start(&["--socket-mode", "666"]);
+    connect_as(STRANGER, STRANGER, daemon.socket()).expect("everybody connects");
+}
+
+/// Whatever the umask is, the mode is the one that was asked for.
+#[test]
+fn the_mode_of_the_socket_does_not_depend_on_the_umask() {
+    for umask in [0o000, 0o777] {
+        let dir = tempfile::tempdir().expect("make a directory");
+        fs::write(dir.path().join("disk.img"), image()).expect("write the image");
+        let mut command = Command::new(crate::common::daemon::BINARY);
+        let log = fs::File::create(dir.path().join("err")).expect("make a log");
+        command.args([
+            "--socket-path",
+            "s",
+            "--blk-file",
+            "disk.img",
+            "--socket-mode",
+            "0640",
+        ]);
+        command.current_dir(dir.path()).stderr(log);
+        // SAFETY: sets a number between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::umask(umask);
+                Ok(())
+            })
+        };
+        let (_daemon, ()) = crate::common::process::Process::start("vhost-user-blk", &mut command, |_| ());
+        let socket = dir.path().join("s");
+        crate::common::process::wait_for("the socket", || socket.exists().then_some(()));
+        assert_eq!(fs::metadata(&socket).expect("the socket").mode() & 0o7777, 0o640);
+    }
+}
+
+#[test]
+fn a_group_that_there_is_not_is_named() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join("disk.img"), image()).expect("write the image");
+    let args = [
+        "--socket-path",
+        "s",
+        "--blk-file",
+        "disk.img",
+        "--socket-group",
+        "no-such-group",
+    ];
+    let exit = run(&args, dir.path());
+    assert!(!exit.status.success());
+    assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+    assert!(
+        exit.output
+            .contains("--socket-group: there is no group no-such-group"),
+        "{}",
+        exit.output
+    );
+    assert!(!dir.path().join("s").exists());
+}
+
+/// A directory that the daemon's later user may write to.
+pub(crate) fn give_to(path: &Path, user: u32) {
+    chown(path, Some(user), None).expect("give the directory away");
+}

@@ -1,0 +1,117 @@
+//! The daemon goes on as somebody else.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use vhost_user_blk::account::Account;
+
+use crate::common::daemon::{Daemon, IMAGE, run};
+use crate::common::frontend::{Frontend, Op, all_features};
+use crate::common::target::image;
+use crate::probe::{Outcome, in_child, run_alone};
+use crate::serving::threads;
+use crate::socket::{STRANGER, give_to, is_root};
+
+/// Serves an image that only root may open.
+fn start(options: &[&str]) -> Daemon {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = dir.path().join(IMAGE);
+    fs::write(&path, image()).expect("write the image");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("close the image");
+    Daemon::start_in(dir, options)
+}
+
+#[test]
+fn another_user_serves_an_image_that_only_root_can_open() {
+    if !is_root() {
+        return;
+    }
+    let user = format!("{STRANGER}:{}", STRANGER + 1);
+    for (user, numbers) in [("nobody", Account::find("nobody")), (&user, Account::find(&user))] {
+        let numbers = numbers.expect("a user");
+        for sandbox in ["on", "off"] {
+            let mut daemon = start(&["--user", user, "--sandbox", sandbox]);
+            let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+            let queue = frontend.queue(0);
+            let write = Op::Write {
+                offset: 0,
+                data: vec![7; 512],
+            };
+            assert_eq!((queue.run(&write).ret, queue.run(&Op::Flush).ret), (0, 0));
+            for thread in threads(daemon.pid()) {
+                let all = |number: u32| [(); 4].map(|()| number.to_string()).join("\t");
+                assert_eq!(thread["Uid"], all(numbers.uid()));
+                assert_eq!(thread["Gid"], all(numbers.gid()));
+                assert_eq!(thread["Groups"], "");
+                assert_eq!(thread["CapEff"], "0000000000000000");
+            }
+            let socket = fs::metadata(daemon.socket()).expect("the socket");
+            assert_eq!((socket.uid(), socket.gid()), (numbers.uid(), numbers.gid()));
+            drop(frontend);
+            let exit = daemon.terminate();
+            assert!(exit.status.success(), "{}", exit.output);
+            assert_eq!(daemon.image()[..512], [7; 512]);
+        }
+    }
+}
+
+#[test]
+fn the_socket_goes_if_its_directory_is_the_users_and_is_replaced_if_not() {
+    if !is_root() {
+        return;
+    }
+    let user = format!("{STRANGER}:{STRANGER}");
+    let mut daemon = start(&["--user", &user]);
+    daemon.restart(libc::SIGTERM);
+    give_to(daemon.dir(), STRANGER);
+    let exit = daemon.terminate();
+    assert!(
+        exit.status.success() && !daemon.socket().exists(),
+        "{}",
+        exit.output
+    );
+}
+
+#[test]
+fn a_user_that_there_is_not_is_named_and_no_socket_made() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join(IMAGE), image()).expect("write the image");
+    for (user, told) in [
+        ("no-such-user", "--user: there is no user no-such-user"),
+        ("root:no-such-group", "--user: there is no group no-such-group"),
+        ("3999999999", "3999999999:GROUP"),
+    ] {
+        let args = ["--socket-path", "s", "--blk-file", IMAGE, "--user", user];
+        let exit = run(&args, dir.path());
+        assert!(
+            !exit.status.success() && exit.output.contains(told),
+            "{}",
+            exit.output
+        );
+        assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+        assert!(!dir.path().join("s").exists());
+    }
+}
+
+#[test]
+fn who_is_not_root_can_become_nobody_but_himself() {
+    if is_root() {
+        run_alone("users::body_of_not_root");
+    }
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_not_root() {
+    let stranger = Account::find(&format!("{STRANGER}:{STRANGER}")).expect("a number");
+    let found = in_child(|| {
+        stranger.become_it().expect("root can");
+        stranger.become_it().expect("he is");
+        let other = Account::find("nobody").expect("a user").become_it();
+        let told = other.expect_err("he is not").to_string();
+        // SAFETY: numbers only.
+        let back = unsafe { libc::setuid(0) };
+        i32::from(!(told.contains("cannot become user nobody") && back == -1))
+    });
+    assert_eq!(found, Outcome::Done);
+}

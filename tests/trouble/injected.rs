@@ -1,0 +1,180 @@
+//! `--inject`: each kind of fault, in front of each engine; and disks that do not answer.
+
+use std::fs;
+
+use crate::common::daemon::{Daemon, run};
+use crate::common::frontend::Op;
+use crate::{EIO, NO_ROOM, ROOM_AGAIN, connect, engines, read, said, write};
+
+const MIB: usize = 1 << 20;
+
+fn data(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n / 512 % 255).to_le_bytes()[0] + 1).collect()
+}
+
+/// Runs `test` on a daemon with these rules, for each engine.
+fn with(rules: &[&str], options: &[&str], test: impl Fn(&mut Daemon)) {
+    let image = tempfile::NamedTempFile::new().expect("make a file");
+    image.as_file().set_len(4096).expect("size it");
+    for engine in engines(image.path()) {
+        let rules = rules.iter().flat_map(|rule| ["--inject", rule]);
+        let options: Vec<&str> = engine.iter().chain(options).copied().chain(rules).collect();
+        let mut daemon = Daemon::start(&data(MIB), &options);
+        let loud = |daemon: &Daemon| said(daemon, "FAULT INJECTION IS ON") > 0;
+        daemon.wait_for(loud, "say that it will fail on purpose");
+        test(&mut daemon);
+    }
+}
+
+#[test]
+fn some_sectors_cannot_be_read() {
+    with(&["read:eio:sector=64-71"], &[], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        let queue = frontend.queue(0);
+        for (sector, sectors, ret) in [(0, 64, 0), (0, 65, EIO), (71, 1, EIO), (72, 56, 0)] {
+            let done = queue.run(&read(sector * 512, sectors * 512));
+            assert_eq!(done.ret, ret, "{sector}+{sectors}");
+        }
+        assert_eq!(queue.run(&write(64 * 512, &[9; 4096])).ret, 0);
+    });
+}
+
+#[test]
+fn what_cannot_be_read_is_zero_if_errors_are_ignored() {
+    with(&["read:eio:sector=64-71"], &["--rerror", "ignore"], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        let done = frontend.queue(0).run(&read(0, 65_536));
+        let mut expected = data(65_536);
+        expected[64 * 512..72 * 512].fill(0);
+        assert!(done.ret == 0 && done.data == expected);
+    });
+}
+
+#[test]
+fn a_disk_that_seems_full_for_a_while_is_a_pause() {
+    with(&["write:enospc:after=2,count=9"], &[], |daemon| {
+        let mut frontend = connect(daemon, 4);
+        let queue = frontend.queue(0);
+        for i in 0..4 {
+            queue.submit(&write(i * 4096, &[9; 4096]), i);
+        }
+        queue.kick();
+        assert!(queue.drain().iter().all(|done| done.ret == 0));
+        assert!(queue.run(&read(0, 16_384)).data == [9; 16_384]);
+        daemon.wait_for(|d| said(d, ROOM_AGAIN) == 1, "say that there is room");
+        assert_eq!(said(daemon, NO_ROOM), 1);
+    });
+}
+
+#[test]
+fn a_torn_write_is_done_whole_in_the_end() {
+    with(&["write:torn:edquot,count=3", "read:short"], &[], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        let queue = frontend.queue(0);
+        let new: Vec<u8> = data(65_536).into_iter().rev().collect();
+        assert_eq!(queue.run(&write(8192, &new)).ret, 0);
+        assert!(queue.run(&read(8192, 65_536)).data == new);
+        assert_eq!(daemon.count("total", "held_ever"), 1);
+    });
+}
+
+#[test]
+fn a_torn_write_leaves_half_of_it_and_an_error() {
+    with(&["write:torn"], &[], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        let queue = frontend.queue(0);
+        assert_eq!(queue.run(&write(0, &[0; 8192])).ret, EIO);
+        let mut expected = data(16_384);
+        expected[..4096].fill(0);
+        assert!(queue.run(&read(0, 16_384)).data == expected);
+    });
+}
+
+#[test]
+fn short_transfers_are_resumed() {
+    with(&["read:short", "write:short"], &[], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        let queue = frontend.queue(0);
+        for len in [512, 1024, 4096, 65_536] {
+            let new: Vec<u8> = data(len).into_iter().map(|byte| byte ^ 0x55).collect();
+            assert_eq!(queue.run(&write(4096, &new)).ret, 0);
+            assert!(queue.run(&read(4096, len)).data == new, "{len}");
+        }
+    });
+}
+
+#[test]
+fn a_flush_that_fails_is_no_promise() {
+    with(&["flush:eio:count=1"], &[], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        let queue = frontend.queue(0);
+        assert_eq!(queue.run(&Op::Flush).ret, EIO);
+        assert_eq!(queue.run(&Op::Flush).ret, 0);
+    });
+}
+
+#[test]
+fn a_request_that_the_disk_does_not_answer_is_reported_once_and_served_when_it_does() {
+    with(&["read:delay=1500ms,count=2"], &["--io-timeout", "1"], |daemon| {
+        let mut frontend = connect(daemon, 4);
+        let queue = frontend.queue(0);
+        for i in 0..2 {
+            queue.submit(&read(i * 4096, 4096), i);
+        }
+        queue.submit(&write(MIB / 2, &[1; 4096]), 2);
+        queue.kick();
+        let (first, _) = queue.wait();
+        assert_eq!(first[0].tag, 2, "the others do not wait for those");
+        assert!(queue.drain().iter().all(|done| done.ret == 0));
+        assert_eq!(said(daemon, "the disk does not answer"), 1, "{}", daemon.output());
+        assert!(
+            daemon.output().contains("op=\"read\" sector="),
+            "{}",
+            daemon.output()
+        );
+        assert_eq!(daemon.count("queue 0", "late"), 2);
+    });
+}
+
+#[test]
+fn a_daemon_with_a_stuck_request_ends_in_time() {
+    let mut daemon = Daemon::start(&data(MIB), &["--inject", "read:delay=100s"]);
+    let mut frontend = connect(&daemon, 1);
+    let threads = daemon.holdings().threads;
+    let queue = frontend.queue(0);
+    queue.submit(&read(0, 4096), 0);
+    queue.kick();
+    daemon.wait_for(|daemon| daemon.holdings().threads > threads, "work on it");
+    let exit = daemon.terminate();
+    assert!(exit.status.success() && exit.took.as_secs() < 5, "{exit:?}");
+    assert!(
+        exit.output.contains("requests are still in flight"),
+        "{}",
+        exit.output
+    );
+}
+
+#[test]
+fn a_held_request_is_not_called_late() {
+    with(&["write:enospc:count=6"], &["--io-timeout", "1"], |daemon| {
+        let mut frontend = connect(daemon, 1);
+        assert_eq!(frontend.queue(0).run(&write(0, &[9; 4096])).ret, 0);
+        assert_eq!(daemon.count("total", "late"), 0);
+    });
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_one_line_that_says_why() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join("disk.img"), [0; 512]).expect("write the image");
+    for rule in ["read", "reads:eio", "read:eio:sector=x"] {
+        let args = ["--socket-path", "s", "--blk-file", "disk.img", "--inject", rule];
+        let exit = run(&args, dir.path());
+        assert_eq!(
+            (exit.status.code(), exit.output.lines().count()),
+            (Some(2), 1),
+            "{exit:?}"
+        );
+        assert!(exit.output.contains("--inject"), "{}", exit.output);
+    }
+}

@@ -1,0 +1,78 @@
+//! Disks that are full, cut short, failing or stuck, and resources that are scarce: what the guest sees, with every engine.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod full;
+mod held;
+mod injected;
+mod log;
+mod scarce;
+mod truncated;
+
+use std::path::Path;
+
+use common::daemon::Daemon;
+use common::frontend::{Frontend, Op, all_features};
+use vhost_user_blk::engine::{Choice, Plan};
+use vhost_user_blk::storage::{OpenOptions, Storage};
+
+/// Ways of doing I/O: in the pool, in the IOThread, in the kernel.
+const ENGINES: [&[&str]; 6] = [
+    &["--aio", "threads"],
+    &[],
+    &["--aio", "io_uring"],
+    &["--aio", "threads", "--direct"],
+    &["--aio", "io_uring", "--direct"],
+    &["--aio", "native", "--direct"],
+];
+
+/// Those that can be had for this image.
+fn engines(image: &Path) -> Vec<&'static [&'static str]> {
+    let available = |options: &&[&str]| {
+        let open = OpenOptions {
+            path: image.to_owned(),
+            direct: options.contains(&"--direct"),
+            ..OpenOptions::default()
+        };
+        let choice = match options.get(1) {
+            Some(&"io_uring") => Choice::IoUring,
+            Some(&"native") => Choice::Native,
+            _ => Choice::Threads,
+        };
+        let had = Storage::open(&open).is_ok_and(|storage| Plan::choose(choice, &storage).is_ok());
+        if !had {
+            eprintln!("skipped: no {options:?} here");
+        }
+        had
+    };
+    ENGINES.into_iter().filter(available).collect()
+}
+
+/// A frontend with one queue for so many requests.
+fn connect(daemon: &Daemon, depth: usize) -> Frontend {
+    Frontend::connect(&daemon.socket(), 1, depth, all_features()).expect("connect")
+}
+
+fn write(offset: usize, data: &[u8]) -> Op {
+    Op::Write {
+        offset: offset as u64,
+        data: data.to_vec(),
+    }
+}
+
+fn read(offset: usize, len: usize) -> Op {
+    Op::Read {
+        offset: offset as u64,
+        len,
+    }
+}
+
+/// How often the daemon has said that.
+fn said(daemon: &Daemon, what: &str) -> usize {
+    daemon.output().matches(what).count()
+}
+
+const NO_ROOM: &str = "no room on the disk";
+const ROOM_AGAIN: &str = "no request is held for lack of room any more";
+const EIO: i32 = -libc::EIO;

@@ -1,0 +1,233 @@
+//! Too few file descriptors, threads, bytes of memory: said once, and service goes on.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use crate::common::daemon::Daemon;
+use crate::common::frontend::{Frontend, Op, all_features};
+use crate::common::memory::SharedMemory;
+use crate::common::raw::{Answer, Region, mem_table, msg};
+use crate::common::target::{assert_serves, start};
+use crate::common::vm::Vm;
+use crate::{EIO, connect, read, said, write};
+
+const MIB: usize = 1 << 20;
+
+/// Sets a soft limit of the daemon, at most to the hard one.
+fn limit(daemon: &Daemon, resource: libc::__rlimit_resource_t, value: u64) {
+    let pid = libc::pid_t::try_from(daemon.pid()).expect("a pid fits");
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `old` is filled in.
+    let result = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut old) };
+    assert_eq!(result, 0, "get the limit");
+    old.rlim_cur = value.min(old.rlim_max);
+    // SAFETY: `old` is a valid limit.
+    let result = unsafe { libc::prlimit(pid, resource, &raw const old, std::ptr::null_mut()) };
+    assert_eq!(result, 0, "set the limit");
+}
+
+#[test]
+fn a_daemon_without_a_descriptor_for_a_connection_says_so_once_and_takes_it_later() {
+    let (mut daemon, _) = start();
+    let failed = "cannot accept a connection";
+    limit(&daemon, libc::RLIMIT_NOFILE, 3);
+    let client = daemon.connect();
+    daemon.wait_for(|daemon| said(daemon, failed) == 1, "notice");
+    for _ in 0..50 {
+        thread::sleep(Duration::from_millis(10));
+        assert_eq!(said(&daemon, failed), 1);
+    }
+    assert!(daemon.output().contains("ulimit -n"), "{}", daemon.output());
+    drop(client);
+    limit(&daemon, libc::RLIMIT_NOFILE, u64::MAX);
+    assert_serves(&daemon);
+    assert!(daemon.output().contains("accepting connections again"));
+}
+
+#[test]
+fn a_descriptor_that_finds_no_room_ends_its_connection_and_no_more() {
+    let (mut daemon, _) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    limit(&daemon, libc::RLIMIT_NOFILE, 3);
+    let table = mem_table(&[crate::common::vm::REGION]);
+    let fd = vm.memory.fd();
+    assert!(vm.client.ask(msg::SET_MEM_TABLE, &table, &[fd]).is_refusal());
+    vm.client.leave();
+    daemon.wait_for(
+        |daemon| {
+            daemon
+                .output()
+                .contains("connection ended: no file descriptor is left")
+        },
+        "say why",
+    );
+    limit(&daemon, libc::RLIMIT_NOFILE, u64::MAX);
+    assert_serves(&daemon);
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_is_refused() {
+    let (daemon, _) = start();
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("read /proc");
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let size: u64 = size
+        .and_then(|kib| kib.trim().strip_suffix(" kB")?.parse().ok())
+        .expect("a size");
+    limit(&daemon, libc::RLIMIT_AS, (size << 10) + (64 << 20));
+    let mut vm = Vm::connect(&daemon, 0);
+    let memory = SharedMemory::new(256 * MIB);
+    let region = Region {
+        guest_addr: 0,
+        size: memory.len() as u64,
+        user_addr: 1 << 40,
+        mmap_offset: 0,
+    };
+    let answer = vm
+        .client
+        .ask(msg::SET_MEM_TABLE, &mem_table(&[region]), &[memory.fd()]);
+    assert_eq!(answer, Answer::Nak);
+    let log = daemon.output();
+    assert!(
+        log.contains("cannot be mapped") && log.contains("Cannot allocate memory"),
+        "{log}"
+    );
+    drop(vm);
+    assert_serves(&daemon);
+}
+
+#[test]
+fn a_write_beyond_the_limit_of_the_files_size_is_an_error_and_not_the_end() {
+    for options in [&["--aio", "threads"][..], &[], &["--aio", "io_uring"]] {
+        let mut daemon = Daemon::start(&vec![1; MIB], options);
+        limit(&daemon, libc::RLIMIT_FSIZE, MIB as u64 / 2);
+        let mut frontend = connect(&daemon, 1);
+        let queue = frontend.queue(0);
+        assert_eq!(queue.run(&write(0, &[2; 4096])).ret, 0);
+        assert_eq!(queue.run(&write(MIB / 2, &[2; 4096])).ret, EIO, "{options:?}");
+        assert_eq!(queue.run(&read(MIB / 2, 4096)).data, [1; 4096]);
+        assert!(daemon.is_alive() && daemon.output().contains("File too large"));
+    }
+}
+
+#[test]
+fn a_disk_with_256_queues_starts_serves_and_ends() {
+    let image: Vec<u8> = (0..MIB).map(|n| (n / 4096).to_le_bytes()[0]).collect();
+    let mut daemon = Daemon::start(&image, &["--num-queues", "256", "--iothreads", "64"]);
+    for _ in 0..2 {
+        let mut frontend = Frontend::connect(&daemon.socket(), 256, 1, all_features()).expect("connect");
+        for (i, queue) in frontend.queues().iter_mut().enumerate() {
+            queue.submit(&read(i * 4096, 4096), i);
+            queue.kick();
+        }
+        for (i, queue) in (0u8..=255).zip(frontend.queues()) {
+            assert_eq!(queue.drain()[0].data, [i; 4096], "queue {i}");
+        }
+    }
+    let exit = daemon.terminate();
+    assert!(
+        exit.status.success() && exit.took < Duration::from_secs(5),
+        "{exit:?}"
+    );
+}
+
+/// A control group with one limit; `None` where there can be none.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(controller: &str, files: &[&str], value: &str) -> Option<Self> {
+        for root in [&format!("/sys/fs/cgroup/{controller}"), "/sys/fs/cgroup"] {
+            let group = Self(PathBuf::from(root).join(format!("vhost-user-blk-{}", std::process::id())));
+            if fs::create_dir(&group.0).is_err() {
+                continue;
+            }
+            if files.iter().any(|file| group.put(file, value)) {
+                return Some(group);
+            }
+        }
+        eprintln!("skipped: no {controller} control group can be made here");
+        None
+    }
+
+    fn put(&self, file: &str, value: &str) -> bool {
+        let file = OpenOptions::new().write(true).open(self.0.join(file));
+        file.and_then(|mut file| file.write_all(value.as_bytes())).is_ok()
+    }
+
+    fn add(&self, daemon: &Daemon) {
+        assert!(
+            self.put("cgroup.procs", &daemon.pid().to_string()),
+            "add the daemon"
+        );
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // The daemon may be about to end.
+        for _ in 0..1000 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_gets_no_thread_serves_without() {
+    let Some(group) = Cgroup::new("pids", &["pids.max"], "max") else {
+        return;
+    };
+    let mut daemon = Daemon::start(&vec![1; MIB], &["--aio", "threads"]);
+    group.add(&daemon);
+    assert!(group.put("pids.max", "1"));
+    let mut frontend = connect(&daemon, 8);
+    let queue = frontend.queue(0);
+    for i in 0..8 {
+        queue.submit(&write(i * 4096, &[2; 4096]), i);
+    }
+    queue.kick();
+    assert!(queue.drain().iter().all(|done| done.ret == 0));
+    assert_eq!(queue.run(&Op::Flush).ret, 0);
+    // Flushes have a pool of their own beside the one for writes, or the other way round.
+    let lines = said(&daemon, "cannot create a worker");
+    assert!((1..=2).contains(&lines), "{}", daemon.output());
+    assert!(daemon.is_alive());
+    drop(daemon);
+}
+
+#[test]
+fn more_data_than_a_daemon_may_have_memory_is_no_trouble() {
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    let Some(group) = Cgroup::new("memory", &files, &(16 * MIB).to_string()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::File::create(dir.path().join("disk.img"))
+        .and_then(|f| f.set_len(64 << 20))
+        .expect("make the image");
+    let mut daemon = Daemon::start_in(dir, &[]);
+    group.add(&daemon);
+    let mut frontend = connect(&daemon, 32);
+    let queue = frontend.queue(0);
+    for round in 0..32u8 {
+        for i in 0..32 {
+            let offset = (usize::from(round) * 32 + i) * 65_536;
+            queue.submit(&write(offset, &[round + 1; 65_536]), i);
+        }
+        queue.kick();
+        assert!(queue.drain().iter().all(|done| done.ret == 0));
+    }
+    for round in 0..32u8 {
+        let done = queue.run(&read(usize::from(round) * 32 * 65_536, 65_536));
+        assert!(done.data == [round + 1; 65_536], "{round}");
+    }
+    assert!(daemon.is_alive());
+    drop(daemon);
+}
