@@ -1,14 +1,19 @@
 //! The workers, and what they share with the context.
 
+#[cfg(not(tsan))]
+use std::sync::Mutex;
 use std::{
     panic::{self, AssertUnwindSafe},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+
+#[cfg(tsan)]
+use crate::sync::Mutex;
 
 use super::{
     Outcome, Spawner, Work,
@@ -60,7 +65,7 @@ impl Shared {
             name,
             next_number: AtomicU64::new(0),
             failure_logged: AtomicBool::new(false),
-            threads: Mutex::default(),
+            threads: Mutex::new(Vec::new()),
         }
     }
 

@@ -263,10 +263,11 @@ impl Holdings {
         };
         let links = list("fd").filter_map(|fd| fs::read_link(fd.path()).ok());
         let maps = seen(fs::read_to_string(dir.join("maps")), "read maps").unwrap_or_default();
-        // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours.
+        // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours, or ThreadSanitizer's.
+        let is_ours = |name: &&str| name.starts_with('/') && !name.contains("/tsan.");
         let names = maps
             .lines()
-            .filter_map(|line| Some(line.get(73..)?.trim()).filter(|name| name.starts_with('/')));
+            .filter_map(|line| Some(line.get(73..)?.trim()).filter(is_ours));
         Self {
             threads: list("task").filter(|task| is_own_thread(&task.path())).count(),
             fds: count(links.map(|link| without_numbers(&link.to_string_lossy()))),
