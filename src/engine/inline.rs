@@ -12,6 +12,9 @@ const LONGEST: usize = 128 << 10;
 /// Requests executed without a look at the clock.
 const SLICE: u32 = 16;
 
+/// Shorter slices say little about what a request takes.
+const MEASURED: usize = 4;
+
 /// The decision which requests of one queue are tried in its IOThread. IOThread only.
 #[derive(Debug)]
 pub(super) struct Inline {
@@ -44,10 +47,11 @@ impl Inline {
             return batch.len();
         }
         let (before, slice) = (batch.len(), (SLICE as usize).min(batch.len() - from));
-        let start = (slice == SLICE as usize).then(Instant::now);
+        let start = (slice >= MEASURED).then(Instant::now);
         done.extend(batch.extract_if(from..from + slice, |request| self.try_one(request)));
         if let Some(start) = start {
-            self.cost.set(start.elapsed() / SLICE);
+            self.cost
+                .set(start.elapsed() / u32::try_from(slice).unwrap_or(SLICE));
         }
         from + slice - (before - batch.len())
     }

@@ -18,18 +18,22 @@ use super::{Completer, IoRequest, Requests};
 use crate::aio::AioContext;
 use crate::thread_pool::{Outcome, Work};
 
-/// Shorter batches are over before a worker has woken up.
-const SHORTEST: usize = 32;
-
-/// The IOThread keeps so many requests of a batch for itself; each side takes so many at a time.
-const KEPT: usize = 12;
-const TAKEN: usize = 4;
+/// Shorter batches are over before a worker has woken up, in number and in time.
+const FEWEST: usize = 8;
+const SHORTEST: Duration = Duration::from_micros(30);
 
 /// Cheaper requests are not worth a second CPU.
 const CHEAP: Duration = Duration::from_nanos(400);
 
+/// The IOThread keeps one in so many requests of a batch for itself, which it executes while the worker wakes up.
+const KEPT: usize = 5;
+
+/// Each side takes so many requests at a time, or single ones of those that take longer than the time.
+const TAKEN: usize = 4;
+const LONG: Duration = Duration::from_micros(4);
+
 /// The IOThread waits for so long for what the worker has not finished, so that all of the batch comes back at once.
-const PATIENCE: Duration = Duration::from_micros(8);
+const PATIENCE: Duration = Duration::from_micros(12);
 
 /// What both sides take from.
 #[derive(Debug, Default)]
@@ -41,6 +45,8 @@ struct Pile {
 
 #[derive(Debug, Default)]
 struct Lists {
+    /// How many each side takes at a time.
+    step: usize,
     /// For whoever takes them first.
     todo: Requests,
     /// What the worker has executed.
@@ -89,7 +95,7 @@ impl Pile {
 impl Lists {
     /// Moves some of what is to do to the end of `batch`.
     fn take(&mut self, batch: &mut Requests) {
-        let rest = self.todo.len().saturating_sub(TAKEN);
+        let rest = self.todo.len().saturating_sub(self.step);
         batch.extend(self.todo.drain(rest..));
     }
 }
@@ -105,6 +111,8 @@ pub(super) struct Sharing {
     got: Cell<usize>,
     /// Batches of which the worker got next to nothing: it woke up too late, or no CPU was free.
     futile: Misses,
+    /// How many requests each side takes of the next batch at a time.
+    step: Cell<usize>,
 }
 
 impl Sharing {
@@ -115,6 +123,7 @@ impl Sharing {
             asked: Cell::new(false),
             got: Cell::new(0),
             futile: Misses::default(),
+            step: Cell::new(TAKEN),
         })
     }
 
@@ -124,12 +133,18 @@ impl Sharing {
 
     /// Whether to share a batch of `len` requests that take `cost` each.
     pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
-        len >= SHORTEST && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
+        self.step.set(if cost < LONG { TAKEN } else { 1 });
+        let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
+        len >= FEWEST && long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
     }
 
     /// Leaves the tail of `batch` to whoever takes it first, and asks a worker to.
     pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
-        self.pile.lists().todo.extend(batch.drain(KEPT..));
+        let kept = batch.len() / KEPT;
+        let mut lists = self.pile.lists();
+        lists.step = self.step.get();
+        lists.todo.extend(batch.drain(kept..));
+        drop(lists);
         self.asked.set(true);
         self.got.set(0);
         self.threads.submit_work(Box::new(Help {
@@ -164,7 +179,8 @@ impl Sharing {
         let mut missed = std::mem::take(&mut lists.missed);
         let done = std::mem::take(&mut lists.done);
         drop(lists);
-        self.futile.tell(self.got.get() + done.len() >= 2 * TAKEN);
+        self.futile
+            .tell(self.got.get() + done.len() >= 2 * self.step.get());
         for request in done {
             completer.complete(request);
         }

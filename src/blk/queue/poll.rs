@@ -125,6 +125,10 @@ impl Poller for BlkQueue {
         }
     }
 
+    fn is_in_flight(&self) -> bool {
+        self.state.borrow().in_flight > 0
+    }
+
     fn poll_begin(&self) {
         let mut state = self.state.borrow_mut();
         state.polled = true;
