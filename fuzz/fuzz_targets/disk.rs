@@ -109,7 +109,7 @@ fn run(input: &Input, queue: &Queue) {
     guest.write(USED + 2, &input.base.to_le_bytes());
     let log = input.log.then(|| {
         let file = memfd(4096);
-        let log = DirtyLog::map(file.try_clone().expect("another descriptor"), 0, 4096);
+        let log = DirtyLog::map(&file, 0, 4096);
         let log = Arc::new(log.expect("a log like any other"));
         Log { file, log }
     });

@@ -102,7 +102,7 @@ fuzz_target!(|input: Input| {
     }
     let file = memfd(len);
     file.write_all_at(&bytes, 0).expect("write the region");
-    let region = match InflightRegion::map(file.try_clone().expect("another descriptor"), layout) {
+    let region = match InflightRegion::map(&file, layout) {
         Ok(region) => region,
         Err(_) => {
             unchanged(&file, &bytes);

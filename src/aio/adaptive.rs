@@ -25,9 +25,19 @@ impl PollWindow {
         }
     }
 
+    /// A window that is as wide as it may get.
+    pub(crate) fn open(max: Duration) -> Self {
+        Self { current: max, max }
+    }
+
     /// How long to poll before the next block.
     pub(crate) fn current(&self) -> Duration {
         self.current
+    }
+
+    /// What it may grow to.
+    pub(crate) fn max(&self) -> Duration {
+        self.max
     }
 
     /// Learns from a wait of `waited`, counted from when polling began or would have begun.

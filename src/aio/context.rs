@@ -156,6 +156,11 @@ impl AioContext {
         self.inner.window.set(PollWindow::new(max));
     }
 
+    /// How long the context polls at most before blocking.
+    pub(crate) fn poll_max(&self) -> Duration {
+        self.inner.window.get().max()
+    }
+
     /// Runs `future` on this context, from its next pass on.
     pub fn spawn_local(&self, future: impl Future<Output = ()> + 'static) {
         task::spawn(self, future);

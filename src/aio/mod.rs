@@ -9,7 +9,7 @@
 //!
 //! The loop knows nothing of disks, queues or protocols.
 
-mod adaptive;
+pub(crate) mod adaptive;
 mod bh_word;
 mod bottom_half;
 mod context;

@@ -19,6 +19,7 @@ use crate::log_limit::LogLimit;
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
 
+mod execute;
 mod lost;
 mod notifier;
 mod poll;
@@ -68,6 +69,7 @@ pub struct BlkQueue {
     state: RefCell<State>,
     /// Recycled between visits.
     batch: RefCell<Requests>,
+    done: RefCell<Requests>,
     /// Asks for another visit when a budget was used up.
     again: BottomHalf,
     /// The publication of used elements, deferred to the end of the outermost scope.
@@ -136,6 +138,7 @@ impl BlkQueue {
                 me: me.clone(),
                 state: RefCell::new(State::new(ctx, index, stats, me, io_timeout)),
                 batch: RefCell::default(),
+                done: RefCell::default(),
                 again: ctx.bottom_half(visit),
                 publication: DeferredCall::new(publish),
             }
@@ -178,7 +181,7 @@ impl BlkQueue {
         drop(state);
         drop(handlers);
         self.release_held();
-        self.state.borrow_mut().finish_stop();
+        self.finish_stop();
     }
 
     /// Switches the processing of the ring on or off (SET_VRING_ENABLE).
@@ -235,7 +238,9 @@ impl BlkQueue {
         let mut batch = self.batch.take();
         let collected = self.collect(&mut batch);
         let progress = !batch.is_empty() || collected.answered;
-        self.engine.submit(&mut batch);
+        if !batch.is_empty() {
+            self.execute(&mut batch, collected.more);
+        }
         self.batch.replace(batch);
         if collected.answered {
             self.publication.defer();
@@ -256,9 +261,6 @@ impl BlkQueue {
         if let Some(lost) = state.lost_memory() {
             state.abandon(batch);
             collected = Err(lost);
-        }
-        for request in batch.iter_mut() {
-            request.set_completer(self.me.upgrade().expect("called on a live queue"));
         }
         if let Some(slow) = &mut state.slow {
             slow.begin(batch);
@@ -310,6 +312,10 @@ impl Completer for BlkQueue {
         }
         self.answer(request);
     }
+
+    fn worker_is_back(&self) {
+        self.finish_stop();
+    }
 }
 
 impl BlkQueue {
@@ -317,7 +323,14 @@ impl BlkQueue {
     fn answer(&self, request: Box<IoRequest>) {
         self.state.borrow_mut().complete(request);
         self.publication.defer();
-        self.state.borrow_mut().finish_stop();
+        self.finish_stop();
+    }
+
+    /// Answers whoever stops the ring, once nothing of it is anywhere else.
+    fn finish_stop(&self) {
+        if !self.engine.is_sharing() {
+            self.state.borrow_mut().finish_stop();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Requests that the IOThread does by itself, because they take no waiting.
 
 use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use super::{IoOp, IoRequest, Requests};
 use crate::storage::{Nowait, Storage};
@@ -8,12 +9,17 @@ use crate::storage::{Nowait, Storage};
 /// Longest request done in the IOThread, in bytes: copying more takes so long that another CPU had better do it.
 const LONGEST: usize = 128 << 10;
 
+/// Requests executed without a look at the clock.
+const SLICE: u32 = 16;
+
 /// The decision which requests of one queue are tried in its IOThread. IOThread only.
 #[derive(Debug)]
 pub(super) struct Inline {
     nowait: Nowait,
     reads: Misses,
     writes: Misses,
+    /// What each request of the last full slice took.
+    cost: Cell<Duration>,
 }
 
 impl Inline {
@@ -22,17 +28,28 @@ impl Inline {
             nowait: storage.nowait(),
             reads: Misses::default(),
             writes: Misses::default(),
+            cost: Cell::default(),
         }
     }
 
-    /// Completes those of `batch` that take no waiting; the others stay, in order.
-    pub(super) fn execute(&self, batch: &mut Requests) {
+    /// What a request has taken lately, in a long batch.
+    pub(super) fn cost(&self) -> Duration {
+        self.cost.get()
+    }
+
+    /// Executes those of the next [`SLICE`] requests from `from` on that take no waiting, and moves them to `done`.
+    /// The others stay, in order; returns where the rest begins.
+    pub(super) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
         if self.nowait == Nowait::No {
-            return;
+            return batch.len();
         }
-        for request in batch.extract_if(.., |request| self.try_one(request)) {
-            request.finish();
+        let (before, slice) = (batch.len(), (SLICE as usize).min(batch.len() - from));
+        let start = (slice == SLICE as usize).then(Instant::now);
+        done.extend(batch.extract_if(from..from + slice, |request| self.try_one(request)));
+        if let Some(start) = start {
+            self.cost.set(start.elapsed() / SLICE);
         }
+        from + slice - (before - batch.len())
     }
 
     fn try_one(&self, request: &mut IoRequest) -> bool {
@@ -53,7 +70,7 @@ impl Inline {
 ///
 /// After a run of misses, as many requests as it was long are not tried, up to `PAUSE`; then one is.
 #[derive(Debug, Default)]
-struct Misses {
+pub(super) struct Misses {
     run: Cell<u32>,
     pause: Cell<u32>,
 }
@@ -63,13 +80,13 @@ const CHANCE: u32 = 4;
 const PAUSE: u32 = 64;
 
 impl Misses {
-    fn is_worth_trying(&self) -> bool {
+    pub(super) fn is_worth_trying(&self) -> bool {
         let pause = self.pause.get();
         self.pause.set(pause.saturating_sub(1));
         pause == 0
     }
 
-    fn tell(&self, hit: bool) {
+    pub(super) fn tell(&self, hit: bool) {
         if hit {
             self.run.set(0);
             return;

@@ -1,8 +1,8 @@
 //! How I/O is executed: a request is handed down, and comes back to whoever handed it down.
 //!
-//! An [`Engine`] serves one storage for one queue, on its IOThread. [`Engine::submit`] takes a batch of requests; each
-//! comes back exactly once, on the same IOThread, through the [`Completer`] it carries, inside a defer scope. Nothing
-//! assumes that it took a thread: a request may be back before `submit` returns.
+//! An [`Engine`] serves one storage for one queue, on its IOThread. [`Engine::try_inline`] does what takes no waiting;
+//! [`Engine::submit`] takes the rest of the batch, and each request comes back exactly once, on the same IOThread,
+//! through the [`Completer`] it carries, inside a defer scope.
 //!
 //! A [`Plan`] says which engine a disk gets, [`Engines`] are what its queues on one IOThread share.
 
@@ -14,9 +14,11 @@ mod kernel;
 mod linux_aio;
 mod plan;
 mod request;
+mod share;
 mod threads;
 mod uring;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ use inline::Inline;
 use kernel::KernelEngine;
 use linux_aio::LinuxAio;
 use plan::Executor;
+use share::Sharing;
 use threads::ThreadsEngine;
 use uring::Uring;
 
@@ -46,6 +49,9 @@ pub struct Engines {
     plan: Plan,
     storage: Arc<Storage>,
     shared: Shared,
+    /// The number of the queue whose batch was the last one.
+    last: Rc<Cell<usize>>,
+    queues: Cell<usize>,
     injector: Option<Rc<Injector>>,
 }
 
@@ -84,6 +90,8 @@ impl Engines {
             plan,
             storage,
             shared,
+            last: Rc::default(),
+            queues: Cell::new(0),
             injector: None,
         })
     }
@@ -95,14 +103,26 @@ impl Engines {
 
     /// The engine of one queue.
     pub fn engine(&self) -> Engine {
+        let sharing = match &self.shared {
+            Shared::Threads(threads) if self.plan.shares() => Some(Sharing::new(Rc::clone(threads))),
+            _ => None,
+        };
+        let number = self.queues.get() + 1;
+        self.queues.set(number);
         let engine = Engine {
+            number,
+            last: Rc::clone(&self.last),
             inline: self.plan.inline.then(|| Inline::new(&self.storage)),
+            sharing,
             shared: self.shared.clone(),
         };
         match &self.injector {
             None => engine,
             Some(injector) => Engine {
+                number,
+                last: Rc::clone(&self.last),
                 inline: None,
+                sharing: None,
                 shared: Shared::Faulty(Rc::clone(injector), Rc::new(engine)),
             },
         }
@@ -112,19 +132,61 @@ impl Engines {
 /// What executes the requests of one queue. IOThread only.
 #[derive(Debug)]
 pub struct Engine {
+    /// Of the queue, among those with the same `last`.
+    number: usize,
+    last: Rc<Cell<usize>>,
     inline: Option<Inline>,
+    sharing: Option<Rc<Sharing>>,
     shared: Shared,
 }
 
 impl Engine {
-    /// Starts every request of the batch, and leaves the list empty. To be called in a defer scope.
+    /// A batch begins. Returns whether the one before, of all queues of this disk on this IOThread, came from here too.
+    pub fn begin_batch(&self) -> bool {
+        self.last.replace(self.number) == self.number
+    }
+
+    /// Leaves the tail of a long batch where a worker may take from it as well, if two are faster than one here. What
+    /// the worker does not get is to be [taken back](Self::take_back).
+    ///
+    /// `completer` gets what the worker finishes later than that.
+    pub fn share(&self, batch: &mut Requests, completer: impl FnOnce() -> Rc<dyn Completer>) {
+        if let (Some(inline), Some(sharing)) = (&self.inline, &self.sharing)
+            && sharing.pays(batch.len(), inline.cost())
+        {
+            sharing.share(batch, completer());
+        }
+    }
+
+    /// Moves what the worker has executed to `done`, and some of what nobody has executed to the end of `batch`.
+    ///
+    /// Returns whether there was anything.
+    pub fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
+        self.sharing
+            .as_ref()
+            .is_some_and(|sharing| sharing.take_back(batch, done))
+    }
+
+    /// A worker that was to help is not back yet, though it may have nothing; [`Completer::worker_is_back`] tells of the
+    /// end.
+    pub fn is_sharing(&self) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.is_sharing())
+    }
+
+    /// Executes some requests of the batch, from index `from` on, if they take no waiting, and moves them to `done`.
+    ///
+    /// Returns the index at which to go on; when that is the batch's length, what is left is for
+    /// [`submit`](Self::submit).
+    pub fn try_inline(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
+        match &self.inline {
+            Some(inline) => inline.execute(batch, from, done),
+            None => batch.len(),
+        }
+    }
+
+    /// Starts every request of the batch, each with its [`Completer`], and leaves the list empty. To be called in a
+    /// defer scope.
     pub fn submit(&self, batch: &mut Requests) {
-        if let Some(inline) = &self.inline {
-            inline.execute(batch);
-        }
-        if batch.is_empty() {
-            return;
-        }
         match &self.shared {
             Shared::Threads(threads) => threads.submit(batch),
             Shared::IoUring(ring) => ring.submit(batch),

@@ -76,6 +76,11 @@ impl Plan {
         }
     }
 
+    /// The IOThread's pool may help with what the IOThread does by itself.
+    pub(super) fn shares(self) -> bool {
+        self.inline && self.executor == Executor::Threads
+    }
+
     fn new(inline: bool, executor: Executor) -> Self {
         Self { inline, executor }
     }

@@ -63,6 +63,9 @@ pub struct IoRange {
 pub trait Completer {
     /// Takes the request back; `result` is set.
     fn complete(&self, request: Box<IoRequest>);
+
+    /// A worker that helped with a [shared batch](super::Engine::share) is back.
+    fn worker_is_back(&self) {}
 }
 
 /// A request. It moves: from the device to the engine and back; its box is recycled by the device.

@@ -60,6 +60,11 @@ impl ThreadsEngine {
         self.works.replace(works);
     }
 
+    /// Queues work of another kind.
+    pub(super) fn submit_work(&self, work: Box<dyn Work>) {
+        self.pool.submit(work);
+    }
+
     /// Queues one request.
     pub(super) fn submit_one(&self, request: Box<IoRequest>) {
         self.pool.submit(request);

@@ -1,12 +1,16 @@
 //! What meets between the context and the workers: one lock, one condition variable.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::{
     figures::{Counters, ThreadPoolParams},
     state::{Actions, Next, Queued, State, Woken},
 };
-use crate::sync::{Condvar, Mutex, lock};
+use crate::aio::adaptive::PollWindow;
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
 
 /// How a work came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,10 @@ pub(super) struct Core<W> {
     wakeup: Condvar,
     /// The last worker has ended.
     all_gone: Condvar,
+    /// Wakeups not consumed, for a worker that polls; a hint, written under the lock.
+    posted: AtomicUsize,
+    /// Workers poll for so long at most before they sleep.
+    poll_max: Duration,
 }
 
 #[derive(Debug)]
@@ -41,6 +49,8 @@ struct Locked<W> {
     state: State<W>,
     /// What the context has not collected.
     done: Vec<Finished<W>>,
+    /// A worker polls, and needs no wakeup.
+    polling: bool,
 }
 
 /// One worker's works.
@@ -52,14 +62,21 @@ pub(super) struct Batch<W> {
     pub(super) finished: Vec<Finished<W>>,
     /// The last works did not block.
     pub(super) quick: bool,
+    /// How long to poll before the next sleep.
+    window: PollWindow,
 }
 
 impl<W> Batch<W> {
-    fn new() -> Self {
+    fn new(poll_max: Duration) -> Self {
         Self {
             taken: VecDeque::new(),
             finished: Vec::new(),
             quick: false,
+            window: if cfg!(loom) {
+                PollWindow::open(poll_max)
+            } else {
+                PollWindow::new(poll_max)
+            },
         }
     }
 }
@@ -77,6 +94,9 @@ pub(super) trait Host<W> {
 
     /// Has the context do what a worker does not.
     fn apply(&self, actions: Actions);
+
+    /// Waits until `woken`, for `window` at most, and without sleeping.
+    fn poll(&self, window: Duration, woken: impl Fn() -> bool);
 }
 
 /// What a worker found in a round.
@@ -85,25 +105,31 @@ struct Round {
     actions: Actions,
     /// The context has to be told that there is something to collect.
     completed: bool,
+    /// Poll before sleeping.
+    poll: bool,
 }
 
 impl<W> Core<W> {
-    pub(super) fn new(params: ThreadPoolParams) -> Self {
+    pub(super) fn new(params: ThreadPoolParams, poll_max: Duration) -> Self {
         let locked = Locked {
             state: State::new(params),
             done: Vec::new(),
+            polling: false,
         };
         Self {
             locked: Mutex::new(locked),
             wakeup: Condvar::new(),
             all_gone: Condvar::new(),
+            posted: AtomicUsize::new(0),
+            poll_max,
         }
     }
 
     /// Changes the state under the lock, then wakes whom it says.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State<W>) -> (T, Actions)) -> (T, Actions) {
-        let (result, actions) = change(&mut lock(&self.locked).state);
-        self.wake(actions);
+        let mut guard = lock(&self.locked);
+        let (result, actions) = change(&mut guard.state);
+        self.unlock_and_wake(guard, actions);
         (result, actions)
     }
 
@@ -151,7 +177,7 @@ impl<W> Core<W> {
         if self.worker_started() {
             host.spawn();
         }
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(self.poll_max);
         loop {
             let round = self.round(&mut batch);
             if round.completed {
@@ -162,7 +188,16 @@ impl<W> Core<W> {
                 Next::Run => host.run(&mut batch),
                 Next::Exit => return,
                 Next::Sleep => {
-                    let (woken, actions) = self.sleep(idle);
+                    let start = Instant::now();
+                    if round.poll {
+                        // Relaxed: a hint; what it says is looked up under the lock.
+                        host.poll(batch.window.current(), || self.posted.load(Ordering::Relaxed) > 0);
+                    }
+                    let (woken, actions) = self.sleep(idle, round.poll);
+                    // A model has no time: there a worker polls always or never.
+                    if cfg!(not(loom)) {
+                        batch.window.adapt(start.elapsed());
+                    }
                     // The load may have changed meanwhile.
                     batch.quick = false;
                     host.apply(actions);
@@ -191,26 +226,28 @@ impl<W> Core<W> {
         }
         locked.state.give_back(&mut batch.taken);
         let (next, actions) = locked.state.next(batch.quick, &mut batch.taken);
-        self.leave(&guard.state, next == Next::Exit);
-        drop(guard);
-        self.wake(actions);
+        let poll = next == Next::Sleep && !locked.polling && !batch.window.current().is_zero();
+        locked.polling |= poll;
+        self.leave(&locked.state, next == Next::Exit);
+        self.unlock_and_wake(guard, actions);
         Round {
             next,
             actions,
             completed,
+            poll,
         }
     }
 
-    /// Has a worker sleep until it is woken (then returns true) or has to end.
-    fn sleep(&self, idle: Duration) -> (bool, Actions) {
+    /// Has a worker, that has `polled` or not, sleep until it is woken (then returns true) or has to end.
+    fn sleep(&self, idle: Duration, polled: bool) -> (bool, Actions) {
         let mut guard = lock(&self.locked);
+        guard.polling &= !polled;
         let mut expired = false;
         loop {
             let (woken, actions) = guard.state.woken(expired);
             if woken != Woken::SleepOn {
                 self.leave(&guard.state, woken == Woken::Exit);
-                drop(guard);
-                self.wake(actions);
+                self.unlock_and_wake(guard, actions);
                 return (woken == Woken::Look, actions);
             }
             let result = self.wakeup.wait_timeout(guard, idle);
@@ -237,8 +274,13 @@ impl<W> Core<W> {
         }
     }
 
-    fn wake(&self, actions: Actions) {
-        (0..actions.wake).for_each(|_| self.wakeup.notify_one());
+    /// Lets go of the lock, and wakes as many sleeping workers as were asked for: one that polls comes by itself.
+    fn unlock_and_wake(&self, guard: MutexGuard<'_, Locked<W>>, actions: Actions) {
+        let posted = guard.state.tokens();
+        self.posted.store(posted, Ordering::Relaxed);
+        let sleepers = posted - usize::from(guard.polling).min(posted);
+        drop(guard);
+        (0..actions.wake.min(sleepers)).for_each(|_| self.wakeup.notify_one());
     }
 }
 
@@ -269,15 +311,18 @@ mod tests {
 
         fn completed(&self) {}
 
+        fn poll(&self, _window: Duration, _woken: impl Fn() -> bool) {}
+
         fn apply(&self, _actions: Actions) {}
     }
 
     #[test]
     fn the_first_work_after_a_sleep_is_taken_alone() {
-        let core = Core::new(ThreadPoolParams {
+        let params = ThreadPoolParams {
             min_threads: 0,
             max_threads: 1,
-        });
+        };
+        let core = Core::new(params, Duration::ZERO);
         let sizes = Sizes::default();
         let sleeping = || {
             while core.counters().idle_threads == 0 {

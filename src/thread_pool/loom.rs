@@ -50,6 +50,12 @@ impl Host<usize> for Worker {
         self.0.completion.schedule();
     }
 
+    fn poll(&self, _window: Duration, woken: impl Fn() -> bool) {
+        if !woken() {
+            thread::yield_now();
+        }
+    }
+
     fn apply(&self, actions: Actions) {
         if actions.spawn || actions.inline {
             self.0.care.schedule();
@@ -66,12 +72,18 @@ struct Rig {
 
 impl Rig {
     fn new(max_threads: usize) -> Self {
+        Self::polling(max_threads, Duration::ZERO)
+    }
+
+    /// Workers poll before they sleep.
+    fn polling(max_threads: usize, poll_max: Duration) -> Self {
         let context = Loop::new();
         let (completion, care) = (context.bottom_half(), context.bottom_half());
-        let core = Core::new(ThreadPoolParams {
+        let params = ThreadPoolParams {
             min_threads: 0,
             max_threads,
-        });
+        };
+        let core = Core::new(params, poll_max);
         let worker = Worker(Arc::new(Pool {
             core,
             completion,
@@ -148,6 +160,30 @@ fn a_worker_that_goes_to_sleep_does_not_miss_a_work() {
         rig.submit([1]);
         rig.wait_for(2);
         assert_eq!(rig.free(), [0, 1]);
+    });
+}
+
+#[test]
+fn a_worker_that_polls_before_it_sleeps_does_not_miss_a_work() {
+    model(|| {
+        let mut rig = Rig::polling(1, Duration::from_micros(1));
+        rig.submit([0]);
+        rig.wait_for(1);
+        rig.submit([1]);
+        rig.wait_for(2);
+        assert_eq!(rig.free(), [0, 1]);
+    });
+}
+
+#[test]
+fn of_two_workers_of_which_one_polls_none_misses_a_work() {
+    model(|| {
+        let mut rig = Rig::polling(2, Duration::from_micros(1));
+        rig.submit([0, 1]);
+        rig.wait_for(2);
+        rig.submit([2]);
+        rig.wait_for(3);
+        assert_eq!(rig.free(), [0, 1, 2]);
     });
 }
 

@@ -24,6 +24,9 @@ use crate::{
 
 /// While work stays queued, the need for more workers is looked at this often.
 const STALL_TIME: Duration = Duration::from_millis(2);
+/// Workers poll for up to so many times what the context polls: from one work to the next it is a completion, the
+/// submitter's turn, and a submission.
+const POLL_FACTOR: u32 = 2;
 /// Creation of threads is tried again after this time.
 const RETRY_TIME: Duration = Duration::from_millis(100);
 
@@ -107,7 +110,7 @@ impl ThreadPool {
             let completion = on_context(Inner::complete);
             let care = on_context(Inner::care);
             let shared = Shared::new(
-                Core::new(params),
+                Core::new(params, POLL_FACTOR * ctx.poll_max()),
                 completion.handle(),
                 care.handle(),
                 spawner,

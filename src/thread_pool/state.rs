@@ -146,6 +146,11 @@ impl<W> State<W> {
         }
     }
 
+    /// Wakeups that no worker has consumed.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     // ---- The context's side ----
 
     /// Queues works; returns the id of the first, the others' follow.

@@ -139,6 +139,13 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
     fn apply(&self, actions: Actions) {
         Shared::apply(self, actions);
     }
+
+    fn poll(&self, window: Duration, woken: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !woken() && start.elapsed() < window {
+            std::hint::spin_loop();
+        }
+    }
 }
 
 /// Runs what was taken, up to the first that is not quick.

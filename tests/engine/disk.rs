@@ -65,7 +65,6 @@ impl Disk {
         request.offset = offset;
         request.token = token;
         request.iov = buffers.iov();
-        request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
         request
     }
 
@@ -78,8 +77,28 @@ impl Disk {
 
     pub(crate) fn submit(&self, mut batch: Requests) {
         let _scope = DeferScope::enter();
+        let (mut next, mut done) = (0, Requests::new());
+        self.engine
+            .share(&mut batch, || Rc::clone(&self.done) as Rc<dyn Completer>);
+        loop {
+            while next < batch.len() {
+                next = self.engine.try_inline(&mut batch, next, &mut done);
+            }
+            if !self.engine.take_back(&mut batch, &mut done) {
+                break;
+            }
+        }
+        self.done.0.borrow_mut().append(&mut done);
+        for request in &mut batch {
+            request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
+        }
         self.engine.submit(&mut batch);
         assert!(batch.is_empty());
+    }
+
+    /// A worker that was asked to help is not back.
+    pub(crate) fn is_sharing(&self) -> bool {
+        self.engine.is_sharing()
     }
 
     /// What has come back up to now, in the order of tokens.

@@ -10,6 +10,7 @@ mod disk;
 mod each;
 mod fuse;
 mod model;
+mod share;
 mod stall;
 #[path = "../storage/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the storage")]

@@ -212,7 +212,8 @@ impl BlkQueue {
         if over && state.held.again() && !state.held.waiting.is_empty() {
             self.device.trouble.still_held(&self.device.name);
         }
-        state.finish_stop();
+        drop(state);
+        self.finish_stop();
     }
 
     /// The ring stops: what is held is left in flight or gets one more try at once.

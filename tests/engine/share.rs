@@ -1,0 +1,80 @@
+//! Long batches, which the IOThread and a worker execute together.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::engine::{Choice, IoOp};
+
+use crate::disk::Disk;
+use crate::support::{Buffers, Image, On};
+
+const BLOCK: usize = 4096;
+const BATCH: u16 = 64;
+
+/// Reads the whole image in one batch of short requests; returns whether a worker was asked to help.
+fn read_all(disk: &Disk, image: &Image) -> bool {
+    let mut buffers: Vec<Buffers> = (0..BATCH).map(|_| Buffers::new(0, &[BLOCK])).collect();
+    let batch = (0..BATCH).zip(&mut buffers).map(|(token, buffers)| {
+        let offset = u64::from(token) * BLOCK as u64;
+        disk.request(token, IoOp::Read, offset, buffers)
+    });
+    disk.submit(batch.collect());
+    let shared = disk.is_sharing();
+    let done = disk.wait(usize::from(BATCH));
+    assert!(
+        done.iter().map(|request| request.token).eq(0..BATCH),
+        "each exactly once"
+    );
+    assert!(done.iter().all(|request| request.result.is_ok()));
+    drop(done);
+    let content = image.contents();
+    for (block, buffers) in content.chunks(BLOCK).zip(&buffers) {
+        assert!(buffers.bytes() == block);
+    }
+    shared
+}
+
+/// Reads again and again until workers were asked to help so often; every batch has to be whole.
+fn read_until_shared(on: On, times: usize) {
+    let ctx = AioContext::new().unwrap();
+    let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);
+    let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
+    let (start, mut shared) = (Instant::now(), 0);
+    while shared < times {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{shared} batches were shared"
+        );
+        shared += usize::from(read_all(&disk, &image));
+        while disk.is_sharing() {
+            ctx.poll(true);
+        }
+    }
+}
+
+/// Has the kernel forget what it has cached of a clean file.
+fn evict(file: &File) {
+    file.sync_all().unwrap();
+    // SAFETY: takes numbers only.
+    let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn a_long_batch_comes_back_whole_whoever_executes_it() {
+    read_until_shared(On::Tmpfs, 200);
+    read_until_shared(On::Disk, 200);
+}
+
+#[test]
+fn what_is_not_in_the_page_cache_comes_back_from_a_shared_batch_as_well() {
+    let ctx = AioContext::new().unwrap();
+    let image = Image::filled(On::Disk, u64::from(BATCH) * BLOCK as u64, 6);
+    let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
+    for _ in 0..50 {
+        read_all(&disk, &image);
+        evict(&image.file());
+    }
+}
