@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
+use vhost_user_blk::blk::trouble::TroubleParams;
 use vhost_user_blk::engine::{Choice, Plan};
 use vhost_user_blk::storage::{OpenOptions, Storage};
-use vhost_user_blk::thread_pool::ThreadPoolParams;
+use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
 use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk::vhost_user::server::Server;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -109,6 +110,9 @@ fn params(storage: &Storage) -> DeviceParams {
             max_threads: 1,
         },
         batch_notifications: true,
+        spawner: Spawner::default(),
+        trouble: TroubleParams::default(),
+        faults: None,
     }
 }
 

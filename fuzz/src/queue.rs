@@ -12,6 +12,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::stats::QueueStats;
+use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
 use vhost_user_blk::memory::RingLog;
 use vhost_user_blk::storage::{OpenOptions, Storage};
@@ -66,6 +67,7 @@ impl Queue {
             serial: SERIAL,
             write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
+            trouble: Trouble::default(),
         });
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);

@@ -261,7 +261,10 @@ impl Holdings {
             let entries = seen(fs::read_dir(dir.join(name)).map(Iterator::flatten), "list /proc");
             entries.into_iter().flatten()
         };
+        // ThreadSanitizer talks to its symbolizer through pipes, from its first (suppressed) report on.
+        let sanitized = std::env::var_os("TSAN_OPTIONS").is_some();
         let links = list("fd").filter_map(|fd| fs::read_link(fd.path()).ok());
+        let links = links.filter(|link| !sanitized || !link.to_string_lossy().starts_with("pipe:"));
         let maps = seen(fs::read_to_string(dir.join("maps")), "read maps").unwrap_or_default();
         // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours, or ThreadSanitizer's.
         let is_ours = |name: &&str| name.starts_with('/') && !name.contains("/tsan.");
