@@ -53,53 +53,9 @@ impl PollWindow {
     }
 }
 
-/// Two windows: a wait for the next request and a wait for a completion have nothing to do with each other. A disk that
-/// takes longer than the maximum would close a common window that the driver's next request opens again, and every
-/// other wait would be polled in vain.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PollWindows {
-    requests: PollWindow,
-    completions: PollWindow,
-}
-
-impl PollWindows {
-    /// Both may grow up to `max`.
-    pub(crate) fn new(max: Duration) -> Self {
-        Self {
-            requests: PollWindow::new(max),
-            completions: PollWindow::new(max),
-        }
-    }
-
-    /// What they may grow to.
-    pub(crate) fn max(&self) -> Duration {
-        self.requests.max()
-    }
-
-    /// The window of a wait with requests in flight, or without.
-    pub(crate) fn of(&mut self, in_flight: bool) -> &mut PollWindow {
-        if in_flight {
-            &mut self.completions
-        } else {
-            &mut self.requests
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_slow_disk_does_not_keep_the_next_request_from_being_polled_for_nor_the_other_way_round() {
-        let mut windows = PollWindows::new(us(32));
-        for _ in 0..4 {
-            windows.of(false).adapt(us(20));
-            windows.of(true).adapt(us(60));
-        }
-        assert_eq!(windows.of(false).current(), us(32));
-        assert_eq!(windows.of(true).current(), Duration::ZERO);
-    }
 
     const fn us(us: u64) -> Duration {
         Duration::from_micros(us)

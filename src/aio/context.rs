@@ -12,7 +12,7 @@ use event_manager::EventSet;
 
 use super::{
     AioHandle, BottomHalf, Error, FdHandler, Poller, PollerHandle, Timer,
-    adaptive::{PollWindow, PollWindows},
+    adaptive::PollWindow,
     bottom_half::BottomHalves,
     fd::FdHandlers,
     handle::{CommandQueue, Shared},
@@ -63,7 +63,7 @@ pub(super) struct Inner {
     pub(super) pollers: Pollers,
     /// Runs what other threads sent.
     commands: OnceCell<BottomHalf>,
-    windows: Cell<PollWindows>,
+    window: Cell<PollWindow>,
     /// When fds were last looked at.
     fds_seen: Cell<Instant>,
 }
@@ -86,7 +86,7 @@ impl AioContext {
             timers: Timers::new()?,
             pollers: Pollers::default(),
             commands: OnceCell::new(),
-            windows: Cell::new(PollWindows::new(PollWindow::DEFAULT_MAX)),
+            window: Cell::new(PollWindow::new(PollWindow::DEFAULT_MAX)),
             fds_seen: Cell::new(Instant::now()),
         });
         inner.add_wakeups()?;
@@ -153,12 +153,12 @@ impl AioContext {
 
     /// Sets `poll-max-ns`: how long to poll at most before blocking. Zero turns polling off; 32768 ns is the default.
     pub fn set_poll_max(&self, max: Duration) {
-        self.inner.windows.set(PollWindows::new(max));
+        self.inner.window.set(PollWindow::new(max));
     }
 
     /// How long the context polls at most before blocking.
     pub(crate) fn poll_max(&self) -> Duration {
-        self.inner.windows.get().max()
+        self.inner.window.get().max()
     }
 
     /// Runs `future` on this context, from its next pass on.
@@ -221,9 +221,7 @@ impl AioContext {
             return false;
         }
         let start = Instant::now();
-        let in_flight = inner.pollers.any_in_flight();
-        let window = inner.windows.get().of(in_flight).current();
-        if self.busy_poll(start, window) {
+        if self.busy_poll(start) {
             return true;
         }
         if inner.has_work() {
@@ -234,15 +232,16 @@ impl AioContext {
             return inner.pollers.poll(self);
         }
         inner.block();
-        let mut windows = inner.windows.get();
-        windows.of(in_flight).adapt(start.elapsed());
-        inner.windows.set(windows);
+        let mut window = inner.window.get();
+        window.adapt(start.elapsed());
+        inner.window.set(window);
         false
     }
 
     /// Polls until a poller made progress (then returns true), other work came, or the window closes.
-    fn busy_poll(&self, start: Instant, window: Duration) -> bool {
+    fn busy_poll(&self, start: Instant) -> bool {
         let inner = &*self.inner;
+        let window = inner.window.get().current();
         if window.is_zero() {
             return false;
         }
@@ -333,7 +332,7 @@ impl Drop for Inner {
 impl fmt::Debug for AioContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AioContext")
-            .field("windows", &self.inner.windows.get())
+            .field("window", &self.inner.window.get())
             .finish_non_exhaustive()
     }
 }

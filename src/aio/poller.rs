@@ -15,11 +15,6 @@ pub trait Poller {
     /// Looks for work and does a bounded amount of it; returns whether there was any.
     fn poll(&self, ctx: &AioContext) -> bool;
 
-    /// Whether requests are in flight, so that a wait may be one for a completion.
-    fn is_in_flight(&self) -> bool {
-        false
-    }
-
     /// Busy polling starts: the peer need not notify until [`poll_end`](Self::poll_end).
     fn poll_begin(&self) {}
 
@@ -86,11 +81,6 @@ impl Pollers {
         // The old list may be the last owner of a poller, whose drop may come back here: it goes without a borrow.
         let old = self.entries.replace(Rc::new(entries));
         drop(old);
-    }
-
-    pub(super) fn any_in_flight(&self) -> bool {
-        let entries = self.list();
-        entries.iter().any(|entry| entry.poller.is_in_flight())
     }
 
     /// Polls each once.

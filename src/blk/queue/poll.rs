@@ -125,10 +125,6 @@ impl Poller for BlkQueue {
         }
     }
 
-    fn is_in_flight(&self) -> bool {
-        self.state.borrow().in_flight > 0
-    }
-
     fn poll_begin(&self) {
         let mut state = self.state.borrow_mut();
         state.polled = true;
