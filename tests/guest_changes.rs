@@ -4,11 +4,10 @@ mod common;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::guest::{Boot, Guest};
+use common::loop_device::LoopDevice;
 use common::machine::{MIB, Machine};
 use common::process::wait_for;
 use serde_json::json;
@@ -53,31 +52,6 @@ fn a_guest_sees_an_image_grow_and_shrink() {
     guest.power_off();
 }
 
-/// A loop device over a file; detached when dropped. `None` where there are none, or no right to make one.
-struct LoopDevice(PathBuf);
-
-impl LoopDevice {
-    fn over(file: &Path) -> Option<Self> {
-        let made = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(file)
-            .output();
-        let made = made.ok().filter(|made| made.status.success())?;
-        Some(Self(String::from_utf8_lossy(&made.stdout).trim().into()))
-    }
-
-    fn losetup(&self, option: &str) {
-        let done = Command::new("losetup").arg(option).arg(&self.0).status();
-        assert!(done.expect("run losetup").success(), "losetup {option}");
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        self.losetup("--detach");
-    }
-}
-
 #[test]
 fn a_guest_sees_a_block_device_grow() {
     let file = tempfile::NamedTempFile::new().expect("make a file");
@@ -85,7 +59,7 @@ fn a_guest_sees_a_block_device_grow() {
     let Some(device) = LoopDevice::over(file.path()) else {
         return eprintln!("skipped: no loop devices here");
     };
-    let machine = Machine::with_image("one-queue", &[], |path| symlink(&device.0, path));
+    let machine = Machine::with_image("one-queue", &[], |path| symlink(device.path(), path));
     let mut guest = machine.boot(Boot::Kernel);
     file.as_file().set_len(32 * MIB).expect("resize it");
     device.losetup("--set-capacity");

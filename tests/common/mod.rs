@@ -7,6 +7,7 @@ pub(crate) mod frontend;
 pub(crate) mod full;
 pub(crate) mod guest;
 pub(crate) mod inflight;
+pub(crate) mod loop_device;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod process;

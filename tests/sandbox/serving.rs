@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::common::daemon::{Daemon, IMAGE, SOCKET};
 use crate::common::frontend::{Done, Frontend, Op, Queue, all_features};
+use crate::common::loop_device::LoopDevice;
 use crate::common::target::image;
 use crate::common::vm::Vm;
 use crate::socket::is_root;
@@ -164,7 +164,7 @@ fn a_block_device_is_served_inside_and_its_new_size_is_seen() {
     for direct in [&[][..], &["--direct"], &["--direct", "--aio", "native"]] {
         let socket = tempfile::tempdir().expect("make a directory");
         let args = [
-            &["--socket-path", SOCKET, "--blk-file", &device.0],
+            &["--socket-path", SOCKET, "--blk-file", device.path()],
             &QUEUES[..],
             direct,
         ]
@@ -186,31 +186,6 @@ fn a_block_device_is_served_inside_and_its_new_size_is_seen() {
             "see the new size",
         );
         assert!(daemon.terminate().status.success());
-    }
-}
-
-/// A loop device over a file; detached when dropped.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn over(file: &Path) -> Option<Self> {
-        let made = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(file)
-            .output();
-        let made = made.ok().filter(|made| made.status.success())?;
-        Some(Self(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
-    }
-
-    fn losetup(&self, option: &str) {
-        let done = Command::new("losetup").arg(option).arg(&self.0).status();
-        assert!(done.expect("run losetup").success(), "losetup {option}");
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        self.losetup("--detach");
     }
 }
 

@@ -1,0 +1,34 @@
+//! A block device over a file.
+
+use std::path::Path;
+use std::process::Command;
+
+/// A loop device; detached when dropped.
+pub(crate) struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None` where there are none, or no right to make one.
+    pub(crate) fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output();
+        let made = made.ok().filter(|made| made.status.success())?;
+        Some(Self(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn losetup(&self, option: &str) {
+        let done = Command::new("losetup").arg(option).arg(&self.0).status();
+        assert!(done.expect("run losetup").success(), "losetup {option}");
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        self.losetup("--detach");
+    }
+}
