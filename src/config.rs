@@ -3,13 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
-use crate::blk::request::ID_LEN;
 use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
-use crate::engine::{Choice, FaultRule};
+use crate::engine::FaultRule;
 use crate::mapping::IoThreadMap;
-use crate::sandbox;
+
+mod choices;
+mod values;
+
+pub use choices::{Aio, LogLevel, Notify, SandboxMode};
+pub use values::Serial;
+use values::{parse_mode, parse_queue_size, parse_serial, parse_size};
 
 /// Serve a disk image to a virtual machine over a vhost-user socket.
 ///
@@ -144,90 +149,6 @@ pub struct Cli {
     pub log_level: LogLevel,
 }
 
-/// How disk I/O is executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Aio {
-    /// What is in the page cache at once, the rest in a thread pool; with --direct io_uring, if there is one.
-    Auto,
-    /// Blocking calls in a thread pool.
-    Threads,
-    /// io_uring.
-    #[value(name = "io_uring")]
-    IoUring,
-    /// Linux AIO; needs --direct.
-    Native,
-}
-
-impl From<Aio> for Choice {
-    fn from(aio: Aio) -> Self {
-        match aio {
-            Aio::Auto => Self::Auto,
-            Aio::Threads => Self::Threads,
-            Aio::IoUring => Self::IoUring,
-            Aio::Native => Self::Native,
-        }
-    }
-}
-
-/// When the process is confined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SandboxMode {
-    /// As far as the kernel can; what it cannot is logged.
-    Auto,
-    /// Completely, or not at all: the process does not start then.
-    On,
-    /// As auto, but forbidden system calls are done, and logged by the kernel. For debugging.
-    Log,
-    /// Not at all. For debugging.
-    Off,
-}
-
-impl From<SandboxMode> for sandbox::Mode {
-    fn from(mode: SandboxMode) -> Self {
-        match mode {
-            SandboxMode::Auto => Self::Auto,
-            SandboxMode::On => Self::On,
-            SandboxMode::Log => Self::Log,
-            SandboxMode::Off => Self::Off,
-        }
-    }
-}
-
-/// When the guest is notified of completions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Notify {
-    /// Once per batch.
-    Batch,
-    /// For each completion.
-    Each,
-}
-
-/// What is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs, reason = "the usual levels")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl From<LogLevel> for tracing::Level {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Error => Self::ERROR,
-            LogLevel::Warn => Self::WARN,
-            LogLevel::Info => Self::INFO,
-            LogLevel::Debug => Self::DEBUG,
-            LogLevel::Trace => Self::TRACE,
-        }
-    }
-}
-
-/// A serial number, padded with NULs.
-pub type Serial = [u8; ID_LEN];
-
 /// What `--print-capabilities` prints.
 pub const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
 
@@ -247,9 +168,7 @@ impl Cli {
         self.cpus()?;
         Ok(())
     }
-}
 
-impl Cli {
     /// What becomes of requests that the disk cannot execute.
     pub fn trouble(&self) -> TroubleParams {
         TroubleParams {
@@ -293,55 +212,6 @@ pub fn one_line(error: &clap::Error) -> String {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();
     format!("{} (see --help)", words.join(" "))
-}
-
-fn parse_serial(text: &str) -> Result<Serial, String> {
-    let mut serial = [0; ID_LEN];
-    let bytes = text.as_bytes();
-    let room = serial
-        .get_mut(..bytes.len())
-        .ok_or(format!("{} bytes, at most {ID_LEN} fit", bytes.len()))?;
-    if bytes.contains(&0) {
-        return Err("a NUL byte cannot be part of it".to_owned());
-    }
-    room.copy_from_slice(bytes);
-    Ok(serial)
-}
-
-fn parse_queue_size(text: &str) -> Result<u16, String> {
-    let size: u16 = text.parse().map_err(|e| format!("{e}"))?;
-    if (4..=1024).contains(&size) && size.is_power_of_two() {
-        Ok(size)
-    } else {
-        Err("not a power of two from 4 to 1024".to_owned())
-    }
-}
-
-/// Permission bits in octal.
-fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).map_err(|e| format!("{e} (octal, as in 0660)"))?;
-    if text.starts_with('+') || mode > 0o777 {
-        return Err("not permissions from 0000 to 0777".to_owned());
-    }
-    Ok(mode)
-}
-
-/// A size in bytes of whole sectors, with an optional suffix.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        unit => return Err(format!("unknown unit {unit}: use K, M, G or T")),
-    };
-    let number: u64 = digits.parse().map_err(|e| format!("{e}"))?;
-    number
-        .checked_mul(1 << shift)
-        .filter(|&size| size > 0 && size % 512 == 0 && i64::try_from(size).is_ok())
-        .ok_or("not a positive multiple of 512 below 8 EiB".to_owned())
 }
 
 #[cfg(test)]
@@ -395,52 +265,6 @@ mod tests {
             let error = parse(bad).unwrap_err();
             let name = bad[0].split('=').next().unwrap_or_default();
             assert!(!error.contains('\n') && error.contains(name), "{bad:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_serial_of_twenty_bytes_fits_and_is_padded() {
-        assert_eq!(
-            parse_serial("12345678901234567890").unwrap(),
-            *b"12345678901234567890"
-        );
-        assert_eq!(parse_serial("a").unwrap()[..3], [b'a', 0, 0]);
-    }
-
-    #[test]
-    fn the_mode_of_the_socket_is_octal() {
-        for (text, mode) in [("0600", 0o600), ("660", 0o660), ("0", 0), ("0777", 0o777)] {
-            assert_eq!(parse_mode(text), Ok(mode), "{text}");
-        }
-        for text in ["", "8", "+600", "-1", "01000", "0x1ff"] {
-            assert!(parse_mode(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_take_suffixes_and_are_whole_sectors() {
-        for (text, size) in [
-            ("512", 512),
-            ("4k", 4096),
-            ("1M", 1 << 20),
-            ("3G", 3 << 30),
-            ("1T", 1 << 40),
-        ] {
-            assert_eq!(parse_size(text), Ok(size), "{text}");
-        }
-        for text in [
-            "",
-            "G",
-            "0",
-            "-1",
-            "100",
-            "1.5G",
-            "1Gi",
-            "1P",
-            "16777216T",
-            "99999999T",
-        ] {
-            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 
