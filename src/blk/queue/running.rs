@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Collected, RingSetup};
+use super::RingSetup;
+use super::process::Collected;
 use crate::blk::device::DeviceState;
 use crate::blk::request::{self, Action, Rules, Status};
 use crate::blk::stats::QueueStats;

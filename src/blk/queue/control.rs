@@ -1,0 +1,144 @@
+//! What the control thread asks of a queue: set up, change, and stop its ring. Kicks are `poll`'s.
+//!
+//! Everything here runs on the IOThread, between two visits.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use super::running::Running;
+use super::{BlkQueue, State};
+use crate::blk::stats::RingState;
+use crate::memory::{GuestMemory, RingLog};
+use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
+
+/// What the frontend has said about a ring that is to run.
+#[derive(Debug)]
+pub struct RingSetup {
+    /// The mapped memory table.
+    pub memory: Arc<GuestMemory>,
+    /// Where the parts are.
+    pub addresses: RingAddresses,
+    /// Entries.
+    pub size: u32,
+    /// The available index to go on at.
+    pub base: u16,
+    /// Negotiated features.
+    pub features: RingFeatures,
+    /// Where to track what is in flight, and what a predecessor has left there.
+    pub inflight: Option<InflightArea>,
+    /// Where to log what is written, if the VM migrates.
+    pub log: Option<RingLog>,
+}
+
+impl BlkQueue {
+    /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
+    ///
+    /// A ring that goes on where a predecessor has stopped waits for no kick, and notifies once: either may be lost.
+    /// Returns whether it is one.
+    ///
+    /// # Errors
+    /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
+    pub fn start(&self, setup: RingSetup) -> Result<bool, RingError> {
+        let (mut running, resumed) = Running::new(setup)?;
+        // A predecessor that was killed while it polled has left the driver told not to kick.
+        running.ring.enable_kicks();
+        let poller = self
+            .ctx
+            .add_poller(self.me.upgrade().expect("called on a live queue"));
+        let mut state = self.state.borrow_mut();
+        (state.kicked, state.broken, state.losses) = (resumed, false, None);
+        state.stats.state.set(RingState::Running);
+        state.running = Some(running);
+        state._poller = Some(poller);
+        if resumed {
+            state.notifier.ring_resumed();
+        }
+        Ok(resumed)
+    }
+
+    /// Stops the ring: nothing more is taken; when the last request in flight is answered, `done` gets the available
+    /// index to go on at, and nothing is written to the ring or signalled any more (GET_VRING_BASE).
+    pub fn stop(&self, done: Sender<u16>) {
+        let mut state = self.state.borrow_mut();
+        state.stopping = Some(done);
+        let handlers = (state.kick.take(), state._poller.take());
+        drop(state);
+        drop(handlers);
+        self.release_held();
+        self.finish_stop();
+    }
+
+    /// Switches the processing of the ring on or off (SET_VRING_ENABLE).
+    pub fn set_enabled(&self, enabled: bool) {
+        self.state.borrow_mut().enabled = enabled;
+        self.process();
+    }
+
+    /// Switches the coalescing of notifications on or off.
+    ///
+    /// Off, every completion is published and notified on its own, unless the driver has set NO_INTERRUPT.
+    pub fn set_batch_notifications(&self, on: bool) {
+        self.state.borrow_mut().coalescing = on;
+        self.publication.set_coalescing(on);
+    }
+
+    /// Replaces the call eventfd; a running ring signals the new one once, lest a call was lost with the old one.
+    pub fn set_call(&self, call: Option<Arc<File>>) {
+        let mut state = self.state.borrow_mut();
+        let replaced = state.running.is_some() && state.notifier.was_used();
+        state.notifier.set_call(call);
+        if replaced {
+            state.notifier.notify();
+        }
+    }
+
+    /// Replaces the eventfd that reports a broken ring.
+    pub fn set_err(&self, err: Option<Arc<File>>) {
+        self.state.borrow_mut().notifier.set_err(err);
+    }
+
+    /// Resolves a running ring again in a new memory table. Requests in flight keep the old one.
+    pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
+        let mut state = self.state.borrow_mut();
+        if let Some(running) = &mut state.running
+            && let Err(error) = running.remap(memory)
+        {
+            self.fail(&mut state, &error.into());
+        }
+    }
+
+    /// Logs what a running ring writes from here on, or no more.
+    pub fn set_log(&self, log: Option<RingLog>) {
+        if let Some(running) = &mut self.state.borrow_mut().running {
+            running.set_log(log);
+        }
+    }
+
+    /// Answers whoever stops the ring, once nothing of it is anywhere else.
+    pub(super) fn finish_stop(&self) {
+        if !self.engine.is_sharing() {
+            self.state.borrow_mut().finish_stop();
+        }
+    }
+}
+
+impl State {
+    /// Answers whoever stops the ring, once nothing is in flight.
+    fn finish_stop(&mut self) {
+        if self.in_flight > 0 || self.stopping.is_none() {
+            return;
+        }
+        self.publish();
+        if let Some(running) = self.running.take() {
+            self.base = running.ring.next_avail();
+        }
+        (self.kicked, self.polled) = (false, false);
+        self.stats.state.set(RingState::Stopped);
+        self.notifier.ring_stopped();
+        if let Some(done) = self.stopping.take() {
+            // Whoever asked may have gone.
+            let _ = done.send(self.base);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! From the kick to the engine, and from the completion to the used ring.
+//!
+//! IOThread only, and the request path: no lock, no allocation once the queue has warmed up.
+
+use super::running::QueueError;
+use super::{BlkQueue, State};
+use crate::blk::device::DeviceState;
+use crate::blk::stats::RingState;
+use crate::defer::DeferScope;
+use crate::engine::{Completer, IoRequest, Requests};
+use crate::log_limit::LogLimit;
+
+/// A guest may reset its device and break the ring again as often as it likes.
+static BROKEN: LogLimit<u16> = LogLimit::new();
+
+/// What one visit found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Collected {
+    /// Some requests were answered at once.
+    pub(super) answered: bool,
+    /// The budget was used up.
+    pub(super) more: bool,
+}
+
+impl BlkQueue {
+    /// Takes what the driver made available, within the budget of a visit, and hands it to the engine.
+    ///
+    /// Returns whether there was anything.
+    pub(super) fn process(&self) -> bool {
+        let _scope = DeferScope::enter();
+        let mut batch = self.batch.take();
+        let collected = self.collect(&mut batch);
+        let progress = !batch.is_empty() || collected.answered;
+        if !batch.is_empty() {
+            self.execute(&mut batch, collected.more);
+        }
+        self.batch.replace(batch);
+        if collected.answered {
+            self.publication.defer();
+        }
+        if collected.more {
+            self.again.schedule();
+        }
+        progress
+    }
+
+    fn collect(&self, batch: &mut Requests) -> Collected {
+        let mut state = self.state.borrow_mut();
+        if !state.is_active() {
+            return Collected::default();
+        }
+        let mut collected = state.collect(&self.device, batch);
+        // After the last look at guest memory, before anything is done about it: what was lost reads as zeroes.
+        if let Some(lost) = state.lost_memory() {
+            state.abandon(batch);
+            collected = Err(lost);
+        }
+        if let Some(slow) = &mut state.slow {
+            slow.begin(batch);
+        }
+        collected.unwrap_or_else(|error| {
+            self.fail(&mut state, &error);
+            // What was answered before the error is still to be shown.
+            Collected {
+                answered: true,
+                more: false,
+            }
+        })
+    }
+
+    /// Stops a ring that cannot be trusted any more: everything else goes on.
+    pub(super) fn fail(&self, state: &mut State, error: &QueueError) {
+        // Zeroes in the place of lost memory look like all kinds of mistakes.
+        let lost = state.lost_memory();
+        let error = lost.as_ref().unwrap_or(error);
+        if let Some(suppressed) = BROKEN.pass(self.index) {
+            tracing::error!(
+                device = %self.device.name,
+                queue = self.index,
+                %error,
+                suppressed,
+                "virtqueue is broken: stopped until the frontend sets it up again"
+            );
+        }
+        state.stats.broken.add(1);
+        state.stats.state.set(RingState::Broken);
+        state.broken = true;
+        state.notifier.report_broken();
+    }
+
+    /// Answers a request that is over.
+    pub(super) fn answer(&self, request: Box<IoRequest>) {
+        self.state.borrow_mut().complete(request);
+        self.publication.defer();
+        self.finish_stop();
+    }
+}
+
+impl Completer for BlkQueue {
+    fn complete(&self, request: Box<IoRequest>) {
+        if request.result.is_err() {
+            return self.trouble(request);
+        }
+        self.answer(request);
+    }
+
+    fn worker_is_back(&self) {
+        self.finish_stop();
+    }
+}
+
+impl State {
+    /// Takes requests until the ring is empty or the budget of a visit is used up.
+    fn collect(&mut self, device: &DeviceState, batch: &mut Requests) -> Result<Collected, QueueError> {
+        let Some(running) = &mut self.running else {
+            return Ok(Collected::default());
+        };
+        let before = batch.len();
+        let result = running.take(device, &self.stats, self.polled, &mut self.free, batch);
+        self.in_flight += u16::try_from(batch.len() - before).expect("bounded by the budget");
+        result
+    }
+
+    /// Puts the answer to a request into the ring.
+    pub(super) fn complete(&mut self, mut request: Box<IoRequest>) {
+        self.in_flight -= 1;
+        if let Some(running) = &mut self.running {
+            running.complete(&self.stats, &request);
+        }
+        request.iov.clear();
+        self.free.push(request);
+    }
+
+    /// Shows completed requests to the driver and notifies it if it wants that.
+    pub(super) fn publish(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let completions = u64::from(running.ring.unpublished());
+        if completions == 0 {
+            return;
+        }
+        // Without coalescing every completion is notified, though `used_event` may lie behind it: a driver that is
+        // woken slowly suppresses so much that there would be nothing to compare.
+        let wanted = running.ring.publish() || !self.coalescing && running.ring.features().event_idx;
+        self.stats.completions.add(completions);
+        self.notifier.completed(completions);
+        if wanted {
+            self.notifier.notify();
+        } else if running.ring.features().event_idx {
+            self.watchdog.arm();
+        }
+    }
+}
