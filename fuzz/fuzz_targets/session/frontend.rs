@@ -1,0 +1,248 @@
+//! What a frontend says, and what it knows.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vhost_user_blk::memory::RegionInfo;
+use vhost_user_blk::vhost_user::Resizer;
+use vhost_user_blk_fuzz::chains::{AVAIL, DESC, Request, USED};
+use vhost_user_blk_fuzz::frontend::{Backend, Client, PATIENCE, QUEUES};
+use vhost_user_blk_fuzz::guest::{Guest, REGIONS, RINGS, eventfd, memfd};
+
+use crate::steps::{Descriptor, Odd, Start};
+
+pub(crate) const NEED_REPLY: u32 = 1 << 3;
+
+/// One connection after the other, and what the frontend knows.
+pub(crate) struct Frontend<'a> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) client: Option<Client>,
+    pub(crate) resizer: Resizer,
+    pub(crate) guest: Guest,
+    pub(crate) kicks: [File; QUEUES as usize],
+    pub(crate) sizes: [u16; QUEUES as usize],
+    pub(crate) inflight: Option<(Vec<u8>, File)>,
+    /// The connection has seen nothing but whole messages.
+    pub(crate) whole: bool,
+    /// Descriptors of the guest's memory went elsewhere than into the standard regions.
+    pub(crate) odd_memory: bool,
+    pub(crate) resized: bool,
+}
+
+pub(crate) fn region_bytes(r: RegionInfo) -> Vec<u8> {
+    [r.guest, r.len, r.user, r.file_offset]
+        .map(u64::to_le_bytes)
+        .concat()
+}
+
+/// The guest address of something of queue 0 that queue 1 has elsewhere.
+pub(crate) fn of_queue(queue: usize, at: u64) -> u64 {
+    match at {
+        _ if queue == 0 => at,
+        DESC..0x200 => at + 0x400,
+        AVAIL..0x900 => at + 0x100,
+        USED..0xb80 => at + 0x180,
+        _ => at,
+    }
+}
+
+impl Frontend<'_> {
+    pub(crate) fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
+        if let Some(client) = &mut self.client {
+            client.message(request, flags, payload, fds);
+        }
+    }
+
+    pub(crate) fn state(&mut self, request: u32, queue: u32, number: u32) {
+        let payload = [queue, number].map(u32::to_le_bytes).concat();
+        self.send(request, NEED_REPLY * u32::from(request != 11), &payload, &[]);
+    }
+
+    pub(crate) fn file(&mut self, request: u32, queue: u8, fd: Option<RawFd>) {
+        let payload = u64::from(queue) | u64::from(fd.is_none()) << 8;
+        self.send(request, NEED_REPLY, &payload.to_le_bytes(), fd.as_slice());
+    }
+
+    pub(crate) fn barrier(&mut self) {
+        if self.whole
+            && let Some(client) = &mut self.client
+        {
+            client.barrier();
+        }
+    }
+
+    pub(crate) fn end(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.backend.leave(client);
+        }
+    }
+
+    /// What a usual frontend says until both rings run.
+    pub(crate) fn start(&mut self, start: &Start) {
+        let features = 1 << 32 | 1 << 30 | u64::from(start.event_idx) << 29 | u64::from(start.indirect) << 28;
+        let features = features | 1 << 9 | u64::from(start.log) << 26;
+        self.send(3, 0, &[], &[]);
+        self.send(2, 0, &features.to_le_bytes(), &[]);
+        let protocol: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
+        self.send(16, 0, &protocol.to_le_bytes(), &[]);
+        self.table(&[
+            (0, Odd::Nothing),
+            (1, Odd::Nothing),
+            (2, Odd::Nothing),
+            (3, Odd::Nothing),
+        ]);
+        if start.inflight {
+            self.get_inflight(QUEUES, 64);
+            self.set_inflight(&[]);
+        }
+        if start.log {
+            let log = memfd(0x4000);
+            let payload = [0x4000u64, 0].map(u64::to_le_bytes).concat();
+            self.send(6, 0, &payload, &[log.as_raw_fd()]);
+        }
+        for queue in 0..QUEUES {
+            self.ring(usize::from(queue), start);
+        }
+    }
+
+    pub(crate) fn ring(&mut self, queue: usize, start: &Start) {
+        let (index, size) = (queue as u32, 1u16 << (start.size % 6));
+        self.sizes[queue] = size;
+        self.guest
+            .write(of_queue(queue, AVAIL) + 2, &start.base.to_le_bytes());
+        self.guest
+            .write(of_queue(queue, USED) + 2, &start.base.to_le_bytes());
+        self.state(8, index, size.into());
+        self.state(10, index, start.base.into());
+        let at = |at| RINGS.user + of_queue(queue, at);
+        self.addresses(
+            index,
+            [at(DESC), at(USED), at(AVAIL)],
+            Some(of_queue(queue, USED)),
+        );
+        let call = eventfd();
+        self.file(13, queue as u8, Some(call.as_raw_fd()));
+        self.kicks[queue] = eventfd();
+        let kick = self.kicks[queue].as_raw_fd();
+        self.file(12, queue as u8, Some(kick));
+        self.state(18, index, 1);
+    }
+
+    pub(crate) fn addresses(&mut self, queue: u32, [desc, used, avail]: [u64; 3], log: Option<u64>) {
+        let payload = [
+            [queue, u32::from(log.is_some())].map(u32::to_le_bytes).concat(),
+            [desc, used, avail, log.unwrap_or(0)]
+                .map(u64::to_le_bytes)
+                .concat(),
+        ]
+        .concat();
+        self.send(9, NEED_REPLY, &payload, &[]);
+    }
+
+    /// A region as it should be, but for one thing.
+    pub(crate) fn region(&mut self, index: u8, odd: Odd) -> (RegionInfo, Option<File>) {
+        let mut region = REGIONS[usize::from(index) % REGIONS.len()];
+        let mut file = Descriptor::Guest;
+        match odd {
+            Odd::Nothing => {}
+            Odd::Guest(guest) => region.guest = guest,
+            Odd::User(user) => region.user = user,
+            Odd::Len(len) => region.len = len,
+            Odd::Offset(offset) => region.file_offset = offset,
+            Odd::File(other) => file = other,
+        }
+        self.odd_memory |= matches!(odd, Odd::Len(_) | Odd::Offset(_));
+        (region, file.open(&self.guest))
+    }
+
+    pub(crate) fn table(&mut self, regions: &[(u8, Odd)]) {
+        let regions: Vec<_> = regions
+            .iter()
+            .take(8)
+            .map(|&(i, odd)| self.region(i, odd))
+            .collect();
+        let mut payload = [regions.len() as u32, 0].map(u32::to_le_bytes).concat();
+        regions
+            .iter()
+            .for_each(|(region, _)| payload.extend(region_bytes(*region)));
+        let fds: Vec<RawFd> = regions
+            .iter()
+            .flat_map(|(_, file)| file)
+            .map(AsRawFd::as_raw_fd)
+            .collect();
+        self.send(5, NEED_REPLY, &payload, &fds);
+    }
+
+    pub(crate) fn get_inflight(&mut self, queues: u16, size: u16) {
+        let payload = [&[0; 16][..], &queues.to_le_bytes(), &size.to_le_bytes(), &[0; 4]].concat();
+        self.barrier();
+        self.send(31, 0, &payload, &[]);
+        let Some(client) = self.client.as_mut().filter(|_| self.whole) else {
+            return;
+        };
+        if let Ok((_, (mut bytes, Some(file)))) = client.receive(PATIENCE) {
+            while bytes.len() < 12 + 20 {
+                match client.receive(PATIENCE) {
+                    Ok((1.., (more, _))) => bytes.extend(more),
+                    _ => return,
+                }
+            }
+            self.inflight = Some((bytes[12..].to_vec(), file));
+        }
+    }
+
+    pub(crate) fn set_inflight(&mut self, patches: &[(u16, u8)]) {
+        let Some((payload, file)) = self.inflight.take() else {
+            return;
+        };
+        let len = file.metadata().expect("a memfd").len();
+        for &(at, byte) in patches.iter().take(32) {
+            file.write_all_at(&[byte], u64::from(at) % len)
+                .expect("write the region");
+        }
+        self.send(32, NEED_REPLY, &payload, &[file.as_raw_fd()]);
+        self.inflight = Some((payload, file));
+    }
+
+    pub(crate) fn request(&mut self, queue: usize, request: &Request) {
+        let guest = &self.guest;
+        let head = request.store(self.sizes[queue], &mut |at, bytes| {
+            guest.write(of_queue(queue, at), bytes)
+        });
+        let idx = guest.u16(of_queue(queue, AVAIL) + 2);
+        let slot = u64::from(idx % self.sizes[queue]);
+        guest.write(of_queue(queue, AVAIL) + 4 + 2 * slot, &head.to_le_bytes());
+        guest.write(of_queue(queue, AVAIL) + 2, &idx.wrapping_add(1).to_le_bytes());
+    }
+
+    pub(crate) fn settle(&self, queue: usize) {
+        let (begin, used) = (Instant::now(), of_queue(queue, USED) + 2);
+        let idx = self.guest.u16(of_queue(queue, AVAIL) + 2);
+        while self.guest.u16(used) != idx && begin.elapsed() < Duration::from_millis(2) {
+            thread::yield_now();
+        }
+    }
+
+    pub(crate) fn raw(
+        &mut self,
+        request: u8,
+        flags: u8,
+        len: Option<u32>,
+        payload: &[u8],
+        files: &[Descriptor],
+    ) {
+        self.whole = false;
+        self.odd_memory |= files.iter().any(|file| matches!(file, Descriptor::Guest));
+        let files: Vec<File> = files.iter().take(8).filter_map(|f| f.open(&self.guest)).collect();
+        let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let payload = &payload[..payload.len().min(400)];
+        let header = [request.into(), flags.into(), len.unwrap_or(payload.len() as u32)];
+        let bytes = [&header.map(u32::to_le_bytes).concat(), payload].concat();
+        if let Some(client) = &mut self.client {
+            client.send(&bytes, &fds);
+        }
+    }
+}
