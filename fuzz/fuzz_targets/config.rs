@@ -9,13 +9,16 @@ use vhost_user_blk::config::{Cli, one_line};
 use vhost_user_blk::mapping::IoThreadMap;
 use vhost_user_blk::storage::Limits;
 
+/// An IOThread and what it is given: numbers, or so many from a number on.
+type List = (u8, Vec<(u8, Option<u8>)>);
+
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
     Line(Vec<Argument<'a>>),
     Size(&'a str),
     Map(&'a str, u16, u16),
     /// A map that is written as it should be.
-    Lists(Vec<(u8, Vec<(u8, Option<u8>)>)>, u8, u8),
+    Lists(Vec<List>, u8, u8),
     Space(Space),
 }
 
@@ -151,12 +154,12 @@ fn size(text: &str) {
     assert_eq!(found, expected, "{text:?}");
 }
 
-fn written(lists: &[(u8, Vec<(u8, Option<u8>)>)]) -> String {
+fn written(lists: &[List]) -> String {
     let range = |&(first, more): &(u8, Option<u8>)| match more {
         Some(more) => format!("{first}-{}", u16::from(first) + u16::from(more)),
         None => first.to_string(),
     };
-    let entry = |(iothread, ranges): &(u8, Vec<_>)| {
+    let entry = |(iothread, ranges): &List| {
         let ranges: Vec<String> = ranges.iter().map(range).collect();
         format!("{iothread}:{}", ranges.join(","))
     };

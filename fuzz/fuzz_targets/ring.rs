@@ -157,7 +157,7 @@ fn try_anywhere(place: &Place) {
         REGIONS
             .iter()
             .find(covers)
-            .is_some_and(|r| (at - r.user) % align == 0)
+            .is_some_and(|r| (at - r.user).is_multiple_of(align))
     };
     let good =
         good_size && good(desc, 16 * size, 16) && good(avail, 6 + 2 * size, 2) && good(used, 6 + 8 * size, 4);
@@ -181,7 +181,7 @@ impl Model {
         let event = self.image.u16(self.used_event_at());
         // No more than 65,535 are looked at: what is further away is out of sight, as for any driver.
         let from = old.max(self.published.saturating_sub(0xffff));
-        (self.published - old) % 0x1_0000 != 0 && {
+        !(self.published - old).is_multiple_of(0x1_0000) && {
             let batch = (self.published - old) % 0x1_0000;
             (self.published - batch..self.published).any(|position| position % 0x1_0000 == u64::from(event))
                 && from <= self.published

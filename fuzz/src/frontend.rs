@@ -137,11 +137,15 @@ impl Client {
 
     /// Takes away what the backend has said.
     fn drain(&mut self) {
-        while self.receive(Duration::ZERO).is_ok_and(|(len, _)| len > 0) {}
+        while self
+            .receive(Duration::ZERO)
+            .is_ok_and(|(bytes, _)| !bytes.is_empty())
+        {}
     }
 
-    /// The next bytes that the backend says, and a descriptor with them; `WouldBlock` if it says nothing for so long.
-    pub fn receive(&mut self, patience: Duration) -> io::Result<(usize, (Vec<u8>, Option<File>))> {
+    /// The next bytes that the backend says, none at the end, and a descriptor with them; `WouldBlock` if it says nothing
+    /// for so long.
+    pub fn receive(&mut self, patience: Duration) -> io::Result<(Vec<u8>, Option<File>)> {
         let mut poll = libc::pollfd {
             fd: self.stream.as_raw_fd(),
             events: libc::POLLIN,
@@ -154,7 +158,7 @@ impl Client {
         let mut bytes = vec![0; 512];
         let (len, file) = self.stream.recv_with_fd(&mut bytes)?;
         bytes.truncate(len);
-        Ok((len, (bytes, file)))
+        Ok((bytes, file))
     }
 
     /// Asks for the features, and waits until all before it is dealt with. False if the connection has ended.
@@ -165,8 +169,8 @@ impl Client {
         let (mut rest, mut seen) = (PATIENCE, Vec::new());
         loop {
             match self.receive(Duration::from_millis(50).min(rest)) {
-                Ok((0, _)) => return false,
-                Ok((_, (bytes, _))) => {
+                Ok((bytes, _)) if bytes.is_empty() => return false,
+                Ok((bytes, _)) => {
                     seen.extend(bytes);
                     // A reply to GET_FEATURES is the last thing that is said.
                     if seen.len() >= 20 && seen[seen.len() - 20..][..4] == [1, 0, 0, 0] {

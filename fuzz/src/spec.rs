@@ -263,7 +263,7 @@ fn segments(
     max_sectors: u64,
     known_flags: u64,
 ) -> Result<Vec<(u64, u64, bool)>, u8> {
-    if payload.is_empty() || payload.len() % 16 != 0 || payload.len() / 16 > device.max_segments {
+    if payload.is_empty() || !payload.len().is_multiple_of(16) || payload.len() / 16 > device.max_segments {
         return Err(IOERR);
     }
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |sum, &b| sum << 8 | u64::from(b));

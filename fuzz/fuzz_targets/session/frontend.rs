@@ -183,10 +183,10 @@ impl Frontend<'_> {
         let Some(client) = self.client.as_mut().filter(|_| self.whole) else {
             return;
         };
-        if let Ok((_, (mut bytes, Some(file)))) = client.receive(PATIENCE) {
+        if let Ok((mut bytes, Some(file))) = client.receive(PATIENCE) {
             while bytes.len() < 12 + 20 {
                 match client.receive(PATIENCE) {
-                    Ok((1.., (more, _))) => bytes.extend(more),
+                    Ok((more, _)) if !more.is_empty() => bytes.extend(more),
                     _ => return,
                 }
             }
