@@ -65,15 +65,6 @@ impl<K: Ord> LogLimit<K> {
             }
         }
     }
-
-    /// The cause has gone: its next line is logged at once.
-    pub fn forget(&self, cause: &K) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .known
-            .remove(cause);
-    }
 }
 
 impl<K: Ord> Default for LogLimit<K> {
@@ -106,8 +97,6 @@ mod tests {
         assert!((1..100).all(|n| limit.pass_at("read", at(n * 100)).is_none()));
         assert_eq!(limit.pass_at("read", at(10_000)), Some(99));
         assert_eq!(limit.pass_at("read", at(20_000)), Some(0));
-        limit.forget(&"read");
-        assert_eq!(limit.pass_at("read", at(20_001)), Some(0));
     }
 
     #[test]
