@@ -68,13 +68,13 @@ impl RingStateCell {
 /// What one queue did since the process started.
 #[derive(Debug, Default)]
 pub struct QueueStats {
-    /// IN requests taken from the ring.
+    /// IN requests that an engine has executed, with or without success.
     pub reads: Counter,
-    /// OUT requests.
+    /// OUT requests, likewise.
     pub writes: Counter,
-    /// FLUSH requests.
+    /// FLUSH requests, likewise.
     pub flushes: Counter,
-    /// All others: GET_ID, DISCARD, WRITE_ZEROES, unknown ones.
+    /// All others: GET_ID, DISCARD, WRITE_ZEROES, and those of any type that were refused as soon as they were read.
     pub others: Counter,
     /// Bytes of completed reads.
     pub read_bytes: Counter,

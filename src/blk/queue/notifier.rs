@@ -15,7 +15,7 @@ pub(super) struct Notifier {
     err: Option<Arc<File>>,
     /// Completions since the last notification.
     uncovered: u64,
-    /// Completions since the ring was set up.
+    /// Requests were completed since the ring was set up, or perhaps by a predecessor.
     used: bool,
 }
 
