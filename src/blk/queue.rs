@@ -79,7 +79,7 @@ struct State {
     /// Present if slow requests are to be reported.
     slow: Option<Slow>,
     /// Present while a ring runs.
-    _poller: Option<PollerHandle>,
+    poller: Option<PollerHandle>,
     notifier: Notifier,
     /// Requests for reuse; at most as many as ever were in flight.
     free: Requests,
@@ -150,7 +150,7 @@ impl State {
             watchdog: Watchdog::new(ctx, queue.clone()),
             held: Held::new(ctx, queue.clone()),
             slow: io_timeout.map(|limit| Slow::new(ctx, queue.clone(), limit)),
-            _poller: None,
+            poller: None,
             free: Vec::new(),
         }
     }

@@ -50,7 +50,7 @@ impl BlkQueue {
         (state.kicked, state.broken, state.losses) = (resumed, false, None);
         state.stats.state.set(RingState::Running);
         state.running = Some(running);
-        state._poller = Some(poller);
+        state.poller = Some(poller);
         if resumed {
             state.notifier.ring_resumed();
         }
@@ -62,7 +62,7 @@ impl BlkQueue {
     pub fn stop(&self, done: Sender<u16>) {
         let mut state = self.state.borrow_mut();
         state.stopping = Some(done);
-        let handlers = (state.kick.take(), state._poller.take());
+        let handlers = (state.kick.take(), state.poller.take());
         drop(state);
         drop(handlers);
         self.release_held();
