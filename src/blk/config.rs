@@ -256,7 +256,7 @@ mod tests {
                 queue_size,
                 ..config()
             };
-            assert!(config.seg_max() + 2 <= queue_size.max(128).min(queue_size));
+            assert!(config.seg_max() + 2 <= queue_size);
         }
     }
 }
