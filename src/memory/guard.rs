@@ -19,7 +19,7 @@ const SLOTS: usize = 4096;
 static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 /// Slots from here on were never used.
 static END: AtomicUsize = AtomicUsize::new(0);
-/// Counts mappings that were lost.
+/// Counts the accesses that found a mapping lost.
 static LOSSES: AtomicUsize = AtomicUsize::new(0);
 /// Held while the table changes.
 static CHANGE: Mutex<()> = Mutex::new(());
@@ -121,7 +121,7 @@ impl Drop for Guarded {
     }
 }
 
-/// How many mappings were ever lost: another number than last time says that it is worth a look at one's own.
+/// Counts what was ever lost: another number than last time says that it is worth a look at one's own mappings.
 ///
 /// What was read from memory before this is zeroes, at worst, if the number is another one.
 #[inline]
@@ -182,9 +182,9 @@ fn replace(addr: usize) -> bool {
         return false;
     };
     // Before there is a zero to be read: see `losses`.
-    if !slot.lost.swap(true, Ordering::Relaxed) {
-        LOSSES.fetch_add(1, Ordering::Release);
-    }
+    slot.lost.store(true, Ordering::Relaxed);
+    // Counted also where another thread has marked it, for that one may not have come here yet.
+    LOSSES.fetch_add(1, Ordering::Release);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     // SAFETY: errno is this thread's own.

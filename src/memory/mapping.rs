@@ -151,6 +151,7 @@ mod tests {
     fn any_thread_may_find_the_file_too_short() {
         let file = file(256 * PAGE);
         let mapping = Mapping::new(&file, 0, 256 * 4096).unwrap();
+        let before = losses();
         file.set_len(0).unwrap();
         std::thread::scope(|scope| {
             for start in 0..8 {
@@ -158,6 +159,10 @@ mod tests {
                 scope.spawn(move || {
                     for page in (start..256).rev() {
                         assert_eq!(read(mapping, page * 4096), 0);
+                        assert!(
+                            losses() > before,
+                            "a zero was read, and nothing is known of a loss"
+                        );
                     }
                 });
             }
