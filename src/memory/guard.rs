@@ -52,12 +52,14 @@ impl Slot {
 
     /// To be called with `CHANGE` held.
     fn set(&self, start: usize, len: usize, page: usize) {
-        // Acquire, Release: the stores between them stay between them for a handler that looks at the same time.
-        self.version.fetch_add(1, Ordering::Acquire);
+        self.version.fetch_add(1, Ordering::Relaxed);
+        // Release: pairs with the fence in `rest`. Who sees one of the stores below sees that the slot changes, too.
+        fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
         self.page.store(page, Ordering::Relaxed);
         self.lost.store(false, Ordering::Relaxed);
+        // Release: pairs with the load in `rest`. Who sees this version sees the stores above.
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -65,13 +67,14 @@ impl Slot {
     ///
     /// A slot that changes cannot have it: who accesses an address keeps its mapping.
     fn rest(&self, addr: usize) -> Option<(usize, usize)> {
+        // Acquire: pairs with the last store in `set`.
         let version = self.version.load(Ordering::Acquire);
         let (start, len) = (
             self.start.load(Ordering::Relaxed),
             self.len.load(Ordering::Relaxed),
         );
         let page = self.page.load(Ordering::Relaxed);
-        // Acquire: the loads above come before the one below.
+        // Acquire: pairs with the fence in `set`. The loads above come before the one below.
         fence(Ordering::Acquire);
         let stable = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
         let offset = addr.checked_sub(start)?;
