@@ -180,6 +180,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
 
 /// Puts zero pages in the place of a mapping's rest, from the page of `addr` on. False if it is none of ours.
 fn replace(addr: usize) -> bool {
+    // Acquire: pairs with the Release in `Guarded::new`.
     let known = &TABLE[..END.load(Ordering::Acquire).min(SLOTS)];
     let Some((slot, (start, len))) = known.iter().find_map(|slot| Some((slot, slot.rest(addr)?))) else {
         return false;

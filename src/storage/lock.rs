@@ -147,6 +147,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         // Both groups of bytes and what is between. Nothing to be done about a failure; closing the file unlocks too.
         let _ = sys::ofd_set_lock(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
+        // Release: pairs with the Acquire in `new`.
         self.flag.store(false, Ordering::Release);
     }
 }

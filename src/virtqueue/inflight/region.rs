@@ -187,6 +187,7 @@ impl InflightRegion {
     /// A region that was made elsewhere has no place for them.
     pub fn set_device_state(&self, state: u8) {
         if let Some(byte) = self.state() {
+            // Release: pairs with the Acquire of a successor in `device_state`.
             byte.store(state | RECORDED, Ordering::Release);
         }
     }
