@@ -30,11 +30,15 @@ pub struct FaultRule {
     text: String,
     operation: String,
     pub(super) effect: Effect,
+    /// Of 512 bytes; a request that touches one of them is concerned.
     sectors: Option<RangeInclusive<u64>>,
+    /// So many requests that it concerns pass unharmed.
     pub(super) after: u64,
+    /// Then it strikes so often at most.
     pub(super) count: u64,
-    /// Of 1.0.
+    /// From 0.0 to 1.0, of each request that it may strike.
     pub(super) probability: f64,
+    /// Of the random numbers that the probability is compared with.
     pub(super) seed: u64,
 }
 
