@@ -28,6 +28,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Who is refused may come again at once.
 static REFUSED: LogLimit<()> = LogLimit::new();
 
+/// A frontend may send the next invalid message at once.
+static INVALID: LogLimit<()> = LogLimit::new();
+
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -232,7 +235,9 @@ impl Server {
                 // Refused and logged; the frontend knows if it wanted to.
                 Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
                 Err(error @ VhostError::InvalidMessage) if answered => {
-                    tracing::warn!(%error, "vhost-user message refused");
+                    if let Some(suppressed) = INVALID.pass(()) {
+                        tracing::warn!(%error, suppressed, "vhost-user message refused");
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }

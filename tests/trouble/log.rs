@@ -1,6 +1,7 @@
 //! What a guest can have the daemon say, again and again: it is said once, and shown in the statistics.
 
 use crate::common::daemon::Daemon;
+use crate::common::raw::{mem_table, msg};
 use crate::common::vm::{Outcome, Ring, Vm};
 use crate::{connect, read, said};
 
@@ -50,4 +51,16 @@ fn a_thousand_failures_of_one_kind_are_one_line() {
     }
     assert_eq!(said(&daemon, "request failed"), 2, "{}", daemon.output());
     assert_eq!(daemon.count("total", "errors"), 1000);
+}
+
+#[test]
+fn a_hundred_messages_that_make_no_sense_are_one_line() {
+    let daemon = Daemon::start(&[0; 4096], &[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    for _ in 0..100 {
+        // One that the `vhost` crate finds wrong by itself: a table of no regions.
+        let answer = vm.client.ask(msg::SET_MEM_TABLE, &mem_table(&[]), &[]);
+        assert!(answer.is_refusal(), "{answer:?}");
+    }
+    assert_eq!(said(&daemon, "message refused"), 1, "{}", daemon.output());
 }
