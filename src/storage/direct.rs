@@ -10,8 +10,8 @@ use super::transfer::retry;
 /// Assumed where nobody says: the page size of most machines and the largest sector of ordinary drives.
 const SAFE: u32 = 4096;
 
-/// `nfs` and `tmpfs` take O_DIRECT and any alignment (`linux/magic.h`).
-const UNRESTRICTED: [libc::c_long; 2] = [0x6969, 0x0102_1994];
+/// These take O_DIRECT and any alignment.
+const UNRESTRICTED: [libc::c_long; 2] = [libc::NFS_SUPER_MAGIC, libc::TMPFS_MAGIC];
 
 /// The alignment of direct I/O on `file`, which is open with O_DIRECT; `block` is the logical block size of a block
 /// device.

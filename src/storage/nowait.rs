@@ -8,8 +8,11 @@ use super::sys;
 use super::zero::is_unsupported;
 use crate::iov::IoVecs;
 
-/// File systems whose files are memory: `tmpfs`, `ramfs`, `hugetlbfs` (`linux/magic.h`).
-const MEMORY: [libc::c_long; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// `linux/magic.h`; the `libc` crate has only the others.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+
+/// File systems whose files are memory.
+const MEMORY: [libc::c_long; 3] = [libc::TMPFS_MAGIC, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC];
 
 /// Whether a read or write can be over without waiting for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
