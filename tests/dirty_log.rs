@@ -4,17 +4,15 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use common::daemon::Daemon;
-use common::memory::SharedMemory;
-use common::raw::{Answer, PROTOCOL_FEATURES, Region, msg};
+use common::memory::{SharedMemory, memfd};
+use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, msg};
 use common::target::{assert_serves, start};
 use common::vm::{DATA, GUEST, HEADER, MEMORY, Ring, STATUS, USER, Vm, header, readable, writable};
 
-const LOG_ALL: u64 = 1 << 26;
-const VERSION_1: u64 = 1 << 32;
 const PAGE: u64 = 4096;
 /// Of pages up to the end of memory.
 const LOG_LEN: u64 = (GUEST + MEMORY as u64) / PAGE / 8;
@@ -25,16 +23,6 @@ const LOG_OFFSET: u64 = PAGE;
 struct Migration {
     vm: Vm,
     log: File,
-}
-
-fn memfd(len: u64) -> File {
-    // SAFETY: the name is a C string, the flags are valid.
-    let fd = unsafe { libc::memfd_create(c"log".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC) };
-    assert!(fd >= 0, "make a file in memory");
-    // SAFETY: the fd was just made and nobody else has it.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(len).expect("size the file");
-    file
 }
 
 impl Migration {

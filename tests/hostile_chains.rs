@@ -5,6 +5,7 @@
 mod common;
 
 use common::daemon::Daemon;
+use common::target::image;
 use common::vm::{
     DATA, Desc, FILL, GUEST, HEADER, INDIRECT, MEMORY, NEXT, Outcome, SECTOR, SEGMENTS, STATUS, TABLE, Vm,
     header, indirect, linked, readable, writable,
@@ -13,16 +14,8 @@ use common::vm::{
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 
-const SECTORS: usize = 64;
 /// The guest address behind the memory.
 const END: u64 = GUEST + MEMORY as u64;
-
-/// Each sector holds its own number.
-fn image() -> Vec<u8> {
-    (0..SECTORS * SECTOR)
-        .map(|i| (i / SECTOR).to_le_bytes()[0])
-        .collect()
-}
 
 fn start() -> (Daemon, Vm) {
     let daemon = Daemon::start(&image(), &["--num-queues", "2"]);

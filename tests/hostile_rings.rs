@@ -8,19 +8,12 @@ use std::time::Duration;
 use common::daemon::Daemon;
 use common::memory::{PATIENCE, wait_readable};
 use common::raw::{Answer, msg};
+use common::target::{SECTORS, image};
 use common::vm::{
     DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, Ring, SECTOR, STATUS, USER, Vm, header, linked,
     readable, writable,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-const SECTORS: usize = 64;
-
-fn image() -> Vec<u8> {
-    (0..SECTORS * SECTOR)
-        .map(|i| (i / SECTOR).to_le_bytes()[0])
-        .collect()
-}
 
 fn start(options: &[&str]) -> Daemon {
     Daemon::start(&image(), &[&["--num-queues", "2"], options].concat())

@@ -8,15 +8,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
 use common::inflight::Inflight;
-use common::memory::{PATIENCE, SharedMemory, wait_readable};
-use common::raw::{Answer, PROTOCOL_FEATURES, Region, mem_table, msg};
+use common::memory::{PATIENCE, SharedMemory, memfd, wait_readable};
+use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg};
 use common::target::{assert_serves, assert_unharmed, image, options, start, start_with};
 use common::vm::{DATA, GUEST, HEADER, MEMORY, REGION, Ring, STATUS, USER, Vm, header, readable, writable};
 
 const PAGE: u64 = 4096;
 const OUT: u32 = 1;
-const LOG_ALL: u64 = 1 << 26;
-const VERSION_1: u64 = 1 << 32;
 
 /// Waits for the error eventfd of a queue.
 fn assert_broken(vm: &Vm, queue: usize) {
@@ -276,12 +274,8 @@ fn holes_that_are_punched_into_memory_are_zeroes_and_nothing_more() {
 #[test]
 fn memory_that_may_not_be_written_is_refused() {
     let (daemon, baseline) = start();
-    // SAFETY: the name is a C string, the flags are valid.
-    let fd = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
-    assert!(fd >= 0);
-    // SAFETY: it was just made and nobody else has it.
-    let sealed: std::fs::File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
-    sealed.set_len(MEMORY as u64).expect("size it");
+    let sealed = memfd(MEMORY as u64);
+    let fd = sealed.as_raw_fd();
     // SAFETY: no memory is involved.
     let added = unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
     assert_eq!(added, 0);

@@ -1,7 +1,7 @@
 //! Memory that a frontend shares with the backend, and waiting for eventfds.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,6 +10,17 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// Nothing that a test waits for takes longer, unless it is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A file in memory, not mapped, which whoever gets it may seal.
+pub(crate) fn memfd(len: u64) -> File {
+    // SAFETY: the name is a C string, the flags are valid.
+    let fd = unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC) };
+    assert!(fd >= 0, "make a file in memory");
+    // SAFETY: the fd was just made and nobody else has it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len).expect("size the file");
+    file
+}
 
 /// A file in memory, mapped here; all access is volatile, since a backend looks at it at the same time.
 #[derive(Clone, Debug)]

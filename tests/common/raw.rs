@@ -41,6 +41,8 @@ pub(crate) mod msg {
 }
 
 pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
+pub(crate) const LOG_ALL: u64 = 1 << 26;
+pub(crate) const VERSION_1: u64 = 1 << 32;
 /// Set in the payload of SET_VRING_{KICK,CALL,ERR} that bring no descriptor.
 pub(crate) const NO_FD: u64 = 1 << 8;
 

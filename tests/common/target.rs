@@ -4,7 +4,7 @@ use super::daemon::{Daemon, Holdings};
 use super::raw::Client;
 use super::vm::{DATA, HEADER, SECTOR, STATUS, Vm, header, readable, writable};
 
-const SECTORS: usize = 64;
+pub(crate) const SECTORS: usize = 64;
 const OUT: u32 = 1;
 
 /// The image: each sector holds its own number.

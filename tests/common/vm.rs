@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::daemon::Daemon;
 use super::memory::{PATIENCE, SharedMemory, wait_readable};
-use super::raw::{Answer, Client, Region, mem_table, msg};
+use super::raw::{Answer, Client, Region, VERSION_1, mem_table, msg};
 
 /// Guest address of the memory's start.
 pub(crate) const GUEST: u64 = 0x10_0000;
@@ -30,7 +30,6 @@ pub(crate) const FILL: u8 = 0xa5;
 
 pub(crate) const SECTOR: usize = 512;
 
-const VERSION_1: u64 = 1 << 32;
 const INDIRECT_DESC: u64 = 1 << 28;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
 /// All device features of virtio-blk.

@@ -1,13 +1,14 @@
 //! What becomes of requests that are held when something else happens: a stop, an end, a restart, a migration.
 
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use crate::common::daemon::Daemon;
 use crate::common::full::SmallDisk;
 use crate::common::inflight::Inflight;
+use crate::common::memory::memfd;
 use crate::common::process::wait_for;
-use crate::common::raw::{Answer, PROTOCOL_FEATURES, msg};
+use crate::common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
 use crate::common::vm::{
     DATA, FILL, GUEST, HEADER, MEMORY, Outcome, Ring, STATUS, Vm, header, linked, readable, writable,
 };
@@ -18,8 +19,6 @@ const BYTES: u32 = 8192;
 const WRITES: u16 = 4;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
-const LOG_ALL: u64 = 1 << 26;
-const VERSION_1: u64 = 1 << 32;
 
 /// A VM whose writes are all held.
 struct Full {
@@ -219,12 +218,7 @@ fn a_migration_answers_what_is_held_for_its_destination_would_not_know() {
     let Some(mut full) = Full::new(&[], true) else {
         return;
     };
-    // SAFETY: the name is a C string, the flags are valid.
-    let fd = unsafe { libc::memfd_create(c"log".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: the fd was just made and nobody else has it.
-    let log = unsafe { std::fs::File::from_raw_fd(fd) };
-    log.set_len(4096).expect("size the log");
+    let log = memfd(4096);
     let bits = (GUEST + MEMORY as u64) / 4096 / 8;
     assert!(full.vm.client.set_log(bits, 0, log.as_raw_fd()).is_some());
     let features = (VERSION_1 | PROTOCOL_FEATURES | LOG_ALL).to_le_bytes();
