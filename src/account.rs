@@ -7,6 +7,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 
+use crate::status::status;
+
 /// Memory for one entry of the user or group database, at first and at most.
 const ENTRY_MIN: usize = 1 << 10;
 const ENTRY_MAX: usize = 1 << 24;
@@ -137,11 +139,11 @@ impl Account {
         if groups != 0 && self.is_ours() {
             return Ok(());
         }
-        done(groups).map_err(failed)?;
+        status(groups).map_err(failed)?;
         // SAFETY: numbers only.
-        done(unsafe { libc::setresgid(self.gid, self.gid, self.gid) }).map_err(failed)?;
+        status(unsafe { libc::setresgid(self.gid, self.gid, self.gid) }).map_err(failed)?;
         // SAFETY: numbers only.
-        done(unsafe { libc::setresuid(self.uid, self.uid, self.uid) }).map_err(failed)
+        status(unsafe { libc::setresuid(self.uid, self.uid, self.uid) }).map_err(failed)
     }
 
     fn is_ours(&self) -> bool {
@@ -222,13 +224,6 @@ fn unknown(what: &'static str, name: &str) -> Error {
     Error::Unknown {
         what,
         name: name.to_owned(),
-    }
-}
-
-fn done(result: libc::c_int) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -28,6 +28,7 @@ pub mod log_limit;
 pub mod mapping;
 pub mod memory;
 pub mod sandbox;
+mod status;
 pub mod storage;
 mod sync;
 pub mod thread_pool;

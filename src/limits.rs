@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::status::status;
+
 /// Raises the limit of open files as far as this process may; returns it.
 ///
 /// The usual soft limit of 1024 is for programs that use `select`; a disk with many queues needs more.
@@ -14,14 +16,10 @@ pub fn raise_open_files() -> io::Result<u64> {
         rlim_max: 0,
     };
     // SAFETY: `limit` is filled in.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    status(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` is a valid limit.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    status(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     Ok(limit.rlim_cur)
 }
 

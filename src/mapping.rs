@@ -3,6 +3,8 @@
 use std::io;
 use std::str::FromStr;
 
+use crate::status::status;
+
 /// Lists of numbers by IOThread, as the command line has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IoThreadMap(Vec<(u16, Vec<u16>)>);
@@ -90,12 +92,7 @@ pub fn pin_thread(thread_id: i32, cpus: &[u16]) -> io::Result<()> {
         unsafe { libc::CPU_SET(usize::from(*cpu), &mut set) };
     }
     // SAFETY: the set is valid for its size.
-    let result = unsafe { libc::sched_setaffinity(thread_id, size_of_val(&set), &raw const set) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    status(unsafe { libc::sched_setaffinity(thread_id, size_of_val(&set), &raw const set) })
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 
+use crate::status::status;
+
 /// Makes a file of `len` zero bytes in memory, whose length cannot be changed.
 pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
     // SAFETY: the name is a C string, the flags are valid.
@@ -29,8 +31,5 @@ pub(crate) fn keep_length(file: &File) {
 
 fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {
     // SAFETY: F_ADD_SEALS takes an int.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    status(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
 }

@@ -13,6 +13,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use crate::status::status;
+
 /// Mappings at the same time: two whole memory tables, and room for those that requests in flight keep alive.
 const SLOTS: usize = 4096;
 
@@ -148,7 +150,7 @@ pub(crate) fn install() -> io::Result<()> {
     // SAFETY: all zeroes is a valid sigaction: the default action.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     // SAFETY: only reads the disposition.
-    check(unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut action) })?;
+    status(unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut action) })?;
     PREVIOUS.get_or_init(|| action);
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
     action.sa_sigaction = handler as libc::sighandler_t;
@@ -156,16 +158,9 @@ pub(crate) fn install() -> io::Result<()> {
     // SAFETY: the set is ours.
     unsafe { libc::sigemptyset(&raw mut action.sa_mask) };
     // SAFETY: the handler is async-signal-safe and lives as long as the process.
-    check(unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) })?;
+    status(unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) })?;
     *installed = true;
     Ok(())
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 
 use super::guard::Guarded;
+use crate::status::status;
 
 const PAGE: u64 = 4096;
 
@@ -94,9 +95,7 @@ fn page_size(file: &File) -> io::Result<u64> {
     // SAFETY: all zeroes is a valid statfs.
     let mut stat: libc::statfs = unsafe { mem::zeroed() };
     // SAFETY: the struct is valid for the call.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    status(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) })?;
     if stat.f_type == libc::HUGETLBFS_MAGIC {
         u64::try_from(stat.f_bsize).map_err(io::Error::other)
     } else {

@@ -9,6 +9,7 @@ use seccompiler::{
 
 use super::calls::{Call, Condition, REFUSED, allowed};
 use super::{Error, ThreadKind};
+use crate::status::status;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -138,13 +139,6 @@ fn install(program: &BpfProgram) -> io::Result<()> {
         )
     };
     status(result)
-}
-
-fn status(result: libc::c_long) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::status::status;
+
 /// `linux/capability.h`: version 3 has two words of each set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 /// Numbers that capabilities may have; those that the kernel does not know are an error.
@@ -39,11 +41,7 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     };
     let none = [Sets::default(); 2];
     // SAFETY: the kernel reads a header and, for this version, two elements.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    status(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })
 }
 
 /// No program run from here on has more rights than this process.
@@ -58,9 +56,7 @@ pub(super) fn hide_memory() -> io::Result<()> {
         rlim_max: 0,
     };
     // SAFETY: the kernel reads the limit.
-    if unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    status(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
     prctl(libc::PR_SET_DUMPABLE, 0)
 }
 
@@ -68,8 +64,5 @@ fn prctl(option: libc::c_int, argument: libc::c_int) -> io::Result<()> {
     let argument = libc::c_long::from(argument);
     let none: libc::c_long = 0;
     // SAFETY: the options used here take numbers.
-    match unsafe { libc::prctl(option, argument, none, none, none) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    status(unsafe { libc::prctl(option, argument, none, none, none) })
 }

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::status::status;
+
 /// `BLKROGET`, `BLKDISCARD`, `BLKGETSIZE64` of `linux/fs.h`; the `libc` crate has only the others.
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKDISCARD: libc::Ioctl = 0x1277;
@@ -183,11 +185,4 @@ fn file_offset(bytes: u64) -> io::Result<libc::off_t> {
 
 fn transferred(rc: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(rc).map_err(|_| io::Error::last_os_error())
-}
-
-fn status(rc: libc::c_int) -> io::Result<()> {
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }

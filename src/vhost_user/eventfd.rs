@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 
 use super::error::SessionError;
+use crate::status::status;
 
 /// Takes an eventfd and has reads and writes of it return at once: a frontend must not be able to stop an IOThread.
 ///
@@ -40,9 +41,7 @@ fn is_eventfd(mut file: &File) -> io::Result<bool> {
     // SAFETY: all zeroes is a valid stat.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the struct is valid for the call.
-    if unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    status(unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) })?;
     let anonymous = stat.st_mode & libc::S_IFMT == 0;
     Ok(anonymous && file.write(&0u64.to_ne_bytes()).is_ok_and(|len| len == 8))
 }

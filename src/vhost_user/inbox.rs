@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::status::status;
+
 /// Bytes in front of each payload: request, flags, size.
 const HEADER_LEN: usize = 12;
 /// The crate refuses longer payloads by their header.
@@ -178,7 +180,7 @@ impl<'a> Inbox<'a> {
     fn set_peek_offset(&self, offset: libc::c_int) -> io::Result<()> {
         let fd = self.socket.as_raw_fd();
         // SAFETY: the option is an int, and this is one.
-        let set = unsafe {
+        status(unsafe {
             libc::setsockopt(
                 fd,
                 libc::SOL_SOCKET,
@@ -186,21 +188,14 @@ impl<'a> Inbox<'a> {
                 (&raw const offset).cast(),
                 4,
             )
-        };
-        if set == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        })
     }
 
     /// Bytes in the socket.
     fn held(&self) -> io::Result<usize> {
         let mut held: libc::c_int = 0;
         // SAFETY: FIONREAD writes an int.
-        if unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::FIONREAD, &raw mut held) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        status(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::FIONREAD, &raw mut held) })?;
         usize::try_from(held).map_err(io::Error::other)
     }
 

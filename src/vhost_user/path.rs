@@ -11,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::server::ServerError;
+use crate::status::status;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 128;
@@ -181,11 +182,4 @@ pub(super) fn remove_stale(path: &Path) -> Result<(), ServerError> {
 
 fn c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-fn status(result: libc::c_int) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -20,6 +20,7 @@ use super::stopper::Stopper;
 use crate::blk::device::BlkDevice;
 use crate::limits::{is_out_of_files, out_of_files};
 use crate::log_limit::LogLimit;
+use crate::status::status;
 use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
@@ -279,7 +280,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn socket_option(fd: &OwnedFd, option: i32) -> io::Result<i32> {
     let (mut value, mut len) = (0i32, 4);
     // SAFETY: value and len are valid for an int option.
-    let result = unsafe {
+    status(unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
             libc::SOL_SOCKET,
@@ -287,10 +288,6 @@ fn socket_option(fd: &OwnedFd, option: i32) -> io::Result<i32> {
             (&raw mut value).cast(),
             &raw mut len,
         )
-    };
-    if result == 0 {
-        Ok(value)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    })?;
+    Ok(value)
 }
