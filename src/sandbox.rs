@@ -24,6 +24,10 @@ pub use calls::Call;
 use filter::{Filters, Violation};
 
 use crate::account::{self, Account};
+use crate::log_limit::LogLimit;
+
+/// Each new worker finds out again.
+static INHERITED_ONLY: LogLimit<()> = LogLimit::new();
 
 /// The kinds of threads there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,7 +227,9 @@ impl Sandbox {
             match sandbox.enter(kind) {
                 Ok(()) => body(),
                 Err(error) if inherited.is_some() => {
-                    tracing::warn!("{}; it has its creator's", chain(&error));
+                    if let Some(suppressed) = INHERITED_ONLY.pass(()) {
+                        tracing::warn!(suppressed, "{}; it has its creator's", chain(&error));
+                    }
                     body();
                 }
                 Err(error) => {

@@ -51,8 +51,6 @@ struct Lists {
     todo: Requests,
     /// What the worker has executed.
     done: Requests,
-    /// What the worker would have had to wait for.
-    missed: Requests,
 }
 
 impl Pile {
@@ -68,15 +66,6 @@ impl Pile {
         // Relaxed: a hint, and what it is about is under the lock.
         self.held.store(held.len(), Ordering::Relaxed);
         !held.is_empty()
-    }
-
-    /// For the worker: gives back what it cannot execute without waiting.
-    fn miss(&self, missed: impl Iterator<Item = Box<IoRequest>>) {
-        let mut missed = missed.peekable();
-        if missed.peek().is_some() {
-            let missed: Requests = missed.collect();
-            self.lists().missed.extend(missed);
-        }
     }
 
     fn is_held(&self) -> bool {
@@ -140,6 +129,12 @@ impl Sharing {
 
     /// Leaves the tail of `batch` to whoever takes it first, and asks a worker to.
     pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
+        let help = self.leave_tail(batch, completer);
+        self.threads.submit_work(Box::new(help));
+    }
+
+    /// Leaves the tail of `batch` on the pile; what is returned has to be submitted.
+    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) -> Help {
         let kept = batch.len() / KEPT;
         let mut lists = self.pile.lists();
         lists.step = self.step.get();
@@ -147,11 +142,12 @@ impl Sharing {
         drop(lists);
         self.asked.set(true);
         self.got.set(0);
-        self.threads.submit_work(Box::new(Help {
+        Help {
             pile: Arc::clone(&self.pile),
             held: Requests::new(),
+            missed: Requests::new(),
             back: SendWrapper::new((Rc::clone(self), completer)),
-        }));
+        }
     }
 
     /// See [`Engine::take_back`](super::Engine::take_back).
@@ -172,24 +168,24 @@ impl Sharing {
         batch.len() + done.len() > before
     }
 
-    /// The worker is back; what it finished late, and what it would have had to wait for, is dealt with.
-    fn worker_is_back(&self, held: &mut Requests, completer: &Rc<dyn Completer>) {
+    /// The worker is back; what it finished late, and what it has `left`, is dealt with.
+    fn worker_is_back(&self, left: &mut Requests, completer: &Rc<dyn Completer>) {
         self.asked.set(false);
         let mut lists = self.pile.lists();
-        let mut missed = std::mem::take(&mut lists.missed);
         let done = std::mem::take(&mut lists.done);
+        // One that panicked could not say that it holds nothing any more.
+        self.pile.held.store(0, Ordering::Relaxed);
         drop(lists);
         self.futile
             .tell(self.got.get() + done.len() >= 2 * self.step.get());
         for request in done {
             completer.complete(request);
         }
-        missed.append(held);
-        for request in &mut missed {
+        for request in left.iter_mut() {
             request.set_completer(Rc::clone(completer));
         }
-        if !missed.is_empty() {
-            self.threads.submit(&mut missed);
+        if !left.is_empty() {
+            self.threads.submit(left);
         }
         completer.worker_is_back();
     }
@@ -198,22 +194,35 @@ impl Sharing {
 /// A worker's share of a batch.
 struct Help {
     pile: Arc<Pile>,
-    /// Taken and not given back; empty at the end, unless something went badly wrong.
+    /// Taken and not given back; empty at the end, unless it panicked.
     held: Requests,
+    /// What it would have had to wait for.
+    missed: Requests,
     back: SendWrapper<(Rc<Sharing>, Rc<dyn Completer>)>,
+}
+
+impl Help {
+    /// Has `execute` do what is on the pile; it returns whether it did.
+    fn help(&mut self, execute: impl Fn(&mut IoRequest) -> bool) {
+        while self.pile.exchange(&mut self.held) {
+            // One by one: a panic of `execute` loses none.
+            self.missed
+                .extend(self.held.extract_if(.., |request| !execute(request)));
+        }
+    }
 }
 
 impl Work for Help {
     fn run(&mut self) {
-        while self.pile.exchange(&mut self.held) {
-            let missed = self.held.extract_if(.., |request| !request.try_execute());
-            self.pile.miss(missed);
-        }
+        self.help(IoRequest::try_execute);
     }
 
     fn complete(mut self: Box<Self>, _ctx: &AioContext, _outcome: Outcome) {
-        let mut held = std::mem::take(&mut self.held);
+        self.missed.append(&mut self.held);
         let (sharing, completer) = &*self.back;
-        sharing.worker_is_back(&mut held, completer);
+        sharing.worker_is_back(&mut self.missed, completer);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod layouts;
+mod log;
+mod long_visits;
 mod notifications;
 mod rings;
 mod vm;

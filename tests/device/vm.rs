@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -43,6 +44,57 @@ pub(crate) struct Desc {
     pub(crate) writable: bool,
 }
 
+/// A disk whose queues are on this thread; one worker.
+pub(crate) struct Disk {
+    engines: Engines,
+    pool: ThreadPool,
+    device: Arc<DeviceState>,
+    // After all that is registered with it.
+    ctx: AioContext,
+    _image: tempfile::NamedTempFile,
+}
+
+impl Disk {
+    pub(crate) fn new(image: &[u8], choice: Choice) -> Rc<Self> {
+        // Only memory is read by the IOThread for sure.
+        let dir = match choice {
+            Choice::Auto => "/dev/shm",
+            _ => env!("CARGO_TARGET_TMPDIR"),
+        };
+        let mut file = tempfile::NamedTempFile::new_in(dir).unwrap();
+        file.write_all(image).unwrap();
+        let options = OpenOptions {
+            path: file.path().to_owned(),
+            ..OpenOptions::default()
+        };
+        let device = Arc::new(DeviceState {
+            name: "test".to_owned(),
+            storage: Arc::new(Storage::open(&options).unwrap()),
+            serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
+            write_through: AtomicBool::new(false),
+            batch_notifications: AtomicBool::new(true),
+            trouble: Trouble::default(),
+        });
+        let ctx = AioContext::new().unwrap();
+        ctx.set_poll_max(Duration::ZERO);
+        let one = ThreadPoolParams {
+            min_threads: 1,
+            max_threads: 1,
+        };
+        let pool = ThreadPool::new(&ctx, one);
+        let plan = Plan::choose(choice, &device.storage).unwrap();
+        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).unwrap();
+        Rc::new(Self {
+            engines,
+            pool,
+            device,
+            ctx,
+            _image: file,
+        })
+    }
+}
+
+/// One queue of a disk, and the driver's side of it.
 pub(crate) struct Vm {
     pub(crate) ctx: AioContext,
     pub(crate) memory: GuestMemoryMmap,
@@ -57,7 +109,7 @@ pub(crate) struct Vm {
     features: RingFeatures,
     avail_idx: u16,
     seen_used: u16,
-    _image: tempfile::NamedTempFile,
+    _disk: Rc<Disk>,
 }
 
 pub(crate) fn memfd(len: u64) -> File {
@@ -79,42 +131,23 @@ fn eventfd() -> File {
 }
 
 impl Vm {
-    /// A queue of `size` entries that goes on at `base`, on a disk that holds `image`; one worker.
+    /// A queue of `size` entries that goes on at `base`, on a disk that holds `image`, whose worker does it all.
     pub(crate) fn new(image: &[u8], size: u16, base: u16, features: RingFeatures) -> Self {
-        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        file.write_all(image).unwrap();
-        let options = OpenOptions {
-            path: file.path().to_owned(),
-            ..OpenOptions::default()
-        };
-        let device = Arc::new(DeviceState {
-            name: "test".to_owned(),
-            storage: Arc::new(Storage::open(&options).unwrap()),
-            serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
-            write_through: AtomicBool::new(false),
-            batch_notifications: AtomicBool::new(true),
-            trouble: Trouble::default(),
-        });
-        let ctx = AioContext::new().unwrap();
-        ctx.set_poll_max(Duration::ZERO);
-        let pool = ThreadPool::new(
-            &ctx,
-            ThreadPoolParams {
-                min_threads: 1,
-                max_threads: 1,
-            },
-        );
-        let stats: Arc<QueueStats> = Arc::default();
-        let plan = Plan::choose(Choice::Threads, &device.storage).unwrap();
-        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).unwrap();
-        let remote = BlkQueue::create(&ctx, 0, device, Arc::clone(&stats), engines.engine());
+        Self::on(&Disk::new(image, Choice::Threads), size, base, features)
+    }
+
+    /// A further queue of a disk.
+    pub(crate) fn on(disk: &Rc<Disk>, size: u16, base: u16, features: RingFeatures) -> Self {
+        let (ctx, stats): (_, Arc<QueueStats>) = (&disk.ctx, Arc::default());
+        let (device, engine) = (Arc::clone(&disk.device), disk.engines.engine());
+        let remote = BlkQueue::create(ctx, 0, device, Arc::clone(&stats), engine);
         let memfd = memfd(MEMORY);
         let vm = Self {
             memory: map(&memfd),
             remote: Some(remote),
-            pool,
+            pool: disk.pool.clone(),
             stats,
-            ctx,
+            ctx: ctx.clone(),
             memfd,
             kick: eventfd(),
             call: eventfd(),
@@ -122,7 +155,7 @@ impl Vm {
             features,
             avail_idx: base,
             seen_used: base,
-            _image: file,
+            _disk: Rc::clone(disk),
         };
         // A ring that goes on somewhere has got that far.
         vm.write_u16(AVAIL + 2, base);
@@ -197,6 +230,11 @@ impl Vm {
         // The worker is asked for from a bottom half.
         self.poll_until(|_| inside.try_recv().is_ok());
         Gate { _open: open }
+    }
+
+    /// Works that the pool has.
+    pub(crate) fn works(&self) -> usize {
+        self.pool.in_flight()
     }
 
     pub(crate) fn poll_until(&self, mut done: impl FnMut(&Self) -> bool) {

@@ -1,16 +1,39 @@
 //! Kernels that lack a part of the sandbox.
 
 use std::fs;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, sock_filter};
 
 use crate::common::daemon::{BINARY, IMAGE, SOCKET};
 use crate::common::frontend::{Frontend, all_features};
 use crate::common::process::{Process, wait_for};
-use crate::common::target::image;
+use crate::serving::{exercise, threads};
+
+/// Starts a daemon that has these filters already.
+fn start_under(filters: Vec<BpfProgram>, options: &[&str]) -> (tempfile::TempDir, Process) {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join(IMAGE), vec![0; 4 << 20]).expect("write the image");
+    let log = fs::File::create(dir.path().join("err")).expect("make a log");
+    let mut command = Command::new(BINARY);
+    command
+        .args(["--socket-path", SOCKET, "--blk-file", IMAGE])
+        .args(options)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stderr(log);
+    let apply = move || {
+        let mut filters = filters.iter();
+        filters.try_for_each(|filter| apply_filter(filter).map_err(|_| io::ErrorKind::Other.into()))
+    };
+    // SAFETY: system calls and no allocation between fork and exec.
+    unsafe { command.pre_exec(apply) };
+    let (daemon, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
+    (dir, daemon)
+}
 
 /// Starts a daemon whose kernel has no such system call, as far as it can see.
 fn without(call: libc::c_long, options: &[&str]) -> (tempfile::TempDir, Process) {
@@ -20,20 +43,11 @@ fn without(call: libc::c_long, options: &[&str]) -> (tempfile::TempDir, Process)
     let action = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let filter = SeccompFilter::new([(call, Vec::new())].into(), SeccompAction::Allow, action, machine);
     let filter: BpfProgram = filter.expect("a filter").try_into().expect("a program");
-    let dir = tempfile::tempdir().expect("make a directory");
-    fs::write(dir.path().join(IMAGE), image()).expect("write the image");
-    let log = fs::File::create(dir.path().join("err")).expect("make a log");
-    let mut command = Command::new(BINARY);
-    command
-        .args(["--socket-path", SOCKET, "--blk-file", IMAGE])
-        .args(options)
-        .current_dir(dir.path())
-        .stdin(Stdio::null())
-        .stderr(log);
-    // SAFETY: two system calls and no allocation between fork and exec.
-    unsafe { command.pre_exec(move || apply_filter(&filter).map_err(|_| std::io::ErrorKind::Other.into())) };
-    let (daemon, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
-    (dir, daemon)
+    start_under(vec![filter], options)
+}
+
+fn said(dir: &Path) -> String {
+    fs::read_to_string(dir.join("err")).unwrap_or_default()
 }
 
 #[test]
@@ -43,7 +57,6 @@ fn a_kernel_that_lacks_a_part_is_told_about_once_or_refused() {
         (libc::SYS_seccomp, "seccomp"),
     ] {
         let (dir, _daemon) = without(call, &[]);
-        let said = |dir: &Path| fs::read_to_string(dir.join("err")).unwrap_or_default();
         wait_for("the socket", || dir.path().join(SOCKET).exists().then_some(()));
         let log = wait_for("the log", || {
             Some(said(dir.path())).filter(|log| log.contains("serving"))
@@ -63,4 +76,79 @@ fn a_kernel_that_lacks_a_part_is_told_about_once_or_refused() {
         assert!(log.contains("--sandbox on") && log.contains(lacking), "{log}");
         assert!(!dir.path().join(SOCKET).exists(), "it left its socket");
     }
+}
+
+/// A filter of so many instructions that allows everything.
+fn padding(instructions: usize) -> BpfProgram {
+    let instruction = |code: u32, k| sock_filter {
+        code: u16::try_from(code).expect("an instruction"),
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    // Jumps to what is next: the kernel sees by itself what comes out, and does not run them for each call.
+    let mut filter = vec![instruction(libc::BPF_JMP | libc::BPF_JA, 0); instructions - 1];
+    filter.push(instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+    filter
+}
+
+/// What the kernel takes over one thread, in filters of at most so many instructions.
+const MOST: usize = 1 << 15;
+const LONGEST: usize = 4096;
+
+/// Starts a daemon that finds room for `room` instructions at most, and a little less.
+fn with_room(room: usize, options: &[&str]) -> (tempfile::TempDir, Process) {
+    let mut filters = vec![padding(LONGEST); MOST / LONGEST - 1];
+    filters.push(padding(LONGEST - room));
+    start_under(filters, options)
+}
+
+/// The one line that is about them.
+fn about_filters(log: &str) -> &str {
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("filter")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    lines[0]
+}
+
+/// A daemon that has just room for the filters of all threads but its workers, which have their creators' as well.
+///
+/// Whoever has less ends at once, and says why.
+fn without_room_for_workers(options: &[&str]) -> (tempfile::TempDir, Process) {
+    for room in (300..LONGEST).step_by(20) {
+        let (dir, mut daemon) = with_room(room, options);
+        let connected = || Frontend::connect(&dir.path().join(SOCKET), 1, 4, all_features()).is_ok();
+        let serves = wait_for("the start or the end", || match daemon.ended() {
+            Some(_) => Some(false),
+            None => connected().then_some(true),
+        });
+        if serves {
+            return (dir, daemon);
+        }
+        assert!(!daemon.wait().success(), "it could not start");
+        let log = said(dir.path());
+        assert!(about_filters(&log).contains("allocate memory"), "{log}");
+    }
+    panic!("it does not start at all");
+}
+
+#[test]
+fn workers_whose_filter_the_kernel_does_not_take_serve_with_their_creators() {
+    let options = ["--num-queues", "2", "--aio", "threads"];
+    let (dir, daemon) = without_room_for_workers(&options);
+    exercise(&dir.path().join(SOCKET), "workers without filters");
+    let threads = threads(daemon.pid());
+    let workers = threads
+        .iter()
+        .filter(|thread| thread["Name"].starts_with("worker"));
+    let filters: Vec<&str> = workers.map(|worker| &*worker["Seccomp_filters"]).collect();
+    assert!(filters.len() > 1, "{threads:#?}");
+    // Those that it was started with, and the IOThread's.
+    let expected = (MOST / LONGEST + 3).to_string();
+    assert!(filters.iter().all(|filters| *filters == expected), "{filters:?}");
+    let log = said(dir.path());
+    let warning = about_filters(&log);
+    assert!(
+        warning.contains("worker thread's") && warning.contains("its creator's"),
+        "{log}"
+    );
 }

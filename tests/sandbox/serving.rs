@@ -61,7 +61,7 @@ const LEN: usize = 8192;
 const DEPTH: usize = 64;
 
 /// Every kind of request, on two queues.
-fn exercise(socket: &Path, name: &str) {
+pub(crate) fn exercise(socket: &Path, name: &str) {
     let mut frontend = Frontend::connect(socket, 2, DEPTH, all_features()).expect("connect");
     for index in 0..2 {
         let queue = frontend.queue(index);

@@ -1,10 +1,14 @@
 //! The call and error eventfds of a queue.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 
 use crate::blk::stats::QueueStats;
+use crate::log_limit::LogLimit;
+
+/// A frontend may replace them as often as it likes.
+static UNWRITABLE: LogLimit<(u16, &str)> = LogLimit::new();
 
 /// Writes notifications and counts what each covers. IOThread only.
 #[derive(Debug)]
@@ -66,7 +70,7 @@ impl Notifier {
         match signal(call) {
             Ok(()) => self.stats.notified(std::mem::take(&mut self.uncovered)),
             Err(error) => {
-                tracing::warn!(queue = self.index, %error, "call eventfd cannot be written, and is dropped");
+                self.warn("call eventfd cannot be written, and is dropped", &error);
                 self.call = None;
             }
         }
@@ -77,7 +81,14 @@ impl Notifier {
         if let Some(err) = &self.err
             && let Err(error) = signal(err)
         {
-            tracing::warn!(queue = self.index, %error, "error eventfd cannot be written");
+            self.warn("error eventfd cannot be written", &error);
+        }
+    }
+
+    #[cold]
+    fn warn(&self, message: &'static str, error: &Error) {
+        if let Some(suppressed) = UNWRITABLE.pass((self.index, message)) {
+            tracing::warn!(queue = self.index, %error, suppressed, "{message}");
         }
     }
 }

@@ -10,10 +10,14 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{BlkQueue, State};
 use crate::aio::{self, AioContext, FdHandler, Poller, Timer};
+use crate::log_limit::LogLimit;
 use crate::virtqueue::RingError;
 
 /// How often a ring without a kick eventfd is looked at.
 const TIMER_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A frontend may replace them as often as it likes.
+static UNREADABLE: LogLimit<u16> = LogLimit::new();
 
 /// Where kicks come from. Dropping it ends them.
 #[derive(Debug)]
@@ -76,10 +80,12 @@ impl BlkQueue {
 
     fn kicked(&self, kick: &File) {
         if let Err(error) = drain(kick) {
-            tracing::warn!(
-                device = %self.device.name, queue = self.index, %error,
-                "kick eventfd cannot be read, and is dropped"
-            );
+            if let Some(suppressed) = UNREADABLE.pass(self.index) {
+                tracing::warn!(
+                    device = %self.device.name, queue = self.index, %error, suppressed,
+                    "kick eventfd cannot be read, and is dropped"
+                );
+            }
             let old = self.state.borrow_mut().kick.take();
             drop(old);
             return;

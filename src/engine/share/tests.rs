@@ -1,0 +1,174 @@
+//! A worker that panics while it helps.
+
+use std::cell::RefCell;
+use std::sync::mpsc::{self, Sender};
+
+use super::*;
+use crate::aio::Timer;
+use crate::storage::Storage;
+use crate::thread_pool::{ThreadPool, ThreadPoolParams};
+
+const BATCH: u16 = 16;
+
+/// A net against hanging, never waited for.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A helper that cannot execute every third request without waiting, and panics at one.
+struct Clumsy {
+    help: Help,
+    panics_at: u16,
+    through: Sender<()>,
+}
+
+impl Work for Clumsy {
+    fn run(&mut self) {
+        let _through = Through(&self.through);
+        self.help.help(|request| {
+            assert_ne!(request.token, self.panics_at, "as asked for");
+            request.token % 3 != 0 && request.try_execute()
+        });
+    }
+
+    fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome) {
+        Box::new(self.help).complete(ctx, outcome);
+    }
+}
+
+/// Tells of the end, however it comes.
+struct Through<'a>(&'a Sender<()>);
+
+impl Drop for Through<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// What came back, and whether the sharing was over whenever a worker was.
+#[derive(Default)]
+struct Back {
+    requests: RefCell<Requests>,
+    workers: RefCell<Vec<bool>>,
+    sharing: RefCell<Option<Rc<Sharing>>>,
+}
+
+impl Completer for Back {
+    fn complete(&self, request: Box<IoRequest>) {
+        self.requests.borrow_mut().push(request);
+    }
+
+    fn worker_is_back(&self) {
+        let over = !self
+            .sharing
+            .borrow()
+            .as_ref()
+            .is_some_and(|sharing| sharing.is_sharing());
+        self.workers.borrow_mut().push(over);
+    }
+}
+
+/// A queue and a pool of one worker.
+struct Queue {
+    sharing: Rc<Sharing>,
+    storage: Arc<Storage>,
+    back: Rc<Back>,
+    lost: Timer,
+    // After all that is registered with it.
+    ctx: AioContext,
+}
+
+impl Queue {
+    fn new() -> Self {
+        let ctx = AioContext::new().expect("a context");
+        let one = ThreadPoolParams {
+            min_threads: 1,
+            max_threads: 1,
+        };
+        let (pool, storage) = (ThreadPool::new(&ctx, one), Arc::new(Storage::null(1 << 20)));
+        let lost = ctx.timer(|_| panic!("requests are lost"));
+        // From here on it needs no loop to begin.
+        while pool.counters().idle_threads == 0 {
+            ctx.poll(false);
+        }
+        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, &storage, pool)));
+        let back: Rc<Back> = Rc::default();
+        back.sharing.replace(Some(Rc::clone(&sharing)));
+        Self {
+            sharing,
+            storage,
+            back,
+            lost,
+            ctx,
+        }
+    }
+
+    fn batch(&self) -> Requests {
+        let request = |token| {
+            let mut request = IoRequest::new(Arc::clone(&self.storage));
+            request.token = token;
+            request
+        };
+        (0..BATCH).map(request).collect()
+    }
+
+    fn completer(&self) -> Rc<dyn Completer> {
+        Rc::clone(&self.back) as _
+    }
+
+    /// Takes back what the worker does not have, executes it, and waits for the rest.
+    fn finish(&self, mut batch: Requests) {
+        let mut done = Requests::new();
+        while self.sharing.take_back(&mut batch, &mut done) {}
+        for request in &mut batch {
+            assert!(request.try_execute());
+        }
+        self.back
+            .requests
+            .borrow_mut()
+            .extend(batch.into_iter().chain(done));
+        self.lost.arm_in(DEADLINE);
+        while self.sharing.is_sharing() || self.back.requests.borrow().len() < BATCH.into() {
+            self.ctx.poll(true);
+        }
+        self.lost.cancel();
+    }
+
+    fn assert_all_are_back_once(&self, case: &str) {
+        let mut requests = self.back.requests.take();
+        requests.sort_by_key(|request| request.token);
+        let tokens: Vec<u16> = requests.iter().map(|request| request.token).collect();
+        assert!(tokens.iter().copied().eq(0..BATCH), "{case}: {tokens:?}");
+        assert!(requests.iter().all(|request| request.result.is_ok()), "{case}");
+        assert_eq!(*self.back.workers.borrow(), [true], "{case}");
+        self.back.workers.borrow_mut().clear();
+        assert!(!self.sharing.pile.is_held(), "{case}");
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.back.sharing.take();
+    }
+}
+
+#[test]
+fn every_request_comes_back_once_wherever_a_helper_panics_and_the_next_batch_is_shared() {
+    let queue = Queue::new();
+    for panics_at in BATCH / 5..BATCH {
+        let (mut batch, (through, ended)) = (queue.batch(), mpsc::channel());
+        let help = queue.sharing.leave_tail(&mut batch, queue.completer());
+        queue.sharing.threads.submit_work(Box::new(Clumsy {
+            help,
+            panics_at,
+            through,
+        }));
+        ended.recv_timeout(DEADLINE).unwrap();
+        assert!(queue.sharing.is_sharing());
+        queue.finish(batch);
+        queue.assert_all_are_back_once(&format!("a panic at {panics_at}"));
+
+        let mut batch = queue.batch();
+        queue.sharing.share(&mut batch, queue.completer());
+        queue.finish(batch);
+        queue.assert_all_are_back_once(&format!("after a panic at {panics_at}"));
+    }
+}

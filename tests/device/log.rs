@@ -1,0 +1,68 @@
+//! What a frontend can have the log say, again and again: it is said once.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use vhost_user_blk::engine::Choice;
+use vhost_user_blk::virtqueue::RingFeatures;
+
+use super::vm::{Disk, Vm};
+
+const FEATURES: RingFeatures = RingFeatures {
+    event_idx: false,
+    indirect: true,
+};
+
+/// What is logged on this thread meanwhile.
+fn logged(body: impl FnOnce()) -> String {
+    let mut file = tempfile::tempfile().unwrap();
+    let writer = Arc::new(file.try_clone().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+    tracing::subscriber::with_default(subscriber, body);
+    let mut log = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut log).unwrap();
+    log
+}
+
+/// A file that nothing can be written to.
+fn full() -> Option<Arc<File>> {
+    Some(Arc::new(File::options().write(true).open("/dev/full").unwrap()))
+}
+
+fn use_what_cannot_be_used(vm: &mut Vm) {
+    let (kick, mut other) = UnixStream::pair().unwrap();
+    other.shutdown(Shutdown::Write).unwrap();
+    other.set_nonblocking(true).unwrap();
+    let kick = OwnedFd::from(kick).into();
+    vm.run(|queue| queue.set_kick(Some(kick)).unwrap());
+    // It is let go of.
+    vm.poll_until(|_| other.read(&mut [0]).is_ok());
+    vm.replace_kick();
+    vm.run(|queue| queue.set_call(full()));
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    vm.run(|queue| queue.set_err(full()));
+    // No such descriptor.
+    vm.offer(99);
+    vm.kick();
+    vm.poll_until(|vm| vm.stats.broken.get() == 1);
+}
+
+#[test]
+fn eventfds_that_cannot_be_used_are_one_line_each() {
+    let disk = Disk::new(&[7; 4096], Choice::Threads);
+    let log = logged(|| (0..5).for_each(|_| use_what_cannot_be_used(&mut Vm::on(&disk, 64, 0, FEATURES))));
+    for line in [
+        "kick eventfd cannot be read",
+        "call eventfd cannot be written",
+        "error eventfd cannot be written",
+    ] {
+        assert_eq!(log.matches(line).count(), 1, "{log}");
+    }
+}

@@ -1,0 +1,96 @@
+//! Visits that keep the IOThread busy, because it reads by itself what is in memory.
+
+use std::rc::Rc;
+
+use vhost_user_blk::engine::Choice;
+use vhost_user_blk::virtqueue::RingFeatures;
+
+use super::vm::{Desc, Disk, HEAP, Vm, header};
+
+const FEATURES: RingFeatures = RingFeatures {
+    event_idx: false,
+    indirect: true,
+};
+
+/// The most that the IOThread reads at a time. A few of these take longer than what counts as a long visit, however
+/// fast the machine is.
+const LEN: u32 = 128 << 10;
+
+/// Few enough for one visit.
+const MANY: u16 = 60;
+
+fn disk() -> Rc<Disk> {
+    Disk::new(&[7; LEN as usize], Choice::Auto)
+}
+
+fn queue(disk: &Rc<Disk>) -> Vm {
+    Vm::on(disk, 256, 0, FEATURES)
+}
+
+/// Has so many reads executed in one visit; returns how often the driver was notified.
+fn visit(vm: &mut Vm, requests: u16) -> u64 {
+    let buffer = |at, len, writable| Desc {
+        addr: HEAP + at,
+        len,
+        writable,
+    };
+    let descs = [
+        buffer(0, 16, false),
+        buffer(4096, LEN, true),
+        buffer(512, 1, true),
+    ];
+    vm.put(HEAP, &header(0, 0));
+    for head in (0..requests).map(|request| 3 * request) {
+        let head = vm.direct(&[head, head + 1, head + 2], &descs);
+        vm.offer(head);
+    }
+    vm.kick();
+    vm.wait_used(requests);
+    vm.calls()
+}
+
+/// A queue whose last batch was the disk's last one, and too short to say what a request takes: the next one is not
+/// shared with a worker.
+fn lone_queue(disk: &Rc<Disk>) -> Vm {
+    let mut vm = queue(disk);
+    assert_eq!(visit(&mut vm, 1), 1);
+    vm
+}
+
+#[test]
+fn a_driver_that_waits_for_one_queue_is_told_before_a_long_visit_ends() {
+    assert_eq!(visit(&mut lone_queue(&disk()), MANY), 2);
+}
+
+#[test]
+fn a_driver_is_told_of_few_requests_once_however_long_they_take() {
+    assert_eq!(visit(&mut lone_queue(&disk()), 31), 1);
+}
+
+#[test]
+fn a_driver_of_several_queues_is_told_once() {
+    let disk = disk();
+    let mut vm = lone_queue(&disk);
+    let mut other = lone_queue(&disk);
+    assert_eq!(visit(&mut vm, MANY), 1);
+    // Until it uses only one of them.
+    assert_eq!(visit(&mut other, 1), 1);
+    assert_eq!(visit(&mut other, MANY), 2);
+}
+
+#[test]
+fn a_ring_stops_when_the_worker_that_was_to_help_is_back() {
+    let disk = disk();
+    let mut vm = queue(&disk);
+    let gate = vm.hold();
+    // Now it is known how long they take.
+    visit(&mut vm, MANY);
+    assert_eq!(vm.works(), 1, "only the one that holds the worker");
+    visit(&mut vm, MANY);
+    assert_eq!(vm.works(), 2, "a worker is asked for");
+    let stopped = vm.stop();
+    vm.poll_some();
+    assert!(stopped.try_recv().is_err(), "while the worker may have requests");
+    drop(gate);
+    vm.poll_until(|_| stopped.try_recv() == Ok(2 * MANY));
+}
