@@ -121,6 +121,38 @@ fn works_that_begin_to_block_after_many_quick_ones_run_at_the_same_time() {
 }
 
 #[test]
+fn a_serial_pool_runs_one_work_after_the_other_and_brings_all_back() {
+    let rig = Rig::serial();
+    let gate = opened(&rig);
+    for name in 0..200 {
+        rig.submit(Arc::clone(&gate), name);
+        if name % 50 == 0 {
+            rig.wait_for(name as usize + 1);
+        }
+    }
+    rig.wait_for(200);
+    assert_eq!(rig.started(), (0..200).collect::<Vec<_>>());
+    assert_eq!(names(&rig.log()), (0..200).collect::<Vec<_>>());
+    assert_eq!(rig.counters().cur_threads, 1);
+}
+
+#[test]
+fn what_a_serial_pool_has_finished_does_not_wait_for_a_work_that_blocks() {
+    let rig = Rig::serial();
+    let mut works = vec![
+        rig.work(opened(&Rig::new(0, 1)), 0, None) as Box<dyn Work>,
+        rig.work(rig.gate(), 1, None),
+        rig.work(rig.gate(), 2, None),
+    ];
+    rig.pool.submit_batch(&mut works);
+    rig.wait_for(1);
+    assert_eq!(names(&rig.log()), [0]);
+    assert_eq!(rig.gate().arrivals(), 1);
+    rig.gate().open();
+    rig.wait_for(3);
+}
+
+#[test]
 fn quick_works_need_few_threads() {
     struct Quick(Arc<AtomicUsize>);
     impl Work for Quick {

@@ -1,4 +1,8 @@
 //! The policy of adaptive polling: how long to poll before blocking. No clock, no fds.
+//!
+//! The window grows as QEMU's does, but it closes later, and opens by itself for a try. A thread that blocks waits
+//! until its event comes *and* until it has been woken up, so that for one that could just have caught the event by
+//! polling, a wait that ends with a wakeup always looks too long: once closed, the window would stay so.
 
 use std::time::Duration;
 
@@ -6,11 +10,25 @@ use std::time::Duration;
 const START: Duration = Duration::from_micros(4);
 const GROW: u32 = 2;
 
+/// So many events more have to be missed than caught before the window closes.
+const CREDIT: u8 = 4;
+
+/// A closed window is opened for one try after so many waits, and after twice as many each time that was in vain. With
+/// the try itself that makes odd intervals, lest in a regular sequence of waits always the same one is tried.
+const FIRST_TRY: u16 = 4;
+const LAST_TRY: u16 = 256;
+
 /// The current polling window, adapted by how long waits last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PollWindow {
     current: Duration,
     max: Duration,
+    /// While open: misses that it stands.
+    credit: u8,
+    /// While closed: waits up to the next try.
+    left: u16,
+    /// Waits from the next closing to the first try.
+    pause: u16,
 }
 
 impl PollWindow {
@@ -22,12 +40,19 @@ impl PollWindow {
         Self {
             current: Duration::ZERO,
             max,
+            credit: 0,
+            left: FIRST_TRY,
+            pause: 2 * FIRST_TRY,
         }
     }
 
     /// A window that is as wide as it may get.
     pub(crate) fn open(max: Duration) -> Self {
-        Self { current: max, max }
+        Self {
+            current: max,
+            credit: CREDIT,
+            ..Self::new(max)
+        }
     }
 
     /// How long to poll before the next block.
@@ -41,14 +66,43 @@ impl PollWindow {
     }
 
     /// Learns from a wait of `waited`, counted from when polling began or would have begun.
-    ///
-    /// The window grows if a longer one would have seen the event, and closes if not even the longest would have.
     pub(crate) fn adapt(&mut self, waited: Duration) {
         if waited <= self.current {
-        } else if waited > self.max {
-            self.current = Duration::ZERO;
-        } else {
+            self.caught();
+        } else if waited <= self.max {
             self.current = (self.current * GROW).max(START).min(self.max);
+            (self.credit, self.pause) = (CREDIT, FIRST_TRY);
+        } else if !self.current.is_zero() {
+            self.missed();
+        } else if !self.max.is_zero() {
+            self.stayed_closed();
+        }
+    }
+
+    /// The event came while the thread polled.
+    pub(crate) fn caught(&mut self) {
+        if self.current.is_zero() {
+            return;
+        }
+        self.credit = (self.credit + 1).min(CREDIT);
+        self.pause = FIRST_TRY;
+    }
+
+    /// The event came later than even the widest window would have seen.
+    fn missed(&mut self) {
+        self.credit = self.credit.saturating_sub(1);
+        if self.credit == 0 {
+            self.current = Duration::ZERO;
+            self.left = self.pause;
+            self.pause = (2 * self.pause).min(LAST_TRY);
+        }
+    }
+
+    fn stayed_closed(&mut self) {
+        self.left -= 1;
+        if self.left == 0 {
+            // Without credit: one miss is enough.
+            self.current = self.max;
         }
     }
 }
@@ -90,8 +144,64 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_beyond_the_maximum_closes_the_window() {
-        assert_eq!(after(us(32), &[us(20), us(20), us(33)]), Duration::ZERO);
+    fn a_wait_beyond_the_maximum_now_and_then_leaves_the_window_open() {
+        let mixed = [us(20), us(33), us(1)].repeat(100);
+        assert_eq!(after(us(32), &mixed), us(32));
+    }
+
+    #[test]
+    fn several_waits_beyond_the_maximum_close_the_window() {
+        let misses = |n| [[us(20)].repeat(4), [us(33)].repeat(n)].concat();
+        assert_eq!(after(us(32), &misses(usize::from(CREDIT) - 1)), us(32));
+        assert_eq!(after(us(32), &misses(usize::from(CREDIT))), Duration::ZERO);
+    }
+
+    /// Of so many waits, those before which the window was open, while all take longer than it can be.
+    fn tries(window: &mut PollWindow, waits: u16) -> Vec<u16> {
+        let open = |wait: &u16| {
+            let open = !window.current().is_zero();
+            assert!(
+                !open || window.current() == window.max(),
+                "wait {wait}: a try is a full one"
+            );
+            window.adapt(us(50));
+            open
+        };
+        (0..waits).filter(open).collect()
+    }
+
+    #[test]
+    fn a_closed_window_is_tried_ever_more_rarely() {
+        let mut window = PollWindow::new(us(32));
+        assert_eq!(tries(&mut window, 4 + 1 + 8 + 1 + 16 + 1), [4, 13, 30]);
+        let rarely = tries(&mut window, 10_000).len();
+        assert!((38..50).contains(&rarely), "{rarely}");
+    }
+
+    #[test]
+    fn a_try_that_sees_the_event_opens_the_window() {
+        let mut window = PollWindow::new(us(32));
+        tries(&mut window, 1000);
+        while window.current().is_zero() {
+            window.adapt(us(50));
+        }
+        window.adapt(us(10));
+        assert_eq!(window.current(), us(32));
+        // And when it closes again, the next try comes soon.
+        window.adapt(us(50));
+        assert_eq!(tries(&mut window, 5), [4]);
+    }
+
+    #[test]
+    fn sooner_or_later_every_place_of_a_regular_sequence_is_tried() {
+        for period in [2, 3, 4, 6] {
+            let mut window = PollWindow::new(us(32));
+            let tried: std::collections::BTreeSet<_> = tries(&mut window, 30_000)
+                .iter()
+                .map(|wait| wait % period)
+                .collect();
+            assert_eq!(tried.len(), usize::from(period), "{period}: {tried:?}");
+        }
     }
 
     #[test]

@@ -222,9 +222,11 @@ impl AioContext {
         }
         let start = Instant::now();
         if self.busy_poll(start) {
+            self.adapt(PollWindow::caught);
             return true;
         }
         if inner.has_work() {
+            self.adapt(PollWindow::caught);
             return false;
         }
         if inner.pollers.end() {
@@ -232,10 +234,14 @@ impl AioContext {
             return inner.pollers.poll(self);
         }
         inner.block();
-        let mut window = inner.window.get();
-        window.adapt(start.elapsed());
-        inner.window.set(window);
+        self.adapt(|window| window.adapt(start.elapsed()));
         false
+    }
+
+    fn adapt(&self, learn: impl FnOnce(&mut PollWindow)) {
+        let mut window = self.inner.window.get();
+        learn(&mut window);
+        self.inner.window.set(window);
     }
 
     /// Polls until a poller made progress (then returns true), other work came, or the window closes.

@@ -10,7 +10,7 @@ use std::io;
 use super::{IoOp, IoRequest, Requests};
 use crate::aio::AioContext;
 use crate::storage::Storage;
-use crate::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
+use crate::thread_pool::{Outcome, ThreadPool, Work};
 
 /// Every request is one piece of work for the pool.
 pub(super) struct ThreadsEngine {
@@ -32,12 +32,8 @@ impl std::fmt::Debug for ThreadsEngine {
 impl ThreadsEngine {
     /// An engine for `storage` on a pool of the calling thread's context.
     pub(super) fn new(ctx: &AioContext, storage: &Storage, pool: ThreadPool) -> Self {
-        let writer = ThreadPoolParams {
-            min_threads: 0,
-            max_threads: 1,
-        };
         Self {
-            writer: storage.writes_take_turns().then(|| pool.sibling(ctx, writer)),
+            writer: storage.writes_take_turns().then(|| pool.serial_sibling(ctx)),
             pool,
             works: RefCell::default(),
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    figures::{Counters, ThreadPoolParams},
+    figures::Counters,
     state::{Actions, Next, Queued, State, Woken},
 };
 use crate::aio::adaptive::PollWindow;
@@ -49,6 +49,8 @@ struct Locked<W> {
     state: State<W>,
     /// What the context has not collected.
     done: Vec<Finished<W>>,
+    /// The context knows of some of it.
+    told: bool,
     /// A worker polls, and needs no wakeup.
     polling: bool,
 }
@@ -62,6 +64,10 @@ pub(super) struct Batch<W> {
     pub(super) finished: Vec<Finished<W>>,
     /// The last works did not block.
     pub(super) quick: bool,
+    /// The pool is serial.
+    pub(super) serial: bool,
+    /// When the first of them was begun.
+    pub(super) begun: Option<Instant>,
     /// How long to poll before the next sleep.
     window: PollWindow,
 }
@@ -72,6 +78,8 @@ impl<W> Batch<W> {
             taken: VecDeque::new(),
             finished: Vec::new(),
             quick: false,
+            serial: false,
+            begun: None,
             window: if cfg!(loom) {
                 PollWindow::open(poll_max)
             } else {
@@ -86,8 +94,10 @@ pub(super) trait Host<W> {
     /// Creates the next worker, see [`State::begin_spawn`](super::state::State::begin_spawn).
     fn spawn(&self);
 
-    /// Runs some of `batch.taken` and puts them into `batch.finished`; what is left is given back.
-    fn run(&self, batch: &mut Batch<W>);
+    /// Runs some of `batch.taken` and puts them into `batch.finished`.
+    ///
+    /// Returns whether to go on with what is left before the context is told; else it is given back.
+    fn run(&self, batch: &mut Batch<W>) -> bool;
 
     /// Tells the context that there is something to collect.
     fn completed(&self);
@@ -109,11 +119,21 @@ struct Round {
     poll: bool,
 }
 
+impl<W> Locked<W> {
+    fn deliver(&mut self, batch: &mut Batch<W>) {
+        if !batch.finished.is_empty() {
+            self.state.finished(batch.finished.len(), batch.quick);
+            self.done.append(&mut batch.finished);
+        }
+    }
+}
+
 impl<W> Core<W> {
-    pub(super) fn new(params: ThreadPoolParams, poll_max: Duration) -> Self {
+    pub(super) fn new(state: State<W>, poll_max: Duration) -> Self {
         let locked = Locked {
-            state: State::new(params),
+            state,
             done: Vec::new(),
+            told: false,
             polling: false,
         };
         Self {
@@ -161,6 +181,7 @@ impl<W> Core<W> {
     /// Moves what was finished to the end of `done`.
     pub(super) fn collect(&self, done: &mut Vec<Finished<W>>) {
         let mut locked = lock(&self.locked);
+        locked.told = false;
         if done.is_empty() {
             std::mem::swap(&mut locked.done, done);
         } else {
@@ -185,7 +206,11 @@ impl<W> Core<W> {
             }
             host.apply(round.actions);
             match round.next {
-                Next::Run => host.run(&mut batch),
+                Next::Run => {
+                    while host.run(&mut batch) {
+                        lock(&self.locked).deliver(&mut batch);
+                    }
+                }
                 Next::Exit => return,
                 Next::Sleep => {
                     let start = Instant::now();
@@ -219,13 +244,12 @@ impl<W> Core<W> {
     fn round(&self, batch: &mut Batch<W>) -> Round {
         let mut guard = lock(&self.locked);
         let locked = &mut *guard;
-        let completed = locked.done.is_empty() && !batch.finished.is_empty();
-        if !batch.finished.is_empty() {
-            locked.state.finished(batch.finished.len(), batch.quick);
-            locked.done.append(&mut batch.finished);
-        }
+        locked.deliver(batch);
+        let completed = !locked.told && !locked.done.is_empty();
+        locked.told |= completed;
         locked.state.give_back(&mut batch.taken);
         let (next, actions) = locked.state.next(batch.quick, &mut batch.taken);
+        (batch.serial, batch.begun) = (locked.state.is_serial(), None);
         let poll = next == Next::Sleep && !locked.polling && !batch.window.current().is_zero();
         locked.polling |= poll;
         self.leave(&locked.state, next == Next::Exit);
@@ -289,6 +313,7 @@ mod tests {
     use std::{sync::Mutex as StdMutex, thread};
 
     use super::*;
+    use crate::thread_pool::ThreadPoolParams;
 
     /// Runs everything at once, which is always quick; remembers how much it was given.
     #[derive(Default)]
@@ -299,7 +324,7 @@ mod tests {
             unreachable!("one worker is enough");
         }
 
-        fn run(&self, batch: &mut Batch<u32>) {
+        fn run(&self, batch: &mut Batch<u32>) -> bool {
             self.0.lock().expect("nobody panics").push(batch.taken.len());
             let done = batch.taken.drain(..).map(|queued| Finished {
                 work: queued.work,
@@ -307,6 +332,7 @@ mod tests {
             });
             batch.finished.extend(done);
             batch.quick = true;
+            false
         }
 
         fn completed(&self) {}
@@ -322,7 +348,7 @@ mod tests {
             min_threads: 0,
             max_threads: 1,
         };
-        let core = Core::new(params, Duration::ZERO);
+        let core = Core::new(State::new(params), Duration::ZERO);
         let sizes = Sizes::default();
         let sleeping = || {
             while core.counters().idle_threads == 0 {

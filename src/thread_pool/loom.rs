@@ -7,7 +7,7 @@ use loom::{model::Builder, thread};
 use super::{
     core::{Batch, Core, Finished, Host, Outcome},
     figures::ThreadPoolParams,
-    state::Actions,
+    state::{Actions, State},
 };
 use crate::{
     aio::{BhHandle, loom::Loop},
@@ -37,13 +37,15 @@ impl Host<usize> for Worker {
         thread::spawn(move || host.0.core.work(&host, Duration::ZERO));
     }
 
-    fn run(&self, batch: &mut Batch<usize>) {
-        let works = batch.taken.drain(..).map(|queued| Finished {
+    fn run(&self, batch: &mut Batch<usize>) -> bool {
+        let count = if batch.serial { 1 } else { batch.taken.len() };
+        let works = batch.taken.drain(..count).map(|queued| Finished {
             work: queued.work,
             outcome: Outcome::Done,
         });
         batch.finished.extend(works);
         batch.quick = true;
+        !batch.taken.is_empty()
     }
 
     fn completed(&self) {
@@ -77,13 +79,16 @@ impl Rig {
 
     /// Workers poll before they sleep.
     fn polling(max_threads: usize, poll_max: Duration) -> Self {
-        let context = Loop::new();
-        let (completion, care) = (context.bottom_half(), context.bottom_half());
         let params = ThreadPoolParams {
             min_threads: 0,
             max_threads,
         };
-        let core = Core::new(params, poll_max);
+        Self::with_core(Core::new(State::new(params), poll_max))
+    }
+
+    fn with_core(core: Core<usize>) -> Self {
+        let context = Loop::new();
+        let (completion, care) = (context.bottom_half(), context.bottom_half());
         let worker = Worker(Arc::new(Pool {
             core,
             completion,
@@ -181,6 +186,18 @@ fn of_two_workers_of_which_one_polls_none_misses_a_work() {
         let mut rig = Rig::polling(2, Duration::from_micros(1));
         rig.submit([0, 1]);
         rig.wait_for(2);
+        rig.submit([2]);
+        rig.wait_for(3);
+        assert_eq!(rig.free(), [0, 1, 2]);
+    });
+}
+
+#[test]
+fn what_a_serial_pool_finishes_before_it_tells_comes_back() {
+    model(|| {
+        let mut rig = Rig::with_core(Core::new(State::serial(), Duration::ZERO));
+        rig.submit([0, 1]);
+        rig.wait_for(1);
         rig.submit([2]);
         rig.wait_for(3);
         assert_eq!(rig.free(), [0, 1, 2]);

@@ -105,12 +105,23 @@ impl ThreadPool {
         spawner: Spawner,
         idle_time: Duration,
     ) -> Self {
+        let pool = Self::with_state(ctx, State::new(params), spawner, idle_time);
+        pool.update_params(params);
+        pool
+    }
+
+    fn with_state(
+        ctx: &AioContext,
+        state: State<Box<dyn Work>>,
+        spawner: Spawner,
+        idle_time: Duration,
+    ) -> Self {
         let inner = Rc::new_cyclic(|weak| {
             let on_context = |run| ctx.bottom_half(upgraded(weak, run));
             let completion = on_context(Inner::complete);
             let care = on_context(Inner::care);
             let shared = Shared::new(
-                Core::new(params, POLL_FACTOR * ctx.poll_max()),
+                Core::new(state, POLL_FACTOR * ctx.poll_max()),
                 completion.handle(),
                 care.handle(),
                 spawner,
@@ -128,9 +139,7 @@ impl ThreadPool {
                 watch: ctx.timer(upgraded(weak, Inner::tick)),
             }
         });
-        let pool = Self { inner };
-        pool.update_params(params);
-        pool
+        Self { inner }
     }
 
     /// Makes another pool of `ctx`, whose threads are created as those of this one are.
@@ -144,6 +153,19 @@ impl ThreadPool {
             spawner, idle_time, ..
         } = &*self.inner.shared;
         Self::with_spawner(ctx, params, spawner.clone(), *idle_time)
+    }
+
+    /// Makes another pool of `ctx`, whose thread is created as those of this one are: there is never more than one, for
+    /// works that could not run side by side anyway.
+    ///
+    /// It takes several works at once, which can then not be cancelled any more. What it finishes while it has more to
+    /// do is completed together, some 100 us later at most, or 2 ms if the next work blocks.
+    #[must_use]
+    pub fn serial_sibling(&self, ctx: &AioContext) -> Self {
+        let Shared {
+            spawner, idle_time, ..
+        } = &*self.inner.shared;
+        Self::with_state(ctx, State::serial(), spawner.clone(), *idle_time)
     }
 
     /// Queues one work.
@@ -173,7 +195,7 @@ impl ThreadPool {
     ///
     /// # Panics
     ///
-    /// If the limits are impossible, see [`ThreadPoolParams`].
+    /// If the limits are impossible, see [`ThreadPoolParams`], or the pool is [serial](Self::serial_sibling).
     pub fn update_params(&self, params: ThreadPoolParams) {
         let ThreadPoolParams {
             min_threads,
@@ -183,6 +205,8 @@ impl ThreadPool {
             max_threads >= 1 && min_threads <= max_threads,
             "impossible limits: {params:?}"
         );
+        let fixed = self.inner.change(|state| (state.is_serial(), Actions::default()));
+        assert!(!fixed, "the limits of a serial pool");
         self.inner.change(|state| ((), state.set_params(params)));
     }
 
@@ -247,9 +271,12 @@ impl Inner {
         self.collected.borrow_mut().extend(spare.drain(..));
     }
 
-    /// Looks whether more workers are needed.
+    /// Looks whether more workers are needed, and for what a worker that blocks has finished before.
     fn tick(&self, _ctx: &AioContext) {
-        self.change(|state| ((), state.tick()));
+        let serial = self.change(|state| (state.is_serial(), state.tick()));
+        if serial {
+            self.completion.schedule();
+        }
     }
 
     /// The care bottom half.

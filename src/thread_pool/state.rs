@@ -17,6 +17,9 @@ mod model;
 /// Workers take so many works at once while these are quick.
 pub(super) const BATCH: usize = 8;
 
+/// The worker of a serial pool takes so many: what it leaves would wait for it all the same.
+pub(super) const SERIAL_BATCH: usize = 16;
+
 /// A work that took less is quick: it did not block.
 pub(super) const QUICK: Duration = Duration::from_micros(5);
 
@@ -52,7 +55,8 @@ pub(super) struct Actions {
 /// Why `tick` is to be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
-    /// Work is queued; perhaps all workers block.
+    /// Work is queued; perhaps all workers block. Or the worker of a serial pool does, and has not told of what it
+    /// finished before.
     Stall,
     /// A thread could not be created.
     Retry,
@@ -83,6 +87,8 @@ pub(super) enum Woken {
 #[derive(Debug)]
 pub(super) struct State<W> {
     params: ThreadPoolParams,
+    /// There is never more than one worker, and it need not tell at once of what it finished.
+    serial: bool,
     queue: VecDeque<Queued<W>>,
     next_id: u64,
     cur: usize,
@@ -111,6 +117,7 @@ impl<W> State<W> {
     pub(super) fn new(params: ThreadPoolParams) -> Self {
         Self {
             params,
+            serial: false,
             queue: VecDeque::new(),
             next_id: 0,
             cur: 0,
@@ -129,6 +136,21 @@ impl<W> State<W> {
             wakeups: 0,
             spawn_failures: 0,
         }
+    }
+
+    /// A pool of one worker, see [`ThreadPool::serial_sibling`](super::ThreadPool::serial_sibling).
+    pub(super) fn serial() -> Self {
+        Self {
+            serial: true,
+            ..Self::new(ThreadPoolParams {
+                min_threads: 0,
+                max_threads: 1,
+            })
+        }
+    }
+
+    pub(super) fn is_serial(&self) -> bool {
+        self.serial
     }
 
     pub(super) fn counters(&self) -> Counters {
@@ -163,7 +185,11 @@ impl<W> State<W> {
             });
             self.next_id += 1;
         }
-        (first, self.serve_queue())
+        let mut actions = self.serve_queue();
+        if self.serial && !self.queue.is_empty() {
+            self.watch(Watch::Stall, &mut actions);
+        }
+        (first, actions)
     }
 
     /// Takes a work back that nobody has taken.
@@ -196,6 +222,9 @@ impl<W> State<W> {
             if self.is_slow() || self.live() == 0 || self.advanced_little_since(self.taken_at_tick) {
                 self.ask(&mut actions);
             }
+            self.watch(Watch::Stall, &mut actions);
+        }
+        if self.serial && self.active + self.queue.len() > 0 {
             self.watch(Watch::Stall, &mut actions);
         }
         actions
@@ -270,7 +299,9 @@ impl<W> State<W> {
             self.idle += 1;
             return (Next::Sleep, Actions::default());
         }
-        let count = if quick && self.caution == 0 {
+        let count = if self.serial {
+            SERIAL_BATCH.min(self.queue.len())
+        } else if quick && self.caution == 0 {
             BATCH.min(self.queue.len())
         } else {
             1

@@ -22,6 +22,10 @@ use super::{
 };
 use crate::aio::{BhHandle, panic_message};
 
+/// The worker of a serial pool tells this often of what it has finished, if it has more to do: each time costs a
+/// wakeup of the context's thread, and one of whoever waits for the works.
+const TOGETHER: Duration = Duration::from_micros(100);
+
 /// What the context and the workers share.
 pub(super) struct Shared {
     pub(super) core: Core<Box<dyn Work>>,
@@ -128,8 +132,12 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
         self.spawn_worker();
     }
 
-    fn run(&self, batch: &mut Batch<Box<dyn Work>>) {
-        run_batch(batch);
+    fn run(&self, batch: &mut Batch<Box<dyn Work>>) -> bool {
+        if batch.serial {
+            return run_next(batch);
+        }
+        run_quick(batch);
+        false
     }
 
     fn completed(&self) {
@@ -149,7 +157,7 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
 }
 
 /// Runs what was taken, up to the first that is not quick.
-fn run_batch(batch: &mut Batch<Box<dyn Work>>) {
+fn run_quick(batch: &mut Batch<Box<dyn Work>>) {
     let mut quick = true;
     let mut start = Instant::now();
     while quick && let Some(queued) = batch.taken.pop_front() {
@@ -160,6 +168,15 @@ fn run_batch(batch: &mut Batch<Box<dyn Work>>) {
         start = end;
     }
     batch.quick = quick;
+}
+
+/// Runs one work; returns whether the context may be told later.
+fn run_next(batch: &mut Batch<Box<dyn Work>>) -> bool {
+    let begun = *batch.begun.get_or_insert_with(Instant::now);
+    if let Some(queued) = batch.taken.pop_front() {
+        batch.finished.push(run_one(queued.work));
+    }
+    !batch.taken.is_empty() && begun.elapsed() < TOGETHER
 }
 
 pub(super) fn run_one(mut work: Box<dyn Work>) -> Finished<Box<dyn Work>> {

@@ -193,13 +193,19 @@ impl SplitRing {
         Ok(Some(head))
     }
 
+    /// True if an entry can be taken that was there when the driver's index was last read.
+    #[inline]
+    pub fn has_seen_work(&self) -> bool {
+        !self.resubmit.is_empty() || self.avail_idx != self.next_avail
+    }
+
     /// True if an entry could be taken. Reads the driver's index if need be.
     ///
     /// # Errors
     /// An impossible index: the ring must stop.
     #[inline]
     pub fn has_work(&mut self) -> Result<bool, RingError> {
-        Ok(!self.resubmit.is_empty() || self.avail_idx != self.next_avail || self.refresh()?)
+        Ok(self.has_seen_work() || self.refresh()?)
     }
 
     #[inline]

@@ -134,6 +134,13 @@ impl Rig {
         }
     }
 
+    /// A rig on the serial sibling of a pool.
+    pub(crate) fn serial() -> Self {
+        let mut rig = Self::new(0, 1);
+        rig.pool = rig.pool.serial_sibling(&rig.ctx);
+        rig
+    }
+
     pub(crate) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
     }

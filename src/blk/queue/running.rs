@@ -139,8 +139,8 @@ impl Running {
     ) -> Result<Collected, QueueError> {
         let mut answered = false;
         let rules = device.rules();
-        for _ in 0..BUDGET {
-            let Some(head) = self.next_head(polled)? else {
+        for n in 0..BUDGET {
+            let Some(head) = self.next_head(polled, n == 0)? else {
                 return Ok(Collected {
                     answered,
                     more: false,
@@ -164,8 +164,13 @@ impl Running {
         Ok(Collected { answered, more: true })
     }
 
-    /// The next chain. When there is none, the driver is asked for kicks, unless the ring is polled.
-    fn next_head(&mut self, polled: bool) -> Result<Option<u16>, RingError> {
+    /// The next chain, the `first` of a visit or another one. When there is none, the driver is asked for kicks, unless the ring is polled.
+    fn next_head(&mut self, polled: bool, first: bool) -> Result<Option<u16>, RingError> {
+        // While it is polled a driver may still be adding. It gets its first answers while it does, and then need not
+        // fall asleep before it looks for them.
+        if polled && !first && !self.ring.has_seen_work() {
+            return Ok(None);
+        }
         if let Some(head) = self.ring.pop()? {
             return Ok(Some(head));
         }

@@ -70,8 +70,12 @@ impl World {
             min_threads: 0,
             max_threads: 3,
         };
+        Self::with_state(State::new(params))
+    }
+
+    fn with_state(state: State<u64>) -> Self {
         Self {
-            state: State::new(params),
+            state,
             workers: Vec::new(),
             creatable: true,
             care: false,
@@ -99,6 +103,7 @@ impl World {
         match op {
             Op::Submit(count) => self.submit(*count),
             Op::Cancel(id) => self.cancel(id % (self.state.next_id + 1)),
+            Op::SetParams(..) if self.state.serial => {}
             Op::SetParams(min_threads, max_threads) => {
                 let actions = self.state.set_params(ThreadPoolParams {
                     min_threads: *min_threads,
@@ -216,7 +221,7 @@ impl World {
         match next {
             Next::Run => {
                 assert!(
-                    quick || batch.len() == 1,
+                    quick || batch.len() == 1 || self.state.serial,
                     "nothing waits behind a work that may block"
                 );
                 let in_order = batch
@@ -285,6 +290,14 @@ impl World {
             state.watch.is_none() || self.watch.is_some(),
             "an expected tick comes"
         );
+        if state.serial {
+            assert!(self.workers.len() <= 1, "works are done one after the other");
+            let outstanding = state.active + state.queue.len();
+            assert!(
+                outstanding == 0 || self.watch.is_some(),
+                "somebody looks for what was not told"
+            );
+        }
         if !state.queue.is_empty() {
             let busy = self.count(|worker| matches!(worker, Worker::Running(_) | Worker::Looking { .. }));
             let on_the_way = busy + state.tokens + state.new + state.pending;
@@ -333,9 +346,9 @@ proptest! {
 
     #[test]
     fn whatever_happens_every_work_comes_back_once_and_every_worker_ends(
-        ops in prop::collection::vec(op(), 0..200),
+        ops in prop::collection::vec(op(), 0..200), serial: bool,
     ) {
-        let mut world = World::new();
+        let mut world = if serial { World::with_state(State::serial()) } else { World::new() };
         ops.iter().for_each(|op| world.run(op));
         world.settle();
         prop_assert!(world.open.is_empty(), "open: {:?}", world.open);
@@ -452,6 +465,15 @@ fn quick_works_are_taken_several_at_a_time_and_need_no_further_workers() {
         world.step(0, 1, true);
     }
     assert_eq!((world.state.taken, world.state.cur), (20, 1));
+}
+
+#[test]
+fn a_serial_pool_takes_works_together_whatever_they_take() {
+    let mut state = State::serial();
+    let _ = state.submit(0..20);
+    let mut batch = VecDeque::new();
+    let _ = state.next(false, &mut batch);
+    assert_eq!(batch.len(), SERIAL_BATCH);
 }
 
 #[test]
