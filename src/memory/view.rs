@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use super::{GuestMemory, Region};
 
-/// One IOThread's view of a snapshot: translation with a last-hit cache, shared by the requests that use it.
+/// One IOThread's view of a snapshot: translation with a cache of the last two regions, shared by the requests that use
+/// it. (Two: drivers may have headers in one region and data in another.)
 #[derive(Debug)]
 pub struct MemoryView {
     regions: Box<[ViewRegion]>,
     last: Cell<usize>,
+    /// The region that was the last one before it.
+    previous: Cell<usize>,
     /// Keeps the mappings alive.
     memory: Arc<GuestMemory>,
 }
@@ -34,6 +37,7 @@ impl MemoryView {
         Rc::new(Self {
             regions,
             last: Cell::new(0),
+            previous: Cell::new(0),
             memory,
         })
     }
@@ -43,12 +47,7 @@ impl MemoryView {
     /// The address stays valid as long as the view lives.
     #[inline]
     pub fn resolve(&self, guest: u64) -> Option<(*mut u8, u64)> {
-        let last = self.last.get();
-        let hit = self
-            .regions
-            .get(last)
-            .filter(|r| guest.wrapping_sub(r.start) < r.len);
-        let region = match hit {
+        let region = match self.region(self.last.get(), guest) {
             Some(region) => region,
             None => self.find(guest)?,
         };
@@ -71,17 +70,31 @@ impl MemoryView {
         })
     }
 
-    #[cold]
+    /// The region of this number, if it holds `guest`.
+    #[inline]
+    fn region(&self, at: usize, guest: u64) -> Option<&ViewRegion> {
+        self.regions
+            .get(at)
+            .filter(|r| guest.wrapping_sub(r.start) < r.len)
+    }
+
+    #[inline]
     fn find(&self, guest: u64) -> Option<&ViewRegion> {
+        let at = self.previous.get();
+        let (at, region) = match self.region(at, guest) {
+            Some(region) => (at, region),
+            None => self.search(guest)?,
+        };
+        self.previous.set(self.last.replace(at));
+        Some(region)
+    }
+
+    #[cold]
+    fn search(&self, guest: u64) -> Option<(usize, &ViewRegion)> {
         let at = self
             .regions
             .partition_point(|r| r.start <= guest)
             .checked_sub(1)?;
-        let region = &self.regions[at];
-        if guest - region.start >= region.len {
-            return None;
-        }
-        self.last.set(at);
-        Some(region)
+        Some((at, self.region(at, guest)?))
     }
 }

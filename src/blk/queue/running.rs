@@ -164,7 +164,8 @@ impl Running {
         Ok(Collected { answered, more: true })
     }
 
-    /// The next chain, the `first` of a visit or another one. When there is none, the driver is asked for kicks, unless the ring is polled.
+    /// The next chain, the `first` of a visit or another one. When there is none, the driver is asked for kicks, unless
+    /// the ring is polled.
     fn next_head(&mut self, polled: bool, first: bool) -> Result<Option<u16>, RingError> {
         // While it is polled a driver may still be adding. It gets its first answers while it does, and then need not
         // fall asleep before it looks for them.
