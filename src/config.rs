@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Parser};
 
 use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
 use crate::engine::FaultRule;
@@ -93,6 +94,11 @@ pub struct Cli {
     /// How disk I/O is executed.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Aio::Auto)]
     pub aio: Aio,
+
+    /// Execute adjacent requests of a batch as one.
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set,
+          value_parser = BoolishValueParser::new(), hide_possible_values = true)]
+    pub request_merging: bool,
 
     /// Bypass the host's page cache (O_DIRECT).
     #[arg(long)]

@@ -51,6 +51,15 @@ impl IoVecs {
         }));
     }
 
+    /// Appends the ranges of `other`.
+    ///
+    /// # Safety
+    /// What [`IoVecs::push`] asks for holds for `other` until this list, too, is cleared or dropped.
+    pub unsafe fn append(&mut self, other: &Self) {
+        self.vecs.extend_from_slice(&other.vecs);
+        self.len += other.len;
+    }
+
     /// Forgets all ranges, keeps the capacity.
     pub fn clear(&mut self) {
         self.vecs.clear();

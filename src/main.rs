@@ -68,7 +68,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let server = make_server(cli, account.as_ref())?;
     // All that needs rights is done, and there is one thread: those to come have none either.
     let sandbox = confine_process(cli, account.as_ref())?;
-    let engine = Plan::choose(cli.aio.into(), &storage)?;
+    let engine = Plan::choose(cli.aio.into(), &storage)?.with_merging(cli.request_merging);
     let iothreads = spawn_iothreads(cli)?;
     let device = make_device(cli, &storage, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();

@@ -278,3 +278,58 @@ fn direct_io_serves_buffers_of_any_alignment() {
     let mut model = Model::new(&image);
     check_against_model(frontend.queue(0), 0, &mut model, 1000);
 }
+
+/// Writes 32 blocks in sequence with one kick, reads them back, and returns how many requests went with another one.
+fn merged_in_a_sequence(options: &[&str]) -> u64 {
+    // Without polling nothing is taken before the kick.
+    let options = [&["--poll-max-ns", "0"], options].concat();
+    let mut daemon = Daemon::start(&vec![0x11; 64 * 4096], &options);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");
+    let queue = frontend.queue(0);
+    let (offset, data) = (
+        |tag: usize| (8 + tag as u64) * 4096,
+        Random::new(8).bytes(32 * 4096),
+    );
+    let write = |tag: usize| Op::Write {
+        offset: offset(tag),
+        data: data[tag * 4096..][..4096].to_vec(),
+    };
+    let read = |tag| Op::Read {
+        offset: offset(tag),
+        len: 4096,
+    };
+    for ops in [
+        (0..32).map(write).collect::<Vec<_>>(),
+        (0..32).map(read).collect(),
+    ] {
+        for (tag, op) in ops.iter().enumerate() {
+            queue.submit(op, tag);
+        }
+        queue.kick();
+        let mut done = queue.drain();
+        done.sort_by_key(|done| done.tag);
+        assert!(done.iter().map(|done| done.tag).eq(0..32));
+        for (done, expected) in done.iter().zip(data.chunks(4096)) {
+            assert_eq!(done.ret, 0);
+            assert!(done.data.is_empty() || done.data == expected, "{}", done.tag);
+        }
+    }
+    drop(frontend);
+    let image = daemon.image();
+    assert!(image[8 * 4096..40 * 4096] == data, "the image has other content");
+    assert!(
+        image[..8 * 4096]
+            .iter()
+            .chain(&image[40 * 4096..])
+            .all(|&byte| byte == 0x11)
+    );
+    daemon.count("total", "merged")
+}
+
+#[test]
+fn adjacent_requests_of_a_batch_are_executed_as_one_unless_that_is_switched_off() {
+    for engine in [&[][..], &["--direct"], &["--aio", "threads"]] {
+        assert!(merged_in_a_sequence(engine) >= 48, "{engine:?}");
+    }
+    assert_eq!(merged_in_a_sequence(&["--request-merging", "off"]), 0);
+}

@@ -82,6 +82,8 @@ pub struct QueueStats {
     pub written_bytes: Counter,
     /// Requests answered with a status other than OK.
     pub errors: Counter,
+    /// Reads and writes that were executed together with one before them.
+    pub merged: Counter,
     /// Wakeups by the driver's kick eventfd.
     pub kicks: Counter,
     /// Completed requests that were shown to the driver.
@@ -137,7 +139,7 @@ pub struct Report<'a> {
 
 #[derive(Default)]
 struct Sums {
-    figures: [u64; 14],
+    figures: [u64; 15],
     histogram: [u64; BUCKETS],
 }
 
@@ -158,6 +160,7 @@ impl Sums {
             &q.held_ever,
             &q.ignored,
             &q.late,
+            &q.merged,
         ];
         Self {
             figures: figures.map(Counter::get),
@@ -189,6 +192,7 @@ impl Sums {
             held_ever,
             ignored,
             late,
+            merged,
         ] = self.figures;
         #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = if notifications == 0 {
@@ -198,7 +202,7 @@ impl Sums {
         };
         writeln!(
             f,
-            "{name}: requests={} (read={reads} write={writes} flush={flushes} other={others}) \
+            "{name}: requests={} (read={reads} write={writes} flush={flushes} other={others}) merged={merged} \
              bytes_read={read} bytes_written={written} errors={errors} held={held} held_ever={held_ever} ignored={ignored} late={late} \
              kicks={kicks} completions={completions} notifications={notifications} completions_per_notification={ratio:.2}",
             reads + writes + flushes + others,

@@ -48,7 +48,9 @@ impl Inline {
         }
         let (before, slice) = (batch.len(), (SLICE as usize).min(batch.len() - from));
         let start = (slice >= MEASURED).then(Instant::now);
-        done.extend(batch.extract_if(from..from + slice, |request| self.try_one(request)));
+        for request in batch.extract_if(from..from + slice, |request| self.try_one(request)) {
+            request.disband(|request| done.push(request));
+        }
         if let Some(start) = start {
             self.cost
                 .set(start.elapsed() / u32::try_from(slice).unwrap_or(SLICE));
@@ -61,7 +63,7 @@ impl Inline {
             IoOp::Write { .. } => &self.writes,
             _ => &self.reads,
         };
-        if request.iov.len() > LONGEST || !misses.is_worth_trying() {
+        if request.whole().len() > LONGEST || !misses.is_worth_trying() {
             return false;
         }
         let done = request.try_execute();

@@ -151,7 +151,9 @@ fn suits(request: &IoRequest) -> bool {
         IoOp::Write { durable: false } => true,
         _ => return false,
     };
-    request.storage().takes_as_is(&request.iov, request.offset, write)
+    request
+        .storage()
+        .takes_as_is(request.whole(), request.offset, write)
 }
 
 impl<Q: KernelQueue> Inner<Q> {
@@ -219,9 +221,15 @@ impl<Q: KernelQueue> Inner<Q> {
 
     fn complete(&self, completion: Completion) {
         let mut request = retrieve(completion);
-        match Verdict::of(completion.result, request.iov.len()) {
-            Verdict::Finished(result) => {
-                request.result = result;
+        match Verdict::of(completion.result, request.whole().len()) {
+            // Whose error it is, is not known.
+            Verdict::Finished(Err(_)) if request.is_merged() => self.threads.submit_one(request),
+            Verdict::Finished(Err(error)) => {
+                request.result = Err(error);
+                request.finish();
+            }
+            Verdict::Finished(Ok(())) => {
+                request.set_results(|| Ok(()));
                 request.finish();
             }
             Verdict::Again => self.threads.submit_one(request),

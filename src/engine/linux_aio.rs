@@ -171,7 +171,7 @@ impl KernelQueue for LinuxAio {
     }
 
     unsafe fn prepare(&mut self, request: &IoRequest, data: u64) -> bool {
-        let iov = request.iov.as_slice();
+        let iov = request.whole().as_slice();
         self.prepared.push(Iocb {
             data,
             opcode: if request.op == IoOp::Read {

@@ -12,6 +12,7 @@ mod inject;
 mod inline;
 mod kernel;
 mod linux_aio;
+mod merge;
 mod plan;
 mod request;
 mod share;
@@ -34,6 +35,7 @@ use inject::Injector;
 use inline::Inline;
 use kernel::KernelEngine;
 use linux_aio::LinuxAio;
+use merge::Merger;
 use plan::Executor;
 use share::Sharing;
 use threads::ThreadsEngine;
@@ -115,6 +117,7 @@ impl Engines {
             inline: self.plan.inline.then(|| Inline::new(&self.storage)),
             sharing,
             shared: self.shared.clone(),
+            merger: self.plan.merges().then(|| Merger::new(&self.storage)),
         };
         match &self.injector {
             None => engine,
@@ -124,6 +127,8 @@ impl Engines {
                 inline: None,
                 sharing: None,
                 shared: Shared::Faulty(Rc::clone(injector), Rc::new(engine)),
+                // Each request by itself goes wrong or not.
+                merger: None,
             },
         }
     }
@@ -138,9 +143,21 @@ pub struct Engine {
     inline: Option<Inline>,
     sharing: Option<Rc<Sharing>>,
     shared: Shared,
+    merger: Option<Merger>,
 }
 
 impl Engine {
+    /// Merges adjacent requests of a batch: one then stands for several, which come back one by one nevertheless.
+    ///
+    /// Returns how many requests go with another one.
+    pub fn merge(&self, batch: &mut Requests) -> usize {
+        let before = batch.len();
+        if let Some(merger) = &self.merger {
+            merger.merge(batch);
+        }
+        before - batch.len()
+    }
+
     /// A batch begins. Returns whether the one before, of all queues of this disk on this IOThread, came from here too.
     pub fn begin_batch(&self) -> bool {
         self.last.replace(self.number) == self.number

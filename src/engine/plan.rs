@@ -26,6 +26,8 @@ pub enum Choice {
 pub struct Plan {
     /// The IOThread does by itself what takes no waiting.
     pub(super) inline: bool,
+    /// Adjacent requests of a batch become one.
+    merging: bool,
     pub(super) executor: Executor,
 }
 
@@ -76,13 +78,28 @@ impl Plan {
         }
     }
 
+    /// The same, with or without merging adjacent requests of a batch. At first it is with.
+    #[must_use]
+    pub fn with_merging(self, merging: bool) -> Self {
+        Self { merging, ..self }
+    }
+
     /// The IOThread's pool may help with what the IOThread does by itself.
     pub(super) fn shares(self) -> bool {
         self.inline && self.executor == Executor::Threads
     }
 
+    pub(super) fn merges(self) -> bool {
+        // Without a file there is nothing to be saved.
+        self.merging && self.executor != Executor::Nobody
+    }
+
     fn new(inline: bool, executor: Executor) -> Self {
-        Self { inline, executor }
+        Self {
+            inline,
+            merging: true,
+            executor,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 
+use super::merge::Followers;
 use crate::iov::IoVecs;
 use crate::storage::Storage;
 
@@ -86,6 +87,8 @@ pub struct IoRequest {
 
     storage: Arc<Storage>,
     completer: Option<SendWrapper<Rc<dyn Completer>>>,
+    /// Present once it has been merged with others.
+    pub(super) followers: Option<Box<Followers>>,
 }
 
 impl std::fmt::Debug for dyn Completer {
@@ -106,6 +109,7 @@ impl IoRequest {
             result: Ok(()),
             storage,
             completer: None,
+            followers: None,
         })
     }
 
@@ -132,8 +136,8 @@ impl IoRequest {
     pub fn try_execute(&mut self) -> bool {
         let storage = &*self.storage;
         let done = match self.op {
-            IoOp::Read => storage.try_readv(&self.iov, self.offset),
-            IoOp::Write { durable: false } => storage.try_writev(&self.iov, self.offset),
+            IoOp::Read => storage.try_readv(self.whole(), self.offset),
+            IoOp::Write { durable: false } => storage.try_writev(self.whole(), self.offset),
             IoOp::Write { durable: true }
             | IoOp::Flush
             | IoOp::Discard
@@ -141,29 +145,43 @@ impl IoRequest {
             | IoOp::Salvage => matches!(storage, Storage::Null(_)),
         };
         if done {
-            self.result = Ok(());
+            self.set_results(|| Ok(()));
         }
         done
     }
 
     /// Executes the request with blocking calls. Any thread.
     pub fn execute(&mut self) {
-        self.result = self.execute_inner();
+        if self.is_merged() && self.execute_inner(self.whole()).is_ok() {
+            return self.set_results(|| Ok(()));
+        }
+        for follower in self.followers() {
+            follower.execute();
+        }
+        self.result = self.execute_inner(&self.iov);
         if self.op == IoOp::Salvage {
             self.op = IoOp::Read;
         }
     }
 
-    fn execute_inner(&self) -> io::Result<()> {
+    /// The same result for it and its followers.
+    pub(super) fn set_results(&mut self, result: impl Fn() -> io::Result<()>) {
+        for follower in self.followers() {
+            follower.result = result();
+        }
+        self.result = result();
+    }
+
+    fn execute_inner(&self, iov: &IoVecs) -> io::Result<()> {
         let storage = &*self.storage;
         match self.op {
-            IoOp::Read => storage.readv(&self.iov, self.offset),
+            IoOp::Read => storage.readv(iov, self.offset),
             IoOp::Salvage => {
-                storage.salvage(&self.iov, self.offset, |_, _| true);
+                storage.salvage(iov, self.offset, |_, _| true);
                 Ok(())
             }
-            IoOp::Write { durable: false } => storage.writev(&self.iov, self.offset),
-            IoOp::Write { durable: true } => storage.writev_durable(&self.iov, self.offset),
+            IoOp::Write { durable: false } => storage.writev(iov, self.offset),
+            IoOp::Write { durable: true } => storage.writev_durable(iov, self.offset),
             IoOp::Flush => storage.flush(),
             IoOp::Discard => self
                 .ranges
@@ -178,10 +196,10 @@ impl IoRequest {
         }
     }
 
-    /// Hands the request back to its submitter. IOThread only.
+    /// Hands the request and its followers back to their submitter. IOThread only.
     pub fn finish(mut self: Box<Self>) {
         if let Some(completer) = self.completer.take() {
-            completer.complete(self);
+            self.disband(|request| completer.complete(request));
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::aio::AioContext;
 use crate::thread_pool::{Outcome, Work};
 
 /// Shorter batches are over before a worker has woken up, in number and in time.
-const FEWEST: usize = 8;
+const FEWEST: usize = 4;
 const SHORTEST: Duration = Duration::from_micros(30);
 
 /// Cheaper requests are not worth a second CPU.
@@ -164,7 +164,9 @@ impl Sharing {
         }
         lists.take(batch);
         self.got.set(self.got.get() + lists.done.len());
-        done.append(&mut lists.done);
+        for request in lists.done.drain(..) {
+            request.disband(|request| done.push(request));
+        }
         batch.len() + done.len() > before
     }
 
@@ -179,7 +181,7 @@ impl Sharing {
         self.futile
             .tell(self.got.get() + done.len() >= 2 * self.step.get());
         for request in done {
-            completer.complete(request);
+            request.disband(|request| completer.complete(request));
         }
         for request in left.iter_mut() {
             request.set_completer(Rc::clone(completer));

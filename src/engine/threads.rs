@@ -75,8 +75,8 @@ impl Work for IoRequest {
     fn complete(mut self: Box<Self>, _ctx: &AioContext, outcome: Outcome) {
         match outcome {
             Outcome::Done => {}
-            Outcome::Cancelled => self.result = Err(io::Error::from_raw_os_error(libc::ECANCELED)),
-            Outcome::Panicked => self.result = Err(io::Error::from_raw_os_error(libc::EIO)),
+            Outcome::Cancelled => self.set_results(|| Err(io::Error::from_raw_os_error(libc::ECANCELED))),
+            Outcome::Panicked => self.set_results(|| Err(io::Error::from_raw_os_error(libc::EIO))),
         }
         self.finish();
     }

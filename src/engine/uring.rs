@@ -152,7 +152,7 @@ impl KernelQueue for Uring {
 
 /// The submission of a read or write.
 fn entry(request: &IoRequest) -> squeue::Entry {
-    let (iov, offset) = (request.iov.as_slice(), request.offset);
+    let (iov, offset) = (request.whole().as_slice(), request.offset);
     let count = u32::try_from(iov.len()).expect("at most IOV_MAX ranges");
     let single = match iov {
         [range] => u32::try_from(range.iov_len)

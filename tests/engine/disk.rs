@@ -75,6 +75,13 @@ impl Disk {
         request
     }
 
+    /// Has adjacent ones merged, and starts them; returns how many go with another one.
+    pub(crate) fn submit_merged(&self, mut batch: Requests) -> usize {
+        let merged = self.engine.merge(&mut batch);
+        self.submit(batch);
+        merged
+    }
+
     pub(crate) fn submit(&self, mut batch: Requests) {
         let _scope = DeferScope::enter();
         let (mut next, mut done) = (0, Requests::new());

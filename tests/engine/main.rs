@@ -9,6 +9,7 @@ mod choice;
 mod disk;
 mod each;
 mod fuse;
+mod merge;
 mod model;
 mod share;
 mod stall;

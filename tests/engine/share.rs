@@ -13,14 +13,19 @@ use crate::support::{Buffers, Image, On};
 const BLOCK: usize = 4096;
 const BATCH: u16 = 64;
 
-/// Reads the whole image in one batch of short requests; returns whether a worker was asked to help.
-fn read_all(disk: &Disk, image: &Image) -> bool {
+/// Reads the whole image in one batch of short requests, which may be `merged`; returns whether a worker was asked to help.
+fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
     let mut buffers: Vec<Buffers> = (0..BATCH).map(|_| Buffers::new(0, &[BLOCK])).collect();
     let batch = (0..BATCH).zip(&mut buffers).map(|(token, buffers)| {
         let offset = u64::from(token) * BLOCK as u64;
         disk.request(token, IoOp::Read, offset, buffers)
     });
-    disk.submit(batch.collect());
+    let batch = batch.collect();
+    if merged {
+        assert!(disk.submit_merged(batch) > 0);
+    } else {
+        disk.submit(batch);
+    }
     let shared = disk.is_sharing();
     let done = disk.wait(usize::from(BATCH));
     assert!(
@@ -41,13 +46,14 @@ fn read_until_shared(on: On, times: usize) {
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);
     let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
-    let (start, mut shared) = (Instant::now(), 0);
+    let (start, mut shared, mut merged) = (Instant::now(), 0, false);
     while shared < times {
         assert!(
             start.elapsed() < Duration::from_secs(60),
             "{shared} batches were shared"
         );
-        shared += usize::from(read_all(&disk, &image));
+        shared += usize::from(read_all(&disk, &image, merged));
+        merged = !merged;
         while disk.is_sharing() {
             ctx.poll(true);
         }
@@ -73,8 +79,8 @@ fn what_is_not_in_the_page_cache_comes_back_from_a_shared_batch_as_well() {
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(On::Disk, u64::from(BATCH) * BLOCK as u64, 6);
     let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
-    for _ in 0..50 {
-        read_all(&disk, &image);
+    for n in 0..50 {
+        read_all(&disk, &image, n % 2 == 0);
         evict(&image.file());
     }
 }

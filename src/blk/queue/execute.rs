@@ -32,6 +32,7 @@ impl BlkQueue {
             completed: 0,
             early: alone && !more,
         };
+        self.merge(batch);
         let mut done = self.done.take();
         let mut next = 0;
         self.engine.share(batch, || self.completer());
@@ -50,6 +51,13 @@ impl BlkQueue {
         }
         self.done.replace(done);
         self.submit(batch);
+    }
+
+    fn merge(&self, batch: &mut Requests) {
+        let merged = self.engine.merge(batch);
+        if merged > 0 {
+            self.state.borrow().stats.merged.add(merged as u64);
+        }
     }
 
     fn submit(&self, batch: &mut Requests) {

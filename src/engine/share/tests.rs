@@ -1,10 +1,11 @@
-//! A worker that panics while it helps.
+//! A worker that panics while it helps, and one that is late.
 
 use std::cell::RefCell;
 use std::sync::mpsc::{self, Sender};
 
 use super::*;
 use crate::aio::Timer;
+use crate::engine::merge::Merger;
 use crate::storage::Storage;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -104,7 +105,9 @@ impl Queue {
     fn batch(&self) -> Requests {
         let request = |token| {
             let mut request = IoRequest::new(Arc::clone(&self.storage));
-            request.token = token;
+            (request.token, request.offset) = (token, u64::from(token) * 512);
+            // SAFETY: nobody follows the address: what reads this storage does not touch memory.
+            unsafe { request.iov.push(std::ptr::dangling_mut(), 512) };
             request
         };
         (0..BATCH).map(request).collect()
@@ -171,4 +174,29 @@ fn every_request_comes_back_once_wherever_a_helper_panics_and_the_next_batch_is_
         queue.finish(batch);
         queue.assert_all_are_back_once(&format!("after a panic at {panics_at}"));
     }
+}
+
+#[test]
+fn merged_requests_come_back_one_by_one_from_a_worker_that_is_late() {
+    let (queue, (through, ended)) = (Queue::new(), mpsc::channel());
+    let mut batch = queue.batch();
+    Merger::up_to(1024).merge(&mut batch);
+    assert_eq!(batch.len(), usize::from(BATCH) / 2);
+    let help = queue.sharing.leave_tail(&mut batch, queue.completer());
+    queue.sharing.threads.submit_work(Box::new(Clumsy {
+        help,
+        panics_at: BATCH,
+        through,
+    }));
+    ended.recv_timeout(DEADLINE).unwrap();
+    // The worker has all but what the IOThread has kept.
+    for mut request in batch {
+        assert!(request.try_execute());
+        request.disband(|request| queue.back.complete(request));
+    }
+    while queue.sharing.is_sharing() {
+        queue.ctx.poll(true);
+    }
+    queue.finish(Requests::new());
+    queue.assert_all_are_back_once("late");
 }

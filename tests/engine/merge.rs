@@ -1,0 +1,139 @@
+//! Adjacent requests of a batch become one, and nobody can tell but by the time it takes.
+
+use std::io::ErrorKind;
+
+use vhost_user_blk::engine::{IoOp, Requests};
+
+use crate::disk::{Disk, for_each};
+use crate::support::Buffers;
+
+const MIB: u64 = 1 << 20;
+const WRITE: IoOp = IoOp::Write { durable: false };
+const DURABLE: IoOp = IoOp::Write { durable: true };
+
+/// Requests of 4 KiB: what to do, and with which block.
+fn requests(disk: &Disk, what: &[(IoOp, u64)], buffers: &mut [Buffers]) -> Requests {
+    (0..)
+        .zip(what)
+        .zip(buffers)
+        .map(|((token, &(op, block)), buffers)| disk.request(token, op, block * 4096, buffers))
+        .collect()
+}
+
+fn pages(count: usize) -> Vec<Buffers> {
+    (0..count).map(|_| Buffers::new(0, &[4096])).collect()
+}
+
+#[test]
+fn a_sequence_is_executed_in_a_few_pieces_and_each_request_comes_back() {
+    for_each(MIB, |case, image, disk| {
+        for op in [WRITE, DURABLE, IoOp::Read] {
+            let mut buffers = pages(64);
+            for (buffers, byte) in buffers.iter_mut().zip(10..) {
+                buffers.bytes_mut().fill(if op == IoOp::Read { 0 } else { byte });
+            }
+            let what: Vec<_> = (0..64).map(|block| (op, 100 + block)).collect();
+            let merged = disk.submit_merged(requests(disk, &what, &mut buffers));
+            assert!((48..64).contains(&merged), "{case:?} {op:?}: {merged}");
+            let done = disk.wait(64);
+            assert!(
+                done.iter()
+                    .zip(0..)
+                    .all(|(r, token)| r.token == token && r.result.is_ok()),
+                "{case:?} {op:?}"
+            );
+            assert!(
+                buffers
+                    .iter()
+                    .zip(10..)
+                    .all(|(buffers, byte)| buffers.bytes() == [byte; 4096]),
+                "{case:?} {op:?}"
+            );
+            let contents = image.contents();
+            let written = contents[100 * 4096..][..64 * 4096].chunks(4096);
+            assert!(
+                written.zip(10..).all(|(block, byte)| block == [byte; 4096]),
+                "{case:?} {op:?}"
+            );
+            assert!(
+                contents[..100 * 4096]
+                    .iter()
+                    .chain(&contents[164 * 4096..])
+                    .all(|&byte| byte == 7)
+            );
+        }
+    });
+}
+
+#[test]
+fn what_does_not_follow_each_other_stays_apart() {
+    for_each(MIB, |case, _, disk| {
+        let what = [
+            (WRITE, 2),
+            (IoOp::Read, 3),
+            (IoOp::Read, 5),
+            (IoOp::Read, 4),
+            (WRITE, 6),
+            (DURABLE, 7),
+            (WRITE, 8),
+        ];
+        let mut buffers = pages(what.len());
+        assert_eq!(
+            disk.submit_merged(requests(disk, &what, &mut buffers)),
+            0,
+            "{case:?}"
+        );
+        assert_eq!(disk.wait(what.len()).len(), what.len(), "{case:?}");
+    });
+}
+
+#[test]
+fn of_adjacent_reads_those_fail_that_are_behind_the_end_of_a_file_that_was_cut_short() {
+    for_each(MIB, |case, image, disk| {
+        image.file().set_len(3 * 4096).unwrap();
+        let what: Vec<_> = (0..8).map(|block| (IoOp::Read, block)).collect();
+        let mut buffers = pages(what.len());
+        assert_eq!(
+            disk.submit_merged(requests(disk, &what, &mut buffers)),
+            7,
+            "{case:?}"
+        );
+        for (request, buffers) in disk.wait(8).iter().zip(&buffers) {
+            match &request.result {
+                Ok(()) => assert!(
+                    request.token < 3 && buffers.bytes() == [7; 4096],
+                    "{case:?}: {}",
+                    request.token
+                ),
+                Err(error) => {
+                    assert!(request.token >= 3, "{case:?}: {}", request.token);
+                    assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{case:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn of_adjacent_writes_those_fail_that_are_not_on_the_disk() {
+    for_each(MIB, |case, image, disk| {
+        let what: Vec<_> = (252..260).map(|block| (WRITE, block)).collect();
+        let mut buffers = pages(what.len());
+        buffers.iter_mut().for_each(|b| b.bytes_mut().fill(9));
+        assert_eq!(
+            disk.submit_merged(requests(disk, &what, &mut buffers)),
+            7,
+            "{case:?}"
+        );
+        for request in disk.wait(8) {
+            let failed = request
+                .result
+                .as_ref()
+                .is_err_and(|e| e.kind() == ErrorKind::InvalidInput);
+            assert_eq!(failed, request.token >= 4, "{case:?}: {:?}", request.result);
+        }
+        let contents = image.contents();
+        assert_eq!(contents.len(), 1 << 20, "{case:?}");
+        assert!(contents[252 * 4096..].iter().all(|&byte| byte == 9), "{case:?}");
+    });
+}
