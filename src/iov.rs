@@ -15,6 +15,8 @@ use vm_memory::VolatileSlice;
 #[derive(Default, Debug)]
 pub struct IoVecs {
     vecs: SmallVec<[IoVec; 8]>,
+    /// The ranges before this one were taken off. What is left need not be moved for that.
+    first: usize,
     len: usize,
 }
 
@@ -56,14 +58,14 @@ impl IoVecs {
     /// # Safety
     /// What [`IoVecs::push`] asks for holds for `other` until this list, too, is cleared or dropped.
     pub unsafe fn append(&mut self, other: &Self) {
-        self.vecs.extend_from_slice(&other.vecs);
+        self.vecs.extend_from_slice(other.ranges());
         self.len += other.len;
     }
 
     /// Forgets all ranges, keeps the capacity.
     pub fn clear(&mut self) {
         self.vecs.clear();
-        self.len = 0;
+        (self.first, self.len) = (0, 0);
     }
 
     /// Bytes in all ranges together.
@@ -78,33 +80,58 @@ impl IoVecs {
 
     /// The ranges, as the kernel takes them.
     pub fn as_slice(&self) -> &[libc::iovec] {
-        let vecs: &[IoVec] = &self.vecs;
+        let vecs = self.ranges();
         // SAFETY: IoVec is repr(transparent) over libc::iovec.
         unsafe { std::slice::from_raw_parts(vecs.as_ptr().cast(), vecs.len()) }
     }
 
+    fn ranges(&self) -> &[IoVec] {
+        &self.vecs[self.first..]
+    }
+
     /// Keeps the first `ranges` ranges only.
     pub fn truncate(&mut self, ranges: usize) {
-        self.vecs.truncate(ranges);
-        self.len = self.vecs.iter().map(|v| v.0.iov_len).sum();
+        while self.ranges().len() > ranges
+            && let Some(vec) = self.vecs.pop()
+        {
+            self.len -= vec.0.iov_len;
+        }
     }
 
     /// Drops the first `ranges` ranges.
     pub fn skip_ranges(&mut self, ranges: usize) {
-        self.vecs.drain(..ranges);
-        self.len = self.vecs.iter().map(|v| v.0.iov_len).sum();
+        self.len -= self.ranges()[..ranges].iter().map(|v| v.0.iov_len).sum::<usize>();
+        self.first += ranges;
+    }
+
+    /// Copies the first sixteen bytes out, once, and takes them off the list: [`IoVecs::read_front`] for the usual case
+    /// that one range has them.
+    #[inline]
+    pub fn read_front_16(&mut self) -> Option<[u8; 16]> {
+        let Some(vec) = self.vecs.get_mut(self.first).filter(|vec| vec.0.iov_len >= 16) else {
+            let mut buf = [0; 16];
+            return self.read_front(&mut buf).then_some(buf);
+        };
+        // SAFETY: the range is valid (vouched for in `push`) for at least sixteen bytes.
+        let bytes = unsafe { read_volatile_16(vec.0.iov_base.cast()) };
+        // SAFETY: within the range, or right behind it.
+        vec.0.iov_base = unsafe { vec.0.iov_base.byte_add(16) };
+        vec.0.iov_len -= 16;
+        self.first += usize::from(vec.0.iov_len == 0);
+        self.len -= 16;
+        Some(bytes)
     }
 
     /// Copies the first `buf.len()` bytes out, once, and takes them off the list.
     ///
     /// Returns false, with nothing changed, if the list is shorter than that.
-    #[inline]
     pub fn read_front(&mut self, buf: &mut [u8]) -> bool {
         if self.len < buf.len() {
             return false;
         }
-        let (mut done, mut whole) = (0, 0);
-        for vec in &mut self.vecs {
+        let mut done = 0;
+        while done < buf.len() {
+            let vec = &mut self.vecs[self.first];
             let len = vec.0.iov_len.min(buf.len() - done);
             // SAFETY: the range is valid (vouched for in `push`) and only accessed volatilely.
             let slice = unsafe { VolatileSlice::new(vec.0.iov_base.cast(), len) };
@@ -116,9 +143,8 @@ impl IoVecs {
                 vec.0.iov_len -= len;
                 break;
             }
-            whole += 1;
+            self.first += 1;
         }
-        self.vecs.drain(..whole);
         self.len -= done;
         true
     }
@@ -126,7 +152,7 @@ impl IoVecs {
     /// Copies `data` to the front of the list (as much of it as fits) and says how many bytes that were.
     pub fn write_front(&self, data: &[u8]) -> usize {
         let mut done = 0;
-        for vec in &self.vecs {
+        for vec in self.ranges() {
             let len = vec.0.iov_len.min(data.len() - done);
             // SAFETY: as in `read_front`; ranges that are written to are writable.
             let slice = unsafe { VolatileSlice::new(vec.0.iov_base.cast(), len) };
@@ -139,7 +165,7 @@ impl IoVecs {
     /// Takes the last byte off the list and returns its address.
     #[inline]
     pub fn pop_last_byte(&mut self) -> Option<*mut u8> {
-        let last = self.vecs.last_mut()?;
+        let last = self.vecs[self.first..].last_mut()?;
         last.0.iov_len -= 1;
         self.len -= 1;
         let (base, len) = (last.0.iov_base.cast::<u8>(), last.0.iov_len);
@@ -152,10 +178,25 @@ impl IoVecs {
 
     /// True if every range starts at a multiple of `base` bytes and is a multiple of `len` bytes long (powers of two).
     pub fn is_aligned(&self, base: usize, len: usize) -> bool {
-        self.vecs
+        self.ranges()
             .iter()
             .all(|v| v.0.iov_base.addr() & (base - 1) == 0 && v.0.iov_len & (len - 1) == 0)
     }
+}
+
+/// Copies sixteen bytes that somebody else may write at the same time, each once.
+///
+/// # Safety
+/// `ptr` is valid for sixteen bytes (it may be unaligned).
+#[inline]
+pub(crate) unsafe fn read_volatile_16(ptr: *const u8) -> [u8; 16] {
+    // An array would be read byte by byte.
+    #[derive(Clone, Copy)]
+    #[repr(C, packed)]
+    struct Unaligned(u128);
+    // SAFETY: valid (the caller's promise), and the type needs no alignment.
+    let Unaligned(word) = unsafe { ptr.cast::<Unaligned>().read_volatile() };
+    word.to_ne_bytes()
 }
 
 #[cfg(test)]
@@ -179,8 +220,25 @@ mod tests {
         assert!(iov.read_front(&mut header));
         assert_eq!((header, iov.len(), iov.as_slice().len()), ([1, 2, 3, 4, 5], 2, 1));
         assert!(!iov.read_front(&mut [0; 3]));
+        assert_eq!(iov.read_front_16(), None);
         assert!(iov.read_front(&mut header[..2]) && iov.is_empty());
         assert_eq!(header[..2], [6, 7]);
+    }
+
+    #[test]
+    fn a_header_is_read_wherever_it_lies() {
+        let bytes: Vec<u8> = (0..20).collect();
+        for cut in 0..=20 {
+            let mut ranges = [bytes[..cut].to_vec(), bytes[cut..].to_vec()];
+            let mut iov = list(&mut ranges);
+            assert_eq!(iov.read_front_16().unwrap(), bytes[..16], "{cut}");
+            assert_eq!(
+                (iov.len(), iov.as_slice().len()),
+                (4, 1 + usize::from((17..20).contains(&cut)))
+            );
+            let mut rest = [0; 4];
+            assert!(iov.read_front(&mut rest) && rest == bytes[16..], "{cut}");
+        }
     }
 
     #[test]

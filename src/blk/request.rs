@@ -84,12 +84,11 @@ pub fn parse(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Actio
 }
 
 fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Result<Action, Refusal> {
-    let mut header = [0; HEADER_LEN];
     if chain.fault || chain.readable < HEADER_LEN as u64 {
         return Err(Status::IoErr);
     }
     let ranges = request.iov.as_slice().len();
-    request.iov.read_front(&mut header);
+    let header = request.iov.read_front_16().ok_or(Status::IoErr)?;
     // Readable ranges that are left: those that the header did not use up.
     let readable_ranges = chain.readable_ranges - (ranges - request.iov.as_slice().len());
     let [request_type, _reserved] = [word(&header, 0), word(&header, 4)];

@@ -128,38 +128,47 @@ impl Chain {
         descriptor: Descriptor,
         iov: &mut IoVecs,
     ) -> Result<(), ChainError> {
-        let mut left = u64::from(descriptor.len());
+        let (addr, len) = (descriptor.addr().0, u64::from(descriptor.len()));
         let writable = descriptor.is_write_only();
         if writable {
-            self.writable += left;
+            self.writable += len;
         } else if self.writable > 0 {
             return Err(ChainError::ReadableAfterWritable);
         } else {
-            self.readable += left;
+            self.readable += len;
         }
-        let mut addr = descriptor.addr().0;
-        while left > 0 {
-            let Some((base, contiguous)) = memory.resolve(addr) else {
-                self.fault = true;
-                self.last_writable_mapped &= !writable;
-                return Ok(());
-            };
-            let len = left.min(contiguous);
-            #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
-            // SAFETY: `len` bytes at `base` lie in one mapping, which `memory` keeps alive.
-            unsafe {
-                iov.push(base, len as usize);
-            }
-            left -= len;
-            // A region ends at or below 2^64, so this can only wrap when nothing is left or nothing follows.
-            addr = addr.wrapping_add(len);
-            self.last_writable_mapped |= writable;
+        let mapped = push_range(memory, addr, len, iov);
+        if !mapped {
+            self.fault = true;
         }
-        if !writable {
+        if !writable && mapped {
             self.readable_ranges = iov.as_slice().len();
+        } else if writable && len > 0 {
+            self.last_writable_mapped = mapped;
         }
         Ok(())
     }
+}
+
+/// Adds `len` bytes of guest memory to the list; returns false for a range that is not all there, of which the list
+/// has the beginning then.
+#[inline]
+fn push_range(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> bool {
+    while left > 0 {
+        let Some((base, contiguous)) = memory.resolve(addr) else {
+            return false;
+        };
+        let len = left.min(contiguous);
+        #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
+        // SAFETY: `len` bytes at `base` lie in one mapping, which `memory` keeps alive.
+        unsafe {
+            iov.push(base, len as usize);
+        }
+        left -= len;
+        // A region ends at or below 2^64, so this can only wrap when nothing is left or nothing follows.
+        addr = addr.wrapping_add(len);
+    }
+    true
 }
 
 /// Copies entry `index` of an indirect table.

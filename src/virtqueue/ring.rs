@@ -8,6 +8,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
 use super::inflight::{Inflight, InflightArea};
+use crate::iov::read_volatile_16;
 use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
 mod index;
@@ -257,8 +258,8 @@ impl SplitRing {
 /// `ptr` is valid for 16 bytes (it may be unaligned).
 #[inline]
 pub(super) unsafe fn read_descriptor(ptr: *const u8) -> Descriptor {
-    // SAFETY: valid (the caller's promise); volatile because the guest may write at any time.
-    let bytes = unsafe { ptr.cast::<[u8; 16]>().read_volatile() };
+    // SAFETY: valid (the caller's promise).
+    let bytes = unsafe { read_volatile_16(ptr) };
     let mut descriptor = Descriptor::default();
     descriptor.as_mut_slice().copy_from_slice(&bytes);
     descriptor

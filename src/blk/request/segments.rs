@@ -31,9 +31,8 @@ pub(super) fn parse(request: &mut IoRequest, rules: &Rules<'_>, kind: &Kind) -> 
         return Err(Status::IoErr);
     }
     request.ranges.clear();
-    let mut segment = [0; SEGMENT_LEN];
     let mut refused = None;
-    while request.iov.read_front(&mut segment) {
+    while let Some(segment) = request.iov.read_front_16() {
         match parse_one(&segment, rules, kind) {
             Ok(range) => request.ranges.push(range),
             // An unknown flag has the last word, whatever is wrong with the other segments (5.2.6.2).
