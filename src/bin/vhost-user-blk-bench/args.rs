@@ -56,6 +56,13 @@ pub(crate) struct Args {
     #[arg(long, value_parser = units::bytes, default_value = "256M", value_name = "BYTES")]
     pub(crate) image_size: u64,
 
+    /// Bytes of each write that fills the image, up to 1M
+    ///
+    /// A file system may keep a file in its page cache in pieces of that size. On ext4 a small write then costs the
+    /// more the larger the piece is that it falls into.
+    #[arg(long, value_parser = units::bytes, default_value = "1M", value_name = "BYTES")]
+    pub(crate) fill_size: u64,
+
     /// Directory for the images of `page-cache` and `direct` [default: the temporary directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::args::StorageKind;
+use crate::plan::Plan;
 use crate::scratch::Scratch;
 use crate::units::Random;
 
@@ -33,8 +34,8 @@ impl Image {
 /// Makes (or finds, from an earlier call) the images for a kind of storage, one a disk.
 ///
 /// They are filled with random bytes: holes and zeroes would be read faster than data.
-pub(crate) fn prepare(kind: StorageKind, size: u64, disks: u16, scratch: &Scratch) -> Result<Vec<Image>> {
-    let disks = u64::from(disks);
+pub(crate) fn prepare(kind: StorageKind, plan: &Plan, disks: u16, scratch: &Scratch) -> Result<Vec<Image>> {
+    let (disks, size) = (u64::from(disks), plan.image_size);
     let each = if disks == 1 {
         size
     } else {
@@ -49,21 +50,23 @@ pub(crate) fn prepare(kind: StorageKind, size: u64, disks: u16, scratch: &Scratc
     let image = |i| {
         let path = dir.join(format!("disk-{each}-{i}.img"));
         if !path.exists() {
-            fill(&path, each).with_context(|| format!("make the image {}", path.display()))?;
+            fill(&path, each, plan.fill_size)
+                .with_context(|| format!("make the image {}", path.display()))?;
         }
         Ok(Image::File { path, direct })
     };
     (0..disks).map(image).collect()
 }
 
-fn fill(path: &Path, size: u64) -> std::io::Result<()> {
+fn fill(path: &Path, size: u64, piece: u64) -> std::io::Result<()> {
     const CHUNK: usize = 1 << 20;
     let mut random = Random::new(size);
     let chunk: Vec<u8> = (0..CHUNK / 8).flat_map(|_| random.next().to_ne_bytes()).collect();
+    let piece = usize::try_from(piece).unwrap_or(CHUNK).min(CHUNK);
     let mut file = File::create(path)?;
     let mut left = size;
     while left > 0 {
-        let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let len = usize::try_from(left).unwrap_or(piece).min(piece);
         file.write_all(&chunk[..len])?;
         left -= len as u64;
     }

@@ -18,6 +18,7 @@ pub(crate) struct Plan {
     pub(crate) loads: Vec<Load>,
     pub(crate) rounds: u32,
     pub(crate) image_size: u64,
+    pub(crate) fill_size: u64,
     /// What the user should know, e.g. a backend that is left out.
     pub(crate) notes: Vec<String>,
 }
@@ -136,6 +137,7 @@ impl Plan {
             loads,
             rounds: args.rounds.unwrap_or(defaults.rounds),
             image_size: args.image_size,
+            fill_size: args.fill_size,
             notes,
         })
     }
@@ -192,6 +194,10 @@ fn check(args: &Args) -> Result<()> {
     ensure!(
         args.block_size.is_multiple_of(512) && args.block_size > 0 && args.block_size <= 4 << 20,
         "--block-size is not a multiple of 512 up to 4M"
+    );
+    ensure!(
+        (1..=1 << 20).contains(&args.fill_size),
+        "--fill-size is not 1 to 1M bytes"
     );
     ensure!(
         args.image_size.is_multiple_of(4096),
