@@ -1,9 +1,13 @@
 //! The policy of adaptive polling: how long to poll before blocking. No clock, no fds.
 //!
+//! A context has two windows: one for waits while something that it has begun is not over, one for waits for something
+//! new. The disk may take longer than any window while the driver answers within one, or the other way round.
+//!
 //! The window grows as QEMU's does, but it closes later, and opens by itself for a try. A thread that blocks waits
 //! until its event comes *and* until it has been woken up, so that for one that could just have caught the event by
 //! polling, a wait that ends with a wakeup always looks too long: once closed, the window would stay so.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 /// The first window after polling has paid off once.
@@ -107,9 +111,82 @@ impl PollWindow {
     }
 }
 
+/// The two windows of a context.
+#[derive(Debug)]
+pub(super) struct PollWindows {
+    fresh: WindowCell,
+    busy: WindowCell,
+}
+
+/// A window that learns while it is shared.
+#[derive(Debug)]
+pub(super) struct WindowCell(Cell<PollWindow>);
+
+impl PollWindows {
+    /// Windows that may grow up to `max`.
+    pub(super) fn new(max: Duration) -> Self {
+        let window = || WindowCell(Cell::new(PollWindow::new(max)));
+        Self {
+            fresh: window(),
+            busy: window(),
+        }
+    }
+
+    /// The window for a wait that begins now.
+    pub(super) fn of(&self, busy: bool) -> &WindowCell {
+        if busy { &self.busy } else { &self.fresh }
+    }
+
+    /// Begins anew.
+    pub(super) fn reset(&self, max: Duration) {
+        for WindowCell(window) in [&self.fresh, &self.busy] {
+            window.set(PollWindow::new(max));
+        }
+    }
+
+    /// What they may grow to.
+    pub(super) fn max(&self) -> Duration {
+        self.fresh.0.get().max()
+    }
+}
+
+impl WindowCell {
+    /// How long to poll before the next block.
+    pub(super) fn current(&self) -> Duration {
+        self.0.get().current()
+    }
+
+    pub(super) fn learn(&self, how: impl FnOnce(&mut PollWindow)) {
+        let mut window = self.0.get();
+        how(&mut window);
+        self.0.set(window);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_of_one_kind_teach_nothing_about_the_other() {
+        let windows = PollWindows::new(us(32));
+        for _ in 0..100 {
+            windows.of(true).learn(|window| window.adapt(us(20)));
+            windows.of(false).learn(|window| window.adapt(us(500)));
+        }
+        assert_eq!(windows.of(true).current(), us(32));
+        assert!(tries_rarely(windows.of(false)));
+    }
+
+    /// Of the next waits, all too long, few are polled for.
+    fn tries_rarely(window: &WindowCell) -> bool {
+        let open = |_: &u16| {
+            let open = !window.current().is_zero();
+            window.learn(|window| window.adapt(us(500)));
+            open
+        };
+        (0..1000).filter(open).count() < 20
+    }
 
     const fn us(us: u64) -> Duration {
         Duration::from_micros(us)

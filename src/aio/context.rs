@@ -12,7 +12,7 @@ use event_manager::EventSet;
 
 use super::{
     AioHandle, BottomHalf, Error, FdHandler, Poller, PollerHandle, Timer,
-    adaptive::PollWindow,
+    adaptive::{PollWindow, PollWindows},
     bottom_half::BottomHalves,
     fd::FdHandlers,
     handle::{CommandQueue, Shared},
@@ -63,7 +63,7 @@ pub(super) struct Inner {
     pub(super) pollers: Pollers,
     /// Runs what other threads sent.
     commands: OnceCell<BottomHalf>,
-    window: Cell<PollWindow>,
+    windows: PollWindows,
     /// When fds were last looked at.
     fds_seen: Cell<Instant>,
 }
@@ -86,7 +86,7 @@ impl AioContext {
             timers: Timers::new()?,
             pollers: Pollers::default(),
             commands: OnceCell::new(),
-            window: Cell::new(PollWindow::new(PollWindow::DEFAULT_MAX)),
+            windows: PollWindows::new(PollWindow::DEFAULT_MAX),
             fds_seen: Cell::new(Instant::now()),
         });
         inner.add_wakeups()?;
@@ -153,12 +153,12 @@ impl AioContext {
 
     /// Sets `poll-max-ns`: how long to poll at most before blocking. Zero turns polling off; 32768 ns is the default.
     pub fn set_poll_max(&self, max: Duration) {
-        self.inner.window.set(PollWindow::new(max));
+        self.inner.windows.reset(max);
     }
 
     /// How long the context polls at most before blocking.
     pub(crate) fn poll_max(&self) -> Duration {
-        self.inner.window.get().max()
+        self.inner.windows.max()
     }
 
     /// Runs `future` on this context, from its next pass on.
@@ -220,13 +220,13 @@ impl AioContext {
             inner.block();
             return false;
         }
-        let start = Instant::now();
-        if self.busy_poll(start) {
-            self.adapt(PollWindow::caught);
+        let (start, window) = (Instant::now(), inner.windows.of(inner.pollers.are_busy()));
+        if self.busy_poll(start, window.current()) {
+            window.learn(PollWindow::caught);
             return true;
         }
         if inner.has_work() {
-            self.adapt(PollWindow::caught);
+            window.learn(PollWindow::caught);
             return false;
         }
         if inner.pollers.end() {
@@ -234,20 +234,13 @@ impl AioContext {
             return inner.pollers.poll(self);
         }
         inner.block();
-        self.adapt(|window| window.adapt(start.elapsed()));
+        window.learn(|window| window.adapt(start.elapsed()));
         false
     }
 
-    fn adapt(&self, learn: impl FnOnce(&mut PollWindow)) {
-        let mut window = self.inner.window.get();
-        learn(&mut window);
-        self.inner.window.set(window);
-    }
-
     /// Polls until a poller made progress (then returns true), other work came, or the window closes.
-    fn busy_poll(&self, start: Instant) -> bool {
+    fn busy_poll(&self, start: Instant, window: Duration) -> bool {
         let inner = &*self.inner;
-        let window = inner.window.get().current();
         if window.is_zero() {
             return false;
         }
@@ -338,7 +331,7 @@ impl Drop for Inner {
 impl fmt::Debug for AioContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AioContext")
-            .field("window", &self.inner.window.get())
+            .field("windows", &self.inner.windows)
             .finish_non_exhaustive()
     }
 }

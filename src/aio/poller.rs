@@ -23,6 +23,12 @@ pub trait Poller {
     fn poll_end(&self) -> bool {
         false
     }
+
+    /// True while something that it has begun is not over. How long that takes has nothing to do with how long it takes
+    /// until there is something new, so both have a polling window of their own.
+    fn is_busy(&self) -> bool {
+        false
+    }
 }
 
 /// The pollers of one context; its thread only.
@@ -68,6 +74,14 @@ impl Pollers {
 
     pub(super) fn is_empty(&self) -> bool {
         self.entries.borrow().is_empty()
+    }
+
+    /// Whether one of them waits for the end of something.
+    pub(super) fn are_busy(&self) -> bool {
+        self.entries
+            .borrow()
+            .iter()
+            .any(|entry| !entry.removed.get() && entry.poller.is_busy())
     }
 
     /// Busy polling goes on: peers may not notify.
@@ -154,5 +168,37 @@ impl Drop for PollerHandle {
 impl fmt::Debug for PollerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PollerHandle").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Worker(Cell<bool>);
+
+    impl Poller for Worker {
+        fn poll(&self, _ctx: &AioContext) -> bool {
+            false
+        }
+
+        fn is_busy(&self) -> bool {
+            self.0.get()
+        }
+    }
+
+    #[test]
+    fn a_context_is_busy_while_one_of_its_pollers_is() {
+        let ctx = AioContext::new().expect("a context");
+        let workers = [false; 3].map(|busy| Rc::new(Worker(Cell::new(busy))));
+        let [_first, second, _third] = workers
+            .each_ref()
+            .map(|worker| ctx.add_poller(Rc::clone(worker) as _));
+        let is_busy = || ctx.inner.pollers.are_busy();
+        assert!(!is_busy());
+        workers[1].0.set(true);
+        assert!(is_busy());
+        drop(second);
+        assert!(!is_busy());
     }
 }

@@ -149,6 +149,10 @@ impl Poller for BlkQueue {
         // An error is work as well: `poll` deals with it.
         self.has_work().unwrap_or(true)
     }
+
+    fn is_busy(&self) -> bool {
+        self.state.borrow().in_flight > 0
+    }
 }
 
 impl BlkQueue {
