@@ -5,7 +5,9 @@ mod common;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use common::daemon::Daemon;
 use common::memory::SharedMemory;
+use common::process::{threads, wait_for};
 use common::random::Random;
 use common::raw::{Answer, Client, NO_FD, mem_table, msg};
 use common::target::{assert_serves, assert_unharmed, client, start};
@@ -137,6 +139,15 @@ fn half_a_message_is_forgotten_with_its_connection() {
     assert_unharmed(daemon, &baseline);
 }
 
+/// How often the daemon's control thread has gone to sleep, if it sleeps now.
+fn sleeps(daemon: &Daemon) -> Option<u64> {
+    let control = threads(daemon.pid())
+        .into_iter()
+        .find(|thread| thread["Name"] == "control")?;
+    let sleeps = control["voluntary_ctxt_switches"].parse().expect("a number");
+    control["State"].starts_with('S').then_some(sleeps)
+}
+
 #[test]
 fn a_message_in_two_parts_is_one_message() {
     let (daemon, baseline) = start();
@@ -145,12 +156,14 @@ fn a_message_in_two_parts_is_one_message() {
     let mut client = client(&daemon);
     // Anywhere, with the descriptor in the first part.
     for cut in 1..whole.len() {
+        let before = wait_for("the daemon to sleep", || sleeps(&daemon));
         client
             .send_bytes(&[&whole[..cut]], &[event.as_raw_fd()])
             .expect("the first part");
         if cut % 4 == 0 {
-            // Mostly the daemon sees the first part alone; if not, nothing is tested and nothing fails.
-            std::thread::sleep(Duration::from_millis(5));
+            wait_for("the daemon to see the first part alone", || {
+                sleeps(&daemon).filter(|sleeps| *sleeps > before)
+            });
         }
         client.send_bytes(&[&whole[cut..]], &[]).expect("the second part");
         assert_eq!(client.answer(msg::SET_VRING_CALL), Answer::Ack, "cut at {cut}");

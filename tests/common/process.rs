@@ -1,5 +1,6 @@
 //! Child processes that never outlive their test, and waiting with a deadline.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
@@ -86,6 +87,22 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The lines of `/proc/PID/task/*/status`, thread by thread.
+pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("list threads")
+        .flatten();
+    // One that has just ended has none any more.
+    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let fields = |text: String| {
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        fields
+            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+            .collect()
+    };
+    texts.map(fields).collect()
 }
 
 /// Prints the end of a log, for whoever has to find out why a test failed.

@@ -10,8 +10,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, sock_f
 
 use crate::common::daemon::{BINARY, IMAGE, SOCKET};
 use crate::common::frontend::{Frontend, all_features};
-use crate::common::process::{Process, wait_for};
-use crate::serving::{exercise, threads};
+use crate::common::process::{Process, threads, wait_for};
+use crate::serving::exercise;
 
 /// Starts a daemon that has these filters already.
 fn start_under(filters: Vec<BpfProgram>, options: &[&str]) -> (tempfile::TempDir, Process) {

@@ -7,27 +7,12 @@ use std::path::Path;
 use crate::common::daemon::{Daemon, IMAGE, SOCKET};
 use crate::common::frontend::{Done, Frontend, Op, Queue, all_features};
 use crate::common::loop_device::LoopDevice;
+use crate::common::process::threads;
 use crate::common::target::image;
 use crate::common::vm::Vm;
 use crate::socket::is_root;
 
 const MIB: usize = 1 << 20;
-
-/// The lines of `/proc/PID/task/*/status`, thread by thread.
-pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-        .expect("list threads")
-        .flatten();
-    // One that has just ended has none any more.
-    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
-    let fields = |text: String| {
-        let fields = text.lines().filter_map(|line| line.split_once(':'));
-        fields
-            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
-            .collect()
-    };
-    texts.map(fields).collect()
-}
 
 /// Every thread has the filters of its kind, and no rights.
 ///

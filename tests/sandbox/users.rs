@@ -7,9 +7,9 @@ use vhost_user_blk::account::Account;
 
 use crate::common::daemon::{Daemon, IMAGE, run};
 use crate::common::frontend::{Frontend, Op, all_features};
+use crate::common::process::threads;
 use crate::common::target::image;
 use crate::probe::{Outcome, in_child, run_alone};
-use crate::serving::threads;
 use crate::socket::{STRANGER, give_to, is_root};
 
 /// Serves an image that only root may open.
