@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use common::daemon::Daemon;
 use common::memory::{PATIENCE, wait_readable};
-use common::raw::{Answer, msg};
+use common::raw::{Answer, Region, msg};
 use common::target::{SECTORS, image};
 use common::vm::{
-    DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, Ring, SECTOR, STATUS, USER, Vm, header, linked,
+    DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, USER, Vm, header, linked,
     readable, writable,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -110,6 +110,88 @@ fn rings_at_impossible_addresses_never_run() {
         assert_eq!(vm.memory.load_u16(0x8002), 0, "{name}: the used ring was written");
         assert!(daemon.is_alive(), "{name}");
     }
+    assert_unharmed(&mut daemon);
+}
+
+/// Parts of a ring as `Ring::new(0, 16)` has them: descriptors, used ring, available ring.
+const PARTS: [u64; 3] = [USER, USER + 0x8000, USER + 0x5000];
+
+/// A ring with a request and a kick, all set up but for memory and addresses.
+fn kicked_ring(daemon: &Daemon) -> Vm {
+    let mut vm = Vm::connect(daemon, 0);
+    vm.rings.push(Ring::new(0, 16));
+    put_reads(&vm, 0, 1);
+    vm.publish(0, 0);
+    vm.kick(0);
+    let call = vm.rings[0].call.as_raw_fd();
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_NUM, 0, 16), Answer::Ack);
+    assert_eq!(
+        vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(call)),
+        Answer::Ack
+    );
+    vm
+}
+
+fn set_kick(vm: &mut Vm) -> Answer {
+    let kick = vm.rings[0].kick.as_raw_fd();
+    vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(kick))
+}
+
+/// Sets another ring up, enables both, and expects the request that was made available first.
+fn assert_others_run_and_then(vm: &mut Vm, start: impl FnOnce(&mut Vm) -> Answer) {
+    vm.start_ring(1, Ring::new(1, 16));
+    vm.read_sector_with(1, 3);
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1), Answer::Ack);
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_NUM, 0, 16), Answer::Ack);
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_BASE, 0, 0), Answer::Ack);
+    assert_eq!(vm.memory.load_u16(0x8002), 0, "it runs already");
+    assert_eq!(start(vm), Answer::Ack);
+    assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 513 });
+}
+
+#[test]
+fn a_ring_that_could_not_start_still_has_its_kick_when_its_addresses_are_right() {
+    let mut daemon = start(&[]);
+    let [desc, used, avail] = PARTS;
+    let mut vm = kicked_ring(&daemon);
+    vm.share_memory();
+    assert_eq!(vm.client.vring_addr(0, GUEST, used, avail), Answer::Ack);
+    assert_eq!(set_kick(&mut vm), Answer::Nak);
+    assert_eq!(
+        vm.client.vring_addr(0, GUEST + 4096, used, avail),
+        Answer::Nak,
+        "wrong again"
+    );
+    assert_others_run_and_then(&mut vm, |vm| vm.client.vring_addr(0, desc, used, avail));
+    drop(vm);
+    assert_unharmed(&mut daemon);
+}
+
+#[test]
+fn a_ring_that_could_not_start_does_so_when_its_memory_comes() {
+    let mut daemon = start(&[]);
+    let [desc, _, avail] = PARTS;
+    let mut vm = kicked_ring(&daemon);
+    // All but the last page, and the used ring is there.
+    let used = USER + MEMORY as u64 - 4096;
+    let rest = Region {
+        size: MEMORY as u64 - 4096,
+        ..REGION
+    };
+    let last = Region {
+        guest_addr: GUEST + rest.size,
+        size: 4096,
+        user_addr: used,
+        mmap_offset: rest.size,
+    };
+    vm.memory.write(MEMORY - 4096, &[0; 256]);
+    let fd = vm.memory.fd();
+    assert_eq!(vm.client.mem_region(msg::ADD_MEM_REG, rest, &[fd]), Answer::Ack);
+    assert_eq!(vm.client.vring_addr(0, desc, used, avail), Answer::Ack);
+    assert_eq!(set_kick(&mut vm), Answer::Nak);
+    vm.rings[0].used = MEMORY - 4096;
+    assert_others_run_and_then(&mut vm, |vm| vm.client.mem_region(msg::ADD_MEM_REG, last, &[fd]));
+    drop(vm);
     assert_unharmed(&mut daemon);
 }
 

@@ -1,6 +1,7 @@
 //! One frontend's session: vhost-user messages in, commands for the queues out.
 //!
-//! Runs on the disk's control thread. A message that is refused changes nothing; the log says why.
+//! Runs on the disk's control thread. A message that is refused changes nothing; the log says why. What is known of
+//! rings, memory and chains in flight is kept, though, where a ring cannot start with it: the next message may help.
 
 use std::fs::File;
 use std::rc::Rc;

@@ -25,6 +25,8 @@ pub(super) struct Vring {
     pub(super) log: Option<u64>,
     pub(super) base: u16,
     pub(super) kick: Kick,
+    /// It could not start, and nothing has been said since that could help.
+    pub(super) failed: bool,
     /// The queue runs it.
     pub(super) running: bool,
     /// The queue has been told to stop, and has not answered yet.
@@ -40,6 +42,7 @@ impl Vring {
     /// True if all is known that a ring needs to start, and it does not run.
     pub(super) fn is_ready(&self) -> bool {
         !self.running
+            && !self.failed
             && self.size.is_some()
             && self.addresses.is_some()
             && matches!(self.kick, Kick::Pending(_))

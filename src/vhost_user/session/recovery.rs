@@ -46,7 +46,7 @@ impl Session<'_> {
         }
         self.inflight = Inflight::Region(region);
         self.record_writeback();
-        Ok(())
+        self.start_ready()
     }
 
     /// Where a ring's chains are to be tracked.

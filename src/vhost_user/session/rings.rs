@@ -35,8 +35,9 @@ impl Session<'_> {
                  --queue-size {size}"
             );
         }
-        self.vrings[index].size = Some(size);
-        self.start_ready()
+        let before = self.vrings[index].size.replace(size);
+        self.vrings[index].failed &= before == Some(size);
+        self.start_if_ready(index)
     }
 
     /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
@@ -54,10 +55,11 @@ impl Session<'_> {
         }
         vring.addresses = Some(addresses);
         vring.log = log;
+        vring.failed = false;
         if vring.running {
             self.apply_ring_log(index)?;
         }
-        self.start_ready()
+        self.start_if_ready(index)
     }
 
     pub(in crate::vhost_user) fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -115,7 +117,8 @@ impl Session<'_> {
             return set.map_err(|source| SessionError::Kick { index, source });
         }
         self.vrings[index].kick = Kick::Pending(kick);
-        self.start_ready()
+        self.vrings[index].failed = false;
+        self.start_if_ready(index)
     }
 
     pub(in crate::vhost_user) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
@@ -150,33 +153,44 @@ impl Session<'_> {
         self.call(index, move |queue| queue.set_enabled(enable))
     }
 
-    /// Starts every ring of which enough is known; frontends differ in the order of their messages.
+    /// Starts every ring of which enough is known, after a change that concerns all of them.
+    ///
+    /// One that cannot start does not hold up the others.
     pub(super) fn start_ready(&mut self) -> Result<()> {
-        if self.memory.is_empty() {
-            return Ok(());
+        let mut started = Ok(());
+        for index in 0..self.vrings.len() {
+            self.vrings[index].failed = false;
+            started = started.and(self.start_if_ready(index));
         }
-        (0..self.vrings.len()).try_for_each(|index| self.start_if_ready(index))
+        started
     }
 
+    /// Starts a ring if enough is known; frontends differ in the order of their messages.
+    ///
+    /// If it cannot start it waits for better addresses, memory or in-flight region, and keeps its kick for then.
     fn start_if_ready(&mut self, index: usize) -> Result<()> {
-        let vring = &mut self.vrings[index];
-        if !vring.is_ready() {
-            return Ok(());
-        }
+        let vring = &self.vrings[index];
         let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {
             return Ok(());
         };
-        let Kick::Pending(kick) = std::mem::replace(&mut vring.kick, Kick::Taken) else {
+        if !vring.is_ready() || self.memory.is_empty() {
             return Ok(());
-        };
-        let base = vring.base;
+        }
+        let started = self.start(index, addresses, size);
+        self.vrings[index].failed = started.is_err();
+        started?;
+        self.hand_over_kick(index)
+    }
+
+    /// Has the queue set up the ring, which runs with the first kick.
+    fn start(&mut self, index: usize, addresses: RingAddresses, size: u32) -> Result<()> {
         let setup = RingSetup {
             inflight: self.inflight_area(index)?,
             log: self.ring_log(index),
             memory: Arc::clone(&self.memory),
             addresses,
             size,
-            base,
+            base: self.vrings[index].base,
             features: RingFeatures {
                 event_idx: self.acked & features::EVENT_IDX != 0,
                 indirect: self.acked & features::INDIRECT_DESC != 0,
@@ -187,8 +201,6 @@ impl Session<'_> {
             self.failed = true;
             SessionError::Lock { index, source }
         })?;
-        // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
-        let enable = self.acked & PROTOCOL_FEATURES == 0;
         let started = self.call(index, move |queue| queue.start(setup))?;
         let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
         if resumed {
@@ -196,6 +208,15 @@ impl Session<'_> {
             self.channel.config_changed();
         }
         self.vrings[index].running = true;
+        Ok(())
+    }
+
+    fn hand_over_kick(&mut self, index: usize) -> Result<()> {
+        let Kick::Pending(kick) = std::mem::replace(&mut self.vrings[index].kick, Kick::Taken) else {
+            return Ok(());
+        };
+        // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
+        let enable = self.acked & PROTOCOL_FEATURES == 0;
         let set = self.call(index, move |queue| {
             if enable {
                 queue.set_enabled(true);
