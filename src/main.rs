@@ -22,6 +22,7 @@ use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
 use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
+use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
 
@@ -292,8 +293,24 @@ fn serve(
     sandbox
         .spawn(ThreadKind::Control, "control".to_owned(), control)
         .context("cannot create the control thread")?;
-    sandbox.enter(ThreadKind::Main)?;
-    for signal in &mut signals {
+    let entered = sandbox.enter(ThreadKind::Main);
+    if entered.is_ok() {
+        obey(&mut signals, &resizer, report);
+    }
+    stopper.stop();
+    // Also in front of an error: the control thread has the socket's file to remove.
+    let ended = finished.recv_timeout(SHUTDOWN_TIME);
+    entered?;
+    match ended {
+        Ok(()) => Ok(true),
+        Err(RecvTimeoutError::Timeout) => Ok(false),
+        Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the control thread has panicked")),
+    }
+}
+
+/// Does what signals ask for, until one asks for the end or the control thread has ended.
+fn obey(signals: &mut Signals, resizer: &Resizer, report: &Report<'_>) {
+    for signal in signals {
         match signal {
             SIGUSR1 => eprint!("{report}"),
             SIGHUP => {
@@ -301,16 +318,8 @@ fn serve(
                     tracing::error!(%error, "new size of the image cannot be used, and the old one stays");
                 }
             }
-            _ => {
-                stopper.stop();
-                break;
-            }
+            _ => return,
         }
-    }
-    match finished.recv_timeout(SHUTDOWN_TIME) {
-        Ok(()) => Ok(true),
-        Err(RecvTimeoutError::Timeout) => Ok(false),
-        Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the control thread has panicked")),
     }
 }
 

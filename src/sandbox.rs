@@ -234,6 +234,8 @@ impl Sandbox {
                 }
                 Err(error) => {
                     tracing::error!("{}", chain(&error));
+                    // It may own what would outlive the process: a socket's file.
+                    drop(body);
                     std::process::exit(1);
                 }
             }

@@ -127,6 +127,7 @@ fn without_room_for_workers(options: &[&str]) -> (tempfile::TempDir, Process) {
         assert!(!daemon.wait().success(), "it could not start");
         let log = said(dir.path());
         assert!(about_filters(&log).contains("allocate memory"), "{log}");
+        assert!(!dir.path().join(SOCKET).exists(), "it left its socket: {log}");
     }
     panic!("it does not start at all");
 }
