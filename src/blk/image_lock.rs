@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
+use crate::log_limit::LogLimit;
 use crate::storage::{ImageLock, LockError, Storage};
+
+/// A driver may reset its device as often as it likes.
+static UNFLUSHED: LogLimit<()> = LogLimit::new();
 
 /// The right to use an image.
 #[derive(Debug)]
@@ -31,8 +35,11 @@ impl Turn {
     /// Makes everything stable and lets go of the lock.
     pub(super) fn hand_over(&mut self) {
         let Some(lock) = self.lock.take() else { return };
-        if let Err(error) = self.storage.flush() {
-            tracing::error!(image = %self.storage.path().display(), %error, "flush before the image is handed over");
+        if let Err(error) = self.storage.flush()
+            && let Some(suppressed) = UNFLUSHED.pass(())
+        {
+            let image = self.storage.path().display();
+            tracing::error!(%image, %error, suppressed, "flush before the image is handed over");
         }
         drop(lock);
         tracing::debug!(image = %self.storage.path().display(), "image handed over");

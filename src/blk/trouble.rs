@@ -104,6 +104,7 @@ const STILL_HELD: Duration = Duration::from_secs(60);
 /// A log line's cause: what was done about which operation, and the error.
 type Cause = (&'static str, &'static str, Option<i32>);
 const NO_ROOM: Cause = ("no room", "", None);
+const STILL_NO_ROOM: Cause = ("still no room", "", None);
 
 /// What the queues of a disk share about requests in trouble. Any thread.
 #[derive(Debug, Default)]
@@ -173,10 +174,17 @@ impl Trouble {
         let mut held = self.lock();
         if let Some(since) = held.since
             && held.told.is_none_or(|told| told.elapsed() >= STILL_HELD)
+            && let Some(suppressed) = self.limit.pass(STILL_NO_ROOM)
         {
             held.told = Some(Instant::now());
             let (count, seconds) = (held.count, since.elapsed().as_secs());
-            tracing::warn!(disk, held = count, seconds, "still no room on the disk");
+            tracing::warn!(
+                disk,
+                held = count,
+                seconds,
+                suppressed,
+                "still no room on the disk"
+            );
         }
     }
 

@@ -21,6 +21,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Storage, sys};
+use crate::log_limit::LogLimit;
+
+/// A disk takes its lock again as often as its driver resets it.
+static UNLOCKED: LogLimit<()> = LogLimit::new();
 
 /// Base of the bytes that say what is used.
 const USED: i64 = 100;
@@ -93,7 +97,9 @@ impl ImageLock {
             Ok(None) => Ok(Self { held: Some(held) }),
             Ok(Some(how)) => Err(LockError::InUse { path: path(), how }),
             Err(e) if is_unsupported(&e) => {
-                tracing::warn!(path = %path().display(), "no image locks on this file system: {e}");
+                if let Some(suppressed) = UNLOCKED.pass(()) {
+                    tracing::warn!(path = %path().display(), suppressed, "no image locks on this file system: {e}");
+                }
                 Ok(Self { held: None })
             }
             Err(e) => Err(failed(e)),

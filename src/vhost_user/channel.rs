@@ -9,7 +9,11 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::log_limit::LogLimit;
 use crate::storage::Storage;
+
+/// A frontend that does not listen may have it changed as often as it likes.
+static UNTOLD: LogLimit<()> = LogLimit::new();
 
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, protocol version 1, no payload; no reply is wanted.
 const CONFIG_CHANGE: [u32; 3] = [2, 1, 0];
@@ -37,9 +41,12 @@ impl BackendChannel {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the message is valid for its length.
         let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), flags) };
-        if sent < 0 {
+        let error = io::Error::last_os_error();
+        if sent < 0
+            && let Some(suppressed) = UNTOLD.pass(())
+        {
             // A socket that is full holds such messages already.
-            tracing::warn!(error = %io::Error::last_os_error(), "frontend cannot be told of a changed configuration");
+            tracing::warn!(%error, suppressed, "frontend cannot be told of a changed configuration");
         }
     }
 }

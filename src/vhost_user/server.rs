@@ -29,6 +29,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Who is refused may come again at once.
 static REFUSED: LogLimit<()> = LogLimit::new();
 
+/// So may who was served, and leave again, for whatever reason.
+static CONNECTED: LogLimit<()> = LogLimit::new();
+static LEFT: LogLimit<()> = LogLimit::new();
+static ENDED: LogLimit<String> = LogLimit::new();
+
+/// There may be too few file descriptors for every other connection.
+static UNACCEPTED: LogLimit<()> = LogLimit::new();
+
 /// A frontend may send the next invalid message at once.
 static INVALID: LogLimit<()> = LogLimit::new();
 
@@ -157,14 +165,14 @@ impl Server {
 
     /// The next frontend, or `None` when stopped.
     fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
-        let mut failing = false;
+        let (mut failing, mut told) = (false, false);
         loop {
             if self.stop.wait(Some(listener.as_raw_fd()), None) {
                 return None;
             }
             match listener.accept() {
                 Ok((stream, _)) => {
-                    if failing {
+                    if told {
                         tracing::info!("accepting connections again");
                     }
                     return Some(stream);
@@ -175,9 +183,10 @@ impl Server {
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                     ) => {}
                 Err(error) => {
-                    if !failing {
+                    if !failing && let Some(suppressed) = UNACCEPTED.pass(()) {
                         let hint = files_hint(is_out_of_files(&error));
-                        tracing::warn!(%error, "cannot accept a connection, and tries until it can{hint}");
+                        tracing::warn!(%error, suppressed, "cannot accept a connection, and tries until it can{hint}");
+                        told = true;
                     }
                     failing = true;
                     self.stop.wait(None, Some(ACCEPT_PAUSE));
@@ -198,7 +207,9 @@ impl Server {
                 return;
             }
         };
-        tracing::info!(disk, "frontend connected");
+        if let Some(suppressed) = CONNECTED.pass(()) {
+            tracing::info!(disk, suppressed, "frontend connected");
+        }
         let handler = Handler {
             session: Session::new(device, self.channel.clone()),
             unanswered: false,
@@ -213,10 +224,7 @@ impl Server {
         lock(&handler).session.finish();
         drop(requests);
         drop(handler);
-        match reason {
-            None => tracing::info!(disk, "frontend left"),
-            Some(error) => tracing::warn!(disk, %error, "connection ended{hint}"),
-        }
+        log_end(&disk, reason.as_ref(), hint);
     }
 
     /// Handles messages until the frontend leaves or the server is stopped.
@@ -244,6 +252,19 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+/// Logs that a frontend is gone, and why if it did not just leave.
+fn log_end(disk: &str, reason: Option<&ConnectionError>, hint: &str) {
+    let Some(error) = reason else {
+        if let Some(suppressed) = LEFT.pass(()) {
+            tracing::info!(disk, suppressed, "frontend left");
+        }
+        return;
+    };
+    if let Some(suppressed) = ENDED.pass(error.to_string()) {
+        tracing::warn!(disk, %error, suppressed, "connection ended{hint}");
     }
 }
 

@@ -16,6 +16,7 @@ use super::vring::Vring;
 use crate::aio::{Gone, Remote};
 use crate::blk::device::BlkDevice;
 use crate::blk::queue::BlkQueue;
+use crate::log_limit::LogLimit;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
 mod log;
@@ -24,6 +25,9 @@ mod rings;
 
 pub use log::LOG_ALL;
 use recovery::Inflight;
+
+/// Whoever comes next finds the same.
+static NOT_RESET: LogLimit<()> = LogLimit::new();
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -189,8 +193,10 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.reset() {
-            tracing::error!(%error, "disk cannot be reset after its frontend left");
+        if let Err(error) = self.reset()
+            && let Some(suppressed) = NOT_RESET.pass(())
+        {
+            tracing::error!(%error, suppressed, "disk cannot be reset after its frontend left");
         }
     }
 }

@@ -1,9 +1,12 @@
 //! What a guest can have the daemon say, again and again: it is said once, and shown in the statistics.
 
+use std::io::Write;
+
 use crate::common::daemon::Daemon;
+use crate::common::process::wait_for;
 use crate::common::raw::{mem_table, msg};
-use crate::common::vm::{Outcome, Ring, Vm};
-use crate::{connect, read, said};
+use crate::common::vm::{DATA, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
+use crate::{connect, read, said, write};
 
 #[test]
 fn a_ring_that_breaks_again_and_again_is_one_line_and_a_figure() {
@@ -63,4 +66,62 @@ fn a_hundred_messages_that_make_no_sense_are_one_line() {
         assert!(answer.is_refusal(), "{answer:?}");
     }
     assert_eq!(said(&daemon, "message refused"), 1, "{}", daemon.output());
+}
+
+#[test]
+fn a_hundred_frontends_that_come_and_go_are_two_lines() {
+    let mut daemon = Daemon::start(&[0; 4096], &[]);
+    for _ in 0..100 {
+        drop(Vm::connect(&daemon, 0));
+    }
+    daemon.wait_for(|daemon| said(daemon, "frontend left") > 0, "see one leave");
+    for _ in 0..100 {
+        // Half a header, and gone.
+        let mut stream = daemon.connect();
+        stream.write_all(&[0; 6]).expect("send a part");
+    }
+    daemon.wait_for(|daemon| said(daemon, "connection ended") > 0, "see one leave");
+    // One at a time: by now it has dealt with all of them.
+    drop(Vm::connect(&daemon, 0));
+    for line in ["frontend connected", "frontend left", "connection ended"] {
+        assert_eq!(said(&daemon, line), 1, "{}", daemon.output());
+    }
+}
+
+#[test]
+fn a_ring_that_stops_again_and_again_on_a_full_disk_is_a_few_lines() {
+    let mut daemon = Daemon::start(&[0; 4096], &["--inject", "write:enospc"]);
+    let mut vm = Vm::start(&daemon, 1);
+    vm.poke(HEADER, &header(1, 0));
+    let chain = [readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)];
+    for round in 1..=5 {
+        vm.poke(STATUS, &[FILL]);
+        vm.send(0, &chain);
+        wait_for("the write to be held", || {
+            (daemon.count("total", "held_ever") == round).then_some(())
+        });
+        vm.client.stop_ring(0).expect("stop");
+        let ring = vm.rings.pop().expect("it is there");
+        vm.start_ring(0, ring);
+        assert_eq!(vm.take_used(0), Some((0, 1)));
+        assert_eq!(vm.peek(STATUS, 1), [1], "IOERR");
+    }
+    for line in ["ring stops while", "no room on the disk", "no request is held"] {
+        assert_eq!(said(&daemon, line), 1, "{line}: {}", daemon.output());
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_again_and_again_is_a_few_lines() {
+    // Each sector is written at the third try.
+    let rules = [0, 1, 2, 3].map(|n| format!("write:enospc:sector={n},count=2"));
+    let options: Vec<&str> = rules.iter().flat_map(|rule| ["--inject", rule]).collect();
+    let mut daemon = Daemon::start(&[0; 4096], &options);
+    let mut frontend = connect(&daemon, 1);
+    for sector in 0..rules.len() {
+        assert_eq!(frontend.queue(0).run(&write(sector * 512, &[1; 512])).ret, 0);
+    }
+    assert_eq!(daemon.count("total", "held_ever"), 4);
+    let lines = ["disk: held", "still no room", "no request is held"].map(|line| said(&daemon, line));
+    assert_eq!(lines, [1, 1, 2], "{}", daemon.output());
 }

@@ -16,6 +16,9 @@ use crate::virtqueue::{RingAddresses, RingFeatures};
 /// A driver may set its queues up as often as it likes.
 static SMALL_QUEUE: LogLimit<()> = LogLimit::new();
 
+/// Whoever comes next finds the same.
+static NOT_STOPPED: LogLimit<()> = LogLimit::new();
+
 impl Session<'_> {
     pub(in crate::vhost_user) fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
         let index = self.index_of_stopped(index)?;
@@ -240,8 +243,10 @@ impl Session<'_> {
 
     /// Stops the rings and waits for what is in flight, as far as it is possible.
     pub(in crate::vhost_user) fn finish(&mut self) {
-        if let Err(error) = self.stop_all() {
-            tracing::error!(%error, "rings cannot be stopped");
+        if let Err(error) = self.stop_all()
+            && let Some(suppressed) = NOT_STOPPED.pass(())
+        {
+            tracing::error!(%error, suppressed, "rings cannot be stopped");
         }
     }
 
