@@ -106,7 +106,6 @@ impl Queue {
             name: "bench".to_owned(),
             storage: Arc::clone(&storage),
             serial: [0; 20],
-            write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
             trouble: Trouble::default(),
         });

@@ -215,6 +215,35 @@ fn memory_that_the_log_does_not_cover_is_refused_until_the_log_grows() {
 }
 
 #[test]
+fn logging_that_is_refused_leaves_no_trace() {
+    let (daemon, _) = start();
+    let mut migration = Migration::prepare(&daemon);
+    let dimms = [1, 2].map(|n| {
+        let region = Region {
+            guest_addr: GUEST + n * MEMORY as u64,
+            size: MEMORY as u64,
+            user_addr: USER + (n << 32),
+            mmap_offset: 0,
+        };
+        (region, SharedMemory::new(MEMORY))
+    });
+    let add = |migration: &mut Migration, n: usize| {
+        let (region, memory) = &dimms[n];
+        let client = &mut migration.vm.client;
+        client.mem_region(msg::ADD_MEM_REG, *region, &[memory.fd()])
+    };
+    // Beyond the log, which is not in use.
+    assert_eq!(add(&mut migration, 0), Answer::Ack);
+    let features = VERSION_1 | PROTOCOL_FEATURES | LOG_ALL;
+    let client = &mut migration.vm.client;
+    let answer = client.ask(msg::SET_FEATURES, &features.to_le_bytes(), &[]);
+    assert_eq!(answer, Answer::Nak, "the log is too small");
+    assert_eq!(add(&mut migration, 1), Answer::Ack, "and still not in use");
+    migration.read(DATA, 512);
+    assert_eq!(migration.dirty(), pages(&[]));
+}
+
+#[test]
 fn a_ring_that_starts_while_logging_is_on_logs_at_once() {
     let (daemon, _) = start();
     let mut vm = Vm::connect(&daemon, LOG_ALL);

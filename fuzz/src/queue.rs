@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, Remote};
@@ -65,7 +65,6 @@ impl Queue {
             name: "fuzz".to_owned(),
             storage,
             serial: SERIAL,
-            write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
             trouble: Trouble::default(),
         });
@@ -124,7 +123,7 @@ impl Queue {
     }
 
     pub fn set_write_through(&self, on: bool) {
-        self.device.write_through.store(on, Ordering::Relaxed);
+        self.run(move |queue| queue.set_write_through(on));
     }
 
     pub fn kick(&self) {

@@ -1,24 +1,21 @@
 //! A virtio-blk disk as the control thread sees it: its configuration, its state, handles to its queues.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 
-use super::config::{BlkConfig, ConfigError, features};
+use super::config::{BlkConfig, ConfigError};
 use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::stats::QueueStats;
 use super::trouble::{Trouble, TroubleParams};
+use super::write_cache::WriteCache;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Faults, Plan};
-use crate::log_limit::LogLimit;
 use crate::memory::survive_lost_memory;
 use crate::storage::{LockError, Storage};
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
-
-/// A guest may do that as often as it likes.
-static CACHE_SWITCHED: LogLimit<bool> = LogLimit::new();
 
 /// What the control thread and the IOThreads share of a disk.
 #[derive(Debug)]
@@ -29,8 +26,6 @@ pub struct DeviceState {
     pub storage: Arc<Storage>,
     /// Answer to GET_ID, padded with NULs.
     pub serial: [u8; ID_LEN],
-    /// Writes are stable before they complete.
-    pub write_through: AtomicBool,
     /// Notifications are coalesced.
     pub batch_notifications: AtomicBool,
     /// What becomes of requests that the disk cannot execute.
@@ -69,10 +64,7 @@ pub struct DeviceParams {
 pub struct BlkDevice {
     state: Arc<DeviceState>,
     config: BlkConfig,
-    /// The `writeback` field of the configuration space.
-    writeback: bool,
-    /// The features that the driver has accepted.
-    acked: u64,
+    cache: WriteCache,
     turn: Turn,
     queues: Vec<Remote<BlkQueue>>,
     stats: Vec<Arc<QueueStats>>,
@@ -102,7 +94,6 @@ impl BlkDevice {
             name: params.name,
             storage,
             serial: params.serial,
-            write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(params.batch_notifications),
             trouble: Trouble::new(params.trouble),
         });
@@ -131,8 +122,7 @@ impl BlkDevice {
         Ok(Self {
             state,
             config,
-            writeback: true,
-            acked: 0,
+            cache: WriteCache::default(),
             turn,
             queues,
             stats,
@@ -164,42 +154,22 @@ impl BlkDevice {
     /// # Errors
     /// A range outside of it.
     pub fn read_config(&self, offset: u32, len: usize) -> Result<Vec<u8>, ConfigError> {
-        self.config
-            .read(self.state.storage.size(), self.writeback, offset, len)
+        self.config.read(
+            self.state.storage.size(),
+            self.cache.mode().writeback,
+            offset,
+            len,
+        )
     }
 
-    /// Writes to the configuration space.
-    ///
-    /// # Errors
-    /// A range outside of it, an impossible value, or a flush that failed while the write cache was switched off.
-    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), ConfigWriteError> {
-        if let Some(writeback) = BlkConfig::written_writeback(offset, data)? {
-            self.set_writeback(writeback)?;
-        }
-        Ok(())
+    /// The write cache.
+    pub fn cache(&self) -> WriteCache {
+        self.cache
     }
 
-    /// The `writeback` field of the configuration space.
-    pub fn writeback(&self) -> bool {
-        self.writeback
-    }
-
-    /// Sets the `writeback` field, as a driver may.
-    ///
-    /// # Errors
-    /// A flush that failed while the write cache was switched off.
-    pub fn set_writeback(&mut self, writeback: bool) -> io::Result<()> {
-        self.writeback = writeback;
-        self.apply_cache_mode()
-    }
-
-    /// The driver has accepted these features.
-    ///
-    /// # Errors
-    /// A flush that failed while the write cache was switched off.
-    pub fn set_features(&mut self, acked: u64) -> io::Result<()> {
-        self.acked = acked;
-        self.apply_cache_mode()
+    /// Follows a change of the write cache that the queues have made already.
+    pub fn set_cache(&mut self, cache: WriteCache) {
+        self.cache = cache;
     }
 
     /// Locks the image, unless that is done already. To be called before a ring runs; may be called earlier.
@@ -219,38 +189,8 @@ impl BlkDevice {
 
     /// The next driver finds the device as the first one did.
     pub fn reset(&mut self) {
-        self.acked = 0;
-        self.writeback = true;
+        self.cache.reset();
     }
-
-    /// Writes are cached only where the driver can flush them and wants the cache (5.2.6.2).
-    fn apply_cache_mode(&self) -> io::Result<()> {
-        let cached = if self.acked & features::CONFIG_WCE != 0 {
-            self.writeback
-        } else {
-            self.acked & features::FLUSH != 0
-        };
-        let was_through = self.state.write_through.swap(!cached, Ordering::Relaxed);
-        if cached == was_through && CACHE_SWITCHED.pass(cached).is_some() {
-            tracing::info!(disk = %self.state.name, cached, "write cache switched by the driver");
-        }
-        if !cached && !was_through {
-            // What completed while the cache was on is stable from here on as well.
-            self.state.storage.flush()?;
-        }
-        Ok(())
-    }
-}
-
-/// Why a write to the configuration space failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigWriteError {
-    /// The write itself is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The write cache could not be emptied.
-    #[error("flush for switching the write cache off: {0}")]
-    Flush(#[from] io::Error),
 }
 
 /// Why a disk cannot be served.

@@ -11,3 +11,4 @@ pub mod queue;
 pub mod request;
 pub mod stats;
 pub mod trouble;
+pub mod write_cache;

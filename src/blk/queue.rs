@@ -60,6 +60,8 @@ struct State {
     /// Where GET_VRING_BASE says to go on while no ring runs.
     base: u16,
     enabled: bool,
+    /// The write cache is off: every write is stable before it completes.
+    write_through: bool,
     /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
     broken: bool,
     /// The count of lost mappings when this ring's were last looked at; `None`: never.
@@ -139,6 +141,7 @@ impl State {
             running: None,
             base: 0,
             enabled: false,
+            write_through: false,
             broken: false,
             losses: None,
             kicked: false,

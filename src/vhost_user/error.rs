@@ -94,9 +94,6 @@ pub enum SessionError {
     /// The configuration space access does not do.
     #[error(transparent)]
     Config(#[from] crate::blk::config::ConfigError),
-    /// The configuration space write does not do.
-    #[error(transparent)]
-    ConfigWrite(#[from] crate::blk::device::ConfigWriteError),
     /// The write cache could not be switched off.
     #[error("flush for switching the write cache off: {0}")]
     Flush(std::io::Error),

@@ -19,6 +19,7 @@ use crate::blk::queue::BlkQueue;
 use crate::log_limit::LogLimit;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
+mod cache;
 mod log;
 mod recovery;
 mod rings;
@@ -132,7 +133,8 @@ impl<'a> Session<'a> {
         if unknown != 0 {
             return Err(SessionError::BadFeatures(unknown));
         }
-        self.device.set_features(acked).map_err(SessionError::Flush)?;
+        self.check_log_switch(acked)?;
+        self.accept_features(acked)?;
         let before = std::mem::replace(&mut self.acked, acked);
         self.switch_log(before & LOG_ALL != 0, acked & LOG_ALL != 0)?;
         tracing::debug!(

@@ -71,7 +71,6 @@ impl Disk {
             name: "test".to_owned(),
             storage: Arc::new(Storage::open(&options).unwrap()),
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
-            write_through: AtomicBool::new(false),
             batch_notifications: AtomicBool::new(true),
             trouble: Trouble::default(),
         });

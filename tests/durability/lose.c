@@ -1,11 +1,12 @@
 // A disk that loses power: whatever was written to a file and not synced can be taken back.
 //
 // Preloaded into the daemon. Before it lets a write through, it appends what the write is about to replace to the
-// journal that LOSE_JOURNAL names: offset, length, bytes. A sync empties the journal. A write that is stable when it
+// journal that LOSE_JOURNAL names: offset, length, bytes. A sync empties the journal, or fails. A write that is stable when it
 // returns (RWF_DSYNC) is not recorded. Whoever plays the journal back in reverse has the disk as a power failure may
 // leave it, at its worst. All of this happens under one lock, so that a sync covers exactly the writes before it.
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -104,6 +105,11 @@ int fallocate(int fd, int mode, off_t offset, off_t len)
 
 int fdatasync(int fd)
 {
+    // While there is a file of this name nothing gets from the cache to the disk.
+    if (access("broken", F_OK) == 0) {
+        errno = EIO;
+        return -1;
+    }
     pthread_mutex_lock(&lock);
     if (is_disk(fd) && ftruncate(journal, 0) != 0)
         abort();

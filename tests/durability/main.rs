@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use common::daemon::BINARY;
 use common::process::{Process, wait_for};
 use common::random::Random;
-use common::raw::Answer;
+use common::raw::{Answer, PROTOCOL_FEATURES, VERSION_1, msg};
 use common::vm::{DATA, HEADER, Ring, SEGMENTS, STATUS, Vm, header, readable, writable};
 use tempfile::TempDir;
 
@@ -58,6 +58,16 @@ impl Lossy {
         vm.share_memory();
         vm.start_ring(0, Ring::new(0, 16));
         vm
+    }
+
+    /// From here on nothing gets from the cache to the disk.
+    fn break_flushes(&self) {
+        fs::write(self.dir.path().join("broken"), "").expect("break it");
+    }
+
+    /// And now it does again.
+    fn mend_flushes(&self) {
+        fs::remove_file(self.dir.path().join("broken")).expect("mend it");
     }
 
     /// Cuts the power. Returns what is left on the disk.
@@ -121,14 +131,15 @@ fn write(vm: &mut Vm, block: usize, fill: u8) {
     assert_eq!(vm.request(0, &chain), Some((0, 1)), "write");
 }
 
+/// A block, for write-zeroes.
+fn segment(block: usize) -> Vec<u8> {
+    let sector = (block * BLOCK / 512) as u64;
+    [&sector.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 4]].concat()
+}
+
 fn write_zeroes(vm: &mut Vm, block: usize) {
-    let segment = [
-        &((block * BLOCK / 512) as u64).to_le_bytes()[..],
-        &8u32.to_le_bytes(),
-        &[0; 4],
-    ];
     vm.poke(HEADER, &header(WRITE_ZEROES, 0));
-    vm.poke(SEGMENTS, &segment.concat());
+    vm.poke(SEGMENTS, &segment(block));
     let chain = [readable(HEADER, 16), readable(SEGMENTS, 16), writable(STATUS, 1)];
     assert_eq!(vm.request(0, &chain), Some((0, 1)), "write zeroes");
 }
@@ -217,19 +228,23 @@ fn the_cache_that_is_switched_on_again_needs_flushes_again() {
     assert_eq!(blocks(&lossy.lose())[..2], [1, 0]);
 }
 
+/// The next driver has neither FLUSH nor CONFIG_WCE.
+fn restart_without_flush(vm: &mut Vm) {
+    vm.client.stop_ring(0).expect("stop");
+    vm.rings.clear();
+    let features = VERSION_1 | PROTOCOL_FEATURES;
+    let answer = vm.client.ask(msg::SET_FEATURES, &features.to_le_bytes(), &[]);
+    assert_eq!(answer, Answer::Ack, "SET_FEATURES");
+    vm.memory.store_u16(0x5000 + 2, 0);
+    vm.memory.store_u16(0x8000 + 2, 0);
+    vm.start_ring(0, Ring::new(0, 16));
+}
+
 #[test]
 fn a_driver_that_cannot_flush_has_every_write_kept() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
-    vm.client.stop_ring(0).expect("stop");
-    vm.rings.clear();
-    // VERSION_1 and PROTOCOL_FEATURES, but neither FLUSH nor CONFIG_WCE.
-    let features = (1u64 << 32) | (1 << 30);
-    let set = common::raw::msg::SET_FEATURES;
-    assert_eq!(vm.client.ask(set, &features.to_le_bytes(), &[]), Answer::Ack);
-    vm.memory.store_u16(0x5000 + 2, 0);
-    vm.memory.store_u16(0x8000 + 2, 0);
-    vm.start_ring(0, Ring::new(0, 16));
+    restart_without_flush(&mut vm);
     write(&mut vm, 5, 7);
     assert_eq!(blocks(&lossy.lose())[5], 7);
 }
@@ -245,4 +260,60 @@ fn the_last_rings_stop_leaves_nothing_to_lose() {
         9,
         "the destination of a migration would miss it"
     );
+}
+
+/// A disk whose flushes fail need not fail for ever.
+const DIRECT: &[&str] = OPTIONS[2];
+
+#[test]
+fn a_cache_that_cannot_be_emptied_stays_on_for_the_driver_and_is_used_no_more() {
+    let Some(lossy) = Lossy::start(DIRECT) else { return };
+    let mut vm = lossy.connect(0);
+    write(&mut vm, 0, 1);
+    lossy.break_flushes();
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Nak);
+    assert_eq!(vm.client.config(WRITEBACK, 1).expect("a byte"), [1]);
+    write(&mut vm, 1, 2);
+    assert_eq!(blocks(&lossy.lose())[..2], [0, 2]);
+}
+
+#[test]
+fn a_cache_that_could_not_be_emptied_is_emptied_when_it_is_switched_off_again() {
+    let Some(lossy) = Lossy::start(DIRECT) else { return };
+    let mut vm = lossy.connect(0);
+    write(&mut vm, 0, 1);
+    lossy.break_flushes();
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Nak);
+    lossy.mend_flushes();
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
+    assert_eq!(vm.client.config(WRITEBACK, 1).expect("a byte"), [0]);
+    assert_eq!(blocks(&lossy.lose())[0], 1);
+}
+
+#[test]
+fn what_the_page_cache_has_lost_is_never_called_stable() {
+    let Some(lossy) = Lossy::start(&[]) else { return };
+    let mut vm = lossy.connect(0);
+    write(&mut vm, 0, 1);
+    lossy.break_flushes();
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Nak);
+    lossy.mend_flushes();
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Nak);
+    assert_eq!(vm.client.config(WRITEBACK, 1).expect("a byte"), [1]);
+    assert_eq!(vm.client.set_config(WRITEBACK, &[1]), Answer::Ack);
+    write(&mut vm, 1, 2);
+    vm.poke(HEADER, &header(FLUSH, 0));
+    let chain = [readable(HEADER, 16), writable(STATUS, 1)];
+    assert_eq!(vm.request(0, &chain), Some((1, 1)), "a flush");
+}
+
+#[test]
+fn a_driver_that_cannot_flush_is_served_though_the_cache_cannot_be_emptied() {
+    let Some(lossy) = Lossy::start(DIRECT) else { return };
+    let mut vm = lossy.connect(0);
+    write(&mut vm, 0, 1);
+    lossy.break_flushes();
+    restart_without_flush(&mut vm);
+    write(&mut vm, 5, 7);
+    assert_eq!(blocks(&lossy.lose())[..6], [0, 0, 0, 0, 0, 7]);
 }

@@ -75,6 +75,11 @@ impl BlkQueue {
         self.process();
     }
 
+    /// Switches the write cache off or on, for requests that are taken from the ring from here on.
+    pub fn set_write_through(&self, on: bool) {
+        self.state.borrow_mut().write_through = on;
+    }
+
     /// Switches the coalescing of notifications on or off.
     ///
     /// Off, every completion is published and notified on its own, unless the driver has set NO_INTERRUPT.

@@ -116,7 +116,8 @@ impl State {
             return Ok(Collected::default());
         };
         let before = batch.len();
-        let result = running.take(device, &self.stats, self.polled, &mut self.free, batch);
+        let rules = device.rules(self.write_through);
+        let result = running.take(device, &rules, &self.stats, self.polled, &mut self.free, batch);
         self.in_flight += u16::try_from(batch.len() - before).expect("bounded by the budget");
         result
     }

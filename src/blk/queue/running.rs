@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::RingSetup;
 use super::process::Collected;
@@ -132,13 +131,13 @@ impl Running {
     pub(super) fn take(
         &mut self,
         device: &DeviceState,
+        rules: &Rules<'_>,
         stats: &QueueStats,
         polled: bool,
         free: &mut Requests,
         batch: &mut Requests,
     ) -> Result<Collected, QueueError> {
         let mut answered = false;
-        let rules = device.rules();
         for n in 0..BUDGET {
             let Some(head) = self.next_head(polled, n == 0)? else {
                 return Ok(Collected {
@@ -149,7 +148,7 @@ impl Running {
             let mut request = free
                 .pop()
                 .unwrap_or_else(|| IoRequest::new(Arc::clone(&device.storage)));
-            match self.begin(head, &mut request, &rules, stats) {
+            match self.begin(head, &mut request, rules, stats) {
                 Ok(true) => batch.push(request),
                 Ok(false) => {
                     free.push(request);
@@ -304,7 +303,7 @@ fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
 
 impl DeviceState {
     /// What requests are checked against right now.
-    fn rules(&self) -> Rules<'_> {
+    pub(super) fn rules(&self, write_through: bool) -> Rules<'_> {
         let limits = self.storage.limits();
         Rules {
             capacity: self.storage.size(),
@@ -312,8 +311,7 @@ impl DeviceState {
             read_only: limits.read_only,
             discard: limits.discard_granularity > 0,
             write_zeroes: limits.write_zeroes,
-            // Relaxed: a change is acknowledged to the driver only after every IOThread can see it.
-            write_through: self.write_through.load(Ordering::Relaxed),
+            write_through,
             serial: &self.serial,
         }
     }

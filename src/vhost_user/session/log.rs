@@ -31,10 +31,17 @@ impl Session<'_> {
         self.apply_log()
     }
 
+    /// Checks, before anything is changed, the log that would be used with these features.
+    pub(super) fn check_log_switch(&self, acked: u64) -> Result<()> {
+        match &self.log {
+            Some(log) if acked & LOG_ALL != 0 => Ok(log.check_covers(self.memory.end())?),
+            _ => Ok(()),
+        }
+    }
+
     /// Follows a change of LOG_ALL.
     pub(super) fn switch_log(&mut self, before: bool, now: bool) -> Result<()> {
         if before != now {
-            self.check_log_covers(&self.memory)?;
             self.apply_log()?;
         }
         if before && !now {

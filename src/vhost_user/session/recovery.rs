@@ -41,8 +41,7 @@ impl Session<'_> {
         self.inflight = Inflight::Refused;
         let region = InflightRegion::map(file, layout)?;
         if let Some(writeback) = region.device_state() {
-            let restored = self.device.set_writeback(writeback != 0);
-            restored.map_err(SessionError::Flush)?;
+            self.set_writeback(writeback != 0)?;
         }
         self.inflight = Inflight::Region(region);
         self.record_writeback();
@@ -58,16 +57,10 @@ impl Session<'_> {
         }
     }
 
-    /// Writes to the configuration space, and lets a successor know.
-    pub(in crate::vhost_user) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        let written = self.device.write_config(offset, data);
-        self.record_writeback();
-        Ok(written?)
-    }
-
-    fn record_writeback(&self) {
+    /// Lets a successor know what the driver has been told.
+    pub(super) fn record_writeback(&self) {
         if let Inflight::Region(region) = &self.inflight {
-            region.set_device_state(u8::from(self.device.writeback()));
+            region.set_device_state(u8::from(self.device.cache().mode().writeback));
         }
     }
 }

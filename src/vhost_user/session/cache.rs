@@ -1,0 +1,73 @@
+//! The write cache, as a session's driver switches it: with its features, and in the configuration space.
+
+use super::{Result, Session};
+use crate::blk::config::BlkConfig;
+use crate::blk::write_cache::CacheMode;
+use crate::log_limit::LogLimit;
+use crate::vhost_user::SessionError;
+
+/// A guest may do that as often as it likes.
+static SWITCHED: LogLimit<bool> = LogLimit::new();
+
+/// Each of its drivers may find the same.
+static UNFLUSHED: LogLimit<()> = LogLimit::new();
+
+impl Session<'_> {
+    /// Writes to the configuration space, and lets a successor know. A driver that switches the write cache off is told
+    /// that this is done when all that has completed is stable.
+    pub(in crate::vhost_user) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        if let Some(writeback) = BlkConfig::written_writeback(offset, data)? {
+            self.set_writeback(writeback)?;
+            self.record_writeback();
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_writeback(&mut self, writeback: bool) -> Result<()> {
+        self.switch_cache(CacheMode {
+            writeback,
+            ..self.device.cache().mode()
+        })
+    }
+
+    /// The driver has accepted these features.
+    ///
+    /// One that cannot flush gets every write stable. What could not be flushed when it came is the loss of another
+    /// driver, which could flush: no reason to keep this one from reading what is left.
+    pub(super) fn accept_features(&mut self, acked: u64) -> Result<()> {
+        let mode = CacheMode {
+            acked,
+            ..self.device.cache().mode()
+        };
+        match self.switch_cache(mode) {
+            Err(SessionError::Flush(error)) => {
+                if let Some(suppressed) = UNFLUSHED.pass(()) {
+                    let disk = &self.device.state().name;
+                    tracing::error!(disk, %error, suppressed, "flush for a driver without a write cache");
+                }
+                let mut cache = self.device.cache();
+                cache.go_on_unflushed(mode);
+                self.device.set_cache(cache);
+                Ok(())
+            }
+            switched => switched,
+        }
+    }
+
+    fn switch_cache(&mut self, mode: CacheMode) -> Result<()> {
+        let mut cache = self.device.cache();
+        let before = cache.is_on();
+        let write_through = |on| {
+            let set = |index| self.call(index, move |queue| queue.set_write_through(on));
+            (0..self.vrings.len()).try_for_each(set)
+        };
+        let flush = || self.device.state().storage.flush().map_err(SessionError::Flush);
+        let switched = cache.switch(mode, write_through, flush);
+        self.device.set_cache(cache);
+        let cached = cache.is_on();
+        if cached != before && SWITCHED.pass(cached).is_some() {
+            tracing::info!(disk = %self.device.state().name, cached, "write cache switched by the driver");
+        }
+        switched
+    }
+}
