@@ -24,6 +24,7 @@ mod process;
 mod running;
 mod slow;
 mod trouble;
+mod volatile;
 mod watchdog;
 
 pub use control::RingSetup;
@@ -33,6 +34,7 @@ pub use running::QueueError;
 use running::Running;
 use slow::Slow;
 use trouble::Held;
+use volatile::Volatile;
 use watchdog::Watchdog;
 
 /// A virtqueue of a disk.
@@ -78,6 +80,7 @@ struct State {
     coalescing: bool,
     watchdog: Watchdog,
     held: Held,
+    volatile: Volatile,
     /// Present if slow requests are to be reported.
     slow: Option<Slow>,
     /// Present while a ring runs.
@@ -152,6 +155,7 @@ impl State {
             coalescing: true,
             watchdog: Watchdog::new(ctx, queue.clone()),
             held: Held::new(ctx, queue.clone()),
+            volatile: Volatile::new(ctx, queue.clone()),
             slow: io_timeout.map(|limit| Slow::new(ctx, queue.clone(), limit)),
             poller: None,
             free: Vec::new(),

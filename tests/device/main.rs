@@ -8,3 +8,4 @@ mod long_visits;
 mod notifications;
 mod rings;
 mod vm;
+mod write_cache;

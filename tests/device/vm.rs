@@ -454,7 +454,8 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         let stopped = self.stop();
-        self.poll_until(|vm| stopped.try_recv().is_ok() && vm.pool.in_flight() == 0);
+        self.poll_until(|_| stopped.try_recv().is_ok());
+        self.poll_until(|vm| vm.pool.in_flight() == 0);
         // The context lets go of the queue in its next pass.
         self.remote = None;
         self.poll_some();

@@ -15,9 +15,12 @@ use common::daemon::BINARY;
 use common::process::{Process, wait_for};
 use common::random::Random;
 use common::raw::{Answer, PROTOCOL_FEATURES, VERSION_1, msg};
-use common::vm::{DATA, HEADER, Ring, SEGMENTS, STATUS, Vm, header, readable, writable};
+use common::vm::{
+    DATA, Desc, HEADER, Outcome, Ring, SEGMENTS, STATUS, Vm, header, linked, readable, writable,
+};
 use tempfile::TempDir;
 
+const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const WRITE_ZEROES: u32 = 13;
@@ -260,6 +263,52 @@ fn the_last_rings_stop_leaves_nothing_to_lose() {
         9,
         "the destination of a migration would miss it"
     );
+}
+
+/// Puts a chain at index 0 and has it taken, and switches the write cache off before it is executed.
+fn overtake(vm: &mut Vm, chain: &[Desc]) {
+    // A request behind it that nothing delays: with its answer the other one is known to be taken.
+    let at = HEADER + 0x800;
+    vm.poke(at, &header(IN, 0));
+    let read = [
+        readable(at, 16),
+        writable(DATA + 0x1000, 512),
+        writable(at + 16, 1),
+    ];
+    vm.put_descs(0, 0, &linked(0, chain));
+    vm.put_descs(0, 8, &linked(8, &read));
+    vm.publish(0, 0);
+    vm.publish(0, 8);
+    vm.kick(0);
+    assert_eq!(vm.outcome(0), Outcome::Used { id: 8, len: 513 });
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
+    assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 1 });
+    assert_eq!(vm.peek(STATUS, 1), [0]);
+}
+
+#[test]
+fn a_write_that_is_in_flight_when_the_write_cache_is_switched_off_is_kept() {
+    for options in OPTIONS {
+        let delay = [options, &["--inject", "write:delay=500ms,sector=8-15"]].concat();
+        let Some(lossy) = Lossy::start(&delay) else { return };
+        let mut vm = lossy.connect(0);
+        vm.poke(HEADER, &header(OUT, 8));
+        vm.poke(DATA, &[3; BLOCK]);
+        let chain = [readable(HEADER, 16), readable(DATA, 4096), writable(STATUS, 1)];
+        overtake(&mut vm, &chain);
+        assert_eq!(blocks(&lossy.lose())[..3], [0, 3, 0], "{options:?}");
+
+        let delay = [options, &["--inject", "write-zeroes:delay=500ms"]].concat();
+        let Some(lossy) = Lossy::start(&delay) else { return };
+        let mut vm = lossy.connect(0);
+        write(&mut vm, 1, 3);
+        flush(&mut vm);
+        vm.poke(HEADER, &header(WRITE_ZEROES, 0));
+        vm.poke(SEGMENTS, &segment(1));
+        let chain = [readable(HEADER, 16), readable(SEGMENTS, 16), writable(STATUS, 1)];
+        overtake(&mut vm, &chain);
+        assert_eq!(blocks(&lossy.lose())[1], 0, "{options:?}");
+    }
 }
 
 /// A disk whose flushes fail need not fail for ever.

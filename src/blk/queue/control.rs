@@ -75,7 +75,8 @@ impl BlkQueue {
         self.process();
     }
 
-    /// Switches the write cache off or on, for requests that are taken from the ring from here on.
+    /// Switches the write cache off or on. While it is off, every write is stable before it is answered, also one that
+    /// was taken before; what was answered before is for the caller to flush.
     pub fn set_write_through(&self, on: bool) {
         self.state.borrow_mut().write_through = on;
     }

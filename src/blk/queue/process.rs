@@ -122,8 +122,11 @@ impl State {
         result
     }
 
-    /// Puts the answer to a request into the ring.
+    /// Puts the answer to a request into the ring, or has it made stable first.
     pub(super) fn complete(&mut self, mut request: Box<IoRequest>) {
+        if self.is_volatile(&request) {
+            return self.volatile.push(request);
+        }
         self.in_flight -= 1;
         if let Some(running) = &mut self.running {
             running.complete(&self.stats, &request);

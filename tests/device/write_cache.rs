@@ -1,0 +1,84 @@
+//! Writes in flight while the write cache is switched off.
+
+use vhost_user_blk::virtqueue::RingFeatures;
+
+use super::vm::{Desc, HEAP, Vm, header};
+
+const WRITE_ZEROES: u32 = 13;
+const STATUS: u64 = HEAP + 1024;
+const FEATURES: RingFeatures = RingFeatures {
+    event_idx: false,
+    indirect: false,
+};
+
+/// Has zeroes to be written taken, for a worker that has something else to do.
+fn take_write(vm: &mut Vm) {
+    vm.put(HEAP, &header(WRITE_ZEROES, 0));
+    vm.put(HEAP + 16, &[0u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
+    let desc = |addr, len, writable| Desc { addr, len, writable };
+    let descs = [desc(HEAP, 32, false), desc(STATUS, 1, true)];
+    vm.put(STATUS, &[0xff]);
+    let head = vm.direct(&[0, 1], &descs);
+    let works = vm.works();
+    vm.offer(head);
+    vm.kick();
+    vm.poll_until(|vm| vm.works() > works);
+}
+
+#[test]
+fn a_write_that_was_taken_with_the_cache_on_is_flushed_before_it_is_answered() {
+    let mut vm = Vm::new(&[0; 4096], 16, 0, FEATURES);
+    let gate = vm.hold();
+    take_write(&mut vm);
+    vm.run(|queue| queue.set_write_through(true));
+    drop(gate);
+    vm.wait_for_worker();
+    // The write is done, and its flush has to wait for the worker.
+    let gate = vm.hold();
+    vm.poll_until(|vm| vm.works() == 2);
+    vm.poll_some();
+    assert_eq!(vm.used_idx(), 0, "it is answered before it is stable");
+    drop(gate);
+    assert_eq!(vm.wait_used(1), [(0, 1)]);
+    assert_eq!(vm.byte(STATUS), 0);
+    assert_eq!((vm.stats.others.get(), vm.stats.flushes.get()), (1, 0));
+}
+
+#[test]
+fn a_write_that_was_taken_with_the_cache_off_or_ends_with_it_on_is_one_work() {
+    for (at_first, in_the_end) in [(true, true), (false, false), (true, false)] {
+        let mut vm = Vm::new(&[0; 4096], 16, 0, FEATURES);
+        vm.run(move |queue| queue.set_write_through(at_first));
+        let gate = vm.hold();
+        take_write(&mut vm);
+        vm.run(move |queue| queue.set_write_through(in_the_end));
+        drop(gate);
+        vm.wait_for_worker();
+        let gate = vm.hold();
+        vm.poll_until(|vm| vm.used_idx() == 1);
+        assert_eq!(vm.works(), 1, "{at_first} {in_the_end}");
+        drop(gate);
+    }
+}
+
+#[test]
+fn a_ring_that_stops_waits_for_that_flush() {
+    let mut vm = Vm::new(&[0; 4096], 16, 0, FEATURES);
+    let gate = vm.hold();
+    take_write(&mut vm);
+    vm.run(|queue| queue.set_write_through(true));
+    let stopped = vm.stop();
+    drop(gate);
+    vm.wait_for_worker();
+    let gate = vm.hold();
+    vm.poll_until(|vm| vm.works() == 2);
+    vm.poll_some();
+    assert!(stopped.try_recv().is_err(), "the flush is in flight");
+    drop(gate);
+    let mut base = None;
+    vm.poll_until(|_| {
+        base = stopped.try_recv().ok();
+        base.is_some()
+    });
+    assert_eq!((base, vm.used_idx()), (Some(1), 1));
+}
