@@ -72,7 +72,7 @@ impl Merger {
     fn fit(&self, leader: &IoRequest, next: &IoRequest) -> bool {
         let (iov, more) = (leader.whole(), &next.iov);
         leader.op == next.op
-            && leader.offset + iov.len() as u64 == next.offset
+            && leader.offset.checked_add(iov.len() as u64) == Some(next.offset)
             && matches!(leader.op, IoOp::Read | IoOp::Write { .. })
             && iov.len() + more.len() <= self.max_bytes
             && iov.as_slice().len() + more.as_slice().len() <= MAX_RANGES

@@ -137,3 +137,16 @@ fn of_adjacent_writes_those_fail_that_are_not_on_the_disk() {
         assert!(contents[252 * 4096..].iter().all(|&byte| byte == 9), "{case:?}");
     });
 }
+
+#[test]
+fn nothing_follows_what_ends_beyond_all_addresses() {
+    for_each(MIB, |case, _, disk| {
+        let mut buffers = pages(2);
+        let requests = (0u16..).zip([u64::MAX - 511, 3584]).zip(&mut buffers);
+        let requests =
+            requests.map(|((token, offset), buffers)| disk.request(token, IoOp::Read, offset, buffers));
+        assert_eq!(disk.submit_merged(requests.collect()), 0, "{case:?}");
+        let done = disk.wait(2);
+        assert!(done[0].result.is_err(), "{case:?}");
+    });
+}
