@@ -201,3 +201,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_queue_is_busy_for_as_long_as_a_request_is_in_flight() {
+    use std::sync::mpsc;
+
+    use vhost_user_blk::aio::Poller;
+
+    let is_busy = |vm: &Vm| {
+        let (answer, busy) = mpsc::channel();
+        vm.run(move |queue| answer.send(queue.is_busy()).unwrap());
+        busy.recv().unwrap()
+    };
+    let mut vm = vm(16, 0);
+    assert!(!is_busy(&vm));
+    let gate = vm.hold();
+    super::write_cache::take_write(&mut vm);
+    assert!(is_busy(&vm));
+    drop(gate);
+    vm.wait_used(1);
+    assert!(!is_busy(&vm));
+}

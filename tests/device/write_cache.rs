@@ -12,7 +12,7 @@ const FEATURES: RingFeatures = RingFeatures {
 };
 
 /// Has zeroes to be written taken, for a worker that has something else to do.
-fn take_write(vm: &mut Vm) {
+pub(crate) fn take_write(vm: &mut Vm) {
     vm.put(HEAP, &header(WRITE_ZEROES, 0));
     vm.put(HEAP + 16, &[0u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
     let desc = |addr, len, writable| Desc { addr, len, writable };

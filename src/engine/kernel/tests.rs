@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::engine::Completer;
+use crate::engine::merge::Merger;
 use crate::storage::Storage;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -122,6 +123,23 @@ impl Setup {
 
     /// Submits reads of 4096 bytes.
     fn submit(&mut self, count: usize) {
+        let mut batch = self.batch(count);
+        self.engine.submit(&mut batch);
+    }
+
+    /// Submits three such reads as one, which have failed before.
+    fn submit_merged(&mut self) {
+        let mut batch = self.batch(3);
+        for (request, block) in batch.iter_mut().zip(0..) {
+            request.offset = block * 4096;
+            request.result = Err(io::ErrorKind::Other.into());
+        }
+        Merger::up_to(64 << 10).merge(&mut batch);
+        assert_eq!(batch.len(), 1);
+        self.engine.submit(&mut batch);
+    }
+
+    fn batch(&mut self, count: usize) -> Requests {
         let mut batch = Requests::new();
         for _ in 0..count {
             let mut request = IoRequest::new(Arc::clone(&self.storage));
@@ -130,7 +148,7 @@ impl Setup {
             request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
             batch.push(request);
         }
-        self.engine.submit(&mut batch);
+        batch
     }
 
     fn done(&self) -> usize {
@@ -195,6 +213,30 @@ fn an_error_of_the_kernel_is_the_requests() {
     }
     let errno = setup.done.0.take().remove(0).unwrap_err().raw_os_error();
     assert_eq!(errno, Some(libc::ENOSPC));
+}
+
+#[test]
+fn what_the_kernel_has_done_of_several_at_once_is_done_for_each() {
+    let mut setup = Setup::new(100, 0);
+    setup.submit_merged();
+    setup.script.borrow_mut().finish(3 * 4096);
+    // Nobody but the kernel was asked.
+    setup.ctx.poll(true);
+    assert_eq!(setup.done(), 3);
+}
+
+#[test]
+fn what_the_kernel_has_not_done_of_several_at_once_a_worker_does_one_by_one() {
+    for result in [-i64::from(libc::ENOSPC), -i64::from(libc::EAGAIN), 0, 4096] {
+        let mut setup = Setup::new(100, 0);
+        setup.submit_merged();
+        setup.script.borrow_mut().finish(result);
+        while setup.done.0.borrow().len() < 3 {
+            setup.ctx.poll(true);
+        }
+        // The disk itself refuses none.
+        assert_eq!(setup.done(), 3, "{result}");
+    }
 }
 
 #[test]
