@@ -15,6 +15,7 @@ mod candidate;
 mod command;
 mod compare;
 mod control;
+mod daemon;
 mod driver;
 mod frontend;
 mod html;

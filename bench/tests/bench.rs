@@ -1,26 +1,44 @@
 //! The benchmark program as a whole: what it writes, what it says, what it leaves behind.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_vhost-user-blk-bench");
-const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-user-blk");
+
+/// The daemon beside the benchmark. `cargo test --workspace` builds both; alone, this package's tests build it.
+fn daemon() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let daemon = Path::new(BENCH).with_file_name("vhost-user-blk");
+    BUILT.get_or_init(|| {
+        let profile_dir = daemon.parent().expect("it is in a directory");
+        let target_dir = profile_dir.parent().expect("it is in the target directory");
+        if !daemon.exists() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--locked", "--package", "vhost-user-blk"]);
+            if profile_dir.ends_with("release") {
+                cargo.arg("--release");
+            }
+            let status = cargo.arg("--target-dir").arg(target_dir).status();
+            assert!(
+                status.expect("start cargo").success(),
+                "the daemon does not build"
+            );
+        }
+    });
+    daemon
+}
 
 /// The program on a small image in `dir`, with the daemon under test.
 fn bench(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(BENCH);
     command
-        .args([
-            "--binary",
-            DAEMON,
-            "--image-size",
-            "1M",
-            "--storage",
-            "page-cache",
-            "--dir",
-        ])
+        .arg("--binary")
+        .arg(daemon())
+        .args(["--image-size", "1M", "--storage", "page-cache", "--dir"])
         .arg(dir);
     command.args(args).stdin(Stdio::null());
     command
@@ -134,7 +152,7 @@ fn read(path: &Path) -> serde_json::Value {
 
 #[test]
 fn every_sample_has_all_that_the_schema_documents() {
-    let documented = include_str!("../docs/bench-schema.md");
+    let documented = include_str!("../../docs/bench-schema.md");
     let out = tempfile::tempdir().expect("make a directory");
     let report = report(out.path(), &["--backend", "plain", "--shape", "1x4"]);
     for part in [
@@ -295,4 +313,58 @@ fn options_that_make_no_sense_are_refused() {
     ] {
         refused(&args);
     }
+}
+
+/// Copies the benchmark into `dir`, where no daemon is beside it.
+fn copy_to(dir: &Path) -> Command {
+    let copy = dir.join("vhost-user-blk-bench");
+    std::fs::copy(BENCH, &copy).expect("copy the benchmark");
+    let mut command = Command::new(copy);
+    command.args(["--backend", "ours", "--shape", "1x1", "--storage", "null"]);
+    command.args(["--rounds", "1", "--runtime", "0.1", "--warmup", "0"]);
+    command.env_remove("CARGO_PKG_NAME").stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn a_missing_daemon_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let output = copy_to(dir.path()).output().expect("run the benchmark");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{message}");
+    let missing = dir.path().join("vhost-user-blk");
+    for part in [
+        missing.to_str().expect("UTF-8"),
+        "cargo build --release",
+        "--binary",
+    ] {
+        assert!(message.contains(part), "{part} is missing: {message}");
+    }
+}
+
+#[test]
+fn cargo_run_builds_the_daemon_with_the_same_profile() {
+    let target = tempfile::tempdir().expect("make a directory");
+    let release = target.path().join("release");
+    std::fs::create_dir(&release).expect("make a directory");
+    // Stands in for cargo, whose build would take minutes: it only keeps its arguments.
+    let cargo = target.path().join("cargo");
+    let script = "#!/bin/sh\necho \"$@\" >\"${0%/*}/args\"\nln -s \"$REAL_DAEMON\" \"${0%/*}/release/vhost-user-blk\"\n";
+    std::fs::write(&cargo, script).expect("write the script");
+    std::fs::set_permissions(&cargo, PermissionsExt::from_mode(0o755)).expect("make it executable");
+    let output = copy_to(&release)
+        .env("CARGO", &cargo)
+        .env("CARGO_PKG_NAME", "vhost-user-blk-bench")
+        .env("CARGO_MANIFEST_DIR", "/sources/bench")
+        .env("REAL_DAEMON", daemon())
+        .output()
+        .expect("run the benchmark");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    let args = std::fs::read_to_string(target.path().join("args")).expect("cargo was run");
+    let expected = format!(
+        "build --package vhost-user-blk --profile release --manifest-path /sources/bench/Cargo.toml --target-dir {}\n",
+        target.path().display()
+    );
+    assert_eq!(args, expected);
 }

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::args::{Args, Preset, Shape, StorageKind};
 use crate::candidate::{Candidate, qsd_is_installed};
+use crate::daemon::Daemon;
 use crate::limit::Engine;
 use crate::load::{Frontend, Load};
 
@@ -102,10 +103,14 @@ impl Plan {
         let defaults = Defaults::of(args.preset.unwrap_or(Preset::Quick));
         check(args)?;
         let mut notes = Vec::new();
+        if cfg!(debug_assertions) {
+            notes.push("this is a debug build, which is slow: measure with cargo run --release".to_owned());
+        }
+        let daemon = Daemon::new(args.binary.as_deref());
         let mut candidates = if args.backends.is_empty() {
-            available(defaults.backends, args, &mut notes)?
+            available(defaults.backends, &daemon, &mut notes)?
         } else {
-            let parse = |spec: &String| Candidate::parse(spec, args.binary.as_deref());
+            let parse = |spec: &String| Candidate::parse(spec, &daemon);
             args.backends.iter().map(parse).collect::<Result<_>>()?
         };
         if args.limit {
@@ -160,7 +165,7 @@ impl Plan {
 }
 
 /// The backends of a preset that this machine has; the others are mentioned in `notes`.
-fn available(specs: &[&str], args: &Args, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
+fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     if !qsd_is_installed() && specs.iter().any(|spec| spec.starts_with("qsd")) {
         notes.push("qemu-storage-daemon is not in PATH: left out".to_owned());
@@ -169,7 +174,7 @@ fn available(specs: &[&str], args: &Args, notes: &mut Vec<String>) -> Result<Vec
         if spec.starts_with("qsd") && !qsd_is_installed() {
             continue;
         }
-        let candidate = Candidate::parse(spec, args.binary.as_deref())?;
+        let candidate = Candidate::parse(spec, daemon)?;
         if candidate.is_available() {
             candidates.push(candidate);
         } else {

@@ -104,10 +104,12 @@ impl Target<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::Daemon;
 
     #[test]
     fn a_command_template_gets_socket_image_and_queues() {
-        let candidate = Candidate::parse("mine=serve {socket} -f {image} --n={queues}", None).unwrap();
+        let candidate =
+            Candidate::parse("mine=serve {socket} -f {image} --n={queues}", &Daemon::default()).unwrap();
         let image = Image::File {
             path: "/i".into(),
             direct: false,

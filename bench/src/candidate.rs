@@ -1,10 +1,11 @@
 //! The backends that are compared, and what stands in for them to measure the limit.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
+use crate::daemon::Daemon;
 use crate::image::Image;
 use crate::limit::Engine;
 
@@ -40,8 +41,8 @@ impl Candidate {
     ///
     /// # Errors
     /// If it is none of these or a program that it needs is missing.
-    pub(crate) fn parse(spec: &str, binary: Option<&Path>) -> Result<Self> {
-        let (mut name, kind) = (spec, Kind::parse(spec, binary)?);
+    pub(crate) fn parse(spec: &str, daemon: &Daemon) -> Result<Self> {
+        let (mut name, kind) = (spec, Kind::parse(spec, daemon)?);
         if let Kind::Command { .. } = kind {
             name = spec.split('=').next().unwrap_or_default();
             ensure!(!name.is_empty(), "{spec}: the name before '=' is empty");
@@ -114,10 +115,10 @@ impl Candidate {
 }
 
 impl Kind {
-    fn parse(spec: &str, binary: Option<&Path>) -> Result<Self> {
+    fn parse(spec: &str, daemon: &Daemon) -> Result<Self> {
         if let Some(options) = suffix(spec, "ours") {
             return Ok(Self::Ours {
-                binary: our_binary(binary)?,
+                binary: daemon.path()?.to_owned(),
                 options: options.split_whitespace().map(str::to_owned).collect(),
             });
         }
@@ -179,21 +180,6 @@ fn suffix<'a>(spec: &'a str, name: &str) -> Option<&'a str> {
     }
 }
 
-fn our_binary(given: Option<&Path>) -> Result<PathBuf> {
-    let path = match given {
-        Some(path) => path.to_owned(),
-        None => std::env::current_exe()
-            .context("find this program")?
-            .with_file_name("vhost-user-blk"),
-    };
-    ensure!(
-        path.is_file(),
-        "{} does not exist; build it, or name it with --binary",
-        path.display()
-    );
-    Ok(path)
-}
-
 fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
@@ -205,6 +191,7 @@ mod tests {
 
     #[test]
     fn a_specification_that_names_nothing_is_refused() {
+        let shell = Daemon::new(Some("/bin/sh".as_ref()));
         for bad in [
             "",
             "theirs",
@@ -213,10 +200,7 @@ mod tests {
             "oursx",
             "qsd:sync",
         ] {
-            assert!(
-                Candidate::parse(bad, Some(Path::new("/bin/sh"))).is_err(),
-                "{bad} was taken"
-            );
+            assert!(Candidate::parse(bad, &shell).is_err(), "{bad} was taken");
         }
     }
 
@@ -229,7 +213,7 @@ mod tests {
                 direct: false,
             },
         );
-        let of = |spec| Candidate::parse(spec, None).unwrap();
+        let of = |spec| Candidate::parse(spec, &Daemon::default()).unwrap();
         assert!(of("a=serve {socket} {image}").supports(&file));
         assert!(!of("a=serve {socket} {image}").supports(&null));
         assert!(of("a=serve {socket}").supports(&null));
