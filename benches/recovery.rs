@@ -16,6 +16,7 @@ use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
@@ -108,6 +109,7 @@ impl Queue {
             serial: [0; 20],
             batch_notifications: AtomicBool::new(true),
             trouble: Trouble::default(),
+            log: LogLimit::default(),
         });
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);

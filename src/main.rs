@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
 use vhost_user_blk::account::{self, Account, find_group};
 use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
@@ -73,33 +74,49 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let iothreads = spawn_iothreads(cli)?;
     let device = make_device(cli, &storage, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();
+    let disk = device.state().name.clone();
     tracing::info!(
-        image = %storage.path().display(), bytes = storage.size(), queues = cli.num_queues,
+        disk, socket = socket_name(cli), bytes = storage.size(), queues = cli.num_queues,
         iothreads = cli.iothreads, %engine, "serving"
     );
     let report = Report {
         engine,
         queues: &stats,
     };
-    let finished = serve(signals, server, device, storage, &report, &sandbox)?;
+    let end = serve(signals, server, device, storage, &report, &sandbox)?;
     if cli.stats {
         eprint!("{report}");
     }
-    if !finished {
-        leave(cli.socket_path.as_deref());
+    if !end.finished {
+        leave(&disk, &end, cli.socket_path.as_deref());
     }
     drop(iothreads);
+    tracing::info!(disk, reason = end.reason, "stopped");
     Ok(())
 }
 
+/// The socket, for the log.
+fn socket_name(cli: &Cli) -> String {
+    match (&cli.socket_path, cli.fd) {
+        (Some(path), _) => path.display().to_string(),
+        (None, fd) => format!("fd {}", fd.unwrap_or(-1)),
+    }
+}
+
 /// Ends the process, whatever its threads do: joining them could take for ever.
-fn leave(socket: Option<&Path>) -> ! {
-    tracing::warn!("requests are still in flight: leaving without them");
+///
+/// That is a failure: the requests are lost unless the frontend keeps track of them and finds a successor.
+fn leave(disk: &str, end: &End, socket: Option<&Path>) -> ! {
+    tracing::error!(
+        disk,
+        reason = end.reason,
+        "stopped, but requests are still in flight: leaving without them"
+    );
     if let Some(path) = socket {
         // Its owner is the control thread, which still waits.
         let _ = std::fs::remove_file(path);
     }
-    std::process::exit(0);
+    std::process::exit(1);
 }
 
 /// Makes the best of the limits that there are.
@@ -268,7 +285,15 @@ fn inherited(fd: i32) -> anyhow::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Runs the control thread until a signal or the end of a connected socket; returns whether it could finish in time.
+/// How serving has ended.
+struct End {
+    /// No request is in flight.
+    finished: bool,
+    /// For the log.
+    reason: &'static str,
+}
+
+/// Runs the control thread until a signal or the end of a connected socket.
 fn serve(
     mut signals: Signals,
     server: Server,
@@ -276,7 +301,7 @@ fn serve(
     storage: Arc<Storage>,
     report: &Report<'_>,
     sandbox: &Sandbox,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<End> {
     let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
@@ -294,22 +319,24 @@ fn serve(
         .spawn(ThreadKind::Control, "control".to_owned(), control)
         .context("cannot create the control thread")?;
     let entered = sandbox.enter(ThreadKind::Main);
-    if entered.is_ok() {
-        obey(&mut signals, &resizer, report);
-    }
+    let reason = match entered {
+        Ok(()) => obey(&mut signals, &resizer, report),
+        Err(_) => "the sandbox",
+    };
     stopper.stop();
     // Also in front of an error: the control thread has the socket's file to remove.
     let ended = finished.recv_timeout(SHUTDOWN_TIME);
     entered?;
-    match ended {
-        Ok(()) => Ok(true),
-        Err(RecvTimeoutError::Timeout) => Ok(false),
-        Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the control thread has panicked")),
-    }
+    let finished = match ended {
+        Ok(()) => true,
+        Err(RecvTimeoutError::Timeout) => false,
+        Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("the control thread has panicked")),
+    };
+    Ok(End { finished, reason })
 }
 
-/// Does what signals ask for, until one asks for the end or the control thread has ended.
-fn obey(signals: &mut Signals, resizer: &Resizer, report: &Report<'_>) {
+/// Does what signals ask for, until one asks for the end or the control thread has ended; returns which.
+fn obey(signals: &mut Signals, resizer: &Resizer, report: &Report<'_>) -> &'static str {
     for signal in signals {
         match signal {
             SIGUSR1 => eprint!("{report}"),
@@ -318,9 +345,10 @@ fn obey(signals: &mut Signals, resizer: &Resizer, report: &Report<'_>) {
                     tracing::error!(%error, "new size of the image cannot be used, and the old one stays");
                 }
             }
-            _ => return,
+            other => return signal_name(other).unwrap_or("signal"),
         }
     }
+    "the frontend left"
 }
 
 /// Ends the wait for signals when the control thread ends, also by a panic.

@@ -27,7 +27,7 @@ use crate::account::{self, Account};
 use crate::log_limit::LogLimit;
 
 /// Each new worker finds out again.
-static INHERITED_ONLY: LogLimit<()> = LogLimit::new();
+static INHERITED_ONLY: LogLimit = LogLimit::new();
 
 /// The kinds of threads there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +227,7 @@ impl Sandbox {
             match sandbox.enter(kind) {
                 Ok(()) => body(),
                 Err(error) if inherited.is_some() => {
-                    if let Some(suppressed) = INHERITED_ONLY.pass(()) {
+                    if let Some(suppressed) = INHERITED_ONLY.pass("inherited", "") {
                         tracing::warn!(suppressed, "{}; it has its creator's", chain(&error));
                     }
                     body();

@@ -76,7 +76,7 @@ fn a_guest_switches_the_write_cache_and_a_restarted_daemon_keeps_to_it() {
     let cache = "/sys/block/vda/cache_type";
     guest.ok(&format!("echo 'write through' >{cache}"));
     assert_eq!(guest.ok(&format!("cat {cache}")), "write through");
-    let off = "write cache switched by the driver disk=disk.img cached=false";
+    let off = "write cache switched by the driver disk=\"disk.img\" cached=false";
     let output = machine.daemon.output();
     assert!(output.contains(off), "{output}");
 

@@ -13,6 +13,7 @@ use super::trouble::{Trouble, TroubleParams};
 use super::write_cache::WriteCache;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Faults, Plan};
+use crate::log_limit::LogLimit;
 use crate::memory::survive_lost_memory;
 use crate::storage::{LockError, Storage};
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
@@ -30,6 +31,8 @@ pub struct DeviceState {
     pub batch_notifications: AtomicBool,
     /// What becomes of requests that the disk cannot execute.
     pub trouble: Trouble,
+    /// Which lines about this disk are logged.
+    pub log: LogLimit,
 }
 
 /// How a disk is to be served.
@@ -96,6 +99,7 @@ impl BlkDevice {
             serial: params.serial,
             batch_notifications: AtomicBool::new(params.batch_notifications),
             trouble: Trouble::new(params.trouble),
+            log: LogLimit::new(),
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();

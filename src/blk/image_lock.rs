@@ -8,26 +8,28 @@ use std::sync::Arc;
 use crate::log_limit::LogLimit;
 use crate::storage::{ImageLock, LockError, Storage};
 
-/// A driver may reset its device as often as it likes.
-static UNFLUSHED: LogLimit<()> = LogLimit::new();
-
 /// The right to use an image.
 #[derive(Debug)]
 pub(super) struct Turn {
     storage: Arc<Storage>,
     lock: Option<ImageLock>,
+    log: LogLimit,
 }
 
 impl Turn {
     pub(super) fn new(storage: Arc<Storage>) -> Self {
-        Self { storage, lock: None }
+        Self {
+            storage,
+            lock: None,
+            log: LogLimit::new(),
+        }
     }
 
     /// Takes the lock, if it is not held.
     pub(super) fn take(&mut self) -> Result<(), LockError> {
         if self.lock.is_none() {
             self.lock = Some(ImageLock::acquire_soon(&self.storage)?);
-            tracing::debug!(image = %self.storage.path().display(), "image locked");
+            tracing::debug!(disk = self.storage.path().display().to_string(), "image locked");
         }
         Ok(())
     }
@@ -36,13 +38,16 @@ impl Turn {
     pub(super) fn hand_over(&mut self) {
         let Some(lock) = self.lock.take() else { return };
         if let Err(error) = self.storage.flush()
-            && let Some(suppressed) = UNFLUSHED.pass(())
+            && let Some(suppressed) = self.log.pass("unflushed", "")
         {
-            let image = self.storage.path().display();
-            tracing::error!(%image, %error, suppressed, "flush before the image is handed over");
+            let disk = self.storage.path().display().to_string();
+            tracing::error!(disk, %error, suppressed, "flush before the image is handed over");
         }
         drop(lock);
-        tracing::debug!(image = %self.storage.path().display(), "image handed over");
+        tracing::debug!(
+            disk = self.storage.path().display().to_string(),
+            "image handed over"
+        );
     }
 }
 

@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
-use std::time::Duration;
 
 use super::device::DeviceState;
 use super::stats::QueueStats;
@@ -111,14 +110,13 @@ impl BlkQueue {
                     queue.publish();
                 }
             };
-            let io_timeout = device.trouble.params.io_timeout;
             Self {
                 index,
-                device,
                 engine,
                 ctx: ctx.clone(),
                 me: me.clone(),
-                state: RefCell::new(State::new(ctx, index, stats, me, io_timeout)),
+                state: RefCell::new(State::new(ctx, index, Arc::clone(&device), stats, me)),
+                device,
                 batch: RefCell::default(),
                 done: RefCell::default(),
                 again: ctx.bottom_half(visit),
@@ -134,12 +132,13 @@ impl State {
     fn new(
         ctx: &AioContext,
         index: u16,
+        device: Arc<DeviceState>,
         stats: Arc<QueueStats>,
         queue: &Weak<BlkQueue>,
-        io_timeout: Option<Duration>,
     ) -> Self {
+        let io_timeout = device.trouble.params.io_timeout;
         Self {
-            notifier: Notifier::new(index, Arc::clone(&stats)),
+            notifier: Notifier::new(index, device, Arc::clone(&stats)),
             stats,
             running: None,
             base: 0,

@@ -101,17 +101,12 @@ fn is_full(error: &io::Error) -> bool {
 /// A disk that stays full is mentioned this often.
 const STILL_HELD: Duration = Duration::from_secs(60);
 
-/// A log line's cause: what was done about which operation, and the error.
-type Cause = (&'static str, &'static str, Option<i32>);
-const NO_ROOM: Cause = ("no room", "", None);
-const STILL_NO_ROOM: Cause = ("still no room", "", None);
-
 /// What the queues of a disk share about requests in trouble. Any thread.
 #[derive(Debug, Default)]
 pub struct Trouble {
     /// How to deal with it.
     pub params: TroubleParams,
-    limit: LogLimit<Cause>,
+    limit: LogLimit,
     held: Mutex<Held>,
 }
 
@@ -147,7 +142,10 @@ impl Trouble {
             op,
             sector,
         } = at;
-        let Some(suppressed) = self.limit.pass((what, at.op, error.raw_os_error())) else {
+        let Some(suppressed) = self
+            .limit
+            .pass(what, format_args!("{} {:?}", at.op, error.raw_os_error()))
+        else {
             return tracing::debug!(disk, queue, op, sector, %error, "request failed; {what}");
         };
         tracing::warn!(disk, queue, op, sector, %error, suppressed, "request failed{hint}; {what}");
@@ -162,7 +160,7 @@ impl Trouble {
         }
         let now = Instant::now();
         held.since = Some(now);
-        held.told = self.limit.pass(NO_ROOM).map(|_| now);
+        held.told = self.limit.pass("no room", "").map(|_| now);
         if held.told.is_some() {
             let At { disk, op, sector, .. } = at;
             tracing::warn!(disk, op, sector, %error, "no room on the disk: held, and tried again until there is some");
@@ -174,7 +172,7 @@ impl Trouble {
         let mut held = self.lock();
         if let Some(since) = held.since
             && held.told.is_none_or(|told| told.elapsed() >= STILL_HELD)
-            && let Some(suppressed) = self.limit.pass(STILL_NO_ROOM)
+            && let Some(suppressed) = self.limit.pass("still no room", "")
         {
             held.told = Some(Instant::now());
             let (count, seconds) = (held.count, since.elapsed().as_secs());
@@ -203,7 +201,7 @@ impl Trouble {
 
     /// Logs a request that takes too long, unless the same has just been logged.
     pub(super) fn late(&self, at: &At<'_>, age: Duration) {
-        let Some(suppressed) = self.limit.pass(("late", at.op, None)) else {
+        let Some(suppressed) = self.limit.pass("late", at.op) else {
             return;
         };
         let seconds = age.as_secs_f64();

@@ -21,8 +21,6 @@ use crate::log_limit::LogLimit;
 /// A kernel that is short of memory is asked again after this time.
 const RETRY_TIME: Duration = Duration::from_millis(1);
 
-static NOT_TAKEN: LogLimit<Option<i32>> = LogLimit::new();
-
 /// A submission and completion queue shared with the kernel. One thread only.
 pub(super) trait KernelQueue: 'static {
     /// Most requests that the kernel may have at once, at least 1.
@@ -89,14 +87,22 @@ struct Inner<Q: KernelQueue> {
     retry: Timer,
     /// The last submission failed.
     failing: Cell<bool>,
+    /// For messages: the image's path.
+    disk: String,
+    log: LogLimit,
 }
 
 impl<Q: KernelQueue> KernelEngine<Q> {
-    /// An engine on `queue`; `threads` does what the queue cannot.
+    /// An engine on `queue` for `disk`; `threads` does what the queue cannot.
     ///
     /// # Errors
     /// The eventfd of the queue cannot be watched.
-    pub(super) fn new(ctx: &AioContext, queue: Q, threads: ThreadsEngine) -> Result<Self, Error> {
+    pub(super) fn new(
+        ctx: &AioContext,
+        disk: String,
+        queue: Q,
+        threads: ThreadsEngine,
+    ) -> Result<Self, Error> {
         let event_fd = queue.event_fd();
         let inner = Rc::new_cyclic(|weak: &std::rc::Weak<Inner<Q>>| {
             let retried = weak.clone();
@@ -112,6 +118,8 @@ impl<Q: KernelQueue> KernelEngine<Q> {
                     }
                 }),
                 failing: Cell::new(false),
+                disk,
+                log: LogLimit::new(),
             }
         });
         let reaper = Rc::downgrade(&inner);
@@ -190,9 +198,9 @@ impl<Q: KernelQueue> Inner<Q> {
         let result = queue.submit();
         if let Err(error) = &result {
             if !self.failing.get()
-                && let Some(suppressed) = NOT_TAKEN.pass(error.raw_os_error())
+                && let Some(suppressed) = self.log.pass("not taken", error)
             {
-                tracing::warn!(%error, suppressed, "the kernel does not take requests for the moment");
+                tracing::warn!(disk = self.disk, %error, suppressed, "the kernel does not take requests: retrying");
             }
             self.retry.arm_in(RETRY_TIME);
         }

@@ -77,14 +77,15 @@ impl Engines {
     /// The kernel gives no further ring, though it has given one to [`Plan::choose`].
     pub fn new(ctx: &AioContext, plan: Plan, storage: Arc<Storage>, pool: ThreadPool) -> Result<Self, Error> {
         let threads = ThreadsEngine::new(ctx, &storage, pool);
+        let disk = || storage.path().display().to_string();
         let shared = match (plan.executor, storage.fd()) {
             (Executor::IoUring, Some(fd)) => {
                 let ring = Uring::new(fd).map_err(Error::IoUring)?;
-                Shared::IoUring(Rc::new(KernelEngine::new(ctx, ring, threads)?))
+                Shared::IoUring(Rc::new(KernelEngine::new(ctx, disk(), ring, threads)?))
             }
             (Executor::Native, Some(fd)) => {
                 let ring = LinuxAio::new(fd).map_err(Error::Native)?;
-                Shared::Native(Rc::new(KernelEngine::new(ctx, ring, threads)?))
+                Shared::Native(Rc::new(KernelEngine::new(ctx, disk(), ring, threads)?))
             }
             _ => Shared::Threads(Rc::new(threads)),
         };

@@ -24,7 +24,7 @@ use super::{Storage, sys};
 use crate::log_limit::LogLimit;
 
 /// A disk takes its lock again as often as its driver resets it.
-static UNLOCKED: LogLimit<()> = LogLimit::new();
+static UNLOCKED: LogLimit = LogLimit::new();
 
 /// Base of the bytes that say what is used.
 const USED: i64 = 100;
@@ -97,8 +97,12 @@ impl ImageLock {
             Ok(None) => Ok(Self { held: Some(held) }),
             Ok(Some(how)) => Err(LockError::InUse { path: path(), how }),
             Err(e) if is_unsupported(&e) => {
-                if let Some(suppressed) = UNLOCKED.pass(()) {
-                    tracing::warn!(path = %path().display(), suppressed, "no image locks on this file system: {e}");
+                if let Some(suppressed) = UNLOCKED.pass("unlocked", path().display()) {
+                    tracing::warn!(
+                        disk = path().display().to_string(),
+                        suppressed,
+                        "no image locks on this file system: {e}"
+                    );
                 }
                 Ok(Self { held: None })
             }

@@ -12,41 +12,57 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::log_limit::LogLimit;
 use crate::storage::Storage;
 
-/// A frontend that does not listen may have it changed as often as it likes.
-static UNTOLD: LogLimit<()> = LogLimit::new();
-
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, protocol version 1, no payload; no reply is wanted.
 const CONFIG_CHANGE: [u32; 3] = [2, 1, 0];
 
 /// The channel to the frontend that is connected, if it has one. Clones are the same channel.
 #[derive(Clone, Debug, Default)]
-pub struct BackendChannel(Arc<Mutex<Option<File>>>);
+pub struct BackendChannel(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    peer: Mutex<Option<Peer>>,
+    log: LogLimit,
+}
+
+#[derive(Debug)]
+struct Peer {
+    socket: File,
+    /// For messages: the disk that it is about.
+    disk: String,
+}
 
 impl BackendChannel {
-    fn lock(&self) -> MutexGuard<'_, Option<File>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Peer>> {
         // A panic elsewhere leaves a socket or none.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn set(&self, socket: Option<OwnedFd>) {
-        *self.lock() = socket.map(File::from);
+    /// From here on it goes to this socket, or to nobody.
+    pub(super) fn set(&self, socket: Option<OwnedFd>, disk: &str) {
+        *self.lock() = socket.map(|socket| Peer {
+            socket: socket.into(),
+            disk: disk.to_owned(),
+        });
     }
 
     /// Tells the frontend that the configuration space has changed. Never waits. Any thread.
     ///
     /// Without a frontend that wants to know there is nothing to do: the next one reads the configuration anyway.
     pub fn config_changed(&self) {
-        let Some(socket) = &*self.lock() else { return };
+        let Some(Peer { socket, disk }) = &*self.lock() else {
+            return;
+        };
         let message = CONFIG_CHANGE.map(u32::to_ne_bytes).concat();
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the message is valid for its length.
         let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), flags) };
         let error = io::Error::last_os_error();
         if sent < 0
-            && let Some(suppressed) = UNTOLD.pass(())
+            && let Some(suppressed) = self.0.log.pass("untold", "")
         {
             // A socket that is full holds such messages already.
-            tracing::warn!(%error, suppressed, "frontend cannot be told of a changed configuration");
+            tracing::warn!(disk, %error, suppressed, "frontend cannot be told of a changed configuration");
         }
     }
 }
@@ -72,7 +88,12 @@ impl Resizer {
         let before = self.storage.size();
         let after = self.storage.refresh_size()?;
         if after != before {
-            tracing::info!(image = %self.storage.path().display(), before, after, "disk resized");
+            tracing::info!(
+                disk = self.storage.path().display().to_string(),
+                before,
+                after,
+                "disk resized"
+            );
             self.channel.config_changed();
         }
         Ok(after)
@@ -90,7 +111,7 @@ mod tests {
         let (theirs, ours) = UnixStream::pair().unwrap();
         let channel = BackendChannel::default();
         channel.config_changed();
-        channel.set(Some(ours.into()));
+        channel.set(Some(ours.into()), "disk.img");
         (0..100_000).for_each(|_| channel.config_changed());
         drop(theirs);
         channel.config_changed();

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -13,17 +14,16 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 
 use super::error::SessionError;
 use super::session::Session;
-use crate::log_limit::LogLimit;
+use crate::blk::device::DeviceState;
 use crate::memory::{MAX_REGIONS, RegionInfo};
 use crate::virtqueue::{RegionLayout, RingAddresses};
-
-/// Refused messages, by what is wrong with them.
-static REFUSED: LogLimit<(&str, String)> = LogLimit::new();
 
 /// Answers one connection's messages.
 #[derive(Debug)]
 pub(super) struct Handler<'a> {
     pub(super) session: Session<'a>,
+    /// The disk, for messages.
+    pub(super) disk: Arc<DeviceState>,
     /// A request that wants data was refused: the protocol has no answer for that, so the connection must end.
     pub(super) unanswered: bool,
     /// The socket that the message at hand brings, before the crate hides it.
@@ -37,22 +37,26 @@ impl Handler<'_> {
     }
 }
 
-fn refuse(message: &'static str, error: &SessionError) -> Error {
+fn refuse(disk: &DeviceState, message: &'static str, error: &SessionError) -> Error {
     // By the text as well: it says what is wrong, and a frontend that goes on like that has many ways.
     let text = error.to_string();
-    if let Some(suppressed) = REFUSED.pass((message, text.clone())) {
-        tracing::warn!(message, %error, suppressed, "vhost-user message refused");
+    if let Some(suppressed) = disk.log.pass("refused", format_args!("{message} {text}")) {
+        tracing::warn!(disk = disk.name, message, %error, suppressed, "vhost-user message refused");
     }
     Error::ReqHandlerError(io::Error::other(text))
 }
 
 /// The outcome of a message that is answered with ACK or NAK.
-fn ack<T>(message: &'static str, result: std::result::Result<T, SessionError>) -> Result<T> {
-    result.map_err(|error| refuse(message, &error))
+fn ack<T>(
+    disk: &DeviceState,
+    message: &'static str,
+    result: std::result::Result<T, SessionError>,
+) -> Result<T> {
+    result.map_err(|error| refuse(disk, message, &error))
 }
 
-fn unsupported<T>(message: &'static str) -> Result<T> {
-    Err(refuse(message, &SessionError::Unsupported))
+fn unsupported<T>(disk: &DeviceState, message: &'static str) -> Result<T> {
+    Err(refuse(disk, message, &SessionError::Unsupported))
 }
 
 fn region(guest: u64, len: u64, user: u64, file_offset: u64) -> RegionInfo {
@@ -70,11 +74,11 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        ack("RESET_OWNER", self.session.stop_all())
+        ack(&self.disk, "RESET_OWNER", self.session.stop_all())
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        ack("RESET_DEVICE", self.session.reset_device())
+        ack(&self.disk, "RESET_DEVICE", self.session.reset_device())
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -82,7 +86,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        ack("SET_FEATURES", self.session.set_features(features))
+        ack(&self.disk, "SET_FEATURES", self.session.set_features(features))
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
@@ -101,6 +105,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         let unknown = features & !self.get_protocol_features()?.bits();
         if unknown != 0 {
             return Err(refuse(
+                &self.disk,
                 "SET_PROTOCOL_FEATURES",
                 &SessionError::BadFeatures(unknown),
             ));
@@ -125,7 +130,12 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         let regions = table
             .iter()
             .map(|r| region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset));
-        ack("SET_MEM_TABLE", self.session.set_memory_table(regions, files)).map(|()| None)
+        ack(
+            &self.disk,
+            "SET_MEM_TABLE",
+            self.session.set_memory_table(regions, files),
+        )
+        .map(|()| None)
     }
 
     fn add_mem_region(
@@ -135,16 +145,20 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
         let info = region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset);
-        ack("ADD_MEM_REG", self.session.add_region(info, &file)).map(|()| None)
+        ack(&self.disk, "ADD_MEM_REG", self.session.add_region(info, &file)).map(|()| None)
     }
 
     fn remove_mem_region(&mut self, r: &VhostUserSingleMemoryRegion) -> Result<()> {
         let info = region(r.guest_phys_addr, r.memory_size, r.user_addr, r.mmap_offset);
-        ack("REM_MEM_REG", self.session.remove_region(info))
+        ack(&self.disk, "REM_MEM_REG", self.session.remove_region(info))
     }
 
     fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
-        ack("SET_VRING_NUM", self.session.set_vring_num(index, size))
+        ack(
+            &self.disk,
+            "SET_VRING_NUM",
+            self.session.set_vring_num(index, size),
+        )
     }
 
     fn set_vring_addr(
@@ -159,40 +173,62 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         let log = Some(log).filter(|_| flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG));
         let addresses = RingAddresses { desc, avail, used };
         ack(
+            &self.disk,
             "SET_VRING_ADDR",
             self.session.set_vring_addr(index, addresses, log),
         )
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        ack("SET_VRING_BASE", self.session.set_vring_base(index, base))
+        ack(
+            &self.disk,
+            "SET_VRING_BASE",
+            self.session.set_vring_base(index, base),
+        )
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let base = ack("GET_VRING_BASE", self.session.get_vring_base(index));
+        let base = ack(&self.disk, "GET_VRING_BASE", self.session.get_vring_base(index));
         self.unanswered |= base.is_err();
         Ok(VhostUserVringState::new(index, base?.into()))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        ack("SET_VRING_KICK", self.session.set_vring_kick(index.into(), file))
+        ack(
+            &self.disk,
+            "SET_VRING_KICK",
+            self.session.set_vring_kick(index.into(), file),
+        )
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        ack("SET_VRING_CALL", self.session.set_vring_call(index.into(), file))
+        ack(
+            &self.disk,
+            "SET_VRING_CALL",
+            self.session.set_vring_call(index.into(), file),
+        )
     }
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        ack("SET_VRING_ERR", self.session.set_vring_err(index.into(), file))
+        ack(
+            &self.disk,
+            "SET_VRING_ERR",
+            self.session.set_vring_err(index.into(), file),
+        )
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        ack("SET_VRING_ENABLE", self.session.set_vring_enable(index, enable))
+        ack(
+            &self.disk,
+            "SET_VRING_ENABLE",
+            self.session.set_vring_enable(index, enable),
+        )
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let device = self.session.device();
         ack(
+            &self.disk,
             "GET_CONFIG",
             device
                 .read_config(offset, size as usize)
@@ -201,25 +237,25 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        ack("SET_CONFIG", self.session.write_config(offset, data))
+        ack(&self.disk, "SET_CONFIG", self.session.write_config(offset, data))
     }
 
     fn set_backend_req_fd(&mut self, _backend: Backend) {
-        self.session.channel().set(self.offered.take());
+        self.session.channel().set(self.offered.take(), &self.disk.name);
     }
 
     fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {
-        unsupported("GPU_SET_SOCKET")
+        unsupported(&self.disk, "GPU_SET_SOCKET")
     }
 
     fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        unsupported("GET_SHARED_OBJECT")
+        unsupported(&self.disk, "GET_SHARED_OBJECT")
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
         let created = self.session.create_inflight(asked.num_queues, asked.queue_size);
         self.unanswered |= created.is_err();
-        let (layout, file) = ack("GET_INFLIGHT_FD", created)?;
+        let (layout, file) = ack(&self.disk, "GET_INFLIGHT_FD", created)?;
         let RegionLayout {
             size,
             offset,
@@ -236,7 +272,11 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
             queues: kept.num_queues,
             queue_size: kept.queue_size,
         };
-        ack("SET_INFLIGHT_FD", self.session.set_inflight(layout, &file))
+        ack(
+            &self.disk,
+            "SET_INFLIGHT_FD",
+            self.session.set_inflight(layout, &file),
+        )
     }
 
     fn set_device_state_fd(
@@ -245,21 +285,21 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         _phase: VhostTransferStatePhase,
         _file: File,
     ) -> Result<Option<File>> {
-        unsupported("SET_DEVICE_STATE_FD")
+        unsupported(&self.disk, "SET_DEVICE_STATE_FD")
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        unsupported("CHECK_DEVICE_STATE")
+        unsupported(&self.disk, "CHECK_DEVICE_STATE")
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
         self.unanswered = true;
-        unsupported("GET_SHMEM_CONFIG")
+        unsupported(&self.disk, "GET_SHMEM_CONFIG")
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
         let set = self.session.set_log(&file, log.mmap_offset, log.mmap_size);
         self.unanswered |= set.is_err();
-        ack("SET_LOG_BASE", set)
+        ack(&self.disk, "SET_LOG_BASE", set)
     }
 }

@@ -17,28 +17,13 @@ use super::inbox::{Inbox, InboxError, Next};
 use super::path::{self, SocketAccess, SocketPath};
 use super::session::Session;
 use super::stopper::Stopper;
-use crate::blk::device::BlkDevice;
+use crate::blk::device::{BlkDevice, DeviceState};
 use crate::limits::{is_out_of_files, out_of_files};
-use crate::log_limit::LogLimit;
 use crate::status::status;
 use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Who is refused may come again at once.
-static REFUSED: LogLimit<()> = LogLimit::new();
-
-/// So may who was served, and leave again, for whatever reason.
-static CONNECTED: LogLimit<()> = LogLimit::new();
-static LEFT: LogLimit<()> = LogLimit::new();
-static ENDED: LogLimit<String> = LogLimit::new();
-
-/// There may be too few file descriptors for every other connection.
-static UNACCEPTED: LogLimit<()> = LogLimit::new();
-
-/// A frontend may send the next invalid message at once.
-static INVALID: LogLimit<()> = LogLimit::new();
 
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +141,7 @@ impl Server {
                 Err(error) => tracing::error!(%error, "cannot serve the connected socket"),
             },
             Socket::Listening(listener) => {
-                while let Some(stream) = self.accept(listener) {
+                while let Some(stream) = self.accept(listener, device.state()) {
                     self.serve(stream, device);
                 }
             }
@@ -164,7 +149,8 @@ impl Server {
     }
 
     /// The next frontend, or `None` when stopped.
-    fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
+    fn accept(&self, listener: &UnixListener, device: &DeviceState) -> Option<UnixStream> {
+        let DeviceState { name: disk, log, .. } = device;
         let (mut failing, mut told) = (false, false);
         loop {
             if self.stop.wait(Some(listener.as_raw_fd()), None) {
@@ -173,7 +159,7 @@ impl Server {
             match listener.accept() {
                 Ok((stream, _)) => {
                     if told {
-                        tracing::info!("accepting connections again");
+                        tracing::info!(disk, "accepting connections again");
                     }
                     return Some(stream);
                 }
@@ -183,9 +169,9 @@ impl Server {
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                     ) => {}
                 Err(error) => {
-                    if !failing && let Some(suppressed) = UNACCEPTED.pass(()) {
+                    if !failing && let Some(suppressed) = log.pass("not accepted", "") {
                         let hint = files_hint(is_out_of_files(&error));
-                        tracing::warn!(%error, suppressed, "cannot accept a connection, and tries until it can{hint}");
+                        tracing::warn!(disk, %error, suppressed, "cannot accept a connection: retrying{hint}");
                         told = true;
                     }
                     failing = true;
@@ -196,35 +182,39 @@ impl Server {
     }
 
     fn serve(&self, stream: UnixStream, device: &mut BlkDevice) {
-        let disk = device.state().name.clone();
+        let state = Arc::clone(device.state());
+        let DeviceState { name: disk, log, .. } = &*state;
         let socket = match stream.try_clone() {
             Ok(socket) => socket,
             Err(error) => {
                 let hint = files_hint(is_out_of_files(&error));
-                if let Some(suppressed) = REFUSED.pass(()) {
+                if let Some(suppressed) = log.pass("connection refused", "") {
                     tracing::warn!(disk, %error, suppressed, "connection refused{hint}");
                 }
                 return;
             }
         };
-        if let Some(suppressed) = CONNECTED.pass(()) {
+        if let Some(suppressed) = log.pass_normal("connected") {
             tracing::info!(disk, suppressed, "frontend connected");
         }
         let handler = Handler {
             session: Session::new(device, self.channel.clone()),
+            disk: Arc::clone(&state),
             unanswered: false,
             offered: None,
         };
         let handler = Arc::new(Mutex::new(handler));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
-        let reason = self.serve_requests(&socket, &mut requests, &handler).err();
+        let reason = self
+            .serve_requests(&socket, &mut requests, &handler, &state)
+            .err();
         // While the connection's own are open: a descriptor that came with a message may have found no room.
         let hint = files_hint(reason.is_some() && out_of_files());
         // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
         lock(&handler).session.finish();
         drop(requests);
         drop(handler);
-        log_end(&disk, reason.as_ref(), hint);
+        log_end(&state, reason.as_ref(), hint);
     }
 
     /// Handles messages until the frontend leaves or the server is stopped.
@@ -233,6 +223,7 @@ impl Server {
         socket: &UnixStream,
         requests: &mut BackendReqHandler<Mutex<Handler<'_>>>,
         handler: &Mutex<Handler<'_>>,
+        disk: &DeviceState,
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new(socket.as_fd(), &self.stop)?;
         while let Next::Message(preview) = inbox.next()? {
@@ -244,8 +235,8 @@ impl Server {
                 // Refused and logged; the frontend knows if it wanted to.
                 Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
                 Err(error @ VhostError::InvalidMessage) if answered => {
-                    if let Some(suppressed) = INVALID.pass(()) {
-                        tracing::warn!(%error, suppressed, "vhost-user message refused");
+                    if let Some(suppressed) = disk.log.pass("invalid", &error) {
+                        tracing::warn!(disk = disk.name, %error, suppressed, "vhost-user message refused");
                     }
                 }
                 Err(error) => return Err(error.into()),
@@ -256,14 +247,15 @@ impl Server {
 }
 
 /// Logs that a frontend is gone, and why if it did not just leave.
-fn log_end(disk: &str, reason: Option<&ConnectionError>, hint: &str) {
+fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
+    let DeviceState { name: disk, log, .. } = device;
     let Some(error) = reason else {
-        if let Some(suppressed) = LEFT.pass(()) {
+        if let Some(suppressed) = log.pass_normal("left") {
             tracing::info!(disk, suppressed, "frontend left");
         }
         return;
     };
-    if let Some(suppressed) = ENDED.pass(error.to_string()) {
+    if let Some(suppressed) = log.pass("ended", error) {
         tracing::warn!(disk, %error, suppressed, "connection ended{hint}");
     }
 }

@@ -14,9 +14,8 @@ use super::error::SessionError;
 use super::eventfd;
 use super::vring::Vring;
 use crate::aio::{Gone, Remote};
-use crate::blk::device::BlkDevice;
+use crate::blk::device::{BlkDevice, DeviceState};
 use crate::blk::queue::BlkQueue;
-use crate::log_limit::LogLimit;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
 mod cache;
@@ -26,9 +25,6 @@ mod rings;
 
 pub use log::LOG_ALL;
 use recovery::Inflight;
-
-/// Whoever comes next finds the same.
-static NOT_RESET: LogLimit<()> = LogLimit::new();
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -138,6 +134,7 @@ impl<'a> Session<'a> {
         let before = std::mem::replace(&mut self.acked, acked);
         self.switch_log(before & LOG_ALL != 0, acked & LOG_ALL != 0)?;
         tracing::debug!(
+            disk = self.device.state().name,
             features = format!("{acked:#x}"),
             "features accepted by the driver"
         );
@@ -179,7 +176,7 @@ impl<'a> Session<'a> {
     }
 
     fn reset(&mut self) -> Result<()> {
-        self.channel.set(None);
+        self.channel.set(None, &self.device.state().name);
         self.stop_all()?;
         for index in 0..self.vrings.len() {
             self.call(index, |queue| {
@@ -196,9 +193,10 @@ impl<'a> Session<'a> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.reset()
-            && let Some(suppressed) = NOT_RESET.pass(())
+            && let DeviceState { name: disk, log, .. } = &**self.device.state()
+            && let Some(suppressed) = log.pass("not reset", "")
         {
-            tracing::error!(%error, suppressed, "disk cannot be reset after its frontend left");
+            tracing::error!(disk, %error, suppressed, "disk cannot be reset after its frontend left");
         }
     }
 }

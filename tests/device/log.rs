@@ -66,3 +66,25 @@ fn eventfds_that_cannot_be_used_are_one_line_each() {
         assert_eq!(log.matches(line).count(), 1, "{log}");
     }
 }
+
+#[test]
+fn a_disk_hides_no_line_of_another_disk() {
+    let disks = [0; 2].map(|_| Disk::new(&[7; 4096], Choice::Threads));
+    let log = logged(|| {
+        for disk in &disks {
+            use_what_cannot_be_used(&mut Vm::on(disk, 64, 0, FEATURES));
+        }
+    });
+    for line in [
+        "kick eventfd cannot be read",
+        "call eventfd cannot be written",
+        "virtqueue is broken",
+    ] {
+        assert_eq!(log.matches(line).count(), 2, "{log}");
+    }
+    let lines = log.lines().filter(|line| line.contains("queue="));
+    assert!(
+        lines.into_iter().all(|line| line.contains("disk=\"test\"")),
+        "{log}"
+    );
+}

@@ -15,6 +15,7 @@ use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
@@ -73,6 +74,7 @@ impl Disk {
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
             batch_notifications: AtomicBool::new(true),
             trouble: Trouble::default(),
+            log: LogLimit::default(),
         });
         let ctx = AioContext::new().unwrap();
         ctx.set_poll_max(Duration::ZERO);

@@ -69,7 +69,53 @@ fn a_hundred_messages_that_make_no_sense_are_one_line() {
 }
 
 #[test]
-fn a_hundred_frontends_that_come_and_go_are_two_lines() {
+fn a_few_frontends_that_come_and_go_are_logged_each() {
+    let mut daemon = Daemon::start(&[0; 4096], &[]);
+    for _ in 0..5 {
+        drop(Vm::connect(&daemon, 0));
+    }
+    daemon.wait_for(
+        |daemon| said(daemon, "frontend left") == 5,
+        "see all of them leave",
+    );
+    assert_eq!(said(&daemon, "frontend connected"), 5, "{}", daemon.output());
+    assert_eq!(said(&daemon, "suppressed"), 0, "{}", daemon.output());
+}
+
+#[test]
+fn the_first_and_the_last_line_name_disk_and_socket() {
+    let mut daemon = Daemon::start(&[0; 4096], &[]);
+    drop(Vm::connect(&daemon, 0));
+    let exit = daemon.terminate();
+    let lines: Vec<&str> = exit.output.lines().collect();
+    let named = |line: &str, words: &[&str]| words.iter().all(|word| line.contains(word));
+    let first = ["serving", r#"disk="disk.img""#, r#"socket="vhost-user-blk.sock""#];
+    assert!(named(lines[0], &first), "{}", exit.output);
+    let last = ["stopped", r#"disk="disk.img""#, r#"reason="SIGTERM""#];
+    assert!(named(lines[lines.len() - 1], &last), "{}", exit.output);
+}
+
+#[test]
+fn leaving_requests_in_flight_is_a_failure() {
+    let mut daemon = Daemon::start(&[0; 4096], &["--inject", "read:delay=20s"]);
+    let mut frontend = connect(&daemon, 1);
+    frontend.queue(0).submit(&read(0, 512), 0);
+    frontend.queue(0).kick();
+    daemon.wait_for(
+        |daemon| said(daemon, "frontend connected") == 1,
+        "see the frontend",
+    );
+    wait_for("the request to be taken", || {
+        (daemon.count("queue 0", "kicks") > 0).then_some(())
+    });
+    let exit = daemon.terminate();
+    assert_eq!(exit.status.code(), Some(1), "{}", exit.output);
+    assert!(exit.output.contains("still in flight"), "{}", exit.output);
+    assert!(!daemon.socket().exists(), "the socket is still there");
+}
+
+#[test]
+fn a_hundred_frontends_that_come_and_go_are_a_few_lines() {
     let mut daemon = Daemon::start(&[0; 4096], &[]);
     for _ in 0..100 {
         drop(Vm::connect(&daemon, 0));
@@ -83,8 +129,12 @@ fn a_hundred_frontends_that_come_and_go_are_two_lines() {
     daemon.wait_for(|daemon| said(daemon, "connection ended") > 0, "see one leave");
     // One at a time: by now it has dealt with all of them.
     drop(Vm::connect(&daemon, 0));
-    for line in ["frontend connected", "frontend left", "connection ended"] {
-        assert_eq!(said(&daemon, line), 1, "{}", daemon.output());
+    for (line, count) in [
+        ("frontend connected", 20),
+        ("frontend left", 20),
+        ("connection ended", 1),
+    ] {
+        assert_eq!(said(&daemon, line), count, "{}", daemon.output());
     }
 }
 

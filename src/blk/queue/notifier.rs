@@ -4,16 +4,14 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 
+use crate::blk::device::DeviceState;
 use crate::blk::stats::QueueStats;
-use crate::log_limit::LogLimit;
-
-/// A frontend may replace them as often as it likes.
-static UNWRITABLE: LogLimit<(u16, &str)> = LogLimit::new();
 
 /// Writes notifications and counts what each covers. IOThread only.
 #[derive(Debug)]
 pub(super) struct Notifier {
     index: u16,
+    device: Arc<DeviceState>,
     stats: Arc<QueueStats>,
     call: Option<Arc<File>>,
     err: Option<Arc<File>>,
@@ -24,9 +22,10 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    pub(super) fn new(index: u16, stats: Arc<QueueStats>) -> Self {
+    pub(super) fn new(index: u16, device: Arc<DeviceState>, stats: Arc<QueueStats>) -> Self {
         Self {
             index,
+            device,
             stats,
             call: None,
             err: None,
@@ -87,8 +86,8 @@ impl Notifier {
 
     #[cold]
     fn warn(&self, message: &'static str, error: &Error) {
-        if let Some(suppressed) = UNWRITABLE.pass((self.index, message)) {
-            tracing::warn!(queue = self.index, %error, suppressed, "{message}");
+        if let Some(suppressed) = self.device.log.pass(message, self.index) {
+            tracing::warn!(disk = self.device.name, queue = self.index, %error, suppressed, "{message}");
         }
     }
 }

@@ -10,14 +10,10 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{BlkQueue, State};
 use crate::aio::{self, AioContext, FdHandler, Poller, Timer};
-use crate::log_limit::LogLimit;
 use crate::virtqueue::RingError;
 
 /// How often a ring without a kick eventfd is looked at.
 const TIMER_INTERVAL: Duration = Duration::from_millis(1);
-
-/// A frontend may replace them as often as it likes.
-static UNREADABLE: LogLimit<u16> = LogLimit::new();
 
 /// Where kicks come from. Dropping it ends them.
 #[derive(Debug)]
@@ -80,9 +76,9 @@ impl BlkQueue {
 
     fn kicked(&self, kick: &File) {
         if let Err(error) = drain(kick) {
-            if let Some(suppressed) = UNREADABLE.pass(self.index) {
+            if let Some(suppressed) = self.device.log.pass("kick eventfd", self.index) {
                 tracing::warn!(
-                    device = %self.device.name, queue = self.index, %error, suppressed,
+                    disk = self.device.name, queue = self.index, %error, suppressed,
                     "kick eventfd cannot be read, and is dropped"
                 );
             }

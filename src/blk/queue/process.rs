@@ -8,10 +8,6 @@ use crate::blk::device::DeviceState;
 use crate::blk::stats::RingState;
 use crate::defer::DeferScope;
 use crate::engine::{Completer, IoRequest, Requests};
-use crate::log_limit::LogLimit;
-
-/// A guest may reset its device and break the ring again as often as it likes.
-static BROKEN: LogLimit<u16> = LogLimit::new();
 
 /// What one visit found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,9 +69,9 @@ impl BlkQueue {
         // Zeroes in the place of lost memory look like all kinds of mistakes.
         let lost = state.lost_memory();
         let error = lost.as_ref().unwrap_or(error);
-        if let Some(suppressed) = BROKEN.pass(self.index) {
+        if let Some(suppressed) = self.device.log.pass("broken", self.index) {
             tracing::error!(
-                device = %self.device.name,
+                disk = self.device.name,
                 queue = self.index,
                 %error,
                 suppressed,

@@ -12,14 +12,10 @@ use crate::aio::{AioContext, Timer};
 use crate::blk::trouble::{At, Verdict};
 use crate::defer::DeferScope;
 use crate::engine::{Completer, IoOp, IoRequest, Requests};
-use crate::log_limit::LogLimit;
 
 /// The first retry comes after this time, the next ones after twice as long each, up to the other.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-
-/// A driver may reset its device as often as it likes.
-static STOPPED: LogLimit<u16> = LogLimit::new();
 
 /// The requests of a queue that wait for room on the disk. IOThread only.
 #[derive(Debug)]
@@ -229,9 +225,13 @@ impl BlkQueue {
         state.held.timer.cancel();
         let leave = state.running.as_ref().is_some_and(|running| running.may_leave());
         let count = state.held.waiting.len();
-        if let Some(suppressed) = STOPPED.pass(self.index) {
+        if let Some(suppressed) = self.device.log.pass("stopped while held", self.index) {
             tracing::warn!(
-                device = %self.device.name, queue = self.index, requests = count, left_in_flight = leave, suppressed,
+                disk = self.device.name,
+                queue = self.index,
+                requests = count,
+                left_in_flight = leave,
+                suppressed,
                 "ring stops while requests are held for lack of room"
             );
         }

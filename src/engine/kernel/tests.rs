@@ -109,7 +109,7 @@ impl Setup {
         }));
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
         let threads = ThreadsEngine::new(&ctx, &storage, pool);
-        let engine = KernelEngine::new(&ctx, Fake(Rc::clone(&script)), threads).unwrap();
+        let engine = KernelEngine::new(&ctx, "test".to_owned(), Fake(Rc::clone(&script)), threads).unwrap();
         let (done, memory) = (Rc::default(), vec![0; 4096]);
         Self {
             engine,

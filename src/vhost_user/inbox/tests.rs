@@ -158,7 +158,7 @@ fn the_channels_socket_is_duplicated_and_no_other() {
         assert_eq!(socket.is_some(), offered, "{request}");
         if offered {
             let channel = BackendChannel::default();
-            channel.set(socket);
+            channel.set(socket, "disk.img");
             channel.config_changed();
             theirs.read_exact(&mut [0; 12]).unwrap();
         }

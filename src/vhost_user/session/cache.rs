@@ -2,15 +2,9 @@
 
 use super::{Result, Session};
 use crate::blk::config::BlkConfig;
+use crate::blk::device::DeviceState;
 use crate::blk::write_cache::CacheMode;
-use crate::log_limit::LogLimit;
 use crate::vhost_user::SessionError;
-
-/// A guest may do that as often as it likes.
-static SWITCHED: LogLimit<bool> = LogLimit::new();
-
-/// Each of its drivers may find the same.
-static UNFLUSHED: LogLimit<()> = LogLimit::new();
 
 impl Session<'_> {
     /// Writes to the configuration space, and lets a successor know. A driver that switches the write cache off is told
@@ -41,8 +35,8 @@ impl Session<'_> {
         };
         match self.switch_cache(mode) {
             Err(SessionError::Flush(error)) => {
-                if let Some(suppressed) = UNFLUSHED.pass(()) {
-                    let disk = &self.device.state().name;
+                let DeviceState { name: disk, log, .. } = &**self.device.state();
+                if let Some(suppressed) = log.pass("unflushed", "") {
                     tracing::error!(disk, %error, suppressed, "flush for a driver without a write cache");
                 }
                 let mut cache = self.device.cache();
@@ -65,8 +59,11 @@ impl Session<'_> {
         let switched = cache.switch(mode, write_through, flush);
         self.device.set_cache(cache);
         let cached = cache.is_on();
-        if cached != before && SWITCHED.pass(cached).is_some() {
-            tracing::info!(disk = %self.device.state().name, cached, "write cache switched by the driver");
+        let DeviceState { name: disk, log, .. } = &**self.device.state();
+        if cached != before
+            && let Some(suppressed) = log.pass("write cache", cached)
+        {
+            tracing::info!(disk, cached, suppressed, "write cache switched by the driver");
         }
         switched
     }

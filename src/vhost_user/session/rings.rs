@@ -6,18 +6,12 @@ use std::sync::{Arc, mpsc};
 use super::log::check_log_address;
 use super::{PROTOCOL_FEATURES, Result, Session};
 use crate::blk::config::features;
+use crate::blk::device::DeviceState;
 use crate::blk::queue::RingSetup;
-use crate::log_limit::LogLimit;
 use crate::vhost_user::SessionError;
 use crate::vhost_user::eventfd;
 use crate::vhost_user::vring::{Kick, Vring};
 use crate::virtqueue::{RingAddresses, RingFeatures};
-
-/// A driver may set its queues up as often as it likes.
-static SMALL_QUEUE: LogLimit<()> = LogLimit::new();
-
-/// Whoever comes next finds the same.
-static NOT_STOPPED: LogLimit<()> = LogLimit::new();
 
 impl Session<'_> {
     pub(in crate::vhost_user) fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
@@ -27,10 +21,12 @@ impl Session<'_> {
             return Err(SessionError::BadQueueSize { size, max });
         }
         let segments = u32::from(self.device.config().seg_max());
+        let DeviceState { name: disk, log, .. } = &**self.device.state();
         if size < segments + 2
-            && let Some(suppressed) = SMALL_QUEUE.pass(())
+            && let Some(suppressed) = log.pass("small queue", "")
         {
             tracing::warn!(
+                disk,
                 queue = index,
                 size,
                 suppressed,
@@ -244,9 +240,10 @@ impl Session<'_> {
     /// Stops the rings and waits for what is in flight, as far as it is possible.
     pub(in crate::vhost_user) fn finish(&mut self) {
         if let Err(error) = self.stop_all()
-            && let Some(suppressed) = NOT_STOPPED.pass(())
+            && let DeviceState { name: disk, log, .. } = &**self.device.state()
+            && let Some(suppressed) = log.pass("not stopped", "")
         {
-            tracing::error!(%error, suppressed, "rings cannot be stopped");
+            tracing::error!(disk, %error, suppressed, "rings cannot be stopped");
         }
     }
 
