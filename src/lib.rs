@@ -28,6 +28,9 @@ pub mod log_limit;
 pub mod mapping;
 pub mod memory;
 pub mod sandbox;
+#[cfg(test)]
+#[path = "../tests/common/skip.rs"]
+mod skip;
 mod status;
 pub mod storage;
 mod sync;

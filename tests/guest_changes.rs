@@ -57,7 +57,7 @@ fn a_guest_sees_a_block_device_grow() {
     let file = tempfile::NamedTempFile::new().expect("make a file");
     file.as_file().set_len(16 * MIB).expect("size it");
     let Some(device) = LoopDevice::over(file.path()) else {
-        return eprintln!("skipped: no loop devices here");
+        return;
     };
     let machine = Machine::with_image("one-queue", &[], |path| symlink(device.path(), path));
     let mut guest = machine.boot(Boot::Kernel);

@@ -180,6 +180,7 @@ mod tests {
     use io_uring::types::Fd;
 
     use super::*;
+    use crate::skip::skipped;
 
     /// The result of one entry.
     fn run(ring: &mut Uring, entry: &squeue::Entry) -> i64 {
@@ -200,7 +201,7 @@ mod tests {
         file.set_len(512).unwrap();
         let mut ring = match Uring::new(file.as_fd()) {
             Ok(ring) => ring,
-            Err(error) => return eprintln!("skipped: no io_uring: {error}"),
+            Err(error) => return skipped(format_args!("no io_uring: {error}")),
         };
         let mut buffer = [0; 512];
         let (memory, fd) = (buffer.as_mut_ptr(), Fd(file.as_raw_fd()));

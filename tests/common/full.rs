@@ -11,6 +11,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::daemon::{Daemon, IMAGE, SOCKET};
 use super::machine::host;
+use super::skip::skipped;
 
 /// A small file system, with an image on it and something that takes all other space.
 ///
@@ -118,7 +119,7 @@ impl Drop for SmallDisk {
 
 fn mounted_or_skipped(mounted: io::Result<()>) -> bool {
     mounted
-        .inspect_err(|error| eprintln!("skipped: no file system can be mounted here: {error}"))
+        .inspect_err(|error| skipped(format_args!("no file system can be mounted here: {error}")))
         .is_ok()
 }
 

@@ -3,17 +3,23 @@
 use std::path::Path;
 use std::process::Command;
 
+use super::skip::skipped;
+
 /// A loop device; detached when dropped.
 pub(crate) struct LoopDevice(String);
 
 impl LoopDevice {
-    /// `None` where there are none, or no right to make one.
+    /// Returns `None`, and reports the test as skipped, without loop devices or the right to use them.
     pub(crate) fn over(file: &Path) -> Option<Self> {
         let made = Command::new("losetup")
             .args(["--find", "--show"])
             .arg(file)
             .output();
-        let made = made.ok().filter(|made| made.status.success())?;
+        let made = made.expect("run losetup");
+        if !made.status.success() {
+            skipped(String::from_utf8_lossy(&made.stderr).trim());
+            return None;
+        }
         Some(Self(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
     }
 

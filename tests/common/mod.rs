@@ -14,5 +14,6 @@ pub(crate) mod process;
 pub(crate) mod qmp;
 pub(crate) mod random;
 pub(crate) mod raw;
+pub(crate) mod skip;
 pub(crate) mod target;
 pub(crate) mod vm;

@@ -15,6 +15,7 @@ use common::daemon::BINARY;
 use common::process::{Process, wait_for};
 use common::random::Random;
 use common::raw::{Answer, PROTOCOL_FEATURES, VERSION_1, msg};
+use common::skip::skipped;
 use common::vm::{
     DATA, Desc, HEADER, Outcome, Ring, SEGMENTS, STATUS, Vm, header, linked, readable, writable,
 };
@@ -105,7 +106,7 @@ fn compile(dir: &Path) -> Option<PathBuf> {
             Some(library)
         }
         Err(error) => {
-            eprintln!("skipped: no C compiler: {error}");
+            skipped(format_args!("no C compiler: {error}"));
             None
         }
     }

@@ -5,7 +5,8 @@ use std::thread;
 use vhost_user_blk::engine::{Choice, Plan};
 use vhost_user_blk::storage::Storage;
 
-use crate::support::{Image, On, message, skipped};
+use crate::skip::skipped;
+use crate::support::{Image, On, message};
 
 const MIB: u64 = 1 << 20;
 
@@ -64,7 +65,7 @@ fn auto_serves_caches_inline_and_disks_with_io_uring() {
     assert_eq!(chosen(Choice::Auto, &disk.open()), "inline+threads");
     assert_eq!(chosen(Choice::Auto, &memory.open()), "inline+threads");
     if chosen(Choice::IoUring, &disk.open()) != "io_uring" {
-        return skipped("auto with O_DIRECT", "no io_uring here");
+        return skipped("no io_uring here");
     }
     assert_eq!(chosen(Choice::Auto, &disk.open_direct()), "io_uring");
 }

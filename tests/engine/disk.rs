@@ -167,7 +167,7 @@ impl Case {
             image.open()
         };
         Disk::on(ctx, storage, self.choice)
-            .inspect_err(|error| crate::support::skipped(&format!("{self:?}"), error))
+            .inspect_err(|error| crate::skip::skipped(format_args!("{self:?}: {error}")))
             .ok()
     }
 }

@@ -6,7 +6,8 @@ use vhost_user_blk::storage::{OpenOptions, Storage};
 
 use crate::disk::Disk;
 use crate::fuse::StalledFile;
-use crate::support::{Buffers, Image, On, skipped};
+use crate::skip::skipped;
+use crate::support::{Buffers, Image, On};
 
 const MIB: u64 = 1 << 20;
 
@@ -14,7 +15,7 @@ const MIB: u64 = 1 << 20;
 fn while_one_disk_stalls_another_one_on_the_same_iothread_goes_on() {
     let file = match StalledFile::mount(MIB) {
         Ok(file) => file,
-        Err(error) => return skipped("stalled files", error),
+        Err(error) => return skipped(format_args!("no FUSE file system can be mounted: {error}")),
     };
     let ctx = AioContext::new().unwrap();
     let options = OpenOptions {

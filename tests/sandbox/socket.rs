@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::daemon::{Daemon, run};
+use crate::common::skip::skipped;
 use crate::common::target::image;
 
 /// Somebody whom nothing belongs to, and a group that nobody is in.
@@ -20,7 +21,7 @@ pub(crate) fn is_root() -> bool {
     // SAFETY: takes nothing and always succeeds.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
-        eprintln!("skipped: not root");
+        skipped("only root can become other users");
     }
     root
 }

@@ -7,7 +7,8 @@ use std::process::Command;
 use vhost_user_blk::storage::{ImageLock, OpenOptions, Storage};
 
 use crate::model;
-use crate::support::{Buffers, Image, On, message, options, read, refusal, skipped, write};
+use crate::skip::skipped;
+use crate::support::{Buffers, Image, On, message, options, read, refusal, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,11 +26,11 @@ impl LoopDevice {
         let out = match losetup.output() {
             Ok(out) if out.status.success() => out,
             Ok(out) => {
-                skipped("block devices", String::from_utf8_lossy(&out.stderr).trim());
+                skipped(String::from_utf8_lossy(&out.stderr).trim());
                 return None;
             }
             Err(e) => {
-                skipped("block devices", format!("losetup: {e}"));
+                skipped(format_args!("losetup: {e}"));
                 return None;
             }
         };

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::support::{Buffers, Image, On, skipped, write};
+use crate::skip::skipped;
+use crate::support::{Buffers, Image, On, write};
 
 /// `struct cachestat` of `linux/mman.h`: pages of a file.
 #[repr(C)]
@@ -44,7 +45,7 @@ fn a_flush_makes_earlier_writes_stable() {
     write(&storage, 0, &[1; 65536]).unwrap();
     match unstable(&image) {
         Ok(pages) => assert!(pages > 0, "written back before it was asked for"),
-        Err(e) => return skipped("flush", e),
+        Err(e) => return skipped(format_args!("cachestat: {e}")),
     }
     storage.flush().unwrap();
     assert_eq!(unstable(&image).unwrap(), 0);
@@ -54,7 +55,7 @@ fn a_flush_makes_earlier_writes_stable() {
 fn a_durable_write_is_stable_when_it_returns() {
     let image = Image::new(On::Disk, 1 << 20);
     if let Err(e) = unstable(&image) {
-        return skipped("durable writes", e);
+        return skipped(format_args!("cachestat: {e}"));
     }
     for storage in [image.open(), image.open_direct()] {
         let mut buffers = Buffers::with(&[1; 65536]);

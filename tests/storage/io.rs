@@ -4,7 +4,8 @@ use std::io::ErrorKind;
 
 use vhost_user_blk::storage::{OpenOptions, Storage};
 
-use crate::support::{Buffers, Image, On, read, skipped, write};
+use crate::skip::skipped;
+use crate::support::{Buffers, Image, On, read, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -139,10 +140,7 @@ fn only_buffers_that_need_it_are_bounced() {
     );
     let (memory, request) = (memory as usize, request as usize);
     if request < 512 {
-        return skipped(
-            "bouncing",
-            "the build is on a file system where O_DIRECT asks for nothing",
-        );
+        return skipped("O_DIRECT needs no alignment on this file system");
     }
 
     let mut aligned = Buffers::new(memory, &[request, 2 * request]);
@@ -193,7 +191,7 @@ fn cached_pages(image: &Image) -> Option<u64> {
     match crate::durability::cachestat(&image.file()) {
         Ok(stat) => Some(stat.cached),
         Err(e) => {
-            skipped("what is in the page cache", e);
+            skipped(format_args!("cachestat: {e}"));
             None
         }
     }

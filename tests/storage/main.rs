@@ -12,4 +12,6 @@ mod lock;
 mod model;
 mod nowait;
 mod open;
+#[path = "../common/skip.rs"]
+mod skip;
 mod support;

@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 
 use vhost_user_blk::storage::{Nowait, Storage};
 
-use crate::support::{Buffers, Image, On, skipped};
+use crate::skip::skipped;
+use crate::support::{Buffers, Image, On};
 
 const MIB: u64 = 1 << 20;
 
@@ -35,7 +36,7 @@ fn what_is_in_the_page_cache_is_read_at_once() {
     assert_eq!(storage.nowait(), Nowait::PageCache);
     let mut buffers = Buffers::with(&[0; 4096]);
     if !storage.try_readv(&buffers.iov(), 4096) {
-        return skipped("reads of cached data", "the file system refuses RWF_NOWAIT");
+        return skipped("the file system refuses RWF_NOWAIT");
     }
     assert!(buffers.bytes() == [7; 4096]);
 }
@@ -48,7 +49,7 @@ fn what_is_not_in_the_page_cache_is_not_waited_for() {
     drop_cache(&image.file());
     // The attempt may have started to read ahead, so that only the first one is sure to miss.
     if storage.try_readv(&buffers.iov(), 0) {
-        return skipped("reads of cold data", "the pages of the file stay in the cache");
+        return skipped("the pages of the file stay in the cache");
     }
     storage.readv(&buffers.iov(), 0).unwrap();
     assert!(buffers.bytes() == [7; 4096]);

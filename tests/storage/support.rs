@@ -1,7 +1,6 @@
-//! Images, buffers, and messages about what this machine cannot test.
+//! Images and buffers.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -168,9 +167,4 @@ pub(crate) fn read(storage: &Storage, offset: u64, len: usize) -> std::io::Resul
 
 pub(crate) fn write(storage: &Storage, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
     storage.writev(&Buffers::with(bytes).iov(), offset)
-}
-
-/// Says what is not tested here and why, past the test harness, which hides the output of what passes.
-pub(crate) fn skipped(what: &str, why: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED {what}: {why}");
 }

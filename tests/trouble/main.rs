@@ -14,6 +14,7 @@ use std::path::Path;
 
 use common::daemon::Daemon;
 use common::frontend::{Frontend, Op, all_features};
+use common::skip::skipped;
 use vhost_user_blk::engine::{Choice, Plan};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 
@@ -42,7 +43,7 @@ fn engines(image: &Path) -> Vec<&'static [&'static str]> {
         };
         let had = Storage::open(&open).is_ok_and(|storage| Plan::choose(choice, &storage).is_ok());
         if !had {
-            eprintln!("skipped: no {options:?} here");
+            skipped(format_args!("no {options:?} here"));
         }
         had
     };

@@ -10,6 +10,7 @@ use crate::common::daemon::Daemon;
 use crate::common::frontend::{Frontend, Op, all_features};
 use crate::common::memory::SharedMemory;
 use crate::common::raw::{Answer, Region, mem_table, msg};
+use crate::common::skip::skipped;
 use crate::common::target::{assert_serves, start};
 use crate::common::vm::Vm;
 use crate::{EIO, connect, read, said, write};
@@ -150,7 +151,7 @@ impl Cgroup {
                 return Some(group);
             }
         }
-        eprintln!("skipped: no {controller} control group can be made here");
+        skipped(format_args!("no {controller} control group can be made here"));
         None
     }
 

@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# The list of what was skipped, and why. Sourced after common.sh.
+
+# Makes tests, and the scripts that this one calls, collect it in one file, and prints the list at the exit. Does nothing
+# if the caller collects it already.
+collect_skipped() {
+    [ -z "${SKIPPED_TESTS-}" ] || return 0
+    SKIPPED_TESTS=$(mktemp)
+    export SKIPPED_TESTS
+    trap list_skipped EXIT
+}
+
+# skipped WHAT REASON: for what is no test. Tests use tests/common/skip.rs.
+skipped() { echo "skipped: $1: $2" >>"$SKIPPED_TESTS"; }
+
+list_skipped() {
+    if [ -s "$SKIPPED_TESTS" ]; then
+        say "skipped here, in whole or in part:"
+        sort -u "$SKIPPED_TESTS" | sed 's/^skipped: /    /' >&2
+    else
+        say "no test was skipped"
+    fi
+    rm -f "$SKIPPED_TESTS"
+}

@@ -1,0 +1,31 @@
+//! Tests that cannot run on this machine say so.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{Write, stderr};
+use std::{env, thread};
+
+/// Reports that the calling test, or a part of it, is skipped.
+///
+/// The line `skipped: TEST: REASON` goes to stderr, past the test harness, which hides the output of what passes; and
+/// to the end of the file that `SKIPPED_TESTS` names: `scripts/test` sets it, and prints all lines at its end.
+pub(crate) fn skipped(reason: impl Display) {
+    let line = format!("skipped: {}: {reason}\n", test());
+    // One write each: tests run at once, and their lines stay whole.
+    let _ = stderr().write_all(line.as_bytes());
+    if let Some(list) = env::var_os("SKIPPED_TESTS") {
+        let list = File::options().append(true).create(true).open(list);
+        list.and_then(|mut list| list.write_all(line.as_bytes()))
+            .expect("SKIPPED_TESTS names a writable file");
+    }
+}
+
+/// The calling test, as `cargo test` lists it, after the name of its binary.
+fn test() -> String {
+    let binary = env::current_exe().unwrap_or_default();
+    let binary = binary.file_name().unwrap_or_default().to_string_lossy();
+    // Cargo adds a digest.
+    let binary = binary.rsplit_once('-').map_or(&*binary, |(name, _)| name);
+    let thread = thread::current();
+    format!("{binary} {}", thread.name().unwrap_or("?"))
+}
