@@ -14,22 +14,39 @@ die() {
     exit 1
 }
 
-# Runs a command as root, by sudo where we are not.
+# True if commands can be run as root.
+can_be_root() { [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null; }
+
+# Runs a command as root, with sudo if need be.
 as_root() {
+    can_be_root || die "needs root or sudo for: $*"
     if [ "$(id -u)" -eq 0 ]; then
         "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
     else
-        die "needs root or sudo for: $*"
+        sudo "$@"
     fi
 }
 
-# Runs a command whose output only matters when it fails.
+# Says why QEMU cannot use KVM here; prints nothing if it can.
+#
+# Nested machines may have a /dev/kvm that cannot run a kernel: the CPU has to say so, too.
+kvm_obstacle() {
+    if ! grep -qwE 'svm|vmx' /proc/cpuinfo; then
+        echo "the CPU offers no virtualization"
+    elif [ ! -e /dev/kvm ]; then
+        echo "there is no /dev/kvm"
+    elif [ ! -w /dev/kvm ]; then
+        echo "$(id -un) may not open /dev/kvm"
+    fi
+}
+
+has_kvm() { [ -z "$(kvm_obstacle)" ]; }
+
+# Runs a command whose output only matters when it fails. In a subshell: if it exits, the reason is shown all the same.
 quietly() {
     local log status=0
     log=$(mktemp)
-    "$@" >"$log" 2>&1 </dev/null || status=$?
+    ("$@") >"$log" 2>&1 </dev/null || status=$?
     if [ "$status" -ne 0 ]; then
         printf '%s: failed with status %d: %s\n' "${0##*/}" "$status" "$*" >&2
         tail -n 30 "$log" >&2

@@ -48,19 +48,26 @@ present() {
     esac
 }
 
+# missing COMMAND=PACKAGE...: prints the packages whose commands are missing, each once.
+missing() {
+    local pair
+    for pair in "$@"; do
+        present "${pair%%=*}" || echo "${pair#*=}"
+    done | sort -u
+}
+
 # need COMMAND=PACKAGE...: installs the packages whose commands are missing.
 #
 # Debian refuses to mix a release's QEMU with parts from backports and would remove the newer ones;
 # then the missing part comes from backports, too.
 need() {
-    local pair missing=()
-    for pair in "$@"; do
-        present "${pair%%=*}" || missing+=("${pair#*=}")
-    done
+    local missing
+    mapfile -t missing < <(missing "$@")
     [ "${#missing[@]}" -ne 0 ] || return 0
     command -v apt-get >/dev/null ||
-        die "missing, and this is no Debian system to install it on: ${missing[*]}"
-    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+        die "these packages are missing, and there is no apt-get to install them: ${missing[*]}"
+    can_be_root ||
+        die "these packages are missing, and only root can install them: apt-get install --no-install-recommends ${missing[*]}"
     update_lists
     say "installing ${missing[*]}"
     if installs_cleanly install --no-install-recommends "${missing[@]}"; then
@@ -68,13 +75,38 @@ need() {
     else
         install_from_backports "${missing[@]}"
     fi || die "could not install ${missing[*]}"
+    mapfile -t missing < <(missing "$@")
+    [ "${#missing[@]}" -eq 0 ] ||
+        die "installed, but without the commands that are needed (this release has them elsewhere): ${missing[*]}"
 }
 
-# Cargo is left to its user, who has chosen a toolchain; what it links with is Debian's.
+# QEMU and the programs that come with it. qemu-storage-daemon is part of QEMU in Debian 12, and of qemu-utils in
+# Debian 13: it is looked for once QEMU is there.
+need_qemu() {
+    need qemu-system-x86_64=qemu-system-x86 "$@"
+    need qemu-storage-daemon=qemu-utils
+}
+
+# What cargo links with.
+readonly linker=(cc=gcc /usr/include/stdlib.h=libc6-dev)
+
+# Looks for cargo and rustc, and at their versions. Nothing is installed: a user chooses a toolchain, not a script.
+check_rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
+    for found in cargo rustc; do
+        command -v "$found" >/dev/null ||
+            die "$found was not found: install Rust $wanted or later (https://rustup.rs)"
+    done
+    found=$(cd "$repo" && cargo --version >/dev/null && rustc --version) || die "cargo does not work: see above"
+    found=$(cut -d ' ' -f 2 <<<"$found")
+    printf '%s\n' "$wanted" "${found%%-*}" | sort -C -V ||
+        die "Rust $found is too old, $wanted or later is needed: run rustup update, or install it from https://rustup.rs"
+}
+
 need_cargo() {
-    command -v cargo >/dev/null ||
-        die "cargo was not found: install Rust 1.88 or later (rustup, https://rustup.rs)"
-    need cc=gcc /usr/include/stdlib.h=libc6-dev
+    check_rust
+    need "${linker[@]}"
 }
 
 # Commands built here, and not in the user's own folder.

@@ -3,6 +3,11 @@
 
 report='' counted=(0 0)
 
+# The next row starts from what the daemon has counted by now.
+count_from_here() {
+    [ "$backend" = qsd ] || read -ra counted < <(daemon_counts)
+}
+
 # report_job NAME TERSE: adds a row of what fio saw in the guest and what the daemon counted.
 report_job() {
     local counts=('' '')
@@ -62,6 +67,28 @@ print_report() {
     printf '%s' "$report"
     [ "$backend" = qsd ] || sed -n 's/^stats: completions per notification, histogram:/\
 Completions per notification, and how often:/p' "$logs/backend.log" | tail -n 2 | fold -s
+}
+
+# What runs the guest's CPUs, and what that means for the table.
+say_accelerator() {
+    if has_kvm; then
+        say "QEMU runs the guest with KVM"
+    else
+        say "no KVM ($(kvm_obstacle)): QEMU emulates the guest's CPUs (TCG)"
+    fi
+}
+
+# What to make of the table, and what to run next.
+print_hints() {
+    has_kvm || printf '\n%s\n' "\
+Without KVM the speed is that of QEMU's emulated CPUs, not the disk's. The numbers
+of completions and notifications are real."
+    [ "$backend" = daemon ] || return 0
+    local other=batch
+    [ "$notify" = each ] || other=each
+    printf '\n%s\n' "Compare notifications: scripts/guest --config batching --notify $other"
+    [ "$config_file" = "$repo/qemu-configs/batching.cfg" ] || printf '%s\n' "\
+                  with:    scripts/guest --config batching --notify $notify"
 }
 
 backend_name() {

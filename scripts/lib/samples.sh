@@ -5,8 +5,6 @@
 samples=''
 quantiles=1:10:25:50:75:90:95:99:99.5:99.9:99.99
 
-has_kvm() { grep -qwE 'svm|vmx' /proc/cpuinfo && [ -w /dev/kvm ]; }
-
 # fio_command JOBS IODEPTH: each job on a vCPU of its own, and so on a queue of its own.
 fio_command() {
     echo "fio --name=job --filename=/dev/vda --rw=randread --bs=4k --direct=1 --ioengine=libaio" \
