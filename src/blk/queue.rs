@@ -67,7 +67,7 @@ struct State {
     broken: bool,
     /// The count of lost mappings when this ring's were last looked at; `None`: never.
     losses: Option<usize>,
-    /// A kick came since the ring was set up (the specification's "started").
+    /// The ring is started: a kick came since it was set up, or something was available before that.
     kicked: bool,
     /// The IOThread looks at the ring by itself, so the driver need not kick.
     polled: bool,

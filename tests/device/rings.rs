@@ -119,6 +119,80 @@ fn a_ring_whose_predecessor_wanted_no_kicks_asks_for_them() {
     }
 }
 
+fn features(event_idx: bool) -> RingFeatures {
+    RingFeatures {
+        event_idx,
+        indirect: false,
+    }
+}
+
+/// Stops the ring, and returns where it is to go on.
+fn stopped(vm: &Vm) -> u16 {
+    let (stopped, mut base) = (vm.stop(), None);
+    vm.poll_until(|_| {
+        base = stopped.try_recv().ok();
+        base.is_some()
+    });
+    base.unwrap()
+}
+
+#[test]
+fn what_was_available_before_a_stop_is_served_after_the_next_start() {
+    for event_idx in [false, true] {
+        let mut vm = Vm::new(&image(), 512, 0, features(event_idx));
+        // Its kick is taken while the ring is disabled.
+        vm.run(|queue| queue.set_enabled(false));
+        vm.offer_read(0, 2);
+        vm.kick();
+        vm.poll_until(|vm| vm.stats.kicks.get() == 1);
+        let base = stopped(&vm);
+        assert_eq!(base, 0);
+        vm.start(base);
+        vm.wait_used(1);
+        // More than one visit takes, with one kick.
+        (0..100).for_each(|i| vm.offer_read(4 * i, 2));
+        vm.kick();
+        vm.poll_until(|vm| vm.stats.kicks.get() == 2);
+        let base = stopped(&vm);
+        vm.start(base);
+        vm.wait_used(100);
+    }
+}
+
+#[test]
+fn a_stopped_ring_wants_a_kick_for_whatever_is_added() {
+    for (event_idx, base) in [(false, 0), (true, 0xfffe)] {
+        let mut vm = Vm::new(&image(), 512, base, features(event_idx));
+        vm.run(|queue| queue.set_enabled(false));
+        vm.offer_read(0, 2);
+        vm.offer_read(4, 2);
+        vm.offer_read(8, 2);
+        vm.kick();
+        vm.poll_until(|vm| vm.stats.kicks.get() == 1);
+        vm.forbid_kicks();
+        assert_eq!(stopped(&vm), base);
+        assert!(!vm.kicks_unwanted() && (!event_idx || vm.avail_event() == base.wrapping_add(3)));
+        vm.start(base);
+        vm.wait_used(3);
+    }
+}
+
+#[test]
+fn polling_does_not_take_the_first_kick_away() {
+    use vhost_user_blk::aio::Poller;
+
+    let mut vm = Vm::new(&image(), 64, 0, RingFeatures::default());
+    vm.run(|queue| queue.poll_begin());
+    assert!(
+        !vm.kicks_unwanted(),
+        "nobody looks at the ring before its first kick"
+    );
+    vm.offer_read(0, 2);
+    vm.kick();
+    vm.wait_used(1);
+    vm.run(|queue| _ = queue.poll_end());
+}
+
 #[test]
 fn nothing_is_processed_before_the_first_kick() {
     let mut vm = vm(64, 0);

@@ -34,8 +34,9 @@ pub struct RingSetup {
 impl BlkQueue {
     /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
     ///
-    /// A ring that goes on where a predecessor has stopped waits for no kick, and notifies once: either may be lost.
-    /// Returns whether it is one.
+    /// No kick is waited for if something is available already. Its kick may be lost: a predecessor has taken it and
+    /// stopped, or has told the driver that none is needed. A ring that goes on where a predecessor has stopped (returns
+    /// true) also notifies once, for the same reason.
     ///
     /// # Errors
     /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
@@ -43,11 +44,13 @@ impl BlkQueue {
         let (mut running, resumed) = Running::new(setup)?;
         // A predecessor that was killed while it polled has left the driver told not to kick.
         running.ring.enable_kicks();
+        // After that, so that whatever comes later is kicked. An impossible index is nobody's before the first kick.
+        let kicked = resumed || running.ring.has_work().unwrap_or(false);
         let poller = self
             .ctx
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
-        (state.kicked, state.broken, state.losses) = (resumed, false, None);
+        (state.kicked, state.broken, state.losses) = (kicked, false, None);
         state.stats.state.set(RingState::Running);
         state.running = Some(running);
         state.poller = Some(poller);
@@ -136,7 +139,9 @@ impl State {
             return;
         }
         self.publish();
-        if let Some(running) = self.running.take() {
+        if let Some(mut running) = self.running.take() {
+            // Whoever serves the ring next waits for kicks.
+            running.ring.leave_kicks_enabled();
             self.base = running.ring.next_avail();
         }
         (self.kicked, self.polled) = (false, false);

@@ -88,10 +88,8 @@ impl BlkQueue {
         }
         let mut state = self.state.borrow_mut();
         state.stats.kicks.add(1);
-        state.kicked = state.running.is_some();
-        if let Some(running) = &mut state.running {
-            running.ring.disable_kicks();
-        }
+        state.kicked |= state.running.is_some();
+        state.disable_kicks();
         drop(state);
         self.process();
     }
@@ -130,9 +128,7 @@ impl Poller for BlkQueue {
     fn poll_begin(&self) {
         let mut state = self.state.borrow_mut();
         state.polled = true;
-        if let Some(running) = &mut state.running {
-            running.ring.disable_kicks();
-        }
+        state.disable_kicks();
     }
 
     fn poll_end(&self) -> bool {
@@ -148,6 +144,17 @@ impl Poller for BlkQueue {
 
     fn is_busy(&self) -> bool {
         self.state.borrow().in_flight > 0
+    }
+}
+
+impl State {
+    /// Tells the driver that the ring is looked at anyway, if it is.
+    fn disable_kicks(&mut self) {
+        if self.is_active()
+            && let Some(running) = &mut self.running
+        {
+            running.ring.disable_kicks();
+        }
     }
 }
 

@@ -88,9 +88,21 @@ impl SplitRing {
 
     /// Asks the driver for kicks from here on. Look at the ring once more after this, or a kick is lost.
     pub fn enable_kicks(&mut self) {
+        self.ask_for_kicks(self.next_avail);
+    }
+
+    /// The ring stops: asks the driver to kick for whatever it adds from here on, also behind entries that are left for
+    /// whoever serves the ring next.
+    pub fn leave_kicks_enabled(&mut self) {
+        // An impossible index is for whoever serves the ring next to refuse.
+        let _ = self.refresh();
+        self.ask_for_kicks(self.avail_idx);
+    }
+
+    fn ask_for_kicks(&mut self, event: Wrapping<u16>) {
         if self.features.event_idx {
-            let event = self.used_u16(4 + 8 * usize::from(self.size));
-            event.store(self.next_avail.0.to_le(), Ordering::Relaxed);
+            let avail_event = self.used_u16(4 + 8 * usize::from(self.size));
+            avail_event.store(event.0.to_le(), Ordering::Relaxed);
         } else {
             self.used_u16(0).store(0, Ordering::Relaxed);
         }
