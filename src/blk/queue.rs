@@ -74,6 +74,8 @@ struct State {
     in_flight: u16,
     /// Somebody waits for the last request of a ring that is being stopped.
     stopping: Option<Sender<u16>>,
+    /// Ends the stop: scheduled when the last request of a stopping ring is counted out.
+    stopped: BottomHalf,
     kick: Option<KickSource>,
     /// Notifications are coalesced.
     coalescing: bool,
@@ -128,6 +130,15 @@ impl BlkQueue {
     }
 }
 
+/// The bottom half that ends the stop of a ring.
+fn stopped_half(ctx: &AioContext, queue: Weak<BlkQueue>) -> BottomHalf {
+    ctx.bottom_half(move |_| {
+        if let Some(queue) = queue.upgrade() {
+            queue.state.borrow_mut().finish_stop();
+        }
+    })
+}
+
 impl State {
     fn new(
         ctx: &AioContext,
@@ -150,6 +161,7 @@ impl State {
             polled: false,
             in_flight: 0,
             stopping: None,
+            stopped: stopped_half(ctx, queue.clone()),
             kick: None,
             coalescing: true,
             watchdog: Watchdog::new(ctx, queue.clone()),

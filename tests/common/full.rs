@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -12,6 +13,9 @@ use tempfile::{NamedTempFile, TempDir};
 use super::daemon::{Daemon, IMAGE, SOCKET};
 use super::machine::host;
 use super::skip::skipped;
+
+/// Space that a file system of a few MiB may keep for itself, its tables included.
+const FRINGE: u64 = 1 << 20;
 
 /// A small file system, with an image on it and something that takes all other space.
 ///
@@ -78,12 +82,25 @@ impl SmallDisk {
         // SAFETY: a C string, and room for the answer.
         assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &raw mut space) }, 0);
         let free = space.f_bfree * space.f_bsize;
-        let len = i64::try_from(free.saturating_sub(left)).expect("small");
+        let len = i64::try_from(free.saturating_sub(left.max(FRINGE))).expect("small");
         if len > 0 {
             use std::os::fd::AsRawFd;
             // SAFETY: takes numbers only.
             assert_eq!(unsafe { libc::fallocate(filler.as_raw_fd(), 0, 0, len) }, 0);
         }
+        if left < FRINGE {
+            self.fill_fringe(&filler, len.max(0).unsigned_abs(), left);
+        }
+    }
+
+    /// Takes the last space, of which some goes into the tables of the file system.
+    fn fill_fringe(&self, filler: &File, from: u64, left: u64) {
+        let mut end = from;
+        while filler.write_all_at(&[0; 4096], end).is_ok() {
+            end += 4096;
+        }
+        filler.sync_all().expect("flush the file");
+        filler.set_len(end.saturating_sub(left)).expect("size the file");
     }
 
     /// Gives that space back.

@@ -69,7 +69,7 @@ impl BlkQueue {
         drop(state);
         drop(handlers);
         self.release_held();
-        self.finish_stop();
+        self.state.borrow_mut().finish_stop();
     }
 
     /// Switches the processing of the ring on or off (SET_VRING_ENABLE).
@@ -123,18 +123,25 @@ impl BlkQueue {
             running.set_log(log);
         }
     }
-
-    /// Answers whoever stops the ring, once nothing of it is anywhere else.
-    pub(super) fn finish_stop(&self) {
-        if !self.engine.is_sharing() {
-            self.state.borrow_mut().finish_stop();
-        }
-    }
 }
 
 impl State {
+    /// Counts a request out of flight, and ends a stop that waits for the last one.
+    ///
+    /// This is the only place where `in_flight` becomes less, so that no stop is left waiting. A bottom half ends the
+    /// stop: the caller may be in the middle of something.
+    pub(super) fn count_out(&mut self) {
+        self.in_flight -= 1;
+        if self.in_flight == 0 && self.stopping.is_some() {
+            self.stopped.schedule();
+        }
+    }
+
     /// Answers whoever stops the ring, once nothing is in flight.
-    fn finish_stop(&mut self) {
+    ///
+    /// A worker that was asked to help with a batch may still be on its way (`engine::share`): it finds nothing, for all
+    /// that it could have had is back.
+    pub(super) fn finish_stop(&mut self) {
         if self.in_flight > 0 || self.stopping.is_none() {
             return;
         }

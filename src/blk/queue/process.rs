@@ -88,7 +88,6 @@ impl BlkQueue {
     pub(super) fn answer(&self, request: Box<IoRequest>) {
         self.state.borrow_mut().complete(request);
         self.publication.defer();
-        self.finish_stop();
     }
 }
 
@@ -98,10 +97,6 @@ impl Completer for BlkQueue {
             return self.trouble(request);
         }
         self.answer(request);
-    }
-
-    fn worker_is_back(&self) {
-        self.finish_stop();
     }
 }
 
@@ -123,7 +118,7 @@ impl State {
         if self.is_volatile(&request) {
             return self.volatile.push(request);
         }
-        self.in_flight -= 1;
+        self.count_out();
         if let Some(running) = &mut self.running {
             running.complete(&self.stats, &request);
         }

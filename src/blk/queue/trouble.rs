@@ -167,7 +167,7 @@ impl BlkQueue {
             .as_mut()
             .is_some_and(|running| running.leave_in_flight(request.token));
         if left {
-            state.in_flight -= 1;
+            state.count_out();
             request.iov.clear();
             state.free.push(request);
             return;
@@ -212,8 +212,6 @@ impl BlkQueue {
         if over && state.held.again() && !state.held.waiting.is_empty() {
             self.device.trouble.still_held(&self.device.name);
         }
-        drop(state);
-        self.finish_stop();
     }
 
     /// The ring stops: what is held is left in flight or gets one more try at once.

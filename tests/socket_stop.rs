@@ -1,0 +1,159 @@
+//! A ring that is stopped while requests are on their way: the stop is answered, and nothing is forgotten.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::daemon::Daemon;
+use common::full::SmallDisk;
+use common::inflight::Inflight;
+use common::process::wait_for;
+use common::raw::{Answer, msg};
+use common::vm::{
+    DATA, EVENT_IDX, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, linked, readable, writable,
+};
+
+const OUT: u32 = 1;
+const GET_ID: u32 = 8;
+const BYTES: u32 = 8192;
+
+/// Puts a chain of three descriptors for slot `i`, and makes it available.
+fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
+    let slot = u64::from(i);
+    let (head, status) = (HEADER + 16 * slot, STATUS + slot);
+    vm.poke(head, &header(kind, slot * u64::from(BYTES / 512)));
+    vm.poke(status, &[FILL]);
+    let data = match kind {
+        OUT => readable(DATA + slot * u64::from(BYTES), len),
+        _ => writable(DATA, len),
+    };
+    vm.put_descs(
+        0,
+        3 * i,
+        &linked(3 * i, &[readable(head, 16), data, writable(status, 1)]),
+    );
+    vm.publish(0, 3 * i);
+}
+
+/// The next request completes, as it should.
+fn take(vm: &mut Vm) -> u32 {
+    match vm.outcome(0) {
+        Outcome::Used { id, .. } => id,
+        Outcome::Broken => panic!("the ring is broken"),
+    }
+}
+
+/// A ring whose chains in flight are tracked.
+fn tracked(daemon: &Daemon, size: u16) -> (Vm, Inflight) {
+    let mut vm = Vm::connect(daemon, 0);
+    let region = Inflight::get(&mut vm.client, 1, size);
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.share_memory();
+    vm.start_ring(0, Ring::new(0, size));
+    (vm, region)
+}
+
+#[test]
+fn a_stop_is_answered_when_the_last_write_finds_no_room() {
+    for (rule, taken) in [
+        ("write:enospc,delay=300ms", 2),
+        ("write:enospc,delay=300ms,count=1", 1),
+    ] {
+        let daemon = Daemon::start(&[0; 1 << 16], &["--inject", rule]);
+        let (mut vm, region) = tracked(&daemon, 16);
+        put(&mut vm, 0, OUT, BYTES);
+        put(&mut vm, 1, OUT, BYTES);
+        vm.kick(0);
+        wait_for("the writes to be taken", || {
+            (region.marked(0).len() >= taken).then_some(())
+        });
+        vm.client.stop_ring(0).expect("the stop is answered");
+        assert_eq!(vm.client.ask(msg::SET_VRING_ENABLE, &[0; 8], &[]), Answer::Ack);
+    }
+}
+
+#[test]
+fn a_stop_is_answered_while_writes_run_into_a_full_disk() {
+    let Some(disk) = SmallDisk::mount_ext4(16 << 20) else {
+        return;
+    };
+    disk.make_image(1 << 20);
+    for options in [&[][..], &["--aio", "threads"], &["--direct"]] {
+        disk.fill(0);
+        let mut daemon = disk.daemon(options);
+        let (mut vm, region) = tracked(&daemon, 16);
+        for i in 0..5 {
+            put(&mut vm, i, OUT, BYTES);
+        }
+        vm.kick(0);
+        for round in 0..30 {
+            // Between nothing of them being taken and all of them being held.
+            wait_for("some to be taken", || {
+                (region.marked(0).len() >= round % 6).then_some(())
+            });
+            vm.client.stop_ring(0).expect("the stop is answered");
+            assert_eq!(region.set(&mut vm.client), Answer::Ack);
+            vm.restart_rings();
+        }
+        disk.make_room();
+        let done: BTreeSet<u32> = (0..5).map(|_| take(&mut vm)).collect();
+        assert_eq!(done, BTreeSet::from([0, 3, 6, 9, 12]), "{options:?}");
+        assert_eq!(vm.peek(STATUS, 5), [0; 5], "{options:?}");
+        vm.client.leave();
+        assert!(daemon.terminate().status.success());
+        disk.make_image(1 << 20);
+    }
+}
+
+/// Entries of more than one visit.
+const MANY: u16 = 80;
+
+/// Publishes many requests, with one kick.
+fn load(vm: &mut Vm) {
+    for i in 0..MANY {
+        put(vm, i, GET_ID, 20);
+    }
+    vm.kick(0);
+}
+
+fn assert_all_answered(vm: &mut Vm) {
+    let done: BTreeSet<u32> = (0..MANY).map(|_| take(vm)).collect();
+    assert!(done.into_iter().eq((0..MANY).map(|i| 3 * u32::from(i))));
+}
+
+#[test]
+fn requests_made_available_before_a_stop_need_no_further_kick() {
+    for features in [0, EVENT_IDX] {
+        let daemon = Daemon::start(&[0; 1 << 16], &[]);
+        let mut vm = Vm::start_with(&daemon, 1, 256, features);
+        for _ in 0..30 {
+            load(&mut vm);
+            let base = vm.client.stop_ring(0).expect("stop");
+            let mut ring = vm.rings.pop().expect("it is there");
+            let avail_idx = ring.avail_idx;
+            ring.avail_idx = u16::try_from(base).expect("16 bits");
+            // Nobody kicks: QEMU hands over the same eventfd, and what was in it is taken.
+            let _ = ring.kick.read();
+            vm.start_ring(0, ring);
+            vm.rings[0].avail_idx = avail_idx;
+            assert_all_answered(&mut vm);
+        }
+    }
+}
+
+#[test]
+fn an_untracked_upgrade_under_load_leaves_no_request_behind() {
+    for features in [0, EVENT_IDX] {
+        let mut daemon = Daemon::start(&[0; 1 << 16], &[]);
+        let mut vm = Vm::start_with(&daemon, 1, 256, features);
+        for _ in 0..10 {
+            load(&mut vm);
+            daemon.restart(libc::SIGTERM);
+            vm.reconnect(daemon.connect(), features);
+            vm.share_memory();
+            let _ = vm.rings[0].kick.read();
+            vm.restart_rings();
+            assert_all_answered(&mut vm);
+        }
+    }
+}
