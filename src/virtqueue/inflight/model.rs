@@ -116,8 +116,14 @@ impl Driver {
         self.outstanding.push(head);
     }
 
+    /// Asks for a notification of the used element with this index.
+    pub(crate) fn set_used_event(&self, index: u16) {
+        let event = self.avail() + 4 + 2 * usize::from(self.size);
+        self.u16_at(event).store(index, Ordering::Relaxed);
+    }
+
     /// Takes what the device has answered.
-    fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         let idx = Wrapping(self.u16_at(self.used() + 2).load(Ordering::Acquire));
         while self.used_idx != idx {
             let offset = self.used() + 4 + 8 * self.slot(self.used_idx);

@@ -69,10 +69,14 @@ impl SplitRing {
 
     /// If the driver waits for an index that was published without notifying it: that index, and what is published.
     ///
-    /// A driver that is just looking at the ring gives the same picture, but not for long.
+    /// A driver that is just looking at the ring gives the same picture, but not for long. One that waits has taken all
+    /// used elements before its event, so the event is at most a ring's size behind; a driver that polls parks it
+    /// anywhere.
     pub fn missed_event(&self) -> Option<(u16, u16)> {
         let event = self.used_event();
-        let missed = self.features.event_idx && need_event(event, self.published, self.notified);
+        let missed = self.features.event_idx
+            && need_event(event, self.published, self.notified)
+            && (self.published - event).0 <= self.size;
         missed.then_some((event.0, self.published.0))
     }
 
@@ -137,12 +141,41 @@ mod tests {
 
     use super::*;
     use crate::memory::{DirtyLog, RingLog};
+    use crate::virtqueue::inflight::model::Driver;
+
+    /// A driver's `used_event` after each of `answers` requests on a queue of 8, and how often it was found waiting.
+    fn found_waiting(answers: u16, used_event: impl Fn(u16) -> u16) -> usize {
+        let mut driver = Driver::new(8, 0, true);
+        let mut ring = driver.device().ring;
+        (1..=answers)
+            .filter(|&published| {
+                driver.submit(0);
+                let head = ring.pop().unwrap().unwrap();
+                ring.push_used(head, 1);
+                ring.publish();
+                driver.reap();
+                driver.set_used_event(used_event(published));
+                ring.missed_event().is_some()
+            })
+            .count()
+    }
+
+    #[test]
+    fn only_an_event_that_a_waiting_driver_can_have_is_missed() {
+        // Parked far away, by a driver that polls.
+        assert_eq!(found_waiting(300, |published| published.wrapping_sub(200)), 0);
+        assert_eq!(found_waiting(300, |published| published.wrapping_sub(9)), 0);
+        assert_eq!(found_waiting(300, |published| published.wrapping_add(100)), 0);
+        // The whole queue is answered, and the driver has seen nothing of it, or all but the last one. The first
+        // publication of all notifies.
+        assert_eq!(found_waiting(300, |published| published.wrapping_sub(8)), 292);
+        assert_eq!(found_waiting(300, |published| published.wrapping_sub(1)), 299);
+        assert_eq!(found_waiting(300, |published| published), 0);
+    }
 
     #[test]
     fn each_write_to_the_used_ring_is_logged_while_that_is_on() {
         use std::os::unix::fs::FileExt;
-
-        use crate::virtqueue::inflight::model::Driver;
 
         let file = crate::memory::memfd(c"log", 4096).unwrap();
         let log = Arc::new(DirtyLog::map(&file, 0, 8).unwrap());
