@@ -311,6 +311,31 @@ fn requests_that_were_there_before_the_start_need_no_kick() {
 }
 
 #[test]
+fn a_reset_of_the_owner_disables_rings_and_enabling_runs_them_again() {
+    let daemon = start(&[]);
+    let mut vm = Vm::start(&daemon, 2);
+    vm.read_sector(0, 3);
+    assert_eq!(vm.client.ask(msg::RESET_OWNER, &[], &[]), Answer::Ack);
+    vm.poke(HEADER, &header(0, 0));
+    let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+    for queue in 0..2 {
+        vm.send(queue, &chain);
+    }
+    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
+    let before = [0, 1].map(|queue| vm.published(queue));
+    assert_eq!(before, [1, 0], "a disabled ring was processed");
+    for queue in 0..2 {
+        assert_eq!(
+            vm.client.vring_state(msg::SET_VRING_ENABLE, queue, 1),
+            Answer::Ack
+        );
+        let outcome = vm.outcome(usize::try_from(queue).expect("small"));
+        assert_eq!(outcome, Outcome::Used { id: 0, len: 513 });
+    }
+    assert_eq!(vm.client.stop_ring(0).expect("stop"), 2);
+}
+
+#[test]
 fn a_disabled_ring_waits_until_it_is_enabled_again() {
     let daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 1);

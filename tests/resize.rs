@@ -124,6 +124,37 @@ fn without_a_channel_or_a_frontend_a_changed_size_is_simply_there() {
 }
 
 #[test]
+fn a_change_while_all_rings_are_stopped_is_told_after_the_next_start() {
+    let (mut daemon, _) = start();
+    let mut vm = Vm::start(&daemon, 2);
+    let mut channel = channel(&mut vm);
+    let silent = |channel: &mut UnixStream| {
+        channel.set_nonblocking(true).expect("do not wait");
+        let silent = channel.read(&mut [0]).is_err();
+        channel.set_nonblocking(false).expect("wait");
+        silent
+    };
+    // A ring that runs is enough.
+    let first = vm.client.stop_ring(0).expect("stop");
+    resize(&daemon, 2 * OLD);
+    config_change(&mut channel);
+    let second = vm.client.stop_ring(1).expect("stop");
+    for (size, times) in [(3 * OLD, 2), (4 * OLD, 3)] {
+        resize(&daemon, size);
+        daemon.wait_for(
+            |daemon| daemon.output().matches("resized").count() == times,
+            "see the new size",
+        );
+        assert!(silent(&mut channel), "a suspended device speaks");
+    }
+    assert_eq!((first, second, capacity(&mut vm)), (0, 0, 4 * OLD));
+    vm.restart_rings();
+    config_change(&mut channel);
+    vm.read_sector(0, 0);
+    assert!(silent(&mut channel), "one message for both changes");
+}
+
+#[test]
 fn something_that_is_no_socket_is_no_channel() {
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 1);

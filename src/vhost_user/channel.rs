@@ -3,6 +3,8 @@
 //!
 //! The `vhost` crate takes the channel's socket and cannot send this message on it, so the inbox duplicates the socket
 //! before the crate sees it. The control thread sets the channel; any thread may use it.
+//!
+//! While all rings are stopped the device is suspended and says nothing: what it has to say waits for the next start.
 
 use std::fs::File;
 use std::io;
@@ -21,8 +23,17 @@ pub struct BackendChannel(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    peer: Mutex<Option<Peer>>,
+    state: Mutex<State>,
     log: LogLimit,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    peer: Option<Peer>,
+    /// A ring runs.
+    running: bool,
+    /// The configuration has changed while no ring ran.
+    changed: bool,
 }
 
 #[derive(Debug)]
@@ -33,24 +44,54 @@ struct Peer {
 }
 
 impl BackendChannel {
-    fn lock(&self) -> MutexGuard<'_, Option<Peer>> {
-        // A panic elsewhere leaves a socket or none.
-        self.0.peer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves a valid state.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From here on it goes to this socket, or to nobody.
     pub(super) fn set(&self, socket: Option<OwnedFd>, disk: &str) {
-        *self.lock() = socket.map(|socket| Peer {
+        self.lock().peer = socket.map(|socket| Peer {
             socket: socket.into(),
             disk: disk.to_owned(),
         });
     }
 
-    /// Tells the frontend that the configuration space has changed. Never waits. Any thread.
+    /// A frontend has come: it knows nothing yet, and reads the configuration as it is.
+    pub(super) fn reset(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// No ring runs any more.
+    pub(super) fn suspend(&self) {
+        self.lock().running = false;
+    }
+
+    /// A ring runs: tells the frontend what has changed meanwhile.
+    pub(super) fn resume(&self) {
+        let mut state = self.lock();
+        state.running = true;
+        if std::mem::take(&mut state.changed) {
+            state.send(&self.0.log);
+        }
+    }
+
+    /// Tells the frontend that the configuration space has changed, at once or when the next ring starts. Never waits.
+    /// Any thread.
     ///
     /// Without a frontend that wants to know there is nothing to do: the next one reads the configuration anyway.
     pub fn config_changed(&self) {
-        let Some(Peer { socket, disk }) = &*self.lock() else {
+        let mut state = self.lock();
+        match state.running {
+            true => state.send(&self.0.log),
+            false => state.changed = true,
+        }
+    }
+}
+
+impl State {
+    fn send(&self, log: &LogLimit) {
+        let Some(Peer { socket, disk }) = &self.peer else {
             return;
         };
         let message = CONFIG_CHANGE.map(u32::to_ne_bytes).concat();
@@ -59,7 +100,7 @@ impl BackendChannel {
         let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), flags) };
         let error = io::Error::last_os_error();
         if sent < 0
-            && let Some(suppressed) = self.0.log.pass("untold", "")
+            && let Some(suppressed) = log.pass("untold", "")
         {
             // A socket that is full holds such messages already.
             tracing::warn!(disk, %error, suppressed, "frontend cannot be told of a changed configuration");
@@ -107,11 +148,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_suspended_device_says_nothing_until_it_runs() {
+        use std::io::Read;
+
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let channel = BackendChannel::default();
+        channel.set(Some(ours.into()), "disk.img");
+        for _ in 0..2 {
+            channel.config_changed();
+            channel.config_changed();
+            assert!(theirs.read(&mut [0; 24]).is_err());
+            channel.resume();
+            assert_eq!(theirs.read(&mut [0; 48]).unwrap(), 12, "one message for both");
+            channel.suspend();
+            channel.resume();
+            assert!(theirs.read(&mut [0; 24]).is_err(), "it is told once");
+            channel.suspend();
+        }
+    }
+
+    #[test]
     fn a_frontend_that_does_not_listen_stops_nobody() {
         let (theirs, ours) = UnixStream::pair().unwrap();
         let channel = BackendChannel::default();
         channel.config_changed();
         channel.set(Some(ours.into()), "disk.img");
+        channel.resume();
         (0..100_000).for_each(|_| channel.config_changed());
         drop(theirs);
         channel.config_changed();

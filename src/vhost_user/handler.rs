@@ -74,7 +74,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        ack(&self.disk, "RESET_OWNER", self.session.stop_all())
+        ack(&self.disk, "RESET_OWNER", self.session.disable_all())
     }
 
     fn reset_device(&mut self) -> Result<()> {

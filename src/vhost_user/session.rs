@@ -57,6 +57,7 @@ impl<'a> Session<'a> {
     /// `channel` is used once the frontend has set it up.
     pub fn new(device: &'a mut BlkDevice, channel: BackendChannel) -> Self {
         let vrings = device.queues().iter().map(|_| Vring::default()).collect();
+        channel.reset();
         Self {
             device,
             channel,
@@ -176,7 +177,7 @@ impl<'a> Session<'a> {
     }
 
     fn reset(&mut self) -> Result<()> {
-        self.channel.set(None, &self.device.state().name);
+        self.channel.reset();
         self.stop_all()?;
         for index in 0..self.vrings.len() {
             self.call(index, |queue| {

@@ -159,6 +159,7 @@ fn the_channels_socket_is_duplicated_and_no_other() {
         if offered {
             let channel = BackendChannel::default();
             channel.set(socket, "disk.img");
+            channel.resume();
             channel.config_changed();
             theirs.read_exact(&mut [0; 12]).unwrap();
         }

@@ -103,6 +103,7 @@ impl Session<'_> {
         vring.base = base;
         vring.draining = false;
         if self.vrings.iter().all(Vring::is_idle) {
+            self.channel.suspend();
             self.device.deactivate();
         }
         Ok(())
@@ -202,11 +203,12 @@ impl Session<'_> {
         })?;
         let started = self.call(index, move |queue| queue.start(setup))?;
         let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
+        self.vrings[index].running = true;
+        self.channel.resume();
         if resumed {
             // The predecessor may have served a disk of another size.
             self.channel.config_changed();
         }
-        self.vrings[index].running = true;
         Ok(())
     }
 
@@ -247,15 +249,18 @@ impl Session<'_> {
         }
     }
 
+    /// Disables all rings: they stay set up, and SET_VRING_ENABLE runs them again (RESET_OWNER).
+    pub(in crate::vhost_user) fn disable_all(&mut self) -> Result<()> {
+        (0..self.vrings.len()).try_for_each(|index| self.call(index, |queue| queue.set_enabled(false)))
+    }
+
     /// Stops and disables all rings, and forgets what was said about them (RESET_DEVICE).
     ///
     /// The memory table and the call eventfds stay, and so does `writeback`: QEMU gives the next driver the value that
     /// it remembers itself.
     pub(in crate::vhost_user) fn reset_device(&mut self) -> Result<()> {
         self.stop_all()?;
-        for index in 0..self.vrings.len() {
-            self.call(index, |queue| queue.set_enabled(false))?;
-        }
+        self.disable_all()?;
         self.vrings.fill_with(Vring::default);
         Ok(())
     }
