@@ -27,6 +27,7 @@ pub mod limits;
 pub mod log_limit;
 pub mod mapping;
 pub mod memory;
+pub mod panics;
 pub mod sandbox;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]

@@ -20,6 +20,7 @@ use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
 use vhost_user_blk::engine::{Faults, Plan};
 use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
+use vhost_user_blk::panics;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
 use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
@@ -31,6 +32,7 @@ use vhost_user_blk::vhost_user::server::Server;
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {

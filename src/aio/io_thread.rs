@@ -1,17 +1,14 @@
 //! IOThreads: a thread that runs an event loop.
 
 use std::{
-    any::Any,
     cell::Cell,
-    panic::{self, AssertUnwindSafe},
     sync::mpsc,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use super::{AioContext, AioHandle, Error, adaptive::PollWindow};
-
-type Panic = Box<dyn Any + Send>;
+use crate::panics::Panic;
 
 /// How an IOThread behaves.
 #[derive(Clone, Copy, Debug)]
@@ -30,14 +27,14 @@ impl Default for IoThreadConfig {
 
 /// A thread and its [`AioContext`]. Dropping it stops and joins the thread; not to be done on that thread itself.
 ///
-/// A callback that panics does not take the thread with it, since other disks live there: the panic is logged, the
-/// loop goes on, and [`stop`](Self::stop) returns the first panic. Whatever the callback was doing stays undone.
+/// A callback that panics ends the thread, which [`stop`](Self::stop) then reports; see [`panics`](crate::panics) for a
+/// process that must not live on without it.
 #[derive(Debug)]
 pub struct IoThread {
     handle: AioHandle,
     thread_id: i32,
     /// `None` once joined.
-    thread: Option<JoinHandle<Result<(), Panic>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl IoThread {
@@ -53,13 +50,13 @@ impl IoThread {
                 Ok(ctx) => ctx,
                 Err(err) => {
                     let _ = sender.send(Err(err));
-                    return Ok(());
+                    return;
                 }
             };
             ctx.set_poll_max(config.poll_max);
             let _ = sender.send(Ok((ctx.handle(), current_thread_id())));
             drop(sender);
-            run(&ctx)
+            run(&ctx);
         };
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -92,7 +89,7 @@ impl IoThread {
     ///
     /// # Errors
     ///
-    /// The first panic of a callback.
+    /// A callback has panicked.
     pub fn stop(mut self) -> Result<(), Panic> {
         self.join()
     }
@@ -103,13 +100,13 @@ impl IoThread {
         };
         // Fails only if the thread has ended already, which the join will tell.
         let _ = self.handle.run_on_context(|_| STOP.set(true));
-        thread.join().and_then(|result| result)
+        thread.join()
     }
 }
 
 impl Drop for IoThread {
     fn drop(&mut self) {
-        // Already logged.
+        // The panic has left a message.
         let _ = self.join();
     }
 }
@@ -119,26 +116,10 @@ thread_local! {
     static STOP: Cell<bool> = const { Cell::new(false) };
 }
 
-fn run(ctx: &AioContext) -> Result<(), Panic> {
-    let mut result = Ok(());
+fn run(ctx: &AioContext) {
     while !STOP.get() {
-        // Callbacks run without a borrow of the context, and what it counts is restored by drop.
-        let pass = panic::catch_unwind(AssertUnwindSafe(|| ctx.poll(true)));
-        if let Err(payload) = pass {
-            tracing::error!(message = panic_message(&payload), "a callback panicked");
-            result = result.and(Err(payload));
-        }
+        ctx.poll(true);
     }
-    result
-}
-
-/// The text of a panic, if it has one.
-pub(crate) fn panic_message(payload: &Panic) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
 }
 
 fn current_thread_id() -> i32 {

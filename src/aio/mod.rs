@@ -30,7 +30,6 @@ use std::os::fd::RawFd;
 pub use event_manager::EventSet;
 
 use self::context::Inner;
-pub(crate) use self::io_thread::panic_message;
 pub use self::{
     bh_word::BhHandle,
     bottom_half::BottomHalf,

@@ -28,6 +28,8 @@ pub(super) enum Fault {
     Torn(i32),
     /// The kernel moves less than it was asked to.
     Short,
+    /// The IOThread panics.
+    Panic,
 }
 
 /// The rules of a disk, and how often each has struck. Any thread.

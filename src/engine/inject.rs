@@ -29,6 +29,10 @@ impl Injector {
                 op => self.faults.strike(op, place(&request)),
             };
             match effect {
+                Some(Effect {
+                    fault: Some(Fault::Panic),
+                    ..
+                }) => panic!("injected (--inject)"),
                 None => batch.push(request),
                 Some(effect) => faulty.push(Box::new(Faulty {
                     request,
@@ -76,6 +80,8 @@ impl Work for Faulty {
                 Ok(())
             }
             None => return request.execute(),
+            // On the IOThread already, see `submit`.
+            Some(Fault::Panic) => panic!("injected (--inject)"),
             Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
             Some(Fault::Torn(errno)) => {
                 // What becomes of the first half is nobody's business.

@@ -3,7 +3,6 @@
 #[cfg(not(tsan))]
 use std::sync::Mutex;
 use std::{
-    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,7 +19,8 @@ use super::{
     core::{Batch, Core, Finished, Host},
     state::{Actions, QUICK, Watch},
 };
-use crate::aio::{BhHandle, panic_message};
+use crate::aio::BhHandle;
+use crate::panics;
 
 /// The worker of a serial pool tells this often of what it has finished, if it has more to do: each time costs a
 /// wakeup of the context's thread, and one of whoever waits for the works.
@@ -181,10 +181,10 @@ fn run_next(batch: &mut Batch<Box<dyn Work>>) -> bool {
 
 pub(super) fn run_one(mut work: Box<dyn Work>) -> Finished<Box<dyn Work>> {
     // The work is not looked at after a panic, but by its owner, who is told.
-    let outcome = match panic::catch_unwind(AssertUnwindSafe(|| work.run())) {
+    let outcome = match panics::contain(|| work.run()) {
         Ok(()) => Outcome::Done,
         Err(payload) => {
-            tracing::error!(message = panic_message(&payload), "a pool work panicked");
+            tracing::error!(message = panics::message(&payload), "a pool work panicked");
             Outcome::Panicked
         }
     };

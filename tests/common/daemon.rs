@@ -78,6 +78,13 @@ impl Daemon {
         drop(self.connect());
     }
 
+    /// Starts the next one with these options, after the end of the last one.
+    pub(crate) fn start_again(&mut self, options: &[&str]) {
+        let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
+        self.args = [&args, options].concat().into_iter().map(str::to_owned).collect();
+        self.child = spawn(&self.dir, &self.args);
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }

@@ -85,6 +85,7 @@ impl FaultRule {
     fn set_fault(&mut self, word: &str, errno: &mut Option<i32>) -> Result<(), String> {
         match word {
             "short" => self.effect.fault = Some(Fault::Short),
+            "panic" => self.effect.fault = Some(Fault::Panic),
             "torn" => self.effect.fault = Some(Fault::Torn(libc::EIO)),
             _ => {
                 let known = ERRORS.iter().find(|(name, _)| *name == word);
@@ -118,8 +119,11 @@ impl FaultRule {
     fn finish(mut self, errno: Option<i32>) -> Result<Self, String> {
         let transfers = matches!(self.operation.as_str(), "read" | "write");
         self.effect.fault = match (self.effect.fault, errno) {
-            (Some(Fault::Short), Some(_)) => {
-                return Err("a short transfer has no error of its own".to_owned());
+            (Some(Fault::Short | Fault::Panic), Some(_)) => {
+                return Err("a short transfer or a panic has no error of its own".to_owned());
+            }
+            (Some(Fault::Panic), None) if !self.effect.delay.is_zero() => {
+                return Err("a panic comes without delay".to_owned());
             }
             (Some(Fault::Short), None) if !transfers => {
                 return Err("only reads and writes can be short".to_owned());
@@ -155,7 +159,7 @@ impl FaultRule {
 fn unknown_fault(word: &str) -> String {
     let names: Vec<&str> = ERRORS.iter().map(|(name, _)| *name).collect();
     format!(
-        "'{word}' is no fault: use {}, short, torn or delay=TIME",
+        "'{word}' is no fault: use {}, short, torn, panic or delay=TIME",
         names.join(", ")
     )
 }
@@ -191,6 +195,8 @@ mod tests {
             ("read:torn", "only writes"),
             ("flush:short", "only reads and writes"),
             ("write:short:eio", "no error"),
+            ("write:panic:eio", "no error"),
+            ("write:panic:delay=1s", "without delay"),
             ("read:delay=5", "500ms"),
             ("read:eio:sector=9-8", "2048-4095"),
             ("read:eio:count=many", "number"),

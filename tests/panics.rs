@@ -1,0 +1,147 @@
+//! A panic ends the process, so that it can be started anew; one of a worker fails its request only.
+
+mod common;
+
+use std::process::{Command, Output};
+use std::sync::mpsc;
+use std::{env, thread};
+
+use common::daemon::Daemon;
+use common::inflight::Inflight;
+use common::raw::Answer;
+use common::target::image;
+use common::vm::{DATA, HEADER, Outcome as Answered, Ring, STATUS, Vm, header, readable, writable};
+use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
+use vhost_user_blk::panics;
+use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
+
+/// As of a panic of a Rust program's main thread.
+const STATUS_OF_A_PANIC: i32 = 101;
+
+#[test]
+fn a_panic_of_an_iothread_ends_the_daemon_and_the_next_one_finishes_the_request() {
+    let args = ["--inject", "write:panic", "--num-queues", "2"];
+    let mut daemon = Daemon::start(&image(), &args);
+    let mut vm = Vm::connect(&daemon, 0);
+    let region = Inflight::get(&mut vm.client, 2, 16);
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.share_memory();
+    vm.start_ring(0, Ring::new(0, 16));
+    vm.read_sector(0, 3);
+    vm.poke(HEADER, &header(1, 5));
+    vm.poke(DATA, &[7; 512]);
+    vm.send(
+        0,
+        &[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)],
+    );
+
+    let exit = daemon.wait_for_exit();
+    assert_eq!(exit.status.code(), Some(STATUS_OF_A_PANIC), "{}", exit.output);
+    assert!(
+        exit.output.contains("thread iothread0 has panicked"),
+        "{}",
+        exit.output
+    );
+    assert_eq!(region.marked(0), [0], "the write is in flight");
+
+    daemon.start_again(&["--num-queues", "2"]);
+    vm.reconnect(daemon.connect(), 0);
+    vm.share_memory();
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.restart_rings();
+    assert_eq!(vm.outcome(0), Answered::Used { id: 0, len: 1 });
+    assert_eq!(vm.peek(STATUS, 1), [0]);
+    assert_eq!(daemon.image()[5 * 512..6 * 512], [7; 512]);
+    vm.read_sector(0, 3);
+}
+
+/// Runs this test in a process of its own, where panics end the process.
+fn run_alone(test: &str) -> Output {
+    let exe = env::current_exe().expect("the test's file");
+    let mut command = Command::new(exe);
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env("PANICS_ALONE", "1").output().expect("run it")
+}
+
+fn is_alone() -> bool {
+    let alone = env::var_os("PANICS_ALONE").is_some();
+    if alone {
+        panics::end_the_process();
+    }
+    alone
+}
+
+fn assert_panicked(output: &Output, thread: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(STATUS_OF_A_PANIC), "{text}");
+    assert!(text.contains("on purpose"), "{text}");
+    assert!(text.contains(&format!("thread {thread} has panicked")), "{text}");
+}
+
+#[test]
+fn a_panic_of_any_thread_ends_the_process() {
+    if is_alone() {
+        let body = || panic!("on purpose");
+        let control = thread::Builder::new().name("control".to_owned()).spawn(body);
+        let _ = control.expect("a thread").join();
+        return;
+    }
+    assert_panicked(&run_alone("a_panic_of_any_thread_ends_the_process"), "control");
+}
+
+#[test]
+fn a_panic_of_a_callback_unwinds_nothing() {
+    struct Witness;
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            eprintln!("unwound");
+        }
+    }
+    if is_alone() {
+        let iothread = IoThread::spawn("iothread0", IoThreadConfig::default()).expect("an IOThread");
+        let callback = |_: &AioContext| {
+            let _witness = Witness;
+            panic!("on purpose");
+        };
+        iothread.handle().run_on_context(callback).expect("it runs");
+        drop(iothread);
+        return;
+    }
+    let output = run_alone("a_panic_of_a_callback_unwinds_nothing");
+    assert_panicked(&output, "iothread0");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("unwound"));
+}
+
+struct Panicking(mpsc::Sender<Outcome>);
+
+impl Work for Panicking {
+    fn run(&mut self) {
+        panic!("on purpose");
+    }
+
+    fn complete(self: Box<Self>, _ctx: &AioContext, outcome: Outcome) {
+        self.0.send(outcome).expect("the test waits");
+    }
+}
+
+#[test]
+fn a_panic_of_a_worker_ends_its_work_only() {
+    if is_alone() {
+        let ctx = AioContext::new().expect("a context");
+        let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
+        let (sender, outcome) = mpsc::channel();
+        for _ in 0..3 {
+            pool.submit(Box::new(Panicking(sender.clone())));
+            let outcome = loop {
+                match outcome.try_recv() {
+                    Ok(outcome) => break outcome,
+                    Err(_) => ctx.poll(true),
+                };
+            };
+            assert_eq!(outcome, Outcome::Panicked);
+        }
+        return;
+    }
+    let output = run_alone("a_panic_of_a_worker_ends_its_work_only");
+    assert!(output.status.success(), "{output:?}");
+}
