@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::report::read_json;
-use crate::stats::{Interval, unpaired_ratio};
+use crate::stats::{Bounds, Interval, unpaired_ratio};
 use crate::table::short;
 
 /// A change below this is none that somebody would act on, however sure it is.
@@ -136,18 +136,27 @@ fn name(sample: &Value) -> String {
 fn table(rows: &[Row]) -> String {
     let mut out = format!(
         "{:<40}{:>20} {:>5} {:>5}\n",
-        "new / old", "IOPS (95 %)", "p99", "cpu"
+        "new / old", "IOPS (interval)", "p99", "cpu"
     );
     for row in rows {
         let name: String = row.name.chars().take(39).collect();
-        let (Interval { value, low, high }, of) = (row.iops, |interval: &Option<Interval>| {
-            interval.map_or("-".to_owned(), |interval| short(interval.value))
-        });
+        let of = |interval: &Option<Interval>| interval.map_or("-".to_owned(), |ratio| short(ratio.value));
+        let Interval { value, low, high, .. } = row.iops;
         let iops = format!("{} ({}..{})", short(value), short(low), short(high));
         let (p99, cpu) = (of(&row.p99), of(&row.cpu));
         let _ = writeln!(out, "{name:<40}{iops:>20} {p99:>5} {cpu:>5} {}", row.verdict());
     }
-    out
+    out + legend(rows)
+}
+
+/// Says what the intervals are.
+fn legend(rows: &[Row]) -> &'static str {
+    let is_sure = |row: &&Row| row.iops.bounds == Bounds::Confidence;
+    match rows.iter().filter(is_sure).count() {
+        0 => "interval: the lowest and highest ratio; 5 rounds would give a 95 % interval\n",
+        sure if sure == rows.len() => "interval: 95 %\n",
+        _ => "interval: 95 %; with fewer than 5 rounds the lowest and highest ratio\n",
+    }
 }
 
 #[cfg(test)]
@@ -184,6 +193,13 @@ mod tests {
             rows(&report("ours", &OLD), &report("ours", &wild))[0].verdict(),
             "?"
         );
+    }
+
+    #[test]
+    fn intervals_below_five_rounds_are_called_extremes() {
+        let legend = |iops: &[f64]| legend(&rows(&report("ours", &OLD), &report("ours", iops)));
+        assert_eq!(legend(&OLD), "interval: 95 %\n");
+        assert!(legend(&OLD[..4]).contains("the lowest and highest"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::lane::Counts;
 use crate::load::Load;
-use crate::usage::Usage;
+use crate::usage::{Others, Usage};
 
 /// The main thread's look at signals and progress.
 const TICK: Duration = Duration::from_millis(5);
@@ -72,6 +72,8 @@ pub(crate) struct Outcome {
     pub(crate) cpu: Duration,
     pub(crate) context_switches: u64,
     pub(crate) rss_kib: u64,
+    /// Share of the machine's CPU time that other programs used; unknown without /proc/stat.
+    pub(crate) others_cpu: Option<f64>,
     pub(crate) negotiated_event_idx: bool,
 }
 
@@ -101,13 +103,19 @@ pub(crate) fn measure<W: Send>(
         let join = |driver: thread::ScopedJoinHandle<'_, _>| driver.join().expect("a driver does not panic");
         (drivers.into_iter().map(join).collect::<Result<Vec<_>>>(), usage)
     });
-    let (before, after, measured) = usage?;
+    let Conducted {
+        before,
+        after,
+        others_cpu,
+        measured,
+    } = usage?;
     let mut outcome = Outcome {
         counts: Counts::new(),
         iops: 0.0,
         cpu: after.cpu.saturating_sub(before.cpu),
         context_switches: after.context_switches.saturating_sub(before.context_switches),
         rss_kib: after.rss_kib,
+        others_cpu,
         negotiated_event_idx: false,
     };
     for thread in driven? {
@@ -119,13 +127,21 @@ pub(crate) fn measure<W: Send>(
     Ok(outcome)
 }
 
-/// Leads a run through its stages; the usage at both ends of the measurement, and its length.
+/// The usage at both ends of the measurement, and its length.
+struct Conducted {
+    before: Usage,
+    after: Usage,
+    others_cpu: Option<f64>,
+    measured: Duration,
+}
+
+/// Leads a run through its stages.
 fn conduct(
     load: &Load,
     control: &Control,
     pids: &[u32],
     mut watch: impl FnMut(u64) -> Result<()>,
-) -> Result<(Usage, Usage, Duration)> {
+) -> Result<Conducted> {
     let mut hold = |time: Duration| {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -136,12 +152,19 @@ fn conduct(
     };
     hold(load.warmup)?;
     let before = Usage::of_all(pids)?;
+    let others = Others::start(pids);
     let start = Instant::now();
     control.enter(Stage::Measure);
     hold(load.runtime)?;
+    let others_cpu = others.share();
     let after = Usage::of_all(pids)?;
     control.enter(Stage::Census);
     let measured = start.elapsed();
     hold(load.census())?;
-    Ok((before, after, measured))
+    Ok(Conducted {
+        before,
+        after,
+        others_cpu,
+        measured,
+    })
 }

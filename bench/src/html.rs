@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
+use crate::claims::{busy, busy_before, claims};
+use crate::machine::Machine;
 use crate::plot::{Row, bars, batches, curves, escape, latency, mark, ratios};
 use crate::report::{Report, Version};
 use crate::sample::Summary;
-use crate::table::{claims, known, per_notification, ratio, short, title};
+use crate::stats::Bounds;
+use crate::table::{known, per_notification, ratio, ratio_title, short, title};
 
 /// Renders the report.
 pub(crate) fn page(report: &Report) -> String {
@@ -27,7 +30,7 @@ pub(crate) fn page(report: &Report) -> String {
         scaling(&mut out, &storage.concat(), report);
     }
     for (group, summaries) in groups.iter().zip(report.groups()) {
-        section(&mut out, group, &claims(summaries));
+        section(&mut out, group, summaries);
     }
     out + FOOT
 }
@@ -39,18 +42,20 @@ fn is_one_sweep(a: &Row, b: &Row) -> bool {
 }
 
 fn about(out: &mut String, report: &Report) {
+    if let Some(date) = report.date() {
+        let _ = write!(out, "<p>{}</p>", escape(&date));
+    }
     if let Some(machine) = &report.measured.machine {
         let _ = write!(
             out,
-            "<p>{} CPUs, {}{}, {} MiB; Linux {}; images on {}; load before {}, after {}.</p>",
+            "<p>{} CPUs, {}{}, {} MiB; Linux {}; images on {}{}.</p>",
             machine.cpus,
             escape(&machine.cpu),
             if machine.hypervisor { ", virtual" } else { "" },
             machine.memory_mib,
             escape(&machine.kernel),
             escape(&machine.file_system),
-            escape(&machine.load_before),
-            escape(&machine.load_after),
+            load(machine),
         );
     }
     let _ = write!(out, "<pre>{}</pre>", escape(&report.measured.command.join(" ")));
@@ -66,8 +71,20 @@ fn about(out: &mut String, report: &Report) {
         );
     }
     out.push_str("</ul>");
-    for note in &report.measured.notes {
+    let warnings = [busy(&report.summaries), busy_before(&report.measured)];
+    for note in warnings.iter().flatten().chain(&report.measured.notes) {
         let _ = write!(out, "<p><strong>{}</strong></p>", escape(note));
+    }
+}
+
+fn load(machine: &Machine) -> String {
+    match (machine.load_before.as_str(), machine.load_after.as_str()) {
+        ("", _) | (_, "") => String::new(),
+        (before, after) => format!(
+            "; load average before {}, after {}",
+            escape(before),
+            escape(after)
+        ),
     }
 }
 
@@ -80,7 +97,12 @@ fn scaling(out: &mut String, rows: &[Row], report: &Report) {
     let storage = storage.split(',').next().unwrap_or_default();
     let _ = write!(out, "<section><h2>Scaling: {}</h2><p>", escape(storage));
     for (i, version) in report.measured.backends.iter().enumerate() {
-        let _ = write!(out, "{} {} &ensp;", mark(i), escape(&version.name));
+        let _ = write!(
+            out,
+            "<span class='legend'>{} {}</span> ",
+            mark(i),
+            escape(&version.name)
+        );
     }
     out.push_str("</p><div class='plots'>");
     for (caption, plot) in plots {
@@ -95,17 +117,26 @@ fn figure(out: &mut String, caption: &str, plot: &str) {
     }
 }
 
-fn section(out: &mut String, rows: &[Row], claims: &[String]) {
-    let _ = write!(out, "<section><h2>{}</h2><ul>", escape(&title(rows[0].summary)));
-    for claim in claims {
-        let _ = write!(out, "<li>{}", escape(claim));
+fn section(out: &mut String, rows: &[Row], summaries: &[Summary]) {
+    let _ = write!(out, "<section><h2>{}</h2>", escape(&title(rows[0].summary)));
+    if let Some(warning) = busy(summaries) {
+        let _ = write!(out, "<p><strong>{}</strong></p>", escape(&warning));
+    }
+    out.push_str("<ul class='claims'>");
+    for claim in claims(summaries) {
+        let _ = write!(
+            out,
+            "<li>{} {}",
+            mark(rows[claim.row].backend),
+            escape(&claim.text)
+        );
     }
     out.push_str("</ul><div class='plots'>");
     figure(out, "I/O per second; the line spans all rounds", &bars(rows));
     let reference = escape(&rows[0].summary.backend);
     figure(
         out,
-        &format!("Times the IOPS of {reference}, with 95 % intervals"),
+        &format!("Times the IOPS of {reference}, {}", intervals(summaries)),
         &ratios(rows),
     );
     figure(out, "Latency", &latency(rows));
@@ -115,20 +146,41 @@ fn section(out: &mut String, rows: &[Row], claims: &[String]) {
         &batches(rows),
     );
     out.push_str("</div>");
-    table(out, rows);
+    table(out, rows, summaries);
     out.push_str("</section>");
 }
 
-fn table(out: &mut String, rows: &[Row]) {
-    out.push_str(
-        "<div class='wide'><table><thead><tr><th>backend<th>kIOPS<th>min..max<th>ratio (95 %)\
-         <th>completions per notification<th>p50 µs<th>p99 µs<th>p99.9 µs<th>CPU µs per I/O\
-         <th>context switches per I/O<th>RSS MiB</tr></thead><tbody>",
-    );
+fn intervals(rows: &[Summary]) -> &'static str {
+    match rows.iter().find_map(|row| Some(row.ratio?.bounds)) {
+        Some(Bounds::Confidence) => "with 95 % intervals",
+        Some(Bounds::Extremes) => "with the extremes of the rounds",
+        Some(Bounds::OneRound) | None => "of a single round",
+    }
+}
+
+fn table(out: &mut String, rows: &[Row], summaries: &[Summary]) {
+    let ratio_title = ratio_title(summaries);
+    let titles = [
+        "kIOPS",
+        "min..max",
+        &ratio_title,
+        "completions per notification",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "CPU µs per I/O",
+        "context switches per I/O",
+        "RSS MiB",
+    ];
+    out.push_str("<div class='wide'><table><thead><tr><th>backend");
+    for title in titles {
+        let _ = write!(out, "<th>{title}");
+    }
+    out.push_str("</tr></thead><tbody>");
     for row in rows {
         let (summary, kilo) = (row.summary, |iops: f64| short(iops / 1e3));
         let _ = write!(out, "<tr><td>{} {}", mark(row.backend), escape(&summary.backend));
-        for cell in [
+        let cells = [
             kilo(summary.iops),
             format!("{}..{}", kilo(summary.iops_min), kilo(summary.iops_max)),
             ratio(summary),
@@ -139,8 +191,9 @@ fn table(out: &mut String, rows: &[Row]) {
             known(summary.cpu_us_per_io),
             known(summary.context_switches_per_io),
             known(summary.rss_kib / 1024.0),
-        ] {
-            let _ = write!(out, "<td>{}", escape(&cell));
+        ];
+        for (title, cell) in titles.iter().zip(cells) {
+            let _ = write!(out, "<td data-label='{title}'>{}", escape(&cell));
         }
         out.push_str("</tr>");
     }
@@ -171,11 +224,17 @@ figure { margin: 0 } figcaption { font-size: .85rem; color: var(--soft) }
 .line { fill: none; stroke-width: 2 }
 .l0 { stroke: var(--c0) } .l1 { stroke: var(--c1) } .l2 { stroke: var(--c2) }
 .l3 { stroke: var(--c3) } .l4 { stroke: var(--c4) } .l5 { stroke: var(--c5) }
-ul { list-style: none; padding: 0 } .mark { width: .7em; height: .7em }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; margin-top: 1rem; width: 100% }
+ul { list-style: none; padding: 0 } .legend { display: inline-block; margin-right: 1rem } .mark { width: .7em; height: .7em }
+.claims li { margin: .4rem 0 } .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; margin-top: 1rem; width: 100% }
 th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: bottom }
 th { font-weight: 600; color: var(--soft) } td { white-space: nowrap; font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left }
+/* A phone has no room for eleven columns: each row becomes a block of figures with their names. */
+@media (max-width: 40rem) { thead { display: none } tr { display: grid; grid-template-columns: 1fr 1fr;
+  column-gap: 1rem; border-bottom: 1px solid var(--line); padding: .5rem 0 }
+  td { display: flex; justify-content: space-between; gap: .5rem; border: 0; padding: .1rem 0; white-space: normal }
+  td::before { content: attr(data-label); color: var(--soft); text-align: left }
+  td:first-child { grid-column: 1 / -1; justify-content: start; align-items: center; font-weight: 600 } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --c0: #6e7781;
   --c1: #0969da; --c2: #bc4c00; --c3: #1a7f37; --c4: #8250df; --c5: #bf3989 }
   body { max-width: none; padding: 0; font-size: 12px } .plots { grid-template-columns: 1fr 1fr }
@@ -183,7 +242,8 @@ th:first-child, td:first-child { text-align: left }
 </style></head><body>
 ";
 
-const FOOT: &str = "<p><small>The ratio is to the first backend, with the interval it is likely (95 %) to be in; ~: no \
-difference shown; ?: too noisy to say. Completions and notifications are counted by the frontend, the latter from \
-the call eventfd. CPU and context switches are the backend's own.</small></p></body></html>
+const FOOT: &str = "<p><small>The ratio is to the first backend, with a 95 % interval (below five rounds: the lowest and the \
+highest ratio of a round); ~: no difference shown; ?: not enough data, or too noisy. The frontend counts completions \
+and notifications, the latter from the call eventfd. CPU and context switches are the backend's own.</small></p>
+</body></html>
 ";

@@ -12,6 +12,7 @@ mod args;
 mod backend;
 mod batches;
 mod candidate;
+mod claims;
 mod command;
 mod compare;
 mod control;
@@ -41,6 +42,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -74,6 +76,9 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &Args) -> Result<()> {
+    if let Some(dir) = &args.out {
+        report::check_dir(dir)?;
+    }
     let mut plan = Plan::new(args)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
@@ -91,11 +96,13 @@ fn bench(args: &Args) -> Result<()> {
         eprintln!("{note}");
     }
     eprintln!("{} runs, about {:.0} s", plan.runs(), plan.seconds());
+    let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let scratch = Scratch::new(&dir)?;
     let samples = Runner::new(&plan, &scratch, &interrupted).run()?;
     machine.finish();
     let measured = Measured {
         schema: SCHEMA,
+        started: Some(started),
         machine: Some(machine),
         command: std::env::args().collect(),
         backends: plan.candidates.iter().map(Version::of).collect(),
@@ -108,9 +115,11 @@ fn bench(args: &Args) -> Result<()> {
 fn render(samples: &Path, out: Option<&Path>) -> Result<()> {
     let mut measured = Measured::read(samples)?;
     measured.machine.get_or_insert_with(|| {
-        let mut machine = Machine::here(&std::env::temp_dir());
-        machine.finish();
-        machine
+        // The load of this moment is not that of the measurement.
+        Machine {
+            load_before: String::new(),
+            ..Machine::here(&std::env::temp_dir())
+        }
     });
     show(measured, out)
 }

@@ -1,6 +1,6 @@
 //! The results: report.json and report.html.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -15,11 +15,16 @@ use crate::sample::{Case, Sample, Summary};
 /// See `Report::schema`.
 pub(crate) const SCHEMA: u32 = 2;
 
+const FILES: [&str; 2] = ["report.json", "report.html"];
+
 /// What a report is made of. docs/bench-schema.md describes it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     /// Raised when a field changes its meaning.
     pub(crate) schema: u32,
+    /// Date and time of the first run in UTC, as RFC 3339 has it; unknown in old reports.
+    #[serde(default)]
+    pub(crate) started: Option<String>,
     pub(crate) machine: Option<Machine>,
     #[serde(default)]
     pub(crate) command: Vec<String>,
@@ -101,21 +106,52 @@ impl Report {
         }
     }
 
-    /// Writes report.json and report.html to `dir`, which is made if needed.
+    /// Writes the report's files to `dir`, which is created if needed.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        create_dir(dir)?;
         let json = serde_json::to_string_pretty(self)? + "\n";
-        for (name, text) in [("report.json", json), ("report.html", html::page(self))] {
+        for (name, text) in FILES.into_iter().zip([json, html::page(self)]) {
             let path = dir.join(name);
-            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            fs::write(&path, text).with_context(|| format!("--out: write {}", path.display()))?;
         }
         Ok(())
+    }
+
+    /// When it was measured, as people write it.
+    pub(crate) fn date(&self) -> Option<String> {
+        let (date, time) = self.measured.started.as_deref()?.split_once('T')?;
+        Some(format!("{date} {} UTC", time.get(..5)?))
     }
 
     /// The summaries case by case; no group is empty.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &[Summary]> {
         self.summaries.chunk_by(|a, b| a.case == b.case)
     }
+}
+
+/// Creates `dir` and checks that a report can be written there. Files of an earlier report stay as they are.
+///
+/// # Errors
+/// The directory cannot be created, or a file in it cannot be written.
+pub(crate) fn check_dir(dir: &Path) -> Result<()> {
+    create_dir(dir)?;
+    for path in FILES.map(|name| dir.join(name)) {
+        let is_new = !path.exists();
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("--out: write {}", path.display()))?;
+        if is_new {
+            fs::remove_file(&path).with_context(|| format!("--out: remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn create_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("--out: create the directory {}", dir.display()))
 }
 
 /// Whether a row is what the host does without a backend.

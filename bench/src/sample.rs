@@ -51,6 +51,9 @@ pub(crate) struct Figures {
     pub(crate) cpu_us_per_io: f64,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: u64,
+    /// Share of the machine's CPU time that other programs used; unknown if it was not measured.
+    #[serde(default)]
+    pub(crate) others_cpu: Option<f64>,
     /// Whether the backend accepted EVENT_IDX.
     pub(crate) negotiated_event_idx: bool,
 }
@@ -79,6 +82,7 @@ impl From<&Outcome> for Figures {
             cpu_us_per_io: outcome.cpu.as_secs_f64() * 1e6 / counts.completions.max(1) as f64,
             context_switches_per_io: per_io(outcome.context_switches),
             rss_kib: outcome.rss_kib,
+            others_cpu: outcome.others_cpu,
             negotiated_event_idx: outcome.negotiated_event_idx,
         }
     }
@@ -96,6 +100,8 @@ pub(crate) struct Summary {
     pub(crate) iops_max: f64,
     /// Against the first candidate; absent for that one.
     pub(crate) ratio: Option<Interval>,
+    /// The same for the latency at p99.9.
+    pub(crate) p999_ratio: Option<Interval>,
     /// IOPS as a share of what the host does without virtio, by its faster engine; absent without `--limit`.
     pub(crate) share_of_limit: Option<f64>,
     pub(crate) batches: Batches,
@@ -108,6 +114,7 @@ pub(crate) struct Summary {
     pub(crate) cpu_us_per_io: f64,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: f64,
+    pub(crate) others_cpu: Option<f64>,
 }
 
 impl Summary {
@@ -117,7 +124,11 @@ impl Summary {
         let all = |pick: fn(&Figures) -> f64| samples.iter().map(|s| pick(&s.figures)).collect::<Vec<_>>();
         let of = |pick| median(&all(pick));
         let iops = all(|f| f.iops);
-        let others = |list: &[&Sample]| list.iter().map(|s| s.figures.iops).collect::<Vec<_>>();
+        let against = |pick: fn(&Figures) -> f64| {
+            let theirs: Vec<f64> = reference?.iter().map(|s| pick(&s.figures)).collect();
+            ratio(&all(pick), &theirs)
+        };
+        let others_cpu: Vec<f64> = samples.iter().filter_map(|s| s.figures.others_cpu).collect();
         Some(Self {
             backend: first.backend.clone(),
             case: first.case,
@@ -125,7 +136,8 @@ impl Summary {
             iops: median(&iops),
             iops_min: iops.iter().copied().fold(f64::INFINITY, f64::min),
             iops_max: iops.iter().copied().fold(0.0, f64::max),
-            ratio: reference.and_then(|list| ratio(&iops, &others(list))),
+            ratio: against(|f| f.iops),
+            p999_ratio: against(|f| f.p999_us),
             share_of_limit: None,
             batches: samples.iter().fold(Batches::default(), |mut sum, sample| {
                 sum.add(&sample.figures.batches);
@@ -148,6 +160,7 @@ impl Summary {
             cpu_us_per_io: of(|f| f.cpu_us_per_io),
             context_switches_per_io: of(|f| f.context_switches_per_io),
             rss_kib: of(|f| f.rss_kib as f64),
+            others_cpu: (!others_cpu.is_empty()).then(|| median(&others_cpu)),
         })
     }
 }

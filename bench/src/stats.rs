@@ -3,6 +3,8 @@
 use crate::units::Random;
 
 const RESAMPLES: usize = 4000;
+/// Rounds that a bootstrap needs: its interval over fewer is too narrow.
+pub(crate) const ENOUGH_ROUNDS: usize = 5;
 
 /// The median; the mean of the two in the middle for an even number. 0 for none.
 pub(crate) fn median(values: &[f64]) -> f64 {
@@ -16,12 +18,45 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// An estimate with the 95 % interval it is likely to be in.
+/// An estimate and the interval that it is likely to be in.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Interval {
     pub(crate) value: f64,
     pub(crate) low: f64,
     pub(crate) high: f64,
+    pub(crate) bounds: Bounds,
+}
+
+/// The meaning of an interval's ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub(crate) enum Bounds {
+    /// A 95 % confidence interval.
+    #[serde(rename = "95-percent")]
+    Confidence,
+    /// The lowest and the highest ratio of a round: too few rounds for a confidence interval.
+    #[serde(rename = "extremes")]
+    Extremes,
+    /// A single round, which has no interval.
+    #[serde(rename = "one-round")]
+    OneRound,
+}
+
+impl Bounds {
+    pub(crate) fn of(rounds: usize) -> Self {
+        match rounds {
+            0 | 1 => Self::OneRound,
+            2..ENOUGH_ROUNDS => Self::Extremes,
+            _ => Self::Confidence,
+        }
+    }
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Confidence => "95 %",
+            Self::Extremes => "extremes",
+            Self::OneRound => "one round",
+        }
+    }
 }
 
 /// How many times `ours` is `reference`: the ratio of the medians, bootstrapped over rounds.
@@ -38,7 +73,8 @@ pub(crate) fn ratio(ours: &[f64], reference: &[f64]) -> Option<Interval> {
         pick(ours) / pick(reference)
     };
     let value = of(&(0..rounds).collect::<Vec<_>>());
-    let mut ratios: Vec<f64> = if rounds < 5 {
+    let bounds = Bounds::of(rounds);
+    let mut ratios: Vec<f64> = if bounds != Bounds::Confidence {
         (0..rounds).map(|i| of(&[i])).chain([value]).collect()
     } else {
         let mut random = Random::new(1);
@@ -47,8 +83,7 @@ pub(crate) fn ratio(ours: &[f64], reference: &[f64]) -> Option<Interval> {
             .map(|_| of(&(0..rounds).map(|_| pick()).collect::<Vec<_>>()))
             .collect()
     };
-    let cut = if rounds < 5 { 0 } else { RESAMPLES / 40 };
-    Some(Interval::of(value, &mut ratios, cut))
+    Some(Interval::of(value, &mut ratios, bounds))
 }
 
 /// How many times `new` is `old`, for rounds that did not run next to each other.
@@ -57,9 +92,10 @@ pub(crate) fn unpaired_ratio(new: &[f64], old: &[f64]) -> Option<Interval> {
         return None;
     }
     let value = median(new) / median(old);
-    if new.len().min(old.len()) < 5 {
+    let bounds = Bounds::of(new.len().min(old.len()));
+    if bounds != Bounds::Confidence {
         let mut ratios: Vec<f64> = new.iter().flat_map(|n| old.iter().map(move |o| n / o)).collect();
-        return Some(Interval::of(value, &mut ratios, 0));
+        return Some(Interval::of(value, &mut ratios, bounds));
     }
     let mut random = Random::new(1);
     let mut resampled = |values: &[f64]| {
@@ -67,37 +103,45 @@ pub(crate) fn unpaired_ratio(new: &[f64], old: &[f64]) -> Option<Interval> {
         median(&values.iter().map(|_| pick()).collect::<Vec<_>>())
     };
     let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| resampled(new) / resampled(old)).collect();
-    Some(Interval::of(value, &mut ratios, RESAMPLES / 40))
+    Some(Interval::of(value, &mut ratios, bounds))
 }
 
 /// What a ratio's interval allows to be said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Faster,
-    Slower,
-    /// The interval has 1 in it and is narrow.
+    Higher,
+    Lower,
+    /// The interval contains 1 and is narrow.
     Same,
-    /// The interval has 1 in it and is wide.
+    /// The interval contains 1 and is wide.
     Noise,
+    /// A single round proves nothing.
+    OneRound,
 }
 
 impl Interval {
-    /// All of `values` but the `cut` lowest and highest.
-    fn of(value: f64, values: &mut [f64], cut: usize) -> Self {
+    /// Spans the middle 95 % of `values`, or all of them if they are only the rounds' own ratios.
+    fn of(value: f64, values: &mut [f64], bounds: Bounds) -> Self {
+        let cut = match bounds {
+            Bounds::Confidence => values.len() / 40,
+            Bounds::Extremes | Bounds::OneRound => 0,
+        };
         values.sort_by(f64::total_cmp);
         Self {
             value,
             low: values[cut],
             high: values[values.len() - 1 - cut],
+            bounds,
         }
     }
 
     pub(crate) fn verdict(&self) -> Verdict {
-        if self.low > 1.0 {
-            Verdict::Faster
+        if self.bounds == Bounds::OneRound {
+            Verdict::OneRound
+        } else if self.low > 1.0 {
+            Verdict::Higher
         } else if self.high < 1.0 {
-            Verdict::Slower
+            Verdict::Lower
         } else if self.high - self.low <= 0.1 {
             Verdict::Same
         } else {
@@ -125,7 +169,7 @@ mod tests {
             (ratio.value - 2.0).abs() < 0.05 && ratio.low > 1.7 && ratio.high < 2.3,
             "{ratio:?}"
         );
-        assert_eq!(ratio.verdict(), Verdict::Faster);
+        assert_eq!(ratio.verdict(), Verdict::Higher);
     }
 
     #[test]
@@ -141,6 +185,13 @@ mod tests {
     fn few_rounds_give_the_extremes_instead_of_a_false_interval() {
         let ratio = ratio(&[10.0, 12.0, 8.0], &[10.0, 10.0, 10.0]).unwrap();
         assert_eq!((ratio.low, ratio.value, ratio.high), (0.8, 1.0, 1.2));
+        assert_eq!(ratio.bounds, Bounds::Extremes);
+    }
+
+    #[test]
+    fn one_round_has_no_verdict() {
+        let ratio = ratio(&[20.0], &[10.0]).unwrap();
+        assert_eq!((ratio.value, ratio.verdict()), (2.0, Verdict::OneRound));
     }
 
     #[test]
@@ -153,7 +204,7 @@ mod tests {
             "{ratio:?}"
         );
         let slower = unpaired_ratio(&new.map(|v| v / 2.0), &old).unwrap();
-        assert_eq!(slower.verdict(), Verdict::Slower);
+        assert_eq!(slower.verdict(), Verdict::Lower);
         let few = unpaired_ratio(&[9.0, 12.0], &[10.0]).unwrap();
         assert_eq!((few.low, few.high), (0.9, 1.2));
     }

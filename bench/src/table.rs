@@ -2,34 +2,46 @@
 
 use std::fmt::Write as _;
 
+use crate::claims::{busy, busy_before, claims};
 use crate::load::Frontend;
 use crate::report::{Report, is_limit};
 use crate::sample::Summary;
-use crate::stats::Verdict;
+use crate::stats::{Bounds, Verdict};
+
+const WIDTH: usize = 80;
 
 /// All summaries, 80 columns wide.
 pub(crate) fn table(report: &Report) -> String {
-    let mut out = String::new();
+    let mut out = report.date().map_or(String::new(), |date| format!("{date}\n"));
     for group in report.groups() {
-        let _ = write!(out, "\n{}\n{HEAD}\n", title(&group[0]));
+        let _ = write!(out, "\n{}\n{}\n", title(&group[0]), head(group));
         for row in group {
             let _ = writeln!(out, "{}", line(row));
         }
         for claim in claims(group) {
-            let fits = claim.chars().count() <= 80;
-            let _ = writeln!(
-                out,
-                "{}",
-                if fits {
-                    claim
-                } else {
-                    claim.replace(" (95", "\n  (95")
-                }
-            );
+            out.push_str(&wrap(&claim.text));
         }
         out.push_str(&shares(group));
+        out.extend(busy(group).map(|warning| wrap(&warning)));
     }
+    out.extend(busy_before(&report.measured).map(|warning| "\n".to_owned() + &wrap(&warning)));
     out + LEGEND
+}
+
+/// Breaks a line that is too long for the terminal between two words; what follows is indented.
+fn wrap(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is a first line");
+        let len = line.chars().count();
+        if len > 0 && len + 1 + word.chars().count() > WIDTH {
+            lines.push(format!("  {word}"));
+        } else {
+            line.push_str(if len > 0 { " " } else { "" });
+            line.push_str(word);
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// What a group of rows has in common.
@@ -52,11 +64,33 @@ pub(crate) fn title(row: &Summary) -> String {
     )
 }
 
-const HEAD: &str = "backend            kIOPS    min..max        ratio (95 %)   c/n p50us p999us  cpu";
+fn head(rows: &[Summary]) -> String {
+    format!(
+        "{:<18} {:>5} {:>11} {:>19} {:>5} {:>5} {:>6} {:>4}",
+        "backend",
+        "kIOPS",
+        "min..max",
+        ratio_title(rows),
+        "c/n",
+        "p50us",
+        "p999us",
+        "cpu"
+    )
+}
+
+/// The title of the ratios' column: it says what their intervals are.
+pub(crate) fn ratio_title(rows: &[Summary]) -> String {
+    let bounds = rows.iter().find_map(|row| Some(row.ratio?.bounds));
+    format!(
+        "ratio ({})",
+        bounds.unwrap_or_else(|| Bounds::of(rows[0].rounds)).label()
+    )
+}
+
 const LEGEND: &str = "
-ratio: to the first backend (below 5 rounds: with the extremes);  '~': no
-difference shown;  '?': too noisy to say;  c/n: completions per notification;
-cpu: backend's CPU us per I/O
+ratio: to the first backend, with a 95 % interval (below 5 rounds: the lowest
+and highest of a round);  '~': no difference shown;  '?': not enough data, or
+too noisy;  c/n: completions per notification;  cpu: backend's CPU us per I/O
 ";
 
 fn line(row: &Summary) -> String {
@@ -74,25 +108,6 @@ fn line(row: &Summary) -> String {
     )
 }
 
-/// What the ratios of one case allow to be said, in words: a sentence for each.
-pub(crate) fn claims(rows: &[Summary]) -> Vec<String> {
-    let reference = rows.first().map_or("", |row| row.backend.as_str());
-    let percent = |ratio: f64| format!("{:+.1}", (ratio - 1.0) * 100.0);
-    let claim = |row: &Summary| {
-        let ratio = row.ratio?;
-        let (backend, change) = (&row.backend, percent(ratio.value));
-        let interval = format!("(95 %: {}..{} %)", percent(ratio.low), percent(ratio.high));
-        Some(match ratio.verdict() {
-            Verdict::Faster | Verdict::Slower => {
-                format!("{backend}: {change} % IOPS against {reference} {interval}")
-            }
-            Verdict::Same => format!("{backend}: no difference from {reference} shown {interval}"),
-            Verdict::Noise => format!("{backend}: too noisy for a claim against {reference} {interval}"),
-        })
-    };
-    rows.iter().filter_map(claim).collect()
-}
-
 /// How much of what the host itself does each backend reaches, on lines of 80 columns.
 fn shares(rows: &[Summary]) -> String {
     let mut lines = vec!["of the limit:".to_owned()];
@@ -102,7 +117,7 @@ fn shares(rows: &[Summary]) -> String {
         };
         let item = format!(" {} {:.0} %;", row.backend, share * 100.0);
         match lines.last_mut() {
-            Some(line) if line.chars().count() + item.chars().count() <= 80 => line.push_str(&item),
+            Some(line) if line.chars().count() + item.chars().count() <= WIDTH => line.push_str(&item),
             _ => lines.push(format!(" {item}")),
         }
     }
@@ -116,9 +131,10 @@ pub(crate) fn ratio(row: &Summary) -> String {
         return if limit { "-" } else { "reference" }.to_owned();
     };
     let mark = match ratio.verdict() {
-        Verdict::Faster | Verdict::Slower => "",
+        Verdict::Higher | Verdict::Lower => "",
         Verdict::Same => " ~",
         Verdict::Noise => " ?",
+        Verdict::OneRound => return format!("{} ?", short(ratio.value)),
     };
     format!(
         "{} ({}..{}){mark}",

@@ -52,6 +52,81 @@ impl Usage {
     }
 }
 
+/// Watches how much CPU time the programs use that are not part of the benchmark.
+#[derive(Debug)]
+pub(crate) struct Others {
+    /// This process and the backends.
+    pids: Vec<u32>,
+    machine: Option<MachineTime>,
+    benchmark: Duration,
+}
+
+/// CPU time since boot, over all CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MachineTime {
+    busy: u64,
+    all: u64,
+}
+
+impl Others {
+    /// Starts watching; `pids` are the processes under test.
+    pub(crate) fn start(pids: &[u32]) -> Self {
+        let mut pids = pids.to_vec();
+        let own = std::process::id();
+        if !pids.contains(&own) {
+            pids.push(own);
+        }
+        Self {
+            machine: machine_time(),
+            benchmark: cpu_time_of(&pids),
+            pids,
+        }
+    }
+
+    /// Returns the share of the machine's CPU time that other programs have used since the start.
+    ///
+    /// Time that the hypervisor took away counts, and so does background work of the kernel.
+    pub(crate) fn share(&self) -> Option<f64> {
+        let benchmark = cpu_time_of(&self.pids).saturating_sub(self.benchmark);
+        let (before, now) = (self.machine?, machine_time()?);
+        let busy = now.busy.checked_sub(before.busy)?;
+        let all = now.all.checked_sub(before.all).filter(|&all| all > 0)?;
+        let others = ticks(busy).saturating_sub(benchmark);
+        Some(others.as_secs_f64() / ticks(all).as_secs_f64())
+    }
+}
+
+/// USER_HZ is 100 on every architecture that Linux supports.
+fn ticks(number: u64) -> Duration {
+    Duration::from_millis(number * 10)
+}
+
+fn cpu_time_of(pids: &[u32]) -> Duration {
+    let stat = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    pids.iter().filter_map(|pid| cpu_time(&stat(pid)?)).sum()
+}
+
+fn machine_time() -> Option<MachineTime> {
+    parse_machine_time(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+fn parse_machine_time(stat: &str) -> Option<MachineTime> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let numbers: Vec<u64> = line
+        .split_whitespace()
+        .map_while(|word| word.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guest time is part of user time.
+    let [user, nice, system, idle, iowait, irq, softirq, steal, ..] = numbers[..] else {
+        return None;
+    };
+    let busy = user + nice + system + irq + softirq + steal;
+    Some(MachineTime {
+        busy,
+        all: busy + idle + iowait,
+    })
+}
+
 /// The first number after `name` at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -62,9 +137,8 @@ fn cpu_time(stat: &str) -> Option<Duration> {
     // The command's name may have blanks and brackets in it; what follows it has none.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut words = rest.split_whitespace().skip(11);
-    let mut ticks = || words.next()?.parse::<u64>().ok();
-    // USER_HZ is 100 on every architecture that Linux supports.
-    Some(Duration::from_millis((ticks()? + ticks()?) * 10))
+    let mut next = || words.next()?.parse::<u64>().ok();
+    Some(ticks(next()? + next()?))
 }
 
 #[cfg(test)]
@@ -75,6 +149,14 @@ mod tests {
     fn cpu_time_is_found_behind_any_command_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 111 0 0 0 25 17 0 0 20 0 1 0 99 0 0";
         assert_eq!(cpu_time(stat), Some(Duration::from_millis(420)));
+    }
+
+    #[test]
+    fn waiting_is_no_work_of_the_machine() {
+        let stat = "cpu  10 1 5 700 80 2 3 4 9 9\ncpu0 10 1 5 700 80 2 3 4 9 9\n";
+        let expected = MachineTime { busy: 25, all: 805 };
+        assert_eq!(parse_machine_time(stat), Some(expected));
+        assert_eq!(parse_machine_time("cpu  10 1"), None);
     }
 
     #[test]

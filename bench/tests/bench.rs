@@ -1,11 +1,13 @@
 //! The benchmark program as a whole: what it writes, what it says, what it leaves behind.
 
+use std::num::NonZero;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_vhost-user-blk-bench");
 
@@ -168,6 +170,48 @@ fn every_sample_has_all_that_the_schema_documents() {
             );
         }
     }
+}
+
+/// Ends the threads that look at the flag, also when the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn other_programs_on_the_cpus_are_seen() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let stop = AtomicBool::new(false);
+    let report = thread::scope(|scope| {
+        let _guard = StopOnDrop(&stop);
+        // To the benchmark, this process is another program.
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        report(out.path(), &["--backend", "plain", "--shape", "1x1"])
+    });
+    let share = report["summaries"][0]["others_cpu"].as_f64().expect("a number");
+    assert!((0.1..=1.0).contains(&share), "{share}");
+    let html = std::fs::read_to_string(out.path().join("report.html")).expect("report.html");
+    assert!(html.contains("busy machine"), "{html}");
+}
+
+#[test]
+fn a_report_carries_the_date_of_its_first_run() {
+    let out = tempfile::tempdir().expect("make a directory");
+    let before = SystemTime::now();
+    let report = report(out.path(), &["--backend", "plain", "--shape", "1x1"]);
+    let started = report["started"].as_str().expect("a text");
+    let started = humantime::parse_rfc3339(started).expect("a date");
+    // It has whole seconds.
+    assert!(started + Duration::from_secs(1) > before && started <= SystemTime::now());
 }
 
 #[test]

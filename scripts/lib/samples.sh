@@ -3,6 +3,7 @@
 # options (runtime, event_idx) it reads.
 
 samples=''
+measured_at=$(date -u +%FT%TZ)
 quantiles=1:10:25:50:75:90:95:99:99.5:99.9:99.99
 
 # fio_command JOBS IODEPTH: each job on a vCPU of its own, and so on a queue of its own.
@@ -71,6 +72,6 @@ write_samples() {
     note+='; notifications are interrupts that the guest counted, with the second of ramp-up'
     has_kvm || note+='; QEMU emulates the CPUs (TCG): IOPS measure the emulator, but the notifications are real'
     note+='. Load before the report: '$(cut -d ' ' -f 1-3 /proc/loadavg)
-    printf '{"schema": 2, "machine": null, "command": ["%s"], "notes": ["%s"], "samples": [%s\n]}\n' \
-        "$1" "$note" "$samples"
+    printf '{"schema": 2, "started": "%s", "machine": null, "command": ["%s"], "notes": ["%s"], "samples": [%s\n]}\n' \
+        "$measured_at" "$1" "$note" "$samples"
 }

@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use super::{Row, WIDTH, escape, open};
+use super::{Row, WIDTH, label, open};
 use crate::table::short;
 
 const ROW: f64 = 46.0;
@@ -14,7 +14,7 @@ pub(crate) fn bars(rows: &[Row]) -> String {
         let summary = row.summary;
         let top = ROW * i as f64;
         let (text, bar, middle) = (top + 15.0, top + 22.0, top + 30.0);
-        let label = escape(&summary.backend);
+        let label = label(&summary.backend);
         let share = summary.share_of_limit.map_or(String::new(), |share| {
             format!(" · {:.0} % of the limit", share * 100.0)
         });

@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use super::{Row, WIDTH, escape, open};
+use super::{Row, WIDTH, label, open};
 use crate::batches::BUCKETS;
 
 const ROW: f64 = 74.0;
@@ -24,7 +24,7 @@ pub(crate) fn batches(rows: &[Row]) -> String {
             svg,
             "<text x='0' y='{}'>{}</text><path d='M0 {base}H{WIDTH}' class='grid'/>",
             top + 13.0,
-            escape(&row.summary.backend),
+            label(&row.summary.backend),
             base = top + ROW - 6.0,
         );
         for (bucket, (_, share)) in row.summary.batches.shares().enumerate() {

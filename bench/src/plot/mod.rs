@@ -20,6 +20,10 @@ use crate::sample::Summary;
 const WIDTH: f64 = 400.0;
 /// Backends that have a colour of their own.
 const COLOURS: usize = 6;
+/// Characters of a backend's name in a plot.
+const LABEL: usize = 34;
+/// Those at its start that a shortened name keeps.
+const HEAD: usize = 19;
 
 /// A summary and the number of its backend, which chooses the colour: the same all over the report.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,20 @@ pub(crate) fn mark(backend: usize) -> String {
         "<svg class='mark' viewBox='0 0 10 10' aria-hidden='true'><rect width='10' height='10' rx='2' class='f{}'/></svg>",
         backend % COLOURS
     )
+}
+
+/// A backend's name, shortened in the middle so that a figure fits beside it. The legend has the whole name.
+fn label(name: &str) -> String {
+    let chars: Vec<char> = name.chars().collect();
+    if chars.len() <= LABEL {
+        return escape(name);
+    }
+    let (head, tail) = (&chars[..HEAD], &chars[chars.len() - (LABEL - HEAD - 1)..]);
+    escape(&format!(
+        "{}…{}",
+        String::from_iter(head),
+        String::from_iter(tail)
+    ))
 }
 
 /// Text as HTML and attribute values take it.

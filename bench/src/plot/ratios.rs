@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use super::{Frame, RIGHT, Row, escape, open, step};
+use super::{Frame, RIGHT, Row, escape, label, open, step};
 use crate::table::{ratio, short};
 
 const ROW: f64 = 34.0;
@@ -18,7 +18,7 @@ pub(crate) fn ratios(rows: &[Row]) -> String {
     let margin = (high - low) * 0.05;
     let bottom = 10.0 + ROW * rows.len() as f64;
     let frame = Frame {
-        left: 8.0,
+        left: 20.0,
         bottom,
         x: (low - margin, high + margin),
         y: (0.0, 1.0),
@@ -48,7 +48,7 @@ pub(crate) fn ratios(rows: &[Row]) -> String {
              <text x='{RIGHT}' y='{text}' text-anchor='end' class='value halo'>{figure}</text>\
              <path d='M{low:.1} {at}H{high:.1}M{low:.1} {up}V{down}M{high:.1} {up}V{down}' class='l{colour} line'/>\
              <circle cx='{value:.1}' cy='{at}' r='4' class='f{colour}'/>",
-            label = escape(&row.summary.backend),
+            label = label(&row.summary.backend),
             figure = escape(&ratio(row.summary)),
             colour = row.colour(),
         );

@@ -100,17 +100,18 @@ fn plot(rows: &[Row], (_, value, _): Axis, what: &str, of: fn(&Summary) -> f64) 
         frame.row(&mut svg, at, &if at == 0.0 { "0".to_owned() } else { short(at) });
         at += step;
     }
-    let mut backends: Vec<usize> = Vec::new();
-    for row in rows {
-        frame.column(
-            &mut svg,
-            position(row),
-            &value(row.summary.case.load.shape).to_string(),
-        );
-        if !backends.contains(&row.backend) {
-            backends.push(row.backend);
-        }
+    let mut values: Vec<u16> = rows
+        .iter()
+        .map(|row| value(row.summary.case.load.shape))
+        .collect();
+    values.sort_unstable();
+    values.dedup();
+    for value in values {
+        frame.column(&mut svg, f64::from(value).log2(), &value.to_string());
     }
+    let mut backends: Vec<usize> = rows.iter().map(|row| row.backend).collect();
+    backends.sort_unstable();
+    backends.dedup();
     for backend in backends {
         let mut line: Vec<&Row> = rows.iter().filter(|row| row.backend == backend).collect();
         line.sort_by(|a, b| position(a).total_cmp(&position(b)));
