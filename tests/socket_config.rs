@@ -6,6 +6,7 @@ use virtio_driver::{VirtioBlkFeatureFlags as Blk, VirtioFeatureFlags as Ring};
 
 use common::daemon::Daemon;
 use common::frontend::{Frontend, all_features};
+use common::raw::Answer;
 use common::vm::{DATA, FILL, HEADER, STATUS, Vm, header, readable, writable};
 
 const IMAGE: usize = 1 << 20;
@@ -84,7 +85,12 @@ fn only_the_write_cache_can_be_set_and_reads_back() {
     let daemon = Daemon::start(&vec![0; IMAGE], &[]);
     let mut vm = Vm::connect(&daemon, 0);
     let before = vm.client.config(0, 60).expect("60 bytes");
-    vm.client.set_config(32, &[0]);
+    for (offset, len) in [(0, 8), (0, 60), (31, 2), (32, 2), (34, 2), (56, 1)] {
+        let answer = vm.client.set_config(offset, &vec![0; len]);
+        assert_eq!(answer, Answer::Nak, "{len} bytes at {offset}");
+    }
+    assert_eq!(vm.client.config(0, 60).expect("60 bytes"), before);
+    assert_eq!(vm.client.set_config(32, &[0]), Answer::Ack);
     let after = vm.client.config(0, 60).expect("60 bytes");
     assert_eq!(
         (after[32], &after[..32], &after[33..]),

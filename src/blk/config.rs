@@ -73,6 +73,16 @@ pub enum ConfigError {
         /// Number of bytes.
         len: usize,
     },
+    /// A write to a field that the driver may only read.
+    #[error(
+        "configuration space write at {offset:#x}, {len} bytes: only writeback, one byte at 0x20, can be written"
+    )]
+    ReadOnly {
+        /// First byte, as the frontend gave it.
+        offset: u32,
+        /// Number of bytes.
+        len: usize,
+    },
     /// `writeback` is neither 0 nor 1.
     #[error("writeback is 0 or 1, not {0}")]
     BadWriteback(u8),
@@ -142,17 +152,20 @@ impl BlkConfig {
         Ok(self.space(size, writeback)[at].to_vec())
     }
 
-    /// What the driver's write of `data` at `offset` (SET_CONFIG) means for `writeback`, the one writable field;
-    /// `None` if it is not touched. Writes to other fields have no effect (5.2.5.2).
+    /// The value of `writeback`, the one writable field, that the driver writes with `data` at `offset` (SET_CONFIG).
     ///
     /// # Errors
-    /// A range outside the configuration space, or a value that `writeback` cannot have.
-    pub fn written_writeback(offset: u32, data: &[u8]) -> Result<Option<bool>, ConfigError> {
+    /// A range outside the configuration space, or one that is not exactly `writeback`; a value that `writeback` cannot
+    /// have.
+    pub fn written_writeback(offset: u32, data: &[u8]) -> Result<bool, ConfigError> {
         let at = range(offset, data.len())?;
-        match WRITEBACK_OFFSET.checked_sub(at.start).and_then(|i| data.get(i)) {
-            None => Ok(None),
-            Some(&value @ (0 | 1)) => Ok(Some(value == 1)),
-            Some(&value) => Err(ConfigError::BadWriteback(value)),
+        match *data {
+            [value @ (0 | 1)] if at.start == WRITEBACK_OFFSET => Ok(value == 1),
+            [value] if at.start == WRITEBACK_OFFSET => Err(ConfigError::BadWriteback(value)),
+            _ => Err(ConfigError::ReadOnly {
+                offset,
+                len: data.len(),
+            }),
         }
     }
 }
@@ -228,11 +241,12 @@ mod tests {
 
     #[test]
     fn only_writeback_can_be_written() {
-        assert_eq!(BlkConfig::written_writeback(32, &[0]), Ok(Some(false)));
-        assert_eq!(BlkConfig::written_writeback(0x120, &[1]), Ok(Some(true)));
-        assert_eq!(BlkConfig::written_writeback(0, &[0; 60]), Ok(Some(false)));
-        assert_eq!(BlkConfig::written_writeback(0, &[0xff; 32]), Ok(None));
-        assert_eq!(BlkConfig::written_writeback(33, &[0xff]), Ok(None));
+        assert_eq!(BlkConfig::written_writeback(32, &[0]), Ok(false));
+        assert_eq!(BlkConfig::written_writeback(0x120, &[1]), Ok(true));
+        for (offset, len) in [(0, 60), (0, 32), (31, 2), (32, 2), (32, 0), (33, 1), (100, 1)] {
+            let refused = BlkConfig::written_writeback(offset, &vec![0; len]);
+            assert_eq!(refused, Err(ConfigError::ReadOnly { offset, len }));
+        }
         assert_eq!(
             BlkConfig::written_writeback(32, &[2]),
             Err(ConfigError::BadWriteback(2))

@@ -10,10 +10,8 @@ impl Session<'_> {
     /// Writes to the configuration space, and lets a successor know. A driver that switches the write cache off is told
     /// that this is done when all that has completed is stable.
     pub(in crate::vhost_user) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        if let Some(writeback) = BlkConfig::written_writeback(offset, data)? {
-            self.set_writeback(writeback)?;
-            self.record_writeback();
-        }
+        self.set_writeback(BlkConfig::written_writeback(offset, data)?)?;
+        self.record_writeback();
         Ok(())
     }
 
