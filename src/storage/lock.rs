@@ -57,6 +57,19 @@ pub enum LockError {
         path: PathBuf,
     },
 
+    /// Locks are kept by a server, which has none to give or cannot be asked.
+    #[error(
+        "cannot lock {}: the lock server of its file system does not work; start it (NFS: rpc.statd), or mount with \
+         locks of this host only (NFS: nolock) if no other host uses the image",
+        path.display()
+    )]
+    NoServer {
+        /// The image.
+        path: PathBuf,
+        /// The error of `fcntl`.
+        source: io::Error,
+    },
+
     /// The lock call failed, for other reasons than the above.
     #[error("cannot lock {}", path.display())]
     Lock {
@@ -105,6 +118,10 @@ impl ImageLock {
                     );
                 }
                 Ok(Self { held: None })
+            }
+            Err(source) if source.raw_os_error() == Some(libc::ENOLCK) => {
+                let path = path();
+                Err(LockError::NoServer { path, source })
             }
             Err(e) => Err(failed(e)),
         }
@@ -197,6 +214,6 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
 fn is_unsupported(e: &io::Error) -> bool {
     matches!(
         e.raw_os_error(),
-        Some(libc::EINVAL | libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP)
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
     )
 }

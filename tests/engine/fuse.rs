@@ -1,4 +1,4 @@
-//! A file that stalls when the test says so: the root of a FUSE file system, which the test serves itself.
+//! A file that stalls when the test says so, and that cannot be locked: the root of a FUSE file system, which the test serves itself.
 //!
 //! The mount is in a mount namespace of the calling thread, so that nothing is left behind, however the test ends.
 
@@ -19,9 +19,13 @@ const READ: u32 = 15;
 const STATFS: u32 = 17;
 const RELEASE: u32 = 18;
 const INIT: u32 = 26;
+/// GETLK, SETLK, SETLKW.
+const LOCKS: [u32; 3] = [31, 32, 33];
 /// Requests without an answer: FORGET, INTERRUPT, BATCH_FORGET.
 const SILENT: [u32; 3] = [2, 36, 42];
 const MINOR: u32 = 31;
+/// Locks are the server's.
+const POSIX_LOCKS: u32 = 1 << 1;
 
 /// How long a read waits at most.
 const LONG: Duration = Duration::from_secs(20);
@@ -150,7 +154,7 @@ fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
     let (mut error, mut body) = (0, Vec::new());
     match opcode {
         INIT => {
-            [7, MINOR, 0, 0, 0, 1 << 17, 1]
+            [7, MINOR, 0, POSIX_LOCKS, 0, 1 << 17, 1]
                 .iter()
                 .for_each(|&word: &u32| put(&mut body, word));
             body.resize(64, 0);
@@ -168,6 +172,8 @@ fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
             let len = u64::from(u32_at(56)).min(size.saturating_sub(offset));
             body.resize(usize::try_from(len).unwrap(), 1);
         }
+        // As NFS without its lock server.
+        _ if LOCKS.contains(&opcode) => error = -libc::ENOLCK,
         _ if SILENT.contains(&opcode) => return,
         _ => error = -libc::ENOSYS,
     }

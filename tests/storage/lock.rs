@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use vhost_user_blk::storage::{ImageLock, LockError, Storage};
 
-use crate::support::{Image, On};
+use crate::fuse::StalledFile;
+use crate::skip::skipped;
+use crate::support::{Image, On, message, options};
 
 const MIB: u64 = 1 << 20;
 
@@ -223,4 +225,18 @@ fn an_image_that_qsd_reads_can_be_read_and_written_as_qsd_allows() {
     ImageLock::acquire(&image.open_read_only()).unwrap();
     // Its export shares all permissions: whoever wants it otherwise tells qsd.
     ImageLock::acquire(&image.open()).unwrap();
+}
+
+#[test]
+fn a_lock_server_that_fails_is_an_error() {
+    let file = match StalledFile::mount(MIB) {
+        Ok(file) => file,
+        Err(e) => return skipped(format_args!("fuse: {e}")),
+    };
+    let storage = Storage::open(&options(&file.path())).unwrap();
+    let error = ImageLock::acquire(&storage).expect_err("two hosts would write");
+    let text = message(&error);
+    for word in [file.path().to_str().unwrap(), "rpc.statd", "os error 37"] {
+        assert!(text.contains(word), "{text}");
+    }
 }

@@ -7,6 +7,9 @@
 
 mod block_device;
 mod durability;
+#[path = "../engine/fuse.rs"]
+#[allow(dead_code, reason = "shared with the tests of the engines")]
+mod fuse;
 mod io;
 mod lock;
 mod model;
