@@ -8,7 +8,7 @@
 //!
 //! - [`vhost_user`]: the control thread of a disk; sockets, messages, sessions.
 //! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
-//! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`iov`]: what both pass around.
+//! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`io`]: the requests that both pass around.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: blocking work beside it; [`defer`]: one notification per
 //!   batch.
 //! - [`sandbox`]: what is left of the process's rights while it serves; [`account`]: as whom it does.
@@ -22,7 +22,7 @@ pub mod blk;
 pub mod config;
 pub mod defer;
 pub mod engine;
-pub mod iov;
+pub mod io;
 pub mod limits;
 pub mod log_limit;
 pub mod mapping;

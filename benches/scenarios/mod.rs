@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
+mod device;
 mod ring;
 
 use std::cell::Cell;
@@ -33,6 +34,8 @@ pub(crate) fn deterministic() -> Vec<Scenario> {
         ("bottom_half", bottom_halves(1)),
         ("bottom_halves", bottom_halves(BATCH)),
         ("defer_scope", defer_scope()),
+        ("device_null", device::null(BATCH)),
+        ("device_page_cache", device::page_cache(3)),
         // No thread can be created, so the context's own thread runs the works.
         (
             "pool_without_threads",

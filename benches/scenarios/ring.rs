@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vhost_user_blk::iov::IoVecs;
+use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::memory::{GuestMemory, MemoryView, RegionInfo};
 use vhost_user_blk::virtqueue::{Chain, RingAddresses, RingFeatures, SplitRing};
 
@@ -26,16 +26,20 @@ pub(crate) struct Ring {
     memory: SharedMemory,
     ring: SplitRing,
     view: Rc<MemoryView>,
+    table: Arc<GuestMemory>,
     iov: IoVecs,
     avail_idx: u16,
 }
 
 impl Ring {
-    /// A ring whose entries name `BATCH` chains of header, 4 KiB of data and status, over and over.
+    /// A ring whose entries name `BATCH` chains of header, 4 KiB of data and status, over and over: reads of the disk's
+    /// first blocks, none of which follows the one before.
     pub(crate) fn new() -> Self {
         let memory = SharedMemory::new(LEN);
         for chain in 0..BATCH {
             let (first, data) = (chain * 3, DATA + usize::from(chain) * 8192);
+            // The sector; the type, 0, is a read.
+            memory.write(data + 8, &(u64::from(chain ^ 1) * 8).to_le_bytes());
             descriptor(&memory, first, data, 16, NEXT, first + 1);
             descriptor(&memory, first + 1, data + 4096, 4096, NEXT | WRITE, first + 2);
             descriptor(&memory, first + 2, data + 16, 1, WRITE, 0);
@@ -51,22 +55,51 @@ impl Ring {
         };
         let file = memory.file().try_clone().expect("clone the file");
         let table = Arc::new(GuestMemory::map([(region, file)]).expect("map the memory"));
-        let addresses = RingAddresses {
-            desc: DESC as u64,
-            avail: AVAIL as u64,
-            used: USED as u64,
-        };
-        let features = RingFeatures {
-            event_idx: true,
-            indirect: true,
-        };
+        let ring = SplitRing::new(&table, Self::addresses(), Self::size(), 0, Self::features());
         Self {
-            ring: SplitRing::new(&table, addresses, SIZE.into(), 0, features).expect("the ring is valid"),
-            view: MemoryView::new(table),
+            ring: ring.expect("the ring is valid"),
+            view: MemoryView::new(Arc::clone(&table)),
+            table,
             iov: IoVecs::new(),
             avail_idx: 0,
             memory,
         }
+    }
+
+    pub(crate) fn table(&self) -> Arc<GuestMemory> {
+        Arc::clone(&self.table)
+    }
+
+    pub(crate) fn addresses() -> RingAddresses {
+        RingAddresses {
+            desc: DESC as u64,
+            avail: AVAIL as u64,
+            used: USED as u64,
+        }
+    }
+
+    pub(crate) fn size() -> u32 {
+        SIZE.into()
+    }
+
+    pub(crate) fn features() -> RingFeatures {
+        RingFeatures {
+            event_idx: true,
+            indirect: true,
+        }
+    }
+
+    /// The driver makes some chains available, to a device of which it wants to be notified.
+    pub(crate) fn offer_reads(&mut self, count: u16) {
+        self.memory
+            .store_u16(AVAIL + 4 + usize::from(SIZE) * 2, self.avail_idx);
+        self.avail_idx = self.avail_idx.wrapping_add(count);
+        self.memory.store_u16(AVAIL + 2, self.avail_idx);
+    }
+
+    /// The device has answered all that was made available.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.memory.load_u16(USED + 2) == self.avail_idx
     }
 
     /// The driver makes a batch of chains available.

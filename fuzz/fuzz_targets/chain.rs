@@ -7,10 +7,9 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use vhost_user_blk::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
 use vhost_user_blk::blk::request::{Action, Rules, parse};
-use vhost_user_blk::engine::{IoOp, IoRequest};
-use vhost_user_blk::iov::IoVecs;
+use vhost_user_blk::io::IoVecs;
+use vhost_user_blk::io::{IoOp, IoRequest};
 use vhost_user_blk::memory::MemoryView;
-use vhost_user_blk::storage::Storage;
 use vhost_user_blk::virtqueue::{Chain, ChainError, RingAddresses, RingFeatures, SplitRing};
 use vhost_user_blk_fuzz::chains::{AVAIL, DESC, Request, USED};
 use vhost_user_blk_fuzz::guest::{Guest, Image, RINGS};
@@ -52,7 +51,7 @@ fuzz_target!(|input: Input| {
     for request in input.requests.iter().take(8) {
         let head = request.store(device.queue_size, &mut |at, bytes| guest.write(at, bytes));
         let image = guest.image();
-        let mut found = IoRequest::new(Arc::new(Storage::null(512)));
+        let mut found = IoRequest::new();
         let chain = Chain::walk(&ring, &view, head, &mut found.iov);
         match (chain, spec::walk(&device, &image, head)) {
             (Err(error), Err(expected)) => assert_eq!(kind(error), expected, "{error}"),
@@ -143,7 +142,7 @@ fn rules(device: &Device) -> Rules<'_> {
 
 fn check_action(action: Action, bytes: &[u64], request: &IoRequest, meaning: &Meaning) {
     let ranges = |with_unmap: bool| {
-        let range = move |r: &vhost_user_blk::engine::IoRange| (r.offset, r.len, with_unmap && r.unmap);
+        let range = move |r: &vhost_user_blk::io::IoRange| (r.offset, r.len, with_unmap && r.unmap);
         request.ranges.iter().map(range).collect::<Vec<_>>()
     };
     let submit = |written: usize, bytes: u64| Action::Submit {

@@ -12,7 +12,8 @@ use super::device::DeviceState;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::DeferredCall;
-use crate::engine::{Engine, Requests};
+use crate::engine::Engine;
+use crate::io::Requests;
 
 mod control;
 mod execute;

@@ -5,7 +5,7 @@
 
 use virtio_bindings::bindings::virtio_blk as blk;
 
-use crate::engine::{IoOp, IoRequest};
+use crate::io::{IoOp, IoRequest};
 use crate::virtqueue::Chain;
 
 mod segments;

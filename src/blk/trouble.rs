@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use crate::engine::IoOp;
+use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 
 /// What the guest gets for a read that fails.

@@ -5,8 +5,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::IoOp;
+use crate::io::IoOp;
 
+pub(super) mod inject;
 mod rule;
 
 pub use rule::FaultRule;

@@ -8,16 +8,7 @@
 
 mod error;
 mod fault;
-mod inject;
-mod inline;
-mod kernel;
-mod linux_aio;
-mod merge;
-mod plan;
-mod request;
-mod share;
-mod threads;
-mod uring;
+mod file;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -25,25 +16,21 @@ use std::sync::Arc;
 
 pub use error::Error;
 pub use fault::{FaultRule, Faults};
-pub use plan::{Choice, Plan};
-pub use request::{Completer, IoOp, IoRange, IoRequest};
+pub use file::plan::{Choice, Plan};
 
 use crate::aio::AioContext;
+use crate::io::{Completer, Requests};
 use crate::storage::Storage;
 use crate::thread_pool::ThreadPool;
-use inject::Injector;
-use inline::Inline;
-use kernel::KernelEngine;
-use linux_aio::LinuxAio;
-use merge::Merger;
-use plan::Executor;
-use share::Sharing;
-use threads::ThreadsEngine;
-use uring::Uring;
-
-/// Requests on their way. Boxed, because they move on one by one and are recycled.
-#[allow(clippy::vec_box, reason = "each box is handed on as it is")]
-pub type Requests = Vec<Box<IoRequest>>;
+use fault::inject::Injector;
+use file::inline::Inline;
+use file::kernel::KernelEngine;
+use file::linux_aio::LinuxAio;
+use file::merge::Merger;
+use file::plan::Executor;
+use file::share::Sharing;
+use file::threads::ThreadsEngine;
+use file::uring::Uring;
 
 /// What the queues of one disk on one IOThread share.
 #[derive(Debug)]
@@ -76,7 +63,7 @@ impl Engines {
     /// # Errors
     /// The kernel gives no further ring, though it has given one to [`Plan::choose`].
     pub fn new(ctx: &AioContext, plan: Plan, storage: Arc<Storage>, pool: ThreadPool) -> Result<Self, Error> {
-        let threads = ThreadsEngine::new(ctx, &storage, pool);
+        let threads = ThreadsEngine::new(ctx, Arc::clone(&storage), pool);
         let disk = || storage.path().display().to_string();
         let shared = match (plan.executor, storage.fd()) {
             (Executor::IoUring, Some(fd)) => {
@@ -101,7 +88,11 @@ impl Engines {
 
     /// Makes requests go wrong from here on; `pool`, of the calling thread's context, is for those that take long.
     pub fn inject(&mut self, faults: Arc<Faults>, pool: ThreadPool) {
-        self.injector = Some(Rc::new(Injector { faults, pool }));
+        self.injector = Some(Rc::new(Injector {
+            faults,
+            storage: Arc::clone(&self.storage),
+            pool,
+        }));
     }
 
     /// The engine of one queue.
@@ -115,7 +106,7 @@ impl Engines {
         let engine = Engine {
             number,
             last: Rc::clone(&self.last),
-            inline: self.plan.inline.then(|| Inline::new(&self.storage)),
+            inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.storage))),
             sharing,
             shared: self.shared.clone(),
             merger: self.plan.merges().then(|| Merger::new(&self.storage)),

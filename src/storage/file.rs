@@ -15,7 +15,7 @@ use super::nowait::{Nowait, NowaitIo};
 use super::transfer::{IOV_MAX, retry, transfer};
 use super::zero::{self, Missing};
 use super::{Limits, OpenOptions, bounce, sys};
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 
 /// A raw disk image, or a block device.
 #[derive(Debug)]

@@ -26,7 +26,7 @@ pub use lock::{ImageLock, LockError};
 pub use nowait::Nowait;
 pub use null::NullStorage;
 
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 
 /// What to open and how.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::sys;
 use super::zero::is_unsupported;
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 
 /// `linux/magic.h`; the `libc` crate has only the others.
 const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;

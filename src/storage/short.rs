@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::file::RawFile;
 use super::sys;
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 
 impl RawFile {
     /// Reads or writes all of `iov`, with calls that each move about half of it.

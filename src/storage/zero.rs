@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::geometry::Kind;
 use super::sys;
 use super::transfer::retry;
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 
 /// Bytes of zeroes that are written at a time where nothing better works.
 const PIECE: usize = 1 << 20;

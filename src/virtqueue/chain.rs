@@ -3,7 +3,7 @@
 use virtio_queue::desc::split::Descriptor;
 
 use super::ring::{SplitRing, read_descriptor};
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 use crate::memory::MemoryView;
 
 const INDIRECT: u16 = 4; // VIRTQ_DESC_F_INDIRECT

@@ -8,7 +8,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
 use super::inflight::{Inflight, InflightArea};
-use crate::iov::read_volatile_16;
+use crate::io::read_volatile_16;
 use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
 mod index;

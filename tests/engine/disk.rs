@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::defer::DeferScope;
-use vhost_user_blk::engine::{
-    Choice, Completer, Engine, Engines, Error, IoOp, IoRange, IoRequest, Plan, Requests,
-};
+use vhost_user_blk::engine::{Choice, Engine, Engines, Error, Plan};
+use vhost_user_blk::io::{Completer, IoOp, IoRange, IoRequest, Requests};
 use vhost_user_blk::storage::Storage;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -40,7 +39,6 @@ pub(crate) struct Disk {
     engine: Engine,
     pub(crate) plan: Plan,
     pub(crate) done: Rc<Done>,
-    pub(crate) storage: Arc<Storage>,
     pub(crate) ctx: AioContext,
 }
 
@@ -49,18 +47,17 @@ impl Disk {
         let storage = Arc::new(storage);
         let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
         let plan = Plan::choose(choice, &storage)?;
-        let engines = Engines::new(ctx, plan, Arc::clone(&storage), pool)?;
+        let engines = Engines::new(ctx, plan, storage, pool)?;
         Ok(Self {
             engine: engines.engine(),
             plan,
             done: Rc::default(),
-            storage,
             ctx: ctx.clone(),
         })
     }
 
     pub(crate) fn request(&self, token: u16, op: IoOp, offset: u64, buffers: &mut Buffers) -> Box<IoRequest> {
-        let mut request = IoRequest::new(Arc::clone(&self.storage));
+        let mut request = IoRequest::new();
         request.op = op;
         request.offset = offset;
         request.token = token;

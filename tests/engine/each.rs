@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use vhost_user_blk::aio::AioContext;
-use vhost_user_blk::engine::{IoOp, IoRange};
+use vhost_user_blk::io::{IoOp, IoRange};
 
 use crate::disk::{CASES, for_each};
 use crate::support::Buffers;

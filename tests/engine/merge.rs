@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use vhost_user_blk::engine::{IoOp, Requests};
+use vhost_user_blk::io::{IoOp, Requests};
 
 use crate::disk::{Disk, for_each};
 use crate::support::Buffers;

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use vhost_user_blk::aio::AioContext;
-use vhost_user_blk::engine::{IoOp, IoRange};
+use vhost_user_blk::io::{IoOp, IoRange};
 
 use crate::disk::{CASES, Disk};
 use crate::support::Buffers;

@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::AioContext;
-use vhost_user_blk::engine::{Choice, IoOp};
+use vhost_user_blk::engine::Choice;
+use vhost_user_blk::io::IoOp;
 
 use crate::disk::Disk;
 use crate::support::{Buffers, Image, On};

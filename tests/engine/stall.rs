@@ -1,7 +1,8 @@
 //! A file that stalls does not hold up the IOThread.
 
 use vhost_user_blk::aio::AioContext;
-use vhost_user_blk::engine::{Choice, IoOp};
+use vhost_user_blk::engine::Choice;
+use vhost_user_blk::io::IoOp;
 use vhost_user_blk::storage::{OpenOptions, Storage};
 
 use crate::disk::Disk;

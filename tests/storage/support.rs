@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use vhost_user_blk::iov::IoVecs;
+use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::storage::{Error, OpenOptions, Storage};
 
 /// Where an image lies.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::BlkQueue;
-use crate::engine::{Completer, Requests};
+use crate::io::{Completer, Requests};
 
 /// A driver that waits for this queue alone is told of the first completions of a visit that takes longer than this: it
 /// then works at the same time as we do.

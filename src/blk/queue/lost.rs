@@ -6,7 +6,7 @@
 use std::io;
 
 use super::{BlkQueue, QueueError, State};
-use crate::engine::Requests;
+use crate::io::Requests;
 use crate::memory::losses;
 
 impl BlkQueue {

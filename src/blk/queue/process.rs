@@ -7,7 +7,7 @@ use super::{BlkQueue, State};
 use crate::blk::device::DeviceState;
 use crate::blk::stats::RingState;
 use crate::defer::DeferScope;
-use crate::engine::{Completer, IoRequest, Requests};
+use crate::io::{Completer, IoRequest, Requests};
 
 /// What one visit found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,7 +108,7 @@ impl State {
         };
         let before = batch.len();
         let rules = device.rules(self.write_through);
-        let result = running.take(device, &rules, &self.stats, self.polled, &mut self.free, batch);
+        let result = running.take(&rules, &self.stats, self.polled, &mut self.free, batch);
         self.in_flight += u16::try_from(batch.len() - before).expect("bounded by the budget");
         result
     }

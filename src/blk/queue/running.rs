@@ -8,8 +8,8 @@ use super::process::Collected;
 use crate::blk::device::DeviceState;
 use crate::blk::request::{self, Action, Rules, Status};
 use crate::blk::stats::QueueStats;
-use crate::engine::{IoOp, IoRequest, Requests};
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
+use crate::io::{IoOp, IoRequest, Requests};
 use crate::memory::{DirtyLog, GuestMemory, MemoryView, RingLog};
 use crate::virtqueue::{Chain, ChainError, RingAddresses, RingError, SplitRing};
 
@@ -130,7 +130,6 @@ impl Running {
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
     pub(super) fn take(
         &mut self,
-        device: &DeviceState,
         rules: &Rules<'_>,
         stats: &QueueStats,
         polled: bool,
@@ -145,9 +144,7 @@ impl Running {
                     more: false,
                 });
             };
-            let mut request = free
-                .pop()
-                .unwrap_or_else(|| IoRequest::new(Arc::clone(&device.storage)));
+            let mut request = free.pop().unwrap_or_default();
             match self.begin(head, &mut request, rules, stats) {
                 Ok(true) => batch.push(request),
                 Ok(false) => {

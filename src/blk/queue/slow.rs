@@ -9,7 +9,7 @@ use super::{BlkQueue, State};
 use crate::aio::{AioContext, Timer};
 use crate::blk::device::DeviceState;
 use crate::blk::trouble::At;
-use crate::engine::IoRequest;
+use crate::io::IoRequest;
 
 /// When each request in flight has begun. IOThread only.
 #[derive(Debug)]

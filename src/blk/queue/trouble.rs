@@ -11,7 +11,7 @@ use super::BlkQueue;
 use crate::aio::{AioContext, Timer};
 use crate::blk::trouble::{At, Verdict};
 use crate::defer::DeferScope;
-use crate::engine::{Completer, IoOp, IoRequest, Requests};
+use crate::io::{Completer, IoOp, IoRequest, Requests};
 
 /// The first retry comes after this time, the next ones after twice as long each, up to the other.
 const FIRST_RETRY: Duration = Duration::from_millis(100);

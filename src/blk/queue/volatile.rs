@@ -9,7 +9,7 @@ use std::rc::{Rc, Weak};
 use super::{BlkQueue, State};
 use crate::aio::{AioContext, BottomHalf};
 use crate::defer::DeferScope;
-use crate::engine::{Completer, IoOp, IoRequest, Requests};
+use crate::io::{Completer, IoOp, IoRequest, Requests};
 
 /// The writes of a queue that are still to be flushed. IOThread only.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use super::{Action, Refusal, Rules, Status, checked_range, word};
 use crate::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
-use crate::engine::{IoRange, IoRequest};
+use crate::io::{IoRange, IoRequest};
 
 /// Bytes of a struct virtio_blk_discard_write_zeroes.
 const SEGMENT_LEN: usize = 16;

@@ -1,10 +1,8 @@
 //! What comes out of well-formed, odd and broken chains.
 
-use std::sync::Arc;
-
 use super::*;
 use crate::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
-use crate::iov::IoVecs;
+use crate::io::IoVecs;
 
 const RULES: Rules<'static> = Rules {
     capacity: 1 << 20,
@@ -41,11 +39,10 @@ struct Case {
 
 impl Case {
     fn new(readable: &[&[u8]], writable: &[usize]) -> Self {
-        let storage = Arc::new(crate::storage::Storage::null(1 << 20));
         Self {
             readable: readable.iter().map(|r| r.to_vec()).collect(),
             writable: writable.iter().map(|&len| vec![0; len]).collect(),
-            request: IoRequest::new(storage),
+            request: IoRequest::new(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{Effect, Fault};
-use crate::engine::IoOp;
+use crate::io::IoOp;
 
 /// Names of errors, as `errno` has them.
 const ERRORS: [(&str, i32); 10] = [

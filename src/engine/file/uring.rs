@@ -10,7 +10,7 @@ use io_uring::{Builder, IoUring, cqueue, opcode, register::Restriction, squeue, 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::kernel::{Completion, KernelQueue};
-use super::{IoOp, IoRequest};
+use crate::io::{IoOp, IoRequest};
 
 /// Entries of the submission queue; the completion queue has twice as many.
 const ENTRIES: u32 = 256;
@@ -19,7 +19,7 @@ const ENTRIES: u32 = 256;
 const DISK: Fixed = Fixed(0);
 
 /// A ring.
-pub(super) struct Uring {
+pub(in crate::engine) struct Uring {
     ring: IoUring,
     event: EventFd,
 }
@@ -29,7 +29,7 @@ impl Uring {
     ///
     /// # Errors
     /// Those of `io_uring_setup`; `Unsupported` for a kernel whose io_uring lacks what we need (Linux 5.6).
-    pub(super) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(in crate::engine) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
         Self::with_entries(file, ENTRIES)
     }
 

@@ -1,7 +1,7 @@
 //! Scatter-gather lists of memory that the kernel reads and writes.
 //!
-//! The lowest layer: storage and engines see these lists and nothing of the guest. Guest memory never becomes a
-//! `&[u8]`, because the guest may change it at any time; it is handed to the kernel as an iovec.
+//! Storage and engines see these lists and nothing of the guest. Guest memory never becomes a `&[u8]`, because the guest
+//! may change it at any time; it is handed to the kernel as an iovec.
 
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
@@ -57,9 +57,26 @@ impl IoVecs {
     ///
     /// # Safety
     /// What [`IoVecs::push`] asks for holds for `other` until this list, too, is cleared or dropped.
-    pub unsafe fn append(&mut self, other: &Self) {
+    pub(super) unsafe fn append(&mut self, other: &Self) {
         self.vecs.extend_from_slice(other.ranges());
         self.len += other.len;
+    }
+
+    /// Appends `len` bytes of `other` from its byte `at` on, as far as it has them.
+    ///
+    /// # Safety
+    /// As for [`IoVecs::append`].
+    pub(super) unsafe fn append_part(&mut self, other: &Self, mut at: usize, mut len: usize) {
+        for range in other.ranges() {
+            let skipped = at.min(range.0.iov_len);
+            let taken = (range.0.iov_len - skipped).min(len);
+            // SAFETY: `skipped` is within the range; for the rest the caller vouches.
+            unsafe { self.push(range.0.iov_base.cast::<u8>().add(skipped), taken) };
+            (at, len) = (at - skipped, len - taken);
+            if len == 0 {
+                return;
+            }
+        }
     }
 
     /// Forgets all ranges, keeps the capacity.

@@ -1,9 +1,11 @@
 //! Requests that the IOThread does by itself, because they take no waiting.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{IoOp, IoRequest, Requests};
+use super::execute::try_execute;
+use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::{Nowait, Storage};
 
 /// Longest request done in the IOThread, in bytes: copying more takes so long that another CPU had better do it.
@@ -17,7 +19,8 @@ const MEASURED: usize = 4;
 
 /// The decision which requests of one queue are tried in its IOThread. IOThread only.
 #[derive(Debug)]
-pub(super) struct Inline {
+pub(in crate::engine) struct Inline {
+    storage: Arc<Storage>,
     nowait: Nowait,
     reads: Misses,
     writes: Misses,
@@ -26,9 +29,10 @@ pub(super) struct Inline {
 }
 
 impl Inline {
-    pub(super) fn new(storage: &Storage) -> Self {
+    pub(in crate::engine) fn new(storage: Arc<Storage>) -> Self {
         Self {
             nowait: storage.nowait(),
+            storage,
             reads: Misses::default(),
             writes: Misses::default(),
             cost: Cell::default(),
@@ -36,13 +40,13 @@ impl Inline {
     }
 
     /// What a request has taken lately, in a long batch.
-    pub(super) fn cost(&self) -> Duration {
+    pub(in crate::engine) fn cost(&self) -> Duration {
         self.cost.get()
     }
 
     /// Executes those of the next [`SLICE`] requests from `from` on that take no waiting, and moves them to `done`.
     /// The others stay, in order; returns where the rest begins.
-    pub(super) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
+    pub(in crate::engine) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
         if self.nowait == Nowait::No {
             return batch.len();
         }
@@ -66,7 +70,7 @@ impl Inline {
         if request.whole().len() > LONGEST || !misses.is_worth_trying() {
             return false;
         }
-        let done = request.try_execute();
+        let done = try_execute(&self.storage, request);
         misses.tell(done);
         done
     }

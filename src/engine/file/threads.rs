@@ -5,24 +5,28 @@
 //! same.)
 
 use std::cell::RefCell;
-use std::io;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use super::{IoOp, IoRequest, Requests};
+use super::job::Jobs;
 use crate::aio::AioContext;
+use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::Storage;
-use crate::thread_pool::{Outcome, ThreadPool, Work};
+use crate::thread_pool::{ThreadPool, Work};
 
-/// Every request is one piece of work for the pool.
-pub(super) struct ThreadsEngine {
+/// Every request is one job for the pool.
+pub(in crate::engine) struct ThreadsEngine {
     pool: ThreadPool,
+    jobs: Rc<Jobs>,
     /// For writes that take turns.
     writer: Option<ThreadPool>,
     /// Recycled between batches.
     works: RefCell<Vec<Box<dyn Work>>>,
 }
 
-impl std::fmt::Debug for ThreadsEngine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for ThreadsEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ThreadsEngine")
             .field("pool", &self.pool)
             .finish_non_exhaustive()
@@ -31,25 +35,30 @@ impl std::fmt::Debug for ThreadsEngine {
 
 impl ThreadsEngine {
     /// An engine for `storage` on a pool of the calling thread's context.
-    pub(super) fn new(ctx: &AioContext, storage: &Storage, pool: ThreadPool) -> Self {
+    pub(in crate::engine) fn new(ctx: &AioContext, storage: Arc<Storage>, pool: ThreadPool) -> Self {
         Self {
             writer: storage.writes_take_turns().then(|| pool.serial_sibling(ctx)),
+            jobs: Jobs::new(storage),
             pool,
             works: RefCell::default(),
         }
     }
 
+    pub(super) fn storage(&self) -> &Arc<Storage> {
+        self.jobs.storage()
+    }
+
     /// Queues the batch, which is left empty.
-    pub(super) fn submit(&self, batch: &mut Requests) {
+    pub(in crate::engine) fn submit(&self, batch: &mut Requests) {
         let mut works = self.works.take();
         if let Some(writer) = &self.writer {
             let writes = batch.extract_if(.., |request| request.op == IoOp::Write { durable: false });
-            works.extend(writes.map(|request| request as Box<dyn Work>));
+            works.extend(writes.map(|request| self.jobs.job(request)));
             if !works.is_empty() {
                 writer.submit_batch(&mut works);
             }
         }
-        works.extend(batch.drain(..).map(|request| request as Box<dyn Work>));
+        works.extend(batch.drain(..).map(|request| self.jobs.job(request)));
         if !works.is_empty() {
             self.pool.submit_batch(&mut works);
         }
@@ -63,21 +72,6 @@ impl ThreadsEngine {
 
     /// Queues one request.
     pub(super) fn submit_one(&self, request: Box<IoRequest>) {
-        self.pool.submit(request);
-    }
-}
-
-impl Work for IoRequest {
-    fn run(&mut self) {
-        self.execute();
-    }
-
-    fn complete(mut self: Box<Self>, _ctx: &AioContext, outcome: Outcome) {
-        match outcome {
-            Outcome::Done => {}
-            Outcome::Cancelled => self.set_results(|| Err(io::Error::from_raw_os_error(libc::ECANCELED))),
-            Outcome::Panicked => self.set_results(|| Err(io::Error::from_raw_os_error(libc::EIO))),
-        }
-        self.finish();
+        self.pool.submit(self.jobs.job(request));
     }
 }

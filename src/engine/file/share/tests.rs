@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::sync::mpsc::{self, Sender};
 
+use super::super::merge::Merger;
 use super::*;
 use crate::aio::Timer;
-use crate::engine::merge::Merger;
 use crate::storage::Storage;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -24,9 +24,9 @@ struct Clumsy {
 impl Work for Clumsy {
     fn run(&mut self) {
         let _through = Through(&self.through);
-        self.help.help(|request| {
+        self.help.help(|storage, request| {
             assert_ne!(request.token, self.panics_at, "as asked for");
-            request.token % 3 != 0 && request.try_execute()
+            request.token % 3 != 0 && try_execute(storage, request)
         });
     }
 
@@ -90,7 +90,7 @@ impl Queue {
         while pool.counters().idle_threads == 0 {
             ctx.poll(false);
         }
-        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, &storage, pool)));
+        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, Arc::clone(&storage), pool)));
         let back: Rc<Back> = Rc::default();
         back.sharing.replace(Some(Rc::clone(&sharing)));
         Self {
@@ -104,7 +104,7 @@ impl Queue {
 
     fn batch(&self) -> Requests {
         let request = |token| {
-            let mut request = IoRequest::new(Arc::clone(&self.storage));
+            let mut request = IoRequest::new();
             (request.token, request.offset) = (token, u64::from(token) * 512);
             // SAFETY: nobody follows the address: what reads this storage does not touch memory.
             unsafe { request.iov.push(std::ptr::dangling_mut(), 512) };
@@ -122,7 +122,7 @@ impl Queue {
         let mut done = Requests::new();
         while self.sharing.take_back(&mut batch, &mut done) {}
         for request in &mut batch {
-            assert!(request.try_execute());
+            assert!(try_execute(&self.storage, request));
         }
         self.back
             .requests
@@ -191,7 +191,7 @@ fn merged_requests_come_back_one_by_one_from_a_worker_that_is_late() {
     ended.recv_timeout(DEADLINE).unwrap();
     // The worker has all but what the IOThread has kept.
     for mut request in batch {
-        assert!(request.try_execute());
+        assert!(try_execute(&queue.storage, &mut request));
         request.disband(|request| queue.back.complete(request));
     }
     while queue.sharing.is_sharing() {

@@ -10,8 +10,7 @@
 
 use std::cell::RefCell;
 
-use super::{IoOp, IoRequest, Requests};
-use crate::iov::IoVecs;
+use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::{Nowait, Storage};
 
 /// Most bytes that become one request: more would save little, and lets the first wait for the last. From memory less, so
@@ -22,31 +21,23 @@ const MAX_BYTES_IN_MEMORY: usize = 32 << 10;
 /// Most ranges of memory, well below what one system call takes (IOV_MAX).
 const MAX_RANGES: usize = 256;
 
-/// Those that a leading request stands for, beside itself. Kept for its capacity when they have left.
-#[derive(Debug, Default)]
-pub(super) struct Followers {
-    requests: Requests,
-    /// The memory of all, the leader's first. Empty if there are no followers.
-    iov: IoVecs,
-}
-
 /// Merges the requests of one queue. IOThread only.
 #[derive(Debug)]
-pub(super) struct Merger {
+pub(in crate::engine) struct Merger {
     max_bytes: usize,
     /// Recycled between batches.
     spare: RefCell<Requests>,
 }
 
 impl Merger {
-    pub(super) fn new(storage: &Storage) -> Self {
+    pub(in crate::engine) fn new(storage: &Storage) -> Self {
         Self::up_to(match storage.nowait() {
             Nowait::Memory => MAX_BYTES_IN_MEMORY,
             _ => MAX_BYTES,
         })
     }
 
-    pub(super) fn up_to(max_bytes: usize) -> Self {
+    pub(in crate::engine) fn up_to(max_bytes: usize) -> Self {
         Self {
             max_bytes,
             spare: RefCell::default(),
@@ -54,7 +45,7 @@ impl Merger {
     }
 
     /// Merges what follows each other in `batch`.
-    pub(super) fn merge(&self, batch: &mut Requests) {
+    pub(in crate::engine) fn merge(&self, batch: &mut Requests) {
         if batch.is_sorted_by(|one, next| !self.fit(one, next)) {
             return;
         }
@@ -70,7 +61,7 @@ impl Merger {
 
     /// Whether `next` goes on where `leader` ends, and both may become one.
     fn fit(&self, leader: &IoRequest, next: &IoRequest) -> bool {
-        let (iov, more) = (leader.whole(), &next.iov);
+        let (iov, more) = (leader.whole(), next.alone());
         leader.op == next.op
             && leader.offset.checked_add(iov.len() as u64) == Some(next.offset)
             && matches!(leader.op, IoOp::Read | IoOp::Write { .. })
@@ -79,59 +70,20 @@ impl Merger {
     }
 }
 
-impl IoRequest {
-    /// Stands for others as well.
-    pub(super) fn is_merged(&self) -> bool {
-        self.followers.as_ref().is_some_and(|f| !f.requests.is_empty())
-    }
-
-    /// The memory of a read or write, that of its followers included.
-    pub(super) fn whole(&self) -> &IoVecs {
-        match &self.followers {
-            Some(followers) if !followers.requests.is_empty() => &followers.iov,
-            _ => &self.iov,
-        }
-    }
-
-    /// The requests that it stands for, beside itself.
-    pub(super) fn followers(&mut self) -> &mut [Box<Self>] {
-        self.followers.as_mut().map_or(&mut [], |f| &mut f.requests)
-    }
-
-    /// Hands it to `taker`, after those that it stands for.
-    pub(super) fn disband(mut self: Box<Self>, mut taker: impl FnMut(Box<Self>)) {
-        if let Some(followers) = &mut self.followers {
-            followers.iov.clear();
-            followers.requests.drain(..).for_each(&mut taker);
-        }
-        taker(self);
-    }
-
-    fn absorb(&mut self, next: Box<Self>) {
-        let followers = self.followers.get_or_insert_default();
-        if followers.requests.is_empty() {
-            // SAFETY: who submitted the requests keeps their memory until they are back, and `disband` clears this list
-            // before it lets go of them.
-            unsafe { followers.iov.append(&self.iov) };
-        }
-        // SAFETY: as above.
-        unsafe { followers.iov.append(&next.iov) };
-        followers.requests.push(next);
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::rc::Rc;
-    use std::sync::Arc;
-
+pub(super) mod tests {
     use super::*;
-    use crate::aio::AioContext;
-    use crate::engine::Completer;
-    use crate::thread_pool::{Outcome, Work};
+    use crate::io::Completer;
 
+    /// What came back.
     #[derive(Default)]
-    struct Back(RefCell<Requests>);
+    pub(in super::super) struct Back(RefCell<Requests>);
+
+    impl Back {
+        pub(in super::super) fn take(&self) -> Requests {
+            self.0.take()
+        }
+    }
 
     impl Completer for Back {
         fn complete(&self, request: Box<IoRequest>) {
@@ -140,10 +92,9 @@ mod tests {
     }
 
     /// Reads of 512 bytes, one after the other.
-    fn sequence(count: u16, memory: &mut [u8; 512]) -> Requests {
-        let storage = Arc::new(Storage::null(1 << 20));
+    pub(in super::super) fn sequence(count: u16, memory: &mut [u8; 512]) -> Requests {
         let one = |token| {
-            let mut request = IoRequest::new(Arc::clone(&storage));
+            let mut request = IoRequest::new();
             (request.token, request.offset) = (token, u64::from(token) * 512);
             // SAFETY: the memory outlives the requests, and nobody reads what is in it.
             unsafe { request.iov.push(memory.as_mut_ptr(), 512) };
@@ -168,27 +119,6 @@ mod tests {
             for leader in &batch {
                 assert!(leader.whole().len() <= max_bytes && leader.whole().as_slice().len() <= MAX_RANGES);
             }
-        }
-    }
-
-    #[test]
-    fn a_worker_that_panics_fails_all_that_it_had() {
-        let (mut memory, ctx) = ([0; 512], AioContext::new().unwrap());
-        for (outcome, errno) in [
-            (Outcome::Panicked, libc::EIO),
-            (Outcome::Cancelled, libc::ECANCELED),
-        ] {
-            let mut batch = sequence(3, &mut memory);
-            Merger::up_to(4096).merge(&mut batch);
-            let (back, mut leader) = (Rc::<Back>::default(), batch.remove(0));
-            leader.set_completer(Rc::clone(&back) as Rc<dyn Completer>);
-            leader.complete(&ctx, outcome);
-            let errors = back
-                .0
-                .take()
-                .into_iter()
-                .map(|request| request.result.unwrap_err().raw_os_error());
-            assert_eq!(errors.collect::<Vec<_>>(), [Some(errno); 3]);
         }
     }
 

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::engine::Completer;
-use crate::engine::merge::Merger;
-use crate::storage::Storage;
+use super::super::merge::Merger;
+use crate::io::Completer;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
 /// A kernel that does what the test says.
@@ -90,7 +89,6 @@ struct Setup {
     script: Rc<RefCell<Script>>,
     done: Rc<Done>,
     memory: Vec<u8>,
-    storage: Arc<Storage>,
     ctx: AioContext,
 }
 
@@ -108,7 +106,7 @@ impl Setup {
             finished: Vec::new(),
         }));
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
-        let threads = ThreadsEngine::new(&ctx, &storage, pool);
+        let threads = ThreadsEngine::new(&ctx, storage, pool);
         let engine = KernelEngine::new(&ctx, "test".to_owned(), Fake(Rc::clone(&script)), threads).unwrap();
         let (done, memory) = (Rc::default(), vec![0; 4096]);
         Self {
@@ -116,7 +114,6 @@ impl Setup {
             script,
             done,
             memory,
-            storage,
             ctx,
         }
     }
@@ -142,7 +139,7 @@ impl Setup {
     fn batch(&mut self, count: usize) -> Requests {
         let mut batch = Requests::new();
         for _ in 0..count {
-            let mut request = IoRequest::new(Arc::clone(&self.storage));
+            let mut request = IoRequest::new();
             // SAFETY: the memory outlives the engine; nothing refers to it meanwhile.
             unsafe { request.iov.push(self.memory.as_mut_ptr(), self.memory.len()) };
             request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);

@@ -7,21 +7,25 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use super::fault::{Effect, Fault, Faults};
-use super::{Engine, IoOp, IoRequest, Requests};
+use super::{Effect, Fault, Faults};
 use crate::aio::AioContext;
+use crate::engine::Engine;
+use crate::engine::file::execute::execute;
+use crate::io::{IoOp, IoRequest, Requests};
+use crate::storage::Storage;
 use crate::thread_pool::{Outcome, ThreadPool, Work};
 
 /// An engine with faults. IOThread only.
 #[derive(Debug)]
-pub(super) struct Injector {
-    pub(super) faults: Arc<Faults>,
-    pub(super) pool: ThreadPool,
+pub(in crate::engine) struct Injector {
+    pub(in crate::engine) faults: Arc<Faults>,
+    pub(in crate::engine) storage: Arc<Storage>,
+    pub(in crate::engine) pool: ThreadPool,
 }
 
 impl Injector {
     /// Takes those out of `batch` that are to go wrong, and sends the others on.
-    pub(super) fn submit(&self, engine: &Engine, batch: &mut Requests) {
+    pub(in crate::engine) fn submit(&self, engine: &Engine, batch: &mut Requests) {
         let mut faulty: Vec<Box<dyn Work>> = Vec::new();
         for request in std::mem::take(batch) {
             let effect = match request.op {
@@ -38,6 +42,7 @@ impl Injector {
                     request,
                     effect,
                     faults: Arc::clone(&self.faults),
+                    storage: Arc::clone(&self.storage),
                 })),
             }
         }
@@ -52,7 +57,7 @@ impl Injector {
 fn place(request: &IoRequest) -> Option<(u64, u64)> {
     let len = match request.op {
         IoOp::Discard | IoOp::WriteZeroes { .. } => request.ranges.iter().map(|range| range.len).sum(),
-        _ => request.iov.len() as u64,
+        _ => request.alone().len() as u64,
     };
     Some((request.first_byte()?, len))
 }
@@ -62,13 +67,14 @@ struct Faulty {
     request: Box<IoRequest>,
     effect: Effect,
     faults: Arc<Faults>,
+    storage: Arc<Storage>,
 }
 
 impl Work for Faulty {
     fn run(&mut self) {
         thread::sleep(self.effect.delay);
         let request = &mut *self.request;
-        let (storage, iov) = (request.storage(), &request.iov);
+        let (storage, iov) = (&*self.storage, request.alone());
         let write = matches!(request.op, IoOp::Write { .. });
         request.result = match self.effect.fault {
             None if request.op == IoOp::Salvage => {
@@ -79,7 +85,7 @@ impl Work for Faulty {
                 request.op = IoOp::Read;
                 Ok(())
             }
-            None => return request.execute(),
+            None => return execute(storage, request),
             // On the IOThread already, see `submit`.
             Some(Fault::Panic) => panic!("injected (--inject)"),
             Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
@@ -98,7 +104,10 @@ impl Work for Faulty {
         };
     }
 
-    fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome) {
-        self.request.complete(ctx, outcome);
+    fn complete(mut self: Box<Self>, _ctx: &AioContext, outcome: Outcome) {
+        if outcome != Outcome::Done {
+            self.request.result = Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.request.finish();
     }
 }

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use send_wrapper::SendWrapper;
 
+use super::execute::try_execute;
 use super::inline::Misses;
 use super::threads::ThreadsEngine;
-use super::{Completer, IoRequest, Requests};
 use crate::aio::AioContext;
+use crate::io::{Completer, IoRequest, Requests};
+use crate::storage::Storage;
 use crate::thread_pool::{Outcome, Work};
 
 /// Shorter batches are over before a worker has woken up, in number and in time.
@@ -91,7 +93,7 @@ impl Lists {
 
 /// One queue's side of it. IOThread only.
 #[derive(Debug)]
-pub(super) struct Sharing {
+pub(in crate::engine) struct Sharing {
     threads: Rc<ThreadsEngine>,
     pile: Arc<Pile>,
     /// A worker was asked for and is not back.
@@ -105,7 +107,7 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    pub(super) fn new(threads: Rc<ThreadsEngine>) -> Rc<Self> {
+    pub(in crate::engine) fn new(threads: Rc<ThreadsEngine>) -> Rc<Self> {
         Rc::new(Self {
             threads,
             pile: Arc::default(),
@@ -116,19 +118,19 @@ impl Sharing {
         })
     }
 
-    pub(super) fn is_sharing(&self) -> bool {
+    pub(in crate::engine) fn is_sharing(&self) -> bool {
         self.asked.get()
     }
 
     /// Whether to share a batch of `len` requests that take `cost` each.
-    pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
+    pub(in crate::engine) fn pays(&self, len: usize, cost: Duration) -> bool {
         self.step.set(if cost < LONG { TAKEN } else { 1 });
         let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
         len >= FEWEST && long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
     }
 
     /// Leaves the tail of `batch` to whoever takes it first, and asks a worker to.
-    pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
+    pub(in crate::engine) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
         let help = self.leave_tail(batch, completer);
         self.threads.submit_work(Box::new(help));
     }
@@ -143,6 +145,7 @@ impl Sharing {
         self.asked.set(true);
         self.got.set(0);
         Help {
+            storage: Arc::clone(self.threads.storage()),
             pile: Arc::clone(&self.pile),
             held: Requests::new(),
             missed: Requests::new(),
@@ -150,8 +153,8 @@ impl Sharing {
         }
     }
 
-    /// See [`Engine::take_back`](super::Engine::take_back).
-    pub(super) fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
+    /// See [`Engine::take_back`](crate::engine::Engine::take_back).
+    pub(in crate::engine) fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
         if !self.asked.get() {
             return false;
         }
@@ -195,6 +198,7 @@ impl Sharing {
 
 /// A worker's share of a batch.
 struct Help {
+    storage: Arc<Storage>,
     pile: Arc<Pile>,
     /// Taken and not given back; empty at the end, unless it panicked.
     held: Requests,
@@ -205,18 +209,20 @@ struct Help {
 
 impl Help {
     /// Has `execute` do what is on the pile; it returns whether it did.
-    fn help(&mut self, execute: impl Fn(&mut IoRequest) -> bool) {
+    fn help(&mut self, execute: impl Fn(&Storage, &mut IoRequest) -> bool) {
         while self.pile.exchange(&mut self.held) {
             // One by one: a panic of `execute` loses none.
-            self.missed
-                .extend(self.held.extract_if(.., |request| !execute(request)));
+            self.missed.extend(
+                self.held
+                    .extract_if(.., |request| !execute(&self.storage, request)),
+            );
         }
     }
 }
 
 impl Work for Help {
     fn run(&mut self) {
-        self.help(IoRequest::try_execute);
+        self.help(try_execute);
     }
 
     fn complete(mut self: Box<Self>, _ctx: &AioContext, _outcome: Outcome) {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::kernel::{Completion, KernelQueue};
-use super::{IoOp, IoRequest};
+use crate::io::{IoOp, IoRequest};
 
 /// Requests in the kernel at once.
 const ENTRIES: usize = 256;
@@ -61,7 +61,7 @@ struct AioRing {
 }
 
 /// A context.
-pub(super) struct LinuxAio {
+pub(in crate::engine) struct LinuxAio {
     id: libc::c_ulong,
     file: u32,
     event: EventFd,
@@ -78,7 +78,7 @@ impl LinuxAio {
     ///
     /// # Errors
     /// Those of `io_setup`.
-    pub(super) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(in crate::engine) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let file = u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut id: libc::c_ulong = 0;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::error::Error;
 use super::linux_aio::LinuxAio;
 use super::uring::Uring;
+use crate::engine::error::Error;
 use crate::storage::{Nowait, Storage};
 
 /// What the user asks for.
@@ -25,15 +25,15 @@ pub enum Choice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The IOThread does by itself what takes no waiting.
-    pub(super) inline: bool,
+    pub(in crate::engine) inline: bool,
     /// Adjacent requests of a batch become one.
     merging: bool,
-    pub(super) executor: Executor,
+    pub(in crate::engine) executor: Executor,
 }
 
 /// Who executes what the IOThread does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Executor {
+pub(in crate::engine) enum Executor {
     /// Nothing is left to execute.
     Nobody,
     Threads,
@@ -85,11 +85,11 @@ impl Plan {
     }
 
     /// The IOThread's pool may help with what the IOThread does by itself.
-    pub(super) fn shares(self) -> bool {
+    pub(in crate::engine) fn shares(self) -> bool {
         self.inline && self.executor == Executor::Threads
     }
 
-    pub(super) fn merges(self) -> bool {
+    pub(in crate::engine) fn merges(self) -> bool {
         // Without a file there is nothing to be saved.
         self.merging && self.executor != Executor::Nobody
     }

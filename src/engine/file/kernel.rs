@@ -11,18 +11,19 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::error::Error;
 use super::threads::ThreadsEngine;
-use super::{IoOp, IoRequest, Requests};
 use crate::aio::{AioContext, EventSet, FdHandler, Poller, PollerHandle, Timer};
 use crate::defer::DeferScope;
+use crate::engine::error::Error;
+use crate::io::{IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
+use crate::storage::Storage;
 
 /// A kernel that is short of memory is asked again after this time.
 const RETRY_TIME: Duration = Duration::from_millis(1);
 
 /// A submission and completion queue shared with the kernel. One thread only.
-pub(super) trait KernelQueue: 'static {
+pub(in crate::engine) trait KernelQueue: 'static {
     /// Most requests that the kernel may have at once, at least 1.
     fn capacity(&self) -> usize;
 
@@ -57,7 +58,7 @@ pub(super) trait KernelQueue: 'static {
 
 /// What the kernel says at the end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Completion {
+pub(in crate::engine) struct Completion {
     /// As given to [`KernelQueue::prepare`].
     pub(super) data: u64,
     /// Bytes moved, or a negative errno.
@@ -68,7 +69,7 @@ pub(super) struct Completion {
 ///
 /// It may be dropped only when no request is in flight. (If one is nevertheless, the drop waits for it: the kernel
 /// writes into its memory.)
-pub(super) struct KernelEngine<Q: KernelQueue> {
+pub(in crate::engine) struct KernelEngine<Q: KernelQueue> {
     // Before `inner`: nobody polls what is being dropped.
     _events: FdHandler,
     _poller: PollerHandle,
@@ -97,7 +98,7 @@ impl<Q: KernelQueue> KernelEngine<Q> {
     ///
     /// # Errors
     /// The eventfd of the queue cannot be watched.
-    pub(super) fn new(
+    pub(in crate::engine) fn new(
         ctx: &AioContext,
         disk: String,
         queue: Q,
@@ -138,10 +139,10 @@ impl<Q: KernelQueue> KernelEngine<Q> {
     }
 
     /// Starts the batch, which is left empty, with one system call if it fits.
-    pub(super) fn submit(&self, batch: &mut Requests) {
+    pub(in crate::engine) fn submit(&self, batch: &mut Requests) {
         let inner = &*self.inner;
         let mut backlog = inner.backlog.borrow_mut();
-        for request in batch.extract_if(.., |request| suits(request)) {
+        for request in batch.extract_if(.., |request| suits(inner.threads.storage(), request)) {
             backlog.push_back(request);
         }
         drop(backlog);
@@ -153,15 +154,13 @@ impl<Q: KernelQueue> KernelEngine<Q> {
 }
 
 /// Whether the kernel can do the request without our help.
-fn suits(request: &IoRequest) -> bool {
+fn suits(storage: &Storage, request: &IoRequest) -> bool {
     let write = match request.op {
         IoOp::Read => false,
         IoOp::Write { durable: false } => true,
         _ => return false,
     };
-    request
-        .storage()
-        .takes_as_is(request.whole(), request.offset, write)
+    storage.takes_as_is(request.whole(), request.offset, write)
 }
 
 impl<Q: KernelQueue> Inner<Q> {
@@ -175,7 +174,7 @@ impl<Q: KernelQueue> Inner<Q> {
             let request = Box::into_raw(request);
             let data = request.expose_provenance() as u64;
             // SAFETY: the box was given up just now; only `retrieve` makes one of it again, after the completion. Its
-            // memory stays mapped while the request is out (see `IoRequest::iov`).
+            // memory stays mapped while the request is out (see `IoVecs`).
             if !unsafe { queue.prepare(&*request, data) } {
                 // SAFETY: it was not prepared, so the box is still ours alone.
                 backlog.push_front(unsafe { Box::from_raw(request) });
@@ -237,7 +236,7 @@ impl<Q: KernelQueue> Inner<Q> {
                 request.finish();
             }
             Verdict::Finished(Ok(())) => {
-                request.set_results(|| Ok(()));
+                request.set_results(|_| Ok(()));
                 request.finish();
             }
             Verdict::Again => self.threads.submit_one(request),
