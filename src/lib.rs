@@ -22,6 +22,7 @@ pub mod blk;
 pub mod config;
 pub mod defer;
 pub mod engine;
+mod guard;
 pub mod io;
 pub mod limits;
 pub mod log_limit;

@@ -9,14 +9,12 @@ use std::sync::Arc;
 
 mod area;
 mod file;
-mod guard;
 mod log;
 mod mapping;
 mod view;
 
 pub use area::MappedArea;
 pub(crate) use file::{keep_length, memfd};
-pub(crate) use guard::{install as survive_lost_memory, losses};
 pub use log::{DirtyLog, LogError, RingLog};
 use mapping::Mapping;
 pub use view::MemoryView;
@@ -136,7 +134,7 @@ impl GuestMemory {
             return Err(Error::TooMany);
         }
         let mapping =
-            Mapping::new(file, file_offset, size).map_err(|source| Error::Map { guest, len, source })?;
+            Mapping::of_guest(file, file_offset, size).map_err(|source| Error::Map { guest, len, source })?;
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.info.guest < guest);
         regions.insert(
@@ -168,11 +166,6 @@ impl GuestMemory {
     /// True if the frontend has shared no memory (yet).
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
-    }
-
-    /// True if the frontend has made the file of a region shorter, and an access has noticed.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.regions.iter().any(|r| r.mapping.is_lost())
     }
 
     /// The guest address behind the last region; 0 if there is none.

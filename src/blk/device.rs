@@ -13,8 +13,8 @@ use super::trouble::{Trouble, TroubleParams};
 use super::write_cache::WriteCache;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Faults, Plan};
+use crate::guard;
 use crate::log_limit::LogLimit;
-use crate::memory::survive_lost_memory;
 use crate::storage::{LockError, Storage};
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
@@ -86,7 +86,7 @@ impl BlkDevice {
         params: DeviceParams,
         iothreads: &[IoThread],
     ) -> Result<Self, CreateError> {
-        survive_lost_memory().map_err(CreateError::Signal)?;
+        guard::install().map_err(CreateError::Signal)?;
         let turn = Turn::new(Arc::clone(&storage));
         let config = BlkConfig {
             limits: *storage.limits(),

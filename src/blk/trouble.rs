@@ -81,14 +81,15 @@ impl TroubleParams {
     }
 }
 
-/// Whether an error is the disk's, and not the guest's (a range that is no more on the disk), or an end in sight.
+/// Whether an error is the disk's, and not the guest's (a range that is no more on the disk, memory that is gone), or an
+/// end in sight.
 fn is_the_disks(error: &io::Error) -> bool {
     match error.raw_os_error() {
         None => !matches!(
             error.kind(),
             io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
         ),
-        Some(libc::ECANCELED) => false,
+        Some(libc::ECANCELED | libc::EFAULT) => false,
         Some(_) => error.kind() != io::ErrorKind::Unsupported,
     }
 }
@@ -243,6 +244,7 @@ fn hint(error: &io::Error) -> &'static str {
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
             " (the image ends there: it is shorter than it was, or than SIGHUP has made known)"
         }
+        Some(libc::EFAULT) => " (guest memory is gone: its file was cut short, or it has failed)",
         Some(libc::EFBIG) => " (larger than the file system or 'ulimit -f' allows)",
         Some(libc::EROFS) => " (the file system has become read-only)",
         _ => "",

@@ -3,8 +3,12 @@
 //! Storage and engines see these lists and nothing of the guest. Guest memory never becomes a `&[u8]`, because the guest
 //! may change it at any time; it is handed to the kernel as an iovec.
 
+use std::ptr;
+
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
+
+use crate::guard::{has_lost, losses};
 
 /// A list of memory ranges of one I/O request, in order.
 ///
@@ -18,6 +22,8 @@ pub struct IoVecs {
     /// The ranges before this one were taken off. What is left need not be moved for that.
     first: usize,
     len: usize,
+    /// What to take off an address to access it ourselves: see [`IoVecs::set_own_distance`].
+    own_distance: usize,
 }
 
 /// One range; the layout of `struct iovec`.
@@ -53,6 +59,30 @@ impl IoVecs {
         }));
     }
 
+    /// The ranges are the kernel's mapping of memory that we access `distance` bytes below (see `guard`).
+    ///
+    /// Holds until the list is cleared.
+    ///
+    /// # Safety
+    /// [`IoVecs::push`]'s promise holds for those bytes as well.
+    pub(crate) unsafe fn set_own_distance(&mut self, distance: usize) {
+        self.own_distance = distance;
+    }
+
+    /// What to take off an address to access it ourselves.
+    pub(crate) fn own_distance(&self) -> usize {
+        self.own_distance
+    }
+
+    /// True if an access by ourselves has found some of the memory gone.
+    pub(crate) fn has_lost(&self) -> bool {
+        losses() > 0
+            && self
+                .as_slice()
+                .iter()
+                .any(|range| has_lost(own(range.iov_base, self.own_distance), range.iov_len))
+    }
+
     /// Appends the ranges of `other`.
     ///
     /// # Safety
@@ -60,6 +90,7 @@ impl IoVecs {
     pub(super) unsafe fn append(&mut self, other: &Self) {
         self.vecs.extend_from_slice(other.ranges());
         self.len += other.len;
+        self.own_distance = other.own_distance;
     }
 
     /// Appends `len` bytes of `other` from its byte `at` on, as far as it has them.
@@ -67,6 +98,7 @@ impl IoVecs {
     /// # Safety
     /// As for [`IoVecs::append`].
     pub(super) unsafe fn append_part(&mut self, other: &Self, mut at: usize, mut len: usize) {
+        self.own_distance = other.own_distance;
         for range in other.ranges() {
             let skipped = at.min(range.0.iov_len);
             let taken = (range.0.iov_len - skipped).min(len);
@@ -82,7 +114,7 @@ impl IoVecs {
     /// Forgets all ranges, keeps the capacity.
     pub fn clear(&mut self) {
         self.vecs.clear();
-        (self.first, self.len) = (0, 0);
+        (self.first, self.len, self.own_distance) = (0, 0, 0);
     }
 
     /// Bytes in all ranges together.
@@ -130,7 +162,7 @@ impl IoVecs {
             return self.read_front(&mut buf).then_some(buf);
         };
         // SAFETY: the range is valid (vouched for in `push`) for at least sixteen bytes.
-        let bytes = unsafe { read_volatile_16(vec.0.iov_base.cast()) };
+        let bytes = unsafe { read_volatile_16(own(vec.0.iov_base, self.own_distance)) };
         // SAFETY: within the range, or right behind it.
         vec.0.iov_base = unsafe { vec.0.iov_base.byte_add(16) };
         vec.0.iov_len -= 16;
@@ -151,7 +183,7 @@ impl IoVecs {
             let vec = &mut self.vecs[self.first];
             let len = vec.0.iov_len.min(buf.len() - done);
             // SAFETY: the range is valid (vouched for in `push`) and only accessed volatilely.
-            let slice = unsafe { VolatileSlice::new(vec.0.iov_base.cast(), len) };
+            let slice = unsafe { VolatileSlice::new(own(vec.0.iov_base, self.own_distance), len) };
             slice.copy_to(&mut buf[done..done + len]);
             done += len;
             if len < vec.0.iov_len {
@@ -172,20 +204,20 @@ impl IoVecs {
         for vec in self.ranges() {
             let len = vec.0.iov_len.min(data.len() - done);
             // SAFETY: as in `read_front`; ranges that are written to are writable.
-            let slice = unsafe { VolatileSlice::new(vec.0.iov_base.cast(), len) };
+            let slice = unsafe { VolatileSlice::new(own(vec.0.iov_base, self.own_distance), len) };
             slice.copy_from(&data[done..done + len]);
             done += len;
         }
         done
     }
 
-    /// Takes the last byte off the list and returns its address.
+    /// Takes the last byte off the list and returns the address at which we access it.
     #[inline]
     pub fn pop_last_byte(&mut self) -> Option<*mut u8> {
         let last = self.vecs[self.first..].last_mut()?;
         last.0.iov_len -= 1;
         self.len -= 1;
-        let (base, len) = (last.0.iov_base.cast::<u8>(), last.0.iov_len);
+        let (base, len) = (own(last.0.iov_base, self.own_distance), last.0.iov_len);
         if len == 0 {
             self.vecs.pop();
         }
@@ -198,6 +230,16 @@ impl IoVecs {
         self.ranges()
             .iter()
             .all(|v| v.0.iov_base.addr() & (base - 1) == 0 && v.0.iov_len & (len - 1) == 0)
+    }
+}
+
+/// Where we access a byte ourselves.
+#[inline]
+pub(crate) fn own(base: *mut libc::c_void, distance: usize) -> *mut u8 {
+    match distance {
+        0 => base.cast(),
+        // The mapping's provenance is exposed (`memory`).
+        _ => ptr::with_exposed_provenance_mut(base.addr() - distance),
     }
 }
 

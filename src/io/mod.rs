@@ -8,6 +8,6 @@ mod request;
 mod split;
 
 pub use iovec::IoVecs;
-pub(crate) use iovec::read_volatile_16;
+pub(crate) use iovec::{own, read_volatile_16};
 pub use request::{Completer, IoOp, IoRange, IoRequest, Requests};
 pub use split::{Split, Splitter};

@@ -20,8 +20,8 @@ pub enum IoOp {
     /// Fills the memory from `offset`.
     #[default]
     Read,
-    /// Fills the memory from `offset` after a read of it failed: with zeroes where nothing can be read. Never fails, and
-    /// comes back as a `Read`.
+    /// Fills the memory from `offset` after a read of it failed: with zeroes where nothing can be read. Fails only if
+    /// the memory is gone (EFAULT), and comes back as a `Read`.
     Salvage,
     /// Stores the memory at `offset`.
     Write {

@@ -51,9 +51,9 @@ impl MappedArea {
         }
     }
 
-    /// True if the file has become too short, and an access has noticed.
+    /// True if a page of it is gone, and an access has noticed.
     pub(crate) fn is_lost(&self) -> bool {
-        self.mapping.is_lost()
+        self.mapping.has_lost(self.base, self.len)
     }
 
     /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.

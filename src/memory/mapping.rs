@@ -3,86 +3,208 @@
 use std::fs::File;
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
+use std::sync::OnceLock;
 
-use super::guard::Guarded;
+use crate::guard::{Guarded, User};
 use crate::status::status;
 
 const PAGE: u64 = 4096;
 
-/// A part of a file, mapped shared, readable and writable. The file may become shorter: see [`Mapping::is_lost`].
+/// From our own mapping of guest memory up to the kernel's: the same for all of it, so that an address in one gives the
+/// one in the other.
+const FAR: usize = 1 << 42;
+/// The same where addresses have 39 bits.
+const NEAR: usize = 1 << 36;
+
+/// Places that are tried before a second mapping is given up.
+const PLACES: usize = 16;
+
+/// A part of a file, mapped shared, readable and writable. Its pages may go away: see [`Mapping::has_lost`].
 #[derive(Debug)]
 pub(super) struct Mapping {
-    /// First mapped byte; a page's first.
-    start: *mut u8,
-    /// Mapped bytes: whole pages.
-    mapped: usize,
-    /// The first byte that was asked for, counted from `start`.
+    /// Accessed by ourselves; lost pages are replaced here.
+    own: Part,
+    /// What system calls get; guest memory only.
+    kernel: Option<Part>,
+    /// The first byte that was asked for, counted from the start of either.
     skip: usize,
-    /// Before the unmapping: the handler must not touch what is not ours.
+}
+
+/// Mapped pages.
+#[derive(Debug)]
+struct Part {
+    start: *mut u8,
+    len: usize,
+    /// Forgotten before the unmapping: the handler must not touch what is not ours.
     guarded: Option<Guarded>,
 }
 
-// SAFETY: the address stays valid wherever the value goes; access is up to whoever uses `as_ptr`, with atomics or
+// SAFETY: the address stays valid wherever the value goes; access is up to whoever uses the mapping, with atomics or
 // volatile operations, because the memory is shared with another process anyway.
-unsafe impl Send for Mapping {}
+unsafe impl Send for Part {}
 // SAFETY: as above; a shared reference gives no more than the address.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for Part {}
 
-impl Mapping {
-    /// Maps `len` bytes from `offset` on, a multiple of 4096 (not necessarily of the file's own page size).
-    ///
-    /// # Errors
-    /// Those of `mmap`.
-    pub(super) fn new(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+/// The pages of a file that have what is asked for.
+#[derive(Clone, Copy, Debug)]
+struct Pages<'a> {
+    file: &'a File,
+    offset: libc::off_t,
+    len: usize,
+    /// Bytes of a page.
+    size: usize,
+    skip: usize,
+}
+
+impl<'a> Pages<'a> {
+    /// Pages that have `len` bytes from `offset` on, a multiple of 4096 (not necessarily of the file's own page size).
+    fn of(file: &'a File, offset: u64, len: usize) -> io::Result<Self> {
         if !offset.is_multiple_of(PAGE) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let page = page_size(file)?;
         let (skip, too_long) = (offset % page, io::ErrorKind::OutOfMemory);
-        let file_offset = libc::off_t::try_from(offset - skip).map_err(io::Error::other)?;
-        let (skip, page) = (to_usize(skip)?, to_usize(page)?);
-        let mapped = len
+        let offset = libc::off_t::try_from(offset - skip).map_err(io::Error::other)?;
+        let (skip, size) = (to_usize(skip)?, to_usize(page)?);
+        let len = len
             .checked_add(skip)
-            .and_then(|len| len.checked_next_multiple_of(page))
+            .and_then(|len| len.checked_next_multiple_of(size))
             .ok_or(too_long)?;
+        Ok(Self {
+            file,
+            offset,
+            len,
+            size,
+            skip,
+        })
+    }
+
+    /// Maps them at `addr`, or where the kernel likes.
+    fn map(&self, addr: Option<usize>, user: User) -> io::Result<Part> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        let fd = file.as_raw_fd();
-        // SAFETY: a new mapping, at an address that the kernel chooses.
-        let start = unsafe { libc::mmap(ptr::null_mut(), mapped, protection, flags, fd, file_offset) };
+        let fixed = addr.map_or(0, |_| libc::MAP_FIXED_NOREPLACE);
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | fixed;
+        let hint = ptr::without_provenance_mut(addr.unwrap_or(0));
+        let fd = self.file.as_raw_fd();
+        // SAFETY: a new mapping, which replaces no other one.
+        let start = unsafe { libc::mmap(hint, self.len, protection, flags, fd, self.offset) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = start.cast::<u8>();
-        let mut mapping = Self {
+        // Own accesses to guest memory start from the kernel's addresses.
+        start.expose_provenance();
+        let mut part = Part {
             start,
-            mapped,
-            skip,
+            len: self.len,
             guarded: None,
         };
-        mapping.guarded = Some(Guarded::new(start, mapped, page)?);
-        Ok(mapping)
+        if addr.is_some_and(|addr| addr != part.start.addr()) {
+            // A kernel that does not know the flag.
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        part.guarded = Some(Guarded::new(part.start, part.len, self.size, user)?);
+        Ok(part)
+    }
+
+    /// Maps them twice, for ourselves and for the kernel.
+    fn map_twice(&self) -> io::Result<(Part, Part)> {
+        // Kept until the end, or the kernel would choose the same place again.
+        let mut refused = Vec::new();
+        loop {
+            let kernel = self.map(None, User::Kernel)?;
+            let start = kernel.start.addr();
+            let own = start
+                .checked_sub(distance(start))
+                .ok_or(io::ErrorKind::OutOfMemory)?;
+            match self.map(Some(own), User::Ourselves) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) && refused.len() < PLACES => {
+                    refused.push(kernel);
+                }
+                own => return Ok((own?, kernel)),
+            }
+        }
+    }
+}
+
+/// From an address of our own to the kernel's; `start` is one of the kernel's, and decides if nothing is mapped yet.
+fn distance(start: usize) -> usize {
+    static DISTANCE: OnceLock<usize> = OnceLock::new();
+    *DISTANCE.get_or_init(|| if start > 2 * FAR { FAR } else { NEAR })
+}
+
+impl Mapping {
+    /// Maps `len` bytes from `offset` on, a multiple of 4096, for ourselves alone.
+    ///
+    /// # Errors
+    /// Those of `mmap`.
+    pub(super) fn new(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        let pages = Pages::of(file, offset, len)?;
+        Ok(Self {
+            own: pages.map(None, User::Ourselves)?,
+            kernel: None,
+            skip: pages.skip,
+        })
+    }
+
+    /// The same of guest memory, for the kernel as well.
+    ///
+    /// # Errors
+    /// Those of `mmap`.
+    pub(super) fn of_guest(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        let pages = Pages::of(file, offset, len)?;
+        let (own, kernel) = pages.map_twice()?;
+        Ok(Self {
+            own,
+            kernel: Some(kernel),
+            skip: pages.skip,
+        })
     }
 
     /// The first byte that was asked for.
     pub(super) fn as_ptr(&self) -> *mut u8 {
         // SAFETY: `skip` is below the mapped length.
-        unsafe { self.start.add(self.skip) }
+        unsafe { self.own.start.add(self.skip) }
     }
 
-    /// True once an access has found the file too short. Zeroes are there instead, and nobody shares them.
-    pub(super) fn is_lost(&self) -> bool {
-        self.guarded.as_ref().is_some_and(Guarded::is_lost)
+    /// The same byte for system calls.
+    pub(super) fn kernel_ptr(&self) -> *mut u8 {
+        let part = self.kernel.as_ref().unwrap_or(&self.own);
+        // SAFETY: as in `as_ptr`.
+        unsafe { part.start.add(self.skip) }
+    }
+
+    /// What to take off a system call's address to have our own.
+    pub(super) fn distance(&self) -> usize {
+        self.kernel_ptr().addr() - self.as_ptr().addr()
+    }
+
+    /// True once an access by ourselves found a page of the `len` bytes at `start`, which are in this mapping, gone.
+    /// Zeroes are there instead, and nobody shares them.
+    pub(super) fn has_lost(&self, start: *const u8, len: usize) -> bool {
+        self.guarded().is_some_and(|guarded| guarded.has_lost(start, len))
+    }
+
+    /// What is lost, as far as an access has noticed: offsets from the first byte that was asked for.
+    pub(super) fn lost(&self) -> Vec<Range<u64>> {
+        let offset = |addr: usize| addr.saturating_sub(self.as_ptr().addr()) as u64;
+        let lost = self.guarded().into_iter().flat_map(Guarded::lost);
+        lost.map(|range| offset(range.start)..offset(range.end)).collect()
+    }
+
+    fn guarded(&self) -> Option<&Guarded> {
+        self.own.guarded.as_ref()
     }
 }
 
-impl Drop for Mapping {
+impl Drop for Part {
     fn drop(&mut self) {
         self.guarded = None;
         // SAFETY: our own mapping, and the last use of it.
-        unsafe { libc::munmap(self.start.cast(), self.mapped) };
+        unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }
 
@@ -106,7 +228,7 @@ fn page_size(file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::guard::losses;
+    use crate::guard::losses;
 
     fn file(len: u64) -> File {
         let file = tempfile::tempfile_in("/dev/shm").unwrap();
@@ -124,26 +246,97 @@ mod tests {
         unsafe { mapping.as_ptr().add(offset).write_volatile(value) }
     }
 
+    fn lost(mapping: &Mapping, page: usize) -> bool {
+        mapping.has_lost(mapping.as_ptr().wrapping_add(page * 4096), 4096)
+    }
+
     #[test]
-    fn a_mapping_survives_a_file_that_becomes_shorter_and_says_so() {
+    fn only_pages_that_are_gone_are_replaced() {
         let (file, other) = (file(4 * PAGE), file(4 * PAGE));
         let mapping = Mapping::new(&file, PAGE, 3 * 4096).unwrap();
         let neighbour = Mapping::new(&other, 0, 4 * 4096).unwrap();
         (0..3).for_each(|page| write(&mapping, page * 4096, 7));
         let before = losses();
         file.set_len(2 * PAGE).unwrap();
-        assert!(!mapping.is_lost());
-        // One page is left; what is behind it is zero from the first access on.
-        assert_eq!((read(&mapping, 0), read(&mapping, 2 * 4096 + 5)), (7, 0));
-        assert!(mapping.is_lost() && losses() > before);
-        assert_eq!(read(&mapping, 4096), 0);
+        assert!(!lost(&mapping, 2));
+        assert_eq!((read(&mapping, 0), read(&mapping, 4096 + 5)), (7, 0));
+        assert!(losses() > before);
+        assert_eq!([0, 1, 2].map(|page| lost(&mapping, page)), [false, true, false]);
         write(&mapping, 2 * 4096, 9);
         assert_eq!((read(&mapping, 0), read(&mapping, 2 * 4096)), (7, 9));
-        assert!(!neighbour.is_lost());
+        assert_eq!(mapping.lost(), [4096..8192, 8192..12288]);
+        assert!(neighbour.lost().is_empty());
         drop(mapping);
         let sound = Mapping::new(&other, 0, 4 * 4096).unwrap();
         write(&neighbour, 1, 5);
-        assert_eq!((read(&sound, 1), sound.is_lost()), (5, false));
+        assert_eq!((read(&sound, 1), sound.lost().len()), (5, 0));
+    }
+
+    #[test]
+    fn the_kernel_gets_no_replaced_page() {
+        use std::io::Write;
+
+        let (file, mut sink) = (file(2 * PAGE), tempfile::tempfile().unwrap());
+        let mapping = Mapping::of_guest(&file, 0, 2 * 4096).unwrap();
+        write(&mapping, 4096, 7);
+        // SAFETY: the mapping has them, and nobody changes them.
+        let kernels = unsafe { std::slice::from_raw_parts(mapping.kernel_ptr().add(4096), 1) };
+        assert_eq!(kernels, [7]);
+        file.set_len(PAGE).unwrap();
+        assert_eq!(read(&mapping, 4096), 0);
+        let written = sink.write(kernels).unwrap_err();
+        assert_eq!(written.raw_os_error(), Some(libc::EFAULT));
+    }
+
+    #[test]
+    fn with_many_lost_pages_all_of_it_is_lost() {
+        let file = file(64 * PAGE);
+        let mapping = Mapping::new(&file, 0, 64 * 4096).unwrap();
+        file.set_len(PAGE).unwrap();
+        assert!((1..64).all(|page| read(&mapping, page * 4096) == 0));
+        assert!(lost(&mapping, 0) && lost(&mapping, 63));
+    }
+
+    /// Raises SIGBUS as the kernel does for a poisoned page.
+    fn raise(code: libc::c_int, addr: *const u8) {
+        #[repr(C)]
+        struct Info {
+            signo: libc::c_int,
+            errno: libc::c_int,
+            code: libc::c_int,
+            addr: *const u8,
+            rest: [u64; 13],
+        }
+        let info = Info {
+            signo: libc::SIGBUS,
+            errno: 0,
+            code,
+            addr,
+            rest: [0; 13],
+        };
+        assert_eq!(size_of::<Info>(), size_of::<libc::siginfo_t>());
+        // SAFETY: takes numbers only.
+        let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
+        let call = libc::SYS_rt_tgsigqueueinfo;
+        // SAFETY: the information is complete, and the handler knows the address.
+        let sent = unsafe { libc::syscall(call, process, thread, libc::SIGBUS, &raw const info) };
+        assert_eq!(sent, 0);
+    }
+
+    #[test]
+    fn a_poisoned_page_is_replaced_when_it_is_read_and_not_before() {
+        let file = file(3 * PAGE);
+        let mapping = Mapping::of_guest(&file, 0, 3 * 4096).unwrap();
+        (0..3).for_each(|page| write(&mapping, page * 4096, 7));
+        let poisoned = mapping.as_ptr().wrapping_add(4096 + 8);
+        raise(libc::BUS_MCEERR_AO, poisoned);
+        assert_eq!((read(&mapping, 4096), mapping.lost().len()), (7, 0));
+        // A system call found it: that call fails, and nothing is replaced.
+        raise(libc::BUS_MCEERR_AR, mapping.kernel_ptr().wrapping_add(4096));
+        assert_eq!((read(&mapping, 4096), mapping.lost().len()), (7, 0));
+        raise(libc::BUS_MCEERR_AR, poisoned);
+        assert_eq!([0, 1, 2].map(|page| read(&mapping, page * 4096)), [7, 0, 7]);
+        assert_eq!(mapping.lost().first(), Some(&(4096..8192)));
     }
 
     #[test]
@@ -166,7 +359,7 @@ mod tests {
                 });
             }
         });
-        assert!(mapping.is_lost());
+        assert!((0..256).all(|page| lost(&mapping, page)));
     }
 
     #[test]
@@ -189,7 +382,7 @@ mod tests {
         write(&mapping, (2 << 20) - 1, 6);
         file.set_len(huge).unwrap();
         assert_eq!((read(&mapping, 0), read(&mapping, (2 << 20) - 1)), (5, 0));
-        assert!(mapping.is_lost());
+        assert_eq!(mapping.lost().first(), Some(&(1 << 20..3 << 20)));
         file.set_len(0).unwrap();
         assert_eq!(read(&mapping, 0), 0);
     }

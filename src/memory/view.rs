@@ -1,4 +1,7 @@
 //! Translation of guest addresses on one IOThread.
+//!
+//! The addresses are for system calls; where we access guest memory ourselves, another address stands for the same byte
+//! (see `guard`).
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -6,7 +9,7 @@ use std::sync::Arc;
 
 use super::{GuestMemory, Region};
 
-/// One IOThread's view of a snapshot: translation with a cache of the last two regions, shared by the requests that use
+/// One IOThread's view of a snapshot, without what was known to be lost when it was made: translation with a cache of the last two regions, shared by the requests that use
 /// it. (Two: drivers may have headers in one region and data in another.)
 #[derive(Debug)]
 pub struct MemoryView {
@@ -14,6 +17,8 @@ pub struct MemoryView {
     last: Cell<usize>,
     /// The region that was the last one before it.
     previous: Cell<usize>,
+    /// What to take off an address to access it ourselves.
+    own_distance: usize,
     /// Keeps the mappings alive.
     memory: Arc<GuestMemory>,
 }
@@ -22,27 +27,52 @@ pub struct MemoryView {
 struct ViewRegion {
     start: u64,
     len: u64,
+    /// For system calls.
     base: *mut u8,
+}
+
+impl ViewRegion {
+    /// The region, in pieces if pages of it are lost.
+    fn pieces(region: &Region) -> Vec<Self> {
+        let mut lost = region.mapping.lost();
+        lost.sort_unstable_by_key(|range| range.start);
+        let mut pieces = Vec::with_capacity(1 + lost.len());
+        let mut from = 0;
+        let end = region.info.len;
+        for gap in lost.into_iter().chain(std::iter::once(end..end)) {
+            let to = gap.start.min(end);
+            if from < to {
+                #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
+                // SAFETY: the offset is below the region's length.
+                let base = unsafe { region.mapping.kernel_ptr().add(from as usize) };
+                pieces.push(Self {
+                    start: region.info.guest + from,
+                    len: to - from,
+                    base,
+                });
+            }
+            from = from.max(gap.end);
+        }
+        pieces
+    }
 }
 
 impl MemoryView {
     /// A view for the calling thread.
     pub fn new(memory: Arc<GuestMemory>) -> Rc<Self> {
-        let view = |r: &Region| ViewRegion {
-            start: r.info.guest,
-            len: r.info.len,
-            base: r.mapping.as_ptr(),
-        };
-        let regions = memory.regions.iter().map(view).collect();
+        let regions = memory.regions.iter().flat_map(ViewRegion::pieces).collect();
+        let own_distance = memory.regions.first().map_or(0, |r| r.mapping.distance());
         Rc::new(Self {
             regions,
+            own_distance,
             last: Cell::new(0),
             previous: Cell::new(0),
             memory,
         })
     }
 
-    /// Address of the guest's byte at `guest`, and how many bytes follow it in the same region (at least 1).
+    /// A system call's address of the guest's byte at `guest`, and how many bytes follow it in the same region (at least
+    /// 1).
     ///
     /// The address stays valid as long as the view lives.
     #[inline]
@@ -57,17 +87,27 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
-    /// True if a mapping of it is lost: see [`GuestMemory::is_lost`].
-    pub(crate) fn is_lost(&self) -> bool {
-        self.memory.is_lost()
+    /// What to take off a resolved address to access it ourselves.
+    pub(crate) fn own_distance(&self) -> usize {
+        self.own_distance
     }
 
-    /// The guest address of a byte that [`MemoryView::resolve`] has resolved.
+    /// A new view of the same memory, if more of it is known to be lost now.
+    pub(crate) fn without_lost(&self) -> Option<Rc<Self>> {
+        let view = Self::new(Arc::clone(&self.memory));
+        let bytes = |view: &Self| view.regions.iter().map(|r| r.len).sum::<u64>();
+        (bytes(&view) < bytes(self)).then_some(view)
+    }
+
+    /// The guest address of a byte that [`MemoryView::resolve`] has resolved, of either address.
     pub fn guest_address(&self, host: *const u8) -> Option<u64> {
-        self.regions.iter().find_map(|r| {
-            let offset = (host.addr() as u64).wrapping_sub(r.base.addr() as u64);
-            (offset < r.len).then(|| r.start + offset)
-        })
+        let find = |host: usize| {
+            self.regions.iter().find_map(|r| {
+                let offset = (host as u64).wrapping_sub(r.base.addr() as u64);
+                (offset < r.len).then(|| r.start + offset)
+            })
+        };
+        find(host.addr()).or_else(|| find(host.addr().checked_add(self.own_distance)?))
     }
 
     /// The region of this number, if it holds `guest`.

@@ -7,6 +7,7 @@ use std::alloc::{self, Layout};
 use std::io;
 
 use super::transfer::{retry, transfer};
+use crate::io::{IoVecs, own};
 
 /// What is lost with one unreadable place, in bytes, unless the storage needs larger pieces.
 const SALVAGE_PIECE: usize = 4096;
@@ -16,7 +17,7 @@ const BOUNCE_MAX: usize = 1 << 20;
 
 /// Fills `iov` by way of an aligned buffer. `read` is as in [`transfer`].
 pub(super) fn read(
-    iov: &[libc::iovec],
+    iov: &IoVecs,
     offset: u64,
     align: usize,
     mut read: impl FnMut(&[libc::iovec], u64) -> io::Result<usize>,
@@ -28,13 +29,21 @@ pub(super) fn read(
             // list's owner vouches for. What the guest does to it meanwhile can only spoil the guest's data.
             unsafe { std::ptr::copy_nonoverlapping(buffer.base.add(done), guest, n) }
         });
-        Ok(())
+        check(iov)
     })
+}
+
+/// Fails if memory was gone when it was copied: it was replaced by zeroes then.
+fn check(iov: &IoVecs) -> io::Result<()> {
+    match iov.has_lost() {
+        false => Ok(()),
+        true => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
 }
 
 /// Writes `iov` by way of an aligned buffer. `write` is as in [`transfer`].
 pub(super) fn write(
-    iov: &[libc::iovec],
+    iov: &IoVecs,
     offset: u64,
     align: usize,
     mut write: impl FnMut(&[libc::iovec], u64) -> io::Result<usize>,
@@ -44,23 +53,27 @@ pub(super) fn write(
             // SAFETY: as in `read`, in the other direction.
             unsafe { std::ptr::copy_nonoverlapping(guest, buffer.base.add(done), n) }
         });
+        check(iov)?;
         transfer(&buffer.range(len), at, io::ErrorKind::WriteZero, &mut write)
     })
 }
 
 /// Fills `iov` piece by piece, as far as `read` has anything; what is missing is zero. `allowed(offset, bytes)` is asked
 /// before each piece.
+///
+/// # Errors
+/// EFAULT if the memory itself is gone.
 pub(super) fn salvage(
-    iov: &[libc::iovec],
+    iov: &IoVecs,
     offset: u64,
     align: usize,
     mut allowed: impl FnMut(u64, u64) -> bool,
     read: impl Fn(&[libc::iovec], u64) -> io::Result<usize>,
-) {
+) -> io::Result<()> {
     // Pieces lie at multiples of their size: what shares a block of the disk shares its fate.
     let size = SALVAGE_PIECE.max(align);
-    let mut left: usize = iov.iter().map(|range| range.iov_len).sum();
-    let (mut cursor, mut at) = (Cursor { iov, skip: 0 }, offset);
+    let mut left = iov.len();
+    let (mut cursor, mut at) = (Cursor::new(iov), offset);
     let buffer = AlignedBuffer::new(size, align);
     while left > 0 {
         let before = usize::try_from(at % size as u64).expect("below the size of a piece");
@@ -83,6 +96,7 @@ pub(super) fn salvage(
         left -= len;
         at += len as u64;
     }
+    check(iov)
 }
 
 /// Reads until something is missing; returns the bytes that are there.
@@ -108,14 +122,14 @@ fn read_prefix(
 
 /// Calls `piece(buffer, cursor, bytes, offset)` for each piece of `iov` in turn.
 fn pieces(
-    iov: &[libc::iovec],
+    iov: &IoVecs,
     mut offset: u64,
     align: usize,
     mut piece: impl FnMut(&AlignedBuffer, &mut Cursor<'_>, usize, u64) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut left: usize = iov.iter().map(|range| range.iov_len).sum();
+    let mut left = iov.len();
     let buffer = AlignedBuffer::new(left.min(BOUNCE_MAX), align)?;
-    let mut cursor = Cursor { iov, skip: 0 };
+    let mut cursor = Cursor::new(iov);
     while left > 0 {
         let len = left.min(BOUNCE_MAX);
         piece(&buffer, &mut cursor, len, offset)?;
@@ -130,16 +144,27 @@ struct Cursor<'a> {
     iov: &'a [libc::iovec],
     /// Bytes of the first range that are done.
     skip: usize,
+    own_distance: usize,
 }
 
-impl Cursor<'_> {
-    /// Walks over the next `len` bytes: `visit(bytes before, address, bytes)` for each contiguous part.
+impl<'a> Cursor<'a> {
+    fn new(iov: &'a IoVecs) -> Self {
+        Self {
+            iov: iov.as_slice(),
+            skip: 0,
+            own_distance: iov.own_distance(),
+        }
+    }
+
+    /// Walks over the next `len` bytes: `visit(bytes before, address, bytes)` for each contiguous part, with the address at
+    /// which we access it ourselves.
     fn each(&mut self, len: usize, mut visit: impl FnMut(usize, *mut u8, usize)) {
         let mut done = 0;
         while done < len {
             let Some(first) = self.iov.first() else { return };
             let part = (first.iov_len - self.skip).min(len - done);
-            visit(done, first.iov_base.cast::<u8>().wrapping_add(self.skip), part);
+            let base = own(first.iov_base, self.own_distance);
+            visit(done, base.wrapping_add(self.skip), part);
             done += part;
             self.skip += part;
             if self.skip == first.iov_len {
@@ -191,12 +216,13 @@ impl Drop for AlignedBuffer {
 mod tests {
     use super::*;
 
-    fn ranges(parts: &mut [Vec<u8>]) -> Vec<libc::iovec> {
-        let range = |part: &mut Vec<u8>| libc::iovec {
-            iov_base: part.as_mut_ptr().cast(),
-            iov_len: part.len(),
-        };
-        parts.iter_mut().map(range).collect()
+    fn ranges(parts: &mut [Vec<u8>]) -> IoVecs {
+        let mut iov = IoVecs::new();
+        for part in parts {
+            // SAFETY: the parts outlive the list in each test.
+            unsafe { iov.push(part.as_mut_ptr(), part.len()) };
+        }
+        iov
     }
 
     /// A disk whose byte at offset `n` is `pattern(n)`.
@@ -267,7 +293,7 @@ mod tests {
                 usize::try_from(15_000_u64.saturating_sub(at)).unwrap().min(700),
             )),
         };
-        salvage(&ranges(&mut parts), 3584, 1, |at, _| at != 4096, read);
+        salvage(&ranges(&mut parts), 3584, 1, |at, _| at != 4096, read).unwrap();
         let bytes = parts.concat();
         for (n, byte) in (3584..).zip(bytes) {
             let readable = !(4096..12288).contains(&n) && n < 15_000;

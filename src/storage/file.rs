@@ -125,17 +125,22 @@ impl RawFile {
         self.check_range(offset, iov.len() as u64)?;
         let read = |iov: &[libc::iovec], at| preadv(&self.file, iov, at);
         if self.needs_bounce(iov) {
-            return bounce::read(iov.as_slice(), offset, self.bounce_alignment(), read);
+            return bounce::read(iov, offset, self.bounce_alignment(), read);
         }
         transfer(iov.as_slice(), offset, io::ErrorKind::UnexpectedEof, read)
     }
 
-    pub(super) fn salvage(&self, iov: &IoVecs, offset: u64, allowed: impl FnMut(u64, u64) -> bool) {
+    pub(super) fn salvage(
+        &self,
+        iov: &IoVecs,
+        offset: u64,
+        allowed: impl FnMut(u64, u64) -> bool,
+    ) -> io::Result<()> {
         let read = |iov: &[libc::iovec], at| match self.check_range(at, 0) {
             Ok(()) => sys::preadv(&self.file, iov, at),
             Err(error) => Err(error),
         };
-        bounce::salvage(iov.as_slice(), offset, self.bounce_alignment(), allowed, read);
+        bounce::salvage(iov, offset, self.bounce_alignment(), allowed, read)
     }
 
     pub(super) fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
@@ -176,7 +181,7 @@ impl RawFile {
     ) -> io::Result<()> {
         let write = |iov: &[libc::iovec], at| pwritev(&self.file, iov, at);
         if self.needs_bounce(iov) {
-            return bounce::write(iov.as_slice(), offset, self.bounce_alignment(), write);
+            return bounce::write(iov, offset, self.bounce_alignment(), write);
         }
         transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
     }

@@ -223,10 +223,18 @@ impl Storage {
 
     /// Fills `iov` from `offset` on, a piece at a time, with zeroes where nothing can be read; `allowed(offset, bytes)`
     /// may declare a piece unreadable.
-    pub fn salvage(&self, iov: &IoVecs, offset: u64, allowed: impl FnMut(u64, u64) -> bool) {
+    ///
+    /// # Errors
+    /// EFAULT if the memory of `iov` is gone.
+    pub fn salvage(
+        &self,
+        iov: &IoVecs,
+        offset: u64,
+        allowed: impl FnMut(u64, u64) -> bool,
+    ) -> io::Result<()> {
         match self {
             Self::File(file) => file.salvage(iov, offset, allowed),
-            Self::Null(_) => {}
+            Self::Null(_) => Ok(()),
         }
     }
 

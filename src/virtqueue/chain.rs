@@ -3,7 +3,7 @@
 use virtio_queue::desc::split::Descriptor;
 
 use super::ring::{SplitRing, read_descriptor};
-use crate::io::IoVecs;
+use crate::io::{IoVecs, own};
 use crate::memory::MemoryView;
 
 const INDIRECT: u16 = 4; // VIRTQ_DESC_F_INDIRECT
@@ -64,6 +64,8 @@ impl Chain {
         head: u16,
         iov: &mut IoVecs,
     ) -> Result<Self, ChainError> {
+        // SAFETY: all ranges come from `memory`, and are mapped for us as well.
+        unsafe { iov.set_own_distance(memory.own_distance()) };
         let mut chain = Self::default();
         let mut index = head;
         for _ in 0..ring.size() {
@@ -177,8 +179,11 @@ fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor
     let not_mapped = ChainError::IndirectNotMapped(table);
     let addr = table.checked_add(16 * u64::from(index)).ok_or(not_mapped)?;
     match memory.resolve(addr) {
-        // SAFETY: sixteen bytes follow in the region.
-        Some((ptr, left)) if left >= 16 => Ok(unsafe { read_descriptor(ptr) }),
+        Some((ptr, left)) if left >= 16 => {
+            let ptr = own(ptr.cast(), memory.own_distance());
+            // SAFETY: sixteen bytes follow in the region.
+            Ok(unsafe { read_descriptor(ptr) })
+        }
         _ => Err(not_mapped),
     }
 }

@@ -47,9 +47,8 @@ impl BlkQueue {
         }
         let mut collected = state.collect(&self.device, batch);
         // After the last look at guest memory, before anything is done about it: what was lost reads as zeroes.
-        if let Some(lost) = state.lost_memory() {
-            state.abandon(batch);
-            collected = Err(lost);
+        if state.may_have_lost() {
+            collected = self.take_again(&mut state, batch, collected);
         }
         if let Some(slow) = &mut state.slow {
             slow.begin(batch);
@@ -67,7 +66,10 @@ impl BlkQueue {
     /// Stops a ring that cannot be trusted any more: everything else goes on.
     pub(super) fn fail(&self, state: &mut State, error: &QueueError) {
         // Zeroes in the place of lost memory look like all kinds of mistakes.
-        let lost = state.lost_memory();
+        let lost = match state.may_have_lost() {
+            true => self.find_lost(state),
+            false => None,
+        };
         let error = lost.as_ref().unwrap_or(error);
         if let Some(suppressed) = self.device.log.pass("broken", self.index) {
             tracing::error!(
@@ -110,6 +112,31 @@ impl State {
         let rules = device.rules(self.write_through);
         let result = running.take(&rules, &self.stats, self.polled, &mut self.free, batch);
         self.in_flight += u16::try_from(batch.len() - before).expect("bounded by the budget");
+        result
+    }
+
+    /// Takes the requests of a batch again; those that cannot be executed any more are answered.
+    pub(super) fn take_again(
+        &mut self,
+        device: &DeviceState,
+        batch: &mut Requests,
+    ) -> Result<(), QueueError> {
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        let rules = device.rules(self.write_through);
+        let mut result = Ok(());
+        for mut request in std::mem::take(batch) {
+            let taken = running.begin_again(&mut request, &rules, &self.stats);
+            if matches!(taken, Ok(true)) {
+                batch.push(request);
+                continue;
+            }
+            self.in_flight -= 1;
+            request.iov.clear();
+            self.free.push(request);
+            result = result.and(taken.map(drop));
+        }
         result
     }
 

@@ -30,8 +30,8 @@ pub enum QueueError {
         /// What is wrong with it.
         source: ChainError,
     },
-    /// The frontend has made a file that it shares with us shorter.
-    #[error("the file of {0} was cut short")]
+    /// Shared memory went away.
+    #[error("{0} is gone: its file was cut short, or the memory has failed")]
     Lost(&'static str),
     /// There is no byte to put a status into.
     #[error("descriptor chain {0} has no writable byte for the status")]
@@ -113,11 +113,11 @@ impl Running {
         self.log = log.map(|ring| ring.log);
     }
 
-    /// What the ring uses and the frontend has taken away, as far as an access has noticed.
+    /// What the ring cannot do without and is gone, as far as an access has noticed.
     #[cold]
     pub(super) fn lost(&self) -> Option<&'static str> {
-        if self.memory.is_lost() || self.ring.is_lost() {
-            Some("a memory region")
+        if self.ring.is_lost() {
+            Some("memory of the ring")
         } else if self.ring.inflight_is_lost() {
             Some("the in-flight region")
         } else if self.log.as_ref().is_some_and(|log| log.is_lost()) {
@@ -125,6 +125,17 @@ impl Running {
         } else {
             None
         }
+    }
+
+    /// Forgets the guest memory that is gone: requests fail that use it. Returns whether there is more of it now.
+    #[cold]
+    pub(super) fn forget_lost(&mut self) -> bool {
+        let view = self.memory.without_lost();
+        let more = view.is_some();
+        if let Some(view) = view {
+            self.memory = view;
+        }
+        more
     }
 
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
@@ -178,6 +189,18 @@ impl Running {
         self.ring.pop()
     }
 
+    /// [`Running::begin`] once more, for a chain that was taken and not handed to the engine.
+    pub(super) fn begin_again(
+        &mut self,
+        request: &mut IoRequest,
+        rules: &Rules<'_>,
+        stats: &QueueStats,
+    ) -> Result<bool, QueueError> {
+        let head = request.token;
+        self.slots[usize::from(head)] = None;
+        self.begin(head, request, rules, stats)
+    }
+
     /// Turns a chain into a request; returns whether it is for the engine (or was answered at once).
     fn begin(
         &mut self,
@@ -198,7 +221,13 @@ impl Running {
             None
         };
         let status = status.ok_or(QueueError::NoStatus(head))?;
-        let action = request::parse(&chain, request, rules);
+        let mut action = request::parse(&chain, request, rules);
+        if let Action::Answer(Status::Ok, _) = action
+            && request.iov.has_lost()
+        {
+            // What was written there nobody can read.
+            action = Action::Answer(Status::IoErr, 0);
+        }
         let (written, bytes, submit) = match action {
             Action::Submit { written, bytes } => (written, bytes, true),
             Action::Answer(..) => (0, 0, false),

@@ -78,12 +78,12 @@ impl Work for Faulty {
         let write = matches!(request.op, IoOp::Write { .. });
         request.result = match self.effect.fault {
             None if request.op == IoOp::Salvage => {
-                storage.salvage(iov, request.offset, |offset, len| {
+                let salvaged = storage.salvage(iov, request.offset, |offset, len| {
                     let struck = self.faults.strike(IoOp::Read, Some((offset, len)));
                     struck.is_none_or(|effect| effect.fault.is_none())
                 });
                 request.op = IoOp::Read;
-                Ok(())
+                salvaged
             }
             None => return execute(storage, request),
             // On the IOThread already, see `submit`.

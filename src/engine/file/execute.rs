@@ -37,10 +37,7 @@ pub(in crate::engine) fn execute(storage: &Storage, request: &mut IoRequest) {
 fn run(storage: &Storage, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
     match request.op {
         IoOp::Read => storage.readv(memory, request.offset),
-        IoOp::Salvage => {
-            storage.salvage(memory, request.offset, |_, _| true);
-            Ok(())
-        }
+        IoOp::Salvage => storage.salvage(memory, request.offset, |_, _| true),
         IoOp::Write { durable: false } => storage.writev(memory, request.offset),
         IoOp::Write { durable: true } => storage.writev_durable(memory, request.offset),
         IoOp::Flush => storage.flush(),

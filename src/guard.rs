@@ -1,34 +1,53 @@
-//! Mapped files that become shorter while they are used.
+//! Shared memory that goes away while it is used.
 //!
-//! Whoever shares memory with us can truncate its file at any time; the next access to a page that is gone raises
-//! SIGBUS. The handler here puts zero pages in the place of the rest of that mapping, marks the mapping as lost, and
-//! has the access go on. Who uses the mapping looks at [`losses`] now and then, and gives up what has lost its memory.
+//! The frontend can cut its file short at any time, a page may be poisoned (a machine check), and there may be no huge
+//! page left for it. Our own next access to such a page raises SIGBUS. The handler here puts a page of zeroes in its
+//! place, remembers which page that was, and lets the access go on. The users of a mapping look at [`losses`] now and
+//! then, and find out what they have lost.
+//!
+//! The kernel must never see those zeroes: it would store them on the disk. So guest memory is mapped twice, and what
+//! the kernel reads and writes is in the mapping that is never touched here; there the kernel finds that a page is gone
+//! and says EFAULT.
 //!
 //! A SIGBUS at any other address goes where it went before. The handler runs on any thread, takes no lock and makes
 //! one system call, `mmap`.
 
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::status::status;
 
-/// Mappings at the same time: two whole memory tables, and room for those that requests in flight keep alive.
+/// Mappings at the same time: two whole memory tables, each mapped twice, and room for those that requests in flight
+/// keep alive.
 const SLOTS: usize = 4096;
+
+/// Lost pages of a mapping that are told apart. With more of them all of it counts as lost.
+const PAGES: usize = 16;
 
 static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 /// Slots from here on were never used.
 static END: AtomicUsize = AtomicUsize::new(0);
-/// Counts the accesses that found a mapping lost.
+/// Counts the accesses that found a page lost.
 static LOSSES: AtomicUsize = AtomicUsize::new(0);
 /// Held while the table changes.
 static CHANGE: Mutex<()> = Mutex::new(());
 /// What was to be done with a SIGBUS before.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// A mapping, as the handler sees it.
+/// Whose accesses go to a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum User {
+    /// This program's own.
+    Ourselves,
+    /// Only those of system calls.
+    Kernel,
+}
+
+/// A mapping, as the handler sees it. All zeroes at the start, so that the table takes no memory.
 #[derive(Debug)]
 struct Slot {
     /// Odd while the slot changes: a sequence lock whose readers never wait.
@@ -38,7 +57,20 @@ struct Slot {
     len: AtomicUsize,
     /// Bytes of a page of this mapping.
     page: AtomicUsize,
-    lost: AtomicBool,
+    kernel: AtomicBool,
+    /// First addresses of lost pages; 0 in a free entry.
+    lost: [AtomicUsize; PAGES],
+    /// More pages are lost than `lost` has room for.
+    all_lost: AtomicBool,
+}
+
+/// What the handler needs to know of a mapping.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    start: usize,
+    len: usize,
+    page: usize,
+    kernel: bool,
 }
 
 impl Slot {
@@ -47,59 +79,92 @@ impl Slot {
             version: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
-            page: AtomicUsize::new(1),
-            lost: AtomicBool::new(false),
+            page: AtomicUsize::new(0),
+            kernel: AtomicBool::new(false),
+            lost: [const { AtomicUsize::new(0) }; PAGES],
+            all_lost: AtomicBool::new(false),
         }
     }
 
-    /// To be called with `CHANGE` held.
-    fn set(&self, start: usize, len: usize, page: usize) {
+    /// Changes the slot. The caller holds `CHANGE`.
+    fn set(&self, start: usize, len: usize, page: usize, user: User) {
         self.version.fetch_add(1, Ordering::Relaxed);
-        // Release: pairs with the fence in `rest`. Who sees one of the stores below sees that the slot changes, too.
+        // Release: pairs with the fence in `known`. Who sees one of the stores below sees that the slot changes, too.
         fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
         self.page.store(page, Ordering::Relaxed);
-        self.lost.store(false, Ordering::Relaxed);
-        // Release: pairs with the load in `rest`. Who sees this version sees the stores above.
+        self.kernel.store(user == User::Kernel, Ordering::Relaxed);
+        self.lost.iter().for_each(|page| page.store(0, Ordering::Relaxed));
+        self.all_lost.store(false, Ordering::Relaxed);
+        // Release: pairs with the load in `known`. Who sees this version sees the stores above.
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// The part of the mapping from the page of `addr` on, if it has that address: start and length.
+    /// The mapping, if it has the address.
     ///
     /// A slot that changes cannot have it: who accesses an address keeps its mapping.
-    fn rest(&self, addr: usize) -> Option<(usize, usize)> {
+    fn known(&self, addr: usize) -> Option<Known> {
         // Acquire: pairs with the last store in `set`.
         let version = self.version.load(Ordering::Acquire);
-        let (start, len) = (
-            self.start.load(Ordering::Relaxed),
-            self.len.load(Ordering::Relaxed),
-        );
-        let page = self.page.load(Ordering::Relaxed);
+        let known = Known {
+            start: self.start.load(Ordering::Relaxed),
+            len: self.len.load(Ordering::Relaxed),
+            page: self.page.load(Ordering::Relaxed),
+            kernel: self.kernel.load(Ordering::Relaxed),
+        };
         // Acquire: pairs with the fence in `set`. The loads above come before the one below.
         fence(Ordering::Acquire);
         let stable = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
-        let offset = addr.checked_sub(start)?;
-        if !stable || start == 0 || offset >= len {
-            return None;
+        let inside = addr.checked_sub(known.start)? < known.len;
+        (stable && known.start != 0 && inside).then_some(known)
+    }
+
+    /// Remembers that a page is lost. Returns false if there are too many of them.
+    fn lose(&self, page: usize) -> bool {
+        let remembered =
+            |entry: &AtomicUsize| match entry.compare_exchange(0, page, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => true,
+                Err(other) => other == page,
+            };
+        let all = !self.lost.iter().any(remembered);
+        if all {
+            self.all_lost.store(true, Ordering::Relaxed);
         }
-        let skip = offset - offset % page;
-        Some((start + skip, len - skip))
+        !all
+    }
+
+    /// Ranges of addresses that are lost.
+    fn lost(&self) -> impl Iterator<Item = Range<usize>> {
+        let page = self.page.load(Ordering::Relaxed);
+        let pages = self.lost.iter().map(|entry| entry.load(Ordering::Relaxed));
+        let pages = pages
+            .filter(|&start| start != 0)
+            .map(move |start| start..start + page);
+        let start = self.start.load(Ordering::Relaxed);
+        let all = self.all_lost.load(Ordering::Relaxed);
+        pages.chain(all.then(|| start..start + self.len.load(Ordering::Relaxed)))
+    }
+
+    fn has_lost(&self, range: &Range<usize>) -> bool {
+        self.lost()
+            .any(|lost| lost.start < range.end && range.start < lost.end)
     }
 }
 
 /// A mapping that the handler knows. Dropping it makes the handler forget; unmap only afterwards.
 #[derive(Debug)]
-pub(super) struct Guarded {
+pub(crate) struct Guarded {
     slot: usize,
 }
 
 impl Guarded {
-    /// Has the handler watch over a mapping of `len` bytes, both a multiple of `page`.
+    /// Makes the handler watch over a mapping of `len` bytes; address and length are multiples of `page`.
     ///
     /// # Errors
     /// Too many mappings; a handler that cannot be installed.
-    pub(super) fn new(start: *mut u8, len: usize, page: usize) -> io::Result<Self> {
+    pub(crate) fn new(start: *mut u8, len: usize, page: usize, user: User) -> io::Result<Self> {
         install()?;
         let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
         let free = |slot: &Slot| slot.start.load(Ordering::Relaxed) == 0;
@@ -109,20 +174,25 @@ impl Guarded {
             .ok_or_else(|| io::Error::other(format!("more than {SLOTS} mappings of shared memory")))?;
         // Release: pairs with the load of the handler; it may find the slot from here on.
         END.fetch_max(slot + 1, Ordering::Release);
-        TABLE[slot].set(start.addr(), len, page);
+        TABLE[slot].set(start.addr(), len, page, user);
         Ok(Self { slot })
     }
 
-    /// True once an access found the file too short.
-    pub(super) fn is_lost(&self) -> bool {
-        TABLE[self.slot].lost.load(Ordering::Relaxed)
+    /// True once an access found a page of the `len` bytes at `start` lost.
+    pub(crate) fn has_lost(&self, start: *const u8, len: usize) -> bool {
+        TABLE[self.slot].has_lost(&(start.addr()..start.addr() + len))
+    }
+
+    /// Ranges of addresses that accesses have found lost.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = Range<usize>> {
+        TABLE[self.slot].lost()
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
         let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
-        TABLE[self.slot].set(0, 0, 1);
+        TABLE[self.slot].set(0, 0, 0, User::Ourselves);
     }
 }
 
@@ -135,6 +205,20 @@ pub(crate) fn losses() -> usize {
     // handler, which may have run on another thread: zeroes are seen only together with the new number.
     fence(Ordering::Acquire);
     LOSSES.load(Ordering::Acquire)
+}
+
+/// True if an access by ourselves has found a page of the `len` bytes at `start` lost. The caller keeps their mapping.
+pub(crate) fn has_lost(start: *const u8, len: usize) -> bool {
+    let range = start.addr()..start.addr() + len;
+    losses() > 0
+        && known_slots()
+            .iter()
+            .any(|slot| slot.known(range.start).is_some() && slot.has_lost(&range))
+}
+
+fn known_slots() -> &'static [Slot] {
+    // Acquire: pairs with the Release in `Guarded::new`.
+    &TABLE[..END.load(Ordering::Acquire).min(SLOTS)]
 }
 
 /// Installs the handler, once. Later calls do nothing.
@@ -167,21 +251,45 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     // SAFETY: the kernel hands over a valid siginfo.
     let code = unsafe { (*info).si_code };
     // SAFETY: a SIGBUS with one of these codes has an address.
-    let addr = matches!(code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR).then(|| unsafe { (*info).si_addr() });
-    if !addr.is_some_and(|addr| replace(addr.addr())) {
+    let addr = || unsafe { (*info).si_addr() }.addr();
+    let handled = match code {
+        libc::BUS_ADRERR => replace(addr()),
+        // The kernel's own accesses need no help: the system call fails.
+        libc::BUS_MCEERR_AR => is_the_kernels(addr()) || replace(addr()),
+        // A page is poisoned, and nobody has read it yet.
+        libc::BUS_MCEERR_AO => find(addr()).is_some(),
+        _ => false,
+    };
+    if !handled {
         forward(signal, info, context);
     }
 }
 
-/// Puts zero pages in the place of a mapping's rest, from the page of `addr` on. False if it is none of ours.
+/// The mapping that has the address.
+fn find(addr: usize) -> Option<(&'static Slot, Known)> {
+    known_slots()
+        .iter()
+        .find_map(|slot| Some((slot, slot.known(addr)?)))
+}
+
+fn is_the_kernels(addr: usize) -> bool {
+    find(addr).is_some_and(|(_, known)| known.kernel)
+}
+
+/// Puts zeroes in the place of the page that has `addr`. Returns false if it is none of ours.
 fn replace(addr: usize) -> bool {
-    // Acquire: pairs with the Release in `Guarded::new`.
-    let known = &TABLE[..END.load(Ordering::Acquire).min(SLOTS)];
-    let Some((slot, (start, len))) = known.iter().find_map(|slot| Some((slot, slot.rest(addr)?))) else {
+    let Some((slot, known)) = find(addr).filter(|(_, known)| !known.kernel) else {
         return false;
     };
+    let offset = addr - known.start;
+    let page = known.start + (offset - offset % known.page);
     // Before there is a zero to be read: see `losses`.
-    slot.lost.store(true, Ordering::Relaxed);
+    let len = if slot.lose(page) {
+        known.page
+    } else {
+        // Each replaced page splits the mapping, and the kernel limits how often.
+        known.start + known.len - page
+    };
     // Counted also where another thread has marked it, for that one may not have come here yet.
     LOSSES.fetch_add(1, Ordering::Release);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -189,7 +297,7 @@ fn replace(addr: usize) -> bool {
     // SAFETY: errno is this thread's own.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the range is part of a mapping that is in the table, and so mapped and used as shared memory only.
-    let new = unsafe { libc::mmap(ptr::without_provenance_mut(start), len, protection, flags, -1, 0) };
+    let new = unsafe { libc::mmap(ptr::without_provenance_mut(page), len, protection, flags, -1, 0) };
     // SAFETY: as above; the interrupted code must not see another value.
     unsafe { *libc::__errno_location() = errno };
     new != libc::MAP_FAILED
