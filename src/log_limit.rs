@@ -52,8 +52,8 @@ impl LogLimit {
     }
 
     /// The same for what is no trouble: it is left out only when it happens far more often than in normal use.
-    pub fn pass_normal(&self, what: &'static str) -> Option<Suppressed> {
-        self.pass_at(what, String::new(), NORMAL_USE, Instant::now())
+    pub fn pass_normal(&self, what: &'static str, detail: impl Display) -> Option<Suppressed> {
+        self.pass_at(what, detail.to_string(), NORMAL_USE, Instant::now())
     }
 
     fn pass_at(&self, what: &'static str, detail: String, limit: u32, now: Instant) -> Option<Suppressed> {

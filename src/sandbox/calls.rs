@@ -218,7 +218,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_epoll_create1,
         SYS_recvmsg,
         SYS_sendmsg,
-        SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE]),
+        SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE, SO_PEERCRED]),
         SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
         SYS_ioctl if among!(1: libc [FIONREAD]),
         SYS_fstatfs,

@@ -18,6 +18,21 @@ use crate::blk::device::DeviceState;
 use crate::memory::{MAX_REGIONS, RegionInfo};
 use crate::virtqueue::{RegionLayout, RingAddresses};
 
+/// The conditions of an answer to a message that asks for one, as the crate has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Answers {
+    /// Protocol features were offered.
+    offered: bool,
+    /// REPLY_ACK was accepted.
+    accepted: bool,
+}
+
+impl Answers {
+    pub(super) fn are_given(self) -> bool {
+        self.offered && self.accepted
+    }
+}
+
 /// Answers one connection's messages.
 #[derive(Debug)]
 pub(super) struct Handler<'a> {
@@ -26,6 +41,8 @@ pub(super) struct Handler<'a> {
     pub(super) disk: Arc<DeviceState>,
     /// A request that wants data was refused: the protocol has no answer for that, so the connection must end.
     pub(super) unanswered: bool,
+    /// The crate answers messages that ask for it: what it needs for that has been negotiated.
+    pub(super) answers: Answers,
     /// The socket that the message at hand brings, before the crate hides it.
     pub(super) offered: Option<OwnedFd>,
 }
@@ -82,6 +99,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn get_features(&mut self) -> Result<u64> {
+        self.answers.offered = true;
         Ok(self.session.features())
     }
 
@@ -102,6 +120,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.answers.accepted = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
         let unknown = features & !self.get_protocol_features()?.bits();
         if unknown != 0 {
             return Err(refuse(

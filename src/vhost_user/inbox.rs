@@ -18,9 +18,10 @@ const HEADER_LEN: usize = 12;
 const MAX_PAYLOAD: usize = 4096;
 /// Most descriptors that the crate takes with a message: it loses track of a message that has more.
 const MAX_FDS: usize = 32;
-/// Marks of the two that are waited for.
+/// Marks of those that are waited for.
 const SOCKET: u64 = 0;
 const STOP: u64 = 1;
+const LISTENER: u64 = 2;
 /// Requests by their numbers, and the flags of each.
 const SET_MEM_TABLE: u32 = 5;
 const SET_BACKEND_REQ_FD: u32 = 21;
@@ -33,6 +34,8 @@ const VERSION: u32 = 1;
 pub(super) enum Next {
     /// A whole message, still in the socket.
     Message(Preview),
+    /// Another frontend has connected, and waits.
+    Another,
     /// The frontend has left, or the server is stopped.
     End,
 }
@@ -48,6 +51,11 @@ pub(super) struct Preview {
 }
 
 impl Preview {
+    /// True if the frontend wants to be told whether this message was accepted.
+    pub(super) fn asks(&self) -> bool {
+        self.flags & NEED_REPLY != 0
+    }
+
     /// True if the crate reads and answers this message also where it finds its payload invalid: no need to end the
     /// connection.
     pub(super) fn is_answered(&self) -> bool {
@@ -86,35 +94,49 @@ pub(super) enum InboxError {
 #[derive(Debug)]
 pub(super) struct Inbox<'a> {
     socket: BorrowedFd<'a>,
-    /// Tells of whatever is new in the socket since it was asked last, and of the stop.
+    /// Tells of whatever is new in the socket since it was asked last, of the stop, and of connections.
     news: Epoll,
     /// The frontend sends no more.
     ended: bool,
     stopped: bool,
+    /// Somebody has connected.
+    another: bool,
 }
 
 impl<'a> Inbox<'a> {
-    /// The receiving end of `socket`, until `stop` can be read.
-    pub(super) fn new(socket: BorrowedFd<'a>, stop: &impl AsRawFd) -> io::Result<Self> {
+    /// The receiving end of `socket`, until `stop` can be read; tells of others who connect to `listener`.
+    pub(super) fn new(
+        socket: BorrowedFd<'a>,
+        stop: &impl AsRawFd,
+        listener: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
         let news = Epoll::new()?;
         let add = |fd, events, data| news.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data));
         let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         add(socket.as_raw_fd(), events, SOCKET)?;
         add(stop.as_raw_fd(), EventSet::IN, STOP)?;
+        if let Some(listener) = listener {
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            add(listener.as_raw_fd(), events, LISTENER)?;
+        }
         Ok(Self {
             socket,
             news,
             ended: false,
             stopped: false,
+            another: false,
         })
     }
 
-    /// Waits for a whole message.
+    /// Waits for a whole message, or another frontend.
     ///
     /// # Errors
     /// One that will never be whole, or that the crate cannot take.
     pub(super) fn next(&mut self) -> Result<Next, InboxError> {
         while !self.stopped {
+            if mem::take(&mut self.another) {
+                return Ok(Next::Another);
+            }
             // In this order: what came before the end is seen.
             let ended = self.ended;
             let held = self.held()?;
@@ -212,7 +234,7 @@ impl<'a> Inbox<'a> {
 
     /// Sleeps until there is something new.
     fn wait(&mut self) -> io::Result<()> {
-        let mut events = [EpollEvent::default(); 2];
+        let mut events = [EpollEvent::default(); 3];
         let count = match self.news.wait(-1, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -222,6 +244,7 @@ impl<'a> Inbox<'a> {
         for event in &events[..count] {
             match event.data() {
                 STOP => self.stopped = true,
+                LISTENER => self.another = true,
                 _ => self.ended |= event.event_set().intersects(end),
             }
         }

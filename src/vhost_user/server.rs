@@ -12,7 +12,7 @@ use std::time::Duration;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::channel::{BackendChannel, Resizer};
-use super::handler::Handler;
+use super::handler::{Answers, Handler};
 use super::inbox::{Inbox, InboxError, Next};
 use super::path::{self, SocketAccess, SocketPath};
 use super::session::Session;
@@ -194,13 +194,15 @@ impl Server {
                 return;
             }
         };
-        if let Some(suppressed) = log.pass_normal("connected") {
-            tracing::info!(disk, suppressed, "frontend connected");
+        if let Some(suppressed) = log.pass_normal("connected", "") {
+            let (pid, uid) = peer(&stream);
+            tracing::info!(disk, pid, uid, suppressed, "frontend connected");
         }
         let handler = Handler {
             session: Session::new(device, self.channel.clone()),
             disk: Arc::clone(&state),
             unanswered: false,
+            answers: Answers::default(),
             offered: None,
         };
         let handler = Arc::new(Mutex::new(handler));
@@ -225,32 +227,87 @@ impl Server {
         handler: &Mutex<Handler<'_>>,
         disk: &DeviceState,
     ) -> Result<(), ConnectionError> {
-        let mut inbox = Inbox::new(socket.as_fd(), &self.stop)?;
-        while let Next::Message(preview) = inbox.next()? {
+        let listener = match &self.socket {
+            Socket::Listening(listener) => Some(listener.as_fd()),
+            Socket::Connected(_) => None,
+        };
+        let mut inbox = Inbox::new(socket.as_fd(), &self.stop, listener)?;
+        loop {
+            let preview = match inbox.next()? {
+                Next::Message(preview) => preview,
+                Next::Another => {
+                    log_waiting(disk, socket);
+                    continue;
+                }
+                Next::End => return Ok(()),
+            };
+            let asks = preview.asks();
             let answered = preview.is_answered();
             lock(handler).offered = preview.into_backend_socket();
-            match requests.handle_request() {
-                Ok(()) => {}
+            let refusal = match requests.handle_request() {
+                Ok(()) => continue,
                 Err(VhostError::Disconnected) => return Ok(()),
-                // Refused and logged; the frontend knows if it wanted to.
-                Err(VhostError::ReqHandlerError(_)) if !lock(handler).must_end() => {}
+                // Logged already.
+                Err(VhostError::ReqHandlerError(error)) if !lock(handler).must_end() => error.to_string(),
                 Err(error @ VhostError::InvalidMessage) if answered => {
                     if let Some(suppressed) = disk.log.pass("invalid", &error) {
                         tracing::warn!(disk = disk.name, %error, suppressed, "vhost-user message refused");
                     }
+                    error.to_string()
                 }
                 Err(error) => return Err(error.into()),
+            };
+            // A frontend that is not told would wait for ever, and so would its guest. The end of the connection tells it.
+            if !(asks && lock(handler).answers.are_given()) {
+                return Err(ConnectionError::Untold(refusal));
             }
         }
-        Ok(())
     }
+}
+
+/// Logs that a frontend has connected while another one is served.
+fn log_waiting(device: &DeviceState, served: &UnixStream) {
+    let DeviceState { name: disk, log, .. } = device;
+    if let Some(suppressed) = log.pass_normal("waiting", "") {
+        let (pid, uid) = peer(served);
+        tracing::warn!(
+            disk,
+            served_pid = pid,
+            served_uid = uid,
+            suppressed,
+            "another frontend has connected, and waits until this one leaves: a disk serves one at a time"
+        );
+    }
+}
+
+/// The process and user that have connected, as far as they can be seen from here.
+fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = 12;
+    // SAFETY: `peer` and `len` are valid for this option.
+    let got = status(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    });
+    // A process of another namespace has the number 0.
+    let pid = Some(peer.pid).filter(|&pid| pid > 0);
+    got.map_or((None, None), |()| (pid, Some(peer.uid)))
 }
 
 /// Logs that a frontend is gone, and why if it did not just leave.
 fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
     let DeviceState { name: disk, log, .. } = device;
     let Some(error) = reason else {
-        if let Some(suppressed) = log.pass_normal("left") {
+        if let Some(suppressed) = log.pass_normal("left", "") {
             tracing::info!(disk, suppressed, "frontend left");
         }
         return;
@@ -277,6 +334,9 @@ enum ConnectionError {
     /// A message cannot be answered otherwise.
     #[error(transparent)]
     Message(#[from] VhostError),
+    /// A message was refused, and the frontend does not get an answer.
+    #[error("a message was refused, and only this can tell the frontend (no REPLY_ACK): {0}")]
+    Untold(String),
 }
 
 impl From<io::Error> for ConnectionError {

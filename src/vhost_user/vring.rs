@@ -29,6 +29,8 @@ pub(super) struct Vring {
     pub(super) failed: bool,
     /// The queue runs it.
     pub(super) running: bool,
+    /// The log says that it goes on after a predecessor.
+    pub(super) resumed: bool,
     /// The queue has been told to stop, and has not answered yet.
     pub(super) draining: bool,
 }

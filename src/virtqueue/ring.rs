@@ -117,6 +117,11 @@ impl SplitRing {
         Ok(recovered.resumed)
     }
 
+    /// Chains that a predecessor has left in flight, and that were not popped yet.
+    pub fn left_in_flight(&self) -> usize {
+        self.resubmit.len()
+    }
+
     /// Logs writes to the used ring from here on, or no more.
     pub fn set_log(&mut self, log: Option<&RingLog>) {
         let used = |ring: &RingLog| {

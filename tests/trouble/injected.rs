@@ -137,7 +137,7 @@ fn a_request_that_the_disk_does_not_answer_is_reported_once_and_served_when_it_d
 }
 
 #[test]
-fn a_daemon_with_a_stuck_request_ends_in_time() {
+fn a_daemon_with_a_stuck_request_ends_in_time_and_calls_it_a_failure() {
     let mut daemon = Daemon::start(&data(MIB), &["--inject", "read:delay=100s"]);
     let mut frontend = connect(&daemon, 1);
     let threads = daemon.holdings().threads;
@@ -146,12 +146,12 @@ fn a_daemon_with_a_stuck_request_ends_in_time() {
     queue.kick();
     daemon.wait_for(|daemon| daemon.holdings().threads > threads, "work on it");
     let exit = daemon.terminate();
-    assert!(exit.status.success() && exit.took.as_secs() < 5, "{exit:?}");
     assert!(
-        exit.output.contains("requests are still in flight"),
-        "{}",
-        exit.output
+        exit.status.code() == Some(1) && exit.took.as_secs() < 5,
+        "{exit:?}"
     );
+    assert!(exit.output.contains("requests are still in flight"), "{exit:?}");
+    assert!(!daemon.socket().exists(), "the socket is still there");
 }
 
 #[test]

@@ -96,25 +96,6 @@ fn the_first_and_the_last_line_name_disk_and_socket() {
 }
 
 #[test]
-fn leaving_requests_in_flight_is_a_failure() {
-    let mut daemon = Daemon::start(&[0; 4096], &["--inject", "read:delay=20s"]);
-    let mut frontend = connect(&daemon, 1);
-    frontend.queue(0).submit(&read(0, 512), 0);
-    frontend.queue(0).kick();
-    daemon.wait_for(
-        |daemon| said(daemon, "frontend connected") == 1,
-        "see the frontend",
-    );
-    wait_for("the request to be taken", || {
-        (daemon.count("queue 0", "kicks") > 0).then_some(())
-    });
-    let exit = daemon.terminate();
-    assert_eq!(exit.status.code(), Some(1), "{}", exit.output);
-    assert!(exit.output.contains("still in flight"), "{}", exit.output);
-    assert!(!daemon.socket().exists(), "the socket is still there");
-}
-
-#[test]
 fn a_hundred_frontends_that_come_and_go_are_a_few_lines() {
     let mut daemon = Daemon::start(&[0; 4096], &[]);
     for _ in 0..100 {

@@ -35,15 +35,16 @@ impl BlkQueue {
     /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
     ///
     /// No kick is waited for if something is available already. Its kick may be lost: a predecessor has taken it and
-    /// stopped, or has told the driver that none is needed. A ring that goes on where a predecessor has stopped (returns
-    /// true) also notifies once, for the same reason.
+    /// stopped, or has told the driver that none is needed. A ring that goes on where a predecessor has stopped also
+    /// notifies once, for the same reason; then returns the number of requests that were in flight.
     ///
     /// # Errors
     /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
-    pub fn start(&self, setup: RingSetup) -> Result<bool, RingError> {
+    pub fn start(&self, setup: RingSetup) -> Result<Option<usize>, RingError> {
         let (mut running, resumed) = Running::new(setup)?;
         // A predecessor that was killed while it polled has left the driver told not to kick.
         running.ring.enable_kicks();
+        let left_in_flight = running.ring.left_in_flight();
         // After that, so that whatever comes later is kicked. An impossible index is nobody's before the first kick.
         let kicked = resumed || running.ring.has_work().unwrap_or(false);
         let poller = self
@@ -57,7 +58,7 @@ impl BlkQueue {
         if resumed {
             state.notifier.ring_resumed();
         }
-        Ok(resumed)
+        Ok(resumed.then_some(left_in_flight))
     }
 
     /// Stops the ring: nothing more is taken; when the last request in flight is answered, `done` gets the available

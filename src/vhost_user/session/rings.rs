@@ -205,11 +205,29 @@ impl Session<'_> {
         let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
         self.vrings[index].running = true;
         self.channel.resume();
-        if resumed {
+        if let Some(requests) = resumed {
+            self.log_resumed(index, requests);
             // The predecessor may have served a disk of another size.
             self.channel.config_changed();
         }
         Ok(())
+    }
+
+    /// Logs that a ring goes on after a predecessor, unless this session has stopped it itself, with nothing in flight.
+    fn log_resumed(&mut self, index: usize, requests: usize) {
+        let again = std::mem::replace(&mut self.vrings[index].resumed, true);
+        let DeviceState { name: disk, log, .. } = &**self.device.state();
+        if (requests > 0 || !again)
+            && let Some(suppressed) = log.pass_normal("resumed", index)
+        {
+            tracing::info!(
+                disk,
+                queue = index,
+                requests,
+                suppressed,
+                "ring resumed: requests that were in flight are executed again"
+            );
+        }
     }
 
     fn hand_over_kick(&mut self, index: usize) -> Result<()> {

@@ -1,0 +1,132 @@
+//! Frontends are told what is wrong, and the log says who comes, who waits, and what is recovered.
+
+mod common;
+
+use common::daemon::Daemon;
+use common::inflight::Inflight;
+use common::process::wait_for;
+use common::raw::{Answer, Client, msg};
+use common::target::{image, start};
+use common::vm::{DATA, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
+
+/// A queue size that nobody serves.
+fn bad_size() -> Vec<u8> {
+    [0u32, 3].map(u32::to_le_bytes).concat()
+}
+
+fn lines<'a>(output: &'a str, what: &str) -> Vec<&'a str> {
+    output.lines().filter(|line| line.contains(what)).collect()
+}
+
+#[test]
+fn a_refusal_that_cannot_be_answered_ends_the_connection() {
+    let (mut daemon, _) = start();
+    // Nothing is negotiated.
+    let mut client = Client::new(daemon.connect());
+    client
+        .send(msg::SET_VRING_NUM, 0, &bad_size(), &[])
+        .expect("send");
+    client.wait_for_end();
+    // Asking does not help then.
+    let mut client = Client::new(daemon.connect());
+    assert_eq!(client.ask(msg::SET_VRING_NUM, &bad_size(), &[]), Answer::Closed);
+    // Nor does negotiating without asking.
+    let mut client = Client::new(daemon.connect());
+    client.negotiate(0).expect("negotiate");
+    client
+        .send(msg::SET_VRING_NUM, 0, &bad_size(), &[])
+        .expect("send");
+    client.wait_for_end();
+    // One that the `vhost` crate refuses by itself.
+    let mut client = Client::new(daemon.connect());
+    client.send(msg::SET_MEM_TABLE, 0, &[0; 8], &[]).expect("send");
+    client.wait_for_end();
+    daemon.wait_for(
+        |daemon| {
+            daemon
+                .output()
+                .contains("only this can tell the frontend (no REPLY_ACK): queue size 3")
+        },
+        "say why",
+    );
+}
+
+#[test]
+fn a_refusal_that_is_answered_ends_nothing() {
+    let (daemon, _) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    for _ in 0..3 {
+        let answer = vm.client.ask(msg::SET_VRING_NUM, &bad_size(), &[]);
+        assert_eq!(answer, Answer::Nak);
+    }
+    vm.share_memory();
+    vm.start_ring(0, Ring::new(0, 16));
+    vm.read_sector(0, 3);
+}
+
+#[test]
+fn a_second_frontend_is_logged_while_it_waits_and_then_served() {
+    let (mut daemon, _) = start();
+    let mut first = Vm::start(&daemon, 1);
+    let waits = "another frontend has connected, and waits";
+    assert_eq!(lines(&daemon.output(), waits).len(), 0);
+    let second = daemon.connect();
+    daemon.wait_for(|daemon| daemon.output().contains(waits), "notice it");
+    first.read_sector(0, 3);
+    let third = daemon.connect();
+    daemon.wait_for(
+        |daemon| lines(&daemon.output(), waits).len() == 2,
+        "notice the third",
+    );
+    drop(third);
+    drop(first);
+    let mut second = Vm::on(second, 0);
+    second.share_memory();
+    second.start_ring(0, Ring::new(0, 16));
+    second.read_sector(0, 3);
+    let output = daemon.output();
+    let me = format!("pid={}", std::process::id());
+    for what in [waits, "frontend connected"] {
+        assert!(lines(&output, what)[0].contains(&me), "{output}");
+    }
+}
+
+#[test]
+fn a_recovery_is_logged_with_its_number_of_requests() {
+    let (delay, options) = (["--inject", "write:delay=60s"], ["--num-queues", "2"]);
+    let mut daemon = Daemon::start(&image(), &[options, delay].concat());
+    let mut vm = Vm::connect(&daemon, 0);
+    let region = Inflight::get(&mut vm.client, 2, 16);
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.share_memory();
+    vm.start_ring(0, Ring::new(0, 16));
+    vm.start_ring(1, Ring::new(1, 16));
+    vm.poke(HEADER, &header(1, 5));
+    vm.send(
+        0,
+        &[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)],
+    );
+    wait_for("the write to be taken", || {
+        (region.marked(0) == [0]).then_some(())
+    });
+    assert_eq!(lines(&daemon.output(), "ring resumed").len(), 0);
+
+    daemon.stop_with(libc::SIGKILL);
+    daemon.start_again(&options);
+    vm.reconnect(daemon.connect(), 0);
+    vm.share_memory();
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.restart_rings();
+    assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 1 });
+    vm.read_sector(1, 3);
+    // A ring that this frontend stops and starts goes on, too, but there is nothing to recover.
+    vm.client.stop_ring(1).expect("stop");
+    let ring = vm.rings.pop().expect("two");
+    vm.start_ring(1, ring);
+    vm.read_sector(1, 3);
+    let output = daemon.output();
+    let resumed = lines(&output, "ring resumed");
+    assert_eq!(resumed.len(), 2, "{output}");
+    assert!(resumed[0].contains("queue=0 requests=1"), "{output}");
+    assert!(resumed[1].contains("queue=1 requests=0"), "{output}");
+}
