@@ -1,4 +1,4 @@
-//! Command line: what to run, against what, and where the report goes.
+//! The command line.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,25 +9,27 @@ use crate::units;
 
 /// Compares vhost-user block backends side by side: throughput, latency, notifications, CPU.
 ///
-/// Starts each backend itself, drives it as a native vhost-user frontend (no virtual machine), and
-/// interleaves all candidates in every round, so that a noisy machine disturbs all of them alike.
+/// Starts each backend and drives it as a native vhost-user frontend, without a virtual machine. Every round runs
+/// all candidates one after the other, so that a noisy machine disturbs all of them alike.
 #[derive(Parser, Debug)]
 #[command(version, about, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
 
-    /// A ready set of backends and shapes; single options below override its parts
+    /// A ready set of backends and shapes; other options override parts of it [default: quick]
     #[arg(long, value_enum)]
     pub(crate) preset: Option<Preset>,
 
-    /// A candidate; may be repeated, the first one is the reference of all ratios.
+    /// A candidate; may be repeated [default: from the preset]
     ///
-    /// `ours[:OPTIONS]` is vhost-user-blk next to this program, e.g. `ours:--notify each`;
+    /// The first one is the reference of all ratios.
+    ///
+    /// `ours[:OPTIONS]` is the vhost-user-blk next to this program, e.g. `ours:--notify each`;
     /// `qsd[:AIO]` is qemu-storage-daemon with aio=threads, native or io_uring;
     /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
     /// batch or per completion;
-    /// `NAME=COMMAND` is any other, a command with {socket} {image} {queues} in it.
+    /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in.
     #[arg(long = "backend", value_name = "SPEC")]
     pub(crate) backends: Vec<String>,
 
@@ -35,31 +37,33 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
 
-    /// Queues x iodepth of each queue, e.g. 8x64, and x disks, e.g. 1x8x16, with a backend process for each
-    /// disk; several separated by commas
+    /// Queues x iodepth of each queue, e.g. 8x64, or queues x iodepth x disks, e.g. 1x8x16; several are separated
+    /// by commas [default: from the preset]
+    ///
+    /// Each disk has its own backend process.
     #[arg(long = "shape", value_name = "QxD[xN]", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
 
-    /// Where the image is; several separated by commas
+    /// Where the image is stored; several are separated by commas [default: from the preset]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) storage: Vec<StorageKind>,
 
-    /// What the requests do
+    /// Access pattern
     #[arg(long, value_enum, default_value_t = Pattern::Randread)]
     pub(crate) rw: Pattern,
 
-    /// Bytes of each request (k, M and G are powers of 1024)
+    /// Size of each request (k, M and G are powers of 1024)
     #[arg(long, value_parser = units::bytes, default_value = "4k", value_name = "BYTES")]
     pub(crate) block_size: u64,
 
-    /// Bytes of the image
+    /// Size of the image
     #[arg(long, value_parser = units::bytes, default_value = "256M", value_name = "BYTES")]
     pub(crate) image_size: u64,
 
-    /// Bytes of each write that fills the image, up to 1M
+    /// Size of each write that fills the image before the measurement, up to 1M
     ///
-    /// A file system may keep a file in its page cache in pieces of that size. On ext4 a small write then costs the
-    /// more the larger the piece is that it falls into.
+    /// A file system may keep a file in the page cache in pieces of this size. On ext4, a small write into a large
+    /// piece costs more.
     #[arg(long, value_parser = units::bytes, default_value = "1M", value_name = "BYTES")]
     pub(crate) fill_size: u64,
 
@@ -67,27 +71,30 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 
-    /// Seconds that are measured in each round
+    /// Length of each measurement, in seconds [default: from the preset]
     #[arg(long, value_parser = units::seconds, value_name = "SECONDS")]
     pub(crate) runtime: Option<Duration>,
 
-    /// Seconds of load before the measurement starts
+    /// Length of the load before each measurement, in seconds
     #[arg(long, value_parser = units::seconds, default_value = "0.3", value_name = "SECONDS")]
     pub(crate) warmup: Duration,
 
-    /// Rounds; every candidate is run once in each
+    /// Number of rounds; each candidate runs once per round [default: from the preset]
+    ///
+    /// A 95 % interval needs at least 5 rounds. Below that, the report shows the lowest and the highest ratio of a
+    /// round.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: Option<u32>,
 
     /// Threads that drive the queues [default: half the CPUs, at most one per queue]
     ///
-    /// A driving thread of its own per queue only adds context switches when CPUs are few: one thread
-    /// keeps up with millions of completions a second and leaves the other CPUs to the backend.
+    /// With few CPUs, a thread per queue only adds context switches: one thread keeps up with millions of completions
+    /// a second and leaves the other CPUs to the backend.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) driver_threads: Option<u16>,
 
-    /// How a driving thread waits: asleep on the call eventfd like a guest that takes interrupts, or
-    /// spinning on the used rings
+    /// How a driving thread waits: it sleeps on the call eventfd, like a guest that takes interrupts, or it spins
+    /// on the used rings
     #[arg(long, value_enum, default_value_t = Wait::Sleep)]
     pub(crate) wait: Wait,
 
@@ -95,12 +102,12 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_event_idx: bool,
 
-    /// Ask for no notifications while completions are being taken, as Linux's driver does
+    /// Switch notifications off while taking completions, as Linux's driver does
     #[arg(long)]
     pub(crate) suppress: bool,
 
-    /// Measure as well what this machine does on the same files without virtio, with pread/pwrite in threads
-    /// and with io_uring, and say how much of that each backend reaches
+    /// Also measure the same files without virtio, with pread/pwrite in threads and with io_uring, and show which
+    /// share of that limit each backend reaches
     #[arg(long)]
     pub(crate) limit: bool,
 
@@ -119,16 +126,16 @@ pub(crate) struct Args {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
-    /// Compares two reports row by row; fails if something became slower beyond doubt
+    /// Compares two reports row by row; fails if a row became slower beyond doubt
     Compare {
-        /// report.json of before
+        /// The earlier report.json
         old: PathBuf,
-        /// report.json of after
+        /// The later report.json
         new: PathBuf,
     },
-    /// Makes a report of samples that were measured elsewhere, or a report.json
+    /// Makes a report from samples measured elsewhere, or from a report.json
     Render {
-        /// JSON with `samples` and, if known, `machine`, `command`, `backends` and `notes`
+        /// JSON with `schema`, `samples` and, if known, `started`, `machine`, `command`, `backends` and `notes`
         samples: PathBuf,
 
         /// Write report.json and report.html to this directory
@@ -141,14 +148,14 @@ pub(crate) enum Action {
 pub(crate) enum Preset {
     /// ours (batch, each) and qsd at 1x1, 1x64, 8x64 in tmpfs; under a minute
     Quick,
-    /// batch against each at 8x64 and 1x1, with and without EVENT_IDX, many rounds: what deferred
-    /// notification is worth
+    /// batch against each at 8x64 and 1x1, with and without EVENT_IDX, 15 rounds: the gain from deferred
+    /// notification
     Headline,
-    /// ours, qsd with each of its engines and the plain backend, at 1x1, 1x64, 8x64, page cache and O_DIRECT
+    /// ours, qsd with each of its engines, and the plain backend, at 1x1, 1x64, 8x64; tmpfs, page cache and O_DIRECT
     Peers,
-    /// Each way of ours to execute I/O, at 1x1, 1x64, 8x64, page cache and O_DIRECT
+    /// ours with each of its engines, at 1x1, 1x64, 8x64, page cache and O_DIRECT
     Engines,
-    /// 1 to 16 queues, iodepth 1 to 256, 1 to 64 disks: the cost of an I/O must not grow with them
+    /// 1 to 16 queues, iodepth 1 to 256, 1 to 64 disks: the cost of an I/O should not grow with them
     Scaling,
 }
 
@@ -157,16 +164,16 @@ pub(crate) enum Preset {
 pub(crate) enum StorageKind {
     /// A file in /dev/shm
     Tmpfs,
-    /// A file that is in the page cache
+    /// A file in the page cache
     PageCache,
     /// The same file, opened with O_DIRECT
     Direct,
-    /// No file: the backend answers at once, and all that is left is virtio
+    /// No file: the backend answers at once, which leaves only the cost of virtio
     Null,
 }
 
 impl StorageKind {
-    /// Whether it is about a file outside of /dev/shm.
+    /// Whether the image is a file under `--dir`.
     pub(crate) fn is_on_disk(self) -> bool {
         matches!(self, Self::PageCache | Self::Direct)
     }
@@ -198,7 +205,7 @@ pub(crate) enum Wait {
     Spin,
 }
 
-/// How much is in flight: queues, requests in each, and disks that have them.
+/// Number of disks, of queues per disk, and of requests in flight per queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Shape {
     pub(crate) queues: u16,
@@ -215,12 +222,12 @@ impl Shape {
         }
     }
 
-    /// Queues of all disks.
+    /// Number of queues, over all disks.
     pub(crate) fn lanes(self) -> usize {
         usize::from(self.queues) * usize::from(self.disks)
     }
 
-    /// Requests in all of them.
+    /// Number of requests in flight, over all queues.
     pub(crate) fn in_flight(self) -> usize {
         self.lanes() * usize::from(self.iodepth)
     }
@@ -250,11 +257,11 @@ impl std::str::FromStr for Shape {
                 ));
             }
         };
-        // The driver takes three descriptors a request (no indirect tables), and a ring has 1024 at most.
+        // A request takes three descriptors (there are no indirect tables), and a ring has at most 1024.
         let ranges = [(shape.queues, 256), (shape.iodepth, 341), (shape.disks, 64)];
         if ranges.iter().any(|&(value, most)| value < 1 || value > most) {
             return Err(format!(
-                "{text}: 1 to 256 queues, iodepth 1 to 341, 1 to 64 disks"
+                "{text} is out of range: 1 to 256 queues, iodepth 1 to 341, 1 to 64 disks"
             ));
         }
         Ok(shape)

@@ -1,4 +1,4 @@
-//! A backend process: started, watched, measured from outside, stopped.
+//! Starts, watches and stops a backend process. Runs on the main thread.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,10 +14,10 @@ use crate::candidate::Candidate;
 use crate::command::Target;
 use crate::image::Image;
 
-/// How long a backend may take to listen, and to end after SIGTERM.
+/// Time limit for a backend to listen, and to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A running backend; killed when dropped.
+/// A running backend, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Backend {
     name: String,
@@ -27,9 +27,9 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Starts `candidate` for disk `disk` with its socket and log in `dir` and waits until its socket is there.
+    /// Starts `candidate` for disk `disk`, with its socket and log in `dir`, and waits until the socket exists.
     ///
-    /// Call it on the main thread: the child gets its SIGKILL when the thread that started it ends.
+    /// Call this on the main thread: the kernel kills the backend when the thread that started it ends.
     pub(crate) fn start(
         candidate: &Candidate,
         image: &Image,
@@ -74,12 +74,12 @@ impl Backend {
         self.child.id()
     }
 
-    /// Ends it at once; whoever waits for an answer from it gets end of file.
+    /// Kills the backend. A thread that waits for an answer on its socket gets an end of file.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
     }
 
-    /// An error that carries what the backend had to say.
+    /// Returns an error with the last lines that the backend printed.
     pub(crate) fn failure(&self, what: &str) -> anyhow::Error {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -92,7 +92,7 @@ impl Backend {
         anyhow::anyhow!("{}: {what}; {said}", self.name)
     }
 
-    /// Whether it ended on its own.
+    /// Whether the backend has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
@@ -105,14 +105,14 @@ impl Backend {
             }
             if Instant::now() > deadline {
                 self.kill();
-                return Err(self.failure("made no socket within 5 seconds"));
+                return Err(self.failure("did not create its socket within 5 seconds"));
             }
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())
     }
 
-    /// Asks it to end (SIGTERM) and waits for that.
+    /// Sends SIGTERM to the backend and waits until it has ended.
     pub(crate) fn stop(mut self) -> Result<()> {
         if self.has_ended() {
             return Err(self.failure("ended by itself"));

@@ -1,18 +1,18 @@
-//! How many completions came with each notification.
+//! A histogram of completions per notification.
 
-/// Buckets: none, 1, 2-3, 4-7, and so on; the last has no upper end.
+/// Number of buckets: 0, 1, 2-3, 4-7, and so on. The last one has no upper end.
 pub(crate) const BUCKETS: usize = 11;
 
-/// Notifications by the completions that each stood for.
+/// Notifications, counted by the number of completions that each one covered.
 ///
-/// A driver that looks late finds several notifications as one count; their completions are then taken to
-/// be spread evenly over them.
+/// A driver that looks late finds several notifications in one read of the eventfd. It cannot tell which completions
+/// belong to which of them, so it spreads them evenly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Batches([u64; BUCKETS]);
 
 impl Batches {
-    /// `notifications` (not 0) brought `completions` together.
+    /// Adds `notifications`, at least one, that covered `completions` together.
     pub(crate) fn record(&mut self, completions: u64, notifications: u64) {
         let (each, more) = (completions / notifications, completions % notifications);
         self.0[bucket(each)] += notifications - more;
@@ -29,7 +29,7 @@ impl Batches {
         self.0 == [0; BUCKETS]
     }
 
-    /// The share of all notifications that each bucket has, and its name: the first number of completions in it.
+    /// Returns the name of each bucket (its lowest number of completions) and its share of all notifications.
     pub(crate) fn shares(&self) -> impl Iterator<Item = (String, f64)> {
         let all = self.0.iter().sum::<u64>().max(1) as f64;
         self.0
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completions_are_spread_over_the_notifications_that_brought_them() {
+    fn completions_are_spread_evenly_over_their_notifications() {
         let mut batches = Batches::default();
         batches.record(1, 1);
         batches.record(70, 1);
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bucket_has_no_end() {
+    fn the_last_bucket_has_no_upper_end() {
         let mut batches = Batches::default();
         batches.record(u64::MAX, 1);
         assert_eq!(batches.shares().last(), Some(("512+".to_owned(), 1.0)));

@@ -1,4 +1,4 @@
-//! The backends that are compared, and what stands in for them to measure the limit.
+//! The candidates: backends to compare, and the limit of the host without one.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use crate::limit::Engine;
 /// One backend with its options.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
-    /// As the user wrote it; the row's name in the report.
+    /// The name of its rows in the report, as the user wrote it.
     pub(crate) name: String,
     pub(crate) kind: Kind,
 }
@@ -32,7 +32,7 @@ pub(crate) enum Kind {
     Command {
         words: Vec<String>,
     },
-    /// No backend at all.
+    /// The host without a backend.
     Limit(Engine),
 }
 
@@ -40,7 +40,7 @@ impl Candidate {
     /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]` or `NAME=COMMAND`.
     ///
     /// # Errors
-    /// If it is none of these or a program that it needs is missing.
+    /// The specification has another form, or its program is missing.
     pub(crate) fn parse(spec: &str, daemon: &Daemon) -> Result<Self> {
         let (mut name, kind) = (spec, Kind::parse(spec, daemon)?);
         if let Kind::Command { .. } = kind {
@@ -53,7 +53,7 @@ impl Candidate {
         })
     }
 
-    /// What the host itself does.
+    /// The host without a backend.
     pub(crate) fn limit(engine: Engine) -> Self {
         Self {
             name: engine.name().to_owned(),
@@ -61,9 +61,10 @@ impl Candidate {
         }
     }
 
-    /// Whether it can serve this image. Linux AIO is asynchronous on O_DIRECT files only and refused
-    /// elsewhere; the plain backend knows nothing of aligned buffers; a null disk involves no engine, so
-    /// there is nothing to compare between several.
+    /// Whether the candidate can serve this image.
+    ///
+    /// Linux AIO needs O_DIRECT, since it blocks on other files. The plain backend does not align its buffers. A null
+    /// disk does not use an engine, so several engines would give the same figures.
     pub(crate) fn supports(&self, image: &Image) -> bool {
         let serves = |aio: &str| match aio {
             "native" => image.is_direct(),
@@ -79,9 +80,7 @@ impl Candidate {
         }
     }
 
-    /// Whether its program knows the options; only ours can be asked.
-    ///
-    /// It looks at all of them before it prints its capabilities.
+    /// Whether the program knows its options. Only ours can tell: it checks them before it prints its capabilities.
     pub(crate) fn is_available(&self) -> bool {
         let Kind::Ours { binary, options } = &self.kind else {
             return true;
@@ -98,7 +97,7 @@ impl Candidate {
         status.is_ok_and(|status| status.success())
     }
 
-    /// The first line that its program prints for `--version`.
+    /// Returns the first line that the program prints for `--version`.
     pub(crate) fn version(&self) -> Option<String> {
         let program = match &self.kind {
             Kind::Ours { binary, .. } => binary.as_os_str(),
@@ -126,15 +125,18 @@ impl Kind {
             let aio = if aio.is_empty() { "threads" } else { aio };
             ensure!(
                 ["threads", "native", "io_uring"].contains(&aio),
-                "{spec}: aio is threads, native or io_uring"
+                "{spec}: qsd's engine is threads, native or io_uring"
             );
-            ensure!(in_path(QSD), "{spec}: {QSD} is not in PATH");
+            ensure!(
+                in_path(QSD),
+                "{spec}: {QSD} is not in PATH; install it, or leave qsd out"
+            );
             return Ok(Self::Qsd { aio: aio.to_owned() });
         }
         if let Some(notify) = suffix(spec, "plain") {
             ensure!(
                 ["", "each"].contains(&notify),
-                "{spec}: it is plain or plain:each"
+                "{spec}: only plain and plain:each exist"
             );
             return Ok(Self::Plain {
                 each: notify == "each",
@@ -147,7 +149,7 @@ impl Kind {
         };
         ensure!(
             command.contains("{socket}"),
-            "{spec}: the command has no {{socket}} in it"
+            "{spec}: the command must contain {{socket}}"
         );
         Ok(Self::Command {
             words: command.split_whitespace().map(str::to_owned).collect(),
@@ -162,7 +164,7 @@ pub(crate) fn qsd_is_installed() -> bool {
     in_path(QSD)
 }
 
-/// The value of `--aio` among our options.
+/// Returns the value of `--aio` among the daemon's options.
 fn our_aio(options: &[String]) -> Option<&str> {
     let at = options.iter().position(|option| option.starts_with("--aio"))?;
     options[at]
@@ -170,7 +172,7 @@ fn our_aio(options: &[String]) -> Option<&str> {
         .or_else(|| options.get(at + 1).map(String::as_str))
 }
 
-/// `""` for `name`, `rest` for `name:rest`.
+/// Returns `""` for `name`, and `rest` for `name:rest`.
 fn suffix<'a>(spec: &'a str, name: &str) -> Option<&'a str> {
     let rest = spec.strip_prefix(name)?;
     if rest.is_empty() {
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_specification_that_names_nothing_is_refused() {
+    fn a_malformed_specification_is_refused() {
         let shell = Daemon::new(Some("/bin/sh".as_ref()));
         for bad in [
             "",
@@ -200,12 +202,12 @@ mod tests {
             "oursx",
             "qsd:sync",
         ] {
-            assert!(Candidate::parse(bad, &shell).is_err(), "{bad} was taken");
+            assert!(Candidate::parse(bad, &shell).is_err(), "{bad} was accepted");
         }
     }
 
     #[test]
-    fn a_command_that_wants_an_image_gets_no_null_disk() {
+    fn a_command_with_an_image_gets_no_null_disk() {
         let (null, file) = (
             Image::Null { size: 4096 },
             Image::File {

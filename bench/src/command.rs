@@ -1,11 +1,11 @@
-//! The command line that starts each backend.
+//! Builds the command line that starts each backend.
 
 use std::path::Path;
 
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::image::Image;
 
-/// What a command line is made for.
+/// The socket, the image and the number of queues that a command line is built for.
 #[derive(Clone, Debug)]
 pub(crate) struct Target<'a> {
     pub(crate) socket: &'a Path,
@@ -14,7 +14,7 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// The program that starts `candidate` for this, and its arguments; nothing for the limit.
+    /// Returns the program that starts `candidate`, and its arguments. A limit has none.
     pub(crate) fn command_line(&self, candidate: &Candidate) -> Vec<String> {
         match &candidate.kind {
             Kind::Ours { binary, options } => self.ours(binary, options),
@@ -25,7 +25,7 @@ impl Target<'_> {
         }
     }
 
-    /// The image's path, or what the plain backend takes for none.
+    /// Returns the image's path, or `null:SIZE`, which the plain backend understands.
     fn image(&self) -> String {
         match self.image {
             Image::File { path, .. } => path.display().to_string(),
@@ -107,7 +107,7 @@ mod tests {
     use crate::daemon::Daemon;
 
     #[test]
-    fn a_command_template_gets_socket_image_and_queues() {
+    fn a_template_gets_socket_image_and_queues() {
         let candidate =
             Candidate::parse("mine=serve {socket} -f {image} --n={queues}", &Daemon::default()).unwrap();
         let image = Image::File {

@@ -1,4 +1,4 @@
-//! `compare OLD NEW`: what became slower or faster between two reports.
+//! `compare OLD NEW`: finds rows that became slower or faster between two reports.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::report::read_json;
 use crate::stats::{Bounds, Interval, unpaired_ratio};
 use crate::table::short;
 
-/// A change below this is none that somebody would act on, however sure it is.
+/// A smaller change is not worth acting on, however certain it is.
 const TOLERANCE: f64 = 0.03;
 
-/// What makes two samples comparable: all that was asked for, nothing that was measured.
+/// Fields that two comparable samples have in common: all settings, and nothing that was measured.
 const KEY: [&str; 12] = [
     "backend",
     "frontend",
@@ -32,7 +32,7 @@ const KEY: [&str; 12] = [
 /// Prints the comparison.
 ///
 /// # Errors
-/// If a report cannot be read, nothing in them can be compared, or a row became slower beyond doubt.
+/// A report cannot be read, the reports have no case in common, or a row became slower beyond doubt.
 pub(crate) fn run(old: &Path, new: &Path) -> Result<()> {
     let (old, new) = (read_json(old)?, read_json(new)?);
     for field in ["cpu", "cpus", "kernel", "file_system"] {
@@ -53,7 +53,7 @@ pub(crate) fn run(old: &Path, new: &Path) -> Result<()> {
 /// One case of one backend in both reports.
 struct Row {
     name: String,
-    /// How many times the new IOPS, p99 latency and CPU time per I/O are the old ones.
+    /// New IOPS divided by old IOPS, and the same for the p99 latency and the CPU time per I/O.
     iops: Interval,
     p99: Option<Interval>,
     cpu: Option<Interval>,
@@ -175,7 +175,7 @@ mod tests {
     const OLD: [f64; 6] = [100.0, 101.0, 99.0, 100.0, 102.0, 98.0];
 
     #[test]
-    fn a_clear_loss_is_a_regression_and_a_small_one_is_not() {
+    fn only_a_clear_and_large_loss_is_a_regression() {
         for (factor, expected) in [(0.8, "SLOWER"), (0.98, "~"), (1.0, "~"), (1.3, "faster")] {
             let rows = rows(
                 &report("ours", &OLD),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_no_regression() {
+    fn noise_is_not_a_regression() {
         let wild = [40.0, 160.0, 90.0, 120.0, 70.0, 95.0];
         assert_eq!(
             rows(&report("ours", &OLD), &report("ours", &wild))[0].verdict(),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_both_reports_have_is_compared() {
+    fn cases_of_one_report_alone_are_left_out() {
         assert!(rows(&report("ours", &OLD), &report("qsd", &OLD)).is_empty());
     }
 

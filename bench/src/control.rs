@@ -1,4 +1,4 @@
-//! The stages of a run, and how the main thread leads the driving threads through them.
+//! Leads the driving threads through the stages of a run. Runs on the main thread.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
@@ -10,7 +10,7 @@ use crate::lane::Counts;
 use crate::load::Load;
 use crate::usage::{Others, Usage};
 
-/// The main thread's look at signals and progress.
+/// Interval at which the main thread checks signals and progress.
 const TICK: Duration = Duration::from_millis(5);
 
 /// The stages of a run, in order.
@@ -19,22 +19,22 @@ const TICK: Duration = Duration::from_millis(5);
 pub(crate) enum Stage {
     Warmup,
     Measure,
-    /// The same load, with a look at each notification that would disturb a measurement.
+    /// The same load, but each notification is read by itself, which would disturb a measurement.
     Census,
-    /// Take what is in flight and end.
+    /// Take the completions of requests in flight, then end.
     Stop,
-    /// End at once: the backend is gone.
+    /// End at once: the backend has ended or failed.
     Abort,
 }
 
-/// What the main thread and the driving threads share.
+/// The state that the main thread and the driving threads share.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     stage: AtomicU8,
     progress: AtomicU64,
 }
 
-// Relaxed everywhere: the values are flags and counts on their own; results come through `join`.
+// Relaxed everywhere: each value is a flag or a count by itself; results arrive through `join`.
 impl Control {
     pub(crate) fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Relaxed) {
@@ -55,15 +55,15 @@ impl Control {
     }
 }
 
-/// What one driving thread saw.
+/// The counts of one driving thread.
 #[derive(Debug)]
 pub(crate) struct Driven {
-    /// The time that it measured, on its own clock.
+    /// Length of the measurement by the thread's own clock.
     pub(crate) elapsed: Duration,
     pub(crate) counts: Counts,
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) counts: Counts,
@@ -72,18 +72,18 @@ pub(crate) struct Outcome {
     pub(crate) cpu: Duration,
     pub(crate) context_switches: u64,
     pub(crate) rss_kib: u64,
-    /// Share of the machine's CPU time that other programs used; unknown without /proc/stat.
+    /// Share of the machine's CPU time that other programs used; unknown if /proc/stat cannot be read.
     pub(crate) others_cpu: Option<f64>,
     pub(crate) negotiated_event_idx: bool,
 }
 
-/// Runs `drive` on each of `workers`, in threads of their own, through the stages of `load`.
+/// Runs `drive` in a thread for each of `workers`, through the stages of `load`.
 ///
-/// `watch` is called every few milliseconds with the number of completions so far; its error ends the run.
-/// The usage is that of the processes `pids` during the measurement.
+/// Calls `watch` every few milliseconds with the number of completions so far; an error from it ends the run.
+/// The outcome includes what the processes `pids` used during the measurement.
 ///
 /// # Errors
-/// Those of `watch`, before those of the driving threads.
+/// `watch` or a driving thread failed. The error of `watch` comes first: it is the cause of the others.
 pub(crate) fn measure<W: Send>(
     load: &Load,
     workers: Vec<W>,
@@ -100,7 +100,8 @@ pub(crate) fn measure<W: Send>(
             .collect();
         let usage = conduct(load, control, pids, watch);
         control.enter(if usage.is_ok() { Stage::Stop } else { Stage::Abort });
-        let join = |driver: thread::ScopedJoinHandle<'_, _>| driver.join().expect("a driver does not panic");
+        let join =
+            |driver: thread::ScopedJoinHandle<'_, _>| driver.join().expect("a driving thread does not panic");
         (drivers.into_iter().map(join).collect::<Result<Vec<_>>>(), usage)
     });
     let Conducted {
@@ -119,7 +120,7 @@ pub(crate) fn measure<W: Send>(
         negotiated_event_idx: false,
     };
     for thread in driven? {
-        // A thread that got no CPU at the start has a clock that runs short.
+        // A thread that got no CPU at the start has started its own clock late.
         let time = thread.elapsed.max(measured);
         outcome.iops += thread.counts.completions as f64 / time.as_secs_f64();
         outcome.counts.add(&thread.counts);
@@ -127,7 +128,7 @@ pub(crate) fn measure<W: Send>(
     Ok(outcome)
 }
 
-/// The usage at both ends of the measurement, and its length.
+/// The usage at the start and the end of the measurement, and its length.
 struct Conducted {
     before: Usage,
     after: Usage,

@@ -1,4 +1,4 @@
-//! The daemon that the candidate `ours` runs.
+//! Finds the daemon that the candidate `ours` runs, and builds it if `cargo run` started this program.
 
 use std::cell::OnceCell;
 use std::env;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 const NAME: &str = "vhost-user-blk";
 
-/// Finds the daemon when it is first asked for.
+/// The daemon's path, looked up on first use.
 #[derive(Debug, Default)]
 pub(crate) struct Daemon {
     given: Option<PathBuf>,
@@ -61,7 +61,7 @@ fn started_by_cargo() -> Option<(PathBuf, PathBuf)> {
 
 /// Builds the daemon with the profile that this program was built with.
 ///
-/// `cargo run` builds this program only: the daemon beside it may be an old one, or missing.
+/// `cargo run` builds this program only: the daemon beside it may be out of date, or missing.
 fn build(path: &Path, cargo: &Path, manifest_dir: &Path) -> Result<()> {
     let profile_dir = path.parent().context("find the build directory")?;
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {

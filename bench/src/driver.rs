@@ -1,7 +1,7 @@
 //! A driving thread: serves its lanes when their call eventfds fire.
 //!
-//! It looks at a ring only when that ring's eventfd fired, as a guest does that takes interrupts. One
-//! `epoll_wait` per sleep is all it costs: the eventfds are edge-triggered and read only at the ends of
+//! It looks at a ring only after that ring's eventfd has fired, like a guest that takes interrupts. Waiting costs
+//! one `epoll_wait` per sleep: the eventfds are edge-triggered, and they are read only at the start and the end of
 //! the measurement.
 
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use crate::args::Wait;
 use crate::control::{Control, Driven, Stage};
 use crate::lane::{Counts, Lane};
 
-/// An idle driver looks at the stage this often.
+/// Interval at which an idle driver checks the stage.
 const IDLE_MS: i32 = 20;
-/// How long requests in flight may take after the end.
+/// Time limit for requests that are in flight at the end.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Spinning passes between two looks at the stage.
+/// Passes over all lanes between two checks of the stage, when spinning.
 const SPINS: u32 = 64;
 
 /// Drives `lanes` until `control` says stop and nothing is in flight.
@@ -27,7 +27,7 @@ pub(crate) fn drive(lanes: &mut [Lane<'_>], wait: Wait, control: &Control) -> Re
     run_while(lanes, &mut waiter, control, Stage::Warmup)?;
     let start = Instant::now();
     lanes.iter_mut().try_for_each(Lane::start_counting)?;
-    // It emptied the eventfds, and with them a notification that nobody has seen yet.
+    // Starting to count emptied the eventfds. A notification may have been lost that way, so look at every ring.
     look_again(lanes)?;
     run_while(lanes, &mut waiter, control, Stage::Measure)?;
     let elapsed = start.elapsed();
@@ -71,7 +71,7 @@ fn run_while(lanes: &mut [Lane<'_>], waiter: &mut Waiter, control: &Control, sta
     Ok(())
 }
 
-/// Waits for what is in flight, so that the backend's memory outlives its requests.
+/// Waits until nothing is in flight, so that the memory shared with the backend outlives all requests.
 fn drain(lanes: &mut [Lane<'_>], control: &Control) -> Result<()> {
     let end = Instant::now() + DRAIN;
     while control.stage() < Stage::Abort && lanes.iter().any(|lane| lane.in_flight() > 0) {
@@ -86,7 +86,7 @@ fn drain(lanes: &mut [Lane<'_>], control: &Control) -> Result<()> {
     Ok(())
 }
 
-/// Finds the lanes that have something to do.
+/// Finds the lanes whose backend has notified.
 struct Waiter {
     epoll: Epoll,
     events: Vec<EpollEvent>,
@@ -96,7 +96,7 @@ struct Waiter {
 
 impl Waiter {
     fn new(lanes: &[Lane<'_>], wait: Wait) -> Result<Self> {
-        let epoll = Epoll::new().context("make an epoll")?;
+        let epoll = Epoll::new().context("create an epoll instance")?;
         for (i, lane) in lanes.iter().enumerate() {
             let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, i as u64);
             epoll
@@ -112,7 +112,7 @@ impl Waiter {
         })
     }
 
-    /// The lanes to look at now; perhaps none.
+    /// Waits for notifications and returns the lanes to look at, perhaps none.
     fn ready(&mut self, lanes: usize) -> Result<&[usize]> {
         self.ready.clear();
         if self.wait == Wait::Spin {
@@ -124,7 +124,9 @@ impl Waiter {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error).context("wait for the call eventfds"),
         };
-        let index = |event: &EpollEvent| usize::try_from(event.data()).expect("it was an index");
+        let index = |event: &EpollEvent| {
+            usize::try_from(event.data()).expect("the data of an event is a lane's index")
+        };
         self.ready.extend(self.events[..events].iter().map(index));
         Ok(&self.ready)
     }

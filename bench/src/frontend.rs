@@ -1,4 +1,4 @@
-//! One run against backends: connects to each, drives all queues for a while, and returns what it saw.
+//! One run: connects to the backends, drives all queues for a while, and returns the counts.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::driver::drive;
 use crate::lane::{Lane, Parts, Slot};
 use crate::load::{Load, Work};
 
-/// No completion for this long, while requests are in flight, is a stall.
+/// Time limit for answers: a backend that completes nothing for so long has stalled.
 const STALL: Duration = Duration::from_secs(5);
 
-/// Drives `backends`, one a disk, with `load`.
+/// Drives `backends`, one per disk, with `load`.
 ///
 /// # Errors
-/// If a backend does not answer, stalls, fails a request or ends, or `interrupted` is set.
+/// A backend does not answer, stalls, fails a request or ends, or `interrupted` is set.
 pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBool) -> Result<Outcome> {
     let (mut transports, mut lanes) = (Vec::new(), Vec::new());
     for backend in backends.iter_mut() {
@@ -36,7 +36,7 @@ pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBoo
             .to_owned();
         let connected = within(STALL, interrupted, backend, || connect(&socket, load))?;
         let Some((transport, more)) = connected else {
-            return Err(backend.failure("did not answer the connection's set-up within 5 seconds"));
+            return Err(backend.failure("did not finish the set-up of the connection within 5 seconds"));
         };
         transports.push(transport);
         lanes.extend(more);
@@ -63,8 +63,8 @@ pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBoo
     Ok(outcome)
 }
 
-/// Looks after the backends while they are driven: it kills them before it says that something is wrong, so
-/// that nobody waits for them any more.
+/// Returns a function that checks the backends while they are driven. On an error it kills all of them first, so that
+/// no thread goes on waiting for them.
 fn watcher<'a>(
     backends: &'a mut [Backend],
     interrupted: &'a AtomicBool,
@@ -76,7 +76,7 @@ fn watcher<'a>(
             fault = Some(anyhow::anyhow!("interrupted"));
         }
         if let Some(ended) = backends.iter_mut().position(Backend::has_ended) {
-            fault = Some(backends[ended].failure("ended in the middle of the run"));
+            fault = Some(backends[ended].failure("ended during the run"));
         }
         if seen != progress {
             (progress, moved) = (seen, Instant::now());
@@ -89,7 +89,7 @@ fn watcher<'a>(
     }
 }
 
-/// Runs `work`, which may block on the backend; kills the backend if it takes longer than `limit`.
+/// Runs `work`, which may block on the backend. If it takes longer than `limit`, kills the backend and returns `None`.
 fn within<T: Send>(
     limit: Duration,
     interrupted: &AtomicBool,
@@ -102,7 +102,7 @@ fn within<T: Send>(
         let worker = scope.spawn(work);
         while !worker.is_finished() {
             if Instant::now() > end || interrupted.load(Ordering::Relaxed) {
-                // Whoever blocks on the connection gets its end, and returns.
+                // A read that blocks on the connection gets an end of file and returns.
                 backend.kill();
                 killed = true;
             }
@@ -122,7 +122,7 @@ fn within<T: Send>(
 type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
 
 fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a>>)> {
-    // Without FLUSH a device may cache no writes, and backends differ in whether they keep to that.
+    // Without FLUSH a device must not cache writes, and not every backend respects that. With it, all do the same.
     let block = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::FLUSH;
     let mut features = VirtioFeatureFlags::VERSION_1.bits() | block.bits();
     if load.event_idx {
@@ -130,7 +130,7 @@ fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a
     }
     let mut transport = Box::new(open(socket, features)?);
     let (queues, iodepth) = (usize::from(load.shape.queues), load.shape.iodepth);
-    // Three descriptors a request; 256 entries are what QEMU's frontends commonly use.
+    // Three descriptors per request, and at least 256 entries, which is common in QEMU.
     let queue_size = (iodepth * 3).next_power_of_two().max(256);
     let rings = VirtioBlkQueue::<Slot>::setup_queues(transport.as_mut(), queues, queue_size)
         .with_context(|| format!("set up {queues} queues of {queue_size} entries"))?;
@@ -141,7 +141,10 @@ fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a
         .context("read the device's configuration")?;
     let bytes = config.capacity.to_native() * 512;
     let blocks = bytes / load.block_size;
-    ensure!(blocks > 0, "the disk has {bytes} bytes, less than one block");
+    ensure!(
+        blocks > 0,
+        "the disk has {bytes} bytes, which is less than one block"
+    );
     let lanes = rings.into_iter().enumerate().map(|(i, ring)| {
         let parts = Parts {
             kick: transport.get_submission_notifier(i),
@@ -158,7 +161,7 @@ fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a
     Ok((transport, lanes))
 }
 
-/// Connects, also when the socket file is there but nobody listens on it yet.
+/// Connects, and retries while the socket exists but the backend does not listen on it yet.
 fn open(socket: &str, features: u64) -> Result<Transport> {
     let end = Instant::now() + STALL;
     loop {
@@ -172,14 +175,14 @@ fn open(socket: &str, features: u64) -> Result<Transport> {
     }
 }
 
-/// Memory for the requests' data, known to the backend.
+/// Allocates memory for the requests' data and shares it with the backend.
 fn shared_memory(transport: &mut Transport, len: usize) -> Result<Arc<MmapRegion>> {
-    let file = tempfile::tempfile_in("/dev/shm").context("make shared memory")?;
+    let file = tempfile::tempfile_in("/dev/shm").context("create shared memory")?;
     file.set_len(len as u64)?;
     let region = MmapRegion::from_file(FileOffset::new(file, 0), len).context("map shared memory")?;
     let file = region.file_offset().context("the region has a file")?.file();
     transport
         .map_mem_region(region.as_ptr() as usize, len, file.as_raw_fd(), 0)
-        .context("announce memory to the backend")?;
+        .context("share memory with the backend")?;
     Ok(Arc::new(region))
 }

@@ -1,4 +1,4 @@
-//! report.html: one file without scripts or network, for screens, phones and paper.
+//! Renders report.html: one file that needs neither scripts nor network, for screens, phones and paper.
 
 use std::fmt::Write as _;
 
@@ -35,7 +35,7 @@ pub(crate) fn page(report: &Report) -> String {
     out + FOOT
 }
 
-/// Whether two cases differ in their shape at most.
+/// Whether two cases differ only in their shape.
 fn is_one_sweep(a: &Row, b: &Row) -> bool {
     let (a, b) = (a.summary.case, b.summary.case);
     a.storage == b.storage && a.load.event_idx == b.load.event_idx
@@ -142,7 +142,7 @@ fn section(out: &mut String, rows: &[Row], summaries: &[Summary]) {
     figure(out, "Latency", &latency(rows));
     figure(
         out,
-        "Share of notifications that covered so many completions",
+        "Share of notifications by the number of completions they covered",
         &batches(rows),
     );
     out.push_str("</div>");

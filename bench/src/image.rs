@@ -1,4 +1,4 @@
-//! The disk images that the backends serve.
+//! Creates the disk images that the backends serve.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,10 +11,10 @@ use crate::plan::Plan;
 use crate::scratch::Scratch;
 use crate::units::Random;
 
-/// Disks of one case share the size that was asked for, but none gets less.
+/// Minimum size of a disk. The disks of a case share the size given with `--image-size`.
 const SMALLEST: u64 = 1 << 20;
 
-/// What a backend is to serve.
+/// The image that a backend serves.
 #[derive(Clone, Debug)]
 pub(crate) enum Image {
     File { path: PathBuf, direct: bool },
@@ -31,9 +31,9 @@ impl Image {
     }
 }
 
-/// Makes (or finds, from an earlier call) the images for a kind of storage, one a disk.
+/// Returns an image per disk on the given kind of storage, and creates those that do not exist yet.
 ///
-/// They are filled with random bytes: holes and zeroes would be read faster than data.
+/// The images are filled with random bytes: holes and zeroes would be read faster than data.
 pub(crate) fn prepare(kind: StorageKind, plan: &Plan, disks: u16, scratch: &Scratch) -> Result<Vec<Image>> {
     let (disks, size) = (u64::from(disks), plan.image_size);
     let each = if disks == 1 {
@@ -51,7 +51,7 @@ pub(crate) fn prepare(kind: StorageKind, plan: &Plan, disks: u16, scratch: &Scra
         let path = dir.join(format!("disk-{each}-{i}.img"));
         if !path.exists() {
             fill(&path, each, plan.fill_size)
-                .with_context(|| format!("make the image {}", path.display()))?;
+                .with_context(|| format!("create the image {}", path.display()))?;
         }
         Ok(Image::File { path, direct })
     };
@@ -70,6 +70,6 @@ fn fill(path: &Path, size: u64, piece: u64) -> std::io::Result<()> {
         file.write_all(&chunk[..len])?;
         left -= len as u64;
     }
-    // O_DIRECT readers must find it on the disk, and write-back must not run during the measurement.
+    // O_DIRECT reads must find the data on the disk, and write-back must not run during the measurement.
     file.sync_all()
 }

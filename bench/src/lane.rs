@@ -1,7 +1,7 @@
-//! One queue of the frontend: keeps `iodepth` requests in flight and counts what it sees.
+//! One queue of the frontend: keeps `iodepth` requests in flight, and counts completions and notifications.
 //!
-//! Everything is counted from outside the backend: a notification is a count in the call eventfd, a
-//! completion is a used element. A lane belongs to the one thread that drives it.
+//! The counts come from outside of the backend: a notification is a count in the call eventfd, a completion is a used
+//! element. A lane belongs to the thread that drives it.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use vm_memory::MmapRegion;
 use crate::batches::Batches;
 use crate::load::Work;
 
-/// A request in flight: its buffer and when it was submitted.
+/// A request in flight: the index of its buffer, and its submission time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     index: u16,
     submitted: Instant,
 }
 
-/// What one or more lanes saw during the measurement.
+/// Counts of one or more lanes during the measurement.
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     pub(crate) completions: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Counts {
     pub(crate) notifications: u64,
     pub(crate) kicks: u64,
     pub(crate) wakeups: u64,
-    /// Nanoseconds from submission to the moment the driver sees the completion.
+    /// Nanoseconds from submission until the driver sees the completion.
     pub(crate) latency: Histogram<u64>,
     /// Completions per notification, from the census after the measurement.
     pub(crate) batches: Batches,
@@ -39,7 +39,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) fn new() -> Self {
-        // 1 ns to 60 s, three significant digits: within the bounds that the crate accepts.
+        // 1 ns to 60 s, three significant digits.
         let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid");
         Self {
             completions: 0,
@@ -64,7 +64,7 @@ impl Counts {
         self.batches.add(&other.batches);
     }
 
-    /// One completion after `time`.
+    /// Adds a completion that took `time`.
     pub(crate) fn completed(&mut self, time: Duration, ok: bool) {
         self.completions += 1;
         self.errors += u64::from(!ok);
@@ -84,12 +84,12 @@ pub(crate) struct Lane<'a> {
     suppress: bool,
     iodepth: u16,
     free: Vec<u16>,
-    /// Completions that were seen before their notification.
+    /// Completions seen before their notification.
     unannounced: u64,
     pub(crate) counts: Counts,
 }
 
-/// What a lane is made of, beside its queue.
+/// The parts of a lane, except for its queue.
 pub(crate) struct Parts {
     pub(crate) kick: Box<dyn QueueNotifier>,
     pub(crate) call: Arc<EventFd>,
@@ -132,7 +132,7 @@ impl<'a> Lane<'a> {
         usize::from(self.iodepth) - self.free.len()
     }
 
-    /// The call eventfd, for waiting only.
+    /// Returns the call eventfd, to wait for. Do not read it.
     pub(crate) fn call_fd(&self) -> RawFd {
         self.call.as_raw_fd()
     }
@@ -144,19 +144,19 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Closes the books: adds the notifications that came since `start_counting`.
+    /// Stops counting: adds the notifications since `start_counting`.
     pub(crate) fn stop_counting(&mut self) -> Result<&Counts> {
         self.counts.notifications = self.drain_calls()?;
         Ok(&self.counts)
     }
 
-    /// Starts counting from zero how many completions come with each notification.
+    /// Starts counting the completions of each notification from zero.
     pub(crate) fn start_census(&mut self) -> Result<()> {
         self.unannounced = 0;
         self.start_counting()
     }
 
-    /// Takes all completions there are; returns their number.
+    /// Takes all completions and returns their number.
     pub(crate) fn reap(&mut self) -> u64 {
         let before = self.counts.completions;
         if self.suppress {
@@ -165,7 +165,7 @@ impl<'a> Lane<'a> {
         self.take_completions();
         if self.suppress {
             self.queue.set_used_notif_enabled(true);
-            // Pairs with the backend's barrier between publishing and its look at the flags.
+            // Pairs with the backend's barrier between publishing the used index and reading the flags.
             fence(Ordering::SeqCst);
             self.take_completions();
         }
@@ -174,7 +174,7 @@ impl<'a> Lane<'a> {
         reaped
     }
 
-    /// `reap`, and a note of how many completions each notification stood for.
+    /// Takes all completions, and records how many of them each notification covered.
     pub(crate) fn reap_with_census(&mut self) -> Result<u64> {
         let notifications = self.drain_calls()?;
         let reaped = self.reap();
@@ -202,7 +202,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Fills the queue up to its depth and kicks the backend once if it asks for that.
+    /// Submits requests until `iodepth` are in flight, and kicks the backend once if it asks for that.
     pub(crate) fn submit(&mut self) -> Result<()> {
         if self.free.is_empty() {
             return Ok(());
@@ -211,8 +211,8 @@ impl<'a> Lane<'a> {
         while let Some(index) = self.free.pop() {
             self.submit_one(Slot { index, submitted })?;
         }
-        // The index must be visible before the backend's wish for kicks is read. The crate has this
-        // barrier with EVENT_IDX only.
+        // The available index must be visible before we read whether the backend wants a kick. The crate has this
+        // barrier only with EVENT_IDX.
         fence(Ordering::SeqCst);
         if self.queue.avail_notif_needed() {
             self.counts.kicks += 1;
@@ -238,9 +238,9 @@ impl<'a> Lane<'a> {
         queued.context("put a request into the ring")
     }
 
-    /// Takes the count out of the call eventfd.
+    /// Resets the call eventfd and returns its count.
     fn drain_calls(&self) -> Result<u64> {
-        // The crate's eventfds block: with a count of our own in it, the read never does.
+        // The crate's eventfds block on reading 0. Adding 1 first makes sure that the read returns at once.
         self.call.write(1)?;
         Ok(self.call.read()? - 1)
     }

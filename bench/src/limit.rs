@@ -1,4 +1,4 @@
-//! What this machine does on the same files without virtio: the most that a backend could reach.
+//! Drives the same files without virtio: the most that a backend on this machine could reach.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -14,15 +14,15 @@ use crate::lane::Counts;
 use crate::limit_uring::Uring;
 use crate::load::{Load, Work};
 
-/// More threads than that only wait for each other.
+/// Maximum number of threads; more would only wait for each other.
 const MOST_THREADS: usize = 64;
 
-/// How the host does the I/O.
+/// The system calls that do the I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
-    /// pread and pwrite, in a thread for each request in flight (64 at most).
+    /// pread and pwrite, in one thread per request in flight (at most 64).
     Psync,
-    /// One io_uring and one thread for each disk (at most one for each CPU), with all of its requests.
+    /// One io_uring and one thread per disk (at most one per CPU), with all of the disk's requests.
     IoUring,
 }
 
@@ -36,7 +36,7 @@ impl Engine {
     }
 }
 
-/// The part of the load that one thread has.
+/// One thread's part of the load.
 #[derive(Debug)]
 pub(crate) struct Share {
     pub(crate) file: File,
@@ -44,10 +44,10 @@ pub(crate) struct Share {
     pub(crate) in_flight: usize,
 }
 
-/// Drives the files of `images` with `load`, as many requests in flight as the backends get.
+/// Drives the files of `images` with `load`, with as many requests in flight as a backend gets.
 ///
 /// # Errors
-/// If the I/O fails or `interrupted` is set.
+/// The I/O fails, or `interrupted` is set.
 pub(crate) fn run(
     engine: Engine,
     images: &[Image],
@@ -87,7 +87,7 @@ fn shares(engine: Engine, images: &[Image], load: &Load) -> Result<Vec<Share>> {
 
 fn open(image: &Image, load: &Load) -> Result<(File, u64)> {
     let Image::File { path, direct } = image else {
-        bail!("a null disk has no limit");
+        bail!("a null disk has no file to measure the limit on");
     };
     let mut options = OpenOptions::new();
     options.read(true).write(load.rw.is_write());
@@ -101,9 +101,9 @@ fn open(image: &Image, load: &Load) -> Result<(File, u64)> {
 
 fn psync(mut share: Share, control: &Control) -> Result<Driven> {
     let len = usize::try_from(share.work.block_size)?;
-    // A mapping of its own: aligned as O_DIRECT wants it.
+    // A mapping, because O_DIRECT needs an aligned buffer.
     let memory = MmapRegion::<()>::new(len).context("map a buffer")?;
-    let slice = memory.get_slice(0, len).context("the whole of it")?;
+    let slice = memory.get_slice(0, len).context("take the whole buffer")?;
     let guard = slice.ptr_guard_mut();
     // SAFETY: the mapping is this thread's alone, initialised, `len` bytes long, and outlives the slice.
     let buffer = unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), len) };
@@ -127,7 +127,7 @@ fn io_uring(share: Share, control: &Control) -> Result<Driven> {
     driven
 }
 
-/// Takes `step`s, and counts those of the measurement.
+/// Repeats `step` through all stages, and counts what it does during the measurement.
 fn stages(control: &Control, step: &mut dyn FnMut(&mut Counts) -> Result<()>) -> Result<Driven> {
     let mut warmup = Counts::new();
     while control.stage() == Stage::Warmup {

@@ -1,4 +1,4 @@
-//! The file, driven by one io_uring: submits and completes in batches, one system call for each batch.
+//! Drives a file with one io_uring: one system call submits a batch and waits for completions.
 
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -10,15 +10,15 @@ use vm_memory::MmapRegion;
 use crate::lane::Counts;
 use crate::limit::Share;
 
-/// A ring with a buffer for each request.
+/// An io_uring with a buffer for each request.
 pub(crate) struct Uring {
     ring: IoUring,
     share: Share,
     len: u32,
-    /// When each request in flight was submitted.
+    /// Submission time of each request in flight.
     submitted: Vec<Instant>,
     free: Vec<usize>,
-    // After the ring: the kernel writes to it as long as requests are in flight. See `drain`.
+    // Dropped after the ring: the kernel writes into the buffers while requests are in flight. See `drain`.
     buffers: MmapRegion,
 }
 
@@ -31,7 +31,7 @@ impl Uring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .build(entries)
-            // Before Linux 6.1 there was only the plain one.
+            // Linux before 6.1 does not know these flags.
             .or_else(|_| IoUring::new(entries))
             .context("set up an io_uring")?;
         ring.submitter()
@@ -47,7 +47,7 @@ impl Uring {
         })
     }
 
-    /// Fills the ring up, waits for a completion, and takes all there are.
+    /// Submits a request for each free buffer, waits for a completion, and takes all that have arrived.
     pub(crate) fn turn(&mut self, counts: &mut Counts) -> Result<()> {
         let now = Instant::now();
         while let Some(slot) = self.free.pop() {
@@ -60,7 +60,7 @@ impl Uring {
         self.take(counts)
     }
 
-    /// Waits for all that is in flight; whoever drops the ring earlier leaves buffers to the kernel.
+    /// Waits until nothing is in flight. Dropping the ring earlier would unmap buffers that the kernel still uses.
     pub(crate) fn drain(mut self) -> Result<()> {
         while self.free.len() < self.submitted.len() {
             self.ring.submit_and_wait(1).context("wait for the io_uring")?;

@@ -1,4 +1,4 @@
-//! What is asked of a backend.
+//! The load that a backend gets.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::args::{Pattern, Shape, Wait};
 use crate::units::Random;
 
-/// Who drives the queues.
+/// The program that drives the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Frontend {
     /// This program.
     Native,
-    /// Linux in QEMU with KVM, and fio in it (scripts/bench-guest).
+    /// fio in Linux in QEMU with KVM (scripts/bench-guest).
     GuestKvm,
-    /// The same where QEMU emulates the CPUs.
+    /// The same, but QEMU emulates the CPUs.
     GuestTcg,
 }
 
-/// A load: the same for all candidates of a case.
+/// A load. All candidates of a case get the same.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Load {
     pub(crate) frontend: Frontend,
@@ -39,13 +39,13 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// How long notifications are looked at one by one after the measurement.
+    /// Returns how long notifications are counted one by one, after the measurement.
     pub(crate) fn census(&self) -> Duration {
         (self.runtime / 5).min(Duration::from_millis(100))
     }
 }
 
-/// The offsets of requests, one after the other.
+/// Generates the offsets of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) pattern: Pattern,
@@ -56,7 +56,8 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// The requests of lane `lane` of `lanes` on a disk of `blocks` blocks; sequential ones start apart.
+    /// Generates the requests of lane `lane` of `lanes` on a disk of `blocks` blocks. Sequential lanes start at
+    /// different offsets.
     pub(crate) fn new(load: &Load, blocks: u64, lane: u64, lanes: u64) -> Self {
         Self {
             pattern: load.rw,

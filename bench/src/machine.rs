@@ -1,11 +1,11 @@
-//! What the measurements ran on.
+//! Describes the machine that the measurements ran on.
 
 use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// The machine as far as it explains figures.
+/// The machine's properties that explain figures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
@@ -13,16 +13,16 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u64,
     pub(crate) kernel: String,
     pub(crate) hypervisor: bool,
-    /// The file system of the images that are in no tmpfs.
+    /// The file system under `--dir`.
     pub(crate) file_system: String,
-    /// Load averages over 1, 5 and 15 minutes before the first backend was started.
+    /// Load averages over 1, 5 and 15 minutes before the first run.
     pub(crate) load_before: String,
-    /// The same when the report was written.
+    /// The same after the last run.
     pub(crate) load_after: String,
 }
 
 impl Machine {
-    /// This one, with images in `dir`; to be completed by `finish`.
+    /// Describes this machine, with images in `dir`. Call `finish` after the last run.
     pub(crate) fn here(dir: &Path) -> Self {
         let cpuinfo = read("/proc/cpuinfo");
         Self {
@@ -41,13 +41,13 @@ impl Machine {
         }
     }
 
-    /// Takes the load at the end.
+    /// Records the load averages after the last run.
     pub(crate) fn finish(&mut self) {
         self.load_after = load_average();
     }
 }
 
-/// The type of the file system that `dir` is on: that of the longest mount point above it.
+/// Returns the type of the file system that `dir` is on: that of the longest mount point above it.
 pub(crate) fn file_system(dir: &Path) -> Option<String> {
     let dir = dir.canonicalize().ok()?;
     let mounts = read("/proc/mounts");
@@ -56,7 +56,7 @@ pub(crate) fn file_system(dir: &Path) -> Option<String> {
         Some((Path::new(words.next()?).to_owned(), words.next()?.to_owned()))
     });
     let above = mounts.filter(|(point, _)| dir.starts_with(point));
-    // The last of those that are mounted over each other is the one that is seen.
+    // Where several are mounted over each other, the last one is visible.
     above
         .max_by_key(|(point, _)| point.as_os_str().len())
         .map(|(_, kind)| kind)
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_on_the_file_system_that_is_mounted_there() {
+    fn a_directory_has_its_mount_points_file_system() {
         assert_eq!(file_system(Path::new("/dev/shm")).as_deref(), Some("tmpfs"));
         assert_eq!(file_system(Path::new("/proc/self")).as_deref(), Some("proc"));
         assert_eq!(file_system(Path::new("/no/such/directory")), None);

@@ -5,8 +5,8 @@
 //!                     backend (process) <- frontend -> driver -> lanes -> sample -> report
 //! ```
 //!
-//! The main thread starts and watches the backends, takes their usage from /proc and keeps the time.
-//! Driving threads own the queues. Nothing is left behind: see `scratch` and `backend`.
+//! The main thread starts and watches the backends, reads their usage from /proc and keeps the time.
+//! Driving threads own the queues. No process or file is left behind: see `scratch` and `backend`.
 
 mod args;
 mod backend;
@@ -88,14 +88,14 @@ fn bench(args: &Args) -> Result<()> {
     let mut machine = Machine::here(&dir);
     if plan.storage.iter().any(|kind| kind.is_on_disk()) && machine.file_system == "tmpfs" {
         plan.notes.push(format!(
-            "{} is a tmpfs: page-cache and direct measure memory, no disk (see --dir)",
+            "{} is a tmpfs: page-cache and direct measure memory, not a disk (see --dir)",
             dir.display()
         ));
     }
     for note in &plan.notes {
         eprintln!("{note}");
     }
-    eprintln!("{} runs, about {:.0} s", plan.runs(), plan.seconds());
+    eprintln!("runs: {}, about {:.0} s", plan.runs(), plan.seconds());
     let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let scratch = Scratch::new(&dir)?;
     let samples = Runner::new(&plan, &scratch, &interrupted).run()?;
@@ -115,7 +115,7 @@ fn bench(args: &Args) -> Result<()> {
 fn render(samples: &Path, out: Option<&Path>) -> Result<()> {
     let mut measured = Measured::read(samples)?;
     measured.machine.get_or_insert_with(|| {
-        // The load of this moment is not that of the measurement.
+        // The load average of this moment says nothing about the measurement.
         Machine {
             load_before: String::new(),
             ..Machine::here(&std::env::temp_dir())

@@ -1,7 +1,7 @@
-//! The plain backend: what one would write on the `vhost-user-backend` framework in an afternoon.
+//! The plain backend: a minimal disk on the `vhost-user-backend` framework, to compare with.
 //!
-//! It reads and writes the file in the framework's thread, where the kick arrives. It exists to be compared
-//! with and does what the benchmark needs: reads, writes, a capacity; nothing is hardened.
+//! It reads and writes the file in the framework's thread, where the kick arrives. It supports only what the
+//! benchmark needs (reads, writes, a capacity) and is not hardened against bad requests.
 
 use std::fs::File;
 use std::io::{self, Error, ErrorKind};
@@ -25,12 +25,12 @@ type Chain = DescriptorChain<GuestMemoryLoadGuard<Memory>>;
 
 /// Serves connections one after the other until it is killed.
 ///
-/// `args` are socket, image, number of queues and, optionally, `each` for a notification per completion.
+/// `args` are the socket, the image, the number of queues and, optionally, `each` for a notification per completion.
 pub(crate) fn serve(args: &[String]) -> Result<()> {
     let [socket, image, queues, notify @ ..] = args else {
-        return Err(anyhow!("--plain takes three values"));
+        return Err(anyhow!("--plain takes a socket, an image and a number of queues"));
     };
-    let queues = queues.parse().context("the number of queues")?;
+    let queues = queues.parse().context("parse the number of queues")?;
     loop {
         let (file, size) = open(image)?;
         let memory = GuestMemoryAtomic::new(Memory::new());
@@ -50,10 +50,10 @@ pub(crate) fn serve(args: &[String]) -> Result<()> {
     }
 }
 
-/// The image and its size; `null:SIZE` has no file.
+/// Opens the image and returns its size. `null:SIZE` has no file.
 fn open(image: &str) -> Result<(Option<File>, u64)> {
     if let Some(size) = image.strip_prefix("null:") {
-        return Ok((None, size.parse().context("the size")?));
+        return Ok((None, size.parse().context("parse the size")?));
     }
     let file = File::options().read(true).write(true).open(image);
     let file = file.with_context(|| format!("open {image}"))?;
@@ -71,7 +71,7 @@ struct Plain {
 }
 
 impl Plain {
-    /// Handles what is available; true if something was.
+    /// Handles all available requests. Returns whether there were any.
     fn process(&self, vring: &Vring) -> io::Result<bool> {
         let memory = self
             .memory
@@ -99,14 +99,19 @@ impl Plain {
         Ok(any)
     }
 
-    /// Runs one request; the number of bytes written into the chain.
+    /// Executes one request and returns the number of bytes written into the chain.
     fn request(&self, memory: &Memory, chain: Chain) -> Result<u32> {
         let descs: Vec<_> = chain.collect();
         let [header, data @ .., status] = &descs[..] else {
-            return Err(anyhow!("a chain of one descriptor"));
+            return Err(anyhow!("a chain has a single descriptor"));
         };
         let kind: u32 = memory.read_obj(header.addr())?;
-        let sector: u64 = memory.read_obj(header.addr().checked_add(8).context("an address")?)?;
+        let sector: u64 = memory.read_obj(
+            header
+                .addr()
+                .checked_add(8)
+                .context("the header's address overflows")?,
+        )?;
         let (mut offset, mut written) = (sector * 512, 1);
         for desc in data {
             let is_read = kind == blk::VIRTIO_BLK_T_IN;
@@ -191,7 +196,7 @@ impl VhostUserBackend for Plain {
         loop {
             vring.disable_notification().map_err(Error::other)?;
             self.process(vring)?;
-            // True if something came while notifications were off.
+            // Returns true if requests arrived while notifications were off.
             if !vring.enable_notification().map_err(Error::other)? {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! What is run: the command line and its preset, spelled out.
+//! Turns the command line and its preset into the list of runs.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use crate::daemon::Daemon;
 use crate::limit::Engine;
 use crate::load::{Frontend, Load};
 
-/// Everything that is decided before the first backend starts.
+/// The candidates, cases and rounds to run.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// The first is the reference.
+    /// The first one is the reference.
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) storage: Vec<StorageKind>,
     pub(crate) loads: Vec<Load>,
     pub(crate) rounds: u32,
     pub(crate) image_size: u64,
     pub(crate) fill_size: u64,
-    /// What the user should know, e.g. a backend that is left out.
+    /// Remarks for the user, e.g. that a backend is left out.
     pub(crate) notes: Vec<String>,
 }
 
-/// What a preset stands for.
+/// The settings of a preset.
 struct Defaults {
     backends: &'static [&'static str],
     storage: &'static [StorageKind],
     shapes: Vec<Shape>,
     rounds: u32,
     seconds: f64,
-    /// Runs every case twice, the second time without EVENT_IDX.
+    /// Run every case twice, the second time without EVENT_IDX.
     both_suppressions: bool,
 }
 
@@ -88,7 +88,7 @@ impl Defaults {
     }
 }
 
-/// Three curves through one point: 1 queue of depth 16 on one disk.
+/// Three curves that meet in one point: 1 queue with iodepth 16 on one disk.
 fn scaling() -> Vec<Shape> {
     let queues = [1, 2, 4, 8, 16].map(|queues| shape(queues, 16));
     let iodepths = [1, 4, 64, 256].map(|iodepth| shape(1, iodepth));
@@ -98,13 +98,13 @@ fn scaling() -> Vec<Shape> {
 
 impl Plan {
     /// # Errors
-    /// If an option makes no sense or a program is missing.
+    /// An option is invalid, or a program is missing.
     pub(crate) fn new(args: &Args) -> Result<Self> {
         let defaults = Defaults::of(args.preset.unwrap_or(Preset::Quick));
         check(args)?;
         let mut notes = Vec::new();
         if cfg!(debug_assertions) {
-            notes.push("this is a debug build, which is slow: measure with cargo run --release".to_owned());
+            notes.push("this is a debug build, which is slow; measure with cargo run --release".to_owned());
         }
         let daemon = Daemon::new(args.binary.as_deref());
         let mut candidates = if args.backends.is_empty() {
@@ -147,13 +147,13 @@ impl Plan {
         })
     }
 
-    /// Runs of all cases and rounds, at most: not every candidate serves every storage.
+    /// Returns the number of runs, at most: not every candidate supports every storage.
     pub(crate) fn runs(&self) -> u64 {
         let cases = self.loads.len() * self.storage.len() * self.candidates.len();
         cases as u64 * u64::from(self.rounds)
     }
 
-    /// Seconds that the measurements themselves take.
+    /// Estimates the time of all runs, in seconds.
     pub(crate) fn seconds(&self) -> f64 {
         let each: f64 = self
             .loads
@@ -164,11 +164,11 @@ impl Plan {
     }
 }
 
-/// The backends of a preset that this machine has; the others are mentioned in `notes`.
+/// Returns the backends of a preset that this machine has, and notes those that are left out.
 fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     if !qsd_is_installed() && specs.iter().any(|spec| spec.starts_with("qsd")) {
-        notes.push("qemu-storage-daemon is not in PATH: left out".to_owned());
+        notes.push("qsd is left out: qemu-storage-daemon is not in PATH".to_owned());
     }
     for spec in specs {
         if spec.starts_with("qsd") && !qsd_is_installed() {
@@ -179,38 +179,38 @@ fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result
             candidates.push(candidate);
         } else {
             notes.push(format!(
-                "{spec}: this vhost-user-blk has no such option: left out"
+                "{spec} is left out: this vhost-user-blk does not know the option"
             ));
         }
     }
     ensure!(
         !candidates.is_empty(),
-        "none of the preset's backends is available"
+        "none of the preset's backends is available; name one with --backend"
     );
     Ok(candidates)
 }
 
-/// What clap cannot check.
+/// Checks what clap cannot check.
 fn check(args: &Args) -> Result<()> {
     ensure!(
         args.runtime.is_none_or(|time| time >= Duration::from_millis(50)),
-        "--runtime is less than 0.05 seconds"
+        "--runtime must be at least 0.05 seconds"
     );
     ensure!(
         args.block_size.is_multiple_of(512) && args.block_size > 0 && args.block_size <= 4 << 20,
-        "--block-size is not a multiple of 512 up to 4M"
+        "--block-size must be a multiple of 512, up to 4M"
     );
     ensure!(
         (1..=1 << 20).contains(&args.fill_size),
-        "--fill-size is not 1 to 1M bytes"
+        "--fill-size must be 1 to 1M bytes"
     );
     ensure!(
         args.image_size.is_multiple_of(4096),
-        "--image-size is not a multiple of 4k"
+        "--image-size must be a multiple of 4k"
     );
     ensure!(
         args.image_size >= args.block_size,
-        "--image-size is less than --block-size"
+        "--image-size must not be less than --block-size"
     );
     Ok(())
 }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_of_the_command_line_replace_those_of_the_preset() {
+    fn given_shapes_replace_those_of_the_preset() {
         let plan = plan(&["--preset", "peers", "--shape", "2x8,1x1", "--rounds", "1"]).unwrap();
         let shapes: Vec<_> = plan.loads.iter().map(|load| load.shape.to_string()).collect();
         assert_eq!(
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_headline_is_run_with_and_without_event_idx_unless_told_otherwise() {
+    fn the_headline_runs_with_and_without_event_idx() {
         let modes = |args: &[&str]| -> Vec<bool> {
             let plan = plan(&[&["--preset", "headline", "--shape", "1x1"], args].concat()).unwrap();
             plan.loads.iter().map(|load| load.event_idx).collect()
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_options_are_refused() {
+    fn invalid_options_are_refused() {
         let bad: [&[&str]; 6] = [
             &["--shape", "8"],
             &["--shape", "1x1000"],
@@ -276,12 +276,12 @@ mod tests {
             &["--image-size", "1k"],
         ];
         for args in bad {
-            assert!(plan(args).is_err(), "{args:?} was taken");
+            assert!(plan(args).is_err(), "{args:?} was accepted");
         }
     }
 
     #[test]
-    fn a_queue_is_never_driven_by_two_threads() {
+    fn two_threads_never_drive_one_queue() {
         let plan = plan(&["--shape", "2x8", "--driver-threads", "8"]).unwrap();
         assert_eq!(plan.loads[0].driver_threads, 2);
     }

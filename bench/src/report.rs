@@ -1,4 +1,4 @@
-//! The results: report.json and report.html.
+//! The results, and the files they are written to: report.json and report.html.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -12,23 +12,23 @@ use crate::html;
 use crate::machine::Machine;
 use crate::sample::{Case, Sample, Summary};
 
-/// See `Report::schema`.
+/// The version of report.json. See `Measured::schema`.
 pub(crate) const SCHEMA: u32 = 2;
 
 const FILES: [&str; 2] = ["report.json", "report.html"];
 
-/// What a report is made of. docs/bench-schema.md describes it.
+/// The measured part of a report. docs/bench-schema.md describes it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     /// Raised when a field changes its meaning.
     pub(crate) schema: u32,
-    /// Date and time of the first run in UTC, as RFC 3339 has it; unknown in old reports.
+    /// Date and time of the first run, in UTC and RFC 3339 form; unknown in old reports.
     #[serde(default)]
     pub(crate) started: Option<String>,
     pub(crate) machine: Option<Machine>,
     #[serde(default)]
     pub(crate) command: Vec<String>,
-    /// In the order of the command line; the first is the reference.
+    /// In the order of the command line. The first one is the reference.
     #[serde(default)]
     pub(crate) backends: Vec<Version>,
     #[serde(default)]
@@ -36,7 +36,7 @@ pub(crate) struct Measured {
     pub(crate) samples: Vec<Sample>,
 }
 
-/// Everything that was measured, in the order it was asked for, and what follows from it.
+/// All measurements, in the order of the command line, and their summaries.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     #[serde(flatten)]
@@ -44,11 +44,11 @@ pub(crate) struct Report {
     pub(crate) summaries: Vec<Summary>,
 }
 
-/// A candidate and the program behind it.
+/// A candidate and the version of its program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Version {
     pub(crate) name: String,
-    /// What it says for `--version`; absent if it is not asked.
+    /// The first line of `--version`; unknown for a command of the user's.
     pub(crate) version: Option<String>,
 }
 
@@ -63,21 +63,22 @@ impl Version {
 
 impl Measured {
     /// # Errors
-    /// If the file cannot be read or is none of this schema.
+    /// The file cannot be read, or does not have this schema.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        serde_json::from_value(read_json(path)?).with_context(|| format!("{} is no report", path.display()))
+        serde_json::from_value(read_json(path)?)
+            .with_context(|| format!("{} is not a report", path.display()))
     }
 }
 
 /// # Errors
-/// If the file cannot be read or is of another schema.
+/// The file cannot be read, is not JSON, or has another schema.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let json: Value =
-        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     ensure!(
         json["schema"] == SCHEMA,
-        "{} has schema {}, this program reads {SCHEMA}",
+        "{} has schema {}, but this program reads schema {SCHEMA}",
         path.display(),
         json["schema"]
     );
@@ -85,7 +86,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
 }
 
 impl Report {
-    /// Summarises samples. The reference of ratios in each case is the first backend that has any.
+    /// Summarises samples. In each case, the first backend that has samples is the reference of all ratios.
     pub(crate) fn new(mut measured: Measured) -> Self {
         let mut cases: Vec<Case> = Vec::new();
         for sample in &measured.samples {
@@ -117,13 +118,13 @@ impl Report {
         Ok(())
     }
 
-    /// When it was measured, as people write it.
+    /// Returns the date and time of the measurement for people to read.
     pub(crate) fn date(&self) -> Option<String> {
         let (date, time) = self.measured.started.as_deref()?.split_once('T')?;
         Some(format!("{date} {} UTC", time.get(..5)?))
     }
 
-    /// The summaries case by case; no group is empty.
+    /// Returns the summaries, grouped by case. No group is empty.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &[Summary]> {
         self.summaries.chunk_by(|a, b| a.case == b.case)
     }
@@ -154,12 +155,12 @@ fn create_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("--out: create the directory {}", dir.display()))
 }
 
-/// Whether a row is what the host does without a backend.
+/// Whether a row measures the host without a backend.
 pub(crate) fn is_limit(backend: &str) -> bool {
     backend.starts_with("limit:")
 }
 
-/// The rows of one case, in the order of the backends.
+/// Summarises one case, in the order of the backends.
 fn summarise(case: &Case, measured: &Measured) -> Vec<Summary> {
     let of = |version: &Version| -> Vec<&Sample> {
         let is_its = |sample: &&Sample| sample.case == *case && sample.backend == version.name;

@@ -1,4 +1,4 @@
-//! Runs all candidates, round by round, and keeps their samples.
+//! Runs all candidates, round by round, and collects their samples. Runs on the main thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +14,7 @@ use crate::sample::{Case, Figures, Sample};
 use crate::scratch::Scratch;
 use crate::{frontend, limit};
 
-/// Runs candidates on the main thread.
+/// Runs a plan.
 pub(crate) struct Runner<'a> {
     plan: &'a Plan,
     scratch: &'a Scratch,
@@ -25,7 +25,7 @@ pub(crate) struct Runner<'a> {
 
 impl<'a> Runner<'a> {
     pub(crate) fn new(plan: &'a Plan, scratch: &'a Scratch, interrupted: &'a AtomicBool) -> Self {
-        // Draws on a terminal only.
+        // Draws only on a terminal.
         let progress = ProgressBar::with_draw_target(Some(plan.runs()), ProgressDrawTarget::stderr())
             .with_finish(ProgressFinish::AndClear);
         let style = ProgressStyle::with_template("{bar:20} {pos}/{len}, {eta} left: {wide_msg}")
@@ -43,7 +43,7 @@ impl<'a> Runner<'a> {
     /// Runs the whole plan.
     ///
     /// # Errors
-    /// The first candidate that does not work ends it: what is left would be no comparison.
+    /// A candidate failed. The others are not run: without it there is nothing to compare.
     pub(crate) fn run(mut self) -> Result<Vec<Sample>> {
         for &storage in &self.plan.storage {
             for &load in &self.plan.loads {
@@ -54,7 +54,7 @@ impl<'a> Runner<'a> {
         Ok(self.samples)
     }
 
-    /// All rounds of a case. Rounds start with another candidate each, so that none always comes first.
+    /// Runs all rounds of a case. Each round starts with another candidate, so that none always comes first.
     fn case(&mut self, case: &Case, images: &[Image]) -> Result<()> {
         let all = &self.plan.candidates;
         let candidates: Vec<&Candidate> = all.iter().filter(|one| one.supports(&images[0])).collect();

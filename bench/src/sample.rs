@@ -1,4 +1,4 @@
-//! Figures: one sample per candidate, case and round, and their summary over rounds.
+//! One sample per candidate, case and round, and the summary over rounds.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,10 +8,10 @@ use crate::control::Outcome;
 use crate::load::Load;
 use crate::stats::{Interval, median, ratio};
 
-/// The points of a latency curve.
+/// The quantiles of a latency curve.
 pub(crate) const QUANTILES: [f64; 11] = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999];
 
-/// Where a load runs.
+/// A load on a kind of storage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Case {
     pub(crate) storage: StorageKind,
@@ -30,13 +30,13 @@ pub(crate) struct Sample {
     pub(crate) figures: Figures,
 }
 
-/// What was measured. Rates are per second or per I/O, as named; times in microseconds.
+/// The figures of a sample: rates per second or per I/O, as named, and times in microseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Figures {
     pub(crate) iops: f64,
     pub(crate) completions: u64,
     pub(crate) notifications: u64,
-    /// 0 where nobody notifies.
+    /// 0 if there were no notifications.
     pub(crate) completions_per_notification: f64,
     /// Notifications with 0, 1, 2-3, 4-7, ... completions.
     pub(crate) batches: Batches,
@@ -98,11 +98,11 @@ pub(crate) struct Summary {
     pub(crate) iops: f64,
     pub(crate) iops_min: f64,
     pub(crate) iops_max: f64,
-    /// Against the first candidate; absent for that one.
+    /// IOPS divided by those of the reference; none for the reference itself.
     pub(crate) ratio: Option<Interval>,
     /// The same for the latency at p99.9.
     pub(crate) p999_ratio: Option<Interval>,
-    /// IOPS as a share of what the host does without virtio, by its faster engine; absent without `--limit`.
+    /// IOPS divided by those of the faster limit; none without `--limit`.
     pub(crate) share_of_limit: Option<f64>,
     pub(crate) batches: Batches,
     pub(crate) completions_per_notification: f64,
@@ -118,7 +118,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Summarises the samples of one candidate in one case; `reference` are those of the first candidate.
+    /// Summarises the samples of one candidate in one case. `reference` are the samples to compare with.
     pub(crate) fn new(samples: &[&Sample], reference: Option<&[&Sample]>) -> Option<Self> {
         let first = samples.first()?;
         let all = |pick: fn(&Figures) -> f64| samples.iter().map(|s| pick(&s.figures)).collect::<Vec<_>>();

@@ -1,7 +1,7 @@
-//! Temporary directories that disappear whatever happens to this process.
+//! Temporary directories that are removed even if this process is killed.
 //!
-//! A normal end and every error remove them in `Drop`. For a SIGKILL there is the janitor: a child that
-//! does nothing but wait until the pipe from this process closes, and then removes what is left.
+//! `Drop` removes them at a normal end and after an error. After a SIGKILL the janitor does: a child process that waits
+//! until the pipe from this process closes, and then removes what is left.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::process::CommandExt;
@@ -11,23 +11,23 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-/// Directories for sockets, logs and images, removed at the end.
+/// Directories for sockets, logs and images.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     memory: TempDir,
     disk: TempDir,
-    // Last, so that it is told after the others were removed.
+    // Dropped last: the janitor wakes up after the directories have been removed.
     _janitor: Janitor,
 }
 
 impl Scratch {
-    /// Makes one directory in /dev/shm and one in `disk_dir`.
+    /// Creates one directory in /dev/shm and one in `disk_dir`.
     pub(crate) fn new(disk_dir: &Path) -> Result<Self> {
         let make = |parent: &Path| {
             tempfile::Builder::new()
                 .prefix("vhost-user-blk-bench-")
                 .tempdir_in(parent)
-                .with_context(|| format!("make a directory in {}", parent.display()))
+                .with_context(|| format!("create a directory in {}", parent.display()))
         };
         let (memory, disk) = (make(Path::new("/dev/shm"))?, make(disk_dir)?);
         let janitor = Janitor::start(&[memory.path(), disk.path()])?;
@@ -38,18 +38,18 @@ impl Scratch {
         })
     }
 
-    /// In memory: sockets, logs, tmpfs images.
+    /// The directory in memory, for sockets, logs and tmpfs images.
     pub(crate) fn memory(&self) -> &Path {
         self.memory.path()
     }
 
-    /// On the file system under test.
+    /// The directory on the file system under test.
     pub(crate) fn disk(&self) -> &Path {
         self.disk.path()
     }
 }
 
-/// The child that outlives this process by a moment.
+/// The child process that outlives this process by a moment.
 #[derive(Debug)]
 struct Janitor(Child);
 
@@ -61,7 +61,7 @@ impl Janitor {
             .args(dirs)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            // A group of its own: Ctrl-C in the terminal must not reach it.
+            // In its own process group: Ctrl-C in the terminal must not reach it.
             .process_group(0)
             .spawn()
             .context("start the process that removes temporary files")?;
@@ -76,7 +76,7 @@ impl Drop for Janitor {
     }
 }
 
-/// What the janitor process runs: waits for the end of `input`, then removes `dirs`.
+/// Waits for the end of `input`, then removes `dirs`. Runs in the janitor process.
 pub(crate) fn janitor(mut input: impl Read, dirs: &[PathBuf]) {
     let mut byte = [0];
     loop {
@@ -87,7 +87,7 @@ pub(crate) fn janitor(mut input: impl Read, dirs: &[PathBuf]) {
         }
     }
     for dir in dirs {
-        // Gone already after a normal end.
+        // After a normal end, the directory no longer exists.
         let _ = std::fs::remove_dir_all(dir);
     }
 }
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_janitor_removes_everything_when_its_input_closes() {
+    fn the_janitor_removes_directories_when_its_input_closes() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("scratch");
         std::fs::create_dir(&inner).unwrap();

@@ -1,4 +1,4 @@
-//! Medians, ratios and how far they can be trusted.
+//! Medians and ratios, with the intervals that say how far to trust them.
 
 use crate::units::Random;
 
@@ -6,7 +6,7 @@ const RESAMPLES: usize = 4000;
 /// Rounds that a bootstrap needs: its interval over fewer is too narrow.
 pub(crate) const ENOUGH_ROUNDS: usize = 5;
 
-/// The median; the mean of the two in the middle for an even number. 0 for none.
+/// Returns the median: for an even number of values the mean of the middle two, for none 0.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -59,10 +59,10 @@ impl Bounds {
     }
 }
 
-/// How many times `ours` is `reference`: the ratio of the medians, bootstrapped over rounds.
+/// Returns the median of `ours` divided by the median of `reference`, with an interval from a bootstrap.
 ///
-/// Round `i` of both ran next to each other, so rounds are resampled as pairs. Fewer than five rounds
-/// make an interval that is too narrow; it is then widened to the extremes of the rounds' own ratios.
+/// Round `i` of both ran next to each other, so the bootstrap resamples pairs of rounds. Its interval over fewer
+/// than five rounds would be too narrow. The lowest and the highest ratio of a round take its place.
 pub(crate) fn ratio(ours: &[f64], reference: &[f64]) -> Option<Interval> {
     let rounds = ours.len().min(reference.len());
     if rounds == 0 || reference.iter().any(|&value| value <= 0.0) {
@@ -86,7 +86,7 @@ pub(crate) fn ratio(ours: &[f64], reference: &[f64]) -> Option<Interval> {
     Some(Interval::of(value, &mut ratios, bounds))
 }
 
-/// How many times `new` is `old`, for rounds that did not run next to each other.
+/// Returns the median of `new` divided by the median of `old`, for rounds that did not run next to each other.
 pub(crate) fn unpaired_ratio(new: &[f64], old: &[f64]) -> Option<Interval> {
     if new.is_empty() || old.is_empty() || old.iter().any(|&value| value <= 0.0) {
         return None;
@@ -106,7 +106,7 @@ pub(crate) fn unpaired_ratio(new: &[f64], old: &[f64]) -> Option<Interval> {
     Some(Interval::of(value, &mut ratios, bounds))
 }
 
-/// What a ratio's interval allows to be said.
+/// The conclusion that a ratio's interval allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Higher,
@@ -155,14 +155,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_two_middle_ones() {
+    fn the_median_of_an_even_number_is_a_mean() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(&[]), 0.0);
     }
 
     #[test]
-    fn a_clear_difference_has_an_interval_without_one() {
+    fn the_interval_of_a_clear_difference_excludes_one() {
         let (ours, theirs) = ([20.0, 21.0, 19.0, 20.5, 20.0], [10.0, 10.5, 9.5, 10.0, 10.2]);
         let ratio = ratio(&ours, &theirs).unwrap();
         assert!(
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_makes_no_claim() {
+    fn noisy_rounds_make_no_claim() {
         let (ours, theirs) = (
             [10.0, 30.0, 5.0, 20.0, 12.0, 9.0],
             [12.0, 8.0, 25.0, 11.0, 19.0, 14.0],
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn few_rounds_give_the_extremes_instead_of_a_false_interval() {
+    fn few_rounds_give_extremes_not_an_interval() {
         let ratio = ratio(&[10.0, 12.0, 8.0], &[10.0, 10.0, 10.0]).unwrap();
         assert_eq!((ratio.low, ratio.value, ratio.high), (0.8, 1.0, 1.2));
         assert_eq!(ratio.bounds, Bounds::Extremes);
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn rounds_of_different_runs_are_not_taken_as_pairs() {
-        // The same figures in another order: as pairs they would differ.
+        // The same figures in another order: the ratios of pairs would differ.
         let (new, old) = ([9.0, 10.0, 11.0, 12.0, 13.0], [13.0, 12.0, 11.0, 10.0, 9.0]);
         let ratio = unpaired_ratio(&new, &old).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! The summaries as text: a table for the terminal, and figures as people read them.
+//! The summaries as a table for the terminal, and the format of figures.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use crate::stats::{Bounds, Verdict};
 
 const WIDTH: usize = 80;
 
-/// All summaries, 80 columns wide.
+/// Renders all summaries, at most 80 columns wide.
 pub(crate) fn table(report: &Report) -> String {
     let mut out = report.date().map_or(String::new(), |date| format!("{date}\n"));
     for group in report.groups() {
@@ -28,7 +28,7 @@ pub(crate) fn table(report: &Report) -> String {
     out + LEGEND
 }
 
-/// Breaks a line that is too long for the terminal between two words; what follows is indented.
+/// Breaks a long line between words, and indents all lines but the first.
 fn wrap(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -44,7 +44,7 @@ fn wrap(text: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// What a group of rows has in common.
+/// Returns the title of a case.
 pub(crate) fn title(row: &Summary) -> String {
     let load = &row.case.load;
     let disks = if load.shape.disks > 1 { " x disks" } else { "" };
@@ -78,7 +78,7 @@ fn head(rows: &[Summary]) -> String {
     )
 }
 
-/// The title of the ratios' column: it says what their intervals are.
+/// Returns the title of the ratios' column, which says what the intervals are.
 pub(crate) fn ratio_title(rows: &[Summary]) -> String {
     let bounds = rows.iter().find_map(|row| Some(row.ratio?.bounds));
     format!(
@@ -108,7 +108,7 @@ fn line(row: &Summary) -> String {
     )
 }
 
-/// How much of what the host itself does each backend reaches, on lines of 80 columns.
+/// Lists the share of the limit that each backend reaches.
 fn shares(rows: &[Summary]) -> String {
     let mut lines = vec!["of the limit:".to_owned()];
     for row in rows.iter().filter(|row| !is_limit(&row.backend)) {
@@ -124,7 +124,7 @@ fn shares(rows: &[Summary]) -> String {
     lines.join("\n").trim_end_matches(';').to_owned() + "\n"
 }
 
-/// The ratio to the reference with its interval and a mark of doubt.
+/// Formats the ratio to the reference, with its interval and a mark of doubt.
 pub(crate) fn ratio(row: &Summary) -> String {
     let Some(ratio) = row.ratio else {
         let limit = is_limit(&row.backend);
@@ -144,12 +144,12 @@ pub(crate) fn ratio(row: &Summary) -> String {
     )
 }
 
-/// Completions per notification; none where nobody notifies.
+/// Formats completions per notification, or `-` if there were no notifications.
 pub(crate) fn per_notification(row: &Summary) -> String {
     known(row.completions_per_notification)
 }
 
-/// A figure that is 0 where it is not known.
+/// Formats a figure, or `-` for 0, which stands for unknown.
 pub(crate) fn known(figure: f64) -> String {
     match figure {
         0.0 => "-".to_owned(),
@@ -157,7 +157,7 @@ pub(crate) fn known(figure: f64) -> String {
     }
 }
 
-/// Three digits or so.
+/// Formats a figure with about three digits.
 pub(crate) fn short(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{v:.1e}"),
@@ -167,7 +167,7 @@ pub(crate) fn short(value: f64) -> String {
     }
 }
 
-/// The name that a value has on the command line.
+/// Returns the name of a value on the command line.
 fn name<T: clap::ValueEnum>(value: &T) -> String {
     value
         .to_possible_value()

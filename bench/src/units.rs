@@ -1,4 +1,4 @@
-//! Sizes and times on the command line, and a small random number generator.
+//! Parses sizes and times on the command line; a small random number generator.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) fn seconds(text: &str) -> Result<Duration> {
     Ok(Duration::from_secs_f64(number))
 }
 
-/// SplitMix64: small, fast, the same sequence for the same seed.
+/// SplitMix64: a small and fast generator that repeats its sequence for the same seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
@@ -50,7 +50,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number in `0..bound`; the bias is far below what a benchmark or a bootstrap could see.
+    /// Returns a number in `0..bound`. The bias is too small to matter for a benchmark or a bootstrap.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         debug_assert!(bound > 0);
         self.next() % bound
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(bytes("4k").unwrap(), 4096);
         assert_eq!(bytes("1G").unwrap(), 1 << 30);
         for bad in ["", "k", "-1", "4kb", "99999999999G"] {
-            assert!(bytes(bad).is_err(), "{bad} was taken");
+            assert!(bytes(bad).is_err(), "{bad} was accepted");
         }
     }
 
@@ -75,7 +75,7 @@ mod tests {
     fn seconds_are_finite_and_not_negative() {
         assert_eq!(seconds("0.5").unwrap(), Duration::from_millis(500));
         for bad in ["-1", "nan", "inf", "x"] {
-            assert!(seconds(bad).is_err(), "{bad} was taken");
+            assert!(seconds(bad).is_err(), "{bad} was accepted");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a process used, from /proc.
+//! Reads from /proc how much CPU time and memory processes used.
 
 use std::fs;
 use std::path::Path;
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Totals of a process since its start.
+/// Totals of one or more processes since their start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
-    /// User and system time of all threads, also of those that ended; counted in steps of 10 ms.
+    /// User and system time of all threads, including those that have ended, in steps of 10 ms.
     pub(crate) cpu: Duration,
-    /// Resident memory now, in KiB; guest memory that it mapped and touched counts.
+    /// Resident memory in KiB, including guest memory that the process has mapped and touched.
     pub(crate) rss_kib: u64,
-    /// Voluntary and involuntary context switches of the threads that live now.
+    /// Voluntary and involuntary context switches of the threads that exist now.
     pub(crate) context_switches: u64,
 }
 
 impl Usage {
-    /// The sum over `pids`.
+    /// Reads the totals of all `pids` and adds them up.
     pub(crate) fn of_all(pids: &[u32]) -> Result<Self> {
         pids.iter().try_fold(Self::default(), |sum, &pid| {
             let one = Self::of(pid)?;
@@ -39,7 +39,7 @@ impl Usage {
         };
         let mut context_switches = 0;
         for task in fs::read_dir(dir.join("task"))? {
-            // A thread may end between the listing and the look.
+            // A thread may end between listing and reading.
             let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
             context_switches += field(&status, "voluntary_ctxt_switches:").unwrap_or(0)
                 + field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
@@ -52,7 +52,7 @@ impl Usage {
     }
 }
 
-/// Watches how much CPU time the programs use that are not part of the benchmark.
+/// Measures the CPU time that programs outside of the benchmark use.
 #[derive(Debug)]
 pub(crate) struct Others {
     /// This process and the backends.
@@ -69,7 +69,7 @@ struct MachineTime {
 }
 
 impl Others {
-    /// Starts watching; `pids` are the processes under test.
+    /// Starts measuring; `pids` are the processes under test.
     pub(crate) fn start(pids: &[u32]) -> Self {
         let mut pids = pids.to_vec();
         let own = std::process::id();
@@ -85,7 +85,7 @@ impl Others {
 
     /// Returns the share of the machine's CPU time that other programs have used since the start.
     ///
-    /// Time that the hypervisor took away counts, and so does background work of the kernel.
+    /// This includes background work of the kernel, and the time that the hypervisor took.
     pub(crate) fn share(&self) -> Option<f64> {
         let benchmark = cpu_time_of(&self.pids).saturating_sub(self.benchmark);
         let (before, now) = (self.machine?, machine_time()?);
@@ -127,14 +127,14 @@ fn parse_machine_time(stat: &str) -> Option<MachineTime> {
     })
 }
 
-/// The first number after `name` at the start of a line.
+/// Returns the first number after `name` at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
 fn cpu_time(stat: &str) -> Option<Duration> {
-    // The command's name may have blanks and brackets in it; what follows it has none.
+    // The command's name may contain spaces and brackets; the fields after it do not.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut words = rest.split_whitespace().skip(11);
     let mut next = || words.next()?.parse::<u64>().ok();
@@ -146,13 +146,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_found_behind_any_command_name() {
+    fn cpu_time_is_found_after_any_command_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 111 0 0 0 25 17 0 0 20 0 1 0 99 0 0";
         assert_eq!(cpu_time(stat), Some(Duration::from_millis(420)));
     }
 
     #[test]
-    fn waiting_is_no_work_of_the_machine() {
+    fn idle_time_is_not_busy_time() {
         let stat = "cpu  10 1 5 700 80 2 3 4 9 9\ncpu0 10 1 5 700 80 2 3 4 9 9\n";
         let expected = MachineTime { busy: 25, all: 805 };
         assert_eq!(parse_machine_time(stat), Some(expected));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_used_something() {
+    fn this_process_has_used_memory_and_cpus() {
         let usage = Usage::of(std::process::id()).unwrap();
         assert!(usage.rss_kib > 0 && usage.context_switches > 0, "{usage:?}");
     }

@@ -1,4 +1,4 @@
-//! The benchmark program as a whole: what it writes, what it says, what it leaves behind.
+//! Runs the benchmark as a whole: its reports, its errors, and what it cleans up.
 
 use std::num::NonZero;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_vhost-user-blk-bench");
 
-/// The daemon beside the benchmark. `cargo test --workspace` builds both; alone, this package's tests build it.
+/// Returns the daemon beside the benchmark. If this package is tested alone, cargo has not built it, so this does.
 fn daemon() -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     let daemon = Path::new(BENCH).with_file_name("vhost-user-blk");
@@ -34,7 +34,7 @@ fn daemon() -> PathBuf {
     daemon
 }
 
-/// The program on a small image in `dir`, with the daemon under test.
+/// Returns a command that runs the benchmark on a small image in `dir`.
 fn bench(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(BENCH);
     command
@@ -47,7 +47,7 @@ fn bench(dir: &Path, args: &[&str]) -> Command {
 }
 
 fn run(args: &[&str]) -> Output {
-    let dir = tempfile::tempdir().expect("make a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let output = bench(dir.path(), args).output().expect("run the benchmark");
     let left: Vec<_> = std::fs::read_dir(dir.path()).expect("list").flatten().collect();
     assert!(left.is_empty(), "{left:?} is left behind");
@@ -66,7 +66,7 @@ fn refused(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Processes that have `dir` on their command line.
+/// Returns the command lines of all processes that mention `dir`.
 fn processes(dir: &Path) -> Vec<String> {
     let dir = dir.to_str().expect("the path is UTF-8");
     let all = std::fs::read_dir("/proc").expect("list /proc").flatten();
@@ -80,17 +80,14 @@ fn processes(dir: &Path) -> Vec<String> {
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "{what} does not happen"
-        );
+        assert!(start.elapsed() < Duration::from_secs(30), "timeout: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_report_has_a_row_for_each_backend_and_case() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn a_report_has_rows_for_all_backends_and_cases() {
+    let out = tempfile::tempdir().expect("create a directory");
     let path = out.path().to_str().expect("the path is UTF-8");
     let output = run(&[
         "--backend",
@@ -133,11 +130,13 @@ fn a_report_has_a_row_for_each_backend_and_case() {
     let html = std::fs::read_to_string(out.path().join("report.html")).expect("report.html");
     assert!(
         html.contains("<svg") && !html.contains("http"),
-        "it has no plots or needs the network"
+        "the page has no plots, or needs the network"
     );
 }
 
-/// Measures briefly (on a machine full of compilers a process may wait for a tenth of a second) and returns the report as JSON; `out` keeps it and the HTML page.
+/// Measures briefly, writes the report to `out` and returns it as JSON.
+///
+/// 0.4 seconds: on a busy machine, a process may wait for a tenth of a second until it runs.
 fn report(out: &Path, args: &[&str]) -> serde_json::Value {
     let brief = ["--runtime", "0.4", "--warmup", "0.05", "--rounds", "1", "--out"];
     let path = out.to_str().expect("the path is UTF-8");
@@ -153,9 +152,9 @@ fn read(path: &Path) -> serde_json::Value {
 }
 
 #[test]
-fn every_sample_has_all_that_the_schema_documents() {
+fn the_schema_documents_every_field() {
     let documented = include_str!("../../docs/bench-schema.md");
-    let out = tempfile::tempdir().expect("make a directory");
+    let out = tempfile::tempdir().expect("create a directory");
     let report = report(out.path(), &["--backend", "plain", "--shape", "1x4"]);
     for part in [
         &report,
@@ -172,7 +171,7 @@ fn every_sample_has_all_that_the_schema_documents() {
     }
 }
 
-/// Ends the threads that look at the flag, also when the test fails.
+/// Sets a flag when dropped, even if the test fails. The threads that check it end then.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -182,8 +181,8 @@ impl Drop for StopOnDrop<'_> {
 }
 
 #[test]
-fn other_programs_on_the_cpus_are_seen() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn cpu_time_of_other_programs_is_measured() {
+    let out = tempfile::tempdir().expect("create a directory");
     let stop = AtomicBool::new(false);
     let report = thread::scope(|scope| {
         let _guard = StopOnDrop(&stop);
@@ -204,8 +203,8 @@ fn other_programs_on_the_cpus_are_seen() {
 }
 
 #[test]
-fn a_report_carries_the_date_of_its_first_run() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn a_report_has_the_date_of_its_first_run() {
+    let out = tempfile::tempdir().expect("create a directory");
     let before = SystemTime::now();
     let report = report(out.path(), &["--backend", "plain", "--shape", "1x1"]);
     let started = report["started"].as_str().expect("a text");
@@ -215,8 +214,8 @@ fn a_report_carries_the_date_of_its_first_run() {
 }
 
 #[test]
-fn the_limit_is_measured_beside_the_backends() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn the_limit_is_measured_with_the_backends() {
+    let out = tempfile::tempdir().expect("create a directory");
     let report = report(out.path(), &["--backend", "plain", "--shape", "1x4", "--limit"]);
     let rows = report["summaries"].as_array().expect("summaries");
     let names: Vec<_> = rows.iter().map(|row| row["backend"].as_str()).collect();
@@ -237,8 +236,8 @@ fn the_limit_is_measured_beside_the_backends() {
 }
 
 #[test]
-fn each_disk_has_a_backend_of_its_own() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn each_disk_has_its_own_backend() {
+    let out = tempfile::tempdir().expect("create a directory");
     let report = report(out.path(), &["--backend", "ours", "--shape", "1x4x3,1x4"]);
     let rss = |i: usize| report["samples"][i]["rss_kib"].as_u64().expect("a number");
     assert_eq!(report["samples"][0]["disks"], 3);
@@ -246,8 +245,8 @@ fn each_disk_has_a_backend_of_its_own() {
 }
 
 #[test]
-fn a_null_disk_is_measured_without_a_file() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn a_null_disk_needs_no_file() {
+    let out = tempfile::tempdir().expect("create a directory");
     let args = [
         "--backend",
         "plain",
@@ -260,13 +259,13 @@ fn a_null_disk_is_measured_without_a_file() {
     let report = report(out.path(), &args);
     let all = report["summaries"].as_array().expect("summaries");
     let rows: Vec<_> = all.iter().filter(|row| row["storage"] == "null").collect();
-    assert_eq!(rows.len(), 1, "the host alone has nothing to do on a null disk");
+    assert_eq!(rows.len(), 1, "there is no limit on a null disk");
     assert!(rows[0]["iops"].as_f64() > Some(0.0));
 }
 
 #[test]
-fn a_report_is_compared_and_rendered_again() {
-    let out = tempfile::tempdir().expect("make a directory");
+fn reports_can_be_compared_and_rendered_again() {
+    let out = tempfile::tempdir().expect("create a directory");
     let mut old = report(out.path(), &["--backend", "plain", "--shape", "1x4"]);
     let new = out.path().join("report.json");
     let compare = |old: &Path| {
@@ -294,9 +293,9 @@ fn a_report_is_compared_and_rendered_again() {
 }
 
 #[test]
-fn a_killed_benchmark_leaves_no_process_and_no_file() {
+fn a_killed_benchmark_leaves_nothing_behind() {
     for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGINT] {
-        let dir = tempfile::tempdir().expect("make a directory");
+        let dir = tempfile::tempdir().expect("create a directory");
         let args = [
             "--backend",
             "ours",
@@ -311,16 +310,16 @@ fn a_killed_benchmark_leaves_no_process_and_no_file() {
             .stderr(Stdio::null())
             .spawn()
             .expect("start the benchmark");
-        wait_until("the backend's start", || {
+        wait_until("the backend starts", || {
             processes(dir.path())
                 .iter()
                 .any(|line| line.contains("--blk-file"))
         });
         send(&child, signal);
         child.wait().expect("wait for the benchmark");
-        wait_until("the end of all processes", || processes(dir.path()).is_empty());
+        wait_until("all processes end", || processes(dir.path()).is_empty());
         let is_empty = || std::fs::read_dir(dir.path()).expect("list").next().is_none();
-        wait_until("the removal of all files", is_empty);
+        wait_until("all files are removed", is_empty);
     }
 }
 
@@ -331,12 +330,12 @@ fn send(child: &Child, signal: libc::c_int) {
 }
 
 #[test]
-fn backends_that_do_not_work_are_reported_within_seconds() {
+fn broken_backends_are_reported_within_seconds() {
     let cases = [
         ("gone=/no/such/program {socket}", "/no/such/program"),
         ("ends=false {socket}", "ended while starting"),
         ("complains=ls /no-such-file {socket}", "no-such-file"),
-        ("silent=sh -c sleep${IFS}60 {socket}", "made no socket"),
+        ("silent=sh -c sleep${IFS}60 {socket}", "did not create its socket"),
     ];
     for (spec, said) in cases {
         let message = refused(&["--backend", spec]);
@@ -345,7 +344,7 @@ fn backends_that_do_not_work_are_reported_within_seconds() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_refused() {
+fn invalid_options_are_refused() {
     for args in [
         ["--shape", "8"],
         ["--shape", "0x1"],
@@ -359,7 +358,7 @@ fn options_that_make_no_sense_are_refused() {
     }
 }
 
-/// Copies the benchmark into `dir`, where no daemon is beside it.
+/// Returns a command that runs a copy of the benchmark in `dir`, where there is no daemon.
 fn copy_to(dir: &Path) -> Command {
     let copy = dir.join("vhost-user-blk-bench");
     std::fs::copy(BENCH, &copy).expect("copy the benchmark");
@@ -371,8 +370,8 @@ fn copy_to(dir: &Path) -> Command {
 }
 
 #[test]
-fn a_missing_daemon_is_named_with_what_to_do() {
-    let dir = tempfile::tempdir().expect("make a directory");
+fn a_missing_daemon_is_explained() {
+    let dir = tempfile::tempdir().expect("create a directory");
     let output = copy_to(dir.path()).output().expect("run the benchmark");
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{message}");
@@ -388,10 +387,10 @@ fn a_missing_daemon_is_named_with_what_to_do() {
 
 #[test]
 fn cargo_run_builds_the_daemon_with_the_same_profile() {
-    let target = tempfile::tempdir().expect("make a directory");
+    let target = tempfile::tempdir().expect("create a directory");
     let release = target.path().join("release");
-    std::fs::create_dir(&release).expect("make a directory");
-    // Stands in for cargo, whose build would take minutes: it only keeps its arguments.
+    std::fs::create_dir(&release).expect("create a directory");
+    // A script in place of cargo, whose build would take minutes. It writes its arguments to a file.
     let cargo = target.path().join("cargo");
     let script = "#!/bin/sh\necho \"$@\" >\"${0%/*}/args\"\nln -s \"$REAL_DAEMON\" \"${0%/*}/release/vhost-user-blk\"\n";
     std::fs::write(&cargo, script).expect("write the script");

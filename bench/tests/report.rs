@@ -1,4 +1,4 @@
-//! What a report says about given samples: `render` draws it without measuring anything.
+//! Renders reports of given samples, without measuring anything.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_vhost-user-blk-bench");
 
-/// A report in its three forms.
+/// A report as a table, as a page and as JSON.
 struct Report {
     table: String,
     html: String,
@@ -17,7 +17,7 @@ struct Report {
 impl Report {
     /// Renders `samples`, and `more` top-level fields.
     fn of(samples: &[Value], more: &Value) -> Self {
-        let dir = tempfile::tempdir().expect("make a directory");
+        let dir = tempfile::tempdir().expect("create a directory");
         let mut input = json!({ "schema": 2, "samples": samples });
         for (name, value) in more.as_object().expect("more fields") {
             input[name] = value.clone();
@@ -42,7 +42,7 @@ impl Report {
     }
 
     fn assert_both_say(&self, wanted: &str) {
-        // A line of the table may end anywhere between two words.
+        // The table breaks long lines between words.
         let table: Vec<&str> = self.table.split_whitespace().collect();
         assert!(
             table.join(" ").contains(wanted),
@@ -70,7 +70,7 @@ fn sample(backend: &str, round: usize, iops: f64, p999_us: f64) -> Value {
     })
 }
 
-/// Samples of `each` at about 100 kIOPS and of `batch` at about `factor` times as many, with half the p99.9.
+/// Returns samples of `each` with about 100 kIOPS, and of `batch` with `factor` times as many and half the p99.9.
 fn samples(rounds: usize, factor: f64) -> Vec<Value> {
     let round = |round: usize| {
         let noise = 1.0 + (round % 3) as f64 / 100.0;
@@ -184,7 +184,7 @@ fn a_long_name_leaves_room_for_the_figures() {
         sample["backend"] = long.into();
     }
     let report = Report::of(&samples, &json!({}));
-    // The legend and the table have the whole name, the plots (their text is 400 units wide) the two ends of it.
+    // The plots are 400 units wide, so they shorten the name. The legend and the table have all of it.
     assert!(report.html.contains(&format!("{long}<")), "{}", report.html);
     let in_plots = report.html.split("<text").skip(1);
     let texts = in_plots.map(|text| text.split('>').nth(1).expect("a text").trim_end_matches("</text"));
@@ -196,11 +196,11 @@ fn a_long_name_leaves_room_for_the_figures() {
 
 #[test]
 fn an_unusable_report_directory_is_refused_before_measuring() {
-    let dir = tempfile::tempdir().expect("make a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let file = dir.path().join("file");
     std::fs::write(&file, "").expect("write a file");
     let taken = dir.path().join("taken");
-    std::fs::create_dir_all(taken.join("report.html")).expect("make a directory");
+    std::fs::create_dir_all(taken.join("report.html")).expect("create a directory");
     let refused = |out: &Path| {
         let output = Command::new(BENCH)
             .args([

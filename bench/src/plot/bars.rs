@@ -5,7 +5,7 @@ use crate::table::short;
 
 const ROW: f64 = 46.0;
 
-/// Horizontal bars of IOPS with a line from the slowest to the fastest round.
+/// Draws the IOPS as horizontal bars, with a line from the slowest to the fastest round.
 pub(crate) fn bars(rows: &[Row]) -> String {
     let most = rows.iter().map(|row| row.summary.iops_max).fold(1.0, f64::max);
     let x = |iops: f64| iops / most * (WIDTH - 2.0);

@@ -6,7 +6,7 @@ use crate::batches::BUCKETS;
 const ROW: f64 = 74.0;
 const BAR: f64 = 36.0;
 
-/// For each backend, the share of its notifications that covered 0, 1, 2-3, 4-7, ... completions.
+/// Draws the share of each backend's notifications that covered 0, 1, 2-3, 4-7, ... completions.
 pub(crate) fn batches(rows: &[Row]) -> String {
     let rows: Vec<&Row> = rows
         .iter()

@@ -11,7 +11,7 @@ const LABELS: [(f64, &str); 5] = [
     (0.9999, "p99.99"),
 ];
 
-/// Latency over percentiles: the more nines, the further right; logarithmic upwards.
+/// Draws the latency over percentiles. Each further nine is one step to the right; the latency is logarithmic.
 pub(crate) fn latency(rows: &[Row]) -> String {
     let values = || {
         let all = rows.iter().flat_map(|row| row.summary.latency_us.iter().copied());
@@ -57,7 +57,7 @@ fn nines(quantile: f64) -> f64 {
     -(1.0 - quantile).log10()
 }
 
-/// A power of ten of microseconds in the unit that people read.
+/// Formats a power of ten of microseconds in the unit that people use.
 fn time(us: f64) -> String {
     match us {
         us if us >= 1e6 => format!("{} s", us / 1e6),
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_in_their_unit() {
+    fn times_are_shown_in_their_usual_unit() {
         assert_eq!([time(1.0), time(1e4), time(1e6)], ["1 µs", "10 ms", "1 s"]);
     }
 }

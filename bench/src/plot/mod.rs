@@ -16,16 +16,16 @@ pub(crate) use scaling::curves;
 
 use crate::sample::Summary;
 
-/// Units of all plots: wide enough for a screen, and text of 12 stays readable on a phone.
+/// Width of all plots, in SVG units. Scaled to the width of a phone, text of 12 units is readable.
 const WIDTH: f64 = 400.0;
-/// Backends that have a colour of their own.
+/// Number of colours for backends.
 const COLOURS: usize = 6;
-/// Characters of a backend's name in a plot.
+/// Maximum number of characters of a backend's name in a plot.
 const LABEL: usize = 34;
-/// Those at its start that a shortened name keeps.
+/// Number of characters that a shortened name keeps at its start.
 const HEAD: usize = 19;
 
-/// A summary and the number of its backend, which chooses the colour: the same all over the report.
+/// A summary and the number of its backend, which selects the same colour all over the report.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row<'a> {
     pub(crate) backend: usize,
@@ -38,7 +38,7 @@ impl Row<'_> {
     }
 }
 
-/// A small square in a backend's colour, for tables and legends.
+/// Draws a small square in a backend's colour, for tables and legends.
 pub(crate) fn mark(backend: usize) -> String {
     format!(
         "<svg class='mark' viewBox='0 0 10 10' aria-hidden='true'><rect width='10' height='10' rx='2' class='f{}'/></svg>",
@@ -46,7 +46,7 @@ pub(crate) fn mark(backend: usize) -> String {
     )
 }
 
-/// A backend's name, shortened in the middle so that a figure fits beside it. The legend has the whole name.
+/// Shortens a backend's name in the middle, so that a figure fits beside it. The legend has the whole name.
 fn label(name: &str) -> String {
     let chars: Vec<char> = name.chars().collect();
     if chars.len() <= LABEL {
@@ -60,7 +60,7 @@ fn label(name: &str) -> String {
     ))
 }
 
-/// Text as HTML and attribute values take it.
+/// Escapes text for HTML and for attribute values.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -80,7 +80,7 @@ fn open(what: &str, height: f64) -> String {
     format!("<svg class='plot' viewBox='0 0 {WIDTH} {height}' role='img' aria-label='{what}'>")
 }
 
-/// The area of a plot with axes, and where values are in it.
+/// The area of a plot with axes, and the position of values in it.
 struct Frame {
     left: f64,
     bottom: f64,
@@ -104,7 +104,7 @@ impl Frame {
         self.bottom - (value - from) / (to - from) * (self.bottom - TOP)
     }
 
-    /// A horizontal line with its value at the left.
+    /// Draws a horizontal line with its value at the left.
     fn row(&self, svg: &mut String, value: f64, text: &str) {
         let at = self.y(value);
         let _ = write!(
@@ -117,7 +117,7 @@ impl Frame {
         );
     }
 
-    /// A vertical line with its value below.
+    /// Draws a vertical line with its value below.
     fn column(&self, svg: &mut String, value: f64, text: &str) {
         let at = self.x(value);
         let anchor = if at > RIGHT - 10.0 { "end" } else { "middle" };
@@ -131,10 +131,10 @@ impl Frame {
     }
 }
 
-/// A step of 1, 2 or 5 times a power of ten that divides `span` into three to eight parts.
+/// Returns a step of 1, 2 or 5 times a power of ten that divides `span` into three to eight parts.
 fn step(span: f64) -> f64 {
     let power = 10_f64.powf((span / 3.0).log10().floor());
-    // Rounding must not lose the step that divides it into three.
+    // 2.99 rather than 3: rounding errors must not exclude the step that divides it into three.
     let fits = |factor: &f64| span / (factor * power) >= 2.99;
     [5.0, 2.0].into_iter().find(fits).unwrap_or(1.0) * power
 }

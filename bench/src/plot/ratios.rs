@@ -5,7 +5,7 @@ use crate::table::{ratio, short};
 
 const ROW: f64 = 34.0;
 
-/// Each backend's ratio to the reference with its interval, around a line at 1; nothing without ratios.
+/// Draws each backend's ratio to the reference with its interval, and a line at 1. Empty without ratios.
 pub(crate) fn ratios(rows: &[Row]) -> String {
     let with_ratio = |row: &&Row| row.summary.ratio.is_some();
     let rows: Vec<&Row> = rows.iter().filter(with_ratio).collect();
@@ -27,7 +27,7 @@ pub(crate) fn ratios(rows: &[Row]) -> String {
     let step = step(high - low);
     let mut value = (frame.x.0 / step).ceil() * step;
     while value <= frame.x.1 {
-        // The label of 1 stays readable.
+        // Leave room for the label of 1.
         if (value - 1.0).abs() > step * 0.6 {
             frame.column(&mut svg, value, &format!("{}×", short(value)));
         }

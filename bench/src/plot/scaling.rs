@@ -5,7 +5,7 @@ use crate::args::Shape;
 use crate::sample::Summary;
 use crate::table::short;
 
-/// One of the three numbers of a shape, and how to read it.
+/// The name of one number of a shape, a function that returns it, and one that returns the other two.
 type Axis = (&'static str, fn(Shape) -> u16, fn(Shape) -> [u16; 2]);
 
 const AXES: [Axis; 3] = [
@@ -13,10 +13,10 @@ const AXES: [Axis; 3] = [
     ("iodepth", |s| s.iodepth, |s| [s.queues, s.disks]),
     ("disks", |s| s.disks, |s| [s.queues, s.iodepth]),
 ];
-/// Fewer points are no curve.
+/// Minimum number of points of a curve.
 const LEAST: usize = 3;
 
-/// Title and plot of every figure over queues, iodepth or disks that has enough points.
+/// Draws every figure over queues, iodepth and disks for which there are enough points. Returns titles and plots.
 pub(crate) fn curves(rows: &[Row]) -> Vec<(String, String)> {
     let mut plots = Vec::new();
     for axis in AXES {
@@ -40,7 +40,7 @@ const FIGURES: [Figure; 2] = [
     ("CPU µs per I/O", |summary| summary.cpu_us_per_io),
 ];
 
-/// The rows that differ in this number of the shape only: the largest such set.
+/// Returns the largest set of rows that differ only in this number of their shape.
 fn longest<'a>(rows: &[Row<'a>], (_, value, others): Axis) -> Option<Vec<Row<'a>>> {
     let shape = |row: &Row| row.summary.case.load.shape;
     let along = |of: &Row| -> Vec<Row<'a>> {
@@ -68,10 +68,11 @@ fn fixed(shape: Shape, name: &str) -> String {
     } = shape;
     match name {
         "queues" => format!("iodepth {iodepth}"),
-        "iodepth" => format!("{queues} queues, {disks} disk"),
+        "iodepth" => format!("{queues} queues, {disks} disks"),
         _ => format!("{queues} queues, iodepth {iodepth}"),
     }
     .replace("1 queues", "1 queue")
+    .replace("1 disks", "1 disk")
 }
 
 fn plot(rows: &[Row], (_, value, _): Axis, what: &str, of: fn(&Summary) -> f64) -> String {
