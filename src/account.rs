@@ -2,7 +2,7 @@
 //!
 //! At the start only, while the process has one thread: to look up a name may run code of the machine's name services.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -162,7 +162,8 @@ pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
         return Ok(gid);
     }
     let name = c_string("group", group)?;
-    let entry = look_up("group", group, |entry: *mut libc::group, memory, found| {
+    let number = |entry: &libc::group| entry.gr_gid;
+    let entry = look_up("group", group, number, |entry, memory, found| {
         // SAFETY: see `look_up`; the name is a C string.
         unsafe {
             libc::getgrnam_r(
@@ -174,33 +175,62 @@ pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
             )
         }
     })?;
-    entry
-        .map(|entry| entry.gr_gid)
-        .ok_or_else(|| unknown("group", group))
+    entry.ok_or_else(|| unknown("group", group))
+}
+
+/// The name of a user, for messages.
+pub fn user_name(uid: libc::uid_t) -> Option<String> {
+    // SAFETY: the entry is valid during the call, and its name is a C string.
+    let name = |entry: &libc::passwd| unsafe { owned_string(entry.pw_name) };
+    let entry = look_up("user", "", name, |entry, memory, found| {
+        // SAFETY: see `look_up`.
+        unsafe { libc::getpwuid_r(uid, entry, memory.as_mut_ptr().cast(), memory.len(), found) }
+    });
+    entry.ok().flatten()
+}
+
+/// The name of a group, for messages.
+pub fn group_name(gid: libc::gid_t) -> Option<String> {
+    // SAFETY: the entry is valid during the call, and its name is a C string.
+    let name = |entry: &libc::group| unsafe { owned_string(entry.gr_name) };
+    let entry = look_up("group", "", name, |entry, memory, found| {
+        // SAFETY: see `look_up`.
+        unsafe { libc::getgrgid_r(gid, entry, memory.as_mut_ptr().cast(), memory.len(), found) }
+    });
+    entry.ok().flatten()
+}
+
+/// Copies a C string.
+///
+/// # Safety
+/// `text` is a valid C string.
+unsafe fn owned_string(text: *const libc::c_char) -> String {
+    // SAFETY: the caller's.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 fn user_entry(
     user: &str,
     call: impl FnMut(*mut libc::passwd, &mut [u8], &mut *mut libc::passwd) -> libc::c_int,
 ) -> Result<Option<(libc::uid_t, libc::gid_t)>, Error> {
-    let entry = look_up("user", user, call)?;
-    Ok(entry.map(|entry| (entry.pw_uid, entry.pw_gid)))
+    look_up("user", user, |entry| (entry.pw_uid, entry.pw_gid), call)
 }
 
-/// Calls one of the `get..._r` functions, with memory enough. Of the entry only the numbers can be used: the memory that
-/// its strings are in is gone.
-fn look_up<T>(
+/// Calls one of the `get..._r` functions, with memory enough, and returns what `read` takes from the entry. The memory
+/// that the entry's strings are in lives during that call only.
+fn look_up<T, R>(
     what: &'static str,
     name: &str,
+    read: impl Fn(&T) -> R,
     mut call: impl FnMut(*mut T, &mut [u8], &mut *mut T) -> libc::c_int,
-) -> Result<Option<T>, Error> {
+) -> Result<Option<R>, Error> {
     let mut memory = vec![0; ENTRY_MIN];
     loop {
         let (mut entry, mut found) = (MaybeUninit::uninit(), ptr::null_mut());
         match call(entry.as_mut_ptr(), &mut memory, &mut found) {
             0 if found.is_null() => return Ok(None),
             // SAFETY: it was found, and so has been filled in.
-            0 => return Ok(Some(unsafe { entry.assume_init() })),
+            0 => return Ok(Some(read(unsafe { entry.assume_init_ref() }))),
             libc::ERANGE if memory.len() < ENTRY_MAX => memory.resize(memory.len() * 2, 0),
             libc::EINTR => {}
             // Some databases say so where there is nothing.
@@ -243,6 +273,13 @@ mod tests {
         assert_eq!(numbers("12345:0"), (12345, 0));
         assert_eq!(numbers("12345:root"), (12345, 0));
         assert_eq!(numbers("root:12345"), (0, 12345));
+    }
+
+    #[test]
+    fn numbers_have_names() {
+        assert_eq!(user_name(0).as_deref(), Some("root"));
+        assert_eq!(group_name(0).as_deref(), Some("root"));
+        assert_eq!((user_name(0x5eed_b10d), group_name(0x5eed_b10d)), (None, None));
     }
 
     #[test]

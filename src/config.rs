@@ -3,19 +3,22 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser};
+use clap::Parser;
+use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser};
 
 use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
-use crate::engine::FaultRule;
+use crate::engine::{self, FaultRule};
 use crate::mapping::IoThreadMap;
 
 mod choices;
 mod values;
 
-pub use choices::{Aio, LogLevel, Notify, SandboxMode};
-pub use values::Serial;
-use values::{parse_mode, parse_queue_size, parse_serial, parse_size};
+pub use choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
+pub use values::{SOCKET_PATH_MAX, Serial};
+use values::{
+    number, parse_block_size, parse_fd, parse_mode, parse_queue_size, parse_serial, parse_size,
+    parse_socket_path,
+};
 
 /// Serve a disk image to a virtual machine over a vhost-user socket.
 ///
@@ -23,31 +26,42 @@ use values::{parse_mode, parse_queue_size, parse_serial, parse_size};
 /// `-chardev socket,id=c,path=SOCKET -device vhost-user-blk-pci,chardev=c` and shared guest memory
 /// (`-object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m`).
 #[derive(Clone, Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    override_usage = "vhost-user-blk --socket-path PATH --blk-file IMAGE [OPTION]..."
+)]
 pub struct Cli {
     /// Unix socket to listen on. One that nobody listens on any more is replaced.
     #[arg(long, value_name = "PATH", conflicts_with = "fd",
-          required_unless_present_any = ["fd", "print_capabilities"])]
+          value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
     pub socket_path: Option<PathBuf>,
 
-    /// File descriptor of a Unix socket that is listening, or connected to a frontend.
-    #[arg(long, value_name = "FD", conflicts_with_all = ["socket_mode", "socket_group"])]
+    /// File descriptor of a Unix socket that is listening, or connected to a frontend. Without --socket-path and --fd,
+    /// the socket that systemd hands over is used (LISTEN_FDS).
+    #[arg(long, value_name = "FD", conflicts_with_all = ["socket_mode", "socket_group"], allow_negative_numbers = true,
+          value_parser = parse_fd)]
     pub fd: Option<i32>,
 
-    /// Who may connect to the socket: the permissions of its file, octal.
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
-    pub socket_mode: u32,
+    /// Who may connect to the socket: the permissions of its file, octal [default: 0600].
+    #[arg(long, value_name = "MODE", allow_negative_numbers = true, value_parser = parse_mode)]
+    pub socket_mode: Option<u32>,
 
     /// Group of the socket's file, a name or a number [default: that of the process].
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
     pub socket_group: Option<String>,
 
     /// Raw disk image: a file or a block device, a multiple of 512 bytes long.
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["print_capabilities", "null"])]
+    #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
 
+    /// Format of the image. Given, no format is looked for; without, an image that looks like qcow2, VMDK, VDI, VHDX or
+    /// the like is refused.
+    #[arg(long, value_name = "FORMAT", value_enum, conflicts_with = "null")]
+    pub format: Option<ImageFormat>,
+
     /// Serve a disk of SIZE bytes (K, M, G, T are powers of 1024) that stores nothing, for measuring all the rest.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true,
           conflicts_with_all = ["blk_file", "read_only", "direct", "logical_block_size"])]
     pub null: Option<u64>,
 
@@ -67,20 +81,24 @@ pub struct Cli {
     #[arg(long, value_name = "ID", default_value = "", value_parser = parse_serial)]
     pub serial: Serial,
 
-    /// Logical block size in bytes, a power of two from 512 [default: 512, or what storage and --direct ask for].
-    #[arg(long, value_name = "N")]
+    /// Logical block size in bytes, a power of two from 512 to 32768 [default: 512, or what storage and --direct ask
+    /// for].
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_block_size)]
     pub logical_block_size: Option<u32>,
 
     /// Number of virtqueues (1 to 256); QEMU's num-queues must not be larger.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
+          value_parser = number::<u16>(1..=256))]
     pub num_queues: u16,
 
     /// Largest virtqueue accepted, in descriptors: a power of two from 4 to 1024.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_queue_size)]
+    #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true,
+          value_parser = parse_queue_size)]
     pub queue_size: u16,
 
     /// Number of IOThreads (1 to 256); virtqueues are spread over them round robin.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
+          value_parser = number::<u16>(1..=256))]
     pub iothreads: u16,
 
     /// Which virtqueues each IOThread serves, e.g. 0:0,1;1:2-3 for two IOThreads and four queues.
@@ -96,24 +114,26 @@ pub struct Cli {
     pub aio: Aio,
 
     /// Execute adjacent requests of a batch as one.
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set,
-          value_parser = BoolishValueParser::new(), hide_possible_values = true)]
-    pub request_merging: bool,
+    #[arg(long, value_name = "on|off", value_enum, default_value_t = OnOff::On, hide_possible_values = true)]
+    pub request_merging: OnOff,
 
     /// Bypass the host's page cache (O_DIRECT).
     #[arg(long)]
     pub direct: bool,
 
     /// Threads that each IOThread's pool keeps even if idle.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = number::<u16>(0..=1024))]
     pub thread_pool_min: u16,
 
     /// Most threads in each IOThread's pool (1 to 1024).
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true,
+          value_parser = number::<u16>(1..=1024))]
     pub thread_pool_max: u16,
 
     /// Longest time that an IOThread polls before it sleeps, in nanoseconds; 0 switches polling off.
-    #[arg(long, value_name = "NS", default_value_t = 32768, value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
+    #[arg(long, value_name = "NS", default_value_t = 32768, allow_negative_numbers = true,
+          value_parser = number::<u64>(0..=1_000_000_000))]
     pub poll_max_ns: u64,
 
     /// Notify the guest once per batch of completions, or for each one whatever its driver asked for (for
@@ -130,7 +150,8 @@ pub struct Cli {
     pub werror: WriteErrors,
 
     /// Report requests that the disk has not answered after so many seconds; 0 switches that off.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = number::<u64>(0..=86_400))]
     pub io_timeout: u64,
 
     /// For tests: have requests fail on purpose, e.g. read:eio:sector=2048-4095 (see docs/trouble.md). May be repeated.
@@ -143,7 +164,7 @@ pub struct Cli {
 
     /// Go on as this user, and in this group only, once the image and the socket are open: names or numbers
     /// [default group: the user's].
-    #[arg(long, value_name = "USER[:GROUP]")]
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = NonEmptyStringValueParser::new())]
     pub user: Option<String>,
 
     /// Print statistics to stderr on exit (SIGUSR1 prints them at any time).
@@ -162,8 +183,26 @@ impl Cli {
     /// Checks what concerns several options.
     ///
     /// # Errors
-    /// One line that says which, and what to do.
+    /// An option is missing, or options contradict each other. One line says which ones and what to do.
     pub fn check(&self) -> Result<(), String> {
+        if self.blk_file.is_none() && self.null.is_none() && !self.print_capabilities {
+            let socket = match (&self.socket_path, self.fd) {
+                (None, None) => "--socket-path and ",
+                _ => "",
+            };
+            return Err(format!(
+                "{socket}--blk-file missing: use e.g. --socket-path disk.sock --blk-file disk.img \
+                 ('truncate -s 10G disk.img' makes an image)"
+            ));
+        }
+        let engine = match self.aio {
+            Aio::IoUring | Aio::Native if self.null.is_some() => Some(engine::Error::NoFile),
+            Aio::Native if !self.direct => Some(engine::Error::NativeBuffered),
+            _ => None,
+        };
+        if let Some(error) = engine {
+            return Err(error.to_string());
+        }
         if self.thread_pool_min > self.thread_pool_max {
             return Err(format!(
                 "--thread-pool-min {} is above --thread-pool-max {}: lower one or raise the other",
@@ -245,6 +284,7 @@ mod tests {
             &["--num-queues", "0"][..],
             &["--num-queues", "257"],
             &["--num-queues", "x"],
+            &["--num-queues", "-1"],
             &["--queue-size", "0"],
             &["--queue-size", "100"],
             &["--queue-size", "2048"],
@@ -256,7 +296,10 @@ mod tests {
             &["--notify", "never"],
             &["--serial", "123456789012345678901"],
             &["--fd", "3"],
-            &["--poll-max-ns=-1"],
+            &["--poll-max-ns", "-1"],
+            &["--request-merging", "maybe"],
+            &["--format", "qcow2"],
+            &["--logical-block-size", "1000"],
             &["--log-level", "loud"],
             &["--iothread-vq-mapping", "0:1"],
             &["--iothread-vq-mapping", "1:0"],
@@ -275,6 +318,35 @@ mod tests {
     }
 
     #[test]
+    fn numbers_out_of_range_name_the_range_and_the_option() {
+        for bad in ["0", "-1", "257", "70000", "99999999999999999999", "x", "1.5", ""] {
+            for option in ["--num-queues", "--iothreads"] {
+                let error = parse(&[&format!("{option}={bad}")]).unwrap_err();
+                assert!(
+                    error.contains(option) && error.contains("a number from 1 to 256"),
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn descriptors_and_paths_that_no_socket_has_are_refused() {
+        let refusal = |option: &str| {
+            let line = ["vhost-user-blk", "--blk-file", "f", option];
+            one_line(&Cli::try_parse_from(line).unwrap_err())
+        };
+        assert!(refusal("--fd=0").contains("standard input"));
+        assert!(refusal("--fd=-1").contains("3 or above"));
+        let long = refusal(&format!("--socket-path={}", "x".repeat(108)));
+        assert!(
+            long.contains("--socket-path") && long.contains("108 bytes long") && long.contains("at most 107")
+        );
+        let longest = format!("--socket-path={}", "x".repeat(107));
+        assert!(Cli::try_parse_from(["vhost-user-blk", "--blk-file", "f", &longest]).is_ok());
+    }
+
+    #[test]
     fn a_null_disk_takes_the_place_of_a_file() {
         let null = ["vhost-user-blk", "--socket-path", "s", "--null", "1G"];
         assert_eq!(Cli::try_parse_from(null).unwrap().null, Some(1 << 30));
@@ -284,6 +356,7 @@ mod tests {
     #[test]
     fn print_capabilities_needs_nothing_else() {
         assert!(Cli::try_parse_from(["vhost-user-blk", "--print-capabilities"]).is_ok());
-        assert!(Cli::try_parse_from(["vhost-user-blk"]).is_err());
+        let nothing = Cli::try_parse_from(["vhost-user-blk"]).unwrap();
+        assert!(nothing.check().unwrap_err().contains("--blk-file"));
     }
 }

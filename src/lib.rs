@@ -11,18 +11,21 @@
 //! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`io`]: the requests that both pass around.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: blocking work beside it; [`defer`]: one notification per
 //!   batch.
-//! - [`sandbox`]: what is left of the process's rights while it serves; [`account`]: as whom it does.
+//! - [`sandbox`]: what is left of the process's rights while it serves; [`account`]: the user it runs as.
+//! - [`holders`]: the processes that have a file open, for messages.
 //!
 //! Lower layers know nothing of higher ones: `aio` and the pool know no virtio, storage knows no sectors, the ring
 //! knows no block device. ARCHITECTURE.md says why it is shaped like this.
 
 pub mod account;
+mod advice;
 pub mod aio;
 pub mod blk;
 pub mod config;
 pub mod defer;
 pub mod engine;
 mod guard;
+pub mod holders;
 pub mod io;
 pub mod limits;
 pub mod log_limit;

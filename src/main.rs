@@ -1,6 +1,5 @@
 //! The daemon: arguments, logging, signals, exit code.
 
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,20 +15,29 @@ use vhost_user_blk::account::{self, Account, find_group};
 use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::stats::Report;
-use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, one_line};
+use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, OnOff, one_line};
 use vhost_user_blk::engine::{Faults, Plan};
+use vhost_user_blk::holders::holders;
 use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::panics;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
 use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
-use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
+use vhost_user_blk::vhost_user::{Resizer, inherited};
 
 /// How long requests in flight may take once a signal asks the process to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
+
+/// Status for a wrong command line; it is 1 for everything else, such as a missing image.
+const WRONG_OPTION: u8 = 2;
+
+/// An option is wrong, so that starting again cannot help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongOption(String);
 
 fn main() -> ExitCode {
     panics::end_the_process();
@@ -37,7 +45,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
             eprintln!("{}", one_line(&error));
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG_OPTION);
         }
         Err(help) => help.exit(),
     };
@@ -55,24 +63,32 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.is::<WrongOption>() {
+                true => ExitCode::from(WRONG_OPTION),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    cli.check().map_err(|e| anyhow!(e))?;
+    cli.check().map_err(WrongOption)?;
+    // Before anything is opened, so that no descriptor of our own is taken for one that was handed over.
+    let handed_over = handed_over(cli)?;
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
     check_limits(cli);
     let storage = open_storage(cli)?;
     check_use(cli, &storage)?;
     announce_faults(cli);
-    let account = find_account(cli).context("--user")?;
-    let server = make_server(cli, account.as_ref())?;
+    let account = find_account(cli)?;
+    let server = match handed_over {
+        Some(server) => server,
+        None => bind(cli, account.as_ref())?,
+    };
     // All that needs rights is done, and there is one thread: those to come have none either.
     let sandbox = confine_process(cli, account.as_ref())?;
-    let engine = Plan::choose(cli.aio.into(), &storage)?.with_merging(cli.request_merging);
+    let engine = Plan::choose(cli.aio.into(), &storage)?.with_merging(cli.request_merging == OnOff::On);
     let iothreads = spawn_iothreads(cli)?;
     let device = make_device(cli, &storage, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();
@@ -153,30 +169,76 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
 fn check_use(cli: &Cli, storage: &Storage) -> anyhow::Result<()> {
     Plan::choose(cli.aio.into(), storage)?;
     if !cli.incoming {
-        ImageLock::acquire_soon(storage).map_err(lock_error)?;
+        ImageLock::acquire_soon(storage).map_err(|error| lock_error(error, storage.path()))?;
     }
     Ok(())
 }
 
-fn find_account(cli: &Cli) -> Result<Option<Account>, account::Error> {
+fn find_account(cli: &Cli) -> anyhow::Result<Option<Account>> {
     let Some(user) = &cli.user else { return Ok(None) };
-    let account = Account::find(user)?;
-    account.check()?;
+    let account = Account::find(user).map_err(|error| account_error("--user", error))?;
+    account.check().context("--user")?;
     Ok(Some(account))
 }
 
-fn make_server(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Server> {
-    let group = cli.socket_group.as_deref().map(find_group).transpose();
-    let access = SocketAccess {
-        mode: cli.socket_mode,
-        owner: account.map(Account::uid),
-        group: group.context("--socket-group")?.or(account.map(Account::gid)),
-    };
-    match (&cli.socket_path, cli.fd) {
-        (Some(path), _) => Ok(Server::bind(path, &access)?),
-        (None, Some(fd)) => Ok(Server::from_fd(inherited(fd)?)?),
-        (None, None) => Err(anyhow!("--socket-path or --fd is missing")),
+fn account_error(option: &'static str, error: account::Error) -> anyhow::Error {
+    match error {
+        account::Error::Unknown { .. } | account::Error::NoGroup(_) => {
+            WrongOption(format!("{option}: {error}")).into()
+        }
+        _ => anyhow!(error).context(option),
     }
+}
+
+/// The socket that this process was started with, unless it is to make one.
+fn handed_over(cli: &Cli) -> anyhow::Result<Option<Server>> {
+    match (&cli.socket_path, cli.fd) {
+        (Some(_), _) => Ok(None),
+        (None, Some(fd)) => {
+            let wrong = |error: &dyn std::fmt::Display| WrongOption(format!("--fd: {error}"));
+            // SAFETY: nothing was opened yet, so it was handed over, and is given by number.
+            let fd = unsafe { inherited::by_number(fd) }.map_err(|error| wrong(&error))?;
+            Ok(Some(Server::from_fd(fd).map_err(|error| wrong(&error))?))
+        }
+        (None, None) => {
+            // SAFETY: nothing was opened yet.
+            let fd = unsafe { inherited::from_service_manager() }.context("LISTEN_FDS")?;
+            let fd = fd.ok_or_else(no_socket)?;
+            if cli.socket_mode.is_some() || cli.socket_group.is_some() {
+                let told = "--socket-mode and --socket-group are for --socket-path: the socket was handed over \
+                            (LISTEN_FDS), and its unit says who may connect (SocketMode=, SocketGroup=)";
+                return Err(WrongOption(told.to_owned()).into());
+            }
+            Ok(Some(Server::from_fd(fd).context("LISTEN_FDS")?))
+        }
+    }
+}
+
+/// Neither an option nor a service manager says which socket to serve.
+fn no_socket() -> WrongOption {
+    let found = match std::env::var("LISTEN_FDS") {
+        Ok(number) => {
+            let pid = std::env::var("LISTEN_PID").unwrap_or_default();
+            let own = std::process::id();
+            format!(" (LISTEN_FDS={number} LISTEN_PID={pid} hands none to process {own})")
+        }
+        Err(_) => String::new(),
+    };
+    WrongOption(format!(
+        "--socket-path missing: name the socket to listen on, e.g. --socket-path disk.sock{found}"
+    ))
+}
+
+fn bind(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Server> {
+    let group = cli.socket_group.as_deref().map(find_group).transpose();
+    let group = group.map_err(|error| account_error("--socket-group", error))?;
+    let access = SocketAccess {
+        mode: cli.socket_mode.unwrap_or(SocketAccess::default().mode),
+        owner: account.map(Account::uid),
+        group: group.or(account.map(Account::gid)),
+    };
+    let path = cli.socket_path.as_deref().context("--socket-path is missing")?;
+    Ok(Server::bind(path, &access)?)
 }
 
 fn confine_process(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Sandbox> {
@@ -195,7 +257,8 @@ fn make_device(
     let params = device_params(cli, storage, engine, sandbox)?;
     let mut device = BlkDevice::new(Arc::clone(storage), params, iothreads)?;
     if !cli.incoming {
-        device.activate().map_err(lock_error)?;
+        let locked = device.activate();
+        locked.map_err(|error| lock_error(error, storage.path()))?;
     }
     for iothread in iothreads {
         confine(iothread, sandbox)?;
@@ -214,13 +277,22 @@ fn confine(iothread: &IoThread, sandbox: &Sandbox) -> anyhow::Result<()> {
     Ok(entered.recv().context("an IOThread has ended")??)
 }
 
-fn lock_error(error: LockError) -> anyhow::Error {
-    match error {
-        LockError::InUse { .. } => {
-            anyhow!("{error} (by the source of a live migration? Then use --incoming)")
+fn lock_error(error: LockError, image: &Path) -> anyhow::Error {
+    let LockError::InUse { .. } = error else {
+        return error.into();
+    };
+    let who = match holders(image) {
+        Some(processes) => format!("it is open in {processes}"),
+        None => {
+            let image = image.display();
+            format!(
+                "most likely a virtual machine, qemu-img or another vhost-user-blk ('fuser -v {image}' as root shows it)"
+            )
         }
-        _ => error.into(),
-    }
+    };
+    anyhow!(
+        "{error}; {who}: end that first, or use --incoming if it is the source of a live migration to here"
+    )
 }
 
 fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
@@ -233,7 +305,9 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     for (iothread, cpus) in cli.cpus().map_err(|e| anyhow!(e))? {
         pin_thread(iothreads[usize::from(*iothread)].thread_id(), cpus)
-            .with_context(|| format!("--iothread-cpus: cannot run IOThread {iothread} on CPUs {cpus:?}"))?;
+            .with_context(|| {
+                format!("--iothread-cpus: IOThread {iothread} cannot run on CPUs {cpus:?} (do they exist, are they online, may this process use them?)")
+            })?;
     }
     Ok(iothreads)
 }
@@ -273,18 +347,6 @@ fn announce_faults(cli: &Cli) {
     for rule in &cli.inject {
         tracing::warn!(%rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data (--inject)");
     }
-}
-
-/// Takes over a file descriptor that this process was started with.
-fn inherited(fd: i32) -> anyhow::Result<OwnedFd> {
-    // SAFETY: F_GETFD on any number is harmless.
-    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(anyhow!(
-            "--fd {fd} is not a file descriptor that this process was started with"
-        ));
-    }
-    // SAFETY: it is open, and nobody else in this process owns it: it was there at the start and is given by number.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// How serving has ended.

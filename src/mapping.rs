@@ -39,7 +39,8 @@ fn parse_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
 }
 
 fn parse_number(text: &str) -> Result<u16, String> {
-    text.trim().parse().map_err(|error| format!("'{text}': {error}"))
+    let number = text.trim().parse();
+    number.map_err(|_| format!("'{text}' is not a number from 0 to {}", u16::MAX))
 }
 
 impl IoThreadMap {
@@ -51,9 +52,9 @@ impl IoThreadMap {
         let mut owners = vec![None; queues.into()];
         for (iothread, list) in self.checked(iothreads)? {
             for queue in list {
-                let owner = owners
-                    .get_mut(usize::from(*queue))
-                    .ok_or_else(|| format!("there is no queue {queue} among {queues} (--num-queues)"))?;
+                let owner = owners.get_mut(usize::from(*queue)).ok_or_else(|| {
+                    format!("queue {queue} does not exist: they count from 0, and --num-queues is {queues}")
+                })?;
                 if owner.replace(*iothread).is_some() {
                     return Err(format!("queue {queue} is named twice"));
                 }
@@ -61,7 +62,9 @@ impl IoThreadMap {
         }
         let missing = owners.iter().position(Option::is_none);
         match missing {
-            Some(queue) => Err(format!("queue {queue} has no IOThread")),
+            Some(queue) => Err(format!(
+                "queue {queue} has no IOThread: each of the {queues} queues needs one"
+            )),
             None => Ok(owners.into_iter().flatten().collect()),
         }
     }
@@ -73,7 +76,7 @@ impl IoThreadMap {
     pub fn checked(&self, iothreads: u16) -> Result<&[(u16, Vec<u16>)], String> {
         match self.0.iter().find(|(iothread, _)| *iothread >= iothreads) {
             Some((iothread, _)) => Err(format!(
-                "there is no IOThread {iothread} among {iothreads} (--iothreads)"
+                "IOThread {iothread} does not exist: they count from 0, and --iothreads is {iothreads}"
             )),
             None => Ok(&self.0),
         }

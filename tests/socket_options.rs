@@ -2,9 +2,18 @@
 
 mod common;
 
+use std::fs::{self, Permissions};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
-use common::daemon::{Daemon, Exit, run};
+use common::daemon::{BINARY, Daemon, Exit, IMAGE, run};
+use common::frontend::{Frontend, Op, all_features};
+use common::process::Process;
+use common::target::image;
 
 fn directory() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("make a directory");
@@ -49,6 +58,11 @@ fn options_that_make_no_sense_are_refused() {
         &["--thread-pool-min", "65"],
         &["--no-such-option"],
         &["--fd", "3"],
+        &["--format", "qcow2"],
+        &["--aio", "native"],
+        &["--request-merging", "perhaps"],
+        &["--iothread-vq-mapping", "0:1"],
+        &["--iothread-cpus", "1:0"],
         &["--sandbox", "perhaps"],
         &["--socket-mode", "0999"],
         &["--user", "no-such-user"],
@@ -57,14 +71,11 @@ fn options_that_make_no_sense_are_refused() {
     for options in bad {
         let args = [&["--socket-path", "s", "--blk-file", "disk.img"], *options].concat();
         let exit = refused(&args, dir.path());
-        // The message names what it is about.
+        // The message names the option.
         let name = options[0].split('=').next().expect("there is a first part");
-        let words = name.trim_start_matches('-').replace('-', " ");
-        assert!(
-            exit.output.contains(name) || exit.output.contains(&words),
-            "{options:?}: {}",
-            exit.output
-        );
+        assert!(exit.output.contains(name), "{options:?}: {}", exit.output);
+        assert_eq!(exit.output.lines().count(), 1, "{options:?}: {}", exit.output);
+        assert_eq!(exit.status.code(), Some(2), "{options:?}: {}", exit.output);
     }
 }
 
@@ -88,10 +99,27 @@ fn needed_options_are_asked_for() {
 fn what_cannot_be_opened_is_named_in_one_line() {
     let dir = directory();
     let long = "x".repeat(120);
+    symlink("gone.img", dir.path().join("link.img")).expect("link to nothing");
     let cases: &[(&[&str], &str)] = &[
         (
             &["--socket-path", "s", "--blk-file", "missing.img"],
-            "missing.img",
+            "cannot open missing.img: there is no such file; 'truncate -s 10G missing.img' makes one",
+        ),
+        (
+            &["--socket-path", "s", "--blk-file", "nowhere/disk.img"],
+            "there is no directory nowhere",
+        ),
+        (
+            &["--socket-path", "s", "--blk-file", "odd.img/disk.img"],
+            "odd.img is not a directory",
+        ),
+        (
+            &["--socket-path", "s", "--blk-file", "link.img"],
+            "a symbolic link to gone.img, which does not exist",
+        ),
+        (
+            &["--socket-path", "s", "--blk-file", "/dev/no-such-disk"],
+            "there is no such device",
         ),
         (&["--socket-path", "s", "--blk-file", "odd.img"], "odd.img"),
         (&["--socket-path", "s", "--blk-file", "empty.img"], "empty.img"),
@@ -99,16 +127,255 @@ fn what_cannot_be_opened_is_named_in_one_line() {
         (&["--socket-path", "s", "--blk-file", "/dev/null"], "/dev/null"),
         (
             &["--socket-path", "nowhere/s", "--blk-file", "disk.img"],
-            "nowhere/s",
+            "cannot listen on socket nowhere/s: there is no directory nowhere",
         ),
-        (&["--socket-path", &long, "--blk-file", "disk.img"], "xxx"),
-        (&["--fd", "999", "--blk-file", "disk.img"], "999"),
-        (&["--fd", "0", "--blk-file", "disk.img"], "0"),
+        (
+            &["--socket-path", "odd.img/s", "--blk-file", "disk.img"],
+            "odd.img is not a directory",
+        ),
+        (
+            &["--socket-path", &long, "--blk-file", "disk.img"],
+            "120 bytes long, and the path of a socket has at most 107",
+        ),
+        (
+            &["--fd", "999", "--blk-file", "disk.img"],
+            "--fd: file descriptor 999 is not open",
+        ),
+        (
+            &["--fd", "0", "--blk-file", "disk.img"],
+            "'--fd <FD>': 0, 1 and 2 are standard",
+        ),
     ];
     for (args, named) in cases {
         let exit = refused(args, dir.path());
         assert_eq!(exit.output.lines().count(), 1, "{args:?}: {}", exit.output);
         assert!(exit.output.contains(named), "{args:?}: {}", exit.output);
+    }
+}
+
+#[test]
+fn an_image_that_may_not_be_read_names_what_is_in_the_way() {
+    // SAFETY: takes nothing and always succeeds.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: not root");
+        return;
+    }
+    let dir = directory();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    fs::create_dir(path("closed")).expect("make a directory");
+    fs::write(path("closed/disk.img"), [0; 512]).expect("write the image");
+    fs::write(path("secret.img"), [0; 512]).expect("write the image");
+    fs::set_permissions(path("."), Permissions::from_mode(0o755)).expect("open the directory");
+    fs::set_permissions(path("closed"), Permissions::from_mode(0o750)).expect("close a directory");
+    fs::set_permissions(path("secret.img"), Permissions::from_mode(0o640)).expect("close the image");
+    let as_nobody = |image: &str, options: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command
+            .args(["--socket-path", "s", "--blk-file", image])
+            .args(options);
+        text_of(
+            &command
+                .current_dir(dir.path())
+                .uid(65534)
+                .gid(65534)
+                .output()
+                .expect("run"),
+        )
+    };
+    let text = as_nobody("secret.img", &[]);
+    let told =
+        "cannot open secret.img: user nobody may not read secret.img (owner root, group root, mode 0640)";
+    assert!(text.contains(told) && !text.contains("--read-only"), "{text}");
+    let text = as_nobody("closed/disk.img", &["--read-only"]);
+    let told = "user nobody may not enter directory closed (owner root, group root, mode 0750)";
+    assert!(text.contains(told), "{text}");
+    let text = as_nobody("disk.img", &[]);
+    assert!(
+        text.contains("may not write disk.img") && text.contains("--read-only"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+fn text_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The daemon with `fd` as its descriptors 3 and 4, and these variables; `LISTEN_PID` is its own number if it is "own".
+fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)]) -> Command {
+    // The shell keeps its number when it becomes the daemon.
+    let own = r#"[ "$LISTEN_PID" != own ] || export LISTEN_PID=$$; exec "$0" "$@" 3<&9 4<&9 9<&-"#;
+    let mut command = Command::new("sh");
+    command.args(["-c", own, BINARY]).args(args).current_dir(dir);
+    command.envs(variables.iter().copied()).stdin(Stdio::null());
+    // SAFETY: one async-signal-safe call between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(fd, 9) {
+            9 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+    command
+}
+
+#[test]
+fn a_descriptor_that_is_no_frontends_socket_is_refused() {
+    let dir = directory();
+    let (ours, theirs) = UnixStream::pair().expect("make a connection");
+    drop(theirs);
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a TCP socket");
+    let (datagram, _other) = UnixDatagram::pair().expect("datagrams");
+    // SAFETY: takes numbers only.
+    let unused = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    // SAFETY: it was made just now, and nobody else has it.
+    let unused = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(unused) };
+    let file = fs::File::open(dir.path().join(IMAGE)).expect("open a file");
+    let (pipe, _writer) = std::io::pipe().expect("a pipe");
+    let cases: [(RawFd, &str); 7] = [
+        (file.as_raw_fd(), "is not a socket"),
+        (pipe.as_raw_fd(), "is not a socket"),
+        (udp.as_raw_fd(), "no Unix stream socket"),
+        (tcp.as_raw_fd(), "no Unix stream socket"),
+        (datagram.as_raw_fd(), "no Unix stream socket"),
+        (unused.as_raw_fd(), "neither listens nor is connected"),
+        (ours.as_raw_fd(), "frontend has left already"),
+    ];
+    for (fd, told) in cases {
+        for (args, variables, option, code) in [
+            (&["--fd", "3", "--blk-file", IMAGE][..], &[][..], "--fd: ", 2),
+            (
+                &["--blk-file", IMAGE],
+                &[("LISTEN_FDS", "1"), ("LISTEN_PID", "own")],
+                "LISTEN_FDS: ",
+                1,
+            ),
+        ] {
+            let output = handed_over(dir.path(), fd, args, variables)
+                .output()
+                .expect("run");
+            let text = text_of(&output);
+            assert!(
+                text.contains(option) && text.contains("descriptor 3") && text.contains(told),
+                "{text}"
+            );
+            assert_eq!(
+                (output.status.code(), text.lines().count()),
+                (Some(code), 1),
+                "{text}"
+            );
+        }
+    }
+}
+
+/// The daemon opens descriptors itself, connected Unix sockets among them.
+#[test]
+fn a_descriptor_of_the_daemons_own_is_not_taken_for_one_handed_over() {
+    let dir = directory();
+    for fd in 3..20 {
+        let mut command = Command::new(BINARY);
+        command
+            .args(["--blk-file", IMAGE, "--fd", &fd.to_string()])
+            .current_dir(dir.path());
+        // SAFETY: closes what the tests have open and the daemon would inherit.
+        unsafe {
+            command.pre_exec(|| {
+                (3..64).for_each(|fd| {
+                    libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+                });
+                Ok(())
+            })
+        };
+        let output = command.stdin(Stdio::null()).output().expect("run");
+        let text = text_of(&output);
+        assert!(
+            text.contains(&format!("--fd: file descriptor {fd} is not open")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_socket_from_a_service_manager_is_served() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join(IMAGE), image()).expect("write the image");
+    let socket = dir.path().join("s");
+    let listener = UnixListener::bind(&socket).expect("listen");
+    let variables = [
+        ("LISTEN_FDS", "1"),
+        ("LISTEN_PID", "own"),
+        ("LISTEN_FDNAMES", "disk"),
+    ];
+    let mut command = handed_over(
+        dir.path(),
+        listener.as_raw_fd(),
+        &["--blk-file", IMAGE],
+        &variables,
+    );
+    let (mut daemon, ()) = Process::start("vhost-user-blk", command.stderr(Stdio::null()), |_| ());
+    let mut frontend = Frontend::connect(&socket, 1, 4, all_features()).expect("connect");
+    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
+    drop(frontend);
+    daemon.signal(libc::SIGTERM);
+    daemon.wait();
+    assert!(socket.exists(), "the socket is the service manager's");
+}
+
+#[test]
+fn what_a_service_manager_hands_over_must_be_one_socket() {
+    let dir = directory();
+    let listener = UnixListener::bind(dir.path().join("l")).expect("listen");
+    let pid = std::process::id().to_string();
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str, i32);
+    let cases: [Case<'_>; 7] = [
+        (
+            &[],
+            &[("LISTEN_FDS", "0"), ("LISTEN_PID", "own")],
+            "--socket-path missing",
+            2,
+        ),
+        (
+            &[],
+            &[("LISTEN_FDS", "1"), ("LISTEN_PID", &pid)],
+            "--socket-path missing",
+            2,
+        ),
+        (&[], &[("LISTEN_FDS", "1")], "--socket-path missing", 2),
+        (
+            &[],
+            &[("LISTEN_FDS", "2"), ("LISTEN_PID", "own")],
+            "LISTEN_FDS: 2 sockets",
+            1,
+        ),
+        (
+            &[],
+            &[("LISTEN_FDS", "9"), ("LISTEN_PID", "own")],
+            "LISTEN_FDS: ",
+            1,
+        ),
+        (
+            &[],
+            &[("LISTEN_FDS", "x"), ("LISTEN_PID", "own")],
+            "LISTEN_FDS: ",
+            1,
+        ),
+        (
+            &["--socket-mode", "0660"],
+            &[("LISTEN_FDS", "1"), ("LISTEN_PID", "own")],
+            "SocketMode=",
+            2,
+        ),
+    ];
+    for (options, variables, told, code) in cases {
+        let args = [&["--blk-file", IMAGE], options].concat();
+        let output = handed_over(dir.path(), listener.as_raw_fd(), &args, variables).output();
+        let output = output.expect("run");
+        let text = text_of(&output);
+        assert!(
+            text.contains(told) && text.lines().count() == 1,
+            "{variables:?}: {text}"
+        );
+        assert_eq!(output.status.code(), Some(code), "{text}");
     }
 }
 
@@ -159,6 +426,8 @@ fn help_lists_every_option() {
         "--user",
         "--socket-mode",
         "--socket-group",
+        "--format",
+        "LISTEN_FDS",
     ] {
         assert!(exit.output.contains(option), "{option} is missing");
     }
@@ -173,5 +442,12 @@ fn one_image_is_not_written_by_two_daemons() {
     );
     assert!(!exit.status.success(), "the image is open twice");
     assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
-    assert!(exit.output.contains("disk.img"), "{}", exit.output);
+    assert!(exit.output.contains("disk.img is in use"), "{}", exit.output);
+    assert!(exit.output.contains("end that first"), "{}", exit.output);
+    assert_eq!(exit.status.code(), Some(1));
+    // SAFETY: takes nothing and always succeeds.
+    if unsafe { libc::geteuid() } == 0 {
+        let who = format!("process {} (vhost-user-blk)", first.pid());
+        assert!(exit.output.contains(&who), "{}", exit.output);
+    }
 }

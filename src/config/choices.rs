@@ -30,6 +30,23 @@ impl From<Aio> for Choice {
     }
 }
 
+/// What the bytes of the image mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// The disk's bytes and nothing else, whatever they look like.
+    Raw,
+}
+
+/// A switch that is on by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the words of the command line")]
+pub enum OnOff {
+    #[value(aliases = ["yes", "true"])]
+    On,
+    #[value(aliases = ["no", "false"])]
+    Off,
+}
+
 /// When the process is confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SandboxMode {

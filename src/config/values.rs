@@ -1,57 +1,114 @@
 //! Options that are a value in a notation of their own.
 
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+
 use crate::blk::request::ID_LEN;
 
 /// A serial number, padded with NULs.
 pub type Serial = [u8; ID_LEN];
 
+/// The longest path that a Unix socket can have: `sun_path` has 108 bytes, and the last is NUL.
+pub const SOCKET_PATH_MAX: usize = 107;
+
+/// Parses a number within `range`; every other text gets the same message, which names the range.
+pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync
+where
+    T: Copy + FromStr + PartialOrd + Display + Send + Sync + 'static,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("not a number from {} to {}", range.start(), range.end()))
+    }
+}
+
 pub(super) fn parse_serial(text: &str) -> Result<Serial, String> {
     let mut serial = [0; ID_LEN];
     let bytes = text.as_bytes();
-    let room = serial
-        .get_mut(..bytes.len())
-        .ok_or(format!("{} bytes, at most {ID_LEN} fit", bytes.len()))?;
+    let room = serial.get_mut(..bytes.len()).ok_or(format!(
+        "{} bytes long, and a serial number has at most {ID_LEN}",
+        bytes.len()
+    ))?;
     if bytes.contains(&0) {
-        return Err("a NUL byte cannot be part of it".to_owned());
+        return Err("contains a NUL byte".to_owned());
     }
     room.copy_from_slice(bytes);
     Ok(serial)
 }
 
 pub(super) fn parse_queue_size(text: &str) -> Result<u16, String> {
-    let size: u16 = text.parse().map_err(|e| format!("{e}"))?;
-    if (4..=1024).contains(&size) && size.is_power_of_two() {
-        Ok(size)
-    } else {
-        Err("not a power of two from 4 to 1024".to_owned())
+    power_of_two(text, 4..=1024)
+}
+
+pub(super) fn parse_block_size(text: &str) -> Result<u32, String> {
+    power_of_two(text, 512..=32768)
+}
+
+fn power_of_two<T: Copy + Into<u32> + FromStr + PartialOrd + Display>(
+    text: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
+    let size: Option<T> = text.parse().ok();
+    size.filter(|&size| range.contains(&size) && size.into().is_power_of_two())
+        .ok_or_else(|| format!("not a power of two from {} to {}", range.start(), range.end()))
+}
+
+/// A file descriptor that can be handed over: 0 to 2 are taken.
+pub(super) fn parse_fd(text: &str) -> Result<i32, String> {
+    match text.parse() {
+        Ok(fd @ 3..) => Ok(fd),
+        Ok(0..=2) => Err(
+            "0, 1 and 2 are standard input, output and error: hand the socket over as 3 or above".to_owned(),
+        ),
+        _ => Err("not the number of a file descriptor, 3 or above".to_owned()),
+    }
+}
+
+/// A path that a Unix socket can have.
+pub(super) fn parse_socket_path(text: &OsStr) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.as_os_str().len() {
+        0 => Err("empty".to_owned()),
+        1..=SOCKET_PATH_MAX => Ok(path),
+        len => Err(format!(
+            "{len} bytes long, and the path of a socket has at most {SOCKET_PATH_MAX}: \
+             choose a shorter one, or a relative one"
+        )),
     }
 }
 
 /// Permission bits in octal.
 pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).map_err(|e| format!("{e} (octal, as in 0660)"))?;
-    if text.starts_with('+') || mode > 0o777 {
-        return Err("not permissions from 0000 to 0777".to_owned());
-    }
-    Ok(mode)
+    let octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mode| octal && mode <= 0o777);
+    mode.ok_or_else(|| "not an octal number from 0000 to 0777, as in 0660".to_owned())
 }
 
 /// A size in bytes of whole sectors, with an optional suffix.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        unit => return Err(format!("unknown unit {unit}: use K, M, G or T")),
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
     };
-    let number: u64 = digits.parse().map_err(|e| format!("{e}"))?;
+    let number: Option<u64> = digits.parse().ok();
     number
-        .checked_mul(1 << shift)
+        .zip(shift)
+        .and_then(|(number, shift)| number.checked_mul(1 << shift))
         .filter(|&size| size > 0 && size % 512 == 0 && i64::try_from(size).is_ok())
-        .ok_or("not a positive multiple of 512 below 8 EiB".to_owned())
+        .ok_or(
+            "not a size such as 512M or 10G (units K, M, G, T), a multiple of 512 bytes below 8 EiB"
+                .to_owned(),
+        )
 }
 
 #[cfg(test)]

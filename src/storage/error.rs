@@ -9,13 +9,32 @@ use std::path::PathBuf;
 #[allow(missing_docs, reason = "the fields say nothing that the text does not")]
 #[non_exhaustive]
 pub enum Error {
-    /// No such file, no permission, ...
+    /// The path leads to nothing.
+    #[error("cannot open {}: {why}", path.display())]
+    Missing { path: PathBuf, why: String },
+
+    /// The permissions of the image, or of a directory on the way to it, do not let this process read it.
+    #[error(
+        "cannot open {}: {why}; change that (chmod, chgrp, setfacl) or start the daemon as another user",
+        path.display()
+    )]
+    Denied {
+        path: PathBuf,
+        why: String,
+        source: io::Error,
+    },
+
+    /// Any other failure to open it.
     #[error("cannot open {}", path.display())]
     Open { path: PathBuf, source: io::Error },
 
-    /// It could be read but not written.
-    #[error("cannot open {} for writing; --read-only serves it without", path.display())]
-    NotWritable { path: PathBuf, source: io::Error },
+    /// It can be read but not written.
+    #[error("cannot open {} for writing: {why}; change that, or serve it with --read-only", path.display())]
+    NotWritable {
+        path: PathBuf,
+        why: String,
+        source: io::Error,
+    },
 
     /// A directory, a socket, ...
     #[error("{} is a {kind}; a disk is a regular file or a block device", path.display())]
@@ -54,7 +73,7 @@ pub enum Error {
     DeviceSize { path: PathBuf, size: u64, block: u32 },
 
     /// Not a block size at all.
-    #[error("logical block size {size} is not a power of two from 512 to 32768")]
+    #[error("logical block size {size} (--logical-block-size) is not a power of two from 512 to 32768")]
     BlockSize { size: u32 },
 
     /// Smaller than what the storage below can address.

@@ -205,7 +205,7 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
     }
     if writes && other_has(UNSHARED + WRITE)? {
         return Ok(Some(
-            "another process does not let others write to it; --read-only would do",
+            "another process reads it and lets nobody write to it (--read-only would serve it beside that)",
         ));
     }
     Ok(None)

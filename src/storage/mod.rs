@@ -16,6 +16,7 @@ mod sys;
 mod transfer;
 mod zero;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use lock::{ImageLock, LockError};
 pub use nowait::Nowait;
 pub use null::NullStorage;
 
+use crate::advice;
 use crate::io::IoVecs;
 
 /// What to open and how.
@@ -47,9 +49,24 @@ impl OpenOptions {
     fn open_error(&self, source: io::Error) -> Error {
         let path = self.path.clone();
         match source.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !self.read_only => {
-                Error::NotWritable { path, source }
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Missing {
+                why: advice::missing(&path),
+                path,
+            },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                if !self.read_only && File::open(&path).is_ok() =>
+            {
+                Error::NotWritable {
+                    why: advice::not_writable(&path, &source),
+                    path,
+                    source,
+                }
             }
+            io::ErrorKind::PermissionDenied => Error::Denied {
+                why: advice::denied(&path),
+                path,
+                source,
+            },
             _ => Error::Open { path, source },
         }
     }

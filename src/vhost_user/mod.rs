@@ -8,6 +8,7 @@ mod error;
 mod eventfd;
 mod handler;
 mod inbox;
+pub mod inherited;
 pub mod path;
 pub mod server;
 pub mod session;

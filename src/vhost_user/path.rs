@@ -1,20 +1,28 @@
 //! The path that a server's socket has: who may connect, how it appears, how it goes.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::server::ServerError;
+use crate::advice;
+use crate::holders::process;
 use crate::status::status;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 128;
+
+/// How long another daemon may take to set up its socket in the same directory, and how often we look.
+const LOCK_TIME: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Who may connect to a socket: whoever may write to its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +51,7 @@ impl Default for SocketAccess {
 }
 
 impl SocketAccess {
-    /// Sets owner and group before the mode: so at no time may anybody connect who may not in the end.
+    /// Sets owner and group, and the mode again: the umask may have taken some of it away.
     fn grant(&self, path: &Path) -> io::Result<()> {
         let (path, here, flags) = (c_string(path)?, libc::AT_FDCWD, libc::AT_SYMLINK_NOFOLLOW);
         if self.owner.is_some() || self.group.is_some() {
@@ -88,26 +96,45 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Listens at `path`, where nothing is.
+/// Listens at `path`, for those whom `access` lets in. A socket that nobody listens on is replaced.
 ///
-/// Between bind and listen a socket refuses connections, so it appears at its path only afterwards: whoever waits for
-/// the path can connect.
-pub(super) fn listen(path: &Path, access: &SocketAccess) -> io::Result<UnixListener> {
-    // A path that nobody could connect to is refused before anything is made.
-    SocketAddr::from_pathname(path)?;
-    let hidden = path.with_file_name(format!(".{}", std::process::id()));
-    let Ok(listener) = listen_here(&hidden, access) else {
-        // Too long a name for here, or one that is taken: then without the detour.
-        return listen_here(path, access);
-    };
-    rename_no_replace(&hidden, path).inspect_err(|_| {
-        let _ = fs::remove_file(&hidden);
-    })?;
-    Ok(listener)
+/// A lock on the directory keeps others of our kind from the path between the look at what is there and the moment from
+/// which the new socket takes connections: two that start at once never both have it.
+pub(super) fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener, ServerError> {
+    let failed = |source| bind_error(path, source);
+    let address = address(path).map_err(failed)?;
+    let _lock = lock_directory(path);
+    remove_stale(path)?;
+    listen_at(path, &address, access).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => ServerError::InUse(path.to_owned(), "another process".to_owned()),
+        _ => failed(error),
+    })
 }
 
-/// Binds a socket that nobody may connect to, lets in whom `access` says, and listens.
-fn listen_here(path: &Path, access: &SocketAccess) -> io::Result<UnixListener> {
+/// Locks the directory of `path` among daemons, until the file is closed. `None` if that cannot be done in time: a
+/// directory that may not be read, or that somebody else keeps locked.
+fn lock_directory(path: &Path) -> Option<File> {
+    let directory = File::open(advice::directory_of(path)).ok()?;
+    let deadline = Instant::now() + LOCK_TIME;
+    loop {
+        // SAFETY: takes numbers only.
+        let locked = status(unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) });
+        match locked {
+            Ok(()) => return Some(directory),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                thread::sleep(LOCK_PAUSE);
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Binds a socket and gives it its rights before it listens: until then nobody can connect, whatever the rights are.
+fn listen_at(
+    path: &Path,
+    (address, len): &(libc::sockaddr_un, libc::socklen_t),
+    access: &SocketAccess,
+) -> io::Result<UnixListener> {
     // SAFETY: takes numbers only.
     let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     status(socket.min(0))?;
@@ -115,13 +142,12 @@ fn listen_here(path: &Path, access: &SocketAccess) -> io::Result<UnixListener> {
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // The file that bind makes has the mode of the socket, less what the umask forbids.
     // SAFETY: takes numbers only.
-    status(unsafe { libc::fchmod(socket.as_raw_fd(), 0) })?;
-    let (address, len) = address(path)?;
+    status(unsafe { libc::fchmod(socket.as_raw_fd(), access.mode & SocketAccess::MODES) })?;
     // SAFETY: the address is valid for its length.
-    status(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+    status(unsafe { libc::bind(socket.as_raw_fd(), (&raw const *address).cast(), *len) })?;
     let granted = access
         .grant(path)
-        .map_err(|e| io::Error::other(format!("owner, group or mode: {e}")));
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot set its owner, group or mode: {e}")));
     let ready = granted.and_then(|()| {
         // SAFETY: takes numbers only.
         status(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })
@@ -132,6 +158,20 @@ fn listen_here(path: &Path, access: &SocketAccess) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
+/// What to do about a path that no socket can be made at.
+fn bind_error(path: &Path, source: io::Error) -> ServerError {
+    let why = match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => advice::no_directory(path),
+        Some(libc::EACCES) => Some(advice::denied_directory(path)),
+        _ => None,
+    };
+    let path = path.to_owned();
+    match why {
+        Some(why) => ServerError::Directory { path, why },
+        None => ServerError::Bind { path, source },
+    }
+}
+
 fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     // SAFETY: all-zero bytes are a valid address.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
@@ -139,8 +179,12 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     let bytes = path.as_os_str().as_bytes();
     // The last byte stays zero.
     let room = address.sun_path.len() - 1;
-    if bytes.len() > room {
-        return Err(io::ErrorKind::InvalidInput.into());
+    if bytes.len() > room || bytes.contains(&0) {
+        let told = format!(
+            "the path has {} bytes, at most {room} are possible, and none of them NUL",
+            bytes.len()
+        );
+        return Err(io::Error::new(ErrorKind::InvalidInput, told));
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from.cast_signed();
@@ -149,15 +193,9 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, len.try_into().map_err(io::Error::other)?))
 }
 
-fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
-    let (from, to) = (c_string(from)?, c_string(to)?);
-    let here = libc::AT_FDCWD;
-    // SAFETY: both are C strings that live during the call.
-    status(unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_NOREPLACE) })
-}
-
 /// Removes a socket at `path` that nobody listens on.
-pub(super) fn remove_stale(path: &Path) -> Result<(), ServerError> {
+fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    let failed = |source| bind_error(path, source);
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
     };
@@ -165,18 +203,35 @@ pub(super) fn remove_stale(path: &Path) -> Result<(), ServerError> {
         return Err(ServerError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| ServerError::Bind {
-                path: path.to_owned(),
-                source,
-            })
-        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(ServerError::Bind {
-            path: path.to_owned(),
-            source: error,
-        }),
-        _ => Err(ServerError::InUse(path.to_owned())),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(failed(error)),
+        Ok(stream) => Err(ServerError::InUse(path.to_owned(), listener_of(&stream))),
+        Err(_) => Err(ServerError::InUse(path.to_owned(), "another process".to_owned())),
+    }
+}
+
+/// The process that listens at the other end.
+fn listener_of(stream: &UnixStream) -> String {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or(0);
+    // SAFETY: the value and its length are valid during the call.
+    let asked = status(unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    });
+    match u32::try_from(peer.pid) {
+        Ok(pid @ 1..) if asked.is_ok() => process(pid),
+        _ => "another process".to_owned(),
     }
 }
 

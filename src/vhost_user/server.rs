@@ -28,12 +28,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Another process listens there.
-    #[error("socket {0} is in use by another process: stop it, or choose another --socket-path")]
-    InUse(PathBuf),
+    /// The process that is named listens there.
+    #[error("socket {0} is in use by {1}: end that first, or choose another --socket-path")]
+    InUse(PathBuf, String),
     /// Something is there that is no socket.
     #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
     NotASocket(PathBuf),
+    /// The directory is missing, or nothing may be made in it.
+    #[error("cannot listen on socket {path}: {why}; change that, or choose another --socket-path")]
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with the directory.
+        why: String,
+    },
     /// The socket cannot be made.
     #[error("cannot listen on socket {path}")]
     Bind {
@@ -42,13 +50,13 @@ pub enum ServerError {
         /// Why.
         source: io::Error,
     },
-    /// The file descriptor is no Unix stream socket.
-    #[error("file descriptor {fd} (--fd) is not a connected or listening Unix stream socket")]
+    /// The file descriptor is no Unix stream socket that somebody can be served on.
+    #[error("file descriptor {fd} {reason}")]
     BadFd {
         /// Its number.
         fd: i32,
-        /// Why.
-        source: io::Error,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// No eventfd could be had.
     #[error("eventfd: {0}")]
@@ -65,9 +73,9 @@ enum Socket {
 /// A socket that frontends connect to.
 #[derive(Debug)]
 pub struct Server {
-    socket: Socket,
-    /// Removed with the server.
+    /// Removed with the server, and before the socket is closed: nobody replaces a socket that somebody listens on.
     _path: Option<SocketPath>,
+    socket: Socket,
     stop: Stopper,
     channel: BackendChannel,
 }
@@ -78,16 +86,14 @@ impl Server {
     /// # Errors
     /// A live socket or another file at `path`; a path that cannot be bound.
     pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ServerError> {
-        path::remove_stale(path)?;
-        let bind = |source| ServerError::Bind {
+        let listener = path::listen(path, access)?;
+        let path = SocketPath::new(path).map_err(|source| ServerError::Bind {
             path: path.to_owned(),
             source,
-        };
-        let listener = path::listen(path, access).map_err(bind)?;
-        let path = SocketPath::new(path).map_err(bind)?;
+        })?;
         Ok(Self {
-            socket: Socket::Listening(listener),
             _path: Some(path),
+            socket: Socket::Listening(listener),
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
@@ -99,23 +105,28 @@ impl Server {
     /// Another kind of file.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, ServerError> {
         let number = fd.as_raw_fd();
-        let bad = |source| ServerError::BadFd { fd: number, source };
-        if socket_option(&fd, libc::SO_DOMAIN).map_err(bad)? != libc::AF_UNIX
-            || socket_option(&fd, libc::SO_TYPE).map_err(bad)? != libc::SOCK_STREAM
+        let bad = |reason| ServerError::BadFd { fd: number, reason };
+        let no_socket = |_| bad("is not a socket, but a file, a pipe or something else");
+        if socket_option(&fd, libc::SO_DOMAIN).map_err(no_socket)? != libc::AF_UNIX
+            || socket_option(&fd, libc::SO_TYPE).map_err(no_socket)? != libc::SOCK_STREAM
         {
-            return Err(bad(io::Error::other("wrong kind of socket")));
+            return Err(bad("is a socket, but no Unix stream socket"));
         }
-        let socket = if socket_option(&fd, libc::SO_ACCEPTCONN).map_err(bad)? != 0 {
+        let socket = if socket_option(&fd, libc::SO_ACCEPTCONN).map_err(no_socket)? != 0 {
             Socket::Listening(fd.into())
         } else {
             let stream = UnixStream::from(fd);
-            stream.peer_addr().map_err(bad)?;
-            stream.set_nonblocking(false).map_err(bad)?;
+            let unconnected = |_| bad("is a socket that neither listens nor is connected to a frontend");
+            stream.peer_addr().map_err(unconnected)?;
+            if has_hung_up(&stream) {
+                return Err(bad("is a connection whose frontend has left already"));
+            }
+            stream.set_nonblocking(false).map_err(unconnected)?;
             Socket::Connected(stream)
         };
         Ok(Self {
-            socket,
             _path: None,
+            socket,
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
@@ -348,6 +359,18 @@ impl From<io::Error> for ConnectionError {
 /// Locks, also after a panic of another holder: what either mutex guards stays consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the other end of a connection is closed.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut poll = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one entry, valid during the call, which does not wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & libc::POLLHUP != 0
 }
 
 fn socket_option(fd: &OwnedFd, option: i32) -> io::Result<i32> {

@@ -66,7 +66,8 @@ impl Daemon {
         let args = args.iter().map(ToString::to_string).collect::<Vec<_>>();
         let child = spawn(&dir, &args);
         let mut daemon = Self { child, dir, args };
-        daemon.wait_for(|daemon| daemon.socket().exists(), "make its socket");
+        // The socket's file is there a moment before it takes connections.
+        daemon.wait_for(|daemon| daemon.output().contains("serving"), "serve");
         daemon
     }
 

@@ -57,7 +57,6 @@ fn a_kernel_that_lacks_a_part_is_told_about_once_or_refused() {
         (libc::SYS_seccomp, "seccomp"),
     ] {
         let (dir, _daemon) = without(call, &[]);
-        wait_for("the socket", || dir.path().join(SOCKET).exists().then_some(()));
         let log = wait_for("the log", || {
             Some(said(dir.path())).filter(|log| log.contains("serving"))
         });

@@ -3,12 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::daemon::{Daemon, run};
+use crate::common::daemon::{BINARY, Daemon, run};
+use crate::common::frontend::{Frontend, Op, all_features};
+use crate::common::process::{Process, wait_for};
 use crate::common::skip::skipped;
 use crate::common::target::image;
 
@@ -79,7 +81,7 @@ fn the_mode_of_the_socket_does_not_depend_on_the_umask() {
     for umask in [0o000, 0o777] {
         let dir = tempfile::tempdir().expect("make a directory");
         fs::write(dir.path().join("disk.img"), image()).expect("write the image");
-        let mut command = Command::new(crate::common::daemon::BINARY);
+        let mut command = Command::new(BINARY);
         let log = fs::File::create(dir.path().join("err")).expect("make a log");
         command.args([
             "--socket-path",
@@ -97,9 +99,9 @@ fn the_mode_of_the_socket_does_not_depend_on_the_umask() {
                 Ok(())
             })
         };
-        let (_daemon, ()) = crate::common::process::Process::start("vhost-user-blk", &mut command, |_| ());
+        let (_daemon, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
         let socket = dir.path().join("s");
-        crate::common::process::wait_for("the socket", || socket.exists().then_some(()));
+        wait_for("the socket", || UnixStream::connect(&socket).ok());
         assert_eq!(fs::metadata(&socket).expect("the socket").mode() & 0o7777, 0o640);
     }
 }
@@ -117,7 +119,7 @@ fn a_group_that_there_is_not_is_named() {
         "no-such-group",
     ];
     let exit = run(&args, dir.path());
-    assert!(!exit.status.success());
+    assert_eq!(exit.status.code(), Some(2));
     assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
     assert!(
         exit.output
@@ -126,6 +128,62 @@ fn a_group_that_there_is_not_is_named() {
         exit.output
     );
     assert!(!dir.path().join("s").exists());
+}
+
+/// Tools show the address that a socket was bound to, not where its file is now.
+#[test]
+fn the_socket_has_the_name_that_was_asked_for() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join("disk.img"), image()).expect("write the image");
+    let socket = dir.path().join("vhost-user-blk.sock");
+    let name = socket.to_str().expect("the path is UTF-8");
+    let daemon = Daemon::start_with(dir, &["--socket-path", name, "--blk-file", "disk.img"]);
+    let peer = daemon.connect().peer_addr().expect("ask for the name");
+    assert_eq!(peer.as_pathname(), Some(&*socket));
+    let listed = fs::read_to_string("/proc/net/unix").expect("list sockets");
+    assert!(listed.lines().any(|line| line.ends_with(name)), "{listed}");
+}
+
+/// A stale socket is there for whoever comes first, and for nobody else.
+#[test]
+fn of_daemons_that_start_at_once_one_gets_the_socket() {
+    const DAEMONS: u8 = 4;
+    for _ in 0..5 {
+        let dir = tempfile::tempdir().expect("make a directory");
+        drop(UnixListener::bind(dir.path().join("s")).expect("leave a stale socket"));
+        let start = |number: u8| {
+            let image = format!("{number}.img");
+            fs::write(dir.path().join(&image), [number; 4096]).expect("write the image");
+            let log = fs::File::create(dir.path().join(format!("{number}.log"))).expect("make a log");
+            let mut command = Command::new(BINARY);
+            command.args(["--socket-path", "s", "--blk-file", &image]);
+            command.current_dir(dir.path()).stderr(log);
+            Process::start("vhost-user-blk", &mut command, |_| ()).0
+        };
+        let mut daemons: Vec<Process> = (0..DAEMONS).map(start).collect();
+        wait_for("all but one to give up", || {
+            let running = daemons.iter_mut().filter_map(Process::ended).count();
+            (running == usize::from(DAEMONS) - 1).then_some(())
+        });
+        let logs = (0..DAEMONS).map(|number| fs::read_to_string(dir.path().join(format!("{number}.log"))));
+        let logs: Vec<String> = logs.map(|log| log.expect("read a log")).collect();
+        let refused = logs
+            .iter()
+            .filter(|log| log.contains("socket s is in use by process"));
+        assert_eq!(refused.count(), usize::from(DAEMONS) - 1, "{logs:#?}");
+        let mut winner = daemons
+            .into_iter()
+            .zip(0..)
+            .find_map(|(mut daemon, number)| daemon.ended().is_none().then_some((daemon, number)))
+            .expect("one is left");
+        let mut frontend = Frontend::connect(&dir.path().join("s"), 1, 4, all_features()).expect("connect");
+        let read = frontend.queue(0).run(&Op::Read { offset: 0, len: 512 });
+        assert_eq!(read.data, [winner.1; 512], "the path is the winner's");
+        drop(frontend);
+        winner.0.signal(libc::SIGTERM);
+        winner.0.wait();
+        assert!(!dir.path().join("s").exists());
+    }
 }
 
 /// A directory that the daemon's later user may write to.
