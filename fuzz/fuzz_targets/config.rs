@@ -30,7 +30,7 @@ enum Argument<'a> {
     Any(&'a str),
 }
 
-const OPTIONS: [&str; 19] = [
+const OPTIONS: [&str; 23] = [
     "--null",
     "--serial",
     "--logical-block-size",
@@ -50,6 +50,10 @@ const OPTIONS: [&str; 19] = [
     "--socket-path",
     "--null",
     "--iothread-vq-mapping",
+    "--format",
+    "--request-merging",
+    "--socket-mode",
+    "--io-timeout",
 ];
 const FLAGS: [&str; 6] = [
     "--read-only",
