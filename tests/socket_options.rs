@@ -13,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use common::daemon::{BINARY, Daemon, Exit, IMAGE, run};
 use common::frontend::{Frontend, Op, all_features};
 use common::process::Process;
+use common::skip::skipped;
 use common::target::image;
 
 fn directory() -> tempfile::TempDir {
@@ -157,7 +158,7 @@ fn what_cannot_be_opened_is_named_in_one_line() {
 fn an_image_that_may_not_be_read_names_what_is_in_the_way() {
     // SAFETY: takes nothing and always succeeds.
     if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: not root");
+        skipped("not root");
         return;
     }
     let dir = directory();
