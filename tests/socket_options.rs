@@ -209,12 +209,14 @@ fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)])
     let mut command = Command::new("sh");
     command.args(["-c", own, BINARY]).args(args).current_dir(dir);
     command.envs(variables.iter().copied()).stdin(Stdio::null());
-    // SAFETY: one async-signal-safe call between fork and exec.
+    // SAFETY: async-signal-safe calls between fork and exec; a descriptor that is 9 already has to be kept at exec.
     unsafe {
-        command.pre_exec(move || match libc::dup2(fd, 9) {
-            9 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        })
+        command.pre_exec(
+            move || match (libc::dup2(fd, 9), libc::fcntl(9, libc::F_SETFD, 0)) {
+                (9, 0) => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        )
     };
     command
 }
