@@ -27,7 +27,7 @@ pub(crate) fn missing(path: &Path) -> String {
         // A regular file made there would be in memory.
         None if path.starts_with("/dev") => "there is no such device".to_owned(),
         None => format!(
-            "there is no such file; 'truncate -s 10G {}' makes one",
+            "No such file or directory; 'truncate -s 10G {}' makes one",
             path.display()
         ),
     }

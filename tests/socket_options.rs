@@ -104,7 +104,7 @@ fn what_cannot_be_opened_is_named_in_one_line() {
     let cases: &[(&[&str], &str)] = &[
         (
             &["--socket-path", "s", "--blk-file", "missing.img"],
-            "cannot open missing.img: there is no such file; 'truncate -s 10G missing.img' makes one",
+            "cannot open missing.img: No such file or directory; 'truncate -s 10G missing.img' makes one",
         ),
         (
             &["--socket-path", "s", "--blk-file", "nowhere/disk.img"],
