@@ -3,7 +3,7 @@
 //! It owns its ring outright: no lock and no atomic reference count on the request path. The control thread reaches
 //! it through a [`Remote`]. It never blocks.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
@@ -28,6 +28,7 @@ mod volatile;
 mod watchdog;
 
 pub use control::RingSetup;
+use execute::Visit;
 use notifier::Notifier;
 use poll::KickSource;
 pub use running::QueueError;
@@ -48,7 +49,7 @@ pub struct BlkQueue {
     state: RefCell<State>,
     /// Recycled between visits.
     batch: RefCell<Requests>,
-    done: RefCell<Requests>,
+    visit: Cell<Visit>,
     /// Asks for another visit when a budget was used up.
     again: BottomHalf,
     /// The publication of used elements, deferred to the end of the outermost scope.
@@ -121,7 +122,7 @@ impl BlkQueue {
                 state: RefCell::new(State::new(ctx, index, Arc::clone(&device), stats, me)),
                 device,
                 batch: RefCell::default(),
-                done: RefCell::default(),
+                visit: Cell::new(Visit::begin(false)),
                 again: ctx.bottom_half(visit),
                 publication: DeferredCall::new(publish),
             }

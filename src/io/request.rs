@@ -73,8 +73,14 @@ pub trait Completer {
     /// Takes the request back; `result` is set.
     fn complete(&self, request: Box<IoRequest>);
 
-    /// A worker that helped with a shared batch is back.
-    fn worker_is_back(&self) {}
+    /// Takes back requests that have succeeded while their batch is still being submitted, and leaves the list empty.
+    ///
+    /// `more`: the same call goes on with others of this batch, and the IOThread works for nobody else meanwhile. Whoever
+    /// waits for these requests may be told already.
+    fn complete_batch(&self, done: &mut Requests, more: bool) {
+        let _ = more;
+        done.drain(..).for_each(|request| self.complete(request));
+    }
 }
 
 impl fmt::Debug for dyn Completer {

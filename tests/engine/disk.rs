@@ -37,6 +37,8 @@ impl Completer for Done {
 pub(crate) struct Disk {
     // Before `ctx`, which it is registered with.
     engine: Engine,
+    /// Another one, which merges.
+    merging: Engine,
     pub(crate) plan: Plan,
     pub(crate) done: Rc<Done>,
     pub(crate) ctx: AioContext,
@@ -47,9 +49,11 @@ impl Disk {
         let storage = Arc::new(storage);
         let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
         let plan = Plan::choose(choice, &storage)?;
-        let engines = Engines::new(ctx, plan, storage, pool)?;
+        let plain = Engines::new(ctx, plan.with_merging(false), Arc::clone(&storage), pool.clone())?;
+        let merging = Engines::new(ctx, plan, storage, pool)?;
         Ok(Self {
-            engine: engines.engine(),
+            engine: plain.engine(),
+            merging: merging.engine(),
             plan,
             done: Rc::default(),
             ctx: ctx.clone(),
@@ -72,37 +76,26 @@ impl Disk {
         request
     }
 
-    /// Has adjacent ones merged, and starts them; returns how many go with another one.
-    pub(crate) fn submit_merged(&self, mut batch: Requests) -> usize {
-        let merged = self.engine.merge(&mut batch);
-        self.submit(batch);
-        merged
+    /// Starts requests, of which adjacent ones may be merged; returns how many go with another one.
+    pub(crate) fn submit_merged(&self, batch: Requests) -> usize {
+        self.submit_to(&self.merging, batch)
     }
 
-    pub(crate) fn submit(&self, mut batch: Requests) {
+    /// Starts requests, each by itself.
+    pub(crate) fn submit(&self, batch: Requests) {
+        assert_eq!(self.submit_to(&self.engine, batch), 0);
+    }
+
+    fn submit_to(&self, engine: &Engine, mut batch: Requests) -> usize {
         let _scope = DeferScope::enter();
-        let (mut next, mut done) = (0, Requests::new());
-        self.engine
-            .share(&mut batch, || Rc::clone(&self.done) as Rc<dyn Completer>);
-        loop {
-            while next < batch.len() {
-                next = self.engine.try_inline(&mut batch, next, &mut done);
-            }
-            if !self.engine.take_back(&mut batch, &mut done) {
-                break;
-            }
-        }
-        self.done.0.borrow_mut().append(&mut done);
-        for request in &mut batch {
-            request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
-        }
-        self.engine.submit(&mut batch);
+        let merged = engine.submit(&mut batch, &(Rc::clone(&self.done) as _));
         assert!(batch.is_empty());
+        merged
     }
 
     /// A worker that was asked to help is not back.
     pub(crate) fn is_sharing(&self) -> bool {
-        self.engine.is_sharing()
+        self.engine.is_sharing() || self.merging.is_sharing()
     }
 
     /// What has come back up to now, in the order of tokens.

@@ -13,81 +13,56 @@ const LONG_VISIT: Duration = Duration::from_micros(20);
 /// But not of fewer than so many.
 const WORTH_A_NOTIFICATION: usize = 32;
 
-/// What became of a batch so far.
-struct Visit {
+/// What became of the batch of a visit so far.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Visit {
     start: Instant,
     completed: usize,
     /// The driver may be told before the end, once.
     early: bool,
 }
 
-impl BlkQueue {
-    /// Executes what takes no waiting, maybe with the help of a worker, and hands the rest to the engine. There may be
-    /// `more` in the ring.
-    pub(super) fn execute(&self, batch: &mut Requests, more: bool) {
-        // With several queues the driver has something to do meanwhile, and every notification costs both sides.
-        let alone = self.engine.begin_batch();
-        let mut visit = Visit {
+impl Visit {
+    pub(super) fn begin(early: bool) -> Self {
+        Self {
             start: Instant::now(),
             completed: 0,
-            early: alone && !more,
-        };
-        self.merge(batch);
-        let mut done = self.done.take();
-        let mut next = 0;
-        self.engine.share(batch, || self.completer());
-        loop {
-            while next < batch.len() {
-                next = self.engine.try_inline(batch, next, &mut done);
-                self.complete_all(&mut done, &mut visit);
-                if next < batch.len() {
-                    self.tell_early(&mut visit);
-                }
-            }
-            if !self.engine.take_back(batch, &mut done) {
-                break;
-            }
-            self.complete_all(&mut done, &mut visit);
+            early,
         }
-        self.done.replace(done);
-        self.submit(batch);
     }
+}
 
-    fn merge(&self, batch: &mut Requests) {
-        let merged = self.engine.merge(batch);
+impl BlkQueue {
+    /// Hands the batch to the engine. There may be `more` in the ring.
+    pub(super) fn execute(&self, batch: &mut Requests, more: bool) {
+        self.visit.set(Visit::begin(!more));
+        let merged = self.engine.submit(batch, &self.completer());
         if merged > 0 {
             self.state.borrow().stats.merged.add(merged as u64);
         }
     }
 
-    fn submit(&self, batch: &mut Requests) {
-        if batch.is_empty() {
-            return;
-        }
-        let me = self.completer();
-        for request in batch.iter_mut() {
-            request.set_completer(Rc::clone(&me));
-        }
-        self.engine.submit(batch);
-    }
-
-    fn completer(&self) -> Rc<dyn Completer> {
+    pub(super) fn completer(&self) -> Rc<dyn Completer> {
         self.me.upgrade().expect("called on a live queue")
     }
 
-    /// Answers requests that were executed without an error.
-    fn complete_all(&self, done: &mut Requests, visit: &mut Visit) {
+    /// Answers requests that were executed without an error while their batch was submitted; `more` of it follow.
+    pub(super) fn complete_now(&self, done: &mut Requests, more: bool) {
+        let mut visit = self.visit.get();
         visit.completed += done.len();
         for request in done.drain(..) {
             self.state.borrow_mut().complete(request);
             self.publication.defer();
         }
-    }
-
-    fn tell_early(&self, visit: &mut Visit) {
-        if visit.early && visit.completed >= WORTH_A_NOTIFICATION && visit.start.elapsed() > LONG_VISIT {
+        // With several queues the driver has something to do meanwhile, and every notification costs both sides.
+        if more
+            && visit.early
+            && visit.completed >= WORTH_A_NOTIFICATION
+            && visit.start.elapsed() > LONG_VISIT
+        {
             visit.early = false;
             self.publish();
         }
+        self.visit.set(visit);
     }
 }

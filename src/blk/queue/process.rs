@@ -100,6 +100,10 @@ impl Completer for BlkQueue {
         }
         self.answer(request);
     }
+
+    fn complete_batch(&self, done: &mut Requests, more: bool) {
+        self.complete_now(done, more);
+    }
 }
 
 impl State {

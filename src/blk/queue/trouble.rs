@@ -63,14 +63,10 @@ impl Held {
     }
 
     /// Those to try now.
-    fn begin(&mut self) -> Requests {
+    fn begin(&mut self) -> (Requests, Rc<dyn Completer>) {
         self.trying += self.waiting.len();
         self.progress = false;
-        let mut requests = std::mem::take(&mut self.waiting);
-        for request in &mut requests {
-            request.set_completer(Rc::clone(&self.retrier) as Rc<dyn Completer>);
-        }
-        requests
+        (std::mem::take(&mut self.waiting), Rc::clone(&self.retrier) as _)
     }
 
     /// One of those that were tried is back: returns whether it was the last one.
@@ -149,8 +145,8 @@ impl BlkQueue {
         self.state.borrow().stats.ignored.add(1);
         if request.op == IoOp::Read {
             request.op = IoOp::Salvage;
-            request.set_completer(self.me.upgrade().expect("called on a live queue"));
-            return self.engine.submit(&mut vec![request]);
+            self.engine.submit(&mut vec![request], &self.completer());
+            return;
         }
         request.result = Ok(());
         self.answer(request);
@@ -184,8 +180,8 @@ impl BlkQueue {
     /// Tries those again that wait for room.
     fn retry_held(&self) {
         let _scope = DeferScope::enter();
-        let mut requests = self.state.borrow_mut().held.begin();
-        self.engine.submit(&mut requests);
+        let (mut requests, completer) = self.state.borrow_mut().held.begin();
+        self.engine.submit(&mut requests, &completer);
     }
 
     /// A request that was tried again is back.

@@ -58,14 +58,14 @@ impl Completer for Flushed {
 impl BlkQueue {
     fn flush_volatile(&self) {
         let _scope = DeferScope::enter();
-        let mut requests = std::mem::take(&mut self.state.borrow_mut().volatile.waiting);
-        for request in &mut requests {
+        let requests = std::mem::take(&mut self.state.borrow_mut().volatile.waiting);
+        for mut request in requests {
             let queue = Weak::clone(&self.me);
             let op = durable(request.op);
-            request.set_completer(Rc::new(Flushed { queue, op }));
             request.op = IoOp::Flush;
+            let completer = Rc::new(Flushed { queue, op }) as Rc<dyn Completer>;
+            self.engine.submit(&mut vec![request], &completer);
         }
-        self.engine.submit(&mut requests);
     }
 }
 

@@ -4,14 +4,14 @@
 //! on as usual. Without `--inject` none of this is on a request's way.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
 use super::{Effect, Fault, Faults};
 use crate::aio::AioContext;
-use crate::engine::Engine;
 use crate::engine::file::execute::execute;
-use crate::io::{IoOp, IoRequest, Requests};
+use crate::io::{Completer, IoOp, IoRequest, Requests};
 use crate::storage::Storage;
 use crate::thread_pool::{Outcome, ThreadPool, Work};
 
@@ -24,10 +24,10 @@ pub(in crate::engine) struct Injector {
 }
 
 impl Injector {
-    /// Takes those out of `batch` that are to go wrong, and sends the others on.
-    pub(in crate::engine) fn submit(&self, engine: &Engine, batch: &mut Requests) {
+    /// Takes those out of `batch` that are to go wrong.
+    pub(in crate::engine) fn strike(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
         let mut faulty: Vec<Box<dyn Work>> = Vec::new();
-        for request in std::mem::take(batch) {
+        for mut request in std::mem::take(batch) {
             let effect = match request.op {
                 IoOp::Salvage => Some(Effect::default()),
                 op => self.faults.strike(op, place(&request)),
@@ -38,18 +38,20 @@ impl Injector {
                     ..
                 }) => panic!("injected (--inject)"),
                 None => batch.push(request),
-                Some(effect) => faulty.push(Box::new(Faulty {
-                    request,
-                    effect,
-                    faults: Arc::clone(&self.faults),
-                    storage: Arc::clone(&self.storage),
-                })),
+                Some(effect) => {
+                    request.set_completer(Rc::clone(completer));
+                    faulty.push(Box::new(Faulty {
+                        request,
+                        effect,
+                        faults: Arc::clone(&self.faults),
+                        storage: Arc::clone(&self.storage),
+                    }));
+                }
             }
         }
         if !faulty.is_empty() {
             self.pool.submit_batch(&mut faulty);
         }
-        engine.submit(batch);
     }
 }
 

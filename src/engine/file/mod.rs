@@ -1,5 +1,6 @@
 //! Requests on files and block devices: in the IOThread if that takes no waiting, else in threads or in the kernel.
 
+pub(super) mod channel;
 pub(super) mod execute;
 pub(super) mod inline;
 mod job;

@@ -153,7 +153,7 @@ impl Sharing {
         }
     }
 
-    /// See [`Engine::take_back`](crate::engine::Engine::take_back).
+    /// See [`Engine::take_back`](super::channel).
     pub(in crate::engine) fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
         if !self.asked.get() {
             return false;
@@ -192,7 +192,6 @@ impl Sharing {
         if !left.is_empty() {
             self.threads.submit(left);
         }
-        completer.worker_is_back();
     }
 }
 

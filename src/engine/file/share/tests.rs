@@ -44,26 +44,15 @@ impl Drop for Through<'_> {
     }
 }
 
-/// What came back, and whether the sharing was over whenever a worker was.
+/// What came back.
 #[derive(Default)]
 struct Back {
     requests: RefCell<Requests>,
-    workers: RefCell<Vec<bool>>,
-    sharing: RefCell<Option<Rc<Sharing>>>,
 }
 
 impl Completer for Back {
     fn complete(&self, request: Box<IoRequest>) {
         self.requests.borrow_mut().push(request);
-    }
-
-    fn worker_is_back(&self) {
-        let over = !self
-            .sharing
-            .borrow()
-            .as_ref()
-            .is_some_and(|sharing| sharing.is_sharing());
-        self.workers.borrow_mut().push(over);
     }
 }
 
@@ -92,7 +81,6 @@ impl Queue {
         }
         let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, Arc::clone(&storage), pool)));
         let back: Rc<Back> = Rc::default();
-        back.sharing.replace(Some(Rc::clone(&sharing)));
         Self {
             sharing,
             storage,
@@ -141,15 +129,8 @@ impl Queue {
         let tokens: Vec<u16> = requests.iter().map(|request| request.token).collect();
         assert!(tokens.iter().copied().eq(0..BATCH), "{case}: {tokens:?}");
         assert!(requests.iter().all(|request| request.result.is_ok()), "{case}");
-        assert_eq!(*self.back.workers.borrow(), [true], "{case}");
-        self.back.workers.borrow_mut().clear();
+        assert!(!self.sharing.is_sharing(), "{case}");
         assert!(!self.sharing.pile.is_held(), "{case}");
-    }
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        self.back.sharing.take();
     }
 }
 
