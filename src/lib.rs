@@ -24,6 +24,7 @@ pub mod blk;
 pub mod config;
 pub mod defer;
 pub mod engine;
+mod eventfd;
 mod guard;
 pub mod holders;
 pub mod io;

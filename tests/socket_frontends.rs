@@ -2,12 +2,16 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
+
 use common::daemon::Daemon;
 use common::inflight::Inflight;
 use common::process::wait_for;
 use common::raw::{Answer, Client, msg};
 use common::target::{image, start};
 use common::vm::{DATA, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// A queue size that nobody serves.
 fn bad_size() -> Vec<u8> {
@@ -129,4 +133,49 @@ fn a_recovery_is_logged_with_its_number_of_requests() {
     assert_eq!(resumed.len(), 2, "{output}");
     assert!(resumed[0].contains("queue=0 requests=1"), "{output}");
     assert!(resumed[1].contains("queue=1 requests=0"), "{output}");
+}
+
+fn flags(event: &EventFd) -> i32 {
+    // SAFETY: no memory is involved.
+    unsafe { libc::fcntl(event.as_raw_fd(), libc::F_GETFL) }
+}
+
+#[test]
+fn flags_of_shared_eventfds_stay_as_they_are() {
+    let (daemon, _) = start();
+    for kind in [0, EFD_NONBLOCK] {
+        let mut vm = Vm::connect(&daemon, 0);
+        vm.share_memory();
+        let mut ring = Ring::new(0, 16);
+        for place in [&mut ring.kick, &mut ring.call, &mut ring.err] {
+            *place = EventFd::new(kind).expect("make an eventfd");
+        }
+        let before = [&ring.kick, &ring.call, &ring.err].map(flags);
+        vm.start_ring(0, ring);
+        for sector in 0..3 {
+            vm.read_sector(0, sector);
+        }
+        vm.client.stop_ring(0).expect("stop");
+        let ring = &vm.rings[0];
+        assert_eq!([&ring.kick, &ring.call, &ring.err].map(flags), before);
+    }
+}
+
+#[test]
+fn a_call_eventfd_that_is_set_wakes_nobody() {
+    let (daemon, _) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    let event = EventFd::new(0).expect("make an eventfd");
+    let epoll = Epoll::new().expect("make an epoll");
+    // A waiter is woken by a write of 0 as well, and an edge tells of each wakeup.
+    let all = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+    epoll
+        .ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(all, 0))
+        .expect("watch it");
+    let woken = || epoll.wait(0, &mut [EpollEvent::default()]).expect("look");
+    assert_eq!(woken(), 1, "it can be written to");
+    for request in [msg::SET_VRING_CALL, msg::SET_VRING_ERR, msg::SET_VRING_KICK] {
+        let answer = vm.client.vring_fd(request, 0, Some(event.as_raw_fd()));
+        assert_eq!((answer, woken()), (Answer::Ack, 0), "request {request}");
+    }
 }

@@ -86,6 +86,7 @@ macro_rules! among {
 
 const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker];
 const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker];
+const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
 const WAITING: &[ThreadKind] = &[Control, IoThread];
@@ -194,14 +195,13 @@ pub(super) static ALLOWED: &[Call] = calls! {
     // The disk. The control thread flushes it before it hands it over.
     DISK => [
         SYS_preadv,
-        SYS_preadv2,
         SYS_pwritev,
         SYS_pwritev2,
         SYS_fallocate,
         SYS_lseek,
         SYS_ioctl if among!(1: constant [BLKDISCARD]),
     ]
-    ALL_BUT_MAIN => [SYS_fdatasync]
+    ALL_BUT_MAIN => [SYS_fdatasync, SYS_preadv2]
     // The event loop and its queues in the kernel, which were made before.
     WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
@@ -212,7 +212,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_destroy,
     ]
     // The frontend: connections, messages, what comes with them.
-    SOCKET => [SYS_ppoll, SYS_recvfrom, SYS_unlinkat]
+    SOCKET => [SYS_recvfrom, SYS_unlinkat]
+    ALL_BUT_WORKERS => [SYS_ppoll]
     &[Control] => [
         SYS_accept4,
         SYS_epoll_create1,
@@ -227,9 +228,11 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_ftruncate,
         SYS_memfd_create,
         SYS_fcntl if among!(1: libc [
-            F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_OFD_GETLK, F_OFD_SETLK, F_ADD_SEALS, F_GET_SEALS
+            F_DUPFD_CLOEXEC, F_OFD_GETLK, F_OFD_SETLK, F_ADD_SEALS, F_GET_SEALS
         ]),
     ]
+    // Eventfds that the frontend may have made blocking.
+    &[IoThread] => [SYS_fcntl if among!(1: libc [F_GETFL])]
     // A block device's new size.
     &[Main] => [SYS_ioctl if among!(1: constant [BLKGETSIZE64])]
 };
@@ -238,7 +241,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
 #[cfg(target_arch = "x86_64")]
 pub(super) static ALLOWED_HERE: &[Call] = calls! {
     WAITING => [SYS_epoll_wait]
-    SOCKET => [SYS_poll, SYS_unlink]
+    SOCKET => [SYS_unlink]
+    ALL_BUT_WORKERS => [SYS_poll]
 };
 
 /// The same under the names that only older architectures have.

@@ -57,7 +57,7 @@ pub enum SessionError {
     /// Another kind of file.
     #[error("the file descriptor is no eventfd")]
     NoEventFd,
-    /// An eventfd cannot be made non-blocking.
+    /// The file descriptor cannot be looked at.
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),
     /// The dirty log does not do.

@@ -5,7 +5,6 @@
 
 mod channel;
 mod error;
-mod eventfd;
 mod handler;
 mod inbox;
 pub mod inherited;

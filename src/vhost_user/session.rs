@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use super::channel::BackendChannel;
 use super::error::SessionError;
-use super::eventfd;
 use super::vring::Vring;
 use crate::aio::{Gone, Remote};
 use crate::blk::device::{BlkDevice, DeviceState};
 use crate::blk::queue::BlkQueue;
+use crate::eventfd;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
 mod cache;
@@ -111,8 +111,8 @@ impl<'a> Session<'a> {
         self.wait(&result)
     }
 
-    /// Waits for a queue, also for one that the frontend would have wait for ever: by taking back that its eventfd does
-    /// not block, and filling it.
+    /// Waits for a queue, also for one that the frontend would have wait for ever: by filling an
+    /// eventfd that blocks.
     fn wait<R>(&self, result: &mpsc::Receiver<R>) -> Result<R> {
         loop {
             match result.recv_timeout(STUCK) {

@@ -1,11 +1,12 @@
 //! The call and error eventfds of a queue.
 
 use std::fs::File;
-use std::io::{Error, ErrorKind, Write};
+use std::io::Error;
 use std::sync::Arc;
 
 use crate::blk::device::DeviceState;
 use crate::blk::stats::QueueStats;
+use crate::eventfd;
 
 /// Writes notifications and counts what each covers. IOThread only.
 #[derive(Debug)]
@@ -13,12 +14,33 @@ pub(super) struct Notifier {
     index: u16,
     device: Arc<DeviceState>,
     stats: Arc<QueueStats>,
-    call: Option<Arc<File>>,
-    err: Option<Arc<File>>,
+    call: Option<Target>,
+    err: Option<Target>,
     /// Completions since the last notification.
     uncovered: u64,
     /// Requests were completed since the ring was set up, or perhaps by a predecessor.
     used: bool,
+}
+
+/// An eventfd of the frontend.
+#[derive(Debug)]
+struct Target {
+    file: Arc<File>,
+    /// As it was when it came, which spares honest frontends a look before each write.
+    blocking: bool,
+}
+
+impl Target {
+    fn new(file: Arc<File>) -> Self {
+        Self {
+            blocking: eventfd::is_blocking(&file),
+            file,
+        }
+    }
+
+    fn signal(&self) -> std::io::Result<()> {
+        eventfd::signal(&self.file, self.blocking)
+    }
 }
 
 impl Notifier {
@@ -35,11 +57,11 @@ impl Notifier {
     }
 
     pub(super) fn set_call(&mut self, call: Option<Arc<File>>) {
-        self.call = call;
+        self.call = call.map(Target::new);
     }
 
     pub(super) fn set_err(&mut self, err: Option<Arc<File>>) {
-        self.err = err;
+        self.err = err.map(Target::new);
     }
 
     /// True if requests were completed since the ring was set up.
@@ -66,7 +88,7 @@ impl Notifier {
     /// Notifies the driver. Without a call eventfd it looks at the ring by itself, or gets a call once it sets one.
     pub(super) fn notify(&mut self) {
         let Some(call) = &self.call else { return };
-        match signal(call) {
+        match call.signal() {
             Ok(()) => self.stats.notified(std::mem::take(&mut self.uncovered)),
             Err(error) => {
                 self.warn("call eventfd cannot be written, and is dropped", &error);
@@ -78,7 +100,7 @@ impl Notifier {
     /// Tells the frontend that the ring is broken.
     pub(super) fn report_broken(&self) {
         if let Some(err) = &self.err
-            && let Err(error) = signal(err)
+            && let Err(error) = err.signal()
         {
             self.warn("error eventfd cannot be written", &error);
         }
@@ -88,18 +110,6 @@ impl Notifier {
     fn warn(&self, message: &'static str, error: &Error) {
         if let Some(suppressed) = self.device.log.pass(message, self.index) {
             tracing::warn!(disk = self.device.name, queue = self.index, %error, suppressed, "{message}");
-        }
-    }
-}
-
-/// Adds one to an eventfd. The file is non-blocking: a counter that is full has been signalled anyway.
-fn signal(mut file: &File) -> std::io::Result<()> {
-    loop {
-        match file.write(&1u64.to_ne_bytes()) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
 }

@@ -1,8 +1,6 @@
 //! How a queue learns that there are requests: kicks, polling, or a timer where there is no kick eventfd.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -10,6 +8,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{BlkQueue, State};
 use crate::aio::{self, AioContext, FdHandler, Poller, Timer};
+use crate::eventfd;
 use crate::virtqueue::RingError;
 
 /// How often a ring without a kick eventfd is looked at.
@@ -75,7 +74,7 @@ impl BlkQueue {
     }
 
     fn kicked(&self, kick: &File) {
-        if let Err(error) = drain(kick) {
+        if let Err(error) = eventfd::drain(kick) {
             if let Some(suppressed) = self.device.log.pass("kick eventfd", self.index) {
                 tracing::warn!(
                     disk = self.device.name, queue = self.index, %error, suppressed,
@@ -92,25 +91,6 @@ impl BlkQueue {
         state.disable_kicks();
         drop(state);
         self.process();
-    }
-}
-
-/// Takes the kicks off an eventfd. None being there is no error: somebody else may have taken them.
-///
-/// It never waits, whatever the frontend has made of the file's flags.
-fn drain(kick: &File) -> io::Result<()> {
-    let mut count = [0u8; 8];
-    let iov = libc::iovec {
-        iov_base: count.as_mut_ptr().cast(),
-        iov_len: count.len(),
-    };
-    // SAFETY: one range, valid for its length; offset -1 stands for a file that has none.
-    let len = unsafe { libc::preadv2(kick.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
-    match (len, io::Error::last_os_error()) {
-        (0, _) => Err(ErrorKind::UnexpectedEof.into()),
-        (1.., _) => Ok(()),
-        (_, error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
-        (_, error) => Err(error),
     }
 }
 

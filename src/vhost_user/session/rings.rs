@@ -8,8 +8,8 @@ use super::{PROTOCOL_FEATURES, Result, Session};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
 use crate::blk::queue::RingSetup;
+use crate::eventfd::is_eventfd;
 use crate::vhost_user::SessionError;
-use crate::vhost_user::eventfd;
 use crate::vhost_user::vring::{Kick, Vring};
 use crate::virtqueue::{RingAddresses, RingFeatures};
 
@@ -111,7 +111,7 @@ impl Session<'_> {
 
     pub(in crate::vhost_user) fn set_vring_kick(&mut self, index: u32, kick: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let kick = kick.map(eventfd::checked).transpose()?;
+        let kick = kick.map(checked).transpose()?;
         if self.vrings[index].running {
             let set = self.call(index, move |queue| queue.set_kick(kick))?;
             return set.map_err(|source| SessionError::Kick { index, source });
@@ -138,7 +138,7 @@ impl Session<'_> {
     }
 
     fn share(&mut self, file: Option<File>) -> Result<Option<Arc<File>>> {
-        let file = file.map(eventfd::checked).transpose()?.map(Arc::new);
+        let file = file.map(checked).transpose()?.map(Arc::new);
         self.eventfds.extend(file.clone());
         Ok(file)
     }
@@ -281,5 +281,14 @@ impl Session<'_> {
         self.disable_all()?;
         self.vrings.fill_with(Vring::default);
         Ok(())
+    }
+}
+
+/// Takes an eventfd, and nothing else: what cannot be waited for, is always ready, or does something else when it is
+/// written to.
+fn checked(file: File) -> Result<File> {
+    match is_eventfd(&file).map_err(SessionError::EventFd)? {
+        true => Ok(file),
+        false => Err(SessionError::NoEventFd),
     }
 }
