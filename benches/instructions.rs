@@ -2,9 +2,6 @@
 //!
 //! Without arguments it lists the paths.
 
-#[allow(dead_code, reason = "the integration tests use the rest")]
-#[path = "../tests/common/memory.rs"]
-mod memory;
 mod scenarios;
 
 fn main() {

@@ -4,9 +4,6 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-#[allow(dead_code, reason = "the integration tests use the rest")]
-#[path = "../tests/common/memory.rs"]
-mod memory;
 mod scenarios;
 
 fn micro(criterion: &mut Criterion) {

@@ -6,11 +6,13 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use testkit::blk::header;
+use testkit::memory::{SharedMemory, eventfd, memfd};
+use testkit::ring::{DriverRing, linked, readable, writable};
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
@@ -21,7 +23,6 @@ use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 use vhost_user_blk::virtqueue::{InflightRegion, RingAddresses, RingFeatures};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 const SIZE: u16 = 256;
 const CHAINS: u16 = 64;
@@ -58,9 +59,9 @@ const fn mode(name: &'static str, tracked: bool, logged: bool) -> Mode {
 
 struct Queue {
     ctx: AioContext,
-    memory: GuestMemoryMmap,
+    memory: SharedMemory,
     kick: File,
-    avail_idx: u16,
+    driver: DriverRing,
     _remote: Remote<BlkQueue>,
 }
 
@@ -129,10 +130,10 @@ impl Queue {
         remote.post(start).expect("the context lives");
         ctx.poll(false);
         let queue = Self {
-            memory: map(file),
+            memory: SharedMemory::map(file, at(MEMORY)),
             ctx,
             kick,
-            avail_idx: 0,
+            driver: DriverRing::new(SIZE, 0, at(AVAIL), at(USED)),
             _remote: remote,
         };
         queue.fill();
@@ -141,32 +142,20 @@ impl Queue {
 
     /// Puts all chains into memory, and into every slot of the available ring.
     fn fill(&self) {
-        let put = |at: u64, bytes: &[u8]| {
-            let written = self.memory.write_slice(bytes, GuestAddress(at));
-            written.expect("inside the memory");
-        };
         for chain in 0..CHAINS {
             let (i, head) = (u64::from(chain), 3 * chain);
             // A read (type 0) of sector 8 * i; its header, its data, its status.
-            put(HEADERS + 32 * i + 8, &(8 * i).to_le_bytes());
+            self.memory.write(at(HEADERS + 32 * i), &header(0, 8 * i));
             let parts = [
-                (HEADERS + 32 * i, 16u32, 1u16),
-                (DATA + 4096 * i, 4096, 3),
-                (HEADERS + 32 * i + 16, 1, 2),
+                readable(HEADERS + 32 * i, 16),
+                writable(DATA + 4096 * i, 4096),
+                writable(HEADERS + 32 * i + 16, 1),
             ];
-            for ((addr, len, flags), n) in parts.into_iter().zip(0..) {
-                let at = 16 * u64::from(head + n);
-                put(at, &addr.to_le_bytes());
-                put(at + 8, &len.to_le_bytes());
-                put(at + 12, &flags.to_le_bytes());
-                put(at + 14, &(head + n + 1).to_le_bytes());
-            }
+            self.driver.put_descs(&self.memory, head, &linked(head, &parts));
         }
         for slot in 0..SIZE {
-            put(
-                AVAIL + 4 + 2 * u64::from(slot),
-                &(slot % CHAINS * 3).to_le_bytes(),
-            );
+            let entry = self.driver.avail_entry(slot);
+            self.memory.store_u16(entry, slot % CHAINS * 3);
         }
     }
 
@@ -175,31 +164,16 @@ impl Queue {
         let (start, mut requests) = (Instant::now(), 0.0);
         while start.elapsed() < ROUND {
             for _ in 0..16 {
-                self.avail_idx = self.avail_idx.wrapping_add(batch);
-                self.store(AVAIL + 2, self.avail_idx);
+                self.driver.advance(&self.memory, batch);
                 // As a driver does: kicks are wanted, since nothing polls.
                 (&self.kick).write_all(&1u64.to_ne_bytes()).expect("kick");
-                while self.load(USED + 2) != self.avail_idx {
+                while self.driver.published(&self.memory) != self.driver.avail_idx {
                     self.ctx.poll(false);
                 }
                 requests += f64::from(batch);
             }
         }
         start.elapsed().as_secs_f64() * 1e9 / requests
-    }
-
-    fn store(&self, at: u64, value: u16) {
-        let stored = self
-            .memory
-            .store(value, GuestAddress(at), std::sync::atomic::Ordering::Release);
-        stored.expect("inside the memory");
-    }
-
-    fn load(&self, at: u64) -> u16 {
-        let loaded = self
-            .memory
-            .load(GuestAddress(at), std::sync::atomic::Ordering::Acquire);
-        loaded.expect("inside the memory")
     }
 }
 
@@ -238,26 +212,6 @@ fn setup(file: &File, mode: Mode) -> RingSetup {
     }
 }
 
-fn map(file: File) -> GuestMemoryMmap {
-    let len = usize::try_from(MEMORY).expect("it fits");
-    GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, Some(FileOffset::new(file, 0)))])
-        .expect("map the memory")
-}
-
-fn memfd(len: u64) -> File {
-    // SAFETY: the name is a C string, the flags are valid.
-    let fd = unsafe { libc::memfd_create(c"bench".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    assert!(fd >= 0, "make a file in memory");
-    // SAFETY: the fd was just made and nobody else has it.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.set_len(len).expect("size it");
-    file
-}
-
-fn eventfd() -> File {
-    // SAFETY: no pointers are involved.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-    assert!(fd >= 0, "make an eventfd");
-    // SAFETY: the fd was just made and nobody else has it.
-    File::from(unsafe { OwnedFd::from_raw_fd(fd) })
+fn at(addr: u64) -> usize {
+    usize::try_from(addr).expect("it fits")
 }

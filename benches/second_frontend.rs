@@ -25,7 +25,6 @@ const HEADERS: u64 = GUEST + 0x8_0000;
 const DATA: u64 = GUEST + 0x9_0000;
 /// Requests share data buffers: what they read is not looked at.
 const BUFFERS: u64 = 64;
-const NO_NOTIFY: u16 = 1;
 
 /// What was counted; the rest is setting.
 struct Load {
@@ -132,29 +131,14 @@ impl Load {
             let ring = &self.vm.rings[index];
             let used_idx = ring.used_idx;
             if self.event_idx {
-                let used_event = ring.avail + 4 + usize::from(ring.size) * 2;
-                self.vm.memory.store_u16(used_event, used_idx);
+                ring.set_used_event(&self.vm.memory, used_idx);
             }
             if self.vm.published(index) == used_idx {
                 break;
             }
         }
-        if self.wants_kick(index, old) {
+        if self.vm.rings[index].wants_kick(&self.vm.memory, old, self.event_idx) {
             self.vm.kick(index);
-        }
-    }
-
-    fn wants_kick(&self, queue: usize, old: u16) -> bool {
-        let ring = &self.vm.rings[queue];
-        let new = ring.avail_idx;
-        if self.event_idx {
-            let event = self
-                .vm
-                .memory
-                .load_u16(ring.used + 4 + usize::from(ring.size) * 8);
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            new != old && self.vm.memory.load_u16(ring.used) & NO_NOTIFY == 0
         }
     }
 

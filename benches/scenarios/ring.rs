@@ -4,12 +4,13 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use testkit::memory::SharedMemory;
+use testkit::ring::{DriverRing, linked, readable, writable};
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::memory::{GuestMemory, MemoryView, RegionInfo};
 use vhost_user_blk::virtqueue::{Chain, RingAddresses, RingFeatures, SplitRing};
 
 use super::BATCH;
-use crate::memory::SharedMemory;
 
 const SIZE: u16 = 256;
 const LEN: usize = 1 << 20;
@@ -18,9 +19,6 @@ const AVAIL: usize = 0x2000;
 const USED: usize = 0x4000;
 const DATA: usize = 0x8000;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-
 /// A ring and the driver's side of it.
 pub(crate) struct Ring {
     memory: SharedMemory,
@@ -28,7 +26,7 @@ pub(crate) struct Ring {
     view: Rc<MemoryView>,
     table: Arc<GuestMemory>,
     iov: IoVecs,
-    avail_idx: u16,
+    driver: DriverRing,
 }
 
 impl Ring {
@@ -36,16 +34,17 @@ impl Ring {
     /// first blocks, none of which follows the one before.
     pub(crate) fn new() -> Self {
         let memory = SharedMemory::new(LEN);
+        let driver = DriverRing::new(SIZE, DESC, AVAIL, USED);
         for chain in 0..BATCH {
             let (first, data) = (chain * 3, DATA + usize::from(chain) * 8192);
             // The sector; the type, 0, is a read.
             memory.write(data + 8, &(u64::from(chain ^ 1) * 8).to_le_bytes());
-            descriptor(&memory, first, data, 16, NEXT, first + 1);
-            descriptor(&memory, first + 1, data + 4096, 4096, NEXT | WRITE, first + 2);
-            descriptor(&memory, first + 2, data + 16, 1, WRITE, 0);
+            let at = data as u64;
+            let descs = [readable(at, 16), writable(at + 4096, 4096), writable(at + 16, 1)];
+            driver.put_descs(&memory, first, &linked(first, &descs));
         }
         for entry in 0..SIZE {
-            memory.store_u16(AVAIL + 4 + usize::from(entry) * 2, entry % BATCH * 3);
+            memory.store_u16(driver.avail_entry(entry), entry % BATCH * 3);
         }
         let region = RegionInfo {
             guest: 0,
@@ -61,7 +60,7 @@ impl Ring {
             view: MemoryView::new(Arc::clone(&table)),
             table,
             iov: IoVecs::new(),
-            avail_idx: 0,
+            driver,
             memory,
         }
     }
@@ -91,21 +90,18 @@ impl Ring {
 
     /// The driver makes some chains available, to a device of which it wants to be notified.
     pub(crate) fn offer_reads(&mut self, count: u16) {
-        self.memory
-            .store_u16(AVAIL + 4 + usize::from(SIZE) * 2, self.avail_idx);
-        self.avail_idx = self.avail_idx.wrapping_add(count);
-        self.memory.store_u16(AVAIL + 2, self.avail_idx);
+        self.driver.set_used_event(&self.memory, self.driver.avail_idx);
+        self.driver.advance(&self.memory, count);
     }
 
     /// The device has answered all that was made available.
     pub(crate) fn is_answered(&self) -> bool {
-        self.memory.load_u16(USED + 2) == self.avail_idx
+        self.driver.published(&self.memory) == self.driver.avail_idx
     }
 
     /// The driver makes a batch of chains available.
     pub(crate) fn offer(&mut self) {
-        self.avail_idx = self.avail_idx.wrapping_add(BATCH);
-        self.memory.store_u16(AVAIL + 2, self.avail_idx);
+        self.driver.advance(&self.memory, BATCH);
     }
 
     /// The device takes and walks all of them.
@@ -126,15 +122,7 @@ impl Ring {
             self.ring.push_used(chain * 3, 4097);
         }
         assert!(black_box(self.ring.publish()), "the driver wants to know");
-        let used_idx = self.memory.load_u16(USED + 2);
-        self.memory.store_u16(AVAIL + 4 + usize::from(SIZE) * 2, used_idx);
+        let used_idx = self.driver.published(&self.memory);
+        self.driver.set_used_event(&self.memory, used_idx);
     }
-}
-
-fn descriptor(memory: &SharedMemory, index: u16, addr: usize, len: u32, flags: u16, next: u16) {
-    let at = DESC + usize::from(index) * 16;
-    memory.write(at, &(addr as u64).to_le_bytes());
-    memory.write(at + 8, &len.to_le_bytes());
-    memory.write(at + 12, &flags.to_le_bytes());
-    memory.write(at + 14, &next.to_le_bytes());
 }

@@ -1,6 +1,6 @@
 //! What several integration tests need: processes that end with their test, frontends and a guest to talk to.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
 pub(crate) mod daemon;
 pub(crate) mod frontend;

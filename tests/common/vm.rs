@@ -2,14 +2,19 @@
 //!
 //! Frontend addresses and guest addresses differ, so that a mix-up of the two is noticed.
 
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use testkit::ring::{DriverRing, table};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::daemon::Daemon;
 use super::memory::{PATIENCE, SharedMemory, wait_readable};
 use super::raw::{Answer, Client, Region, VERSION_1, mem_table, msg};
+
+pub(crate) use testkit::blk::header;
+pub(crate) use testkit::ring::{Desc, INDIRECT, NEXT, WRITE, indirect, linked, readable, writable};
 
 /// Guest address of the memory's start.
 pub(crate) const GUEST: u64 = 0x10_0000;
@@ -35,108 +40,10 @@ pub(crate) const EVENT_IDX: u64 = 1 << 29;
 /// All device features of virtio-blk.
 const BLK: u64 = 0xff_ffff;
 
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
-pub(crate) const INDIRECT: u16 = 4;
-
-/// A descriptor, byte for byte.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Desc {
-    pub(crate) addr: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
-}
-
-/// A descriptor that the device reads.
-pub(crate) const fn readable(addr: u64, len: u32) -> Desc {
-    Desc {
-        addr,
-        len,
-        flags: 0,
-        next: 0,
-    }
-}
-
-/// A descriptor that the device writes.
-pub(crate) const fn writable(addr: u64, len: u32) -> Desc {
-    Desc {
-        addr,
-        len,
-        flags: WRITE,
-        next: 0,
-    }
-}
-
-/// A descriptor that points to a table of others.
-pub(crate) const fn indirect(addr: u64, len: u32) -> Desc {
-    Desc {
-        addr,
-        len,
-        flags: INDIRECT,
-        next: 0,
-    }
-}
-
-impl Desc {
-    pub(crate) const fn flag(self, flag: u16) -> Self {
-        Self {
-            flags: self.flags | flag,
-            ..self
-        }
-    }
-
-    pub(crate) const fn len(self, len: u32) -> Self {
-        Self { len, ..self }
-    }
-
-    pub(crate) const fn next(self, next: u16) -> Self {
-        Self {
-            flags: self.flags | NEXT,
-            next,
-            ..self
-        }
-    }
-
-    pub(crate) fn bytes(self) -> Vec<u8> {
-        let (addr, len) = (self.addr.to_le_bytes(), self.len.to_le_bytes());
-        [
-            &addr[..],
-            &len,
-            &self.flags.to_le_bytes(),
-            &self.next.to_le_bytes(),
-        ]
-        .concat()
-    }
-}
-
-/// Links descriptors in the order they are in, the first at index `first`.
-pub(crate) fn linked(first: u16, descs: &[Desc]) -> Vec<Desc> {
-    let last = descs.len().saturating_sub(1);
-    let link = |(i, desc): (usize, &Desc)| {
-        if i == last {
-            *desc
-        } else {
-            desc.next(first + small(i) + 1)
-        }
-    };
-    descs.iter().enumerate().map(link).collect()
-}
-
-/// A request header.
-pub(crate) fn header(kind: u32, sector: u64) -> Vec<u8> {
-    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
-}
-
-/// Where the parts of a ring are (offsets in memory) and its events.
+/// A ring and its events.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    pub(crate) size: u16,
-    pub(crate) desc: usize,
-    pub(crate) avail: usize,
-    pub(crate) used: usize,
-    pub(crate) avail_idx: u16,
-    pub(crate) used_idx: u16,
+    driver: DriverRing,
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
     pub(crate) err: EventFd,
@@ -146,18 +53,27 @@ impl Ring {
     /// A ring of `size` entries in the `index`th 64 KiB of memory.
     pub(crate) fn new(index: usize, size: u16) -> Self {
         let base = index << 16;
-        let event = || EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
+        let event = || EventFd::new(EFD_NONBLOCK).expect("create an eventfd");
         Self {
-            size,
-            desc: base,
-            avail: base + 0x5000,
-            used: base + 0x8000,
-            avail_idx: 0,
-            used_idx: 0,
+            driver: DriverRing::new(size, base, base + 0x5000, base + 0x8000),
             kick: event(),
             call: event(),
             err: event(),
         }
+    }
+}
+
+impl Deref for Ring {
+    type Target = DriverRing;
+
+    fn deref(&self) -> &DriverRing {
+        &self.driver
+    }
+}
+
+impl DerefMut for Ring {
+    fn deref_mut(&mut self) -> &mut DriverRing {
+        &mut self.driver
     }
 }
 
@@ -215,7 +131,7 @@ impl Vm {
     /// Starts all rings as QEMU does after it has lost its backend: at the used index.
     pub(crate) fn restart_rings(&mut self) {
         for (index, mut ring) in std::mem::take(&mut self.rings).into_iter().enumerate() {
-            let used_idx = self.memory.load_u16(ring.used + 2);
+            let used_idx = ring.published(&self.memory);
             let avail_idx = std::mem::replace(&mut ring.avail_idx, used_idx);
             self.start_ring(index, ring);
             self.rings[index].avail_idx = avail_idx;
@@ -283,24 +199,17 @@ impl Vm {
 
     /// Writes descriptors into the table of queue `queue`, from index `first`.
     pub(crate) fn put_descs(&self, queue: usize, first: u16, descs: &[Desc]) {
-        let bytes: Vec<u8> = descs.iter().flat_map(|desc| desc.bytes()).collect();
-        self.memory
-            .write(self.rings[queue].desc + usize::from(first) * 16, &bytes);
+        self.rings[queue].put_descs(&self.memory, first, descs);
     }
 
     /// Writes an indirect table.
     pub(crate) fn put_table(&self, addr: u64, descs: &[Desc]) {
-        let bytes: Vec<u8> = descs.iter().flat_map(|desc| desc.bytes()).collect();
-        self.poke(addr, &bytes);
+        self.poke(addr, &table(descs));
     }
 
     /// Makes `head` available, without a kick.
     pub(crate) fn publish(&mut self, queue: usize, head: u16) {
-        let ring = &mut self.rings[queue];
-        let slot = usize::from(ring.avail_idx % ring.size);
-        self.memory.write(ring.avail + 4 + slot * 2, &head.to_le_bytes());
-        ring.avail_idx = ring.avail_idx.wrapping_add(1);
-        self.memory.store_u16(ring.avail + 2, ring.avail_idx);
+        self.rings[queue].offer(&self.memory, head);
     }
 
     pub(crate) fn kick(&self, queue: usize) {
@@ -316,17 +225,15 @@ impl Vm {
 
     /// The used index that the backend published.
     pub(crate) fn published(&self, queue: usize) -> u16 {
-        self.memory.load_u16(self.rings[queue].used + 2)
+        self.rings[queue].published(&self.memory)
     }
 
     /// Spins until the used index is `end`, asking for a notification of whatever comes next all the time.
     pub(crate) fn spin_until_used(&mut self, queue: usize, end: u16) {
-        let ring = &self.rings[queue];
-        let used_event = ring.avail + 4 + usize::from(ring.size) * 2;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let index = self.published(queue);
-            self.memory.store_u16(used_event, index);
+            self.rings[queue].set_used_event(&self.memory, index);
             if index == end {
                 break;
             }
@@ -340,15 +247,7 @@ impl Vm {
 
     /// Takes a used element if there is one: (id, len).
     pub(crate) fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
-        let ring = &self.rings[queue];
-        if self.published(queue) == ring.used_idx {
-            return None;
-        }
-        let slot = usize::from(ring.used_idx % ring.size);
-        let element = self.memory.read(ring.used + 4 + slot * 8, 8);
-        let word = |i: usize| u32::from_le_bytes(element[i..i + 4].try_into().expect("four bytes"));
-        self.rings[queue].used_idx = ring.used_idx.wrapping_add(1);
-        Some((word(0), word(4)))
+        self.rings[queue].take_used(&self.memory)
     }
 
     /// Waits for the next used element or for the ring to break.
@@ -432,10 +331,6 @@ pub(crate) enum Outcome {
 
 fn offset(addr: u64) -> usize {
     usize::try_from(addr.checked_sub(GUEST).expect("a guest address")).expect("it fits")
-}
-
-fn small(index: usize) -> u16 {
-    u16::try_from(index).expect("a small index")
 }
 
 fn word(index: usize) -> u32 {
