@@ -41,7 +41,7 @@ fn wants_more_than(file: &File, len: usize) -> bool {
 ///
 /// # Errors
 /// The file is no eventfd, or the kernel is older than 5.8.
-pub(crate) fn drain(file: &File) -> io::Result<()> {
+pub(crate) fn drain(file: &impl AsRawFd) -> io::Result<()> {
     match read_nowait(file, &mut [0; 8]) {
         Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
         Ok(_) => Ok(()),
@@ -51,7 +51,7 @@ pub(crate) fn drain(file: &File) -> io::Result<()> {
 }
 
 /// Reads without waiting, whatever the flags of the file.
-fn read_nowait(file: &File, buf: &mut [u8]) -> io::Result<usize> {
+fn read_nowait(file: &impl AsRawFd, buf: &mut [u8]) -> io::Result<usize> {
     let iov = libc::iovec {
         iov_base: buf.as_mut_ptr().cast(),
         iov_len: buf.len(),

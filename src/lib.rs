@@ -28,6 +28,7 @@ mod eventfd;
 mod guard;
 pub mod holders;
 pub mod io;
+pub mod kernel;
 pub mod limits;
 pub mod log_limit;
 pub mod mapping;

@@ -18,6 +18,7 @@ use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, OnOff, one_line};
 use vhost_user_blk::engine::{Faults, Plan};
 use vhost_user_blk::holders::holders;
+use vhost_user_blk::kernel;
 use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::panics;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     cli.check().map_err(WrongOption)?;
+    kernel::check()?;
     // Before anything is opened, so that no descriptor of our own is taken for one that was handed over.
     let handed_over = handed_over(cli)?;
     // From the start, so that no signal finds its default action.

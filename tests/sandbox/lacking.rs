@@ -37,10 +37,15 @@ fn start_under(filters: Vec<BpfProgram>, options: &[&str]) -> (tempfile::TempDir
 
 /// Starts a daemon whose kernel has no such system call, as far as it can see.
 fn without(call: libc::c_long, options: &[&str]) -> (tempfile::TempDir, Process) {
+    failing(call, libc::ENOSYS, options)
+}
+
+/// Starts a daemon whose kernel refuses a system call.
+fn failing(call: libc::c_long, errno: libc::c_int, options: &[&str]) -> (tempfile::TempDir, Process) {
     let machine = std::env::consts::ARCH
         .try_into()
         .expect("an architecture with filters");
-    let action = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let action = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new([(call, Vec::new())].into(), SeccompAction::Allow, action, machine);
     let filter: BpfProgram = filter.expect("a filter").try_into().expect("a program");
     start_under(vec![filter], options)
@@ -74,6 +79,23 @@ fn a_kernel_that_lacks_a_part_is_told_about_once_or_refused() {
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains("--sandbox on") && log.contains(lacking), "{log}");
         assert!(!dir.path().join(SOCKET).exists(), "it left its socket");
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_take_kicks_is_refused_in_one_line() {
+    // Before 5.8 an eventfd has no reads that never wait; before 4.6 nothing has.
+    for errno in [libc::EOPNOTSUPP, libc::ENOSYS] {
+        let (dir, mut daemon) = failing(libc::SYS_preadv2, errno, &[]);
+        assert_eq!(daemon.wait().code(), Some(1));
+        let log = said(dir.path());
+        assert_eq!(log.lines().count(), 1, "{log}");
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+        assert!(
+            log.contains("Linux 5.8 or newer is needed") && log.contains(release.trim()),
+            "{log}"
+        );
+        assert!(!dir.path().join(SOCKET).exists(), "it made a socket");
     }
 }
 
