@@ -23,7 +23,7 @@ use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::panics;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
-use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage};
+use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage, foreign_format};
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
 use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
@@ -158,13 +158,32 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
     if let Some(size) = cli.null {
         return Ok(Arc::new(Storage::null(size)));
     }
+    let path = cli.blk_file.clone().context("--blk-file is missing")?;
+    check_format(cli, &path)?;
     let options = OpenOptions {
-        path: cli.blk_file.clone().context("--blk-file is missing")?,
+        path,
         read_only: cli.read_only,
         direct: cli.direct,
         logical_block_size: cli.logical_block_size,
     };
     Ok(Arc::new(Storage::open(&options)?))
+}
+
+/// Refuses an image that a guest would see the inside of.
+fn check_format(cli: &Cli, path: &Path) -> anyhow::Result<()> {
+    // The source of a migration has looked. Here it would fill the page cache with what the source still changes.
+    if cli.format.is_some() || cli.incoming {
+        return Ok(());
+    }
+    let Some(format) = foreign_format(path) else {
+        return Ok(());
+    };
+    let path = path.display();
+    Err(anyhow!(
+        "{path} looks like a {format} image, and images are served as they are, byte by byte: convert it ('qemu-img \
+         convert -O raw {path} {path}.raw'), serve it with qemu-storage-daemon, or add --format raw if it is a raw \
+         disk whose guest has written that"
+    ))
 }
 
 /// Finds out early what cannot work, before there is a socket.

@@ -154,6 +154,64 @@ fn what_cannot_be_opened_is_named_in_one_line() {
     }
 }
 
+/// Raw disks begin with anything, but none of these.
+#[test]
+fn an_image_of_another_format_is_refused() {
+    let dir = directory();
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        skipped("no qemu-img");
+        return;
+    }
+    for (format, options, name) in [
+        ("qcow2", "cluster_size=64k", "qcow2"),
+        ("qcow", "", "qcow2"),
+        ("vmdk", "subformat=monolithicSparse", "VMDK"),
+        ("vmdk", "subformat=streamOptimized", "VMDK"),
+        ("vmdk", "subformat=monolithicFlat", "VMDK"),
+        ("vdi", "", "VDI"),
+        ("vhdx", "", "VHDX"),
+        ("vpc", "", "VHD"),
+        ("qed", "", "QED"),
+        ("parallels", "", "Parallels"),
+    ] {
+        let path = dir.path().join("x");
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", format]);
+        if !options.is_empty() {
+            command.args(["-o", options]);
+        }
+        let made = command.arg(&path).arg("64M").output().expect("run qemu-img");
+        assert!(made.status.success(), "{format}: {}", text_of(&made));
+        // Those of an odd size too: extending them is no help.
+        let exit = refused(&["--socket-path", "s", "--blk-file", "x"], dir.path());
+        let told = format!("x looks like a {name} image");
+        assert!(exit.output.contains(&told), "{format}: {}", exit.output);
+        assert!(exit.output.contains("--format raw"), "{format}: {}", exit.output);
+        assert_eq!(exit.status.code(), Some(1));
+        assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+    }
+}
+
+/// A guest can write what it likes to its disk; the daemon that takes over must serve it.
+#[test]
+fn a_raw_disk_that_looks_like_another_format_is_served_as_raw_if_asked_for() {
+    for (start, options) in [
+        (&b"QFI\xfb\0\0\0\x03"[..], &["--format", "raw"][..]),
+        // A guest that encrypts its disk.
+        (b"LUKS\xba\xbe\0\x02", &[]),
+        // The source of the migration has looked.
+        (b"QFI\xfb\0\0\0\x03", &["--incoming"]),
+    ] {
+        let mut content = image();
+        content[..8].copy_from_slice(start);
+        let mut daemon = Daemon::start(&content, options);
+        daemon.restart(libc::SIGKILL);
+        let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+        let read = frontend.queue(0).run(&Op::Read { offset: 0, len: 512 });
+        assert_eq!(read.data, content[..512]);
+    }
+}
+
 #[test]
 fn an_image_that_may_not_be_read_names_what_is_in_the_way() {
     // SAFETY: takes nothing and always succeeds.

@@ -7,6 +7,7 @@ mod direct;
 mod error;
 mod file;
 mod flush;
+mod format;
 mod geometry;
 mod lock;
 mod nowait;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::Error;
 pub use file::RawFile;
+pub use format::foreign_format;
 pub use lock::{ImageLock, LockError};
 pub use nowait::Nowait;
 pub use null::NullStorage;

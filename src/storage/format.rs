@@ -1,0 +1,57 @@
+//! Image formats that are no raw disks, known by their first bytes.
+//!
+//! Runs at the start only. A guest can write these bytes to its raw disk as well: see `--format` in docs/trouble.md.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+
+/// What is looked at.
+const HEADER: usize = 512;
+
+/// Where a format has its mark, the mark, and the name of the format.
+///
+/// LUKS is missing on purpose: a guest that encrypts its whole disk writes that header itself.
+const MARKS: [(usize, &[u8], &str); 12] = [
+    (0, b"QFI\xfb", "qcow2"),
+    (0, b"QED\0", "QED"),
+    (0, b"KDMV", "VMDK"),
+    (0, b"COWD", "VMDK"),
+    (0, b"# Disk DescriptorFile", "VMDK"),
+    (0, b"vhdxfile", "VHDX"),
+    (0, b"conectix", "VHD"),
+    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
+    (0, b"WithoutFreeSpace", "Parallels"),
+    (0, b"WithouFreSpacExt", "Parallels"),
+    (0, b"Bochs Virtual HD Image", "Bochs"),
+    (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
+];
+
+/// The format that the file or block device at `path` seems to have; `None` if it is a raw disk, or cannot be read.
+pub fn foreign_format(path: &Path) -> Option<&'static str> {
+    let kind = fs::metadata(path).ok()?.file_type();
+    // Opening anything else may have effects.
+    if !kind.is_file() && !kind.is_block_device() {
+        return None;
+    }
+    let mut header = [0; HEADER];
+    let len = read_start(&File::open(path).ok()?, &mut header).ok()?;
+    let has =
+        |(at, mark, _): &(usize, &[u8], _)| header[..len].get(*at..).is_some_and(|h| h.starts_with(mark));
+    MARKS.iter().find(|format| has(format)).map(|(_, _, name)| *name)
+}
+
+/// Reads from the start until the buffer is full or the file ends.
+fn read_start(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read_at(&mut buffer[len..], len as u64) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
