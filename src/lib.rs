@@ -34,6 +34,7 @@ pub mod log_limit;
 pub mod mapping;
 pub mod memory;
 pub mod panics;
+pub mod readiness;
 pub mod sandbox;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]

@@ -22,6 +22,7 @@ use vhost_user_blk::kernel;
 use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::panics;
+use vhost_user_blk::readiness::Readiness;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
 use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage, foreign_format};
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
@@ -88,6 +89,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Some(server) => server,
         None => bind(cli, account.as_ref())?,
     };
+    let readiness = Readiness::connect().context("NOTIFY_SOCKET")?;
     // All that needs rights is done, and there is one thread: those to come have none either.
     let sandbox = confine_process(cli, account.as_ref())?;
     let engine = Plan::choose(cli.aio.into(), &storage)?.with_merging(cli.request_merging == OnOff::On);
@@ -99,6 +101,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         disk, socket = socket_name(cli), bytes = storage.size(), queues = cli.num_queues,
         iothreads = cli.iothreads, %engine, "serving"
     );
+    readiness.announce();
     let report = Report {
         engine,
         queues: &stats,
@@ -119,7 +122,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 fn socket_name(cli: &Cli) -> String {
     match (&cli.socket_path, cli.fd) {
         (Some(path), _) => path.display().to_string(),
-        (None, fd) => format!("fd {}", fd.unwrap_or(-1)),
+        (None, Some(fd)) => format!("fd {fd}"),
+        (None, None) => "fd 3 (LISTEN_FDS)".to_owned(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use common::daemon::{BINARY, Daemon, Exit, IMAGE, run};
 use common::frontend::{Frontend, Op, all_features};
-use common::process::Process;
+use common::process::{DEADLINE, Process};
 use common::skip::skipped;
 use common::target::image;
 
@@ -380,6 +380,29 @@ fn a_socket_from_a_service_manager_is_served() {
     daemon.signal(libc::SIGTERM);
     daemon.wait();
     assert!(socket.exists(), "the socket is the service manager's");
+}
+
+/// What waits for the disk goes on when it can be connected to, and not before.
+#[test]
+fn a_service_manager_is_told_when_the_disk_is_served() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join(IMAGE), image()).expect("write the image");
+    let manager = UnixDatagram::bind(dir.path().join("notify")).expect("listen");
+    let mut command = Command::new(BINARY);
+    command
+        .args(["--socket-path", "s", "--blk-file", IMAGE, "--sandbox", "on"])
+        .current_dir(dir.path())
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let _daemon = Process::start("vhost-user-blk", &mut command, |_| ());
+    manager.set_read_timeout(Some(DEADLINE)).expect("limit the wait");
+    let mut message = [0; 64];
+    let len = manager.recv(&mut message).expect("a message");
+    assert_eq!(&message[..len], b"READY=1");
+    let mut frontend =
+        Frontend::connect(&dir.path().join("s"), 1, 4, all_features()).expect("connect at once");
+    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
 }
 
 #[test]
