@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use testkit::memory::{SharedMemory, eventfd, memfd};
+use testkit::ring::{self, DriverRing, NO_INTERRUPT, NO_NOTIFY};
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
@@ -20,7 +21,6 @@ use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::{OpenOptions, Storage};
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
 use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 pub(crate) const MEMORY: u64 = 1 << 21;
 /// The frontend's own addresses are not the guest's.
@@ -33,9 +33,7 @@ pub(crate) const HEAP: u64 = 0x1_0000;
 /// A net against hanging, never waited for.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
-pub(crate) const INDIRECT: u16 = 4;
+pub(crate) use testkit::blk::header;
 
 /// One buffer of a chain.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +41,18 @@ pub(crate) struct Desc {
     pub(crate) addr: u64,
     pub(crate) len: u32,
     pub(crate) writable: bool,
+}
+
+impl Desc {
+    /// The descriptor, without a link to the next one.
+    fn plain(self) -> ring::Desc {
+        let Self { addr, len, writable } = self;
+        if writable {
+            ring::writable(addr, len)
+        } else {
+            ring::readable(addr, len)
+        }
+    }
 }
 
 /// A disk whose queues are on this thread; one worker.
@@ -98,37 +108,16 @@ impl Disk {
 /// One queue of a disk, and the driver's side of it.
 pub(crate) struct Vm {
     pub(crate) ctx: AioContext,
-    pub(crate) memory: GuestMemoryMmap,
+    memory: SharedMemory,
     pub(crate) stats: Arc<QueueStats>,
     /// Gone only while this is dropped.
     remote: Option<Remote<BlkQueue>>,
     pool: ThreadPool,
-    memfd: File,
     kick: File,
     call: File,
-    size: u16,
+    ring: DriverRing,
     features: RingFeatures,
-    avail_idx: u16,
-    seen_used: u16,
     _disk: Rc<Disk>,
-}
-
-pub(crate) fn memfd(len: u64) -> File {
-    // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: just created, owned by nobody else.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.set_len(len).unwrap();
-    file
-}
-
-fn eventfd() -> File {
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: just created, owned by nobody else.
-    File::from(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl Vm {
@@ -142,25 +131,20 @@ impl Vm {
         let (ctx, stats): (_, Arc<QueueStats>) = (&disk.ctx, Arc::default());
         let (device, engine) = (Arc::clone(&disk.device), disk.engines.engine());
         let remote = BlkQueue::create(ctx, 0, device, Arc::clone(&stats), engine);
-        let memfd = memfd(MEMORY);
-        let vm = Self {
-            memory: map(&memfd),
+        let mut vm = Self {
+            memory: SharedMemory::map(memfd(MEMORY), at(MEMORY)),
             remote: Some(remote),
             pool: disk.pool.clone(),
             stats,
             ctx: ctx.clone(),
-            memfd,
             kick: eventfd(),
             call: eventfd(),
-            size,
+            ring: DriverRing::new(size, at(DESC), at(AVAIL), at(USED)),
             features,
-            avail_idx: base,
-            seen_used: base,
             _disk: Rc::clone(disk),
         };
         // A ring that goes on somewhere has got that far.
-        vm.write_u16(AVAIL + 2, base);
-        vm.write_u16(USED + 2, base);
+        vm.ring.continue_at(&vm.memory, base);
         vm.start(base);
         vm
     }
@@ -172,7 +156,7 @@ impl Vm {
             user: USER,
             file_offset: 0,
         };
-        Arc::new(GuestMemory::map([(info, self.memfd.try_clone().unwrap())]).unwrap())
+        Arc::new(GuestMemory::map([(info, self.memory.file().try_clone().unwrap())]).unwrap())
     }
 
     /// Sets the ring up, as SET_VRING_* and SET_VRING_ENABLE do.
@@ -185,7 +169,7 @@ impl Vm {
         let setup = RingSetup {
             memory: self.guest_memory(),
             addresses,
-            size: self.size.into(),
+            size: self.ring.size.into(),
             base,
             features: self.features,
             inflight: None,
@@ -264,59 +248,48 @@ impl Vm {
         }
     }
 
-    pub(crate) fn write_u16(&self, at: u64, value: u16) {
-        self.memory.write_obj(value.to_le(), GuestAddress(at)).unwrap();
-    }
-
-    pub(crate) fn read_u16(&self, at: u64) -> u16 {
-        u16::from_le(self.memory.read_obj(GuestAddress(at)).unwrap())
-    }
-
     pub(crate) fn set_no_interrupt(&self, on: bool) {
-        self.write_u16(AVAIL, on.into());
+        let flags = if on { NO_INTERRUPT } else { 0 };
+        self.ring.set_avail_flags(&self.memory, flags);
     }
 
     /// NO_NOTIFY in the used ring's flags.
     pub(crate) fn kicks_unwanted(&self) -> bool {
-        self.read_u16(USED) == 1
+        self.ring.used_flags(&self.memory) == NO_NOTIFY
     }
 
     /// What a device that polls leaves in the used ring: NO_NOTIFY, and an avail_event that lies behind.
     pub(crate) fn forbid_kicks(&self) {
         if self.features.event_idx {
-            self.write_u16(USED + 4 + 8 * u64::from(self.size), 0x8000);
+            self.ring.set_avail_event(&self.memory, 0x8000);
         } else {
-            self.write_u16(USED, 1);
+            self.ring.set_used_flags(&self.memory, NO_NOTIFY);
         }
     }
 
     pub(crate) fn avail_event(&self) -> u16 {
-        self.read_u16(USED + 4 + 8 * u64::from(self.size))
+        self.ring.avail_event(&self.memory)
     }
 
     pub(crate) fn set_used_event(&self, idx: u16) {
-        self.write_u16(AVAIL + 4 + 2 * u64::from(self.size), idx);
+        self.ring.set_used_event(&self.memory, idx);
     }
 
-    fn write_desc(&self, at: u64, desc: Desc, flags: u16, next: u16) {
-        let put = |at, bytes: &[u8]| self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
-        put(at, &desc.addr.to_le_bytes());
-        put(at + 8, &desc.len.to_le_bytes());
-        put(at + 12, &flags.to_le_bytes());
-        put(at + 14, &next.to_le_bytes());
+    fn write_desc(&self, table: u64, index: u16, desc: ring::Desc) {
+        self.put(table + 16 * u64::from(index), &desc.bytes());
     }
 
     /// Writes a chain into a table at `table`, at the entries that `order` names.
     pub(crate) fn write_chain(&self, table: u64, order: &[u16], descs: &[Desc]) {
         for (i, desc) in descs.iter().enumerate() {
             let next = order.get(i + 1).filter(|_| i + 1 < descs.len());
-            let flags = if desc.writable { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
-            self.write_desc(
-                table + 16 * u64::from(order[i]),
-                *desc,
-                flags,
-                next.copied().unwrap_or(0xdead),
-            );
+            // Nobody looks at the link of the last one.
+            let unused = ring::Desc {
+                next: 0xdead,
+                ..desc.plain()
+            };
+            let desc = next.map_or(unused, |&next| desc.plain().next(next));
+            self.write_desc(table, order[i], desc);
         }
     }
 
@@ -330,31 +303,18 @@ impl Vm {
     pub(crate) fn indirect(&self, order: &[u16], descs: &[Desc], direct: usize, table: u64) -> u16 {
         let (first, rest) = descs.split_at(direct);
         for (i, desc) in first.iter().enumerate() {
-            let flags = if desc.writable { WRITE } else { 0 } | NEXT;
-            self.write_desc(DESC + 16 * u64::from(order[i]), *desc, flags, order[i + 1]);
+            self.write_desc(DESC, order[i], desc.plain().next(order[i + 1]));
         }
         let entries: Vec<u16> = (0..).take(rest.len()).collect();
         self.write_chain(table, &entries, rest);
         let len = u32::try_from(16 * rest.len()).unwrap();
-        let head = DESC + 16 * u64::from(order[direct]);
-        self.write_desc(
-            head,
-            Desc {
-                addr: table,
-                len,
-                writable: false,
-            },
-            INDIRECT,
-            0,
-        );
+        self.write_desc(DESC, order[direct], ring::indirect(table, len));
         order[0]
     }
 
     /// Makes a chain available; it is seen with the next kick.
     pub(crate) fn offer(&mut self, head: u16) {
-        self.write_u16(AVAIL + 4 + 2 * u64::from(self.avail_idx % self.size), head);
-        self.avail_idx = self.avail_idx.wrapping_add(1);
-        self.write_u16(AVAIL + 2, self.avail_idx);
+        self.ring.offer(&self.memory, head);
     }
 
     pub(crate) fn kick(&self) {
@@ -362,23 +322,18 @@ impl Vm {
     }
 
     pub(crate) fn used_idx(&self) -> u16 {
-        self.read_u16(USED + 2)
+        self.ring.published(&self.memory)
     }
 
     /// The next used element that was not looked at: head and length.
     pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {
-        if self.seen_used == self.used_idx() {
-            return None;
-        }
-        let at = USED + 4 + 8 * u64::from(self.seen_used % self.size);
-        self.seen_used = self.seen_used.wrapping_add(1);
-        let word = |at| u32::from_le(self.memory.read_obj(GuestAddress(at)).unwrap());
-        Some((u16::try_from(word(at)).unwrap(), word(at + 4)))
+        let (id, len) = self.ring.take_used(&self.memory)?;
+        Some((u16::try_from(id).unwrap(), len))
     }
 
     /// Waits until `count` more chains are used.
     pub(crate) fn wait_used(&mut self, count: u16) -> Vec<(u16, u32)> {
-        let target = self.seen_used.wrapping_add(count);
+        let target = self.ring.used_idx.wrapping_add(count);
         self.poll_until(|vm| vm.used_idx() == target);
         (0..count).map(|_| self.take_used().unwrap()).collect()
     }
@@ -406,18 +361,16 @@ impl Vm {
         self.run(move |queue| queue.set_kick(Some(kick)).unwrap());
     }
 
-    pub(crate) fn byte(&self, at: u64) -> u8 {
-        self.memory.read_obj(GuestAddress(at)).unwrap()
+    pub(crate) fn byte(&self, addr: u64) -> u8 {
+        self.bytes(addr, 1)[0]
     }
 
-    pub(crate) fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut data = vec![0; len];
-        self.memory.read_slice(&mut data, GuestAddress(at)).unwrap();
-        data
+    pub(crate) fn bytes(&self, addr: u64, len: usize) -> Vec<u8> {
+        self.memory.read(at(addr), len)
     }
 
-    pub(crate) fn put(&self, at: u64, data: &[u8]) {
-        self.memory.write_slice(data, GuestAddress(at)).unwrap();
+    pub(crate) fn put(&self, addr: u64, data: &[u8]) {
+        self.memory.write(at(addr), data);
     }
 
     /// A read of one sector in three descriptors from `head` on, its buffers in the 1 KiB that belong to `head`.
@@ -464,14 +417,9 @@ impl Drop for Vm {
     }
 }
 
-fn map(file: &File) -> GuestMemoryMmap {
-    let file = FileOffset::new(file.try_clone().unwrap(), 0);
-    let size = usize::try_from(MEMORY).unwrap();
-    GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), size, Some(file))]).unwrap()
-}
-
-pub(crate) fn header(request_type: u32, sector: u64) -> Vec<u8> {
-    [&request_type.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+/// The offset of a guest address in the memory.
+fn at(addr: u64) -> usize {
+    usize::try_from(addr).unwrap()
 }
 
 /// Opens when dropped.
