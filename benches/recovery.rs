@@ -188,7 +188,7 @@ fn setup(file: &File, mode: Mode) -> RingSetup {
     let inflight = mode.tracked.then(|| {
         let (layout, file) = InflightRegion::create(1, SIZE).expect("make a region");
         let region = InflightRegion::map(&file, layout).expect("map it");
-        region.queue(0).expect("a fresh one")
+        region.queue(0, SIZE.into()).expect("a fresh one")
     });
     let log = mode.logged.then(|| RingLog {
         log: Arc::new(DirtyLog::map(&memfd(4096), 0, 4096).expect("map a log")),

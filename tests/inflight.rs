@@ -172,7 +172,7 @@ fn regions_that_do_not_fit_are_refused() {
             "misaligned",
             variant(|r| (r.size, r.offset, r.queues) = (320, 64, 1)),
         ),
-        ("too small", variant(|r| r.size -= 65)),
+        ("too small", variant(|r| r.size = 639)),
         ("no queue size", variant(|r| r.queue_size = 15)),
         ("too many queues", variant(|r| r.queues = u16::MAX)),
     ] {
@@ -216,15 +216,16 @@ fn put_flush(vm: &Vm, queue: usize) -> u16 {
 
 /// Kills the daemon under load, again and again, and checks each time that every write is answered once and done.
 fn survives(signal: libc::c_int, features: u64, seed: u64) {
-    survives_with(&["--aio", "threads"], signal, features, seed);
+    survives_with(&["--aio", "threads"], 64, signal, features, seed);
 }
 
-fn survives_with(engine: &[&str], signal: libc::c_int, features: u64, seed: u64) {
+/// The same with an engine, and a region that the frontend asks for rings of `queue_size`; they have 64.
+fn survives_with(engine: &[&str], queue_size: u16, signal: libc::c_int, features: u64, seed: u64) {
     let options = [&["--num-queues", "2", "--thread-pool-max", "4"], engine].concat();
     let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
     let mut random = Random::new(seed);
     let mut vm = Vm::connect(&daemon, features);
-    let region = Inflight::get(&mut vm.client, 2, 64);
+    let region = Inflight::get(&mut vm.client, 2, queue_size);
     vm.rings = (0..2).map(|index| Ring::new(index, 64)).collect();
     for round in 0..30 {
         vm.reconnect(daemon.connect(), features);
@@ -298,12 +299,17 @@ fn a_daemon_killed_under_load_with_event_idx_answers_every_request_once() {
 #[test]
 fn a_daemon_killed_with_requests_in_the_kernel_answers_every_request_once() {
     // By io_uring where there is one.
-    survives_with(&["--direct"], libc::SIGKILL, EVENT_IDX, 4);
+    survives_with(&["--direct"], 64, libc::SIGKILL, EVENT_IDX, 4);
 }
 
 #[test]
 fn a_daemon_that_ends_under_load_answers_every_request_once() {
     survives(libc::SIGTERM, EVENT_IDX, 3);
+}
+
+#[test]
+fn rings_larger_than_the_frontend_says_are_recovered() {
+    survives_with(&["--aio", "threads"], 16, libc::SIGKILL, EVENT_IDX, 5);
 }
 
 #[test]

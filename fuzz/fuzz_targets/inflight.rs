@@ -109,14 +109,20 @@ fuzz_target!(|input: Input| {
             return;
         }
     };
-    assert!(region.queue(usize::from(layout.queues)).is_err());
+    assert!(
+        region
+            .queue(usize::from(layout.queues), ring_size.into())
+            .is_err()
+    );
     if input.layout.odd.is_some() {
         return;
     }
     let expected = recover(&bytes[part..part + stride], queue_size, ring_size, input.used_idx);
     let guest = Guest::new();
     let mut ring = ring(&guest, ring_size, input.used_idx);
-    let area = region.queue(queue).expect("it was checked with the region");
+    let area = region
+        .queue(queue, ring_size.into())
+        .expect("it was checked with the region");
     match (ring.track(area), expected) {
         (Ok(resumed), Some(expected)) => {
             assert_eq!(resumed, expected.resumed);

@@ -48,11 +48,11 @@ impl Session<'_> {
         self.start_ready()
     }
 
-    /// Where a ring's chains are to be tracked.
-    pub(super) fn inflight_area(&self, index: usize) -> Result<Option<InflightArea>> {
+    /// Where the chains of a ring of `size` descriptors are to be tracked.
+    pub(super) fn inflight_area(&self, index: usize, size: u32) -> Result<Option<InflightArea>> {
         match &self.inflight {
             Inflight::Untracked => Ok(None),
-            Inflight::Region(region) => Ok(Some(region.queue(index)?)),
+            Inflight::Region(region) => Ok(Some(region.queue(index, size)?)),
             Inflight::Refused => Err(SessionError::InflightRefused(index)),
         }
     }

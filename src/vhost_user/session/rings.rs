@@ -185,7 +185,7 @@ impl Session<'_> {
     /// Has the queue set up the ring, which runs with the first kick.
     fn start(&mut self, index: usize, addresses: RingAddresses, size: u32) -> Result<()> {
         let setup = RingSetup {
-            inflight: self.inflight_area(index)?,
+            inflight: self.inflight_area(index, size)?,
             log: self.ring_log(index),
             memory: Arc::clone(&self.memory),
             addresses,

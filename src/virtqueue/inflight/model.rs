@@ -150,7 +150,7 @@ impl Driver {
         // Where a frontend goes on that lost its backend.
         let base = self.u16_at(self.used() + 2).load(Ordering::Relaxed);
         let mut ring = SplitRing::new(&self.memory, addresses, self.size.into(), base, features).unwrap();
-        let resumed = ring.track(region.queue(1).unwrap()).unwrap();
+        let resumed = ring.track(region.queue(1, self.size.into()).unwrap()).unwrap();
         Device {
             ring,
             resumed,

@@ -1,4 +1,8 @@
 //! The in-flight region as a whole: a sealed memfd, mapped, with a part for each queue.
+//!
+//! The frontend asks for parts of `queue_size` descriptors. The driver may choose larger rings all the same: QEMU lets it
+//! take up to 1024 entries over virtio-mmio, and over PCI, too, since 10.0.13. A region that was made here has a second,
+//! large part for each queue, after all that the protocol knows of; rings that are too large for the first part use it.
 
 use std::fs::File;
 use std::io;
@@ -83,13 +87,27 @@ pub enum RegionError {
 }
 
 impl RegionLayout {
-    /// Bytes of one queue's part, with the padding behind it.
+    /// Bytes of one queue's part, with the padding after it.
     fn stride(queue_size: u16) -> usize {
         (HEADER_LEN + ENTRY_LEN * usize::from(queue_size)).next_multiple_of(ALIGNMENT)
     }
 
+    /// Bytes of all queues' parts, as the protocol has them.
     fn needed(&self) -> u64 {
         (usize::from(self.queues) * Self::stride(self.queue_size)) as u64
+    }
+
+    /// Offset of the large parts.
+    fn large_parts(&self) -> u64 {
+        self.needed() + TRAILER_LEN as u64
+    }
+
+    /// Bytes of the large parts; none where the queues can be no larger anyway.
+    fn large_len(&self) -> u64 {
+        if self.queue_size == MAX_QUEUE_SIZE {
+            return 0;
+        }
+        (usize::from(self.queues) * Self::stride(MAX_QUEUE_SIZE)) as u64
     }
 
     fn check_queues(&self) -> Result<(), RegionError> {
@@ -109,6 +127,8 @@ pub struct InflightRegion {
     area: MappedArea,
     /// A byte that is no queue's.
     state: Option<MappedArea>,
+    /// Offset of the parts for rings of more than `queue_size` descriptors.
+    large_parts: Option<usize>,
     layout: RegionLayout,
 }
 
@@ -126,7 +146,7 @@ impl InflightRegion {
         };
         layout.check_queues()?;
         let trailer = layout.needed();
-        layout.size = trailer + TRAILER_LEN as u64;
+        layout.size = layout.large_parts() + layout.large_len();
         let file = memfd(c"vhost-user-blk-inflight", layout.size)?;
         file.write_all_at(&TRAILER_MAGIC, trailer)?;
         Ok((layout, file))
@@ -150,12 +170,25 @@ impl InflightRegion {
         }
         let trailer = size >= needed + TRAILER_LEN as u64 && has_trailer(file, offset + needed)?;
         let needed = usize::try_from(needed).map_err(io::Error::other)?;
-        let mapped = if trailer { needed + TRAILER_LEN } else { needed };
+        let large = trailer && size >= layout.large_parts() + layout.large_len() && layout.large_len() > 0;
+        let mapped = match (trailer, large) {
+            (false, _) => needed,
+            (true, false) => needed + TRAILER_LEN,
+            (true, true) => {
+                usize::try_from(layout.large_parts() + layout.large_len()).map_err(io::Error::other)?
+            }
+        };
         let area = MappedArea::map(file, offset, mapped)?;
         let state = trailer.then(|| area.part(needed + TRAILER_MAGIC.len(), 1));
-        let region = Self { area, state, layout };
+        let large_parts = large.then_some(needed + TRAILER_LEN);
+        let region = Self {
+            area,
+            state,
+            large_parts,
+            layout,
+        };
         for queue in 0..layout.queues {
-            region.part(queue)?;
+            region.part(queue, 0, layout.queue_size)?;
         }
         if region.area.is_lost() {
             return Err(RegionError::Lost);
@@ -163,14 +196,19 @@ impl InflightRegion {
         Ok(region)
     }
 
-    /// The part of a queue.
+    /// The part of a queue with a ring of `ring_size` descriptors.
     ///
     /// # Errors
     /// Contents that make no sense, or a queue that the region was not made for.
-    pub fn queue(&self, queue: usize) -> Result<InflightArea, RegionError> {
-        let queues = self.layout.queues;
-        match u16::try_from(queue) {
-            Ok(queue) if queue < queues => self.part(queue),
+    pub fn queue(&self, queue: usize, ring_size: u32) -> Result<InflightArea, RegionError> {
+        let RegionLayout {
+            queues, queue_size, ..
+        } = self.layout;
+        match (u16::try_from(queue), self.large_parts) {
+            (Ok(queue), Some(parts)) if queue < queues && ring_size > queue_size.into() => {
+                self.part(queue, parts, MAX_QUEUE_SIZE)
+            }
+            (Ok(queue), _) if queue < queues => self.part(queue, 0, queue_size),
             _ => Err(RegionError::NoPart { queue, queues }),
         }
     }
@@ -198,10 +236,10 @@ impl InflightRegion {
         Some(unsafe { AtomicU8::from_ptr(area.as_ptr()) })
     }
 
-    fn part(&self, queue: u16) -> Result<InflightArea, RegionError> {
-        let RegionLayout { queue_size, .. } = self.layout;
+    /// A queue's part among those for rings of `queue_size` descriptors, of which the first is at `parts`.
+    fn part(&self, queue: u16, parts: usize, queue_size: u16) -> Result<InflightArea, RegionError> {
         let stride = RegionLayout::stride(queue_size);
-        let area = self.area.part(usize::from(queue) * stride, stride);
+        let area = self.area.part(parts + usize::from(queue) * stride, stride);
         InflightArea::new(area, queue_size).map_err(|source| RegionError::Corrupt { queue, source })
     }
 }

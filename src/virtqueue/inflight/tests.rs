@@ -40,7 +40,7 @@ impl Fixture {
 
     /// What the second queue recovers, on a ring with this used index.
     fn recover(&self, ring_size: u16, used_idx: u16) -> Result<Recovered, InflightError> {
-        let area = match self.map().and_then(|region| region.queue(1)) {
+        let area = match self.map().and_then(|region| region.queue(1, ring_size.into())) {
             Ok(area) => area,
             Err(RegionError::Corrupt { queue: 1, source }) => return Err(source),
             Err(other) => panic!("{other}"),
@@ -62,7 +62,7 @@ fn chains_come_back_in_the_order_of_their_counters() {
 #[test]
 fn parts_are_where_the_protocol_has_them() {
     let (layout, file) = InflightRegion::create(3, 128).unwrap();
-    assert_eq!((layout.size, layout.offset), (3 * 2112 + 64, 0));
+    assert_eq!((layout.size, layout.offset), (3 * 2112 + 64 + 3 * 16448, 0));
     assert!(
         file.set_len(0).is_err() && file.set_len(1 << 20).is_err(),
         "sealed"
@@ -177,9 +177,33 @@ fn queues_that_do_not_fit_are_refused() {
             Err(RegionError::Queues { .. })
         ));
     }
-    let fixture = Fixture::new();
-    let too_large = fixture.recover(16, 7);
+    let layout = RegionLayout {
+        size: 2 * 192 + 64,
+        ..Fixture::new().layout
+    };
+    let foreign = Fixture {
+        layout,
+        ..Fixture::new()
+    };
+    let too_large = foreign.recover(16, 7);
     assert!(matches!(too_large, Err(InflightError::Size { found: 8, .. })));
+}
+
+#[test]
+fn rings_larger_than_was_asked_for_have_parts_of_their_own() {
+    let fixture = Fixture::new();
+    assert!(!fixture.recover(16, 7).unwrap().resumed);
+    let area = fixture.map().unwrap().queue(1, 16).unwrap();
+    let (mut inflight, _) = Inflight::resume(area, 16, 7).unwrap();
+    inflight.take(15);
+    drop(inflight);
+    let recovered = fixture.recover(16, 7).unwrap();
+    assert_eq!((recovered.heads, recovered.resumed), (vec![15], true));
+    assert_eq!(
+        fixture.recover(QUEUE_SIZE, 7).unwrap().heads,
+        [3, 1],
+        "the other part"
+    );
 }
 
 #[test]
@@ -201,6 +225,11 @@ fn a_region_must_lie_in_its_file_and_hold_all_queues() {
         let mapped = InflightRegion::map(&file(), layout);
         assert!(matches!(mapped, Err(RegionError::BeyondEof { .. })), "{layout:?}");
     }
+    // Neither the trailer nor the large parts.
+    let layout = RegionLayout {
+        size: 2 * 192,
+        ..layout
+    };
     for layout in [
         RegionLayout { queues: 3, ..layout },
         RegionLayout {
@@ -220,7 +249,7 @@ fn a_file_that_cannot_be_sealed_does_as_well() {
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(layout.size).unwrap();
     let region = InflightRegion::map(&file, layout).unwrap();
-    let area = region.queue(0).unwrap();
+    let area = region.queue(0, 8).unwrap();
     file.set_len(0).unwrap();
     let (inflight, _) = Inflight::resume(area, 8, 0).unwrap();
     assert!(inflight.is_lost(), "its memory went away");
