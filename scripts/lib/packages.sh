@@ -18,14 +18,20 @@ installs_cleanly() {
     ! grep -q '^Remv' <<<"$plan"
 }
 
+codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
+
+# The mirror that apt uses for this system's own release.
+debian_mirror() {
+    # shellcheck disable=SC2016 # apt expands it
+    apt-get indextargets --format '$(REPO_URI)' "Codename: $(codename)" 2>/dev/null | head -n 1
+}
+
 # Installs packages from the release's backports, which need not be among the system's sources: apt
 # reads them from a private file. The system's own sources stay as they are.
 install_from_backports() {
     local private codename mirror status=0
-    # shellcheck source=/dev/null
-    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    # shellcheck disable=SC2016 # apt expands it
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" | head -n 1)
+    codename=$(codename)
+    mirror=$(debian_mirror)
     [ -n "$mirror" ] || return 1
     private=$(mktemp -d)
     chmod 755 "$private" # apt reads it as its own user
