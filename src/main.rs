@@ -98,7 +98,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let stats = device.stats().to_vec();
     let disk = device.state().name.clone();
     tracing::info!(
-        disk, socket = socket_name(cli), bytes = storage.size(), queues = cli.num_queues,
+        disk, socket = server.name(), bytes = storage.size(), queues = cli.num_queues,
         iothreads = cli.iothreads, %engine, "serving"
     );
     readiness.announce();
@@ -116,15 +116,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     drop(iothreads);
     tracing::info!(disk, reason = end.reason, "stopped");
     Ok(())
-}
-
-/// The socket, for the log.
-fn socket_name(cli: &Cli) -> String {
-    match (&cli.socket_path, cli.fd) {
-        (Some(path), _) => path.display().to_string(),
-        (None, Some(fd)) => format!("fd {fd}"),
-        (None, None) => "fd 3 (LISTEN_FDS)".to_owned(),
-    }
 }
 
 /// Ends the process, whatever its threads do: joining them could take for ever.

@@ -4,7 +4,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -76,6 +76,8 @@ pub struct Server {
     /// Removed with the server, and before the socket is closed: nobody replaces a socket that somebody listens on.
     _path: Option<SocketPath>,
     socket: Socket,
+    /// For messages: its path, or the number of a file descriptor.
+    name: String,
     stop: Stopper,
     channel: BackendChannel,
 }
@@ -87,6 +89,7 @@ impl Server {
     /// A live socket or another file at `path`; a path that cannot be bound.
     pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ServerError> {
         let listener = path::listen(path, access)?;
+        let name = path.display().to_string();
         let path = SocketPath::new(path).map_err(|source| ServerError::Bind {
             path: path.to_owned(),
             source,
@@ -94,6 +97,7 @@ impl Server {
         Ok(Self {
             _path: Some(path),
             socket: Socket::Listening(listener),
+            name,
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
@@ -112,8 +116,14 @@ impl Server {
         {
             return Err(bad("is a socket, but no Unix stream socket"));
         }
+        let mut name = format!("fd {number}");
         let socket = if socket_option(&fd, libc::SO_ACCEPTCONN).map_err(no_socket)? != 0 {
-            Socket::Listening(fd.into())
+            let listener = UnixListener::from(fd);
+            let address = listener.local_addr().ok();
+            if let Some(path) = address.as_ref().and_then(SocketAddr::as_pathname) {
+                name = path.display().to_string();
+            }
+            Socket::Listening(listener)
         } else {
             let stream = UnixStream::from(fd);
             let unconnected = |_| bad("is a socket that neither listens nor is connected to a frontend");
@@ -127,9 +137,15 @@ impl Server {
         Ok(Self {
             _path: None,
             socket,
+            name,
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
+    }
+
+    /// The socket's path, or the number of the file descriptor that was handed over.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// A handle that ends [`Server::run`] from another thread.
@@ -149,7 +165,10 @@ impl Server {
         match &self.socket {
             Socket::Connected(stream) => match stream.try_clone() {
                 Ok(stream) => self.serve(stream, device),
-                Err(error) => tracing::error!(%error, "cannot serve the connected socket"),
+                Err(error) => {
+                    let disk = &device.state().name;
+                    tracing::error!(disk, %error, "cannot serve the connected socket");
+                }
             },
             Socket::Listening(listener) => {
                 while let Some(stream) = self.accept(listener, device.state()) {

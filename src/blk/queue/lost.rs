@@ -35,7 +35,7 @@ impl BlkQueue {
             && let Some(suppressed) = self.device.log.pass("guest memory is gone", self.index)
         {
             tracing::error!(
-                disk = %self.device.name,
+                disk = self.device.name,
                 queue = self.index,
                 suppressed,
                 "guest memory is gone: its file was cut short, or it has failed; requests that use it fail"

@@ -294,7 +294,11 @@ impl<Q: KernelQueue> Drop for Inner<Q> {
     fn drop(&mut self) {
         let forgotten = self.in_flight.get() + self.backlog.borrow().len();
         if forgotten > 0 {
-            tracing::error!(forgotten, "an engine was freed with requests in flight");
+            tracing::error!(
+                disk = self.disk,
+                forgotten,
+                "an engine was freed with requests in flight"
+            );
         }
         loop {
             self.pump();
@@ -305,7 +309,7 @@ impl<Q: KernelQueue> Drop for Inner<Q> {
             if let Err(error) = self.queue.borrow_mut().wait()
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "waiting for requests in flight");
+                tracing::error!(disk = self.disk, %error, "waiting for requests in flight");
                 std::thread::sleep(RETRY_TIME);
             }
         }

@@ -65,7 +65,8 @@ impl Plan {
             Choice::Auto => match ring() {
                 Ok(()) => Ok(Self::new(false, Executor::IoUring)),
                 Err(error) => {
-                    tracing::info!(%error, "using the thread pool");
+                    let disk = storage.path().display().to_string();
+                    tracing::info!(disk, %error, "io_uring cannot be used: using the thread pool");
                     Ok(Self::new(false, Executor::Threads))
                 }
             },
