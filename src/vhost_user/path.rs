@@ -20,8 +20,12 @@ use crate::status::status;
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 128;
 
+/// What to do if a socket cannot be given its owner, group or mode.
+const GRANT_HINT: &str =
+    "only members of a group give files to it (--socket-group), and only root to other users (--user)";
+
 /// How long another daemon may take to set up its socket in the same directory, and how often we look.
-const LOCK_TIME: Duration = Duration::from_secs(1);
+const LOCK_TIME: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Who may connect to a socket: whoever may write to its file.
@@ -103,28 +107,36 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
 pub(super) fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener, ServerError> {
     let failed = |source| bind_error(path, source);
     let address = address(path).map_err(failed)?;
-    let _lock = lock_directory(path);
-    remove_stale(path)?;
+    let lock = lock_directory(path);
+    if is_stale(path)? {
+        // Somebody who keeps the lock may be about to replace it.
+        lock.as_ref().map_err(|_| ServerError::Locked(path.to_owned()))?;
+        fs::remove_file(path).map_err(failed)?;
+    }
     listen_at(path, &address, access).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => ServerError::InUse(path.to_owned(), "another process".to_owned()),
         _ => failed(error),
     })
 }
 
-/// Locks the directory of `path` among daemons, until the file is closed. `None` if that cannot be done in time: a
-/// directory that may not be read, or that somebody else keeps locked.
-fn lock_directory(path: &Path) -> Option<File> {
-    let directory = File::open(advice::directory_of(path)).ok()?;
+/// Locks the directory of `path` among daemons, until the file is closed. `Ok(None)` if there is no such lock, because
+/// the directory may not be read or its file system has none.
+///
+/// # Errors
+/// Somebody else keeps it locked.
+fn lock_directory(path: &Path) -> io::Result<Option<File>> {
+    let Ok(directory) = File::open(advice::directory_of(path)) else {
+        return Ok(None);
+    };
     let deadline = Instant::now() + LOCK_TIME;
     loop {
         // SAFETY: takes numbers only.
         let locked = status(unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) });
         match locked {
-            Ok(()) => return Some(directory),
-            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
-                thread::sleep(LOCK_PAUSE);
-            }
-            Err(_) => return None,
+            Ok(()) => return Ok(Some(directory)),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => thread::sleep(LOCK_PAUSE),
         }
     }
 }
@@ -147,7 +159,7 @@ fn listen_at(
     status(unsafe { libc::bind(socket.as_raw_fd(), (&raw const *address).cast(), *len) })?;
     let granted = access
         .grant(path)
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot set its owner, group or mode: {e}")));
+        .map_err(|e| io::Error::new(e.kind(), format!("{e}: {GRANT_HINT}")));
     let ready = granted.and_then(|()| {
         // SAFETY: takes numbers only.
         status(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })
@@ -193,18 +205,18 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, len.try_into().map_err(io::Error::other)?))
 }
 
-/// Removes a socket at `path` that nobody listens on.
-fn remove_stale(path: &Path) -> Result<(), ServerError> {
+/// Whether there is a socket at `path` that nobody listens on; an error if there is anything else.
+fn is_stale(path: &Path) -> Result<bool, ServerError> {
     let failed = |source| bind_error(path, source);
     let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(());
+        return Ok(false);
     };
     if !metadata.file_type().is_socket() {
         return Err(ServerError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(failed(error)),
         Ok(stream) => Err(ServerError::InUse(path.to_owned(), listener_of(&stream))),
         Err(_) => Err(ServerError::InUse(path.to_owned(), "another process".to_owned())),

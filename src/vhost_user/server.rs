@@ -31,6 +31,11 @@ pub enum ServerError {
     /// The process that is named listens there.
     #[error("socket {0} is in use by {1}: end that first, or choose another --socket-path")]
     InUse(PathBuf, String),
+    /// A socket that nobody listens on is there, and somebody else may be about to replace it.
+    #[error(
+        "socket {0} is left over, and another process keeps its directory locked: end that, or remove the socket"
+    )]
+    Locked(PathBuf),
     /// Something is there that is no socket.
     #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
     NotASocket(PathBuf),

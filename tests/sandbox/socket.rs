@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -184,6 +185,27 @@ fn of_daemons_that_start_at_once_one_gets_the_socket() {
         winner.0.wait();
         assert!(!dir.path().join("s").exists());
     }
+}
+
+/// Whoever keeps the directory locked may be another daemon between its look at the socket and the replacement.
+#[test]
+fn a_stale_socket_is_not_replaced_while_the_directory_is_locked() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    fs::write(dir.path().join("disk.img"), image()).expect("write the image");
+    drop(UnixListener::bind(dir.path().join("stale")).expect("leave a stale socket"));
+    let directory = fs::File::open(dir.path()).expect("open the directory");
+    // SAFETY: takes numbers only.
+    assert_eq!(unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX) }, 0);
+    let exit = run(&["--socket-path", "stale", "--blk-file", "disk.img"], dir.path());
+    assert!(
+        exit.output.contains("keeps its directory locked"),
+        "{}",
+        exit.output
+    );
+    assert_eq!((exit.status.code(), exit.output.lines().count()), (Some(1), 1));
+    assert!(dir.path().join("stale").exists());
+    // Where nothing is, bind itself lets in one only.
+    let _daemon = Daemon::start_in(dir, &[]);
 }
 
 /// A directory that the daemon's later user may write to.
