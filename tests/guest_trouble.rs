@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use common::full::SmallDisk;
 use common::guest::{Boot, Guest};
@@ -90,6 +91,35 @@ fn a_full_disk_outlives_a_pause_of_the_guest_and_the_end_of_the_backend() {
     qmp.execute("cont", &json!({}));
     drop(qmp);
     finish(guest);
+}
+
+#[test]
+fn a_guest_that_waits_for_room_is_saved_and_restored() {
+    let Some(disk) = SmallDisk::mount(80 * MIB) else {
+        return;
+    };
+    let (mut machine, guest) = run_into_the_wall(&disk, "one-queue", &[]);
+    guest.save();
+    let guest = machine.restore(Boot::KernelWithFio);
+    wait_until_held(&mut machine);
+    disk.make_room();
+    finish(guest);
+    assert_eq!(machine.daemon.count("total", "errors"), 0);
+}
+
+#[test]
+fn a_guest_that_waits_for_room_migrates() {
+    let Some(disk) = SmallDisk::mount(80 * MIB) else {
+        return;
+    };
+    let (_here, guest) = run_into_the_wall(&disk, "recovery", &[]);
+    let image = |path: &Path| symlink(disk.image(), path);
+    let mut there = Machine::with_image("recovery", &["--incoming"], image);
+    let guest = guest.migrate_to(there.incoming(Boot::KernelWithFio));
+    wait_until_held(&mut there);
+    disk.make_room();
+    finish(guest);
+    assert_eq!(there.daemon.count("total", "errors"), 0);
 }
 
 #[test]

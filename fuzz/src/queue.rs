@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
-use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
+use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
@@ -153,7 +153,7 @@ impl Queue {
     /// Stops the ring; the available index to go on at.
     pub fn stop(&self) -> u16 {
         let (done, stopped) = std::sync::mpsc::channel();
-        self.run(move |queue| queue.stop(done));
+        self.run(move |queue| queue.stop(Stop::HandOver, done));
         let mut base = None;
         self.poll_until(|| {
             base = base.or_else(|| stopped.try_recv().ok());

@@ -27,7 +27,7 @@ mod trouble;
 mod volatile;
 mod watchdog;
 
-pub use control::RingSetup;
+pub use control::{RingSetup, Stop};
 use execute::Visit;
 use notifier::Notifier;
 use poll::KickSource;
@@ -75,7 +75,7 @@ struct State {
     polled: bool,
     in_flight: u16,
     /// Somebody waits for the last request of a ring that is being stopped.
-    stopping: Option<Sender<u16>>,
+    stopping: Option<(Stop, Sender<u16>)>,
     /// Ends the stop: scheduled when the last request of a stopping ring is counted out.
     stopped: BottomHalf,
     kick: Option<KickSource>,

@@ -113,6 +113,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
             | F::BACKEND_REQ
             | F::CONFIG
             | F::CONFIGURE_MEM_SLOTS
+            | F::GET_VRING_BASE_INFLIGHT
             | F::INFLIGHT_SHMFD
             | F::LOG_SHMFD
             | F::RESET_DEVICE
@@ -129,6 +130,9 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
                 &SessionError::BadFeatures(unknown),
             ));
         }
+        let suspends =
+            VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        self.session.suspends = features & suspends.bits() == suspends.bits();
         Ok(())
     }
 

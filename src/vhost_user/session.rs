@@ -41,6 +41,8 @@ pub struct Session<'a> {
     channel: BackendChannel,
     memory: Arc<GuestMemory>,
     acked: u64,
+    /// Rings stop with requests in flight (GET_VRING_BASE_INFLIGHT).
+    pub(super) suspends: bool,
     vrings: Vec<Vring>,
     /// Calls and errors, as the queues have them too.
     eventfds: Vec<Arc<File>>,
@@ -63,6 +65,7 @@ impl<'a> Session<'a> {
             channel,
             memory: Arc::default(),
             acked: 0,
+            suspends: false,
             vrings,
             eventfds: Vec::new(),
             inflight: Inflight::Untracked,

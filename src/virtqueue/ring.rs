@@ -11,6 +11,7 @@ use super::inflight::{Inflight, InflightArea};
 use crate::io::read_volatile_16;
 use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
+mod handover;
 mod index;
 mod setup;
 mod used;

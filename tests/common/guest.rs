@@ -29,6 +29,9 @@ pub(crate) enum Boot {
 /// Where a QEMU listens that waits for a guest.
 const MIGRATION: &str = "migration.sock";
 
+/// Where a guest is saved.
+const SAVED: &str = "saved";
+
 /// The end of a command in the guest, with what it printed on either stream.
 pub(crate) struct Answer {
     pub(crate) status: String,
@@ -64,6 +67,26 @@ impl Guest {
         guest
     }
 
+    /// Stops the guest, saves it to a file as `virsh save` does, and ends its QEMU.
+    pub(crate) fn save(self) {
+        let mut qmp = self.qmp();
+        qmp.execute("stop", &json!({}));
+        qmp.execute("migrate", &json!({ "uri": format!("exec:cat >{SAVED}") }));
+        wait_until_migrated(&mut qmp);
+    }
+
+    /// Starts a QEMU that goes on with what was saved.
+    pub(crate) fn restore(dir: &Path, config: &Path, boot: Boot) -> Self {
+        let incoming = format!("exec:cat {SAVED}");
+        let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
+        let mut qmp = guest.qmp();
+        wait_for("the guest to be restored", || {
+            (qmp.execute("query-status", &json!({}))["status"] == "paused").then_some(())
+        });
+        qmp.execute("cont", &json!({}));
+        guest
+    }
+
     /// Moves the guest, whatever it is doing, and ends the QEMU that it has left.
     pub(crate) fn migrate_to(self, destination: Self) -> Self {
         let uri = format!("unix:{}", destination.dir.join(MIGRATION).display());
@@ -71,11 +94,7 @@ impl Guest {
         let fast = json!({ "max-bandwidth": 1_u64 << 33, "downtime-limit": 1000 });
         qmp.execute("migrate-set-parameters", &fast);
         qmp.execute("migrate", &json!({ "uri": uri }));
-        wait_for("the migration", || {
-            let info = qmp.execute("query-migrate", &json!({}));
-            assert!(info["status"] != "failed", "{info}");
-            (info["status"] == "completed").then_some(())
-        });
+        wait_until_migrated(&mut qmp);
         let mut qmp = destination.qmp();
         wait_for("the guest to run again", || {
             (qmp.execute("query-status", &json!({}))["status"] == "running").then_some(())
@@ -170,6 +189,14 @@ impl Guest {
     fn wait_until_ready(&self) {
         while self.answer("its boot").status != "ready" {}
     }
+}
+
+fn wait_until_migrated(qmp: &mut Qmp) {
+    wait_for("the migration", || {
+        let info = qmp.execute("query-migrate", &json!({}));
+        assert!(info["status"] != "failed", "{info}");
+        (info["status"] == "completed").then_some(())
+    });
 }
 
 impl Drop for Guest {

@@ -62,6 +62,11 @@ impl Machine {
         Guest::incoming(self.daemon.dir(), &self.config, boot)
     }
 
+    /// A QEMU on it that goes on with the guest that was saved here.
+    pub(crate) fn restore(&self, boot: Boot) -> Guest {
+        Guest::restore(self.daemon.dir(), &self.config, boot)
+    }
+
     /// Digest of the image's content, as the guest's `md5sum` puts it.
     pub(crate) fn image_digest(&self) -> String {
         host("md5sum", &[], &self.daemon.image_path())

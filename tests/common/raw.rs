@@ -58,6 +58,8 @@ const CONFIG: u64 = 1 << 9;
 const INFLIGHT_SHMFD: u64 = 1 << 12;
 const RESET_DEVICE: u64 = 1 << 13;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+/// Rings may stop with requests in flight. No protocol feature of these tests, unless they say so.
+pub(crate) const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 
 /// What these tests speak.
 const PROTOCOL: u64 =

@@ -12,7 +12,7 @@ use testkit::memory::{SharedMemory, eventfd, memfd};
 use testkit::ring::{self, DriverRing, NO_INTERRUPT, NO_NOTIFY};
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
-use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
+use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{Choice, Engines, Plan};
@@ -200,7 +200,7 @@ impl Vm {
     /// Asks for the ring's stop; the receiver gets the base once all is answered.
     pub(crate) fn stop(&self) -> Receiver<u16> {
         let (done, stopped) = mpsc::channel();
-        self.run(move |queue| queue.stop(done));
+        self.run(move |queue| queue.stop(Stop::HandOver, done));
         stopped
     }
 

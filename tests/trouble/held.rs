@@ -1,5 +1,6 @@
 //! What becomes of requests that are held when something else happens: a stop, an end, a restart, a migration.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use crate::common::full::SmallDisk;
 use crate::common::inflight::Inflight;
 use crate::common::memory::memfd;
 use crate::common::process::wait_for;
-use crate::common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use crate::common::raw::{Answer, GET_VRING_BASE_INFLIGHT, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
 use crate::common::vm::{
-    DATA, FILL, GUEST, HEADER, MEMORY, Outcome, Ring, STATUS, Vm, header, linked, readable, writable,
+    DATA, FILL, GUEST, HEADER, MEMORY, Outcome, Ring, STATUS, USER, Vm, header, linked, readable, writable,
 };
 use crate::{NO_ROOM, ROOM_AGAIN, engines, said};
 
@@ -72,9 +73,71 @@ impl Full {
     }
 
     fn wait_until_held(&mut self) {
+        let held = u64::from(WRITES);
         wait_for("the writes to be held", || {
-            (self.daemon.count("total", "held") >= WRITES.into()).then_some(())
+            (self.daemon.count("total", "held") >= held).then_some(())
         });
+    }
+
+    /// Stops the ring; returns where it is to go on.
+    fn stop(&mut self) -> u16 {
+        let base = self.vm.client.stop_ring(0).expect("the stop is answered");
+        u16::try_from(base).expect("16 bits")
+    }
+
+    /// Starts the ring again where it is to go on, without a kick.
+    fn go_on(&mut self, base: u16) {
+        let mut ring = self.vm.rings.pop().expect("it is there");
+        let avail_idx = std::mem::replace(&mut ring.avail_idx, base);
+        let _ = ring.kick.read();
+        self.vm.start_ring(0, ring);
+        self.vm.rings[0].avail_idx = avail_idx;
+    }
+
+    /// Another QEMU serves the guest from here on, with a new daemon or the same one. It knows nothing of what is in
+    /// flight but what GET_VRING_BASE has said.
+    fn migrate(&mut self, base: u16) {
+        self.daemon.restart(libc::SIGTERM);
+        let stream = self.daemon.connect();
+        self.vm.reconnect(stream, 0);
+        if self.region.is_some() {
+            self.region = Some(Inflight::get(&mut self.vm.client, 1, 16));
+        }
+        self.set_up();
+        self.go_on(base);
+    }
+
+    /// Has a read answered, which needs no room.
+    fn put_read(&mut self, i: u16) {
+        self.vm.poke(HEADER + 0x800, &header(0, 0));
+        let chain = [
+            readable(HEADER + 0x800, 16),
+            writable(STATUS + 0x200, 512),
+            writable(STATUS + 0x800, 1),
+        ];
+        self.vm.put_descs(0, 3 * i, &linked(3 * i, &chain));
+        self.vm.publish(0, 3 * i);
+        self.vm.kick(0);
+        let used = Outcome::Used {
+            id: (3 * i).into(),
+            len: 513,
+        };
+        assert_eq!(self.vm.outcome(0), used);
+    }
+
+    /// Logs what is written, as while the guest is migrated.
+    fn log_dirty_pages(&mut self) -> File {
+        let log = memfd(4096);
+        let bits = (GUEST + MEMORY as u64) / 4096 / 8;
+        assert!(self.vm.client.set_log(bits, 0, log.as_raw_fd()).is_some());
+        let features = (VERSION_1 | PROTOCOL_FEATURES | LOG_ALL).to_le_bytes();
+        assert_eq!(self.vm.client.ask(msg::SET_FEATURES, &features, &[]), Answer::Ack);
+        let ring = &self.vm.rings[0];
+        let addresses = [ring.desc, ring.used, ring.avail].map(|offset| USER + offset as u64);
+        let used = GUEST + ring.used as u64;
+        let logged = self.vm.client.vring_addr_logged(0, addresses, Some(used));
+        assert_eq!(logged, Answer::Ack);
+        log
     }
 
     fn statuses(&self) -> Vec<u8> {
@@ -105,21 +168,33 @@ impl Full {
 }
 
 #[test]
-fn a_ring_that_stops_gives_held_requests_one_more_try() {
-    let Some(mut full) = Full::new(&[], false) else {
-        return;
-    };
-    assert_eq!(full.vm.client.stop_ring(0).expect("stop"), u32::from(WRITES));
-    assert_eq!(full.statuses(), [IOERR; WRITES as usize]);
-    assert_eq!(full.vm.published(0), WRITES);
-    let log = full.daemon.output();
-    assert_eq!(
-        (said(&full.daemon, NO_ROOM), said(&full.daemon, ROOM_AGAIN)),
-        (1, 1),
-        "{log}"
-    );
-    assert!(log.contains("ring stops while requests are held"), "{log}");
-    assert_eq!(full.daemon.count("total", "held"), 0);
+fn a_ring_that_stops_gives_held_requests_back() {
+    for tracked in [false, true] {
+        let Some(mut full) = Full::new(&[], tracked) else {
+            return;
+        };
+        // All of them are the last ones in the available ring, from where anybody takes them again.
+        assert_eq!(full.stop(), 0);
+        assert_eq!(full.statuses(), [FILL; WRITES as usize]);
+        assert_eq!((full.vm.published(0), full.daemon.count("total", "held")), (0, 0));
+        let log = full.daemon.output();
+        assert_eq!(
+            (said(&full.daemon, NO_ROOM), said(&full.daemon, ROOM_AGAIN)),
+            (1, 1),
+            "{log}"
+        );
+        assert!(log.contains("ring stops while requests are held"), "{log}");
+        // As QEMU's `stop` and `cont`, twice.
+        full.set_up();
+        full.go_on(0);
+        full.wait_until_held();
+        assert_eq!(full.stop(), 0);
+        full.set_up();
+        full.go_on(0);
+        full.disk.make_room();
+        full.assert_done();
+        assert_eq!(full.daemon.count("total", "errors"), 0);
+    }
 }
 
 #[test]
@@ -133,21 +208,120 @@ fn with_room_the_last_try_succeeds() {
 }
 
 #[test]
-fn a_tracked_ring_that_stops_leaves_held_requests_in_flight_until_it_runs_again() {
+fn held_requests_outlive_a_stop_with_every_engine() {
     let Some(image) = SmallDisk::mount(1 << 20) else {
         return;
     };
     image.make_image(4096);
     for options in engines(&image.image()) {
         let mut full = Full::new(options, true).expect("mounted");
-        assert_eq!(full.vm.client.stop_ring(0).expect("stop"), u32::from(WRITES));
+        let base = full.stop();
         assert_eq!(full.statuses(), [FILL; WRITES as usize], "{options:?}");
         assert_eq!((full.vm.published(0), full.daemon.count("total", "held")), (0, 0));
         // As QEMU's `stop` and `cont`.
-        full.resume();
+        full.set_up();
+        full.go_on(base);
         full.wait_until_held();
         full.disk.make_room();
         full.assert_done();
+    }
+}
+
+#[test]
+fn a_destination_finishes_what_the_source_held() {
+    for tracked in [false, true] {
+        let Some(mut full) = Full::new(&[], tracked) else {
+            return;
+        };
+        let base = full.stop();
+        full.migrate(base);
+        full.wait_until_held();
+        full.disk.make_room();
+        full.assert_done();
+        assert_eq!(full.stop(), WRITES);
+    }
+}
+
+#[test]
+fn so_it_does_with_what_was_held_before_others_were_answered() {
+    for (tracked, migrate) in [(false, true), (true, true), (false, false), (true, false)] {
+        let Some(mut full) = Full::new(&[], tracked) else {
+            return;
+        };
+        full.put_read(WRITES);
+        let log = full.log_dirty_pages();
+        // The read is not to be taken again, so the index cannot go back.
+        let base = full.stop();
+        assert_eq!((base, full.vm.published(0)), (WRITES + 1, 1));
+        assert_eq!(full.statuses(), [FILL; WRITES as usize]);
+        // What a successor has to know is in guest memory, and goes along with it.
+        assert!(is_dirty(&log, GUEST + full.vm.rings[0].used as u64));
+        if migrate {
+            full.migrate(base);
+        } else {
+            full.set_up();
+            full.go_on(base);
+        }
+        full.wait_until_held();
+        full.disk.make_room();
+        full.assert_done();
+        assert_eq!(full.stop(), WRITES + 1);
+        assert!(!full.daemon.output().contains("left no word"));
+    }
+}
+
+#[test]
+fn a_frontend_that_takes_the_region_along_gets_its_ring_as_it_is() {
+    let Some(mut full) = Full::new(&[], true) else {
+        return;
+    };
+    let offered = full
+        .vm
+        .client
+        .get_u64(msg::GET_PROTOCOL_FEATURES)
+        .expect("features");
+    assert!(offered & GET_VRING_BASE_INFLIGHT != 0);
+    let set = full
+        .vm
+        .client
+        .ask(msg::SET_PROTOCOL_FEATURES, &offered.to_le_bytes(), &[]);
+    assert_eq!(set, Answer::Ack);
+    assert_eq!(full.stop(), WRITES, "all have been taken");
+    let region = full.region.as_ref().expect("it is tracked");
+    assert_eq!(region.marked(0).len(), usize::from(WRITES));
+    assert_eq!(full.statuses(), [FILL; WRITES as usize]);
+    // The region goes to another QEMU, with the guest.
+    full.daemon.restart(libc::SIGTERM);
+    let stream = full.daemon.connect();
+    full.vm.reconnect(stream, 0);
+    full.set_up();
+    full.go_on(WRITES);
+    full.wait_until_held();
+    full.disk.make_room();
+    full.assert_done();
+}
+
+#[test]
+fn requests_that_nobody_knows_of_are_reported_loudly() {
+    for tracked in [false, true] {
+        let mut daemon = Daemon::start(&[0; 1 << 16], &[]);
+        let mut vm = Vm::connect(&daemon, 0);
+        if tracked {
+            let region = Inflight::get(&mut vm.client, 1, 16);
+            assert_eq!(region.set(&mut vm.client), Answer::Ack);
+        }
+        vm.share_memory();
+        let mut ring = Ring::new(0, 16);
+        ring.avail_idx = 3;
+        vm.memory.store_u16(ring.avail + 2, 3);
+        vm.memory.store_u16(ring.used + 2, 1);
+        ring.used_idx = 1;
+        vm.start_ring(0, ring);
+        let line = "ERROR the queue's last backend took requests and left no word of them";
+        daemon.wait_for(|d| d.output().contains(line), "report it");
+        assert!(daemon.output().contains("requests=2"), "{}", daemon.output());
+        // The ring serves what comes.
+        vm.read_sector(0, 1);
     }
 }
 
@@ -214,25 +388,24 @@ fn a_changed_memory_table_does_not_concern_held_requests() {
 }
 
 #[test]
-fn a_migration_answers_what_is_held_for_its_destination_would_not_know() {
+fn a_live_migration_takes_held_requests_along() {
     let Some(mut full) = Full::new(&[], true) else {
         return;
     };
-    let log = memfd(4096);
-    let bits = (GUEST + MEMORY as u64) / 4096 / 8;
-    assert!(full.vm.client.set_log(bits, 0, log.as_raw_fd()).is_some());
-    let features = (VERSION_1 | PROTOCOL_FEATURES | LOG_ALL).to_le_bytes();
-    assert_eq!(full.vm.client.ask(msg::SET_FEATURES, &features, &[]), Answer::Ack);
-    full.vm.client.stop_ring(0).expect("stop");
-    assert_eq!(full.statuses(), [IOERR; WRITES as usize]);
-    let region = full.region.as_ref().expect("it is tracked");
-    assert!(region.marked(0).is_empty());
-    // The page with the status bytes.
-    let mut dirty = [0];
-    let page = (STATUS / 4096) as usize;
-    std::os::unix::fs::FileExt::read_exact_at(&log, &mut dirty, page as u64 / 8).expect("read the log");
+    let log = full.log_dirty_pages();
+    let base = full.stop();
+    assert_eq!((base, full.statuses()), (0, vec![FILL; WRITES as usize]));
     assert!(
-        dirty[0] & (1 << (page % 8)) != 0,
-        "the answers are not in the log"
+        is_dirty(&log, GUEST + full.vm.rings[0].used as u64),
+        "kicks are asked for"
     );
+    full.migrate(base);
+    full.disk.make_room();
+    full.assert_done();
+}
+
+fn is_dirty(log: &File, addr: u64) -> bool {
+    let (page, mut dirty) = (addr / 4096, [0]);
+    std::os::unix::fs::FileExt::read_exact_at(log, &mut dirty, page / 8).expect("read the log");
+    dirty[0] & (1 << (page % 8)) != 0
 }

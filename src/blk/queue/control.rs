@@ -31,6 +31,19 @@ pub struct RingSetup {
     pub log: Option<RingLog>,
 }
 
+/// What becomes of requests that are held for lack of room when their ring stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// After one more try they are left for whoever serves the ring next and is told where to go on (GET_VRING_BASE).
+    HandOver,
+    /// They stay in flight at once, if the ring is tracked: the frontend takes the in-flight region along
+    /// (GET_VRING_BASE_INFLIGHT).
+    Suspend,
+    /// Nobody is told where to go on. They stay in flight if the ring is tracked. Else they get one more try, and then an
+    /// error.
+    End,
+}
+
 impl BlkQueue {
     /// Sets up the ring. It runs with the first kick, so the kick eventfd is to be set after this.
     ///
@@ -41,7 +54,10 @@ impl BlkQueue {
     /// # Errors
     /// Addresses, sizes and indices that do not do; an in-flight region that makes no sense.
     pub fn start(&self, setup: RingSetup) -> Result<Option<usize>, RingError> {
-        let (mut running, resumed) = Running::new(setup)?;
+        let (mut running, resumed, lost) = Running::new(setup)?;
+        if lost > 0 {
+            self.report_lost_requests(lost);
+        }
         // A predecessor that was killed while it polled has left the driver told not to kick.
         running.ring.enable_kicks();
         let left_in_flight = running.ring.left_in_flight();
@@ -61,11 +77,26 @@ impl BlkQueue {
         Ok(resumed.then_some(left_in_flight))
     }
 
-    /// Stops the ring: nothing more is taken; when the last request in flight is answered, `done` gets the available
-    /// index to go on at, and nothing is written to the ring or signalled any more (GET_VRING_BASE).
-    pub fn stop(&self, done: Sender<u16>) {
+    /// A predecessor has taken requests, and nobody knows which.
+    #[cold]
+    fn report_lost_requests(&self, requests: u16) {
+        if let Some(suppressed) = self.device.log.pass("lost requests", self.index) {
+            tracing::error!(
+                disk = self.device.name,
+                queue = self.index,
+                requests,
+                suppressed,
+                "the queue's last backend took requests and left no word of them: they are never answered. If the guest \
+                 hangs, reset it. To avoid this, stop the other backend when no request is in flight"
+            );
+        }
+    }
+
+    /// Stops the ring: nothing more is taken; when the last request in flight is answered, or left as `stop` says, `done`
+    /// gets the available index to go on at, and nothing is written to the ring or signalled any more.
+    pub fn stop(&self, stop: Stop, done: Sender<u16>) {
         let mut state = self.state.borrow_mut();
-        state.stopping = Some(done);
+        state.stopping = Some((stop, done));
         let handlers = (state.kick.take(), state.poller.take());
         drop(state);
         drop(handlers);
@@ -143,11 +174,12 @@ impl State {
     /// A worker that was asked to help with a batch may still be on its way (`engine::share`): it finds nothing, for all
     /// that it could have had is back.
     pub(super) fn finish_stop(&mut self) {
-        if self.in_flight > 0 || self.stopping.is_none() {
+        let Some((stop, done)) = self.stopping.take_if(|_| self.in_flight == 0) else {
             return;
-        }
+        };
         self.publish();
         if let Some(mut running) = self.running.take() {
+            running.leave_to_successor(stop);
             // Whoever serves the ring next waits for kicks.
             running.ring.leave_kicks_enabled();
             self.base = running.ring.next_avail();
@@ -155,9 +187,7 @@ impl State {
         (self.kicked, self.polled) = (false, false);
         self.stats.state.set(RingState::Stopped);
         self.notifier.ring_stopped();
-        if let Some(done) = self.stopping.take() {
-            // Whoever asked may have gone.
-            let _ = done.send(self.base);
-        }
+        // Whoever asked may have gone.
+        let _ = done.send(self.base);
     }
 }

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::RingSetup;
 use super::process::Collected;
+use super::{RingSetup, Stop};
 use crate::blk::device::DeviceState;
 use crate::blk::request::{self, Action, Rules, Status};
 use crate::blk::stats::QueueStats;
@@ -48,6 +48,8 @@ pub(super) struct Running {
     log: Option<Arc<DirtyLog>>,
     /// One per descriptor head.
     slots: Box<[Option<Slot>]>,
+    /// Chains that stay unanswered when the ring stops.
+    left: Vec<u16>,
 }
 
 /// A chain that the device has.
@@ -78,8 +80,8 @@ impl Slot {
 }
 
 impl Running {
-    /// Returns also whether the ring goes on where a predecessor has stopped.
-    pub(super) fn new(setup: RingSetup) -> Result<(Self, bool), RingError> {
+    /// Returns also whether the ring goes on where a predecessor has stopped, and how many requests are lost for good.
+    pub(super) fn new(setup: RingSetup) -> Result<(Self, bool, u16), RingError> {
         let mut ring = SplitRing::new(
             &setup.memory,
             setup.addresses,
@@ -91,15 +93,18 @@ impl Running {
             Some(area) => ring.track(area)?,
             None => false,
         };
+        // The in-flight region knows better.
+        let lost = if resumed { 0 } else { ring.adopt() };
         let mut running = Self {
             addresses: setup.addresses,
             memory: MemoryView::new(setup.memory),
             slots: std::iter::repeat_with(|| None).take(ring.size().into()).collect(),
             ring,
             log: None,
+            left: Vec::new(),
         };
         running.set_log(setup.log);
-        Ok((running, resumed))
+        Ok((running, resumed, lost))
     }
 
     pub(super) fn remap(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
@@ -254,19 +259,32 @@ impl Running {
         self.slots.get(usize::from(head)).is_some_and(Option::is_some)
     }
 
-    /// Whether chains may stay in flight when the ring stops: the frontend keeps track of them, and is not just moving the
-    /// guest elsewhere (QEMU does not take the in-flight region along).
-    pub(super) fn may_leave(&self) -> bool {
-        self.ring.is_tracked() && self.log.is_none()
+    /// Whether the frontend keeps track of the chains in flight.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.ring.is_tracked()
     }
 
-    /// Leaves a chain in flight, if that may be, for whoever serves the ring next.
-    pub(super) fn leave_in_flight(&mut self, head: u16) -> bool {
-        let leave = self.may_leave();
-        if leave && let Some(slot) = self.slots.get_mut(usize::from(head)) {
-            *slot = None;
+    /// Leaves a chain unanswered, for whoever serves the ring next.
+    pub(super) fn leave(&mut self, head: u16) {
+        if self
+            .slots
+            .get_mut(usize::from(head))
+            .and_then(Option::take)
+            .is_some()
+        {
+            self.left.push(head);
         }
-        leave
+    }
+
+    /// Tells whoever serves the ring next what is left.
+    ///
+    /// With a region that goes along, the index stays: it says what was taken, and the region what is in flight of that.
+    pub(super) fn leave_to_successor(&mut self, stop: Stop) {
+        match stop {
+            Stop::HandOver => self.ring.leave(&self.left, true),
+            Stop::Suspend => self.ring.leave(&self.left, !self.is_tracked()),
+            Stop::End => {}
+        }
     }
 
     /// Answers a request that came back from the engine.

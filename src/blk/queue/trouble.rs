@@ -2,12 +2,13 @@
 //!
 //! IOThread only, and only when something has failed: a request that succeeds at once never comes here. A held request
 //! is in flight like any other, its chain is in its slot; it is only that nobody works on it until the timer fires.
-//! While a ring is stopped nothing is held any more: see [`BlkQueue::release_held`].
+//! While a ring is stopped nothing is held any more: see [`BlkQueue::release_held`] and [`Stop`].
 
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::BlkQueue;
+use super::running::Running;
+use super::{BlkQueue, State, Stop};
 use crate::aio::{AioContext, Timer};
 use crate::blk::trouble::{At, Verdict};
 use crate::defer::DeferScope;
@@ -152,17 +153,14 @@ impl BlkQueue {
         self.answer(request);
     }
 
-    /// A request that cannot be held any longer, because its ring stops.
-    ///
-    /// Where the frontend tracks what is in flight it stays that: whoever serves the ring next finishes it. The
-    /// destination of a migration does not get to know, so that then, as without tracking, the guest gets an error.
+    /// A request that cannot be held any longer, because its ring stops: whoever serves the ring next finishes it. Where
+    /// nobody would get to know, the guest gets an error.
     fn give_up(&self, mut request: Box<IoRequest>) {
         let mut state = self.state.borrow_mut();
-        let left = state
-            .running
-            .as_mut()
-            .is_some_and(|running| running.leave_in_flight(request.token));
-        if left {
+        if state.leaves_held_requests()
+            && let Some(running) = &mut state.running
+        {
+            running.leave(request.token);
             state.count_out();
             request.iov.clear();
             state.free.push(request);
@@ -210,26 +208,28 @@ impl BlkQueue {
         }
     }
 
-    /// The ring stops: what is held is left in flight or gets one more try at once.
+    /// The ring stops: what is held is left as it is, or gets one more try at once.
     pub(super) fn release_held(&self) {
         let mut state = self.state.borrow_mut();
         if state.held.waiting.is_empty() {
             return;
         }
         state.held.timer.cancel();
-        let leave = state.running.as_ref().is_some_and(|running| running.may_leave());
+        let tracked = state.running.as_ref().is_some_and(Running::is_tracked);
+        let left = state.leaves_held_requests();
+        let retry = !tracked || matches!(state.stopping, Some((Stop::HandOver, _)));
         let count = state.held.waiting.len();
         if let Some(suppressed) = self.device.log.pass("stopped while held", self.index) {
             tracing::warn!(
                 disk = self.device.name,
                 queue = self.index,
                 requests = count,
-                left_in_flight = leave,
+                left_to_successor = left,
                 suppressed,
                 "ring stops while requests are held for lack of room"
             );
         }
-        if !leave {
+        if retry {
             drop(state);
             return self.retry_held();
         }
@@ -240,5 +240,16 @@ impl BlkQueue {
             self.give_up(request);
         }
         self.device.trouble.released(&self.device.name, count);
+    }
+}
+
+impl State {
+    /// Whether the stop that goes on leaves held requests unanswered.
+    fn leaves_held_requests(&self) -> bool {
+        let tracked = self.running.as_ref().is_some_and(Running::is_tracked);
+        match self.stopping {
+            Some((Stop::HandOver | Stop::Suspend, _)) => true,
+            Some((Stop::End, _)) | None => tracked,
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::log::check_log_address;
 use super::{PROTOCOL_FEATURES, Result, Session};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
-use crate::blk::queue::RingSetup;
+use crate::blk::queue::{RingSetup, Stop};
 use crate::eventfd::is_eventfd;
 use crate::vhost_user::SessionError;
 use crate::vhost_user::vring::{Kick, Vring};
@@ -77,14 +77,20 @@ impl Session<'_> {
     }
 
     /// Stops the ring, waits for its requests in flight, and says where to go on.
+    ///
+    /// A frontend that has negotiated GET_VRING_BASE_INFLIGHT takes the in-flight region along.
     pub(in crate::vhost_user) fn get_vring_base(&mut self, index: u32) -> Result<u16> {
         let index = self.index(index)?;
-        let stopped = self.begin_stop(index)?;
+        let stop = match self.suspends {
+            true => Stop::Suspend,
+            false => Stop::HandOver,
+        };
+        let stopped = self.begin_stop(index, stop)?;
         self.end_stop(index, stopped)?;
         Ok(self.vrings[index].base)
     }
 
-    fn begin_stop(&mut self, index: usize) -> Result<Option<mpsc::Receiver<u16>>> {
+    fn begin_stop(&mut self, index: usize, stop: Stop) -> Result<Option<mpsc::Receiver<u16>>> {
         let vring = &mut self.vrings[index];
         vring.kick = Kick::Unset;
         if !std::mem::take(&mut vring.running) {
@@ -92,7 +98,7 @@ impl Session<'_> {
         }
         vring.draining = true;
         let (done, stopped) = mpsc::channel();
-        self.queue(index).post(move |queue| queue.stop(done))?;
+        self.queue(index).post(move |queue| queue.stop(stop, done))?;
         Ok(Some(stopped))
     }
 
@@ -249,7 +255,7 @@ impl Session<'_> {
     pub(in crate::vhost_user) fn stop_all(&mut self) -> Result<()> {
         let indices = 0..self.vrings.len();
         let stopping = indices
-            .map(|index| self.begin_stop(index))
+            .map(|index| self.begin_stop(index, Stop::End))
             .collect::<Result<Vec<_>>>()?;
         for (index, stopped) in stopping.into_iter().enumerate() {
             self.end_stop(index, stopped)?;

@@ -138,18 +138,34 @@ impl Driver {
         }
     }
 
-    /// A device on the memory as it is: what a new process makes of it.
-    pub(crate) fn device(&self) -> Device {
-        let region = InflightRegion::map(&self.region, self.layout).unwrap();
+    /// What is made available and not answered, in order.
+    pub(crate) fn outstanding(&self) -> &[u16] {
+        &self.outstanding
+    }
+
+    /// A ring on the memory as it is that goes on at `base`, with an in-flight region of its own if it is `tracked`.
+    pub(crate) fn ring(&self, base: u16, tracked: bool) -> SplitRing {
         let (avail, used) = (self.avail() as u64, self.used() as u64);
         let addresses = RingAddresses { desc: 0, avail, used };
         let features = RingFeatures {
             event_idx: self.event_idx,
             indirect: false,
         };
+        let mut ring = SplitRing::new(&self.memory, addresses, self.size.into(), base, features).unwrap();
+        if tracked {
+            let (layout, file) = InflightRegion::create(1, self.size).unwrap();
+            let region = InflightRegion::map(&file, layout).unwrap();
+            assert!(!ring.track(region.queue(0, self.size.into()).unwrap()).unwrap());
+        }
+        ring
+    }
+
+    /// A device on the memory as it is: what a new process makes of it.
+    pub(crate) fn device(&self) -> Device {
+        let region = InflightRegion::map(&self.region, self.layout).unwrap();
         // Where a frontend goes on that lost its backend.
         let base = self.u16_at(self.used() + 2).load(Ordering::Relaxed);
-        let mut ring = SplitRing::new(&self.memory, addresses, self.size.into(), base, features).unwrap();
+        let mut ring = self.ring(base, false);
         let resumed = ring.track(region.queue(1, self.size.into()).unwrap()).unwrap();
         Device {
             ring,

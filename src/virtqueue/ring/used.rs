@@ -128,7 +128,7 @@ impl SplitRing {
 
     /// Marks the used ring dirty, all of it: it has three pages at most.
     #[inline]
-    fn log_used(&self) {
+    pub(super) fn log_used(&self) {
         if let Some(UsedLog { log, addr }) = &self.log {
             log.mark(*addr, self.used.len() as u64);
         }

@@ -1,0 +1,200 @@
+//! Chains that the device has taken and not answered when a ring stops: how whoever serves the ring next learns of them.
+//!
+//! GET_VRING_BASE has room for one index. If all unanswered chains are the last ones in the available ring, that is
+//! enough: the index goes back to the first of them, and any device takes them again. If later ones were answered
+//! already that would execute those twice. Then the index stays, and the heads are written to where their used elements
+//! would go next. The driver does not read an element before the used index is past it, and the index of that element
+//! is the device's to fill, so this is within the specification; and guest memory goes wherever the guest goes, unlike
+//! the in-flight region, which QEMU does not take along. Only a successor of our own kind understands these notes.
+
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
+use super::SplitRing;
+use super::index::slot;
+
+/// In the upper half of a note's length; the lower half is its used index. No used element is that long.
+const NOTE: u32 = 0x686c_0000;
+
+impl SplitRing {
+    /// Leaves `heads`, which are all that is not answered, to whoever serves the ring next. To be called when all else is
+    /// published; nothing is done with the ring afterwards, but for asking for kicks.
+    ///
+    /// `next_avail` goes back if that says it all, and if it `may_go_back`.
+    pub fn leave(&mut self, heads: &[u16], may_go_back: bool) {
+        if may_go_back && self.are_last(heads) {
+            self.next_avail = self.next_used;
+            self.avail_idx = self.next_avail;
+        } else if !heads.is_empty() {
+            self.note(heads);
+        }
+    }
+
+    /// Whether these chains are what the available ring has last before the next one to take.
+    fn are_last(&self, heads: &[u16]) -> bool {
+        let mut left = vec![false; usize::from(self.size)];
+        heads.iter().for_each(|&head| left[usize::from(head)] = true);
+        usize::from((self.next_avail - self.next_used).0) == heads.len()
+            && (0..).map(Wrapping).take(heads.len()).all(|i| {
+                let entry = 4 + 2 * slot(self.next_used + i, self.size);
+                // Relaxed: the entry was read before, and the driver has not got its place back.
+                let head = u16::from_le(self.avail_u16(entry).load(Ordering::Relaxed));
+                left.get_mut(usize::from(head)).is_some_and(std::mem::take)
+            })
+    }
+
+    /// Writes `heads` into the used ring, where the driver does not look yet.
+    fn note(&mut self, heads: &[u16]) {
+        #[allow(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        let count = heads.len() as u32;
+        for (i, &head) in (0..).map(Wrapping).zip(heads) {
+            let index = self.next_used + i;
+            let element = 4 + 8 * slot(index, self.size);
+            // Relaxed: whoever reads this starts after our answer to GET_VRING_BASE.
+            self.used_u32(element)
+                .store((count << 16 | u32::from(head)).to_le(), Ordering::Relaxed);
+            self.used_u32(element + 4)
+                .store((NOTE | u32::from(index.0)).to_le(), Ordering::Relaxed);
+        }
+        self.log_used();
+    }
+
+    /// Takes over what a predecessor has left in the ring: it is popped first. To be called on a ring that has not been
+    /// used, and does not go on from an in-flight region.
+    ///
+    /// Returns how many chains a predecessor has taken that neither it nor we know how to answer.
+    pub fn adopt(&mut self) -> u16 {
+        let unanswered = (self.next_avail - self.next_used).0;
+        let heads = self.noted(unanswered).unwrap_or_default();
+        for &head in &heads {
+            if let Some(inflight) = &mut self.inflight {
+                inflight.take(head);
+            }
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        let adopted = heads.len() as u16;
+        self.resubmit = heads;
+        self.resubmit.reverse();
+        unanswered - adopted
+    }
+
+    /// The heads in a predecessor's notes, if it has left any: at most so many.
+    fn noted(&self, most: u16) -> Option<Vec<u16>> {
+        if most == 0 || most > self.size {
+            return None;
+        }
+        let read = |i: u16| {
+            let index = self.next_used + Wrapping(i);
+            let element = 4 + 8 * slot(index, self.size);
+            let [id, len] =
+                [0, 4].map(|at| u32::from_le(self.used_u32(element + at).load(Ordering::Relaxed)));
+            let (count, head) = ((id >> 16) as u16, (id & 0xffff) as u16);
+            (len == NOTE | u32::from(index.0) && head < self.size).then_some((count, head))
+        };
+        let (count, _) = read(0).filter(|&(count, _)| (1..=most).contains(&count))?;
+        let mut seen = vec![false; usize::from(self.size)];
+        let head = |i| {
+            let (same, head) = read(i)?;
+            let again = std::mem::replace(&mut seen[usize::from(head)], true);
+            (same == count && !again).then_some(head)
+        };
+        (0..count).map(head).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::virtqueue::inflight::model::Driver;
+
+    /// Pops everything there is.
+    fn pop_all(ring: &mut SplitRing) -> Vec<u16> {
+        std::iter::from_fn(|| ring.pop().unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_successor_gets_exactly_what_is_not_answered(
+            start: u16,
+            event_idx: bool,
+            tracked: bool,
+            rounds in prop::collection::vec((0usize..9, 0usize..9, any::<usize>(), any::<bool>()), 1..12),
+        ) {
+            let mut driver = Driver::new(8, start, event_idx);
+            let (mut base, mut left) = (start, Vec::new());
+            for (submit, answer, pick, may_go_back) in rounds {
+                (0..submit).for_each(|i| driver.submit(pick.wrapping_add(i)));
+                let mut ring = driver.ring(base, tracked);
+                prop_assert_eq!(ring.adopt(), 0);
+                let mut taken = pop_all(&mut ring);
+                let mut expected = driver.outstanding().to_vec();
+                expected.sort_unstable();
+                let mut sorted = taken.clone();
+                sorted.sort_unstable();
+                prop_assert_eq!(sorted, expected, "left before: {:?}", left);
+                for _ in 0..answer.min(taken.len()) {
+                    let head = taken.swap_remove(pick % taken.len());
+                    ring.push_used(head, 1);
+                }
+                ring.publish();
+                driver.reap();
+                ring.leave(&taken, may_go_back);
+                ring.leave_kicks_enabled();
+                (base, left) = (ring.next_avail(), taken);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_taken_last_can_be_taken_by_anybody() {
+        let mut driver = Driver::new(8, 0xfffe, false);
+        (0..5).for_each(|_| driver.submit(0));
+        let mut ring = driver.ring(0xfffe, false);
+        let taken = pop_all(&mut ring);
+        ring.push_used(taken[1], 1);
+        ring.push_used(taken[0], 1);
+        ring.publish();
+        ring.leave(&[taken[4], taken[2], taken[3]], true);
+        assert_eq!(ring.next_avail(), 0);
+        // A device that knows of no notes.
+        assert_eq!(pop_all(&mut driver.ring(0, false)), taken[2..]);
+    }
+
+    #[test]
+    fn chains_that_nobody_knows_of_are_counted() {
+        let mut driver = Driver::new(8, 0, false);
+        (0..4).for_each(|_| driver.submit(0));
+        for (base, lost) in [(0, 0), (3, 3), (100, 100)] {
+            assert_eq!(driver.ring(base, false).adopt(), lost);
+        }
+        let mut ring = driver.ring(2, false);
+        assert_eq!(ring.adopt(), 2);
+        // It does not get better: those that it leaves are known, the others are not.
+        let taken = pop_all(&mut ring);
+        ring.leave(&taken, true);
+        assert_eq!(ring.next_avail(), 4);
+        let mut ring = driver.ring(4, false);
+        assert_eq!((ring.adopt(), pop_all(&mut ring)), (2, taken));
+    }
+
+    #[test]
+    fn notes_that_do_not_belong_here_are_nobodys() {
+        let mut driver = Driver::new(8, 0, false);
+        (0..3).for_each(|_| driver.submit(0));
+        let mut ring = driver.ring(0, false);
+        let taken = pop_all(&mut ring);
+        ring.push_used(taken[2], 1);
+        ring.publish();
+        ring.leave(&taken[..2], true);
+        assert_eq!(driver.ring(3, false).adopt(), 0);
+        // Fewer than are noted, an element that was used since, a head that comes twice.
+        assert_eq!(driver.ring(2, false).adopt(), 1);
+        let element = |index: usize, word: usize| 4 + 8 * index + 4 * word;
+        ring.used_u32(element(2, 1)).store(1, Ordering::Relaxed);
+        assert_eq!(driver.ring(3, false).adopt(), 2);
+        ring.leave(&[taken[0], taken[0]], false);
+        assert_eq!(driver.ring(3, false).adopt(), 2);
+    }
+}
