@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use testkit::ring::DriverRing;
 use vhost_user_blk::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
 use vhost_user_blk::engine::Choice;
 use vhost_user_blk::memory::{DirtyLog, RingLog};
@@ -74,7 +75,7 @@ struct Run<'a> {
     guest: Guest,
     /// What the disk's file must hold.
     disk: Vec<u8>,
-    idx: u16,
+    ring: DriverRing,
     log: Option<Log>,
 }
 
@@ -105,8 +106,8 @@ fn run(input: &Input, queue: &Queue) {
     };
     assert_eq!(device.capacity, DISK as u64);
     let guest = Guest::new();
-    guest.write(AVAIL + 2, &input.base.to_le_bytes());
-    guest.write(USED + 2, &input.base.to_le_bytes());
+    let mut ring = DriverRing::new(device.queue_size, DESC as usize, AVAIL as usize, USED as usize);
+    ring.continue_at(&guest, input.base);
     let log = input.log.then(|| {
         let file = memfd(4096);
         let log = DirtyLog::map(&file, 0, 4096);
@@ -127,7 +128,7 @@ fn run(input: &Input, queue: &Queue) {
         device,
         guest,
         disk,
-        idx: input.base,
+        ring,
         log,
     };
     let served = input
@@ -165,10 +166,9 @@ impl Run<'_> {
             self.guest.write(at, bytes);
         });
         let before = self.guest.image();
-        let slot = u64::from(self.idx % size);
-        self.guest.write(AVAIL + 4 + 2 * slot, &head.to_le_bytes());
-        self.guest
-            .write(AVAIL + 2, &self.idx.wrapping_add(1).to_le_bytes());
+        let slot = u64::from(self.ring.avail_idx % size);
+        let mut ring = self.ring;
+        ring.offer(&self.guest, head);
         let meaning = self.meaning(&self.guest.image(), head);
         let mut other = self.guest.image();
         own_fields(size)
@@ -191,8 +191,8 @@ impl Run<'_> {
             assert!(self.queue.bytes() == self.disk, "a broken chain changed the disk");
             return false;
         };
-        let next = self.idx.wrapping_add(1);
-        self.queue.poll_until(|| self.guest.u16(USED + 2) == next);
+        let next = ring.avail_idx;
+        self.queue.poll_until(|| ring.published(&self.guest) == next);
         self.queue.poll_some();
         let (status, written) = meaning.operation.execute(&mut self.disk, &mut expected);
         expected.put(meaning.status_at, status);
@@ -205,7 +205,7 @@ impl Run<'_> {
             "the disk is not what it should be after {meaning:x?}"
         );
         self.check_log(&meaning);
-        self.idx = next;
+        self.ring = ring;
         true
     }
 
@@ -221,12 +221,11 @@ impl Run<'_> {
         let first = vhost_user_blk_fuzz::chains::descriptor(HEAP, 16, 1, 1);
         let second = vhost_user_blk_fuzz::chains::descriptor(HEAP + 16, 1, 2, 0);
         self.guest.write(DESC, &[first, second].concat());
-        let slot = u64::from(self.idx % self.device.queue_size);
-        self.guest.write(AVAIL + 4 + 2 * slot, &[0, 0]);
-        self.idx = self.idx.wrapping_add(1);
-        self.guest.write(AVAIL + 2, &self.idx.to_le_bytes());
+        self.ring.offer(&self.guest, 0);
         self.queue.kick();
-        self.queue.poll_until(|| self.guest.u16(USED + 2) == self.idx);
+        let ring = self.ring;
+        self.queue
+            .poll_until(|| ring.published(&self.guest) == ring.avail_idx);
     }
 
     /// Every page that was written to has its bit.

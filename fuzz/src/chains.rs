@@ -164,12 +164,13 @@ struct Piece {
 
 /// The bytes of a descriptor.
 pub fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&addr.to_le_bytes());
-    bytes[8..12].copy_from_slice(&len.to_le_bytes());
-    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-    bytes[14..].copy_from_slice(&next.to_le_bytes());
-    bytes
+    let desc = testkit::ring::Desc {
+        addr,
+        len,
+        flags,
+        next,
+    };
+    desc.bytes()
 }
 
 impl Request {

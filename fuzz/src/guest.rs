@@ -1,9 +1,12 @@
 //! A guest's memory: four regions of one memfd with guard pages around them.
 
 use std::fs::File;
-use std::os::fd::FromRawFd;
 
+use testkit::memory::SharedMemory;
+use testkit::ring::RingMemory;
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
+
+pub use testkit::memory::{eventfd, memfd};
 
 const PAGE: usize = 4096;
 /// What guard pages are filled with.
@@ -101,58 +104,48 @@ impl Default for Image {
 
 /// The memory itself, mapped here too.
 pub struct Guest {
-    pub file: File,
-    base: *mut u8,
+    memory: SharedMemory,
 }
 
 impl Guest {
     pub fn new() -> Self {
-        let file = memfd(FILE_LEN as u64);
-        let guest = Self {
-            base: map(&file, FILE_LEN),
-            file,
-        };
+        let memory = SharedMemory::map(memfd(FILE_LEN as u64), FILE_LEN);
+        let guest = Self { memory };
         guest.load(&Image::new());
         guest
     }
 
+    pub fn file(&self) -> &File {
+        self.memory.file()
+    }
+
     /// Sets all of it.
     pub fn load(&self, image: &Image) {
-        // SAFETY: the mapping has as many bytes; whoever else looks at it does so as a device does.
-        unsafe { std::ptr::copy_nonoverlapping(image.0.as_ptr(), self.base, FILE_LEN) };
+        self.memory.write(0, &image.0);
     }
 
     /// All of it as it is now.
     pub fn image(&self) -> Image {
-        let mut bytes = vec![0; FILE_LEN];
-        // SAFETY: as for `load`.
-        unsafe { std::ptr::copy_nonoverlapping(self.base, bytes.as_mut_ptr(), FILE_LEN) };
-        Image(bytes)
+        Image(self.memory.read(0, FILE_LEN))
     }
 
     /// Sets a few bytes; those that have no place are dropped.
     pub fn write(&self, guest: u64, bytes: &[u8]) {
         for (at, &byte) in (0..).zip(bytes) {
             if let Some(offset) = Image::offset(guest.wrapping_add(at)) {
-                // SAFETY: within the mapping.
-                unsafe { self.base.add(offset).write_volatile(byte) };
+                self.memory.write(offset, &[byte]);
             }
         }
     }
 
     /// Reads a number that is in a ring.
     pub fn u16(&self, guest: u64) -> u16 {
-        let byte = |at| {
-            let offset = Image::offset(at).expect("the rings are mapped");
-            // SAFETY: within the mapping.
-            unsafe { self.base.add(offset).read_volatile() }
-        };
-        u16::from_le_bytes([byte(guest), byte(guest + 1)])
+        u16::from_le_bytes(RingMemory::read(self, guest as usize))
     }
 
     /// As the daemon maps it.
     pub fn table(&self) -> GuestMemory {
-        let file = || self.file.try_clone().expect("another descriptor");
+        let file = || self.file().try_clone().expect("another descriptor");
         GuestMemory::map(REGIONS.map(|r| (r, file()))).expect("a table like any other")
     }
 }
@@ -163,46 +156,25 @@ impl Default for Guest {
     }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // SAFETY: nobody uses the mapping any more.
-        unsafe { libc::munmap(self.base.cast(), FILE_LEN) };
+/// Rings lie at guest addresses.
+impl RingMemory for Guest {
+    fn read<const N: usize>(&self, at: usize) -> [u8; N] {
+        std::array::from_fn(|i| {
+            let offset = Image::offset((at + i) as u64).expect("the rings are mapped");
+            let [byte] = RingMemory::read(&self.memory, offset);
+            byte
+        })
     }
-}
 
-/// A file in memory that may be sealed.
-pub fn memfd(len: u64) -> File {
-    // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"fuzz".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    assert!(fd >= 0, "no memfd");
-    // SAFETY: just made, owned by nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(len).expect("size a memfd");
-    file
-}
+    fn write(&self, at: usize, bytes: &[u8]) {
+        Self::write(self, at as u64, bytes);
+    }
 
-/// An eventfd; reads and writes never wait.
-pub fn eventfd() -> File {
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-    assert!(fd >= 0, "no eventfd");
-    // SAFETY: just made, owned by nobody else.
-    unsafe { File::from_raw_fd(fd) }
-}
+    fn load_u16(&self, at: usize) -> u16 {
+        self.u16(at as u64)
+    }
 
-fn map(file: &File, len: usize) -> *mut u8 {
-    use std::os::fd::AsRawFd;
-    // SAFETY: a new mapping; the result is checked.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    assert_ne!(base, libc::MAP_FAILED, "cannot map the guest's memory");
-    base.cast()
+    fn store_u16(&self, at: usize, value: u16) {
+        Self::write(self, at as u64, &value.to_le_bytes());
+    }
 }

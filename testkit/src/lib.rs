@@ -1,4 +1,4 @@
-//! The driver's and the frontend's side of a disk, for tests, benchmarks and fuzz targets.
+//! The driver's side of a disk, for tests, benchmarks and fuzz targets.
 //!
 //! Everything is written byte by byte, so that a test can also get it wrong. It shares no code with the daemon: a mistake
 //! in one of them does not hide the same mistake in the other. A failure panics, since a test wants nothing else.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use testkit::ring::DriverRing;
 use vhost_user_blk::memory::RegionInfo;
 use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk_fuzz::chains::{AVAIL, DESC, Request, USED};
@@ -212,10 +213,10 @@ impl Frontend<'_> {
         let head = request.store(self.sizes[queue], &mut |at, bytes| {
             guest.write(of_queue(queue, at), bytes)
         });
-        let idx = guest.u16(of_queue(queue, AVAIL) + 2);
-        let slot = u64::from(idx % self.sizes[queue]);
-        guest.write(of_queue(queue, AVAIL) + 4 + 2 * slot, &head.to_le_bytes());
-        guest.write(of_queue(queue, AVAIL) + 2, &idx.wrapping_add(1).to_le_bytes());
+        let [desc, avail, used] = [DESC, AVAIL, USED].map(|at| of_queue(queue, at));
+        let mut ring = DriverRing::new(self.sizes[queue], desc as usize, avail as usize, used as usize);
+        ring.avail_idx = guest.u16(avail + 2);
+        ring.offer(guest, head);
     }
 
     pub(crate) fn settle(&self, queue: usize) {

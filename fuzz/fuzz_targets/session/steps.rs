@@ -110,7 +110,7 @@ impl Descriptor {
     pub(crate) fn open(self, guest: &Guest) -> Option<File> {
         Some(match self {
             Self::Event => eventfd(),
-            Self::Guest => guest.file.try_clone().expect("another descriptor"),
+            Self::Guest => guest.file().try_clone().expect("another descriptor"),
             Self::Memory(len) => memfd(len.into()),
             Self::Null => File::open("/dev/null").expect("it is there"),
             Self::Directory => File::open("/").expect("it is there"),
