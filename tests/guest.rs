@@ -111,6 +111,34 @@ fn sixteen_mixed_requests_in_flight_read_back_what_they_wrote() {
     guest.power_off();
 }
 
+/// Linux makes indirect tables as long as a request is, however small the queue.
+fn a_small_queue_serves_large_requests(size: u16) {
+    let machine = Machine::new("one-queue", 64 * MIB, &[]);
+    let queue_size = format!("device.vda.queue-size={size}");
+    let mut guest = machine.boot_with(Boot::KernelWithFio, &["-set", &queue_size]);
+
+    guest.ok("mkfs.ext4 -q /dev/vda && mount -t ext4 /dev/vda /mnt");
+    guest.ok(
+        "fio --name=verify --filename=/mnt/file --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=1m \
+        --size=32M --verify=crc32c --verify_fatal=1 --randrepeat=0",
+    );
+    guest.ok("umount /mnt");
+    guest.power_off();
+    host("e2fsck", &["-fn"], &machine.daemon.image_path());
+    let said = machine.daemon.output();
+    assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
+}
+
+#[test]
+fn a_queue_of_16_serves_large_requests() {
+    a_small_queue_serves_large_requests(16);
+}
+
+#[test]
+fn a_queue_of_64_serves_large_requests() {
+    a_small_queue_serves_large_requests(64);
+}
+
 #[test]
 fn discarded_blocks_read_as_zeros_and_give_their_space_back() {
     let machine = Machine::new("one-queue", 32 * MIB, &[]);

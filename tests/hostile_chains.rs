@@ -239,7 +239,11 @@ fn indirect_cases() -> Vec<Impossible> {
         in_table("a table of no length", 0, &good),
         in_table("a table of half an entry", 8, &good),
         in_table("a table and a byte", 49, &good),
-        in_table("a table longer than the queue", 17 * 16, &linked(0, &[HEAD; 17])),
+        in_table(
+            "a table longer than any queue",
+            1025 * 16,
+            &linked(0, &[HEAD; 17]),
+        ),
         in_table("a table as long as a length can say", !15, &good),
         in_table(
             "a table inside of a table",

@@ -10,8 +10,8 @@ use common::memory::{PATIENCE, wait_readable};
 use common::raw::{Answer, Region, msg};
 use common::target::{SECTORS, image};
 use common::vm::{
-    DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, USER, Vm, header, linked,
-    readable, writable,
+    DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, TABLE, USER, Vm, header,
+    indirect, linked, readable, writable,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -252,6 +252,27 @@ fn every_queue_size_serves_a_full_ring() {
                 (0..u32::from(count)).map(|i| 3 * i).collect::<Vec<_>>(),
                 "size {size}"
             );
+        }
+    }
+}
+
+#[test]
+fn a_table_may_be_longer_than_its_queue() {
+    let daemon = start(&[]);
+    for size in [1, 16, 64] {
+        let mut vm = Vm::start_with(&daemon, 1, size, 0);
+        vm.poke(HEADER, &header(0, 8));
+        for entries in [3, 128, 1024] {
+            // One byte each, but for the last data: all of sector 8.
+            let mut table = vec![readable(HEADER, 16)];
+            table.extend((0..entries - 3).map(|i| writable(DATA + i, u32::from(i < 500))));
+            let done = (entries - 3).min(500);
+            table.push(writable(DATA + done, 512 - u32::try_from(done).expect("small")));
+            table.push(writable(STATUS, 1));
+            vm.put_table(TABLE, &linked(0, &table));
+            let table = indirect(TABLE, u32::try_from(16 * entries).expect("small"));
+            assert_eq!(vm.request(0, &[table]), Some((0, 513)), "{size} {entries}");
+            assert_eq!(vm.peek(DATA, 512), [8; 512]);
         }
     }
 }

@@ -313,6 +313,25 @@ fn rings_larger_than_the_frontend_says_are_recovered() {
 }
 
 #[test]
+fn a_ring_that_a_foreign_region_has_no_room_for_runs_untracked() {
+    let (daemon, _) = start();
+    let (mut vm, region) = connect(&daemon, |_| ());
+    let region = Inflight {
+        size: 2 * 320,
+        ..region
+    };
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.start_ring(0, Ring::new(0, 1024));
+    vm.read_sector(0, 7);
+    assert_eq!(region.header(0).version, 0);
+    assert!(
+        daemon.output().contains("no room for a ring"),
+        "{}",
+        daemon.output()
+    );
+}
+
+#[test]
 fn a_region_for_more_queues_than_there_are_is_not_made() {
     let (daemon, _) = start();
     let mut vm = Vm::connect(&daemon, 0);

@@ -6,7 +6,7 @@ use virtio_driver::{VirtioBlkFeatureFlags as Blk, VirtioFeatureFlags as Ring};
 
 use common::daemon::Daemon;
 use common::frontend::{Frontend, all_features};
-use common::raw::Answer;
+use common::raw::{Answer, Client, VERSION_1, msg};
 use common::vm::{DATA, FILL, HEADER, STATUS, Vm, header, readable, writable};
 
 const IMAGE: usize = 1 << 20;
@@ -55,6 +55,19 @@ fn the_configuration_space_describes_the_disk() {
         "discards are aligned to blocks"
     );
     assert!(config.max_write_zeroes_sectors.to_native() > 0 && config.max_write_zeroes_seg.to_native() > 0);
+}
+
+#[test]
+fn segments_fit_the_ring_unless_a_table_can_have_them() {
+    let daemon = Daemon::start(&vec![0; IMAGE], &[]);
+    for (features, expected) in [(0, 14), (1 << 28, 126)] {
+        let mut client = Client::new(daemon.connect());
+        client.negotiate(VERSION_1 | features).expect("negotiate");
+        assert_eq!(client.config(12, 4).expect("seg_max"), 126_u32.to_le_bytes());
+        assert_eq!(client.vring_state(msg::SET_VRING_NUM, 0, 16), Answer::Ack);
+        let seg_max = client.config(12, 4).expect("seg_max");
+        assert_eq!(seg_max, u32::to_le_bytes(expected), "{features:#x}");
+    }
 }
 
 #[test]

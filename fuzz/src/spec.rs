@@ -136,6 +136,9 @@ impl Buffers {
     }
 }
 
+/// Most entries of an indirect table.
+const MAX_TABLE: u32 = 1024;
+
 /// Follows a chain from its head (2.7.5; indirect tables 2.7.5.3).
 pub fn walk(device: &Device, image: &Image, head: u16) -> Result<Buffers, Broken> {
     let mut buffers = Buffers::default();
@@ -156,7 +159,7 @@ pub fn walk(device: &Device, image: &Image, head: u16) -> Result<Buffers, Broken
             if inside || !device.indirect || d.flags & NEXT != 0 {
                 return Err(Broken::UnexpectedIndirect);
             }
-            if d.len == 0 || d.len % 16 != 0 || d.len / 16 > u32::from(device.queue_size) {
+            if d.len == 0 || d.len % 16 != 0 || d.len / 16 > MAX_TABLE {
                 return Err(Broken::BadIndirectLength);
             }
             (table, entries, index) = (d.addr, d.len / 16, 0);

@@ -153,12 +153,16 @@ impl BlkDevice {
         &self.stats
     }
 
-    /// Reads the configuration space.
+    /// Reads the configuration space, as it is for queues of `queue_size` entries.
     ///
     /// # Errors
     /// A range outside of it.
-    pub fn read_config(&self, offset: u32, len: usize) -> Result<Vec<u8>, ConfigError> {
-        self.config.read(
+    pub fn read_config(&self, queue_size: u16, offset: u32, len: usize) -> Result<Vec<u8>, ConfigError> {
+        let config = BlkConfig {
+            queue_size,
+            ..self.config
+        };
+        config.read(
             self.state.storage.size(),
             self.cache.mode().writeback,
             offset,

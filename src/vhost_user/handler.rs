@@ -249,13 +249,10 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let device = self.session.device();
         ack(
             &self.disk,
             "GET_CONFIG",
-            device
-                .read_config(offset, size as usize)
-                .map_err(SessionError::from),
+            self.session.read_config(offset, size as usize),
         )
     }
 

@@ -2,16 +2,20 @@
 
 use virtio_queue::desc::split::Descriptor;
 
-use super::ring::{SplitRing, read_descriptor};
+use super::ring::{MAX_QUEUE_SIZE, SplitRing, read_descriptor};
 use crate::io::{IoVecs, own};
 use crate::memory::MemoryView;
 
 const INDIRECT: u16 = 4; // VIRTQ_DESC_F_INDIRECT
 
+/// Most entries of an indirect table, QEMU's figure. A table should not be longer than its queue (2.7.5.3.1), but Linux
+/// makes tables as long as a request is.
+const MAX_TABLE: u16 = MAX_QUEUE_SIZE;
+
 /// Why a chain cannot be walked; its ring must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// More descriptors than the queue has: a loop, or a table that is too long.
+    /// More descriptors than the queue or the table has: a loop.
     #[error("chain of more than {0} descriptors")]
     TooLong(u16),
     /// `next` is beyond the table.
@@ -28,7 +32,7 @@ pub enum ChainError {
     /// An indirect table where none may be: not negotiated, nested, or with NEXT set (2.7.5.3.1).
     #[error("indirect descriptor where none may be")]
     UnexpectedIndirect,
-    /// An indirect table that is empty, longer than the queue, or no whole number of descriptors.
+    /// An indirect table that is empty, has more than 1024 entries, or no whole number of descriptors.
     #[error("indirect table of {0} bytes")]
     BadIndirectLength(u32),
     /// An indirect table outside guest memory.
@@ -101,7 +105,7 @@ impl Chain {
         }
         let bad_length = ChainError::BadIndirectLength(table.len());
         let len = u16::try_from(table.len() / 16).map_err(|_| bad_length)?;
-        if !table.len().is_multiple_of(16) || len == 0 || len > ring.size() {
+        if !table.len().is_multiple_of(16) || len == 0 || len > MAX_TABLE {
             return Err(bad_length);
         }
         let mut index = 0;

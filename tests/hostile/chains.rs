@@ -175,7 +175,7 @@ fn broken_shapes(kind: u32) -> Vec<Shape> {
         ),
         in_table("in a table of no length", 0, &[HEAD, body, TAIL]),
         in_table("in half a table", 47, &[HEAD, body, TAIL]),
-        in_table("in a table longer than the queue", 17 * 16, &[HEAD, body, TAIL]),
+        in_table("in a table longer than any queue", 1025 * 16, &[HEAD, body, TAIL]),
         in_table("in the longest table", !15, &[HEAD, body, TAIL]),
         in_table("in a table in a table", 32, &[HEAD, indirect(TABLE, 32)]),
         Shape {

@@ -7,6 +7,12 @@ use crate::blk::write_cache::CacheMode;
 use crate::vhost_user::SessionError;
 
 impl Session<'_> {
+    /// Reads the configuration space.
+    pub(in crate::vhost_user) fn read_config(&self, offset: u32, len: usize) -> Result<Vec<u8>> {
+        let room = self.room_of_requests();
+        Ok(self.device.read_config(room, offset, len)?)
+    }
+
     /// Writes to the configuration space, and lets a successor know. A driver that switches the write cache off is told
     /// that this is done when all that has completed is stable.
     pub(in crate::vhost_user) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use super::{Result, Session};
+use crate::blk::device::DeviceState;
 use crate::vhost_user::SessionError;
 use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout};
 
@@ -52,8 +53,26 @@ impl Session<'_> {
     pub(super) fn inflight_area(&self, index: usize, size: u32) -> Result<Option<InflightArea>> {
         match &self.inflight {
             Inflight::Untracked => Ok(None),
+            Inflight::Region(region) if !region.has_room_for(size) => {
+                self.warn_of_untracked(index, size);
+                Ok(None)
+            }
             Inflight::Region(region) => Ok(Some(region.queue(index, size)?)),
             Inflight::Refused => Err(SessionError::InflightRefused(index)),
+        }
+    }
+
+    fn warn_of_untracked(&self, index: usize, size: u32) {
+        let DeviceState { name: disk, log, .. } = &**self.device.state();
+        if let Some(suppressed) = log.pass("untracked ring", index) {
+            tracing::warn!(
+                disk,
+                queue = index,
+                size,
+                suppressed,
+                "the frontend's in-flight region has no room for a ring of this size: requests in flight are lost if this \
+                 process is killed"
+            );
         }
     }
 

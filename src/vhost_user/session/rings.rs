@@ -20,20 +20,6 @@ impl Session<'_> {
         if !size.is_power_of_two() || size > u32::from(max) {
             return Err(SessionError::BadQueueSize { size, max });
         }
-        let segments = u32::from(self.device.config().seg_max());
-        let DeviceState { name: disk, log, .. } = &**self.device.state();
-        if size < segments + 2
-            && let Some(suppressed) = log.pass("small queue", "")
-        {
-            tracing::warn!(
-                disk,
-                queue = index,
-                size,
-                suppressed,
-                "a request may have {segments} segments, more than this queue takes: start the backend with \
-                 --queue-size {size}"
-            );
-        }
         let before = self.vrings[index].size.replace(size);
         self.vrings[index].failed &= before == Some(size);
         self.start_if_ready(index)
@@ -234,6 +220,19 @@ impl Session<'_> {
                 "ring resumed: requests that were in flight are executed again"
             );
         }
+    }
+
+    /// What a request has to fit into, now that the driver has chosen features and queue sizes: without indirect
+    /// descriptors its smallest queue.
+    pub(super) fn room_of_requests(&self) -> u16 {
+        let largest = self.device.config().queue_size;
+        if self.acked == 0 || self.acked & features::INDIRECT_DESC != 0 {
+            return largest;
+        }
+        let smallest = self.vrings.iter().filter_map(|vring| vring.size).min();
+        smallest
+            .and_then(|size| u16::try_from(size).ok())
+            .unwrap_or(largest)
     }
 
     fn hand_over_kick(&mut self, index: usize) -> Result<()> {

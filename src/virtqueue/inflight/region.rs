@@ -196,6 +196,12 @@ impl InflightRegion {
         Ok(region)
     }
 
+    /// Whether a ring of `ring_size` descriptors has a part: not if it is larger than was asked for, and the region was
+    /// made elsewhere.
+    pub fn has_room_for(&self, ring_size: u32) -> bool {
+        ring_size <= self.layout.queue_size.into() || self.large_parts.is_some()
+    }
+
     /// The part of a queue with a ring of `ring_size` descriptors.
     ///
     /// # Errors
