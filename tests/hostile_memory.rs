@@ -3,11 +3,15 @@
 mod common;
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
-use common::memory::SharedMemory;
+use common::memory::{SharedMemory, wait_readable};
 use common::raw::{Answer, Region, mem_table, msg};
 use common::target::{assert_unharmed, client, start};
-use common::vm::{DATA, GUEST, HEADER, MEMORY, REGION, STATUS, USER, Vm, header, linked, readable, writable};
+use common::vm::{
+    DATA, EVENT_IDX, FILL, GUEST, HEADER, MEMORY, Outcome, REGION, STATUS, USER, Vm, header, linked,
+    readable, writable,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn region(guest_addr: u64, size: u64, user_addr: u64, mmap_offset: u64) -> Region {
@@ -166,6 +170,37 @@ fn there_is_an_end_to_regions() {
             .is_refusal()
     );
     drop((client, memory));
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
+fn a_ring_pauses_while_its_region_is_away() {
+    let (daemon, baseline) = start();
+    for event_idx in [0, EVENT_IDX] {
+        let mut vm = Vm::start_with(&daemon, 2, 16, event_idx);
+        let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+        for sector in 1..5_u8 {
+            vm.read_sector(0, u64::from(sector));
+            assert_eq!(vm.client.mem_region(msg::REM_MEM_REG, REGION, &[]), Answer::Ack);
+            vm.poke(HEADER, &header(0, u64::from(sector) + 8));
+            vm.poke(STATUS, &[FILL]);
+            vm.send(0, &chain);
+            // It takes the kick, and nothing else.
+            common::process::wait_for("the kick to be taken", || {
+                (!wait_readable(&vm.rings[0].kick, Duration::ZERO)).then_some(())
+            });
+            assert_eq!(vm.take_used(0), None);
+            let fds = [vm.memory.fd()];
+            assert_eq!(vm.client.mem_region(msg::ADD_MEM_REG, REGION, &fds), Answer::Ack);
+            assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 513 });
+            assert_eq!(vm.peek(DATA, 512), [sector + 8; 512]);
+            assert_eq!(vm.read_sector(1, 3), [3; 512]);
+        }
+        // It can be stopped while it is paused.
+        vm.client.mem_region(msg::REM_MEM_REG, REGION, &[]);
+        assert_eq!(vm.client.stop_ring(0).expect("stop"), 8);
+        assert!((0..2).all(|queue| !wait_readable(&vm.rings[queue].err, Duration::ZERO)));
+    }
     assert_unharmed(daemon, &baseline);
 }
 

@@ -67,6 +67,8 @@ struct State {
     write_through: bool,
     /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
     broken: bool,
+    /// The memory table does not hold the ring: nothing is taken from it until one does.
+    paused: bool,
     /// The count of lost mappings when this ring's were last looked at; `None`: never.
     losses: Option<usize>,
     /// The ring is started: a kick came since it was set up, or something was available before that.
@@ -158,6 +160,7 @@ impl State {
             enabled: false,
             write_through: false,
             broken: false,
+            paused: false,
             losses: None,
             kicked: false,
             polled: false,
@@ -176,6 +179,11 @@ impl State {
     }
 
     fn is_active(&self) -> bool {
-        self.running.is_some() && self.enabled && self.kicked && !self.broken && self.stopping.is_none()
+        self.running.is_some()
+            && self.enabled
+            && self.kicked
+            && !self.broken
+            && !self.paused
+            && self.stopping.is_none()
     }
 }

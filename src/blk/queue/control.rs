@@ -68,6 +68,7 @@ impl BlkQueue {
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
         (state.kicked, state.broken, state.losses) = (kicked, false, None);
+        state.paused = false;
         state.stats.state.set(RingState::Running);
         state.running = Some(running);
         state.poller = Some(poller);
@@ -140,12 +141,36 @@ impl BlkQueue {
     }
 
     /// Resolves a running ring again in a new memory table. Requests in flight keep the old one.
+    ///
+    /// A ring that the table does not hold pauses until one does: a frontend may take a region away and give it back.
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let mut state = self.state.borrow_mut();
-        if let Some(running) = &mut state.running
-            && let Err(error) = running.remap(memory)
-        {
-            self.fail(&mut state, &error.into());
+        let paused_before = state.paused;
+        let Some(running) = &mut state.running else { return };
+        let remapped = running.remap(memory);
+        if remapped.is_ok() && paused_before {
+            // While it was paused, the driver may have been told not to kick.
+            running.ring.enable_kicks();
+        }
+        state.paused = remapped.is_err();
+        drop(state);
+        match remapped {
+            Err(error) if !paused_before => self.log_pause(&error),
+            Err(_) => {}
+            // Kicks may have come meanwhile.
+            Ok(()) => drop(self.process()),
+        }
+    }
+
+    fn log_pause(&self, error: &RingError) {
+        if let Some(suppressed) = self.device.log.pass("paused", self.index) {
+            tracing::info!(
+                disk = self.device.name,
+                queue = self.index,
+                %error,
+                suppressed,
+                "ring paused until the memory table has it again"
+            );
         }
     }
 

@@ -114,7 +114,9 @@ impl Poller for BlkQueue {
     fn poll_end(&self) -> bool {
         let mut state = self.state.borrow_mut();
         state.polled = false;
-        if let Some(running) = &mut state.running {
+        if !state.paused
+            && let Some(running) = &mut state.running
+        {
             running.ring.enable_kicks();
         }
         drop(state);
