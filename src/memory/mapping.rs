@@ -5,6 +5,7 @@ use std::io;
 use std::mem;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -214,6 +215,13 @@ fn to_usize(value: u64) -> io::Result<usize> {
 
 /// Bytes of the pages that a mapping of the file consists of.
 fn page_size(file: &File) -> io::Result<u64> {
+    if file.metadata()?.file_type().is_char_device() {
+        // Device-DAX memory is mapped in pages of its own size, and does not say which (but in sysfs).
+        return PAGE_SIZES
+            .into_iter()
+            .find(|&page| can_be_mapped_in(file, page))
+            .ok_or_else(|| io::ErrorKind::InvalidInput.into());
+    }
     // SAFETY: all zeroes is a valid statfs.
     let mut stat: libc::statfs = unsafe { mem::zeroed() };
     // SAFETY: the struct is valid for the call.
@@ -223,6 +231,33 @@ fn page_size(file: &File) -> io::Result<u64> {
     } else {
         Ok(PAGE)
     }
+}
+
+/// Sizes of the pages that device memory may have; the smallest one that does is the right one.
+const PAGE_SIZES: [u64; 3] = [PAGE, 2 << 20, 1 << 30];
+
+/// Whether the file can be mapped at an address, and with a length, that is a multiple of `page` and of no larger page.
+fn can_be_mapped_in(file: &File, page: u64) -> bool {
+    let largest = PAGE_SIZES[PAGE_SIZES.len() - 1];
+    let (Ok(page), Ok(largest)) = (to_usize(page), to_usize(largest)) else {
+        return false;
+    };
+    // Room for a largest page at its own multiple, and for the one after it.
+    let room = 3 * largest;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping that nobody accesses.
+    let start = unsafe { libc::mmap(ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return false;
+    }
+    let at = start.addr().next_multiple_of(largest) + page;
+    let (hint, fd) = (ptr::without_provenance_mut(at), file.as_raw_fd());
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: replaces a part of the mapping above.
+    let mapped = unsafe { libc::mmap(hint, page, libc::PROT_NONE, flags, fd, 0) };
+    // SAFETY: all of it is ours, and nobody uses it.
+    unsafe { libc::munmap(start, room) };
+    mapped != libc::MAP_FAILED
 }
 
 #[cfg(test)]
@@ -362,18 +397,22 @@ mod tests {
         assert!((0..256).all(|page| lost(&mapping, page)));
     }
 
-    #[test]
-    fn huge_pages_are_mapped_and_lost_as_a_whole() {
+    /// A file of huge pages, if there are some.
+    fn huge() -> Option<File> {
         let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
         // SAFETY: the name is a C string, the flags are valid.
         let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), flags) };
         let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-        if fd < 0 || free.map_or(0, |free| free.trim().parse().unwrap_or(0)) < 2 {
-            eprintln!("skipped: no huge pages");
-            return;
-        }
         // SAFETY: just made, and nobody else has it.
-        let file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
+        let file = (fd >= 0).then(|| unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) });
+        file.filter(|_| free.is_ok_and(|free| free.trim().parse().is_ok_and(|free: u32| free >= 4)))
+    }
+
+    #[test]
+    fn huge_pages_are_mapped_and_lost_as_a_whole() {
+        let Some(file) = huge() else {
+            return eprintln!("skipped: no huge pages");
+        };
         let huge = 2 << 20;
         file.set_len(2 * huge).unwrap();
         // From the middle of the first page to the middle of the second.
@@ -385,6 +424,38 @@ mod tests {
         assert_eq!(mapping.lost().first(), Some(&(1 << 20..3 << 20)));
         file.set_len(0).unwrap();
         assert_eq!(read(&mapping, 0), 0);
+    }
+
+    #[test]
+    fn large_pages_are_found_by_trying() {
+        let found = |file: &File| PAGE_SIZES.into_iter().find(|&page| can_be_mapped_in(file, page));
+        assert_eq!(found(&file(PAGE)), Some(PAGE));
+        // A device, whose memory has small pages.
+        let zero = File::options().read(true).write(true).open("/dev/zero").unwrap();
+        assert_eq!(page_size(&zero).unwrap(), PAGE);
+        let terminal = File::options().read(true).write(true).open("/dev/null").unwrap();
+        assert!(page_size(&terminal).is_err());
+        // Its pages are as those of device memory: nothing smaller can be mapped.
+        match huge() {
+            Some(huge) => assert_eq!(found(&huge), Some(2 << 20)),
+            None => eprintln!("skipped: no huge pages"),
+        }
+    }
+
+    #[test]
+    fn memory_with_large_pages_may_be_split_anywhere() {
+        let Some(file) = huge() else {
+            return eprintln!("skipped: no huge pages");
+        };
+        file.set_len(8 << 20).unwrap();
+        // As QEMU's memory on both sides of a hole: from the middle of a page on, and up to one.
+        let low = Mapping::of_guest(&file, 0, 3 << 20).unwrap();
+        let high = Mapping::of_guest(&file, 3 << 20, 1 << 20).unwrap();
+        write(&low, (3 << 20) - 1, 3);
+        write(&high, 0, 4);
+        assert_eq!((read(&low, (3 << 20) - 1), read(&high, 0)), (3, 4));
+        let last = (high.kernel_ptr().addr() - high.as_ptr().addr()) % (1 << 30);
+        assert_eq!(last, 0, "both mappings begin at a page");
     }
 
     #[test]
