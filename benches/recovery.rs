@@ -109,6 +109,7 @@ impl Queue {
             storage: Arc::clone(&storage),
             serial: [0; 20],
             batch_notifications: AtomicBool::new(true),
+            had_requests: AtomicBool::new(false),
             trouble: Trouble::default(),
             log: LogLimit::default(),
         });

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::daemon::{Daemon, SOCKET, run};
 use common::frontend::{Frontend, Op, SLOT, all_features};
+use common::vm::{Ring, Vm};
 
 const DEPTH: usize = 64;
 /// Workers that are always there: their coming and going would hide threads that are lost.
@@ -188,4 +189,47 @@ fn refused(dir: &std::path::Path) {
     assert!(!exit.status.success(), "the daemon started");
     assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
     assert!(exit.output.contains(SOCKET), "{}", exit.output);
+}
+
+#[test]
+fn a_driver_whose_memory_is_not_shared_is_reported() {
+    let mut daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
+    let warned = |daemon: &Daemon| daemon.output().contains("share=on");
+    // What it writes goes to a private copy, and the kick comes.
+    let vm = Vm::start(&daemon, 1);
+    vm.kick(0);
+    daemon.wait_for(warned, "say that there is nothing in the ring");
+    drop(vm);
+    assert_eq!(daemon.output().matches("share=on").count(), 1);
+    assert!(daemon.is_alive());
+}
+
+#[test]
+fn a_frontend_that_shares_no_memory_is_reported() {
+    let daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
+    let mut vm = Vm::connect(&daemon, 0);
+    vm.start_ring(0, Ring::new(0, 16));
+    assert_eq!(
+        daemon.output().matches("share=on").count(),
+        1,
+        "{}",
+        daemon.output()
+    );
+    // It may still come.
+    vm.share_memory();
+    vm.read_sector(0, 1);
+}
+
+#[test]
+fn a_needless_kick_is_not_reported() {
+    let daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
+    let mut vm = Vm::start(&daemon, 2);
+    vm.kick(1);
+    vm.read_sector(0, 1);
+    vm.kick(1);
+    let start = std::time::Instant::now();
+    while start.elapsed() < std::time::Duration::from_millis(2500) {
+        vm.read_sector(0, 1);
+    }
+    assert!(!daemon.output().contains("share=on"), "{}", daemon.output());
 }

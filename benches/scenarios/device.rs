@@ -59,6 +59,7 @@ fn queue(ctx: &AioContext, storage: Storage) -> Remote<BlkQueue> {
         storage: Arc::clone(&storage),
         serial: [0; 20],
         batch_notifications: AtomicBool::new(true),
+        had_requests: AtomicBool::new(false),
         trouble: Trouble::default(),
         log: LogLimit::new(),
     });

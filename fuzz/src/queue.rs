@@ -67,6 +67,7 @@ impl Queue {
             storage,
             serial: SERIAL,
             batch_notifications: AtomicBool::new(true),
+            had_requests: AtomicBool::new(false),
             trouble: Trouble::default(),
             log: LogLimit::default(),
         });

@@ -1,7 +1,7 @@
 //! A virtio-blk disk as the control thread sees it: its configuration, its state, handles to its queues.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use super::config::{BlkConfig, ConfigError};
@@ -29,6 +29,8 @@ pub struct DeviceState {
     pub serial: [u8; ID_LEN],
     /// Notifications are coalesced.
     pub batch_notifications: AtomicBool,
+    /// The frontend's driver has put a request into a ring.
+    pub had_requests: AtomicBool,
     /// What becomes of requests that the disk cannot execute.
     pub trouble: Trouble,
     /// Which lines about this disk are logged.
@@ -98,6 +100,7 @@ impl BlkDevice {
             storage,
             serial: params.serial,
             batch_notifications: AtomicBool::new(params.batch_notifications),
+            had_requests: AtomicBool::new(false),
             trouble: Trouble::new(params.trouble),
             log: LogLimit::new(),
         });
@@ -198,6 +201,7 @@ impl BlkDevice {
     /// The next driver finds the device as the first one did.
     pub fn reset(&mut self) {
         self.cache.reset();
+        self.state.had_requests.store(false, Ordering::Relaxed);
     }
 }
 

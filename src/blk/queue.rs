@@ -24,6 +24,7 @@ mod process;
 mod running;
 mod slow;
 mod trouble;
+mod unshared;
 mod volatile;
 mod watchdog;
 
@@ -35,6 +36,7 @@ pub use running::QueueError;
 use running::Running;
 use slow::Slow;
 use trouble::Held;
+use unshared::Unshared;
 use volatile::Volatile;
 use watchdog::Watchdog;
 
@@ -84,6 +86,7 @@ struct State {
     /// Notifications are coalesced.
     coalescing: bool,
     watchdog: Watchdog,
+    unshared: Unshared,
     held: Held,
     volatile: Volatile,
     /// Present if slow requests are to be reported.
@@ -170,6 +173,7 @@ impl State {
             kick: None,
             coalescing: true,
             watchdog: Watchdog::new(ctx, queue.clone()),
+            unshared: Unshared::new(ctx, queue.clone()),
             held: Held::new(ctx, queue.clone()),
             volatile: Volatile::new(ctx, queue.clone()),
             slow: io_timeout.map(|limit| Slow::new(ctx, queue.clone(), limit)),

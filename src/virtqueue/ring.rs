@@ -170,6 +170,13 @@ impl SplitRing {
         self.next_avail.0
     }
 
+    /// True as long as the driver has never put anything into this ring, as far as can be seen.
+    pub(crate) fn is_untouched(&self) -> bool {
+        // Relaxed: a number to be compared with nothing else.
+        let idx = self.avail_u16(2).load(Ordering::Relaxed);
+        (idx, self.next_avail.0, self.next_used.0) == (0, 0, 0)
+    }
+
     /// Takes the next available descriptor head, if there is one (2.7.14).
     ///
     /// # Errors

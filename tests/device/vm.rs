@@ -83,6 +83,7 @@ impl Disk {
             storage: Arc::new(Storage::open(&options).unwrap()),
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
             batch_notifications: AtomicBool::new(true),
+            had_requests: AtomicBool::new(false),
             trouble: Trouble::default(),
             log: LogLimit::default(),
         });

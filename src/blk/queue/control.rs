@@ -69,6 +69,7 @@ impl BlkQueue {
         let mut state = self.state.borrow_mut();
         (state.kicked, state.broken, state.losses) = (kicked, false, None);
         state.paused = false;
+        state.unshared.reset();
         state.stats.state.set(RingState::Running);
         state.running = Some(running);
         state.poller = Some(poller);

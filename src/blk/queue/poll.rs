@@ -91,6 +91,7 @@ impl BlkQueue {
         state.disable_kicks();
         drop(state);
         self.process();
+        self.check_shared();
     }
 }
 

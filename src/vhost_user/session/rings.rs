@@ -142,7 +142,27 @@ impl Session<'_> {
 
     pub(in crate::vhost_user) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
+        if enable {
+            self.warn_of_missing_memory(index);
+        }
         self.call(index, move |queue| queue.set_enabled(enable))
+    }
+
+    /// QEMU says nothing of it, and its guest waits.
+    fn warn_of_missing_memory(&self, index: usize) {
+        let DeviceState { name: disk, log, .. } = &**self.device.state();
+        if self.memory.is_empty()
+            && self.vrings[index].is_ready()
+            && let Some(suppressed) = log.pass("no memory", "")
+        {
+            tracing::warn!(
+                disk,
+                queue = index,
+                suppressed,
+                "the frontend has enabled a queue and shared no memory: the queue waits for it (QEMU: share=on on a memory \
+                 backend of the guest's memory)"
+            );
+        }
     }
 
     /// Starts every ring of which enough is known, after a change that concerns all of them.

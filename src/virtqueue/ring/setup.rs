@@ -33,7 +33,10 @@ pub enum RingError {
     #[error("queue size {0} is not a power of two from 1 to {MAX_QUEUE_SIZE}")]
     BadSize(u32),
     /// A part does not lie in one region of the memory table.
-    #[error("{part} at {addr:#x} ({len} bytes) is not in the frontend's memory table")]
+    #[error(
+        "{part} at {addr:#x} ({len} bytes) is not in the frontend's memory table (is all of the guest's memory shared? QEMU: \
+         share=on on its memory backend)"
+    )]
     NotMapped {
         /// Which part.
         part: &'static str,
