@@ -100,6 +100,12 @@ impl WriteCache {
         Ok(())
     }
 
+    /// The driver had set the `writeback` field when another process served it. That changes nothing of what the queues
+    /// do.
+    pub fn recall(&mut self, writeback: bool) {
+        self.mode.writeback = writeback;
+    }
+
     /// The driver is told that its mode, one without a cache, is set, though the flush for it has failed.
     pub fn go_on_unflushed(&mut self, mode: CacheMode) {
         debug_assert!(!mode.is_cached() && !self.is_on());

@@ -128,9 +128,25 @@ impl Client {
     /// Negotiates `features` and all protocol features of these tests.
     pub(crate) fn negotiate(&mut self, features: u64) -> io::Result<()> {
         self.send(msg::SET_OWNER, 0, &[], &[])?;
+        self.accept(features)?;
+        self.accept_protocol()
+    }
+
+    /// Negotiates all protocol features of these tests; the others are to follow.
+    pub(crate) fn negotiate_protocol(&mut self) -> io::Result<()> {
+        self.send(msg::SET_OWNER, 0, &[], &[])?;
+        self.get_u64(msg::GET_FEATURES)?;
+        self.accept_protocol()
+    }
+
+    /// Accepts what is offered of `features`.
+    pub(crate) fn accept(&mut self, features: u64) -> io::Result<()> {
         let offered = self.get_u64(msg::GET_FEATURES)?;
         let accepted = offered & (features | PROTOCOL_FEATURES);
-        self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])?;
+        self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])
+    }
+
+    fn accept_protocol(&mut self) -> io::Result<()> {
         let offered = self.get_u64(msg::GET_PROTOCOL_FEATURES)?;
         let accepted = offered & PROTOCOL;
         assert!(accepted & REPLY_ACK != 0, "the backend has no REPLY_ACK");

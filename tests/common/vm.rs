@@ -38,7 +38,7 @@ pub(crate) const SECTOR: usize = 512;
 const INDIRECT_DESC: u64 = 1 << 28;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
 /// All device features of virtio-blk.
-const BLK: u64 = 0xff_ffff;
+pub(crate) const BLK: u64 = 0xff_ffff;
 
 /// A ring and its events.
 #[derive(Debug)]

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::daemon::BINARY;
+use common::inflight::Inflight;
 use common::process::{Process, wait_for};
 use common::random::Random;
-use common::raw::{Answer, PROTOCOL_FEATURES, VERSION_1, msg};
+use common::raw::{Answer, Client, PROTOCOL_FEATURES, VERSION_1, msg};
 use common::skip::skipped;
 use common::vm::{
-    DATA, Desc, HEADER, Outcome, Ring, SEGMENTS, STATUS, Vm, header, linked, readable, writable,
+    BLK, DATA, Desc, HEADER, Outcome, Ring, SECTOR, SEGMENTS, STATUS, Vm, header, linked, readable, writable,
 };
 use tempfile::TempDir;
 
@@ -366,4 +367,39 @@ fn a_driver_that_cannot_flush_is_served_though_the_cache_cannot_be_emptied() {
     restart_without_flush(&mut vm);
     write(&mut vm, 5, 7);
     assert_eq!(blocks(&lossy.lose())[..6], [0, 0, 0, 0, 0, 7]);
+}
+
+#[test]
+fn a_region_of_a_driver_without_a_cache_is_taken_though_flushes_fail() {
+    let Some(lossy) = Lossy::start(&[]) else { return };
+    let mut vm = lossy.connect(0);
+    let region = Inflight::get(&mut vm.client, 1, 16);
+    vm.client.stop_ring(0).expect("stop");
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
+    vm.restart_rings();
+    lossy.break_flushes();
+    vm.poke(HEADER, &header(FLUSH, 0));
+    let chain = [readable(HEADER, 16), writable(STATUS, 1)];
+    assert_eq!(vm.request(0, &chain), Some((1, 1)), "a flush");
+
+    for features_first in [true, false] {
+        let stream = UnixStream::connect(lossy.dir.path().join("sock")).expect("connect");
+        if features_first {
+            vm.reconnect(stream, 0);
+            assert_eq!(region.set(&mut vm.client), Answer::Ack);
+        } else {
+            vm.client.leave();
+            vm.client = Client::new(stream);
+            vm.client.negotiate_protocol().expect("negotiate");
+            assert_eq!(region.set(&mut vm.client), Answer::Ack, "before SET_FEATURES");
+            vm.client.accept(VERSION_1 | BLK).expect("negotiate");
+        }
+        assert_eq!(vm.client.config(WRITEBACK, 1).expect("a byte"), [0]);
+        vm.share_memory();
+        vm.restart_rings();
+        assert_eq!(vm.read_sector(0, 0), [0; SECTOR]);
+        vm.poke(HEADER, &header(FLUSH, 0));
+        assert_eq!(vm.request(0, &chain), Some((1, 1)), "a flush");
+    }
 }

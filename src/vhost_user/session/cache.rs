@@ -21,22 +21,41 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(super) fn set_writeback(&mut self, writeback: bool) -> Result<()> {
-        self.switch_cache(CacheMode {
+    fn set_writeback(&mut self, writeback: bool) -> Result<()> {
+        self.switch_cache(self.with_writeback(writeback))
+    }
+
+    fn with_writeback(&self, writeback: bool) -> CacheMode {
+        CacheMode {
             writeback,
+            ..self.device.cache().mode()
+        }
+    }
+
+    /// The driver has set `writeback` while another process served it.
+    pub(super) fn recall_writeback(&mut self, writeback: bool) -> Result<()> {
+        let mode = self.with_writeback(writeback);
+        let mut cache = self.device.cache();
+        if mode.is_cached() == cache.mode().is_cached() {
+            // The queues learn of it with the driver's features, which may not be known yet.
+            cache.recall(writeback);
+            self.device.set_cache(cache);
+            return Ok(());
+        }
+        self.adopt(mode)
+    }
+
+    /// The driver has accepted these features. One that cannot flush gets every write stable.
+    pub(super) fn accept_features(&mut self, acked: u64) -> Result<()> {
+        self.adopt(CacheMode {
+            acked,
             ..self.device.cache().mode()
         })
     }
 
-    /// The driver has accepted these features.
-    ///
-    /// One that cannot flush gets every write stable. What could not be flushed when it came is the loss of another
-    /// driver, which could flush: no reason to keep this one from reading what is left.
-    pub(super) fn accept_features(&mut self, acked: u64) -> Result<()> {
-        let mode = CacheMode {
-            acked,
-            ..self.device.cache().mode()
-        };
+    /// Switches to what a driver that comes has, or had, said. What cannot be flushed then was lost before, and whoever
+    /// asks for a flush is told: no reason to keep this driver from reading what is left.
+    fn adopt(&mut self, mode: CacheMode) -> Result<()> {
         match self.switch_cache(mode) {
             Err(SessionError::Flush(error)) => {
                 let DeviceState { name: disk, log, .. } = &**self.device.state();

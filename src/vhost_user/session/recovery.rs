@@ -42,7 +42,7 @@ impl Session<'_> {
         self.inflight = Inflight::Refused;
         let region = InflightRegion::map(file, layout)?;
         if let Some(writeback) = region.device_state() {
-            self.set_writeback(writeback != 0)?;
+            self.recall_writeback(writeback != 0)?;
         }
         self.inflight = Inflight::Region(region);
         self.record_writeback();
