@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 use vhost_user_blk::account::{self, Account, find_group};
 use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
-use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
+use vhost_user_blk::blk::device::{BlkDevice, DeviceParams, TakeError};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, OnOff, one_line};
 use vhost_user_blk::engine::{Faults, Plan};
@@ -106,7 +106,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         engine,
         queues: &stats,
     };
-    let end = serve(signals, server, device, storage, &report, &sandbox)?;
+    let end = serve(signals, server, device, Arc::clone(&storage), &report, &sandbox)?;
     if cli.stats {
         eprint!("{report}");
     }
@@ -115,7 +115,19 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     drop(iothreads);
     tracing::info!(disk, reason = end.reason, "stopped");
-    Ok(())
+    check_flushes(&storage)
+}
+
+/// A process that has lost writes does not end as if nothing had happened.
+fn check_flushes(storage: &Storage) -> anyhow::Result<()> {
+    match storage.last_flush_failed() {
+        false => Ok(()),
+        true => Err(anyhow!(
+            "a flush of {0} has failed, so writes may be lost: mend what is below it, run 'sync {0}' until it reports no \
+             error, then check the guest's file systems",
+            storage.path().display()
+        )),
+    }
 }
 
 /// Ends the process, whatever its threads do: joining them could take for ever.
@@ -274,7 +286,7 @@ fn make_device(
     let mut device = BlkDevice::new(Arc::clone(storage), params, iothreads)?;
     if !cli.incoming {
         let locked = device.activate();
-        locked.map_err(|error| lock_error(error, storage.path()))?;
+        locked.map_err(|error| take_error(error, storage.path()))?;
     }
     for iothread in iothreads {
         confine(iothread, sandbox)?;
@@ -291,6 +303,13 @@ fn confine(iothread: &IoThread, sandbox: &Sandbox) -> anyhow::Result<()> {
     };
     iothread.handle().run_on_context(enter)?;
     Ok(entered.recv().context("an IOThread has ended")??)
+}
+
+fn take_error(error: TakeError, image: &Path) -> anyhow::Error {
+    match error {
+        TakeError::Lock(error) => lock_error(error, image),
+        error => error.into(),
+    }
 }
 
 fn lock_error(error: LockError, image: &Path) -> anyhow::Error {
@@ -382,15 +401,12 @@ fn serve(
     report: &Report<'_>,
     sandbox: &Sandbox,
 ) -> anyhow::Result<End> {
-    let (stopper, resizer) = (server.stopper(), server.resizer(Arc::clone(&storage)));
+    let (stopper, resizer) = (server.stopper(), server.resizer(storage));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
     let control = move || {
         let _waker = CloseOnDrop(waker);
         server.run(&mut device);
-        if let Err(error) = storage.flush() {
-            tracing::error!(%error, "flush on exit");
-        }
         drop(device);
         // The main thread may have given up already.
         let _ = done.send(());

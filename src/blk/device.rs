@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use super::config::{BlkConfig, ConfigError};
+pub use super::image_lock::TakeError;
 use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
@@ -15,7 +16,7 @@ use crate::aio::{AioContext, Gone, IoThread, Remote};
 use crate::engine::{self, Engines, Faults, Plan};
 use crate::guard;
 use crate::log_limit::LogLimit;
-use crate::storage::{LockError, Storage};
+use crate::storage::Storage;
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
 /// What the control thread and the IOThreads share of a disk.
@@ -183,19 +184,29 @@ impl BlkDevice {
         self.cache = cache;
     }
 
-    /// Locks the image, unless that is done already. To be called before a ring runs; may be called earlier.
+    /// Locks the image, unless that is done already, and forgets what this host knew of it. To be called before a ring
+    /// runs; may be called earlier. Returns whether the size has changed.
     ///
     /// Waits a moment for somebody who is about to let go of it.
     ///
     /// # Errors
-    /// Somebody else uses the image.
-    pub fn activate(&mut self) -> Result<(), LockError> {
+    /// Somebody else uses the image, or it is not known what another host has left there.
+    pub fn activate(&mut self) -> Result<bool, TakeError> {
         self.turn.take()
     }
 
     /// No ring runs any more: flushes, and lets others lock the image.
-    pub fn deactivate(&mut self) {
-        self.turn.hand_over();
+    ///
+    /// # Errors
+    /// Those of the flush; the image stays locked.
+    pub fn deactivate(&mut self) -> io::Result<()> {
+        self.turn.hand_over()
+    }
+
+    /// The process ends: whatever stops from here on, the image is neither flushed nor unlocked, for the successor on
+    /// this host shares the page cache and is to hear of failed writes itself.
+    pub fn end(&mut self) {
+        self.turn.end();
     }
 
     /// The next driver finds the device as the first one did.

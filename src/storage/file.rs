@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::Error;
-use super::flush::Flusher;
+use super::flush::{FlushWitness, Flusher};
 use super::geometry::{Geometry, Kind};
 use super::nowait::{Nowait, NowaitIo};
 use super::transfer::{IOV_MAX, retry, transfer};
+use super::written_back::WrittenBack;
 use super::zero::{self, Missing};
 use super::{Limits, OpenOptions, bounce, sys};
 use crate::io::IoVecs;
@@ -30,6 +31,10 @@ pub struct RawFile {
     missing: Missing,
     nowait: NowaitIo,
     flusher: Flusher,
+    /// Present where failed writebacks can be noticed without taking the kernel's report.
+    written_back: Option<WrittenBack>,
+    /// A process before this one may have taken the kernel's report of a failed writeback, and told nobody.
+    doubtful: AtomicBool,
     /// An [`ImageLock`](super::ImageLock) of this open file exists.
     locked: Arc<AtomicBool>,
 }
@@ -48,6 +53,11 @@ impl RawFile {
         let geometry = Geometry::of(&file, &meta, kind, options)?;
         Ok(Self {
             nowait: NowaitIo::of(&file, options.direct),
+            written_back: match options.direct || options.read_only {
+                true => None,
+                false => WrittenBack::open(&file),
+            },
+            doubtful: AtomicBool::new(false),
             file,
             path: options.path.clone(),
             kind,
@@ -70,10 +80,7 @@ impl RawFile {
     }
 
     pub(super) fn refresh_size(&self) -> io::Result<u64> {
-        let bytes = match self.kind {
-            Kind::Regular => self.file.metadata()?.len(),
-            Kind::BlockDevice => sys::blkgetsize64(&self.file)?,
-        };
+        let bytes = self.bytes()?;
         let size = bytes - bytes % u64::from(self.limits.logical_block_size);
         if size == 0 {
             return Err(io::Error::new(
@@ -83,6 +90,14 @@ impl RawFile {
         }
         self.size.store(size, Ordering::Relaxed);
         Ok(size)
+    }
+
+    /// What the kernel says of the size.
+    fn bytes(&self) -> io::Result<u64> {
+        match self.kind {
+            Kind::Regular => Ok(self.file.metadata()?.len()),
+            Kind::BlockDevice => sys::blkgetsize64(&self.file),
+        }
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -203,11 +218,71 @@ impl RawFile {
     }
 
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.flusher.flush(|| retry(|| self.file.sync_data()))
+        self.flush_after_look(self.kind == Kind::BlockDevice)
+    }
+
+    pub(super) fn flush_at_rest(&self) -> io::Result<()> {
+        self.flush_after_look(true)
+    }
+
+    fn flush_after_look(&self, look: bool) -> io::Result<()> {
+        let written_back = self.written_back.as_ref().filter(|_| look);
+        let look = || written_back.map_or(Ok(()), |written_back| written_back.wait(self.size()));
+        self.flusher.flush(look, || {
+            self.dispel_doubt()?;
+            retry(|| self.file.sync_data())
+        })
     }
 
     pub(super) fn flushes_fail(&self) -> bool {
         self.flusher.is_over()
+    }
+
+    pub(super) fn last_flush_failed(&self) -> bool {
+        self.flusher.has_failed()
+    }
+
+    pub(super) fn fail_flushes(&self) {
+        self.flusher.give_up(libc::EIO);
+    }
+
+    pub(super) fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
+        self.flusher.set_witness(witness);
+    }
+
+    pub(super) fn doubt_last_flush(&self) -> bool {
+        let can_be_dispelled = self.kind == Kind::Regular;
+        // Relaxed: the flush that it concerns is asked for later, by way of a ring that starts.
+        self.doubtful.store(can_be_dispelled, Ordering::Relaxed);
+        can_be_dispelled
+    }
+
+    /// The file's own report may have been taken, but that of its file system was not: whoever asks for that asks here.
+    fn dispel_doubt(&self) -> io::Result<()> {
+        // Relaxed: one flush runs at a time.
+        if !self.doubtful.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let synced = retry(|| sys::syncfs(&self.file));
+        if let Err(error) = &synced {
+            // Reported once, and not to be forgotten.
+            self.flusher.give_up(error.raw_os_error().unwrap_or(libc::EIO));
+        }
+        self.doubtful.store(false, Ordering::Relaxed);
+        synced
+    }
+
+    pub(super) fn look_anew(&self) -> io::Result<bool> {
+        let before = self.size();
+        let shared = self.kind == Kind::BlockDevice || !host_only(&self.file);
+        if shared && !self.direct {
+            sys::drop_cache(&self.file)?;
+        }
+        // A file of this host that has become shorter was cut by mistake: what is missing fails, until it is written again.
+        if shared || self.bytes()? > before {
+            self.refresh_size()?;
+        }
+        Ok(self.size() != before)
     }
 
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -243,7 +318,11 @@ impl RawFile {
         if self.limits.read_only {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
-        self.check_range(offset, len)
+        self.check_range(offset, len)?;
+        if let Some(written_back) = &self.written_back {
+            written_back.touch(offset, len);
+        }
+        Ok(())
     }
 
     fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -267,6 +346,23 @@ impl AsFd for RawFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Whether a file is on a file system that only this host can use, so that its cache is always right.
+fn host_only(file: &File) -> bool {
+    /// ext2, ext3 and ext4; XFS; Btrfs; tmpfs; F2FS; bcachefs; ZFS; overlayfs: their `f_type` in `statfs`.
+    const MAGIC: [u32; 8] = [
+        0xef53,
+        0x5846_5342,
+        0x9123_683e,
+        0x0102_1994,
+        0xf2f5_2010,
+        0xca45_1a4e,
+        0x2fc1_2fc1,
+        0x794c_7630,
+    ];
+    let magic = sys::file_system_magic(file).ok();
+    magic.is_some_and(|magic| MAGIC.iter().any(|known| i64::from(*known) == magic))
 }
 
 fn open_file(options: &OpenOptions) -> Result<File, Error> {

@@ -1,18 +1,33 @@
 //! Flushes that neither multiply nor forget.
 //!
 //! The kernel reports a failed writeback *once* for each open file (its `errseq_t` mark moves on) and may mark the lost
-//! pages clean; the next `fdatasync` then succeeds although the data is gone. Two things follow:
+//! pages clean; the next `fdatasync` then succeeds although the data is gone. Three things follow:
 //! - A failure is remembered, and every later flush fails with it until the file is opened anew.
+//! - A [`FlushWitness`] keeps what became of the flushes where the next process finds it: the kernel will not tell that
+//!   one again.
 //! - Of two `fdatasync` running at once only one would be told. So one runs at a time, and those who wait meanwhile
 //!   share the next one: it begins after all their writes, and many queues that flush together cost one flush.
 
+use std::fmt::Debug;
 use std::io;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 #[cfg(tsan)]
 use crate::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(tsan))]
 use std::sync::{Condvar, Mutex, MutexGuard};
+
+/// Remembers what became of the flushes for the process that comes after this one. Any thread.
+pub trait FlushWitness: Debug + Send + Sync {
+    /// A flush is about to take the kernel's report of failed writes.
+    fn begun(&self);
+
+    /// It has ended, and all that was written before it is stable.
+    fn succeeded(&self);
+
+    /// A flush has failed for good: something that was written is lost.
+    fn failed(&self);
+}
 
 /// The flushes of one open file.
 #[derive(Debug)]
@@ -31,9 +46,13 @@ impl Flusher {
         }
     }
 
-    /// Returns when a flush that began after this call has ended, with its result. Runs `sync`, which must not panic,
-    /// itself if nobody else does.
-    pub(super) fn flush(&self, sync: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    /// Returns when a flush that began after this call has ended, with its result. Runs `look`, then `sync`, which must
+    /// not panic, itself if nobody else does. `look` may fail, but must leave the kernel's report for others to take.
+    pub(super) fn flush(
+        &self,
+        look: impl Fn() -> io::Result<()>,
+        sync: impl Fn() -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut state = self.lock();
         let needed = state.next();
         loop {
@@ -41,14 +60,47 @@ impl Flusher {
                 Turn::Over(result) => return result,
                 Turn::Wait => state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Turn::Run => {
+                    let witness = state.witness.clone().filter(|_| state.sticky);
                     drop(state);
-                    let result = sync();
+                    let result = look().and_then(|()| {
+                        if let Some(witness) = &witness {
+                            witness.begun();
+                        }
+                        sync()
+                    });
+                    // Before anybody learns of it: a process that is killed now has not answered yet.
+                    if let Some(witness) = &witness {
+                        match &result {
+                            Ok(()) => witness.succeeded(),
+                            Err(_) => witness.failed(),
+                        }
+                    }
                     state = self.lock();
                     state.end(&result);
                     self.ended.notify_all();
                 }
             }
         }
+    }
+
+    /// Has every flush fail from here on.
+    pub(super) fn give_up(&self, errno: i32) {
+        let mut state = self.lock();
+        state.failed = Some((u64::MAX, errno));
+        state.tell_witness();
+    }
+
+    /// Replaces the witness. The new one learns at once if flushes have failed for good.
+    pub(super) fn set_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
+        let mut state = self.lock();
+        state.witness = witness;
+        state.tell_witness();
+    }
+
+    /// True if the last flush failed.
+    pub(super) fn has_failed(&self) -> bool {
+        let state = self.lock();
+        state.failed.is_some_and(|(last, _)| last >= state.ended)
     }
 
     /// True once no flush will succeed any more.
@@ -71,6 +123,7 @@ struct State {
     ended: u64,
     /// The last flush that failed (`u64::MAX`: this one and all to come), with its errno.
     failed: Option<(u64, i32)>,
+    witness: Option<Arc<dyn FlushWitness>>,
 }
 
 /// What a caller is to do now.
@@ -91,6 +144,13 @@ impl State {
             begun: 0,
             ended: 0,
             failed: None,
+            witness: None,
+        }
+    }
+
+    fn tell_witness(&self) {
+        if let (Some(witness), Some((u64::MAX, _))) = (&self.witness, self.failed) {
+            witness.failed();
         }
     }
 
@@ -127,6 +187,10 @@ impl State {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    fn nothing() -> io::Result<()> {
+        Ok(())
+    }
 
     fn eio() -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::EIO))
@@ -180,11 +244,14 @@ mod tests {
     #[test]
     fn through_the_page_cache_a_failure_is_final() {
         let flusher = Flusher::new(true);
-        assert_eq!(flusher.flush(eio).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert_eq!(
+            flusher.flush(nothing, eio).unwrap_err().raw_os_error(),
+            Some(libc::EIO)
+        );
         assert!(flusher.is_over());
         // The kernel has reported it and would say that all is well.
         assert_eq!(
-            flusher.flush(|| Ok(())).unwrap_err().raw_os_error(),
+            flusher.flush(nothing, || Ok(())).unwrap_err().raw_os_error(),
             Some(libc::EIO)
         );
     }
@@ -192,10 +259,70 @@ mod tests {
     #[test]
     fn without_a_page_cache_a_flush_may_be_tried_again() {
         let flusher = Flusher::new(false);
-        flusher.flush(eio).unwrap_err();
+        flusher.flush(nothing, eio).unwrap_err();
         assert!(!flusher.is_over());
-        flusher.flush(|| Ok(())).unwrap();
-        flusher.flush(eio).unwrap_err();
+        flusher.flush(nothing, || Ok(())).unwrap();
+        flusher.flush(nothing, eio).unwrap_err();
+    }
+
+    /// Says what it was told last.
+    #[derive(Debug, Default)]
+    struct Told(Mutex<&'static str>);
+
+    impl Told {
+        fn last(&self) -> &'static str {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    impl FlushWitness for Told {
+        fn begun(&self) {
+            *self.0.lock().unwrap() = "begun";
+        }
+
+        fn succeeded(&self) {
+            *self.0.lock().unwrap() = "succeeded";
+        }
+
+        fn failed(&self) {
+            *self.0.lock().unwrap() = "failed";
+        }
+    }
+
+    #[test]
+    fn the_witness_knows_before_the_caller() {
+        let (flusher, told) = (Flusher::new(true), Arc::new(Told::default()));
+        flusher.set_witness(Some(Arc::clone(&told) as _));
+        let sync = || {
+            assert_eq!(told.last(), "begun");
+            Ok(())
+        };
+        let look = || {
+            assert_eq!(told.last(), "");
+            Ok(())
+        };
+        flusher.flush(look, sync).unwrap();
+        assert_eq!(told.last(), "succeeded");
+        flusher
+            .flush(eio, || unreachable!("it would take the report"))
+            .unwrap_err();
+        assert_eq!(told.last(), "failed");
+        flusher.set_witness(Some(Arc::clone(&told) as _));
+        assert_eq!(told.last(), "failed", "a new witness");
+    }
+
+    #[test]
+    fn a_flush_that_may_be_tried_again_needs_no_witness() {
+        let (flusher, told) = (Flusher::new(false), Arc::new(Told::default()));
+        flusher.set_witness(Some(Arc::clone(&told) as _));
+        flusher.flush(nothing, eio).unwrap_err();
+        assert!(flusher.has_failed());
+        flusher.flush(nothing, nothing).unwrap();
+        assert!(!flusher.has_failed());
+        assert_eq!(told.last(), "");
+        flusher.give_up(libc::EIO);
+        assert_eq!(told.last(), "failed");
+        flusher.flush(nothing, nothing).unwrap_err();
     }
 
     #[test]
@@ -219,7 +346,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..500 {
                         let mine = written.fetch_add(1, SeqCst) + 1;
-                        flusher.flush(sync).unwrap();
+                        flusher.flush(nothing, sync).unwrap();
                         assert!(stable.load(SeqCst) >= mine);
                     }
                 });

@@ -15,15 +15,18 @@ mod null;
 mod short;
 mod sys;
 mod transfer;
+mod written_back;
 mod zero;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use error::Error;
 pub use file::RawFile;
+pub use flush::FlushWitness;
 pub use format::foreign_format;
 pub use lock::{ImageLock, LockError};
 pub use nowait::Nowait;
@@ -314,11 +317,71 @@ impl Storage {
         }
     }
 
+    /// As [`flush`](Self::flush), while nothing is being written. The kernel's report of a failed write is left for
+    /// whoever opens the file later, if possible.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush).
+    pub fn flush_at_rest(&self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.flush_at_rest(),
+            Self::Null(_) => Ok(()),
+        }
+    }
+
     /// True once every flush fails, because an earlier one did.
     pub fn flushes_fail(&self) -> bool {
         match self {
             Self::File(file) => file.flushes_fail(),
             Self::Null(_) => false,
+        }
+    }
+
+    /// True if the last flush failed: what was written before it may be lost.
+    pub fn last_flush_failed(&self) -> bool {
+        match self {
+            Self::File(file) => file.last_flush_failed(),
+            Self::Null(_) => false,
+        }
+    }
+
+    /// Has every flush fail from here on: another process knows that data was lost.
+    pub fn fail_flushes(&self) {
+        match self {
+            Self::File(file) => file.fail_flushes(),
+            Self::Null(_) => {}
+        }
+    }
+
+    /// Has a witness remember what becomes of flushes through the page cache. It learns at once if they have failed for
+    /// good.
+    pub fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
+        match self {
+            Self::File(file) => file.set_flush_witness(witness),
+            Self::Null(_) => {}
+        }
+    }
+
+    /// A process that is gone began a flush, and nobody knows how it ended.
+    ///
+    /// The next flush of a file syncs its whole file system, which knows if anything was lost there, and fails then.
+    /// Returns false where nothing can tell (block devices).
+    pub fn doubt_last_flush(&self) -> bool {
+        match self {
+            Self::File(file) => file.doubt_last_flush(),
+            Self::Null(_) => true,
+        }
+    }
+
+    /// Another process has had the image, maybe on another host: drops what this host has cached and not changed, and
+    /// reads the size again. Returns whether it is another one.
+    ///
+    /// # Errors
+    /// The cache cannot be dropped, or the size not be used.
+    pub fn look_anew(&self) -> io::Result<bool> {
+        match self {
+            Self::File(file) => file.look_anew(),
+            Self::Null(_) => Ok(false),
         }
     }
 

@@ -29,6 +29,15 @@ pub(super) fn preadv(file: &File, iov: &[libc::iovec], offset: u64) -> io::Resul
     transferred(unsafe { libc::preadv(file.as_raw_fd(), iov.as_ptr(), count, offset) })
 }
 
+/// `preadv` without memory to read into, which fails at the latest when the kernel wants to use it.
+pub(super) fn read_nothing(file: &File, offset: u64, len: u64) -> io::Result<usize> {
+    let iov = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: usize::try_from(len).map_err(io::Error::other)?,
+    };
+    preadv(file, &[iov], offset)
+}
+
 /// `pwritev`: bytes written.
 pub(super) fn pwritev(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
@@ -55,6 +64,22 @@ pub(super) fn pwritev_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> i
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
     // SAFETY: as in `pwritev`.
     transferred(unsafe { libc::pwritev2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_NOWAIT) })
+}
+
+/// `syncfs`: writes back the whole file system, and fails if it has lost anything since `file` was opened, or since
+/// somebody asked.
+pub(super) fn syncfs(file: &File) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    status(unsafe { libc::syncfs(file.as_raw_fd()) })
+}
+
+/// `posix_fadvise` with `POSIX_FADV_DONTNEED` for the whole file: drops what is cached of it and not dirty.
+pub(super) fn drop_cache(file: &File) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// `fallocate`, always with `KEEP_SIZE`.

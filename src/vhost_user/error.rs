@@ -72,8 +72,11 @@ pub enum SessionError {
         /// The queue that was to start.
         index: usize,
         /// Who has the image.
-        source: crate::storage::LockError,
+        source: crate::blk::device::TakeError,
     },
+    /// The migration would take for stable what is lost.
+    #[error("flush before the image is handed over: {0}")]
+    HandOver(std::io::Error),
     /// The in-flight region does not do.
     #[error(transparent)]
     Inflight(#[from] crate::virtqueue::RegionError),

@@ -247,6 +247,9 @@ impl Server {
             .err();
         // While the connection's own are open: a descriptor that came with a message may have found no room.
         let hint = files_hint(reason.is_some() && out_of_files());
+        if self.stop.wait(None, Some(Duration::ZERO)) {
+            lock(&handler).session.device().end();
+        }
         // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
         lock(&handler).session.finish();
         drop(requests);

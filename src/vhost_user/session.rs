@@ -202,5 +202,6 @@ impl Drop for Session<'_> {
         {
             tracing::error!(disk, %error, suppressed, "disk cannot be reset after its frontend left");
         }
+        self.device.state().storage.set_flush_witness(None);
     }
 }

@@ -18,7 +18,7 @@ mod region;
 #[cfg(test)]
 mod tests;
 
-pub use region::{InflightRegion, RegionError, RegionLayout};
+pub use region::{InflightRegion, RegionError, RegionLayout, SpareByte};
 
 /// The layout of one queue's part, in the host's byte order: a header, then an entry per descriptor.
 const FEATURES: usize = 0;

@@ -8,5 +8,5 @@ mod inflight;
 mod ring;
 
 pub use chain::{Chain, ChainError};
-pub use inflight::{InflightArea, InflightError, InflightRegion, RegionError, RegionLayout};
+pub use inflight::{InflightArea, InflightError, InflightRegion, RegionError, RegionLayout, SpareByte};
 pub use ring::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, SplitRing};

@@ -60,6 +60,11 @@ impl Inflight {
         u64::from(queue) * len.next_multiple_of(64)
     }
 
+    /// Offset of what follows the queues' parts.
+    pub(crate) fn trailer(&self) -> u64 {
+        self.part(self.queues)
+    }
+
     fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut bytes = [0; N];
         self.file

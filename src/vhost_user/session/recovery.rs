@@ -1,11 +1,18 @@
-//! What outlives a session, and the process: the chains in flight and the cache mode, in memory that the frontend keeps.
+//! What outlives a session, and the process, in memory that the frontend keeps: the chains in flight, the cache mode, and
+//! what became of the flushes.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use super::{Result, Session};
 use crate::blk::device::DeviceState;
+use crate::storage::FlushWitness;
 use crate::vhost_user::SessionError;
-use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout};
+use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout, SpareByte};
+
+/// Bytes of the region that are no queue's, by their numbers.
+const FLUSH_FAILED: usize = 0;
+const FLUSH_RUNNING: usize = 1;
 
 /// Where chains in flight are tracked.
 #[derive(Debug)]
@@ -15,6 +22,40 @@ pub(super) enum Inflight {
     Region(InflightRegion),
     /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
     Refused,
+}
+
+/// What became of the flushes: two bytes, each 0 or 1. Any thread.
+#[derive(Debug)]
+struct FlushMarks {
+    /// One has failed for good: writes are lost.
+    failed: SpareByte,
+    /// One takes the kernel's report of failed writes, and has not ended.
+    running: SpareByte,
+}
+
+impl FlushMarks {
+    /// `None` for a region that has no room for them.
+    fn of(region: &InflightRegion) -> Option<Self> {
+        Some(Self {
+            failed: region.spare(FLUSH_FAILED)?,
+            running: region.spare(FLUSH_RUNNING)?,
+        })
+    }
+}
+
+impl FlushWitness for FlushMarks {
+    fn begun(&self) {
+        self.running.set(1);
+    }
+
+    fn succeeded(&self) {
+        self.running.set(0);
+    }
+
+    fn failed(&self) {
+        self.failed.set(1);
+        self.running.set(0);
+    }
 }
 
 impl Session<'_> {
@@ -40,13 +81,43 @@ impl Session<'_> {
             return Err(SessionError::Running(running));
         }
         self.inflight = Inflight::Refused;
+        self.device.state().storage.set_flush_witness(None);
         let region = InflightRegion::map(file, layout)?;
+        self.follow_flushes(&region);
         if let Some(writeback) = region.device_state() {
             self.recall_writeback(writeback != 0)?;
         }
         self.inflight = Inflight::Region(region);
         self.record_writeback();
         self.start_ready()
+    }
+
+    /// Learns what became of the flushes of the processes before, and tells those that come after.
+    fn follow_flushes(&self, region: &InflightRegion) {
+        let Some(marks) = FlushMarks::of(region) else {
+            return;
+        };
+        let state = self.device.state();
+        let (disk, storage) = (&state.name, &state.storage);
+        if marks.failed.get() != 0 {
+            if !storage.flushes_fail() {
+                tracing::error!(
+                    disk,
+                    "a flush failed before this process took over: writes are lost, and all flushes fail"
+                );
+            }
+            storage.fail_flushes();
+        } else if marks.running.get() != 0 {
+            let outcome = match storage.doubt_last_flush() {
+                true => "the next flush asks the whole file system if a write was lost",
+                false => "if it failed, nobody knows",
+            };
+            tracing::warn!(
+                disk,
+                "the process before this one was killed during a flush: {outcome}"
+            );
+        }
+        storage.set_flush_witness(Some(Arc::new(marks)));
     }
 
     /// Where the chains of a ring of `size` descriptors are to be tracked.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::{Arc, mpsc};
 
 use super::log::check_log_address;
-use super::{PROTOCOL_FEATURES, Result, Session};
+use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
 use crate::blk::queue::{RingSetup, Stop};
@@ -96,7 +96,11 @@ impl Session<'_> {
         vring.draining = false;
         if self.vrings.iter().all(Vring::is_idle) {
             self.channel.suspend();
-            self.device.deactivate();
+            let handed_over = self.device.deactivate();
+            // Only while the VM migrates is the frontend better off without an answer: the VM can stay where it is.
+            if self.acked & LOG_ALL != 0 {
+                handed_over.map_err(SessionError::HandOver)?;
+            }
         }
         Ok(())
     }
@@ -208,7 +212,7 @@ impl Session<'_> {
                 indirect: self.acked & features::INDIRECT_DESC != 0,
             },
         };
-        self.device.activate().map_err(|source| {
+        let resized = self.device.activate().map_err(|source| {
             // A driver that waits for ever would not even know.
             self.failed = true;
             SessionError::Lock { index, source }
@@ -219,7 +223,9 @@ impl Session<'_> {
         self.channel.resume();
         if let Some(requests) = resumed {
             self.log_resumed(index, requests);
-            // The predecessor may have served a disk of another size.
+        }
+        if resumed.is_some() || resized {
+            // The predecessor may have served a disk of another size, and another host may have resized it.
             self.channel.config_changed();
         }
         Ok(())

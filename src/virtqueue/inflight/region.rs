@@ -17,7 +17,8 @@ use crate::virtqueue::MAX_QUEUE_SIZE;
 const ALIGNMENT: usize = 64;
 /// Bytes behind the queues' parts, in regions that were made here.
 const TRAILER_LEN: usize = 64;
-/// First bytes of the trailer; the next one holds the state.
+/// First bytes of the trailer; the next one holds the state, and those after it are spare. All of them are zero at first,
+/// also where a predecessor does not know them.
 const TRAILER_MAGIC: [u8; 8] = *b"vublk-01";
 /// A state was recorded.
 const RECORDED: u8 = 0x80;
@@ -125,8 +126,8 @@ impl RegionLayout {
 #[derive(Debug)]
 pub struct InflightRegion {
     area: MappedArea,
-    /// A byte that is no queue's.
-    state: Option<MappedArea>,
+    /// Bytes that are no queue's.
+    trailer: Option<MappedArea>,
     /// Offset of the parts for rings of more than `queue_size` descriptors.
     large_parts: Option<usize>,
     layout: RegionLayout,
@@ -179,11 +180,12 @@ impl InflightRegion {
             }
         };
         let area = MappedArea::map(file, offset, mapped)?;
-        let state = trailer.then(|| area.part(needed + TRAILER_MAGIC.len(), 1));
+        let (start, len) = (needed + TRAILER_MAGIC.len(), TRAILER_LEN - TRAILER_MAGIC.len());
+        let trailer = trailer.then(|| area.part(start, len));
         let large_parts = large.then_some(needed + TRAILER_LEN);
         let region = Self {
             area,
-            state,
+            trailer,
             large_parts,
             layout,
         };
@@ -221,8 +223,7 @@ impl InflightRegion {
 
     /// What the device has recorded: below 128.
     pub fn device_state(&self) -> Option<u8> {
-        // Acquire: pairs with the release store of the predecessor, which has ended.
-        let state = self.state()?.load(Ordering::Acquire);
+        let state = self.byte(0)?.get();
         (state & RECORDED != 0).then_some(state & !RECORDED)
     }
 
@@ -230,16 +231,20 @@ impl InflightRegion {
     ///
     /// A region that was made elsewhere has no place for them.
     pub fn set_device_state(&self, state: u8) {
-        if let Some(byte) = self.state() {
-            // Release: pairs with the Acquire of a successor in `device_state`.
-            byte.store(state | RECORDED, Ordering::Release);
+        if let Some(byte) = self.byte(0) {
+            byte.set(state | RECORDED);
         }
     }
 
-    fn state(&self) -> Option<&AtomicU8> {
-        let area = self.state.as_ref()?;
-        // SAFETY: one byte, mapped as long as the area lives; shared with the frontend, hence atomic.
-        Some(unsafe { AtomicU8::from_ptr(area.as_ptr()) })
+    /// A spare byte for the device, from 0 on.
+    ///
+    /// A region that was made elsewhere has none.
+    pub fn spare(&self, index: usize) -> Option<SpareByte> {
+        self.byte(1 + index)
+    }
+
+    fn byte(&self, index: usize) -> Option<SpareByte> {
+        Some(SpareByte(self.trailer.as_ref()?.part(index, 1)))
     }
 
     /// A queue's part among those for rings of `queue_size` descriptors, of which the first is at `parts`.
@@ -247,6 +252,29 @@ impl InflightRegion {
         let stride = RegionLayout::stride(queue_size);
         let area = self.area.part(parts + usize::from(queue) * stride, stride);
         InflightArea::new(area, queue_size).map_err(|source| RegionError::Corrupt { queue, source })
+    }
+}
+
+/// A byte of a region that is no queue's. Any thread.
+#[derive(Debug)]
+pub struct SpareByte(MappedArea);
+
+impl SpareByte {
+    /// Its value.
+    pub fn get(&self) -> u8 {
+        // Acquire: pairs with the release store of a predecessor, which has ended.
+        self.atomic().load(Ordering::Acquire)
+    }
+
+    /// Changes it.
+    pub fn set(&self, value: u8) {
+        // Release: pairs with the Acquire of a successor in `get`.
+        self.atomic().store(value, Ordering::Release);
+    }
+
+    fn atomic(&self) -> &AtomicU8 {
+        // SAFETY: one byte, mapped as long as the area lives; shared with the frontend, hence atomic.
+        unsafe { AtomicU8::from_ptr(self.0.as_ptr()) }
     }
 }
 

@@ -77,6 +77,11 @@ fn the_devices_state_is_kept_and_costs_a_foreign_region_nothing() {
         fixture.map().unwrap().set_device_state(state);
         assert_eq!(fixture.map().unwrap().device_state(), Some(state));
     }
+    for spare in [0, 1] {
+        assert_eq!(fixture.map().unwrap().spare(spare).unwrap().get(), 0);
+        fixture.map().unwrap().spare(spare).unwrap().set(1);
+    }
+    assert_eq!(fixture.map().unwrap().device_state(), Some(127));
     let foreign = Fixture {
         layout: RegionLayout {
             size: 2 * 192,
@@ -87,6 +92,7 @@ fn the_devices_state_is_kept_and_costs_a_foreign_region_nothing() {
     let region = foreign.map().unwrap();
     region.set_device_state(1);
     assert_eq!(region.device_state(), None);
+    assert!(region.spare(0).is_none());
 }
 
 #[test]

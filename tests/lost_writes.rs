@@ -1,0 +1,366 @@
+//! Writes that a disk loses after they were answered: no flush of any process says that they are stable.
+//!
+//! The disk is a loop device over a sparse file on a tmpfs that is full: writes into the page cache of the device succeed,
+//! and their writeback fails. The kernel reports that once.
+
+mod common;
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use common::daemon::{Daemon, SOCKET, run};
+use common::full::SmallDisk;
+use common::inflight::Inflight;
+use common::loop_device::LoopDevice;
+use common::machine::host;
+use common::memory::SharedMemory;
+use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use common::vm::{DATA, HEADER, Ring, SECTOR, STATUS, USER, Vm, header, readable, writable};
+
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const MIB: u64 = 1 << 20;
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+/// VIRTIO_BLK_F_FLUSH.
+const FLUSH_FEATURE: u64 = 1 << 9;
+const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGKILL];
+
+/// A disk that has lost what is written to it, and a daemon that serves it. They go in this order.
+struct Lossy {
+    daemon: Daemon,
+    device: LoopDevice,
+    disk: SmallDisk,
+}
+
+fn serve(path: &str, options: &[&str]) -> Daemon {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let args = ["--socket-path", SOCKET, "--blk-file", path];
+    Daemon::start_with(dir, &[&args, options].concat())
+}
+
+impl Lossy {
+    /// `None` where there are no mounts or loop devices.
+    fn start() -> Option<Self> {
+        let disk = SmallDisk::mount(2 * MIB)?;
+        disk.make_image(8 * MIB);
+        let device = LoopDevice::over(&disk.image())?;
+        let daemon = serve(device.path(), &[]);
+        disk.fill(0);
+        Some(Self { daemon, device, disk })
+    }
+
+    /// Room for whatever is written from here on.
+    fn mend(&self) {
+        self.disk.make_room();
+    }
+}
+
+fn write(vm: &mut Vm) {
+    vm.poke(HEADER, &header(OUT, 1024));
+    let chain = [readable(HEADER, 16), readable(DATA, 4096), writable(STATUS, 1)];
+    assert_eq!(
+        vm.request(0, &chain),
+        Some((OK, 1)),
+        "a write into the page cache"
+    );
+}
+
+fn flush(vm: &mut Vm) -> u8 {
+    vm.poke(HEADER, &header(FLUSH, 0));
+    let chain = [readable(HEADER, 16), writable(STATUS, 1)];
+    let (status, len) = vm.request(0, &chain).expect("an answer");
+    assert_eq!(len, 1);
+    status
+}
+
+fn stop(vm: &mut Vm) {
+    vm.client.stop_ring(0).expect("stop the ring");
+}
+
+/// Goes on with a daemon that was started anew, as a frontend that keeps no in-flight region.
+fn reconnect(vm: &mut Vm, daemon: &Daemon) {
+    vm.reconnect(daemon.connect(), 0);
+    vm.share_memory();
+    vm.restart_rings();
+}
+
+/// The same with a region.
+fn resume(vm: &mut Vm, daemon: &Daemon, region: &Inflight) {
+    vm.reconnect(daemon.connect(), 0);
+    assert_eq!(region.set(&mut vm.client), Answer::Ack, "SET_INFLIGHT_FD");
+    vm.share_memory();
+    vm.restart_rings();
+}
+
+/// A frontend with a region, whose ring runs.
+fn connect(daemon: &Daemon) -> (Vm, Inflight) {
+    let mut vm = Vm::connect(daemon, 0);
+    let region = Inflight::get(&mut vm.client, 1, 16);
+    vm.rings.push(Ring::new(0, 16));
+    resume(&mut vm, daemon, &region);
+    (vm, region)
+}
+
+fn start_is_refused(vm: &mut Vm) -> bool {
+    let ring = Ring::new(0, 16);
+    let user = |offset: usize| USER + offset as u64;
+    vm.client.vring_state(msg::SET_VRING_NUM, 0, 16);
+    vm.client
+        .vring_addr(0, user(ring.desc), user(ring.used), user(ring.avail));
+    let kick = ring.kick.as_raw_fd();
+    vm.client
+        .vring_fd(msg::SET_VRING_KICK, 0, Some(kick))
+        .is_refusal()
+}
+
+#[test]
+fn a_daemon_that_ends_leaves_the_kernels_report_to_its_successor() {
+    for signal in SIGNALS {
+        let Some(mut lossy) = Lossy::start() else { return };
+        let mut vm = Vm::start(&lossy.daemon, 1);
+        write(&mut vm);
+        lossy.daemon.restart(signal);
+        lossy.mend();
+        reconnect(&mut vm, &lossy.daemon);
+        assert_eq!(flush(&mut vm), IOERR, "signal {signal}");
+    }
+}
+
+#[test]
+fn a_stopped_ring_takes_no_report_from_the_next_process() {
+    for signal in SIGNALS {
+        let Some(mut lossy) = Lossy::start() else { return };
+        let mut vm = Vm::start(&lossy.daemon, 1);
+        write(&mut vm);
+        stop(&mut vm);
+        lossy.daemon.restart(signal);
+        lossy.mend();
+        drop(vm);
+        let mut vm = Vm::start(&lossy.daemon, 1);
+        assert_eq!(flush(&mut vm), IOERR, "signal {signal}");
+    }
+}
+
+#[test]
+fn an_image_that_has_lost_writes_is_not_handed_over() {
+    let Some(mut lossy) = Lossy::start() else { return };
+    let destination = serve(lossy.device.path(), &["--incoming"]);
+    let mut vm = Vm::start(&lossy.daemon, 1);
+    write(&mut vm);
+    stop(&mut vm);
+    lossy.mend();
+    let said = lossy.daemon.output();
+    assert!(said.contains("flush failed before releasing the image"), "{said}");
+
+    let mut to = Vm::connect(&destination, 0);
+    to.share_memory();
+    assert!(start_is_refused(&mut to), "it would vouch for what is lost");
+    let exit = run(
+        &["--socket-path", "s", "--blk-file", lossy.device.path()],
+        lossy.daemon.dir(),
+    );
+    assert!(
+        !exit.status.success() && exit.output.contains("in use"),
+        "{}",
+        exit.output
+    );
+
+    // The source can still read.
+    vm.restart_rings();
+    assert_eq!(vm.read_sector(0, 0), [0; SECTOR]);
+    assert_eq!(flush(&mut vm), IOERR);
+    drop(vm);
+    let exit = lossy.daemon.terminate();
+    assert_eq!(exit.status.code(), Some(1), "{}", exit.output);
+    assert!(exit.output.contains("a flush of"), "{}", exit.output);
+}
+
+#[test]
+fn a_migration_whose_last_flush_fails_is_not_completed() {
+    let Some(lossy) = Lossy::start() else { return };
+    let mut vm = Vm::start(&lossy.daemon, 1);
+    write(&mut vm);
+    let features = VERSION_1 | PROTOCOL_FEATURES | LOG_ALL | FLUSH_FEATURE;
+    let log = SharedMemory::new(4096);
+    assert!(vm.client.set_log(4096, 0, log.fd()).is_some());
+    let answer = vm.client.ask(msg::SET_FEATURES, &features.to_le_bytes(), &[]);
+    assert_eq!(answer, Answer::Ack);
+    assert!(
+        vm.client.stop_ring(0).is_err(),
+        "the destination would go on without the writes"
+    );
+    let said = lossy.daemon.output();
+    assert!(said.contains("flush before the image is handed over"), "{said}");
+}
+
+#[test]
+fn a_flush_that_failed_fails_in_every_later_process() {
+    for signals in [[libc::SIGKILL, libc::SIGTERM], [libc::SIGTERM, libc::SIGKILL]] {
+        let Some(mut lossy) = Lossy::start() else { return };
+        let (mut vm, region) = connect(&lossy.daemon);
+        write(&mut vm);
+        assert_eq!(flush(&mut vm), IOERR);
+        lossy.mend();
+        for signal in signals {
+            lossy.daemon.restart(signal);
+            resume(&mut vm, &lossy.daemon, &region);
+            assert_eq!(vm.read_sector(0, 0), [0; SECTOR], "it can still be read");
+            assert_eq!(flush(&mut vm), IOERR, "after {signal} of {signals:?}");
+        }
+        // When the disk is mended and the kernel's report taken, a guest can start from nothing, with a region of its own.
+        lossy.daemon.stop_with(libc::SIGTERM);
+        let device = File::open(lossy.device.path()).expect("open the device");
+        device.sync_data().expect_err("the report is there");
+        device.sync_data().expect("and only once");
+        drop(vm);
+        let daemon = serve(lossy.device.path(), &[]);
+        let (mut vm, _region) = connect(&daemon);
+        write(&mut vm);
+        assert_eq!(flush(&mut vm), OK);
+    }
+}
+
+#[test]
+fn a_lost_write_fails_the_next_regions_flushes_too() {
+    let Some(mut lossy) = Lossy::start() else { return };
+    let mut vm = Vm::start(&lossy.daemon, 1);
+    write(&mut vm);
+    assert_eq!(flush(&mut vm), IOERR);
+    drop(vm);
+    lossy.mend();
+    let (mut vm, region) = connect(&lossy.daemon);
+    lossy.daemon.restart(libc::SIGKILL);
+    resume(&mut vm, &lossy.daemon, &region);
+    assert_eq!(flush(&mut vm), IOERR);
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_a_flush_leaves_its_failure() {
+    for delay in [0, 20, 50, 100, 150, 200, 300, 500, 1000, 2000] {
+        let Some(mut lossy) = Lossy::start() else { return };
+        let (mut vm, region) = connect(&lossy.daemon);
+        write(&mut vm);
+        vm.poke(HEADER, &header(FLUSH, 0));
+        let chain = [readable(HEADER, 16), writable(STATUS, 1)];
+        vm.send(0, &chain);
+        let start = Instant::now();
+        while start.elapsed().as_micros() < delay {}
+        lossy.daemon.restart(libc::SIGKILL);
+        lossy.mend();
+        resume(&mut vm, &lossy.daemon, &region);
+        vm.outcome(0);
+        assert_eq!(vm.peek(STATUS, 1), [IOERR], "killed after {delay} us");
+        assert_eq!(flush(&mut vm), IOERR, "killed after {delay} us");
+    }
+}
+
+/// Byte of the region that says that a flush runs, behind the magic, the device's state and another byte.
+const FLUSH_RUNNING: u64 = 8 + 1 + 1;
+
+/// A region as a daemon leaves it that is killed while it flushes.
+fn leave_in_flush(region: &Inflight) {
+    region.write(region.trailer() + FLUSH_RUNNING, &[1]);
+}
+
+#[test]
+fn a_kill_during_a_flush_of_a_sound_file_system_changes_nothing() {
+    let mut daemon = Daemon::start(&vec![0; 1 << 20], &[]);
+    let (mut vm, region) = connect(&daemon);
+    write(&mut vm);
+    daemon.stop_with(libc::SIGKILL);
+    leave_in_flush(&region);
+    daemon.start_again(&[]);
+    resume(&mut vm, &daemon, &region);
+    assert!(
+        daemon.output().contains("killed during a flush"),
+        "{}",
+        daemon.output()
+    );
+    assert_eq!(flush(&mut vm), OK);
+    write(&mut vm);
+    assert_eq!(flush(&mut vm), OK);
+}
+
+/// A file system on a disk that loses all that is written to a file on it.
+fn lossy_file_system() -> Option<(SmallDisk, LoopDevice, tempfile::TempDir)> {
+    let disk = SmallDisk::mount(4 * MIB)?;
+    disk.make_image(16 * MIB);
+    let device = LoopDevice::over(&disk.image())?;
+    host(
+        "mkfs.ext4",
+        &["-q", "-O", "^has_journal"],
+        Path::new(device.path()),
+    );
+    let mount_point = tempfile::tempdir().expect("make a directory");
+    let mounted = Command::new("mount")
+        .arg(device.path())
+        .arg(mount_point.path())
+        .status();
+    assert!(mounted.expect("run mount").success(), "mount");
+    host("fallocate", &["-l", "1M"], &mount_point.path().join("disk.img"));
+    File::open(mount_point.path())
+        .expect("open")
+        .sync_all()
+        .expect("sync");
+    disk.fill(0);
+    Some((disk, device, mount_point))
+}
+
+fn unmount(mount_point: &Path) {
+    let unmounted = Command::new("umount").arg(mount_point).status();
+    assert!(unmounted.expect("run umount").success(), "umount");
+}
+
+#[test]
+fn a_file_system_that_lost_something_is_asked_after_a_kill_during_a_flush() {
+    for in_flush in [true, false] {
+        let Some((disk, _device, mount_point)) = lossy_file_system() else {
+            return;
+        };
+        let path = mount_point.path().join("disk.img");
+        // What a daemon does that is killed in the flush: it takes the report of the file, and tells nobody.
+        let image = File::options().write(true).open(&path).expect("open the image");
+        image
+            .write_all_at(&[1; 65536], 512 << 10)
+            .expect("write into the page cache");
+        image.sync_data().expect_err("the disk is full");
+        drop(image);
+        disk.make_room();
+        let daemon = serve(path.to_str().expect("UTF-8"), &[]);
+        let mut vm = Vm::connect(&daemon, 0);
+        let region = Inflight::get(&mut vm.client, 1, 16);
+        if in_flush {
+            leave_in_flush(&region);
+        }
+        vm.rings.push(Ring::new(0, 16));
+        resume(&mut vm, &daemon, &region);
+        let expected = if in_flush { IOERR } else { OK };
+        assert_eq!(flush(&mut vm), expected, "in a flush: {in_flush}");
+        assert_eq!(flush(&mut vm), expected, "in a flush: {in_flush}");
+        drop(daemon);
+        unmount(mount_point.path());
+    }
+}
+
+#[test]
+fn a_stopped_ring_takes_no_report_about_a_file_either() {
+    let Some((disk, _device, mount_point)) = lossy_file_system() else {
+        return;
+    };
+    let path = mount_point.path().join("disk.img");
+    let mut daemon = serve(path.to_str().expect("UTF-8"), &[]);
+    let mut vm = Vm::start(&daemon, 1);
+    write(&mut vm);
+    stop(&mut vm);
+    daemon.restart(libc::SIGTERM);
+    disk.make_room();
+    reconnect(&mut vm, &daemon);
+    assert_eq!(flush(&mut vm), IOERR);
+    drop(daemon);
+    unmount(mount_point.path());
+}
