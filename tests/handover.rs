@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use common::daemon::{BINARY, Daemon, run};
 use common::inflight::Inflight;
+use common::loop_device::LoopDevice;
 use common::process::Process;
 use common::raw::{Answer, msg};
 use common::target::image;
@@ -186,4 +188,69 @@ fn a_reset_device_drains_its_rings_and_starts_again_from_nothing() {
         vm.start_ring(queue, Ring::new(queue, 16));
         assert_eq!(vm.read_sector(queue, 3), [3; SECTOR]);
     }
+}
+
+/// Bytes on the disk, as the driver sees it.
+fn capacity(vm: &mut Vm) -> u64 {
+    let sectors = vm.client.config(0, 8).expect("eight bytes");
+    u64::from_le_bytes(sectors.try_into().expect("eight bytes")) * SECTOR as u64
+}
+
+#[test]
+fn an_image_that_grew_before_it_was_taken_over_has_its_new_size() {
+    let source = Daemon::start(&image(), &[]);
+    let mut from = Vm::start(&source, 1);
+    let destination = beside(&source, &["--incoming"]);
+    stop(&mut from);
+    let file = fs::File::options()
+        .write(true)
+        .open(source.image_path())
+        .expect("open the image");
+    let size = 2 * image().len() as u64;
+    file.set_len(size).expect("extend it");
+    let mut to = Vm::start(&destination, 1);
+    assert_eq!(capacity(&mut to), size);
+    assert_eq!(to.read_sector(0, size / SECTOR as u64 - 1), [0; SECTOR]);
+    stop(&mut to);
+
+    // And the source, which gets it back.
+    drop(from);
+    file.set_len(2 * size).expect("extend it");
+    let mut from = Vm::start(&source, 1);
+    assert_eq!(capacity(&mut from), 2 * size);
+}
+
+#[test]
+fn a_block_device_that_is_taken_over_is_read_anew() {
+    let below = tempfile::NamedTempFile::new().expect("make a file");
+    fs::write(below.path(), image()).expect("fill it");
+    let Some(device) = LoopDevice::over(below.path()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("make a directory");
+    let args = [
+        "--socket-path",
+        "vhost-user-blk.sock",
+        "--blk-file",
+        device.path(),
+        "--incoming",
+    ];
+    let destination = Daemon::start_with(dir, &args);
+    // This host has seen it, and has it in its cache.
+    let seen = fs::read(device.path()).expect("read the device");
+    assert_eq!(seen[4096], 8);
+    // What another host writes to a shared disk passes this one's cache by.
+    let write = |byte: u8| {
+        let file = below.as_file();
+        file.write_all_at(&[byte; SECTOR], 4096).expect("write below");
+        file.sync_all().expect("flush below");
+    };
+    write(0xee);
+    let mut to = Vm::start(&destination, 1);
+    assert_eq!(to.read_sector(0, 8), [0xee; SECTOR], "stale");
+    stop(&mut to);
+    drop(to);
+    write(0xdd);
+    let mut to = Vm::start(&destination, 1);
+    assert_eq!(to.read_sector(0, 8), [0xdd; SECTOR], "stale");
 }

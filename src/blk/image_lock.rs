@@ -55,9 +55,13 @@ impl Turn {
             return Ok(false);
         }
         let lock = ImageLock::acquire_soon(&self.storage)?;
+        let resized = self.storage.look_anew().map_err(|error| TakeError::Look {
+            path: self.storage.path().to_owned(),
+            error,
+        })?;
         self.lock = Some(lock);
-        tracing::debug!(disk = self.disk(), "image locked");
-        Ok(false)
+        tracing::debug!(disk = self.disk(), resized, "image locked");
+        Ok(resized)
     }
 
     /// Makes everything stable and lets go of the lock.
