@@ -93,7 +93,7 @@ boot_guest() {
     }
     qemu_pid=$!
     exec {from_guest}<&"${vm[0]}" {to_guest}>&"${vm[1]}"
-    guest_answer 120 # says that it is ready
+    guest_answer 300 # says that it is ready; slow where the CPUs are busy
 }
 
 # guest_answer SECONDS: waits for the guest's next answer; sets guest_output and guest_status. Looks

@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn huge_pages_are_mapped_and_lost_as_a_whole() {
         let Some(file) = huge() else {
-            return eprintln!("skipped: no huge pages");
+            return crate::skip::skipped("too few free huge pages");
         };
         let huge = 2 << 20;
         file.set_len(2 * huge).unwrap();
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn memory_with_large_pages_may_be_split_anywhere() {
         let Some(file) = huge() else {
-            return eprintln!("skipped: no huge pages");
+            return crate::skip::skipped("too few free huge pages");
         };
         file.set_len(8 << 20).unwrap();
         // As QEMU's memory on both sides of a hole: from the middle of a page on, and up to one.
