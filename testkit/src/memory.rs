@@ -12,7 +12,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use crate::ring::RingMemory;
 
 /// Time limit for anything that a test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Creates a file in memory that its receiver may seal. It is not mapped.
 pub fn memfd(len: u64) -> File {

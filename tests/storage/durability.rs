@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use crate::skip::skipped;
 use crate::support::{Buffers, Image, On, write};
@@ -32,6 +33,19 @@ pub(crate) fn cachestat(file: &File) -> io::Result<CacheStat> {
     }
 }
 
+/// Whether the kernel tells about a file's pages: it needs Linux 6.5, and a file system that has the pages itself. An
+/// overlay, as in a container, has none of them.
+pub(crate) fn pages_are_counted(image: &Image) -> bool {
+    let file = tempfile::tempfile_in(image.dir()).unwrap();
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    match cachestat(&file) {
+        Ok(stat) if stat.cached > 0 => return true,
+        Ok(_) => skipped("the file system hides its page cache (overlay)"),
+        Err(error) => skipped(format_args!("cachestat: {error}")),
+    }
+    false
+}
+
 /// Pages that a power failure would lose.
 fn unstable(image: &Image) -> io::Result<u64> {
     let stat = cachestat(&image.file())?;
@@ -41,12 +55,15 @@ fn unstable(image: &Image) -> io::Result<u64> {
 #[test]
 fn a_flush_makes_earlier_writes_stable() {
     let image = Image::new(On::Disk, 1 << 20);
+    if !pages_are_counted(&image) {
+        return;
+    }
     let storage = image.open();
     write(&storage, 0, &[1; 65536]).unwrap();
-    match unstable(&image) {
-        Ok(pages) => assert!(pages > 0, "written back before it was asked for"),
-        Err(e) => return skipped(format_args!("cachestat: {e}")),
-    }
+    assert!(
+        unstable(&image).unwrap() > 0,
+        "written back before it was asked for"
+    );
     storage.flush().unwrap();
     assert_eq!(unstable(&image).unwrap(), 0);
 }
@@ -54,8 +71,8 @@ fn a_flush_makes_earlier_writes_stable() {
 #[test]
 fn a_durable_write_is_stable_when_it_returns() {
     let image = Image::new(On::Disk, 1 << 20);
-    if let Err(e) = unstable(&image) {
-        return skipped(format_args!("cachestat: {e}"));
+    if !pages_are_counted(&image) {
+        return;
     }
     for storage in [image.open(), image.open_direct()] {
         let mut buffers = Buffers::with(&[1; 65536]);
