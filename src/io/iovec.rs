@@ -239,7 +239,7 @@ pub(crate) fn own(base: *mut libc::c_void, distance: usize) -> *mut u8 {
     match distance {
         0 => base.cast(),
         // The mapping's provenance is exposed (`memory`).
-        _ => ptr::with_exposed_provenance_mut(base.addr() - distance),
+        _ => ptr::with_exposed_provenance_mut(base.addr().wrapping_sub(distance)),
     }
 }
 

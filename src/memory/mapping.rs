@@ -19,6 +19,8 @@ const PAGE: u64 = 4096;
 const FAR: usize = 1 << 42;
 /// The same where addresses have 39 bits.
 const NEAR: usize = 1 << 36;
+/// The same where mappings start too low for that (under valgrind): our own is above the kernel's.
+const BELOW: usize = NEAR.wrapping_neg();
 
 /// Places that are tried before a second mapping is given up.
 const PLACES: usize = 16;
@@ -118,9 +120,7 @@ impl<'a> Pages<'a> {
         loop {
             let kernel = self.map(None, User::Kernel)?;
             let start = kernel.start.addr();
-            let own = start
-                .checked_sub(distance(start))
-                .ok_or(io::ErrorKind::OutOfMemory)?;
+            let own = start.wrapping_sub(distance(start));
             match self.map(Some(own), User::Ourselves) {
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) && refused.len() < PLACES => {
                     refused.push(kernel);
@@ -134,7 +134,11 @@ impl<'a> Pages<'a> {
 /// From an address of our own to the kernel's; `start` is one of the kernel's, and decides if nothing is mapped yet.
 fn distance(start: usize) -> usize {
     static DISTANCE: OnceLock<usize> = OnceLock::new();
-    *DISTANCE.get_or_init(|| if start > 2 * FAR { FAR } else { NEAR })
+    *DISTANCE.get_or_init(|| match start {
+        _ if start > 2 * FAR => FAR,
+        _ if start > 2 * NEAR => NEAR,
+        _ => BELOW,
+    })
 }
 
 impl Mapping {
@@ -178,9 +182,9 @@ impl Mapping {
         unsafe { part.start.add(self.skip) }
     }
 
-    /// What to take off a system call's address to have our own.
+    /// What to take off a system call's address, modulo 2^64, to have our own.
     pub(super) fn distance(&self) -> usize {
-        self.kernel_ptr().addr() - self.as_ptr().addr()
+        self.kernel_ptr().addr().wrapping_sub(self.as_ptr().addr())
     }
 
     /// True once an access by ourselves found a page of the `len` bytes at `start`, which are in this mapping, gone.

@@ -107,7 +107,7 @@ impl MemoryView {
                 (offset < r.len).then(|| r.start + offset)
             })
         };
-        find(host.addr()).or_else(|| find(host.addr().checked_add(self.own_distance)?))
+        find(host.addr()).or_else(|| find(host.addr().wrapping_add(self.own_distance)))
     }
 
     /// The region of this number, if it holds `guest`.
