@@ -17,10 +17,10 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 use vhost_user_blk::virtqueue::{InflightRegion, RingAddresses, RingFeatures};
 
@@ -72,16 +72,16 @@ fn main() {
         path: image.path().to_owned(),
         ..OpenOptions::default()
     };
-    let file = || Storage::open(&options).expect("open the image");
+    let file = || BlockNode::open(&options).expect("open the image");
     println!("{:<14}{:<8}{:<22}{:>8}{:>9}", "storage", "batch", "", "ns", "");
     for batch in [1, CHAINS] {
-        measure("null", batch, &|| Storage::null(DISK));
+        measure("null", batch, &|| BlockNode::null(DISK));
         measure("cached file", batch, &file);
     }
 }
 
-fn measure(name: &str, batch: u16, storage: &dyn Fn() -> Storage) {
-    let mut queues = MODES.map(|mode| Queue::new(storage(), mode));
+fn measure(name: &str, batch: u16, node: &dyn Fn() -> BlockNode) {
+    let mut queues = MODES.map(|mode| Queue::new(node(), mode));
     let mut samples = MODES.map(|_| Vec::with_capacity(ROUNDS));
     for _ in 0..ROUNDS {
         for (queue, samples) in queues.iter_mut().zip(&mut samples) {
@@ -102,11 +102,11 @@ fn measure(name: &str, batch: u16, storage: &dyn Fn() -> Storage) {
 }
 
 impl Queue {
-    fn new(storage: Storage, mode: Mode) -> Self {
-        let (file, storage) = (memfd(MEMORY), Arc::new(storage));
+    fn new(node: BlockNode, mode: Mode) -> Self {
+        let (file, node) = (memfd(MEMORY), Arc::new(node));
         let device = Arc::new(DeviceState {
             name: "bench".to_owned(),
-            storage: Arc::clone(&storage),
+            node: Arc::clone(&node),
             serial: [0; 20],
             batch_notifications: AtomicBool::new(true),
             had_requests: AtomicBool::new(false),
@@ -116,9 +116,9 @@ impl Queue {
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
-        let plan = Plan::choose(Choice::Auto, &storage).expect("an engine");
-        let engines = Engines::new(&ctx, plan, storage, pool).expect("an engine");
-        let remote = BlkQueue::create(&ctx, 0, device, Arc::default(), engines.engine());
+        let plan = node.plan(Choice::Auto).expect("an engine");
+        let channel = node.open_channel(&ctx, plan, pool).expect("a channel");
+        let remote = BlkQueue::create(&ctx, 0, device, Arc::default(), channel);
         let (kick, call) = (eventfd(), eventfd());
         let setup = setup(&file, mode);
         let device_kick = kick.try_clone().expect("duplicate");

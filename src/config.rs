@@ -20,6 +20,9 @@ use values::{
     parse_socket_path,
 };
 
+/// Longest latency of a null disk: a minute.
+const MAX_LATENCY_NS: u64 = 60_000_000_000;
+
 /// Serve a disk image to a virtual machine over a vhost-user socket.
 ///
 /// QEMU attaches to the socket with
@@ -64,6 +67,11 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true,
           conflicts_with_all = ["blk_file", "read_only", "direct", "logical_block_size"])]
     pub null: Option<u64>,
+
+    /// Complete each request of a null disk after NS nanoseconds, from a timer [default: at once].
+    #[arg(long, value_name = "NS", requires = "null", conflicts_with = "blk_file",
+          value_parser = clap::value_parser!(u64).range(..=MAX_LATENCY_NS))]
+    pub null_latency_ns: Option<u64>,
 
     /// Refuse to write to the image.
     #[arg(long)]
@@ -351,6 +359,19 @@ mod tests {
         let null = ["vhost-user-blk", "--socket-path", "s", "--null", "1G"];
         assert_eq!(Cli::try_parse_from(null).unwrap().null, Some(1 << 30));
         assert!(Cli::try_parse_from(null.iter().chain(&["--direct"])).is_err());
+        let later = Cli::try_parse_from(null.iter().chain(&["--null-latency-ns", "1000"])).unwrap();
+        assert_eq!(later.null_latency_ns, Some(1000));
+        assert!(Cli::try_parse_from(null.iter().chain(&["--null-latency-ns", "60000000001"])).is_err());
+        let file = [
+            "vhost-user-blk",
+            "--socket-path",
+            "s",
+            "--blk-file",
+            "f",
+            "--null-latency-ns",
+            "1",
+        ];
+        assert!(Cli::try_parse_from(file).is_err());
     }
 
     #[test]

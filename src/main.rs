@@ -16,7 +16,7 @@ use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams, TakeError};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, OnOff, one_line};
-use vhost_user_blk::engine::{Faults, Plan};
+use vhost_user_blk::engine::{BlockNode, Faults, NodeControl, Plan};
 use vhost_user_blk::holders::holders;
 use vhost_user_blk::kernel;
 use vhost_user_blk::limits;
@@ -24,7 +24,7 @@ use vhost_user_blk::mapping::pin_thread;
 use vhost_user_blk::panics;
 use vhost_user_blk::readiness::Readiness;
 use vhost_user_blk::sandbox::{Keep, Sandbox, ThreadKind};
-use vhost_user_blk::storage::{ImageLock, LockError, OpenOptions, Storage, foreign_format};
+use vhost_user_blk::storage::{LockError, OpenOptions, foreign_format};
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
 use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
@@ -81,8 +81,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // From the start, so that no signal finds its default action.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP]).context("cannot handle signals")?;
     check_limits(cli);
-    let storage = open_storage(cli)?;
-    check_use(cli, &storage)?;
+    let node = open_node(cli)?;
+    check_use(cli, &node)?;
     announce_faults(cli);
     let account = find_account(cli)?;
     let server = match handed_over {
@@ -92,13 +92,15 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let readiness = Readiness::connect().context("NOTIFY_SOCKET")?;
     // All that needs rights is done, and there is one thread: those to come have none either.
     let sandbox = confine_process(cli, account.as_ref())?;
-    let engine = Plan::choose(cli.aio.into(), &storage)?.with_merging(cli.request_merging == OnOff::On);
+    let engine = node
+        .plan(cli.aio.into())?
+        .with_merging(cli.request_merging == OnOff::On);
     let iothreads = spawn_iothreads(cli)?;
-    let device = make_device(cli, &storage, engine, &iothreads, &sandbox)?;
+    let device = make_device(cli, &node, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();
     let disk = device.state().name.clone();
     tracing::info!(
-        disk, socket = server.name(), bytes = storage.size(), queues = cli.num_queues,
+        disk, socket = server.name(), bytes = node.size(), queues = cli.num_queues,
         iothreads = cli.iothreads, %engine, "serving"
     );
     readiness.announce();
@@ -106,7 +108,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         engine,
         queues: &stats,
     };
-    let end = serve(signals, server, device, Arc::clone(&storage), &report, &sandbox)?;
+    let end = serve(signals, server, device, &report, &sandbox)?;
     if cli.stats {
         eprint!("{report}");
     }
@@ -115,17 +117,17 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     drop(iothreads);
     tracing::info!(disk, reason = end.reason, "stopped");
-    check_flushes(&storage)
+    check_flushes(&node)
 }
 
 /// A process that has lost writes does not end as if nothing had happened.
-fn check_flushes(storage: &Storage) -> anyhow::Result<()> {
-    match storage.last_flush_failed() {
+fn check_flushes(node: &BlockNode) -> anyhow::Result<()> {
+    match node.last_flush_failed() {
         false => Ok(()),
         true => Err(anyhow!(
             "a flush of {0} has failed, so writes may be lost: mend what is below it, run 'sync {0}' until it reports no \
              error, then check the guest's file systems",
-            storage.path().display()
+            node.path().display()
         )),
     }
 }
@@ -161,9 +163,12 @@ fn check_limits(cli: &Cli) {
     }
 }
 
-fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
+fn open_node(cli: &Cli) -> anyhow::Result<Arc<BlockNode>> {
     if let Some(size) = cli.null {
-        return Ok(Arc::new(Storage::null(size)));
+        return Ok(Arc::new(match cli.null_latency_ns {
+            None => BlockNode::null(size),
+            Some(latency) => BlockNode::null_aio(size, Duration::from_nanos(latency)),
+        }));
     }
     let path = cli.blk_file.clone().context("--blk-file is missing")?;
     check_format(cli, &path)?;
@@ -173,7 +178,7 @@ fn open_storage(cli: &Cli) -> anyhow::Result<Arc<Storage>> {
         direct: cli.direct,
         logical_block_size: cli.logical_block_size,
     };
-    Ok(Arc::new(Storage::open(&options)?))
+    Ok(Arc::new(BlockNode::open(&options)?))
 }
 
 /// Refuses an image that a guest would see the inside of.
@@ -194,10 +199,10 @@ fn check_format(cli: &Cli, path: &Path) -> anyhow::Result<()> {
 }
 
 /// Finds out early what cannot work, before there is a socket.
-fn check_use(cli: &Cli, storage: &Storage) -> anyhow::Result<()> {
-    Plan::choose(cli.aio.into(), storage)?;
+fn check_use(cli: &Cli, node: &BlockNode) -> anyhow::Result<()> {
+    node.plan(cli.aio.into())?;
     if !cli.incoming {
-        ImageLock::acquire_soon(storage).map_err(|error| lock_error(error, storage.path()))?;
+        node.lock().map_err(|error| lock_error(error, node.path()))?;
     }
     Ok(())
 }
@@ -277,16 +282,16 @@ fn confine_process(cli: &Cli, account: Option<&Account>) -> anyhow::Result<Sandb
 /// Makes the disk, with all that its IOThreads need, and confines them.
 fn make_device(
     cli: &Cli,
-    storage: &Arc<Storage>,
+    node: &Arc<BlockNode>,
     engine: Plan,
     iothreads: &[IoThread],
     sandbox: &Sandbox,
 ) -> anyhow::Result<BlkDevice> {
-    let params = device_params(cli, storage, engine, sandbox)?;
-    let mut device = BlkDevice::new(Arc::clone(storage), params, iothreads)?;
+    let params = device_params(cli, node, engine, sandbox)?;
+    let mut device = BlkDevice::new(Arc::clone(node), params, iothreads)?;
     if !cli.incoming {
-        let locked = device.activate();
-        locked.map_err(|error| take_error(error, storage.path()))?;
+        let locked = device.activate(NodeControl::run);
+        locked.map_err(|error| take_error(error, node.path()))?;
     }
     for iothread in iothreads {
         confine(iothread, sandbox)?;
@@ -349,13 +354,13 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
 
 fn device_params(
     cli: &Cli,
-    storage: &Storage,
+    node: &BlockNode,
     engine: Plan,
     sandbox: &Sandbox,
 ) -> anyhow::Result<DeviceParams> {
     let sandbox = sandbox.clone();
     Ok(DeviceParams {
-        name: storage.path().display().to_string(),
+        name: node.path().display().to_string(),
         engine,
         serial: cli.serial,
         num_queues: cli.num_queues,
@@ -397,11 +402,10 @@ fn serve(
     mut signals: Signals,
     server: Server,
     mut device: BlkDevice,
-    storage: Arc<Storage>,
     report: &Report<'_>,
     sandbox: &Sandbox,
 ) -> anyhow::Result<End> {
-    let (stopper, resizer) = (server.stopper(), server.resizer(storage));
+    let (stopper, resizer) = (server.stopper(), server.resizer(&device));
     let waker = signals.handle();
     let (done, finished) = mpsc::channel();
     let control = move || {
@@ -438,7 +442,7 @@ fn obey(signals: &mut Signals, resizer: &Resizer, report: &Report<'_>) -> &'stat
             SIGUSR1 => eprint!("{report}"),
             SIGHUP => {
                 if let Err(error) = resizer.refresh() {
-                    tracing::error!(%error, "new size of the image cannot be used, and the old one stays");
+                    tracing::error!(%error, "size of the image cannot be looked at");
                 }
             }
             other => return signal_name(other).unwrap_or("signal"),

@@ -11,9 +11,9 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::log_limit::LogLimit;
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -23,7 +23,7 @@ const DISK: usize = 1 << 20;
 
 /// A disk without storage, which answers a full batch.
 pub(crate) fn null(batch: u16) -> Box<dyn FnMut()> {
-    let mut disk = Disk::new(Storage::null(DISK as u64), batch);
+    let mut disk = Disk::new(BlockNode::null(DISK as u64), batch);
     Box::new(move || disk.visit())
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn page_cache(batch: u16) -> Box<dyn FnMut()> {
         path: image.path().to_owned(),
         ..OpenOptions::default()
     };
-    let mut disk = Disk::new(Storage::open(&options).expect("open the image"), batch);
+    let mut disk = Disk::new(BlockNode::open(&options).expect("open the image"), batch);
     Box::new(move || {
         let _image = &image;
         disk.visit();
@@ -52,11 +52,11 @@ struct Disk {
 }
 
 /// Makes a queue of a disk on the context.
-fn queue(ctx: &AioContext, storage: Storage) -> Remote<BlkQueue> {
-    let storage = Arc::new(storage);
+fn queue(ctx: &AioContext, node: BlockNode) -> Remote<BlkQueue> {
+    let node = Arc::new(node);
     let device = Arc::new(DeviceState {
         name: "bench".to_owned(),
-        storage: Arc::clone(&storage),
+        node: Arc::clone(&node),
         serial: [0; 20],
         batch_notifications: AtomicBool::new(true),
         had_requests: AtomicBool::new(false),
@@ -64,16 +64,16 @@ fn queue(ctx: &AioContext, storage: Storage) -> Remote<BlkQueue> {
         log: LogLimit::new(),
     });
     let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
-    let plan = Plan::choose(Choice::Auto, &storage).expect("an engine");
-    let engines = Engines::new(ctx, plan, storage, pool).expect("an engine");
-    BlkQueue::create(ctx, 0, device, Arc::default(), engines.engine())
+    let plan = node.plan(Choice::Auto).expect("an engine");
+    let channel = node.open_channel(ctx, plan, pool).expect("a channel");
+    BlkQueue::create(ctx, 0, device, Arc::default(), channel)
 }
 
 impl Disk {
-    fn new(storage: Storage, batch: u16) -> Self {
+    fn new(node: BlockNode, batch: u16) -> Self {
         let ctx = AioContext::new().expect("make a context");
         ctx.set_poll_max(Duration::ZERO);
-        let (ring, queue) = (Ring::new(), queue(&ctx, storage));
+        let (ring, queue) = (Ring::new(), queue(&ctx, node));
         let [kick, call] = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).expect("make an eventfd"));
         let (setup, device_kick) = (ring.setup(), kick.try_clone().expect("duplicate"));
         let start = move |queue: &Rc<BlkQueue>| {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::trouble::TroubleParams;
-use vhost_user_blk::engine::{Choice, Plan};
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
 use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk::vhost_user::server::Server;
@@ -44,18 +44,17 @@ impl Backend {
             path: format!("/proc/self/fd/{}", disk.as_raw_fd()).into(),
             ..OpenOptions::default()
         };
-        let storage = Arc::new(Storage::open(&options).expect("open a memfd"));
+        let node = Arc::new(BlockNode::open(&options).expect("open a memfd"));
         let (connections, incoming) = mpsc::channel::<OwnedFd>();
         let (offer, resizers) = mpsc::channel();
         let (finished, done) = mpsc::channel();
         let control = move || {
             let iothreads = [0, 1]
                 .map(|_| IoThread::spawn("fuzz", IoThreadConfig::default()).expect("create an IOThread"));
-            let mut device =
-                BlkDevice::new(Arc::clone(&storage), params(&storage), &iothreads).expect("a disk");
+            let mut device = BlkDevice::new(Arc::clone(&node), params(&node), &iothreads).expect("a disk");
             for connection in incoming {
                 let server = Server::from_fd(connection).expect("a connected socket");
-                let _ = offer.send(server.resizer(Arc::clone(&storage)));
+                let _ = offer.send(server.resizer(&device));
                 server.run(&mut device);
                 let _ = finished.send(());
             }
@@ -97,13 +96,13 @@ impl Default for Backend {
     }
 }
 
-fn params(storage: &Storage) -> DeviceParams {
+fn params(node: &BlockNode) -> DeviceParams {
     DeviceParams {
         name: "fuzz".to_owned(),
         serial: SERIAL,
         num_queues: QUEUES,
         queue_size: 64,
-        engine: Plan::choose(Choice::Auto, storage).expect("it always finds one"),
+        engine: node.plan(Choice::Auto).expect("it always finds one"),
         queue_iothreads: vec![0, 1],
         thread_pool: ThreadPoolParams {
             min_threads: 1,

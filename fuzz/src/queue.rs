@@ -13,10 +13,10 @@ use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::RingLog;
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
 
@@ -59,12 +59,12 @@ impl Queue {
             logical_block_size: Some(shape.block_size),
             ..OpenOptions::default()
         };
-        let storage = Arc::new(Storage::open(&options).expect("open a memfd"));
+        let node = Arc::new(BlockNode::open(&options).expect("open a memfd"));
         disk.set_len(FILE as u64).expect("size the disk");
-        let plan = Plan::choose(shape.engine, &storage).ok()?;
+        let plan = node.plan(shape.engine).ok()?;
         let device = Arc::new(DeviceState {
             name: "fuzz".to_owned(),
-            storage,
+            node,
             serial: SERIAL,
             batch_notifications: AtomicBool::new(true),
             had_requests: AtomicBool::new(false),
@@ -78,9 +78,9 @@ impl Queue {
             max_threads: 1,
         };
         let pool = ThreadPool::new(&ctx, limits);
-        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).ok()?;
+        let channel = device.node.open_channel(&ctx, plan, pool.clone()).ok()?;
         let stats: Arc<QueueStats> = Arc::default();
-        let remote = BlkQueue::create(&ctx, 0, Arc::clone(&device), stats, engines.engine());
+        let remote = BlkQueue::create(&ctx, 0, Arc::clone(&device), stats, channel);
         Some(Self {
             shape,
             disk,
@@ -94,7 +94,7 @@ impl Queue {
 
     /// Bytes of the disk as the driver knows it.
     pub fn capacity(&self) -> u64 {
-        self.device.storage.size()
+        self.device.node.size()
     }
 
     /// Sets the ring up on a guest's memory.

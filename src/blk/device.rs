@@ -13,10 +13,10 @@ use super::stats::QueueStats;
 use super::trouble::{Trouble, TroubleParams};
 use super::write_cache::WriteCache;
 use crate::aio::{AioContext, Gone, IoThread, Remote};
-use crate::engine::{self, Engines, Faults, Plan};
+use crate::engine::{self, BlockNode, Faults, NodeControl, Plan};
 use crate::guard;
+use crate::io::IoOp;
 use crate::log_limit::LogLimit;
-use crate::storage::Storage;
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
 /// What the control thread and the IOThreads share of a disk.
@@ -24,8 +24,8 @@ use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 pub struct DeviceState {
     /// For messages: the image's path.
     pub name: String,
-    /// The bytes.
-    pub storage: Arc<Storage>,
+    /// The disk.
+    pub node: Arc<BlockNode>,
     /// Answer to GET_ID, padded with NULs.
     pub serial: [u8; ID_LEN],
     /// Notifications are coalesced.
@@ -72,6 +72,7 @@ pub struct BlkDevice {
     config: BlkConfig,
     cache: WriteCache,
     turn: Turn,
+    control: Arc<NodeControl>,
     queues: Vec<Remote<BlkQueue>>,
     stats: Vec<Arc<QueueStats>>,
 }
@@ -83,22 +84,22 @@ impl BlkDevice {
     /// An IOThread that has ended, or has no resources for the engine.
     ///
     /// # Panics
-    /// If a queue's IOThread is not among them.
+    /// If there is no IOThread, or a queue's is not among them.
     pub fn new(
-        storage: Arc<Storage>,
+        node: Arc<BlockNode>,
         params: DeviceParams,
         iothreads: &[IoThread],
     ) -> Result<Self, CreateError> {
         guard::install().map_err(CreateError::Signal)?;
-        let turn = Turn::new(Arc::clone(&storage));
+        let turn = Turn::new(Arc::clone(&node));
         let config = BlkConfig {
-            limits: *storage.limits(),
+            limits: *node.limits(),
             num_queues: params.num_queues,
             queue_size: params.queue_size,
         };
         let state = Arc::new(DeviceState {
             name: params.name,
-            storage,
+            node,
             serial: params.serial,
             batch_notifications: AtomicBool::new(params.batch_notifications),
             had_requests: AtomicBool::new(false),
@@ -107,6 +108,7 @@ impl BlkDevice {
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
+        let mut control = None;
         for (position, iothread) in (0u16..).zip(iothreads) {
             let mine = (0u16..).zip(stats.iter().cloned());
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
@@ -119,9 +121,11 @@ impl BlkDevice {
                 let _ = reply.send(create_queues(ctx, mine, &state, (plan, faults), pool));
             };
             iothread.handle().run_on_context(create).map_err(|_| Gone)?;
-            for (index, queue) in created.recv().map_err(|_| Gone)?? {
+            let created = created.recv().map_err(|_| Gone)??;
+            for (index, queue) in created.queues {
                 queues[usize::from(index)] = Some(queue);
             }
+            control.get_or_insert(created.control);
         }
         let queues = queues
             .into_iter()
@@ -132,6 +136,7 @@ impl BlkDevice {
             config,
             cache: WriteCache::default(),
             turn,
+            control: Arc::new(control.expect("there is an IOThread")),
             queues,
             stats,
         })
@@ -166,12 +171,7 @@ impl BlkDevice {
             queue_size,
             ..self.config
         };
-        config.read(
-            self.state.storage.size(),
-            self.cache.mode().writeback,
-            offset,
-            len,
-        )
+        config.read(self.state.node.size(), self.cache.mode().writeback, offset, len)
     }
 
     /// The write cache.
@@ -191,22 +191,35 @@ impl BlkDevice {
     ///
     /// # Errors
     /// Somebody else uses the image, or it is not known what another host has left there.
-    pub fn activate(&mut self) -> Result<bool, TakeError> {
-        self.turn.take()
+    pub fn activate(
+        &mut self,
+        run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>,
+    ) -> Result<bool, TakeError> {
+        self.turn.take(|op| run(&self.control, op))
     }
 
-    /// No ring runs any more: flushes, and lets others lock the image.
+    /// Returns whether the image may have been used since it was locked.
+    pub fn is_active(&self) -> bool {
+        self.turn.is_taken()
+    }
+
+    /// No ring runs any more: flushes, and lets others lock the image. `run` executes the flush on an IOThread.
     ///
     /// # Errors
     /// Those of the flush; the image stays locked.
-    pub fn deactivate(&mut self) -> io::Result<()> {
-        self.turn.hand_over()
+    pub fn deactivate(&mut self, run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>) -> io::Result<()> {
+        self.turn.hand_over(|op| run(&self.control, op))
     }
 
     /// The process ends: whatever stops from here on, the image is neither flushed nor unlocked, for the successor on
     /// this host shares the page cache and is to hear of failed writes itself.
     pub fn end(&mut self) {
         self.turn.end();
+    }
+
+    /// Flushes the disk, and looks at its size again: on an IOThread, so that nobody else blocks.
+    pub fn control(&self) -> &Arc<NodeControl> {
+        &self.control
     }
 
     /// The next driver finds the device as the first one did.
@@ -230,7 +243,11 @@ pub enum CreateError {
     Engine(#[from] engine::Error),
 }
 
-type Created = Vec<(u16, Remote<BlkQueue>)>;
+/// What a disk has on one IOThread.
+struct Created {
+    queues: Vec<(u16, Remote<BlkQueue>)>,
+    control: NodeControl,
+}
 
 fn create_queues(
     ctx: &AioContext,
@@ -240,17 +257,19 @@ fn create_queues(
     (limits, spawner): (ThreadPoolParams, Spawner),
 ) -> Result<Created, engine::Error> {
     let pool = ThreadPool::with_spawner(ctx, limits, spawner, ThreadPool::IDLE_TIME);
-    let faults = faults.map(|faults| (faults, pool.sibling(ctx, ThreadPoolParams::default())));
-    let mut engines = Engines::new(ctx, plan, Arc::clone(&state.storage), pool)?;
-    if let Some((faults, pool)) = faults {
-        engines.inject(faults, pool);
-    }
-    let create = |(index, stats)| {
-        let engine = engines.engine();
-        (
-            index,
-            BlkQueue::create(ctx, index, Arc::clone(state), stats, engine),
-        )
+    let node = &state.node;
+    let plain = node.open_channel(ctx, plan, pool)?;
+    let control = NodeControl::new(ctx, plain.sibling());
+    let channel = match faults {
+        Some(faults) => plain.with_faults(ctx, faults, node.limits().logical_block_size),
+        None => plain,
     };
-    Ok(mine.into_iter().map(create).collect())
+    let create = |(index, stats)| {
+        let queue = BlkQueue::create(ctx, index, Arc::clone(state), stats, channel.sibling());
+        (index, queue)
+    };
+    Ok(Created {
+        queues: mine.into_iter().map(create).collect(),
+        control,
+    })
 }

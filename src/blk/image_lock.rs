@@ -8,8 +8,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::engine::BlockNode;
+use crate::io::IoOp;
 use crate::log_limit::LogLimit;
-use crate::storage::{ImageLock, LockError, Storage};
+use crate::storage::{ImageLock, LockError};
 
 /// Why an image cannot be used now.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +34,8 @@ pub enum TakeError {
 /// The right to use an image.
 #[derive(Debug)]
 pub(super) struct Turn {
-    storage: Arc<Storage>,
+    node: Arc<BlockNode>,
+    taken: bool,
     lock: Option<ImageLock>,
     /// The lock goes with the process.
     ending: bool,
@@ -40,39 +43,46 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(storage: Arc<Storage>) -> Self {
+    pub(super) fn new(node: Arc<BlockNode>) -> Self {
         Self {
-            storage,
+            node,
+            taken: false,
             lock: None,
             ending: false,
             log: LogLimit::new(),
         }
     }
 
-    /// Takes the lock, if it is not held, and looks at the image anew. Returns whether its size has changed.
-    pub(super) fn take(&mut self) -> Result<bool, TakeError> {
-        if self.lock.is_some() {
+    /// Takes the lock, if it is not held, and has `run` look at the image anew. Returns whether its size has changed.
+    pub(super) fn take(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> Result<bool, TakeError> {
+        if self.taken {
             return Ok(false);
         }
-        let lock = ImageLock::acquire_soon(&self.storage)?;
-        let resized = self.storage.look_anew().map_err(|error| TakeError::Look {
-            path: self.storage.path().to_owned(),
+        let (lock, before) = (self.node.lock()?, self.node.size());
+        run(IoOp::LookAnew).map_err(|error| TakeError::Look {
+            path: self.node.path().to_owned(),
             error,
         })?;
-        self.lock = Some(lock);
+        (self.lock, self.taken) = (lock, true);
+        let resized = self.node.size() != before;
         tracing::debug!(disk = self.disk(), resized, "image locked");
         Ok(resized)
     }
 
-    /// Makes everything stable and lets go of the lock.
+    /// Returns whether the image may be in use.
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken
+    }
+
+    /// Has `run` make everything stable, and lets go of the lock.
     ///
     /// # Errors
     /// Not everything is stable, and the image stays locked: nobody is to take it for complete.
-    pub(super) fn hand_over(&mut self) -> io::Result<()> {
-        if self.ending || self.lock.is_none() {
+    pub(super) fn hand_over(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> io::Result<()> {
+        if self.ending || !self.taken {
             return Ok(());
         }
-        if let Err(error) = self.storage.flush_at_rest() {
+        if let Err(error) = run(IoOp::FlushAtRest) {
             if let Some(suppressed) = self.log.pass("unflushed", "") {
                 tracing::error!(
                     disk = self.disk(), %error, suppressed,
@@ -82,7 +92,7 @@ impl Turn {
             }
             return Err(error);
         }
-        self.lock = None;
+        (self.lock, self.taken) = (None, false);
         tracing::debug!(disk = self.disk(), "image handed over");
         Ok(())
     }
@@ -94,7 +104,7 @@ impl Turn {
     }
 
     fn disk(&self) -> String {
-        self.storage.path().display().to_string()
+        self.node.path().display().to_string()
     }
 }
 
@@ -110,11 +120,16 @@ mod tests {
             path: path.to_owned(),
             ..OpenOptions::default()
         };
-        Turn::new(Arc::new(Storage::open(&options).unwrap()))
+        Turn::new(Arc::new(BlockNode::open(&options).unwrap()))
+    }
+
+    /// Nothing has changed, and nothing is to be flushed.
+    fn ready(_op: IoOp) -> io::Result<()> {
+        Ok(())
     }
 
     fn in_use(turn: &mut Turn) -> bool {
-        matches!(turn.take(), Err(TakeError::Lock(LockError::InUse { .. })))
+        matches!(turn.take(ready), Err(TakeError::Lock(LockError::InUse { .. })))
     }
 
     #[test]
@@ -122,16 +137,16 @@ mod tests {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(4096).unwrap();
         let [mut source, mut destination] = [open(image.path()), open(image.path())];
-        source.take().unwrap();
-        source.take().unwrap();
+        source.take(ready).unwrap();
+        source.take(ready).unwrap();
         assert!(in_use(&mut destination));
-        source.hand_over().unwrap();
-        destination.take().unwrap();
+        source.hand_over(ready).unwrap();
+        destination.take(ready).unwrap();
         assert!(in_use(&mut source));
-        source.hand_over().unwrap();
+        source.hand_over(ready).unwrap();
         assert!(in_use(&mut source));
         drop(destination);
-        source.take().unwrap();
+        source.take(ready).unwrap();
     }
 
     #[test]
@@ -139,9 +154,9 @@ mod tests {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(4096).unwrap();
         let [mut old, mut new] = [open(image.path()), open(image.path())];
-        old.take().unwrap();
+        old.take(ready).unwrap();
         let start = Instant::now();
-        assert!(new.take().is_err());
+        assert!(new.take(ready).is_err());
         assert!(start.elapsed() >= ImageLock::PATIENCE);
     }
 }

@@ -12,7 +12,7 @@ use super::device::DeviceState;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::DeferredCall;
-use crate::engine::Engine;
+use crate::engine::Channel;
 use crate::io::Requests;
 
 mod control;
@@ -45,7 +45,7 @@ use watchdog::Watchdog;
 pub struct BlkQueue {
     index: u16,
     device: Arc<DeviceState>,
-    engine: Engine,
+    channel: Channel,
     ctx: AioContext,
     me: Weak<Self>,
     state: RefCell<State>,
@@ -105,7 +105,7 @@ impl BlkQueue {
         index: u16,
         device: Arc<DeviceState>,
         stats: Arc<QueueStats>,
-        engine: Engine,
+        channel: Channel,
     ) -> Remote<Self> {
         let queue = Rc::new_cyclic(|me: &Weak<Self>| {
             let (publisher, visitor) = (me.clone(), me.clone());
@@ -121,7 +121,7 @@ impl BlkQueue {
             };
             Self {
                 index,
-                engine,
+                channel,
                 ctx: ctx.clone(),
                 me: me.clone(),
                 state: RefCell::new(State::new(ctx, index, Arc::clone(&device), stats, me)),

@@ -237,8 +237,7 @@ impl fmt::Display for Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Choice;
-    use crate::storage::Storage;
+    use crate::engine::{BlockNode, Choice};
 
     #[test]
     fn every_number_of_completions_has_one_bucket() {
@@ -257,7 +256,7 @@ mod tests {
     #[test]
     fn the_total_adds_up_the_queues() {
         let queues: Vec<Arc<QueueStats>> = (0..2).map(|_| Arc::default()).collect();
-        let engine = Plan::choose(Choice::Auto, &Storage::null(512)).unwrap();
+        let engine = BlockNode::null(512).plan(Choice::Auto).unwrap();
         for queue in &queues {
             queue.reads.add(8);
             queue.completions.add(8);

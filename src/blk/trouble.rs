@@ -69,8 +69,8 @@ impl TroubleParams {
                 };
             }
             IoOp::Write { durable } | IoOp::WriteZeroes { durable } => durable,
-            IoOp::Flush => true,
-            IoOp::Discard => false,
+            IoOp::Flush | IoOp::FlushAtRest => true,
+            IoOp::Discard | IoOp::RefreshSize | IoOp::LookAnew => false,
         };
         match self.write_errors {
             WriteErrors::Report => Verdict::Report,

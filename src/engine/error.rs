@@ -24,6 +24,10 @@ pub enum Error {
     #[error("--aio io_uring and --aio native need a file; choose --aio threads or auto")]
     NoFile,
 
+    /// A disk that a timer completes has no engine to choose.
+    #[error("a null disk with a latency is completed by a timer; leave --aio out")]
+    Timer,
+
     /// The completion eventfd cannot be watched.
     #[error("completions cannot be watched")]
     Watch(#[from] aio::Error),

@@ -211,6 +211,14 @@ impl IoVecs {
         done
     }
 
+    /// Fills all ranges with zeroes.
+    pub fn write_zeroes(&self) {
+        for vec in self.ranges() {
+            // SAFETY: as in `write_front`.
+            unsafe { ptr::write_bytes(own(vec.0.iov_base, self.own_distance), 0, vec.0.iov_len) };
+        }
+    }
+
     /// Takes the last byte off the list and returns the address at which we access it.
     #[inline]
     pub fn pop_last_byte(&mut self) -> Option<*mut u8> {

@@ -32,6 +32,12 @@ pub enum IoOp {
     Flush,
     /// Gives the ranges back to the file system; what they read as afterwards is undefined.
     Discard,
+    /// Flushes while nothing is being written, before somebody else uses the disk.
+    FlushAtRest,
+    /// Looks at the size of the disk again, which may have changed behind our back.
+    RefreshSize,
+    /// Forgets what is known of the disk: somebody else has used it.
+    LookAnew,
     /// Makes the ranges read as zeroes.
     WriteZeroes {
         /// Stable before it completes.
@@ -45,9 +51,10 @@ impl IoOp {
         match self {
             Self::Read | Self::Salvage => "read",
             Self::Write { .. } => "write",
-            Self::Flush => "flush",
+            Self::Flush | Self::FlushAtRest => "flush",
             Self::Discard => "discard",
             Self::WriteZeroes { .. } => "write-zeroes",
+            Self::RefreshSize | Self::LookAnew => "refresh-size",
         }
     }
 
@@ -141,7 +148,7 @@ impl IoRequest {
         match self.op {
             IoOp::Read | IoOp::Salvage | IoOp::Write { .. } => Some(self.offset),
             IoOp::Discard | IoOp::WriteZeroes { .. } => self.ranges.first().map(|range| range.offset),
-            IoOp::Flush => None,
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,
         }
     }
 

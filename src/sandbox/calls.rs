@@ -192,15 +192,19 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
         SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),
     ]
-    // The disk. The control thread flushes it before it hands it over, which includes a look by direct reads.
+    // The disk. Other threads ask these for a flush, or for a new size.
     DISK => [
+        SYS_preadv,
         SYS_pwritev,
         SYS_pwritev2,
         SYS_fallocate,
         SYS_lseek,
-        SYS_ioctl if among!(1: constant [BLKDISCARD]),
+        SYS_fdatasync,
+        SYS_syncfs,
+        SYS_fadvise64,
+        SYS_ioctl if among!(1: constant [BLKDISCARD, BLKGETSIZE64]),
     ]
-    ALL_BUT_MAIN => [SYS_fdatasync, SYS_syncfs, SYS_preadv, SYS_preadv2]
+    ALL_BUT_MAIN => [SYS_preadv2, SYS_fstatfs]
     // The event loop and its queues in the kernel, which were made before.
     WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
@@ -221,8 +225,6 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE, SO_PEERCRED]),
         SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
         SYS_ioctl if among!(1: libc [FIONREAD]),
-        SYS_fstatfs,
-        SYS_fadvise64,
         SYS_pread64,
         SYS_pwrite64,
         SYS_ftruncate,
@@ -233,8 +235,6 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     // Eventfds that the frontend may have made blocking.
     &[IoThread] => [SYS_fcntl if among!(1: libc [F_GETFL])]
-    // A block device's new size.
-    SOCKET => [SYS_ioctl if among!(1: constant [BLKGETSIZE64])]
 };
 
 /// The same under the names that only older architectures have.

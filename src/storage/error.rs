@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why [`Storage::open`](super::Storage::open) refuses. Each text says what is wrong, where, and what to do about it;
+/// Why [`RawFile::open`](super::RawFile::open) refuses. Each text says what is wrong, where, and what to do about it;
 /// the cause, where there is one, is the error's source.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields say nothing that the text does not")]

@@ -19,6 +19,10 @@ use super::{Limits, OpenOptions, bounce, sys};
 use crate::io::IoVecs;
 
 /// A raw disk image, or a block device.
+///
+/// Every operation transfers its whole range or fails, and then may have transferred a part. Ranges are checked:
+/// beyond [`size`](Self::size), or not a multiple of [`Limits::request_alignment`], is `InvalidInput` and nothing is
+/// done, so a file never grows.
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
@@ -40,7 +44,14 @@ pub struct RawFile {
 }
 
 impl RawFile {
-    pub(super) fn open(options: &OpenOptions) -> Result<Self, Error> {
+    /// Opens a regular file or a block device.
+    ///
+    /// On a writable regular file this asks for a hole behind its end, to see whether holes are supported; that changes
+    /// no data.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub fn open(options: &OpenOptions) -> Result<Self, Error> {
         // Looked at before it is opened: opening a FIFO blocks, and opening some devices has effects.
         let meta = fs::metadata(&options.path).map_err(|e| options.open_error(e))?;
         Kind::of(&meta, &options.path)?;
@@ -70,16 +81,24 @@ impl RawFile {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// The file that the bytes are in, for messages.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn size(&self) -> u64 {
+    /// Bytes on the disk: a positive multiple of the logical block size.
+    pub fn size(&self) -> u64 {
         // Relaxed: a number on its own; the kernel has the last word on where the file ends.
         self.size.load(Ordering::Relaxed)
     }
 
-    pub(super) fn refresh_size(&self) -> io::Result<u64> {
+    /// Looks at the size again, because the file or the device may have grown or shrunk, and returns it. Any thread.
+    ///
+    /// What is behind the last whole logical block is left out.
+    ///
+    /// # Errors
+    /// The size cannot be had, or not one block is left; the old one stays.
+    pub fn refresh_size(&self) -> io::Result<u64> {
         let bytes = self.bytes()?;
         let size = bytes - bytes % u64::from(self.limits.logical_block_size);
         if size == 0 {
@@ -100,7 +119,8 @@ impl RawFile {
         }
     }
 
-    pub(super) fn limits(&self) -> &Limits {
+    /// What it can do.
+    pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
@@ -108,7 +128,9 @@ impl RawFile {
         Arc::clone(&self.locked)
     }
 
-    pub(super) fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
+    /// True for a read (or `write`) that the kernel may get as it is: it is allowed, lies on the disk, and the buffers
+    /// are such as the kernel takes. What is refused here has to go through the operations below.
+    pub fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
         let len = iov.len() as u64;
         let allowed = if write {
             self.check_write(offset, len)
@@ -125,56 +147,46 @@ impl RawFile {
         )
     }
 
-    pub(super) fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
-        self.readv_by(iov, offset, sys::preadv)
-    }
-
-    /// [`readv`](Self::readv) with another system call.
-    #[inline]
-    pub(super) fn readv_by(
-        &self,
-        iov: &IoVecs,
-        offset: u64,
-        preadv: impl Fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
-    ) -> io::Result<()> {
+    /// Fills `iov` from `offset` on.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a range that is not on the disk; `UnexpectedEof` if the file was cut short meanwhile; errors
+    /// of `preadv`.
+    pub fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_range(offset, iov.len() as u64)?;
-        let read = |iov: &[libc::iovec], at| preadv(&self.file, iov, at);
+        let read = |iov: &[libc::iovec], at| sys::preadv(&self.file, iov, at);
         if self.needs_bounce(iov) {
             return bounce::read(iov, offset, self.bounce_alignment(), read);
         }
         transfer(iov.as_slice(), offset, io::ErrorKind::UnexpectedEof, read)
     }
 
-    pub(super) fn salvage(
-        &self,
-        iov: &IoVecs,
-        offset: u64,
-        allowed: impl FnMut(u64, u64) -> bool,
-    ) -> io::Result<()> {
+    /// Fills `iov` from `offset` on, a piece at a time, with zeroes where nothing can be read.
+    ///
+    /// # Errors
+    /// EFAULT if the memory of `iov` is gone.
+    pub fn salvage(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         let read = |iov: &[libc::iovec], at| match self.check_range(at, 0) {
             Ok(()) => sys::preadv(&self.file, iov, at),
             Err(error) => Err(error),
         };
-        bounce::salvage(iov, offset, self.bounce_alignment(), allowed, read)
+        bounce::salvage(iov, offset, self.bounce_alignment(), read)
     }
 
-    pub(super) fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
-        self.writev_by(iov, offset, sys::pwritev)
-    }
-
-    /// [`writev`](Self::writev) with another system call.
-    #[inline]
-    pub(super) fn writev_by(
-        &self,
-        iov: &IoVecs,
-        offset: u64,
-        pwritev: impl Fn(&File, &[libc::iovec], u64) -> io::Result<usize>,
-    ) -> io::Result<()> {
+    /// Writes `iov` at `offset`. Stable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// EROFS on read-only storage; `InvalidInput` for a range that is not on the disk; errors of `pwritev`.
+    pub fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_write(offset, iov.len() as u64)?;
-        self.write(iov, offset, pwritev)
+        self.write(iov, offset, sys::pwritev)
     }
 
-    pub(super) fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
+    /// Writes `iov` at `offset` and returns when it is stable.
+    ///
+    /// # Errors
+    /// Those of [`writev`](Self::writev) and [`flush`](Self::flush).
+    pub fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_write(offset, iov.len() as u64)?;
         if self.direct {
             match self.write(iov, offset, sys::pwritev_dsync) {
@@ -201,27 +213,44 @@ impl RawFile {
         transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
     }
 
-    pub(super) fn writes_take_turns(&self) -> bool {
+    /// True if only one write at a time makes progress: file systems lock a regular file for each write through the
+    /// page cache.
+    pub fn writes_take_turns(&self) -> bool {
         self.kind == Kind::Regular && !self.direct
     }
 
-    pub(super) fn nowait(&self) -> Nowait {
+    /// Whether it is worth to try without waiting.
+    pub fn nowait(&self) -> Nowait {
         self.nowait.kind()
     }
 
-    pub(super) fn try_readv(&self, iov: &IoVecs, offset: u64) -> bool {
+    /// [`readv`](Self::readv), if that takes no waiting and succeeds. If not, returns false; `readv` then says why.
+    pub fn try_readv(&self, iov: &IoVecs, offset: u64) -> bool {
         self.check_range(offset, iov.len() as u64).is_ok() && self.nowait.read(&self.file, iov, offset)
     }
 
-    pub(super) fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
+    /// [`writev`](Self::writev), if that takes no waiting and succeeds. If not, returns false and may have written a
+    /// part.
+    pub fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
         self.check_write(offset, iov.len() as u64).is_ok() && self.nowait.write(&self.file, iov, offset)
     }
 
-    pub(super) fn flush(&self) -> io::Result<()> {
+    /// Makes stable all writes, discards and zeroes that completed before this call. Callers that wait at the same time
+    /// share one flush.
+    ///
+    /// # Errors
+    /// Those of `fdatasync`. Without O_DIRECT a failure is final: the kernel may have dropped the data that it could not
+    /// write, so every later flush fails too, until the storage is opened anew.
+    pub fn flush(&self) -> io::Result<()> {
         self.flush_after_look(self.kind == Kind::BlockDevice)
     }
 
-    pub(super) fn flush_at_rest(&self) -> io::Result<()> {
+    /// As [`flush`](Self::flush), while nothing is being written. The kernel's report of a failed write is left for
+    /// whoever opens the file later, if possible.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush).
+    pub fn flush_at_rest(&self) -> io::Result<()> {
         self.flush_after_look(true)
     }
 
@@ -234,23 +263,32 @@ impl RawFile {
         })
     }
 
-    pub(super) fn flushes_fail(&self) -> bool {
+    /// True once every flush fails, because an earlier one did.
+    pub fn flushes_fail(&self) -> bool {
         self.flusher.is_over()
     }
 
-    pub(super) fn last_flush_failed(&self) -> bool {
+    /// True if the last flush failed: what was written before it may be lost.
+    pub fn last_flush_failed(&self) -> bool {
         self.flusher.has_failed()
     }
 
-    pub(super) fn fail_flushes(&self) {
+    /// Has every flush fail from here on: another process knows that data was lost.
+    pub fn fail_flushes(&self) {
         self.flusher.give_up(libc::EIO);
     }
 
-    pub(super) fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
+    /// Has a witness remember what becomes of flushes through the page cache. It learns at once if they have failed for
+    /// good.
+    pub fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
         self.flusher.set_witness(witness);
     }
 
-    pub(super) fn doubt_last_flush(&self) -> bool {
+    /// A process that is gone began a flush, and nobody knows how it ended.
+    ///
+    /// The next flush of a file syncs its whole file system, which knows if anything was lost there, and fails then.
+    /// Returns false where nothing can tell (block devices).
+    pub fn doubt_last_flush(&self) -> bool {
         let can_be_dispelled = self.kind == Kind::Regular;
         // Relaxed: the flush that it concerns is asked for later, by way of a ring that starts.
         self.doubtful.store(can_be_dispelled, Ordering::Relaxed);
@@ -272,7 +310,12 @@ impl RawFile {
         synced
     }
 
-    pub(super) fn look_anew(&self) -> io::Result<bool> {
+    /// Another process has had the image, maybe on another host: drops what this host has cached and not changed, and
+    /// reads the size again. Returns whether it is another one.
+    ///
+    /// # Errors
+    /// The cache cannot be dropped, or the size not be used.
+    pub fn look_anew(&self) -> io::Result<bool> {
         let before = self.size();
         let shared = self.kind == Kind::BlockDevice || !host_only(&self.file);
         if shared && !self.direct {
@@ -285,7 +328,13 @@ impl RawFile {
         Ok(self.size() != before)
     }
 
-    pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+    /// Gives up the contents of a range, if the storage can; success without effect if not.
+    ///
+    /// A regular file reads zero there afterwards, if it has holes at all; a block device what it likes.
+    ///
+    /// # Errors
+    /// As [`writev`](Self::writev).
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_write(offset, len)?;
         if len == 0 {
             return Ok(());
@@ -294,7 +343,12 @@ impl RawFile {
         self.missing.discard(&self.file, self.kind, block, offset, len)
     }
 
-    pub(super) fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+    /// Makes a range read zero. With `may_unmap` its space is given back where that leaves zeroes; without it stays
+    /// allocated, or becomes so, where the storage can tell.
+    ///
+    /// # Errors
+    /// As [`writev`](Self::writev).
+    pub fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         self.check_write(offset, len)?;
         let (mut from, end) = (offset, offset + len);
         if len == 0 {

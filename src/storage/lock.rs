@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Storage, sys};
+use super::{RawFile, sys};
 use crate::log_limit::LogLimit;
 
 /// A disk takes its lock again as often as its driver resets it.
@@ -50,7 +50,7 @@ pub enum LockError {
         how: &'static str,
     },
 
-    /// This very [`Storage`] is locked already.
+    /// This very [`RawFile`] is locked already.
     #[error("{} is locked by this device already", path.display())]
     Held {
         /// The image.
@@ -82,7 +82,7 @@ pub enum LockError {
 
 /// A lock on an image, held until dropped.
 ///
-/// Apart from [`Storage`], so that a device can open its disk, and lock it only while it really serves it (a migration
+/// Apart from [`RawFile`], so that a device can open its disk, and lock it only while it really serves it (a migration
 /// hands an image that both sides have open over from one to the other).
 #[derive(Debug)]
 pub struct ImageLock {
@@ -90,22 +90,19 @@ pub struct ImageLock {
 }
 
 impl ImageLock {
-    /// Locks the image of `storage`. Never waits. Any thread.
+    /// Locks the image. Never waits. Any thread.
     ///
     /// A file system without such locks is served unlocked, after a warning; storage without a file needs no lock.
     ///
     /// # Errors
     /// See [`LockError`]. Nothing stays locked.
-    pub fn acquire(storage: &Storage) -> Result<Self, LockError> {
-        let Storage::File(file) = storage else {
-            return Ok(Self { held: None });
-        };
-        let path = || storage.path().to_owned();
+    pub fn acquire(file: &RawFile) -> Result<Self, LockError> {
+        let path = || file.path().to_owned();
         let failed = |source| LockError::Lock { path: path(), source };
 
         let fd = file.as_fd().try_clone_to_owned().map_err(failed)?;
         let held = Held::new(fd, file.lock_flag()).ok_or_else(|| LockError::Held { path: path() })?;
-        let writes = !storage.limits().read_only;
+        let writes = !file.limits().read_only;
         match apply(held.fd.as_fd(), writes) {
             Ok(None) => Ok(Self { held: Some(held) }),
             Ok(Some(how)) => Err(LockError::InUse { path: path(), how }),
@@ -134,10 +131,10 @@ impl ImageLock {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
-    pub fn acquire_soon(storage: &Storage) -> Result<Self, LockError> {
+    pub fn acquire_soon(file: &RawFile) -> Result<Self, LockError> {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
-            match Self::acquire(storage) {
+            match Self::acquire(file) {
                 Err(LockError::InUse { .. }) if Instant::now() < deadline => thread::sleep(PAUSE),
                 result => return result,
             }

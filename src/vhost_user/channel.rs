@@ -11,8 +11,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::aio::Gone;
+use crate::engine::{BlockNode, NodeControl};
+use crate::io::IoOp;
 use crate::log_limit::LogLimit;
-use crate::storage::Storage;
 
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, protocol version 1, no payload; no reply is wanted.
 const CONFIG_CHANGE: [u32; 3] = [2, 1, 0];
@@ -111,33 +113,38 @@ impl State {
 /// Looks whether the size of a disk has changed, and tells the frontend.
 #[derive(Clone, Debug)]
 pub struct Resizer {
-    storage: Arc<Storage>,
+    node: Arc<BlockNode>,
+    control: Arc<NodeControl>,
     channel: BackendChannel,
 }
 
 impl Resizer {
-    pub(super) fn new(storage: Arc<Storage>, channel: BackendChannel) -> Self {
-        Self { storage, channel }
+    pub(super) fn new(node: Arc<BlockNode>, control: Arc<NodeControl>, channel: BackendChannel) -> Self {
+        Self {
+            node,
+            control,
+            channel,
+        }
     }
 
-    /// Reads the size of the storage again; if it is another one, requests are checked against that from here on, and
-    /// the frontend is told. Returns the size in bytes. Any thread.
+    /// Has an IOThread read the size of the disk again; if it is another one, requests are checked against that from then
+    /// on, and the frontend is told. A size that no disk can have is logged, and the old one stays. Waits for nothing.
+    /// Any thread.
     ///
     /// # Errors
-    /// A size that cannot be had, or that no disk can have; the old one stays.
-    pub fn refresh(&self) -> io::Result<u64> {
-        let before = self.storage.size();
-        let after = self.storage.refresh_size()?;
-        if after != before {
-            tracing::info!(
-                disk = self.storage.path().display().to_string(),
-                before,
-                after,
-                "disk resized"
-            );
-            self.channel.config_changed();
-        }
-        Ok(after)
+    /// The IOThread has ended.
+    pub fn refresh(&self) -> Result<(), Gone> {
+        let (node, channel) = (Arc::clone(&self.node), self.channel.clone());
+        let before = node.size();
+        self.control.submit(IoOp::RefreshSize, move |result| {
+            let (disk, after) = (node.path().display().to_string(), node.size());
+            if let Err(error) = result {
+                tracing::error!(disk, %error, "new size of the image cannot be used, and the old one stays");
+            } else if after != before {
+                tracing::info!(disk, before, after, "disk resized");
+                channel.config_changed();
+            }
+        })
     }
 }
 

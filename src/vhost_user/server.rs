@@ -20,7 +20,6 @@ use super::stopper::Stopper;
 use crate::blk::device::{BlkDevice, DeviceState};
 use crate::limits::{is_out_of_files, out_of_files};
 use crate::status::status;
-use crate::storage::Storage;
 
 /// Pause before the next try after an accept that failed (no fds left, no memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -158,9 +157,10 @@ impl Server {
         self.stop.clone()
     }
 
-    /// A handle that takes over a changed size of `storage`, the one of the disk that is served.
-    pub fn resizer(&self, storage: Arc<Storage>) -> Resizer {
-        Resizer::new(storage, self.channel.clone())
+    /// A handle that takes over a changed size of the disk that is to be served.
+    pub fn resizer(&self, device: &BlkDevice) -> Resizer {
+        let (node, control) = (Arc::clone(&device.state().node), Arc::clone(device.control()));
+        Resizer::new(node, control, self.channel.clone())
     }
 
     /// Serves frontends until stopped (or, on a connected socket, until that frontend leaves).

@@ -4,6 +4,7 @@
 //! rings, memory and chains in flight is kept, though, where a ring cannot start with it: the next message may help.
 
 use std::fs::File;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -15,7 +16,9 @@ use super::vring::Vring;
 use crate::aio::{Gone, Remote};
 use crate::blk::device::{BlkDevice, DeviceState};
 use crate::blk::queue::BlkQueue;
+use crate::engine::NodeControl;
 use crate::eventfd;
+use crate::io::IoOp;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
 mod cache;
@@ -117,15 +120,12 @@ impl<'a> Session<'a> {
     /// Waits for a queue, also for one that the frontend would have wait for ever: by filling an
     /// eventfd that blocks.
     fn wait<R>(&self, result: &mpsc::Receiver<R>) -> Result<R> {
-        loop {
-            match result.recv_timeout(STUCK) {
-                Ok(result) => return Ok(result),
-                Err(RecvTimeoutError::Disconnected) => return Err(Gone.into()),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.eventfds.iter().for_each(|file| eventfd::make_room(file))
-                }
-            }
-        }
+        Ok(wait(result, &self.eventfds)?)
+    }
+
+    /// Flushes the disk, and waits for it.
+    fn flush(&self) -> io::Result<()> {
+        execute(self.device.control(), IoOp::Flush, &self.eventfds)
     }
 
     pub(super) fn set_features(&mut self, acked: u64) -> Result<()> {
@@ -194,6 +194,23 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Waits for an IOThread, which may wait for one of the eventfds.
+fn wait<R>(result: &mpsc::Receiver<R>, eventfds: &[Arc<File>]) -> std::result::Result<R, Gone> {
+    loop {
+        match result.recv_timeout(STUCK) {
+            Ok(result) => return Ok(result),
+            Err(RecvTimeoutError::Disconnected) => return Err(Gone),
+            Err(RecvTimeoutError::Timeout) => eventfds.iter().for_each(|file| eventfd::make_room(file)),
+        }
+    }
+}
+
+/// Executes an operation of the disk on an IOThread, and waits for it.
+fn execute(control: &NodeControl, op: IoOp, eventfds: &[Arc<File>]) -> io::Result<()> {
+    let started = control.start(op).map_err(io::Error::other)?;
+    wait(&started, eventfds).map_err(io::Error::other)?
+}
+
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.reset()
@@ -202,6 +219,6 @@ impl Drop for Session<'_> {
         {
             tracing::error!(disk, %error, suppressed, "disk cannot be reset after its frontend left");
         }
-        self.device.state().storage.set_flush_witness(None);
+        self.device.state().node.set_flush_witness(None);
     }
 }

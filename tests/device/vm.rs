@@ -15,10 +15,10 @@ use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{Choice, Engines, Plan};
+use vhost_user_blk::engine::{BlockNode, Channel, Choice};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
 use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
 
@@ -57,7 +57,7 @@ impl Desc {
 
 /// A disk whose queues are on this thread; one worker.
 pub(crate) struct Disk {
-    engines: Engines,
+    channel: Channel,
     pool: ThreadPool,
     device: Arc<DeviceState>,
     // After all that is registered with it.
@@ -80,7 +80,7 @@ impl Disk {
         };
         let device = Arc::new(DeviceState {
             name: "test".to_owned(),
-            storage: Arc::new(Storage::open(&options).unwrap()),
+            node: Arc::new(BlockNode::open(&options).unwrap()),
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
             batch_notifications: AtomicBool::new(true),
             had_requests: AtomicBool::new(false),
@@ -94,10 +94,10 @@ impl Disk {
             max_threads: 1,
         };
         let pool = ThreadPool::new(&ctx, one);
-        let plan = Plan::choose(choice, &device.storage).unwrap();
-        let engines = Engines::new(&ctx, plan, Arc::clone(&device.storage), pool.clone()).unwrap();
+        let plan = device.node.plan(choice).unwrap();
+        let channel = device.node.open_channel(&ctx, plan, pool.clone()).unwrap();
         Rc::new(Self {
-            engines,
+            channel,
             pool,
             device,
             ctx,
@@ -130,8 +130,8 @@ impl Vm {
     /// A further queue of a disk.
     pub(crate) fn on(disk: &Rc<Disk>, size: u16, base: u16, features: RingFeatures) -> Self {
         let (ctx, stats): (_, Arc<QueueStats>) = (&disk.ctx, Arc::default());
-        let (device, engine) = (Arc::clone(&disk.device), disk.engines.engine());
-        let remote = BlkQueue::create(ctx, 0, device, Arc::clone(&stats), engine);
+        let (device, channel) = (Arc::clone(&disk.device), disk.channel.sibling());
+        let remote = BlkQueue::create(ctx, 0, device, Arc::clone(&stats), channel);
         let mut vm = Self {
             memory: SharedMemory::map(memfd(MEMORY), at(MEMORY)),
             remote: Some(remote),

@@ -2,16 +2,15 @@
 
 use std::thread;
 
-use vhost_user_blk::engine::{Choice, Plan};
-use vhost_user_blk::storage::Storage;
+use vhost_user_blk::engine::{BlockNode, Choice};
 
 use crate::skip::skipped;
 use crate::support::{Image, On, message};
 
 const MIB: u64 = 1 << 20;
 
-fn chosen(choice: Choice, storage: &Storage) -> String {
-    match Plan::choose(choice, storage) {
+fn chosen(choice: Choice, node: impl Into<BlockNode>) -> String {
+    match node.into().plan(choice) {
         Ok(plan) => plan.to_string(),
         Err(error) => message(&error),
     }
@@ -62,12 +61,12 @@ fn without_io_uring(errno: i32, test: impl FnOnce() + Send) {
 #[test]
 fn auto_serves_caches_inline_and_disks_with_io_uring() {
     let (disk, memory) = (Image::filled(On::Disk, MIB, 0), Image::filled(On::Tmpfs, MIB, 0));
-    assert_eq!(chosen(Choice::Auto, &disk.open()), "inline+threads");
-    assert_eq!(chosen(Choice::Auto, &memory.open()), "inline+threads");
-    if chosen(Choice::IoUring, &disk.open()) != "io_uring" {
+    assert_eq!(chosen(Choice::Auto, disk.open()), "inline+threads");
+    assert_eq!(chosen(Choice::Auto, memory.open()), "inline+threads");
+    if chosen(Choice::IoUring, disk.open()) != "io_uring" {
         return skipped("no io_uring here");
     }
-    assert_eq!(chosen(Choice::Auto, &disk.open_direct()), "io_uring");
+    assert_eq!(chosen(Choice::Auto, disk.open_direct()), "io_uring");
 }
 
 #[test]
@@ -79,8 +78,8 @@ fn where_there_is_no_io_uring_auto_takes_threads_and_io_uring_is_refused_with_th
         (libc::ENOMEM, "ulimit -l"),
     ] {
         without_io_uring(errno, || {
-            assert_eq!(chosen(Choice::Auto, &image.open_direct()), "threads");
-            let refusal = chosen(Choice::IoUring, &image.open_direct());
+            assert_eq!(chosen(Choice::Auto, image.open_direct()), "threads");
+            let refusal = chosen(Choice::IoUring, image.open_direct());
             assert!(
                 refusal.starts_with("no io_uring: ") && refusal.contains(reason),
                 "{refusal}"
@@ -92,25 +91,30 @@ fn where_there_is_no_io_uring_auto_takes_threads_and_io_uring_is_refused_with_th
 
 #[test]
 fn a_disk_without_a_file_has_no_engine_of_the_kernel() {
-    let null = Storage::null(MIB);
-    assert_eq!(chosen(Choice::Auto, &null), "inline");
-    assert_eq!(chosen(Choice::Threads, &null), "threads");
-    assert!(chosen(Choice::IoUring, &null).contains("need a file"));
-    assert!(chosen(Choice::Native, &null).contains("need a file"));
+    let null = || BlockNode::null(MIB);
+    assert_eq!(chosen(Choice::Auto, null()), "inline");
+    assert_eq!(chosen(Choice::Threads, null()), "threads");
+    assert!(chosen(Choice::IoUring, null()).contains("need a file"));
+    assert!(chosen(Choice::Native, null()).contains("need a file"));
+    let later = || BlockNode::null_aio(MIB, std::time::Duration::from_millis(1));
+    assert_eq!(chosen(Choice::Auto, later()), "timer");
+    for choice in [Choice::Threads, Choice::IoUring, Choice::Native] {
+        assert!(chosen(choice, later()).contains("leave --aio out"));
+    }
 }
 
 #[test]
 fn native_is_refused_without_o_direct() {
     let image = Image::filled(On::Disk, MIB, 0);
-    let refusal = chosen(Choice::Native, &image.open());
+    let refusal = chosen(Choice::Native, image.open());
     assert!(refusal.contains("needs --direct"), "{refusal}");
-    assert_eq!(chosen(Choice::Native, &image.open_direct()), "native");
+    assert_eq!(chosen(Choice::Native, image.open_direct()), "native");
 }
 
 #[test]
 fn what_is_asked_for_by_name_is_not_mixed_with_anything() {
     let image = Image::filled(On::Disk, MIB, 0);
-    for storage in [image.open(), image.open_direct()] {
-        assert_eq!(chosen(Choice::Threads, &storage), "threads");
+    for file in [image.open(), image.open_direct()] {
+        assert_eq!(chosen(Choice::Threads, file), "threads");
     }
 }

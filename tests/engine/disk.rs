@@ -2,14 +2,12 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::defer::DeferScope;
-use vhost_user_blk::engine::{Choice, Engine, Engines, Error, Plan};
+use vhost_user_blk::engine::{BlockNode, Channel, Choice, Error, Plan};
 use vhost_user_blk::io::{Completer, IoOp, IoRange, IoRequest, Requests};
-use vhost_user_blk::storage::Storage;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 
 use crate::support::{Buffers, Image, On};
@@ -36,26 +34,26 @@ impl Completer for Done {
 /// A disk of an IOThread. Requests are told apart by their token.
 pub(crate) struct Disk {
     // Before `ctx`, which it is registered with.
-    engine: Engine,
+    channel: Channel,
     /// Another one, which merges.
-    merging: Engine,
+    merging: Channel,
     pub(crate) plan: Plan,
     pub(crate) done: Rc<Done>,
+    pub(crate) node: BlockNode,
     pub(crate) ctx: AioContext,
 }
 
 impl Disk {
-    pub(crate) fn on(ctx: &AioContext, storage: Storage, choice: Choice) -> Result<Self, Error> {
-        let storage = Arc::new(storage);
+    pub(crate) fn on(ctx: &AioContext, node: impl Into<BlockNode>, choice: Choice) -> Result<Self, Error> {
+        let node = node.into();
         let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
-        let plan = Plan::choose(choice, &storage)?;
-        let plain = Engines::new(ctx, plan.with_merging(false), Arc::clone(&storage), pool.clone())?;
-        let merging = Engines::new(ctx, plan, storage, pool)?;
+        let plan = node.plan(choice)?;
         Ok(Self {
-            engine: plain.engine(),
-            merging: merging.engine(),
+            channel: node.open_channel(ctx, plan.with_merging(false), pool.clone())?,
+            merging: node.open_channel(ctx, plan, pool)?,
             plan,
             done: Rc::default(),
+            node,
             ctx: ctx.clone(),
         })
     }
@@ -83,19 +81,19 @@ impl Disk {
 
     /// Starts requests, each by itself.
     pub(crate) fn submit(&self, batch: Requests) {
-        assert_eq!(self.submit_to(&self.engine, batch), 0);
+        assert_eq!(self.submit_to(&self.channel, batch), 0);
     }
 
-    fn submit_to(&self, engine: &Engine, mut batch: Requests) -> usize {
+    fn submit_to(&self, channel: &Channel, mut batch: Requests) -> usize {
         let _scope = DeferScope::enter();
-        let merged = engine.submit(&mut batch, &(Rc::clone(&self.done) as _));
+        let merged = channel.submit(&mut batch, &(Rc::clone(&self.done) as _));
         assert!(batch.is_empty());
         merged
     }
 
     /// A worker that was asked to help is not back.
     pub(crate) fn is_sharing(&self) -> bool {
-        self.engine.is_sharing() || self.merging.is_sharing()
+        self.channel.is_sharing() || self.merging.is_sharing()
     }
 
     /// What has come back up to now, in the order of tokens.
@@ -127,13 +125,30 @@ pub(crate) struct Case {
     pub(crate) choice: Choice,
     on: On,
     pub(crate) direct: bool,
+    /// A timer completes, and nothing is stored.
+    latency: Option<Duration>,
 }
 
 const fn case(choice: Choice, on: On, direct: bool) -> Case {
-    Case { choice, on, direct }
+    let latency = None;
+    Case {
+        choice,
+        on,
+        direct,
+        latency,
+    }
 }
 
-pub(crate) const CASES: [Case; 8] = [
+const fn later(latency: Duration) -> Case {
+    Case {
+        latency: Some(latency),
+        ..case(Choice::Auto, On::Tmpfs, false)
+    }
+}
+
+pub(crate) const CASES: [Case; 10] = [
+    later(Duration::ZERO),
+    later(Duration::from_micros(200)),
     case(Choice::Auto, On::Tmpfs, false),
     case(Choice::Auto, On::Disk, false),
     case(Choice::Auto, On::Disk, true),
@@ -149,14 +164,19 @@ impl Case {
         Image::filled(self.on, size, 7)
     }
 
+    /// Whether the disk stores what is written.
+    pub(crate) fn stores(self) -> bool {
+        self.latency.is_none()
+    }
+
     /// Nothing, with a word about it, if this machine has no such engine.
     pub(crate) fn disk(self, ctx: &AioContext, image: &Image) -> Option<Disk> {
-        let storage = if self.direct {
-            image.open_direct()
-        } else {
-            image.open()
+        let node = match self.latency {
+            Some(latency) => BlockNode::null_aio(image.file().metadata().unwrap().len(), latency),
+            None if self.direct => image.open_direct().into(),
+            None => image.open().into(),
         };
-        Disk::on(ctx, storage, self.choice)
+        Disk::on(ctx, node, self.choice)
             .inspect_err(|error| crate::skip::skipped(format_args!("{self:?}: {error}")))
             .ok()
     }

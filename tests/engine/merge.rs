@@ -34,7 +34,10 @@ fn a_sequence_is_executed_in_a_few_pieces_and_each_request_comes_back() {
             }
             let what: Vec<_> = (0..64).map(|block| (op, 100 + block)).collect();
             let merged = disk.submit_merged(requests(disk, &what, &mut buffers));
-            assert!((48..64).contains(&merged), "{case:?} {op:?}: {merged}");
+            assert!(
+                !case.stores() && merged == 0 || (48..64).contains(&merged),
+                "{case:?} {op:?}: {merged}"
+            );
             let done = disk.wait(64);
             assert!(
                 done.iter()
@@ -42,6 +45,9 @@ fn a_sequence_is_executed_in_a_few_pieces_and_each_request_comes_back() {
                     .all(|(r, token)| r.token == token && r.result.is_ok()),
                 "{case:?} {op:?}"
             );
+            if !case.stores() {
+                continue;
+            }
             assert!(
                 buffers
                     .iter()
@@ -90,6 +96,9 @@ fn what_does_not_follow_each_other_stays_apart() {
 #[test]
 fn of_adjacent_reads_those_fail_that_are_behind_the_end_of_a_file_that_was_cut_short() {
     for_each(MIB, |case, image, disk| {
+        if !case.stores() {
+            return;
+        }
         image.file().set_len(3 * 4096).unwrap();
         let what: Vec<_> = (0..8).map(|block| (IoOp::Read, block)).collect();
         let mut buffers = pages(what.len());
@@ -122,7 +131,7 @@ fn of_adjacent_writes_those_fail_that_are_not_on_the_disk() {
         buffers.iter_mut().for_each(|b| b.bytes_mut().fill(9));
         assert_eq!(
             disk.submit_merged(requests(disk, &what, &mut buffers)),
-            7,
+            if case.stores() { 7 } else { 0 },
             "{case:?}"
         );
         for request in disk.wait(8) {
@@ -134,7 +143,10 @@ fn of_adjacent_writes_those_fail_that_are_not_on_the_disk() {
         }
         let contents = image.contents();
         assert_eq!(contents.len(), 1 << 20, "{case:?}");
-        assert!(contents[252 * 4096..].iter().all(|&byte| byte == 9), "{case:?}");
+        assert!(
+            !case.stores() || contents[252 * 4096..].iter().all(|&byte| byte == 9),
+            "{case:?}"
+        );
     });
 }
 

@@ -1,9 +1,9 @@
 //! A file that stalls does not hold up the IOThread.
 
 use vhost_user_blk::aio::AioContext;
-use vhost_user_blk::engine::Choice;
+use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::io::IoOp;
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::storage::OpenOptions;
 
 use crate::disk::Disk;
 use crate::fuse::StalledFile;
@@ -24,7 +24,7 @@ fn while_one_disk_stalls_another_one_on_the_same_iothread_goes_on() {
         read_only: true,
         ..OpenOptions::default()
     };
-    let stalled = Disk::on(&ctx, Storage::open(&options).unwrap(), Choice::Auto).unwrap();
+    let stalled = Disk::on(&ctx, BlockNode::open(&options).unwrap(), Choice::Auto).unwrap();
     let image = Image::filled(On::Tmpfs, MIB, 7);
     let other = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
     let (mut slow, mut fast) = (Buffers::new(0, &[4096]), Buffers::new(0, &[4096]));

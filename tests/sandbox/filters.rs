@@ -146,12 +146,14 @@ fn body_of_conditions() {
         assert_eq!(found, Done, "abort, {kind}");
     }
     for (kind, request, expected) in [
-        (Main, 0x8008_1272, not_a_file),
+        (Worker, 0x8008_1272, not_a_file),
+        (IoThread, 0x8008_1272, not_a_file),
         (Worker, 0x1277, not_a_file),
         (IoThread, 0x1277, not_a_file),
         (Main, 0x1277, Killed),
-        (Worker, 0x8008_1272, Killed),
+        (Main, 0x8008_1272, Killed),
         (Control, 0x1277, Killed),
+        (Control, 0x8008_1272, Killed),
     ] {
         let found = attempt(&sandbox, kind, || {
             call(libc::SYS_ioctl, [-1, request, 0, 0, 0, 0])

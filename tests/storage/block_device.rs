@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
-use vhost_user_blk::storage::{ImageLock, OpenOptions, Storage};
+use vhost_user_blk::storage::{ImageLock, OpenOptions, RawFile};
 
 use crate::model;
 use crate::skip::skipped;
@@ -48,12 +48,12 @@ impl LoopDevice {
         })
     }
 
-    fn open(&self, direct: bool) -> Storage {
+    fn open(&self, direct: bool) -> RawFile {
         let options = OpenOptions {
             direct,
             ..options(&self.path)
         };
-        Storage::open(&options).unwrap_or_else(|e| panic!("{}", message(&e)))
+        RawFile::open(&options).unwrap_or_else(|e| panic!("{}", message(&e)))
     }
 }
 
@@ -121,7 +121,7 @@ fn a_write_protected_device_is_refused_with_a_hint() {
         "{text}"
     );
     let read_only = true;
-    let storage = Storage::open(&OpenOptions {
+    let storage = RawFile::open(&OpenOptions {
         read_only,
         ..options(&device.path)
     })

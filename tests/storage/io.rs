@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::storage::{OpenOptions, RawFile};
 
 use crate::durability::{cachestat, pages_are_counted};
 use crate::skip::skipped;
@@ -196,7 +196,7 @@ fn cached_pages(image: &Image) -> u64 {
 fn direct_io_on_tmpfs_works_or_is_refused_in_words() {
     let image = Image::new(On::Tmpfs, MIB + 512);
     let direct = true;
-    match Storage::open(&OpenOptions {
+    match RawFile::open(&OpenOptions {
         direct,
         ..image.options()
     }) {

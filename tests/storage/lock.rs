@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use vhost_user_blk::storage::{ImageLock, LockError, Storage};
+use vhost_user_blk::storage::{ImageLock, LockError, RawFile};
 
 use crate::fuse::StalledFile;
 use crate::skip::skipped;
@@ -72,7 +72,7 @@ fn qemu_img(args: &[&str], image: &Image) -> (bool, String) {
 const WRITE_ONCE: [&str; 5] = ["bench", "-w", "-f", "raw", "-c1"];
 
 #[track_caller]
-fn refused(storage: &Storage, image: &Image) {
+fn refused(storage: &RawFile, image: &Image) {
     let error = ImageLock::acquire(storage).expect_err("locked");
     assert!(matches!(error, LockError::InUse { .. }), "{error}");
     assert!(
@@ -84,7 +84,7 @@ fn refused(storage: &Storage, image: &Image) {
 #[test]
 fn one_writer_excludes_all_others_and_readers_only_writers() {
     let image = Image::new(On::Disk, MIB);
-    let lock = |storage: &Storage| ImageLock::acquire(storage);
+    let lock = |storage: &RawFile| ImageLock::acquire(storage);
     let writers = [image.open(), image.open()];
     let readers = [image.open_read_only(), image.open_read_only()];
 
@@ -233,7 +233,7 @@ fn a_lock_server_that_fails_is_an_error() {
         Ok(file) => file,
         Err(e) => return skipped(format_args!("fuse: {e}")),
     };
-    let storage = Storage::open(&options(&file.path())).unwrap();
+    let storage = RawFile::open(&options(&file.path())).unwrap();
     let error = ImageLock::acquire(&storage).expect_err("two hosts would write");
     let text = message(&error);
     for word in [file.path().to_str().unwrap(), "rpc.statd", "os error 37"] {

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestRunner};
-use vhost_user_blk::storage::Storage;
+use vhost_user_blk::storage::RawFile;
 
 use crate::support::{Buffers, Image, On, read};
 
@@ -88,7 +88,7 @@ fn slice(model: &mut [u8], offset: u64, len: u64) -> &mut [u8] {
 }
 
 /// Does `op` to both; `discard_zeroes`: what a discarded range reads as is known.
-fn step(storage: &Storage, model: &mut [u8], op: &Op, unit: u64, discard_zeroes: bool) -> TestCaseResult {
+fn step(storage: &RawFile, model: &mut [u8], op: &Op, unit: u64, discard_zeroes: bool) -> TestCaseResult {
     let size = storage.size();
     match op {
         Op::Read(range, shape) => {
@@ -136,7 +136,7 @@ fn step(storage: &Storage, model: &mut [u8], op: &Op, unit: u64, discard_zeroes:
 }
 
 /// Runs `ops` and compares all of the disk in the end. `unit`: what ranges are multiples of.
-pub(crate) fn check(storage: &Storage, ops: &[Op], unit: u64, discard_zeroes: bool) -> TestCaseResult {
+pub(crate) fn check(storage: &RawFile, ops: &[Op], unit: u64, discard_zeroes: bool) -> TestCaseResult {
     let size = usize::try_from(storage.size()).unwrap();
     let mut model = read(storage, 0, size)?;
     for op in ops {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use vhost_user_blk::storage::{Nowait, Storage};
+use vhost_user_blk::storage::{Nowait, RawFile};
 
 use crate::skip::skipped;
 use crate::support::{Buffers, Image, On};
@@ -69,7 +69,7 @@ fn direct_io_is_never_tried() {
 fn what_would_be_an_error_is_left_to_the_operations_that_report_it() {
     let image = Image::filled(On::Tmpfs, MIB, 7);
     let storage = image.open();
-    let write = |storage: &Storage, offset| storage.try_writev(&Buffers::with(&[9; 1024]).iov(), offset);
+    let write = |storage: &RawFile, offset| storage.try_writev(&Buffers::with(&[9; 1024]).iov(), offset);
     assert!(!write(&storage, MIB - 512));
     assert!(!write(&storage, u64::MAX - 511));
     assert!(!write(&image.open_read_only(), 0));

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::thread;
 
-use vhost_user_blk::storage::{Limits, OpenOptions, Storage};
+use vhost_user_blk::storage::{Limits, OpenOptions, RawFile};
 
 use crate::support::{Image, On, options, refusal};
 
@@ -68,7 +68,7 @@ fn a_symbolic_link_is_followed() {
     let image = Image::new(On::Disk, 1024);
     let link = image.dir().join("link");
     std::os::unix::fs::symlink(&image.path, &link).unwrap();
-    assert_eq!(Storage::open(&options(&link)).unwrap().size(), 1024);
+    assert_eq!(RawFile::open(&options(&link)).unwrap().size(), 1024);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_file_that_ends_within_a_block_is_refused_with_a_command_that_helps() {
         assert!(command.starts_with("truncate -s"), "{text}");
         let done = Command::new("sh").args(["-c", command]).status().unwrap();
         assert!(done.success(), "{command}");
-        Storage::open(&options).unwrap();
+        RawFile::open(&options).unwrap();
     }
 }
 
@@ -112,7 +112,7 @@ fn block_sizes_are_powers_of_two_within_limits() {
         );
     }
     for size in [512, 1024, 4096, 32768] {
-        let limits = *Storage::open(&with(size)).unwrap().limits();
+        let limits = *RawFile::open(&with(size)).unwrap().limits();
         assert_eq!(limits.logical_block_size, size);
         assert_eq!(limits.physical_block_size, size.max(4096));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use vhost_user_blk::io::IoVecs;
-use vhost_user_blk::storage::{Error, OpenOptions, Storage};
+use vhost_user_blk::storage::{Error, OpenOptions, RawFile};
 
 /// Where an image lies.
 #[derive(Clone, Copy, Debug)]
@@ -53,22 +53,22 @@ impl Image {
         options(&self.path)
     }
 
-    pub(crate) fn open(&self) -> Storage {
-        Storage::open(&self.options()).unwrap()
+    pub(crate) fn open(&self) -> RawFile {
+        RawFile::open(&self.options()).unwrap()
     }
 
-    pub(crate) fn open_direct(&self) -> Storage {
+    pub(crate) fn open_direct(&self) -> RawFile {
         let direct = true;
-        Storage::open(&OpenOptions {
+        RawFile::open(&OpenOptions {
             direct,
             ..self.options()
         })
         .unwrap()
     }
 
-    pub(crate) fn open_read_only(&self) -> Storage {
+    pub(crate) fn open_read_only(&self) -> RawFile {
         let read_only = true;
-        Storage::open(&OpenOptions {
+        RawFile::open(&OpenOptions {
             read_only,
             ..self.options()
         })
@@ -112,7 +112,7 @@ pub(crate) fn message(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// The message of a refusal to open.
 pub(crate) fn refusal(options: &OpenOptions) -> String {
-    let error: Error = Storage::open(options).expect_err("opened");
+    let error: Error = RawFile::open(options).expect_err("opened");
     message(&error)
 }
 
@@ -159,12 +159,12 @@ impl Buffers {
     }
 }
 
-pub(crate) fn read(storage: &Storage, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read(storage: &RawFile, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
     let mut buffers = Buffers::new(0, &[len]);
     storage.readv(&buffers.iov(), offset)?;
     Ok(buffers.bytes().to_vec())
 }
 
-pub(crate) fn write(storage: &Storage, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write(storage: &RawFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
     storage.writev(&Buffers::with(bytes).iov(), offset)
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::common::daemon::{Daemon, run};
 use crate::common::frontend::Op;
+use crate::common::process::wait_for;
 use crate::{EIO, NO_ROOM, ROOM_AGAIN, connect, engines, read, said, write};
 
 const MIB: usize = 1 << 20;
@@ -140,11 +141,12 @@ fn a_request_that_the_disk_does_not_answer_is_reported_once_and_served_when_it_d
 fn a_daemon_with_a_stuck_request_ends_in_time_and_calls_it_a_failure() {
     let mut daemon = Daemon::start(&data(MIB), &["--inject", "read:delay=100s"]);
     let mut frontend = connect(&daemon, 1);
-    let threads = daemon.holdings().threads;
     let queue = frontend.queue(0);
     queue.submit(&read(0, 4096), 0);
     queue.kick();
-    daemon.wait_for(|daemon| daemon.holdings().threads > threads, "work on it");
+    wait_for("the request to be taken", || {
+        (daemon.count("total", "kicks") > 0).then_some(())
+    });
     let exit = daemon.terminate();
     assert!(
         exit.status.code() == Some(1) && exit.took.as_secs() < 5,

@@ -15,8 +15,8 @@ use std::path::Path;
 use common::daemon::Daemon;
 use common::frontend::{Frontend, Op, all_features};
 use common::skip::skipped;
-use vhost_user_blk::engine::{Choice, Plan};
-use vhost_user_blk::storage::{OpenOptions, Storage};
+use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::storage::OpenOptions;
 
 /// Ways of doing I/O: in the pool, in the IOThread, in the kernel.
 const ENGINES: [&[&str]; 6] = [
@@ -41,7 +41,7 @@ fn engines(image: &Path) -> Vec<&'static [&'static str]> {
             Some(&"native") => Choice::Native,
             _ => Choice::Threads,
         };
-        let had = Storage::open(&open).is_ok_and(|storage| Plan::choose(choice, &storage).is_ok());
+        let had = BlockNode::open(&open).is_ok_and(|node| node.plan(choice).is_ok());
         if !had {
             skipped(format_args!("no {options:?} here"));
         }

@@ -36,7 +36,7 @@ impl BlkQueue {
     /// Hands the batch to the engine. There may be `more` in the ring.
     pub(super) fn execute(&self, batch: &mut Requests, more: bool) {
         self.visit.set(Visit::begin(!more));
-        let merged = self.engine.submit(batch, &self.completer());
+        let merged = self.channel.submit(batch, &self.completer());
         if merged > 0 {
             self.state.borrow().stats.merged.add(merged as u64);
         }

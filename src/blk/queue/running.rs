@@ -341,16 +341,18 @@ fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
             stats.written_bytes.add(bytes);
         }
         IoOp::Flush => stats.flushes.add(1),
-        IoOp::Discard | IoOp::WriteZeroes { .. } => stats.others.add(1),
+        IoOp::Discard | IoOp::WriteZeroes { .. } | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {
+            stats.others.add(1)
+        }
     }
 }
 
 impl DeviceState {
     /// What requests are checked against right now.
     pub(super) fn rules(&self, write_through: bool) -> Rules<'_> {
-        let limits = self.storage.limits();
+        let limits = self.node.limits();
         Rules {
-            capacity: self.storage.size(),
+            capacity: self.node.size(),
             block_size: limits.logical_block_size,
             read_only: limits.read_only,
             discard: limits.discard_granularity > 0,

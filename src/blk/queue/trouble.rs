@@ -129,7 +129,7 @@ impl BlkQueue {
 
     fn verdict(&self, request: &IoRequest, error: &std::io::Error) -> Verdict {
         let params = &self.device.trouble.params;
-        params.verdict(request.op, error, self.device.storage.flushes_fail())
+        params.verdict(request.op, error, self.device.node.flushes_fail())
     }
 
     fn at(&self, request: &IoRequest) -> At<'_> {
@@ -146,7 +146,7 @@ impl BlkQueue {
         self.state.borrow().stats.ignored.add(1);
         if request.op == IoOp::Read {
             request.op = IoOp::Salvage;
-            self.engine.submit(&mut vec![request], &self.completer());
+            self.channel.submit(&mut vec![request], &self.completer());
             return;
         }
         request.result = Ok(());
@@ -179,7 +179,7 @@ impl BlkQueue {
     fn retry_held(&self) {
         let _scope = DeferScope::enter();
         let (mut requests, completer) = self.state.borrow_mut().held.begin();
-        self.engine.submit(&mut requests, &completer);
+        self.channel.submit(&mut requests, &completer);
     }
 
     /// A request that was tried again is back.

@@ -64,7 +64,7 @@ impl BlkQueue {
             let op = durable(request.op);
             request.op = IoOp::Flush;
             let completer = Rc::new(Flushed { queue, op }) as Rc<dyn Completer>;
-            self.engine.submit(&mut vec![request], &completer);
+            self.channel.submit(&mut vec![request], &completer);
         }
     }
 }

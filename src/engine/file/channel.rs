@@ -1,7 +1,9 @@
 //! One queue's way to a file on one IOThread: merge, try without waiting, share with a worker, hand over the rest.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::inline::Inline;
 use super::kernel::KernelEngine;
@@ -10,20 +12,41 @@ use super::merge::Merger;
 use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
+use crate::aio::AioContext;
+use crate::engine::error::Error;
+use crate::engine::plan::{self, Plan};
 use crate::io::{Completer, Requests};
+use crate::storage::RawFile;
+use crate::thread_pool::ThreadPool;
 
 /// The closed set of executors: who executes what the IOThread does not.
-#[derive(Clone, Debug)]
-pub(in crate::engine) enum Executor {
+#[derive(Debug)]
+enum Executor {
     /// Blocking calls in the IOThread's thread pool.
     Threads(Rc<ThreadsEngine>),
     /// io_uring; what it does not take is for the pool.
-    IoUring(Rc<KernelEngine<Uring>>),
+    IoUring(KernelEngine<Uring>),
     /// Linux AIO; what it does not take is for the pool.
-    Native(Rc<KernelEngine<LinuxAio>>),
+    Native(KernelEngine<LinuxAio>),
 }
 
 impl Executor {
+    fn new(ctx: &AioContext, plan: Plan, file: &Arc<RawFile>, pool: ThreadPool) -> Result<Self, Error> {
+        let threads = ThreadsEngine::new(ctx, Arc::clone(file), pool);
+        let disk = || file.path().display().to_string();
+        Ok(match plan.executor {
+            plan::Executor::IoUring => {
+                let ring = Uring::new(file.as_fd()).map_err(Error::IoUring)?;
+                Self::IoUring(KernelEngine::new(ctx, disk(), ring, threads)?)
+            }
+            plan::Executor::Native => {
+                let ring = LinuxAio::new(file.as_fd()).map_err(Error::Native)?;
+                Self::Native(KernelEngine::new(ctx, disk(), ring, threads)?)
+            }
+            plan::Executor::Nobody | plan::Executor::Threads => Self::Threads(Rc::new(threads)),
+        })
+    }
+
     /// Starts every request of the batch, which is left empty.
     fn submit(&self, batch: &mut Requests) {
         match self {
@@ -34,25 +57,77 @@ impl Executor {
     }
 }
 
+/// What the channels to a file on one IOThread share.
+#[derive(Debug)]
+pub(in crate::engine) struct FileShared {
+    plan: Plan,
+    file: Arc<RawFile>,
+    executor: Executor,
+    /// The number of the channel whose batch was the last one.
+    last: Cell<usize>,
+    channels: Cell<usize>,
+}
+
+impl FileShared {
+    /// Sets up what `plan` asks for, on the context of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel has no resources for another ring.
+    pub(in crate::engine) fn new(
+        ctx: &AioContext,
+        plan: Plan,
+        file: Arc<RawFile>,
+        pool: ThreadPool,
+    ) -> Result<Rc<Self>, Error> {
+        Ok(Rc::new(Self {
+            plan,
+            executor: Executor::new(ctx, plan, &file, pool)?,
+            file,
+            last: Cell::new(0),
+            channels: Cell::new(0),
+        }))
+    }
+
+    /// Makes a channel.
+    pub(in crate::engine) fn channel(self: Rc<Self>) -> FileChannel {
+        let number = self.channels.get() + 1;
+        self.channels.set(number);
+        FileChannel {
+            number,
+            merger: self.plan.merges().then(|| Merger::new(&self.file)),
+            inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.file))),
+            sharing: match &self.executor {
+                Executor::Threads(threads) if self.plan.shares() => Some(Sharing::new(Rc::clone(threads))),
+                _ => None,
+            },
+            done: RefCell::default(),
+            shared: self,
+        }
+    }
+}
+
 /// A channel of one queue. IOThread only.
 #[derive(Debug)]
 pub(in crate::engine) struct FileChannel {
-    /// Of the queue, among those with the same `last`.
-    pub(in crate::engine) number: usize,
-    /// The number of the queue whose batch was the last one.
-    pub(in crate::engine) last: Rc<Cell<usize>>,
-    pub(in crate::engine) merger: Option<Merger>,
-    pub(in crate::engine) inline: Option<Inline>,
-    pub(in crate::engine) sharing: Option<Rc<Sharing>>,
-    pub(in crate::engine) executor: Executor,
+    /// Which of those that share `shared`.
+    number: usize,
+    merger: Option<Merger>,
+    inline: Option<Inline>,
+    sharing: Option<Rc<Sharing>>,
     /// Recycled between batches.
-    pub(in crate::engine) done: RefCell<Requests>,
+    done: RefCell<Requests>,
+    shared: Rc<FileShared>,
 }
 
 impl FileChannel {
-    /// See [`Engine::submit`](crate::engine::Engine::submit).
+    /// Makes another channel to the same file on the same IOThread.
+    pub(in crate::engine) fn sibling(&self) -> Self {
+        Rc::clone(&self.shared).channel()
+    }
+
+    /// See [`Channel::submit`](crate::engine::Channel::submit).
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
-        let alone = self.last.replace(self.number) == self.number;
+        let alone = self.shared.last.replace(self.number) == self.number;
         let before = batch.len();
         if let Some(merger) = &self.merger {
             merger.merge(batch);
@@ -65,7 +140,7 @@ impl FileChannel {
             for request in batch.iter_mut() {
                 request.set_completer(Rc::clone(completer));
             }
-            self.executor.submit(batch);
+            self.shared.executor.submit(batch);
         }
         merged
     }
@@ -98,6 +173,7 @@ impl FileChannel {
         self.done.replace(done);
     }
 
+    /// Returns whether a worker was asked to help with a batch, and is not back.
     pub(in crate::engine) fn is_sharing(&self) -> bool {
         self.sharing.as_ref().is_some_and(|sharing| sharing.is_sharing())
     }

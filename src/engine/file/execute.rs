@@ -2,19 +2,23 @@
 
 use std::io;
 
+use crate::engine::job::Execute;
 use crate::io::{IoOp, IoRequest, IoVecs};
-use crate::storage::Storage;
+use crate::storage::RawFile;
 
 /// Executes the request if that takes no waiting; returns whether it did.
-pub(in crate::engine) fn try_execute(storage: &Storage, request: &mut IoRequest) -> bool {
+pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
     let done = match request.op {
-        IoOp::Read => storage.try_readv(request.whole(), request.offset),
-        IoOp::Write { durable: false } => storage.try_writev(request.whole(), request.offset),
+        IoOp::Read => file.try_readv(request.whole(), request.offset),
+        IoOp::Write { durable: false } => file.try_writev(request.whole(), request.offset),
         IoOp::Write { durable: true }
         | IoOp::Flush
         | IoOp::Discard
         | IoOp::WriteZeroes { .. }
-        | IoOp::Salvage => matches!(storage, Storage::Null(_)),
+        | IoOp::FlushAtRest
+        | IoOp::RefreshSize
+        | IoOp::LookAnew
+        | IoOp::Salvage => false,
     };
     if done {
         request.set_results(|_| Ok(()));
@@ -22,35 +26,40 @@ pub(in crate::engine) fn try_execute(storage: &Storage, request: &mut IoRequest)
     done
 }
 
-/// Executes the request with blocking calls: all members of a group at once, or one by one if that fails, so that each
-/// gets a result of its own.
-pub(in crate::engine) fn execute(storage: &Storage, request: &mut IoRequest) {
-    if request.is_merged() && run(storage, request, request.whole()).is_ok() {
-        return request.set_results(|_| Ok(()));
-    }
-    request.set_results(|member| run(storage, member, member.alone()));
-    if request.op == IoOp::Salvage {
-        request.op = IoOp::Read;
+impl Execute for RawFile {
+    /// Executes the request with blocking calls: all members of a group at once, or one by one if that fails, so that
+    /// each gets a result of its own.
+    fn execute(&self, request: &mut IoRequest) {
+        if request.is_merged() && run(self, request, request.whole()).is_ok() {
+            return request.set_results(|_| Ok(()));
+        }
+        request.set_results(|member| run(self, member, member.alone()));
+        if request.op == IoOp::Salvage {
+            request.op = IoOp::Read;
+        }
     }
 }
 
-fn run(storage: &Storage, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
+fn run(file: &RawFile, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
     match request.op {
-        IoOp::Read => storage.readv(memory, request.offset),
-        IoOp::Salvage => storage.salvage(memory, request.offset, |_, _| true),
-        IoOp::Write { durable: false } => storage.writev(memory, request.offset),
-        IoOp::Write { durable: true } => storage.writev_durable(memory, request.offset),
-        IoOp::Flush => storage.flush(),
+        IoOp::Read => file.readv(memory, request.offset),
+        IoOp::Salvage => file.salvage(memory, request.offset),
+        IoOp::Write { durable: false } => file.writev(memory, request.offset),
+        IoOp::Write { durable: true } => file.writev_durable(memory, request.offset),
+        IoOp::Flush => file.flush(),
+        IoOp::FlushAtRest => file.flush_at_rest(),
+        IoOp::RefreshSize => file.refresh_size().map(drop),
+        IoOp::LookAnew => file.look_anew().map(drop),
         IoOp::Discard => request
             .ranges
             .iter()
-            .try_for_each(|r| storage.discard(r.offset, r.len)),
+            .try_for_each(|r| file.discard(r.offset, r.len)),
         IoOp::WriteZeroes { durable } => {
             request
                 .ranges
                 .iter()
-                .try_for_each(|r| storage.write_zeroes(r.offset, r.len, r.unmap))?;
-            if durable { storage.flush() } else { Ok(()) }
+                .try_for_each(|r| file.write_zeroes(r.offset, r.len, r.unmap))?;
+            if durable { file.flush() } else { Ok(()) }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::execute::try_execute;
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::storage::{Nowait, Storage};
+use crate::storage::{Nowait, RawFile};
 
 /// Longest request done in the IOThread, in bytes: copying more takes so long that another CPU had better do it.
 const LONGEST: usize = 128 << 10;
@@ -19,8 +19,8 @@ const MEASURED: usize = 4;
 
 /// The decision which requests of one queue are tried in its IOThread. IOThread only.
 #[derive(Debug)]
-pub(in crate::engine) struct Inline {
-    storage: Arc<Storage>,
+pub(super) struct Inline {
+    file: Arc<RawFile>,
     nowait: Nowait,
     reads: Misses,
     writes: Misses,
@@ -29,10 +29,10 @@ pub(in crate::engine) struct Inline {
 }
 
 impl Inline {
-    pub(in crate::engine) fn new(storage: Arc<Storage>) -> Self {
+    pub(super) fn new(file: Arc<RawFile>) -> Self {
         Self {
-            nowait: storage.nowait(),
-            storage,
+            nowait: file.nowait(),
+            file,
             reads: Misses::default(),
             writes: Misses::default(),
             cost: Cell::default(),
@@ -40,13 +40,13 @@ impl Inline {
     }
 
     /// What a request has taken lately, in a long batch.
-    pub(in crate::engine) fn cost(&self) -> Duration {
+    pub(super) fn cost(&self) -> Duration {
         self.cost.get()
     }
 
     /// Executes those of the next [`SLICE`] requests from `from` on that take no waiting, and moves them to `done`.
     /// The others stay, in order; returns where the rest begins.
-    pub(in crate::engine) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
+    pub(super) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
         if self.nowait == Nowait::No {
             return batch.len();
         }
@@ -70,7 +70,7 @@ impl Inline {
         if request.whole().len() > LONGEST || !misses.is_worth_trying() {
             return false;
         }
-        let done = try_execute(&self.storage, request);
+        let done = try_execute(&self.file, request);
         misses.tell(done);
         done
     }

@@ -17,13 +17,13 @@ use crate::defer::DeferScope;
 use crate::engine::error::Error;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
-use crate::storage::Storage;
+use crate::storage::RawFile;
 
 /// A kernel that is short of memory is asked again after this time.
 const RETRY_TIME: Duration = Duration::from_millis(1);
 
 /// A submission and completion queue shared with the kernel. One thread only.
-pub(in crate::engine) trait KernelQueue: 'static {
+pub(super) trait KernelQueue: 'static {
     /// Most requests that the kernel may have at once, at least 1.
     fn capacity(&self) -> usize;
 
@@ -58,7 +58,7 @@ pub(in crate::engine) trait KernelQueue: 'static {
 
 /// What the kernel says at the end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::engine) struct Completion {
+pub(super) struct Completion {
     /// As given to [`KernelQueue::prepare`].
     pub(super) data: u64,
     /// Bytes moved, or a negative errno.
@@ -69,7 +69,7 @@ pub(in crate::engine) struct Completion {
 ///
 /// It may be dropped only when no request is in flight. (If one is nevertheless, the drop waits for it: the kernel
 /// writes into its memory.)
-pub(in crate::engine) struct KernelEngine<Q: KernelQueue> {
+pub(super) struct KernelEngine<Q: KernelQueue> {
     // Before `inner`: nobody polls what is being dropped.
     _events: FdHandler,
     _poller: PollerHandle,
@@ -98,7 +98,7 @@ impl<Q: KernelQueue> KernelEngine<Q> {
     ///
     /// # Errors
     /// The eventfd of the queue cannot be watched.
-    pub(in crate::engine) fn new(
+    pub(super) fn new(
         ctx: &AioContext,
         disk: String,
         queue: Q,
@@ -139,10 +139,10 @@ impl<Q: KernelQueue> KernelEngine<Q> {
     }
 
     /// Starts the batch, which is left empty, with one system call if it fits.
-    pub(in crate::engine) fn submit(&self, batch: &mut Requests) {
+    pub(super) fn submit(&self, batch: &mut Requests) {
         let inner = &*self.inner;
         let mut backlog = inner.backlog.borrow_mut();
-        for request in batch.extract_if(.., |request| suits(inner.threads.storage(), request)) {
+        for request in batch.extract_if(.., |request| suits(inner.threads.file(), request)) {
             backlog.push_back(request);
         }
         drop(backlog);
@@ -154,13 +154,13 @@ impl<Q: KernelQueue> KernelEngine<Q> {
 }
 
 /// Whether the kernel can do the request without our help.
-fn suits(storage: &Storage, request: &IoRequest) -> bool {
+fn suits(file: &RawFile, request: &IoRequest) -> bool {
     let write = match request.op {
         IoOp::Read => false,
         IoOp::Write { durable: false } => true,
         _ => return false,
     };
-    storage.takes_as_is(request.whole(), request.offset, write)
+    file.takes_as_is(request.whole(), request.offset, write)
 }
 
 impl<Q: KernelQueue> Inner<Q> {

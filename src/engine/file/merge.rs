@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::storage::{Nowait, Storage};
+use crate::storage::{Nowait, RawFile};
 
 /// Most bytes that become one request: more would save little, and lets the first wait for the last. From memory less, so
 /// that two threads can share what is in a batch.
@@ -23,21 +23,21 @@ const MAX_RANGES: usize = 256;
 
 /// Merges the requests of one queue. IOThread only.
 #[derive(Debug)]
-pub(in crate::engine) struct Merger {
+pub(super) struct Merger {
     max_bytes: usize,
     /// Recycled between batches.
     spare: RefCell<Requests>,
 }
 
 impl Merger {
-    pub(in crate::engine) fn new(storage: &Storage) -> Self {
-        Self::up_to(match storage.nowait() {
+    pub(super) fn new(file: &RawFile) -> Self {
+        Self::up_to(match file.nowait() {
             Nowait::Memory => MAX_BYTES_IN_MEMORY,
             _ => MAX_BYTES,
         })
     }
 
-    pub(in crate::engine) fn up_to(max_bytes: usize) -> Self {
+    pub(super) fn up_to(max_bytes: usize) -> Self {
         Self {
             max_bytes,
             spare: RefCell::default(),
@@ -45,7 +45,7 @@ impl Merger {
     }
 
     /// Merges what follows each other in `batch`.
-    pub(in crate::engine) fn merge(&self, batch: &mut Requests) {
+    pub(super) fn merge(&self, batch: &mut Requests) {
         if batch.is_sorted_by(|one, next| !self.fit(one, next)) {
             return;
         }
@@ -71,37 +71,9 @@ impl Merger {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use super::super::testing::sequence;
     use super::*;
-    use crate::io::Completer;
-
-    /// What came back.
-    #[derive(Default)]
-    pub(in super::super) struct Back(RefCell<Requests>);
-
-    impl Back {
-        pub(in super::super) fn take(&self) -> Requests {
-            self.0.take()
-        }
-    }
-
-    impl Completer for Back {
-        fn complete(&self, request: Box<IoRequest>) {
-            self.0.borrow_mut().push(request);
-        }
-    }
-
-    /// Reads of 512 bytes, one after the other.
-    pub(in super::super) fn sequence(count: u16, memory: &mut [u8; 512]) -> Requests {
-        let one = |token| {
-            let mut request = IoRequest::new();
-            (request.token, request.offset) = (token, u64::from(token) * 512);
-            // SAFETY: the memory outlives the requests, and nobody reads what is in it.
-            unsafe { request.iov.push(memory.as_mut_ptr(), 512) };
-            request
-        };
-        (0..count).map(one).collect()
-    }
 
     #[test]
     fn neither_bytes_nor_ranges_exceed_what_one_request_may_have() {

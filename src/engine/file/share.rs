@@ -17,7 +17,7 @@ use super::inline::Misses;
 use super::threads::ThreadsEngine;
 use crate::aio::AioContext;
 use crate::io::{Completer, IoRequest, Requests};
-use crate::storage::Storage;
+use crate::storage::RawFile;
 use crate::thread_pool::{Outcome, Work};
 
 /// Shorter batches are over before a worker has woken up, in number and in time.
@@ -93,7 +93,7 @@ impl Lists {
 
 /// One queue's side of it. IOThread only.
 #[derive(Debug)]
-pub(in crate::engine) struct Sharing {
+pub(super) struct Sharing {
     threads: Rc<ThreadsEngine>,
     pile: Arc<Pile>,
     /// A worker was asked for and is not back.
@@ -107,7 +107,7 @@ pub(in crate::engine) struct Sharing {
 }
 
 impl Sharing {
-    pub(in crate::engine) fn new(threads: Rc<ThreadsEngine>) -> Rc<Self> {
+    pub(super) fn new(threads: Rc<ThreadsEngine>) -> Rc<Self> {
         Rc::new(Self {
             threads,
             pile: Arc::default(),
@@ -118,19 +118,19 @@ impl Sharing {
         })
     }
 
-    pub(in crate::engine) fn is_sharing(&self) -> bool {
+    pub(super) fn is_sharing(&self) -> bool {
         self.asked.get()
     }
 
     /// Whether to share a batch of `len` requests that take `cost` each.
-    pub(in crate::engine) fn pays(&self, len: usize, cost: Duration) -> bool {
+    pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
         self.step.set(if cost < LONG { TAKEN } else { 1 });
         let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
         len >= FEWEST && long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
     }
 
     /// Leaves the tail of `batch` to whoever takes it first, and asks a worker to.
-    pub(in crate::engine) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
+    pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
         let help = self.leave_tail(batch, completer);
         self.threads.submit_work(Box::new(help));
     }
@@ -145,7 +145,7 @@ impl Sharing {
         self.asked.set(true);
         self.got.set(0);
         Help {
-            storage: Arc::clone(self.threads.storage()),
+            file: Arc::clone(self.threads.file()),
             pile: Arc::clone(&self.pile),
             held: Requests::new(),
             missed: Requests::new(),
@@ -154,7 +154,7 @@ impl Sharing {
     }
 
     /// See [`Engine::take_back`](super::channel).
-    pub(in crate::engine) fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
+    pub(super) fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
         if !self.asked.get() {
             return false;
         }
@@ -197,7 +197,7 @@ impl Sharing {
 
 /// A worker's share of a batch.
 struct Help {
-    storage: Arc<Storage>,
+    file: Arc<RawFile>,
     pile: Arc<Pile>,
     /// Taken and not given back; empty at the end, unless it panicked.
     held: Requests,
@@ -208,13 +208,11 @@ struct Help {
 
 impl Help {
     /// Has `execute` do what is on the pile; it returns whether it did.
-    fn help(&mut self, execute: impl Fn(&Storage, &mut IoRequest) -> bool) {
+    fn help(&mut self, execute: impl Fn(&RawFile, &mut IoRequest) -> bool) {
         while self.pile.exchange(&mut self.held) {
             // One by one: a panic of `execute` loses none.
-            self.missed.extend(
-                self.held
-                    .extract_if(.., |request| !execute(&self.storage, request)),
-            );
+            self.missed
+                .extend(self.held.extract_if(.., |request| !execute(&self.file, request)));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Blocking calls in the IOThread's thread pool.
 //!
-//! Writes that take turns (see [`Storage::writes_take_turns`]) have a worker of their own: with more, all but one would
+//! Writes that take turns (see [`RawFile::writes_take_turns`]) have a worker of their own: with more, all but one would
 //! fight for the file's lock, burning CPU time, and be missing for reads. (The kernel's own workers for io_uring do the
 //! same.)
 
@@ -9,16 +9,16 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::job::Jobs;
 use crate::aio::AioContext;
+use crate::engine::job::Jobs;
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::storage::Storage;
+use crate::storage::RawFile;
 use crate::thread_pool::{ThreadPool, Work};
 
 /// Every request is one job for the pool.
-pub(in crate::engine) struct ThreadsEngine {
+pub(super) struct ThreadsEngine {
     pool: ThreadPool,
-    jobs: Rc<Jobs>,
+    jobs: Rc<Jobs<RawFile>>,
     /// For writes that take turns.
     writer: Option<ThreadPool>,
     /// Recycled between batches.
@@ -34,22 +34,22 @@ impl fmt::Debug for ThreadsEngine {
 }
 
 impl ThreadsEngine {
-    /// An engine for `storage` on a pool of the calling thread's context.
-    pub(in crate::engine) fn new(ctx: &AioContext, storage: Arc<Storage>, pool: ThreadPool) -> Self {
+    /// An engine for `file` on a pool of the calling thread's context.
+    pub(super) fn new(ctx: &AioContext, file: Arc<RawFile>, pool: ThreadPool) -> Self {
         Self {
-            writer: storage.writes_take_turns().then(|| pool.serial_sibling(ctx)),
-            jobs: Jobs::new(storage),
+            writer: file.writes_take_turns().then(|| pool.serial_sibling(ctx)),
+            jobs: Jobs::new(file),
             pool,
             works: RefCell::default(),
         }
     }
 
-    pub(super) fn storage(&self) -> &Arc<Storage> {
-        self.jobs.storage()
+    pub(super) fn file(&self) -> &Arc<RawFile> {
+        self.jobs.executor()
     }
 
     /// Queues the batch, which is left empty.
-    pub(in crate::engine) fn submit(&self, batch: &mut Requests) {
+    pub(super) fn submit(&self, batch: &mut Requests) {
         let mut works = self.works.take();
         if let Some(writer) = &self.writer {
             let writes = batch.extract_if(.., |request| request.op == IoOp::Write { durable: false });

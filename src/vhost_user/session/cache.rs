@@ -78,7 +78,7 @@ impl Session<'_> {
             let set = |index| self.call(index, move |queue| queue.set_write_through(on));
             (0..self.vrings.len()).try_for_each(set)
         };
-        let flush = || self.device.state().storage.flush().map_err(SessionError::Flush);
+        let flush = || self.flush().map_err(SessionError::Flush);
         let switched = cache.switch(mode, write_through, flush);
         self.device.set_cache(cache);
         let cached = cache.is_on();

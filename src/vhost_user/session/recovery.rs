@@ -81,7 +81,7 @@ impl Session<'_> {
             return Err(SessionError::Running(running));
         }
         self.inflight = Inflight::Refused;
-        self.device.state().storage.set_flush_witness(None);
+        self.device.state().node.set_flush_witness(None);
         let region = InflightRegion::map(file, layout)?;
         self.follow_flushes(&region);
         if let Some(writeback) = region.device_state() {
@@ -98,17 +98,17 @@ impl Session<'_> {
             return;
         };
         let state = self.device.state();
-        let (disk, storage) = (&state.name, &state.storage);
+        let (disk, node) = (&state.name, &state.node);
         if marks.failed.get() != 0 {
-            if !storage.flushes_fail() {
+            if !node.flushes_fail() {
                 tracing::error!(
                     disk,
                     "a flush failed before this process took over: writes are lost, and all flushes fail"
                 );
             }
-            storage.fail_flushes();
+            node.fail_flushes();
         } else if marks.running.get() != 0 {
-            let outcome = match storage.doubt_last_flush() {
+            let outcome = match node.doubt_last_flush() {
                 true => "the next flush asks the whole file system if a write was lost",
                 false => "if it failed, nobody knows",
             };
@@ -117,7 +117,7 @@ impl Session<'_> {
                 "the process before this one was killed during a flush: {outcome}"
             );
         }
-        storage.set_flush_witness(Some(Arc::new(marks)));
+        node.set_flush_witness(Some(Arc::new(marks)));
     }
 
     /// Where the chains of a ring of `size` descriptors are to be tracked.

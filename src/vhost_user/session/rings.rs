@@ -1,10 +1,11 @@
 //! The rings of a session: set up in any order, started when enough is known, stopped and drained.
 
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, mpsc};
 
 use super::log::check_log_address;
-use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session};
+use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, execute};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
 use crate::blk::queue::{RingSetup, Stop};
@@ -96,7 +97,7 @@ impl Session<'_> {
         vring.draining = false;
         if self.vrings.iter().all(Vring::is_idle) {
             self.channel.suspend();
-            let handed_over = self.device.deactivate();
+            let handed_over = self.hand_over();
             // Only while the VM migrates is the frontend better off without an answer: the VM can stay where it is.
             if self.acked & LOG_ALL != 0 {
                 handed_over.map_err(SessionError::HandOver)?;
@@ -115,6 +116,13 @@ impl Session<'_> {
         self.vrings[index].kick = Kick::Pending(kick);
         self.vrings[index].failed = false;
         self.start_if_ready(index)
+    }
+
+    /// No ring runs any more: makes everything stable, and lets others use the image.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let eventfds = &self.eventfds;
+        self.device
+            .deactivate(|control, op| execute(control, op, eventfds))
     }
 
     pub(in crate::vhost_user) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
@@ -212,7 +220,9 @@ impl Session<'_> {
                 indirect: self.acked & features::INDIRECT_DESC != 0,
             },
         };
-        let resized = self.device.activate().map_err(|source| {
+        let eventfds = &self.eventfds;
+        let resized = self.device.activate(|control, op| execute(control, op, eventfds));
+        let resized = resized.map_err(|source| {
             // A driver that waits for ever would not even know.
             self.failed = true;
             SessionError::Lock { index, source }

@@ -1,7 +1,5 @@
 use super::*;
 
-use std::sync::Arc;
-
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::merge::Merger;
@@ -95,7 +93,7 @@ struct Setup {
 impl Setup {
     fn new(room: usize, failures: usize) -> Self {
         let ctx = AioContext::new().unwrap();
-        let storage = Arc::new(Storage::null(1 << 20));
+        let file = super::super::testing::file();
         let script = Rc::new(RefCell::new(Script {
             event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
             room,
@@ -106,7 +104,7 @@ impl Setup {
             finished: Vec::new(),
         }));
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
-        let threads = ThreadsEngine::new(&ctx, storage, pool);
+        let threads = ThreadsEngine::new(&ctx, file, pool);
         let engine = KernelEngine::new(&ctx, "test".to_owned(), Fake(Rc::clone(&script)), threads).unwrap();
         let (done, memory) = (Rc::default(), vec![0; 4096]);
         Self {

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::sync::mpsc::{self, Sender};
 
 use super::super::merge::Merger;
+use super::super::testing;
 use super::*;
 use crate::aio::Timer;
-use crate::storage::Storage;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
 const BATCH: u16 = 16;
@@ -24,9 +24,9 @@ struct Clumsy {
 impl Work for Clumsy {
     fn run(&mut self) {
         let _through = Through(&self.through);
-        self.help.help(|storage, request| {
+        self.help.help(|file, request| {
             assert_ne!(request.token, self.panics_at, "as asked for");
-            request.token % 3 != 0 && try_execute(storage, request)
+            request.token % 3 != 0 && try_execute(file, request)
         });
     }
 
@@ -59,9 +59,10 @@ impl Completer for Back {
 /// A queue and a pool of one worker.
 struct Queue {
     sharing: Rc<Sharing>,
-    storage: Arc<Storage>,
+    file: Arc<RawFile>,
     back: Rc<Back>,
     lost: Timer,
+    memory: Box<[u8; 512]>,
     // After all that is registered with it.
     ctx: AioContext,
 }
@@ -73,32 +74,26 @@ impl Queue {
             min_threads: 1,
             max_threads: 1,
         };
-        let (pool, storage) = (ThreadPool::new(&ctx, one), Arc::new(Storage::null(1 << 20)));
+        let (pool, file) = (ThreadPool::new(&ctx, one), testing::file());
         let lost = ctx.timer(|_| panic!("requests are lost"));
         // From here on it needs no loop to begin.
         while pool.counters().idle_threads == 0 {
             ctx.poll(false);
         }
-        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, Arc::clone(&storage), pool)));
+        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, Arc::clone(&file), pool)));
         let back: Rc<Back> = Rc::default();
         Self {
             sharing,
-            storage,
+            file,
             back,
             lost,
+            memory: Box::new([0; 512]),
             ctx,
         }
     }
 
-    fn batch(&self) -> Requests {
-        let request = |token| {
-            let mut request = IoRequest::new();
-            (request.token, request.offset) = (token, u64::from(token) * 512);
-            // SAFETY: nobody follows the address: what reads this storage does not touch memory.
-            unsafe { request.iov.push(std::ptr::dangling_mut(), 512) };
-            request
-        };
-        (0..BATCH).map(request).collect()
+    fn batch(&mut self) -> Requests {
+        testing::sequence(BATCH, &mut self.memory)
     }
 
     fn completer(&self) -> Rc<dyn Completer> {
@@ -110,7 +105,7 @@ impl Queue {
         let mut done = Requests::new();
         while self.sharing.take_back(&mut batch, &mut done) {}
         for request in &mut batch {
-            assert!(try_execute(&self.storage, request));
+            assert!(try_execute(&self.file, request));
         }
         self.back
             .requests
@@ -136,7 +131,7 @@ impl Queue {
 
 #[test]
 fn every_request_comes_back_once_wherever_a_helper_panics_and_the_next_batch_is_shared() {
-    let queue = Queue::new();
+    let mut queue = Queue::new();
     for panics_at in BATCH / 5..BATCH {
         let (mut batch, (through, ended)) = (queue.batch(), mpsc::channel());
         let help = queue.sharing.leave_tail(&mut batch, queue.completer());
@@ -159,7 +154,7 @@ fn every_request_comes_back_once_wherever_a_helper_panics_and_the_next_batch_is_
 
 #[test]
 fn merged_requests_come_back_one_by_one_from_a_worker_that_is_late() {
-    let (queue, (through, ended)) = (Queue::new(), mpsc::channel());
+    let (mut queue, (through, ended)) = (Queue::new(), mpsc::channel());
     let mut batch = queue.batch();
     Merger::up_to(1024).merge(&mut batch);
     assert_eq!(batch.len(), usize::from(BATCH) / 2);
@@ -172,7 +167,7 @@ fn merged_requests_come_back_one_by_one_from_a_worker_that_is_late() {
     ended.recv_timeout(DEADLINE).unwrap();
     // The worker has all but what the IOThread has kept.
     for mut request in batch {
-        assert!(try_execute(&queue.storage, &mut request));
+        assert!(try_execute(&queue.file, &mut request));
         request.disband(|request| queue.back.complete(request));
     }
     while queue.sharing.is_sharing() {

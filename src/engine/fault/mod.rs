@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::io::IoOp;
 
-pub(super) mod inject;
+pub(super) mod channel;
 mod rule;
 
 pub use rule::FaultRule;

@@ -1,4 +1,4 @@
-//! Requests on their way through the thread pool: each in a recycled box, which knows the file.
+//! Requests on their way through the thread pool: each in a recycled box, which knows what executes it.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,40 +7,44 @@ use std::sync::Arc;
 
 use send_wrapper::SendWrapper;
 
-use super::execute::execute;
 use crate::aio::AioContext;
 use crate::io::IoRequest;
-use crate::storage::Storage;
 use crate::thread_pool::{Outcome, Work};
 
-/// Boxes for the requests of one file on one IOThread. IOThread only.
+/// Something that executes requests with blocking calls. Any thread.
+pub(super) trait Execute: Send + Sync + 'static {
+    /// Executes the request, and its followers, and sets their results.
+    fn execute(&self, request: &mut IoRequest);
+}
+
+/// Boxes for the requests of one disk on one IOThread. IOThread only.
 #[derive(Debug)]
-pub(super) struct Jobs {
-    storage: Arc<Storage>,
+pub(super) struct Jobs<E> {
+    executor: Arc<E>,
     /// As many as ever were in the pool at the same time.
     #[allow(clippy::vec_box, reason = "each box is handed on as it is")]
-    idle: RefCell<Vec<Box<Job>>>,
+    idle: RefCell<Vec<Box<Job<E>>>>,
 }
 
 /// A request in the pool, or an idle box.
 #[derive(Debug)]
-struct Job {
-    storage: Arc<Storage>,
+struct Job<E> {
+    executor: Arc<E>,
     request: Option<Box<IoRequest>>,
     /// Where the box goes afterwards. Set while there is a request.
-    home: Option<SendWrapper<Rc<Jobs>>>,
+    home: Option<SendWrapper<Rc<Jobs<E>>>>,
 }
 
-impl Jobs {
-    pub(super) fn new(storage: Arc<Storage>) -> Rc<Self> {
+impl<E: Execute> Jobs<E> {
+    pub(super) fn new(executor: Arc<E>) -> Rc<Self> {
         Rc::new(Self {
-            storage,
+            executor,
             idle: RefCell::default(),
         })
     }
 
-    pub(super) fn storage(&self) -> &Arc<Storage> {
-        &self.storage
+    pub(super) fn executor(&self) -> &Arc<E> {
+        &self.executor
     }
 
     /// Makes a job of a request.
@@ -48,7 +52,7 @@ impl Jobs {
         let idle = self.idle.borrow_mut().pop();
         let mut job = idle.unwrap_or_else(|| {
             Box::new(Job {
-                storage: Arc::clone(&self.storage),
+                executor: Arc::clone(&self.executor),
                 request: None,
                 home: None,
             })
@@ -59,10 +63,10 @@ impl Jobs {
     }
 }
 
-impl Work for Job {
+impl<E: Execute> Work for Job<E> {
     fn run(&mut self) {
         if let Some(request) = &mut self.request {
-            execute(&self.storage, request);
+            self.executor.execute(request);
         }
     }
 
@@ -84,28 +88,40 @@ impl Work for Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::file::merge::Merger;
-    use crate::engine::file::merge::tests::{Back, sequence};
-    use crate::io::Completer;
+    use crate::io::{Completer, Requests};
+
+    #[derive(Default)]
+    struct Back(RefCell<Requests>);
+
+    impl Completer for Back {
+        fn complete(&self, request: Box<IoRequest>) {
+            self.0.borrow_mut().push(request);
+        }
+    }
+
+    struct Nothing;
+
+    impl Execute for Nothing {
+        fn execute(&self, _request: &mut IoRequest) {}
+    }
 
     #[test]
     fn a_panic_of_a_worker_fails_every_member_of_a_group() {
-        let (mut memory, ctx) = ([0; 512], AioContext::new().unwrap());
-        let jobs = Jobs::new(Arc::new(Storage::null(1 << 20)));
+        let (back, ctx) = (Rc::<Back>::default(), AioContext::new().unwrap());
+        let jobs = Jobs::new(Arc::new(Nothing));
         for (outcome, errno) in [
             (Outcome::Panicked, libc::EIO),
             (Outcome::Cancelled, libc::ECANCELED),
         ] {
-            let mut batch = sequence(3, &mut memory);
-            Merger::up_to(4096).merge(&mut batch);
-            let (back, mut leader) = (Rc::<Back>::default(), batch.remove(0));
+            let mut leader = IoRequest::new();
+            leader.absorb(IoRequest::new());
+            leader.absorb(IoRequest::new());
             leader.set_completer(Rc::clone(&back) as Rc<dyn Completer>);
             jobs.job(leader).complete(&ctx, outcome);
-            let errors = back
-                .take()
-                .into_iter()
-                .map(|request| request.result.unwrap_err().raw_os_error());
+            let back = back.0.take().into_iter();
+            let errors = back.map(|request| request.result.unwrap_err().raw_os_error());
             assert_eq!(errors.collect::<Vec<_>>(), [Some(errno); 3]);
         }
+        assert_eq!(jobs.idle.borrow().len(), 1, "the box is used again");
     }
 }

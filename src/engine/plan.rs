@@ -1,11 +1,12 @@
 //! Which engine a disk gets.
 
 use std::fmt;
+use std::os::fd::AsFd;
 
-use super::linux_aio::LinuxAio;
-use super::uring::Uring;
-use crate::engine::error::Error;
-use crate::storage::{Nowait, Storage};
+use super::error::Error;
+use super::file::linux_aio::LinuxAio;
+use super::file::uring::Uring;
+use crate::storage::{Nowait, RawFile};
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,30 +43,23 @@ pub(in crate::engine) enum Executor {
 }
 
 impl Plan {
-    /// Decides, and has the kernel prove that it can.
+    /// Decides for a file, and has the kernel prove that it can.
     ///
-    /// `Auto` takes what is in the page cache from there, in the IOThread, and leaves the rest to the thread pool;
-    /// storage that no cache is in front of gets io_uring if there is one. Storage without a file needs nobody's help.
+    /// `Auto` takes what is in the page cache from there, in the IOThread, and leaves the rest to the thread pool; a file
+    /// that no cache is in front of gets io_uring if there is one.
     ///
     /// # Errors
-    /// An engine that was asked for by name and cannot be had.
-    pub fn choose(choice: Choice, storage: &Storage) -> Result<Self, Error> {
-        let Some(fd) = storage.fd() else {
-            return match choice {
-                Choice::Auto => Ok(Self::new(true, Executor::Nobody)),
-                Choice::Threads => Ok(Self::new(false, Executor::Threads)),
-                Choice::IoUring | Choice::Native => Err(Error::NoFile),
-            };
-        };
-        let cached = storage.nowait() != Nowait::No;
-        let ring = || Uring::new(fd).map(drop).map_err(Error::IoUring);
+    /// An engine that was asked for by name is not available here.
+    pub(in crate::engine) fn for_file(choice: Choice, file: &RawFile) -> Result<Self, Error> {
+        let cached = file.nowait() != Nowait::No;
+        let ring = || Uring::new(file.as_fd()).map(drop).map_err(Error::IoUring);
         match choice {
             Choice::Threads => Ok(Self::new(false, Executor::Threads)),
             Choice::Auto if cached => Ok(Self::new(true, Executor::Threads)),
             Choice::Auto => match ring() {
                 Ok(()) => Ok(Self::new(false, Executor::IoUring)),
                 Err(error) => {
-                    let disk = storage.path().display().to_string();
+                    let disk = file.path().display().to_string();
                     tracing::info!(disk, %error, "io_uring cannot be used: using the thread pool");
                     Ok(Self::new(false, Executor::Threads))
                 }
@@ -73,9 +67,32 @@ impl Plan {
             Choice::IoUring => ring().map(|()| Self::new(false, Executor::IoUring)),
             Choice::Native if cached => Err(Error::NativeBuffered),
             Choice::Native => {
-                LinuxAio::new(fd).map_err(Error::Native)?;
+                LinuxAio::new(file.as_fd()).map_err(Error::Native)?;
                 Ok(Self::new(false, Executor::Native))
             }
+        }
+    }
+
+    /// Decides for a disk that stores nothing.
+    ///
+    /// # Errors
+    /// An engine of the kernel was asked for.
+    pub(in crate::engine) fn for_null(choice: Choice) -> Result<Self, Error> {
+        match choice {
+            Choice::Auto => Ok(Self::new(true, Executor::Nobody)),
+            Choice::Threads => Ok(Self::new(false, Executor::Threads)),
+            Choice::IoUring | Choice::Native => Err(Error::NoFile),
+        }
+    }
+
+    /// Decides for a disk that a timer completes.
+    ///
+    /// # Errors
+    /// An engine was asked for by name.
+    pub(in crate::engine) fn for_timer(choice: Choice) -> Result<Self, Error> {
+        match choice {
+            Choice::Auto => Ok(Self::new(false, Executor::Nobody)),
+            Choice::Threads | Choice::IoUring | Choice::Native => Err(Error::Timer),
         }
     }
 
@@ -108,7 +125,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inline = if self.inline { "inline+" } else { "" };
         match self.executor {
-            Executor::Nobody => f.write_str("inline"),
+            Executor::Nobody if self.inline => f.write_str("inline"),
+            Executor::Nobody => f.write_str("timer"),
             Executor::Threads => write!(f, "{inline}threads"),
             Executor::IoUring => write!(f, "{inline}io_uring"),
             Executor::Native => write!(f, "{inline}native"),

@@ -1,0 +1,108 @@
+//! The way of a queue's requests to a disk, on one IOThread.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::fault::Faults;
+use super::fault::channel::{FaultyChannel, Submit};
+use super::file::channel::FileChannel;
+use super::null::{NullAioChannel, NullCoChannel};
+use crate::aio::AioContext;
+use crate::io::{Completer, Requests};
+
+/// A channel to a disk. IOThread only. Each queue has one of its own; those of one disk and IOThread are siblings and share
+/// what is expensive.
+#[derive(Debug)]
+pub struct Channel(Kind);
+
+/// With faults, or without.
+#[derive(Debug)]
+enum Kind {
+    Plain(Plain),
+    Faulty(FaultyChannel<Plain>),
+}
+
+/// The closed set of channels.
+#[derive(Debug)]
+enum Plain {
+    File(FileChannel),
+    NullCo(NullCoChannel),
+    NullAio(NullAioChannel),
+}
+
+impl From<FileChannel> for Channel {
+    fn from(channel: FileChannel) -> Self {
+        Self(Kind::Plain(Plain::File(channel)))
+    }
+}
+
+impl From<NullCoChannel> for Channel {
+    fn from(channel: NullCoChannel) -> Self {
+        Self(Kind::Plain(Plain::NullCo(channel)))
+    }
+}
+
+impl From<NullAioChannel> for Channel {
+    fn from(channel: NullAioChannel) -> Self {
+        Self(Kind::Plain(Plain::NullAio(channel)))
+    }
+}
+
+impl Channel {
+    /// Starts every request of the batch, and leaves the list empty. Each comes back to `completer` exactly once: what is
+    /// over at once during this call, the rest later. Call it in a defer scope.
+    ///
+    /// Returns how many requests were executed together with one before them.
+    pub fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
+        match &self.0 {
+            Kind::Plain(plain) => plain.submit(batch, completer),
+            Kind::Faulty(faulty) => faulty.submit(batch, completer),
+        }
+    }
+
+    /// Makes another channel to the same disk, for another queue of the same IOThread.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self(match &self.0 {
+            Kind::Plain(plain) => Kind::Plain(plain.sibling()),
+            Kind::Faulty(faulty) => Kind::Faulty(faulty.with(faulty.inner().sibling())),
+        })
+    }
+
+    /// Makes requests on this channel, and on siblings made from it, go wrong as `faults` say; `block` is the size of the
+    /// disk's logical blocks.
+    #[must_use]
+    pub fn with_faults(self, ctx: &AioContext, faults: Arc<Faults>, block: u32) -> Self {
+        match self.0 {
+            Kind::Plain(plain) => Self(Kind::Faulty(FaultyChannel::new(ctx, plain, faults, block))),
+            faulty @ Kind::Faulty(_) => Self(faulty),
+        }
+    }
+
+    /// Returns whether a worker was asked to help with a batch, and is not back. For tests.
+    #[doc(hidden)]
+    pub fn is_sharing(&self) -> bool {
+        matches!(&self.0, Kind::Plain(Plain::File(file)) if file.is_sharing())
+    }
+}
+
+impl Plain {
+    fn sibling(&self) -> Self {
+        match self {
+            Self::File(channel) => Self::File(channel.sibling()),
+            Self::NullCo(channel) => Self::NullCo(channel.sibling()),
+            Self::NullAio(channel) => Self::NullAio(channel.sibling()),
+        }
+    }
+}
+
+impl Submit for Plain {
+    fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
+        match self {
+            Self::File(channel) => return channel.submit(batch, completer),
+            Self::NullCo(channel) => channel.submit(batch, completer),
+            Self::NullAio(channel) => channel.submit(batch, completer),
+        }
+        0
+    }
+}

@@ -1,0 +1,29 @@
+//! What the tests of this folder share.
+
+use std::sync::Arc;
+
+use crate::io::{IoRequest, Requests};
+use crate::storage::{OpenOptions, RawFile};
+
+/// A file of 1 MiB in memory.
+pub(super) fn file() -> Arc<RawFile> {
+    let image = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let options = OpenOptions {
+        path: image.path().to_owned(),
+        ..OpenOptions::default()
+    };
+    Arc::new(RawFile::open(&options).unwrap())
+}
+
+/// Reads of 512 bytes, one after the other.
+pub(super) fn sequence(count: u16, memory: &mut [u8; 512]) -> Requests {
+    let one = |token| {
+        let mut request = IoRequest::new();
+        (request.token, request.offset) = (token, u64::from(token) * 512);
+        // SAFETY: the memory outlives the requests, and nobody reads what is in it.
+        unsafe { request.iov.push(memory.as_mut_ptr(), 512) };
+        request
+    };
+    (0..count).map(one).collect()
+}
