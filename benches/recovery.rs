@@ -17,7 +17,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::engine::{BlockNode, Choice, Resources};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::OpenOptions;
@@ -117,7 +117,9 @@ impl Queue {
         ctx.set_poll_max(Duration::ZERO);
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
         let plan = node.plan(Choice::Auto).expect("an engine");
-        let channel = node.open_channel(&ctx, plan, pool).expect("a channel");
+        let channel = node
+            .open_channel(&Resources::new(&ctx, pool), plan)
+            .expect("a channel");
         let remote = BlkQueue::create(&ctx, 0, device, Arc::default(), channel);
         let (kick, call) = (eventfd(), eventfd());
         let setup = setup(&file, mode);

@@ -9,6 +9,7 @@
 //! - [`vhost_user`]: the control thread of a disk; sockets, messages, sessions.
 //! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
 //! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`io`]: the requests that both pass around.
+//! - [`iothread`]: an IOThread with all that its disks share.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: blocking work beside it; [`defer`]: one notification per
 //!   batch.
 //! - [`sandbox`]: what is left of the process's rights while it serves; [`account`]: the user it runs as.
@@ -28,6 +29,7 @@ mod eventfd;
 mod guard;
 pub mod holders;
 pub mod io;
+pub mod iothread;
 pub mod kernel;
 pub mod limits;
 pub mod log_limit;

@@ -12,12 +12,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 use vhost_user_blk::account::{self, Account, find_group};
-use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
+use vhost_user_blk::aio::{AioContext, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams, TakeError};
 use vhost_user_blk::blk::stats::Report;
 use vhost_user_blk::config::{CAPABILITIES, Cli, Notify, OnOff, one_line};
 use vhost_user_blk::engine::{BlockNode, Faults, NodeControl, Plan};
 use vhost_user_blk::holders::holders;
+use vhost_user_blk::iothread::{IoThread, IoThreadParams};
 use vhost_user_blk::kernel;
 use vhost_user_blk::limits;
 use vhost_user_blk::mapping::pin_thread;
@@ -95,7 +96,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let engine = node
         .plan(cli.aio.into())?
         .with_merging(cli.request_merging == OnOff::On);
-    let iothreads = spawn_iothreads(cli)?;
+    let iothreads = spawn_iothreads(cli, &sandbox)?;
     let device = make_device(cli, &node, engine, &iothreads, &sandbox)?;
     let stats = device.stats().to_vec();
     let disk = device.state().name.clone();
@@ -287,14 +288,15 @@ fn make_device(
     iothreads: &[IoThread],
     sandbox: &Sandbox,
 ) -> anyhow::Result<BlkDevice> {
-    let params = device_params(cli, node, engine, sandbox)?;
+    let params = device_params(cli, node, engine)?;
     let mut device = BlkDevice::new(Arc::clone(node), params, iothreads)?;
+    // Before anything is executed: workers inherit the filters of their IOThread.
+    for iothread in iothreads {
+        confine(iothread, sandbox)?;
+    }
     if !cli.incoming {
         let locked = device.activate(NodeControl::run);
         locked.map_err(|error| take_error(error, node.path()))?;
-    }
-    for iothread in iothreads {
-        confine(iothread, sandbox)?;
     }
     Ok(device)
 }
@@ -335,11 +337,19 @@ fn lock_error(error: LockError, image: &Path) -> anyhow::Error {
     )
 }
 
-fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
-    let config = IoThreadConfig {
-        poll_max: Duration::from_nanos(cli.poll_max_ns),
+fn spawn_iothreads(cli: &Cli, sandbox: &Sandbox) -> anyhow::Result<Vec<IoThread>> {
+    let workers = sandbox.clone();
+    let params = IoThreadParams {
+        config: IoThreadConfig {
+            poll_max: Duration::from_nanos(cli.poll_max_ns),
+        },
+        thread_pool: ThreadPoolParams {
+            min_threads: cli.thread_pool_min.into(),
+            max_threads: cli.thread_pool_max.into(),
+        },
+        spawner: Spawner::new(move |name, body| workers.spawn(ThreadKind::Worker, name, body)),
     };
-    let spawn = |n| Ok(IoThread::spawn(&format!("iothread{n}"), config)?);
+    let spawn = |n| Ok(IoThread::spawn(&format!("iothread{n}"), &params)?);
     let iothreads = (0..cli.iothreads)
         .map(spawn)
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -352,24 +362,13 @@ fn spawn_iothreads(cli: &Cli) -> anyhow::Result<Vec<IoThread>> {
     Ok(iothreads)
 }
 
-fn device_params(
-    cli: &Cli,
-    node: &BlockNode,
-    engine: Plan,
-    sandbox: &Sandbox,
-) -> anyhow::Result<DeviceParams> {
-    let sandbox = sandbox.clone();
+fn device_params(cli: &Cli, node: &BlockNode, engine: Plan) -> anyhow::Result<DeviceParams> {
     Ok(DeviceParams {
         name: node.path().display().to_string(),
         engine,
         serial: cli.serial,
         num_queues: cli.num_queues,
         queue_size: cli.queue_size,
-        thread_pool: ThreadPoolParams {
-            min_threads: cli.thread_pool_min.into(),
-            max_threads: cli.thread_pool_max.into(),
-        },
-        spawner: Spawner::new(move |name, body| sandbox.spawn(ThreadKind::Worker, name, body)),
         batch_notifications: cli.notify == Notify::Batch,
         trouble: cli.trouble(),
         faults: faults(cli),

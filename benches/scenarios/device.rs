@@ -11,7 +11,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::engine::{BlockNode, Choice, Resources};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
@@ -65,7 +65,9 @@ fn queue(ctx: &AioContext, node: BlockNode) -> Remote<BlkQueue> {
     });
     let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
     let plan = node.plan(Choice::Auto).expect("an engine");
-    let channel = node.open_channel(ctx, plan, pool).expect("a channel");
+    let channel = node
+        .open_channel(&Resources::new(ctx, pool), plan)
+        .expect("a channel");
     BlkQueue::create(ctx, 0, device, Arc::default(), channel)
 }
 

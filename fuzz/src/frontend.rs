@@ -9,12 +9,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
-use vhost_user_blk::aio::{IoThread, IoThreadConfig};
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::trouble::TroubleParams;
 use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::iothread::{IoThread, IoThreadParams};
 use vhost_user_blk::storage::OpenOptions;
-use vhost_user_blk::thread_pool::{Spawner, ThreadPoolParams};
+use vhost_user_blk::thread_pool::ThreadPoolParams;
 use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk::vhost_user::server::Server;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -49,8 +49,14 @@ impl Backend {
         let (offer, resizers) = mpsc::channel();
         let (finished, done) = mpsc::channel();
         let control = move || {
-            let iothreads = [0, 1]
-                .map(|_| IoThread::spawn("fuzz", IoThreadConfig::default()).expect("create an IOThread"));
+            let threads = IoThreadParams {
+                thread_pool: ThreadPoolParams {
+                    min_threads: 1,
+                    max_threads: 1,
+                },
+                ..IoThreadParams::default()
+            };
+            let iothreads = [0, 1].map(|_| IoThread::spawn("fuzz", &threads).expect("create an IOThread"));
             let mut device = BlkDevice::new(Arc::clone(&node), params(&node), &iothreads).expect("a disk");
             for connection in incoming {
                 let server = Server::from_fd(connection).expect("a connected socket");
@@ -104,12 +110,7 @@ fn params(node: &BlockNode) -> DeviceParams {
         queue_size: 64,
         engine: node.plan(Choice::Auto).expect("it always finds one"),
         queue_iothreads: vec![0, 1],
-        thread_pool: ThreadPoolParams {
-            min_threads: 1,
-            max_threads: 1,
-        },
         batch_notifications: true,
-        spawner: Spawner::default(),
         trouble: TroubleParams::default(),
         faults: None,
     }

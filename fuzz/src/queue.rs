@@ -13,7 +13,7 @@ use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::engine::{BlockNode, Choice, Resources};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::RingLog;
 use vhost_user_blk::storage::OpenOptions;
@@ -78,7 +78,10 @@ impl Queue {
             max_threads: 1,
         };
         let pool = ThreadPool::new(&ctx, limits);
-        let channel = device.node.open_channel(&ctx, plan, pool.clone()).ok()?;
+        let channel = device
+            .node
+            .open_channel(&Resources::new(&ctx, pool.clone()), plan)
+            .ok()?;
         let stats: Arc<QueueStats> = Arc::default();
         let remote = BlkQueue::create(&ctx, 0, Arc::clone(&device), stats, channel);
         Some(Self {

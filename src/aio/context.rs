@@ -233,6 +233,7 @@ impl AioContext {
             inner.look_at_fds(0);
             return inner.pollers.poll(self);
         }
+        inner.pollers.sweep(start);
         inner.block();
         window.learn(|window| window.adapt(start.elapsed()));
         false

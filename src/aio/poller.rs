@@ -2,11 +2,16 @@
 
 use std::{
     cell::{Cell, RefCell},
-    fmt,
+    fmt, mem,
     rc::{Rc, Weak},
+    time::{Duration, Instant},
 };
 
 use super::{AioContext, Inner};
+
+/// A poller that finds nothing for so long is left out, until somebody [wakes](PollerHandle::wake) it: an idle disk shall
+/// cost the others nothing. (The same time as in QEMU. It may be up to twice as long.)
+const IDLE_TIME: Duration = Duration::from_secs(7);
 
 /// Something that can be looked at without a system call: a virtqueue's ring, a completion queue.
 ///
@@ -36,8 +41,12 @@ pub trait Poller {
 pub(super) struct Pollers {
     /// Replaced as a whole, so that pollers may add and remove while the list is walked.
     entries: RefCell<Rc<Vec<Rc<Entry>>>>,
+    /// Those that are left out, because they found nothing for some time.
+    idle: RefCell<Vec<Rc<Entry>>>,
     /// Some entry has been told `poll_begin`.
     begun: Cell<bool>,
+    /// When idle ones were last looked for.
+    swept: Cell<Option<Instant>>,
 }
 
 struct Entry {
@@ -46,6 +55,10 @@ struct Entry {
     running: Cell<bool>,
     /// Told `poll_begin`, not `poll_end`.
     begun: Cell<bool>,
+    /// Has found something since idle ones were last looked for.
+    active: Cell<bool>,
+    /// Is left out.
+    idle: Cell<bool>,
 }
 
 impl Entry {
@@ -55,7 +68,11 @@ impl Entry {
         }
         // A guard: the poller may panic, and others of the context may survive that.
         let _running = Running(&self.running);
-        self.poller.poll(ctx)
+        let progress = self.poller.poll(ctx);
+        if progress {
+            self.active.set(true);
+        }
+        progress
     }
 }
 
@@ -114,6 +131,33 @@ impl Pollers {
         }
     }
 
+    /// Leaves out those which have found nothing for some time. Called while no peer relies on polling.
+    pub(super) fn sweep(&self, now: Instant) {
+        debug_assert!(!self.begun.get());
+        match self.swept.get() {
+            Some(swept) if now.saturating_duration_since(swept) < IDLE_TIME => return,
+            _ => self.swept.set(Some(now)),
+        }
+        let is_idle = |entry: &Rc<Entry>| !entry.active.replace(false) && !entry.poller.is_busy();
+        let idle: Vec<Rc<Entry>> = self.list().iter().filter(|e| is_idle(e)).cloned().collect();
+        if idle.is_empty() {
+            return;
+        }
+        idle.iter().for_each(|entry| entry.idle.set(true));
+        self.change(|entries| entries.retain(|entry| !entry.idle.get()));
+        self.idle.borrow_mut().extend(idle);
+    }
+
+    /// Polls one again that was left out.
+    fn wake(&self, entry: &Rc<Entry>) {
+        if !entry.idle.replace(false) {
+            return;
+        }
+        entry.active.set(true);
+        self.idle.borrow_mut().retain(|other| !Rc::ptr_eq(other, entry));
+        self.change(|entries| entries.push(Rc::clone(entry)));
+    }
+
     /// Ends busy polling; returns whether a poller saw work, so that the context must not block.
     pub(super) fn end(&self) -> bool {
         if !self.begun.replace(false) {
@@ -136,12 +180,13 @@ pub struct PollerHandle {
 
 impl PollerHandle {
     pub(super) fn new(ctx: &AioContext, poller: Rc<dyn Poller>) -> Self {
-        let (removed, running, begun) = (Cell::new(false), Cell::new(false), Cell::new(false));
         let entry = Rc::new(Entry {
             poller,
-            removed,
-            running,
-            begun,
+            removed: Cell::new(false),
+            running: Cell::new(false),
+            begun: Cell::new(false),
+            active: Cell::new(true),
+            idle: Cell::new(false),
         });
         ctx.inner
             .pollers
@@ -153,12 +198,27 @@ impl PollerHandle {
     }
 }
 
+impl PollerHandle {
+    /// Has the poller polled again if it was left out because it found nothing for some time. To be called with whatever
+    /// comes in another way than by polling: a kick, a signal.
+    pub fn wake(&self) {
+        if let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) {
+            inner.pollers.wake(&entry);
+        }
+    }
+}
+
 impl Drop for PollerHandle {
     fn drop(&mut self) {
         let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) else {
             return;
         };
         entry.removed.set(true);
+        let idle = mem::take(&mut *inner.pollers.idle.borrow_mut());
+        let (mine, others) = idle.into_iter().partition(|other| Rc::ptr_eq(other, &entry));
+        inner.pollers.idle.borrow_mut().extend::<Vec<_>>(others);
+        // The last owner of a poller, whose drop may come back here.
+        drop::<Vec<_>>(mine);
         inner
             .pollers
             .change(|entries| entries.retain(|other| !Rc::ptr_eq(other, &entry)));
@@ -185,6 +245,52 @@ mod tests {
         fn is_busy(&self) -> bool {
             self.0.get()
         }
+    }
+
+    /// Finds something whenever it is told to.
+    #[derive(Default)]
+    struct Peer {
+        finds: Cell<bool>,
+        polls: Cell<u32>,
+    }
+
+    impl Poller for Peer {
+        fn poll(&self, _ctx: &AioContext) -> bool {
+            self.polls.set(self.polls.get() + 1);
+            self.finds.get()
+        }
+    }
+
+    #[test]
+    fn an_idle_poller_is_left_out_until_it_is_woken() {
+        let ctx = AioContext::new().expect("a context");
+        let peers = [(); 2].map(|()| Rc::new(Peer::default()));
+        let handles = peers.each_ref().map(|peer| ctx.add_poller(Rc::clone(peer) as _));
+        let pollers = &ctx.inner.pollers;
+        let polls = |ctx: &AioContext| {
+            ctx.inner.pollers.poll(ctx);
+            peers.each_ref().map(|peer| peer.polls.take())
+        };
+        let start = Instant::now();
+        peers[0].finds.set(true);
+        pollers.sweep(start);
+        assert_eq!(polls(&ctx), [1, 1], "new ones are not idle");
+        pollers.sweep(start + IDLE_TIME / 2);
+        assert_eq!(polls(&ctx), [1, 1]);
+        pollers.sweep(start + IDLE_TIME);
+        assert_eq!(polls(&ctx), [1, 0]);
+        handles[1].wake();
+        handles[1].wake();
+        assert_eq!(polls(&ctx), [1, 1]);
+        peers[0].finds.set(false);
+        pollers.sweep(start + 2 * IDLE_TIME);
+        pollers.sweep(start + 3 * IDLE_TIME);
+        assert!(pollers.is_empty());
+        let [first, second] = handles;
+        drop(first);
+        assert_eq!(Rc::strong_count(&peers[0]), 1, "an idle one can be removed");
+        second.wake();
+        assert_eq!(polls(&ctx), [0, 1]);
     }
 
     #[test]

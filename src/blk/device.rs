@@ -1,8 +1,9 @@
 //! A virtio-blk disk as the control thread sees it: its configuration, its state, handles to its queues.
 
 use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 
 use super::config::{BlkConfig, ConfigError};
 pub use super::image_lock::TakeError;
@@ -12,12 +13,12 @@ use super::request::ID_LEN;
 use super::stats::QueueStats;
 use super::trouble::{Trouble, TroubleParams};
 use super::write_cache::WriteCache;
-use crate::aio::{AioContext, Gone, IoThread, Remote};
-use crate::engine::{self, BlockNode, Faults, NodeControl, Plan};
+use crate::aio::{Gone, Remote};
+use crate::engine::{self, BlockNode, Faults, NodeControl, Plan, Resources};
 use crate::guard;
 use crate::io::IoOp;
+use crate::iothread::IoThread;
 use crate::log_limit::LogLimit;
-use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
 /// What the control thread and the IOThreads share of a disk.
 #[derive(Debug)]
@@ -53,10 +54,6 @@ pub struct DeviceParams {
     pub engine: Plan,
     /// The IOThread of each queue, an index into those that [`BlkDevice::new`] gets.
     pub queue_iothreads: Vec<u16>,
-    /// Limits of each IOThread's thread pool.
-    pub thread_pool: ThreadPoolParams,
-    /// Creates the workers of the pools.
-    pub spawner: Spawner,
     /// Notifications are coalesced at the start.
     pub batch_notifications: bool,
     /// What becomes of requests that the disk cannot execute.
@@ -114,14 +111,9 @@ impl BlkDevice {
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
             let (plan, faults) = (params.engine, params.faults.clone());
-            let pool = (params.thread_pool, params.spawner.clone());
-            let (reply, created) = mpsc::channel();
-            let create = move |ctx: &AioContext| {
-                // A receiver that has gone drops the queues again, here.
-                let _ = reply.send(create_queues(ctx, mine, &state, (plan, faults), pool));
-            };
-            iothread.handle().run_on_context(create).map_err(|_| Gone)?;
-            let created = created.recv().map_err(|_| Gone)??;
+            let create =
+                move |resources: &Rc<Resources>| create_queues(resources, mine, &state, plan, faults);
+            let created = iothread.call(create)??;
             for (index, queue) in created.queues {
                 queues[usize::from(index)] = Some(queue);
             }
@@ -250,15 +242,14 @@ struct Created {
 }
 
 fn create_queues(
-    ctx: &AioContext,
+    resources: &Resources,
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
-    (plan, faults): (Plan, Option<Arc<Faults>>),
-    (limits, spawner): (ThreadPoolParams, Spawner),
+    plan: Plan,
+    faults: Option<Arc<Faults>>,
 ) -> Result<Created, engine::Error> {
-    let pool = ThreadPool::with_spawner(ctx, limits, spawner, ThreadPool::IDLE_TIME);
-    let node = &state.node;
-    let plain = node.open_channel(ctx, plan, pool)?;
+    let (ctx, node) = (resources.ctx(), &state.node);
+    let plain = node.open_channel(resources, plan)?;
     let control = NodeControl::new(ctx, plain.sibling());
     let channel = match faults {
         Some(faults) => plain.with_faults(ctx, faults, node.limits().logical_block_size),

@@ -11,9 +11,8 @@ use super::error::Error;
 use super::file::channel::FileShared;
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
-use crate::aio::AioContext;
+use super::resources::Resources;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, OpenOptions, RawFile};
-use crate::thread_pool::ThreadPool;
 
 /// A disk. The closed set of its kinds.
 #[derive(Debug)]
@@ -146,20 +145,20 @@ impl BlockNode {
         }
     }
 
-    /// Opens a channel to the disk on the context of the calling thread, as `plan` says; `pool` belongs to that context.
+    /// Opens a channel to the disk on the calling IOThread, whose `resources` these are, as `plan` says.
     ///
     /// # Errors
-    /// The kernel has no resources for another ring.
-    pub fn open_channel(&self, ctx: &AioContext, plan: Plan, pool: ThreadPool) -> Result<Channel, Error> {
+    /// The kernel has no resources for a ring, or the ring has no room for another file.
+    pub fn open_channel(&self, resources: &Resources, plan: Plan) -> Result<Channel, Error> {
         Ok(match self {
-            Self::File(file) => FileShared::new(ctx, plan, Arc::clone(file), pool)?
+            Self::File(file) => FileShared::new(resources, plan, Arc::clone(file))?
                 .channel()
                 .into(),
             Self::NullCo(null) => {
-                let pool = (plan.executor == Executor::Threads).then_some(pool);
+                let pool = (plan.executor == Executor::Threads).then(|| resources.pool().clone());
                 NullCoChannel::new(null, pool).into()
             }
-            Self::NullAio(null, latency) => NullAioChannel::new(ctx, null, *latency).into(),
+            Self::NullAio(null, latency) => NullAioChannel::new(resources.ctx(), null, *latency).into(),
         })
     }
 }

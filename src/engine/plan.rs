@@ -1,7 +1,6 @@
 //! Which engine a disk gets.
 
 use std::fmt;
-use std::os::fd::AsFd;
 
 use super::error::Error;
 use super::file::linux_aio::LinuxAio;
@@ -52,7 +51,7 @@ impl Plan {
     /// An engine that was asked for by name is not available here.
     pub(in crate::engine) fn for_file(choice: Choice, file: &RawFile) -> Result<Self, Error> {
         let cached = file.nowait() != Nowait::No;
-        let ring = || Uring::new(file.as_fd()).map(drop).map_err(Error::IoUring);
+        let ring = || Uring::new().map(drop).map_err(Error::IoUring);
         match choice {
             Choice::Threads => Ok(Self::new(false, Executor::Threads)),
             Choice::Auto if cached => Ok(Self::new(true, Executor::Threads)),
@@ -67,7 +66,7 @@ impl Plan {
             Choice::IoUring => ring().map(|()| Self::new(false, Executor::IoUring)),
             Choice::Native if cached => Err(Error::NativeBuffered),
             Choice::Native => {
-                LinuxAio::new(file.as_fd()).map_err(Error::Native)?;
+                LinuxAio::new().map_err(Error::Native)?;
                 Ok(Self::new(false, Executor::Native))
             }
         }

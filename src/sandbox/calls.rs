@@ -96,6 +96,7 @@ mod constant {
     pub(super) const BLKDISCARD: u32 = 0x1277;
     pub(super) const BLKGETSIZE64: u32 = 0x8008_1272;
     pub(super) const CLONE_NEWTIME: i32 = 0x80;
+    pub(super) const IORING_REGISTER_FILES_UPDATE: u32 = 6;
     pub(super) const PR_SET_NAME: i32 = 15;
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
 }
@@ -210,6 +211,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
     &[IoThread] => [
         SYS_timerfd_settime,
         SYS_io_uring_enter,
+        SYS_io_uring_register if among!(1: constant [IORING_REGISTER_FILES_UPDATE]),
         SYS_io_submit,
         SYS_io_getevents,
         SYS_io_destroy,

@@ -16,3 +16,4 @@ mod vring;
 
 pub use channel::{BackendChannel, Resizer};
 pub use error::SessionError;
+pub use stopper::Stopper;

@@ -12,11 +12,10 @@ const FEATURES: RingFeatures = RingFeatures {
     indirect: true,
 };
 
-/// The most that the IOThread reads at a time. A few of these take longer than what counts as a long visit, however
-/// fast the machine is.
-const LEN: u32 = 128 << 10;
+/// Half as many of these as one visit takes last longer than what counts as a long visit, however fast the machine is.
+const LEN: u32 = 32 << 10;
 
-/// Few enough for one visit.
+/// Few enough for one visit, in number and in bytes.
 const MANY: u16 = 60;
 
 fn disk() -> Rc<Disk> {

@@ -15,7 +15,7 @@ use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
 use vhost_user_blk::blk::trouble::Trouble;
-use vhost_user_blk::engine::{BlockNode, Channel, Choice};
+use vhost_user_blk::engine::{BlockNode, Channel, Choice, Resources};
 use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::OpenOptions;
@@ -95,7 +95,10 @@ impl Disk {
         };
         let pool = ThreadPool::new(&ctx, one);
         let plan = device.node.plan(choice).unwrap();
-        let channel = device.node.open_channel(&ctx, plan, pool.clone()).unwrap();
+        let channel = device
+            .node
+            .open_channel(&Resources::new(&ctx, pool.clone()), plan)
+            .unwrap();
         Rc::new(Self {
             channel,
             pool,

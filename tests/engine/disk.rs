@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::defer::DeferScope;
-use vhost_user_blk::engine::{BlockNode, Channel, Choice, Error, Plan};
+use vhost_user_blk::engine::{BlockNode, Channel, Choice, Error, Plan, Resources};
 use vhost_user_blk::io::{Completer, IoOp, IoRange, IoRequest, Requests};
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -47,10 +47,11 @@ impl Disk {
     pub(crate) fn on(ctx: &AioContext, node: impl Into<BlockNode>, choice: Choice) -> Result<Self, Error> {
         let node = node.into();
         let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
+        let resources = Resources::new(ctx, pool);
         let plan = node.plan(choice)?;
         Ok(Self {
-            channel: node.open_channel(ctx, plan.with_merging(false), pool.clone())?,
-            merging: node.open_channel(ctx, plan, pool)?,
+            channel: node.open_channel(&resources, plan.with_merging(false))?,
+            merging: node.open_channel(&resources, plan)?,
             plan,
             done: Rc::default(),
             node,

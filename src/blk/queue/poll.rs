@@ -63,8 +63,12 @@ impl BlkQueue {
         let queue = Weak::clone(&self.me);
         let timer = self.ctx.timer(move |_| {
             if let Some(queue) = queue.upgrade() {
-                queue.process();
-                if let Some(KickSource::Timer { _timer: timer }) = &queue.state.borrow().kick {
+                let progress = queue.process();
+                let state = queue.state.borrow();
+                if let Some(poller) = state.poller.as_ref().filter(|_| progress) {
+                    poller.wake();
+                }
+                if let Some(KickSource::Timer { _timer: timer }) = &state.kick {
                     timer.arm_in(TIMER_INTERVAL);
                 }
             }
@@ -87,6 +91,9 @@ impl BlkQueue {
         }
         let mut state = self.state.borrow_mut();
         state.stats.kicks.add(1);
+        if let Some(poller) = &state.poller {
+            poller.wake();
+        }
         state.kicked |= state.running.is_some();
         state.disable_kicks();
         drop(state);

@@ -13,8 +13,9 @@ use crate::io::{IoOp, IoRequest, Requests};
 use crate::memory::{DirtyLog, GuestMemory, MemoryView, RingLog};
 use crate::virtqueue::{Chain, ChainError, RingAddresses, RingError, SplitRing};
 
-/// Requests taken in one visit; then the IOThread's other queues have their turn.
+/// Requests taken in one visit, and about how many bytes they may move; then the IOThread's other queues have their turn.
 const BUDGET: usize = 64;
+const BUDGET_BYTES: usize = 2 << 20;
 
 /// Why a queue had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +153,7 @@ impl Running {
         free: &mut Requests,
         batch: &mut Requests,
     ) -> Result<Collected, QueueError> {
-        let mut answered = false;
+        let (mut answered, mut bytes) = (false, 0);
         for n in 0..BUDGET {
             let Some(head) = self.next_head(polled, n == 0)? else {
                 return Ok(Collected {
@@ -162,7 +163,13 @@ impl Running {
             };
             let mut request = free.pop().unwrap_or_default();
             match self.begin(head, &mut request, rules, stats) {
-                Ok(true) => batch.push(request),
+                Ok(true) => {
+                    bytes += request.iov.len();
+                    batch.push(request);
+                    if bytes >= BUDGET_BYTES {
+                        break;
+                    }
+                }
                 Ok(false) => {
                     free.push(request);
                     answered = true;

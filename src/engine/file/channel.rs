@@ -1,23 +1,21 @@
 //! One queue's way to a file on one IOThread: merge, try without waiting, share with a worker, hand over the rest.
 
-use std::cell::{Cell, RefCell};
-use std::os::fd::AsFd;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::inline::Inline;
-use super::kernel::KernelEngine;
+use super::kernel::KernelFile;
 use super::linux_aio::LinuxAio;
 use super::merge::Merger;
 use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
-use crate::aio::AioContext;
 use crate::engine::error::Error;
 use crate::engine::plan::{self, Plan};
+use crate::engine::resources::{Resources, Turns};
 use crate::io::{Completer, Requests};
 use crate::storage::RawFile;
-use crate::thread_pool::ThreadPool;
 
 /// The closed set of executors: who executes what the IOThread does not.
 #[derive(Debug)]
@@ -25,25 +23,24 @@ enum Executor {
     /// Blocking calls in the IOThread's thread pool.
     Threads(Rc<ThreadsEngine>),
     /// io_uring; what it does not take is for the pool.
-    IoUring(KernelEngine<Uring>),
+    IoUring(KernelFile<Uring>),
     /// Linux AIO; what it does not take is for the pool.
-    Native(KernelEngine<LinuxAio>),
+    Native(KernelFile<LinuxAio>),
 }
 
 impl Executor {
-    fn new(ctx: &AioContext, plan: Plan, file: &Arc<RawFile>, pool: ThreadPool) -> Result<Self, Error> {
-        let threads = ThreadsEngine::new(ctx, Arc::clone(file), pool);
-        let disk = || file.path().display().to_string();
+    fn new(resources: &Resources, plan: Plan, file: Arc<RawFile>) -> Result<Self, Error> {
+        let threads = Rc::new(ThreadsEngine::new(file, resources.pool().clone(), || {
+            resources.writer()
+        }));
         Ok(match plan.executor {
             plan::Executor::IoUring => {
-                let ring = Uring::new(file.as_fd()).map_err(Error::IoUring)?;
-                Self::IoUring(KernelEngine::new(ctx, disk(), ring, threads)?)
+                Self::IoUring(KernelFile::new(resources.uring()?, threads).map_err(Error::IoUring)?)
             }
             plan::Executor::Native => {
-                let ring = LinuxAio::new(file.as_fd()).map_err(Error::Native)?;
-                Self::Native(KernelEngine::new(ctx, disk(), ring, threads)?)
+                Self::Native(KernelFile::new(resources.native()?, threads).map_err(Error::Native)?)
             }
-            plan::Executor::Nobody | plan::Executor::Threads => Self::Threads(Rc::new(threads)),
+            plan::Executor::Nobody | plan::Executor::Threads => Self::Threads(threads),
         })
     }
 
@@ -63,37 +60,31 @@ pub(in crate::engine) struct FileShared {
     plan: Plan,
     file: Arc<RawFile>,
     executor: Executor,
-    /// The number of the channel whose batch was the last one.
-    last: Cell<usize>,
-    channels: Cell<usize>,
+    turns: Rc<Turns>,
 }
 
 impl FileShared {
-    /// Sets up what `plan` asks for, on the context of the calling thread.
+    /// Sets up what `plan` asks for, with the resources of the calling thread.
     ///
     /// # Errors
-    /// The kernel has no resources for another ring.
+    /// The kernel has no resources for a ring, or the ring has no room for another file.
     pub(in crate::engine) fn new(
-        ctx: &AioContext,
+        resources: &Resources,
         plan: Plan,
         file: Arc<RawFile>,
-        pool: ThreadPool,
     ) -> Result<Rc<Self>, Error> {
         Ok(Rc::new(Self {
             plan,
-            executor: Executor::new(ctx, plan, &file, pool)?,
+            executor: Executor::new(resources, plan, Arc::clone(&file))?,
             file,
-            last: Cell::new(0),
-            channels: Cell::new(0),
+            turns: Rc::clone(resources.turns()),
         }))
     }
 
     /// Makes a channel.
     pub(in crate::engine) fn channel(self: Rc<Self>) -> FileChannel {
-        let number = self.channels.get() + 1;
-        self.channels.set(number);
         FileChannel {
-            number,
+            number: self.turns.number(),
             merger: self.plan.merges().then(|| Merger::new(&self.file)),
             inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.file))),
             sharing: match &self.executor {
@@ -109,7 +100,7 @@ impl FileShared {
 /// A channel of one queue. IOThread only.
 #[derive(Debug)]
 pub(in crate::engine) struct FileChannel {
-    /// Which of those that share `shared`.
+    /// Which of the IOThread's channels.
     number: usize,
     merger: Option<Merger>,
     inline: Option<Inline>,
@@ -127,7 +118,7 @@ impl FileChannel {
 
     /// See [`Channel::submit`](crate::engine::Channel::submit).
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
-        let alone = self.shared.last.replace(self.number) == self.number;
+        let alone = self.shared.turns.take(self.number);
         let before = batch.len();
         if let Some(merger) = &self.merger {
             merger.merge(batch);

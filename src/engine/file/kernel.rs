@@ -3,12 +3,15 @@
 //! The kernel gets whole, well-formed reads and writes. Everything else goes to the thread pool: flushes, discards,
 //! durable writes, what needs a bounce buffer or is to be refused, and also what the kernel did only in part, which
 //! is simply done again. So the kernel's side knows no loops and no exceptions.
+//!
+//! One queue serves all files of an IOThread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
-use std::os::fd::RawFd;
-use std::rc::Rc;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::threads::ThreadsEngine;
@@ -23,19 +26,28 @@ use crate::storage::RawFile;
 const RETRY_TIME: Duration = Duration::from_millis(1);
 
 /// A submission and completion queue shared with the kernel. One thread only.
-pub(super) trait KernelQueue: 'static {
+pub(in crate::engine) trait KernelQueue: 'static {
     /// Most requests that the kernel may have at once, at least 1.
     fn capacity(&self) -> usize;
 
     /// The eventfd that every completion is signalled on, unless [`set_signalled`](Self::set_signalled) says otherwise.
     fn event_fd(&self) -> RawFd;
 
-    /// Puts one request into the submission queue; `data` comes back with its completion. Returns false if the queue is
-    /// full until the next [`submit`](Self::submit).
+    /// Lets requests be about this file, by the number that is returned. It has to stay open until it is removed.
+    ///
+    /// # Errors
+    /// There is no room for another file.
+    fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<u32>;
+
+    /// Lets no more requests be about the file. Does not wait for those that are.
+    fn remove_file(&mut self, file: u32);
+
+    /// Puts one request about a file into the submission queue; `data` comes back with its completion. Returns false if
+    /// the queue is full until the next [`submit`](Self::submit).
     ///
     /// # Safety
     /// The request stays where it is, unchanged, and its memory mapped, until its completion is reaped.
-    unsafe fn prepare(&mut self, request: &IoRequest, data: u64) -> bool;
+    unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool;
 
     /// Hands everything prepared to the kernel.
     ///
@@ -58,69 +70,130 @@ pub(super) trait KernelQueue: 'static {
 
 /// What the kernel says at the end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Completion {
+pub(in crate::engine) struct Completion {
     /// As given to [`KernelQueue::prepare`].
     pub(super) data: u64,
     /// Bytes moved, or a negative errno.
     pub(super) result: i64,
 }
 
-/// An engine on a kernel queue. IOThread only.
+/// A kernel queue of an IOThread. Its thread only.
 ///
-/// It may be dropped only when no request is in flight. (If one is nevertheless, the drop waits for it: the kernel
+/// It goes with the IOThread, when no request is in flight. (If one is nevertheless, the drop waits for it: the kernel
 /// writes into its memory.)
-pub(super) struct KernelEngine<Q: KernelQueue> {
+pub(in crate::engine) struct KernelEngine<Q: KernelQueue> {
     // Before `inner`: nobody polls what is being dropped.
     _events: FdHandler,
-    _poller: PollerHandle,
+    _poller: Rc<PollerHandle>,
     inner: Rc<Inner<Q>>,
 }
 
 struct Inner<Q: KernelQueue> {
     queue: RefCell<Q>,
-    threads: ThreadsEngine,
     /// Requests that the kernel has no room for.
-    backlog: RefCell<VecDeque<Box<IoRequest>>>,
-    /// Requests prepared and not reaped.
-    in_flight: Cell<usize>,
+    backlog: RefCell<VecDeque<Pending<Q>>>,
+    flights: RefCell<Flights<Q>>,
     /// Recycled between visits.
     done: RefCell<Vec<Completion>>,
+    ended: RefCell<Vec<(Pending<Q>, i64)>>,
     retry: Timer,
     /// The last submission failed.
     failing: Cell<bool>,
-    /// For messages: the image's path.
-    disk: String,
     log: LogLimit,
+    /// Weak: the registration keeps this alive.
+    poller: OnceCell<Weak<PollerHandle>>,
+}
+
+/// A request and the file that it is about.
+struct Pending<Q: KernelQueue> {
+    request: Box<IoRequest>,
+    file: Rc<Registered<Q>>,
+}
+
+/// A file of the queue, which goes with the last request about it.
+struct Registered<Q: KernelQueue> {
+    number: u32,
+    /// Does what the queue cannot.
+    threads: Rc<ThreadsEngine>,
+    inner: Weak<Inner<Q>>,
+}
+
+impl<Q: KernelQueue> Drop for Registered<Q> {
+    fn drop(&mut self) {
+        // A queue that is gone has no files.
+        if let Some(inner) = self.inner.upgrade() {
+            inner.queue.borrow_mut().remove_file(self.number);
+        }
+    }
+}
+
+/// The requests that were prepared and not reaped, by the number that comes back with each completion.
+struct Flights<Q: KernelQueue> {
+    slots: Vec<Option<Pending<Q>>>,
+    free: Vec<usize>,
+    count: usize,
+}
+
+impl<Q: KernelQueue> Default for Flights<Q> {
+    fn default() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            count: 0,
+        }
+    }
+}
+
+impl<Q: KernelQueue> Flights<Q> {
+    /// Keeps a request where it is until [`end`](Self::end) with the number that is returned.
+    fn begin(&mut self, pending: Pending<Q>) -> usize {
+        self.count += 1;
+        match self.free.pop() {
+            Some(number) => {
+                self.slots[number] = Some(pending);
+                number
+            }
+            None => {
+                self.slots.push(Some(pending));
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    fn end(&mut self, number: usize) -> Pending<Q> {
+        self.count -= 1;
+        self.free.push(number);
+        self.slots[number].take().expect("each comes back once")
+    }
+
+    fn get(&self, number: usize) -> &Pending<Q> {
+        self.slots[number].as_ref().expect("it has just begun")
+    }
 }
 
 impl<Q: KernelQueue> KernelEngine<Q> {
-    /// An engine on `queue` for `disk`; `threads` does what the queue cannot.
+    /// An engine on `queue`.
     ///
     /// # Errors
     /// The eventfd of the queue cannot be watched.
-    pub(super) fn new(
-        ctx: &AioContext,
-        disk: String,
-        queue: Q,
-        threads: ThreadsEngine,
-    ) -> Result<Self, Error> {
+    pub(in crate::engine) fn new(ctx: &AioContext, queue: Q) -> Result<Self, Error> {
         let event_fd = queue.event_fd();
-        let inner = Rc::new_cyclic(|weak: &std::rc::Weak<Inner<Q>>| {
+        let inner = Rc::new_cyclic(|weak: &Weak<Inner<Q>>| {
             let retried = weak.clone();
             Inner {
                 queue: RefCell::new(queue),
-                threads,
                 backlog: RefCell::default(),
-                in_flight: Cell::new(0),
+                flights: RefCell::default(),
                 done: RefCell::default(),
+                ended: RefCell::default(),
                 retry: ctx.timer(move |_| {
                     if let Some(inner) = retried.upgrade() {
                         inner.pump();
                     }
                 }),
                 failing: Cell::new(false),
-                disk,
                 log: LogLimit::new(),
+                poller: OnceCell::new(),
             }
         });
         let reaper = Rc::downgrade(&inner);
@@ -128,26 +201,51 @@ impl<Q: KernelQueue> KernelEngine<Q> {
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let events = ctx.add_fd(event_fd, events, move |_, _| {
             if let Some(inner) = reaper.upgrade() {
-                inner.reap();
+                inner.signalled();
             }
         })?;
+        let poller = Rc::new(ctx.add_poller(Rc::clone(&inner) as Rc<dyn Poller>));
+        inner.poller.get_or_init(|| Rc::downgrade(&poller));
         Ok(Self {
             _events: events,
-            _poller: ctx.add_poller(Rc::clone(&inner) as Rc<dyn Poller>),
+            _poller: poller,
             inner,
         })
+    }
+}
+
+/// A file on a kernel queue. IOThread only.
+pub(super) struct KernelFile<Q: KernelQueue> {
+    file: Rc<Registered<Q>>,
+    engine: Rc<KernelEngine<Q>>,
+}
+
+impl<Q: KernelQueue> KernelFile<Q> {
+    /// Adds the file of `threads`, which does what the queue cannot.
+    ///
+    /// # Errors
+    /// The queue has no room for another file.
+    pub(super) fn new(engine: Rc<KernelEngine<Q>>, threads: Rc<ThreadsEngine>) -> io::Result<Self> {
+        let number = engine.inner.queue.borrow_mut().add_file(threads.file().as_fd())?;
+        let file = Rc::new(Registered {
+            number,
+            threads,
+            inner: Rc::downgrade(&engine.inner),
+        });
+        Ok(Self { file, engine })
     }
 
     /// Starts the batch, which is left empty, with one system call if it fits.
     pub(super) fn submit(&self, batch: &mut Requests) {
-        let inner = &*self.inner;
+        let (inner, threads) = (&*self.engine.inner, &self.file.threads);
         let mut backlog = inner.backlog.borrow_mut();
-        for request in batch.extract_if(.., |request| suits(inner.threads.file(), request)) {
-            backlog.push_back(request);
+        for request in batch.extract_if(.., |request| suits(threads.file(), request)) {
+            let file = Rc::clone(&self.file);
+            backlog.push_back(Pending { request, file });
         }
         drop(backlog);
         if !batch.is_empty() {
-            inner.threads.submit(batch);
+            threads.submit(batch);
         }
         inner.pump();
     }
@@ -167,24 +265,23 @@ impl<Q: KernelQueue> Inner<Q> {
     /// Hands the kernel as much of the backlog as it takes.
     fn pump(&self) {
         let (mut queue, mut backlog) = (self.queue.borrow_mut(), self.backlog.borrow_mut());
+        let mut flights = self.flights.borrow_mut();
         let mut prepared = self.failing.get();
-        while self.in_flight.get() < queue.capacity()
-            && let Some(request) = backlog.pop_front()
+        while flights.count < queue.capacity()
+            && let Some(pending) = backlog.pop_front()
         {
-            let request = Box::into_raw(request);
-            let data = request.expose_provenance() as u64;
-            // SAFETY: the box was given up just now; only `retrieve` makes one of it again, after the completion. Its
-            // memory stays mapped while the request is out (see `IoVecs`).
-            if !unsafe { queue.prepare(&*request, data) } {
-                // SAFETY: it was not prepared, so the box is still ours alone.
-                backlog.push_front(unsafe { Box::from_raw(request) });
+            let number = flights.begin(pending);
+            let Pending { request, file } = flights.get(number);
+            // SAFETY: the box stays in `flights`, untouched, until the completion is reaped. Its memory stays mapped while
+            // the request is out (see `IoVecs`).
+            if !unsafe { queue.prepare(request, file.number, number as u64) } {
+                backlog.push_front(flights.end(number));
                 if !self.submit(&mut queue) {
                     return;
                 }
                 prepared = false;
                 continue;
             }
-            self.in_flight.set(self.in_flight.get() + 1);
             prepared = true;
         }
         if prepared {
@@ -199,12 +296,20 @@ impl<Q: KernelQueue> Inner<Q> {
             if !self.failing.get()
                 && let Some(suppressed) = self.log.pass("not taken", error)
             {
-                tracing::warn!(disk = self.disk, %error, suppressed, "the kernel does not take requests: retrying");
+                tracing::warn!(%error, suppressed, "the kernel does not take requests: retrying");
             }
             self.retry.arm_in(RETRY_TIME);
         }
         self.failing.set(result.is_err());
         result.is_ok()
+    }
+
+    /// The eventfd says that there are completions.
+    fn signalled(&self) {
+        if let Some(poller) = self.poller.get().and_then(Weak::upgrade) {
+            poller.wake();
+        }
+        self.reap();
     }
 
     /// Completes what the kernel has finished; returns whether there was anything.
@@ -214,41 +319,43 @@ impl<Q: KernelQueue> Inner<Q> {
         let progress = !done.is_empty();
         if progress {
             let _scope = DeferScope::enter();
-            self.in_flight.set(self.in_flight.get() - done.len());
+            let mut ended = self.ended.take();
+            let mut flights = self.flights.borrow_mut();
+            ended.extend(done.drain(..).map(|completion| {
+                let number = usize::try_from(completion.data).expect("a number of ours");
+                (flights.end(number), completion.result)
+            }));
+            drop(flights);
             if !self.backlog.borrow().is_empty() {
                 self.pump();
             }
-            for completion in done.drain(..) {
-                self.complete(completion);
-            }
+            ended
+                .drain(..)
+                .for_each(|(pending, result)| complete(pending, result));
+            self.ended.replace(ended);
         }
         self.done.replace(done);
         progress
     }
-
-    fn complete(&self, completion: Completion) {
-        let mut request = retrieve(completion);
-        match Verdict::of(completion.result, request.whole().len()) {
-            // Whose error it is, is not known.
-            Verdict::Finished(Err(_)) if request.is_merged() => self.threads.submit_one(request),
-            Verdict::Finished(Err(error)) => {
-                request.result = Err(error);
-                request.finish();
-            }
-            Verdict::Finished(Ok(())) => {
-                request.set_results(|_| Ok(()));
-                request.finish();
-            }
-            Verdict::Again => self.threads.submit_one(request),
-        }
-    }
 }
 
-fn retrieve(completion: Completion) -> Box<IoRequest> {
-    #[allow(clippy::cast_possible_truncation, reason = "it was an address before")]
-    let request = std::ptr::with_exposed_provenance_mut(completion.data as usize);
-    // SAFETY: `pump` gave up this box and the kernel returns it, once, now that it does not touch it any more.
-    unsafe { Box::from_raw(request) }
+/// Hands a request back, or to the thread pool if the kernel has not done it.
+fn complete<Q: KernelQueue>(pending: Pending<Q>, result: i64) {
+    let Pending { mut request, file } = pending;
+    let threads = &file.threads;
+    match Verdict::of(result, request.whole().len()) {
+        // A merged request failed: its members are executed one by one to find out which.
+        Verdict::Finished(Err(_)) if request.is_merged() => threads.submit_one(request),
+        Verdict::Finished(Err(error)) => {
+            request.result = Err(error);
+            request.finish();
+        }
+        Verdict::Finished(Ok(())) => {
+            request.set_results(|_| Ok(()));
+            request.finish();
+        }
+        Verdict::Again => threads.submit_one(request),
+    }
 }
 
 /// What a completion means.
@@ -292,34 +399,39 @@ impl<Q: KernelQueue> Poller for Inner<Q> {
 
 impl<Q: KernelQueue> Drop for Inner<Q> {
     fn drop(&mut self) {
-        let forgotten = self.in_flight.get() + self.backlog.borrow().len();
+        let forgotten = self.flights.borrow().count + self.backlog.borrow().len();
         if forgotten > 0 {
-            tracing::error!(
-                disk = self.disk,
-                forgotten,
-                "an engine was freed with requests in flight"
-            );
+            tracing::error!(forgotten, "an engine was freed with requests in flight");
         }
         loop {
             self.pump();
             self.reap();
-            if self.in_flight.get() == 0 {
+            if self.flights.borrow().count == 0 {
                 return;
             }
             if let Err(error) = self.queue.borrow_mut().wait()
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(disk = self.disk, %error, "waiting for requests in flight");
+                tracing::error!(%error, "waiting for requests in flight");
                 std::thread::sleep(RETRY_TIME);
             }
         }
     }
 }
 
-impl<Q: KernelQueue> std::fmt::Debug for KernelEngine<Q> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<Q: KernelQueue> fmt::Debug for KernelEngine<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KernelEngine")
-            .field("in_flight", &self.inner.in_flight.get())
+            .field("in_flight", &self.inner.flights.borrow().count)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Q: KernelQueue> fmt::Debug for KernelFile<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelFile")
+            .field("engine", &self.engine)
+            .field("file", &self.file.number)
             .finish_non_exhaustive()
     }
 }

@@ -63,7 +63,6 @@ struct AioRing {
 /// A context.
 pub(in crate::engine) struct LinuxAio {
     id: libc::c_ulong,
-    file: u32,
     event: EventFd,
     /// Prepared, not taken by the kernel.
     prepared: Vec<Iocb>,
@@ -74,19 +73,17 @@ pub(in crate::engine) struct LinuxAio {
 }
 
 impl LinuxAio {
-    /// A context for an open file, which has to stay open longer.
+    /// Makes a context.
     ///
     /// # Errors
     /// Those of `io_setup`.
-    pub(in crate::engine) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(in crate::engine) fn new() -> io::Result<Self> {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let file = u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut id: libc::c_ulong = 0;
         // SAFETY: io_setup writes one context id through the pointer.
         status(unsafe { libc::syscall(libc::SYS_io_setup, ENTRIES, &raw mut id) })?;
         Ok(Self {
             id,
-            file,
             event,
             prepared: Vec::new(),
             list: Vec::new(),
@@ -170,7 +167,14 @@ impl KernelQueue for LinuxAio {
         self.event.as_raw_fd()
     }
 
-    unsafe fn prepare(&mut self, request: &IoRequest, data: u64) -> bool {
+    fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        // Each request names its file by the descriptor, and the kernel keeps it until the request is over.
+        u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput.into())
+    }
+
+    fn remove_file(&mut self, _file: u32) {}
+
+    unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool {
         let iov = request.whole().as_slice();
         self.prepared.push(Iocb {
             data,
@@ -179,7 +183,7 @@ impl KernelQueue for LinuxAio {
             } else {
                 IOCB_CMD_PWRITEV
             },
-            fd: self.file,
+            fd: file,
             buf: iov.as_ptr().expose_provenance() as u64,
             nbytes: iov.len() as u64,
             offset: request.offset,

@@ -3,7 +3,7 @@
 pub(super) mod channel;
 mod execute;
 mod inline;
-mod kernel;
+pub(super) mod kernel;
 pub(super) mod linux_aio;
 mod merge;
 mod share;
@@ -11,3 +11,4 @@ mod share;
 mod testing;
 mod threads;
 pub(super) mod uring;
+pub(super) mod writers;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::aio::AioContext;
+use super::writers::Writer;
 use crate::engine::job::Jobs;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::RawFile;
@@ -20,7 +20,7 @@ pub(super) struct ThreadsEngine {
     pool: ThreadPool,
     jobs: Rc<Jobs<RawFile>>,
     /// For writes that take turns.
-    writer: Option<ThreadPool>,
+    writer: Option<Writer>,
     /// Recycled between batches.
     works: RefCell<Vec<Box<dyn Work>>>,
 }
@@ -34,10 +34,10 @@ impl fmt::Debug for ThreadsEngine {
 }
 
 impl ThreadsEngine {
-    /// An engine for `file` on a pool of the calling thread's context.
-    pub(super) fn new(ctx: &AioContext, file: Arc<RawFile>, pool: ThreadPool) -> Self {
+    /// An engine for `file` on the pool of the calling thread; `writer` makes another one, for writes that take turns.
+    pub(super) fn new(file: Arc<RawFile>, pool: ThreadPool, writer: impl FnOnce() -> Writer) -> Self {
         Self {
-            writer: file.writes_take_turns().then(|| pool.serial_sibling(ctx)),
+            writer: file.writes_take_turns().then(writer),
             jobs: Jobs::new(file),
             pool,
             works: RefCell::default(),
@@ -55,7 +55,7 @@ impl ThreadsEngine {
             let writes = batch.extract_if(.., |request| request.op == IoOp::Write { durable: false });
             works.extend(writes.map(|request| self.jobs.job(request)));
             if !works.is_empty() {
-                writer.submit_batch(&mut works);
+                writer.pool().submit_batch(&mut works);
             }
         }
         works.extend(batch.drain(..).map(|request| self.jobs.job(request)));

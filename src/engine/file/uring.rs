@@ -1,4 +1,4 @@
-//! io_uring: one ring for a disk on an IOThread, with the file registered.
+//! io_uring: one ring for an IOThread, with a table of registered files.
 //!
 //! The ring is not of the DEFER_TASKRUN kind: that one does not wake an epoll. Completions come through a registered
 //! eventfd, or without one while the IOThread polls.
@@ -15,25 +15,30 @@ use crate::io::{IoOp, IoRequest};
 /// Entries of the submission queue; the completion queue has twice as many.
 const ENTRIES: u32 = 256;
 
-/// The disk's index in the table of registered files.
-const DISK: Fixed = Fixed(0);
+/// `IORING_REGISTER_FILES_UPDATE`.
+const FILES_UPDATE: u8 = 6;
+
+/// Places in the table of registered files: disks that an IOThread can serve with io_uring.
+const FILES: u32 = 256;
 
 /// A ring.
 pub(in crate::engine) struct Uring {
     ring: IoUring,
     event: EventFd,
+    /// Free places in the table of registered files.
+    free: Vec<u32>,
 }
 
 impl Uring {
-    /// A ring for an open file.
+    /// Makes a ring without files.
     ///
     /// # Errors
     /// Those of `io_uring_setup`; `Unsupported` for a kernel whose io_uring lacks what we need (Linux 5.6).
-    pub(in crate::engine) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
-        Self::with_entries(file, ENTRIES)
+    pub(in crate::engine) fn new() -> io::Result<Self> {
+        Self::with_entries(ENTRIES)
     }
 
-    fn with_entries(file: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+    fn with_entries(entries: u32) -> io::Result<Self> {
         let (ring, disabled) = build(entries)?;
         let params = ring.params();
         if !(params.is_feature_nodrop()
@@ -43,16 +48,20 @@ impl Uring {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        ring.submitter().register_files(&[-1; FILES as usize])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         if disabled {
             restrict(&ring)?;
         }
-        Ok(Self { ring, event })
+        Ok(Self {
+            ring,
+            event,
+            free: (0..FILES).rev().collect(),
+        })
     }
 }
 
-/// Leaves the ring reads and writes of the registered file, nothing else, and enables it.
+/// Leaves the ring reads and writes of registered files, and their registration, nothing else; and enables it.
 ///
 /// What a ring executes passes no seccomp filter.
 fn restrict(ring: &IoUring) -> io::Result<()> {
@@ -65,6 +74,7 @@ fn restrict(ring: &IoUring) -> io::Result<()> {
     let fixed = Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits());
     let mut restrictions: Vec<_> = opcodes.into_iter().map(Restriction::sqe_op).collect();
     restrictions.push(fixed);
+    restrictions.push(Restriction::register_op(FILES_UPDATE));
     ring.submitter().register_restrictions(&mut restrictions)?;
     ring.submitter().register_enable_rings()
 }
@@ -104,8 +114,28 @@ impl KernelQueue for Uring {
         self.event.as_raw_fd()
     }
 
-    unsafe fn prepare(&mut self, request: &IoRequest, data: u64) -> bool {
-        let entry = entry(request).user_data(data);
+    fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        let &place = self
+            .free
+            .last()
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
+        self.ring
+            .submitter()
+            .register_files_update(place, &[file.as_raw_fd()])?;
+        self.free.pop();
+        Ok(place)
+    }
+
+    fn remove_file(&mut self, file: u32) {
+        // The kernel keeps the file until requests in flight are over. If this fails, the place stays occupied.
+        match self.ring.submitter().register_files_update(file, &[-1]) {
+            Ok(_) => self.free.push(file),
+            Err(error) => tracing::error!(%error, "cannot take a file out of the io_uring"),
+        }
+    }
+
+    unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool {
+        let entry = entry(request, Fixed(file)).user_data(data);
         // SAFETY: the caller keeps the request, its list and its memory until the completion.
         unsafe { self.ring.submission().push(&entry) }.is_ok()
     }
@@ -151,7 +181,7 @@ impl KernelQueue for Uring {
 }
 
 /// The submission of a read or write.
-fn entry(request: &IoRequest) -> squeue::Entry {
+fn entry(request: &IoRequest, file: Fixed) -> squeue::Entry {
     let (iov, offset) = (request.whole().as_slice(), request.offset);
     let count = u32::try_from(iov.len()).expect("at most IOV_MAX ranges");
     let single = match iov {
@@ -162,12 +192,12 @@ fn entry(request: &IoRequest) -> squeue::Entry {
     };
     // A single range needs no list that the kernel has to fetch first.
     match (request.op, single) {
-        (IoOp::Read, Some((base, len))) => opcode::Read::new(DISK, base, len).offset(offset).build(),
-        (IoOp::Read, None) => opcode::Readv::new(DISK, iov.as_ptr(), count)
+        (IoOp::Read, Some((base, len))) => opcode::Read::new(file, base, len).offset(offset).build(),
+        (IoOp::Read, None) => opcode::Readv::new(file, iov.as_ptr(), count)
             .offset(offset)
             .build(),
-        (_, Some((base, len))) => opcode::Write::new(DISK, base, len).offset(offset).build(),
-        (_, None) => opcode::Writev::new(DISK, iov.as_ptr(), count)
+        (_, Some((base, len))) => opcode::Write::new(file, base, len).offset(offset).build(),
+        (_, None) => opcode::Writev::new(file, iov.as_ptr(), count)
             .offset(offset)
             .build(),
     }
@@ -199,26 +229,54 @@ mod tests {
     fn a_ring_reads_and_writes_its_file_and_does_nothing_else() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(512).unwrap();
-        let mut ring = match Uring::new(file.as_fd()) {
+        let mut ring = match Uring::new() {
             Ok(ring) => ring,
             Err(error) => return skipped(format_args!("no io_uring: {error}")),
         };
+        let place = ring.add_file(file.as_fd()).unwrap();
+        let disk = Fixed(place);
         let mut buffer = [0; 512];
         let (memory, fd) = (buffer.as_mut_ptr(), Fd(file.as_raw_fd()));
         assert_eq!(
-            run(&mut ring, &opcode::Write::new(DISK, memory, 512).build()),
+            run(&mut ring, &opcode::Write::new(disk, memory, 512).build()),
             512
         );
-        assert_eq!(run(&mut ring, &opcode::Read::new(DISK, memory, 512).build()), 512);
+        assert_eq!(run(&mut ring, &opcode::Read::new(disk, memory, 512).build()), 512);
         for denied in [
             opcode::Read::new(fd, memory, 512).build(),
             opcode::Write::new(fd, memory, 512).build(),
             opcode::Nop::new().build(),
-            opcode::Fsync::new(DISK).build(),
+            opcode::Fsync::new(disk).build(),
             opcode::OpenAt::new(fd, c"/etc/passwd".as_ptr()).build(),
             opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build(),
         ] {
             assert_eq!(run(&mut ring, &denied), -i64::from(libc::EACCES), "{denied:?}");
         }
+        assert!(ring.ring.submitter().register_eventfd(0).is_err());
+        ring.remove_file(place);
+        assert_eq!(
+            run(&mut ring, &opcode::Read::new(disk, memory, 512).build()),
+            -i64::from(libc::EBADF)
+        );
+    }
+
+    #[test]
+    fn places_of_files_are_used_again_and_their_number_is_limited() {
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = match Uring::new() {
+            Ok(ring) => ring,
+            Err(error) => return skipped(format_args!("no io_uring: {error}")),
+        };
+        for _ in 0..1000 {
+            let place = ring.add_file(file.as_fd()).unwrap();
+            ring.remove_file(place);
+        }
+        let places: std::collections::BTreeSet<u32> =
+            (0..FILES).map(|_| ring.add_file(file.as_fd()).unwrap()).collect();
+        assert_eq!(places.len(), FILES as usize);
+        let full = ring.add_file(file.as_fd()).unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(libc::ENFILE));
+        ring.remove_file(17);
+        assert_eq!(ring.add_file(file.as_fd()).unwrap(), 17);
     }
 }

@@ -3,6 +3,7 @@ use super::*;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::merge::Merger;
+use super::super::writers::Writers;
 use crate::io::Completer;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -32,7 +33,13 @@ impl KernelQueue for Fake {
         std::os::fd::AsRawFd::as_raw_fd(&self.0.borrow().event)
     }
 
-    unsafe fn prepare(&mut self, _request: &IoRequest, data: u64) -> bool {
+    fn add_file(&mut self, _file: BorrowedFd<'_>) -> io::Result<u32> {
+        Ok(0)
+    }
+
+    fn remove_file(&mut self, _file: u32) {}
+
+    unsafe fn prepare(&mut self, _request: &IoRequest, _file: u32, data: u64) -> bool {
         let script = &mut *self.0.borrow_mut();
         let fits = script.prepared.len() < script.room;
         if fits {
@@ -83,7 +90,7 @@ impl Completer for Done {
 }
 
 struct Setup {
-    engine: KernelEngine<Fake>,
+    engine: KernelFile<Fake>,
     script: Rc<RefCell<Script>>,
     done: Rc<Done>,
     memory: Vec<u8>,
@@ -104,8 +111,10 @@ impl Setup {
             finished: Vec::new(),
         }));
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
-        let threads = ThreadsEngine::new(&ctx, file, pool);
-        let engine = KernelEngine::new(&ctx, "test".to_owned(), Fake(Rc::clone(&script)), threads).unwrap();
+        let writer = || Writers::default().take(&ctx, &pool);
+        let threads = Rc::new(ThreadsEngine::new(file, pool.clone(), writer));
+        let engine = Rc::new(KernelEngine::new(&ctx, Fake(Rc::clone(&script))).unwrap());
+        let engine = KernelFile::new(engine, threads).unwrap();
         let (done, memory) = (Rc::default(), vec![0; 4096]);
         Self {
             engine,

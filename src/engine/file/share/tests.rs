@@ -5,6 +5,7 @@ use std::sync::mpsc::{self, Sender};
 
 use super::super::merge::Merger;
 use super::super::testing;
+use super::super::writers::Writers;
 use super::*;
 use crate::aio::Timer;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
@@ -80,7 +81,11 @@ impl Queue {
         while pool.counters().idle_threads == 0 {
             ctx.poll(false);
         }
-        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(&ctx, Arc::clone(&file), pool)));
+        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(
+            Arc::clone(&file),
+            pool.clone(),
+            || Writers::default().take(&ctx, &pool),
+        )));
         let back: Rc<Back> = Rc::default();
         Self {
             sharing,

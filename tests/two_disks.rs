@@ -1,0 +1,240 @@
+//! Two disks with sockets of their own in one process, on shared IOThreads: one comes and goes, the other one works.
+
+mod common;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::daemon::Holdings;
+use common::frontend::{Frontend, Op, all_features};
+use common::memory::PATIENCE;
+use common::random::Random;
+use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
+use vhost_user_blk::blk::trouble::TroubleParams;
+use vhost_user_blk::engine::{BlockNode, Choice};
+use vhost_user_blk::iothread::{IoThread, IoThreadParams};
+use vhost_user_blk::storage::OpenOptions;
+use vhost_user_blk::thread_pool::ThreadPoolParams;
+use vhost_user_blk::vhost_user::Stopper;
+use vhost_user_blk::vhost_user::path::SocketAccess;
+use vhost_user_blk::vhost_user::server::Server;
+
+const MIB: usize = 1 << 20;
+const BLOCK: usize = 4096;
+const QUEUES: u16 = 2;
+/// Workers of each IOThread's pool.
+const WORKERS: usize = 2;
+const ROUNDS: usize = 1000;
+
+fn iothreads() -> Vec<IoThread> {
+    let params = IoThreadParams {
+        thread_pool: ThreadPoolParams {
+            min_threads: 0,
+            max_threads: WORKERS,
+        },
+        ..IoThreadParams::default()
+    };
+    (0..QUEUES)
+        .map(|n| IoThread::spawn(&format!("iothread{n}"), &params).expect("start an IOThread"))
+        .collect()
+}
+
+fn open(path: &Path, direct: bool) -> BlockNode {
+    let options = OpenOptions {
+        path: path.to_owned(),
+        direct,
+        ..OpenOptions::default()
+    };
+    BlockNode::open(&options).expect("open the image")
+}
+
+/// A disk that is served, by a control thread of its own.
+struct Served {
+    stopper: Stopper,
+    control: Option<thread::JoinHandle<()>>,
+}
+
+impl Served {
+    /// Each of its queues is on an IOThread of its own.
+    fn new(node: BlockNode, socket: &Path, iothreads: &[IoThread]) -> Self {
+        let params = DeviceParams {
+            name: socket.display().to_string(),
+            serial: [0; 20],
+            num_queues: QUEUES,
+            queue_size: 256,
+            engine: node.plan(Choice::Auto).expect("an engine"),
+            queue_iothreads: (0..QUEUES).collect(),
+            batch_notifications: true,
+            trouble: TroubleParams::default(),
+            faults: None,
+        };
+        let mut device = BlkDevice::new(Arc::new(node), params, iothreads).expect("make a disk");
+        let access = SocketAccess {
+            mode: 0o600,
+            owner: None,
+            group: None,
+        };
+        let server = Server::bind(socket, &access).expect("listen");
+        let stopper = server.stopper();
+        let control = thread::spawn(move || server.run(&mut device));
+        Self {
+            stopper,
+            control: Some(control),
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        let ended = self.control.take().expect("it runs").join();
+        assert!(ended.is_ok() || thread::panicking());
+    }
+}
+
+/// Blocks of random content, written and read on both queues.
+struct Work {
+    frontend: Frontend,
+    random: Random,
+    model: Vec<u8>,
+}
+
+impl Work {
+    fn new(socket: &Path, model: Vec<u8>) -> Self {
+        let frontend = Frontend::connect(socket, QUEUES.into(), 8, all_features()).expect("connect");
+        Self {
+            frontend,
+            random: Random::new(1),
+            model,
+        }
+    }
+
+    fn step(&mut self) {
+        let queue = self.random.below(QUEUES.into());
+        let at = self.random.below(self.model.len() / BLOCK) * BLOCK;
+        let queue = self.frontend.queue(queue);
+        if self.random.below(2) == 0 {
+            let data = self.random.bytes(BLOCK);
+            self.model[at..at + BLOCK].copy_from_slice(&data);
+            let offset = at as u64;
+            assert_eq!(queue.run(&Op::Write { offset, data }).ret, 0);
+        } else {
+            let done = queue.run(&Op::Read {
+                offset: at as u64,
+                len: BLOCK,
+            });
+            assert!(
+                done.ret == 0 && done.data == self.model[at..at + BLOCK],
+                "at {at}"
+            );
+        }
+    }
+}
+
+fn image(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    let mut file = std::fs::File::create(&path).expect("make an image");
+    file.write_all(&vec![7; MIB]).expect("fill it");
+    path
+}
+
+/// Adds a disk, uses it, and removes it again.
+fn come_and_go(round: usize, dir: &Path, iothreads: &[IoThread]) {
+    let (path, socket) = (dir.join("coming.img"), dir.join("coming.sock"));
+    let node = match round % 4 {
+        0 => open(&path, false),
+        1 => open(&path, true),
+        2 => BlockNode::null_aio(MIB as u64, Duration::from_micros(100)),
+        _ => BlockNode::null(MIB as u64),
+    };
+    let stores = matches!(&node, BlockNode::File(_));
+    let disk = Served::new(node, &socket, iothreads);
+    let mut frontend = Frontend::connect(&socket, QUEUES.into(), 4, all_features()).expect("connect");
+    let byte = u8::try_from(round % 256).expect("a byte");
+    for (queue, offset) in frontend.queues().iter_mut().zip([0, BLOCK as u64]) {
+        let data = vec![byte; BLOCK];
+        assert_eq!(queue.run(&Op::Write { offset, data }).ret, 0);
+        let done = queue.run(&Op::Read { offset, len: BLOCK });
+        assert!(
+            done.ret == 0 && (!stores || done.data == [byte; BLOCK]),
+            "{round}"
+        );
+    }
+    drop(frontend);
+    drop(disk);
+}
+
+fn holdings() -> Holdings {
+    Holdings::of(std::process::id())
+}
+
+#[test]
+fn a_disk_that_comes_and_goes_leaves_nothing_behind_and_the_other_one_alone() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+    let (staying, socket) = (image(dir.path(), "staying.img"), dir.path().join("staying.sock"));
+    image(dir.path(), "coming.img");
+    let iothreads = iothreads();
+    let disk = Served::new(open(&staying, false), &socket, &iothreads);
+    let stop = AtomicBool::new(false);
+    let model = thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut work = Work::new(&socket, vec![7; MIB]);
+            let mut steps = 0;
+            while !stop.load(Ordering::Relaxed) {
+                work.step();
+                steps += 1;
+            }
+            (work.model, steps)
+        });
+        // Each kind of disk has left what stays: rings, pools, the C library's caches.
+        (0..20).for_each(|round| come_and_go(round, dir.path(), &iothreads));
+        let mut limit = holdings();
+        // Workers come and go by themselves: those of the pools, and one writer for each disk on each IOThread.
+        limit.threads += usize::from(QUEUES) * (WORKERS + 2);
+        (0..ROUNDS).for_each(|round| come_and_go(round, dir.path(), &iothreads));
+        let deadline = Instant::now() + PATIENCE;
+        while !holdings().is_within(&limit) {
+            assert!(
+                Instant::now() < deadline,
+                "{:#?} are left, and not {limit:#?}",
+                holdings()
+            );
+            thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let (model, steps) = worker.join().expect("the other disk works");
+        assert!(steps > ROUNDS / 10, "it worked meanwhile: {steps}");
+        model
+    });
+    drop(disk);
+    assert!(std::fs::read(&staying).expect("read the image") == model);
+}
+
+#[test]
+fn removing_a_disk_does_not_wait_for_another_ones_requests() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+    image(dir.path(), "coming.img");
+    let (iothreads, socket) = (iothreads(), dir.path().join("slow.sock"));
+    let latency = Duration::from_secs(2);
+    let slow = Served::new(BlockNode::null_aio(MIB as u64, latency), &socket, &iothreads);
+    let mut frontend = Frontend::connect(&socket, QUEUES.into(), 1, all_features()).expect("connect");
+    for queue in frontend.queues() {
+        let op = Op::Read {
+            offset: 0,
+            len: BLOCK,
+        };
+        queue.submit(&op, 0);
+        queue.kick();
+    }
+    (0..8).for_each(|round| come_and_go(round, dir.path(), &iothreads));
+    for queue in frontend.queues() {
+        assert_eq!(queue.in_flight(), 1, "the slow disk is still at it");
+        assert!(queue.drain().iter().all(|done| done.ret == 0));
+    }
+    drop(frontend);
+    drop(slow);
+}
