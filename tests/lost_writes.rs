@@ -132,6 +132,22 @@ fn a_daemon_that_ends_leaves_the_kernels_report_to_its_successor() {
 }
 
 #[test]
+fn a_successors_flush_leaves_the_report_as_well() {
+    for signal in SIGNALS {
+        let Some(mut lossy) = Lossy::start() else { return };
+        // Keeps the written data in the cache: the last close of a device writes it back.
+        let _other = File::open(lossy.device.path()).expect("open the device");
+        let mut vm = Vm::start(&lossy.daemon, 1);
+        write(&mut vm);
+        for successor in 1..=2 {
+            lossy.daemon.restart(signal);
+            reconnect(&mut vm, &lossy.daemon);
+            assert_eq!(flush(&mut vm), IOERR, "signal {signal}, successor {successor}");
+        }
+    }
+}
+
+#[test]
 fn a_stopped_ring_takes_no_report_from_the_next_process() {
     for signal in SIGNALS {
         let Some(mut lossy) = Lossy::start() else { return };

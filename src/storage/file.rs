@@ -66,7 +66,7 @@ impl RawFile {
             nowait: NowaitIo::of(&file, options.direct),
             written_back: match options.direct || options.read_only {
                 true => None,
-                false => WrittenBack::open(&file),
+                false => WrittenBack::open(&file, kind),
             },
             doubtful: AtomicBool::new(false),
             file,

@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::geometry::Kind;
 use super::sys;
 
 /// Bytes that one read asks about.
@@ -34,16 +35,18 @@ pub(super) struct WrittenBack {
 }
 
 impl WrittenBack {
-    /// Opens `file` once more; `None` without direct I/O.
-    pub(super) fn open(file: &File) -> Option<Self> {
+    /// Opens `file` once more; `None` without direct I/O. The first look is at all chunks of a block device: a predecessor
+    /// may have written there, and what it wrote can still be in the cache if somebody else has kept the device open.
+    pub(super) fn open(file: &File, kind: Kind) -> Option<Self> {
         // Not by its path, where another file may be by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mut options = fs::OpenOptions::new();
         let file = options.read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
+        let before = if kind == Kind::BlockDevice { u64::MAX } else { 0 };
         Some(Self {
             file,
             touched: Default::default(),
-            before: Default::default(),
+            before: std::array::from_fn(|_| AtomicU64::new(before)),
         })
     }
 
