@@ -9,6 +9,7 @@ use vhost_user_blk::engine::Choice;
 use vhost_user_blk::io::IoOp;
 
 use crate::disk::Disk;
+use crate::skip::skipped;
 use crate::support::{Buffers, Image, On};
 
 const BLOCK: usize = 4096;
@@ -46,6 +47,9 @@ fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
 fn read_until_shared(on: On, times: usize) {
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);
+    if !image.open().try_readv(&Buffers::new(0, &[BLOCK]).iov(), 0) {
+        return skipped(format_args!("{on:?} refuses RWF_NOWAIT (overlay)"));
+    }
     let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
     let (start, mut shared, mut merged) = (Instant::now(), 0, false);
     while shared < times {
