@@ -1,24 +1,24 @@
-//! The policy of adaptive polling: how long to poll before blocking. No clock, no fds.
+//! The policy of adaptive polling: how long to poll before blocking. This module uses no clock and no fds.
 //!
-//! A context has two windows: one for waits while something that it has begun is not over, one for waits for something
-//! new. The disk may take longer than any window while the driver answers within one, or the other way round.
+//! A context has two windows: one for waits while requests are in progress, one for waits for new requests. The disk
+//! may take longer than any window while the driver answers within one, or the other way round.
 //!
-//! The window grows as QEMU's does, but it closes later, and opens by itself for a try. A thread that blocks waits
-//! until its event comes *and* until it has been woken up, so that for one that could just have caught the event by
-//! polling, a wait that ends with a wakeup always looks too long: once closed, the window would stay so.
+//! The window grows as QEMU's does, but it closes later, and a closed window opens by itself for a trial. The trial is
+//! needed because a blocked thread's wait includes the wakeup itself. The wait looks too long even if polling would
+//! just have caught the event, so a closed window would never open again.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-/// The first window after polling has paid off once.
+/// The width of the window after the first wait that polling would have caught.
 const START: Duration = Duration::from_micros(4);
 const GROW: u32 = 2;
 
-/// So many events more have to be missed than caught before the window closes.
+/// The window closes when it has missed this many more events than it caught.
 const CREDIT: u8 = 4;
 
-/// A closed window is opened for one try after so many waits, and after twice as many each time that was in vain. With
-/// the try itself that makes odd intervals, lest in a regular sequence of waits always the same one is tried.
+/// A closed window opens for one trial after this many waits, and after twice as many each time the trial fails.
+/// Counting the trial, the intervals are odd, so that trials do not always meet the same wait of a regular sequence.
 const FIRST_TRY: u16 = 4;
 const LAST_TRY: u16 = 256;
 
@@ -27,19 +27,19 @@ const LAST_TRY: u16 = 256;
 pub(crate) struct PollWindow {
     current: Duration,
     max: Duration,
-    /// While open: misses that it stands.
+    /// While open: misses left before the window closes.
     credit: u8,
-    /// While closed: waits up to the next try.
+    /// While closed: waits left before the next trial.
     left: u16,
-    /// Waits from the next closing to the first try.
+    /// Waits between the next closing and the first trial.
     pause: u16,
 }
 
 impl PollWindow {
-    /// What `poll-max-ns` is by default.
+    /// The default of `poll-max-ns`.
     pub(crate) const DEFAULT_MAX: Duration = Duration::from_nanos(32768);
 
-    /// A window that may grow up to `max`; zero turns polling off.
+    /// Makes a closed window that may grow up to `max`; zero turns polling off.
     pub(crate) fn new(max: Duration) -> Self {
         Self {
             current: Duration::ZERO,
@@ -50,7 +50,7 @@ impl PollWindow {
         }
     }
 
-    /// A window that is as wide as it may get.
+    /// Makes a window that is open to its maximum.
     pub(crate) fn open(max: Duration) -> Self {
         Self {
             current: max,
@@ -59,17 +59,17 @@ impl PollWindow {
         }
     }
 
-    /// How long to poll before the next block.
+    /// Returns how long to poll before blocking.
     pub(crate) fn current(&self) -> Duration {
         self.current
     }
 
-    /// What it may grow to.
+    /// Returns the maximum width of the window.
     pub(crate) fn max(&self) -> Duration {
         self.max
     }
 
-    /// Learns from a wait of `waited`, counted from when polling began or would have begun.
+    /// Learns from a wait of `waited`, counted from the start of polling (or of blocking, if the window is closed).
     pub(crate) fn adapt(&mut self, waited: Duration) {
         if waited <= self.current {
             self.caught();
@@ -83,7 +83,7 @@ impl PollWindow {
         }
     }
 
-    /// The event came while the thread polled.
+    /// Records that polling caught the event.
     pub(crate) fn caught(&mut self) {
         if self.current.is_zero() {
             return;
@@ -92,7 +92,7 @@ impl PollWindow {
         self.pause = FIRST_TRY;
     }
 
-    /// The event came later than even the widest window would have seen.
+    /// Records that the event came too late for even the widest window.
     fn missed(&mut self) {
         self.credit = self.credit.saturating_sub(1);
         if self.credit == 0 {
@@ -118,12 +118,12 @@ pub(super) struct PollWindows {
     busy: WindowCell,
 }
 
-/// A window that learns while it is shared.
+/// A window that is adapted through a shared reference.
 #[derive(Debug)]
 pub(super) struct WindowCell(Cell<PollWindow>);
 
 impl PollWindows {
-    /// Windows that may grow up to `max`.
+    /// Makes closed windows that may grow up to `max`.
     pub(super) fn new(max: Duration) -> Self {
         let window = || WindowCell(Cell::new(PollWindow::new(max)));
         Self {
@@ -132,26 +132,26 @@ impl PollWindows {
         }
     }
 
-    /// The window for a wait that begins now.
+    /// Returns the window for a wait that begins now; `busy` if requests are in progress.
     pub(super) fn of(&self, busy: bool) -> &WindowCell {
         if busy { &self.busy } else { &self.fresh }
     }
 
-    /// Begins anew.
+    /// Forgets what was learned and sets a new maximum.
     pub(super) fn reset(&self, max: Duration) {
         for WindowCell(window) in [&self.fresh, &self.busy] {
             window.set(PollWindow::new(max));
         }
     }
 
-    /// What they may grow to.
+    /// Returns the maximum width of the windows.
     pub(super) fn max(&self) -> Duration {
         self.fresh.0.get().max()
     }
 }
 
 impl WindowCell {
-    /// How long to poll before the next block.
+    /// Returns how long to poll before blocking.
     pub(super) fn current(&self) -> Duration {
         self.0.get().current()
     }
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_of_one_kind_teach_nothing_about_the_other() {
+    fn busy_and_fresh_waits_adapt_separate_windows() {
         let windows = PollWindows::new(us(32));
         for _ in 0..100 {
             windows.of(true).learn(|window| window.adapt(us(20)));
@@ -178,7 +178,7 @@ mod tests {
         assert!(tries_rarely(windows.of(false)));
     }
 
-    /// Of the next waits, all too long, few are polled for.
+    /// Whether only a few of the next waits, all too long, are polled for.
     fn tries_rarely(window: &WindowCell) -> bool {
         let open = |_: &u16| {
             let open = !window.current().is_zero();
@@ -204,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_within_reach_opens_the_window_at_4_us_and_doubles_it() {
+    fn events_within_reach_open_and_double_the_window() {
         assert_eq!(after(us(32), &[us(20)]), us(4));
         assert_eq!(after(us(32), &[us(20); 3]), us(16));
     }
 
     #[test]
-    fn the_window_stays_when_it_saw_the_event() {
+    fn catching_the_event_keeps_the_window() {
         assert_eq!(after(us(32), &[us(7), us(7), us(7), us(7)]), us(8));
     }
 
@@ -221,25 +221,25 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_beyond_the_maximum_now_and_then_leaves_the_window_open() {
+    fn an_occasional_miss_leaves_the_window_open() {
         let mixed = [us(20), us(33), us(1)].repeat(100);
         assert_eq!(after(us(32), &mixed), us(32));
     }
 
     #[test]
-    fn several_waits_beyond_the_maximum_close_the_window() {
+    fn repeated_misses_close_the_window() {
         let misses = |n| [[us(20)].repeat(4), [us(33)].repeat(n)].concat();
         assert_eq!(after(us(32), &misses(usize::from(CREDIT) - 1)), us(32));
         assert_eq!(after(us(32), &misses(usize::from(CREDIT))), Duration::ZERO);
     }
 
-    /// Of so many waits, those before which the window was open, while all take longer than it can be.
+    /// Makes `waits` waits, all too long to be caught, and returns those before which the window was open.
     fn tries(window: &mut PollWindow, waits: u16) -> Vec<u16> {
         let open = |wait: &u16| {
             let open = !window.current().is_zero();
             assert!(
                 !open || window.current() == window.max(),
-                "wait {wait}: a try is a full one"
+                "wait {wait}: a trial opens the window to its maximum"
             );
             window.adapt(us(50));
             open
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_window_is_tried_ever_more_rarely() {
+    fn failed_trials_of_a_closed_window_become_rarer() {
         let mut window = PollWindow::new(us(32));
         assert_eq!(tries(&mut window, 4 + 1 + 8 + 1 + 16 + 1), [4, 13, 30]);
         let rarely = tries(&mut window, 10_000).len();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_that_sees_the_event_opens_the_window() {
+    fn a_successful_trial_opens_the_window() {
         let mut window = PollWindow::new(us(32));
         tries(&mut window, 1000);
         while window.current().is_zero() {
@@ -264,13 +264,13 @@ mod tests {
         }
         window.adapt(us(10));
         assert_eq!(window.current(), us(32));
-        // And when it closes again, the next try comes soon.
+        // When the window closes again, the next trial comes soon.
         window.adapt(us(50));
         assert_eq!(tries(&mut window, 5), [4]);
     }
 
     #[test]
-    fn sooner_or_later_every_place_of_a_regular_sequence_is_tried() {
+    fn trials_reach_every_place_of_a_regular_sequence() {
         for period in [2, 3, 4, 6] {
             let mut window = PollWindow::new(us(32));
             let tried: std::collections::BTreeSet<_> = tries(&mut window, 30_000)

@@ -1,10 +1,10 @@
-//! The part of bottom halves that meets between threads: one bit each.
+//! The part of bottom halves that threads share: one bit each.
 //!
-//! A word holds 64 bottom halves. To schedule one is to set its bit, which coalesces by nature; to look for work is to
-//! load one word. Words are only ever added, by the context's thread, so the scan takes no lock.
+//! A word holds 64 bottom halves. Scheduling a bottom half sets its bit, so repeated requests coalesce; looking for
+//! work loads one word. Words are only ever added, by the context's thread, so the scan takes no lock.
 //!
-//! A bit is given back when the bottom half and all its handles are gone. So a handle that outlives its bottom half
-//! can set a bit that nobody serves, but never that of a later bottom half.
+//! A bit is freed when the bottom half and all its handles are gone. So a handle that outlives its bottom half can set
+//! a bit that nobody serves, but never the bit of a later bottom half.
 
 use super::notify::Notify;
 use crate::sync::{Arc, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ impl BhWord {
         }
     }
 
-    /// Context only: takes a free bit.
+    /// Takes a free bit. Called only by the context's thread.
     pub(crate) fn allocate(word: &Arc<Self>, notify: &Arc<Notify>) -> Option<BhHandle> {
         let free = word.free.load(Ordering::Relaxed);
         if free == 0 {
@@ -43,13 +43,13 @@ impl BhWord {
         Some(BhHandle { bit: Arc::new(bit) })
     }
 
-    /// The bits that are scheduled now.
+    /// Returns the bits that are scheduled now.
     pub(crate) fn pending(&self) -> u64 {
         // Relaxed: a hint; `take` and `Notify::announce` order.
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Un-schedules the bits of `mask`; returns whether any of them was scheduled.
+    /// Unschedules the bits of `mask`; returns whether any of them was scheduled.
     pub(crate) fn take(&self, mask: u64) -> bool {
         // Acquire: pairs with the Release in `BhHandle::schedule`; what was written before it is seen by the callback.
         // AcqRel, so that an acquirer of the same word's next value also sees what earlier schedulers wrote.
@@ -74,7 +74,7 @@ impl Drop for BhBit {
 
 /// Schedules a bottom half from any thread.
 ///
-/// It may outlive the bottom half and the context; then it does nothing.
+/// A handle may outlive its bottom half and the context; then scheduling does nothing.
 #[derive(Clone, Debug)]
 pub struct BhHandle {
     bit: Arc<BhBit>,
@@ -83,7 +83,7 @@ pub struct BhHandle {
 impl BhHandle {
     /// Asks for one run of the callback on the context's thread, which sees all that the caller wrote before.
     ///
-    /// Asking again before that run starts changes nothing. Wait-free: one atomic operation, and one write of an
+    /// Asking again before that run starts changes nothing. Wait-free: costs one atomic operation, and one write to an
     /// eventfd if the context's thread sleeps.
     pub fn schedule(&self) {
         let bit = &*self.bit;
@@ -93,12 +93,12 @@ impl BhHandle {
         }
     }
 
-    /// Un-schedules the bottom half. A run that has begun goes on.
+    /// Unschedules the bottom half. A run that has started continues.
     pub fn cancel(&self) {
         self.bit.word.take(self.bit.mask);
     }
 
-    /// Whether a run was asked for that has not begun.
+    /// Returns whether a scheduled run has not started yet.
     #[must_use]
     pub fn is_scheduled(&self) -> bool {
         self.bit.word.pending() & self.bit.mask != 0

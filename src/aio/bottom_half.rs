@@ -1,4 +1,4 @@
-//! Bottom halves: callbacks that any thread can ask for.
+//! Bottom halves: callbacks that any thread can schedule.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,7 +17,7 @@ use crate::sync::Arc;
 pub(super) type Callback = Rc<dyn Fn(&AioContext)>;
 type Oneshot = Box<dyn FnOnce(&AioContext)>;
 
-/// The bottom halves of one context; its thread only.
+/// The bottom halves of one context. Used only by its thread.
 #[derive(Default)]
 pub(super) struct BottomHalves {
     words: RefCell<Vec<Rc<Word>>>,
@@ -26,7 +26,7 @@ pub(super) struct BottomHalves {
 
 struct Word {
     shared: Arc<BhWord>,
-    /// Bits that were scheduled with `schedule_idle`.
+    /// Bits scheduled with `schedule_idle`.
     idle: Cell<u64>,
     callbacks: RefCell<[Option<Callback>; 64]>,
 }
@@ -52,7 +52,7 @@ impl Word {
     }
 }
 
-/// The place of a one-bit mask.
+/// Returns the position of the bit in a one-bit mask.
 fn index(mask: u64) -> usize {
     mask.trailing_zeros() as usize
 }
@@ -86,20 +86,21 @@ impl BottomHalves {
         self.oneshots.borrow_mut().push_back(callback);
     }
 
-    /// Whether something was scheduled, not counting what may wait for the next wakeup.
+    /// Returns whether anything is scheduled, apart from idle bottom halves.
     pub(super) fn is_pending(&self) -> bool {
         self.words.borrow().iter().any(|word| word.shared.pending() != 0)
             || !self.oneshots.borrow().is_empty()
     }
 
-    /// Whether something was scheduled that may wait for the next wakeup.
+    /// Returns whether an idle bottom half is scheduled, which may wait for the next wakeup.
     pub(super) fn is_idle_pending(&self) -> bool {
         self.words.borrow().iter().any(|word| word.idle.get() != 0)
     }
 
-    /// Runs what is scheduled now; what is scheduled meanwhile waits for the next pass. Idle ones are no progress.
+    /// Runs what is scheduled now and returns whether it made progress. Idle bottom halves do not count as progress.
     ///
-    /// A bit stays set until its turn comes. So a pass that a callback runs serves what is left of this one.
+    /// What callbacks schedule waits for the next pass. A bit stays set until its turn comes, so if a callback runs a
+    /// nested pass, that pass serves the rest of this one.
     pub(super) fn run(&self, ctx: &AioContext) -> bool {
         let mut progress = false;
         let mut number = 0;
@@ -140,12 +141,12 @@ impl BottomHalves {
     }
 }
 
-/// A callback of a context that can be scheduled from any thread. Dropping it deletes it, also in its own callback.
+/// A callback of a context. Dropping the `BottomHalf` deletes the callback; the callback itself may do so.
 ///
-/// It belongs to the context's thread; [`handle`](Self::handle) is for the others.
+/// A `BottomHalf` belongs to the context's thread; other threads schedule it through its [`handle`](Self::handle).
 pub struct BottomHalf {
     handle: BhHandle,
-    /// Gone with the context.
+    /// Dead once the context has ended.
     word: Weak<Word>,
 }
 
@@ -160,14 +161,14 @@ impl BottomHalf {
         self.handle.schedule();
     }
 
-    /// Asks for one run with the next wakeup of the context, in about 10 ms at the latest.
+    /// Asks for one run at the context's next wakeup, in about 10 ms at the latest.
     pub fn schedule_idle(&self) {
         if let Some(word) = self.word.upgrade() {
             word.idle.set(word.idle.get() | self.handle.mask());
         }
     }
 
-    /// Un-schedules it. A run that has begun goes on.
+    /// Unschedules the bottom half. A run that has started continues.
     pub fn cancel(&self) {
         if let Some(word) = self.word.upgrade() {
             word.take_idle(self.handle.mask());
@@ -175,7 +176,7 @@ impl BottomHalf {
         self.handle.cancel();
     }
 
-    /// What other threads schedule it with.
+    /// Returns a handle with which any thread can schedule the bottom half.
     #[must_use]
     pub fn handle(&self) -> BhHandle {
         self.handle.clone()
@@ -191,7 +192,7 @@ impl Drop for BottomHalf {
         let Some(word) = self.word.upgrade() else { return };
         word.take_idle(self.handle.mask());
         let callback = word.callbacks.borrow_mut()[index(self.handle.mask())].take();
-        // What the callback owns may be anything, bottom halves too; it goes without a borrow.
+        // Dropped without a borrow: the callback may own anything, even bottom halves.
         drop(callback);
     }
 }

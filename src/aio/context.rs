@@ -23,26 +23,26 @@ use super::{
 };
 use crate::sync::Arc;
 
-/// While there is always something to poll, fds are looked at this often.
+/// How often fds are checked while pollers always find work.
 const FD_INTERVAL: Duration = Duration::from_micros(50);
 
 /// How long a bottom half scheduled with `schedule_idle` waits at most, in ms.
 const IDLE_DELAY_MS: i32 = 10;
 
-/// An event loop. Clones are the same loop; it ends with the last of them.
+/// An event loop. Clones share the loop, which ends when the last of them is dropped.
 #[derive(Clone)]
 pub struct AioContext {
     pub(super) inner: Rc<Inner>,
 }
 
-/// Does not keep its context alive.
+/// A weak reference to a context.
 #[derive(Clone)]
 pub struct WeakAioContext {
     inner: Weak<Inner>,
 }
 
 impl WeakAioContext {
-    /// The context, unless it has ended.
+    /// Returns the context, unless it has ended.
     #[must_use]
     pub fn upgrade(&self) -> Option<AioContext> {
         self.inner.upgrade().map(|inner| AioContext { inner })
@@ -61,10 +61,10 @@ pub(super) struct Inner {
     pub(super) fds: FdHandlers,
     pub(super) timers: Timers,
     pub(super) pollers: Pollers,
-    /// Runs what other threads sent.
+    /// Runs the commands that other threads sent.
     commands: OnceCell<BottomHalf>,
     windows: PollWindows,
-    /// When fds were last looked at.
+    /// When fds were last checked.
     fds_seen: Cell<Instant>,
 }
 
@@ -97,7 +97,7 @@ impl AioContext {
         Ok(ctx)
     }
 
-    /// What other threads talk to this context with.
+    /// Returns the handle with which other threads reach this context.
     #[must_use]
     pub fn handle(&self) -> AioHandle {
         AioHandle {
@@ -106,7 +106,7 @@ impl AioContext {
         }
     }
 
-    /// For what its callbacks own: a context that is owned by its own callbacks never ends.
+    /// Returns a weak reference, for use in callbacks: a context that its own callbacks own never ends.
     #[must_use]
     pub fn downgrade(&self) -> WeakAioContext {
         WeakAioContext {
@@ -114,7 +114,7 @@ impl AioContext {
         }
     }
 
-    /// Makes a bottom half: `callback` runs once after each time it was scheduled.
+    /// Makes a bottom half. `callback` runs once after it was scheduled.
     pub fn bottom_half(&self, callback: impl Fn(&Self) + 'static) -> BottomHalf {
         BottomHalf::new(&self.inner, Rc::new(callback))
     }
@@ -124,14 +124,14 @@ impl AioContext {
         self.inner.bottom_halves.push_oneshot(Box::new(callback));
     }
 
-    /// Runs `callback` whenever `source` is ready for one of `events`, as long as it is (level-triggered).
+    /// Runs `callback` in every pass in which `source` is ready for one of `events` (level-triggered).
     ///
-    /// The handler owns `source`; share it as an `Rc` with whoever reads it. A bare `RawFd` works too, but has to stay
-    /// open until the handler is dropped.
+    /// The handler owns `source`; a callback that reads `source` shares it through an `Rc`. A bare `RawFd` works too,
+    /// but must stay open until the handler is dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::AddFd`]: see there.
+    /// The fd is not open, cannot be polled (a regular file) or is already watched.
     pub fn add_fd(
         &self,
         source: impl AsRawFd + 'static,
@@ -141,27 +141,27 @@ impl AioContext {
         FdHandler::new(self, Box::new(source), events, Rc::new(callback))
     }
 
-    /// Makes a timer, not armed yet.
+    /// Makes a timer. It is not armed yet.
     pub fn timer(&self, callback: impl Fn(&Self) + 'static) -> Timer {
         Timer::new(self, Rc::new(callback))
     }
 
-    /// Has `poller` polled before the loop blocks.
+    /// Registers `poller`, which the loop polls before it blocks.
     pub fn add_poller(&self, poller: Rc<dyn Poller>) -> PollerHandle {
         PollerHandle::new(self, poller)
     }
 
-    /// Sets `poll-max-ns`: how long to poll at most before blocking. Zero turns polling off; 32768 ns is the default.
+    /// Sets `poll-max-ns`, the longest time to poll before blocking. Zero turns polling off; 32768 ns is the default.
     pub fn set_poll_max(&self, max: Duration) {
         self.inner.windows.reset(max);
     }
 
-    /// How long the context polls at most before blocking.
+    /// Returns the longest time the context polls before blocking.
     pub(crate) fn poll_max(&self) -> Duration {
         self.inner.windows.max()
     }
 
-    /// Runs `future` on this context, from its next pass on.
+    /// Runs `future` on this context, starting with the next pass.
     pub fn spawn_local(&self, future: impl Future<Output = ()> + 'static) {
         task::spawn(self, future);
     }
@@ -182,9 +182,9 @@ impl AioContext {
         }
     }
 
-    /// Makes one pass (`aio_poll`): runs what is ready, after waiting for something if `blocking` and nothing is.
+    /// Makes one pass (`aio_poll`): runs everything that is ready. If nothing is ready and `blocking` is set, it waits.
     ///
-    /// Returns whether anything was done. A callback may call it, to wait for something.
+    /// Returns whether anything was done. A callback may call `poll` to wait for something.
     pub fn poll(&self, blocking: bool) -> bool {
         let inner = &*self.inner;
         let mut progress = false;
@@ -202,7 +202,7 @@ impl AioContext {
         progress
     }
 
-    /// There is work to do: looks at what else came, fds only now and then if peers need not notify.
+    /// Looks for more events while there is work to do. During busy polling it checks fds only now and then.
     fn poll_while_busy(&self) -> bool {
         if !self.inner.pollers.has_begun() {
             self.inner.look_at_fds(0);
@@ -213,7 +213,7 @@ impl AioContext {
         progress
     }
 
-    /// Waits until there is something to do: polls for the length of the window, then blocks.
+    /// Waits until there is something to do: polls while the window is open, then blocks.
     fn wait(&self) -> bool {
         let inner = &*self.inner;
         if inner.pollers.is_empty() {
@@ -239,7 +239,8 @@ impl AioContext {
         false
     }
 
-    /// Polls until a poller made progress (then returns true), other work came, or the window closes.
+    /// Polls until a poller makes progress, other work arrives or the window ends. Returns whether a poller made
+    /// progress.
     fn busy_poll(&self, start: Instant, window: Duration) -> bool {
         let inner = &*self.inner;
         if window.is_zero() {
@@ -275,7 +276,7 @@ impl Inner {
         self.commands.get().expect("set in new")
     }
 
-    /// Runs what was sent up to now. A pass that a command runs goes on with the next.
+    /// Runs the commands sent so far. If a command runs a nested pass, that pass continues with the next command.
     fn run_commands(&self, ctx: &AioContext) {
         for _ in 0..self.shared.commands.len() {
             let Some((command, more)) = self.shared.commands.pop() else {
@@ -288,7 +289,7 @@ impl Inner {
         }
     }
 
-    /// Whether a pass would find something to run, fds and timers aside.
+    /// Whether a bottom half or an fd handler is ready to run. Does not check for new fd events or expired timers.
     fn has_work(&self) -> bool {
         self.bottom_halves.is_pending() || self.fds.is_ready()
     }
@@ -306,8 +307,8 @@ impl Inner {
 
     fn block(&self) {
         if let Err(err) = self.timers.program() {
-            // Cannot happen with a valid duration; the deadline is met at the next wakeup then.
-            tracing::error!(%err, "timers are late");
+            // Cannot happen with a valid duration.
+            tracing::error!(%err, "cannot set the timerfd; timers will run late, at the next wakeup");
         }
         self.shared.notify.announce();
         let timeout = if self.has_work() {
@@ -324,7 +325,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Dropped without the lock: a command may own a handle of this context.
+        // Dropped after the lock is released: a command may own a handle of this context.
         drop(self.shared.commands.close());
     }
 }

@@ -1,8 +1,8 @@
-//! fd handlers, on the event-manager crate.
+//! fd handlers, built on the event-manager crate.
 //!
-//! event-manager dispatches from inside its wait, where nothing can be registered but through the borrowed `EventOps`
-//! of one subscriber. So its only subscriber just collects what is ready; the context runs the handlers afterwards,
-//! when they may add and remove at will.
+//! event-manager dispatches events from inside its wait. There, fds can be registered only through the borrowed
+//! `EventOps` of one subscriber. So the only subscriber just collects the ready fds. The context runs their handlers
+//! after the wait, when they may freely add and remove fds.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,10 +20,10 @@ use super::{AioContext, Error, Inner};
 
 type Callback = Rc<dyn Fn(&AioContext, EventSet)>;
 
-/// Marks fds that only wake the context.
+/// The event data of fds that only wake the context.
 const WAKE_ONLY: u32 = u32::MAX;
 
-/// The fd handlers of one context; its thread only.
+/// The fd handlers of one context. Used only by its thread.
 pub(super) struct FdHandlers {
     manager: RefCell<EventManager<Collector>>,
     collector: SubscriberId,
@@ -32,16 +32,16 @@ pub(super) struct FdHandlers {
 
 #[derive(Default)]
 struct Table {
-    /// By the `data` of their events.
+    /// Indexed by the `data` of their events.
     entries: RefCell<Vec<Option<Rc<Entry>>>>,
-    /// Reported, not run yet.
+    /// Reported by epoll, but not run yet.
     ready: RefCell<VecDeque<Rc<Entry>>>,
 }
 
 struct Entry {
     fd: RawFd,
     data: u32,
-    /// Reported events; the entry is in `ready` exactly while there are any.
+    /// Reported events. The entry is in `ready` exactly while this is not empty.
     events: Cell<EventSet>,
     /// `None` once removed.
     callback: RefCell<Option<Callback>>,
@@ -76,7 +76,7 @@ impl FdHandlers {
         })
     }
 
-    /// Watches an fd that just ends the wait, once for each time it becomes readable.
+    /// Watches an fd without a handler: it ends the wait once each time it becomes readable.
     pub(super) fn add_wakeup(&self, fd: &impl AsRawFd) -> Result<(), Error> {
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
         self.ops(|ops| ops.add(Events::with_data(fd, WAKE_ONLY, events)))
@@ -86,7 +86,7 @@ impl FdHandlers {
     fn add(&self, fd: RawFd, events: EventSet, callback: Callback) -> Result<Rc<Entry>, Error> {
         let mut entries = self.table.entries.borrow_mut();
         let index = entries.iter().position(Option::is_none).unwrap_or(entries.len());
-        let data = u32::try_from(index).expect("there are less fds than 2^31");
+        let data = u32::try_from(index).expect("there are fewer than 2^31 fds");
         self.ops(|ops| ops.add(Events::with_data_raw(fd, data, events)))
             .map_err(|source| Error::AddFd { fd, source })?;
         let (events, callback) = (Cell::new(EventSet::empty()), RefCell::new(Some(callback)));
@@ -105,7 +105,7 @@ impl FdHandlers {
 
     fn remove(&self, entry: &Entry) {
         if let Err(err) = self.ops(|ops| ops.remove(Events::empty_raw(entry.fd))) {
-            tracing::error!(fd = entry.fd, %err, "fd was closed before its handler was removed");
+            tracing::error!(fd = entry.fd, %err, "cannot stop watching a closed fd; drop its handler first");
         }
         self.table.entries.borrow_mut()[entry.data as usize] = None;
     }
@@ -128,15 +128,15 @@ impl FdHandlers {
         !self.table.ready.borrow().is_empty()
     }
 
-    /// Waits at most `timeout` ms (-1: for ever) for events and collects them.
+    /// Waits at most `timeout` ms (-1: forever) for events and collects them.
     pub(super) fn wait(&self, timeout: i32) {
         let result = self.manager.borrow_mut().run_with_timeout(timeout);
         result.expect("epoll_wait on a live epoll fd fails only with EINTR, which is handled");
     }
 
-    /// Runs the handlers of what was collected.
+    /// Runs the handlers of the collected fds.
     ///
-    /// The list is the context's, so a pass that a callback runs serves what is left of this one.
+    /// The list belongs to the context, so if a callback runs a nested pass, that pass serves the rest of the list.
     pub(super) fn run(&self, ctx: &AioContext) -> bool {
         let mut due = self.table.ready.borrow().len();
         let mut progress = false;
@@ -156,11 +156,12 @@ impl FdHandlers {
     }
 }
 
-/// A watched fd. Dropping it removes the handler, also in its own callback; no callback runs after that.
+/// A watched fd. Dropping the `FdHandler` removes the handler, after which no callback runs. The callback itself may
+/// drop it.
 ///
-/// It owns what it watches, so that removal comes before close. It belongs to the context's thread.
+/// The `FdHandler` owns the fd it watches, so that removal comes before close. It belongs to the context's thread.
 pub struct FdHandler {
-    /// Owned by the table: a callback may own its handler without keeping itself alive.
+    /// Weak, because the table owns the entry: a callback may own its `FdHandler` without keeping itself alive.
     entry: Weak<Entry>,
     ctx: Weak<Inner>,
     source: Box<dyn AsRawFd>,
@@ -181,11 +182,11 @@ impl FdHandler {
         })
     }
 
-    /// Watches for other events from now on.
+    /// Replaces the watched events.
     ///
     /// # Errors
     ///
-    /// The kernel's error of `epoll_ctl`; the events are as before.
+    /// The context has ended, or `epoll_ctl` failed. The watched events stay as they were.
     pub fn set_events(&self, events: EventSet) -> Result<(), Error> {
         match (self.ctx.upgrade(), self.entry.upgrade()) {
             (Some(inner), Some(entry)) => inner.fds.modify(&entry, events),
@@ -201,7 +202,7 @@ impl Drop for FdHandler {
         };
         inner.fds.remove(&entry);
         let callback = entry.callback.borrow_mut().take();
-        // What the callback owns may be anything, handlers too; it goes without a borrow.
+        // Dropped without a borrow: the callback may own anything, even fd handlers.
         drop(callback);
     }
 }

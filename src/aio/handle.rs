@@ -1,4 +1,4 @@
-//! What other threads talk to a context with.
+//! The handle with which other threads reach a context.
 
 use std::{collections::VecDeque, fmt};
 
@@ -13,7 +13,7 @@ pub(super) struct Shared {
     pub(super) commands: CommandQueue<Command>,
 }
 
-/// A queue that can be closed, for good.
+/// A queue that can be closed for good.
 #[derive(Debug)]
 pub(super) struct CommandQueue<C> {
     /// `None` once closed.
@@ -38,7 +38,7 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// Takes the first command, and says whether there are more.
+    /// Takes the first command, and returns whether there are more.
     pub(super) fn pop(&self) -> Option<(C, bool)> {
         let mut guard = lock(&self.queue);
         let queue = guard.as_mut()?;
@@ -50,13 +50,13 @@ impl<C> CommandQueue<C> {
         lock(&self.queue).as_ref().map_or(0, VecDeque::len)
     }
 
-    /// Refuses further commands and returns those that were not taken.
+    /// Closes the queue and returns the commands left in it.
     pub(super) fn close(&self) -> VecDeque<C> {
         lock(&self.queue).take().unwrap_or_default()
     }
 }
 
-/// Wakes a context and sends it work; any thread may use it.
+/// Wakes a context and sends it work. Any thread may use the handle.
 #[derive(Clone)]
 pub struct AioHandle {
     pub(super) shared: Arc<Shared>,
@@ -69,11 +69,13 @@ impl AioHandle {
         self.shared.notify.notify();
     }
 
-    /// Runs `command` once on the context's thread, after all that were sent before it.
+    /// Runs `command` once on the context's thread, after all commands sent before it.
+    ///
+    /// If the context ends before that, it drops `command` without running it.
     ///
     /// # Errors
     ///
-    /// [`Error::ContextGone`] if the context has ended. One that ends later drops `command` without running it.
+    /// The context has ended.
     pub fn run_on_context(&self, command: impl FnOnce(&AioContext) + Send + 'static) -> Result<(), Error> {
         self.shared
             .commands

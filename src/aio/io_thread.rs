@@ -1,4 +1,4 @@
-//! IOThreads: a thread that runs an event loop.
+//! IOThreads: threads that run an event loop.
 
 use std::{
     cell::Cell,
@@ -10,10 +10,10 @@ use std::{
 use super::{AioContext, AioHandle, Error, adaptive::PollWindow};
 use crate::panics::Panic;
 
-/// How an IOThread behaves.
+/// The settings of an IOThread.
 #[derive(Clone, Copy, Debug)]
 pub struct IoThreadConfig {
-    /// `poll-max-ns`: how long to poll at most before blocking; zero turns polling off.
+    /// `poll-max-ns`: the longest time to poll before blocking. Zero turns polling off.
     pub poll_max: Duration,
 }
 
@@ -25,10 +25,11 @@ impl Default for IoThreadConfig {
     }
 }
 
-/// A thread and its [`AioContext`]. Dropping it stops and joins the thread; not to be done on that thread itself.
+/// A thread and its [`AioContext`]. Dropping the `IoThread` stops and joins the thread, so that thread itself must not
+/// drop it.
 ///
-/// A callback that panics ends the thread, which [`stop`](Self::stop) then reports; see [`panics`](crate::panics) for a
-/// process that must not live on without it.
+/// A panic in a callback ends the thread, and [`stop`](Self::stop) reports the panic. A process that cannot continue
+/// without the thread uses [`panics`](crate::panics).
 #[derive(Debug)]
 pub struct IoThread {
     handle: AioHandle,
@@ -38,7 +39,7 @@ pub struct IoThread {
 }
 
 impl IoThread {
-    /// Starts a thread called `name`, of which the kernel shows 15 bytes.
+    /// Starts a thread called `name`. The kernel shows only the first 15 bytes of the name.
     ///
     /// # Errors
     ///
@@ -73,23 +74,23 @@ impl IoThread {
         })
     }
 
-    /// What other threads talk to its context with.
+    /// Returns the handle with which other threads reach the thread's context.
     #[must_use]
     pub fn handle(&self) -> AioHandle {
         self.handle.clone()
     }
 
-    /// The kernel's thread id (`gettid`), for pinning it to CPUs.
+    /// Returns the kernel's thread id (`gettid`), for pinning the thread to CPUs.
     #[must_use]
     pub fn thread_id(&self) -> i32 {
         self.thread_id
     }
 
-    /// Runs everything sent or scheduled before, then ends the thread and its context.
+    /// Runs everything that was sent or scheduled before, then ends the thread and its context.
     ///
     /// # Errors
     ///
-    /// A callback has panicked.
+    /// A callback panicked.
     pub fn stop(mut self) -> Result<(), Panic> {
         self.join()
     }
@@ -98,7 +99,7 @@ impl IoThread {
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
-        // Fails only if the thread has ended already, which the join will tell.
+        // Fails only if the thread has already ended; the join then says why.
         let _ = self.handle.run_on_context(|_| STOP.set(true));
         thread.join()
     }
@@ -106,13 +107,13 @@ impl IoThread {
 
 impl Drop for IoThread {
     fn drop(&mut self) {
-        // The panic has left a message.
+        // The panic was already logged.
         let _ = self.join();
     }
 }
 
 thread_local! {
-    /// The IOThread of this thread has been told to stop.
+    /// Whether this thread, an IOThread, was told to stop.
     static STOP: Cell<bool> = const { Cell::new(false) };
 }
 

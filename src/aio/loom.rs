@@ -1,4 +1,4 @@
-//! Loom models of what meets between a context and other threads.
+//! Loom models of the state that a context shares with other threads.
 
 use loom::{
     model::Builder,
@@ -19,7 +19,7 @@ fn model(body: impl Fn() + Sync + Send + 'static) {
     builder.check(body);
 }
 
-/// The part of a context that matters here.
+/// The part of a context that the models need.
 pub(crate) struct Loop {
     word: Arc<BhWord>,
     notify: Arc<Notify>,
@@ -37,7 +37,7 @@ impl Loop {
         BhWord::allocate(&self.word, &self.notify).expect("few are used")
     }
 
-    /// What `AioContext` does before and after a wait.
+    /// Waits as `AioContext` does: announces, looks again, blocks, withdraws.
     pub(crate) fn wait(&self) {
         self.notify.announce();
         if self.word.pending() == 0 {
@@ -46,7 +46,7 @@ impl Loop {
         self.notify.withdraw();
     }
 
-    /// What `BottomHalves::run` does; returns the bits that ran.
+    /// Runs bottom halves as `BottomHalves::run` does; returns the bits that ran.
     pub(crate) fn run(&self) -> u64 {
         let mut ran = 0;
         let mut due = self.word.pending();
@@ -76,7 +76,7 @@ fn no_wakeup_is_lost() {
 }
 
 #[test]
-fn no_wakeup_is_lost_when_two_threads_schedule() {
+fn two_schedulers_lose_no_wakeup() {
     model(|| {
         let context = Loop::new();
         let bhs = [context.bottom_half(), context.bottom_half()];
@@ -94,7 +94,7 @@ fn no_wakeup_is_lost_when_two_threads_schedule() {
 }
 
 #[test]
-fn the_callback_sees_what_was_written_before_schedule_by_every_scheduler() {
+fn callback_sees_writes_of_every_scheduler() {
     model(|| {
         let context = Loop::new();
         let bh = context.bottom_half();
@@ -108,7 +108,7 @@ fn the_callback_sees_what_was_written_before_schedule_by_every_scheduler() {
         });
         let mut runs = 0;
         let mut seen = 0;
-        // Until a run has seen both: it must come, coalesced or not.
+        // Loops until a run has seen both writes. That run must come, coalesced or not.
         while seen < 2 {
             if context.run() == 0 {
                 context.wait();
@@ -123,7 +123,7 @@ fn the_callback_sees_what_was_written_before_schedule_by_every_scheduler() {
 }
 
 #[test]
-fn a_place_that_is_used_again_was_not_scheduled_by_its_last_user() {
+fn a_reused_bit_starts_unscheduled() {
     model(|| {
         let context = Loop::new();
         let old = context.bottom_half();
@@ -133,14 +133,14 @@ fn a_place_that_is_used_again_was_not_scheduled_by_its_last_user() {
         let ran = context.run();
         assert!(new.mask() == mask || ran & new.mask() == 0);
         if new.mask() == mask {
-            assert_eq!(ran, 0, "the last handle was gone, and with it the schedule");
+            assert_eq!(ran, 0, "the last handle was dropped, which unscheduled the bit");
         }
         other.join().unwrap();
     });
 }
 
 #[test]
-fn a_command_is_taken_or_refused_or_returned_by_the_close() {
+fn a_command_is_taken_refused_or_returned() {
     model(|| {
         let queue = Arc::new(CommandQueue::new());
         let sender = Arc::clone(&queue);

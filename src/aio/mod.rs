@@ -1,11 +1,11 @@
 //! The event loop: an [`AioContext`] is one thread's bottom halves, fd handlers, timers, pollers and local tasks.
 //!
-//! A context belongs to the thread that made it and is not `Send`; an [`AioHandle`] is what other threads talk to it
-//! with. Callbacks are `Fn`, because one may run the loop again and so be entered again. They run without any borrow
-//! or lock of the context held: a callback may add, remove, arm, schedule and delete whatever it likes, itself too.
+//! A context belongs to the thread that made it and is not `Send`; other threads reach it through an [`AioHandle`].
+//! Callbacks are `Fn`, because a callback may run the loop, which may call it again. The context holds no borrow and no
+//! lock while a callback runs: the callback may add, remove, arm, schedule and delete anything, including itself.
 //!
-//! What has to be undone is undone by drop: deleting a bottom half, removing a handler, disarming a timer. Such
-//! objects do not keep the context alive.
+//! Registrations end on drop: a bottom half is deleted, an fd handler removed, a timer disarmed. They do not keep the
+//! context alive.
 //!
 //! The loop knows nothing of disks, queues or protocols.
 
@@ -42,7 +42,7 @@ pub use self::{
     timer::Timer,
 };
 
-/// What goes wrong in setting up an event loop.
+/// An event loop could not be set up or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The epoll fd cannot be created.
@@ -59,7 +59,7 @@ pub enum Error {
     AddFd {
         /// The file descriptor.
         fd: RawFd,
-        /// What refused it.
+        /// Why the fd was refused.
         source: event_manager::Error,
     },
     /// The context has ended.
@@ -70,7 +70,7 @@ pub enum Error {
     Spawn {
         /// The IOThread's name.
         name: String,
-        /// The operating system's error.
+        /// The error of the operating system.
         source: io::Error,
     },
 }

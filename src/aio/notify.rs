@@ -1,16 +1,16 @@
-//! `notify_me`: waking a loop that may be asleep, without a system call when it is awake.
+//! `notify_me`: wakes a loop that may be asleep, without a system call when it is awake.
 //!
 //! The loop announces that it is about to block, looks once more at everything another thread may have left for it,
-//! and only then blocks. Others first leave their work, then look at the announcement.
+//! and only then blocks. Other threads first leave their work, then look at the announcement.
 
 use std::io;
 
 use crate::sync::{AtomicBool, Ordering, fence};
 
-/// The waking half of a context; any thread may use it.
+/// The part of a context that wakes it. Any thread may use it.
 #[derive(Debug)]
 pub(crate) struct Notify {
-    /// The loop is about to block or blocks. Set by the loop, reset by whoever takes on the wakeup.
+    /// The loop is about to block, or blocks. Set by the loop, reset by the thread that writes the eventfd.
     notify_me: AtomicBool,
     event: EventNotifier,
 }
@@ -23,7 +23,7 @@ impl Notify {
         })
     }
 
-    /// Makes the loop look again, after the caller has left something for it.
+    /// Makes the loop look again. The caller has already left its work for it.
     pub(crate) fn notify(&self) {
         // SeqCst: pairs with the fence in `announce`. Either the loop sees what the caller left, or we see the
         // announcement.
@@ -35,15 +35,16 @@ impl Notify {
         }
     }
 
-    /// Loop only: says that it is about to block. It has to look at everything again before it does.
+    /// Announces that the loop is about to block. The loop must look at everything again before it does. Called only by
+    /// the loop.
     pub(crate) fn announce(&self) {
-        // A swap where a store would do, here and in `withdraw`: loom does not order a store with concurrent swaps.
+        // A store would do, but loom does not order a store with concurrent swaps. The same holds in `withdraw`.
         self.notify_me.swap(true, Ordering::Relaxed);
         // SeqCst: pairs with the fence in `notify`.
         fence(Ordering::SeqCst);
     }
 
-    /// Loop only: says that it is awake.
+    /// Announces that the loop is awake. Called only by the loop.
     pub(crate) fn withdraw(&self) {
         self.notify_me.swap(false, Ordering::Relaxed);
     }
@@ -62,7 +63,7 @@ mod eventfd {
 
     use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-    /// An eventfd that is watched edge-triggered: every write is an edge, so it is never read.
+    /// An eventfd that is watched edge-triggered. Every write is an edge, so nobody needs to read it.
     #[derive(Debug)]
     pub(crate) struct EventNotifier(EventFd);
 
@@ -73,10 +74,10 @@ mod eventfd {
 
         pub(crate) fn set(&self) {
             if let Err(err) = self.0.write(1) {
-                // Only a counter at its end (2^64 - 2 wakeups) refuses; reading resets it and the write is an edge.
+                // Only a full counter (2^64 - 2 wakeups) refuses. Reading resets it, and the next write is an edge.
                 let _ = self.0.read();
                 let again = self.0.write(1);
-                tracing::debug!(%err, ?again, "wakeup counter wrapped");
+                tracing::debug!(%err, ?again, "the wakeup counter was full; reset it and wrote again");
             }
         }
     }
@@ -97,7 +98,7 @@ mod model {
 
     use crate::sync::{Condvar, Mutex, lock};
 
-    /// An eventfd and the epoll_wait on it.
+    /// A model of an eventfd and the `epoll_wait` on it.
     #[derive(Debug)]
     pub(crate) struct EventNotifier {
         edge: Mutex<bool>,
@@ -117,7 +118,7 @@ mod model {
             self.changed.notify_one();
         }
 
-        /// Blocks until there was an edge, and consumes it.
+        /// Blocks until there is an edge, and consumes it.
         #[cfg(test)]
         pub(crate) fn wait(&self) {
             let mut edge = lock(&self.edge);

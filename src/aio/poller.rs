@@ -1,4 +1,4 @@
-//! Adaptive polling: looking at memory for a while before paying for a sleep and a wakeup.
+//! Adaptive polling: looks at memory for a while, which may avoid the cost of a sleep and a wakeup.
 
 use std::{
     cell::{Cell, RefCell},
@@ -9,43 +9,43 @@ use std::{
 
 use super::{AioContext, Inner};
 
-/// A poller that finds nothing for so long is left out, until somebody [wakes](PollerHandle::wake) it: an idle disk shall
-/// cost the others nothing. (The same time as in QEMU. It may be up to twice as long.)
+/// A poller that finds nothing for this long (as in QEMU) is no longer polled, until it is [woken](PollerHandle::wake).
+/// So an idle disk costs the other disks nothing. The actual time may be up to twice as long.
 const IDLE_TIME: Duration = Duration::from_secs(7);
 
-/// Something that can be looked at without a system call: a virtqueue's ring, a completion queue.
+/// A source of work that can be checked without a system call: a virtqueue's ring, a completion queue.
 ///
-/// All calls come on the context's thread. While `poll` runs, a loop that it runs does not call it again.
+/// All methods are called on the context's thread. If `poll` runs the loop, that loop does not call it again.
 pub trait Poller {
-    /// Looks for work and does a bounded amount of it; returns whether there was any.
+    /// Looks for work and does a bounded amount of it. Returns whether there was any.
     fn poll(&self, ctx: &AioContext) -> bool;
 
     /// Busy polling starts: the peer need not notify until [`poll_end`](Self::poll_end).
     fn poll_begin(&self) {}
 
-    /// The context is about to block: has the peer notify again, and then looks once more. Returns whether there is
-    /// work; the context then calls [`poll`](Self::poll) instead of blocking.
+    /// Asks the peer to notify again, then looks for work once more; the context is about to block. If there is work,
+    /// returns true, and the context calls [`poll`](Self::poll) instead of blocking.
     fn poll_end(&self) -> bool {
         false
     }
 
-    /// True while something that it has begun is not over. How long that takes has nothing to do with how long it takes
-    /// until there is something new, so both have a polling window of their own.
+    /// Returns whether the poller waits for work in progress to finish. How long that takes says nothing about when
+    /// new work arrives, so the two kinds of waits have separate polling windows.
     fn is_busy(&self) -> bool {
         false
     }
 }
 
-/// The pollers of one context; its thread only.
+/// The pollers of one context. Used only by its thread.
 #[derive(Default)]
 pub(super) struct Pollers {
-    /// Replaced as a whole, so that pollers may add and remove while the list is walked.
+    /// Replaced as a whole, so that pollers can be added and removed during a walk of the list.
     entries: RefCell<Rc<Vec<Rc<Entry>>>>,
-    /// Those that are left out, because they found nothing for some time.
+    /// Pollers that found nothing for some time and are not polled.
     idle: RefCell<Vec<Rc<Entry>>>,
-    /// Some entry has been told `poll_begin`.
+    /// `poll_begin` was called on some entry, and `poll_end` has not followed.
     begun: Cell<bool>,
-    /// When idle ones were last looked for.
+    /// When `sweep` last looked for idle pollers.
     swept: Cell<Option<Instant>>,
 }
 
@@ -53,11 +53,11 @@ struct Entry {
     poller: Rc<dyn Poller>,
     removed: Cell<bool>,
     running: Cell<bool>,
-    /// Told `poll_begin`, not `poll_end`.
+    /// `poll_begin` was called, and `poll_end` has not followed.
     begun: Cell<bool>,
-    /// Has found something since idle ones were last looked for.
+    /// The poller has found work since the last sweep.
     active: Cell<bool>,
-    /// Is left out.
+    /// The poller is idle and not polled.
     idle: Cell<bool>,
 }
 
@@ -66,7 +66,7 @@ impl Entry {
         if self.removed.get() || self.running.replace(true) {
             return false;
         }
-        // A guard: the poller may panic, and others of the context may survive that.
+        // A guard, because the poller may panic and the context may survive that.
         let _running = Running(&self.running);
         let progress = self.poller.poll(ctx);
         if progress {
@@ -93,7 +93,7 @@ impl Pollers {
         self.entries.borrow().is_empty()
     }
 
-    /// Whether one of them waits for the end of something.
+    /// Whether any poller waits for work in progress.
     pub(super) fn are_busy(&self) -> bool {
         self.entries
             .borrow()
@@ -101,7 +101,7 @@ impl Pollers {
             .any(|entry| !entry.removed.get() && entry.poller.is_busy())
     }
 
-    /// Busy polling goes on: peers may not notify.
+    /// Whether busy polling is on, so that peers need not notify.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.get()
     }
@@ -109,19 +109,19 @@ impl Pollers {
     fn change(&self, change: impl FnOnce(&mut Vec<Rc<Entry>>)) {
         let mut entries = self.list().to_vec();
         change(&mut entries);
-        // The old list may be the last owner of a poller, whose drop may come back here: it goes without a borrow.
+        // Dropped without a borrow: the old list may be the last owner of a poller, whose drop may call us again.
         let old = self.entries.replace(Rc::new(entries));
         drop(old);
     }
 
-    /// Polls each once.
+    /// Polls each poller once.
     pub(super) fn poll(&self, ctx: &AioContext) -> bool {
         self.list()
             .iter()
             .fold(false, |progress, entry| entry.poll(ctx) | progress)
     }
 
-    /// Tells those which were not told yet that busy polling starts.
+    /// Starts busy polling: calls `poll_begin` on each poller that has not had that call.
     pub(super) fn begin(&self) {
         for entry in self.list().iter().filter(|entry| !entry.removed.get()) {
             if !entry.begun.replace(true) {
@@ -131,7 +131,7 @@ impl Pollers {
         }
     }
 
-    /// Leaves out those which have found nothing for some time. Called while no peer relies on polling.
+    /// Stops polling the pollers that have found nothing for some time. Must be called while no peer relies on polling.
     pub(super) fn sweep(&self, now: Instant) {
         debug_assert!(!self.begun.get());
         match self.swept.get() {
@@ -148,7 +148,7 @@ impl Pollers {
         self.idle.borrow_mut().extend(idle);
     }
 
-    /// Polls one again that was left out.
+    /// Resumes polling of an idle poller.
     fn wake(&self, entry: &Rc<Entry>) {
         if !entry.idle.replace(false) {
             return;
@@ -158,7 +158,7 @@ impl Pollers {
         self.change(|entries| entries.push(Rc::clone(entry)));
     }
 
-    /// Ends busy polling; returns whether a poller saw work, so that the context must not block.
+    /// Ends busy polling. Returns whether a poller saw work; then the context must not block.
     pub(super) fn end(&self) -> bool {
         if !self.begun.replace(false) {
             return false;
@@ -171,9 +171,10 @@ impl Pollers {
     }
 }
 
-/// A registered [`Poller`]. Dropping it removes the poller, which is not called any more, `poll_end` included.
+/// A registered [`Poller`]. Dropping the handle removes the poller: no method of it is called any more, not even
+/// `poll_end`.
 pub struct PollerHandle {
-    /// Owned by the list: a poller may own its handle without keeping itself alive.
+    /// Weak, because the list owns the entry: a poller may own its handle without keeping itself alive.
     entry: Weak<Entry>,
     ctx: Weak<Inner>,
 }
@@ -199,8 +200,8 @@ impl PollerHandle {
 }
 
 impl PollerHandle {
-    /// Has the poller polled again if it was left out because it found nothing for some time. To be called with whatever
-    /// comes in another way than by polling: a kick, a signal.
+    /// Resumes polling of the poller if it stopped because the poller was idle. Must be called for every event that does
+    /// not come through polling: a kick, a signal.
     pub fn wake(&self) {
         if let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) {
             inner.pollers.wake(&entry);
@@ -217,7 +218,7 @@ impl Drop for PollerHandle {
         let idle = mem::take(&mut *inner.pollers.idle.borrow_mut());
         let (mine, others) = idle.into_iter().partition(|other| Rc::ptr_eq(other, &entry));
         inner.pollers.idle.borrow_mut().extend::<Vec<_>>(others);
-        // The last owner of a poller, whose drop may come back here.
+        // Dropped without a borrow: it may be the last owner of the poller, whose drop may call us again.
         drop::<Vec<_>>(mine);
         inner
             .pollers
@@ -247,7 +248,7 @@ mod tests {
         }
     }
 
-    /// Finds something whenever it is told to.
+    /// A poller that finds work whenever the test says so.
     #[derive(Default)]
     struct Peer {
         finds: Cell<bool>,
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_poller_is_left_out_until_it_is_woken() {
+    fn idle_pollers_are_skipped_until_woken() {
         let ctx = AioContext::new().expect("a context");
         let peers = [(); 2].map(|()| Rc::new(Peer::default()));
         let handles = peers.each_ref().map(|peer| ctx.add_poller(Rc::clone(peer) as _));
@@ -274,7 +275,7 @@ mod tests {
         let start = Instant::now();
         peers[0].finds.set(true);
         pollers.sweep(start);
-        assert_eq!(polls(&ctx), [1, 1], "new ones are not idle");
+        assert_eq!(polls(&ctx), [1, 1], "new pollers are not idle");
         pollers.sweep(start + IDLE_TIME / 2);
         assert_eq!(polls(&ctx), [1, 1]);
         pollers.sweep(start + IDLE_TIME);
@@ -288,13 +289,13 @@ mod tests {
         assert!(pollers.is_empty());
         let [first, second] = handles;
         drop(first);
-        assert_eq!(Rc::strong_count(&peers[0]), 1, "an idle one can be removed");
+        assert_eq!(Rc::strong_count(&peers[0]), 1, "an idle poller can be removed");
         second.wake();
         assert_eq!(polls(&ctx), [0, 1]);
     }
 
     #[test]
-    fn a_context_is_busy_while_one_of_its_pollers_is() {
+    fn one_busy_poller_makes_the_context_busy() {
         let ctx = AioContext::new().expect("a context");
         let workers = [false; 3].map(|busy| Rc::new(Worker(Cell::new(busy))));
         let [_first, second, _third] = workers

@@ -1,4 +1,4 @@
-//! A handle to something that lives on another thread's context.
+//! A handle to an object that lives on another thread's context.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,9 +13,9 @@ type Call<T> = Box<dyn FnOnce(&Rc<T>) + Send>;
 #[error("the IOThread has ended")]
 pub struct Gone;
 
-/// Runs closures on a `T` that never leaves its context's thread, in the order in which they were sent.
+/// Runs closures, in the order they were sent, on a `T` that never leaves its context's thread.
 ///
-/// The `T` is released, on its thread, some time after the handle is dropped.
+/// After the handle is dropped, the context's thread releases its reference to the `T`.
 pub struct Remote<T> {
     calls: Option<mpsc::Sender<Call<T>>>,
     wake: BhHandle,
@@ -28,7 +28,7 @@ impl<T> std::fmt::Debug for Remote<T> {
 }
 
 impl<T: 'static> Remote<T> {
-    /// Makes `target` reachable from other threads. To be called on the context's thread.
+    /// Makes `target` reachable from other threads. Must be called on the context's thread.
     pub fn new(ctx: &AioContext, target: Rc<T>) -> Self {
         let (calls, inbox) = mpsc::channel::<Call<T>>();
         let me: Rc<Cell<Option<BottomHalf>>> = Rc::default();
@@ -38,7 +38,7 @@ impl<T: 'static> Remote<T> {
                 match inbox.try_recv() {
                     Ok(call) => call(&target),
                     Err(mpsc::TryRecvError::Empty) => break,
-                    // The handle is gone: so are this bottom half and its hold on the target.
+                    // The handle was dropped: delete this bottom half, and with it the reference to the target.
                     Err(mpsc::TryRecvError::Disconnected) => return drop(own.take()),
                 }
             }
@@ -51,10 +51,10 @@ impl<T: 'static> Remote<T> {
         }
     }
 
-    /// Has `f` run on the target's thread. Any thread.
+    /// Makes the target's thread run `f`, without waiting. Any thread may call this.
     ///
     /// # Errors
-    /// [`Gone`]; `f` does not run then.
+    /// The target's context has ended; `f` does not run.
     pub fn post(&self, f: impl FnOnce(&Rc<T>) + Send + 'static) -> Result<(), Gone> {
         self.calls
             .as_ref()
@@ -65,14 +65,14 @@ impl<T: 'static> Remote<T> {
         Ok(())
     }
 
-    /// Has `f` run on the target's thread and waits for its result. Any other thread.
+    /// Makes the target's thread run `f` and waits for the result. Any thread but the target's may call this.
     ///
     /// # Errors
-    /// [`Gone`].
+    /// The target's context ended before `f` returned.
     pub fn call<R: Send + 'static>(&self, f: impl FnOnce(&Rc<T>) -> R + Send + 'static) -> Result<R, Gone> {
         let (reply, result) = mpsc::sync_channel(1);
         self.post(move |target| {
-            // A caller that no longer waits is none of our business.
+            // Fails only if the caller no longer waits, which does no harm.
             let _ = reply.send(f(target));
         })?;
         result.recv().map_err(|_| Gone)

@@ -1,4 +1,4 @@
-//! Local tasks: futures that run on the context's thread, woken through a bottom half each.
+//! Local tasks: futures that run on the context's thread. Each is woken through its own bottom half.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -10,13 +10,13 @@ use std::{
 
 use super::{AioContext, BhHandle, BottomHalf};
 
-/// A future and what wakes it, owned by the callback of its bottom half.
+/// A future and its waker, owned by the callback of its bottom half.
 struct Task {
-    /// `None` while it is being polled, and after its end.
+    /// `None` while the future is being polled, and after it has finished.
     future: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
-    /// Woken while it was being polled by a loop further out.
+    /// The task was woken while an outer pass was polling it.
     woken: Cell<bool>,
-    /// `None` after its end.
+    /// `None` after the future has finished.
     bh: RefCell<Option<BottomHalf>>,
     waker: Waker,
 }
@@ -45,7 +45,7 @@ impl Task {
             .is_ready()
         {
             drop(future);
-            // Deletes the callback and thereby, after this run, the task.
+            // Deletes the callback, which frees the task once this run ends.
             let bh = self.bh.take();
             drop(bh);
             return;
@@ -57,7 +57,7 @@ impl Task {
     }
 }
 
-/// Has the context run `future`, from its next pass on.
+/// Makes the context run `future`, starting with its next pass.
 pub(super) fn spawn(ctx: &AioContext, future: impl Future<Output = ()> + 'static) {
     let task = Rc::new(OnceCell::<Task>::new());
     let bh = ctx.bottom_half({
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finished_tasks_give_their_bottom_halves_back() {
+    fn finished_tasks_free_their_bottom_halves() {
         let ctx = AioContext::new().unwrap();
         for _ in 0..200 {
             ctx.spawn_local(async {});
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(
             ctx.inner.bottom_halves.capacity(),
             64,
-            "one word is enough for one at a time"
+            "one word suffices for one task at a time"
         );
     }
 }

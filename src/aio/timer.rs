@@ -1,7 +1,7 @@
-//! Timers on the monotonic clock, all of a context on one timerfd.
+//! Timers on the monotonic clock. All timers of a context share one timerfd.
 //!
-//! The timerfd is set only when the context is about to block and only if it would fire too late, so timers that are
-//! armed and cancelled between two waits cost no system call.
+//! The timerfd is set only when the context is about to block, and only if it would otherwise fire too late. So a timer
+//! that is armed and cancelled between two waits costs no system call.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,15 +15,15 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::{AioContext, Error, Inner, bottom_half::Callback};
 
-/// Deadline and a number that makes it unique; equal deadlines keep the order of arming.
+/// A deadline and a number that makes the key unique. Timers with equal deadlines run in the order of arming.
 type Key = (Instant, u64);
 
-/// The timers of one context; its thread only.
+/// The timers of one context. Used only by its thread.
 pub(super) struct Timers {
     armed: RefCell<BTreeMap<Key, Rc<Entry>>>,
     next_number: Cell<u64>,
     fd: RefCell<TimerFd>,
-    /// When the timerfd fires.
+    /// When the timerfd will fire.
     programmed: Cell<Option<Instant>>,
 }
 
@@ -60,12 +60,12 @@ impl Timers {
         }
     }
 
-    /// The earliest deadline.
+    /// Returns the earliest deadline.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.armed.borrow().first_key_value().map(|(key, _)| key.0)
     }
 
-    /// Sees to it that the timerfd fires at the earliest deadline, or before.
+    /// Makes sure that the timerfd fires at the earliest deadline, or before.
     pub(super) fn program(&self) -> Result<(), Error> {
         let Some(deadline) = self.next_deadline() else {
             return Ok(());
@@ -78,7 +78,7 @@ impl Timers {
         {
             return Ok(());
         }
-        // A zero duration would disarm it.
+        // A zero duration would disarm the timerfd.
         let delay = deadline
             .saturating_duration_since(now)
             .max(Duration::from_nanos(1));
@@ -90,7 +90,7 @@ impl Timers {
         Ok(())
     }
 
-    /// Runs the timers that are due. One that is armed meanwhile waits for the next pass.
+    /// Runs the timers that are due. A timer armed by their callbacks waits for the next pass.
     pub(super) fn run(&self, ctx: &AioContext) -> bool {
         if self.armed.borrow().is_empty() {
             return false;
@@ -119,9 +119,9 @@ impl Timers {
     }
 }
 
-/// A callback at a time. Dropping it deletes it, also in its own callback.
+/// A callback that runs at a given time. Dropping the timer deletes the callback; the callback itself may do so.
 ///
-/// It belongs to the context's thread. It owns the callback, which therefore must not own it.
+/// A timer belongs to the context's thread. The timer owns its callback, so the callback must not own the timer.
 pub struct Timer {
     entry: Rc<Entry>,
     ctx: Weak<Inner>,
@@ -139,26 +139,27 @@ impl Timer {
         }
     }
 
-    /// Runs the callback once at `deadline`, which replaces an earlier one. A time in the past is the next pass.
+    /// Runs the callback once at `deadline`, which replaces the previous deadline. If `deadline` has passed, the
+    /// callback runs in the next pass.
     pub fn arm(&self, deadline: Instant) {
         if let Some(inner) = self.ctx.upgrade() {
             inner.timers.arm(&self.entry, deadline);
         }
     }
 
-    /// Like [`arm`](Self::arm), counted from now.
+    /// Runs the callback once after `delay`; see [`arm`](Self::arm).
     pub fn arm_in(&self, delay: Duration) {
         self.arm(Instant::now() + delay);
     }
 
-    /// Disarms it.
+    /// Disarms the timer.
     pub fn cancel(&self) {
         if let Some(inner) = self.ctx.upgrade() {
             inner.timers.cancel(&self.entry);
         }
     }
 
-    /// Whether it is armed. In its own callback it is not.
+    /// Returns whether the timer is armed. A timer is no longer armed when its callback runs.
     #[must_use]
     pub fn is_armed(&self) -> bool {
         self.entry.key.get().is_some()
@@ -169,7 +170,7 @@ impl Drop for Timer {
     fn drop(&mut self) {
         self.cancel();
         let callback = self.entry.callback.borrow_mut().take();
-        // What the callback owns may be anything, timers too; it goes without a borrow.
+        // Dropped without a borrow: the callback may own anything, even timers.
         drop(callback);
     }
 }
