@@ -1,4 +1,4 @@
-//! What meets between the context and the workers: one lock, one condition variable.
+//! The state that the context shares with the workers: one lock, two condition variables.
 
 use std::{
     collections::VecDeque,
@@ -12,18 +12,18 @@ use super::{
 use crate::aio::adaptive::PollWindow;
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
 
-/// How a work came to its end.
+/// The outcome of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was run.
+    /// The job ran.
     Done,
-    /// It was cancelled before anyone took it, and was not run.
+    /// The job was cancelled before a worker took it, and did not run.
     Cancelled,
-    /// Its `run` panicked.
+    /// The job's `run` panicked.
     Panicked,
 }
 
-/// A work on its way back.
+/// A job on its way back to the context.
 #[derive(Debug)]
 pub(super) struct Finished<W> {
     pub(super) work: W,
@@ -34,41 +34,41 @@ pub(super) struct Finished<W> {
 #[derive(Debug)]
 pub(super) struct Core<W> {
     locked: Mutex<Locked<W>>,
-    /// Wakeups of sleeping workers.
+    /// Wakes sleeping workers.
     wakeup: Condvar,
-    /// The last worker has ended.
+    /// Signalled when the last worker ends.
     all_gone: Condvar,
-    /// Wakeups not consumed, for a worker that polls; a hint, written under the lock.
+    /// Wakeups not consumed yet, for a worker that polls. A hint, written under the lock.
     posted: AtomicUsize,
-    /// Workers poll for so long at most before they sleep.
+    /// The longest time a worker polls before it sleeps.
     poll_max: Duration,
 }
 
 #[derive(Debug)]
 struct Locked<W> {
     state: State<W>,
-    /// What the context has not collected.
+    /// Finished jobs that the context has not collected.
     done: Vec<Finished<W>>,
-    /// The context knows of some of it.
+    /// The context was told to collect, and has not done so yet.
     told: bool,
-    /// A worker polls, and needs no wakeup.
+    /// A worker is polling and needs no wakeup.
     polling: bool,
 }
 
-/// One worker's works.
+/// The jobs of one worker.
 #[derive(Debug)]
 pub(super) struct Batch<W> {
-    /// Taken, not begun.
+    /// Taken from the queue, not started.
     pub(super) taken: VecDeque<Queued<W>>,
-    /// Finished, the context does not know yet.
+    /// Finished, not delivered to the context yet.
     pub(super) finished: Vec<Finished<W>>,
-    /// The last works did not block.
+    /// The last jobs did not block.
     pub(super) quick: bool,
     /// The pool is serial.
     pub(super) serial: bool,
-    /// When the first of them was begun.
+    /// When the first job of the batch was started.
     pub(super) begun: Option<Instant>,
-    /// How long to poll before the next sleep.
+    /// How long to poll before sleeping.
     window: PollWindow,
 }
 
@@ -89,31 +89,32 @@ impl<W> Batch<W> {
     }
 }
 
-/// What a worker needs from its surroundings.
+/// The operations that a worker's loop needs from its environment.
 pub(super) trait Host<W> {
-    /// Creates the next worker, see [`State::begin_spawn`](super::state::State::begin_spawn).
+    /// Creates the next worker. See [`State::begin_spawn`](super::state::State::begin_spawn).
     fn spawn(&self);
 
-    /// Runs some of `batch.taken` and puts them into `batch.finished`.
+    /// Runs some of the jobs in `batch.taken` and moves them to `batch.finished`.
     ///
-    /// Returns whether to go on with what is left before the context is told; else it is given back.
+    /// Returns true if the worker should continue with the rest before it tells the context. If false, the rest goes
+    /// back to the queue.
     fn run(&self, batch: &mut Batch<W>) -> bool;
 
-    /// Tells the context that there is something to collect.
+    /// Tells the context that there are jobs to collect.
     fn completed(&self);
 
-    /// Has the context do what a worker does not.
+    /// Asks the context to carry out the actions that a worker cannot.
     fn apply(&self, actions: Actions);
 
-    /// Waits until `woken`, for `window` at most, and without sleeping.
+    /// Waits until `woken` returns true, for `window` at most, without sleeping.
     fn poll(&self, window: Duration, woken: impl Fn() -> bool);
 }
 
-/// What a worker found in a round.
+/// The result of a worker's round.
 struct Round {
     next: Next,
     actions: Actions,
-    /// The context has to be told that there is something to collect.
+    /// The context must be told that there are jobs to collect.
     completed: bool,
     /// Poll before sleeping.
     poll: bool,
@@ -145,7 +146,7 @@ impl<W> Core<W> {
         }
     }
 
-    /// Changes the state under the lock, then wakes whom it says.
+    /// Changes the state under the lock, then wakes as many workers as the actions ask for.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State<W>) -> (T, Actions)) -> (T, Actions) {
         let mut guard = lock(&self.locked);
         let (result, actions) = change(&mut guard.state);
@@ -165,7 +166,7 @@ impl<W> Core<W> {
         lock(&self.locked).state.take_inline()
     }
 
-    /// Takes a queued work back and puts it with the finished ones; returns whether it was still queued.
+    /// Moves a queued job to the finished jobs, as cancelled. Returns whether it was still queued.
     pub(super) fn cancel(&self, id: u64) -> bool {
         let mut locked = lock(&self.locked);
         let Some(work) = locked.state.cancel(id) else {
@@ -178,7 +179,7 @@ impl<W> Core<W> {
         true
     }
 
-    /// Moves what was finished to the end of `done`.
+    /// Appends the finished jobs to `done`.
     pub(super) fn collect(&self, done: &mut Vec<Finished<W>>) {
         let mut locked = lock(&self.locked);
         locked.told = false;
@@ -193,7 +194,7 @@ impl<W> Core<W> {
         self.with(|state| ((), state.spawn_failed())).1
     }
 
-    /// The whole life of a worker, which ends after `idle` of nothing to do.
+    /// Runs a worker's loop, which ends after the worker has been idle for `idle`.
     pub(super) fn work(&self, host: &impl Host<W>, idle: Duration) {
         if self.worker_started() {
             host.spawn();
@@ -215,15 +216,15 @@ impl<W> Core<W> {
                 Next::Sleep => {
                     let start = Instant::now();
                     if round.poll {
-                        // Relaxed: a hint; what it says is looked up under the lock.
+                        // Relaxed: a hint, which `sleep` checks under the lock.
                         host.poll(batch.window.current(), || self.posted.load(Ordering::Relaxed) > 0);
                     }
                     let (woken, actions) = self.sleep(idle, round.poll);
-                    // A model has no time: there a worker polls always or never.
+                    // A model has no clock: there, a worker always polls or never does.
                     if cfg!(not(loom)) {
                         batch.window.adapt(start.elapsed());
                     }
-                    // The load may have changed meanwhile.
+                    // The load may have changed during the sleep.
                     batch.quick = false;
                     host.apply(actions);
                     if !woken {
@@ -240,7 +241,7 @@ impl<W> Core<W> {
         locked.state.begin_spawn()
     }
 
-    /// Delivers what a worker finished and takes what it does next, under one lock.
+    /// Delivers a worker's finished jobs and takes its next ones, under one lock.
     fn round(&self, batch: &mut Batch<W>) -> Round {
         let mut guard = lock(&self.locked);
         let locked = &mut *guard;
@@ -262,7 +263,8 @@ impl<W> Core<W> {
         }
     }
 
-    /// Has a worker, that has `polled` or not, sleep until it is woken (then returns true) or has to end.
+    /// Makes the calling worker sleep until it is woken (then returns true) or must end. `polled` says whether it
+    /// polled before.
     fn sleep(&self, idle: Duration, polled: bool) -> (bool, Actions) {
         let mut guard = lock(&self.locked);
         guard.polling &= !polled;
@@ -281,7 +283,7 @@ impl<W> Core<W> {
         }
     }
 
-    /// Waits until no worker is left.
+    /// Waits until the last worker has ended.
     pub(super) fn wait_until_empty(&self) {
         let mut guard = lock(&self.locked);
         while guard.state.counters().cur_threads > 0 {
@@ -298,7 +300,7 @@ impl<W> Core<W> {
         }
     }
 
-    /// Lets go of the lock, and wakes as many sleeping workers as were asked for: one that polls comes by itself.
+    /// Releases the lock, then wakes as many sleeping workers as `actions` asks for. A polling worker needs no wakeup.
     fn unlock_and_wake(&self, guard: MutexGuard<'_, Locked<W>>, actions: Actions) {
         let posted = guard.state.tokens();
         self.posted.store(posted, Ordering::Relaxed);
@@ -315,13 +317,13 @@ mod tests {
     use super::*;
     use crate::thread_pool::ThreadPoolParams;
 
-    /// Runs everything at once, which is always quick; remembers how much it was given.
+    /// Runs every batch at once, and always as quick. Records the size of each batch.
     #[derive(Default)]
     struct Sizes(StdMutex<Vec<usize>>);
 
     impl Host<u32> for Sizes {
         fn spawn(&self) {
-            unreachable!("one worker is enough");
+            unreachable!("this test needs only one worker");
         }
 
         fn run(&self, batch: &mut Batch<u32>) -> bool {
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_work_after_a_sleep_is_taken_alone() {
+    fn the_first_job_after_a_sleep_is_taken_alone() {
         let params = ThreadPoolParams {
             min_threads: 0,
             max_threads: 1,

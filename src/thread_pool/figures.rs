@@ -1,11 +1,11 @@
-//! A pool's limits and figures.
+//! The limits and counters of a pool.
 
-/// Limits of the number of workers.
+/// Limits on the number of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadPoolParams {
-    /// Workers that are kept even if idle; at most `max_threads`.
+    /// The number of workers kept even when idle; at most `max_threads`.
     pub min_threads: usize,
-    /// At least 1.
+    /// The highest number of workers; at least 1.
     pub max_threads: usize,
 }
 
@@ -18,27 +18,27 @@ impl Default for ThreadPoolParams {
     }
 }
 
-/// The pool's figures at one moment.
+/// A snapshot of the pool's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Workers, including those still to be created.
+    /// All workers, including those not created yet.
     pub cur_threads: usize,
-    /// Workers that sleep and were not woken.
+    /// Workers that sleep and have not been woken.
     pub idle_threads: usize,
-    /// Workers asked for and not created yet.
+    /// Workers requested but not created yet.
     pub new_threads: usize,
-    /// Workers created and not running yet.
+    /// Workers created but not running yet.
     pub pending_threads: usize,
     /// The lower limit.
     pub min_threads: usize,
     /// The upper limit.
     pub max_threads: usize,
-    /// Works that no worker has taken.
+    /// Jobs that no worker has taken.
     pub queued: usize,
-    /// Works that were taken and are not finished.
+    /// Jobs that were taken but have not finished.
     pub active: usize,
-    /// Wakeups of workers since the start.
+    /// Wakeups of workers since the pool was made.
     pub wakeups: u64,
-    /// Threads that could not be created, since the start.
+    /// Failed attempts to create a thread since the pool was made.
     pub spawn_failures: u64,
 }

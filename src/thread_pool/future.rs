@@ -1,4 +1,4 @@
-//! Awaiting a job.
+//! Futures of a job's result.
 
 use std::{
     pin::Pin,
@@ -15,7 +15,7 @@ struct Slot<T> {
     waker: Option<Waker>,
 }
 
-/// A job's slot. Its lock is not contended: the worker takes it once.
+/// The slot of a job's result. The lock is hardly contended: the worker takes it once.
 struct Shared<T>(Mutex<Slot<T>>);
 
 impl<T> Shared<T> {
@@ -60,11 +60,11 @@ impl<T> Future for Pending<T> {
             Some(Outcome::Done) => Poll::Ready(
                 slot.result
                     .take()
-                    .expect("the job is done, and polled once after that"),
+                    .expect("the future is not polled again after it is ready"),
             ),
             Some(outcome) => {
                 drop(slot);
-                panic!("the job was not done: {outcome:?}");
+                panic!("the job did not finish: {outcome:?}");
             }
             None => {
                 slot.waker = Some(cx.waker().clone());
@@ -74,7 +74,7 @@ impl<T> Future for Pending<T> {
     }
 }
 
-/// A work that runs `job`, and the future of its result.
+/// Returns a [`Work`] that runs `job`, and the future of its result.
 pub(super) fn job<T, F>(job: F) -> (Box<dyn Work>, impl Future<Output = T> + use<T, F>)
 where
     T: Send + 'static,

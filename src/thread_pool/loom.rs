@@ -1,4 +1,4 @@
-//! Loom models of the pool: real workers' loops, real lock, real bottom halves, in every interleaving.
+//! Loom models of the pool: the real worker loop, lock and bottom halves, in every interleaving.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ fn model(body: impl Fn() + Sync + Send + 'static) {
     builder.check(body);
 }
 
-/// A pool whose works are numbers.
+/// A pool whose jobs are numbers.
 struct Pool {
     core: Core<usize>,
     completion: BhHandle,
     care: BhHandle,
 }
 
-/// What a worker sees of it.
+/// A worker's view of the pool.
 #[derive(Clone)]
 struct Worker(Arc<Pool>);
 
@@ -65,7 +65,7 @@ impl Host<usize> for Worker {
     }
 }
 
-/// The context's side.
+/// The context and its view of the pool.
 struct Rig {
     context: Loop,
     worker: Worker,
@@ -77,7 +77,7 @@ impl Rig {
         Self::polling(max_threads, Duration::ZERO)
     }
 
-    /// Workers poll before they sleep.
+    /// Makes a rig whose workers poll before they sleep.
     fn polling(max_threads: usize, poll_max: Duration) -> Self {
         let params = ThreadPoolParams {
             min_threads: 0,
@@ -107,7 +107,7 @@ impl Rig {
         id
     }
 
-    /// Runs the loop until `count` works have come back.
+    /// Runs the loop until `count` jobs have come back.
     fn wait_for(&mut self, count: usize) {
         while self.done.len() < count {
             let ran = self.context.run();
@@ -123,7 +123,7 @@ impl Rig {
         }
     }
 
-    /// Waits for all workers; returns what came back, in order.
+    /// Waits for all workers. Returns the jobs that came back, sorted.
     fn free(self) -> Vec<usize> {
         let core = &self.worker.0.core;
         let ((), actions) = core.with(|state| ((), state.stop()));
@@ -136,7 +136,7 @@ impl Rig {
 }
 
 #[test]
-fn every_work_comes_back_once() {
+fn every_job_comes_back_once() {
     model(|| {
         let mut rig = Rig::new(1);
         rig.submit([0]);
@@ -147,7 +147,7 @@ fn every_work_comes_back_once() {
 }
 
 #[test]
-fn two_workers_bring_back_every_work_once() {
+fn two_workers_return_every_job_once() {
     model(|| {
         let mut rig = Rig::new(2);
         rig.submit([0, 1]);
@@ -157,7 +157,7 @@ fn two_workers_bring_back_every_work_once() {
 }
 
 #[test]
-fn a_worker_that_goes_to_sleep_does_not_miss_a_work() {
+fn a_worker_going_to_sleep_misses_no_job() {
     model(|| {
         let mut rig = Rig::new(1);
         rig.submit([0]);
@@ -169,7 +169,7 @@ fn a_worker_that_goes_to_sleep_does_not_miss_a_work() {
 }
 
 #[test]
-fn a_worker_that_polls_before_it_sleeps_does_not_miss_a_work() {
+fn a_polling_worker_misses_no_job() {
     model(|| {
         let mut rig = Rig::polling(1, Duration::from_micros(1));
         rig.submit([0]);
@@ -181,7 +181,7 @@ fn a_worker_that_polls_before_it_sleeps_does_not_miss_a_work() {
 }
 
 #[test]
-fn of_two_workers_of_which_one_polls_none_misses_a_work() {
+fn two_workers_one_polling_miss_no_job() {
     model(|| {
         let mut rig = Rig::polling(2, Duration::from_micros(1));
         rig.submit([0, 1]);
@@ -193,7 +193,7 @@ fn of_two_workers_of_which_one_polls_none_misses_a_work() {
 }
 
 #[test]
-fn what_a_serial_pool_finishes_before_it_tells_comes_back() {
+fn a_serial_pool_returns_jobs_delivered_late() {
     model(|| {
         let mut rig = Rig::with_core(Core::new(State::serial(), Duration::ZERO));
         rig.submit([0, 1]);
@@ -205,7 +205,7 @@ fn what_a_serial_pool_finishes_before_it_tells_comes_back() {
 }
 
 #[test]
-fn a_work_is_either_run_or_cancelled() {
+fn a_job_is_either_run_or_cancelled() {
     model(|| {
         let mut rig = Rig::new(1);
         let id = rig.submit([0]);
@@ -221,7 +221,7 @@ fn a_work_is_either_run_or_cancelled() {
 }
 
 #[test]
-fn free_waits_for_a_worker_that_has_not_begun() {
+fn free_waits_for_an_unstarted_worker() {
     model(|| {
         let rig = Rig::new(1);
         rig.submit([0]);

@@ -1,13 +1,14 @@
-//! The thread pool: blocking work runs on workers and comes back on the thread of the pool's [`AioContext`].
+//! The thread pool: workers run blocking jobs, and the thread of the pool's [`AioContext`] completes them.
 //!
-//! A pool belongs to one context, whose thread submits, cancels and gets the results. Workers take works in the order
-//! of submission; results come through one bottom half, inside one [`DeferScope`](crate::defer::DeferScope) per batch.
+//! A pool belongs to one context, whose thread submits and cancels jobs and gets the results. Workers take jobs in the
+//! order of submission. One bottom half delivers the results, inside one [`DeferScope`](crate::defer::DeferScope) per
+//! batch.
 //!
-//! How many workers there are follows the load: works that do not block are run by few, which then take several at
-//! once; works that block get a worker each, up to the limit. Idle workers end.
+//! The number of workers follows the load. Jobs that do not block need few workers, which then take several jobs at
+//! once. Jobs that block get a worker each, up to the limit. Idle workers end.
 //!
-//! A thread that cannot be created wedges nothing: its counters are rolled back, the workers that exist go on, and
-//! with none at all the context's thread runs the works itself. Creation is retried.
+//! If a thread cannot be created, the pool goes on: the counters are rolled back and the existing workers continue.
+//! Without any worker the context's thread runs the jobs itself. The pool retries the creation later.
 
 mod core;
 mod figures;
@@ -27,14 +28,14 @@ pub use self::{
 };
 use crate::aio::AioContext;
 
-/// Something that blocks.
+/// A job, which may block.
 ///
-/// A submitted work is owned by the pool until `complete` gives it back to its owner, which may keep the box for the
-/// next time: the pool allocates nothing per work.
+/// The pool owns a submitted job until `complete` gives it back to its owner. The owner may keep the box for the next
+/// job: the pool allocates nothing per job.
 pub trait Work: Send + 'static {
-    /// Does it, on a worker (or on the context's thread if there can be no worker).
+    /// Does the job, on a worker (or on the context's thread if no worker can be created).
     fn run(&mut self);
 
-    /// Called exactly once, on the context's thread. It may submit, cancel and run the loop.
+    /// Called exactly once, on the context's thread. It may submit and cancel jobs and run the loop.
     fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome);
 }

@@ -1,4 +1,4 @@
-//! The context's side of the pool.
+//! The part of the pool that the context's thread uses.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,54 +22,54 @@ use crate::{
     defer::DeferScope,
 };
 
-/// While work stays queued, the need for more workers is looked at this often.
+/// How often the pool checks for a need of more workers while jobs stay queued.
 const STALL_TIME: Duration = Duration::from_millis(2);
-/// Workers poll for up to so many times what the context polls: from one work to the next it is a completion, the
-/// submitter's turn, and a submission.
+/// The ratio of a worker's longest polling time to the context's. Workers poll longer because the time between two jobs
+/// includes a completion, the submitter's own work, and a submission.
 const POLL_FACTOR: u32 = 2;
-/// Creation of threads is tried again after this time.
+/// The time after which a failed thread creation is retried.
 const RETRY_TIME: Duration = Duration::from_millis(100);
 
-/// A submitted work.
+/// The id of a submitted job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkId(u64);
 
 impl WorkId {
-    /// The `n`th work after this one, if they were submitted in one batch.
+    /// Returns the id of the `n`th job after this one. Both must belong to one batch.
     #[must_use]
     pub fn nth(self, n: usize) -> Self {
         Self(self.0 + n as u64)
     }
 }
 
-/// A pool of workers, bound to the context whose thread made it. Clones are the same pool.
+/// A pool of workers, bound to the context whose thread made it. Clones share the pool.
 ///
-/// The last clone may be dropped only when nothing is in flight. It waits for every worker, also for those which are
-/// just being created. (If something is in flight nevertheless, a debug build panics, and a release build waits for
-/// the works and completes them first.)
+/// The last clone may be dropped only when no job is in flight. The drop waits for every worker, even for workers that
+/// are still being created. If a job is in flight, the drop first waits for it and completes it; then a debug build
+/// panics.
 #[derive(Clone)]
 pub struct ThreadPool {
     inner: Rc<Inner>,
 }
 
 struct Inner {
-    /// Weak: the context's callbacks may own the pool.
+    /// Weak, because the context's callbacks may own the pool.
     ctx: WeakAioContext,
     shared: Arc<Shared>,
-    /// Submitted, not completed.
+    /// The number of jobs submitted but not completed.
     in_flight: Cell<usize>,
-    /// Collected, not completed; the context's, so that a loop run by a callback goes on with it.
+    /// Jobs collected but not completed. They are kept here so that a nested loop run by a callback can complete them.
     collected: RefCell<VecDeque<Finished<Box<dyn Work>>>>,
-    /// Swapped with the list that workers fill.
+    /// An empty list, swapped with the list that workers fill.
     spare: RefCell<Vec<Finished<Box<dyn Work>>>>,
     completion: BottomHalf,
-    /// Has a loop run by a callback go on with `collected`.
+    /// Makes a nested loop run by a callback continue with `collected`.
     resume: BottomHalf,
     _care: BottomHalf,
     watch: Timer,
 }
 
-/// A callback for the context that runs `run` on the pool, which it does not keep alive.
+/// Returns a callback for the context that calls `run` on the pool. It does not keep the pool alive.
 fn upgraded(weak: &Weak<Inner>, run: fn(&Inner, &AioContext)) -> impl Fn(&AioContext) + 'static {
     let weak = weak.clone();
     move |ctx| {
@@ -80,24 +80,24 @@ fn upgraded(weak: &Weak<Inner>, run: fn(&Inner, &AioContext)) -> impl Fn(&AioCon
 }
 
 impl ThreadPool {
-    /// A worker without work ends after this time.
+    /// The time after which an idle worker ends.
     pub const IDLE_TIME: Duration = Duration::from_secs(10);
 
-    /// Makes the pool of `ctx`. Works are completed on its thread, from which workers inherit their CPU affinity.
+    /// Makes a pool for `ctx`. Jobs are completed on the thread of `ctx`; workers inherit that thread's CPU affinity.
     ///
     /// # Panics
     ///
-    /// If the limits are impossible, see [`ThreadPoolParams`].
+    /// The limits are impossible; see [`ThreadPoolParams`].
     #[must_use]
     pub fn new(ctx: &AioContext, params: ThreadPoolParams) -> Self {
         Self::with_spawner(ctx, params, Spawner::default(), Self::IDLE_TIME)
     }
 
-    /// The same with another way to create threads, and another time after which an idle one ends.
+    /// Makes a pool that creates its threads with `spawner`. Idle workers end after `idle_time`.
     ///
     /// # Panics
     ///
-    /// As [`new`](Self::new).
+    /// The limits are impossible; see [`ThreadPoolParams`].
     #[must_use]
     pub fn with_spawner(
         ctx: &AioContext,
@@ -142,11 +142,11 @@ impl ThreadPool {
         Self { inner }
     }
 
-    /// Makes another pool of `ctx`, whose threads are created as those of this one are.
+    /// Makes another pool for `ctx`, with the spawner and idle time of this one.
     ///
     /// # Panics
     ///
-    /// As [`new`](Self::new).
+    /// The limits are impossible; see [`ThreadPoolParams`].
     #[must_use]
     pub fn sibling(&self, ctx: &AioContext, params: ThreadPoolParams) -> Self {
         let Shared {
@@ -155,11 +155,11 @@ impl ThreadPool {
         Self::with_spawner(ctx, params, spawner.clone(), *idle_time)
     }
 
-    /// Makes another pool of `ctx`, whose thread is created as those of this one are: there is never more than one, for
-    /// works that could not run side by side anyway.
+    /// Makes another pool for `ctx`, with the spawner and idle time of this one and at most one worker. It is meant for
+    /// jobs that could not run in parallel anyway.
     ///
-    /// It takes several works at once, which can then not be cancelled any more. What it finishes while it has more to
-    /// do is completed together, some 100 us later at most, or 2 ms if the next work blocks.
+    /// The worker takes several jobs at once, and these can no longer be cancelled. While it has more jobs to do, it
+    /// delivers the finished ones together. The delay is about 100 us at most, or 2 ms if the next job blocks.
     #[must_use]
     pub fn serial_sibling(&self, ctx: &AioContext) -> Self {
         let Shared {
@@ -168,21 +168,21 @@ impl ThreadPool {
         Self::with_state(ctx, State::serial(), spawner.clone(), *idle_time)
     }
 
-    /// Queues one work.
+    /// Queues one job.
     pub fn submit(&self, work: Box<dyn Work>) -> WorkId {
         self.inner.submit(1, std::iter::once(work))
     }
 
-    /// Queues all of `works` in order, which leaves it empty, at the price of one. Their ids follow on each other;
-    /// returns the first.
+    /// Queues all of `works` in order, at the cost of queuing one, and leaves the list empty. Returns the id of the
+    /// first job; the other ids follow it in order.
     pub fn submit_batch(&self, works: &mut Vec<Box<dyn Work>>) -> WorkId {
         self.inner.submit(works.len(), works.drain(..))
     }
 
-    /// Cancels a work that no worker has taken: it is completed, in a later pass, with
+    /// Cancels a job that no worker has taken. The job is completed in a later pass, with
     /// [`Outcome::Cancelled`](super::Outcome::Cancelled).
     ///
-    /// Returns false, and changes nothing, if it was taken already.
+    /// If the job was already taken, this changes nothing and returns false.
     pub fn cancel(&self, id: WorkId) -> bool {
         let cancelled = self.inner.shared.core.cancel(id.0);
         if cancelled {
@@ -191,11 +191,11 @@ impl ThreadPool {
         cancelled
     }
 
-    /// Changes the limits. Missing workers are created at once, surplus ones end.
+    /// Changes the limits. Missing workers are created at once, and surplus workers end.
     ///
     /// # Panics
     ///
-    /// If the limits are impossible, see [`ThreadPoolParams`], or the pool is [serial](Self::serial_sibling).
+    /// The limits are impossible (see [`ThreadPoolParams`]), or the pool is [serial](Self::serial_sibling).
     pub fn update_params(&self, params: ThreadPoolParams) {
         let ThreadPoolParams {
             min_threads,
@@ -206,25 +206,25 @@ impl ThreadPool {
             "impossible limits: {params:?}"
         );
         let fixed = self.inner.change(|state| (state.is_serial(), Actions::default()));
-        assert!(!fixed, "the limits of a serial pool");
+        assert!(!fixed, "the limits of a serial pool cannot be changed");
         self.inner.change(|state| ((), state.set_params(params)));
     }
 
-    /// The pool's figures.
+    /// Returns a snapshot of the pool's counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.inner.shared.core.counters()
     }
 
-    /// Submitted works that are not completed.
+    /// Returns the number of submitted jobs that are not completed yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.inner.in_flight.get()
     }
 
-    /// Submits `job` at once; the future has its result (`thread_pool_submit_co`).
+    /// Submits `job` at once and returns a future of its result (`thread_pool_submit_co`).
     ///
-    /// The job runs also if the future is dropped. A panic of the job goes on from the future.
+    /// The job runs even if the future is dropped. If the job panics, so does the future.
     pub fn run<T, F>(&self, job: F) -> impl Future<Output = T> + use<T, F>
     where
         T: Send + 'static,
@@ -248,7 +248,7 @@ impl Inner {
         result
     }
 
-    /// The completion bottom half.
+    /// Runs as the completion bottom half: completes finished jobs.
     fn complete(&self, ctx: &AioContext) {
         self.collect();
         let _scope = DeferScope::enter();
@@ -271,7 +271,8 @@ impl Inner {
         self.collected.borrow_mut().extend(spare.drain(..));
     }
 
-    /// Looks whether more workers are needed, and for what a worker that blocks has finished before.
+    /// Checks whether more workers are needed. In a serial pool, also collects the finished jobs of a worker that now
+    /// blocks.
     fn tick(&self, _ctx: &AioContext) {
         let serial = self.change(|state| (state.is_serial(), state.tick()));
         if serial {
@@ -279,7 +280,7 @@ impl Inner {
         }
     }
 
-    /// The care bottom half.
+    /// Runs as the care bottom half: creates a thread, runs jobs inline, arms the watch timer.
     fn care(&self, _ctx: &AioContext) {
         let retry = self.shared.care_for.retry.swap(false, Ordering::Relaxed);
         let stall = self.shared.care_for.stall.swap(false, Ordering::Relaxed);
@@ -294,7 +295,7 @@ impl Inner {
         self.run_inline();
     }
 
-    /// Runs some queued works here, if there are no workers.
+    /// Runs some queued jobs on this thread, if there are no workers.
     fn run_inline(&self) {
         for _ in 0..BATCH {
             let Some(work) = self.shared.core.take_inline() else {
@@ -320,8 +321,11 @@ impl Drop for Inner {
             self.complete(&ctx);
         }
         if forgotten > 0 && !thread::panicking() {
-            tracing::error!(forgotten, "a thread pool was freed with works in flight");
-            debug_assert!(false, "a thread pool was freed with {forgotten} works in flight");
+            tracing::error!(
+                forgotten,
+                "a thread pool was dropped with jobs in flight; waited for them"
+            );
+            debug_assert!(false, "a thread pool was dropped with {forgotten} jobs in flight");
         }
     }
 }

@@ -9,12 +9,12 @@ use std::{
 type Body = Box<dyn FnOnce() + Send>;
 type Spawn = dyn Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync;
 
-/// Creates threads: some in a sandbox, and those of tests fail.
+/// Creates threads. A sandbox supplies its own spawner, and tests supply spawners that fail.
 #[derive(Clone)]
 pub struct Spawner(Arc<Spawn>);
 
 impl Spawner {
-    /// A spawner that calls `spawn` with a thread's name and body.
+    /// Makes a spawner that calls `spawn` with a thread's name and body.
     pub fn new(spawn: impl Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(spawn))
     }
@@ -23,7 +23,7 @@ impl Spawner {
     ///
     /// # Errors
     ///
-    /// The operating system's error.
+    /// The operating system cannot create the thread.
     pub fn spawn(&self, name: String, body: Body) -> io::Result<JoinHandle<()>> {
         (self.0)(name, body)
     }

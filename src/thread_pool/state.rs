@@ -1,11 +1,11 @@
 //! The pool's decisions as a pure state machine: no threads, no clock, no lock.
 //!
-//! Whoever drives it holds the pool's lock during a call and carries out the returned [`Actions`] after letting go.
+//! The caller holds the pool's lock during a call and carries out the returned [`Actions`] after releasing it.
 //!
 //! Invariants, at any time outside a call:
-//! - `idle` workers sleep and nobody has woken them: a worker is taken off `idle` when it is woken, not when it runs.
-//! - While work is queued, somebody is on the way: a worker that runs work, a wakeup not consumed yet, a thread asked
-//!   for or created, or (with no worker at all) `Actions::inline` was returned.
+//! - `idle` workers sleep and have not been woken. A worker leaves `idle` when it is woken, not when it runs.
+//! - While jobs are queued, something will take them: a worker that runs a job, a wakeup not consumed yet, a thread
+//!   requested or created, or (without any worker) `Actions::inline` was returned.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -14,58 +14,58 @@ use super::figures::{Counters, ThreadPoolParams};
 #[cfg(all(test, not(loom)))]
 mod model;
 
-/// Workers take so many works at once while these are quick.
+/// The most jobs that a worker takes at once, while jobs are quick.
 pub(super) const BATCH: usize = 8;
 
-/// The worker of a serial pool takes so many: what it leaves would wait for it all the same.
+/// The most jobs that the worker of a serial pool takes at once. Jobs left in the queue would wait for it anyway.
 pub(super) const SERIAL_BATCH: usize = 16;
 
-/// A work that took less is quick: it did not block.
+/// A job that took less than this is quick: it did not block.
 pub(super) const QUICK: Duration = Duration::from_micros(5);
 
-/// After a work that blocked, so many quick rounds of workers pass until several works are taken at once again. With
-/// one miss of the page cache in a while, no work then waits behind a miss.
+/// The number of quick rounds that must follow a blocking job before workers take several jobs at once again. With only
+/// an occasional miss of the page cache, no job then waits for another job's miss.
 const CAUTION: u8 = 64;
 
-/// `State::slowness` from which on works count as blocking, and its end.
+/// The `State::slowness` at which jobs count as blocking, and its maximum.
 const SLOW: u8 = 4;
 const SLOWEST: u8 = 8;
 
-/// A queued work.
+/// A queued job.
 #[derive(Debug)]
 pub(super) struct Queued<W> {
     pub(super) id: u64,
     pub(super) work: W,
 }
 
-/// What to do after letting go of the lock.
+/// Actions to carry out after releasing the lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub(super) struct Actions {
-    /// Wake so many sleeping workers.
+    /// The number of sleeping workers to wake.
     pub(super) wake: usize,
     /// Create a thread from a bottom half of the context (which asks `begin_spawn`).
     pub(super) spawn: bool,
     /// Call `tick` after a while.
     pub(super) watch: Option<Watch>,
-    /// No worker exists and none can be created: run queued works in the context's thread.
+    /// Run queued jobs on the context's thread: no worker exists and none can be created.
     pub(super) inline: bool,
 }
 
-/// Why `tick` is to be called.
+/// Why `tick` must be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
-    /// Work is queued; perhaps all workers block. Or the worker of a serial pool does, and has not told of what it
-    /// finished before.
+    /// Jobs are queued, and all workers may be blocked. In a serial pool: the worker may be blocked and not have
+    /// delivered the jobs it finished before.
     Stall,
     /// A thread could not be created.
     Retry,
 }
 
-/// What a worker does next.
+/// A worker's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Run what was put into its batch.
+    /// Run the jobs in the batch.
     Run,
     /// Wait for a wakeup or for the idle time to pass, then ask `woken`.
     Sleep,
@@ -73,12 +73,12 @@ pub(super) enum Next {
     Exit,
 }
 
-/// What a worker does after a wait.
+/// A worker's next step after a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
     /// Ask for work.
     Look,
-    /// Nobody meant it: wait on.
+    /// Keep waiting: the wakeup was not for this worker.
     SleepOn,
     /// End.
     Exit,
@@ -87,7 +87,7 @@ pub(super) enum Woken {
 #[derive(Debug)]
 pub(super) struct State<W> {
     params: ThreadPoolParams,
-    /// There is never more than one worker, and it need not tell at once of what it finished.
+    /// The pool has at most one worker, which may delay the delivery of finished jobs.
     serial: bool,
     queue: VecDeque<Queued<W>>,
     next_id: u64,
@@ -99,15 +99,15 @@ pub(super) struct State<W> {
     /// Wakeups that no worker has consumed.
     tokens: usize,
     stopping: bool,
-    /// Works taken by workers, ever, and as of the last thread asked for and the last tick.
+    /// Jobs taken by workers so far. Then the values at the last request for a thread and when the last watch began.
     taken: u64,
     taken_at_ask: u64,
     taken_at_tick: u64,
-    /// Rises with works that block, falls with quick ones.
+    /// Rises with blocking jobs and falls with quick ones.
     slowness: u8,
-    /// Rounds until works may be taken several at once.
+    /// Quick rounds left until workers may take several jobs at once.
     caution: u8,
-    /// A tick will come.
+    /// The reason for the pending `tick`, if one is pending.
     watch: Option<Watch>,
     wakeups: u64,
     spawn_failures: u64,
@@ -138,7 +138,7 @@ impl<W> State<W> {
         }
     }
 
-    /// A pool of one worker, see [`ThreadPool::serial_sibling`](super::ThreadPool::serial_sibling).
+    /// Makes a pool of one worker. See [`ThreadPool::serial_sibling`](super::ThreadPool::serial_sibling).
     pub(super) fn serial() -> Self {
         Self {
             serial: true,
@@ -168,14 +168,14 @@ impl<W> State<W> {
         }
     }
 
-    /// Wakeups that no worker has consumed.
+    /// Returns the number of wakeups that no worker has consumed.
     pub(super) fn tokens(&self) -> usize {
         self.tokens
     }
 
-    // ---- The context's side ----
+    // ---- Called by the context ----
 
-    /// Queues works; returns the id of the first, the others' follow.
+    /// Queues jobs. Returns the id of the first; the other ids follow it in order.
     pub(super) fn submit(&mut self, works: impl IntoIterator<Item = W>) -> (u64, Actions) {
         let first = self.next_id;
         for work in works {
@@ -192,13 +192,13 @@ impl<W> State<W> {
         (first, actions)
     }
 
-    /// Takes a work back that nobody has taken.
+    /// Removes a job from the queue, unless a worker has taken it.
     pub(super) fn cancel(&mut self, id: u64) -> Option<W> {
         let index = self.queue.binary_search_by_key(&id, |queued| queued.id).ok()?;
         self.queue.remove(index).map(|queued| queued.work)
     }
 
-    /// Changes the limits; missing workers are asked for, surplus ones woken to end.
+    /// Changes the limits. Missing workers are requested, and surplus workers are woken so that they end.
     pub(super) fn set_params(&mut self, params: ThreadPoolParams) -> Actions {
         self.params = params;
         let mut actions = Actions::default();
@@ -213,7 +213,7 @@ impl<W> State<W> {
         actions
     }
 
-    /// The time of a [`Watch`] has come.
+    /// Handles an expired [`Watch`].
     pub(super) fn tick(&mut self) -> Actions {
         self.watch = None;
         let mut actions = Actions::default();
@@ -230,7 +230,7 @@ impl<W> State<W> {
         actions
     }
 
-    /// Lets every worker end once the queue is empty; threads not created yet never will be.
+    /// Makes every worker end once the queue is empty. Requested threads are no longer created.
     pub(super) fn stop(&mut self) -> Actions {
         let mut actions = Actions::default();
         self.stopping = true;
@@ -240,7 +240,7 @@ impl<W> State<W> {
         actions
     }
 
-    /// Takes a queued work to run it in the context's thread, if no worker is there or to come.
+    /// Takes a queued job to run it on the context's thread, if no worker exists or is being created.
     pub(super) fn take_inline(&mut self) -> Option<W> {
         if self.cur > 0 {
             return None;
@@ -250,9 +250,9 @@ impl<W> State<W> {
 
     // ---- Creating threads ----
 
-    /// Whether to create a thread now; then `worker_started` or `spawn_failed` follows.
+    /// Returns whether the caller must create a thread now. `worker_started` or `spawn_failed` must follow.
     ///
-    /// One at a time: as long as a created thread does not run, there is no next one.
+    /// Threads are created one at a time: the next one only once the last one runs.
     pub(super) fn begin_spawn(&mut self) -> bool {
         let begin = self.new > 0 && self.pending == 0;
         if begin {
@@ -262,8 +262,8 @@ impl<W> State<W> {
         begin
     }
 
-    /// The thread could not be created; nor will be the others that were asked for. If the context asked for it,
-    /// `take_inline` follows.
+    /// Handles a failed thread creation. The other requested threads are given up too. If the context asked for the
+    /// thread, `take_inline` follows.
     pub(super) fn spawn_failed(&mut self) -> Actions {
         let mut actions = Actions::default();
         self.cur -= self.pending + self.new;
@@ -276,7 +276,7 @@ impl<W> State<W> {
         actions
     }
 
-    /// A created thread runs. The next one is then begun by it, if `begin_spawn` says so.
+    /// Records that a created thread runs. That thread creates the next one, if `begin_spawn` says so.
     pub(super) fn worker_started(&mut self) {
         self.pending -= 1;
         let others_needed = self.queue.len() > 1 && self.idle == 0;
@@ -285,12 +285,12 @@ impl<W> State<W> {
         }
     }
 
-    // ---- A worker's side ----
+    // ---- Called by workers ----
 
-    /// Says what the calling worker does next, and puts works to run into `batch`, which is empty.
+    /// Returns the calling worker's next step, and puts the jobs to run into `batch`, which is empty.
     ///
-    /// It takes several at once only if its last ones were `quick` and so were those of others for a while: none
-    /// should wait behind one that blocks.
+    /// The worker takes several jobs at once only if its last ones were `quick` and no worker's job has blocked for a
+    /// while: no job should wait for one that blocks.
     pub(super) fn next(&mut self, quick: bool, batch: &mut VecDeque<Queued<W>>) -> (Next, Actions) {
         if self.cur > self.params.max_threads || (self.queue.is_empty() && self.stopping) {
             return (Next::Exit, self.exit());
@@ -312,7 +312,7 @@ impl<W> State<W> {
         (Next::Run, self.serve_queue())
     }
 
-    /// The calling worker has finished `count` works, all of which were `quick` or the last of which was not.
+    /// Records that the calling worker finished `count` jobs. If `quick`, all of them were quick; else the last was not.
     pub(super) fn finished(&mut self, count: usize, quick: bool) {
         self.active -= count;
         if quick {
@@ -324,18 +324,18 @@ impl<W> State<W> {
         }
     }
 
-    /// The calling worker gives back what it took and has not begun, since it turned out to be slow.
+    /// Returns jobs that the calling worker took but did not start to the queue, because an earlier one was slow.
     pub(super) fn give_back(&mut self, batch: &mut VecDeque<Queued<W>>) {
         self.active -= batch.len();
         self.taken -= batch.len() as u64;
         while let Some(queued) = batch.pop_back() {
-            // Other workers may have given back before; the queue stays in the order of submission.
+            // Other workers may have given jobs back too. The queue stays in the order of submission.
             let place = self.queue.partition_point(|other| other.id < queued.id);
             self.queue.insert(place, queued);
         }
     }
 
-    /// The calling worker's wait has ended, by a wakeup, for no reason, or because the idle time has `expired`.
+    /// Handles the end of the calling worker's wait: by a wakeup, spuriously, or because the idle time `expired`.
     pub(super) fn woken(&mut self, expired: bool) -> (Woken, Actions) {
         if self.tokens > 0 {
             self.tokens -= 1;
@@ -350,7 +350,7 @@ impl<W> State<W> {
 
     // ---- Rules ----
 
-    /// Sees to it that somebody takes what is queued: one sleeping worker, or else a new one.
+    /// Makes sure that the queued jobs are taken: wakes a sleeping worker, or else asks for a new one.
     fn serve_queue(&mut self) -> Actions {
         let mut actions = Actions::default();
         if self.queue.is_empty() {
@@ -365,12 +365,12 @@ impl<W> State<W> {
                 self.watch(Watch::Stall, &mut actions);
             }
         }
-        // Threads cannot be created at the moment, and there are none.
+        // There is no worker, and threads cannot be created for now.
         actions.inline = self.cur == 0;
         actions
     }
 
-    /// The calling worker ends; if it was woken for a work, somebody else is woken instead.
+    /// Records that the calling worker ends. If it was woken for a job, another worker is woken instead.
     fn exit(&mut self) -> Actions {
         self.cur -= 1;
         self.serve_queue()
@@ -383,12 +383,12 @@ impl<W> State<W> {
         actions.wake += count;
     }
 
-    /// Workers that run.
+    /// Returns the number of workers that have started.
     fn live(&self) -> usize {
         self.cur - self.new - self.pending
     }
 
-    /// Whether a thread may be asked for: below the limit, none on the way, none has just failed.
+    /// Whether a thread may be requested: the limit allows one, none is on the way, and none has just failed.
     fn may_ask(&self) -> bool {
         let none_on_the_way = self.new == 0 && self.pending == 0;
         self.cur < self.params.max_threads
@@ -397,7 +397,7 @@ impl<W> State<W> {
             && !self.stopping
     }
 
-    /// Whether one more worker would help: the others block, or did little since the last one was asked for.
+    /// Whether one more worker would help: the others block, or have done little since the last one was requested.
     fn is_worth_asking(&self) -> bool {
         self.is_slow() || self.advanced_little_since(self.taken_at_ask)
     }

@@ -1,4 +1,4 @@
-//! The workers, and what they share with the context.
+//! The workers, and the state they share with the context.
 
 #[cfg(not(tsan))]
 use std::sync::Mutex;
@@ -22,28 +22,28 @@ use super::{
 use crate::aio::BhHandle;
 use crate::panics;
 
-/// The worker of a serial pool tells this often of what it has finished, if it has more to do: each time costs a
-/// wakeup of the context's thread, and one of whoever waits for the works.
+/// How often the worker of a serial pool delivers finished jobs while it has more to do. Each delivery costs a wakeup
+/// of the context's thread, and a wakeup of the thread that waits for the jobs.
 const TOGETHER: Duration = Duration::from_micros(100);
 
-/// What the context and the workers share.
+/// The state shared by the context and the workers.
 pub(super) struct Shared {
     pub(super) core: Core<Box<dyn Work>>,
-    /// Delivers what is finished.
+    /// Delivers finished jobs.
     pub(super) completion: BhHandle,
-    /// Creates a thread, runs works inline, arms the watch timer.
+    /// Creates a thread, runs jobs inline, arms the watch timer.
     pub(super) care: BhHandle,
     pub(super) care_for: CareFor,
     pub(super) spawner: Spawner,
     pub(super) idle_time: Duration,
-    /// Prefix of the workers' names.
+    /// The last part of the workers' names.
     pub(super) name: String,
     next_number: AtomicU64,
     failure_logged: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What the care bottom half has to do, left by workers.
+/// Requests that workers leave for the care bottom half.
 #[derive(Default)]
 pub(super) struct CareFor {
     pub(super) stall: AtomicBool,
@@ -73,10 +73,10 @@ impl Shared {
         }
     }
 
-    /// Has the context do what cannot be done here.
+    /// Asks the context to carry out the actions that cannot be carried out here.
     pub(super) fn apply(&self, actions: Actions) {
         match actions.watch {
-            // Relaxed: the bottom half's schedule and take order it.
+            // Relaxed: ordered by the bottom half's schedule and take.
             Some(Watch::Stall) => self.care_for.stall.store(true, Ordering::Relaxed),
             Some(Watch::Retry) => self.care_for.retry.store(true, Ordering::Relaxed),
             None => {}
@@ -86,7 +86,7 @@ impl Shared {
         }
     }
 
-    /// Creates the thread that `begin_spawn` has granted.
+    /// Creates the thread that `begin_spawn` granted.
     pub(super) fn spawn_worker(self: &Arc<Self>) {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::clone(self);
@@ -103,14 +103,14 @@ impl Shared {
             }
             Err(err) => {
                 if !self.failure_logged.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%err, pool = self.name, "cannot create a worker; going on with what there is");
+                    tracing::warn!(%err, pool = self.name, "cannot create a worker; going on without it and retrying");
                 }
                 self.apply(self.core.spawn_failed());
             }
         }
     }
 
-    /// Waits for every worker.
+    /// Waits until every worker has ended.
     pub(super) fn join(&self) {
         self.core.wait_until_empty();
         let threads = std::mem::take(
@@ -121,7 +121,7 @@ impl Shared {
         );
         for thread in threads {
             if thread.join().is_err() {
-                tracing::error!(pool = self.name, "a worker panicked outside of its work");
+                tracing::error!(pool = self.name, "a worker panicked outside of a job");
             }
         }
     }
@@ -156,7 +156,7 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
     }
 }
 
-/// Runs what was taken, up to the first that is not quick.
+/// Runs the taken jobs, up to and including the first that is not quick.
 fn run_quick(batch: &mut Batch<Box<dyn Work>>) {
     let mut quick = true;
     let mut start = Instant::now();
@@ -170,7 +170,7 @@ fn run_quick(batch: &mut Batch<Box<dyn Work>>) {
     batch.quick = quick;
 }
 
-/// Runs one work; returns whether the context may be told later.
+/// Runs one job. Returns whether the context may be told later.
 fn run_next(batch: &mut Batch<Box<dyn Work>>) -> bool {
     let begun = *batch.begun.get_or_insert_with(Instant::now);
     if let Some(queued) = batch.taken.pop_front() {
@@ -180,11 +180,14 @@ fn run_next(batch: &mut Batch<Box<dyn Work>>) -> bool {
 }
 
 pub(super) fn run_one(mut work: Box<dyn Work>) -> Finished<Box<dyn Work>> {
-    // The work is not looked at after a panic, but by its owner, who is told.
+    // After a panic, only the owner looks at the job again, and the outcome tells it of the panic.
     let outcome = match panics::contain(|| work.run()) {
         Ok(()) => Outcome::Done,
         Err(payload) => {
-            tracing::error!(message = panics::message(&payload), "a pool work panicked");
+            tracing::error!(
+                message = panics::message(&payload),
+                "a job of the thread pool panicked"
+            );
             Outcome::Panicked
         }
     };

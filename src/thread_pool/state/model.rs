@@ -1,4 +1,4 @@
-//! Any number of imagined workers and one context drive the state machine in any order.
+//! Property tests: simulated workers and one context drive the state machine in any order.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What the world does next; numbers choose among what is possible.
+/// A step of the world. Its numbers choose among what is possible.
 #[derive(Clone, Debug)]
 enum Op {
     Submit(usize),
@@ -15,13 +15,13 @@ enum Op {
     /// The care bottom half runs.
     Care,
     Tick,
-    /// A worker goes on; a running one finishes some works, the last of them quickly or not.
+    /// A worker takes its next step. A running worker finishes some jobs, the last of them quickly or not.
     Step(prop::sample::Index, usize, bool),
     /// A sleeping worker's idle time expires.
     Expire(prop::sample::Index),
-    /// A sleeping worker wakes up for no reason.
+    /// A sleeping worker wakes up spuriously.
     Spurious(prop::sample::Index),
-    /// From now on threads can be created, or cannot.
+    /// From now on, thread creation succeeds or fails.
     SetCreatable(bool),
 }
 
@@ -47,7 +47,7 @@ enum Worker {
         quick: bool,
     },
     Running(VecDeque<Queued<u64>>),
-    /// Let go of the lock, does not wait yet.
+    /// Has released the lock, but does not wait yet.
     GoesToSleep,
     Waiting,
     Signalled,
@@ -60,7 +60,7 @@ struct World {
     creatable: bool,
     care: bool,
     watch: Option<Watch>,
-    /// Ids that were submitted and have not come back.
+    /// The ids of jobs that were submitted and have not come back.
     open: BTreeSet<u64>,
 }
 
@@ -86,7 +86,7 @@ impl World {
 
     fn apply(&mut self, actions: Actions) {
         for _ in 0..actions.wake {
-            // A signal to nobody is lost.
+            // A signal is lost if no worker waits.
             if let Some(worker) = self
                 .workers
                 .iter_mut()
@@ -140,7 +140,7 @@ impl World {
         assert_eq!(
             cancelled.is_some(),
             queued,
-            "exactly what is queued can be cancelled"
+            "a job can be cancelled exactly while it is queued"
         );
         if let Some(work) = cancelled {
             self.come_back(work);
@@ -222,13 +222,13 @@ impl World {
             Next::Run => {
                 assert!(
                     quick || batch.len() == 1 || self.state.serial,
-                    "nothing waits behind a work that may block"
+                    "no job waits for one that may block"
                 );
                 let in_order = batch
                     .iter()
                     .chain(&self.state.queue)
                     .is_sorted_by_key(|queued| queued.id);
-                assert!(in_order, "works are taken in the order of submission");
+                assert!(in_order, "jobs are taken in the order of submission");
                 self.workers[worker] = Worker::Running(batch);
             }
             Next::Sleep => self.workers[worker] = Worker::GoesToSleep,
@@ -264,7 +264,7 @@ impl World {
         assert_eq!(
             state.cur,
             self.workers.len() + state.new,
-            "cur_threads counts all, also those to be created"
+            "cur_threads counts all workers, even those not created yet"
         );
         assert_eq!(
             state.pending,
@@ -284,28 +284,28 @@ impl World {
         assert_eq!(state.active, running.sum::<usize>());
         assert!(
             state.new == 0 || self.care || state.pending > 0,
-            "somebody creates what was asked for"
+            "a requested thread will be created"
         );
         assert!(
             state.watch.is_none() || self.watch.is_some(),
             "an expected tick comes"
         );
         if state.serial {
-            assert!(self.workers.len() <= 1, "works are done one after the other");
+            assert!(self.workers.len() <= 1, "a serial pool has at most one worker");
             let outstanding = state.active + state.queue.len();
             assert!(
                 outstanding == 0 || self.watch.is_some(),
-                "somebody looks for what was not told"
+                "a tick will collect jobs not delivered yet"
             );
         }
         if !state.queue.is_empty() {
             let busy = self.count(|worker| matches!(worker, Worker::Running(_) | Worker::Looking { .. }));
             let on_the_way = busy + state.tokens + state.new + state.pending;
-            assert!(on_the_way > 0 || self.care, "somebody comes for what is queued");
+            assert!(on_the_way > 0 || self.care, "queued jobs will be taken");
         }
     }
 
-    /// Lets everything happen that can, without ticks and expiry.
+    /// Runs every possible step, except ticks and expiry of idle times.
     fn settle(&mut self) {
         while self.care
             || self
@@ -345,7 +345,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_every_work_comes_back_once_and_every_worker_ends(
+    fn every_job_returns_once_and_every_worker_ends(
         ops in prop::collection::vec(op(), 0..200), serial: bool,
     ) {
         let mut world = if serial { World::with_state(State::serial()) } else { World::new() };
@@ -356,7 +356,7 @@ proptest! {
     }
 
     #[test]
-    fn a_pool_that_could_not_create_threads_creates_them_when_it_can(
+    fn thread_creation_resumes_after_failures(
         ops in prop::collection::vec(op(), 0..100),
     ) {
         let mut world = World::new();
@@ -372,10 +372,10 @@ proptest! {
     }
 
     #[test]
-    fn works_that_block_get_a_worker_each(max in 1..20_usize, count in 1..30_usize, history in 0..500_usize) {
+    fn blocking_jobs_get_a_worker_each(max in 1..20_usize, count in 1..30_usize, history in 0..500_usize) {
         let mut world = World::new();
         world.run(&Op::SetParams(0, max));
-        // A time of quick works, after which few threads are asked for.
+        // A phase of quick jobs, after which few threads are requested.
         for _ in 0..history {
             world.submit(1);
             world.care();
@@ -393,7 +393,7 @@ proptest! {
     }
 }
 
-/// Lets everything go on until all workers either wait or run a work that never ends.
+/// Runs every possible step until each worker either waits or runs a job that never ends.
 fn block_all(world: &mut World) {
     let goes_on = |worker: &Worker| !matches!(worker, Worker::Waiting | Worker::Running(_));
     loop {
@@ -414,7 +414,7 @@ fn running(world: &World) -> usize {
 }
 
 #[test]
-fn a_burst_that_finds_one_sleeping_worker_asks_for_another() {
+fn a_burst_finding_one_sleeper_requests_another() {
     let mut world = World::new();
     world.submit(1);
     world.settle();
@@ -423,18 +423,18 @@ fn a_burst_that_finds_one_sleeping_worker_asks_for_another() {
     assert_eq!(
         (world.state.cur, world.state.idle),
         (1, 0),
-        "the sleeping one was woken"
+        "the sleeping worker was woken"
     );
     world.submit(1);
     assert_eq!(
         (world.state.cur, world.state.new),
         (2, 1),
-        "it does not count as idle any more"
+        "the woken worker no longer counts as idle"
     );
 }
 
 #[test]
-fn one_batch_wakes_one_worker_and_that_one_wakes_the_next() {
+fn a_batch_wakes_workers_one_by_one() {
     let mut world = World::new();
     world.run(&Op::SetParams(3, 3));
     world.settle();
@@ -452,7 +452,7 @@ fn one_batch_wakes_one_worker_and_that_one_wakes_the_next() {
 }
 
 #[test]
-fn quick_works_are_taken_several_at_a_time_and_need_no_further_workers() {
+fn one_worker_takes_quick_jobs_in_batches() {
     let mut world = World::new();
     world.submit(20);
     world.care();
@@ -468,7 +468,7 @@ fn quick_works_are_taken_several_at_a_time_and_need_no_further_workers() {
 }
 
 #[test]
-fn a_serial_pool_takes_works_together_whatever_they_take() {
+fn a_serial_pool_batches_even_slow_jobs() {
     let mut state = State::serial();
     let _ = state.submit(0..20);
     let mut batch = VecDeque::new();
@@ -477,7 +477,7 @@ fn a_serial_pool_takes_works_together_whatever_they_take() {
 }
 
 #[test]
-fn after_a_work_that_blocked_works_are_taken_one_at_a_time_for_a_while() {
+fn a_blocking_job_suspends_batching() {
     let mut state = State::new(ThreadPoolParams {
         min_threads: 0,
         max_threads: 1,
@@ -500,7 +500,7 @@ fn after_a_work_that_blocked_works_are_taken_one_at_a_time_for_a_while() {
 }
 
 #[test]
-fn a_worker_above_the_limit_ends_before_it_takes_work_and_passes_its_wakeup_on() {
+fn a_surplus_worker_ends_and_passes_its_wakeup() {
     let mut world = World::new();
     world.run(&Op::SetParams(2, 2));
     world.settle();
@@ -512,7 +512,7 @@ fn a_worker_above_the_limit_ends_before_it_takes_work_and_passes_its_wakeup_on()
 }
 
 #[test]
-fn an_idle_worker_ends_only_above_the_minimum() {
+fn idle_workers_end_only_above_the_minimum() {
     let mut world = World::new();
     world.run(&Op::SetParams(1, 2));
     world.settle();
@@ -524,7 +524,7 @@ fn an_idle_worker_ends_only_above_the_minimum() {
 }
 
 #[test]
-fn a_failed_creation_rolls_all_counters_back() {
+fn a_failed_creation_rolls_back_all_counters() {
     let mut world = World::new();
     world.creatable = false;
     world.run(&Op::SetParams(3, 4));
@@ -540,7 +540,7 @@ fn a_failed_creation_rolls_all_counters_back() {
         (cur_threads, new_threads, pending_threads, idle_threads),
         (0, 0, 0, 0)
     );
-    assert_eq!(world.watch, Some(Watch::Retry), "it is tried again");
+    assert_eq!(world.watch, Some(Watch::Retry), "creation will be retried");
     world.creatable = true;
     world.tick();
     world.settle();
