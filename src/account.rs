@@ -1,6 +1,7 @@
-//! Users and groups: their numbers, and how the process becomes another user.
+//! Users and groups: finding their numbers, and becoming another user.
 //!
-//! At the start only, while the process has one thread: to look up a name may run code of the machine's name services.
+//! Used only at start-up, while the process has one thread, because looking up a name may run code of the machine's
+//! name services.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,40 +10,40 @@ use std::ptr;
 
 use crate::status::status;
 
-/// Memory for one entry of the user or group database, at first and at most.
+/// The initial and the maximum size of memory for one entry of the user or group database.
 const ENTRY_MIN: usize = 1 << 10;
 const ENTRY_MAX: usize = 1 << 24;
 
-/// Why another user or group cannot be used.
+/// A user or group cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody is called that.
+    /// The user or group does not exist.
     #[error("there is no {what} {name}")]
     Unknown {
         /// "user" or "group".
         what: &'static str,
-        /// As given.
+        /// The name or number as given.
         name: String,
     },
-    /// A number that no user has.
+    /// No user has this number, so the group is not known.
     #[error("user {0} is not in the user database: give the group too, as {0}:GROUP")]
     NoGroup(String),
-    /// The database cannot be asked.
+    /// The user or group database cannot be read.
     #[error("cannot look up {what} {name}")]
     Lookup {
         /// "user" or "group".
         what: &'static str,
-        /// As given.
+        /// The name or number as given.
         name: String,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// We may not.
+    /// The process may not become this user.
     #[error("cannot become user {name} (start as root, or as that user without --user)")]
     Become {
-        /// As given.
+        /// The `USER[:GROUP]` as given.
         name: String,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -56,17 +57,17 @@ pub struct Account {
 }
 
 impl Account {
-    /// The one that `USER[:GROUP]` names, each by name or by number. Without a group it is the user's own.
+    /// Finds the account that `USER[:GROUP]` names, each by name or by number. The default is the user's own group.
     ///
     /// # Errors
-    /// There is none.
+    /// The user or group does not exist, or the database cannot be read.
     pub fn find(text: &str) -> Result<Self, Error> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
         let entry = match user.parse() {
-            // No entry is needed, if there is a group.
+            // With a group given, no entry is needed.
             Ok(uid) if group.is_some() => Some((uid, 0)),
             Ok(uid) => user_entry(user, |entry, memory, found| {
                 // SAFETY: see `look_up`.
@@ -99,20 +100,20 @@ impl Account {
         })
     }
 
-    /// The user's number.
+    /// Returns the user's number.
     pub fn uid(&self) -> libc::uid_t {
         self.uid
     }
 
-    /// The group's number.
+    /// Returns the group's number.
     pub fn gid(&self) -> libc::gid_t {
         self.gid
     }
 
-    /// Says early whether [`become_it`](Self::become_it) can work.
+    /// Checks early whether [`become_it`](Self::become_it) can succeed.
     ///
     /// # Errors
-    /// We are not root, and not this user already.
+    /// The process runs neither as root nor as this user and group.
     pub fn check(&self) -> Result<(), Error> {
         // SAFETY: takes nothing and always succeeds.
         if unsafe { libc::geteuid() } == 0 || self.is_ours() {
@@ -131,7 +132,7 @@ impl Account {
     /// Makes the whole process run as this user, in this group only, for good.
     ///
     /// # Errors
-    /// We are not root, and not this user already.
+    /// The process runs neither as root nor as this user and group, or a system call failed.
     pub fn become_it(&self) -> Result<(), Error> {
         let failed = |source| self.not_allowed(source);
         // SAFETY: an empty list is read from nowhere.
@@ -140,9 +141,9 @@ impl Account {
             return Ok(());
         }
         status(groups).map_err(failed)?;
-        // SAFETY: numbers only.
+        // SAFETY: takes only numbers.
         status(unsafe { libc::setresgid(self.gid, self.gid, self.gid) }).map_err(failed)?;
-        // SAFETY: numbers only.
+        // SAFETY: takes only numbers.
         status(unsafe { libc::setresuid(self.uid, self.uid, self.uid) }).map_err(failed)
     }
 
@@ -153,10 +154,10 @@ impl Account {
     }
 }
 
-/// The number of a group, given by name or by number.
+/// Returns the number of a group, given by name or by number.
 ///
 /// # Errors
-/// There is none.
+/// The group does not exist, or the database cannot be read.
 pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
@@ -178,7 +179,7 @@ pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
     entry.ok_or_else(|| unknown("group", group))
 }
 
-/// The name of a user, for messages.
+/// Returns the name of a user, for messages.
 pub fn user_name(uid: libc::uid_t) -> Option<String> {
     // SAFETY: the entry is valid during the call, and its name is a C string.
     let name = |entry: &libc::passwd| unsafe { owned_string(entry.pw_name) };
@@ -189,7 +190,7 @@ pub fn user_name(uid: libc::uid_t) -> Option<String> {
     entry.ok().flatten()
 }
 
-/// The name of a group, for messages.
+/// Returns the name of a group, for messages.
 pub fn group_name(gid: libc::gid_t) -> Option<String> {
     // SAFETY: the entry is valid during the call, and its name is a C string.
     let name = |entry: &libc::group| unsafe { owned_string(entry.gr_name) };
@@ -205,7 +206,7 @@ pub fn group_name(gid: libc::gid_t) -> Option<String> {
 /// # Safety
 /// `text` is a valid C string.
 unsafe fn owned_string(text: *const libc::c_char) -> String {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees a valid C string.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
@@ -216,8 +217,8 @@ fn user_entry(
     look_up("user", user, |entry| (entry.pw_uid, entry.pw_gid), call)
 }
 
-/// Calls one of the `get..._r` functions, with memory enough, and returns what `read` takes from the entry. The memory
-/// that the entry's strings are in lives during that call only.
+/// Calls one of the `get..._r` functions with enough memory, and returns what `read` takes from the entry. The memory
+/// of the entry's strings lives only until `read` returns.
 fn look_up<T, R>(
     what: &'static str,
     name: &str,
@@ -229,11 +230,11 @@ fn look_up<T, R>(
         let (mut entry, mut found) = (MaybeUninit::uninit(), ptr::null_mut());
         match call(entry.as_mut_ptr(), &mut memory, &mut found) {
             0 if found.is_null() => return Ok(None),
-            // SAFETY: it was found, and so has been filled in.
+            // SAFETY: the entry was found, and so the call has filled it in.
             0 => return Ok(Some(read(unsafe { entry.assume_init_ref() }))),
             libc::ERANGE if memory.len() < ENTRY_MAX => memory.resize(memory.len() * 2, 0),
             libc::EINTR => {}
-            // Some databases say so where there is nothing.
+            // Some databases return these if there is no entry.
             libc::ENOENT | libc::ESRCH => return Ok(None),
             errno => {
                 return Err(Error::Lookup {
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn errors_name_the_missing_user_or_group() {
         for (text, told) in [
             ("no-such-user", "there is no user no-such-user"),
             ("root:no-such-group", "there is no group no-such-group"),

@@ -1,11 +1,11 @@
-//! The sandbox: what is left of the process's rights once it serves a guest.
+//! The sandbox: takes away the rights that the process does not need to serve a guest.
 //!
-//! In two steps. [`Sandbox::new`] confines the process while it has one thread, so that every later one inherits it:
-//! no capabilities, no new privileges, no files by name (Landlock), no core files. [`Sandbox::enter`] then gives each
-//! thread the system calls that its kind needs (seccomp filters), before it sees the first byte of a frontend; what it
-//! is not to use any more it has used until then. `calls` is the list.
+//! This happens in two steps. [`Sandbox::new`] confines the process while it has one thread, so that every later thread
+//! inherits the limits: no capabilities, no new privileges, no files by name (Landlock), no core files.
+//! [`Sandbox::enter`] then limits each thread to the system calls that its kind needs (seccomp filters), before it sees
+//! the first byte of a frontend. By then, the thread has made all the calls it needs only once. `calls` has the list.
 //!
-//! It knows nothing of disks and guests. What it takes away it cannot give back.
+//! The sandbox knows nothing of disks and guests. It cannot give back what it has taken away.
 
 use std::cell::Cell;
 use std::error::Error as StdError;
@@ -26,10 +26,10 @@ use filter::{Filters, Violation};
 use crate::account::{self, Account};
 use crate::log_limit::LogLimit;
 
-/// Each new worker finds out again.
+/// Limits the warning about a missing filter, which every new worker would repeat.
 static INHERITED_ONLY: LogLimit = LogLimit::new();
 
-/// The kinds of threads there are.
+/// The kinds of threads, by what they handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
     /// Signals.
@@ -43,7 +43,7 @@ pub enum ThreadKind {
 }
 
 impl ThreadKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Main, Self::Control, Self::IoThread, Self::Worker];
 }
 
@@ -58,47 +58,47 @@ impl fmt::Display for ThreadKind {
     }
 }
 
-/// How much of a sandbox is wanted.
+/// The sandbox that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Whatever the kernel has.
+    /// Everything that the kernel supports.
     #[default]
     Auto,
-    /// All of it, or an error.
+    /// A complete sandbox; anything less is an error.
     On,
-    /// As `Auto`, but a forbidden system call is only logged, by the kernel.
+    /// Like `Auto`, but the kernel only logs forbidden system calls.
     Log,
-    /// None.
+    /// No sandbox.
     Off,
 }
 
-/// Why there is no sandbox.
+/// The process could not be sandboxed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The other user cannot be had.
+    /// The process cannot become the other user.
     #[error(transparent)]
     Account(#[from] account::Error),
-    /// The kernel lacks a part.
-    #[error("--sandbox on: {0}; --sandbox auto goes on without")]
+    /// The kernel lacks a part of the sandbox.
+    #[error("--sandbox on: {0}; --sandbox auto would start without it")]
     Missing(String),
-    /// Something that every kernel does.
+    /// A step that every supported kernel offers failed.
     #[error("sandbox: {what}")]
     Rights {
-        /// What.
+        /// The step that failed.
         what: &'static str,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A filter cannot be had for this machine.
-    #[error("sandbox: system call filters cannot be made")]
+    /// The filters cannot be compiled for this machine.
+    #[error("sandbox: cannot compile the system call filters")]
     Compile(#[source] Box<dyn StdError + Send + Sync>),
-    /// The kernel does not take a filter that it should know.
-    #[error("sandbox: cannot put the {kind} thread's filter over it")]
+    /// The kernel refused a thread's filter.
+    #[error("sandbox: cannot install the {kind} thread's system call filter")]
     Install {
-        /// Whose.
+        /// The kind of the thread.
         kind: ThreadKind,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -113,34 +113,34 @@ impl Error {
     }
 }
 
-/// What the process keeps.
+/// The socket and the account that the sandboxed process keeps.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Keep<'a> {
-    /// A socket to remove at the end.
+    /// A socket to remove when the process ends.
     pub socket: Option<&'a Path>,
-    /// Who it goes on as.
+    /// The user and group to become.
     pub account: Option<&'a Account>,
 }
 
-/// The sandbox of this process. Clones are the same one.
+/// The sandbox of this process. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    /// `None`: no filters.
+    /// The system call filters, or `None` without filters.
     filters: Option<Arc<Filters>>,
 }
 
 thread_local! {
-    /// Whose filters the thread has.
+    /// The kind of thread whose filters this thread has.
     static ENTERED: Cell<Option<ThreadKind>> = const { Cell::new(None) };
 }
 
 impl Sandbox {
-    /// Confines the process, which must have one thread only and have opened all that it needs.
+    /// Confines the process, which must have only one thread and have opened every file it needs.
     ///
-    /// What the kernel lacks is logged in one line, or an error, as `mode` says.
+    /// If the kernel lacks a part of the sandbox, this is an error or one line in the log, depending on `mode`.
     ///
     /// # Errors
-    /// See [`enum@Error`].
+    /// The process cannot become the other user, a step failed, or a part is missing and `mode` is [`Mode::On`].
     pub fn new(mode: Mode, keep: Keep<'_>) -> Result<Self, Error> {
         let rules = (mode != Mode::Off).then(|| files::Rules::new(keep.socket));
         if mode != Mode::Off {
@@ -151,12 +151,12 @@ impl Sandbox {
         }
         let Some(rules) = rules else {
             tracing::warn!(
-                "no sandbox: a guest that finds a mistake in this process has all its rights (--sandbox off)"
+                "no sandbox (--sandbox off): a guest that exploits a bug in this process gains all its rights"
             );
             return Ok(Self { filters: None });
         };
-        rights::drop_capabilities().map_err(Error::rights("cannot give up capabilities"))?;
-        rights::no_new_privileges().map_err(Error::rights("cannot forgo new privileges"))?;
+        rights::drop_capabilities().map_err(Error::rights("cannot drop capabilities"))?;
+        rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
         rights::hide_memory().map_err(Error::rights("cannot hide the process's memory"))?;
         let mut missing = Vec::new();
         match rules.and_then(files::Rules::enforce) {
@@ -188,16 +188,16 @@ impl Sandbox {
         })
     }
 
-    /// Leaves the calling thread what threads of its kind need.
+    /// Limits the calling thread to the system calls that threads of its kind need.
     ///
     /// # Errors
-    /// The kernel is short of memory.
+    /// The kernel refused the filter, for lack of memory.
     pub fn enter(&self, kind: ThreadKind) -> Result<(), Error> {
         let Some(filters) = &self.filters else {
             return Ok(());
         };
         let before = ENTERED.get();
-        // Threads inherit filters. Those which beget their like would pile them up.
+        // Threads inherit filters. Workers that spawn workers would pile them up.
         if before == Some(kind) {
             return Ok(());
         }
@@ -210,11 +210,11 @@ impl Sandbox {
 
     /// Creates a thread of this kind.
     ///
-    /// If its filter cannot be had, a thread whose creator has one goes on with that, after a warning; elsewhere, at the
-    /// start, the process ends.
+    /// If the thread's filter cannot be installed and its creator has one, the thread logs a warning and keeps its
+    /// creator's filter. If its creator has none, which is so only at start-up, the process ends.
     ///
     /// # Errors
-    /// The operating system's error.
+    /// The operating system cannot create the thread.
     pub fn spawn(
         &self,
         kind: ThreadKind,
@@ -228,13 +228,17 @@ impl Sandbox {
                 Ok(()) => body(),
                 Err(error) if inherited.is_some() => {
                     if let Some(suppressed) = INHERITED_ONLY.pass("inherited", "") {
-                        tracing::warn!(suppressed, "{}; it has its creator's", chain(&error));
+                        tracing::warn!(
+                            suppressed,
+                            "{}; the thread keeps its creator's filter",
+                            chain(&error)
+                        );
                     }
                     body();
                 }
                 Err(error) => {
                     tracing::error!("{}", chain(&error));
-                    // It may own what would outlive the process: a socket's file.
+                    // The body may own something that would outlive the process: a socket's file.
                     drop(body);
                     std::process::exit(1);
                 }
@@ -243,19 +247,19 @@ impl Sandbox {
     }
 }
 
-/// The rules by which threads of this kind may make system calls.
+/// Returns the rules that allow system calls to threads of this kind.
 pub fn allowed(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
     calls::allowed(kind)
 }
 
-/// System calls that fail, with their error numbers, where others would end the process.
+/// Returns the system calls that fail instead of ending the process, with their error numbers.
 pub fn refused() -> impl Iterator<Item = (&'static Call, i32)> {
     calls::REFUSED
         .iter()
         .flat_map(|(calls, errno)| calls.iter().map(|call| (call, *errno)))
 }
 
-/// An error and its sources, in one line.
+/// Formats an error and its sources in one line.
 fn chain(error: &dyn StdError) -> String {
     match error.source() {
         None => error.to_string(),

@@ -1,32 +1,32 @@
-//! The system calls that each kind of thread may make: one table, in which nothing is decided at run time.
+//! The system calls that each kind of thread may make: one table, fixed at compile time.
 //!
-//! Hot calls are allowed by their number alone, which the kernel answers from a bitmap without running a filter;
-//! arguments are looked at only where a call is rare and could do harm. docs/security.md has this table too, and a test
+//! Hot calls are allowed by their number alone. The kernel decides these from a bitmap, without running a filter.
+//! Arguments are checked only where a call is rare and could do harm. docs/security.md has this table too, and a test
 //! compares the two.
 
 use std::borrow::Cow;
 
 use super::ThreadKind::{self, Control, IoThread, Main, Worker};
 
-/// A system call and who may make it.
+/// A system call and the threads that may make it.
 #[derive(Debug)]
 pub struct Call {
     /// The constant's name in the `libc` crate.
     symbol: &'static str,
     number: i64,
-    /// Who may make it.
+    /// The kinds of threads that may make the call.
     pub threads: &'static [ThreadKind],
     pub(super) condition: Condition,
 }
 
-/// What a call's arguments have to be.
+/// A condition on a call's arguments.
 #[derive(Debug)]
 pub(super) enum Condition {
-    /// Anything.
+    /// Any arguments.
     None,
-    /// A 32-bit argument is one of these.
+    /// A 32-bit argument is one of these values.
     Among(u8, &'static [(&'static str, u32)]),
-    /// Of the bits of `mask`, a 32-bit argument has those of `value`.
+    /// A 32-bit argument, masked with `mask`, equals `value`.
     Masked {
         argument: u8,
         mask: u32,
@@ -35,22 +35,22 @@ pub(super) enum Condition {
     },
     /// An argument is a null pointer.
     Null(u8, &'static str),
-    /// An argument is the number of this process.
+    /// An argument is the id of this process.
     OwnProcess(u8),
 }
 
 impl Call {
-    /// Its name, as in the manual pages.
+    /// Returns the call's name, as in the manual pages.
     pub fn name(&self) -> &'static str {
         self.symbol.trim_start_matches("SYS_")
     }
 
-    /// Its number on this machine.
+    /// Returns the call's number on this machine.
     pub fn number(&self) -> i64 {
         self.number
     }
 
-    /// In words, what its arguments have to be; empty if that does not matter.
+    /// Describes the condition on the call's arguments. The text is empty if there is none.
     pub fn condition(&self) -> Cow<'static, str> {
         match &self.condition {
             Condition::None => "".into(),
@@ -77,7 +77,7 @@ macro_rules! calls {
     (@condition $condition:expr) => { $condition };
 }
 
-/// The argument is one of these constants.
+/// The condition that the argument is one of these constants.
 macro_rules! among {
     ($argument:literal: $module:ident [$($name:ident),*]) => {
         Condition::Among($argument, &[$((stringify!($name), bits($module::$name as i128))),*])
@@ -91,7 +91,7 @@ const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
 const WAITING: &[ThreadKind] = &[Control, IoThread];
 
-/// Constants as the `libc` crate does not have them, or not in one type.
+/// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
 mod constant {
     pub(super) const BLKDISCARD: u32 = 0x1277;
     pub(super) const BLKGETSIZE64: u32 = 0x8008_1272;
@@ -101,17 +101,17 @@ mod constant {
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
 }
 
-/// The bits of an int or unsigned int that a call takes in a register.
+/// Returns the bits of an int or unsigned int that a call takes in a register.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "the kernel looks at the lower 32 bits too"
+    reason = "the kernel uses only the lower 32 bits too"
 )]
 const fn bits(value: i128) -> u32 {
     value as u32
 }
 
-/// Of mmap and mprotect: memory that can be executed never appears.
+/// The condition of mmap and mprotect: they never make memory executable.
 const NOT_EXECUTABLE: Condition = Condition::Masked {
     argument: 2,
     mask: bits(libc::PROT_EXEC as i128),
@@ -119,7 +119,7 @@ const NOT_EXECUTABLE: Condition = Condition::Masked {
     text: "without PROT_EXEC",
 };
 
-/// What a thread shares with its creator.
+/// The flags for what a thread shares with its creator.
 const SHARED: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -127,7 +127,7 @@ const SHARED: i32 = libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
 
-/// What would make it something else.
+/// Flags that would make something other than a plain thread.
 const SPECIAL: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -149,11 +149,11 @@ const A_THREAD: Condition = Condition::Masked {
     text: "a thread, nothing else",
 };
 
-/// What is allowed.
+/// The allowed calls.
 pub(super) static ALLOWED: &[Call] = calls! {
-    // The log, eventfds, files that are let go of.
+    // The log, eventfds, closing files.
     ALL => [SYS_read, SYS_write, SYS_writev, SYS_close]
-    // Of what is open, how large it is and of what kind.
+    // The size and type of open files.
     ALL => [SYS_fstat, SYS_newfstatat, SYS_statx]
     // Memory: the allocator, the frontend's memory, stacks.
     ALL => [
@@ -164,7 +164,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_madvise,
         SYS_brk,
     ]
-    // Threads: locks, time, signals (whose handlers run on any thread), the way out.
+    // Threads: locks, time, signals (whose handlers run on any thread), exit.
     ALL => [
         SYS_futex,
         SYS_sched_yield,
@@ -184,7 +184,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_exit_group,
     ]
     ALL_BUT_MAIN => [SYS_exit]
-    // New workers, which begin with what their creators may do.
+    // New workers, which start with the rights of their creators.
     DISK => [
         SYS_clone if A_THREAD,
         SYS_set_robust_list,
@@ -193,7 +193,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
         SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),
     ]
-    // The disk. Other threads ask these for a flush, or for a new size.
+    // The disk. Other threads ask these threads for a flush or for a new size.
     DISK => [
         SYS_preadv,
         SYS_pwritev,
@@ -206,7 +206,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_ioctl if among!(1: constant [BLKDISCARD, BLKGETSIZE64]),
     ]
     ALL_BUT_MAIN => [SYS_preadv2, SYS_fstatfs]
-    // The event loop and its queues in the kernel, which were made before.
+    // The event loop and its queues in the kernel, which were created earlier.
     WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
         SYS_timerfd_settime,
@@ -216,7 +216,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_getevents,
         SYS_io_destroy,
     ]
-    // The frontend: connections, messages, what comes with them.
+    // The frontend: connections, messages and the files sent with them.
     SOCKET => [SYS_recvfrom, SYS_unlinkat]
     ALL_BUT_WORKERS => [SYS_ppoll]
     &[Control] => [
@@ -239,7 +239,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
     &[IoThread] => [SYS_fcntl if among!(1: libc [F_GETFL])]
 };
 
-/// The same under the names that only older architectures have.
+/// The same calls under names that only older architectures have.
 #[cfg(target_arch = "x86_64")]
 pub(super) static ALLOWED_HERE: &[Call] = calls! {
     WAITING => [SYS_epoll_wait]
@@ -247,24 +247,24 @@ pub(super) static ALLOWED_HERE: &[Call] = calls! {
     ALL_BUT_WORKERS => [SYS_poll]
 };
 
-/// The same under the names that only older architectures have.
+/// The same calls under names that only older architectures have: none here.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) static ALLOWED_HERE: &[Call] = &[];
 
-/// What fails instead: calls with which libraries look whether something is there, and do without.
+/// Calls that fail instead of ending the process: libraries make them to probe for something they can do without.
 pub(super) static REFUSED: &[(&[Call], i32)] = &[
-    // Backtraces look for debug information, the allocator for the machine's settings.
+    // Backtraces look for debug information, and the allocator for the machine's settings.
     (
         calls! { ALL => [SYS_openat, SYS_readlinkat, SYS_getcwd] },
         libc::EACCES,
     ),
     #[cfg(target_arch = "x86_64")]
     (calls! { ALL => [SYS_open, SYS_readlink] }, libc::EACCES),
-    // Its flags are in memory, where no filter sees them. The C library goes on with clone.
+    // The flags of clone3 are in memory, where no filter sees them. The C library then uses clone instead.
     (calls! { DISK => [SYS_clone3] }, libc::ENOSYS),
 ];
 
-/// Every rule that allows something to threads of this kind.
+/// Returns every rule that allows a call to threads of this kind.
 pub(super) fn allowed(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
     ALLOWED
         .iter()

@@ -1,6 +1,6 @@
-//! Landlock: which files can still be reached by name. None, but for the removal of the socket at the end.
+//! Landlock: no file can be reached by name any more. The only exception is the removal of the socket at the end.
 //!
-//! What was opened before stays as usable as it was, the image and its device with their ioctls too.
+//! Files opened earlier stay usable as before, including the image and its device with their ioctls.
 
 use std::path::{Path, PathBuf};
 
@@ -11,17 +11,17 @@ use landlock::{
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The newest of what we know; a kernel that knows less enforces what it knows.
+/// The newest Landlock ABI that we know. An older kernel enforces the part that it knows.
 const NEWEST: ABI = ABI::V9;
 
-/// Rules that are ready to be enforced.
+/// Landlock rules, ready to be enforced.
 pub(super) struct Rules(RulesetCreated);
 
 impl Rules {
-    /// Rules by which nothing can be reached, but files in the directory of `socket` may be removed.
+    /// Makes rules that allow nothing but the removal of files in the directory of `socket`.
     ///
     /// # Errors
-    /// The directory cannot be opened; a kernel without Landlock gives no error here.
+    /// The directory cannot be opened. A kernel without Landlock is no error here.
     pub(super) fn new(socket: Option<&Path>) -> Result<Self, Error> {
         let rules = Ruleset::default()
             .handle_access(AccessFs::from_all(NEWEST))?
@@ -37,14 +37,14 @@ impl Rules {
         ))
     }
 
-    /// Enforces them on this thread and those that it creates; false if the kernel has no Landlock.
+    /// Enforces the rules on this thread and on threads it creates. Returns false if the kernel has no Landlock.
     pub(super) fn enforce(self) -> Result<bool, Error> {
         let status = self.0.restrict_self()?;
         Ok(status.ruleset != RulesetStatus::NotEnforced)
     }
 }
 
-/// The directory that a path is in.
+/// Returns the directory that contains `path`.
 fn directory(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),

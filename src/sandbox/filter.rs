@@ -1,4 +1,4 @@
-//! The table of [`calls`](super::calls), compiled to seccomp filters and put over threads.
+//! The table of [`calls`](super::calls), compiled to seccomp filters and installed on threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,26 +13,27 @@ use crate::status::status;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// What happens to a thread that makes a call it has no business with.
+/// The kernel's reaction to a call that the thread may not make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
-    /// The whole process is killed with SIGSYS. The kernel's log says which call of which thread it was.
+    /// Kill the whole process with SIGSYS, and log the call and the thread in the kernel's log.
     Kill,
-    /// The kernel's log says so, and that is all.
+    /// Only log the call in the kernel's log.
     Log,
 }
 
-/// The filters of every kind of thread.
+/// The filters of all kinds of threads.
 #[derive(Debug)]
 pub(super) struct Filters {
-    /// By [`ThreadKind`]: what is not allowed is a violation.
+    /// Indexed by [`ThreadKind`]: a call that is not allowed is a violation.
     allowing: [BpfProgram; ThreadKind::ALL.len()],
-    /// For all of them: what fails with an error, a filter for each. Filters of their own, because a filter knows two outcomes.
+    /// For all kinds: one filter for each error with which calls fail. They are separate because a filter has only two
+    /// outcomes.
     refusing: Vec<BpfProgram>,
 }
 
 impl Filters {
-    /// Compiles them for this machine and this process.
+    /// Compiles the filters for this machine and this process.
     pub(super) fn new(violation: Violation) -> Result<Self, Error> {
         let otherwise = match violation {
             Violation::Kill => SeccompAction::KillProcess,
@@ -57,7 +58,7 @@ impl Filters {
         })
     }
 
-    /// Puts those of `kind` over the calling thread, for good. A thread that has some already keeps them as well.
+    /// Installs the filters of `kind` on the calling thread, for good. Filters that the thread already has stay active.
     pub(super) fn install(&self, kind: ThreadKind, inherited: bool) -> io::Result<()> {
         if !inherited {
             self.refusing.iter().try_for_each(install)?;
@@ -66,7 +67,7 @@ impl Filters {
     }
 }
 
-/// Whether the kernel has what is needed.
+/// Checks that the kernel supports the seccomp filters that we need.
 pub(super) fn probe() -> io::Result<()> {
     let action = libc::SECCOMP_RET_KILL_PROCESS;
     // SAFETY: the kernel reads one number through the pointer.
@@ -90,7 +91,7 @@ fn rules<'a>(calls: impl Iterator<Item = &'a Call>) -> Result<Rules, Error> {
     Ok(rules)
 }
 
-/// One rule for each alternative; none if arguments do not matter.
+/// Returns one rule for each alternative, or none if arguments do not matter.
 fn conditions(condition: &Condition) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     let rule = |argument, len, operator, value| {
@@ -122,8 +123,8 @@ fn compile(rules: Rules, otherwise: SeccompAction, matching: SeccompAction) -> R
     filter.try_into().map_err(Error::compile)
 }
 
-/// As `seccompiler::apply_filter`, but the processor may go on to speculate as before: that nothing is slower with the
-/// sandbox than without it, on kernels before 5.16 too.
+/// Installs one filter, like `seccompiler::apply_filter`, but leaves the processor's speculation as it was. So the
+/// sandbox makes nothing slower, even on kernels before 5.16.
 fn install(program: &BpfProgram) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: program.len().try_into().map_err(io::Error::other)?,
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_is_allowed_whatever_its_arguments_has_no_rules_about_them() {
+    fn unconditional_calls_have_no_argument_rules() {
         for kind in ThreadKind::ALL {
             for call in allowed(kind) {
                 let others = allowed(kind)
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_not_allowed_too() {
+    fn no_refused_call_is_also_allowed() {
         for (calls, _) in REFUSED {
             for (call, kind) in calls
                 .iter()

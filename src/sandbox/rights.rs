@@ -1,4 +1,4 @@
-//! What a process may do because of who it is: capabilities, new privileges, a look at it from outside.
+//! The rights that come with the process's user: capabilities, new privileges, access to its memory from outside.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use crate::status::status;
 
 /// `linux/capability.h`: version 3 has two words of each set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
-/// Numbers that capabilities may have; those that the kernel does not know are an error.
+/// The number of possible capabilities. The kernel refuses numbers that it does not know.
 const CAPABILITIES: i32 = 64;
 
 #[repr(C)]
@@ -23,17 +23,17 @@ struct Sets {
     inheritable: u32,
 }
 
-/// Takes all capabilities out of the bounding set, as far as we may; a program that is run later gets none of them.
+/// Removes all capabilities from the bounding set, as far as we may. A program run later gets none of them.
 pub(super) fn empty_bounding_set() {
     for capability in 0..CAPABILITIES {
-        // Who may not take them away has none to pass on, once there are no new privileges.
+        // A process that may not remove capabilities has none to pass on once new privileges are off.
         let _ = prctl(libc::PR_CAPBSET_DROP, capability);
     }
 }
 
-/// Gives up all capabilities that this thread has, and those that threads it creates would have.
+/// Drops all capabilities of this thread, and so of the threads that it creates.
 pub(super) fn drop_capabilities() -> io::Result<()> {
-    // Old kernels do not have this set.
+    // Old kernels do not have the ambient set.
     let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL);
     let header = Header {
         version: CAPABILITY_VERSION,
@@ -44,12 +44,12 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     status(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })
 }
 
-/// No program run from here on has more rights than this process.
+/// Prevents programs run from now on from having more rights than this process.
 pub(super) fn no_new_privileges() -> io::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
 }
 
-/// Nobody but root looks into our memory, which has the guest's data, and none of it is written to a core file.
+/// Hides our memory, which has the guest's data, from everybody but root, and keeps it out of core files.
 pub(super) fn hide_memory() -> io::Result<()> {
     let none = libc::rlimit {
         rlim_cur: 0,
