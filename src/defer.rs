@@ -1,8 +1,8 @@
-//! defer-call scopes: work that is worth doing once per batch is put off to the batch's end.
+//! defer-call scopes: work that is needed only once per batch is deferred to the end of the batch.
 //!
-//! Whoever processes several things in a row (completions, the requests of one kick) holds a [`DeferScope`]; whoever
-//! wants something done afterwards, such as a used buffer notification, [defers](DeferredCall::defer) it. Neither
-//! needs to know of the other: outside any scope a deferred call runs at once.
+//! Code that processes several things in a row (completions, the requests of one kick) holds a [`DeferScope`]. Code that
+//! wants something done afterwards, such as a used buffer notification, [defers](DeferredCall::defer) it. The two need
+//! not know of each other: outside any scope a deferred call runs at once.
 //!
 //! Everything here belongs to one thread and takes no lock. In the steady state nothing is allocated.
 
@@ -19,32 +19,32 @@ thread_local! {
     static QUEUE: Queue = const { Queue { depth: Cell::new(0), next: RefCell::new(Vec::new()), spare: Cell::new(Vec::new()) } };
 }
 
-/// What the current thread has put off.
+/// The deferred calls of the current thread.
 struct Queue {
-    /// Open scopes.
+    /// The number of open scopes.
     depth: Cell<usize>,
-    /// The batch that is being collected, in the order of first deferral.
+    /// The batch being collected, in the order of first deferral.
     next: RefCell<Vec<Rc<Target>>>,
     /// The last batch's storage, kept for its capacity.
     spare: Cell<Vec<Rc<Target>>>,
 }
 
 struct Target {
-    /// Is in `Queue::next`.
+    /// The target is in `Queue::next`.
     queued: Cell<bool>,
     coalesce: Cell<bool>,
     call: Box<dyn Fn()>,
 }
 
-/// A call that can be put off to the end of the outermost scope, where it runs once however often it was deferred.
+/// A call that can be deferred to the end of the outermost scope. There it runs once, however often it was deferred.
 ///
-/// Belongs to the thread that made it. If it is dropped while it is put off, it still runs.
+/// A deferred call belongs to the thread that made it. If it is dropped while deferred, it still runs.
 pub struct DeferredCall {
     target: Rc<Target>,
 }
 
 impl DeferredCall {
-    /// Makes `call` deferrable; coalescing is on.
+    /// Makes `call` deferrable. Coalescing is on.
     pub fn new(call: impl Fn() + 'static) -> Self {
         let target = Target {
             queued: Cell::new(false),
@@ -58,8 +58,8 @@ impl DeferredCall {
 
     /// Runs the call at the end of the outermost open scope of this thread, or right now if there is none.
     ///
-    /// A call deferred from within a deferred call joins the next batch of the same end; one that defers itself each
-    /// time never lets the scope end.
+    /// If a deferred call defers another call, that one joins the next batch at the end of the same scope. A call that
+    /// defers itself on every run never lets the scope end.
     pub fn defer(&self) {
         QUEUE.with(|queue| {
             if queue.depth.get() == 0 || !self.target.coalesce.get() {
@@ -72,8 +72,8 @@ impl DeferredCall {
 
     /// Switches coalescing of this call on or off, from now on.
     ///
-    /// When off, every [`defer`](Self::defer) runs the call at once, inside a scope too: one call per completion, for
-    /// measuring what coalescing gains. What is put off already still runs at the end of its scope.
+    /// When off, every [`defer`](Self::defer) runs the call at once, even inside a scope. This makes one call per
+    /// completion, to measure what coalescing gains. A call that is already deferred still runs at the end of its scope.
     pub fn set_coalescing(&self, on: bool) {
         self.target.coalesce.set(on);
     }
@@ -88,9 +88,9 @@ impl fmt::Debug for DeferredCall {
     }
 }
 
-/// While it lives, deferred calls of this thread are put off. Scopes nest; the drop of the outermost runs the calls.
+/// A scope that defers calls on this thread while it lives. Scopes nest; dropping the outermost one runs the calls.
 ///
-/// If deferred calls panic, the others run nevertheless and the first panic goes on from the end of the scope.
+/// If a deferred call panics, the other calls still run. The first panic then resumes at the end of the scope.
 #[must_use = "the scope ends when this is dropped"]
 #[derive(Debug)]
 pub struct DeferScope {
@@ -111,7 +111,7 @@ impl DeferScope {
 impl Drop for DeferScope {
     fn drop(&mut self) {
         let panic = QUEUE.with(|queue| {
-            // The scope stays open while its calls run, so that what they defer is put off as well.
+            // The scope stays open while its calls run, so that the calls they defer are deferred too.
             let panic = if queue.depth.get() == 1 {
                 queue.run_all()
             } else {
@@ -129,7 +129,7 @@ impl Drop for DeferScope {
 }
 
 impl Queue {
-    /// Runs batch after batch until nothing is put off; returns the first panic.
+    /// Runs batch after batch until no call is deferred. Returns the first panic.
     fn run_all(&self) -> Option<Box<dyn Any + Send>> {
         let mut first_panic = None;
         while !self.next.borrow().is_empty() {
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn outside_a_scope_a_call_runs_at_once() {
+    fn calls_outside_a_scope_run_at_once() {
         let log = Log::default();
         logging(&log, "a").defer();
         assert_eq!(*log.borrow(), ["a"]);
     }
 
     #[test]
-    fn only_the_outermost_end_runs_what_was_deferred() {
+    fn only_the_outermost_scope_runs_deferred_calls() {
         let log = Log::default();
         let a = logging(&log, "a");
         let outer = DeferScope::enter();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_deferred_twice_runs_once_in_the_order_of_first_deferral() {
+    fn calls_run_once_in_order_of_first_deferral() {
         let log = Log::default();
         let (a, b) = (logging(&log, "a"), logging(&log, "b"));
         let scope = DeferScope::enter();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_deferred_call_defers_joins_the_next_batch_of_the_same_end() {
+    fn calls_deferred_by_calls_join_the_next_batch() {
         let log = Log::default();
         let b = logging(&log, "b");
         let late = Rc::new(logging(&log, "late"));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn with_coalescing_off_every_deferral_runs_at_once() {
+    fn without_coalescing_every_deferral_runs_at_once() {
         let log = Log::default();
         let a = logging(&log, "a");
         a.set_coalescing(false);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_dropped_while_put_off_still_runs() {
+    fn a_call_dropped_while_deferred_still_runs() {
         let log = Log::default();
         let scope = DeferScope::enter();
         logging(&log, "a").defer();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_one_call_keeps_no_other_from_running_and_leaves_no_scope_open() {
+    fn after_a_panic_other_calls_still_run() {
         let log = Log::default();
         let (bad, good) = (DeferredCall::new(|| panic!("bad")), logging(&log, "good"));
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_ends_in_a_panic_runs_what_was_deferred() {
+    fn a_panicking_scope_still_runs_deferred_calls() {
         let log = Log::default();
         let a = logging(&log, "a");
         let result = panic::catch_unwind(AssertUnwindSafe(|| {

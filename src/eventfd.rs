@@ -1,7 +1,7 @@
-//! Eventfds that somebody else has made and uses as well: kicks, calls and errors.
+//! Eventfds that the frontend made and shares with us: kicks, calls and errors.
 //!
-//! Their flags are those of the open file, which is the frontend's (and KVM's), too: they are left alone. Nothing here
-//! waits, whether such a file is non-blocking or not.
+//! Their flags belong to the open file, which the frontend (and KVM) use too, so we leave them alone. Nothing here
+//! waits, whether the file is non-blocking or not; for the one exception see [`signal`].
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 
 use crate::status::status;
 
-/// Returns whether a file is an eventfd, without a change that anybody could see.
+/// Returns whether a file is an eventfd, without an effect that anybody could notice.
 ///
-/// Writing even a 0 would wake whoever waits for it: KVM injects an interrupt then.
+/// Even writing a 0 would wake everybody who waits for the eventfd: KVM would inject an interrupt.
 ///
 /// # Errors
 /// The file descriptor is not open.
@@ -24,20 +24,22 @@ pub(crate) fn is_eventfd(file: &File) -> io::Result<bool> {
     Ok(anonymous && takes_eight_bytes(file) && wants_more_than(file, 4))
 }
 
-/// Of the files without a type few can be written to at all. An eventfd looks at the length, then at the memory.
+/// Whether a write of 8 bytes gets past the check of the length. Few files without a type can be written to at all. An
+/// eventfd checks the length first and then the memory.
 fn takes_eight_bytes(file: &File) -> bool {
-    // SAFETY: the kernel finds nothing at this address, and says so.
+    // SAFETY: the kernel finds no memory at this address, and returns an error.
     let written = unsafe { libc::write(file.as_raw_fd(), std::ptr::null(), 8) };
     written < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
-/// An eventfd refuses to be read in parts. Others that can be written to do not know reads that never wait.
+/// Whether a read of `len` bytes is refused as too short. An eventfd cannot be read in parts. Other writable files
+/// without a type do not support reads that never wait.
 fn wants_more_than(file: &File, len: usize) -> bool {
     let read = read_nowait(file, &mut [0; 8][..len]);
     read.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// Takes what was added to an eventfd. Nothing being there is no error: somebody else may have taken it.
+/// Takes the signal of an eventfd, without waiting. An empty counter is no error: another reader may have been faster.
 ///
 /// # Errors
 /// The file is no eventfd, or the kernel is older than 5.8.
@@ -50,28 +52,29 @@ pub(crate) fn drain(file: &impl AsRawFd) -> io::Result<()> {
     }
 }
 
-/// Reads without waiting, whatever the flags of the file.
+/// Reads without waiting, whatever the file's flags.
 fn read_nowait(file: &impl AsRawFd, buf: &mut [u8]) -> io::Result<usize> {
     let iov = libc::iovec {
         iov_base: buf.as_mut_ptr().cast(),
         iov_len: buf.len(),
     };
-    // SAFETY: one range, valid for its length; offset -1 stands for a file that has none.
+    // SAFETY: one range, valid for its length. Offset -1 means the current position; an eventfd has none.
     let len = unsafe { libc::preadv2(file.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
-/// Returns whether reads and writes of the file wait, as its owner has it for now.
+/// Returns whether reads and writes of the file wait, as its owner has currently set it.
 pub(crate) fn is_blocking(file: &File) -> bool {
     // SAFETY: the fd is open; F_GETFL takes no further argument.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     flags & libc::O_NONBLOCK == 0
 }
 
-/// Adds one. A counter that is full has been signalled anyway.
+/// Adds one to the counter. A full counter counts as signalled already.
 ///
-/// A `blocking` file, as [`is_blocking`] says, is looked at first. Only its owner can fill it after that look, or can
-/// have made it blocking since: then this waits until [`make_room`] or the owner ends the wait.
+/// `blocking` is the result of [`is_blocking`]; if it is set, this first checks whether the counter is full. Only the
+/// owner can fill the counter after that check, or make the file blocking after [`is_blocking`]. Then this waits until
+/// [`make_room`] or the owner ends the wait.
 ///
 /// # Errors
 /// The file is no eventfd.
@@ -89,12 +92,12 @@ pub(crate) fn signal(mut file: &File, blocking: bool) -> io::Result<()> {
     }
 }
 
-/// Empties an eventfd that is full, so that whoever waits to write to it goes on.
+/// Empties a full eventfd, so that a thread waiting to write to it continues.
 ///
-/// It says no less then: the waiting write makes it readable again.
+/// No signal is lost: the waiting write makes the eventfd readable again.
 pub(crate) fn make_room(file: &File) {
     if is_full(file) {
-        // Somebody else may have been faster, which is as good.
+        // Another reader may have been faster, which is just as good.
         let _ = drain(file);
     }
 }
@@ -120,12 +123,12 @@ mod tests {
 
     fn owned(fd: i32) -> OwnedFd {
         assert!(fd >= 0);
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: `fd` was just made, and nobody else has it.
         unsafe { OwnedFd::from_raw_fd(fd) }
     }
 
     #[test]
-    fn every_eventfd_will_do_and_keeps_its_count() {
+    fn every_eventfd_is_recognised_and_keeps_its_count() {
         for (flags, count) in [(0, 0), (0, 5), (0, u64::MAX - 1), (libc::EFD_SEMAPHORE, 1)] {
             let event = EventFd::new(flags).unwrap();
             event.write(count).unwrap();
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_an_eventfd() {
+    fn no_other_file_is_an_eventfd() {
         let (reader, writer) = std::io::pipe().unwrap();
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         let open = |path| File::options().read(true).write(true).open(path).unwrap();
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_at_an_eventfd_wakes_nobody() {
+    fn checking_an_eventfd_wakes_nobody() {
         let event = EventFd::new(0).unwrap();
         // SAFETY: a duplicate that nobody else has.
         let file = unsafe { File::from_raw_fd(event.try_clone().unwrap().into_raw_fd()) };
@@ -187,13 +190,13 @@ mod tests {
         assert_eq!(woken(), 1, "it can be written to");
         assert!(is_eventfd(&file).unwrap());
         assert_eq!(woken(), 0);
-        // What must not be done.
+        // By contrast, even a write of 0 wakes waiters.
         event.write(0).unwrap();
         assert_eq!(woken(), 1);
     }
 
     #[test]
-    fn a_full_eventfd_that_blocks_is_signalled_already() {
+    fn a_full_blocking_eventfd_counts_as_signalled() {
         let event = EventFd::new(0).unwrap();
         // SAFETY: a duplicate that nobody else has.
         let file = unsafe { File::from_raw_fd(event.try_clone().unwrap().into_raw_fd()) };

@@ -1,8 +1,8 @@
-//! The oldest kernel that can be served on.
+//! The check for the oldest supported kernel, Linux 5.8.
 //!
-//! Linux 5.8 is the first that reads an eventfd without waiting, whatever its flags, which are the frontend's. Without that
-//! a kick could not be taken, or a frontend could stop an IOThread. What else is needed is older; what is younger (parts of
-//! io_uring, Landlock) is done without.
+//! Linux 5.8 is the first kernel that can read an eventfd without waiting, whatever flags the frontend has set on it.
+//! Without such reads, either kicks could not be taken or a frontend could block an IOThread. Everything else we need is
+//! older. Newer features (parts of io_uring, Landlock) are optional.
 
 use std::io;
 
@@ -10,27 +10,27 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::eventfd;
 
-/// Why this kernel does not do.
+/// The kernel is not suitable, or could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// It lacks what came with Linux 5.8.
+    /// The kernel lacks a feature of Linux 5.8.
     #[error("Linux 5.8 or newer is needed, and this is {release}: it cannot read an eventfd without waiting")]
     TooOld {
-        /// As `uname -r` says it.
+        /// The kernel's release, as printed by `uname -r`.
         release: String,
     },
-    /// There is no telling.
-    #[error("cannot find out what the kernel can do")]
+    /// The check itself failed.
+    #[error("cannot find out what the kernel supports")]
     Unknown(#[source] io::Error),
 }
 
-/// Finds out whether this kernel can be served on.
+/// Checks whether this kernel is supported.
 ///
-/// It is asked for what is needed, not for its number: distributions add features to old releases, and `uname` can be
-/// made to say something else.
+/// The check tries the needed feature instead of comparing version numbers: distributions add features to old releases,
+/// and the release that `uname` prints can be faked.
 ///
 /// # Errors
-/// It is too old, or there is no eventfd to try with.
+/// The kernel is too old, or the check itself failed.
 pub fn check() -> Result<(), KernelError> {
     let event = EventFd::new(EFD_CLOEXEC).map_err(KernelError::Unknown)?;
     eventfd::drain(&event).map_err(|error| match error.raw_os_error() {

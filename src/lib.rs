@@ -1,4 +1,4 @@
-//! A vhost-user block backend: a guest's virtio-blk disk, served from a process of its own.
+//! A vhost-user block backend: serves a guest's virtio-blk disk from a separate process.
 //!
 //! ```text
 //!  guest kick -> split ring -> chain -> request -> engine -> completion -> used ring -> one call eventfd write
@@ -8,15 +8,15 @@
 //!
 //! - [`vhost_user`]: the control thread of a disk; sockets, messages, sessions.
 //! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
-//! - [`engine`]: how I/O is executed; [`storage`]: where the bytes are; [`io`]: the requests that both pass around.
-//! - [`iothread`]: an IOThread with all that its disks share.
-//! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: blocking work beside it; [`defer`]: one notification per
+//! - [`engine`]: executes I/O; [`storage`]: holds the bytes; [`io`]: the requests that both pass around.
+//! - [`iothread`]: an IOThread with everything that its disks share.
+//! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification per
 //!   batch.
-//! - [`sandbox`]: what is left of the process's rights while it serves; [`account`]: the user it runs as.
+//! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`holders`]: the processes that have a file open, for messages.
 //!
-//! Lower layers know nothing of higher ones: `aio` and the pool know no virtio, storage knows no sectors, the ring
-//! knows no block device. ARCHITECTURE.md says why it is shaped like this.
+//! Lower layers know nothing of higher layers: `aio` and the pool know no virtio, storage knows no sectors, and the
+//! ring knows no block device. ARCHITECTURE.md explains this design.
 
 pub mod account;
 mod advice;

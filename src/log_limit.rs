@@ -1,7 +1,7 @@
-//! Log lines that a guest, a frontend or a disk can cause: a few per cause and interval, however often it happens.
+//! Limits the log lines that a guest, a frontend or a disk can cause to a few per cause and interval.
 //!
-//! For paths on which something has gone wrong already, or which are rare: it takes a lock and a copy of the cause. What
-//! belongs to a disk is counted with that disk, so that no disk hides the lines of another one.
+//! A check takes a lock and copies the cause, so it belongs only on error paths and rare paths. Each disk has its own
+//! limits for its lines, so that no disk suppresses the lines of another disk.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,23 +9,23 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// After this time a cause is logged again.
+/// The interval after which a cause is logged again.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lines per interval about what happens in normal use, too: connections that come and go.
+/// Lines per interval about events that also happen in normal use: connections that come and go.
 const NORMAL_USE: u32 = 20;
 
-/// Most causes of one kind that are told apart; further ones are one.
+/// The most causes of one kind that are told apart. All further causes count as one.
 const MAX_CAUSES: usize = 256;
 
-/// The number of lines that were left out before this one; `None` for none, so that a log line does not show it.
+/// The number of lines suppressed before this one. `None` stands for zero, so that the log line does not show it.
 pub type Suppressed = Option<NonZeroU64>;
 
-/// Decides which lines are logged. Any thread.
+/// Decides which lines are logged. Any thread may use it.
 #[derive(Debug, Default)]
 pub struct LogLimit(Mutex<BTreeMap<&'static str, Causes>>);
 
-/// Causes of one kind.
+/// The causes of one kind.
 #[derive(Debug, Default)]
 struct Causes {
     known: BTreeMap<String, Cause>,
@@ -34,24 +34,25 @@ struct Causes {
 
 #[derive(Debug)]
 struct Cause {
-    /// The interval that is counted.
+    /// The start of the current interval.
     start: Instant,
     logged: u32,
     suppressed: u64,
 }
 
 impl LogLimit {
-    /// Nothing has been logged yet.
+    /// Makes a limit that has counted nothing yet.
     pub const fn new() -> Self {
         Self(Mutex::new(BTreeMap::new()))
     }
 
-    /// Counts a line about `detail` of the kind `what`; returns whether to log it: one per interval.
+    /// Counts a line about `detail` of the kind `what`. Returns `Some` if the line should be logged: one per interval.
     pub fn pass(&self, what: &'static str, detail: impl Display) -> Option<Suppressed> {
         self.pass_at(what, detail.to_string(), 1, Instant::now())
     }
 
-    /// The same for what is no trouble: it is left out only when it happens far more often than in normal use.
+    /// Like [`pass`](Self::pass), for events that are no trouble. Their lines are suppressed only when they come far more
+    /// often than in normal use.
     pub fn pass_normal(&self, what: &'static str, detail: impl Display) -> Option<Suppressed> {
         self.pass_at(what, detail.to_string(), NORMAL_USE, Instant::now())
     }
@@ -94,7 +95,7 @@ mod tests {
     const FIRST: Option<Suppressed> = Some(None);
 
     #[test]
-    fn each_cause_has_one_line_per_interval_and_counts_the_others() {
+    fn each_cause_gets_one_line_per_interval() {
         let (limit, start) = (LogLimit::new(), Instant::now());
         let pass = |detail: &str, millis| {
             limit.pass_at(
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn normal_use_is_logged_in_full_and_floods_are_not() {
+    fn normal_use_is_logged_and_floods_are_limited() {
         let (limit, start) = (LogLimit::new(), Instant::now());
         let pass = |seconds| {
             limit.pass_at(
@@ -129,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn causes_without_end_take_memory_only_up_to_a_limit() {
+    fn endless_causes_use_bounded_memory() {
         let (limit, now) = (LogLimit::new(), Instant::now());
         let passes = |n: &i32| limit.pass_at("refused", n.to_string(), 1, now).is_some();
         assert_eq!((0..10_000).filter(passes).count(), MAX_CAUSES + 1);
     }
 
     #[test]
-    fn many_causes_of_one_kind_hide_none_of_another() {
+    fn many_causes_hide_no_other_kind() {
         let (limit, now) = (LogLimit::new(), Instant::now());
         for n in 0..10_000 {
             limit.pass_at("refused", n.to_string(), 1, now);

@@ -1,11 +1,11 @@
-//! Which queues an IOThread serves, and which CPUs it runs on: `0:0,1;1:2-3`.
+//! Maps from IOThreads to the queues they serve or to the CPUs they run on: `0:0,1;1:2-3`.
 
 use std::io;
 use std::str::FromStr;
 
 use crate::status::status;
 
-/// Lists of numbers by IOThread, as the command line has them.
+/// Lists of numbers by IOThread, as given on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IoThreadMap(Vec<(u16, Vec<u16>)>);
 
@@ -44,10 +44,10 @@ fn parse_number(text: &str) -> Result<u16, String> {
 }
 
 impl IoThreadMap {
-    /// The IOThread of each of `queues` queues, if the map names each of them once and no IOThread beyond `iothreads`.
+    /// Returns the IOThread of each of the `queues` queues.
     ///
     /// # Errors
-    /// One line that says what is wrong.
+    /// The map does not name each queue exactly once, or it names an unknown IOThread.
     pub fn queues(&self, queues: u16, iothreads: u16) -> Result<Vec<u16>, String> {
         let mut owners = vec![None; queues.into()];
         for (iothread, list) in self.checked(iothreads)? {
@@ -69,10 +69,10 @@ impl IoThreadMap {
         }
     }
 
-    /// The entries, if they name no IOThread beyond `iothreads`.
+    /// Returns the entries after checking that all their IOThreads exist.
     ///
     /// # Errors
-    /// One line that says which.
+    /// The map names an unknown IOThread.
     pub fn checked(&self, iothreads: u16) -> Result<&[(u16, Vec<u16>)], String> {
         match self.0.iter().find(|(iothread, _)| *iothread >= iothreads) {
             Some((iothread, _)) => Err(format!(
@@ -83,10 +83,10 @@ impl IoThreadMap {
     }
 }
 
-/// Has a thread run on these CPUs only; threads that it creates from then on inherit that.
+/// Makes a thread run only on these CPUs. Threads that it creates later inherit this.
 ///
 /// # Errors
-/// The kernel's: no such thread, or none of the CPUs is there.
+/// The thread does not exist, or none of the CPUs does.
 pub fn pin_thread(thread_id: i32, cpus: &[u16]) -> io::Result<()> {
     // SAFETY: a CPU set is an array of integers, for which zeroes are valid.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_that_leaves_a_doubt_is_refused() {
+    fn ambiguous_or_malformed_maps_are_refused() {
         for bad in [
             "",
             "0",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_thread_runs_where_it_should() {
+    fn a_pinned_thread_runs_on_its_cpu() {
         std::thread::spawn(|| {
             // SAFETY: no arguments.
             let (own, cpu) = unsafe { (libc::gettid(), libc::sched_getcpu()) };

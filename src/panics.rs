@@ -1,8 +1,8 @@
-//! Panics: the process serves or it ends, it never stays half alive.
+//! Panics: the process either serves or ends. It never stays half alive.
 //!
-//! A worker's panic fails the request that it was executing. Any other one ends the process where it happens: nothing is
-//! unwound and nothing is cleaned up, so that memory shared with the frontend is as after `kill -9`, which recovery can
-//! deal with. The kernel releases the locks, the socket's file is left for the successor to replace.
+//! A worker's panic fails the request that the worker was executing. Any other panic ends the process on the spot,
+//! without unwinding or cleaning up. So memory shared with the frontend is left as after `kill -9`, which recovery can
+//! handle. The kernel releases the locks. The socket's file stays, and the successor replaces it.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -10,39 +10,39 @@ use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 
-/// The exit status after a panic, as Rust has it for a panic of the main thread.
+/// The exit status after a panic; the same that Rust uses for a panic of the main thread.
 const STATUS: i32 = 101;
 
 pub(crate) type Panic = Box<dyn Any + Send>;
 
 thread_local! {
-    /// A panic of this thread will be caught.
+    /// Whether a panic of this thread will be caught.
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From here on a panic ends the process, after a message, unless it is one of a worker's request.
+/// Makes every panic from now on print a message and end the process, except panics in a worker's request.
 pub fn end_the_process() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         report(info);
-        // A thread that has no locals any more contains nothing.
+        // A thread whose locals are already gone catches nothing.
         if CONTAINED.try_with(Cell::get).unwrap_or(false) {
             return;
         }
         let thread = thread::current();
         let message = format!(
-            "error: thread {} has panicked (this is a bug): ending the process; a restarted one finishes the requests \
-             in flight\n",
-            thread.name().unwrap_or("(without a name)")
+            "error: thread {} has panicked (this is a bug): ending the process; after a restart, the new process \
+             finishes the requests in flight\n",
+            thread.name().unwrap_or("(unnamed)")
         );
-        // There is nobody left to tell if this fails.
+        // If this fails, there is no other way to report it.
         let _ = std::io::stderr().write_all(message.as_bytes());
-        // SAFETY: no handler and no destructor runs; that is the point.
+        // SAFETY: `_exit` runs no handler and no destructor, which is what we want.
         unsafe { libc::_exit(STATUS) }
     }));
 }
 
-/// Runs `f`, whose panic the caller deals with.
+/// Runs `f` and catches a panic, which the caller handles.
 pub(crate) fn contain<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
     let before = CONTAINED.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(f));
@@ -50,7 +50,7 @@ pub(crate) fn contain<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
     result
 }
 
-/// The text of a panic, if it has one.
+/// Returns the message of a panic, or a placeholder.
 pub(crate) fn message(payload: &Panic) -> &str {
     payload
         .downcast_ref::<&str>()

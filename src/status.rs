@@ -1,8 +1,8 @@
-//! System calls that say no more than whether they have succeeded.
+//! The result of system calls that only succeed or fail.
 
 use std::io;
 
-/// The outcome of a call that returns 0, or else -1 and `errno`. To be called right after it.
+/// Converts the return value of a call that returns 0, or -1 and `errno`. Must be called right after that call.
 pub(crate) fn status(result: impl Into<i64>) -> io::Result<()> {
     match result.into() {
         0 => Ok(()),

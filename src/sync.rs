@@ -1,7 +1,7 @@
-//! The synchronisation primitives of code that meets between threads: std's, or loom's in a model.
+//! The synchronisation primitives of code that threads share: std's, or loom's in a model.
 //!
-//! Whatever is built on these runs unchanged under `RUSTFLAGS="--cfg loom" cargo test --release --lib loom`, where
-//! loom tries every interleaving.
+//! Code built on these runs unchanged under `RUSTFLAGS="--cfg loom" cargo test --release --lib loom`, where loom tries
+//! every interleaving.
 
 #[cfg(tsan)]
 mod tsan;
@@ -22,9 +22,9 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// Locks `mutex`, also after a panic of another holder.
+/// Locks `mutex`, even if another holder panicked.
 ///
-/// No callback runs under a lock of this crate, so what a panicking holder leaves behind is consistent.
+/// No callback runs under a lock of this crate, so a panicking holder leaves consistent data.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

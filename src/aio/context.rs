@@ -23,7 +23,7 @@ use super::{
 };
 use crate::sync::Arc;
 
-/// How often fds are checked while pollers always find work.
+/// The interval at which fds are checked while pollers always find work.
 const FD_INTERVAL: Duration = Duration::from_micros(50);
 
 /// How long a bottom half scheduled with `schedule_idle` waits at most, in ms.

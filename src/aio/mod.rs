@@ -59,7 +59,7 @@ pub enum Error {
     AddFd {
         /// The file descriptor.
         fd: RawFd,
-        /// Why the fd was refused.
+        /// The reason for the refusal.
         source: event_manager::Error,
     },
     /// The context has ended.

@@ -200,8 +200,8 @@ impl PollerHandle {
 }
 
 impl PollerHandle {
-    /// Resumes polling of the poller if it stopped because the poller was idle. Must be called for every event that does
-    /// not come through polling: a kick, a signal.
+    /// Resumes polling of the poller if it stopped because the poller was idle. Must be called for every event that
+    /// does not come through polling: a kick, a signal.
     pub fn wake(&self) {
         if let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) {
             inner.pollers.wake(&entry);

@@ -1,7 +1,7 @@
 //! The C library's mutex and condition variable in place of std's, for ThreadSanitizer (`--cfg tsan`).
 //!
-//! It cannot see into a standard library that is not instrumented: there a contended mutex synchronises nothing, and
-//! whatever it guards is a data race. The C library's it knows.
+//! ThreadSanitizer cannot see into a standard library that is not instrumented. It misses the synchronisation of a
+//! contended std mutex, and reports a data race on the data that the mutex guards. It does know the C library's mutex.
 
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
@@ -16,12 +16,12 @@ pub(crate) struct Mutex<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: the value is reached only by whoever holds the lock, one thread after the other.
+// SAFETY: only the holder of the lock reaches the value, so threads use it one after the other.
 unsafe impl<T: Send> Send for Mutex<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Mutex<T> {}
 
-/// Not `Send`: who has locked unlocks.
+/// A held lock. Not `Send`, because the thread that locked must unlock.
 #[derive(Debug)]
 pub(crate) struct MutexGuard<'a, T>(&'a Mutex<T>, PhantomData<*const ()>);
 
@@ -34,7 +34,7 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
-        // SAFETY: an initialised mutex that stays where it is.
+        // SAFETY: an initialised mutex that never moves.
         assert_eq!(unsafe { libc::pthread_mutex_lock(self.raw.get()) }, 0);
         Ok(MutexGuard(self, PhantomData))
     }
@@ -71,7 +71,7 @@ unsafe impl Send for Condvar {}
 // SAFETY: as above.
 unsafe impl Sync for Condvar {}
 
-/// Whether a wait has ended by its time.
+/// The result of a wait: whether it timed out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitTimeoutResult(bool);
 
@@ -87,7 +87,7 @@ impl Condvar {
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> LockResult<MutexGuard<'a, T>> {
-        // SAFETY: both live, and this thread has locked the mutex.
+        // SAFETY: both are alive, and this thread has locked the mutex.
         assert_eq!(
             unsafe { libc::pthread_cond_wait(self.0.get(), guard.0.raw.get()) },
             0
@@ -100,7 +100,7 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         time: Duration,
     ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult)> {
-        // SAFETY: a point in time of all zeroes is valid.
+        // SAFETY: an all-zero timespec is valid.
         let mut until: libc::timespec = unsafe { std::mem::zeroed() };
         // SAFETY: `until` is valid.
         unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until) };

@@ -22,7 +22,7 @@ use crate::{
     defer::DeferScope,
 };
 
-/// How often the pool checks for a need of more workers while jobs stay queued.
+/// The interval at which the pool checks whether it needs more workers, while jobs stay queued.
 const STALL_TIME: Duration = Duration::from_millis(2);
 /// The ratio of a worker's longest polling time to the context's. Workers poll longer because the time between two jobs
 /// includes a completion, the submitter's own work, and a submission.

@@ -52,7 +52,7 @@ pub(super) struct Actions {
     pub(super) inline: bool,
 }
 
-/// Why `tick` must be called.
+/// The reason to call `tick`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
     /// Jobs are queued, and all workers may be blocked. In a serial pool: the worker may be blocked and not have
@@ -312,7 +312,7 @@ impl<W> State<W> {
         (Next::Run, self.serve_queue())
     }
 
-    /// Records that the calling worker finished `count` jobs. If `quick`, all of them were quick; else the last was not.
+    /// Records that the calling worker finished `count` jobs: all of them `quick`, or else the last one not.
     pub(super) fn finished(&mut self, count: usize, quick: bool) {
         self.active -= count;
         if quick {
