@@ -1,8 +1,8 @@
 //! defer-call scopes: work that is needed only once per batch is deferred to the end of the batch.
 //!
-//! Code that processes several things in a row (completions, the requests of one kick) holds a [`DeferScope`]. Code that
-//! wants something done afterwards, such as a used buffer notification, [defers](DeferredCall::defer) it. The two need
-//! not know of each other: outside any scope a deferred call runs at once.
+//! Code that processes several things in a row (completions, the requests of one kick) holds a [`DeferScope`]. Code
+//! that wants something done afterwards, such as a used buffer notification, [defers](DeferredCall::defer) it. The two
+//! need not know of each other: outside any scope a deferred call runs at once.
 //!
 //! Everything here belongs to one thread and takes no lock. In the steady state nothing is allocated.
 
@@ -73,7 +73,7 @@ impl DeferredCall {
     /// Switches coalescing of this call on or off, from now on.
     ///
     /// When off, every [`defer`](Self::defer) runs the call at once, even inside a scope. This makes one call per
-    /// completion, to measure what coalescing gains. A call that is already deferred still runs at the end of its scope.
+    /// completion, to measure what coalescing gains. A call already deferred still runs at the end of its scope.
     pub fn set_coalescing(&self, on: bool) {
         self.target.coalesce.set(on);
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_can_be_deferred_again_in_the_next_scope() {
+    fn the_next_scope_can_defer_a_call_again() {
         let log = Log::default();
         let a = logging(&log, "a");
         for _ in 0..2 {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_may_defer_itself_from_its_own_run() {
+    fn a_call_may_defer_itself() {
         let runs = Rc::new(Cell::new(0));
         let own = Rc::new(RefCell::new(None::<Rc<DeferredCall>>));
         let call = Rc::new(DeferredCall::new({

@@ -24,16 +24,16 @@ pub(crate) fn is_eventfd(file: &File) -> io::Result<bool> {
     Ok(anonymous && takes_eight_bytes(file) && wants_more_than(file, 4))
 }
 
-/// Whether a write of 8 bytes gets past the check of the length. Few files without a type can be written to at all. An
-/// eventfd checks the length first and then the memory.
+/// Returns whether a write of 8 bytes passes the file's check of the length. Few files without a type can be written to
+/// at all. An eventfd checks the length first and then the memory.
 fn takes_eight_bytes(file: &File) -> bool {
     // SAFETY: the kernel finds no memory at this address, and returns an error.
     let written = unsafe { libc::write(file.as_raw_fd(), std::ptr::null(), 8) };
     written < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
-/// Whether a read of `len` bytes is refused as too short. An eventfd cannot be read in parts. Other writable files
-/// without a type do not support reads that never wait.
+/// Returns whether a read of `len` bytes is refused as too short. An eventfd cannot be read in parts. Other writable
+/// files without a type do not support reads that never wait.
 fn wants_more_than(file: &File, len: usize) -> bool {
     let read = read_nowait(file, &mut [0; 8][..len]);
     read.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))

@@ -1,8 +1,8 @@
 //! The check for the oldest supported kernel, Linux 5.8.
 //!
 //! Linux 5.8 is the first kernel that can read an eventfd without waiting, whatever flags the frontend has set on it.
-//! Without such reads, either kicks could not be taken or a frontend could block an IOThread. Everything else we need is
-//! older. Newer features (parts of io_uring, Landlock) are optional.
+//! Without such reads, either kicks could not be taken or a frontend could block an IOThread. Everything else we need
+//! is older. Newer features (parts of io_uring, Landlock) are optional.
 
 use std::io;
 

@@ -10,8 +10,8 @@
 //! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
 //! - [`engine`]: executes I/O; [`storage`]: holds the bytes; [`io`]: the requests that both pass around.
 //! - [`iothread`]: an IOThread with everything that its disks share.
-//! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification per
-//!   batch.
+//! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification
+//!   per batch.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`holders`]: the processes that have a file open, for messages.
 //!

@@ -51,8 +51,8 @@ impl LogLimit {
         self.pass_at(what, detail.to_string(), 1, Instant::now())
     }
 
-    /// Like [`pass`](Self::pass), for events that are no trouble. Their lines are suppressed only when they come far more
-    /// often than in normal use.
+    /// Like [`pass`](Self::pass), for events that are no trouble. Their lines are suppressed only when the events come
+    /// far more often than in normal use.
     pub fn pass_normal(&self, what: &'static str, detail: impl Display) -> Option<Suppressed> {
         self.pass_at(what, detail.to_string(), NORMAL_USE, Instant::now())
     }

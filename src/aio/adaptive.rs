@@ -178,7 +178,7 @@ mod tests {
         assert!(tries_rarely(windows.of(false)));
     }
 
-    /// Whether only a few of the next waits, all too long, are polled for.
+    /// Returns whether only a few of the next waits, all too long, are polled for.
     fn tries_rarely(window: &WindowCell) -> bool {
         let open = |_: &u16| {
             let open = !window.current().is_zero();

@@ -289,7 +289,7 @@ impl Inner {
         }
     }
 
-    /// Whether a bottom half or an fd handler is ready to run. Does not check for new fd events or expired timers.
+    /// Returns whether a bottom half or an fd handler is ready to run. Ignores new fd events and expired timers.
     fn has_work(&self) -> bool {
         self.bottom_halves.is_pending() || self.fds.is_ready()
     }

@@ -93,7 +93,7 @@ impl Pollers {
         self.entries.borrow().is_empty()
     }
 
-    /// Whether any poller waits for work in progress.
+    /// Returns whether any poller waits for work in progress.
     pub(super) fn are_busy(&self) -> bool {
         self.entries
             .borrow()
@@ -101,7 +101,7 @@ impl Pollers {
             .any(|entry| !entry.removed.get() && entry.poller.is_busy())
     }
 
-    /// Whether busy polling is on, so that peers need not notify.
+    /// Returns whether busy polling is on, so that peers need not notify.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.get()
     }

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_job_after_a_sleep_is_taken_alone() {
+    fn the_first_job_after_sleep_is_taken_alone() {
         let params = ThreadPoolParams {
             min_threads: 0,
             max_threads: 1,

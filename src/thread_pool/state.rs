@@ -388,7 +388,7 @@ impl<W> State<W> {
         self.cur - self.new - self.pending
     }
 
-    /// Whether a thread may be requested: the limit allows one, none is on the way, and none has just failed.
+    /// Returns whether a thread may be requested: the limit allows one, none is on the way, none has just failed.
     fn may_ask(&self) -> bool {
         let none_on_the_way = self.new == 0 && self.pending == 0;
         self.cur < self.params.max_threads
@@ -397,7 +397,7 @@ impl<W> State<W> {
             && !self.stopping
     }
 
-    /// Whether one more worker would help: the others block, or have done little since the last one was requested.
+    /// Returns whether one more worker would help: the others block, or have done little since the last request.
     fn is_worth_asking(&self) -> bool {
         self.is_slow() || self.advanced_little_since(self.taken_at_ask)
     }

@@ -22,8 +22,8 @@ use super::{
 use crate::aio::BhHandle;
 use crate::panics;
 
-/// The interval at which the worker of a serial pool delivers finished jobs while it has more to do. Each delivery costs
-/// a wakeup of the context's thread, and a wakeup of the thread that waits for the jobs.
+/// The interval at which the worker of a serial pool delivers finished jobs while it has more to do. Each delivery
+/// costs a wakeup of the context's thread, and a wakeup of the thread that waits for the jobs.
 const TOGETHER: Duration = Duration::from_micros(100);
 
 /// The state shared by the context and the workers.
