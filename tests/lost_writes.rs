@@ -211,7 +211,10 @@ fn a_migration_whose_last_flush_fails_is_not_completed() {
         "the destination would go on without the writes"
     );
     let said = lossy.daemon.output();
-    assert!(said.contains("flush before the image is handed over"), "{said}");
+    assert!(
+        said.contains("flush failed before handing the image over"),
+        "{said}"
+    );
 }
 
 #[test]

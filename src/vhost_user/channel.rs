@@ -1,10 +1,10 @@
-//! The channel on which the backend speaks first (BACKEND_REQ), for the one thing that it has to say: the
+//! The channel for messages from the backend to the frontend (BACKEND_REQ). Its only message says that the
 //! configuration has changed.
 //!
 //! The `vhost` crate takes the channel's socket and cannot send this message on it, so the inbox duplicates the socket
 //! before the crate sees it. The control thread sets the channel; any thread may use it.
 //!
-//! While all rings are stopped the device is suspended and says nothing: what it has to say waits for the next start.
+//! While all rings are stopped, the device is suspended and sends nothing. The message waits for the next start.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +16,10 @@ use crate::engine::{BlockNode, NodeControl};
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 
-/// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, protocol version 1, no payload; no reply is wanted.
+/// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, protocol version 1, without payload and without asking for a reply.
 const CONFIG_CHANGE: [u32; 3] = [2, 1, 0];
 
-/// The channel to the frontend that is connected, if it has one. Clones are the same channel.
+/// The channel to the connected frontend, if it has set one up. Clones share the channel.
 #[derive(Clone, Debug, Default)]
 pub struct BackendChannel(Arc<Shared>);
 
@@ -32,16 +32,16 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     peer: Option<Peer>,
-    /// A ring runs.
+    /// At least one ring runs.
     running: bool,
-    /// The configuration has changed while no ring ran.
+    /// The configuration has changed while no ring was running.
     changed: bool,
 }
 
 #[derive(Debug)]
 struct Peer {
     socket: File,
-    /// For messages: the disk that it is about.
+    /// Name of the disk, for log lines.
     disk: String,
 }
 
@@ -51,7 +51,7 @@ impl BackendChannel {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on it goes to this socket, or to nobody.
+    /// Sends messages to this socket from now on, or discards them if it is `None`.
     pub(super) fn set(&self, socket: Option<OwnedFd>, disk: &str) {
         self.lock().peer = socket.map(|socket| Peer {
             socket: socket.into(),
@@ -59,17 +59,17 @@ impl BackendChannel {
         });
     }
 
-    /// A frontend has come: it knows nothing yet, and reads the configuration as it is.
+    /// Forgets the frontend and any pending message: a new frontend reads the current configuration anyway.
     pub(super) fn reset(&self) {
         *self.lock() = State::default();
     }
 
-    /// No ring runs any more.
+    /// Records that no ring runs any more.
     pub(super) fn suspend(&self) {
         self.lock().running = false;
     }
 
-    /// A ring runs: tells the frontend what has changed meanwhile.
+    /// Records that a ring runs, and sends a pending message.
     pub(super) fn resume(&self) {
         let mut state = self.lock();
         state.running = true;
@@ -78,10 +78,10 @@ impl BackendChannel {
         }
     }
 
-    /// Tells the frontend that the configuration space has changed, at once or when the next ring starts. Never waits.
-    /// Any thread.
+    /// Tells the frontend that the configuration space has changed, now or when the next ring starts. Never blocks. Any
+    /// thread.
     ///
-    /// Without a frontend that wants to know there is nothing to do: the next one reads the configuration anyway.
+    /// Without a connected channel nothing is sent: the next frontend reads the configuration anyway.
     pub fn config_changed(&self) {
         let mut state = self.lock();
         match state.running {
@@ -104,13 +104,13 @@ impl State {
         if sent < 0
             && let Some(suppressed) = log.pass("untold", "")
         {
-            // A socket that is full holds such messages already.
-            tracing::warn!(disk, %error, suppressed, "frontend cannot be told of a changed configuration");
+            // If the socket is full, it already holds such messages.
+            tracing::warn!(disk, %error, suppressed, "cannot tell the frontend that the configuration has changed");
         }
     }
 }
 
-/// Looks whether the size of a disk has changed, and tells the frontend.
+/// Checks whether the size of a disk has changed, and tells the frontend.
 #[derive(Clone, Debug)]
 pub struct Resizer {
     node: Arc<BlockNode>,
@@ -127,9 +127,10 @@ impl Resizer {
         }
     }
 
-    /// Has an IOThread read the size of the disk again; if it is another one, requests are checked against that from then
-    /// on, and the frontend is told. A size that no disk can have is logged, and the old one stays. Waits for nothing.
-    /// Any thread.
+    /// Makes an IOThread read the size of the disk again, without waiting for it. Any thread.
+    ///
+    /// If the size has changed, requests are checked against the new size from then on, and the frontend is told. A size
+    /// that is invalid for a disk is logged, and the old size stays.
     ///
     /// # Errors
     /// The IOThread has ended.
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suspended_device_says_nothing_until_it_runs() {
+    fn suspended_device_reports_changes_when_it_runs() {
         use std::io::Read;
 
         let (mut theirs, ours) = UnixStream::pair().unwrap();
@@ -170,13 +171,13 @@ mod tests {
             assert_eq!(theirs.read(&mut [0; 48]).unwrap(), 12, "one message for both");
             channel.suspend();
             channel.resume();
-            assert!(theirs.read(&mut [0; 24]).is_err(), "it is told once");
+            assert!(theirs.read(&mut [0; 24]).is_err(), "the message is sent once");
             channel.suspend();
         }
     }
 
     #[test]
-    fn a_frontend_that_does_not_listen_stops_nobody() {
+    fn deaf_frontend_blocks_nothing() {
         let (theirs, ours) = UnixStream::pair().unwrap();
         let channel = BackendChannel::default();
         channel.config_changed();

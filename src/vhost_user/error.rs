@@ -1,109 +1,147 @@
-//! Why a message of the frontend was refused.
+//! Reasons for refusing a message of the frontend, and how errors with causes appear in the log.
+//!
+//! An error's text never repeats that of its source: [`chain`] and `main` print all of them.
+
+use std::error::Error;
+use std::io;
 
 use crate::aio::Gone;
 
-/// Why a message was refused.
+/// The reason why a message was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// No such queue.
-    #[error("queue {index} of {queues}")]
+    /// The queue does not exist.
+    #[error("queue {index} does not exist: the disk has {queues} queues")]
     BadQueue {
-        /// The index.
+        /// Index of the queue.
         index: u32,
-        /// How many there are.
+        /// Number of queues of the disk.
         queues: usize,
     },
-    /// Features that were not offered.
+    /// The frontend accepted features that were not offered.
     #[error("features {0:#x} were not offered")]
     BadFeatures(u64),
-    /// A queue size that is not served.
+    /// The queue size is not supported.
     #[error("queue size {size} is not a power of two up to {max} (--queue-size)")]
     BadQueueSize {
-        /// The size.
+        /// The refused size.
         size: u32,
-        /// The largest one.
+        /// The largest size.
         max: u16,
     },
-    /// A value that does not fit an available index.
+    /// The value does not fit an available index.
     #[error("available index {0} has more than 16 bits")]
     BadBase(u32),
-    /// A change of a ring that may not be changed while it runs.
-    #[error("queue {0} runs, and must be stopped first")]
+    /// The setting cannot be changed while the ring runs.
+    #[error("queue {0} is running and must be stopped first")]
     Running(usize),
-    /// Fewer or more files than regions.
-    #[error("{files} files for {regions} memory regions")]
+    /// The number of files differs from the number of regions.
+    #[error("message has {files} files for {regions} memory regions")]
     BadFiles {
         /// Number of files.
         files: usize,
         /// Number of regions.
         regions: usize,
     },
-    /// The ring is impossible.
-    #[error("queue {index}: {source}")]
+    /// The ring is invalid.
+    #[error("queue {index}")]
     Ring {
-        /// The queue.
+        /// Index of the queue.
         index: usize,
-        /// What is wrong with it.
+        /// The defect that was found.
         source: crate::virtqueue::RingError,
     },
-    /// The eventfd does not do.
-    #[error("queue {index}: kick eventfd: {source}")]
+    /// The kick eventfd cannot be watched.
+    #[error("queue {index}: kick eventfd")]
     Kick {
-        /// The queue.
+        /// Index of the queue.
         index: usize,
-        /// What is wrong with it.
+        /// The event loop's error.
         source: crate::aio::Error,
     },
-    /// Another kind of file.
-    #[error("the file descriptor is no eventfd")]
+    /// The file descriptor is not an eventfd.
+    #[error("the file descriptor is not an eventfd")]
     NoEventFd,
-    /// The file descriptor cannot be looked at.
-    #[error("eventfd: {0}")]
-    EventFd(std::io::Error),
-    /// The dirty log does not do.
+    /// The type of the file descriptor cannot be determined.
+    #[error("cannot determine whether the file descriptor is an eventfd")]
+    EventFd(#[source] io::Error),
+    /// The dirty log cannot be used.
     #[error(transparent)]
     Log(#[from] crate::memory::LogError),
     /// The used ring's guest address wraps around.
-    #[error("guest address {0:#x} of a used ring")]
+    #[error("guest address {0:#x} of the used ring wraps around")]
     BadLogAddress(u64),
-    /// The image is not ours to use now.
-    #[error("queue {index}: {source}")]
+    /// The image cannot be taken over.
+    #[error("queue {index}")]
     Lock {
-        /// The queue that was to start.
+        /// Index of the queue that was to start.
         index: usize,
-        /// Who has the image.
+        /// The reason, such as another user of the image.
         source: crate::blk::device::TakeError,
     },
-    /// The migration would take for stable what is lost.
-    #[error("flush before the image is handed over: {0}")]
-    HandOver(std::io::Error),
-    /// The in-flight region does not do.
+    /// Lost writes would appear stable to the destination of a migration.
+    #[error("flush failed before handing the image over")]
+    HandOver(#[source] io::Error),
+    /// The in-flight region cannot be used.
     #[error(transparent)]
     Inflight(#[from] crate::virtqueue::RegionError),
-    /// Rings cannot run, because what a predecessor left behind is not known.
-    #[error("queue {0}: not started, because the in-flight region was refused")]
+    /// Rings cannot start, because the requests that a predecessor left in flight are unknown.
+    #[error("queue {0} is not started, because the in-flight region was refused")]
     InflightRefused(usize),
-    /// More queues than there are.
-    #[error("in-flight region for {asked} queues of {queues} (--num-queues)")]
+    /// The frontend asked for an in-flight region with more queues than the disk has.
+    #[error("in-flight region for {asked} queues, but the disk has {queues} (--num-queues)")]
     InflightQueues {
-        /// As the frontend asked.
+        /// Number of queues that the frontend asked for.
         asked: u16,
-        /// How many there are.
+        /// Number of queues of the disk.
         queues: usize,
     },
-    /// The memory table does not do.
+    /// The memory table is invalid or cannot be mapped.
     #[error(transparent)]
     Memory(#[from] crate::memory::Error),
-    /// The configuration space access does not do.
+    /// The configuration space access is invalid.
     #[error(transparent)]
     Config(#[from] crate::blk::config::ConfigError),
     /// The write cache could not be switched off.
-    #[error("flush for switching the write cache off: {0}")]
-    Flush(std::io::Error),
+    #[error("flush failed while switching the write cache off")]
+    Flush(#[source] io::Error),
     /// The IOThread has ended.
     #[error(transparent)]
     Gone(#[from] Gone),
-    /// A message that was not negotiated.
+    /// The message is not supported.
     #[error("message is not supported")]
     Unsupported,
+}
+
+/// Formats an error and its sources in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let text = error.to_string();
+    match error.source().map(chain) {
+        // Errors of some crates print their source themselves.
+        Some(source) if !text.ends_with(&source) => format!("{text}: {source}"),
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kick_errors_name_their_cause() {
+        let source = crate::aio::Error::EventFd(io::Error::from_raw_os_error(libc::EMFILE));
+        let error = SessionError::Kick { index: 3, source };
+        assert_eq!(
+            chain(&error),
+            "queue 3: kick eventfd: cannot create an eventfd: Too many open files (os error 24)"
+        );
+    }
+
+    #[test]
+    fn sources_that_are_printed_already_are_not_repeated() {
+        let inner = io::Error::from_raw_os_error(libc::EMFILE);
+        let source = crate::aio::Error::Epoll(event_manager::Error::Epoll(inner.into()));
+        let printed = chain(&source);
+        assert_eq!(printed.matches("os error 24").count(), 1, "{printed}");
+    }
 }

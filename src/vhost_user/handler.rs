@@ -1,4 +1,4 @@
-//! The `vhost` crate's messages, mapped to the session.
+//! Maps the `vhost` crate's messages to the session.
 
 use std::fs::File;
 use std::io;
@@ -12,13 +12,13 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::error::SessionError;
+use super::error::{SessionError, chain};
 use super::session::Session;
 use crate::blk::device::DeviceState;
 use crate::memory::{MAX_REGIONS, RegionInfo};
 use crate::virtqueue::{RegionLayout, RingAddresses};
 
-/// The conditions of an answer to a message that asks for one, as the crate has them.
+/// The conditions under which the crate answers a message that asks for an acknowledgement.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Answers {
     /// Protocol features were offered.
@@ -37,33 +37,33 @@ impl Answers {
 #[derive(Debug)]
 pub(super) struct Handler<'a> {
     pub(super) session: Session<'a>,
-    /// The disk, for messages.
+    /// The disk, for log lines.
     pub(super) disk: Arc<DeviceState>,
-    /// A request that wants data was refused: the protocol has no answer for that, so the connection must end.
+    /// A request for data was refused. The protocol has no error reply for that, so the connection must end.
     pub(super) unanswered: bool,
-    /// The crate answers messages that ask for it: what it needs for that has been negotiated.
+    /// Whether the crate answers messages that ask for an acknowledgement.
     pub(super) answers: Answers,
-    /// The socket that the message at hand brings, before the crate hides it.
+    /// The socket that came with the current message, which the crate does not expose.
     pub(super) offered: Option<OwnedFd>,
 }
 
 impl Handler<'_> {
-    /// True if the refusal of a message has to end the connection.
+    /// True if the refused message must end the connection.
     pub(super) fn must_end(&self) -> bool {
         self.unanswered || self.session.failed
     }
 }
 
 fn refuse(disk: &DeviceState, message: &'static str, error: &SessionError) -> Error {
-    // By the text as well: it says what is wrong, and a frontend that goes on like that has many ways.
-    let text = error.to_string();
+    // The text is part of the key: different defects in the same message are all logged.
+    let text = chain(error);
     if let Some(suppressed) = disk.log.pass("refused", format_args!("{message} {text}")) {
-        tracing::warn!(disk = disk.name, message, %error, suppressed, "vhost-user message refused");
+        tracing::warn!(disk = disk.name, message, error = %text, suppressed, "vhost-user message refused");
     }
     Error::ReqHandlerError(io::Error::other(text))
 }
 
-/// The outcome of a message that is answered with ACK or NAK.
+/// Logs an error and converts it for the crate, which answers the message.
 fn ack<T>(
     disk: &DeviceState,
     message: &'static str,

@@ -85,8 +85,8 @@ pub(super) enum InboxError {
     /// The frontend left in the middle of a message.
     #[error("{0} bytes of an unfinished message")]
     Cut(usize),
-    /// The socket cannot be waited for.
-    #[error("socket: {0}")]
+    /// The socket cannot be read or waited for.
+    #[error("cannot receive from the socket")]
     Io(#[from] io::Error),
 }
 

@@ -1,55 +1,53 @@
-//! Sockets that this process was started with.
+//! Sockets that this process inherited.
 //!
-//! They are taken before the process opens anything itself: after that a number says nothing about where its
-//! descriptor comes from.
+//! They are taken before the process opens anything itself: afterwards the number of a descriptor does not tell whether
+//! it was inherited.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::status::status;
 
-/// Why no socket was handed over.
+/// The reason why an inherited socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InheritedError {
     /// The descriptor is not open.
-    #[error("file descriptor {0} is not open: whoever starts this process must hand it over")]
+    #[error("file descriptor {0} is not open: the program that starts this process must pass it")]
     Closed(RawFd),
-    /// The environment is not as the protocol asks.
-    #[error("cannot take over the socket")]
+    /// The environment variables do not follow the socket activation protocol.
+    #[error("cannot take over the socket from the service manager")]
     Environment(#[source] io::Error),
-    /// One disk has one socket.
-    #[error(
-        "{0} sockets were handed over, and one disk is served: have one ListenStream= in the socket unit"
-    )]
+    /// More than one socket was passed, but a disk has one socket.
+    #[error("{0} sockets were passed for one disk: use a single ListenStream= in the socket unit")]
     Several(usize),
 }
 
 /// Takes over the descriptor with this number.
 ///
 /// # Errors
-/// It is not open.
+/// The descriptor is not open.
 ///
 /// # Safety
-/// Nobody else in this process owns it.
+/// Nothing else in this process owns the descriptor.
 pub unsafe fn by_number(fd: RawFd) -> Result<OwnedFd, InheritedError> {
     // SAFETY: F_GETFD on any number is harmless.
     status(unsafe { libc::fcntl(fd, libc::F_GETFD) }.min(0)).map_err(|_| InheritedError::Closed(fd))?;
-    // SAFETY: it is open, and the caller says that it has no other owner.
+    // SAFETY: the descriptor is open, and the caller promises that it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes over the socket that a service manager says it has handed over (`LISTEN_FDS`), if it has.
+/// Takes over the socket passed by a service manager (`LISTEN_FDS`), if there is one.
 ///
 /// # Errors
-/// There are several, or not those that the environment speaks of.
+/// There are several sockets, or the environment variables are wrong.
 ///
 /// # Safety
-/// Nobody else in this process owns descriptors from 3 on.
+/// Nothing else in this process owns descriptors from 3 on.
 pub unsafe fn from_service_manager() -> Result<Option<OwnedFd>, InheritedError> {
     let mut fds = sd_notify::listen_fds().map_err(InheritedError::Environment)?;
     match (fds.next(), fds.len()) {
         (None, _) => Ok(None),
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         (Some(fd), 0) => unsafe { by_number(fd) }.map(Some),
         (Some(_), more) => Err(InheritedError::Several(1 + more)),
     }

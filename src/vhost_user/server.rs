@@ -12,6 +12,7 @@ use std::time::Duration;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::channel::{BackendChannel, Resizer};
+use super::error::chain;
 use super::handler::{Answers, Handler};
 use super::inbox::{Inbox, InboxError, Next};
 use super::path::{self, SocketAccess, SocketPath};
@@ -62,9 +63,9 @@ pub enum ServerError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// No eventfd could be had.
-    #[error("eventfd: {0}")]
-    EventFd(io::Error),
+    /// The eventfd that stops the server cannot be created.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] io::Error),
 }
 
 #[derive(Debug)]
@@ -351,7 +352,8 @@ fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
         return;
     };
     if let Some(suppressed) = log.pass("ended", error) {
-        tracing::warn!(disk, %error, suppressed, "connection ended{hint}");
+        let error = chain(error);
+        tracing::warn!(disk, error, suppressed, "connection ended{hint}");
     }
 }
 

@@ -1,7 +1,8 @@
-//! One frontend's session: vhost-user messages in, commands for the queues out.
+//! One frontend's session: turns vhost-user messages into commands for the queues.
 //!
-//! Runs on the disk's control thread. A message that is refused changes nothing; the log says why. What is known of
-//! rings, memory and chains in flight is kept, though, where a ring cannot start with it: the next message may help.
+//! Runs on the disk's control thread. A refused message changes nothing, and the reason is logged. There is one
+//! exception: if a message is valid but a ring cannot start with it, the new state of rings, memory and chains in flight
+//! is kept, because the next message may complete it.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::channel::BackendChannel;
-use super::error::SessionError;
+use super::error::{SessionError, chain};
 use super::vring::Vring;
 use crate::aio::{Gone, Remote};
 use crate::blk::device::{BlkDevice, DeviceState};
@@ -32,12 +33,12 @@ use recovery::Inflight;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-/// A queue that has not answered for so long is slow, or stuck.
+/// Time after which a queue that has not answered counts as slow or stuck.
 const STUCK: Duration = Duration::from_millis(50);
 
 type Result<T> = std::result::Result<T, SessionError>;
 
-/// The state of one connection. Dropping it stops all rings and waits for what is in flight.
+/// The state of one connection. Dropping it stops all rings and waits for the requests in flight.
 #[derive(Debug)]
 pub struct Session<'a> {
     device: &'a mut BlkDevice,
@@ -47,17 +48,17 @@ pub struct Session<'a> {
     /// Rings stop with requests in flight (GET_VRING_BASE_INFLIGHT).
     pub(super) suspends: bool,
     vrings: Vec<Vring>,
-    /// Calls and errors, as the queues have them too.
+    /// Call and error eventfds, shared with the queues.
     eventfds: Vec<Arc<File>>,
     inflight: Inflight,
-    /// Used while LOG_ALL is set; may come earlier.
+    /// The dirty log. It is used while LOG_ALL is set, but may be set earlier.
     log: Option<Arc<DirtyLog>>,
-    /// A ring that should run cannot: the frontend has to come again.
+    /// A ring that should run cannot: the frontend must reconnect.
     pub(super) failed: bool,
 }
 
 impl<'a> Session<'a> {
-    /// A fresh session: nothing is negotiated.
+    /// Creates a session in which nothing is negotiated yet.
     ///
     /// `channel` is used once the frontend has set it up.
     pub fn new(device: &'a mut BlkDevice, channel: BackendChannel) -> Self {
@@ -77,7 +78,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The device that is served.
+    /// The device of this session.
     pub(super) fn device(&mut self) -> &mut BlkDevice {
         self.device
     }
@@ -90,7 +91,7 @@ impl<'a> Session<'a> {
         self.device.config().features() | PROTOCOL_FEATURES | LOG_ALL
     }
 
-    /// Checks an index that the frontend gave.
+    /// Checks a queue index from the frontend.
     pub(super) fn index(&self, index: u32) -> Result<usize> {
         let queues = self.vrings.len();
         usize::try_from(index)
@@ -103,7 +104,7 @@ impl<'a> Session<'a> {
         &self.device.queues()[index]
     }
 
-    /// Has `f` run on the thread of a queue, and waits for its result.
+    /// Runs `f` on the thread of a queue, and waits for its result.
     fn call<R: Send + 'static>(
         &self,
         index: usize,
@@ -111,14 +112,15 @@ impl<'a> Session<'a> {
     ) -> Result<R> {
         let (reply, result) = mpsc::sync_channel(1);
         self.queue(index).post(move |queue| {
-            // The wait below ends with the answer only.
+            // Cannot fail: the wait below ends only with the answer.
             let _ = reply.send(f(queue));
         })?;
         self.wait(&result)
     }
 
-    /// Waits for a queue, also for one that the frontend would have wait for ever: by filling an
-    /// eventfd that blocks.
+    /// Waits for a queue.
+    ///
+    /// The frontend could make a queue wait forever by filling a blocking eventfd, so this makes room in the eventfds.
     fn wait<R>(&self, result: &mpsc::Receiver<R>) -> Result<R> {
         Ok(wait(result, &self.eventfds)?)
     }
@@ -217,7 +219,13 @@ impl Drop for Session<'_> {
             && let DeviceState { name: disk, log, .. } = &**self.device.state()
             && let Some(suppressed) = log.pass("not reset", "")
         {
-            tracing::error!(disk, %error, suppressed, "disk cannot be reset after its frontend left");
+            let error = chain(&error);
+            tracing::error!(
+                disk,
+                error,
+                suppressed,
+                "cannot reset the disk after its frontend left"
+            );
         }
         self.device.state().node.set_flush_witness(None);
     }

@@ -1,4 +1,4 @@
-//! The way to end a server from another thread.
+//! A handle that ends a server from another thread.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Ends [`Server::run`](super::server::Server::run) from another thread.
 #[derive(Clone, Debug)]
 pub struct Stopper(
-    /// Readable once stopped, for ever.
+    /// Becomes readable when stopped, and stays readable.
     Arc<EventFd>,
 );
 
@@ -19,20 +19,20 @@ impl Stopper {
         Ok(Self(Arc::new(EventFd::new(EFD_NONBLOCK)?)))
     }
 
-    /// Accepts no more, and ends the connection there is once its rings have drained. Any thread.
+    /// Makes the server stop accepting connections, and end the current one once its rings have drained. Any thread.
     pub fn stop(&self) {
-        // Only a counter that is full cannot be written, and that is readable.
+        // A write fails only if the counter is full, and then the eventfd is readable already.
         let _ = self.0.write(1);
     }
 
-    /// Waits for `fd` to become readable, for the time, or for the stop; returns whether it is stopped.
+    /// Waits until `fd` is readable, the timeout expires, or the server is stopped. Returns whether it is stopped.
     pub(super) fn wait(&self, fd: Option<RawFd>, timeout: Option<Duration>) -> bool {
         let poll = |fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
         };
-        // A negative fd is ignored.
+        // `poll` ignores a negative fd.
         let mut fds = [poll(self.0.as_raw_fd()), poll(fd.unwrap_or(-1))];
         let timeout = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
         // SAFETY: the array is valid for its two elements.

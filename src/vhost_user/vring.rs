@@ -1,16 +1,16 @@
-//! What the frontend has said about one vring so far, whatever the order in which it said it.
+//! The state of one vring as the frontend has set it up so far, in any order of messages.
 
 use std::fs::File;
 
 use crate::virtqueue::RingAddresses;
 
-/// The kick eventfd, as SET_VRING_KICK gave it.
+/// The kick eventfd from SET_VRING_KICK.
 #[derive(Debug, Default)]
 pub(super) enum Kick {
     /// Not set yet.
     #[default]
     Unset,
-    /// Set, and not handed to the queue yet; `None` means that there is none.
+    /// Set, but not handed to the queue yet. `None` means that the frontend uses no eventfd.
     Pending(Option<File>),
     /// Handed to the queue.
     Taken,
@@ -21,27 +21,27 @@ pub(super) enum Kick {
 pub(super) struct Vring {
     pub(super) size: Option<u32>,
     pub(super) addresses: Option<RingAddresses>,
-    /// Guest address of the used ring, if it is to be logged.
+    /// Guest address of the used ring, if writes to it are logged.
     pub(super) log: Option<u64>,
     pub(super) base: u16,
     pub(super) kick: Kick,
-    /// It could not start, and nothing has been said since that could help.
+    /// The ring could not start, and no message since then could change that.
     pub(super) failed: bool,
-    /// The queue runs it.
+    /// The queue runs the ring.
     pub(super) running: bool,
-    /// The log says that it goes on after a predecessor.
+    /// It was logged that the ring continues after a predecessor.
     pub(super) resumed: bool,
-    /// The queue has been told to stop, and has not answered yet.
+    /// The queue was told to stop the ring, and has not answered yet.
     pub(super) draining: bool,
 }
 
 impl Vring {
-    /// True if the queue does nothing for it.
+    /// True if the queue neither runs nor drains the ring.
     pub(super) fn is_idle(&self) -> bool {
         !self.running && !self.draining
     }
 
-    /// True if all is known that a ring needs to start, and it does not run.
+    /// True if the ring does not run, and everything that it needs to start is known.
     pub(super) fn is_ready(&self) -> bool {
         !self.running
             && !self.failed

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use super::log::check_log_address;
-use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, execute};
+use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, chain, execute};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
 use crate::blk::queue::{RingSetup, Stop};
@@ -304,7 +304,8 @@ impl Session<'_> {
             && let DeviceState { name: disk, log, .. } = &**self.device.state()
             && let Some(suppressed) = log.pass("not stopped", "")
         {
-            tracing::error!(disk, %error, suppressed, "rings cannot be stopped");
+            let error = chain(&error);
+            tracing::error!(disk, error, suppressed, "cannot stop the rings");
         }
     }
 
