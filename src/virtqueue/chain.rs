@@ -1,4 +1,6 @@
-//! Descriptor chains (VIRTIO 1.3, 2.7.5): walked once, copied once, bounded.
+//! Descriptor chains (VIRTIO 1.3, 2.7.5).
+//!
+//! Each descriptor is copied once, and a walk never visits more descriptors than the queue or the indirect table has.
 
 use virtio_queue::desc::split::Descriptor;
 
@@ -8,50 +10,50 @@ use crate::memory::MemoryView;
 
 const INDIRECT: u16 = 4; // VIRTQ_DESC_F_INDIRECT
 
-/// Most entries of an indirect table, QEMU's figure. A table should not be longer than its queue (2.7.5.3.1), but Linux
-/// makes tables as long as a request is.
+/// Maximum number of entries in an indirect table, as in QEMU. A table should not be longer than its queue
+/// (2.7.5.3.1), but Linux makes tables as long as the request needs.
 const MAX_TABLE: u16 = MAX_QUEUE_SIZE;
 
-/// Why a chain cannot be walked; its ring must stop.
+/// The reason why a chain cannot be walked; its ring must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// More descriptors than the queue or the table has: a loop.
-    #[error("chain of more than {0} descriptors")]
+    /// The chain is longer than the queue or the table: it has a loop.
+    #[error("descriptor chain has more than {0} descriptors")]
     TooLong(u16),
-    /// `next` is beyond the table.
-    #[error("descriptor index {next} is beyond the table of {len}")]
+    /// A descriptor's `next` is past the end of the table.
+    #[error("descriptor index {next} is past the end of the table ({len} entries)")]
     BadNext {
-        /// The index.
+        /// The invalid index.
         next: u16,
         /// Entries in the table.
         len: u16,
     },
-    /// A device-readable descriptor after a device-writable one (2.7.4.2).
-    #[error("readable descriptor after a writable one")]
+    /// A device-readable descriptor follows a device-writable one (2.7.4.2).
+    #[error("device-readable descriptor follows a device-writable one")]
     ReadableAfterWritable,
-    /// An indirect table where none may be: not negotiated, nested, or with NEXT set (2.7.5.3.1).
-    #[error("indirect descriptor where none may be")]
+    /// An indirect descriptor was not negotiated, is nested, or has NEXT set (2.7.5.3.1).
+    #[error("indirect descriptor is not negotiated, is nested, or has NEXT set")]
     UnexpectedIndirect,
-    /// An indirect table that is empty, has more than 1024 entries, or no whole number of descriptors.
-    #[error("indirect table of {0} bytes")]
+    /// An indirect table is empty, has more than 1024 entries, or ends within a descriptor.
+    #[error("indirect table has an invalid length of {0} bytes")]
     BadIndirectLength(u32),
-    /// An indirect table outside guest memory.
+    /// An indirect table is outside guest memory.
     #[error("indirect table at {0:#x} is not in guest memory")]
     IndirectNotMapped(u64),
 }
 
-/// What a walk found; the ranges themselves are in the list that was handed in, readable ones first.
+/// The result of a walk. The ranges themselves are in the caller's list, readable ones first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// Ranges at the front of the list that the device may only read.
+    /// Number of ranges at the front of the list that the device may only read.
     pub readable_ranges: usize,
-    /// Bytes in them.
+    /// Number of bytes that the device may only read.
     pub readable: u64,
-    /// Bytes that the device may write.
+    /// Number of bytes that the device may write.
     pub writable: u64,
-    /// A range outside guest memory was left out of the list: the chain can be answered but not executed.
+    /// True if a range was outside guest memory and is not in the list: the chain can be answered, but not executed.
     pub fault: bool,
-    /// The last writable byte is in the list.
+    /// True if the last writable byte is in the list.
     pub last_writable_mapped: bool,
 }
 
@@ -61,7 +63,7 @@ impl Chain {
     /// The ranges stay valid as long as `memory` lives.
     ///
     /// # Errors
-    /// A chain that breaks the rules of the ring.
+    /// The chain breaks the rules of the ring.
     pub fn walk(
         ring: &SplitRing,
         memory: &MemoryView,
@@ -126,7 +128,7 @@ impl Chain {
         Err(ChainError::TooLong(len))
     }
 
-    /// Adds what one descriptor describes; it may span regions that adjoin each other.
+    /// Adds the buffer of one descriptor, which may span adjacent regions.
     #[inline]
     fn add(
         &mut self,
@@ -156,8 +158,9 @@ impl Chain {
     }
 }
 
-/// Adds `len` bytes of guest memory to the list; returns false for a range that is not all there, of which the list
-/// has the beginning then.
+/// Adds `left` bytes of guest memory to the list.
+///
+/// Returns false if part of the range is not mapped. The list then holds the bytes before that part.
 #[inline]
 fn push_range(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> bool {
     while left > 0 {
@@ -185,7 +188,7 @@ fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor
     match memory.resolve(addr) {
         Some((ptr, left)) if left >= 16 => {
             let ptr = own(ptr.cast(), memory.own_distance());
-            // SAFETY: sixteen bytes follow in the region.
+            // SAFETY: at least sixteen bytes are left in the region.
             Ok(unsafe { read_descriptor(ptr) })
         }
         _ => Err(not_mapped),

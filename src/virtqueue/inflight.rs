@@ -1,11 +1,12 @@
-//! In-flight tracking: which chains the device has, in memory that outlives the process (INFLIGHT_SHMFD).
+//! In-flight tracking: a record of the chains that the device holds, in memory that outlives the process
+//! (INFLIGHT_SHMFD).
 //!
-//! The frontend keeps the memory and hands it to whoever serves the ring next. A killed process stops between two
-//! instructions, so whatever prefix of the stores below was executed must tell its successor which chains were
-//! answered. All of them are release stores: none may move before another one, or before the store of the used index
-//! that they surround. No store is a syscall or a locked instruction.
+//! The frontend keeps the memory and hands it to the next backend of the ring. A kill stops the process between two
+//! instructions. So after any prefix of the stores below, the memory must tell the successor which chains were answered.
+//! All of them are release stores: none may move before another one, or before the store of the used index that they
+//! surround. No store is a syscall or a locked instruction.
 //!
-//! IOThread only, but for [`InflightRegion`], which belongs to the control thread.
+//! IOThread only, except [`InflightRegion`], which belongs to the control thread.
 
 use std::num::Wrapping;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -20,7 +21,7 @@ mod tests;
 
 pub use region::{InflightRegion, RegionError, RegionLayout, SpareByte};
 
-/// The layout of one queue's part, in the host's byte order: a header, then an entry per descriptor.
+/// Layout of one queue's part, in the host's byte order: a header, then one entry per descriptor.
 const FEATURES: usize = 0;
 const VERSION: usize = 8;
 const DESC_NUM: usize = 10;
@@ -28,51 +29,51 @@ const LAST_BATCH_HEAD: usize = 12;
 const USED_IDX: usize = 14;
 const HEADER_LEN: usize = 16;
 const ENTRY_LEN: usize = 16;
-/// Within an entry; what is between them is padding.
+/// Offsets within an entry; the rest of the entry is padding.
 const IN_FLIGHT: usize = 0;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
 
-/// The one version there is; 0 in memory that nobody has used yet.
+/// The only version that exists. Unused memory has 0 here.
 const CURRENT_VERSION: u16 = 1;
 
-/// Why a queue's part of an in-flight region cannot be trusted.
+/// The reason why a queue's part of an in-flight region cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InflightError {
-    /// Feature bits that nobody has defined.
+    /// The part has unknown feature bits.
     #[error("in-flight region has unknown features {0:#x}")]
     Features(u64),
-    /// A version that nobody has defined.
-    #[error("in-flight region has version {0}, and only {CURRENT_VERSION} is known")]
+    /// The part has an unknown version.
+    #[error("in-flight region has version {0}, but only version {CURRENT_VERSION} is supported")]
     Version(u16),
-    /// Made for queues of another size.
+    /// The part was made for queues of another size.
     #[error("in-flight region is for queues of {found} descriptors, not {expected}")]
     Size {
-        /// The size it was made for.
+        /// The size that the part was made for.
         found: u16,
         /// The size that is needed, or more.
         expected: u16,
     },
-    /// Neither in flight nor not, in flight before the first use, or beyond the ring.
-    #[error("in-flight region has descriptor {head} marked with {mark}")]
+    /// A descriptor's mark is neither 0 nor 1, or is 1 in an unused part or for a descriptor beyond the ring.
+    #[error("in-flight region marks descriptor {head} with the invalid value {mark}")]
     Mark {
         /// The descriptor.
         head: u16,
         /// Its mark.
         mark: u8,
     },
-    /// The ring's used index is further ahead than one batch can be.
-    #[error("in-flight region has used index {recorded}, the ring {ring}")]
+    /// The ring's used index is further ahead of the recorded one than one batch can be.
+    #[error("in-flight region has used index {recorded}, but the ring has {ring}")]
     UsedIndex {
-        /// As the region has it.
+        /// The used index in the region.
         recorded: u16,
-        /// As the ring has it.
+        /// The used index in the ring.
         ring: u16,
     },
-    /// The last batch's list leaves the table or comes back to itself.
-    #[error("in-flight region lists descriptor {0} in its last batch, which cannot be")]
+    /// The list of the last batch leaves the table or has a loop.
+    #[error("in-flight region's last batch lists descriptor {0}, which is out of range or listed twice")]
     BatchList(u16),
-    /// Two chains cannot have been taken at the same time, and none after the end of time.
+    /// Two chains have the same counter, or a counter is at its maximum.
     #[error("in-flight region has descriptor {head} with impossible counter {counter}")]
     Counter {
         /// The descriptor.
@@ -82,19 +83,19 @@ pub enum InflightError {
     },
 }
 
-/// One queue's part of a region, checked as far as it can be without its ring.
+/// One queue's part of a region, checked as far as possible without its ring.
 #[derive(Debug)]
 pub struct InflightArea {
     area: MappedArea,
     desc_num: u16,
 }
 
-/// What a predecessor has left behind.
+/// The state that a predecessor left in an area.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Recovered {
-    /// Chains in flight, the one taken last first: to be popped off the end.
+    /// Chains in flight. The chain taken last is first, so that popping off the end keeps the order.
     pub(super) heads: Vec<u16>,
-    /// The area had been used before, so that the ring's position follows from it.
+    /// True if the area had been used before, so that the ring's position follows from it.
     pub(super) resumed: bool,
 }
 
@@ -102,15 +103,15 @@ pub(super) struct Recovered {
 #[derive(Debug)]
 pub(super) struct Inflight {
     area: InflightArea,
-    /// Stamped on the next chain taken.
+    /// The counter for the next chain taken.
     counter: u64,
-    /// First of the list of chains put into the used ring last.
+    /// First entry in the list of the chains of the last batch.
     last_batch_head: u16,
-    /// Chains put into the used ring and not published.
+    /// Chains put into the used ring but not published.
     batch: Vec<u16>,
 }
 
-/// A point at which a test may stop the process: in front of every store that recovery depends on.
+/// A point at which a test may simulate a kill: before every store that recovery depends on.
 #[inline(always)]
 pub(super) fn stop_point() {
     #[cfg(test)]
@@ -118,17 +119,18 @@ pub(super) fn stop_point() {
 }
 
 impl InflightArea {
-    /// Checks what can be checked before the ring is known.
+    /// Checks the area as far as possible without its ring.
     fn new(area: MappedArea, desc_num: u16) -> Result<Self, InflightError> {
         let area = Self { area, desc_num };
         area.check(desc_num)?;
         Ok(area)
     }
 
-    /// Returns whether the area has been used before.
+    /// Checks the area against a ring of `ring_size` descriptors, and returns whether the area has been used before.
     fn check(&self, ring_size: u16) -> Result<bool, InflightError> {
         let features = self.u64_at(FEATURES).load(Ordering::Relaxed);
-        // Acquire: pairs with the release stores of the predecessor, which has ended; all that follows is its last word.
+        // Acquire: pairs with the release stores of the predecessor, which has ended; all reads below see its final
+        // values.
         let version = self.u16_at(VERSION).load(Ordering::Acquire);
         let found = self.u16_at(DESC_NUM).load(Ordering::Relaxed);
         let used = version != 0;
@@ -172,7 +174,7 @@ impl InflightArea {
         unsafe { AtomicU8::from_ptr(self.area.as_ptr().add(offset)) }
     }
 
-    /// Offset of a descriptor's entry. All its fields are in the area.
+    /// Returns the offset of a descriptor's entry. All its fields are in the area.
     #[inline]
     fn entry(&self, head: u16) -> usize {
         assert!(head < self.desc_num, "heads are checked against the ring size");
@@ -199,13 +201,14 @@ impl InflightArea {
         self.u64_at(self.entry(head) + COUNTER).load(Ordering::Relaxed)
     }
 
-    /// Brings the marks up to date with the ring's used index: a predecessor may have stopped after publishing a batch.
+    /// Updates the marks to match the ring's used index: a predecessor may have been killed after publishing a batch.
     ///
-    /// Stopping in here changes nothing: the recorded index is stored last.
+    /// A kill during this function does no harm, because the recorded index is stored last.
     fn settle_last_batch(&self, ring_size: u16, used_idx: u16) -> Result<(), InflightError> {
         let recorded = self.u16_at(USED_IDX).load(Ordering::Relaxed);
         let batch = (Wrapping(used_idx) - Wrapping(recorded)).0;
-        // Nothing to settle; whatever the index, as after a reset of the driver by a frontend that kept the region.
+        // With nothing in flight there is nothing to settle and any index is accepted: a frontend may keep the region
+        // across a reset of the driver.
         let idle = (0..ring_size).all(|head| self.mark(head).load(Ordering::Relaxed) == 0);
         if batch > ring_size && !idle {
             let ring = used_idx;
@@ -227,7 +230,7 @@ impl InflightArea {
         Ok(())
     }
 
-    /// Chains in flight with their counters, the one taken last first.
+    /// Returns the chains in flight with their counters; the chain taken last is first.
     fn marked(&self, ring_size: u16) -> Result<Vec<(u64, u16)>, InflightError> {
         let heads = (0..ring_size).filter(|&head| self.mark(head).load(Ordering::Relaxed) == 1);
         let mut marked: Vec<_> = heads.map(|head| (self.counter(head), head)).collect();
@@ -244,15 +247,15 @@ impl InflightArea {
 }
 
 impl Inflight {
-    /// Goes on where a predecessor has stopped, or starts in an area that nobody has used.
+    /// Continues where a predecessor stopped, or starts in an unused area.
     ///
-    /// `used_idx` is the ring's.
+    /// `used_idx` is the used index in the ring.
     pub(super) fn resume(
         area: InflightArea,
         ring_size: u16,
         used_idx: u16,
     ) -> Result<(Self, Recovered), InflightError> {
-        // Once more: the frontend can write to it at any time.
+        // Checked again, because the frontend can write to the area at any time.
         let resumed = area.check(ring_size)?;
         if resumed {
             area.settle_last_batch(ring_size, used_idx)?;
@@ -278,7 +281,7 @@ impl Inflight {
         self.area.area.is_lost()
     }
 
-    /// The device takes a chain; returns false, with nothing changed, if it has it already.
+    /// Records that the device took a chain. Returns false and changes nothing if the chain is already in flight.
     #[inline]
     pub(super) fn take(&mut self, head: u16) -> bool {
         if self.area.mark(head).load(Ordering::Relaxed) != 0 {
@@ -290,7 +293,7 @@ impl Inflight {
         true
     }
 
-    /// A chain goes into the used ring.
+    /// Records that a chain was put into the used ring.
     #[inline]
     pub(super) fn put_used(&mut self, head: u16) {
         let entry = self.area.entry(head);
@@ -299,15 +302,16 @@ impl Inflight {
         self.batch.push(head);
     }
 
-    /// To be called right before the used index is stored.
+    /// Call this right before the used index is stored.
     ///
-    /// Once for the whole batch: while the used index is the recorded one, nobody follows the list.
+    /// One store serves the whole batch: a successor follows the list only if the used index differs from the recorded
+    /// one.
     #[inline]
     pub(super) fn before_publish(&self) {
         self.area.set_u16(LAST_BATCH_HEAD, self.last_batch_head);
     }
 
-    /// To be called right after the used index was stored.
+    /// Call this right after the used index was stored.
     #[inline]
     pub(super) fn after_publish(&mut self, used_idx: u16) {
         for &head in &self.batch {

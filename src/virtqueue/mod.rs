@@ -1,7 +1,7 @@
 //! Split virtqueues (VIRTIO 1.3, 2.7): the rings, descriptor chains, notification suppression.
 //!
-//! A ring is resolved to host addresses once, when it starts, and again after a change of the memory table. It runs
-//! on one IOThread, takes no lock and allocates nothing. It knows no block device.
+//! A ring is resolved to host addresses when it starts, and again when the memory table changes. It runs on one
+//! IOThread, takes no lock and allocates nothing. It knows nothing of block devices.
 
 mod chain;
 mod inflight;

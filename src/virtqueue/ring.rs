@@ -1,4 +1,4 @@
-//! The three parts of a split virtqueue and the two indices the device owns.
+//! The three parts of a split virtqueue, and the two indices that the device owns.
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ mod used;
 pub use setup::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures};
 use setup::{check_size, resolve};
 
-/// Where writes to the used ring are logged.
+/// The log of writes to the used ring.
 #[derive(Debug)]
 struct UsedLog {
     log: Arc<DirtyLog>,
@@ -36,32 +36,32 @@ pub struct SplitRing {
     avail: MappedArea,
     used: MappedArea,
 
-    /// Next entry of the available ring to take.
+    /// Index of the next available entry to take.
     next_avail: Wrapping<u16>,
-    /// The driver's index as last read; entries before it are visible to us.
+    /// The driver's available index as last read; entries before it are visible to us.
     avail_idx: Wrapping<u16>,
-    /// Next entry of the used ring to fill.
+    /// Index of the next used entry to fill.
     next_used: Wrapping<u16>,
     /// The used index that the driver can see.
     published: Wrapping<u16>,
-    /// The used index at the last notification decision; `None`: the next publication always notifies.
+    /// The used index when we last decided whether to notify. `None` makes the next publication always notify.
     signalled: Option<Wrapping<u16>>,
-    /// The used index at the last decision to notify.
+    /// The used index when we last decided to notify.
     notified: Wrapping<u16>,
 
-    /// Survives this process, if the frontend keeps it.
+    /// In-flight tracking, in memory that survives this process if the frontend keeps it.
     inflight: Option<Inflight>,
-    /// Set while the VM migrates and the frontend wants the used ring logged.
+    /// Set while the VM migrates, if the frontend wants writes to the used ring logged.
     log: Option<UsedLog>,
-    /// Chains that a predecessor had taken and not answered, the next one last.
+    /// Chains that a predecessor took but did not answer; the next one to pop is last.
     resubmit: Vec<u16>,
 }
 
 impl SplitRing {
-    /// Resolves a ring of `size` entries that goes on at `base` (the available index to take next).
+    /// Resolves a ring of `size` entries that continues at `base` (the available index to take next).
     ///
     /// # Errors
-    /// Sizes, alignments and addresses that do not do.
+    /// The size is invalid, or a part of the ring is misaligned or not mapped.
     pub fn new(
         memory: &GuestMemory,
         addresses: RingAddresses,
@@ -87,24 +87,25 @@ impl SplitRing {
             log: None,
             resubmit: Vec::new(),
         };
-        // The used index is the one thing that both a fresh and a resumed ring hold in guest memory.
+        // The used index is valid in guest memory whether the ring is fresh or resumed.
         let used_idx = Wrapping(u16::from_le(ring.used_u16(2).load(Ordering::Relaxed)));
         (ring.next_used, ring.published, ring.notified) = (used_idx, used_idx, used_idx);
         Ok(ring)
     }
 
-    /// Whether the frontend keeps track of the chains in flight.
+    /// True if the chains in flight are tracked in memory that the frontend keeps.
     pub fn is_tracked(&self) -> bool {
         self.inflight.is_some()
     }
 
-    /// Tracks the chains in flight in `area` from here on, and goes on where a predecessor has stopped: what it had
-    /// taken and not answered is popped first, in the order in which it was taken.
+    /// Tracks the chains in flight in `area` from now on, and continues where a predecessor stopped.
     ///
-    /// Returns whether there was a predecessor; the driver may have missed kicks and notifications then.
+    /// Chains that the predecessor took but did not answer are popped first, in the order in which it took them.
+    ///
+    /// Returns whether there was a predecessor. If so, kicks and notifications may have been lost.
     ///
     /// # Errors
-    /// An area that makes no sense, by itself or beside this ring.
+    /// The contents of the area are invalid, or contradict this ring.
     pub fn track(&mut self, area: InflightArea) -> Result<bool, RingError> {
         let (inflight, recovered) = Inflight::resume(area, self.size, self.next_used.0)?;
         if recovered.resumed {
@@ -118,12 +119,12 @@ impl SplitRing {
         Ok(recovered.resumed)
     }
 
-    /// Chains that a predecessor has left in flight, and that were not popped yet.
+    /// Returns how many chains that a predecessor left in flight were not popped yet.
     pub fn left_in_flight(&self) -> usize {
         self.resubmit.len()
     }
 
-    /// Logs writes to the used ring from here on, or no more.
+    /// Starts logging writes to the used ring, or stops if `log` is `None` or does not cover the used ring.
     pub fn set_log(&mut self, log: Option<&RingLog>) {
         let used = |ring: &RingLog| {
             ring.used.map(|addr| UsedLog {
@@ -134,28 +135,28 @@ impl SplitRing {
         self.log = log.and_then(used);
     }
 
-    /// Resolves the same ring again after a change of the memory table; its position is kept.
+    /// Resolves the same ring again after the memory table changed. The ring keeps its position.
     ///
     /// # Errors
-    /// Addresses that the new table does not hold; the ring is unchanged then and must not be used any more.
+    /// The new table does not map the whole ring. The ring is unchanged then, and must not be used any more.
     pub fn remap(&mut self, memory: &GuestMemory, addresses: RingAddresses) -> Result<(), RingError> {
         [self.desc, self.avail, self.used] = resolve(memory, addresses, self.size)?;
         Ok(())
     }
 
-    /// True if memory of the ring itself is lost.
+    /// True if part of the ring's own memory is lost.
     pub(crate) fn is_lost(&self) -> bool {
         [&self.desc, &self.avail, &self.used]
             .iter()
             .any(|area| area.is_lost())
     }
 
-    /// True if the memory in which chains in flight are tracked is lost.
+    /// True if part of the memory that tracks the chains in flight is lost.
     pub(crate) fn inflight_is_lost(&self) -> bool {
         self.inflight.as_ref().is_some_and(Inflight::is_lost)
     }
 
-    /// Entries in the ring.
+    /// The number of entries in the ring.
     pub fn size(&self) -> u16 {
         self.size
     }
@@ -165,14 +166,14 @@ impl SplitRing {
         self.features
     }
 
-    /// The available index that is taken next: what GET_VRING_BASE answers.
+    /// The available index to take next, which is the answer to GET_VRING_BASE.
     pub fn next_avail(&self) -> u16 {
         self.next_avail.0
     }
 
-    /// True as long as the driver has never put anything into this ring, as far as can be seen.
+    /// True if the driver does not seem to have used this ring yet: all indices are still 0.
     pub(crate) fn is_untouched(&self) -> bool {
-        // Relaxed: a number to be compared with nothing else.
+        // Relaxed: no other access depends on this number.
         let idx = self.avail_u16(2).load(Ordering::Relaxed);
         (idx, self.next_avail.0, self.next_used.0) == (0, 0, 0)
     }
@@ -180,7 +181,7 @@ impl SplitRing {
     /// Takes the next available descriptor head, if there is one (2.7.14).
     ///
     /// # Errors
-    /// An impossible index or head: the ring must stop.
+    /// The driver's index or the head is invalid. The ring must stop.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<u16>, RingError> {
         if let Some(head) = self.resubmit.pop() {
@@ -207,16 +208,16 @@ impl SplitRing {
         Ok(Some(head))
     }
 
-    /// True if an entry can be taken that was there when the driver's index was last read.
+    /// True if an entry can be taken without reading the driver's index again.
     #[inline]
     pub fn has_seen_work(&self) -> bool {
         !self.resubmit.is_empty() || self.avail_idx != self.next_avail
     }
 
-    /// True if an entry could be taken. Reads the driver's index if need be.
+    /// True if an entry can be taken. Reads the driver's index if necessary.
     ///
     /// # Errors
-    /// An impossible index: the ring must stop.
+    /// The driver's index is invalid. The ring must stop.
     #[inline]
     pub fn has_work(&mut self) -> Result<bool, RingError> {
         Ok(self.has_seen_work() || self.refresh()?)
@@ -237,7 +238,7 @@ impl SplitRing {
         Ok(idx != self.next_avail)
     }
 
-    /// Copies one descriptor out of the table; `index` is below the queue size.
+    /// Copies one descriptor out of the table. The caller has checked that `index` is below the queue size.
     #[inline]
     pub(super) fn descriptor(&self, index: u16) -> Descriptor {
         assert!(index < self.size, "callers check descriptor indices");
@@ -247,8 +248,8 @@ impl SplitRing {
 
     fn avail_u16(&self, offset: usize) -> &AtomicU16 {
         debug_assert!(offset + 2 <= self.avail.len());
-        // SAFETY: within the available ring (offsets stem from indices below the size); aligned to 2; shared with
-        // the guest, hence atomic.
+        // SAFETY: within the available ring (offsets are computed from indices below the size); aligned to 2; shared
+        // with the guest, hence atomic.
         unsafe { AtomicU16::from_ptr(self.avail.as_ptr().add(offset).cast()) }
     }
 
@@ -265,7 +266,7 @@ impl SplitRing {
     }
 }
 
-/// Copies a descriptor once, so that what was checked is what is used.
+/// Copies a descriptor once, so that the caller uses what it has checked.
 ///
 /// # Safety
 /// `ptr` is valid for 16 bytes (it may be unaligned).

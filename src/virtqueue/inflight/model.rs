@@ -1,4 +1,4 @@
-//! A driver and a device that is killed between any two stores, again and again.
+//! A model of a driver and a device that is killed repeatedly, between any two stores.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -13,11 +13,11 @@ use crate::memory::{GuestMemory, MappedArea, RegionInfo};
 use crate::virtqueue::{RingAddresses, RingFeatures, SplitRing};
 
 thread_local! {
-    /// Stores that are still to be executed before the process is killed.
+    /// Number of stores left before the simulated kill.
     static STORES_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
-/// What a kill unwinds with; no panic hook runs.
+/// The payload that a simulated kill unwinds with; no panic hook runs.
 struct Killed;
 
 pub(crate) fn stop_point() {
@@ -27,7 +27,7 @@ pub(crate) fn stop_point() {
     }
 }
 
-/// Runs `f`, killed after so many stores; returns nothing if that happened.
+/// Runs `f` with a kill after `stores` stores. Returns `None` if it was killed.
 fn run_until<T>(stores: Option<u32>, f: impl FnOnce() -> T) -> Option<T> {
     STORES_LEFT.set(stores);
     let result = catch_unwind(AssertUnwindSafe(f));
@@ -50,7 +50,7 @@ pub(crate) struct Driver {
     avail_idx: Wrapping<u16>,
     used_idx: Wrapping<u16>,
     free: Vec<u16>,
-    /// Made available and not answered, in order.
+    /// Chains made available but not answered, in order.
     outstanding: Vec<u16>,
 }
 
@@ -122,7 +122,7 @@ impl Driver {
         self.u16_at(event).store(index, Ordering::Relaxed);
     }
 
-    /// Takes what the device has answered.
+    /// Takes the chains that the device has answered.
     pub(crate) fn reap(&mut self) {
         let idx = Wrapping(self.u16_at(self.used() + 2).load(Ordering::Acquire));
         while self.used_idx != idx {
@@ -132,18 +132,18 @@ impl Driver {
             let head = u16::try_from(id.load(Ordering::Relaxed)).unwrap();
             let at = self.outstanding.iter().position(|&h| h == head);
             self.outstanding
-                .remove(at.expect("only chains that are outstanding are answered, and each once"));
+                .remove(at.expect("each outstanding chain is answered once, and no other chain"));
             self.free.push(head);
             self.used_idx += 1;
         }
     }
 
-    /// What is made available and not answered, in order.
+    /// Chains made available but not answered, in order.
     pub(crate) fn outstanding(&self) -> &[u16] {
         &self.outstanding
     }
 
-    /// A ring on the memory as it is that goes on at `base`, with an in-flight region of its own if it is `tracked`.
+    /// Makes a ring on the current memory that continues at `base`, with its own in-flight region if `tracked`.
     pub(crate) fn ring(&self, base: u16, tracked: bool) -> SplitRing {
         let (avail, used) = (self.avail() as u64, self.used() as u64);
         let addresses = RingAddresses { desc: 0, avail, used };
@@ -160,10 +160,10 @@ impl Driver {
         ring
     }
 
-    /// A device on the memory as it is: what a new process makes of it.
+    /// Makes a device on the current memory, as a new process would.
     pub(crate) fn device(&self) -> Device {
         let region = InflightRegion::map(&self.region, self.layout).unwrap();
-        // Where a frontend goes on that lost its backend.
+        // The position that a frontend uses after it lost its backend.
         let base = self.u16_at(self.used() + 2).load(Ordering::Relaxed);
         let mut ring = self.ring(base, false);
         let resumed = ring.track(region.queue(1, self.size.into()).unwrap()).unwrap();
@@ -180,7 +180,7 @@ pub(crate) struct Device {
     pub(crate) ring: SplitRing,
     resumed: bool,
     held: Vec<u16>,
-    /// Put into the used ring and not published.
+    /// Chains put into the used ring but not published.
     pushed: Vec<u16>,
 }
 
@@ -216,7 +216,7 @@ enum Op {
     Recover,
 }
 
-/// Runs an operation on a device that may be killed meanwhile, or on a new one if there is none.
+/// Runs an operation on the device, or on a new one if there is none. The device may be killed during the operation.
 fn step(driver: &mut Driver, device: &mut Option<Device>, op: Op, stores: Option<u32>) {
     let taken = device.take();
     *device = run_until(stores, || {
@@ -233,7 +233,7 @@ fn step(driver: &mut Driver, device: &mut Option<Device>, op: Op, stores: Option
     driver.reap();
 }
 
-/// Answers all that is left, and checks that it was all.
+/// Answers the outstanding chains, and checks that none is left.
 fn finish(mut driver: Driver, mut device: Option<Device>) {
     step(&mut driver, &mut device, Op::Recover, None);
     for _ in 0..driver.outstanding.len() {
@@ -258,7 +258,7 @@ fn operation() -> impl Strategy<Value = Op> {
 
 proptest! {
     #[test]
-    fn a_device_killed_at_random_answers_every_chain_once(
+    fn device_killed_at_random_answers_chains_once(
         size in (0u32..=10).prop_map(|n| 1u16 << n),
         start in prop_oneof![Just(0u16), Just(65_530), any::<u16>()],
         event_idx: bool,
@@ -273,7 +273,7 @@ proptest! {
     }
 }
 
-/// Eight chains, answered out of order in two batches; one is taken between them, two are left.
+/// Chains answered out of order in two batches. One is taken between the batches, and two are left.
 const SCENARIO: [Op; 23] = {
     use Op::{Publish, Push, Submit, Take};
     [
@@ -304,7 +304,7 @@ const SCENARIO: [Op; 23] = {
 };
 
 #[test]
-fn a_device_killed_twice_between_any_two_stores_answers_every_chain_once() {
+fn device_killed_twice_answers_chains_once() {
     let mut runs = 0;
     for first in 0.. {
         let mut first_killed = false;
@@ -312,7 +312,7 @@ fn a_device_killed_twice_between_any_two_stores_answers_every_chain_once() {
             let mut driver = Driver::new(4, 65_533, first % 2 == 0);
             let mut left = SCENARIO.iter();
             let mut device = None;
-            // One count of stores for many operations, so that none of them is a boundary.
+            // One count of stores spans many operations, so that a kill can hit anywhere.
             let mut run = |stores| {
                 let killed = run_until(stores, || {
                     let mut device = device.take().unwrap_or_else(|| driver.device());
@@ -347,10 +347,10 @@ fn a_device_killed_twice_between_any_two_stores_answers_every_chain_once() {
 }
 
 #[test]
-fn the_first_publication_after_a_recovery_notifies_whatever_the_driver_asked_for() {
+fn first_publication_after_recovery_always_notifies() {
     for event_idx in [false, true] {
         let mut driver = Driver::new(8, 0, event_idx);
-        // No interrupts wanted, and with EVENT_IDX one far away.
+        // The driver wants no interrupts; with EVENT_IDX, its event is far away.
         driver.u16_at(driver.avail()).store(1, Ordering::Relaxed);
         driver
             .u16_at(driver.avail() + 4 + 16)

@@ -1,8 +1,9 @@
-//! The in-flight region as a whole: a sealed memfd, mapped, with a part for each queue.
+//! The whole in-flight region: a mapped, sealed memfd with a part for each queue.
 //!
-//! The frontend asks for parts of `queue_size` descriptors. The driver may choose larger rings all the same: QEMU lets it
-//! take up to 1024 entries over virtio-mmio, and over PCI, too, since 10.0.13. A region that was made here has a second,
-//! large part for each queue, after all that the protocol knows of; rings that are too large for the first part use it.
+//! The frontend asks for parts of `queue_size` descriptors. The driver may still choose larger rings: QEMU allows up to
+//! 1024 entries over virtio-mmio, and since 10.0.13 over PCI as well. So a region made by this program has a second,
+//! larger part for each queue, after everything that the protocol defines. Rings that are too large for the first part
+//! use the second one.
 
 use std::fs::File;
 use std::io;
@@ -15,85 +16,85 @@ use crate::virtqueue::MAX_QUEUE_SIZE;
 
 /// Each queue's part starts at a multiple of this.
 const ALIGNMENT: usize = 64;
-/// Bytes behind the queues' parts, in regions that were made here.
+/// Length of the trailer after the queues' parts, in regions made by this program.
 const TRAILER_LEN: usize = 64;
-/// First bytes of the trailer; the next one holds the state, and those after it are spare. All of them are zero at first,
-/// also where a predecessor does not know them.
+/// First bytes of the trailer. The next byte holds the device state, and the rest are spare bytes. All of these are
+/// initially zero, also in regions made by a predecessor that does not use them.
 const TRAILER_MAGIC: [u8; 8] = *b"vublk-01";
-/// A state was recorded.
+/// Set in the state byte once a state was recorded.
 const RECORDED: u8 = 0x80;
 
-/// What the two messages say about a region.
+/// The description of a region in the two in-flight messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionLayout {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// First byte in the file.
+    /// Offset in the file.
     pub offset: u64,
     /// Number of queues.
     pub queues: u16,
-    /// Largest number of descriptors in a queue.
+    /// Maximum number of descriptors in a queue.
     pub queue_size: u16,
 }
 
-/// Why an in-flight region cannot be made or used.
+/// The reason why an in-flight region cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
-    /// Queues that cannot be served.
-    #[error("in-flight region for {queues} queues of {queue_size} descriptors")]
+    /// The number or the size of the queues is invalid.
+    #[error("in-flight region cannot be for {queues} queues of {queue_size} descriptors")]
     Queues {
-        /// How many.
+        /// Number of queues.
         queues: u16,
-        /// How large.
+        /// Number of descriptors in a queue.
         queue_size: u16,
     },
-    /// Less than all queues need.
-    #[error("in-flight region of {size} bytes, and {needed} are needed")]
+    /// The region is too small for its queues.
+    #[error("in-flight region has {size} bytes, but its queues need {needed}")]
     TooSmall {
-        /// As the frontend says.
+        /// Size in bytes, as the frontend gave it.
         size: u64,
-        /// For all queues.
+        /// Number of bytes that all queues need.
         needed: u64,
     },
     /// The file ends before the region does.
     #[error("in-flight region of {size} bytes at {offset:#x} is beyond the end of its file")]
     BeyondEof {
-        /// Bytes.
+        /// Size in bytes.
         size: u64,
-        /// First byte in the file.
+        /// Offset in the file.
         offset: u64,
     },
-    /// The file has become shorter while it was looked at.
-    #[error("in-flight region was cut short")]
+    /// The file was truncated while its contents were checked.
+    #[error("in-flight region was truncated while it was checked")]
     Lost,
-    /// It could not be made or mapped.
-    #[error("in-flight region: {0}")]
+    /// The region could not be created, read or mapped.
+    #[error("cannot create, read or map the in-flight region")]
     Io(#[from] io::Error),
-    /// A queue that the region has no part for.
-    #[error("in-flight region is for {queues} queues, queue {queue} is none of them")]
+    /// The region has no part for a queue.
+    #[error("in-flight region is for {queues} queues and has no part for queue {queue}")]
     NoPart {
-        /// The queue.
+        /// Index of the queue.
         queue: usize,
-        /// How many there are.
+        /// Number of queues in the region.
         queues: u16,
     },
     /// The part of a queue is corrupt.
-    #[error("queue {queue}: {source}")]
+    #[error("queue {queue}")]
     Corrupt {
-        /// Whose part.
+        /// Index of the queue.
         queue: u16,
-        /// What is wrong with it.
+        /// The defect that was found.
         source: InflightError,
     },
 }
 
 impl RegionLayout {
-    /// Bytes of one queue's part, with the padding after it.
+    /// Size of one queue's part in bytes, including the padding after it.
     fn stride(queue_size: u16) -> usize {
         (HEADER_LEN + ENTRY_LEN * usize::from(queue_size)).next_multiple_of(ALIGNMENT)
     }
 
-    /// Bytes of all queues' parts, as the protocol has them.
+    /// Size in bytes of the queues' parts that the protocol defines.
     fn needed(&self) -> u64 {
         (usize::from(self.queues) * Self::stride(self.queue_size)) as u64
     }
@@ -103,7 +104,7 @@ impl RegionLayout {
         self.needed() + TRAILER_LEN as u64
     }
 
-    /// Bytes of the large parts; none where the queues can be no larger anyway.
+    /// Size of the large parts in bytes; 0 if `queue_size` is already the maximum.
     fn large_len(&self) -> u64 {
         if self.queue_size == MAX_QUEUE_SIZE {
             return 0;
@@ -126,7 +127,7 @@ impl RegionLayout {
 #[derive(Debug)]
 pub struct InflightRegion {
     area: MappedArea,
-    /// Bytes that are no queue's.
+    /// Bytes that belong to no queue, from the state byte on.
     trailer: Option<MappedArea>,
     /// Offset of the parts for rings of more than `queue_size` descriptors.
     large_parts: Option<usize>,
@@ -134,10 +135,10 @@ pub struct InflightRegion {
 }
 
 impl InflightRegion {
-    /// Makes a region that nobody has used yet, for the frontend to keep (GET_INFLIGHT_FD).
+    /// Makes an unused region for the frontend to keep (GET_INFLIGHT_FD).
     ///
     /// # Errors
-    /// Impossible queues; no memory.
+    /// The number or the size of the queues is invalid, or the memory cannot be allocated.
     pub fn create(queues: u16, queue_size: u16) -> Result<(RegionLayout, File), RegionError> {
         let mut layout = RegionLayout {
             size: 0,
@@ -156,7 +157,7 @@ impl InflightRegion {
     /// Maps a region that the frontend has kept (SET_INFLIGHT_FD).
     ///
     /// # Errors
-    /// A file that is too short; contents that make no sense.
+    /// The file is too short, cannot be mapped, or has invalid contents.
     pub fn map(file: &File, layout: RegionLayout) -> Result<Self, RegionError> {
         layout.check_queues()?;
         let RegionLayout { size, offset, .. } = layout;
@@ -198,16 +199,16 @@ impl InflightRegion {
         Ok(region)
     }
 
-    /// Whether a ring of `ring_size` descriptors has a part: not if it is larger than was asked for, and the region was
-    /// made elsewhere.
+    /// Returns whether a ring of `ring_size` descriptors has a part. Only regions made by this program have parts for
+    /// rings larger than the frontend asked for.
     pub fn has_room_for(&self, ring_size: u32) -> bool {
         ring_size <= self.layout.queue_size.into() || self.large_parts.is_some()
     }
 
-    /// The part of a queue with a ring of `ring_size` descriptors.
+    /// Returns the part of a queue with a ring of `ring_size` descriptors.
     ///
     /// # Errors
-    /// Contents that make no sense, or a queue that the region was not made for.
+    /// The contents are invalid, or the region has no such queue.
     pub fn queue(&self, queue: usize, ring_size: u32) -> Result<InflightArea, RegionError> {
         let RegionLayout {
             queues, queue_size, ..
@@ -221,24 +222,24 @@ impl InflightRegion {
         }
     }
 
-    /// What the device has recorded: below 128.
+    /// Returns the state that the device recorded (below 128), if any.
     pub fn device_state(&self) -> Option<u8> {
         let state = self.byte(0)?.get();
         (state & RECORDED != 0).then_some(state & !RECORDED)
     }
 
-    /// Records a few bits (below 128) that a driver has set on the device and no frontend sets again after a crash.
+    /// Records a few bits of device state (below 128) that the driver has set and no frontend restores after a crash.
     ///
-    /// A region that was made elsewhere has no place for them.
+    /// Does nothing in regions made by other programs, which have no room for the state.
     pub fn set_device_state(&self, state: u8) {
         if let Some(byte) = self.byte(0) {
             byte.set(state | RECORDED);
         }
     }
 
-    /// A spare byte for the device, from 0 on.
+    /// Returns one of the device's spare bytes, counted from 0.
     ///
-    /// A region that was made elsewhere has none.
+    /// Regions made by other programs have none.
     pub fn spare(&self, index: usize) -> Option<SpareByte> {
         self.byte(1 + index)
     }
@@ -247,7 +248,7 @@ impl InflightRegion {
         Some(SpareByte(self.trailer.as_ref()?.part(index, 1)))
     }
 
-    /// A queue's part among those for rings of `queue_size` descriptors, of which the first is at `parts`.
+    /// Returns a queue's part for rings of `queue_size` descriptors. The parts for this ring size begin at `parts`.
     fn part(&self, queue: u16, parts: usize, queue_size: u16) -> Result<InflightArea, RegionError> {
         let stride = RegionLayout::stride(queue_size);
         let area = self.area.part(parts + usize::from(queue) * stride, stride);
@@ -255,18 +256,18 @@ impl InflightRegion {
     }
 }
 
-/// A byte of a region that is no queue's. Any thread.
+/// A byte of a region that belongs to no queue. Any thread.
 #[derive(Debug)]
 pub struct SpareByte(MappedArea);
 
 impl SpareByte {
-    /// Its value.
+    /// Returns the byte.
     pub fn get(&self) -> u8 {
         // Acquire: pairs with the release store of a predecessor, which has ended.
         self.atomic().load(Ordering::Acquire)
     }
 
-    /// Changes it.
+    /// Sets the byte.
     pub fn set(&self, value: u8) {
         // Release: pairs with the Acquire of a successor in `get`.
         self.atomic().store(value, Ordering::Release);

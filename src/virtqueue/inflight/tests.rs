@@ -1,4 +1,4 @@
-//! Regions that make no sense are refused.
+//! Recovery from in-flight regions, and the refusal of invalid ones.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -38,7 +38,7 @@ impl Fixture {
         InflightRegion::map(&self.file, self.layout)
     }
 
-    /// What the second queue recovers, on a ring with this used index.
+    /// Recovers the second queue, on a ring with this used index.
     fn recover(&self, ring_size: u16, used_idx: u16) -> Result<Recovered, InflightError> {
         let area = match self.map().and_then(|region| region.queue(1, ring_size.into())) {
             Ok(area) => area,
@@ -54,13 +54,13 @@ fn entry(head: u16) -> usize {
 }
 
 #[test]
-fn chains_come_back_in_the_order_of_their_counters() {
+fn chains_are_recovered_in_counter_order() {
     let recovered = Fixture::new().recover(QUEUE_SIZE, 7).unwrap();
     assert_eq!((recovered.heads, recovered.resumed), (vec![3, 1], true));
 }
 
 #[test]
-fn parts_are_where_the_protocol_has_them() {
+fn layout_follows_the_protocol() {
     let (layout, file) = InflightRegion::create(3, 128).unwrap();
     assert_eq!((layout.size, layout.offset), (3 * 2112 + 64 + 3 * 16448, 0));
     assert!(
@@ -70,7 +70,7 @@ fn parts_are_where_the_protocol_has_them() {
 }
 
 #[test]
-fn the_devices_state_is_kept_and_costs_a_foreign_region_nothing() {
+fn device_state_is_kept_in_own_regions_only() {
     let fixture = Fixture::new();
     assert_eq!(fixture.map().unwrap().device_state(), None);
     for state in [0, 1, 127] {
@@ -108,7 +108,7 @@ fn impossible_headers_are_refused() {
                 expected: 8,
             },
         ),
-        // Never used, and yet something is in flight.
+        // An unused part with a chain in flight.
         (
             VERSION,
             &0u16.to_ne_bytes(),
@@ -151,7 +151,7 @@ fn impossible_entries_are_refused() {
 }
 
 #[test]
-fn a_last_batch_that_cannot_be_is_refused() {
+fn invalid_last_batches_are_refused() {
     let fixture = Fixture::new();
     fixture.put(LAST_BATCH_HEAD, &5u16.to_ne_bytes());
     fixture.put(entry(5) + NEXT, &3u16.to_ne_bytes());
@@ -169,14 +169,14 @@ fn a_last_batch_that_cannot_be_is_refused() {
 }
 
 #[test]
-fn with_nothing_in_flight_the_rings_index_is_taken() {
+fn idle_queues_accept_any_used_index() {
     let fixture = Fixture::new();
     FAIR.iter().for_each(|&(head, _)| fixture.put(entry(head), &[0]));
     assert!(fixture.recover(QUEUE_SIZE, 0).unwrap().heads.is_empty());
 }
 
 #[test]
-fn queues_that_do_not_fit_are_refused() {
+fn invalid_queue_counts_and_sizes_are_refused() {
     for (queues, queue_size) in [(0, 8), (1, 0), (1, 7), (1, 2048)] {
         assert!(matches!(
             InflightRegion::create(queues, queue_size),
@@ -196,7 +196,7 @@ fn queues_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn rings_larger_than_was_asked_for_have_parts_of_their_own() {
+fn larger_rings_have_their_own_parts() {
     let fixture = Fixture::new();
     assert!(!fixture.recover(16, 7).unwrap().resumed);
     let area = fixture.map().unwrap().queue(1, 16).unwrap();
@@ -213,7 +213,7 @@ fn rings_larger_than_was_asked_for_have_parts_of_their_own() {
 }
 
 #[test]
-fn a_region_must_lie_in_its_file_and_hold_all_queues() {
+fn region_must_fit_its_file_and_queues() {
     let fixture = Fixture::new();
     let file = || fixture.file.try_clone().unwrap();
     let layout = fixture.layout;
@@ -231,7 +231,7 @@ fn a_region_must_lie_in_its_file_and_hold_all_queues() {
         let mapped = InflightRegion::map(&file(), layout);
         assert!(matches!(mapped, Err(RegionError::BeyondEof { .. })), "{layout:?}");
     }
-    // Neither the trailer nor the large parts.
+    // Without the trailer and the large parts.
     let layout = RegionLayout {
         size: 2 * 192,
         ..layout
@@ -250,7 +250,7 @@ fn a_region_must_lie_in_its_file_and_hold_all_queues() {
 }
 
 #[test]
-fn a_file_that_cannot_be_sealed_does_as_well() {
+fn files_that_cannot_be_sealed_are_accepted() {
     let layout = Fixture::new().layout;
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(layout.size).unwrap();
@@ -258,5 +258,5 @@ fn a_file_that_cannot_be_sealed_does_as_well() {
     let area = region.queue(0, 8).unwrap();
     file.set_len(0).unwrap();
     let (inflight, _) = Inflight::resume(area, 8, 0).unwrap();
-    assert!(inflight.is_lost(), "its memory went away");
+    assert!(inflight.is_lost(), "the loss of memory is noticed");
 }

@@ -1,11 +1,14 @@
-//! Chains that the device has taken and not answered when a ring stops: how whoever serves the ring next learns of them.
+//! Handing over unanswered chains: when a ring stops, its next backend must learn of the chains that the device took
+//! but did not answer.
 //!
-//! GET_VRING_BASE has room for one index. If all unanswered chains are the last ones in the available ring, that is
-//! enough: the index goes back to the first of them, and any device takes them again. If later ones were answered
-//! already that would execute those twice. Then the index stays, and the heads are written to where their used elements
-//! would go next. The driver does not read an element before the used index is past it, and the index of that element
-//! is the device's to fill, so this is within the specification; and guest memory goes wherever the guest goes, unlike
-//! the in-flight region, which QEMU does not take along. Only a successor of our own kind understands these notes.
+//! GET_VRING_BASE returns a single index. That is enough if the unanswered chains are the last ones in the available
+//! ring: the index goes back to the first of them, and any device takes them again. If later chains were answered
+//! already, going back would execute those twice. Then the index stays, and the heads are noted in the used ring, in
+//! the elements that will be filled next.
+//!
+//! This is within the specification: these elements belong to the device, and the driver does not read an element
+//! before the used index has passed it. Guest memory also moves with the guest, whereas QEMU does not migrate the
+//! in-flight region. Only this program understands the notes.
 
 use std::num::Wrapping;
 use std::sync::atomic::Ordering;
@@ -13,14 +16,16 @@ use std::sync::atomic::Ordering;
 use super::SplitRing;
 use super::index::slot;
 
-/// In the upper half of a note's length; the lower half is its used index. No used element is that long.
+/// Marks a note, in the upper half of the element's length; the lower half is the used index. No real used element has
+/// such a length.
 const NOTE: u32 = 0x686c_0000;
 
 impl SplitRing {
-    /// Leaves `heads`, which are all that is not answered, to whoever serves the ring next. To be called when all else is
-    /// published; nothing is done with the ring afterwards, but for asking for kicks.
+    /// Leaves `heads`, which must be all unanswered chains, to the next backend of this ring.
     ///
-    /// `next_avail` goes back if that says it all, and if it `may_go_back`.
+    /// Call this when everything else is published. Afterwards the ring may only be used to ask for kicks.
+    ///
+    /// If `may_go_back` is set and `heads` are the last chains taken, `next_avail` goes back to the first of them.
     pub fn leave(&mut self, heads: &[u16], may_go_back: bool) {
         if may_go_back && self.are_last(heads) {
             self.next_avail = self.next_used;
@@ -30,27 +35,27 @@ impl SplitRing {
         }
     }
 
-    /// Whether these chains are what the available ring has last before the next one to take.
+    /// True if these chains are the last ones in the available ring before the next one to take.
     fn are_last(&self, heads: &[u16]) -> bool {
         let mut left = vec![false; usize::from(self.size)];
         heads.iter().for_each(|&head| left[usize::from(head)] = true);
         usize::from((self.next_avail - self.next_used).0) == heads.len()
             && (0..).map(Wrapping).take(heads.len()).all(|i| {
                 let entry = 4 + 2 * slot(self.next_used + i, self.size);
-                // Relaxed: the entry was read before, and the driver has not got its place back.
+                // Relaxed: the entry was read before, and the driver may not reuse its slot yet.
                 let head = u16::from_le(self.avail_u16(entry).load(Ordering::Relaxed));
                 left.get_mut(usize::from(head)).is_some_and(std::mem::take)
             })
     }
 
-    /// Writes `heads` into the used ring, where the driver does not look yet.
+    /// Writes `heads` into used elements that the driver does not read yet.
     fn note(&mut self, heads: &[u16]) {
         #[allow(clippy::cast_possible_truncation, reason = "at most the ring's size")]
         let count = heads.len() as u32;
         for (i, &head) in (0..).map(Wrapping).zip(heads) {
             let index = self.next_used + i;
             let element = 4 + 8 * slot(index, self.size);
-            // Relaxed: whoever reads this starts after our answer to GET_VRING_BASE.
+            // Relaxed: the reader starts after our answer to GET_VRING_BASE.
             self.used_u32(element)
                 .store((count << 16 | u32::from(head)).to_le(), Ordering::Relaxed);
             self.used_u32(element + 4)
@@ -59,10 +64,11 @@ impl SplitRing {
         self.log_used();
     }
 
-    /// Takes over what a predecessor has left in the ring: it is popped first. To be called on a ring that has not been
-    /// used, and does not go on from an in-flight region.
+    /// Takes over the chains that a predecessor left in the ring; they are popped first.
     ///
-    /// Returns how many chains a predecessor has taken that neither it nor we know how to answer.
+    /// Call this on a ring that has not been used yet and does not resume from an in-flight region.
+    ///
+    /// Returns how many chains a predecessor took but neither answered nor left a note of.
     pub fn adopt(&mut self) -> u16 {
         let unanswered = (self.next_avail - self.next_used).0;
         let heads = self.noted(unanswered).unwrap_or_default();
@@ -78,7 +84,7 @@ impl SplitRing {
         unanswered - adopted
     }
 
-    /// The heads in a predecessor's notes, if it has left any: at most so many.
+    /// Returns the heads in a predecessor's notes, if there are valid notes of at most `most` heads.
     fn noted(&self, most: u16) -> Option<Vec<u16>> {
         if most == 0 || most > self.size {
             return None;
@@ -109,14 +115,13 @@ mod tests {
     use super::*;
     use crate::virtqueue::inflight::model::Driver;
 
-    /// Pops everything there is.
     fn pop_all(ring: &mut SplitRing) -> Vec<u16> {
         std::iter::from_fn(|| ring.pop().unwrap()).collect()
     }
 
     proptest! {
         #[test]
-        fn a_successor_gets_exactly_what_is_not_answered(
+        fn successor_gets_exactly_the_unanswered_chains(
             start: u16,
             event_idx: bool,
             tracked: bool,
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_last_can_be_taken_by_anybody() {
+    fn chains_taken_last_can_be_taken_again() {
         let mut driver = Driver::new(8, 0xfffe, false);
         (0..5).for_each(|_| driver.submit(0));
         let mut ring = driver.ring(0xfffe, false);
@@ -158,12 +163,12 @@ mod tests {
         ring.publish();
         ring.leave(&[taken[4], taken[2], taken[3]], true);
         assert_eq!(ring.next_avail(), 0);
-        // A device that knows of no notes.
+        // A device that does not look for notes.
         assert_eq!(pop_all(&mut driver.ring(0, false)), taken[2..]);
     }
 
     #[test]
-    fn chains_that_nobody_knows_of_are_counted() {
+    fn chains_without_a_note_are_counted() {
         let mut driver = Driver::new(8, 0, false);
         (0..4).for_each(|_| driver.submit(0));
         for (base, lost) in [(0, 0), (3, 3), (100, 100)] {
@@ -171,7 +176,7 @@ mod tests {
         }
         let mut ring = driver.ring(2, false);
         assert_eq!(ring.adopt(), 2);
-        // It does not get better: those that it leaves are known, the others are not.
+        // Handing over again does not find the lost chains: only the chains that this ring leaves are noted.
         let taken = pop_all(&mut ring);
         ring.leave(&taken, true);
         assert_eq!(ring.next_avail(), 4);
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_that_do_not_belong_here_are_nobodys() {
+    fn notes_that_do_not_match_the_ring_are_ignored() {
         let mut driver = Driver::new(8, 0, false);
         (0..3).for_each(|_| driver.submit(0));
         let mut ring = driver.ring(0, false);
@@ -189,7 +194,7 @@ mod tests {
         ring.publish();
         ring.leave(&taken[..2], true);
         assert_eq!(driver.ring(3, false).adopt(), 0);
-        // Fewer than are noted, an element that was used since, a head that comes twice.
+        // Fewer unanswered chains than notes, an element used since, and a head that is noted twice.
         assert_eq!(driver.ring(2, false).adopt(), 1);
         let element = |index: usize, word: usize| 4 + 8 * index + 4 * word;
         ring.used_u32(element(2, 1)).store(1, Ordering::Relaxed);

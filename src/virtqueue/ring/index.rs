@@ -1,23 +1,25 @@
-//! The arithmetic of ring indices: free-running, modulo 2^16, whatever the queue size (VIRTIO 1.3, 2.7.6 and 2.7.8).
+//! Arithmetic of ring indices, which count modulo 2^16 whatever the queue size (VIRTIO 1.3, 2.7.6 and 2.7.8).
 //!
-//! Pure functions of indices that the guest may have made up; tested for all of them.
+//! These are pure functions. The guest can choose the indices freely, so the tests cover all values.
 
 use std::num::Wrapping;
 
-/// Entries that the driver has made available from `next` up to its index; `None` if the ring does not have so many.
+/// Returns how many entries the driver has made available from `next` up to its index, or `None` if that is more than
+/// the ring has.
 #[inline]
 pub(super) fn available(idx: Wrapping<u16>, next: Wrapping<u16>, size: u16) -> Option<u16> {
     let entries = (idx - next).0;
     (entries <= size).then_some(entries)
 }
 
-/// The entry of a ring of `size` entries (a power of two) that an index stands for.
+/// Returns the entry that an index stands for in a ring of `size` entries (a power of two).
 #[inline]
 pub(super) fn slot(index: Wrapping<u16>, size: u16) -> usize {
     usize::from(index.0 & (size - 1))
 }
 
-/// True if the driver wants to know of an index in (old, new] that is beyond `event` (2.7.10).
+/// True if the used index passed `event` when it went from `old` to `new`, so that the driver wants a notification
+/// (2.7.10).
 #[inline]
 pub(super) fn need_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> bool {
     new - event - Wrapping(1) < new - old
@@ -28,7 +30,7 @@ mod tests {
     use super::*;
     use crate::virtqueue::MAX_QUEUE_SIZE;
 
-    /// All pairs of indices where the code is optimised; elsewhere every 251st (a prime) of one, with all of the other.
+    /// Optimised builds test all pairs of indices; other builds test every 251st (a prime) of one with all of the other.
     const STRIDE: usize = if cfg!(debug_assertions) { 251 } else { 1 };
 
     fn indices() -> impl Iterator<Item = u16> {
@@ -39,7 +41,7 @@ mod tests {
         (0..=MAX_QUEUE_SIZE.ilog2()).map(|n| 1 << n)
     }
 
-    /// How far `to` is ahead of `from`, counted as the rings do: without wrapping arithmetic.
+    /// Computes how far `to` is ahead of `from` as rings count, but without wrapping arithmetic.
     fn ahead(to: u16, from: u16) -> u32 {
         let (to, from) = (u32::from(to), u32::from(from));
         if to >= from {
@@ -50,11 +52,11 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_available_up_to_the_size_ahead_for_every_pair_and_size() {
+    fn available_is_right_for_every_pair_and_size() {
         for next in indices() {
             for idx in 0..=u16::MAX {
                 let expected = ahead(idx, next);
-                // The largest size that refuses and the least that takes it decide about all others.
+                // Testing the largest size that is too small and the smallest that is large enough covers all others.
                 let least = u16::try_from(expected.next_power_of_two().min(2048)).unwrap();
                 for size in [1, least / 2, least, MAX_QUEUE_SIZE] {
                     let size = size.clamp(1, MAX_QUEUE_SIZE);
@@ -67,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn around_its_bounds_every_index_and_size_is_decided_alike() {
+    fn available_is_right_at_its_bounds() {
         for (next, size) in (0..=u16::MAX).flat_map(|next| sizes().map(move |size| (next, size))) {
             for (entries, fits) in [
                 (0, true),
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn every_index_stands_for_the_entry_that_division_gives() {
+    fn slot_is_the_index_modulo_the_size() {
         for size in sizes() {
             let mut expected = 0;
             for index in 0..=u16::MAX {
@@ -98,16 +100,13 @@ mod tests {
                     expected + 1
                 };
             }
-            assert_eq!(
-                expected, 0,
-                "the ring goes on seamlessly where indices wrap around"
-            );
+            assert_eq!(expected, 0, "no entry is skipped where indices wrap around");
         }
     }
 
     #[test]
-    fn an_event_is_needed_for_every_event_and_batch_exactly_if_it_lies_in_the_batch() {
-        // No batch is larger than a queue. `old` takes every value in the course of it.
+    fn event_is_needed_if_the_batch_contains_it() {
+        // No batch is larger than a queue. `old` takes a different value for each batch size.
         let mut old = 0u16;
         for batch in 0..=MAX_QUEUE_SIZE {
             old = old.wrapping_add(40_503);
@@ -122,10 +121,10 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_needed_exactly_if_it_lies_in_the_batch_for_every_pair_of_positions() {
+    fn event_is_needed_for_every_pair_of_positions() {
         for old in indices() {
             for event in 0..=u16::MAX {
-                // The least batch that has the event in it, and the one before: all others follow.
+                // Testing the smallest batch that contains the event, and the next smaller one, covers all others.
                 let distance = ahead(event, old);
                 let needed = |batch: u32| {
                     let new = Wrapping(old) + Wrapping(u16::try_from(batch).unwrap());

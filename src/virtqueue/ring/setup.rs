@@ -1,12 +1,12 @@
-//! What a ring is made from, and what can be wrong with it.
+//! Ring setup: the addresses and features of a ring, its errors, and the resolution of its parts.
 
 use super::super::inflight::InflightError;
 use crate::memory::{GuestMemory, MappedArea};
 
-/// Largest queue that is served: a power of two.
+/// Largest supported queue size, a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
-/// Where the frontend says that the parts of a ring are, in its own address space.
+/// The addresses of a ring's parts, in the frontend's own address space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Descriptor table (2.7.5), aligned to 16.
@@ -17,38 +17,38 @@ pub struct RingAddresses {
     pub used: u64,
 }
 
-/// The negotiated features that concern a ring.
+/// The negotiated features that affect a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingFeatures {
-    /// VIRTIO_F_EVENT_IDX: suppression by `used_event` and `avail_event` instead of flags.
+    /// VIRTIO_F_EVENT_IDX: `used_event` and `avail_event` suppress notifications instead of flags.
     pub event_idx: bool,
-    /// VIRTIO_F_INDIRECT_DESC: chains may lie in tables of their own.
+    /// VIRTIO_F_INDIRECT_DESC: chains may use indirect tables.
     pub indirect: bool,
 }
 
-/// Why a ring cannot be set up or must stop.
+/// The reason why a ring cannot be set up or must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    /// Zero, no power of two, or above [`MAX_QUEUE_SIZE`].
+    /// The queue size is zero, not a power of two, or above [`MAX_QUEUE_SIZE`].
     #[error("queue size {0} is not a power of two from 1 to {MAX_QUEUE_SIZE}")]
     BadSize(u32),
-    /// A part does not lie in one region of the memory table.
+    /// A part of the ring is not inside one region of the memory table.
     #[error(
         "{part} at {addr:#x} ({len} bytes) is not in the frontend's memory table (is all of the guest's memory shared? QEMU: \
          share=on on its memory backend)"
     )]
     NotMapped {
-        /// Which part.
+        /// Name of the part.
         part: &'static str,
         /// Its address in the frontend's address space.
         addr: u64,
         /// Its size in bytes.
         len: usize,
     },
-    /// A part is not aligned as the specification asks (2.7).
+    /// A part of the ring is not aligned as the specification requires (2.7).
     #[error("{part} at {addr:#x} is not aligned to {align} bytes")]
     Misaligned {
-        /// Which part.
+        /// Name of the part.
         part: &'static str,
         /// Its address in the frontend's address space.
         addr: u64,
@@ -73,10 +73,10 @@ pub enum RingError {
         /// Entries in the descriptor table.
         size: u16,
     },
-    /// The driver made a chain available that the device still has.
-    #[error("descriptor chain {0} is in flight already")]
+    /// The driver made a chain available that is still in flight.
+    #[error("descriptor chain {0} is already in flight")]
     InFlight(u16),
-    /// What is known of the chains in flight makes no sense.
+    /// The record of the chains in flight is invalid.
     #[error(transparent)]
     Region(#[from] InflightError),
 }
@@ -98,7 +98,7 @@ pub(super) fn resolve(
         let area = memory
             .resolve_user(addr, len)
             .ok_or(RingError::NotMapped { part, addr, len })?;
-        // What we access is the host's address; it has the guest's alignment because mappings start at pages.
+        // We access the host's address, which has the guest's alignment because mappings start at page boundaries.
         if area.as_ptr().addr().is_multiple_of(align) {
             Ok(area)
         } else {
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_powers_of_two_up_to_the_maximum_are_queue_sizes() {
+    fn queue_sizes_are_powers_of_two_up_to_1024() {
         let good: Vec<u32> = (0..=70_000).filter(|&n| check_size(n).is_ok()).collect();
         assert_eq!(good, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
     }

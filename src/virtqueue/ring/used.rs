@@ -1,4 +1,4 @@
-//! The device's side of a ring: used elements, their publication, and who wants to be told of what.
+//! The device's side of a ring: used elements, their publication, and notification suppression.
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
@@ -13,7 +13,7 @@ const NO_INTERRUPT: u16 = 1; // VIRTQ_AVAIL_F_NO_INTERRUPT
 impl SplitRing {
     /// Puts a completed chain into the used ring; the driver sees it after [`SplitRing::publish`].
     ///
-    /// `len` counts the bytes written into the chain, the status byte included.
+    /// `len` is the number of bytes written into the chain, including the status byte.
     #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) {
         if let Some(inflight) = &mut self.inflight {
@@ -27,12 +27,12 @@ impl SplitRing {
         self.next_used += 1;
     }
 
-    /// Completed chains that the driver cannot see yet.
+    /// The number of completed chains that the driver cannot see yet.
     pub fn unpublished(&self) -> u16 {
         (self.next_used - self.published).0
     }
 
-    /// Shows everything pushed to the driver, and says whether it wants to be notified (2.7.7, 2.7.8).
+    /// Makes all pushed chains visible to the driver, and returns whether it wants a notification (2.7.7, 2.7.8).
     #[inline]
     pub fn publish(&mut self) -> bool {
         if let Some(inflight) = &self.inflight {
@@ -47,8 +47,8 @@ impl SplitRing {
             inflight.after_publish(self.next_used.0);
         }
         self.log_used();
-        // SeqCst: our index before the driver's used_event or flags. Pairs with the driver's full barrier between
-        // its store of those and its last look at the index.
+        // SeqCst: our store of the index before our read of the driver's used_event or flags. Pairs with the driver's
+        // full barrier between its store of those and its last read of the index.
         fence(Ordering::SeqCst);
         let wanted = match self.signalled.replace(self.next_used) {
             None => true,
@@ -67,11 +67,12 @@ impl SplitRing {
         Wrapping(u16::from_le(event.load(Ordering::Relaxed)))
     }
 
-    /// If the driver waits for an index that was published without notifying it: that index, and what is published.
+    /// Detects a driver that waits for an index that was published without notifying it. Returns that index and the
+    /// published index.
     ///
-    /// A driver that is just looking at the ring gives the same picture, but not for long. One that waits has taken all
-    /// used elements before its event, so the event is at most a ring's size behind; a driver that polls parks it
-    /// anywhere.
+    /// A driver that is processing the ring right now looks the same, but only briefly. A waiting driver has taken all
+    /// used elements before its event, so the event is at most a ring's size behind the published index. A polling
+    /// driver may leave its event anywhere.
     pub fn missed_event(&self) -> Option<(u16, u16)> {
         let event = self.used_event();
         let missed = self.features.event_idx
@@ -80,25 +81,27 @@ impl SplitRing {
         missed.then_some((event.0, self.published.0))
     }
 
-    /// The driver was notified of all that is published.
+    /// Records that the driver was notified of everything published so far.
     pub fn set_notified(&mut self) {
         self.notified = self.published;
     }
 
-    /// The next [`SplitRing::publish`] notifies whatever the driver asked for (a new call fd, a reconnect).
+    /// Makes the next [`SplitRing::publish`] notify, whatever the driver asked for (after a new call fd or a reconnect).
     pub fn force_notification(&mut self) {
         self.signalled = None;
     }
 
-    /// Asks the driver for kicks from here on. Look at the ring once more after this, or a kick is lost.
+    /// Asks the driver for kicks from now on.
+    ///
+    /// The caller must check the ring once more afterwards: the driver may have added entries without a kick before.
     pub fn enable_kicks(&mut self) {
         self.ask_for_kicks(self.next_avail);
     }
 
-    /// The ring stops: asks the driver to kick for whatever it adds from here on, also behind entries that are left for
-    /// whoever serves the ring next.
+    /// Asks the driver, when the ring stops, to kick for every entry that it adds from now on, even if entries before it
+    /// are left for the next backend.
     pub fn leave_kicks_enabled(&mut self) {
-        // An impossible index is for whoever serves the ring next to refuse.
+        // If the index is invalid, the next backend refuses it.
         let _ = self.refresh();
         self.ask_for_kicks(self.avail_idx);
     }
@@ -111,14 +114,14 @@ impl SplitRing {
             self.used_u16(0).store(0, Ordering::Relaxed);
         }
         self.log_used();
-        // SeqCst: our wish before our last look at the index. Pairs with the driver's full barrier between its
-        // store of the index and its look at avail_event or flags.
+        // SeqCst: our request for kicks before our last read of the index. Pairs with the driver's full barrier between
+        // its store of the index and its read of avail_event or flags.
         fence(Ordering::SeqCst);
     }
 
-    /// Tells the driver that no kick is needed: the ring is looked at anyway.
+    /// Tells the driver that no kicks are needed because the ring is polled.
     ///
-    /// With EVENT_IDX there is nothing to do: an avail_event that is left behind asks for nothing.
+    /// With EVENT_IDX this does nothing: an avail_event that the driver has passed requests no kicks.
     pub fn disable_kicks(&mut self) {
         if !self.features.event_idx {
             self.used_u16(0).store(NO_NOTIFY.to_le(), Ordering::Relaxed);
@@ -126,7 +129,7 @@ impl SplitRing {
         }
     }
 
-    /// Marks the used ring dirty, all of it: it has three pages at most.
+    /// Marks the whole used ring dirty: it spans at most three pages.
     #[inline]
     pub(super) fn log_used(&self) {
         if let Some(UsedLog { log, addr }) = &self.log {
@@ -143,7 +146,8 @@ mod tests {
     use crate::memory::{DirtyLog, RingLog};
     use crate::virtqueue::inflight::model::Driver;
 
-    /// A driver's `used_event` after each of `answers` requests on a queue of 8, and how often it was found waiting.
+    /// Answers `answers` requests on a queue of 8, setting `used_event` after each, and returns how often the driver was
+    /// found waiting.
     fn found_waiting(answers: u16, used_event: impl Fn(u16) -> u16) -> usize {
         let mut driver = Driver::new(8, 0, true);
         let mut ring = driver.device().ring;
@@ -161,20 +165,20 @@ mod tests {
     }
 
     #[test]
-    fn only_an_event_that_a_waiting_driver_can_have_is_missed() {
-        // Parked far away, by a driver that polls.
+    fn missed_event_ignores_polling_drivers() {
+        // A polling driver leaves its event far away.
         assert_eq!(found_waiting(300, |published| published.wrapping_sub(200)), 0);
         assert_eq!(found_waiting(300, |published| published.wrapping_sub(9)), 0);
         assert_eq!(found_waiting(300, |published| published.wrapping_add(100)), 0);
-        // The whole queue is answered, and the driver has seen nothing of it, or all but the last one. The first
-        // publication of all notifies.
+        // The driver has seen none of a full queue's answers, then all but the last one. The very first publication
+        // always notifies.
         assert_eq!(found_waiting(300, |published| published.wrapping_sub(8)), 292);
         assert_eq!(found_waiting(300, |published| published.wrapping_sub(1)), 299);
         assert_eq!(found_waiting(300, |published| published), 0);
     }
 
     #[test]
-    fn each_write_to_the_used_ring_is_logged_while_that_is_on() {
+    fn used_ring_writes_are_logged_while_logging() {
         use std::os::unix::fs::FileExt;
 
         let file = crate::memory::memfd(c"log", 4096).unwrap();
