@@ -1,16 +1,16 @@
-//! Shared memory that goes away while it is used.
+//! Survives the loss of shared memory that is in use.
 //!
-//! The frontend can cut its file short at any time, a page may be poisoned (a machine check), and there may be no huge
-//! page left for it. Our own next access to such a page raises SIGBUS. The handler here puts a page of zeroes in its
-//! place, remembers which page that was, and lets the access go on. The users of a mapping look at [`losses`] now and
-//! then, and find out what they have lost.
+//! The frontend can truncate its file at any time, a page can be poisoned (a machine check), and the kernel can run out
+//! of huge pages. Our own next access to such a page raises SIGBUS. The handler here replaces the page with zeroes,
+//! remembers which page it was, and lets the access continue. Users of a mapping check [`losses`] regularly to find out
+//! whether they have lost anything.
 //!
-//! The kernel must never see those zeroes: it would store them on the disk. So guest memory is mapped twice, and what
-//! the kernel reads and writes is in the mapping that is never touched here; there the kernel finds that a page is gone
-//! and says EFAULT.
+//! The kernel must never see these zeroes, because it would write them to the disk. So guest memory is mapped twice.
+//! System calls use the mapping that the handler never changes. If a page is lost there, the system call fails with
+//! EFAULT.
 //!
-//! A SIGBUS at any other address goes where it went before. The handler runs on any thread, takes no lock and makes
-//! one system call, `mmap`.
+//! A SIGBUS at any other address is passed to the previous handler. The handler here runs on any thread, takes no lock
+//! and makes one system call, `mmap`.
 
 use std::io;
 use std::mem;
@@ -21,33 +21,33 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::status::status;
 
-/// Mappings at the same time: two whole memory tables, each mapped twice, and room for those that requests in flight
-/// keep alive.
+/// Maximum number of mappings at the same time: enough for two whole memory tables, each mapped twice, and for the
+/// mappings that requests in flight keep alive.
 const SLOTS: usize = 4096;
 
-/// Lost pages of a mapping that are told apart. With more of them all of it counts as lost.
+/// Number of lost pages that are remembered per mapping. If more are lost, the whole mapping counts as lost.
 const PAGES: usize = 16;
 
 static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
-/// Slots from here on were never used.
+/// Index of the first slot that was never used.
 static END: AtomicUsize = AtomicUsize::new(0);
-/// Counts the accesses that found a page lost.
+/// Number of accesses that found a page lost.
 static LOSSES: AtomicUsize = AtomicUsize::new(0);
 /// Held while the table changes.
 static CHANGE: Mutex<()> = Mutex::new(());
-/// What was to be done with a SIGBUS before.
+/// The disposition of SIGBUS before our handler was installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Whose accesses go to a mapping.
+/// The user of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum User {
-    /// This program's own.
+    /// The program itself accesses the mapping.
     Ourselves,
-    /// Only those of system calls.
+    /// Only system calls access the mapping.
     Kernel,
 }
 
-/// A mapping, as the handler sees it. All zeroes at the start, so that the table takes no memory.
+/// A mapping, as the handler sees it. Initially all zeroes, so that the table takes no memory.
 #[derive(Debug)]
 struct Slot {
     /// Odd while the slot changes: a sequence lock whose readers never wait.
@@ -55,16 +55,16 @@ struct Slot {
     /// First address; 0 in a free slot.
     start: AtomicUsize,
     len: AtomicUsize,
-    /// Bytes of a page of this mapping.
+    /// Size of this mapping's pages in bytes.
     page: AtomicUsize,
     kernel: AtomicBool,
     /// First addresses of lost pages; 0 in a free entry.
     lost: [AtomicUsize; PAGES],
-    /// More pages are lost than `lost` has room for.
+    /// More pages are lost than fit in `lost`.
     all_lost: AtomicBool,
 }
 
-/// What the handler needs to know of a mapping.
+/// The handler's copy of a slot.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     start: usize,
@@ -89,7 +89,8 @@ impl Slot {
     /// Changes the slot. The caller holds `CHANGE`.
     fn set(&self, start: usize, len: usize, page: usize, user: User) {
         self.version.fetch_add(1, Ordering::Relaxed);
-        // Release: pairs with the fence in `known`. Who sees one of the stores below sees that the slot changes, too.
+        // Release: pairs with the fence in `known`. A reader that sees one of the stores below also sees that the slot
+        // is changing.
         fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
@@ -97,13 +98,13 @@ impl Slot {
         self.kernel.store(user == User::Kernel, Ordering::Relaxed);
         self.lost.iter().for_each(|page| page.store(0, Ordering::Relaxed));
         self.all_lost.store(false, Ordering::Relaxed);
-        // Release: pairs with the load in `known`. Who sees this version sees the stores above.
+        // Release: pairs with the load in `known`. A reader that sees this version sees the stores above.
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// The mapping, if it has the address.
+    /// Returns the mapping, if it contains the address.
     ///
-    /// A slot that changes cannot have it: who accesses an address keeps its mapping.
+    /// A slot that is changing cannot contain it, because the thread that accesses an address keeps its mapping.
     fn known(&self, addr: usize) -> Option<Known> {
         // Acquire: pairs with the last store in `set`.
         let version = self.version.load(Ordering::Acquire);
@@ -120,7 +121,7 @@ impl Slot {
         (stable && known.start != 0 && inside).then_some(known)
     }
 
-    /// Remembers that a page is lost. Returns false if there are too many of them.
+    /// Records that a page is lost. Returns false if too many pages are lost to record it.
     fn lose(&self, page: usize) -> bool {
         let remembered =
             |entry: &AtomicUsize| match entry.compare_exchange(0, page, Ordering::Relaxed, Ordering::Relaxed)
@@ -135,7 +136,7 @@ impl Slot {
         !all
     }
 
-    /// Ranges of addresses that are lost.
+    /// Returns the lost address ranges.
     fn lost(&self) -> impl Iterator<Item = Range<usize>> {
         let page = self.page.load(Ordering::Relaxed);
         let pages = self.lost.iter().map(|entry| entry.load(Ordering::Relaxed));
@@ -153,17 +154,17 @@ impl Slot {
     }
 }
 
-/// A mapping that the handler knows. Dropping it makes the handler forget; unmap only afterwards.
+/// A mapping that the handler guards. Drop this before unmapping the memory.
 #[derive(Debug)]
 pub(crate) struct Guarded {
     slot: usize,
 }
 
 impl Guarded {
-    /// Makes the handler watch over a mapping of `len` bytes; address and length are multiples of `page`.
+    /// Makes the handler guard a mapping of `len` bytes. Address and length are multiples of `page`.
     ///
     /// # Errors
-    /// Too many mappings; a handler that cannot be installed.
+    /// There are too many mappings, or the handler cannot be installed.
     pub(crate) fn new(start: *mut u8, len: usize, page: usize, user: User) -> io::Result<Self> {
         install()?;
         let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,18 +173,18 @@ impl Guarded {
             .iter()
             .position(free)
             .ok_or_else(|| io::Error::other(format!("more than {SLOTS} mappings of shared memory")))?;
-        // Release: pairs with the load of the handler; it may find the slot from here on.
+        // Release: pairs with the handler's load; the handler may find the slot from now on.
         END.fetch_max(slot + 1, Ordering::Release);
         TABLE[slot].set(start.addr(), len, page, user);
         Ok(Self { slot })
     }
 
-    /// True once an access found a page of the `len` bytes at `start` lost.
+    /// True once an access has found a page of the `len` bytes at `start` lost.
     pub(crate) fn has_lost(&self, start: *const u8, len: usize) -> bool {
         TABLE[self.slot].has_lost(&(start.addr()..start.addr() + len))
     }
 
-    /// Ranges of addresses that accesses have found lost.
+    /// Returns the address ranges that accesses have found lost.
     pub(crate) fn lost(&self) -> impl Iterator<Item = Range<usize>> {
         TABLE[self.slot].lost()
     }
@@ -196,9 +197,9 @@ impl Drop for Guarded {
     }
 }
 
-/// Counts what was ever lost: another number than last time says that it is worth a look at one's own mappings.
+/// Returns the number of losses so far. If it has changed, the caller should check its own mappings.
 ///
-/// What was read from memory before this is zeroes, at worst, if the number is another one.
+/// If the number has changed, data read from memory before this call may be zeroes.
 #[inline]
 pub(crate) fn losses() -> usize {
     // Acquire: the reads of memory that the caller asks about come before this, and it pairs with the Release of the
@@ -207,7 +208,8 @@ pub(crate) fn losses() -> usize {
     LOSSES.load(Ordering::Acquire)
 }
 
-/// True if an access by ourselves has found a page of the `len` bytes at `start` lost. The caller keeps their mapping.
+/// True if one of our own accesses has found a page of the `len` bytes at `start` lost. The caller keeps the bytes
+/// mapped.
 pub(crate) fn has_lost(start: *const u8, len: usize) -> bool {
     let range = start.addr()..start.addr() + len;
     losses() > 0
@@ -221,10 +223,10 @@ fn known_slots() -> &'static [Slot] {
     &TABLE[..END.load(Ordering::Acquire).min(SLOTS)]
 }
 
-/// Installs the handler, once. Later calls do nothing.
+/// Installs the handler. Later calls do nothing.
 ///
 /// # Errors
-/// Those of `sigaction`.
+/// The system refuses to install the handler.
 pub(crate) fn install() -> io::Result<()> {
     static INSTALLED: Mutex<bool> = Mutex::new(false);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -254,9 +256,9 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let addr = || unsafe { (*info).si_addr() }.addr();
     let handled = match code {
         libc::BUS_ADRERR => replace(addr()),
-        // The kernel's own accesses need no help: the system call fails.
+        // Nothing to do for an access by the kernel: its system call fails.
         libc::BUS_MCEERR_AR => is_the_kernels(addr()) || replace(addr()),
-        // A page is poisoned, and nobody has read it yet.
+        // A page is poisoned, but was not accessed yet.
         libc::BUS_MCEERR_AO => find(addr()).is_some(),
         _ => false,
     };
@@ -265,7 +267,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     }
 }
 
-/// The mapping that has the address.
+/// Finds the mapping that contains the address.
 fn find(addr: usize) -> Option<(&'static Slot, Known)> {
     known_slots()
         .iter()
@@ -276,21 +278,22 @@ fn is_the_kernels(addr: usize) -> bool {
     find(addr).is_some_and(|(_, known)| known.kernel)
 }
 
-/// Puts zeroes in the place of the page that has `addr`. Returns false if it is none of ours.
+/// Replaces the page that contains `addr` with zeroes. Returns false if it is not in a guarded mapping for our own
+/// accesses, or cannot be replaced.
 fn replace(addr: usize) -> bool {
     let Some((slot, known)) = find(addr).filter(|(_, known)| !known.kernel) else {
         return false;
     };
     let offset = addr - known.start;
     let page = known.start + (offset - offset % known.page);
-    // Before there is a zero to be read: see `losses`.
+    // Recorded before any zero can be read: see `losses`.
     let len = if slot.lose(page) {
         known.page
     } else {
-        // Each replaced page splits the mapping, and the kernel limits how often.
+        // Each replaced page splits the mapping, and the kernel limits the number of mappings. So replace all of the rest.
         known.start + known.len - page
     };
-    // Counted also where another thread has marked it, for that one may not have come here yet.
+    // Counted even if another thread has recorded the page, because that thread may not have counted it yet.
     LOSSES.fetch_add(1, Ordering::Release);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
@@ -303,7 +306,7 @@ fn replace(addr: usize) -> bool {
     new != libc::MAP_FAILED
 }
 
-/// Does what would have been done without this handler.
+/// Passes the signal to the previous handler.
 fn forward(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     type Handler = extern "C" fn(libc::c_int);
     type InfoHandler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
@@ -313,7 +316,7 @@ fn forward(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
         .filter(|&h| h != libc::SIG_DFL && h != libc::SIG_IGN);
     match (handler, previous.map_or(0, |p| p.sa_flags) & libc::SA_SIGINFO) {
         (None, _) => {
-            // SAFETY: resets the disposition; the signal comes again when this returns.
+            // SAFETY: resets the disposition; the signal is raised again when this returns.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
             // SAFETY: as above, also where no access repeats it.
             unsafe { libc::raise(signal) };

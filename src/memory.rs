@@ -1,7 +1,7 @@
-//! Guest memory: the frontend's memory table, mapped, and the translation of guest addresses.
+//! Guest memory: maps the frontend's memory table and translates guest addresses.
 //!
-//! A [`GuestMemory`] is an immutable snapshot; a changed table makes a new one that shares the mappings it keeps.
-//! Whoever holds a snapshot (a ring, a request in flight) keeps its mappings alive. Nothing here touches the
+//! A [`GuestMemory`] is an immutable snapshot. Changing the table makes a new snapshot that shares the unchanged
+//! mappings. A holder of a snapshot (a ring, a request in flight) keeps its mappings alive. Nothing here touches the
 //! contents of guest memory.
 
 use std::fs::File;
@@ -19,27 +19,27 @@ pub use log::{DirtyLog, LogError, RingLog};
 use mapping::Mapping;
 pub use view::MemoryView;
 
-/// Most regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
+/// Maximum number of regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
 pub const MAX_REGIONS: usize = 509;
 
-/// Why a memory table was refused.
+/// The reason why a memory table was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Two regions share addresses, or one address range wraps around.
-    #[error("memory region {guest:#x}+{len:#x} is empty, wraps around or overlaps another one")]
+    /// A region is empty, wraps around or overlaps another region.
+    #[error("memory region {guest:#x}+{len:#x} is empty, wraps around or overlaps another region")]
     BadRange {
         /// Guest address of the refused region.
         guest: u64,
         /// Its length in bytes.
         len: u64,
     },
-    /// More than [`MAX_REGIONS`].
+    /// The table has more than [`MAX_REGIONS`] regions.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
-    /// REM_MEM_REG named a region that is not there.
+    /// REM_MEM_REG named a region that does not exist.
     #[error("no memory region {guest:#x}+{len:#x} to remove")]
     NotFound {
-        /// Guest address of the region asked for.
+        /// Guest address of the region to remove.
         guest: u64,
         /// Its length in bytes.
         len: u64,
@@ -54,28 +54,28 @@ pub enum Error {
         /// Size of the file in bytes.
         size: u64,
     },
-    /// The file could not be mapped (misaligned offset, no memory).
-    #[error("memory region {guest:#x}+{len:#x} cannot be mapped: {source}")]
+    /// The file could not be mapped (for example: misaligned offset, out of memory).
+    #[error("memory region {guest:#x}+{len:#x} cannot be mapped")]
     Map {
         /// Guest address of the refused region.
         guest: u64,
         /// Its length in bytes.
         len: u64,
-        /// What the mapping reported.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }
 
-/// One region as the frontend describes it; all figures in bytes.
+/// One region as the frontend describes it. All sizes and offsets are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionInfo {
     /// Guest physical address of the first byte.
     pub guest: u64,
-    /// Length.
+    /// Length of the region.
     pub len: u64,
-    /// Address of the first byte in the frontend's own address space (ring addresses are given in these).
+    /// Address of the first byte in the frontend's own address space, which ring addresses refer to.
     pub user: u64,
-    /// Where the region starts in its file.
+    /// Offset of the region in its file.
     pub file_offset: u64,
 }
 
@@ -95,7 +95,8 @@ impl GuestMemory {
     /// Maps a whole table (SET_MEM_TABLE).
     ///
     /// # Errors
-    /// Regions that are empty, wrap, overlap or cannot be mapped; nothing stays mapped then.
+    /// There are too many regions, or a region is empty, wraps around, overlaps another one, or cannot be mapped. On an
+    /// error, nothing stays mapped.
     pub fn map(table: impl IntoIterator<Item = (RegionInfo, File)>) -> Result<Self, Error> {
         table
             .into_iter()
@@ -104,7 +105,7 @@ impl GuestMemory {
             })
     }
 
-    /// This table and one region more (ADD_MEM_REG).
+    /// Returns this table with one more region (ADD_MEM_REG).
     ///
     /// # Errors
     /// As for [`GuestMemory::map`].
@@ -147,10 +148,10 @@ impl GuestMemory {
         Ok(Self { regions })
     }
 
-    /// This table without one region (REM_MEM_REG); guest address, user address and length must match.
+    /// Returns this table without one region (REM_MEM_REG). Guest address, user address and length must match.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
+    /// No region matches ([`Error::NotFound`]).
     pub fn without_region(&self, guest: u64, user: u64, len: u64) -> Result<Self, Error> {
         let same = |r: &Region| (r.info.guest, r.info.user, r.info.len) == (guest, user, len);
         let at = self
@@ -163,17 +164,17 @@ impl GuestMemory {
         Ok(Self { regions })
     }
 
-    /// True if the frontend has shared no memory (yet).
+    /// True if the frontend has not shared any memory yet.
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
     }
 
-    /// The guest address behind the last region; 0 if there is none.
+    /// Returns the guest address after the last region, or 0 if there are no regions.
     pub fn end(&self) -> u64 {
         self.regions.last().map_or(0, |r| r.info.guest + r.info.len)
     }
 
-    /// Resolves `len` bytes at an address of the frontend's own address space; they must lie in one region.
+    /// Resolves `len` bytes at an address in the frontend's own address space. All of them must be in one region.
     pub fn resolve_user(&self, user: u64, len: usize) -> Option<MappedArea> {
         let covers = |r: &&Region| {
             user.checked_sub(r.info.user)
@@ -191,7 +192,10 @@ impl GuestMemory {
     }
 }
 
-/// Access beyond the end of a file would raise SIGBUS. Returns the size of a file that is too short.
+/// Checks that a file has at least `end` bytes: an access beyond its end would raise SIGBUS.
+///
+/// # Errors
+/// The file is too short; returns its size.
 fn check_eof(file: &File, end: u64) -> Result<(), u64> {
     match file.metadata() {
         Ok(metadata) if metadata.is_file() && metadata.len() < end => Err(metadata.len()),
@@ -254,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_of_one_region_is_looked_for_in_regions_at_any_address() {
+    fn guest_address_handles_regions_in_any_order() {
         let (low, high) = (1 << 62, 1 << 63);
-        // Mapped in either order, so that once the second one's bytes lie below the first one's in this process.
+        // Mapped in both orders, so that in one case the higher region is mapped at the lower host address.
         for order in [[low, high], [high, low]] {
             let table = order.map(|guest| (info(guest, 0x1000, 0), file(0x1000)));
             let view = MemoryView::new(Arc::new(GuestMemory::map(table).unwrap()));
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_region_is_gone_and_a_wrong_one_is_refused() {
+    fn removing_a_region_needs_an_exact_match() {
         let memory = two();
         assert!(matches!(
             memory.without_region(0, 0x6000_0000, 0x800),

@@ -21,10 +21,10 @@ unsafe impl Send for MappedArea {}
 unsafe impl Sync for MappedArea {}
 
 impl MappedArea {
-    /// Maps `len` bytes of a file that is not guest memory, from a multiple of the page size on.
+    /// Maps `len` bytes of a file that is not guest memory. `offset` is a multiple of the page size.
     ///
     /// # Errors
-    /// Those of `mmap`.
+    /// The offset is misaligned, or the file cannot be mapped.
     pub(crate) fn map(file: &File, offset: u64, len: usize) -> io::Result<Self> {
         let mapping = Mapping::new(file, offset, len)?;
         Ok(Self {
@@ -34,14 +34,14 @@ impl MappedArea {
         })
     }
 
-    /// The `len` bytes from `offset` on.
+    /// Returns the `len` bytes from `offset` on.
     ///
     /// # Panics
-    /// If they are not all in this range.
+    /// If not all of these bytes are in this range.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         assert!(
             fits(offset as u64, len, self.len as u64),
-            "a part lies in the whole"
+            "a part must be inside the area"
         );
         Self {
             // SAFETY: within the range.
@@ -51,12 +51,12 @@ impl MappedArea {
         }
     }
 
-    /// True if a page of it is gone, and an access has noticed.
+    /// True if an access has found a page of this range lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.mapping.has_lost(self.base, self.len)
     }
 
-    /// First byte; valid for [`MappedArea::len`] bytes as long as this value lives.
+    /// Returns the address of the first byte; valid for [`MappedArea::len`] bytes as long as this value lives.
     pub fn as_ptr(&self) -> *mut u8 {
         self.base
     }
@@ -66,7 +66,7 @@ impl MappedArea {
         self.len
     }
 
-    /// True for a range of no bytes.
+    /// True if the range has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

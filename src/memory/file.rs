@@ -1,4 +1,4 @@
-//! Files that are shared memory: made here, or received from the frontend.
+//! Files used as shared memory, either created here or received from the frontend.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 
 use crate::status::status;
 
-/// Makes a file of `len` zero bytes in memory, whose length cannot be changed.
+/// Creates a file in memory with `len` zero bytes and a sealed length.
 pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
     // SAFETY: the name is a C string, the flags are valid.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
@@ -21,11 +21,11 @@ pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Has a file stay as long as it is, if that can be had: not every file can be sealed.
+/// Seals the file against shrinking, if the kernel supports it for this file.
 ///
-/// One that becomes shorter all the same costs who uses it its memory, and nobody else (see `guard`).
+/// If an unsealed file shrinks later, only its user loses memory (see `guard`).
 pub(crate) fn keep_length(file: &File) {
-    // A file that is sealed already, or never can be, is as good as it gets.
+    // An error means that the file is sealed already or cannot be sealed; `guard` handles the latter.
     let _ = seal(file, libc::F_SEAL_SHRINK);
 }
 

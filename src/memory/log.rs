@@ -1,6 +1,6 @@
-//! The dirty log: which guest pages the device has written to while the VM migrates (LOG_SHMFD).
+//! The dirty log: a record of the guest pages that the device writes to while the VM migrates (LOG_SHMFD).
 //!
-//! The frontend reads and clears it at the same time. Any thread.
+//! The frontend reads and clears the log concurrently. Any thread.
 
 use std::fs::File;
 use std::io;
@@ -9,47 +9,47 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{MappedArea, keep_length};
 
-/// Bytes of guest memory that one bit stands for.
+/// Bytes of guest memory covered by one bit.
 const PAGE: u64 = 4096;
-/// Bytes of guest memory that one byte of the log stands for.
+/// Bytes of guest memory covered by one byte of the log.
 const BYTE: u64 = 8 * PAGE;
 
-/// Why a log was refused.
+/// The reason why a log was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file ends before the log does.
     #[error("dirty log of {size} bytes at {offset:#x} is beyond the end of its file")]
     BeyondEof {
-        /// Bytes.
+        /// Size of the log in bytes.
         size: u64,
-        /// First byte in the file.
+        /// Offset of the log in its file.
         offset: u64,
     },
-    /// Pages of the memory table have no bit.
+    /// The log does not cover the whole memory table.
     #[error("dirty log of {size} bytes does not cover the guest's memory up to {end:#x}")]
     TooSmall {
-        /// Bytes.
+        /// Size of the log in bytes.
         size: u64,
-        /// Guest address behind the last region.
+        /// Guest address after the last region.
         end: u64,
     },
-    /// It could not be mapped.
-    #[error("dirty log: {0}")]
+    /// The log could not be mapped.
+    #[error("cannot map the dirty log")]
     Io(#[from] io::Error),
 }
 
-/// A mapped log: a bit for each page, the lowest bit of the first byte for page 0.
+/// A mapped log with one bit per page. The lowest bit of the first byte is page 0.
 #[derive(Debug)]
 pub struct DirtyLog {
     area: MappedArea,
 }
 
-/// What a ring logs.
+/// The logging of one ring.
 #[derive(Clone, Debug)]
 pub struct RingLog {
-    /// Where.
+    /// The log to mark pages in.
     pub log: Arc<DirtyLog>,
-    /// Guest address of the used ring, if it is to be logged as well.
+    /// Guest address of the used ring, if writes to the used ring are logged as well.
     pub used: Option<u64>,
 }
 
@@ -57,7 +57,7 @@ impl DirtyLog {
     /// Maps `size` bytes of `file` from `offset`, a multiple of the page size (SET_LOG_BASE).
     ///
     /// # Errors
-    /// A file that is too short, or cannot be mapped.
+    /// The file is too short, or cannot be mapped.
     pub fn map(file: &File, offset: u64, size: u64) -> Result<Self, LogError> {
         keep_length(file);
         let len = file.metadata()?.len();
@@ -69,7 +69,7 @@ impl DirtyLog {
         Ok(Self { area })
     }
 
-    /// True if the file has become too short, and an access has noticed.
+    /// True if an access has found a page of the log lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.area.is_lost()
     }
@@ -77,7 +77,7 @@ impl DirtyLog {
     /// Checks that every page below the guest address `end` has a bit.
     ///
     /// # Errors
-    /// [`LogError::TooSmall`].
+    /// The log is too small ([`LogError::TooSmall`]).
     pub fn check_covers(&self, end: u64) -> Result<(), LogError> {
         let size = self.area.len() as u64;
         if end.div_ceil(BYTE) <= size {
@@ -87,7 +87,8 @@ impl DirtyLog {
         }
     }
 
-    /// Marks the pages of `len` bytes at a guest address that have just been written. Pages without a bit are left out.
+    /// Marks the pages of `len` bytes at a guest address, which have just been written. Pages past the end of the log
+    /// are ignored.
     pub fn mark(&self, guest: u64, len: u64) {
         if len == 0 {
             return;
@@ -98,8 +99,9 @@ impl DirtyLog {
             };
             // SAFETY: within the area; shared with the frontend, hence atomic.
             let byte = unsafe { AtomicU8::from_ptr(self.area.as_ptr().add(byte)) };
-            // Release: pairs with the frontend's atomic exchange of the bits; who sees this one sees what was written.
-            // Always a store: a bit that is set already may be cleared, and its page copied, right before our write.
+            // Release: pairs with the frontend's atomic exchange of the bits; a frontend that sees this bit sees what
+            // was written. The bit is stored even if it is set already, because the frontend may have cleared it and
+            // copied the page right before our write.
             byte.fetch_or(1 << (page % 8), Ordering::Release);
         }
     }
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
     use crate::memory::memfd;
 
-    /// A log for 64 pages, and its file.
+    /// Creates a log for 64 pages. Returns the log and its file.
     fn log() -> (DirtyLog, File) {
         let file = memfd(c"log", 4096).unwrap();
         (DirtyLog::map(&file, 0, 8).unwrap(), file)
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn every_page_that_a_range_touches_is_marked_and_no_other() {
+    fn exactly_the_touched_pages_are_marked() {
         for (guest, len, expected) in [
             (0, 1, 0b1),
             (4095, 1, 0b1),
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_behind_the_log_are_left_out() {
+    fn pages_past_the_log_are_ignored() {
         let (log, file) = log();
         log.mark(64 * 4096, 4096);
         log.mark(u64::MAX, 1);
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_does_not_fit_its_file_is_refused() {
+    fn log_beyond_its_file_is_refused() {
         for (offset, size) in [(0, 4097), (4096, 1), (u64::MAX, 1), (1, u64::MAX)] {
             let file = memfd(c"log", 4096).unwrap();
             let mapped = DirtyLog::map(&file, offset, size);
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_sealed_where_it_can_be_and_watched_where_not() {
+    fn loss_is_noticed_if_sealing_fails() {
         let unsealed = tempfile::tempfile_in("/dev/shm").unwrap();
         unsealed.set_len(4096).unwrap();
         let watched = DirtyLog::map(&unsealed, 0, 8).unwrap();
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_must_have_a_bit_for_the_last_page() {
+    fn log_must_cover_the_last_page() {
         let (log, _) = log();
         assert!(log.check_covers(64 * 4096).is_ok());
         assert!(log.check_covers(64 * 4096 + 1).is_err());

@@ -1,4 +1,4 @@
-//! Mappings of files that somebody else shares with us.
+//! Mappings of files that another process shares with us.
 
 use std::fs::File;
 use std::io;
@@ -14,25 +14,25 @@ use crate::status::status;
 
 const PAGE: u64 = 4096;
 
-/// From our own mapping of guest memory up to the kernel's: the same for all of it, so that an address in one gives the
-/// one in the other.
+/// Distance from our own mapping of guest memory up to the kernel's. It is the same for all guest memory, so that either
+/// address can be computed from the other.
 const FAR: usize = 1 << 42;
-/// The same where addresses have 39 bits.
+/// The distance on machines with 39-bit addresses.
 const NEAR: usize = 1 << 36;
-/// The same where mappings start too low for that (under valgrind): our own is above the kernel's.
+/// The distance if mappings start too low for the others (under valgrind): our own mapping is above the kernel's.
 const BELOW: usize = NEAR.wrapping_neg();
 
-/// Places that are tried before a second mapping is given up.
+/// Number of addresses to retry at before giving up on a second mapping.
 const PLACES: usize = 16;
 
 /// A part of a file, mapped shared, readable and writable. Its pages may go away: see [`Mapping::has_lost`].
 #[derive(Debug)]
 pub(super) struct Mapping {
-    /// Accessed by ourselves; lost pages are replaced here.
+    /// The mapping for our own accesses; lost pages are replaced here.
     own: Part,
-    /// What system calls get; guest memory only.
+    /// The mapping for system calls; guest memory only.
     kernel: Option<Part>,
-    /// The first byte that was asked for, counted from the start of either.
+    /// Offset of the first requested byte in either mapping.
     skip: usize,
 }
 
@@ -41,29 +41,31 @@ pub(super) struct Mapping {
 struct Part {
     start: *mut u8,
     len: usize,
-    /// Forgotten before the unmapping: the handler must not touch what is not ours.
+    /// Dropped before the memory is unmapped: the handler must not touch memory that is no longer ours.
     guarded: Option<Guarded>,
 }
 
-// SAFETY: the address stays valid wherever the value goes; access is up to whoever uses the mapping, with atomics or
+// SAFETY: the address stays valid wherever the value goes; access is up to the user of the mapping, who uses atomics or
 // volatile operations, because the memory is shared with another process anyway.
 unsafe impl Send for Part {}
 // SAFETY: as above; a shared reference gives no more than the address.
 unsafe impl Sync for Part {}
 
-/// The pages of a file that have what is asked for.
+/// The pages of a file that contain a requested range.
 #[derive(Clone, Copy, Debug)]
 struct Pages<'a> {
     file: &'a File,
     offset: libc::off_t,
     len: usize,
-    /// Bytes of a page.
+    /// Size of a page in bytes.
     size: usize,
+    /// Offset of the requested range in the first page.
     skip: usize,
 }
 
 impl<'a> Pages<'a> {
-    /// Pages that have `len` bytes from `offset` on, a multiple of 4096 (not necessarily of the file's own page size).
+    /// Finds the pages that contain `len` bytes from `offset` on. `offset` is a multiple of 4096, but not necessarily of
+    /// the file's own page size.
     fn of(file: &'a File, offset: u64, len: usize) -> io::Result<Self> {
         if !offset.is_multiple_of(PAGE) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -85,20 +87,20 @@ impl<'a> Pages<'a> {
         })
     }
 
-    /// Maps them at `addr`, or where the kernel likes.
+    /// Maps the pages at `addr`, or wherever the kernel chooses.
     fn map(&self, addr: Option<usize>, user: User) -> io::Result<Part> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fixed = addr.map_or(0, |_| libc::MAP_FIXED_NOREPLACE);
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | fixed;
         let hint = ptr::without_provenance_mut(addr.unwrap_or(0));
         let fd = self.file.as_raw_fd();
-        // SAFETY: a new mapping, which replaces no other one.
+        // SAFETY: a new mapping that replaces no other one.
         let start = unsafe { libc::mmap(hint, self.len, protection, flags, fd, self.offset) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = start.cast::<u8>();
-        // Own accesses to guest memory start from the kernel's addresses.
+        // Addresses for our own accesses are computed from the kernel's addresses.
         start.expose_provenance();
         let mut part = Part {
             start,
@@ -106,16 +108,16 @@ impl<'a> Pages<'a> {
             guarded: None,
         };
         if addr.is_some_and(|addr| addr != part.start.addr()) {
-            // A kernel that does not know the flag.
+            // The kernel does not support MAP_FIXED_NOREPLACE.
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
         part.guarded = Some(Guarded::new(part.start, part.len, self.size, user)?);
         Ok(part)
     }
 
-    /// Maps them twice, for ourselves and for the kernel.
+    /// Maps the pages twice, for ourselves and for the kernel.
     fn map_twice(&self) -> io::Result<(Part, Part)> {
-        // Kept until the end, or the kernel would choose the same place again.
+        // Kept mapped until the end, or the kernel would choose the same addresses again.
         let mut refused = Vec::new();
         loop {
             let kernel = self.map(None, User::Kernel)?;
@@ -131,7 +133,8 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// From an address of our own to the kernel's; `start` is one of the kernel's, and decides if nothing is mapped yet.
+/// Returns the distance from our own addresses to the kernel's. The first call chooses it based on `start`, a kernel
+/// address.
 fn distance(start: usize) -> usize {
     static DISTANCE: OnceLock<usize> = OnceLock::new();
     *DISTANCE.get_or_init(|| match start {
@@ -142,10 +145,10 @@ fn distance(start: usize) -> usize {
 }
 
 impl Mapping {
-    /// Maps `len` bytes from `offset` on, a multiple of 4096, for ourselves alone.
+    /// Maps `len` bytes from `offset` on for our own accesses only. `offset` is a multiple of 4096.
     ///
     /// # Errors
-    /// Those of `mmap`.
+    /// The offset is misaligned, or the file cannot be mapped.
     pub(super) fn new(file: &File, offset: u64, len: usize) -> io::Result<Self> {
         let pages = Pages::of(file, offset, len)?;
         Ok(Self {
@@ -155,10 +158,10 @@ impl Mapping {
         })
     }
 
-    /// The same of guest memory, for the kernel as well.
+    /// Maps `len` bytes of guest memory from `offset` on, for our own accesses and for the kernel.
     ///
     /// # Errors
-    /// Those of `mmap`.
+    /// The offset is misaligned, or the file cannot be mapped.
     pub(super) fn of_guest(file: &File, offset: u64, len: usize) -> io::Result<Self> {
         let pages = Pages::of(file, offset, len)?;
         let (own, kernel) = pages.map_twice()?;
@@ -169,31 +172,33 @@ impl Mapping {
         })
     }
 
-    /// The first byte that was asked for.
+    /// Returns the address of the first requested byte, for our own accesses.
     pub(super) fn as_ptr(&self) -> *mut u8 {
         // SAFETY: `skip` is below the mapped length.
         unsafe { self.own.start.add(self.skip) }
     }
 
-    /// The same byte for system calls.
+    /// Returns the address of the same byte, for system calls.
     pub(super) fn kernel_ptr(&self) -> *mut u8 {
         let part = self.kernel.as_ref().unwrap_or(&self.own);
         // SAFETY: as in `as_ptr`.
         unsafe { part.start.add(self.skip) }
     }
 
-    /// What to take off a system call's address, modulo 2^64, to have our own.
+    /// Returns the distance to subtract (modulo 2^64) from an address for system calls to get our own.
     pub(super) fn distance(&self) -> usize {
         self.kernel_ptr().addr().wrapping_sub(self.as_ptr().addr())
     }
 
-    /// True once an access by ourselves found a page of the `len` bytes at `start`, which are in this mapping, gone.
-    /// Zeroes are there instead, and nobody shares them.
+    /// True once one of our own accesses has found a page of the `len` bytes at `start` lost. These bytes must be in this
+    /// mapping.
+    ///
+    /// A lost page is replaced by private zeroes.
     pub(super) fn has_lost(&self, start: *const u8, len: usize) -> bool {
         self.guarded().is_some_and(|guarded| guarded.has_lost(start, len))
     }
 
-    /// What is lost, as far as an access has noticed: offsets from the first byte that was asked for.
+    /// Returns the ranges that accesses have found lost, as offsets from the first requested byte.
     pub(super) fn lost(&self) -> Vec<Range<u64>> {
         let offset = |addr: usize| addr.saturating_sub(self.as_ptr().addr()) as u64;
         let lost = self.guarded().into_iter().flat_map(Guarded::lost);
@@ -208,7 +213,7 @@ impl Mapping {
 impl Drop for Part {
     fn drop(&mut self) {
         self.guarded = None;
-        // SAFETY: our own mapping, and the last use of it.
+        // SAFETY: this is our own mapping, and its last use.
         unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }
@@ -217,10 +222,10 @@ fn to_usize(value: u64) -> io::Result<usize> {
     usize::try_from(value).map_err(io::Error::other)
 }
 
-/// Bytes of the pages that a mapping of the file consists of.
+/// Returns the size of the pages that a mapping of the file consists of.
 fn page_size(file: &File) -> io::Result<u64> {
     if file.metadata()?.file_type().is_char_device() {
-        // Device-DAX memory is mapped in pages of its own size, and does not say which (but in sysfs).
+        // Device-DAX memory is mapped in pages of its own size, which only sysfs tells, so try each size.
         return PAGE_SIZES
             .into_iter()
             .find(|&page| can_be_mapped_in(file, page))
@@ -237,16 +242,16 @@ fn page_size(file: &File) -> io::Result<u64> {
     }
 }
 
-/// Sizes of the pages that device memory may have; the smallest one that does is the right one.
+/// Possible page sizes of device memory; the smallest one that can be mapped is the right one.
 const PAGE_SIZES: [u64; 3] = [PAGE, 2 << 20, 1 << 30];
 
-/// Whether the file can be mapped at an address, and with a length, that is a multiple of `page` and of no larger page.
+/// Tests whether the file can be mapped if address and length are multiples of `page`, but not of a larger page size.
 fn can_be_mapped_in(file: &File, page: u64) -> bool {
     let largest = PAGE_SIZES[PAGE_SIZES.len() - 1];
     let (Ok(page), Ok(largest)) = (to_usize(page), to_usize(largest)) else {
         return false;
     };
-    // Room for a largest page at its own multiple, and for the one after it.
+    // Enough for an aligned page of the largest size, and for the one after it.
     let room = 3 * largest;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping that nobody accesses.
@@ -259,7 +264,7 @@ fn can_be_mapped_in(file: &File, page: u64) -> bool {
     let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
     // SAFETY: replaces a part of the mapping above.
     let mapped = unsafe { libc::mmap(hint, page, libc::PROT_NONE, flags, fd, 0) };
-    // SAFETY: all of it is ours, and nobody uses it.
+    // SAFETY: the whole range is ours, and nothing uses it.
     unsafe { libc::munmap(start, room) };
     mapped != libc::MAP_FAILED
 }
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pages_that_are_gone_are_replaced() {
+    fn only_lost_pages_are_replaced() {
         let (file, other) = (file(4 * PAGE), file(4 * PAGE));
         let mapping = Mapping::new(&file, PAGE, 3 * 4096).unwrap();
         let neighbour = Mapping::new(&other, 0, 4 * 4096).unwrap();
@@ -312,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_gets_no_replaced_page() {
+    fn system_calls_never_see_replaced_pages() {
         use std::io::Write;
 
         let (file, mut sink) = (file(2 * PAGE), tempfile::tempfile().unwrap());
         let mapping = Mapping::of_guest(&file, 0, 2 * 4096).unwrap();
         write(&mapping, 4096, 7);
-        // SAFETY: the mapping has them, and nobody changes them.
+        // SAFETY: the byte is in the mapping, and nothing changes it.
         let kernels = unsafe { std::slice::from_raw_parts(mapping.kernel_ptr().add(4096), 1) };
         assert_eq!(kernels, [7]);
         file.set_len(PAGE).unwrap();
@@ -328,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn with_many_lost_pages_all_of_it_is_lost() {
+    fn many_lost_pages_make_the_mapping_lost() {
         let file = file(64 * PAGE);
         let mapping = Mapping::new(&file, 0, 64 * 4096).unwrap();
         file.set_len(PAGE).unwrap();
@@ -363,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_poisoned_page_is_replaced_when_it_is_read_and_not_before() {
+    fn poisoned_page_is_replaced_only_when_accessed() {
         let file = file(3 * PAGE);
         let mapping = Mapping::of_guest(&file, 0, 3 * 4096).unwrap();
         (0..3).for_each(|page| write(&mapping, page * 4096, 7));
@@ -379,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn any_thread_may_find_the_file_too_short() {
+    fn any_thread_may_find_pages_lost() {
         let file = file(256 * PAGE);
         let mapping = Mapping::new(&file, 0, 256 * 4096).unwrap();
         let before = losses();
@@ -392,7 +397,7 @@ mod tests {
                         assert_eq!(read(mapping, page * 4096), 0);
                         assert!(
                             losses() > before,
-                            "a zero was read, and nothing is known of a loss"
+                            "a replaced page was read before its loss was counted"
                         );
                     }
                 });
@@ -401,7 +406,7 @@ mod tests {
         assert!((0..256).all(|page| lost(&mapping, page)));
     }
 
-    /// A file of huge pages, if there are some.
+    /// Creates a file of huge pages, if enough are free.
     fn huge() -> Option<File> {
         let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
         // SAFETY: the name is a C string, the flags are valid.
@@ -434,12 +439,12 @@ mod tests {
     fn large_pages_are_found_by_trying() {
         let found = |file: &File| PAGE_SIZES.into_iter().find(|&page| can_be_mapped_in(file, page));
         assert_eq!(found(&file(PAGE)), Some(PAGE));
-        // A device, whose memory has small pages.
+        // A device with small pages.
         let zero = File::options().read(true).write(true).open("/dev/zero").unwrap();
         assert_eq!(page_size(&zero).unwrap(), PAGE);
         let terminal = File::options().read(true).write(true).open("/dev/null").unwrap();
         assert!(page_size(&terminal).is_err());
-        // Its pages are as those of device memory: nothing smaller can be mapped.
+        // Huge pages behave like those of device memory: nothing smaller can be mapped.
         match huge() {
             Some(huge) => assert_eq!(found(&huge), Some(2 << 20)),
             None => crate::skip::skipped("too few free huge pages"),
@@ -447,23 +452,23 @@ mod tests {
     }
 
     #[test]
-    fn memory_with_large_pages_may_be_split_anywhere() {
+    fn huge_page_memory_may_be_split_anywhere() {
         let Some(file) = huge() else {
             return crate::skip::skipped("too few free huge pages");
         };
         file.set_len(8 << 20).unwrap();
-        // As QEMU's memory on both sides of a hole: from the middle of a page on, and up to one.
+        // Like QEMU's memory on both sides of a hole: one part ends in the middle of a page, and the other begins there.
         let low = Mapping::of_guest(&file, 0, 3 << 20).unwrap();
         let high = Mapping::of_guest(&file, 3 << 20, 1 << 20).unwrap();
         write(&low, (3 << 20) - 1, 3);
         write(&high, 0, 4);
         assert_eq!((read(&low, (3 << 20) - 1), read(&high, 0)), (3, 4));
         let last = (high.kernel_ptr().addr() - high.as_ptr().addr()) % (1 << 30);
-        assert_eq!(last, 0, "both mappings begin at a page");
+        assert_eq!(last, 0, "both mappings have the same alignment");
     }
 
     #[test]
-    fn what_cannot_be_mapped_is_refused() {
+    fn invalid_ranges_and_files_are_refused() {
         assert!(Mapping::new(&file(PAGE), 1, 4096).is_err());
         assert!(Mapping::new(&file(PAGE), 0, usize::MAX).is_err());
         assert!(Mapping::new(&file(PAGE), 0, 1 << 62).is_err());

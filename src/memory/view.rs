@@ -1,7 +1,7 @@
 //! Translation of guest addresses on one IOThread.
 //!
-//! The addresses are for system calls; where we access guest memory ourselves, another address stands for the same byte
-//! (see `guard`).
+//! The resulting addresses are for system calls. Our own accesses to guest memory use a different address for the same
+//! byte (see `guard`).
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,15 +9,17 @@ use std::sync::Arc;
 
 use super::{GuestMemory, Region};
 
-/// One IOThread's view of a snapshot, without what was known to be lost when it was made: translation with a cache of the last two regions, shared by the requests that use
-/// it. (Two: drivers may have headers in one region and data in another.)
+/// One IOThread's view of a snapshot, without the pages that were known to be lost when the view was made.
+///
+/// The requests that use a view share its cache of the last two regions. (It has two because drivers may keep headers in
+/// one region and data in another.)
 #[derive(Debug)]
 pub struct MemoryView {
     regions: Box<[ViewRegion]>,
     last: Cell<usize>,
-    /// The region that was the last one before it.
+    /// The most recent region other than `last`.
     previous: Cell<usize>,
-    /// What to take off an address to access it ourselves.
+    /// Distance to subtract from an address for our own accesses.
     own_distance: usize,
     /// Keeps the mappings alive.
     memory: Arc<GuestMemory>,
@@ -27,12 +29,12 @@ pub struct MemoryView {
 struct ViewRegion {
     start: u64,
     len: u64,
-    /// For system calls.
+    /// Address of the first byte, for system calls.
     base: *mut u8,
 }
 
 impl ViewRegion {
-    /// The region, in pieces if pages of it are lost.
+    /// Splits a region into the pieces between its lost pages.
     fn pieces(region: &Region) -> Vec<Self> {
         let mut lost = region.mapping.lost();
         lost.sort_unstable_by_key(|range| range.start);
@@ -58,7 +60,7 @@ impl ViewRegion {
 }
 
 impl MemoryView {
-    /// A view for the calling thread.
+    /// Creates a view for the calling thread.
     pub fn new(memory: Arc<GuestMemory>) -> Rc<Self> {
         let regions = memory.regions.iter().flat_map(ViewRegion::pieces).collect();
         let own_distance = memory.regions.first().map_or(0, |r| r.mapping.distance());
@@ -71,8 +73,8 @@ impl MemoryView {
         })
     }
 
-    /// A system call's address of the guest's byte at `guest`, and how many bytes follow it in the same region (at least
-    /// 1).
+    /// Resolves a guest address for system calls. Returns the host address and how many bytes of the region are left
+    /// from there on (at least 1).
     ///
     /// The address stays valid as long as the view lives.
     #[inline]
@@ -87,19 +89,20 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
-    /// What to take off a resolved address to access it ourselves.
+    /// The distance to subtract from a resolved address for our own accesses.
     pub(crate) fn own_distance(&self) -> usize {
         self.own_distance
     }
 
-    /// A new view of the same memory, if more of it is known to be lost now.
+    /// Returns a new view of the same memory, if more of it is known to be lost now.
     pub(crate) fn without_lost(&self) -> Option<Rc<Self>> {
         let view = Self::new(Arc::clone(&self.memory));
         let bytes = |view: &Self| view.regions.iter().map(|r| r.len).sum::<u64>();
         (bytes(&view) < bytes(self)).then_some(view)
     }
 
-    /// The guest address of a byte that [`MemoryView::resolve`] has resolved, of either address.
+    /// Returns the guest address of a host address, either one from [`MemoryView::resolve`] or the one for our own
+    /// accesses.
     pub fn guest_address(&self, host: *const u8) -> Option<u64> {
         let find = |host: usize| {
             self.regions.iter().find_map(|r| {
@@ -110,7 +113,7 @@ impl MemoryView {
         find(host.addr()).or_else(|| find(host.addr().wrapping_add(self.own_distance)))
     }
 
-    /// The region of this number, if it holds `guest`.
+    /// Returns the region with index `at`, if it contains `guest`.
     #[inline]
     fn region(&self, at: usize, guest: u64) -> Option<&ViewRegion> {
         self.regions
