@@ -35,35 +35,35 @@ const MAX_LATENCY_NS: u64 = 60_000_000_000;
     override_usage = "vhost-user-blk --socket-path PATH --blk-file IMAGE [OPTION]..."
 )]
 pub struct Cli {
-    /// Unix socket to listen on. One that nobody listens on any more is replaced.
+    /// Unix socket to listen on. A stale socket at this path is replaced.
     #[arg(long, value_name = "PATH", conflicts_with = "fd",
           value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
     pub socket_path: Option<PathBuf>,
 
     /// File descriptor of a Unix socket that is listening, or connected to a frontend. Without --socket-path and --fd,
-    /// the socket that systemd hands over is used (LISTEN_FDS).
+    /// the socket passed by systemd is used (LISTEN_FDS).
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_mode", "socket_group"], allow_negative_numbers = true,
           value_parser = parse_fd)]
     pub fd: Option<i32>,
 
-    /// Who may connect to the socket: the permissions of its file, octal [default: 0600].
+    /// Permissions of the socket's file in octal, which control who may connect [default: 0600].
     #[arg(long, value_name = "MODE", allow_negative_numbers = true, value_parser = parse_mode)]
     pub socket_mode: Option<u32>,
 
-    /// Group of the socket's file, a name or a number [default: that of the process].
+    /// Group of the socket's file, as a name or a number [default: the group of the process].
     #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
     pub socket_group: Option<String>,
 
-    /// Raw disk image: a file or a block device, a multiple of 512 bytes long.
+    /// Raw disk image: a file or a block device. Its size must be a multiple of 512 bytes.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
 
-    /// Format of the image. Given, no format is looked for; without, an image that looks like qcow2, VMDK, VDI, VHDX or
-    /// the like is refused.
+    /// Format of the image. Without this option, an image that looks like qcow2, VMDK, VDI, VHDX or a similar format is
+    /// refused; with it, the image is not probed.
     #[arg(long, value_name = "FORMAT", value_enum, conflicts_with = "null")]
     pub format: Option<ImageFormat>,
 
-    /// Serve a disk of SIZE bytes (K, M, G, T are powers of 1024) that stores nothing, for measuring all the rest.
+    /// Serve a disk of SIZE bytes that stores nothing, for benchmarks (suffixes K, M, G and T are powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true,
           conflicts_with_all = ["blk_file", "read_only", "direct", "logical_block_size"])]
     pub null: Option<u64>,
@@ -81,35 +81,35 @@ pub struct Cli {
     #[arg(long)]
     pub incoming: bool,
 
-    /// Print what this backend can do, as JSON (vhost-user backend program conventions), and exit.
+    /// Print the capabilities of this backend as JSON (vhost-user backend program conventions), and exit.
     #[arg(long)]
     pub print_capabilities: bool,
 
-    /// Serial number that the guest sees: at most 20 bytes.
+    /// Serial number that the guest sees, at most 20 bytes.
     #[arg(long, value_name = "ID", default_value = "", value_parser = parse_serial)]
     pub serial: Serial,
 
-    /// Logical block size in bytes, a power of two from 512 to 32768 [default: 512, or what storage and --direct ask
-    /// for].
+    /// Logical block size in bytes, a power of two from 512 to 32768 [default: 512, or what the storage and --direct
+    /// require].
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_block_size)]
     pub logical_block_size: Option<u32>,
 
-    /// Number of virtqueues (1 to 256); QEMU's num-queues must not be larger.
+    /// Number of virtqueues (1 to 256). QEMU's num-queues must not be larger.
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
           value_parser = number::<u16>(1..=256))]
     pub num_queues: u16,
 
-    /// Largest virtqueue accepted, in descriptors: a power of two from 4 to 1024.
+    /// Maximum virtqueue size in descriptors, a power of two from 4 to 1024.
     #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true,
           value_parser = parse_queue_size)]
     pub queue_size: u16,
 
-    /// Number of IOThreads (1 to 256); virtqueues are spread over them round robin.
+    /// Number of IOThreads (1 to 256). Virtqueues are assigned to them round-robin.
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
           value_parser = number::<u16>(1..=256))]
     pub iothreads: u16,
 
-    /// Which virtqueues each IOThread serves, e.g. 0:0,1;1:2-3 for two IOThreads and four queues.
+    /// Virtqueues that each IOThread serves, e.g. 0:0,1;1:2-3 for two IOThreads and four queues.
     #[arg(long, value_name = "MAP")]
     pub iothread_vq_mapping: Option<IoThreadMap>,
 
@@ -117,11 +117,11 @@ pub struct Cli {
     #[arg(long, value_name = "MAP")]
     pub iothread_cpus: Option<IoThreadMap>,
 
-    /// How disk I/O is executed.
+    /// Method for executing disk I/O.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Aio::Auto)]
     pub aio: Aio,
 
-    /// Execute adjacent requests of a batch as one.
+    /// Merge adjacent requests of a batch.
     #[arg(long, value_name = "on|off", value_enum, default_value_t = OnOff::On, hide_possible_values = true)]
     pub request_merging: OnOff,
 
@@ -129,48 +129,48 @@ pub struct Cli {
     #[arg(long)]
     pub direct: bool,
 
-    /// Threads that each IOThread's pool keeps even if idle.
+    /// Minimum number of threads that each IOThread's pool keeps, even if idle.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
           value_parser = number::<u16>(0..=1024))]
     pub thread_pool_min: u16,
 
-    /// Most threads in each IOThread's pool (1 to 1024).
+    /// Maximum number of threads in each IOThread's pool (1 to 1024).
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true,
           value_parser = number::<u16>(1..=1024))]
     pub thread_pool_max: u16,
 
-    /// Longest time that an IOThread polls before it sleeps, in nanoseconds; 0 switches polling off.
+    /// Maximum time in nanoseconds that an IOThread polls before it sleeps; 0 disables polling.
     #[arg(long, value_name = "NS", default_value_t = 32768, allow_negative_numbers = true,
           value_parser = number::<u64>(0..=1_000_000_000))]
     pub poll_max_ns: u64,
 
-    /// Notify the guest once per batch of completions, or for each one whatever its driver asked for (for
-    /// comparison).
+    /// Notify the guest once per batch of completions, or (for comparison) after each one, even if its driver did not
+    /// ask for it.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Notify::Batch)]
     pub notify: Notify,
 
-    /// What the guest gets for a read that fails.
+    /// Action when a read fails.
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = ReadErrors::default())]
     pub rerror: ReadErrors,
 
-    /// What the guest gets for a write, flush, discard or write-zeroes that fails.
+    /// Action when a write, flush, discard or write-zeroes fails.
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = WriteErrors::default())]
     pub werror: WriteErrors,
 
-    /// Report requests that the disk has not answered after so many seconds; 0 switches that off.
+    /// Report requests that the disk has not completed after this many seconds; 0 disables reports.
     #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true,
           value_parser = number::<u64>(0..=86_400))]
     pub io_timeout: u64,
 
-    /// For tests: have requests fail on purpose, e.g. read:eio:sector=2048-4095 (see docs/trouble.md). May be repeated.
+    /// For tests: make requests fail on purpose, e.g. read:eio:sector=2048-4095 (see docs/trouble.md). Can be repeated.
     #[arg(long, value_name = "RULE")]
     pub inject: Vec<FaultRule>,
 
-    /// Confine the process before it serves anybody: system calls (seccomp), files (Landlock), capabilities.
+    /// Confine the process before it serves a frontend: system calls (seccomp), files (Landlock), capabilities.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = SandboxMode::Auto)]
     pub sandbox: SandboxMode,
 
-    /// Go on as this user, and in this group only, once the image and the socket are open: names or numbers
+    /// User to switch to, and the only group to keep, once the image and the socket are open, as names or numbers
     /// [default group: the user's].
     #[arg(long, value_name = "USER[:GROUP]", value_parser = NonEmptyStringValueParser::new())]
     pub user: Option<String>,
@@ -179,19 +179,20 @@ pub struct Cli {
     #[arg(long)]
     pub stats: bool,
 
-    /// Most detailed messages to log to stderr.
+    /// Level of detail of the log on stderr.
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub log_level: LogLevel,
 }
 
-/// What `--print-capabilities` prints.
+/// The output of `--print-capabilities`.
 pub const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
 
 impl Cli {
-    /// Checks what concerns several options.
+    /// Checks rules that involve several options.
     ///
     /// # Errors
-    /// An option is missing, or options contradict each other. One line says which ones and what to do.
+    /// An option is missing, or options contradict each other. The error is one line that names them and says what to
+    /// do.
     pub fn check(&self) -> Result<(), String> {
         if self.blk_file.is_none() && self.null.is_none() && !self.print_capabilities {
             let socket = match (&self.socket_path, self.fd) {
@@ -222,7 +223,7 @@ impl Cli {
         Ok(())
     }
 
-    /// What becomes of requests that the disk cannot execute.
+    /// Returns how to handle requests that the disk cannot execute.
     pub fn trouble(&self) -> TroubleParams {
         TroubleParams {
             read_errors: self.rerror,
@@ -231,10 +232,10 @@ impl Cli {
         }
     }
 
-    /// The IOThread of each queue.
+    /// Returns the IOThread of each queue.
     ///
     /// # Errors
-    /// A mapping that does not fit the numbers of queues and IOThreads.
+    /// The map does not match the number of queues or IOThreads.
     pub fn queue_iothreads(&self) -> Result<Vec<u16>, String> {
         match &self.iothread_vq_mapping {
             None => Ok((0..self.num_queues).map(|queue| queue % self.iothreads).collect()),
@@ -244,10 +245,10 @@ impl Cli {
         }
     }
 
-    /// IOThreads that are pinned, and where to.
+    /// Returns the IOThreads that are pinned, with their CPUs.
     ///
     /// # Errors
-    /// An IOThread that there is not.
+    /// The map names an unknown IOThread.
     pub fn cpus(&self) -> Result<&[(u16, Vec<u16>)], String> {
         let checked = self.iothread_cpus.as_ref().map(|map| map.checked(self.iothreads));
         let checked = checked
@@ -257,7 +258,7 @@ impl Cli {
     }
 }
 
-/// One line for an error of the command line, whatever its length in clap's own form.
+/// Formats a command line error in one line, unlike clap.
 pub fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let told = text
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_qemus() {
+    fn defaults_match_qemu() {
         let cli = parse(&[]).unwrap();
         assert_eq!((cli.num_queues, cli.iothreads, cli.poll_max_ns), (1, 1, 32768));
         assert_eq!((cli.thread_pool_min, cli.thread_pool_max), (0, 64));
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_option_is_one_line_that_names_it() {
+    fn bad_options_give_one_line_that_names_them() {
         for bad in [
             &["--num-queues", "0"][..],
             &["--num-queues", "257"],
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_out_of_range_name_the_range_and_the_option() {
+    fn bad_numbers_name_option_and_range() {
         for bad in ["0", "-1", "257", "70000", "99999999999999999999", "x", "1.5", ""] {
             for option in ["--num-queues", "--iothreads"] {
                 let error = parse(&[&format!("{option}={bad}")]).unwrap_err();
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_and_paths_that_no_socket_has_are_refused() {
+    fn invalid_socket_descriptors_and_paths_are_refused() {
         let refusal = |option: &str| {
             let line = ["vhost-user-blk", "--blk-file", "f", option];
             one_line(&Cli::try_parse_from(line).unwrap_err())
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_disk_takes_the_place_of_a_file() {
+    fn null_disk_replaces_the_image() {
         let null = ["vhost-user-blk", "--socket-path", "s", "--null", "1G"];
         assert_eq!(Cli::try_parse_from(null).unwrap().null, Some(1 << 30));
         assert!(Cli::try_parse_from(null.iter().chain(&["--direct"])).is_err());
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn print_capabilities_needs_nothing_else() {
+    fn print_capabilities_needs_no_other_option() {
         assert!(Cli::try_parse_from(["vhost-user-blk", "--print-capabilities"]).is_ok());
         let nothing = Cli::try_parse_from(["vhost-user-blk"]).unwrap();
         assert!(nothing.check().unwrap_err().contains("--blk-file"));

@@ -136,7 +136,7 @@ fn what_cannot_be_opened_is_named_in_one_line() {
         ),
         (
             &["--socket-path", &long, "--blk-file", "disk.img"],
-            "120 bytes long, and the path of a socket has at most 107",
+            "120 bytes long, but a socket's path has at most 107",
         ),
         (
             &["--fd", "999", "--blk-file", "disk.img"],
@@ -296,9 +296,9 @@ fn a_descriptor_that_is_no_frontends_socket_is_refused() {
     let cases: [(RawFd, &str); 7] = [
         (file.as_raw_fd(), "is not a socket"),
         (pipe.as_raw_fd(), "is not a socket"),
-        (udp.as_raw_fd(), "no Unix stream socket"),
-        (tcp.as_raw_fd(), "no Unix stream socket"),
-        (datagram.as_raw_fd(), "no Unix stream socket"),
+        (udp.as_raw_fd(), "not a Unix stream socket"),
+        (tcp.as_raw_fd(), "not a Unix stream socket"),
+        (datagram.as_raw_fd(), "not a Unix stream socket"),
         (unused.as_raw_fd(), "neither listens nor is connected"),
         (ours.as_raw_fd(), "frontend has left already"),
     ];

@@ -1,14 +1,14 @@
-//! Options that are one of a few words.
+//! Options whose value is one of a few words.
 
 use clap::ValueEnum;
 
 use crate::engine::Choice;
 use crate::sandbox;
 
-/// How disk I/O is executed.
+/// The method for executing disk I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Aio {
-    /// What is in the page cache at once, the rest in a thread pool; with --direct io_uring, if there is one.
+    /// Cached data at once and the rest in a thread pool; with --direct, io_uring if available.
     Auto,
     /// Blocking calls in a thread pool.
     Threads,
@@ -30,10 +30,10 @@ impl From<Aio> for Choice {
     }
 }
 
-/// What the bytes of the image mean.
+/// The format of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ImageFormat {
-    /// The disk's bytes and nothing else, whatever they look like.
+    /// The image holds the disk's bytes and nothing else.
     Raw,
 }
 
@@ -47,16 +47,16 @@ pub enum OnOff {
     Off,
 }
 
-/// When the process is confined.
+/// How strictly the process is confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SandboxMode {
-    /// As far as the kernel can; what it cannot is logged.
+    /// Confine as far as the kernel supports it; log what it does not support.
     Auto,
-    /// Completely, or not at all: the process does not start then.
+    /// Confine completely, or refuse to start.
     On,
-    /// As auto, but forbidden system calls are done, and logged by the kernel. For debugging.
+    /// As auto, but the kernel executes and logs forbidden system calls. For debugging.
     Log,
-    /// Not at all. For debugging.
+    /// Do not confine. For debugging.
     Off,
 }
 
@@ -80,7 +80,7 @@ pub enum Notify {
     Each,
 }
 
-/// What is logged.
+/// The level of detail of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the usual levels")]
 pub enum LogLevel {

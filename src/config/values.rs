@@ -1,4 +1,4 @@
-//! Options that are a value in a notation of their own.
+//! Options whose values have their own notation.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -11,10 +11,10 @@ use crate::blk::request::ID_LEN;
 /// A serial number, padded with NULs.
 pub type Serial = [u8; ID_LEN];
 
-/// The longest path that a Unix socket can have: `sun_path` has 108 bytes, and the last is NUL.
+/// Maximum length of a Unix socket's path: `sun_path` has 108 bytes, including a final NUL.
 pub const SOCKET_PATH_MAX: usize = 107;
 
-/// Parses a number within `range`; every other text gets the same message, which names the range.
+/// Parses a number within `range`. Every error has the same text, which names the range.
 pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync
 where
     T: Copy + FromStr + PartialOrd + Display + Send + Sync + 'static,
@@ -29,7 +29,7 @@ pub(super) fn parse_serial(text: &str) -> Result<Serial, String> {
     let mut serial = [0; ID_LEN];
     let bytes = text.as_bytes();
     let room = serial.get_mut(..bytes.len()).ok_or(format!(
-        "{} bytes long, and a serial number has at most {ID_LEN}",
+        "{} bytes long, but a serial number has at most {ID_LEN}",
         bytes.len()
     ))?;
     if bytes.contains(&0) {
@@ -56,31 +56,30 @@ fn power_of_two<T: Copy + Into<u32> + FromStr + PartialOrd + Display>(
         .ok_or_else(|| format!("not a power of two from {} to {}", range.start(), range.end()))
 }
 
-/// A file descriptor that can be handed over: 0 to 2 are taken.
+/// Parses a file descriptor that can be passed to this process: 0 to 2 are taken.
 pub(super) fn parse_fd(text: &str) -> Result<i32, String> {
     match text.parse() {
         Ok(fd @ 3..) => Ok(fd),
-        Ok(0..=2) => Err(
-            "0, 1 and 2 are standard input, output and error: hand the socket over as 3 or above".to_owned(),
-        ),
+        Ok(0..=2) => {
+            Err("0, 1 and 2 are standard input, output and error: pass the socket as 3 or above".to_owned())
+        }
         _ => Err("not the number of a file descriptor, 3 or above".to_owned()),
     }
 }
 
-/// A path that a Unix socket can have.
+/// Parses the path of a Unix socket.
 pub(super) fn parse_socket_path(text: &OsStr) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.as_os_str().len() {
         0 => Err("empty".to_owned()),
         1..=SOCKET_PATH_MAX => Ok(path),
         len => Err(format!(
-            "{len} bytes long, and the path of a socket has at most {SOCKET_PATH_MAX}: \
-             choose a shorter one, or a relative one"
+            "{len} bytes long, but a socket's path has at most {SOCKET_PATH_MAX}: choose a shorter or a relative path"
         )),
     }
 }
 
-/// Permission bits in octal.
+/// Parses permission bits in octal.
 pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
     let octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
     let mode = u32::from_str_radix(text, 8)
@@ -89,7 +88,7 @@ pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "not an octal number from 0000 to 0777, as in 0660".to_owned())
 }
 
-/// A size in bytes of whole sectors, with an optional suffix.
+/// Parses a size with an optional suffix. It must be a whole number of sectors.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
@@ -116,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_serial_of_twenty_bytes_fits_and_is_padded() {
+    fn serials_up_to_twenty_bytes_are_padded() {
         assert_eq!(
             parse_serial("12345678901234567890").unwrap(),
             *b"12345678901234567890"
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_the_socket_is_octal() {
+    fn socket_mode_is_octal() {
         for (text, mode) in [("0600", 0o600), ("660", 0o660), ("0", 0), ("0777", 0o777)] {
             assert_eq!(parse_mode(text), Ok(mode), "{text}");
         }
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_take_suffixes_and_are_whole_sectors() {
+    fn sizes_have_suffixes_and_whole_sectors() {
         for (text, size) in [
             ("512", 512),
             ("4k", 4096),

@@ -1,8 +1,8 @@
-//! Waiting for messages: until a whole one is there, and its answer has room.
+//! Waits until a whole message has arrived and there is room for its answer.
 //!
-//! The `vhost` crate reads a payload with one call and blocks where it must; a frontend may send a message in any number
-//! of parts, or none. So the crate gets its turn only when neither its reads nor its writes have to wait. The wait ends
-//! at once when the server is stopped.
+//! The `vhost` crate reads a payload with one call, and blocks when it must wait. But a frontend may send a message in
+//! any number of parts, or never finish it. So the crate is called only when neither its reads nor its writes will
+//! block. The wait ends at once when the server is stopped.
 
 use std::io;
 use std::mem;
@@ -12,52 +12,52 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::status::status;
 
-/// Bytes in front of each payload: request, flags, size.
+/// Length of the header before each payload: request, flags, size.
 const HEADER_LEN: usize = 12;
-/// The crate refuses longer payloads by their header.
+/// Maximum payload length. The crate refuses messages with a larger length in their header.
 const MAX_PAYLOAD: usize = 4096;
-/// Most descriptors that the crate takes with a message: it loses track of a message that has more.
+/// Maximum number of descriptors per message. If a message has more, the crate loses its place in the stream.
 const MAX_FDS: usize = 32;
-/// Marks of those that are waited for.
+/// Event data that identify the descriptors in the epoll set.
 const SOCKET: u64 = 0;
 const STOP: u64 = 1;
 const LISTENER: u64 = 2;
-/// Requests by their numbers, and the flags of each.
+/// Request numbers, and the bits of the flags.
 const SET_MEM_TABLE: u32 = 5;
 const SET_BACKEND_REQ_FD: u32 = 21;
 const SET_CONFIG: u32 = 25;
 const NEED_REPLY: u32 = 1 << 3;
 const VERSION: u32 = 1;
 
-/// What comes next on a connection.
+/// The next event on a connection.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// A whole message, still in the socket.
+    /// A whole message is in the socket, not read yet.
     Message(Preview),
-    /// Another frontend has connected, and waits.
+    /// Another frontend has connected and is waiting.
     Another,
-    /// The frontend has left, or the server is stopped.
+    /// The frontend left, or the server was stopped.
     End,
 }
 
-/// What is known of a message before it is read.
+/// The facts about a message that are needed before the crate reads it.
 #[derive(Debug)]
 pub(super) struct Preview {
     request: u32,
     flags: u32,
     size: usize,
-    /// Duplicates of the descriptors that come with it.
+    /// Duplicates of the descriptors that come with the message.
     fds: Vec<OwnedFd>,
 }
 
 impl Preview {
-    /// True if the frontend wants to be told whether this message was accepted.
+    /// True if the frontend asks for an acknowledgement of this message.
     pub(super) fn asks(&self) -> bool {
         self.flags & NEED_REPLY != 0
     }
 
-    /// True if the crate reads and answers this message also where it finds its payload invalid: no need to end the
-    /// connection.
+    /// True if the crate reads and answers this message even if its payload is invalid, so that the connection need not
+    /// end.
     pub(super) fn is_answered(&self) -> bool {
         let answered = match self.request {
             SET_MEM_TABLE => true,
@@ -67,7 +67,7 @@ impl Preview {
         answered && self.size > 0 && self.flags & !NEED_REPLY == VERSION
     }
 
-    /// The socket that the crate will take and hide, if this message brings one.
+    /// Returns the backend channel's socket, if this message carries one. The crate takes it and does not expose it.
     pub(super) fn into_backend_socket(self) -> Option<OwnedFd> {
         self.fds
             .into_iter()
@@ -76,14 +76,14 @@ impl Preview {
     }
 }
 
-/// Why a connection cannot go on.
+/// The reason why a connection cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InboxError {
-    /// More descriptors than any message needs.
-    #[error("message with more than {MAX_FDS} file descriptors (or none left here)")]
+    /// The message has more descriptors than any message needs, or this process has no room for them.
+    #[error("message with more than {MAX_FDS} file descriptors, or this process has too few free ones")]
     TooManyFds,
     /// The frontend left in the middle of a message.
-    #[error("{0} bytes of an unfinished message")]
+    #[error("connection closed after {0} bytes of an unfinished message")]
     Cut(usize),
     /// The socket cannot be read or waited for.
     #[error("cannot receive from the socket")]
@@ -94,17 +94,18 @@ pub(super) enum InboxError {
 #[derive(Debug)]
 pub(super) struct Inbox<'a> {
     socket: BorrowedFd<'a>,
-    /// Tells of whatever is new in the socket since it was asked last, of the stop, and of connections.
+    /// Reports changes of the socket since the last wait, the stop, and new connections.
     news: Epoll,
-    /// The frontend sends no more.
+    /// The frontend will send nothing more.
     ended: bool,
     stopped: bool,
-    /// Somebody has connected.
+    /// Another frontend has connected.
     another: bool,
 }
 
 impl<'a> Inbox<'a> {
-    /// The receiving end of `socket`, until `stop` can be read; tells of others who connect to `listener`.
+    /// Creates the receiving end of `socket`. It ends when `stop` becomes readable, and reports new connections to
+    /// `listener`.
     pub(super) fn new(
         socket: BorrowedFd<'a>,
         stop: &impl AsRawFd,
@@ -128,16 +129,16 @@ impl<'a> Inbox<'a> {
         })
     }
 
-    /// Waits for a whole message, or another frontend.
+    /// Waits for a whole message, another frontend, or the end.
     ///
     /// # Errors
-    /// One that will never be whole, or that the crate cannot take.
+    /// The connection ended within a message, the message has too many descriptors, or the socket failed.
     pub(super) fn next(&mut self) -> Result<Next, InboxError> {
         while !self.stopped {
             if mem::take(&mut self.another) {
                 return Ok(Next::Another);
             }
-            // In this order: what came before the end is seen.
+            // `ended` is read first, so that data that arrived before the end is still seen.
             let ended = self.ended;
             let held = self.held()?;
             match self.whole(held)?.filter(|&len| held >= len) {
@@ -151,7 +152,7 @@ impl<'a> Inbox<'a> {
         Ok(Next::End)
     }
 
-    /// Bytes of the message at hand, as far as its header is there.
+    /// Returns the length of the current message, or `None` if its header is incomplete.
     fn whole(&self, held: usize) -> io::Result<Option<usize>> {
         if held < HEADER_LEN {
             return Ok(None);
@@ -160,12 +161,12 @@ impl<'a> Inbox<'a> {
         self.peek(&mut header)?;
         let [.., a, b, c, d] = header;
         let payload = usize::try_from(u32::from_ne_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        // The crate refuses what is longer; that needs no payload.
+        // The crate refuses longer messages without reading their payload.
         let payload = if payload > MAX_PAYLOAD { 0 } else { payload };
         Ok(Some(HEADER_LEN + payload))
     }
 
-    /// Looks at all of the message, for its descriptors may come with any part of it.
+    /// Peeks at the whole message, because its descriptors may come with any part.
     fn preview(&self, len: usize) -> Result<Preview, InboxError> {
         let mut message = [0; HEADER_LEN + MAX_PAYLOAD];
         let (fds, complete) = self.peek(&mut message[..len])?;
@@ -181,9 +182,10 @@ impl<'a> Inbox<'a> {
         })
     }
 
-    /// Copies the next bytes, which are there, and duplicates their descriptors; says whether it got all of these.
+    /// Copies the next bytes, which must have arrived, without consuming them. Returns duplicates of their descriptors,
+    /// and whether these are complete.
     fn peek(&self, buf: &mut [u8]) -> io::Result<(Vec<OwnedFd>, bool)> {
-        // One look ends behind descriptors; with an offset that the kernel keeps the next one goes on there.
+        // Each read ends after descriptors. The peek offset, which the kernel advances, lets the next read continue.
         self.set_peek_offset(0)?;
         let (mut done, mut fds, mut complete) = (0, Vec::new(), true);
         while done < buf.len() {
@@ -213,7 +215,7 @@ impl<'a> Inbox<'a> {
         })
     }
 
-    /// Bytes in the socket.
+    /// Returns the number of bytes in the socket.
     fn held(&self) -> io::Result<usize> {
         let mut held: libc::c_int = 0;
         // SAFETY: FIONREAD writes an int.
@@ -221,7 +223,7 @@ impl<'a> Inbox<'a> {
         usize::try_from(held).map_err(io::Error::other)
     }
 
-    /// True if an answer of any length can be sent without waiting: most of the socket's buffer is free.
+    /// True if an answer of any length can be sent without blocking: most of the socket's buffer is free.
     fn has_room(&self) -> bool {
         let mut poll = libc::pollfd {
             fd: self.socket.as_raw_fd(),
@@ -232,7 +234,7 @@ impl<'a> Inbox<'a> {
         unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
     }
 
-    /// Sleeps until there is something new.
+    /// Sleeps until something changes.
     fn wait(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 3];
         let count = match self.news.wait(-1, &mut events) {
@@ -252,16 +254,16 @@ impl<'a> Inbox<'a> {
     }
 }
 
-/// Looks at the bytes up to and with the next ones that have descriptors: how many, the descriptors, and whether these
-/// are all.
+/// Peeks at bytes up to and including the next ones with descriptors. Returns the number of bytes, the descriptors, and
+/// whether these are complete.
 fn peek_once(socket: RawFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
     let mut iov = libc::iovec {
         iov_base: buf.as_mut_ptr().cast(),
         iov_len: buf.len(),
     };
-    // A header of two words and the descriptors, aligned as the header needs.
+    // Room for a header of two words and the descriptors, aligned for the header.
     let mut control = [0u64; 2 + MAX_FDS / 2];
-    // SAFETY: a message header of all zeroes is valid, and empty.
+    // SAFETY: an all-zero message header is valid and empty.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
@@ -295,7 +297,7 @@ fn peek_once(socket: RawFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, 
     let fds = (0..count).map(|i| {
         // SAFETY: a message of this type holds `count` descriptors.
         let fd = unsafe { first.cast::<RawFd>().add(i).read_unaligned() };
-        // SAFETY: the kernel has just made it for us.
+        // SAFETY: the kernel has just created the descriptor for us.
         unsafe { OwnedFd::from_raw_fd(fd) }
     });
     Ok((len, fds.collect(), complete))

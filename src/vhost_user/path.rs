@@ -1,4 +1,4 @@
-//! The path that a server's socket has: who may connect, how it appears, how it goes.
+//! The path of a server's socket: access rights, creation and removal.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -17,30 +17,30 @@ use crate::advice;
 use crate::holders::process;
 use crate::status::status;
 
-/// Connections that may wait to be accepted.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: libc::c_int = 128;
 
-/// What to do if a socket cannot be given its owner, group or mode.
-const GRANT_HINT: &str =
-    "only members of a group give files to it (--socket-group), and only root to other users (--user)";
+/// Advice if the owner, group or mode of a socket cannot be set.
+const GRANT_HINT: &str = "only a member of a group may give it a file (--socket-group), and only root may give a file to \
+                          another user (--user)";
 
-/// How long another daemon may take to set up its socket in the same directory, and how often we look.
+/// Time that another daemon may take to set up its socket in the same directory, and pause between attempts to lock it.
 const LOCK_TIME: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
-/// Who may connect to a socket: whoever may write to its file.
+/// The access rights of a socket: users who may write to its file may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Permission bits of the file.
     pub mode: libc::mode_t,
-    /// Its owner; the process's user if there is none given.
+    /// Owner of the file; `None` for the user of the process.
     pub owner: Option<libc::uid_t>,
-    /// Its group; likewise.
+    /// Group of the file; `None` for the group of the process.
     pub group: Option<libc::gid_t>,
 }
 
 impl SocketAccess {
-    /// The bits that matter.
+    /// The permission bits that may be set.
     pub const MODES: libc::mode_t = 0o777;
 }
 
@@ -55,11 +55,11 @@ impl Default for SocketAccess {
 }
 
 impl SocketAccess {
-    /// Sets owner and group, and the mode again: the umask may have taken some of it away.
+    /// Sets owner and group, and sets the mode again because the umask may have cleared some of its bits.
     fn grant(&self, path: &Path) -> io::Result<()> {
         let (path, here, flags) = (c_string(path)?, libc::AT_FDCWD, libc::AT_SYMLINK_NOFOLLOW);
         if self.owner.is_some() || self.group.is_some() {
-            // All ones: leave it as it is.
+            // All ones means no change.
             let (owner, group) = (self.owner.unwrap_or(u32::MAX), self.group.unwrap_or(u32::MAX));
             // SAFETY: the path is a C string that lives during the call.
             status(unsafe { libc::fchownat(here, path.as_ptr(), owner, group, flags) })?;
@@ -69,7 +69,7 @@ impl SocketAccess {
     }
 }
 
-/// A socket's path; removed when dropped, if it is still that socket.
+/// A socket's path. Dropping this removes the file, if it is still the same socket.
 #[derive(Debug)]
 pub(super) struct SocketPath {
     path: PathBuf,
@@ -90,7 +90,7 @@ impl Drop for SocketPath {
         if inode(&self.path).is_ok_and(|now| now == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "socket cannot be removed");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
 }
@@ -100,16 +100,16 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Listens at `path`, for those whom `access` lets in. A socket that nobody listens on is replaced.
+/// Listens at `path`, with the rights in `access`. A stale socket is replaced.
 ///
-/// A lock on the directory keeps others of our kind from the path between the look at what is there and the moment from
-/// which the new socket takes connections: two that start at once never both have it.
+/// The directory is locked from the check for an existing socket until the new socket listens. So two daemons that start
+/// at the same time never both get the path.
 pub(super) fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener, ServerError> {
     let failed = |source| bind_error(path, source);
     let address = address(path).map_err(failed)?;
     let lock = lock_directory(path);
     if is_stale(path)? {
-        // Somebody who keeps the lock may be about to replace it.
+        // The holder of the lock may be about to replace the socket.
         lock.as_ref().map_err(|_| ServerError::Locked(path.to_owned()))?;
         fs::remove_file(path).map_err(failed)?;
     }
@@ -119,11 +119,11 @@ pub(super) fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener,
     })
 }
 
-/// Locks the directory of `path` among daemons, until the file is closed. `Ok(None)` if there is no such lock, because
-/// the directory may not be read or its file system has none.
+/// Locks the directory of `path` against other daemons, until the returned file is closed. Returns `Ok(None)` if the
+/// directory cannot be locked, because it is not readable or its file system has no locks.
 ///
 /// # Errors
-/// Somebody else keeps it locked.
+/// Another process keeps the directory locked.
 fn lock_directory(path: &Path) -> io::Result<Option<File>> {
     let Ok(directory) = File::open(advice::directory_of(path)) else {
         return Ok(None);
@@ -141,7 +141,7 @@ fn lock_directory(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Binds a socket and gives it its rights before it listens: until then nobody can connect, whatever the rights are.
+/// Binds a socket, sets its access rights, and then listens. Nobody can connect before it listens, whatever the rights.
 fn listen_at(
     path: &Path,
     (address, len): &(libc::sockaddr_un, libc::socklen_t),
@@ -150,9 +150,9 @@ fn listen_at(
     // SAFETY: takes numbers only.
     let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     status(socket.min(0))?;
-    // SAFETY: it was made just now, and nobody else has it.
+    // SAFETY: the socket was just created and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // The file that bind makes has the mode of the socket, less what the umask forbids.
+    // `bind` creates the file with the mode of the socket, minus the umask.
     // SAFETY: takes numbers only.
     status(unsafe { libc::fchmod(socket.as_raw_fd(), access.mode & SocketAccess::MODES) })?;
     // SAFETY: the address is valid for its length.
@@ -170,7 +170,7 @@ fn listen_at(
     Ok(socket.into())
 }
 
-/// What to do about a path that no socket can be made at.
+/// Converts the error of creating a socket, with advice if the directory is the cause.
 fn bind_error(path: &Path, source: io::Error) -> ServerError {
     let why = match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => advice::no_directory(path),
@@ -192,11 +192,11 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     // The last byte stays zero.
     let room = address.sun_path.len() - 1;
     if bytes.len() > room || bytes.contains(&0) {
-        let told = format!(
-            "the path has {} bytes, at most {room} are possible, and none of them NUL",
+        let text = format!(
+            "the path has {} bytes: at most {room} are allowed, and no NUL",
             bytes.len()
         );
-        return Err(io::Error::new(ErrorKind::InvalidInput, told));
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from.cast_signed();
@@ -205,7 +205,10 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, len.try_into().map_err(io::Error::other)?))
 }
 
-/// Whether there is a socket at `path` that nobody listens on; an error if there is anything else.
+/// Returns whether there is a stale socket at `path`, or false if nothing is there.
+///
+/// # Errors
+/// Another process listens at `path`, or the file there is not a socket or cannot be checked.
 fn is_stale(path: &Path) -> Result<bool, ServerError> {
     let failed = |source| bind_error(path, source);
     let Ok(metadata) = fs::symlink_metadata(path) else {
@@ -223,7 +226,7 @@ fn is_stale(path: &Path) -> Result<bool, ServerError> {
     }
 }
 
-/// The process that listens at the other end.
+/// Describes the process that listens at the other end.
 fn listener_of(stream: &UnixStream) -> String {
     let mut peer = libc::ucred {
         pid: 0,

@@ -1,6 +1,6 @@
-//! The socket: one frontend after the other, until told to stop.
+//! The server: accepts frontends on the socket and serves one at a time, until it is stopped.
 //!
-//! Runs on the disk's control thread. Whatever a frontend does ends its own connection at worst.
+//! Runs on the disk's control thread. A misbehaving frontend can only end its own connection.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -22,45 +22,45 @@ use crate::blk::device::{BlkDevice, DeviceState};
 use crate::limits::{is_out_of_files, out_of_files};
 use crate::status::status;
 
-/// Pause before the next try after an accept that failed (no fds left, no memory).
+/// Pause before retrying after `accept` failed (out of file descriptors or memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why there is no socket to serve.
+/// The reason why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The process that is named listens there.
+    /// The named process listens on the socket.
     #[error("socket {0} is in use by {1}: end that first, or choose another --socket-path")]
     InUse(PathBuf, String),
-    /// A socket that nobody listens on is there, and somebody else may be about to replace it.
+    /// The socket is stale, but another process may be about to replace it.
     #[error(
-        "socket {0} is left over, and another process keeps its directory locked: end that, or remove the socket"
+        "socket {0} is stale, and another process keeps its directory locked: end that process, or remove the socket"
     )]
     Locked(PathBuf),
-    /// Something is there that is no socket.
+    /// The file at the path is not a socket.
     #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
     NotASocket(PathBuf),
-    /// The directory is missing, or nothing may be made in it.
+    /// The directory is missing, or no file may be created in it.
     #[error("cannot listen on socket {path}: {why}; change that, or choose another --socket-path")]
     Directory {
-        /// Where.
+        /// The socket's path.
         path: PathBuf,
         /// What is wrong with the directory.
         why: String,
     },
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen on socket {path}")]
     Bind {
-        /// Where.
+        /// The socket's path.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The file descriptor is no Unix stream socket that somebody can be served on.
+    /// The file descriptor is not a usable Unix stream socket.
     #[error("file descriptor {fd} {reason}")]
     BadFd {
-        /// Its number.
+        /// Number of the file descriptor.
         fd: i32,
-        /// What is wrong with it.
+        /// What is wrong with the file descriptor.
         reason: &'static str,
     },
     /// The eventfd that stops the server cannot be created.
@@ -71,27 +71,28 @@ pub enum ServerError {
 #[derive(Debug)]
 enum Socket {
     Listening(UnixListener),
-    /// One frontend, and that is all.
+    /// A connection to a single frontend.
     Connected(UnixStream),
 }
 
 /// A socket that frontends connect to.
 #[derive(Debug)]
 pub struct Server {
-    /// Removed with the server, and before the socket is closed: nobody replaces a socket that somebody listens on.
+    /// Dropped before the socket is closed: other daemons do not replace a socket while it listens, so the removed file
+    /// is our own.
     _path: Option<SocketPath>,
     socket: Socket,
-    /// For messages: its path, or the number of a file descriptor.
+    /// The path or the number of the file descriptor, for log lines.
     name: String,
     stop: Stopper,
     channel: BackendChannel,
 }
 
 impl Server {
-    /// Listens at `path`, for those whom `access` lets in. A socket that nobody listens on any more is replaced.
+    /// Listens at `path`, with the rights in `access`. A stale socket is replaced.
     ///
     /// # Errors
-    /// A live socket or another file at `path`; a path that cannot be bound.
+    /// Another process listens at `path`, another file is there, or the path cannot be bound.
     pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ServerError> {
         let listener = path::listen(path, access)?;
         let name = path.display().to_string();
@@ -108,10 +109,10 @@ impl Server {
         })
     }
 
-    /// Serves a socket that somebody else has made: a listening one, or one that is connected to a frontend.
+    /// Serves an inherited socket that either listens or is connected to a frontend.
     ///
     /// # Errors
-    /// Another kind of file.
+    /// The descriptor is not such a socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, ServerError> {
         let number = fd.as_raw_fd();
         let bad = |reason| ServerError::BadFd { fd: number, reason };
@@ -119,7 +120,7 @@ impl Server {
         if socket_option(&fd, libc::SO_DOMAIN).map_err(no_socket)? != libc::AF_UNIX
             || socket_option(&fd, libc::SO_TYPE).map_err(no_socket)? != libc::SOCK_STREAM
         {
-            return Err(bad("is a socket, but no Unix stream socket"));
+            return Err(bad("is a socket, but not a Unix stream socket"));
         }
         let mut name = format!("fd {number}");
         let socket = if socket_option(&fd, libc::SO_ACCEPTCONN).map_err(no_socket)? != 0 {
@@ -148,25 +149,25 @@ impl Server {
         })
     }
 
-    /// The socket's path, or the number of the file descriptor that was handed over.
+    /// Returns the socket's path, or the number of the inherited file descriptor.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A handle that ends [`Server::run`] from another thread.
+    /// Returns a handle that ends [`Server::run`] from another thread.
     pub fn stopper(&self) -> Stopper {
         self.stop.clone()
     }
 
-    /// A handle that takes over a changed size of the disk that is to be served.
+    /// Returns a handle that applies a changed size of the disk that is to be served.
     pub fn resizer(&self, device: &BlkDevice) -> Resizer {
         let (node, control) = (Arc::clone(&device.state().node), Arc::clone(device.control()));
         Resizer::new(node, control, self.channel.clone())
     }
 
-    /// Serves frontends until stopped (or, on a connected socket, until that frontend leaves).
+    /// Serves frontends until stopped. On a connected socket, it also returns when that frontend leaves.
     ///
-    /// When this returns no request is in flight.
+    /// No request is in flight when this returns.
     pub fn run(self, device: &mut BlkDevice) {
         match &self.socket {
             Socket::Connected(stream) => match stream.try_clone() {
@@ -184,7 +185,7 @@ impl Server {
         }
     }
 
-    /// The next frontend, or `None` when stopped.
+    /// Waits for the next frontend. Returns `None` when stopped.
     fn accept(&self, listener: &UnixListener, device: &DeviceState) -> Option<UnixStream> {
         let DeviceState { name: disk, log, .. } = device;
         let (mut failing, mut told) = (false, false);
@@ -246,12 +247,13 @@ impl Server {
         let reason = self
             .serve_requests(&socket, &mut requests, &handler, &state)
             .err();
-        // While the connection's own are open: a descriptor that came with a message may have found no room.
+        // Checked while the connection's descriptors are still open: the kernel may have dropped a descriptor that came
+        // with a message because none was free.
         let hint = files_hint(reason.is_some() && out_of_files());
         if self.stop.wait(None, Some(Duration::ZERO)) {
             lock(&handler).session.device().end();
         }
-        // While the connection is there: a frontend that sees it end takes what the used rings say as the last word.
+        // Before the connection is closed: a frontend that sees it end regards the used rings as final.
         lock(&handler).session.finish();
         drop(requests);
         drop(handler);
@@ -296,7 +298,7 @@ impl Server {
                 }
                 Err(error) => return Err(error.into()),
             };
-            // A frontend that is not told would wait for ever, and so would its guest. The end of the connection tells it.
+            // A frontend that gets no answer would wait forever, and so would its guest. Ending the connection tells it.
             if !(asks && lock(handler).answers.are_given()) {
                 return Err(ConnectionError::Untold(refusal));
             }
@@ -304,7 +306,7 @@ impl Server {
     }
 }
 
-/// Logs that a frontend has connected while another one is served.
+/// Logs that a frontend connected while another one is served.
 fn log_waiting(device: &DeviceState, served: &UnixStream) {
     let DeviceState { name: disk, log, .. } = device;
     if let Some(suppressed) = log.pass_normal("waiting", "") {
@@ -314,12 +316,12 @@ fn log_waiting(device: &DeviceState, served: &UnixStream) {
             served_pid = pid,
             served_uid = uid,
             suppressed,
-            "another frontend has connected, and waits until this one leaves: a disk serves one at a time"
+            "another frontend has connected and waits until the current one leaves: a disk serves one at a time"
         );
     }
 }
 
-/// The process and user that have connected, as far as they can be seen from here.
+/// Returns the process and user at the other end, as far as they are visible.
 fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
     let mut peer = libc::ucred {
         pid: 0,
@@ -337,12 +339,12 @@ fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
             &raw mut len,
         )
     });
-    // A process of another namespace has the number 0.
+    // A process in another PID namespace has the number 0.
     let pid = Some(peer.pid).filter(|&pid| pid > 0);
     got.map_or((None, None), |()| (pid, Some(peer.uid)))
 }
 
-/// Logs that a frontend is gone, and why if it did not just leave.
+/// Logs that a frontend left, or why its connection was ended.
 fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
     let DeviceState { name: disk, log, .. } = device;
     let Some(error) = reason else {
@@ -357,7 +359,7 @@ fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
     }
 }
 
-/// What to do, for a log line.
+/// Returns advice for the end of a log line.
 fn files_hint(out_of_files: bool) -> &'static str {
     match out_of_files {
         true => ": no file descriptor is left (raise ulimit -n, LimitNOFILE=)",
@@ -365,16 +367,16 @@ fn files_hint(out_of_files: bool) -> &'static str {
     }
 }
 
-/// Why a connection was ended.
+/// The reason why a connection was ended.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
-    /// A message cannot be had.
+    /// No message can be received.
     #[error(transparent)]
     Inbox(#[from] InboxError),
-    /// A message cannot be answered otherwise.
+    /// A message failed, and there is no error reply for it.
     #[error(transparent)]
     Message(#[from] VhostError),
-    /// A message was refused, and the frontend does not get an answer.
+    /// A message was refused, and the protocol gives the frontend no answer to it.
     #[error("a message was refused, and only this can tell the frontend (no REPLY_ACK): {0}")]
     Untold(String),
 }
@@ -385,12 +387,12 @@ impl From<io::Error> for ConnectionError {
     }
 }
 
-/// Locks, also after a panic of another holder: what either mutex guards stays consistent.
+/// Locks a mutex, even after a panic of another holder: a panic leaves the guarded data consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the other end of a connection is closed.
+/// Returns whether the other end of a connection is closed.
 fn has_hung_up(stream: &UnixStream) -> bool {
     let mut poll = libc::pollfd {
         fd: stream.as_raw_fd(),

@@ -18,7 +18,7 @@ fn inbox(socket: &UnixStream) -> Inbox<'_> {
     Inbox::new(socket.as_fd(), &never(), None).unwrap()
 }
 
-/// Nothing is ever written to it.
+/// Returns an eventfd that is never written.
 fn never() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
 }
@@ -31,14 +31,14 @@ fn fds(next: Next) -> usize {
 }
 
 #[test]
-fn a_message_is_waited_for_until_it_is_whole() {
+fn messages_are_returned_only_when_complete() {
     let whole = message(9, &[7; 40]);
     for cut in 0..whole.len() {
         let (frontend, mut backend) = UnixStream::pair().unwrap();
         frontend.set_nonblocking(true).unwrap();
         let fd = frontend.as_raw_fd();
         let received = thread::scope(|scope| {
-            // The descriptor comes with the first part; a look at that ends there.
+            // The descriptor comes with the first part, and a peek ends after that part.
             if cut > 0 {
                 frontend.send_with_fd(&whole[..cut], fd).unwrap();
             }
@@ -46,7 +46,7 @@ fn a_message_is_waited_for_until_it_is_whole() {
                 let mut inbox = inbox(&backend);
                 fds(inbox.next().unwrap())
             });
-            // Each byte alone.
+            // One byte at a time.
             for byte in &whole[cut..] {
                 assert!(!waiting.is_finished());
                 (&frontend).write_all(&[*byte]).unwrap();
@@ -56,12 +56,12 @@ fn a_message_is_waited_for_until_it_is_whole() {
         assert_eq!(received, usize::from(cut > 0), "cut at {cut}");
         let mut read = vec![0; whole.len()];
         backend.read_exact(&mut read).unwrap();
-        assert_eq!(read, whole, "it stays in the socket");
+        assert_eq!(read, whole, "the message stays in the socket");
     }
 }
 
 #[test]
-fn messages_that_came_before_the_end_are_seen_and_half_a_message_is_an_error() {
+fn messages_before_the_end_are_seen() {
     let (mut frontend, mut backend) = UnixStream::pair().unwrap();
     frontend.write_all(&message(3, &[])).unwrap();
     frontend.write_all(&message(9, &[7; 40])[..20]).unwrap();
@@ -76,12 +76,12 @@ fn messages_that_came_before_the_end_are_seen_and_half_a_message_is_an_error() {
 }
 
 #[test]
-fn a_stop_ends_the_wait_in_the_middle_of_a_message_and_in_front_of_one() {
+fn stop_ends_the_wait_within_a_message() {
     for len in [0, 20, 52] {
         let (mut frontend, backend) = UnixStream::pair().unwrap();
         frontend.write_all(&message(9, &[7; 40])[..len]).unwrap();
         backend.set_nonblocking(true).unwrap();
-        // No room for an answer, ever.
+        // There is never room for an answer.
         while (&backend).write(&[0; 4096]).is_ok() {}
         let stop = never();
         thread::scope(|scope| {
@@ -94,7 +94,7 @@ fn a_stop_ends_the_wait_in_the_middle_of_a_message_and_in_front_of_one() {
 }
 
 #[test]
-fn a_message_waits_until_its_answer_has_room() {
+fn messages_wait_for_room_for_their_answer() {
     let (mut frontend, mut backend) = UnixStream::pair().unwrap();
     frontend.write_all(&message(1, &[])).unwrap();
     backend.set_nonblocking(true).unwrap();
@@ -115,7 +115,7 @@ fn a_message_waits_until_its_answer_has_room() {
 }
 
 #[test]
-fn more_descriptors_than_the_crate_takes_are_refused_with_any_part() {
+fn too_many_descriptors_are_refused() {
     for (parts, refused) in [
         (vec![(52, 32)], false),
         (vec![(52, 33)], true),
@@ -144,7 +144,7 @@ fn more_descriptors_than_the_crate_takes_are_refused_with_any_part() {
 }
 
 #[test]
-fn the_channels_socket_is_duplicated_and_no_other() {
+fn only_the_channels_socket_is_duplicated() {
     for (request, offered) in [(SET_BACKEND_REQ_FD, true), (1, false), (20, false), (22, false)] {
         let (frontend, backend) = UnixStream::pair().unwrap();
         let (mut theirs, ours) = UnixStream::pair().unwrap();

@@ -1,4 +1,4 @@
-//! The write cache, as a session's driver switches it: with its features, and in the configuration space.
+//! Switching of the write cache by a session's driver, with its features or in the configuration space.
 
 use super::{Result, Session};
 use crate::blk::config::BlkConfig;
@@ -13,8 +13,9 @@ impl Session<'_> {
         Ok(self.device.read_config(room, offset, len)?)
     }
 
-    /// Writes to the configuration space, and lets a successor know. A driver that switches the write cache off is told
-    /// that this is done when all that has completed is stable.
+    /// Writes to the configuration space, and records the change for a successor.
+    ///
+    /// If the driver switches the write cache off, this returns when all completed writes are stable.
     pub(in crate::vhost_user) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
         self.set_writeback(BlkConfig::written_writeback(offset, data)?)?;
         self.record_writeback();
@@ -32,12 +33,12 @@ impl Session<'_> {
         }
     }
 
-    /// The driver has set `writeback` while another process served it.
+    /// Restores `writeback`, which the driver set while a predecessor served it.
     pub(super) fn recall_writeback(&mut self, writeback: bool) -> Result<()> {
         let mode = self.with_writeback(writeback);
         let mut cache = self.device.cache();
         if mode.is_cached() == cache.mode().is_cached() {
-            // The queues learn of it with the driver's features, which may not be known yet.
+            // The queues learn of this with the driver's features, which may not be known yet.
             cache.recall(writeback);
             self.device.set_cache(cache);
             return Ok(());
@@ -45,7 +46,7 @@ impl Session<'_> {
         self.adopt(mode)
     }
 
-    /// The driver has accepted these features. One that cannot flush gets every write stable.
+    /// Applies the features that the driver accepted. For a driver that cannot flush, every write becomes stable.
     pub(super) fn accept_features(&mut self, acked: u64) -> Result<()> {
         self.adopt(CacheMode {
             acked,
@@ -53,14 +54,18 @@ impl Session<'_> {
         })
     }
 
-    /// Switches to what a driver that comes has, or had, said. What cannot be flushed then was lost before, and whoever
-    /// asks for a flush is told: no reason to keep this driver from reading what is left.
+    /// Switches to the mode that a new driver sets, or set before. If the flush fails, the writes were lost before this
+    /// driver came, and later flushes report it. So the driver may still read the remaining data.
     fn adopt(&mut self, mode: CacheMode) -> Result<()> {
         match self.switch_cache(mode) {
             Err(SessionError::Flush(error)) => {
                 let DeviceState { name: disk, log, .. } = &**self.device.state();
                 if let Some(suppressed) = log.pass("unflushed", "") {
-                    tracing::error!(disk, %error, suppressed, "flush for a driver without a write cache");
+                    tracing::error!(
+                        disk, %error, suppressed,
+                        "flush failed while applying the driver's cache mode: earlier writes may be lost; going on, and \
+                         later flushes report it"
+                    );
                 }
                 let mut cache = self.device.cache();
                 cache.go_on_unflushed(mode);

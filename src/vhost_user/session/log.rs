@@ -1,4 +1,4 @@
-//! The dirty log of a session: switched on and off while the rings run.
+//! The dirty log of a session, which can be switched on and off while the rings run.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::virtqueue::MAX_QUEUE_SIZE;
 /// VHOST_F_LOG_ALL: writes to guest memory are logged.
 pub const LOG_ALL: u64 = 1 << 26;
 
-/// No used ring has more bytes.
+/// Maximum size of a used ring in bytes.
 const MAX_USED_RING: u64 = 6 + 8 * MAX_QUEUE_SIZE as u64;
 
 /// Checks the guest address of a used ring.
@@ -23,7 +23,7 @@ pub(super) fn check_log_address(addr: u64) -> Result<()> {
 }
 
 impl Session<'_> {
-    /// Logs dirty pages there while LOG_ALL is set.
+    /// Sets the log for dirty pages, which is used while LOG_ALL is set.
     pub(in crate::vhost_user) fn set_log(&mut self, file: &File, offset: u64, size: u64) -> Result<()> {
         let log = DirtyLog::map(file, offset, size)?;
         log.check_covers(self.memory.end())?;
@@ -31,7 +31,7 @@ impl Session<'_> {
         self.apply_log()
     }
 
-    /// Checks, before anything is changed, the log that would be used with these features.
+    /// Checks that the log can be used with these features, before anything is changed.
     pub(super) fn check_log_switch(&self, acked: u64) -> Result<()> {
         match &self.log {
             Some(log) if acked & LOG_ALL != 0 => Ok(log.check_covers(self.memory.end())?),
@@ -39,7 +39,7 @@ impl Session<'_> {
         }
     }
 
-    /// Follows a change of LOG_ALL.
+    /// Applies a change of LOG_ALL.
     pub(super) fn switch_log(&mut self, before: bool, now: bool) -> Result<()> {
         if before != now {
             self.apply_log()?;
@@ -50,7 +50,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A log that is used has to have a bit for each page; QEMU has it grow before the memory does.
+    /// Checks that a log in use covers all of the memory. QEMU enlarges the log before the memory.
     pub(super) fn check_log_covers(&self, memory: &GuestMemory) -> Result<()> {
         match self.active_log() {
             Some(log) => Ok(log.check_covers(memory.end())?),
@@ -62,14 +62,14 @@ impl Session<'_> {
         self.log.as_ref().filter(|_| self.acked & LOG_ALL != 0)
     }
 
-    /// What a ring is to log now.
+    /// Returns what a ring must log now.
     pub(super) fn ring_log(&self, index: usize) -> Option<RingLog> {
         let log = Arc::clone(self.active_log()?);
         let used = self.vrings[index].log;
         Some(RingLog { log, used })
     }
 
-    /// Has a running ring log what is to be logged now. Returns when it does.
+    /// Makes a running ring log what it must log now. Returns once the ring does so.
     pub(super) fn apply_ring_log(&self, index: usize) -> Result<()> {
         let log = self.ring_log(index);
         self.call(index, move |queue| queue.set_log(log))

@@ -1,5 +1,5 @@
-//! What outlives a session, and the process, in memory that the frontend keeps: the chains in flight, the cache mode, and
-//! what became of the flushes.
+//! State that outlives the session and the process, in memory that the frontend keeps: the chains in flight, the cache
+//! mode, and the outcome of flushes.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -10,31 +10,31 @@ use crate::storage::FlushWitness;
 use crate::vhost_user::SessionError;
 use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout, SpareByte};
 
-/// Bytes of the region that are no queue's, by their numbers.
+/// Indices of the region's spare bytes.
 const FLUSH_FAILED: usize = 0;
 const FLUSH_RUNNING: usize = 1;
 
-/// Where chains in flight are tracked.
+/// The place where chains in flight are tracked.
 #[derive(Debug)]
 pub(super) enum Inflight {
-    /// Nowhere: the frontend does not ask for it.
+    /// The frontend does not use in-flight tracking.
     Untracked,
     Region(InflightRegion),
     /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
     Refused,
 }
 
-/// What became of the flushes: two bytes, each 0 or 1. Any thread.
+/// The outcome of flushes: two bytes, each 0 or 1. Any thread.
 #[derive(Debug)]
 struct FlushMarks {
-    /// One has failed for good: writes are lost.
+    /// A flush has failed for good: writes are lost.
     failed: SpareByte,
-    /// One takes the kernel's report of failed writes, and has not ended.
+    /// A flush that consumes the kernel's report of failed writes has not ended.
     running: SpareByte,
 }
 
 impl FlushMarks {
-    /// `None` for a region that has no room for them.
+    /// Returns `None` if the region has no room for the marks.
     fn of(region: &InflightRegion) -> Option<Self> {
         Some(Self {
             failed: region.spare(FLUSH_FAILED)?,
@@ -59,7 +59,7 @@ impl FlushWitness for FlushMarks {
 }
 
 impl Session<'_> {
-    /// Makes an in-flight region for the frontend to keep.
+    /// Creates an in-flight region for the frontend to keep.
     pub(in crate::vhost_user) fn create_inflight(
         &self,
         queues: u16,
@@ -75,7 +75,7 @@ impl Session<'_> {
         Ok(InflightRegion::create(queues, queue_size)?)
     }
 
-    /// Tracks what is in flight in a region that the frontend has kept; rings that start go on from there.
+    /// Tracks chains in flight in a region that the frontend has kept. Rings that start later resume from its contents.
     pub(in crate::vhost_user) fn set_inflight(&mut self, layout: RegionLayout, file: &File) -> Result<()> {
         if let Some(running) = self.vrings.iter().position(|vring| vring.running) {
             return Err(SessionError::Running(running));
@@ -92,7 +92,7 @@ impl Session<'_> {
         self.start_ready()
     }
 
-    /// Learns what became of the flushes of the processes before, and tells those that come after.
+    /// Learns the outcome of flushes from earlier processes, and records it for later ones.
     fn follow_flushes(&self, region: &InflightRegion) {
         let Some(marks) = FlushMarks::of(region) else {
             return;
@@ -103,14 +103,14 @@ impl Session<'_> {
             if !node.flushes_fail() {
                 tracing::error!(
                     disk,
-                    "a flush failed before this process took over: writes are lost, and all flushes fail"
+                    "a flush failed before this process took over: writes are lost, and all flushes will fail"
                 );
             }
             node.fail_flushes();
         } else if marks.running.get() != 0 {
             let outcome = match node.doubt_last_flush() {
-                true => "the next flush asks the whole file system if a write was lost",
-                false => "if it failed, nobody knows",
+                true => "the next flush checks the whole file system for lost writes",
+                false => "whether it failed is unknown",
             };
             tracing::warn!(
                 disk,
@@ -120,7 +120,7 @@ impl Session<'_> {
         node.set_flush_witness(Some(Arc::new(marks)));
     }
 
-    /// Where the chains of a ring of `size` descriptors are to be tracked.
+    /// Returns the area that tracks the chains of a ring of `size` descriptors.
     pub(super) fn inflight_area(&self, index: usize, size: u32) -> Result<Option<InflightArea>> {
         match &self.inflight {
             Inflight::Untracked => Ok(None),
@@ -141,13 +141,13 @@ impl Session<'_> {
                 queue = index,
                 size,
                 suppressed,
-                "the frontend's in-flight region has no room for a ring of this size: requests in flight are lost if this \
-                 process is killed"
+                "the frontend's in-flight region has no room for a ring of this size: requests in flight will be lost if \
+                 this process is killed"
             );
         }
     }
 
-    /// Lets a successor know what the driver has been told.
+    /// Records the cache mode that the driver has seen, for a successor.
     pub(super) fn record_writeback(&self) {
         if let Inflight::Region(region) = &self.inflight {
             region.set_device_state(u8::from(self.device.cache().mode().writeback));

@@ -1,4 +1,4 @@
-//! The rings of a session: set up in any order, started when enough is known, stopped and drained.
+//! The rings of a session: set up in any order of messages, started when everything is known, stopped and drained.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +26,7 @@ impl Session<'_> {
         self.start_if_ready(index)
     }
 
-    /// `log` is the used ring's guest address, if it is to be logged; that may change while the ring runs.
+    /// `log` is the used ring's guest address, if writes to it are logged. This may change while the ring runs.
     pub(in crate::vhost_user) fn set_vring_addr(
         &mut self,
         index: u32,
@@ -63,9 +63,9 @@ impl Session<'_> {
         }
     }
 
-    /// Stops the ring, waits for its requests in flight, and says where to go on.
+    /// Stops the ring, waits for its requests in flight, and returns the position at which to continue.
     ///
-    /// A frontend that has negotiated GET_VRING_BASE_INFLIGHT takes the in-flight region along.
+    /// A frontend that has negotiated GET_VRING_BASE_INFLIGHT migrates the in-flight region.
     pub(in crate::vhost_user) fn get_vring_base(&mut self, index: u32) -> Result<u16> {
         let index = self.index(index)?;
         let stop = match self.suspends {
@@ -98,7 +98,7 @@ impl Session<'_> {
         if self.vrings.iter().all(Vring::is_idle) {
             self.channel.suspend();
             let handed_over = self.hand_over();
-            // Only while the VM migrates is the frontend better off without an answer: the VM can stay where it is.
+            // Refused only while the VM migrates: without an answer, the VM stays where it is.
             if self.acked & LOG_ALL != 0 {
                 handed_over.map_err(SessionError::HandOver)?;
             }
@@ -147,7 +147,7 @@ impl Session<'_> {
         Ok(file)
     }
 
-    /// Lets go of those that no queue has any more.
+    /// Drops the eventfds that no queue uses any more.
     fn forget_eventfds(&mut self) {
         self.eventfds.retain(|file| Arc::strong_count(file) > 1);
     }
@@ -160,7 +160,7 @@ impl Session<'_> {
         self.call(index, move |queue| queue.set_enabled(enable))
     }
 
-    /// QEMU says nothing of it, and its guest waits.
+    /// Warns about missing shared memory: QEMU does not report it, and the guest just hangs.
     fn warn_of_missing_memory(&self, index: usize) {
         let DeviceState { name: disk, log, .. } = &**self.device.state();
         if self.memory.is_empty()
@@ -171,15 +171,15 @@ impl Session<'_> {
                 disk,
                 queue = index,
                 suppressed,
-                "the frontend has enabled a queue and shared no memory: the queue waits for it (QEMU: share=on on a memory \
-                 backend of the guest's memory)"
+                "the frontend has enabled a queue but shared no memory: the queue waits for memory (QEMU: set share=on on \
+                 the memory backend of the guest)"
             );
         }
     }
 
-    /// Starts every ring of which enough is known, after a change that concerns all of them.
+    /// Starts every ring that is ready, after a change that affects all of them.
     ///
-    /// One that cannot start does not hold up the others.
+    /// A ring that cannot start does not keep the others from starting.
     pub(super) fn start_ready(&mut self) -> Result<()> {
         let mut started = Ok(());
         for index in 0..self.vrings.len() {
@@ -189,9 +189,9 @@ impl Session<'_> {
         started
     }
 
-    /// Starts a ring if enough is known; frontends differ in the order of their messages.
+    /// Starts a ring if it is ready. Frontends differ in the order of their messages.
     ///
-    /// If it cannot start it waits for better addresses, memory or in-flight region, and keeps its kick for then.
+    /// If the ring cannot start, it keeps its kick eventfd and waits for other addresses, memory or in-flight region.
     fn start_if_ready(&mut self, index: usize) -> Result<()> {
         let vring = &self.vrings[index];
         let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {
@@ -206,7 +206,7 @@ impl Session<'_> {
         self.hand_over_kick(index)
     }
 
-    /// Has the queue set up the ring, which runs with the first kick.
+    /// Makes the queue set up the ring, which runs from the first kick on.
     fn start(&mut self, index: usize, addresses: RingAddresses, size: u32) -> Result<()> {
         let setup = RingSetup {
             inflight: self.inflight_area(index, size)?,
@@ -223,7 +223,7 @@ impl Session<'_> {
         let eventfds = &self.eventfds;
         let resized = self.device.activate(|control, op| execute(control, op, eventfds));
         let resized = resized.map_err(|source| {
-            // A driver that waits for ever would not even know.
+            // Otherwise the driver would wait forever without an error.
             self.failed = true;
             SessionError::Lock { index, source }
         })?;
@@ -241,7 +241,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Logs that a ring goes on after a predecessor, unless this session has stopped it itself, with nothing in flight.
+    /// Logs that a ring continues after a predecessor, unless this session stopped the ring itself with nothing in
+    /// flight.
     fn log_resumed(&mut self, index: usize, requests: usize) {
         let again = std::mem::replace(&mut self.vrings[index].resumed, true);
         let DeviceState { name: disk, log, .. } = &**self.device.state();
@@ -253,13 +254,13 @@ impl Session<'_> {
                 queue = index,
                 requests,
                 suppressed,
-                "ring resumed: requests that were in flight are executed again"
+                "ring resumed: executing the requests that were in flight again"
             );
         }
     }
 
-    /// What a request has to fit into, now that the driver has chosen features and queue sizes: without indirect
-    /// descriptors its smallest queue.
+    /// Returns the maximum number of descriptors in a request, given the driver's features and queue sizes. Without
+    /// indirect descriptors, a request must fit into the smallest queue.
     pub(super) fn room_of_requests(&self) -> u16 {
         let largest = self.device.config().queue_size;
         if self.acked == 0 || self.acked & features::INDIRECT_DESC != 0 {
@@ -275,7 +276,7 @@ impl Session<'_> {
         let Kick::Pending(kick) = std::mem::replace(&mut self.vrings[index].kick, Kick::Taken) else {
             return Ok(());
         };
-        // Without the feature there is no SET_VRING_ENABLE, and a ring that runs is enabled.
+        // Without this feature there is no SET_VRING_ENABLE, and a running ring is enabled.
         let enable = self.acked & PROTOCOL_FEATURES == 0;
         let set = self.call(index, move |queue| {
             if enable {
@@ -286,7 +287,7 @@ impl Session<'_> {
         set.map_err(|source| SessionError::Kick { index, source })
     }
 
-    /// Stops all rings: each is told first, then each is waited for.
+    /// Stops all rings: first tells each one, then waits for each one.
     pub(in crate::vhost_user) fn stop_all(&mut self) -> Result<()> {
         let indices = 0..self.vrings.len();
         let stopping = indices
@@ -298,7 +299,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Stops the rings and waits for what is in flight, as far as it is possible.
+    /// Stops the rings and waits for their requests in flight, as far as possible.
     pub(in crate::vhost_user) fn finish(&mut self) {
         if let Err(error) = self.stop_all()
             && let DeviceState { name: disk, log, .. } = &**self.device.state()
@@ -309,15 +310,15 @@ impl Session<'_> {
         }
     }
 
-    /// Disables all rings: they stay set up, and SET_VRING_ENABLE runs them again (RESET_OWNER).
+    /// Disables all rings (RESET_OWNER). They stay set up, and SET_VRING_ENABLE makes them run again.
     pub(in crate::vhost_user) fn disable_all(&mut self) -> Result<()> {
         (0..self.vrings.len()).try_for_each(|index| self.call(index, |queue| queue.set_enabled(false)))
     }
 
-    /// Stops and disables all rings, and forgets what was said about them (RESET_DEVICE).
+    /// Stops and disables all rings, and forgets their setup (RESET_DEVICE).
     ///
-    /// The memory table and the call eventfds stay, and so does `writeback`: QEMU gives the next driver the value that
-    /// it remembers itself.
+    /// The memory table, the call eventfds and `writeback` are kept: QEMU gives the next driver the `writeback` value
+    /// that it remembers itself.
     pub(in crate::vhost_user) fn reset_device(&mut self) -> Result<()> {
         self.stop_all()?;
         self.disable_all()?;
@@ -326,8 +327,7 @@ impl Session<'_> {
     }
 }
 
-/// Takes an eventfd, and nothing else: what cannot be waited for, is always ready, or does something else when it is
-/// written to.
+/// Accepts only an eventfd. Other files may not be pollable, may always be ready, or may have side effects when written.
 fn checked(file: File) -> Result<File> {
     match is_eventfd(&file).map_err(SessionError::EventFd)? {
         true => Ok(file),
