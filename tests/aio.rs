@@ -54,7 +54,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn a_cancelled_one_does_not_run() {
+    fn a_cancelled_bottom_half_does_not_run() {
         let ctx = context();
         let (count, seen) = counter();
         let bh = ctx.bottom_half(move |_| bump(&count));
@@ -66,7 +66,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn one_cancelled_by_a_callback_of_the_same_pass_does_not_run() {
+    fn a_callback_can_cancel_a_later_one() {
         let ctx = context();
         let (count, seen) = counter();
         let other = Rc::new(RefCell::new(None::<BottomHalf>));
@@ -82,7 +82,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn one_that_schedules_itself_runs_once_per_pass() {
+    fn self_scheduling_bottom_halves_run_once_per_pass() {
         let ctx = context();
         let (count, seen) = counter();
         let own = Rc::new(RefCell::new(None::<BottomHalf>));
@@ -102,7 +102,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn deleting_it_inside_its_own_callback_is_safe_and_final() {
+    fn a_bottom_half_can_delete_itself() {
         let ctx = context();
         let (count, seen) = counter();
         let own = Rc::new(RefCell::new(None::<BottomHalf>));
@@ -122,7 +122,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn a_deleted_one_releases_what_its_callback_owned() {
+    fn deleting_a_bottom_half_drops_its_callback() {
         let ctx = context();
         let owned = Rc::new(());
         let bh = ctx.bottom_half({
@@ -134,7 +134,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn a_handle_that_outlives_it_schedules_nobody_else() {
+    fn a_stale_handle_schedules_no_other_bottom_half() {
         let ctx = context();
         let stale = ctx.bottom_half(|_| ()).handle();
         let counts: Vec<_> = (0..200)
@@ -149,7 +149,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn a_place_that_is_used_again_starts_unscheduled() {
+    fn a_reused_slot_starts_unscheduled() {
         let ctx = context();
         for _ in 0..200 {
             ctx.bottom_half(|_| ()).schedule();
@@ -166,7 +166,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn more_than_a_word_of_them_run() {
+    fn two_hundred_bottom_halves_run_in_one_pass() {
         let ctx = context();
         let (count, seen) = counter();
         let all: Vec<_> = (0..200)
@@ -181,7 +181,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn an_idle_one_waits_for_the_next_wakeup_and_is_no_progress() {
+    fn idle_bottom_halves_wait_without_counting_as_progress() {
         let ctx = context();
         let (count, seen) = counter();
         let bh = ctx.bottom_half(move |_| bump(&count));
@@ -196,7 +196,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn an_idle_one_runs_with_another_wakeup() {
+    fn an_idle_bottom_half_joins_another_wakeup() {
         let ctx = context();
         let (count, seen) = counter();
         let idle = ctx.bottom_half(move |_| bump(&count));
@@ -220,7 +220,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn a_one_shot_from_a_one_shot_waits_for_the_next_pass() {
+    fn a_nested_one_shot_waits_for_another_pass() {
         let ctx = context();
         let (count, seen) = counter();
         ctx.oneshot(move |ctx| ctx.oneshot(move |_| bump(&count)));
@@ -231,7 +231,7 @@ mod bottom_halves {
     }
 
     #[test]
-    fn a_callback_that_runs_the_loop_gets_what_is_left_of_its_pass_once() {
+    fn nested_polling_runs_remaining_bottom_halves_once() {
         let ctx = context();
         let (count, seen) = counter();
         let inner_count = Rc::clone(&seen);
@@ -252,7 +252,7 @@ mod fds {
     use super::*;
 
     #[test]
-    fn a_handler_runs_as_long_as_its_fd_is_ready() {
+    fn a_handler_runs_while_its_fd_is_ready() {
         let ctx = context();
         let fd = eventfd();
         let (count, seen) = counter();
@@ -272,7 +272,7 @@ mod fds {
     }
 
     #[test]
-    fn a_removed_handler_does_not_run_even_if_its_event_was_collected() {
+    fn a_removed_handler_misses_its_collected_event() {
         let ctx = context();
         let (a, b) = (eventfd(), eventfd());
         let (count, seen) = counter();
@@ -293,7 +293,7 @@ mod fds {
     }
 
     #[test]
-    fn a_stale_event_does_not_reach_a_new_handler_of_the_same_fd() {
+    fn a_stale_event_never_reaches_a_new_handler() {
         let ctx = context();
         let (a, b) = (eventfd(), eventfd());
         let (count, seen) = counter();
@@ -323,7 +323,7 @@ mod fds {
     }
 
     #[test]
-    fn the_handler_owns_its_fd_and_closes_it_after_removal() {
+    fn removing_a_handler_closes_its_fd() {
         let ctx = context();
         let fd = eventfd();
         let handler = ctx.add_fd(Rc::clone(&fd), EventSet::IN, |_, _| ()).unwrap();
@@ -351,7 +351,7 @@ mod fds {
     }
 
     #[test]
-    fn an_fd_that_cannot_be_watched_is_an_error_that_names_it() {
+    fn the_error_names_an_unwatchable_fd() {
         let ctx = context();
         let file = std::fs::File::open("/proc/self/exe").unwrap();
         let err = ctx.add_fd(file, EventSet::IN, |_, _| ()).unwrap_err();
@@ -362,7 +362,7 @@ mod fds {
     }
 
     #[test]
-    fn a_callback_that_runs_the_loop_gets_the_events_that_are_left() {
+    fn nested_polling_delivers_the_remaining_events() {
         let ctx = context();
         let (count, seen) = counter();
         let fds = [eventfd(), eventfd()];
@@ -421,7 +421,7 @@ mod timers {
     }
 
     #[test]
-    fn an_earlier_deadline_is_met_although_a_later_one_was_waited_for() {
+    fn an_earlier_deadline_replaces_a_later_one() {
         let ctx = context();
         let late = ctx.timer(|_| panic!("an hour too early"));
         late.arm_in(Duration::from_secs(3600));
@@ -457,7 +457,7 @@ mod timers {
     }
 
     #[test]
-    fn a_timer_cancelled_by_a_callback_of_the_same_pass_does_not_run() {
+    fn a_timer_callback_can_cancel_another_timer() {
         let ctx = context();
         let (count, seen) = counter();
         let second = Rc::new(ctx.timer(move |_| bump(&count)));
@@ -473,7 +473,7 @@ mod timers {
     }
 
     #[test]
-    fn one_that_arms_itself_for_the_past_runs_once_per_pass() {
+    fn a_self_arming_timer_runs_once_per_pass() {
         let ctx = context();
         let (count, seen) = counter();
         let past = Instant::now();
@@ -495,7 +495,7 @@ mod timers {
     }
 
     #[test]
-    fn deleting_it_inside_its_own_callback_is_safe() {
+    fn a_timer_can_delete_itself() {
         let ctx = context();
         let (count, seen) = counter();
         let own = Rc::new(RefCell::new(None::<Timer>));
@@ -537,7 +537,7 @@ mod threads {
     }
 
     #[test]
-    fn a_command_that_runs_the_loop_gets_the_next_one() {
+    fn a_command_that_polls_runs_the_next() {
         let ctx = context();
         let handle = ctx.handle();
         let (sender, receiver) = mpsc::channel();
@@ -571,14 +571,14 @@ mod threads {
     }
 
     #[test]
-    fn a_command_sent_to_an_ended_context_is_refused() {
+    fn an_ended_context_refuses_commands() {
         let handle = context().handle();
         assert!(handle.run_on_context(|_| ()).is_err());
         handle.notify();
     }
 
     #[test]
-    fn a_context_that_ends_drops_the_commands_it_did_not_run() {
+    fn an_ending_context_drops_pending_commands() {
         let ctx = context();
         let (sender, receiver) = mpsc::channel::<()>();
         ctx.handle().run_on_context(move |_| drop(sender)).unwrap();

@@ -93,7 +93,7 @@ fn pages(of: &[u64]) -> BTreeSet<u64> {
 }
 
 #[test]
-fn reads_mark_data_and_status_from_the_moment_that_logging_is_on() {
+fn reads_mark_data_and_status_once_logging_starts() {
     let (daemon, _) = start();
     let mut migration = Migration::prepare(&daemon);
     migration.read(DATA, 512);
@@ -141,7 +141,7 @@ fn get_id_and_refusals_mark_what_they_write() {
 }
 
 #[test]
-fn the_used_ring_is_logged_where_and_when_the_frontend_asks() {
+fn used_ring_logging_follows_the_frontends_request() {
     let (daemon, _) = start();
     let mut migration = Migration::prepare(&daemon);
     let used = GUEST + 0x5_0000;
@@ -189,7 +189,7 @@ fn a_sealed_log_cannot_be_cut_short() {
 }
 
 #[test]
-fn memory_that_the_log_does_not_cover_is_refused_until_the_log_grows() {
+fn memory_beyond_the_dirty_log_is_refused() {
     let (daemon, _) = start();
     let mut migration = Migration::prepare(&daemon);
     migration.set_features(LOG_ALL);
@@ -244,7 +244,7 @@ fn logging_that_is_refused_leaves_no_trace() {
 }
 
 #[test]
-fn a_ring_that_starts_while_logging_is_on_logs_at_once() {
+fn a_ring_started_while_logging_logs_at_once() {
     let (daemon, _) = start();
     let mut vm = Vm::connect(&daemon, LOG_ALL);
     vm.share_memory();

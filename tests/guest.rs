@@ -38,7 +38,7 @@ fn attribute(guest: &mut Guest, name: &str) -> String {
 }
 
 #[test]
-fn a_guest_finds_the_disk_that_the_command_line_describes() {
+fn the_guests_disk_matches_the_command_line() {
     let options = ["--serial", "disk-0001", "--logical-block-size", "4096"];
     let machine = Machine::new("one-queue", 16 * MIB, &options);
     let mut guest = machine.boot(Boot::Kernel);
@@ -60,7 +60,7 @@ fn writes_are_cached_until_the_guest_flushes() {
 }
 
 #[test]
-fn a_guest_cannot_write_to_a_read_only_disk() {
+fn guests_cannot_write_to_read_only_disks() {
     let machine = Machine::new("one-queue", MIB, &["--read-only"]);
     let before = machine.daemon.image();
     let mut guest = machine.boot(Boot::Kernel);
@@ -73,7 +73,7 @@ fn a_guest_cannot_write_to_a_read_only_disk() {
 }
 
 #[test]
-fn a_file_system_made_by_the_guest_keeps_its_files_and_is_clean_afterwards() {
+fn a_guests_file_system_stays_intact_and_clean() {
     let machine = Machine::new("one-queue", 64 * MIB, &[]);
     let mut guest = machine.boot(Boot::Kernel);
 
@@ -88,7 +88,7 @@ fn a_file_system_made_by_the_guest_keeps_its_files_and_is_clean_afterwards() {
 }
 
 #[test]
-fn a_second_guest_reads_what_the_first_has_written() {
+fn a_second_guest_reads_the_firsts_data() {
     let machine = Machine::new("one-queue", 8 * MIB, &[]);
     let mut first = machine.boot(Boot::Kernel);
     let written = fill(&mut first, 0, 8);
@@ -100,7 +100,7 @@ fn a_second_guest_reads_what_the_first_has_written() {
 }
 
 #[test]
-fn sixteen_mixed_requests_in_flight_read_back_what_they_wrote() {
+fn sixteen_concurrent_requests_read_back_their_writes() {
     let machine = Machine::new("one-queue", 64 * MIB, &[]);
     let mut guest = machine.boot(Boot::KernelWithFio);
 
@@ -140,7 +140,7 @@ fn a_queue_of_64_serves_large_requests() {
 }
 
 #[test]
-fn discarded_blocks_read_as_zeros_and_give_their_space_back() {
+fn discarded_blocks_read_as_zero_and_free_space() {
     let machine = Machine::new("one-queue", 32 * MIB, &[]);
     let mut guest = machine.boot(Boot::Kernel);
     let neighbours = (digest(&mut guest, 0, 8), digest(&mut guest, 24, 8));
@@ -178,7 +178,7 @@ const LOAD: &str = "writes() { awk '{ print $5 }' /sys/block/vda/stat; }; before
     until [ $(writes) -gt $before ]; do :; done";
 
 #[test]
-fn a_guest_that_is_reset_under_load_finds_its_data_each_time() {
+fn a_guest_reset_under_load_keeps_data() {
     let machine = Machine::new("one-queue", 32 * MIB, &[]);
     // The last word on the command line counts: a reset is no end here.
     let mut guest = machine.boot_with(Boot::Kernel, &["-action", "reboot=reset"]);
@@ -239,7 +239,7 @@ fn the_firmware_boots_a_guest_from_the_disk() {
 }
 
 #[test]
-fn a_terminated_daemon_leaves_no_socket_though_a_guest_is_connected() {
+fn a_daemon_serving_a_guest_removes_its_socket() {
     let mut machine = Machine::new("one-queue", MIB, &[]);
     let mut guest = machine.boot(Boot::Kernel);
     guest.ok("dd if=/dev/vda of=/dev/null bs=64k iflag=direct");

@@ -70,7 +70,7 @@ fn a_guest_sees_a_block_device_grow() {
 }
 
 #[test]
-fn a_guest_switches_the_write_cache_and_a_restarted_daemon_keeps_to_it() {
+fn a_restarted_daemon_keeps_the_guests_cache_mode() {
     let mut machine = Machine::new("recovery", 16 * MIB, &[]);
     let mut guest = machine.boot(Boot::Kernel);
     let cache = "/sys/block/vda/cache_type";
@@ -93,7 +93,7 @@ fn a_guest_switches_the_write_cache_and_a_restarted_daemon_keeps_to_it() {
 }
 
 #[test]
-fn a_guest_gets_memory_and_gives_it_back_under_load() {
+fn guest_memory_can_be_hotplugged_under_load() {
     let machine = Machine::new("one-queue", 64 * MIB, &[]);
     let options = ["-m", "slots=4,maxmem=1G"];
     let mut guest = machine.boot_with(Boot::KernelWithFio, &options);

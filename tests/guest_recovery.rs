@@ -57,12 +57,12 @@ fn finish(guest: &mut Guest) {
 }
 
 #[test]
-fn a_guest_does_not_notice_that_its_backend_is_killed_again_and_again() {
+fn a_guest_never_notices_a_killed_backend() {
     survives(libc::SIGKILL, 1);
 }
 
 #[test]
-fn a_guest_does_not_notice_that_its_backend_is_upgraded_again_and_again() {
+fn a_guest_never_notices_an_upgraded_backend() {
     survives(libc::SIGTERM, 2);
 }
 
@@ -81,7 +81,7 @@ fn checking_load(seconds: u64) -> String {
 }
 
 #[test]
-fn a_guest_moves_to_another_backend_on_the_same_image_and_back() {
+fn a_guest_migrates_to_another_backend_and_back() {
     let here = Machine::new("recovery", 80 * MIB, &[]);
     let image = here.daemon.image_path();
     let there = Machine::with_image("recovery", &["--incoming"], |path| symlink(image, path));

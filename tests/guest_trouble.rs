@@ -52,7 +52,7 @@ fn finish(mut guest: Guest) {
 }
 
 #[test]
-fn a_guest_whose_disk_fills_up_pauses_and_goes_on_when_there_is_room() {
+fn a_full_disk_pauses_the_guest_until_freed() {
     for options in [&[][..], &["--aio", "io_uring"]] {
         let Some(disk) = SmallDisk::mount(80 * MIB) else {
             return;
@@ -71,7 +71,7 @@ fn a_guest_whose_disk_fills_up_pauses_and_goes_on_when_there_is_room() {
 }
 
 #[test]
-fn a_full_disk_outlives_a_pause_of_the_guest_and_the_end_of_the_backend() {
+fn a_held_write_survives_guest_pause_and_restart() {
     let Some(disk) = SmallDisk::mount(80 * MIB) else {
         return;
     };
@@ -94,7 +94,7 @@ fn a_full_disk_outlives_a_pause_of_the_guest_and_the_end_of_the_backend() {
 }
 
 #[test]
-fn a_guest_that_waits_for_room_is_saved_and_restored() {
+fn a_guest_waiting_for_space_can_be_saved() {
     let Some(disk) = SmallDisk::mount(80 * MIB) else {
         return;
     };
@@ -108,7 +108,7 @@ fn a_guest_that_waits_for_room_is_saved_and_restored() {
 }
 
 #[test]
-fn a_guest_that_waits_for_room_migrates() {
+fn a_guest_waiting_for_space_can_migrate() {
     let Some(disk) = SmallDisk::mount(80 * MIB) else {
         return;
     };
@@ -123,7 +123,7 @@ fn a_guest_that_waits_for_room_migrates() {
 }
 
 #[test]
-fn a_guest_that_is_reset_leaves_its_held_writes_behind() {
+fn a_guest_reset_drops_its_held_writes() {
     for config in ["one-queue", "recovery"] {
         let Some(disk) = SmallDisk::mount(80 * MIB) else {
             return;
@@ -141,7 +141,7 @@ fn a_guest_that_is_reset_leaves_its_held_writes_behind() {
 }
 
 #[test]
-fn a_guest_whose_image_is_truncated_sees_errors_only_where_data_is_missing() {
+fn a_truncated_image_fails_only_missing_data() {
     let machine = Machine::new("one-queue", 32 * MIB, &[]);
     let mut guest = machine.boot(Boot::KernelWithFio);
     let digest = "dd if=/dev/vda bs=1M count=20 iflag=direct status=none | md5sum";

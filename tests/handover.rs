@@ -44,7 +44,7 @@ fn try_to_start(vm: &mut Vm) -> Answer {
 }
 
 #[test]
-fn a_second_daemon_on_an_image_is_refused_at_its_start() {
+fn a_second_daemon_on_an_image_is_refused() {
     let daemon = Daemon::start(&image(), &[]);
     let path = daemon.image_path();
     let path = path.to_str().expect("the path is UTF-8");
@@ -59,7 +59,7 @@ fn a_second_daemon_on_an_image_is_refused_at_its_start() {
 }
 
 #[test]
-fn the_source_of_a_migration_hands_the_image_over_when_its_rings_stop() {
+fn stopping_all_rings_releases_the_image() {
     let source = Daemon::start(&image(), &[]);
     let mut from = Vm::start(&source, 1);
     let destination = beside(&source, &["--incoming"]);
@@ -87,7 +87,7 @@ fn the_source_of_a_migration_hands_the_image_over_when_its_rings_stop() {
 }
 
 #[test]
-fn a_failed_migration_leaves_the_image_to_the_source() {
+fn a_failed_migration_leaves_the_source_its_image() {
     let source = Daemon::start(&image(), &[]);
     let mut from = Vm::start(&source, 1);
     let destination = beside(&source, &["--incoming"]);
@@ -99,7 +99,7 @@ fn a_failed_migration_leaves_the_image_to_the_source() {
 }
 
 #[test]
-fn the_image_stays_locked_until_the_last_ring_stops() {
+fn the_last_ring_to_stop_unlocks_the_image() {
     let source = Daemon::start(&image(), &["--num-queues", "2"]);
     let mut from = Vm::start(&source, 2);
     let destination = beside(&source, &["--incoming"]);
@@ -111,7 +111,7 @@ fn the_image_stays_locked_until_the_last_ring_stops() {
 }
 
 #[test]
-fn a_frontend_that_leaves_without_a_word_frees_the_image() {
+fn a_frontend_that_vanishes_frees_the_image() {
     let source = Daemon::start(&image(), &[]);
     let from = Vm::start(&source, 1);
     let mut destination = beside(&source, &["--incoming"]);
@@ -142,7 +142,7 @@ fn on_listener(listener: &UnixListener, dir: &Path) -> Process {
 }
 
 #[test]
-fn a_listening_socket_passes_from_daemon_to_daemon_with_what_is_in_flight() {
+fn a_socket_passes_on_with_requests_in_flight() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join("disk.img"), image()).expect("write the image");
     let socket = dir.path().join("vhost.sock");
@@ -167,7 +167,7 @@ fn a_listening_socket_passes_from_daemon_to_daemon_with_what_is_in_flight() {
 }
 
 #[test]
-fn a_reset_device_drains_its_rings_and_starts_again_from_nothing() {
+fn a_reset_device_drains_and_starts_afresh() {
     let daemon = Daemon::start(&image(), &["--num-queues", "2"]);
     let mut vm = Vm::start(&daemon, 2);
     vm.read_sector(0, 1);
@@ -197,7 +197,7 @@ fn capacity(vm: &mut Vm) -> u64 {
 }
 
 #[test]
-fn an_image_that_grew_before_it_was_taken_over_has_its_new_size() {
+fn taking_over_an_image_rereads_its_size() {
     let source = Daemon::start(&image(), &[]);
     let mut from = Vm::start(&source, 1);
     let destination = beside(&source, &["--incoming"]);
@@ -221,7 +221,7 @@ fn an_image_that_grew_before_it_was_taken_over_has_its_new_size() {
 }
 
 #[test]
-fn a_block_device_that_is_taken_over_is_read_anew() {
+fn taking_over_a_block_device_drops_stale_cache() {
     let below = tempfile::NamedTempFile::new().expect("make a file");
     fs::write(below.path(), image()).expect("fill it");
     let Some(device) = LoopDevice::over(below.path()) else {

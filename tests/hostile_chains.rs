@@ -56,7 +56,7 @@ fn a_header_may_be_spread_over_descriptors() {
 }
 
 #[test]
-fn a_write_may_share_a_descriptor_with_its_header() {
+fn write_data_may_share_the_headers_descriptor() {
     let (mut daemon, mut vm) = start();
     vm.poke(HEADER, &[header(1, 5), vec![0x77; SECTOR]].concat());
     let chain = [readable(HEADER, 16 + 512), writable(STATUS, 1)];
@@ -68,7 +68,7 @@ fn a_write_may_share_a_descriptor_with_its_header() {
 }
 
 #[test]
-fn the_status_may_be_the_tail_of_the_data() {
+fn status_may_be_the_datas_last_byte() {
     let (_daemon, mut vm) = start();
     put_read_header(&vm);
     vm.send(0, &[readable(HEADER, 16), writable(DATA, 1025)]);
@@ -121,7 +121,7 @@ fn a_chain_may_lie_in_an_indirect_table() {
 }
 
 #[test]
-fn a_chain_may_begin_directly_and_go_on_in_a_table() {
+fn a_chain_may_continue_in_an_indirect_table() {
     let (_daemon, mut vm) = start();
     put_read_header(&vm);
     vm.put_table(TABLE, &linked(0, &[writable(DATA, 1024), writable(STATUS, 1)]));
@@ -133,7 +133,7 @@ fn a_chain_may_begin_directly_and_go_on_in_a_table() {
 }
 
 #[test]
-fn a_table_may_be_as_long_as_the_queue() {
+fn an_indirect_table_may_fill_the_queue() {
     let (_daemon, mut vm) = start();
     put_read_header(&vm);
     let data = (0..14).map(|i| writable(DATA + i * 64, 64));
@@ -294,12 +294,12 @@ fn indirect_cases() -> Vec<Impossible> {
 }
 
 #[test]
-fn impossible_chains_break_their_ring_and_nothing_else() {
+fn impossible_chains_break_only_their_ring() {
     break_rings(direct_cases());
 }
 
 #[test]
-fn impossible_indirect_tables_break_their_ring_and_nothing_else() {
+fn impossible_indirect_tables_break_only_their_ring() {
     break_rings(indirect_cases());
 }
 
@@ -337,7 +337,7 @@ fn break_rings(cases: Vec<Impossible>) {
 }
 
 #[test]
-fn data_that_is_not_in_memory_fails_its_request_or_breaks_its_ring() {
+fn data_outside_memory_fails_or_breaks_the_ring() {
     let mut daemon = Daemon::start(&image(), &["--num-queues", "2"]);
     for (name, addr, len) in [
         ("behind the memory", END, 512),
@@ -373,7 +373,7 @@ fn data_that_is_not_in_memory_fails_its_request_or_breaks_its_ring() {
 }
 
 #[test]
-fn a_readable_descriptor_behind_a_writable_one_does_no_harm() {
+fn a_readable_after_a_writable_is_harmless() {
     let (daemon, mut vm) = start();
     vm.poke(HEADER, &header(1, 3));
     vm.poke(DATA, &[0x99; 1024]);

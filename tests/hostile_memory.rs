@@ -107,7 +107,7 @@ fn memory_that_cannot_be_mapped_is_refused() {
 }
 
 #[test]
-fn a_region_that_is_not_there_cannot_be_removed() {
+fn an_unknown_region_cannot_be_removed() {
     let (daemon, baseline) = start();
     let memory = SharedMemory::new(MEMORY);
     let mut one = client(&daemon);
@@ -126,7 +126,7 @@ fn a_region_that_is_not_there_cannot_be_removed() {
 }
 
 #[test]
-fn a_region_may_be_added_used_and_removed_again_and_again() {
+fn regions_can_be_added_and_removed_repeatedly() {
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 1);
     let extra = region(1 << 40, MEMORY as u64, 1 << 40, 0);
@@ -149,7 +149,7 @@ fn a_region_may_be_added_used_and_removed_again_and_again() {
 }
 
 #[test]
-fn there_is_an_end_to_regions() {
+fn the_number_of_regions_is_limited() {
     let (daemon, baseline) = start();
     let mut client = client(&daemon);
     let slots = client.get_u64(msg::GET_MAX_MEM_SLOTS).expect("GET_MAX_MEM_SLOTS");

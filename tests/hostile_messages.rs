@@ -93,7 +93,7 @@ fn payloads_of_a_wrong_length_are_refused() {
 }
 
 #[test]
-fn headers_that_lie_end_the_connection_at_worst() {
+fn invalid_headers_only_end_their_connection() {
     let (daemon, baseline) = start();
     for (name, header) in [
         ("a size of 4 KiB and more", [msg::SET_FEATURES, 1, 4097]),
@@ -128,7 +128,7 @@ fn unknown_requests_are_refused() {
 }
 
 #[test]
-fn half_a_message_is_forgotten_with_its_connection() {
+fn disconnecting_discards_a_partial_message() {
     let (daemon, baseline) = start();
     let whole = [words(&[msg::SET_VRING_ADDR, 1, 40]), vec![0; 40]].concat();
     for len in [1, 4, 11, 12, 13, 40, 51] {
@@ -180,7 +180,7 @@ fn a_message_in_two_parts_is_one_message() {
 }
 
 #[test]
-fn descriptors_that_do_not_belong_to_a_message_are_closed() {
+fn unexpected_descriptors_are_closed() {
     let (daemon, baseline) = start();
     let events: Vec<EventFd> = (0..8)
         .map(|_| EventFd::new(EFD_NONBLOCK).expect("make an eventfd"))
@@ -274,7 +274,7 @@ fn configuration_reads_outside_of_the_space_are_refused() {
 }
 
 #[test]
-fn rings_can_be_started_before_memory_and_stopped_before_they_start() {
+fn ring_messages_in_any_order_are_harmless() {
     let (daemon, baseline) = start();
     let mut vm = Vm::connect(&daemon, 0);
     let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
@@ -291,7 +291,7 @@ fn rings_can_be_started_before_memory_and_stopped_before_they_start() {
 }
 
 #[test]
-fn a_frontend_that_reads_no_replies_holds_up_nobody_for_ever() {
+fn unread_replies_do_not_block_others_for_ever() {
     let (daemon, baseline) = start();
     let mut client = client(&daemon);
     // More replies than a socket buffer holds; sending stops when the daemon stops reading.
@@ -302,7 +302,7 @@ fn a_frontend_that_reads_no_replies_holds_up_nobody_for_ever() {
 }
 
 #[test]
-fn a_connection_that_hangs_does_not_hold_up_the_end() {
+fn a_hanging_connection_does_not_delay_shutdown() {
     // One waits in the middle of a message, the other never reads its replies.
     let half: fn(&mut Client) = |client| {
         client

@@ -62,7 +62,7 @@ fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 }
 
 #[test]
-fn transfers_that_do_not_lie_on_the_disk_fail_and_move_nothing() {
+fn transfers_outside_the_disk_fail_without_effect() {
     let daemon = Daemon::start(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     for (name, sector, len) in [
@@ -97,7 +97,7 @@ fn transfers_that_do_not_lie_on_the_disk_fail_and_move_nothing() {
 }
 
 #[test]
-fn a_read_never_shows_what_another_request_left_behind() {
+fn reads_never_expose_another_requests_data() {
     let daemon = Daemon::start(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, IN, 7, 512), Some((OK, 513)));
@@ -106,7 +106,7 @@ fn a_read_never_shows_what_another_request_left_behind() {
 }
 
 #[test]
-fn a_read_only_disk_refuses_every_kind_of_writing() {
+fn a_read_only_disk_refuses_all_writes() {
     let daemon = Daemon::start(&image(), &["--read-only"]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, OUT, 0, 512), Some((IOERR, 1)));
@@ -260,7 +260,7 @@ fn write_zeroes_changes_its_range_only() {
 }
 
 #[test]
-fn a_serial_number_fills_no_more_than_its_buffer() {
+fn a_serial_number_never_exceeds_its_buffer() {
     let daemon = Daemon::start(&image(), &["--serial", "0123456789abcdefghij"]);
     let mut vm = Vm::start(&daemon, 1);
     for len in [1, 5, 19, 20, 21, 512] {

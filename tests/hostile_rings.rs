@@ -150,7 +150,7 @@ fn assert_others_run_and_then(vm: &mut Vm, start: impl FnOnce(&mut Vm) -> Answer
 }
 
 #[test]
-fn a_ring_that_could_not_start_still_has_its_kick_when_its_addresses_are_right() {
+fn a_failed_start_keeps_its_kick() {
     let mut daemon = start(&[]);
     let [desc, used, avail] = PARTS;
     let mut vm = kicked_ring(&daemon);
@@ -168,7 +168,7 @@ fn a_ring_that_could_not_start_still_has_its_kick_when_its_addresses_are_right()
 }
 
 #[test]
-fn a_ring_that_could_not_start_does_so_when_its_memory_comes() {
+fn a_ring_starts_once_its_memory_arrives() {
     let mut daemon = start(&[]);
     let [desc, _, avail] = PARTS;
     let mut vm = kicked_ring(&daemon);
@@ -196,7 +196,7 @@ fn a_ring_that_could_not_start_does_so_when_its_memory_comes() {
 }
 
 #[test]
-fn an_index_that_jumps_too_far_breaks_the_ring() {
+fn an_impossible_index_jump_breaks_the_ring() {
     let mut daemon = start(&[]);
     for jump in [17, 1000, 0x8000, u16::MAX] {
         let mut vm = Vm::start(&daemon, 2);
@@ -286,7 +286,7 @@ fn used_id(vm: &mut Vm) -> u32 {
 }
 
 #[test]
-fn a_kick_before_enabling_is_not_lost_and_not_early() {
+fn an_early_kick_is_kept_until_enabled() {
     let daemon = start(&[]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();
@@ -308,7 +308,7 @@ fn a_kick_before_enabling_is_not_lost_and_not_early() {
 }
 
 #[test]
-fn requests_that_were_there_before_the_start_need_no_kick() {
+fn requests_from_before_start_need_no_kick() {
     let daemon = start(&[]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();
@@ -332,7 +332,7 @@ fn requests_that_were_there_before_the_start_need_no_kick() {
 }
 
 #[test]
-fn a_reset_of_the_owner_disables_rings_and_enabling_runs_them_again() {
+fn reset_owner_disables_rings_until_enabled() {
     let daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 2);
     vm.read_sector(0, 3);
@@ -357,7 +357,7 @@ fn a_reset_of_the_owner_disables_rings_and_enabling_runs_them_again() {
 }
 
 #[test]
-fn a_disabled_ring_waits_until_it_is_enabled_again() {
+fn a_disabled_ring_waits_until_enabled() {
     let daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 1);
     for _ in 0..20 {
@@ -377,7 +377,7 @@ fn a_disabled_ring_waits_until_it_is_enabled_again() {
 }
 
 #[test]
-fn get_vring_base_waits_for_what_is_in_flight_and_nothing_follows() {
+fn get_vring_base_drains_and_nothing_follows() {
     // From the disk itself, so that requests are in flight when the stop comes.
     let daemon = start(&["--direct"]);
     let mut vm = Vm::start_with(&daemon, 1, 256, 0);
@@ -416,7 +416,7 @@ fn get_vring_base_waits_for_what_is_in_flight_and_nothing_follows() {
 }
 
 #[test]
-fn the_call_eventfd_can_be_replaced_on_a_running_ring() {
+fn a_running_rings_call_eventfd_is_replaceable() {
     let daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 1);
     for _ in 0..50 {
@@ -432,7 +432,7 @@ fn the_call_eventfd_can_be_replaced_on_a_running_ring() {
 }
 
 #[test]
-fn a_completion_before_the_new_call_eventfd_is_signalled_on_it() {
+fn a_new_call_eventfd_signals_earlier_completions() {
     let daemon = start(&[]);
     for features in [0, EVENT_IDX] {
         let mut vm = Vm::start_with(&daemon, 1, 16, features);
@@ -453,7 +453,7 @@ fn a_completion_before_the_new_call_eventfd_is_signalled_on_it() {
 }
 
 #[test]
-fn the_kick_eventfd_can_be_replaced_on_a_running_ring() {
+fn a_running_rings_kick_eventfd_is_replaceable() {
     let daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 1);
     for _ in 0..50 {
@@ -465,7 +465,7 @@ fn the_kick_eventfd_can_be_replaced_on_a_running_ring() {
 }
 
 #[test]
-fn a_call_fd_of_any_kind_cannot_hurt() {
+fn any_kind_of_call_fd_is_harmless() {
     let mut daemon = start(&[]);
     let path = daemon.dir().join("regular");
     let regular = std::fs::File::create(&path).expect("make a file");
@@ -498,7 +498,7 @@ fn a_call_fd_of_any_kind_cannot_hurt() {
 }
 
 #[test]
-fn a_kick_fd_of_any_kind_cannot_hurt() {
+fn any_kind_of_kick_fd_is_harmless() {
     let mut daemon = start(&[]);
     let path = daemon.dir().join("regular");
     let regular = std::fs::File::create(&path).expect("make a file");
@@ -526,7 +526,7 @@ fn a_kick_fd_of_any_kind_cannot_hurt() {
 }
 
 #[test]
-fn a_storm_of_kicks_does_not_starve_the_other_queue() {
+fn a_kick_storm_does_not_starve_others() {
     let mut daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 2);
     let kick = vm.rings[0].kick.try_clone().expect("clone an eventfd");
@@ -547,7 +547,7 @@ fn a_storm_of_kicks_does_not_starve_the_other_queue() {
 }
 
 #[test]
-fn rings_that_overlap_each_other_and_the_data_cannot_hurt() {
+fn overlapping_rings_and_data_are_harmless() {
     let mut daemon = start(&[]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();
@@ -573,7 +573,7 @@ fn rings_that_overlap_each_other_and_the_data_cannot_hurt() {
 }
 
 #[test]
-fn a_read_into_its_own_ring_cannot_hurt() {
+fn a_read_into_its_ring_is_harmless() {
     let mut daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 2);
     vm.poke(HEADER, &header(0, 0));

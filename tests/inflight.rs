@@ -43,7 +43,7 @@ fn connect(daemon: &Daemon, leave: impl FnOnce(&Inflight)) -> (Vm, Inflight) {
 }
 
 #[test]
-fn a_region_is_kept_up_to_date_while_requests_come_and_go() {
+fn the_region_always_lists_requests_in_flight() {
     let (daemon, _) = start();
     let (mut vm, region) = connect(&daemon, |_| ());
     assert_eq!(region.set(&mut vm.client), Answer::Ack);
@@ -64,7 +64,7 @@ fn a_region_is_kept_up_to_date_while_requests_come_and_go() {
 }
 
 #[test]
-fn what_a_predecessor_left_is_answered_first_and_in_order_without_a_kick() {
+fn a_predecessors_requests_come_first_without_a_kick() {
     let (daemon, _) = start();
     // Five were made available; the predecessor took four and answered the second.
     let (mut vm, region) = connect(&daemon, |r| r.leave(0, 1, &[(0, 7), (6, 9), (9, 8)]));
@@ -93,7 +93,7 @@ fn what_a_predecessor_left_is_answered_first_and_in_order_without_a_kick() {
 }
 
 #[test]
-fn a_notification_that_a_predecessor_may_not_have_sent_is_sent() {
+fn a_predecessors_possibly_missed_notification_is_sent() {
     let (daemon, _) = start();
     // It answered one request, and died before or after it cleared the mark and called.
     let (mut vm, region) = connect(&daemon, |r| r.leave(0, 0, &[(0, 0)]));
@@ -113,7 +113,7 @@ fn a_notification_that_a_predecessor_may_not_have_sent_is_sent() {
 }
 
 #[test]
-fn a_corrupt_region_is_refused_and_its_rings_do_not_run() {
+fn a_corrupt_region_keeps_its_rings_stopped() {
     let (daemon, _) = start();
     let (mut vm, region) = connect(&daemon, |r| r.leave(1, 5, &[(2, 1), (4, 1)]));
     assert_eq!(region.set(&mut vm.client), Answer::Ack, "the ring tells more");
@@ -287,23 +287,23 @@ fn assert_written(vm: &Vm, daemon: &Daemon, expected: &[(usize, u16, Vec<u8>)]) 
 }
 
 #[test]
-fn a_daemon_killed_under_load_answers_every_request_once() {
+fn a_killed_daemon_answers_each_request_once() {
     survives(libc::SIGKILL, 0, 1);
 }
 
 #[test]
-fn a_daemon_killed_under_load_with_event_idx_answers_every_request_once() {
+fn a_daemon_killed_with_event_idx_answers_once() {
     survives(libc::SIGKILL, EVENT_IDX, 2);
 }
 
 #[test]
-fn a_daemon_killed_with_requests_in_the_kernel_answers_every_request_once() {
+fn a_daemon_killed_during_kernel_io_answers_once() {
     // By io_uring where there is one.
     survives_with(&["--direct"], 64, libc::SIGKILL, EVENT_IDX, 4);
 }
 
 #[test]
-fn a_daemon_that_ends_under_load_answers_every_request_once() {
+fn a_terminated_daemon_answers_each_request_once() {
     survives(libc::SIGTERM, EVENT_IDX, 3);
 }
 
@@ -313,7 +313,7 @@ fn rings_larger_than_the_frontend_says_are_recovered() {
 }
 
 #[test]
-fn a_ring_that_a_foreign_region_has_no_room_for_runs_untracked() {
+fn rings_too_large_for_their_region_run_untracked() {
     let (daemon, _) = start();
     let (mut vm, region) = connect(&daemon, |_| ());
     let region = Inflight {
@@ -332,7 +332,7 @@ fn a_ring_that_a_foreign_region_has_no_room_for_runs_untracked() {
 }
 
 #[test]
-fn a_region_for_more_queues_than_there_are_is_not_made() {
+fn regions_for_too_many_queues_are_refused() {
     let (daemon, _) = start();
     let mut vm = Vm::connect(&daemon, 0);
     let payload = [[0; 16].as_slice(), &[3, 0, 16, 0, 0, 0, 0, 0]].concat();
@@ -347,7 +347,7 @@ fn a_region_for_more_queues_than_there_are_is_not_made() {
 }
 
 #[test]
-fn a_daemon_that_ends_hangs_up_after_its_last_answer() {
+fn a_daemon_hangs_up_after_its_last_answer() {
     let options = ["--num-queues", "2"];
     let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
     for _ in 0..10 {

@@ -42,14 +42,14 @@ fn commands_run_on_the_thread_under_its_name() {
 }
 
 #[test]
-fn the_thread_id_is_the_kernel_s() {
+fn the_thread_id_is_the_kernels() {
     let thread = io_thread();
     let comm = fs::read_to_string(format!("/proc/self/task/{}/comm", thread.thread_id())).unwrap();
     assert_eq!(comm.trim_end(), "iothread0");
 }
 
 #[test]
-fn stop_runs_what_was_sent_and_scheduled_before_it() {
+fn stop_runs_everything_sent_before_it() {
     let thread = io_thread();
     let log = Arc::new(Mutex::new(Vec::new()));
     let bh = ask(&thread, {
@@ -95,7 +95,7 @@ fn a_stopped_thread_refuses_commands() {
 }
 
 #[test]
-fn a_panic_ends_the_thread_and_is_returned_by_stop() {
+fn stop_returns_the_panic_of_its_thread() {
     let thread = io_thread();
     thread.handle().run_on_context(|_| panic!("first")).unwrap();
     let payload = thread.stop().unwrap_err();
@@ -132,7 +132,7 @@ fn a_future_woken_by_another_thread_goes_on() {
 }
 
 #[test]
-fn a_future_that_runs_the_loop_does_not_lose_its_own_wakeup() {
+fn a_future_that_polls_keeps_its_wakeup() {
     let ctx = AioContext::new().unwrap();
     let weak = ctx.downgrade();
     let mut first = true;
@@ -148,7 +148,7 @@ fn a_future_that_runs_the_loop_does_not_lose_its_own_wakeup() {
 }
 
 #[test]
-fn a_future_that_never_ends_is_dropped_with_the_context() {
+fn an_unfinished_future_is_dropped_with_its_context() {
     let ctx = AioContext::new().unwrap();
     let owned = Rc::new(());
     let witness = Rc::clone(&owned);

@@ -119,7 +119,7 @@ fn start_is_refused(vm: &mut Vm) -> bool {
 }
 
 #[test]
-fn a_daemon_that_ends_leaves_the_kernels_report_to_its_successor() {
+fn a_daemons_exit_preserves_the_kernels_writeback_error() {
     for signal in SIGNALS {
         let Some(mut lossy) = Lossy::start() else { return };
         let mut vm = Vm::start(&lossy.daemon, 1);
@@ -148,7 +148,7 @@ fn a_successors_flush_leaves_the_report_as_well() {
 }
 
 #[test]
-fn a_stopped_ring_takes_no_report_from_the_next_process() {
+fn a_stopped_ring_leaves_the_error_to_others() {
     for signal in SIGNALS {
         let Some(mut lossy) = Lossy::start() else { return };
         let mut vm = Vm::start(&lossy.daemon, 1);
@@ -163,7 +163,7 @@ fn a_stopped_ring_takes_no_report_from_the_next_process() {
 }
 
 #[test]
-fn an_image_that_has_lost_writes_is_not_handed_over() {
+fn an_image_with_lost_writes_is_not_released() {
     let Some(mut lossy) = Lossy::start() else { return };
     let destination = serve(lossy.device.path(), &["--incoming"]);
     let mut vm = Vm::start(&lossy.daemon, 1);
@@ -197,7 +197,7 @@ fn an_image_that_has_lost_writes_is_not_handed_over() {
 }
 
 #[test]
-fn a_migration_whose_last_flush_fails_is_not_completed() {
+fn a_failed_last_flush_fails_the_migration() {
     let Some(lossy) = Lossy::start() else { return };
     let mut vm = Vm::start(&lossy.daemon, 1);
     write(&mut vm);
@@ -218,7 +218,7 @@ fn a_migration_whose_last_flush_fails_is_not_completed() {
 }
 
 #[test]
-fn a_flush_that_failed_fails_in_every_later_process() {
+fn a_failed_flush_fails_in_later_processes() {
     for signals in [[libc::SIGKILL, libc::SIGTERM], [libc::SIGTERM, libc::SIGKILL]] {
         let Some(mut lossy) = Lossy::start() else { return };
         let (mut vm, region) = connect(&lossy.daemon);
@@ -245,7 +245,7 @@ fn a_flush_that_failed_fails_in_every_later_process() {
 }
 
 #[test]
-fn a_lost_write_fails_the_next_regions_flushes_too() {
+fn a_lost_write_fails_the_next_regions_flushes() {
     let Some(mut lossy) = Lossy::start() else { return };
     let mut vm = Vm::start(&lossy.daemon, 1);
     write(&mut vm);
@@ -259,7 +259,7 @@ fn a_lost_write_fails_the_next_regions_flushes_too() {
 }
 
 #[test]
-fn a_daemon_killed_at_any_moment_of_a_flush_leaves_its_failure() {
+fn a_kill_during_flush_preserves_its_failure() {
     for delay in [0, 20, 50, 100, 150, 200, 300, 500, 1000, 2000] {
         let Some(mut lossy) = Lossy::start() else { return };
         let (mut vm, region) = connect(&lossy.daemon);
@@ -287,7 +287,7 @@ fn leave_in_flush(region: &Inflight) {
 }
 
 #[test]
-fn a_kill_during_a_flush_of_a_sound_file_system_changes_nothing() {
+fn after_a_kill_during_flush_healthy_disks_work() {
     let mut daemon = Daemon::start(&vec![0; 1 << 20], &[]);
     let (mut vm, region) = connect(&daemon);
     write(&mut vm);
@@ -336,7 +336,7 @@ fn unmount(mount_point: &Path) {
 }
 
 #[test]
-fn a_file_system_that_lost_something_is_asked_after_a_kill_during_a_flush() {
+fn after_a_kill_during_flush_lost_writes_fail() {
     for in_flush in [true, false] {
         let Some((disk, _device, mount_point)) = lossy_file_system() else {
             return;
@@ -367,7 +367,7 @@ fn a_file_system_that_lost_something_is_asked_after_a_kill_during_a_flush() {
 }
 
 #[test]
-fn a_stopped_ring_takes_no_report_about_a_file_either() {
+fn a_stopped_ring_leaves_a_files_error_too() {
     let Some((disk, _device, mount_point)) = lossy_file_system() else {
         return;
     };

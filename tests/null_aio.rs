@@ -119,7 +119,7 @@ fn a_slow_request_is_reported_once() {
 }
 
 #[test]
-fn a_ring_that_stops_waits_for_what_is_in_flight() {
+fn a_stopping_ring_waits_for_requests_in_flight() {
     let daemon = start(ms(200), &[]);
     let mut vm = Vm::start(&daemon, 1);
     for i in 0..4 {
@@ -133,7 +133,7 @@ fn a_ring_that_stops_waits_for_what_is_in_flight() {
 }
 
 #[test]
-fn the_cache_is_flushed_before_it_is_off_and_before_the_image_is_released() {
+fn stopping_the_last_ring_waits_for_its_flush() {
     // SET_FEATURES without a cache flushes, and so does the end of the last ring: neither is answered before.
     let daemon = start(ms(100), &[]);
     let mut vm = Vm::connect(&daemon, 0);
@@ -145,7 +145,7 @@ fn the_cache_is_flushed_before_it_is_off_and_before_the_image_is_released() {
 }
 
 #[test]
-fn a_request_that_was_in_flight_when_the_daemon_died_is_done_by_the_next_one() {
+fn a_successor_completes_a_killed_daemons_requests() {
     let mut daemon = start(ms(400), &[]);
     let mut vm = Vm::connect(&daemon, 0);
     let region = Inflight::get(&mut vm.client, 1, 16);
@@ -170,7 +170,7 @@ fn a_request_that_was_in_flight_when_the_daemon_died_is_done_by_the_next_one() {
 }
 
 #[test]
-fn pages_that_are_written_later_are_marked_in_the_dirty_log() {
+fn late_completions_are_marked_in_the_log() {
     const LOG_LEN: u64 = (GUEST + MEMORY as u64) / PAGE / 8;
     let daemon = start(ms(50), &[]);
     let mut vm = Vm::start(&daemon, 1);
@@ -192,7 +192,7 @@ fn pages_that_are_written_later_are_marked_in_the_dirty_log() {
 }
 
 #[test]
-fn a_look_at_the_size_comes_back_and_changes_nothing() {
+fn refreshing_an_unchanged_size_is_not_logged() {
     let mut daemon = start(ms(5), &[]);
     daemon.signal(libc::SIGHUP);
     let mut frontend = connect(&daemon, 1);

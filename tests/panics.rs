@@ -19,7 +19,7 @@ use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
 const STATUS_OF_A_PANIC: i32 = 101;
 
 #[test]
-fn a_panic_of_an_iothread_ends_the_daemon_and_the_next_one_finishes_the_request() {
+fn a_successor_finishes_what_a_panicking_iothread_left() {
     let args = ["--inject", "write:panic", "--num-queues", "2"];
     let mut daemon = Daemon::start(&image(), &args);
     let mut vm = Vm::connect(&daemon, 0);
@@ -79,18 +79,18 @@ fn assert_panicked(output: &Output, thread: &str) {
 }
 
 #[test]
-fn a_panic_of_any_thread_ends_the_process() {
+fn a_panic_on_any_thread_ends_the_process() {
     if is_alone() {
         let body = || panic!("on purpose");
         let control = thread::Builder::new().name("control".to_owned()).spawn(body);
         let _ = control.expect("a thread").join();
         return;
     }
-    assert_panicked(&run_alone("a_panic_of_any_thread_ends_the_process"), "control");
+    assert_panicked(&run_alone("a_panic_on_any_thread_ends_the_process"), "control");
 }
 
 #[test]
-fn a_panic_of_a_callback_unwinds_nothing() {
+fn a_callback_panic_does_not_unwind() {
     struct Witness;
     impl Drop for Witness {
         fn drop(&mut self) {
@@ -107,7 +107,7 @@ fn a_panic_of_a_callback_unwinds_nothing() {
         drop(iothread);
         return;
     }
-    let output = run_alone("a_panic_of_a_callback_unwinds_nothing");
+    let output = run_alone("a_callback_panic_does_not_unwind");
     assert_panicked(&output, "iothread0");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("unwound"));
 }
@@ -125,7 +125,7 @@ impl Work for Panicking {
 }
 
 #[test]
-fn a_panic_of_a_worker_ends_its_work_only() {
+fn a_worker_panic_fails_only_its_own_request() {
     if is_alone() {
         let ctx = AioContext::new().expect("a context");
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
@@ -142,6 +142,6 @@ fn a_panic_of_a_worker_ends_its_work_only() {
         }
         return;
     }
-    let output = run_alone("a_panic_of_a_worker_ends_its_work_only");
+    let output = run_alone("a_worker_panic_fails_only_its_own_request");
     assert!(output.status.success(), "{output:?}");
 }

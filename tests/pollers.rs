@@ -122,7 +122,7 @@ fn a_context_without_work_sleeps() {
 }
 
 #[test]
-fn the_peer_is_told_when_busy_polling_begins_and_ends() {
+fn the_peer_learns_when_polling_starts_and_stops() {
     let rig = Rig::with_window(Duration::from_micros(64));
     rig.sleep(Duration::from_millis(2));
     assert_eq!(rig.calls()[..2], [Call::Begin, Call::End]);
@@ -130,7 +130,7 @@ fn the_peer_is_told_when_busy_polling_begins_and_ends() {
 }
 
 #[test]
-fn the_peer_is_not_told_again_while_busy_polling_goes_on() {
+fn the_peer_hears_of_polling_only_once() {
     let rig = Rig::with_window(Duration::from_millis(1));
     rig.source.endless.set(true);
     let before = rig.source.done.get();
@@ -140,7 +140,7 @@ fn the_peer_is_not_told_again_while_busy_polling_goes_on() {
 }
 
 #[test]
-fn work_that_shows_up_before_blocking_keeps_the_context_from_blocking() {
+fn work_found_before_blocking_prevents_the_block() {
     let rig = Rig::with_window(Duration::from_micros(8));
     rig.source.late_work.set(1);
     let before = rig.source.done.get();
@@ -150,7 +150,7 @@ fn work_that_shows_up_before_blocking_keeps_the_context_from_blocking() {
 }
 
 #[test]
-fn a_poll_max_of_zero_turns_polling_off_at_once() {
+fn poll_max_zero_disables_polling_at_once() {
     let rig = Rig::with_window(Duration::from_millis(1));
     rig.source.endless.set(true);
     rig.ctx.poll(true);
@@ -165,7 +165,7 @@ fn a_poll_max_of_zero_turns_polling_off_at_once() {
 }
 
 #[test]
-fn endless_polling_starves_neither_fds_nor_timers_nor_bottom_halves() {
+fn endless_polling_starves_no_other_event_source() {
     let rig = Rig::with_window(Duration::from_millis(1));
     let fd = Rc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let log = Rc::new(RefCell::new(Vec::new()));
@@ -233,7 +233,7 @@ fn a_bottom_half_ends_busy_polling() {
 }
 
 #[test]
-fn a_poller_that_runs_the_loop_is_not_entered_again() {
+fn a_poller_that_polls_is_not_reentered() {
     let rig = Rig::with_window(Duration::from_millis(1));
     let depth = Rc::new(Cell::new(0));
     let level = Rc::clone(&depth);
@@ -280,7 +280,7 @@ fn a_poller_may_be_removed_by_itself() {
 }
 
 #[test]
-fn a_poller_removed_by_another_is_not_called_in_the_same_round() {
+fn a_removed_poller_is_skipped_in_that_round() {
     let rig = Rig::with_window(Duration::from_millis(1));
     let victim = Rc::<Source>::default();
     let handle = RefCell::new(Some(rig.ctx.add_poller(Rc::clone(&victim) as Rc<dyn Poller>)));

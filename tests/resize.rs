@@ -59,7 +59,7 @@ fn read(vm: &mut Vm, sector: u64) -> u8 {
 }
 
 #[test]
-fn a_disk_that_grows_is_announced_and_used_to_its_new_end() {
+fn a_grown_disk_is_announced_and_fully_usable() {
     let (daemon, _) = start();
     let mut vm = Vm::start(&daemon, 1);
     let mut channel = channel(&mut vm);
@@ -75,7 +75,7 @@ fn a_disk_that_grows_is_announced_and_used_to_its_new_end() {
 }
 
 #[test]
-fn beyond_the_end_of_a_disk_that_shrinks_requests_fail() {
+fn requests_past_a_shrunk_disk_fail() {
     let (daemon, _) = start();
     let mut vm = Vm::start(&daemon, 1);
     let mut channel = channel(&mut vm);
@@ -90,7 +90,7 @@ fn beyond_the_end_of_a_disk_that_shrinks_requests_fail() {
 }
 
 #[test]
-fn a_signal_without_a_change_says_nothing_and_an_empty_image_changes_nothing() {
+fn unchanged_and_empty_images_are_not_announced() {
     let (mut daemon, _) = start();
     let mut vm = Vm::start(&daemon, 1);
     let mut channel = channel(&mut vm);
@@ -109,7 +109,7 @@ fn a_signal_without_a_change_says_nothing_and_an_empty_image_changes_nothing() {
 }
 
 #[test]
-fn without_a_channel_or_a_frontend_a_changed_size_is_simply_there() {
+fn a_resize_needs_no_channel_or_frontend() {
     let (mut daemon, _) = start();
     resize(&daemon, 2 * OLD);
     daemon.wait_for(|daemon| daemon.output().contains("resized"), "see the new size");
@@ -124,7 +124,7 @@ fn without_a_channel_or_a_frontend_a_changed_size_is_simply_there() {
 }
 
 #[test]
-fn a_change_while_all_rings_are_stopped_is_told_after_the_next_start() {
+fn a_resize_while_stopped_is_announced_later() {
     let (mut daemon, _) = start();
     let mut vm = Vm::start(&daemon, 2);
     let mut channel = channel(&mut vm);
@@ -155,7 +155,7 @@ fn a_change_while_all_rings_are_stopped_is_told_after_the_next_start() {
 }
 
 #[test]
-fn something_that_is_no_socket_is_no_channel() {
+fn a_channel_must_be_a_socket() {
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 1);
     let file = tempfile::tempfile().expect("a file");
@@ -166,7 +166,7 @@ fn something_that_is_no_socket_is_no_channel() {
 }
 
 #[test]
-fn a_channel_is_let_go_of_with_its_connection() {
+fn a_channel_closes_with_its_connection() {
     let (mut daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 1);
     let mut first = channel(&mut vm);
@@ -178,7 +178,7 @@ fn a_channel_is_let_go_of_with_its_connection() {
 }
 
 #[test]
-fn a_successor_keeps_the_cache_mode_that_the_driver_has_chosen_and_announces_its_size() {
+fn a_successor_keeps_the_drivers_cache_mode() {
     let mut daemon = Daemon::start(&image(), &[]);
     let mut vm = Vm::connect(&daemon, 0);
     let region = Inflight::get(&mut vm.client, 1, 16);

@@ -18,7 +18,7 @@ use vhost_user_blk::{aio::AioContext, thread_pool::Work};
 const LONELY_UID: libc::uid_t = 0x5eed_b10c;
 
 #[test]
-fn a_pool_at_the_thread_limit_completes_its_works_and_recovers_when_it_is_raised() {
+fn a_pool_at_its_thread_limit_recovers() {
     let output = Command::new(env::current_exe().unwrap())
         .args([
             "--exact",

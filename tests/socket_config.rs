@@ -58,7 +58,7 @@ fn the_configuration_space_describes_the_disk() {
 }
 
 #[test]
-fn segments_fit_the_ring_unless_a_table_can_have_them() {
+fn segment_limit_follows_ring_size_without_indirect_tables() {
     let daemon = Daemon::start(&vec![0; IMAGE], &[]);
     for (features, expected) in [(0, 14), (1 << 28, 126)] {
         let mut client = Client::new(daemon.connect());
@@ -71,7 +71,7 @@ fn segments_fit_the_ring_unless_a_table_can_have_them() {
 }
 
 #[test]
-fn every_part_of_the_configuration_space_can_be_read() {
+fn any_part_of_configuration_space_is_readable() {
     let daemon = Daemon::start(&vec![0; IMAGE], &[]);
     let mut vm = Vm::connect(&daemon, 0);
     let whole = vm.client.config(0, 60).expect("60 bytes");
@@ -94,7 +94,7 @@ fn unused_bytes_of_the_configuration_space_are_zero() {
 }
 
 #[test]
-fn only_the_write_cache_can_be_set_and_reads_back() {
+fn only_the_write_cache_mode_is_writable() {
     let daemon = Daemon::start(&vec![0; IMAGE], &[]);
     let mut vm = Vm::connect(&daemon, 0);
     let before = vm.client.config(0, 60).expect("60 bytes");

@@ -120,28 +120,28 @@ fn check_against_model(queue: &mut Queue, first_area: usize, model: &mut Model, 
 }
 
 #[test]
-fn random_requests_on_one_queue_match_a_plain_array() {
+fn random_requests_match_an_array_on_one_queue() {
     random_requests_match(1, &[]);
 }
 
 #[test]
-fn random_requests_on_four_queues_match_a_plain_array() {
+fn random_requests_match_an_array_on_four_queues() {
     random_requests_match(4, &[]);
 }
 
 #[test]
-fn random_requests_on_two_iothreads_match_a_plain_array() {
+fn random_requests_match_an_array_on_two_iothreads() {
     random_requests_match(4, &["--iothreads", "2"]);
 }
 
 #[test]
-fn random_requests_on_mapped_iothreads_match_a_plain_array() {
+fn random_requests_match_an_array_on_mapped_iothreads() {
     let mapping = ["--iothread-vq-mapping", "1:0-2;0:3", "--iothread-cpus", "0:0"];
     random_requests_match(4, &[&["--iothreads", "2"][..], &mapping].concat());
 }
 
 #[test]
-fn random_requests_with_one_notification_each_match_a_plain_array() {
+fn random_requests_match_an_array_without_batching() {
     random_requests_match(1, &["--notify", "each"]);
 }
 
@@ -171,7 +171,7 @@ fn random_requests_match(queues: usize, options: &[&str]) {
 }
 
 #[test]
-fn a_write_reaches_its_place_in_the_image_and_nothing_else() {
+fn a_write_changes_only_its_own_range() {
     let image = vec![0x11; 64 << 10];
     let mut daemon = Daemon::start(&image, &[]);
     let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
@@ -189,7 +189,7 @@ fn a_write_reaches_its_place_in_the_image_and_nothing_else() {
 }
 
 #[test]
-fn a_discard_gives_space_back_and_zeroes_read_as_zeroes() {
+fn discard_frees_space_and_zeroes_read_as_zero() {
     let daemon = Daemon::start(&vec![0x11; 1 << 20], &[]);
     let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
     let blocks = || {
@@ -232,7 +232,7 @@ fn a_discard_gives_space_back_and_zeroes_read_as_zeroes() {
 }
 
 #[test]
-fn a_read_only_disk_is_announced_read_and_never_changed() {
+fn read_only_disks_are_announced_and_never_change() {
     let image = Random::new(3).bytes(64 << 10);
     let mut daemon = Daemon::start(&image, &["--read-only"]);
     let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
@@ -327,7 +327,7 @@ fn merged_in_a_sequence(options: &[&str]) -> u64 {
 }
 
 #[test]
-fn adjacent_requests_of_a_batch_are_executed_as_one_unless_that_is_switched_off() {
+fn adjacent_requests_are_merged_unless_disabled() {
     for engine in [&[][..], &["--direct"], &["--aio", "threads"]] {
         assert!(merged_in_a_sequence(engine) >= 48, "{engine:?}");
     }

@@ -23,7 +23,7 @@ fn lines<'a>(output: &'a str, what: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_refusal_that_cannot_be_answered_ends_the_connection() {
+fn a_refusal_without_an_answer_disconnects() {
     let (mut daemon, _) = start();
     // Nothing is negotiated.
     let mut client = Client::new(daemon.connect());
@@ -56,7 +56,7 @@ fn a_refusal_that_cannot_be_answered_ends_the_connection() {
 }
 
 #[test]
-fn a_refusal_that_is_answered_ends_nothing() {
+fn an_answered_refusal_keeps_the_connection() {
     let (daemon, _) = start();
     let mut vm = Vm::connect(&daemon, 0);
     for _ in 0..3 {
@@ -69,7 +69,7 @@ fn a_refusal_that_is_answered_ends_nothing() {
 }
 
 #[test]
-fn a_second_frontend_is_logged_while_it_waits_and_then_served() {
+fn a_waiting_frontend_is_logged_and_then_served() {
     let (mut daemon, _) = start();
     let mut first = Vm::start(&daemon, 1);
     let waits = "another frontend has connected, and waits";
@@ -96,7 +96,7 @@ fn a_second_frontend_is_logged_while_it_waits_and_then_served() {
 }
 
 #[test]
-fn a_recovery_is_logged_with_its_number_of_requests() {
+fn recovery_logs_the_number_of_requests() {
     let (delay, options) = (["--inject", "write:delay=60s"], ["--num-queues", "2"]);
     let mut daemon = Daemon::start(&image(), &[options, delay].concat());
     let mut vm = Vm::connect(&daemon, 0);

@@ -120,7 +120,7 @@ fn best(attempt: impl Fn() -> Counted) -> f64 {
 }
 
 #[test]
-fn without_event_idx_each_completion_has_its_notification() {
+fn each_completion_notifies_without_event_idx() {
     let _alone = alone();
     let each = read_with("each", false);
     let surplus = each.notifications.checked_sub(each.completions as u64);
@@ -129,7 +129,7 @@ fn without_event_idx_each_completion_has_its_notification() {
 }
 
 #[test]
-fn without_event_idx_a_batch_covers_sixteen_completions_and_more() {
+fn batches_cover_sixteen_completions_without_event_idx() {
     let _alone = alone();
     let batch = best(|| read_with("batch", false));
     assert!(batch >= ENOUGH, "{batch:.1} completions per notification");
@@ -170,7 +170,7 @@ fn watch_closely(notify: &str) -> Counted {
 }
 
 #[test]
-fn with_event_idx_a_batch_covers_sixteen_completions_and_four_times_what_each_does() {
+fn batches_cover_sixteen_completions_with_event_idx() {
     let _alone = alone();
     let batch = best(|| watch_closely("batch"));
     let each = watch_closely("each").per_notification();
@@ -181,7 +181,7 @@ fn with_event_idx_a_batch_covers_sixteen_completions_and_four_times_what_each_do
 }
 
 #[test]
-fn with_event_idx_a_sleeping_frontend_sees_batches_too() {
+fn a_sleeping_frontend_sees_batches_with_event_idx() {
     let _alone = alone();
     let batch = best(|| read_with("batch", true));
     assert!(batch >= ENOUGH, "{batch:.1} completions per notification");

@@ -38,7 +38,7 @@ fn refused(args: &[&str], dir: &Path) -> Exit {
 }
 
 #[test]
-fn options_that_make_no_sense_are_refused() {
+fn invalid_options_are_refused() {
     let dir = directory();
     let bad: &[&[&str]] = &[
         &["--num-queues", "0"],
@@ -97,7 +97,7 @@ fn needed_options_are_asked_for() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_named_in_one_line() {
+fn an_open_failure_is_one_line_with_path() {
     let dir = directory();
     let long = "x".repeat(120);
     symlink("gone.img", dir.path().join("link.img")).expect("link to nothing");
@@ -194,7 +194,7 @@ fn an_image_of_another_format_is_refused() {
 
 /// A guest can write what it likes to its disk; the daemon that takes over must serve it.
 #[test]
-fn a_raw_disk_that_looks_like_another_format_is_served_as_raw_if_asked_for() {
+fn explicit_raw_format_skips_the_format_probe() {
     for (start, options) in [
         (&b"QFI\xfb\0\0\0\x03"[..], &["--format", "raw"][..]),
         // A guest that encrypts its disk.
@@ -213,7 +213,7 @@ fn a_raw_disk_that_looks_like_another_format_is_served_as_raw_if_asked_for() {
 }
 
 #[test]
-fn an_image_that_may_not_be_read_names_what_is_in_the_way() {
+fn an_unreadable_image_reports_the_denied_permission() {
     // SAFETY: takes nothing and always succeeds.
     if unsafe { libc::geteuid() } != 0 {
         skipped("not root");
@@ -280,7 +280,7 @@ fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)])
 }
 
 #[test]
-fn a_descriptor_that_is_no_frontends_socket_is_refused() {
+fn fd_that_is_not_a_socket_is_refused() {
     let dir = directory();
     let (ours, theirs) = UnixStream::pair().expect("make a connection");
     drop(theirs);
@@ -331,7 +331,7 @@ fn a_descriptor_that_is_no_frontends_socket_is_refused() {
 
 /// The daemon opens descriptors itself, connected Unix sockets among them.
 #[test]
-fn a_descriptor_of_the_daemons_own_is_not_taken_for_one_handed_over() {
+fn the_daemons_own_descriptors_are_never_taken_over() {
     let dir = directory();
     for fd in 3..20 {
         let mut command = Command::new(BINARY);
@@ -384,7 +384,7 @@ fn a_socket_from_a_service_manager_is_served() {
 
 /// What waits for the disk goes on when it can be connected to, and not before.
 #[test]
-fn a_service_manager_is_told_when_the_disk_is_served() {
+fn service_managers_are_notified_when_serving_starts() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join(IMAGE), image()).expect("write the image");
     let manager = UnixDatagram::bind(dir.path().join("notify")).expect("listen");
@@ -406,7 +406,7 @@ fn a_service_manager_is_told_when_the_disk_is_served() {
 }
 
 #[test]
-fn what_a_service_manager_hands_over_must_be_one_socket() {
+fn socket_activation_requires_exactly_one_socket() {
     let dir = directory();
     let listener = UnixListener::bind(dir.path().join("l")).expect("listen");
     let pid = std::process::id().to_string();

@@ -60,7 +60,7 @@ fn session(daemon: &Daemon, image: &[u8]) {
 }
 
 #[test]
-fn two_hundred_connections_leave_no_thread_descriptor_or_mapping() {
+fn two_hundred_connections_leak_nothing() {
     let image = image();
     let mut daemon = Daemon::start(&image, STEADY_POOL);
     let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
@@ -76,7 +76,7 @@ fn two_hundred_connections_leave_no_thread_descriptor_or_mapping() {
 }
 
 #[test]
-fn a_frontend_that_leaves_with_requests_in_flight_leaves_nothing_behind() {
+fn disconnecting_with_requests_in_flight_leaks_nothing() {
     let image = image();
     let mut daemon = Daemon::start(&image, STEADY_POOL);
     let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
@@ -90,7 +90,7 @@ fn a_frontend_that_leaves_with_requests_in_flight_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_connection_that_says_nothing_ends_without_a_trace() {
+fn silent_connections_leave_nothing_behind() {
     let image = image();
     let mut daemon = Daemon::start(&image, STEADY_POOL);
     let baseline = daemon.idle_holdings(|daemon| session(daemon, &image));
@@ -100,12 +100,12 @@ fn a_connection_that_says_nothing_ends_without_a_trace() {
 }
 
 #[test]
-fn sigterm_under_load_ends_the_daemon_within_a_second_and_removes_the_socket() {
+fn sigterm_ends_a_busy_daemon_within_a_second() {
     ends_well_on(libc::SIGTERM);
 }
 
 #[test]
-fn sigint_under_load_ends_the_daemon_within_a_second_and_removes_the_socket() {
+fn sigint_ends_a_busy_daemon_within_a_second() {
     ends_well_on(libc::SIGINT);
 }
 
@@ -163,7 +163,7 @@ fn a_stale_socket_is_replaced() {
 }
 
 #[test]
-fn a_socket_that_somebody_listens_on_is_left_alone() {
+fn a_live_socket_is_not_replaced() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), [0; 4096]).expect("write the image");
     let socket = dir.path().join(SOCKET);
@@ -173,7 +173,7 @@ fn a_socket_that_somebody_listens_on_is_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_left_alone() {
+fn a_file_at_the_socket_path_survives() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), [0; 4096]).expect("write the image");
     std::fs::write(dir.path().join(SOCKET), "precious").expect("write a file");
@@ -192,7 +192,7 @@ fn refused(dir: &std::path::Path) {
 }
 
 #[test]
-fn a_driver_whose_memory_is_not_shared_is_reported() {
+fn a_driver_on_private_memory_is_reported() {
     let mut daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
     let warned = |daemon: &Daemon| daemon.output().contains("share=on");
     // What it writes goes to a private copy, and the kick comes.

@@ -54,7 +54,7 @@ fn tracked(daemon: &Daemon, size: u16) -> (Vm, Inflight) {
 }
 
 #[test]
-fn a_stop_is_answered_when_the_last_write_finds_no_room() {
+fn stop_survives_enospc_on_the_last_write() {
     for (rule, taken) in [
         ("write:enospc,delay=300ms", 2),
         ("write:enospc,delay=300ms,count=1", 1),
@@ -73,7 +73,7 @@ fn a_stop_is_answered_when_the_last_write_finds_no_room() {
 }
 
 #[test]
-fn a_stop_is_answered_while_writes_run_into_a_full_disk() {
+fn stop_is_answered_while_writes_hit_enospc() {
     let Some(disk) = SmallDisk::mount_ext4(16 << 20) else {
         return;
     };
@@ -122,7 +122,7 @@ fn assert_all_answered(vm: &mut Vm) {
 }
 
 #[test]
-fn requests_made_available_before_a_stop_need_no_further_kick() {
+fn requests_available_before_stop_need_no_kick() {
     for features in [0, EVENT_IDX] {
         let daemon = Daemon::start(&[0; 1 << 16], &[]);
         let mut vm = Vm::start_with(&daemon, 1, 256, features);
@@ -142,7 +142,7 @@ fn requests_made_available_before_a_stop_need_no_further_kick() {
 }
 
 #[test]
-fn an_untracked_upgrade_under_load_leaves_no_request_behind() {
+fn an_untracked_upgrade_under_load_loses_no_request() {
     for features in [0, EVENT_IDX] {
         let mut daemon = Daemon::start(&[0; 1 << 16], &[]);
         let mut vm = Vm::start_with(&daemon, 1, 256, features);

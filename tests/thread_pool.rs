@@ -34,7 +34,7 @@ fn names(log: &[(u32, Outcome)]) -> Vec<u32> {
 }
 
 #[test]
-fn every_work_is_run_once_and_completed_once() {
+fn every_job_runs_and_completes_once() {
     let rig = Rig::new(0, 4);
     let gate = opened(&rig);
     (0..200).for_each(|name| _ = rig.submit(Arc::clone(&gate), name));
@@ -49,7 +49,7 @@ fn every_work_is_run_once_and_completed_once() {
 }
 
 #[test]
-fn works_are_started_in_the_order_of_submission() {
+fn jobs_start_in_submission_order() {
     let rig = Rig::new(0, 1);
     let gate = opened(&rig);
     let mut works = (0..50)
@@ -63,7 +63,7 @@ fn works_are_started_in_the_order_of_submission() {
 }
 
 #[test]
-fn completions_come_on_the_thread_of_the_context() {
+fn completions_run_on_the_contexts_thread() {
     struct Where(thread::ThreadId, Rc<Cell<bool>>);
     // Not `Send`, but it only ever moves back to its own thread.
     struct Checked(send_wrapper::SendWrapper<Where>);
@@ -83,7 +83,7 @@ fn completions_come_on_the_thread_of_the_context() {
 }
 
 #[test]
-fn works_that_block_run_at_the_same_time_up_to_the_limit() {
+fn blocking_jobs_run_concurrently_up_to_the_limit() {
     let rig = Rig::new(0, 16);
     (0..20).for_each(|name| _ = rig.submit(rig.gate(), name));
     rig.wait_until(|rig| rig.gate().arrivals() == 16);
@@ -94,7 +94,7 @@ fn works_that_block_run_at_the_same_time_up_to_the_limit() {
 }
 
 #[test]
-fn a_batch_of_works_that_block_runs_at_the_same_time() {
+fn a_batch_of_blocking_jobs_runs_concurrently() {
     let rig = Rig::new(0, 64);
     let mut works = (0..64)
         .map(|name| rig.work(rig.gate(), name, None) as Box<dyn Work>)
@@ -106,7 +106,7 @@ fn a_batch_of_works_that_block_runs_at_the_same_time() {
 }
 
 #[test]
-fn works_that_begin_to_block_after_many_quick_ones_run_at_the_same_time() {
+fn jobs_that_start_to_block_run_concurrently() {
     let rig = Rig::new(0, 8);
     rig.gate().open();
     for name in 0..500 {
@@ -121,7 +121,7 @@ fn works_that_begin_to_block_after_many_quick_ones_run_at_the_same_time() {
 }
 
 #[test]
-fn a_serial_pool_runs_one_work_after_the_other_and_brings_all_back() {
+fn a_serial_pool_runs_jobs_in_order() {
     let rig = Rig::serial();
     let gate = opened(&rig);
     for name in 0..200 {
@@ -137,7 +137,7 @@ fn a_serial_pool_runs_one_work_after_the_other_and_brings_all_back() {
 }
 
 #[test]
-fn what_a_serial_pool_has_finished_does_not_wait_for_a_work_that_blocks() {
+fn a_blocked_job_delays_no_finished_completion() {
     let rig = Rig::serial();
     let mut works = vec![
         rig.work(opened(&Rig::new(0, 1)), 0, None) as Box<dyn Work>,
@@ -153,7 +153,7 @@ fn what_a_serial_pool_has_finished_does_not_wait_for_a_work_that_blocks() {
 }
 
 #[test]
-fn quick_works_need_few_threads() {
+fn quick_jobs_need_few_threads() {
     struct Quick(Arc<AtomicUsize>);
     impl Work for Quick {
         fn run(&mut self) {}
@@ -178,7 +178,7 @@ mod cancel {
     use super::*;
 
     #[test]
-    fn a_queued_work_is_completed_as_cancelled_and_not_run() {
+    fn a_cancelled_queued_job_never_runs() {
         let rig = Rig::new(0, 1);
         rig.submit(rig.gate(), 0);
         rig.wait_until(|rig| rig.gate().arrivals() == 1);
@@ -197,7 +197,7 @@ mod cancel {
     }
 
     #[test]
-    fn an_active_work_runs_to_its_end() {
+    fn an_active_job_cannot_be_cancelled() {
         let rig = Rig::new(0, 1);
         let id = rig.submit(rig.gate(), 0);
         rig.wait_until(|rig| rig.gate().arrivals() == 1);
@@ -209,7 +209,7 @@ mod cancel {
     }
 
     #[test]
-    fn one_of_a_batch_is_named_by_its_place() {
+    fn a_batch_member_can_be_cancelled_alone() {
         let rig = Rig::new(0, 1);
         rig.submit(rig.gate(), 0);
         rig.wait_until(|rig| rig.gate().arrivals() == 1);
@@ -228,7 +228,7 @@ mod completion {
     use super::*;
 
     #[test]
-    fn a_callback_that_runs_the_loop_gets_the_other_completions_once() {
+    fn nested_polling_delivers_other_completions_once() {
         let rig = Rig::new(0, 4);
         let total = 8;
         for name in 0..total {
@@ -290,7 +290,7 @@ mod completion {
     }
 
     #[test]
-    fn works_completed_together_share_a_defer_scope() {
+    fn completions_reaped_together_share_a_defer_scope() {
         let rig = Rig::new(0, 4);
         let calls = Rc::new(Cell::new(0));
         let call = {
@@ -319,7 +319,7 @@ mod completion {
     }
 
     #[test]
-    fn a_work_that_panics_says_so_and_spares_its_worker() {
+    fn a_panicking_job_spares_its_worker() {
         struct Bad(Arc<Mutex<Option<Outcome>>>);
         impl Work for Bad {
             fn run(&mut self) {
@@ -382,7 +382,7 @@ mod limits {
     }
 
     #[test]
-    fn a_busy_surplus_worker_ends_after_its_work_and_the_queue_is_served() {
+    fn a_surplus_worker_finishes_its_job_first() {
         let rig = Rig::new(0, 2);
         (0..4).for_each(|name| _ = rig.submit(rig.gate(), name));
         rig.wait_until(|rig| rig.gate().arrivals() == 2);
@@ -427,7 +427,7 @@ mod creation {
     }
 
     #[test]
-    fn without_any_worker_the_works_run_on_the_context_s_thread() {
+    fn without_workers_the_contexts_thread_runs_jobs() {
         let (spawner, _, _) = switched();
         let rig = Rig::with(0, 4, spawner, 10 * LONG);
         let gate = opened(&rig);
@@ -459,7 +459,7 @@ mod creation {
     }
 
     #[test]
-    fn works_that_block_get_more_workers_when_creation_works_again() {
+    fn blocking_jobs_get_workers_once_creation_recovers() {
         let (spawner, on, _) = switched();
         on.store(true, Ordering::Relaxed);
         let rig = Rig::with(1, 4, spawner, 10 * LONG);
@@ -476,7 +476,7 @@ mod creation {
     }
 
     #[test]
-    fn a_failure_in_the_middle_of_the_chain_leaves_the_workers_that_exist() {
+    fn a_failed_creation_leaves_existing_workers_alone() {
         let (spawner, on, _) = switched();
         on.store(true, Ordering::Relaxed);
         let left = Arc::new(AtomicUsize::new(2));
@@ -507,7 +507,7 @@ mod creation {
     }
 
     #[test]
-    fn failing_creation_is_tried_now_and_then_only() {
+    fn failing_creation_is_not_retried_every_time() {
         let (spawner, _, attempts) = switched();
         let rig = Rig::with(0, 4, spawner, 10 * LONG);
         let gate = opened(&rig);
@@ -520,7 +520,7 @@ mod creation {
     }
 
     #[test]
-    fn the_first_thread_is_created_on_the_context_s_thread() {
+    fn the_contexts_thread_creates_the_first_worker() {
         let creators = Arc::new(Mutex::new(Vec::new()));
         let spawner = Spawner::new({
             let creators = Arc::clone(&creators);
@@ -545,7 +545,7 @@ mod free {
     use super::*;
 
     #[test]
-    fn free_waits_for_all_workers_also_for_those_never_created() {
+    fn free_waits_for_pending_workers_too() {
         let running = Arc::new(AtomicUsize::new(0));
         let spawner = Spawner::new({
             let running = Arc::clone(&running);

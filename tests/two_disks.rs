@@ -173,7 +173,7 @@ fn holdings() -> Holdings {
 }
 
 #[test]
-fn a_disk_that_comes_and_goes_leaves_nothing_behind_and_the_other_one_alone() {
+fn adding_and_removing_a_disk_leaks_nothing() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
     let (staying, socket) = (image(dir.path(), "staying.img"), dir.path().join("staying.sock"));
     image(dir.path(), "coming.img");
@@ -215,7 +215,7 @@ fn a_disk_that_comes_and_goes_leaves_nothing_behind_and_the_other_one_alone() {
 }
 
 #[test]
-fn removing_a_disk_does_not_wait_for_another_ones_requests() {
+fn removing_a_disk_waits_for_no_other() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
     image(dir.path(), "coming.img");
     let (iothreads, socket) = (iothreads(), dir.path().join("slow.sock"));

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kick_is_wanted_when_the_event_is_passed() {
+    fn passing_the_event_index_requires_a_kick() {
         let (memory, mut ring) = ring();
         ring.set_avail_event(&memory, 1);
         ring.offer(&memory, 0);

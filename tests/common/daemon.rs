@@ -18,11 +18,11 @@ use super::process::die_with_parent;
 /// The binary that cargo built for the tests.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-blk");
 
-/// Names of its socket and its image in its directory: those of `qemu-configs/`.
+/// The names of the socket and the image in the daemon's directory, as in `qemu-configs/`.
 pub(crate) const SOCKET: &str = "vhost-user-blk.sock";
 pub(crate) const IMAGE: &str = "disk.img";
 
-/// A running daemon with its image and socket; killed when dropped.
+/// A running daemon with its image and socket. Dropping it kills the daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
@@ -30,7 +30,7 @@ pub(crate) struct Daemon {
     args: Vec<String>,
 }
 
-/// How it ended and what it said.
+/// The daemon's exit status and its output.
 #[derive(Debug)]
 pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
@@ -39,7 +39,7 @@ pub(crate) struct Exit {
     pub(crate) took: Duration,
 }
 
-/// What a process holds on to: threads, and descriptors and mappings by name.
+/// The threads, descriptors and mappings that a process holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holdings {
     pub(crate) threads: usize,
@@ -48,38 +48,38 @@ pub(crate) struct Holdings {
 }
 
 impl Daemon {
-    /// Starts it on an image with this content and waits until it listens.
+    /// Starts a daemon on an image with this content, and waits until it listens.
     pub(crate) fn start(image: &[u8], options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
         fs::write(dir.path().join(IMAGE), image).expect("write the image");
         Self::start_in(dir, options)
     }
 
-    /// The same in a directory that holds the image.
+    /// Starts a daemon in a directory that holds the image already.
     pub(crate) fn start_in(dir: TempDir, options: &[&str]) -> Self {
         let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
         Self::start_with(dir, &[&args, options].concat())
     }
 
-    /// The same with nothing but `args`, which name the socket and the image.
+    /// Starts a daemon with `args` alone. They name the socket and the image.
     pub(crate) fn start_with(dir: TempDir, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect::<Vec<_>>();
         let child = spawn(&dir, &args);
         let mut daemon = Self { child, dir, args };
-        // The socket's file is there a moment before it takes connections.
+        // The socket file appears a moment before the daemon accepts connections.
         daemon.wait_for(|daemon| daemon.output().contains("serving"), "serve");
         daemon
     }
 
-    /// Ends it with a signal and starts the next one, on the same image and socket.
+    /// Ends the daemon with a signal, and starts another one on the same image and socket.
     pub(crate) fn restart(&mut self, signal: libc::c_int) {
         self.stop_with(signal);
         self.child = spawn(&self.dir, &self.args);
-        // A killed one leaves its socket behind, so only a connection tells.
+        // A killed daemon leaves its socket file, so only a connection shows that the new one listens.
         drop(self.connect());
     }
 
-    /// Starts the next one with these options, after the end of the last one.
+    /// Starts a daemon with these options after the last one has ended.
     pub(crate) fn start_again(&mut self, options: &[&str]) {
         let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
         self.args = [&args, options].concat().into_iter().map(str::to_owned).collect();
@@ -98,7 +98,7 @@ impl Daemon {
         self.dir.path().join(IMAGE)
     }
 
-    /// The image's content now.
+    /// Returns the image's current content.
     pub(crate) fn image(&self) -> Vec<u8> {
         fs::read(self.image_path()).expect("read the image")
     }
@@ -107,7 +107,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Connects; a socket that is just being set up is tried again.
+    /// Connects. Retries while the socket is being set up.
     pub(crate) fn connect(&self) -> UnixStream {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -119,12 +119,11 @@ impl Daemon {
         }
     }
 
-    /// Whether it still runs.
     pub(crate) fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// What it printed until now: standard output, then standard error.
+    /// Returns the output so far: standard output, then standard error.
     pub(crate) fn output(&self) -> String {
         let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
         read("out") + &read("err")
@@ -133,7 +132,7 @@ impl Daemon {
     /// Polls `condition` until it holds.
     ///
     /// # Panics
-    /// If that takes too long or the daemon ends.
+    /// The condition does not hold in time, or the daemon ends.
     pub(crate) fn wait_for(&mut self, condition: impl Fn(&Self) -> bool, what: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !condition(self) {
@@ -158,18 +157,18 @@ impl Daemon {
         assert_eq!(sent, 0, "send signal {signal}");
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits for the daemon to exit.
     pub(crate) fn terminate(&mut self) -> Exit {
         self.stop_with(libc::SIGTERM)
     }
 
-    /// Sends a signal and waits for the end.
+    /// Sends a signal and waits for the daemon to exit.
     pub(crate) fn stop_with(&mut self, signal: libc::c_int) -> Exit {
         self.signal(signal);
         self.wait_for_exit()
     }
 
-    /// Waits for the end.
+    /// Waits for the daemon to exit.
     pub(crate) fn wait_for_exit(&mut self) -> Exit {
         let start = Instant::now();
         loop {
@@ -189,11 +188,11 @@ impl Daemon {
         }
     }
 
-    /// A figure of the statistics now, by the name of its line ("queue 0", "total") and its own.
+    /// Returns a figure of the current statistics. `line` is "total" or, for example, "queue 0".
     pub(crate) fn count(&mut self, line: &str, name: &str) -> u64 {
         let before = self.output().len();
         self.signal(libc::SIGUSR1);
-        // The histogram is the last line of it.
+        // The histogram is the last line of the statistics.
         let complete = |text: &str| text.contains("histogram:") && text.ends_with('\n');
         self.wait_for(|daemon| complete(&daemon.output()[before..]), "print statistics");
         let printed = self.output().split_off(before);
@@ -210,10 +209,10 @@ impl Daemon {
         Holdings::of(self.pid())
     }
 
-    /// What it holds with nobody connected, once `session` has come and gone for the first time.
+    /// Returns the holdings of the idle daemon after a first `session` has come and gone.
     pub(crate) fn idle_holdings(&mut self, session: impl Fn(&Self)) -> Holdings {
         session(self);
-        // A frontend's memory is let go of with its connection; the rest follows at once.
+        // The daemon releases a frontend's memory with its connection, and the rest right after.
         let is_memory = |name: &String| name.ends_with("(deleted)") && !name.starts_with("/[aio]");
         let has_memory = |held: &Holdings| held.mappings.keys().any(is_memory);
         self.wait_for(
@@ -231,7 +230,7 @@ impl Daemon {
         }
     }
 
-    /// Waits until it holds no more than `limit`.
+    /// Waits until the daemon holds no more than `limit`.
     pub(crate) fn wait_for_holdings(&mut self, limit: &Holdings) {
         let deadline = Instant::now() + PATIENCE;
         while !self.holdings().is_within(limit) {
@@ -254,7 +253,7 @@ impl Drop for Daemon {
 }
 
 impl Holdings {
-    /// Whether this is no more than `limit` of anything.
+    /// Whether each count is at most that of `limit`.
     pub(crate) fn is_within(&self, limit: &Self) -> bool {
         let fits = |held: &BTreeMap<String, usize>, limit: &BTreeMap<String, usize>| {
             held.iter()
@@ -269,12 +268,12 @@ impl Holdings {
             let entries = seen(fs::read_dir(dir.join(name)).map(Iterator::flatten), "list /proc");
             entries.into_iter().flatten()
         };
-        // ThreadSanitizer talks to its symbolizer through pipes, from its first (suppressed) report on.
+        // ThreadSanitizer opens pipes to its symbolizer with its first (suppressed) report.
         let sanitized = std::env::var_os("TSAN_OPTIONS").is_some();
         let links = list("fd").filter_map(|fd| fs::read_link(fd.path()).ok());
         let links = links.filter(|link| !sanitized || !link.to_string_lossy().starts_with("pipe:"));
         let maps = seen(fs::read_to_string(dir.join("maps")), "read maps").unwrap_or_default();
-        // Anonymous memory (the allocator's arenas, stacks) comes and goes; what has a name is ours, or ThreadSanitizer's.
+        // Anonymous memory (allocator arenas, stacks) comes and goes. Named mappings are ours or ThreadSanitizer's.
         let is_ours = |name: &&str| name.starts_with('/') && !name.contains("/tsan.");
         let names = maps
             .lines()
@@ -287,7 +286,7 @@ impl Holdings {
     }
 }
 
-/// What `/proc` says of a process, of which only root sees everything: it is not dumpable.
+/// Reads a file of the process in `/proc`. The daemon is not dumpable, so only root can read all of them.
 fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
@@ -295,12 +294,12 @@ fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
     }
 }
 
-/// io_uring's workers are the kernel's, and go when it sees fit.
+/// The kernel starts and ends io_uring's workers as it likes.
 fn is_own_thread(task: &Path) -> bool {
     !fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("iou-"))
 }
 
-/// `socket:[123]` is another number after each connection.
+/// The number in `socket:[123]` changes with each connection.
 fn without_numbers(link: &str) -> String {
     link.split(":[").next().unwrap_or(link).to_owned()
 }
@@ -312,7 +311,7 @@ fn count(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
     })
 }
 
-/// Runs the daemon with `args`, for options that make it end at once.
+/// Runs the daemon with `args` that make it exit at once.
 pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
     let start = Instant::now();
     let mut command = Command::new("timeout");
@@ -334,7 +333,7 @@ pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
 fn spawn(dir: &TempDir, args: &[String]) -> Child {
     let output = |name| File::create(dir.path().join(name)).expect("make a log");
     let mut command = Command::new(BINARY);
-    // For tools that need system calls in the daemon that it does not make itself.
+    // Some tools make system calls in the daemon that the daemon itself does not make.
     let options = env::var("TEST_DAEMON_OPTIONS").unwrap_or_default();
     command
         .args(args)

@@ -14,15 +14,14 @@ use virtio_driver::{
 
 use super::memory::{PATIENCE, SharedMemory, wait_readable};
 
-/// Bytes of the buffer that each request in flight has; the largest request.
+/// The buffer size of a request in flight, and so the largest request.
 pub(crate) const SLOT: usize = 64 << 10;
 
-/// What a frontend of these tests accepts unless a test takes something away.
+/// The features that a test's frontend accepts by default.
 pub(crate) fn all_features() -> u64 {
     Ring::VERSION_1.bits() | Ring::RING_EVENT_IDX.bits() | Blk::all().bits()
 }
 
-/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read { offset: u64, len: usize },
@@ -32,14 +31,13 @@ pub(crate) enum Op {
     WriteZeroes { offset: u64, len: u64, unmap: bool },
 }
 
-/// A completed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Done {
-    /// As given to `submit`.
+    /// The tag that `submit` was called with.
     pub(crate) tag: usize,
     /// 0 or a negative errno.
     pub(crate) ret: i32,
-    /// What a read brought.
+    /// The data that a read returned.
     pub(crate) data: Vec<u8>,
 }
 
@@ -52,12 +50,12 @@ struct Ticket {
 
 /// A connection with all its queues running.
 pub(crate) struct Frontend {
-    // The rings lie in the transport's memory: they go first.
+    // Dropped first: the rings lie in the transport's memory.
     queues: Vec<Queue>,
     pub(crate) transport: Box<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>>,
 }
 
-/// One queue of a `Frontend`; may be moved to a thread of its own while the frontend lives.
+/// One queue of a `Frontend`. It may move to another thread while the frontend lives.
 pub(crate) struct Queue {
     ring: VirtioBlkQueue<'static, Ticket>,
     notifier: Box<dyn QueueNotifier>,
@@ -72,7 +70,7 @@ impl Frontend {
     pub(crate) fn connect(socket: &Path, queues: usize, depth: usize, features: u64) -> io::Result<Self> {
         let path = socket.to_str().expect("the path is UTF-8");
         let mut transport = Box::new(connect(path, features)?);
-        // Three descriptors a request.
+        // A request takes three descriptors.
         let size = u16::try_from((depth * 3).next_power_of_two()).expect("a queue has 1024 entries at most");
         let rings = VirtioBlkQueue::setup_queues(transport.as_mut(), queues, size)?;
         let memory: Vec<_> = rings.iter().map(|_| SharedMemory::new(depth * SLOT)).collect();
@@ -121,7 +119,7 @@ impl Frontend {
     }
 }
 
-/// Connects; a socket that is bound but not listened on yet is tried again.
+/// Connects. Retries while the socket is bound but not listening yet.
 fn connect(path: &str, features: u64) -> io::Result<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -135,7 +133,7 @@ fn connect(path: &str, features: u64) -> io::Result<VhostUser<VirtioBlkConfig, V
 }
 
 impl Queue {
-    /// Puts a request into the ring; tells nobody.
+    /// Puts a request into the ring without a kick.
     pub(crate) fn submit(&mut self, op: &Op, tag: usize) {
         let slot = self.free.pop().expect("a free slot");
         let at = slot * SLOT;
@@ -144,7 +142,7 @@ impl Queue {
         assert!(read <= SLOT);
         let ticket = Ticket { tag, slot, read };
         let queued = match op {
-            // SAFETY: the buffer is this request's own until the ticket is back, and `memory` keeps it mapped.
+            // SAFETY: no other request uses the buffer until the ticket is back, and `memory` keeps it mapped.
             Op::Read { offset, len } => unsafe { self.ring.read_raw(*offset, buffer, *len, ticket) },
             Op::Write { offset, data } => {
                 assert!(data.len() <= SLOT);
@@ -159,16 +157,16 @@ impl Queue {
         queued.expect("the ring has room");
     }
 
-    /// Notifies the backend if it asks for that.
+    /// Kicks the backend if it asks for kicks.
     pub(crate) fn kick(&mut self) {
-        // The crate orders the index before the look at the backend's wish with EVENT_IDX only.
+        // The crate orders the index store before the check for notifications with EVENT_IDX only.
         fence(Ordering::SeqCst);
         if self.ring.avail_notif_needed() {
             self.notifier.notify().expect("kick");
         }
     }
 
-    /// Takes the completions that are there.
+    /// Takes the available completions without waiting.
     pub(crate) fn reap(&mut self) -> Vec<Done> {
         let Self {
             ring, memory, free, ..
@@ -189,10 +187,10 @@ impl Queue {
         self.depth - self.free.len()
     }
 
-    /// Sleeps on the call eventfd until something completed; returns what did, and the notifications.
+    /// Sleeps on the call eventfd until a request completes. Returns the completions and the number of notifications.
     ///
     /// # Panics
-    /// If nothing completes for a long time.
+    /// Nothing completes for a long time.
     pub(crate) fn wait(&mut self) -> (Vec<Done>, u64) {
         let deadline = Instant::now() + PATIENCE;
         let mut notifications = 0;
@@ -211,7 +209,6 @@ impl Queue {
         }
     }
 
-    /// Waits until nothing is in flight.
     pub(crate) fn drain(&mut self) -> Vec<Done> {
         let mut all = self.reap();
         while self.in_flight() > 0 {
@@ -220,16 +217,16 @@ impl Queue {
         all
     }
 
-    /// Runs one request to its end.
+    /// Runs one request and waits for its completion.
     pub(crate) fn run(&mut self, op: &Op) -> Done {
         self.submit(op, 0);
         self.kick();
         self.drain().pop().expect("it completed")
     }
 
-    /// Notifications that nobody has taken yet.
+    /// Takes the notifications that have not been counted yet.
     pub(crate) fn pending_notifications(&self) -> u64 {
-        // With a count of our own in it the read does not block.
+        // We add one first, so that the read does not block.
         self.call.write(1).expect("write the call eventfd");
         self.call.read().expect("read the call eventfd") - 1
     }

@@ -1,4 +1,4 @@
-//! A disk of a few MiB that can be full: a tmpfs of its own.
+//! A tmpfs of a few MiB, to test a full disk.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -14,34 +14,34 @@ use super::daemon::{Daemon, IMAGE, SOCKET};
 use super::machine::host;
 use super::skip::skipped;
 
-/// Space that a file system of a few MiB may keep for itself, its tables included.
+/// The space that a small file system may use for itself, such as its tables.
 const FRINGE: u64 = 1 << 20;
 
-/// A small file system, with an image on it and something that takes all other space.
+/// A small file system with an image and a file that takes all other space.
 ///
-/// It is mounted in a mount namespace of the calling thread, which the processes that the thread starts share: however
-/// the test ends, the mount goes with them.
+/// It is mounted in a mount namespace of the calling thread, which processes started by the thread share. However the
+/// test ends, the mount goes with them.
 #[derive(Debug)]
 pub(crate) struct SmallDisk {
     dir: TempDir,
-    /// What the file system is on, unless it is memory.
+    /// The block device under the file system; `None` for a tmpfs.
     _backing: Option<NamedTempFile>,
 }
 
 impl SmallDisk {
-    /// `size` bytes of space; `None`, with a word about it, where nothing can be mounted.
+    /// Mounts a tmpfs of `size` bytes. Returns `None`, and reports the test as skipped, where mounting is not allowed.
     pub(crate) fn mount(size: u64) -> Option<Self> {
         let dir = tempfile::tempdir().expect("make a directory");
         let mounted = leave_namespace().and_then(|()| mount_tmpfs(&dir, size));
         mounted_or_skipped(mounted).then_some(Self { dir, _backing: None })
     }
 
-    /// The same on a block device.
+    /// Mounts an ext4 file system on a block device.
     pub(crate) fn mount_ext4(size: u64) -> Option<Self> {
         let dir = tempfile::tempdir().expect("make a directory");
         let backing = NamedTempFile::new().expect("make a file");
         backing.as_file().set_len(size).expect("size it");
-        // Without a journal, for space is to be scarce but for what the test does.
+        // No journal: only the test may use up space.
         host("mkfs.ext4", &["-q", "-O", "^has_journal"], backing.path());
         let mounted = leave_namespace().and_then(|()| {
             let mount = Command::new("mount")
@@ -67,13 +67,13 @@ impl SmallDisk {
         self.dir.path().join(IMAGE)
     }
 
-    /// Makes an image of holes.
+    /// Makes a sparse image.
     pub(crate) fn make_image(&self, size: u64) {
         let image = File::create(self.image()).expect("make the image");
         image.set_len(size).expect("size the image");
     }
 
-    /// Takes all space but `left` bytes.
+    /// Fills the file system, except for `left` bytes.
     pub(crate) fn fill(&self, left: u64) {
         let filler = File::create(self.filler()).expect("make a file");
         // SAFETY: all-zero bytes are a valid `struct statvfs`.
@@ -93,7 +93,7 @@ impl SmallDisk {
         }
     }
 
-    /// Takes the last space, of which some goes into the tables of the file system.
+    /// Takes the last space. Some of it goes into the file system's tables.
     fn fill_fringe(&self, filler: &File, from: u64, left: u64) {
         let mut end = from;
         while filler.write_all_at(&[0; 4096], end).is_ok() {
@@ -103,7 +103,7 @@ impl SmallDisk {
         filler.set_len(end.saturating_sub(left)).expect("size the file");
     }
 
-    /// Gives that space back.
+    /// Frees the space that `fill` took.
     pub(crate) fn make_room(&self) {
         fs::remove_file(self.filler()).expect("remove the file");
     }
@@ -112,7 +112,7 @@ impl SmallDisk {
         self.dir.path().join("filler")
     }
 
-    /// A daemon on the image.
+    /// Starts a daemon on the image.
     pub(crate) fn daemon(&self, options: &[&str]) -> Daemon {
         let dir = tempfile::tempdir().expect("make a directory");
         let image = self.image();
@@ -129,7 +129,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let path = CString::new(self.dir.path().as_os_str().as_bytes()).expect("a path");
-        // SAFETY: a C string. Lazily: somebody may still have the image open.
+        // SAFETY: a C string. The unmount is lazy because somebody may still have the image open.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
 }

@@ -1,7 +1,7 @@
 //! A Linux guest under QEMU that runs commands for a test.
 //!
-//! The guest's second serial port is QEMU's standard input and output. What is spoken there is
-//! described in `scripts/lib/guest-init`, the program at the other end.
+//! The guest's second serial port is QEMU's standard input and output. `scripts/lib/guest-init`, the program at the
+//! other end, describes the protocol.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -20,25 +20,25 @@ use super::qmp::Qmp;
 pub(crate) enum Boot {
     /// Our kernel with a small initramfs.
     Kernel,
-    /// The same with fio in it, which takes a second more.
+    /// The same with fio. It takes a second more to boot.
     KernelWithFio,
-    /// Whatever the firmware finds on the disk.
+    /// The disk: the firmware boots whatever it finds there.
     Disk,
 }
 
-/// Where a QEMU listens that waits for a guest.
+/// The socket on which a QEMU waits for an incoming guest.
 const MIGRATION: &str = "migration.sock";
 
-/// Where a guest is saved.
+/// The file that a guest is saved to.
 const SAVED: &str = "saved";
 
-/// The end of a command in the guest, with what it printed on either stream.
+/// The exit status of a command in the guest, and its output on both streams.
 pub(crate) struct Answer {
     pub(crate) status: String,
     pub(crate) output: String,
 }
 
-/// A running guest. QEMU is killed with it.
+/// A running guest. Dropping it kills QEMU.
 pub(crate) struct Guest {
     qemu: Process,
     commands: ChildStdin,
@@ -47,17 +47,17 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest on one of `qemu-configs/` in `dir`, where the backend listens, and waits until
-    /// it takes commands.
+    /// Boots a guest on one of `qemu-configs/` in `dir`, where the backend listens. Waits until the guest takes
+    /// commands.
     pub(crate) fn boot(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
         let guest = Self::launch(dir, config, boot, qemu_options);
         guest.wait_until_ready();
         guest
     }
 
-    /// Starts a QEMU that waits for a guest to come from elsewhere.
+    /// Starts a QEMU that waits for an incoming guest.
     pub(crate) fn incoming(dir: &Path, config: &Path, boot: Boot) -> Self {
-        // One that is left from an earlier guest would be taken for the new one's.
+        // A socket from an earlier guest would be mistaken for the new one.
         let _ = fs::remove_file(dir.join(MIGRATION));
         let incoming = format!("unix:{MIGRATION}");
         let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
@@ -75,7 +75,7 @@ impl Guest {
         wait_until_migrated(&mut qmp);
     }
 
-    /// Starts a QEMU that goes on with what was saved.
+    /// Starts a QEMU that restores the saved guest.
     pub(crate) fn restore(dir: &Path, config: &Path, boot: Boot) -> Self {
         let incoming = format!("exec:cat {SAVED}");
         let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
@@ -87,7 +87,7 @@ impl Guest {
         guest
     }
 
-    /// Moves the guest, whatever it is doing, and ends the QEMU that it has left.
+    /// Migrates the guest, whatever it is doing, and ends the QEMU that it has left.
     pub(crate) fn migrate_to(self, destination: Self) -> Self {
         let uri = format!("unix:{}", destination.dir.join(MIGRATION).display());
         let mut qmp = self.qmp();
@@ -134,38 +134,38 @@ impl Guest {
         }
     }
 
-    /// Runs a command and waits for its end.
+    /// Runs a command and waits for it to finish.
     pub(crate) fn run(&mut self, command: &str) -> Answer {
         self.start(command);
         self.answer(command)
     }
 
-    /// Runs a command that has to succeed and returns what it printed, without the last newline.
+    /// Runs a command that has to succeed. Returns its output without the last newline.
     pub(crate) fn ok(&mut self, command: &str) -> String {
         let answer = self.run(command);
         assert_eq!(answer.status, "0", "{command}: {}", answer.output);
         answer.output.trim_end().to_owned()
     }
 
-    /// Resets the machine, whatever it is doing, and waits until the guest is up again.
+    /// Resets the machine, whatever it is doing, and waits until the guest has booted.
     pub(crate) fn reset(&mut self) {
         self.qmp().execute("system_reset", &json!({}));
         self.wait_until_ready();
     }
 
-    /// Connects to QEMU's monitor, which serves one connection at a time.
+    /// Connects to QEMU's monitor. It serves one connection at a time.
     pub(crate) fn qmp(&self) -> Qmp {
         Qmp::connect(&self.dir.join("qmp.sock"))
     }
 
-    /// Switches the machine off and waits for the end of QEMU.
+    /// Switches the machine off and waits until QEMU exits.
     pub(crate) fn power_off(mut self) {
         self.start("poweroff -f");
         let status = self.qemu.wait();
         assert!(status.success(), "QEMU: {status}");
     }
 
-    /// Has a command run until the guest is told to answer.
+    /// Starts a command in the guest without waiting for it.
     pub(crate) fn start(&mut self, command: &str) {
         writeln!(self.commands, "{command}").expect("QEMU runs");
     }
@@ -176,7 +176,7 @@ impl Guest {
             .unwrap_or_else(|error| panic!("the guest did not answer to {what}: {error}"))
     }
 
-    /// The end of what was started, if it has come.
+    /// Returns the result of the started command if it has finished.
     pub(crate) fn poll(&self) -> Option<Answer> {
         match self.answers.try_recv() {
             Ok(answer) => Some(answer),
@@ -185,7 +185,7 @@ impl Guest {
         }
     }
 
-    /// Drops what a reset cut off, up to the word that the guest listens.
+    /// Drops the output that a reset cut off, up to the message that the guest is ready.
     fn wait_until_ready(&self) {
         while self.answer("its boot").status != "ready" {}
     }
@@ -208,14 +208,14 @@ impl Drop for Guest {
     }
 }
 
-/// Path of a program in `scripts/lib`.
+/// The path of a program in `scripts/lib`.
 pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("scripts/lib")
         .join(name)
 }
 
-/// Turns the guest's stream into answers, until QEMU ends or nobody listens any more.
+/// Turns the guest's stream into answers until QEMU exits or the receiver is gone.
 fn read_answers(stdout: ChildStdout, answers: &Sender<Answer>) {
     const RECORD_SEPARATOR: u8 = 0o36;
     let mut stdout = BufReader::new(stdout);

@@ -9,7 +9,7 @@ use super::raw::{Answer, Client, msg};
 const HEADER: u64 = 16;
 const ENTRY: u64 = 16;
 
-/// A region, and what the messages say about it.
+/// An in-flight region and its description in the messages.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     pub(crate) file: File,
@@ -30,7 +30,7 @@ pub(crate) struct Header {
 }
 
 impl Inflight {
-    /// Has the backend make one.
+    /// Asks the backend to create a region.
     pub(crate) fn get(client: &mut Client, queues: u16, queue_size: u16) -> Self {
         let payload = payload(0, 0, queues, queue_size);
         client
@@ -49,7 +49,7 @@ impl Inflight {
         }
     }
 
-    /// Hands it to a backend.
+    /// Hands the region to a backend.
     pub(crate) fn set(&self, client: &mut Client) -> Answer {
         let payload = payload(self.size, self.offset, self.queues, self.queue_size);
         client.ask(msg::SET_INFLIGHT_FD, &payload, &[self.file.as_raw_fd()])
@@ -60,7 +60,7 @@ impl Inflight {
         u64::from(queue) * len.next_multiple_of(64)
     }
 
-    /// Offset of what follows the queues' parts.
+    /// The end of the queues' parts.
     pub(crate) fn trailer(&self) -> u64 {
         self.part(self.queues)
     }
@@ -89,7 +89,7 @@ impl Inflight {
         }
     }
 
-    /// Descriptors that are in flight.
+    /// Returns the heads that are marked as in flight.
     pub(crate) fn marked(&self, queue: u16) -> Vec<u16> {
         let marked = |&head: &u16| self.read::<1>(self.entry(queue, head)) != [0];
         (0..self.queue_size).filter(marked).collect()
@@ -99,7 +99,7 @@ impl Inflight {
         self.part(queue) + HEADER + ENTRY * u64::from(head)
     }
 
-    /// Makes a queue's part used, with these chains (and their counters) in flight.
+    /// Marks a queue's part as used, with these chains and their counters in flight.
     pub(crate) fn leave(&self, queue: u16, used_idx: u16, chains: &[(u16, u64)]) {
         let header = [0, 0, 0, 0, 1, self.queue_size, 0, used_idx];
         self.write(self.part(queue), &header.map(u16::to_ne_bytes).concat());

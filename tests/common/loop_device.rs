@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::skip::skipped;
 
-/// A loop device; detached when dropped.
+/// A loop device. Dropping it detaches the device.
 pub(crate) struct LoopDevice(String);
 
 impl LoopDevice {

@@ -14,14 +14,14 @@ use super::guest::{Boot, Guest};
 /// One MiB in bytes.
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// A disk and its daemon. Both go with it, and so does everything in its directory.
+/// A disk and its daemon. Dropping it removes both and the whole directory.
 pub(crate) struct Machine {
     pub(crate) daemon: Daemon,
     config: PathBuf,
 }
 
 impl Machine {
-    /// Serves random data of `size` bytes as `config` says, with more options for the daemon.
+    /// Serves `size` bytes of random data as `config` says, with more options for the daemon.
     pub(crate) fn new(config: &str, size: u64, options: &[&str]) -> Self {
         let image = |path: &Path| {
             let mut random = File::open("/dev/urandom")?.take(size);
@@ -30,7 +30,7 @@ impl Machine {
         Self::with_image(config, options, |path| image(path).map(drop))
     }
 
-    /// Serves what `make_image` puts at the path it is given.
+    /// Serves the image that `make_image` creates at the given path.
     pub(crate) fn with_image(
         config: &str,
         options: &[&str],
@@ -47,7 +47,7 @@ impl Machine {
         Self { daemon, config }
     }
 
-    /// Boots a guest on it.
+    /// Boots a guest on the disk.
     pub(crate) fn boot(&self, boot: Boot) -> Guest {
         self.boot_with(boot, &[])
     }
@@ -57,17 +57,17 @@ impl Machine {
         Guest::boot(self.daemon.dir(), &self.config, boot, qemu_options)
     }
 
-    /// A QEMU on it that waits for a guest.
+    /// Starts a QEMU on the disk that waits for an incoming guest.
     pub(crate) fn incoming(&self, boot: Boot) -> Guest {
         Guest::incoming(self.daemon.dir(), &self.config, boot)
     }
 
-    /// A QEMU on it that goes on with the guest that was saved here.
+    /// Starts a QEMU on the disk that restores the saved guest.
     pub(crate) fn restore(&self, boot: Boot) -> Guest {
         Guest::restore(self.daemon.dir(), &self.config, boot)
     }
 
-    /// Digest of the image's content, as the guest's `md5sum` puts it.
+    /// Returns the digest of the image's content, in the form of the guest's `md5sum`.
     pub(crate) fn image_digest(&self) -> String {
         host("md5sum", &[], &self.daemon.image_path())
             .chars()
@@ -75,14 +75,14 @@ impl Machine {
             .collect()
     }
 
-    /// What the image takes on the host's disk, in bytes.
+    /// Returns the space that the image takes on the host's disk, in bytes.
     pub(crate) fn image_usage(&self) -> u64 {
         let metadata = fs::metadata(self.daemon.image_path()).expect("the image is there");
         metadata.blocks() * 512
     }
 }
 
-/// The daemon's options, from the comment of a configuration: what its user reads is what is tested.
+/// Reads the daemon's options from the comment of a configuration, so that the test runs what users read.
 fn configured_options(config: &Path) -> String {
     let text = fs::read_to_string(config).expect("qemu-configs has the file");
     let command = text
@@ -92,13 +92,13 @@ fn configured_options(config: &Path) -> String {
     command.to_owned()
 }
 
-/// Runs a program on the host that has to succeed; returns what it printed.
+/// Runs a program on the host. Returns its output.
 ///
 /// # Panics
 ///
-/// When it does not; all that it printed is shown.
+/// The program fails. The panic message contains its output.
 pub(crate) fn host(program: &str, args: &[&str], file: &Path) -> String {
-    // Debian keeps file system tools where only root looks.
+    // Debian installs file system tools in directories that only the PATH of root has.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program)
         .args(args)

@@ -1,4 +1,4 @@
-//! What several integration tests need: processes that end with their test, frontends and a guest to talk to.
+//! Shared by the integration tests: processes that end with their test, frontends, and a guest.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 

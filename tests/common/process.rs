@@ -8,14 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-/// When a test gives up. Far above what anything takes here: a loaded machine must not fail a test.
+/// The time after which a test gives up. It is far longer than anything takes, so that a loaded machine fails no test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Looks every few milliseconds until `ready` has something.
+/// Calls `ready` every few milliseconds until it returns something.
 ///
 /// # Panics
 ///
-/// When nothing came before the deadline; `what` says what was waited for.
+/// The deadline has passed. `what` is what the test waited for.
 pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -27,14 +27,14 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T
     }
 }
 
-/// A child that is killed and reaped when the guard goes, also when a test panics.
+/// A child process. It is killed and reaped on drop, also when a test panics.
 pub(crate) struct Process {
     child: Child,
     name: &'static str,
 }
 
 impl Process {
-    /// Starts a program; `pipes` takes what the caller wants of the child.
+    /// Starts a program. `pipes` takes the child's pipes that the caller needs.
     pub(crate) fn start<T>(
         name: &'static str,
         command: &mut Command,
@@ -50,7 +50,6 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal.
     pub(crate) fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a pid fits");
         // SAFETY: no memory is involved; the child was not waited for, so the pid is its own.
@@ -58,12 +57,12 @@ impl Process {
         assert_eq!(sent, 0, "send signal {signal} to {}", self.name);
     }
 
-    /// The exit status, if it has ended.
+    /// Returns the exit status if the child has exited.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("our own child can be waited for")
     }
 
-    /// Waits for its end.
+    /// Waits for the child to exit.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let name = self.name;
         wait_for(&format!("the end of {name}"), || self.ended())
@@ -83,7 +82,7 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if it has ended already, which is what is asked for.
+        // Both calls fail only if the child has exited already, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -94,7 +93,7 @@ pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
         .expect("list threads")
         .flatten();
-    // One that has just ended has none any more.
+    // A thread that has just exited has no status any more.
     let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
     let fields = |text: String| {
         let fields = text.lines().filter_map(|line| line.split_once(':'));
@@ -105,7 +104,7 @@ pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
     texts.map(fields).collect()
 }
 
-/// Prints the end of a log, for whoever has to find out why a test failed.
+/// Prints the end of a log, to help find out why a test failed.
 pub(crate) fn show_log(path: &Path) {
     let Ok(log) = fs::read(path) else { return };
     let log = String::from_utf8_lossy(&log);

@@ -14,7 +14,7 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects, as soon as QEMU listens, and leaves negotiation mode.
+    /// Connects as soon as QEMU listens, and leaves negotiation mode.
     pub(crate) fn connect(path: &Path) -> Self {
         let socket = wait_for("QEMU's monitor", || UnixStream::connect(path).ok());
         socket
@@ -28,11 +28,11 @@ impl Qmp {
         qmp
     }
 
-    /// Runs a command and returns its result; events that arrive meanwhile are dropped.
+    /// Runs a command and returns its result. Events that arrive in between are dropped.
     ///
     /// # Panics
     ///
-    /// When QEMU refuses it.
+    /// QEMU refuses the command.
     pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.socket.get_mut(), "{request}").expect("QEMU runs");

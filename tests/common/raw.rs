@@ -1,4 +1,4 @@
-//! A vhost-user client that sends whatever it is told, right or wrong.
+//! A vhost-user client that sends any message, valid or not.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -44,7 +44,7 @@ pub(crate) mod msg {
 pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 pub(crate) const LOG_ALL: u64 = 1 << 26;
 pub(crate) const VERSION_1: u64 = 1 << 32;
-/// Set in the payload of SET_VRING_{KICK,CALL,ERR} that bring no descriptor.
+/// Set in the payload of SET_VRING_{KICK,CALL,ERR} when no descriptor comes with the message.
 pub(crate) const NO_FD: u64 = 1 << 8;
 
 const VERSION: u32 = 1;
@@ -58,14 +58,13 @@ const CONFIG: u64 = 1 << 9;
 const INFLIGHT_SHMFD: u64 = 1 << 12;
 const RESET_DEVICE: u64 = 1 << 13;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
-/// Rings may stop with requests in flight. No protocol feature of these tests, unless they say so.
+/// Rings may stop with requests in flight. Tests do not negotiate this protocol feature unless they say so.
 pub(crate) const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 
-/// What these tests speak.
+/// The protocol features that these tests negotiate.
 const PROTOCOL: u64 =
     MQ | LOG_SHMFD | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
 
-/// A connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: UnixStream,
@@ -80,17 +79,17 @@ pub(crate) enum Answer {
     Closed,
 }
 
-/// What became of a message, right or wrong.
+/// The outcome of a message, valid or not.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The connection goes on; what was answered, if anything.
+    /// The connection continues, perhaps with an answer.
     Survived(Option<Vec<u8>>),
     /// The backend ended the connection.
     Closed,
 }
 
 impl Answer {
-    /// Whether the backend said no, in one way or the other.
+    /// Whether the backend refused, by an answer or by ending the connection.
     pub(crate) fn is_refusal(&self) -> bool {
         *self != Self::Ack
     }
@@ -104,7 +103,7 @@ impl Client {
 
     /// Ends the connection.
     pub(crate) fn leave(&self) {
-        // One that the backend has ended is as good.
+        // The backend may have ended the connection already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
@@ -118,7 +117,7 @@ impl Client {
         );
     }
 
-    /// From here on a send that finds no room for this long fails.
+    /// Makes a send fail that finds no room for this long.
     pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
         self.stream
             .set_write_timeout(Some(timeout))
@@ -132,14 +131,14 @@ impl Client {
         self.accept_protocol()
     }
 
-    /// Negotiates all protocol features of these tests; the others are to follow.
+    /// Negotiates all protocol features of these tests, before the virtio features.
     pub(crate) fn negotiate_protocol(&mut self) -> io::Result<()> {
         self.send(msg::SET_OWNER, 0, &[], &[])?;
         self.get_u64(msg::GET_FEATURES)?;
         self.accept_protocol()
     }
 
-    /// Accepts what is offered of `features`.
+    /// Accepts those of `features` that the backend offers.
     pub(crate) fn accept(&mut self, features: u64) -> io::Result<()> {
         let offered = self.get_u64(msg::GET_FEATURES)?;
         let accepted = offered & (features | PROTOCOL_FEATURES);
@@ -153,7 +152,7 @@ impl Client {
         self.send(msg::SET_PROTOCOL_FEATURES, 0, &accepted.to_le_bytes(), &[])
     }
 
-    /// Sends a whole message; `flags` come on top of the version.
+    /// Sends a whole message. `flags` are added to the version.
     pub(crate) fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
         let len = u32::try_from(payload.len()).expect("a small payload");
         let header = [request, VERSION | flags, len].map(u32::to_le_bytes).concat();
@@ -168,7 +167,7 @@ impl Client {
         Ok(())
     }
 
-    /// The next reply to `request`; `UnexpectedEof` when the connection ended.
+    /// Reads the next reply to `request`. Fails with `UnexpectedEof` when the connection has ended.
     pub(crate) fn receive(&mut self, request: u32) -> io::Result<Vec<u8>> {
         let mut header = [0; 12];
         self.stream.read_exact(&mut header)?;
@@ -184,7 +183,7 @@ impl Client {
         Ok(payload)
     }
 
-    /// The same for a reply that brings a descriptor.
+    /// Reads a reply that comes with a descriptor.
     pub(crate) fn receive_with_file(&mut self, request: u32) -> io::Result<(Vec<u8>, File)> {
         let mut header = [0; 12];
         let (len, file) = self.stream.recv_with_fd(&mut header)?;
@@ -234,7 +233,7 @@ impl Client {
         }
     }
 
-    /// Sends a message with any header and waits until the backend has dealt with it, in one way or the other.
+    /// Sends a message with any header, and waits until the backend has handled or refused it.
     pub(crate) fn provoke(&mut self, header: [u32; 3], payload: &[u8], fds: &[RawFd]) -> Verdict {
         let [request, ..] = header;
         // A message that is always answered follows.
@@ -273,19 +272,19 @@ impl Client {
         self.ask(request, &[index.to_le_bytes(), num.to_le_bytes()].concat(), &[])
     }
 
-    /// Hands over a dirty log; `None` when the backend ended the connection.
+    /// Hands over a dirty log. Returns `None` when the backend ended the connection.
     pub(crate) fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
         let payload = [size, offset].map(u64::to_le_bytes).concat();
         self.send(msg::SET_LOG_BASE, 0, &payload, &[fd]).ok()?;
         self.receive(msg::SET_LOG_BASE).ok()
     }
 
-    /// `SET_VRING_ADDR` without logging; addresses are the frontend's.
+    /// `SET_VRING_ADDR` without logging. The addresses are the frontend's.
     pub(crate) fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
         self.vring_addr_logged(index, [desc, used, avail], None)
     }
 
-    /// The same; `log` is the used ring's guest address, if writes to it are to be logged.
+    /// `SET_VRING_ADDR`. `log` is the used ring's guest address if writes to the ring are to be logged.
     pub(crate) fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
         let [desc, used, avail] = ring;
         let addresses = [desc, used, avail, log.unwrap_or(0)];
@@ -305,7 +304,7 @@ impl Client {
         self.ask(request, &payload.to_le_bytes(), fd.as_slice())
     }
 
-    /// `GET_VRING_BASE`: stops the ring; its next avail index.
+    /// `GET_VRING_BASE`: stops the ring and returns its next avail index.
     pub(crate) fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
         let reply = self.call(msg::GET_VRING_BASE, &[index.to_le_bytes(), [0; 4]].concat())?;
         Ok(u32::from_le_bytes(reply[4..8].try_into().expect("eight bytes")))
@@ -332,7 +331,7 @@ impl Client {
     }
 }
 
-/// A memory region as messages describe it.
+/// A memory region as it appears in messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Region {
     pub(crate) guest_addr: u64,

@@ -7,11 +7,12 @@ use std::{env, thread};
 
 /// Reports that the calling test, or a part of it, is skipped.
 ///
-/// The line `skipped: TEST: REASON` goes to stderr, past the test harness, which hides the output of what passes; and
-/// to the end of the file that `SKIPPED_TESTS` names: `scripts/test` sets it, and prints all lines at its end.
+/// The line `skipped: TEST: REASON` goes straight to stderr, because the test harness hides the output of tests that
+/// pass. The same line is appended to the file that `SKIPPED_TESTS` names: `scripts/test` sets this variable, and
+/// prints all lines at its end.
 pub(crate) fn skipped(reason: impl Display) {
     let line = format!("skipped: {}: {reason}\n", test());
-    // One write each: tests run at once, and their lines stay whole.
+    // One write per line: tests run concurrently, and their lines must not mix.
     let _ = stderr().write_all(line.as_bytes());
     if let Some(list) = env::var_os("SKIPPED_TESTS") {
         let list = File::options().append(true).create(true).open(list);
@@ -20,11 +21,11 @@ pub(crate) fn skipped(reason: impl Display) {
     }
 }
 
-/// The calling test, as `cargo test` lists it, after the name of its binary.
+/// Returns the binary's name and the calling test's name, as `cargo test` lists it.
 fn test() -> String {
     let binary = env::current_exe().unwrap_or_default();
     let binary = binary.file_name().unwrap_or_default().to_string_lossy();
-    // Cargo adds a digest.
+    // Cargo appends a digest to the name.
     let binary = binary.rsplit_once('-').map_or(&*binary, |(name, _)| name);
     let thread = thread::current();
     format!("{binary} {}", thread.name().unwrap_or("?"))

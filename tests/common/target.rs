@@ -1,4 +1,4 @@
-//! A daemon to be attacked, and the proof that it took no harm.
+//! A daemon under attack, and the check that it took no harm.
 
 use super::daemon::{Daemon, Holdings};
 use super::raw::Client;
@@ -14,7 +14,7 @@ pub(crate) fn image() -> Vec<u8> {
         .collect()
 }
 
-/// A daemon with two queues and a steady pool, and what it holds when nobody is connected.
+/// Starts a daemon with two queues and a pool of fixed size. Also returns its holdings with nobody connected.
 pub(crate) fn start() -> (Daemon, Holdings) {
     start_with(&options())
 }
@@ -25,26 +25,26 @@ pub(crate) fn options() -> Vec<&'static str> {
         .collect()
 }
 
-/// The same with other options.
+/// Starts a daemon with other options.
 pub(crate) fn start_with(options: &[&str]) -> (Daemon, Holdings) {
     let mut daemon = Daemon::start(&image(), options);
     let baseline = daemon.idle_holdings(assert_serves);
     (daemon, baseline)
 }
 
-/// An ordinary frontend gets ordinary service.
+/// Checks that an ordinary frontend is served.
 pub(crate) fn assert_serves(daemon: &Daemon) {
     let mut vm = Vm::start(daemon, 2);
     for (queue, sector) in [(0, 9_u8), (1, 5)] {
         assert_eq!(vm.read_sector(queue, u64::from(sector)), [sector; SECTOR]);
-        // What is there already; and so a worker of the pool, if there are any, has been there.
+        // The expected data is on the disk already. This also makes sure that a worker, if any, has started.
         vm.poke(HEADER, &header(OUT, u64::from(sector)));
         let write = [readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)];
         assert_eq!(vm.request(queue, &write), Some((0, 1)));
     }
 }
 
-/// Nothing of the bad connections is left, and good ones work.
+/// Checks that nothing is left of the bad connections, and that good ones work.
 pub(crate) fn assert_unharmed(mut daemon: Daemon, baseline: &Holdings) {
     assert!(daemon.is_alive());
     assert_serves(&daemon);

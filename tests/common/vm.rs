@@ -1,6 +1,6 @@
-//! A guest made by hand: rings and descriptors are bytes that a test puts where it wants.
+//! A hand-made guest: the test writes rings and descriptors as bytes, wherever it wants.
 //!
-//! Frontend addresses and guest addresses differ, so that a mix-up of the two is noticed.
+//! Frontend and guest addresses differ, so that a test notices when they are confused.
 
 use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
@@ -20,7 +20,7 @@ pub(crate) use testkit::ring::{Desc, INDIRECT, NEXT, WRITE, indirect, linked, re
 pub(crate) const GUEST: u64 = 0x10_0000;
 /// The frontend's own address of the same byte.
 pub(crate) const USER: u64 = 0x7f00_0000_0000;
-/// Bytes of memory.
+/// The size of the memory.
 pub(crate) const MEMORY: usize = 1 << 20;
 
 /// Guest addresses of a request's usual parts.
@@ -30,7 +30,7 @@ pub(crate) const TABLE: u64 = GUEST + 0x8_2000;
 pub(crate) const SEGMENTS: u64 = GUEST + 0x8_4000;
 pub(crate) const DATA: u64 = GUEST + 0x9_0000;
 
-/// What memory holds before a test writes to it, and a status that no backend writes.
+/// The initial content of memory, and a status that no backend writes.
 pub(crate) const FILL: u8 = 0xa5;
 
 pub(crate) const SECTOR: usize = 512;
@@ -50,7 +50,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring of `size` entries in the `index`th 64 KiB of memory.
+    /// Returns a ring of `size` entries in the `index`th 64 KiB of memory.
     pub(crate) fn new(index: usize, size: u16) -> Self {
         let base = index << 16;
         let event = || EventFd::new(EFD_NONBLOCK).expect("create an eventfd");
@@ -91,7 +91,7 @@ impl Vm {
         Self::start_with(daemon, queues, 16, 0)
     }
 
-    /// The same with rings of `size` entries and more ring features.
+    /// Starts `queues` rings of `size` entries with more ring features.
     pub(crate) fn start_with(daemon: &Daemon, queues: usize, size: u16, features: u64) -> Self {
         let mut vm = Self::connect(daemon, features);
         vm.share_memory();
@@ -101,12 +101,12 @@ impl Vm {
         vm
     }
 
-    /// Connects and negotiates; no memory, no rings.
+    /// Connects and negotiates, without memory and rings.
     pub(crate) fn connect(daemon: &Daemon, features: u64) -> Self {
         Self::on(daemon.connect(), features)
     }
 
-    /// The same on a connection.
+    /// Negotiates on a new connection, without memory and rings.
     pub(crate) fn on(stream: UnixStream, features: u64) -> Self {
         let mut client = Client::new(stream);
         client
@@ -121,14 +121,14 @@ impl Vm {
         }
     }
 
-    /// Connects again, to a daemon that was started anew, with the same memory.
+    /// Connects to a restarted daemon with the same memory.
     pub(crate) fn reconnect(&mut self, stream: UnixStream, features: u64) {
-        // One frontend at a time.
+        // The daemon serves one frontend at a time.
         self.client.leave();
         self.client = Self::on(stream, features).client;
     }
 
-    /// Starts all rings as QEMU does after it has lost its backend: at the used index.
+    /// Starts all rings at the used index, as QEMU does after losing its backend.
     pub(crate) fn restart_rings(&mut self) {
         for (index, mut ring) in std::mem::take(&mut self.rings).into_iter().enumerate() {
             let used_idx = ring.published(&self.memory);
@@ -156,7 +156,7 @@ impl Vm {
         self.rings.push(ring);
     }
 
-    /// Everything but enabling it.
+    /// Sets up a ring, without enabling it.
     pub(crate) fn set_up_ring(&mut self, index: usize, ring: &Ring) {
         use std::os::fd::AsRawFd;
         let client = &mut self.client;
@@ -223,12 +223,12 @@ impl Vm {
         self.kick(queue);
     }
 
-    /// The used index that the backend published.
+    /// Returns the used index that the backend published.
     pub(crate) fn published(&self, queue: usize) -> u16 {
         self.rings[queue].published(&self.memory)
     }
 
-    /// Spins until the used index is `end`, asking for a notification of whatever comes next all the time.
+    /// Spins until the used index is `end`. Asks for a notification of the next completion all the time.
     pub(crate) fn spin_until_used(&mut self, queue: usize, end: u16) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -245,7 +245,7 @@ impl Vm {
         self.rings[queue].used_idx = end;
     }
 
-    /// Takes a used element if there is one: (id, len).
+    /// Takes a used element, if there is one: (id, len).
     pub(crate) fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
         self.rings[queue].take_used(&self.memory)
     }
@@ -258,7 +258,7 @@ impl Vm {
                 return Outcome::Used { id, len };
             }
             if wait_readable(&self.rings[queue].err, Duration::from_millis(1)) {
-                // It may have completed something just before.
+                // A chain may have completed just before the ring broke.
                 let last = self.take_used(queue);
                 return last.map_or(Outcome::Broken, |(id, len)| Outcome::Used { id, len });
             }
@@ -269,7 +269,7 @@ impl Vm {
         }
     }
 
-    /// Sends a chain and waits for its status byte and used length; `None` if the ring broke.
+    /// Sends a chain. Returns its status byte and used length, or `None` if the ring broke.
     pub(crate) fn request(&mut self, queue: usize, chain: &[Desc]) -> Option<(u8, u32)> {
         self.poke(STATUS, &[FILL]);
         self.send(queue, chain);
@@ -318,7 +318,7 @@ pub(crate) const REGION: Region = Region {
     mmap_offset: 0,
 };
 
-/// What became of a chain.
+/// The outcome of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Used {

@@ -105,7 +105,7 @@ impl Request {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
-    fn any_layout_does_to_the_disk_what_a_plain_array_says(
+    fn any_descriptor_layout_matches_a_plain_array(
         event_idx: bool, requests in prop::collection::vec(request(), 1..24)
     ) {
         let mut disk = vec![0; usize::try_from(SECTORS * 512).unwrap()];

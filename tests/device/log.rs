@@ -55,7 +55,7 @@ fn use_what_cannot_be_used(vm: &mut Vm) {
 }
 
 #[test]
-fn eventfds_that_cannot_be_used_are_one_line_each() {
+fn each_unusable_eventfd_is_logged_once() {
     let disk = Disk::new(&[7; 4096], Choice::Threads);
     let log = logged(|| (0..5).for_each(|_| use_what_cannot_be_used(&mut Vm::on(&disk, 64, 0, FEATURES))));
     for line in [
@@ -68,7 +68,7 @@ fn eventfds_that_cannot_be_used_are_one_line_each() {
 }
 
 #[test]
-fn a_disk_hides_no_line_of_another_disk() {
+fn one_disks_log_lines_hide_no_others() {
     let disks = [0; 2].map(|_| Disk::new(&[7; 4096], Choice::Threads));
     let log = logged(|| {
         for disk in &disks {

@@ -57,12 +57,12 @@ fn lone_queue(disk: &Rc<Disk>) -> Vm {
 }
 
 #[test]
-fn a_driver_that_waits_for_one_queue_is_told_before_a_long_visit_ends() {
+fn a_long_visit_notifies_before_it_ends() {
     assert_eq!(visit(&mut lone_queue(&disk()), MANY), 2);
 }
 
 #[test]
-fn a_driver_is_told_of_few_requests_once_however_long_they_take() {
+fn a_short_visit_notifies_once_however_slow() {
     assert_eq!(visit(&mut lone_queue(&disk()), 31), 1);
 }
 
@@ -78,7 +78,7 @@ fn a_driver_of_several_queues_is_told_once() {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_a_worker_that_has_nothing() {
+fn stop_does_not_wait_for_an_idle_worker() {
     let disk = disk();
     let mut vm = queue(&disk);
     let gate = vm.hold();

@@ -110,7 +110,7 @@ fn used_event_says_which_completion_raises_an_interrupt() {
 
 /// What QEMU's TCG with one vCPU makes of a driver: its barrier orders nothing.
 #[test]
-fn a_driver_whose_used_event_came_too_late_is_notified_after_all() {
+fn a_late_used_event_still_gets_a_notification() {
     let mut vm = vm(EVENT_IDX);
     vm.offer_read(0, 0);
     vm.kick();
@@ -165,7 +165,7 @@ fn a_replaced_call_eventfd_is_signalled_once() {
 }
 
 #[test]
-fn a_replaced_kick_eventfd_is_watched_and_no_kick_is_lost() {
+fn replacing_the_kick_eventfd_loses_no_kick() {
     let mut vm = vm(PLAIN);
     vm.offer_read(0, 0);
     vm.kick();

@@ -48,7 +48,7 @@ fn the_largest_ring_can_be_full() {
 }
 
 #[test]
-fn a_head_that_is_in_flight_already_breaks_the_ring() {
+fn a_head_already_in_flight_breaks_the_ring() {
     let mut vm = vm(64, 0);
     let gate = vm.hold();
     vm.offer_read(0, 1);
@@ -60,7 +60,7 @@ fn a_head_that_is_in_flight_already_breaks_the_ring() {
 }
 
 #[test]
-fn a_stop_waits_for_requests_in_flight_and_takes_no_more() {
+fn stop_drains_and_takes_no_new_requests() {
     let mut vm = vm(64, 0);
     let gate = vm.hold();
     (0..3).for_each(|i| vm.offer_read(4 * i, 1));
@@ -88,7 +88,7 @@ fn a_stop_waits_for_requests_in_flight_and_takes_no_more() {
 }
 
 #[test]
-fn a_kick_before_the_queue_is_enabled_is_not_lost() {
+fn a_kick_before_enable_is_not_lost() {
     let mut vm = vm(64, 0);
     vm.run(|queue| queue.set_enabled(false));
     vm.offer_read(0, 2);
@@ -100,7 +100,7 @@ fn a_kick_before_the_queue_is_enabled_is_not_lost() {
 }
 
 #[test]
-fn a_ring_whose_predecessor_wanted_no_kicks_asks_for_them() {
+fn a_started_ring_asks_for_kicks_again() {
     for (event_idx, base) in [(false, 0), (true, 7)] {
         let vm = Vm::new(
             &image(),
@@ -137,7 +137,7 @@ fn stopped(vm: &Vm) -> u16 {
 }
 
 #[test]
-fn what_was_available_before_a_stop_is_served_after_the_next_start() {
+fn stopped_rings_serve_waiting_requests_after_restart() {
     for event_idx in [false, true] {
         let mut vm = Vm::new(&image(), 512, 0, features(event_idx));
         // Its kick is taken while the ring is disabled.
@@ -160,7 +160,7 @@ fn what_was_available_before_a_stop_is_served_after_the_next_start() {
 }
 
 #[test]
-fn a_stopped_ring_wants_a_kick_for_whatever_is_added() {
+fn a_stopped_ring_asks_for_every_kick() {
     for (event_idx, base) in [(false, 0), (true, 0xfffe)] {
         let mut vm = Vm::new(&image(), 512, base, features(event_idx));
         vm.run(|queue| queue.set_enabled(false));
@@ -178,7 +178,7 @@ fn a_stopped_ring_wants_a_kick_for_whatever_is_added() {
 }
 
 #[test]
-fn polling_does_not_take_the_first_kick_away() {
+fn polling_does_not_swallow_the_first_kick() {
     use vhost_user_blk::aio::Poller;
 
     let mut vm = Vm::new(&image(), 64, 0, RingFeatures::default());
@@ -204,7 +204,7 @@ fn nothing_is_processed_before_the_first_kick() {
 }
 
 #[test]
-fn without_a_kick_eventfd_the_ring_is_looked_at_anyway() {
+fn a_ring_without_kick_eventfd_is_still_served() {
     let mut vm = vm(64, 0);
     vm.run(|queue| queue.set_kick(None).unwrap());
     for i in 0..3u8 {
@@ -215,7 +215,7 @@ fn without_a_kick_eventfd_the_ring_is_looked_at_anyway() {
 }
 
 #[test]
-fn a_new_memory_table_leaves_requests_in_flight_alone() {
+fn requests_in_flight_survive_a_new_table() {
     let mut vm = vm(64, 0);
     let gate = vm.hold();
     (0..3).for_each(|i| vm.offer_read(4 * i, 3));
@@ -231,7 +231,7 @@ fn a_new_memory_table_leaves_requests_in_flight_alone() {
 }
 
 #[test]
-fn what_was_answered_before_a_broken_chain_is_shown() {
+fn answers_before_a_broken_chain_are_published() {
     let mut vm = vm(64, 0);
     // Too far out: answered at once.
     vm.offer_read(0, 1 << 40);
@@ -242,7 +242,7 @@ fn what_was_answered_before_a_broken_chain_is_shown() {
 }
 
 #[test]
-fn a_broken_chain_stops_the_ring_but_not_what_was_taken_before() {
+fn earlier_requests_outlive_a_broken_chain() {
     let mut vm = vm(64, 0);
     let gate = vm.hold();
     vm.offer_read(0, 5);
@@ -277,7 +277,7 @@ proptest! {
 }
 
 #[test]
-fn a_queue_is_busy_for_as_long_as_a_request_is_in_flight() {
+fn a_queue_is_busy_while_requests_run() {
     use std::sync::mpsc;
 
     use vhost_user_blk::aio::Poller;

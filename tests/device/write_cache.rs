@@ -26,7 +26,7 @@ pub(crate) fn take_write(vm: &mut Vm) {
 }
 
 #[test]
-fn a_write_that_was_taken_with_the_cache_on_is_flushed_before_it_is_answered() {
+fn writes_from_before_cache_off_are_flushed_first() {
     let mut vm = Vm::new(&[0; 4096], 16, 0, FEATURES);
     let gate = vm.hold();
     take_write(&mut vm);
@@ -45,7 +45,7 @@ fn a_write_that_was_taken_with_the_cache_on_is_flushed_before_it_is_answered() {
 }
 
 #[test]
-fn a_write_that_was_taken_with_the_cache_off_or_ends_with_it_on_is_one_work() {
+fn other_mode_changes_cost_no_extra_flush() {
     for (at_first, in_the_end) in [(true, true), (false, false), (true, false)] {
         let mut vm = Vm::new(&[0; 4096], 16, 0, FEATURES);
         vm.run(move |queue| queue.set_write_through(at_first));
@@ -62,7 +62,7 @@ fn a_write_that_was_taken_with_the_cache_off_or_ends_with_it_on_is_one_work() {
 }
 
 #[test]
-fn a_ring_that_stops_waits_for_that_flush() {
+fn a_stopping_ring_waits_for_the_late_flush() {
     let mut vm = Vm::new(&[0; 4096], 16, 0, FEATURES);
     let gate = vm.hold();
     take_write(&mut vm);

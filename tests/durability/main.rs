@@ -167,7 +167,7 @@ fn blocks(image: &[u8]) -> Vec<u8> {
 const OPTIONS: [&[&str]; 3] = [&["--aio", "threads"], &[], &["--aio", "threads", "--direct"]];
 
 #[test]
-fn a_flush_keeps_what_was_written_before_it_and_nothing_keeps_the_rest() {
+fn only_flushed_writes_survive_a_power_cut() {
     for (options, seed) in OPTIONS.into_iter().zip(1..) {
         let Some(lossy) = Lossy::start(options) else {
             return;
@@ -214,7 +214,7 @@ fn without_a_write_cache_every_write_is_kept() {
 }
 
 #[test]
-fn switching_the_write_cache_off_keeps_what_is_in_it() {
+fn switching_the_write_cache_off_flushes_it() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
     write(&mut vm, 0, 1);
@@ -223,7 +223,7 @@ fn switching_the_write_cache_off_keeps_what_is_in_it() {
 }
 
 #[test]
-fn the_cache_that_is_switched_on_again_needs_flushes_again() {
+fn a_reenabled_cache_needs_flushes_again() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
     assert_eq!(vm.client.set_config(WRITEBACK, &[0]), Answer::Ack);
@@ -246,7 +246,7 @@ fn restart_without_flush(vm: &mut Vm) {
 }
 
 #[test]
-fn a_driver_that_cannot_flush_has_every_write_kept() {
+fn a_driver_without_flush_keeps_every_write() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
     restart_without_flush(&mut vm);
@@ -255,7 +255,7 @@ fn a_driver_that_cannot_flush_has_every_write_kept() {
 }
 
 #[test]
-fn the_last_rings_stop_leaves_nothing_to_lose() {
+fn stopping_the_last_ring_makes_writes_stable() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
     write(&mut vm, 3, 9);
@@ -289,7 +289,7 @@ fn overtake(vm: &mut Vm, chain: &[Desc]) {
 }
 
 #[test]
-fn a_write_that_is_in_flight_when_the_write_cache_is_switched_off_is_kept() {
+fn disabling_the_cache_keeps_writes_in_flight() {
     for options in OPTIONS {
         let delay = [options, &["--inject", "write:delay=500ms,sector=8-15"]].concat();
         let Some(lossy) = Lossy::start(&delay) else { return };
@@ -317,7 +317,7 @@ fn a_write_that_is_in_flight_when_the_write_cache_is_switched_off_is_kept() {
 const DIRECT: &[&str] = OPTIONS[2];
 
 #[test]
-fn a_cache_that_cannot_be_emptied_stays_on_for_the_driver_and_is_used_no_more() {
+fn a_failed_cache_switch_forces_stable_writes() {
     let Some(lossy) = Lossy::start(DIRECT) else { return };
     let mut vm = lossy.connect(0);
     write(&mut vm, 0, 1);
@@ -329,7 +329,7 @@ fn a_cache_that_cannot_be_emptied_stays_on_for_the_driver_and_is_used_no_more() 
 }
 
 #[test]
-fn a_cache_that_could_not_be_emptied_is_emptied_when_it_is_switched_off_again() {
+fn the_next_cache_switch_retries_a_failed_flush() {
     let Some(lossy) = Lossy::start(DIRECT) else { return };
     let mut vm = lossy.connect(0);
     write(&mut vm, 0, 1);
@@ -342,7 +342,7 @@ fn a_cache_that_could_not_be_emptied_is_emptied_when_it_is_switched_off_again() 
 }
 
 #[test]
-fn what_the_page_cache_has_lost_is_never_called_stable() {
+fn writes_the_page_cache_lost_stay_unstable() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
     write(&mut vm, 0, 1);
@@ -359,7 +359,7 @@ fn what_the_page_cache_has_lost_is_never_called_stable() {
 }
 
 #[test]
-fn a_driver_that_cannot_flush_is_served_though_the_cache_cannot_be_emptied() {
+fn a_failed_flush_still_admits_flushless_drivers() {
     let Some(lossy) = Lossy::start(DIRECT) else { return };
     let mut vm = lossy.connect(0);
     write(&mut vm, 0, 1);
@@ -370,7 +370,7 @@ fn a_driver_that_cannot_flush_is_served_though_the_cache_cannot_be_emptied() {
 }
 
 #[test]
-fn a_region_of_a_driver_without_a_cache_is_taken_though_flushes_fail() {
+fn cacheless_drivers_region_is_accepted_despite_flush_errors() {
     let Some(lossy) = Lossy::start(&[]) else { return };
     let mut vm = lossy.connect(0);
     let region = Inflight::get(&mut vm.client, 1, 16);

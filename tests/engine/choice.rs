@@ -59,7 +59,7 @@ fn without_io_uring(errno: i32, test: impl FnOnce() + Send) {
 }
 
 #[test]
-fn auto_serves_caches_inline_and_disks_with_io_uring() {
+fn auto_uses_io_uring_only_with_o_direct() {
     let (disk, memory) = (Image::filled(On::Disk, MIB, 0), Image::filled(On::Tmpfs, MIB, 0));
     assert_eq!(chosen(Choice::Auto, disk.open()), "inline+threads");
     assert_eq!(chosen(Choice::Auto, memory.open()), "inline+threads");
@@ -70,7 +70,7 @@ fn auto_serves_caches_inline_and_disks_with_io_uring() {
 }
 
 #[test]
-fn where_there_is_no_io_uring_auto_takes_threads_and_io_uring_is_refused_with_the_reason() {
+fn auto_falls_back_to_threads_without_io_uring() {
     let image = Image::filled(On::Disk, MIB, 0);
     for (errno, reason) in [
         (libc::EPERM, "kernel.io_uring_disabled"),
@@ -90,7 +90,7 @@ fn where_there_is_no_io_uring_auto_takes_threads_and_io_uring_is_refused_with_th
 }
 
 #[test]
-fn a_disk_without_a_file_has_no_engine_of_the_kernel() {
+fn kernel_engines_need_a_disk_with_a_file() {
     let null = || BlockNode::null(MIB);
     assert_eq!(chosen(Choice::Auto, null()), "inline");
     assert_eq!(chosen(Choice::Threads, null()), "threads");
@@ -112,7 +112,7 @@ fn native_is_refused_without_o_direct() {
 }
 
 #[test]
-fn what_is_asked_for_by_name_is_not_mixed_with_anything() {
+fn an_explicit_engine_is_used_alone() {
     let image = Image::filled(On::Disk, MIB, 0);
     for file in [image.open(), image.open_direct()] {
         assert_eq!(chosen(Choice::Threads, file), "threads");

@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const WRITE: IoOp = IoOp::Write { durable: false };
 
 #[test]
-fn every_request_of_a_batch_larger_than_any_ring_comes_back_once() {
+fn an_oversized_batch_completes_each_request_once() {
     for_each(MIB, |case, _, disk| {
         const COUNT: u16 = 3000;
         let mut buffers: Vec<Buffers> = (0..COUNT).map(|_| Buffers::new(0, &[512])).collect();
@@ -36,7 +36,7 @@ fn every_request_of_a_batch_larger_than_any_ring_comes_back_once() {
 }
 
 #[test]
-fn lists_of_many_ranges_are_read_and_written_whole() {
+fn requests_of_many_ranges_are_transferred_whole() {
     for_each(4 * MIB, |case, image, disk| {
         // More ranges than one system call takes.
         let lens = [512; 1500];
@@ -59,7 +59,7 @@ fn lists_of_many_ranges_are_read_and_written_whole() {
 }
 
 #[test]
-fn buffers_that_o_direct_does_not_take_are_copied() {
+fn unaligned_buffers_are_copied_for_o_direct() {
     for_each(MIB, |case, image, disk| {
         let mut buffers = Buffers::new(13, &[1000, 24, 3072]);
         buffers.bytes_mut().fill(9);
@@ -75,7 +75,7 @@ fn buffers_that_o_direct_does_not_take_are_copied() {
 }
 
 #[test]
-fn what_is_not_on_the_disk_is_refused_and_the_file_does_not_grow() {
+fn requests_past_the_disk_never_grow_it() {
     for_each(MIB, |case, image, disk| {
         for (offset, op) in [
             (MIB - 512, WRITE),
@@ -96,7 +96,7 @@ fn what_is_not_on_the_disk_is_refused_and_the_file_does_not_grow() {
 }
 
 #[test]
-fn reading_a_file_that_was_cut_short_is_an_error_and_what_is_left_can_be_read() {
+fn truncation_fails_only_reads_of_missing_data() {
     for_each(MIB, |case, image, disk| {
         if !case.stores() {
             return;
@@ -145,7 +145,7 @@ fn commands_are_carried_out() {
 }
 
 #[test]
-fn a_new_size_counts_after_a_look_at_it() {
+fn a_new_size_applies_after_refreshing_it() {
     for_each(MIB, |case, image, disk| {
         let resize = |size| match &disk.node {
             BlockNode::File(_) => image.file().set_len(size).unwrap(),
@@ -176,7 +176,7 @@ fn a_new_size_counts_after_a_look_at_it() {
 }
 
 #[test]
-fn a_timer_completes_in_order_and_never_during_the_call() {
+fn a_timer_never_completes_during_the_submit_call() {
     let ctx = AioContext::new().unwrap();
     let latency = std::time::Duration::from_millis(2);
     let disk = Disk::on(&ctx, BlockNode::null_aio(MIB, latency), Choice::Auto).unwrap();
@@ -191,7 +191,7 @@ fn a_timer_completes_in_order_and_never_during_the_call() {
 }
 
 #[test]
-fn an_engine_that_is_freed_waits_for_the_kernel() {
+fn freeing_an_engine_waits_for_the_kernel() {
     let ctx = AioContext::new().unwrap();
     for case in CASES.into_iter().filter(|case| case.direct) {
         let image = case.image(4 * MIB);
@@ -215,7 +215,7 @@ fn an_engine_that_is_freed_waits_for_the_kernel() {
 }
 
 #[test]
-fn nothing_is_done_by_a_loop_without_requests() {
+fn a_loop_without_requests_does_nothing() {
     let ctx = AioContext::new().unwrap();
     for case in CASES {
         let image = case.image(MIB);

@@ -25,7 +25,7 @@ fn pages(count: usize) -> Vec<Buffers> {
 }
 
 #[test]
-fn a_sequence_is_executed_in_a_few_pieces_and_each_request_comes_back() {
+fn merged_sequences_complete_every_request() {
     for_each(MIB, |case, image, disk| {
         for op in [WRITE, DURABLE, IoOp::Read] {
             let mut buffers = pages(64);
@@ -72,7 +72,7 @@ fn a_sequence_is_executed_in_a_few_pieces_and_each_request_comes_back() {
 }
 
 #[test]
-fn what_does_not_follow_each_other_stays_apart() {
+fn requests_that_are_not_adjacent_stay_apart() {
     for_each(MIB, |case, _, disk| {
         let what = [
             (WRITE, 2),
@@ -94,7 +94,7 @@ fn what_does_not_follow_each_other_stays_apart() {
 }
 
 #[test]
-fn of_adjacent_reads_those_fail_that_are_behind_the_end_of_a_file_that_was_cut_short() {
+fn merged_reads_past_eof_fail_individually() {
     for_each(MIB, |case, image, disk| {
         if !case.stores() {
             return;
@@ -124,7 +124,7 @@ fn of_adjacent_reads_those_fail_that_are_behind_the_end_of_a_file_that_was_cut_s
 }
 
 #[test]
-fn of_adjacent_writes_those_fail_that_are_not_on_the_disk() {
+fn merged_writes_past_the_disk_fail_individually() {
     for_each(MIB, |case, image, disk| {
         let what: Vec<_> = (252..260).map(|block| (WRITE, block)).collect();
         let mut buffers = pages(what.len());
@@ -151,7 +151,7 @@ fn of_adjacent_writes_those_fail_that_are_not_on_the_disk() {
 }
 
 #[test]
-fn nothing_follows_what_ends_beyond_all_addresses() {
+fn overflowing_requests_are_not_merged() {
     for_each(MIB, |case, _, disk| {
         let mut buffers = pages(2);
         let requests = (0u16..).zip([u64::MAX - 511, 3584]).zip(&mut buffers);

@@ -74,13 +74,13 @@ fn evict(file: &File) {
 }
 
 #[test]
-fn a_long_batch_comes_back_whole_whoever_executes_it() {
+fn a_shared_batch_completes_every_request() {
     read_until_shared(On::Tmpfs, 200);
     read_until_shared(On::Disk, 200);
 }
 
 #[test]
-fn what_is_not_in_the_page_cache_comes_back_from_a_shared_batch_as_well() {
+fn a_shared_batch_reads_uncached_data_too() {
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(On::Disk, u64::from(BATCH) * BLOCK as u64, 6);
     let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();

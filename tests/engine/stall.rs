@@ -13,7 +13,7 @@ use crate::support::{Buffers, Image, On};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn while_one_disk_stalls_another_one_on_the_same_iothread_goes_on() {
+fn a_stalled_disk_does_not_stall_its_iothread() {
     let file = match StalledFile::mount(MIB) {
         Ok(file) => file,
         Err(error) => return skipped(format_args!("no FUSE file system can be mounted: {error}")),

@@ -137,7 +137,7 @@ fn memory_logs_and_regions_are_files_of_memory() {
 }
 
 #[test]
-fn read_only_files_are_no_memory() {
+fn read_only_files_are_refused_as_memory() {
     let mut arena = Arena::new();
     let file = tempfile::NamedTempFile::new_in("/dev/shm").expect("make a file in memory");
     file.as_file().set_len(1 << 20).expect("size it");

@@ -48,7 +48,7 @@ fn payloads_of_more_lengths() {
 }
 
 #[test]
-fn descriptors_that_nobody_asked_for() {
+fn unexpected_descriptors() {
     survive("with a descriptor and no payload", &[], 1);
     survive("with two descriptors", &[0; 40], 2);
     send_each(

@@ -115,7 +115,7 @@ fn tables_that_lie_about_their_length() {
 }
 
 #[test]
-fn a_refused_table_leaves_the_old_one_in_use() {
+fn a_refused_table_keeps_the_old_table() {
     let mut arena = Arena::new();
     let short = SharedMemory::new(4096);
     for (name, region) in [("of no size", variant(1, 0)), ("that is too long", REGION)] {

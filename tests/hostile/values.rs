@@ -30,7 +30,7 @@ fn ring_numbers() {
 }
 
 #[test]
-fn rings_that_never_ran_can_be_stopped_and_others_not() {
+fn only_existing_rings_can_be_stopped() {
     let mut arena = Arena::new();
     for index in INDICES {
         arena.client(&format!("GET_VRING_BASE of queue {index}"), |client| {

@@ -171,7 +171,7 @@ fn a_child_can_be_split_again() {
 }
 
 #[test]
-fn children_that_follow_each_other_travel_as_one_group() {
+fn consecutive_children_travel_as_one_group() {
     let (splitter, back) = (Splitter::new(), Rc::<Back>::default());
     let mut memory = [vec![0; 1000], vec![0; 3096]];
     let parent = request(IoOp::Write { durable: false }, 512, &mut memory, &back);
@@ -195,7 +195,7 @@ fn children_that_follow_each_other_travel_as_one_group() {
 }
 
 #[test]
-fn a_child_keeps_its_parent_and_the_parents_memory() {
+fn a_child_keeps_its_parents_memory_alive() {
     let (splitter, back) = (Splitter::new(), Rc::<Back>::default());
     let mut memory = [vec![0; 512]];
     let split = splitter.split(request(IoOp::Read, 0, &mut memory, &back));

@@ -25,7 +25,7 @@ fn row(call: &Call, outcome: &str) -> String {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn the_documents_list_is_that_of_the_filters() {
+fn the_security_document_matches_the_filters() {
     let calls = ThreadKind::ALL
         .into_iter()
         .flat_map(allowed)

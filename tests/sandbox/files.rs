@@ -12,7 +12,7 @@ use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 use crate::probe::{Outcome, in_child, run_alone};
 
 #[test]
-fn files_and_processes_are_out_of_reach_without_any_filter() {
+fn landlock_alone_denies_files_and_processes() {
     run_alone("files::body_of_out_of_reach");
 }
 

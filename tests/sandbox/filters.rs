@@ -30,7 +30,7 @@ fn address<T>(of: *const T) -> i64 {
 }
 
 #[test]
-fn a_system_call_that_is_not_listed_kills_the_process() {
+fn an_unlisted_system_call_kills_the_process() {
     run_alone("filters::body_of_every_system_call");
 }
 
@@ -61,7 +61,7 @@ fn body_of_every_system_call() {
 }
 
 #[test]
-fn what_intruders_want_is_denied_to_every_thread() {
+fn every_thread_denies_what_intruders_want() {
     run_alone("filters::body_of_what_intruders_want");
 }
 
@@ -163,7 +163,7 @@ fn body_of_conditions() {
 }
 
 #[test]
-fn threads_of_the_sandbox_are_created_and_end_inside() {
+fn sandboxed_threads_can_create_threads_and_end() {
     run_alone("filters::body_of_threads");
 }
 

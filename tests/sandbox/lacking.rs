@@ -56,7 +56,7 @@ fn said(dir: &Path) -> String {
 }
 
 #[test]
-fn a_kernel_that_lacks_a_part_is_told_about_once_or_refused() {
+fn missing_kernel_features_are_logged_or_refused() {
     for (call, lacking) in [
         (libc::SYS_landlock_create_ruleset, "Landlock"),
         (libc::SYS_seccomp, "seccomp"),
@@ -83,7 +83,7 @@ fn a_kernel_that_lacks_a_part_is_told_about_once_or_refused() {
 }
 
 #[test]
-fn a_kernel_that_cannot_take_kicks_is_refused_in_one_line() {
+fn a_kernel_without_nowait_reads_is_refused() {
     // Before 5.8 an eventfd has no reads that never wait; before 4.6 nothing has.
     for errno in [libc::EOPNOTSUPP, libc::ENOSYS] {
         let (dir, mut daemon) = failing(libc::SYS_preadv2, errno, &[]);
@@ -154,7 +154,7 @@ fn without_room_for_workers(options: &[&str]) -> (tempfile::TempDir, Process) {
 }
 
 #[test]
-fn workers_whose_filter_the_kernel_does_not_take_serve_with_their_creators() {
+fn workers_fall_back_to_their_creators_filter() {
     let options = ["--num-queues", "2", "--aio", "threads"];
     let (dir, daemon) = without_room_for_workers(&options);
     exercise(&dir.path().join(SOCKET), "workers without filters");

@@ -106,7 +106,7 @@ fn on_disk() -> tempfile::TempDir {
 const QUEUES: [&str; 6] = ["--sandbox", "on", "--num-queues", "2", "--iothreads", "2"];
 
 #[test]
-fn every_engine_serves_inside_and_no_thread_is_outside() {
+fn every_engine_and_thread_works_inside() {
     for engine in [
         &["--aio", "auto"][..],
         &["--aio", "threads"],
@@ -140,7 +140,7 @@ fn a_disk_of_nothing_is_served_inside() {
 }
 
 #[test]
-fn a_block_device_is_served_inside_and_its_new_size_is_seen() {
+fn a_block_device_is_served_and_resized_inside() {
     let dir = on_disk();
     let Some(device) = LoopDevice::over(&dir.path().join(IMAGE)) else {
         return;

@@ -49,7 +49,7 @@ fn start(options: &[&str]) -> Daemon {
 }
 
 #[test]
-fn the_socket_is_its_users_alone_unless_told_otherwise() {
+fn by_default_only_the_owner_can_connect() {
     let daemon = start(&[]);
     let mode = fs::metadata(daemon.socket()).expect("the socket").mode();
     assert_eq!(mode & 0o7777, 0o600);
@@ -61,7 +61,7 @@ fn the_socket_is_its_users_alone_unless_told_otherwise() {
 }
 
 #[test]
-fn mode_and_group_of_the_socket_let_others_in() {
+fn socket_mode_and_group_admit_others() {
     if !is_root() {
         return;
     }
@@ -78,7 +78,7 @@ fn mode_and_group_of_the_socket_let_others_in() {
 
 /// Whatever the umask is, the mode is the one that was asked for.
 #[test]
-fn the_mode_of_the_socket_does_not_depend_on_the_umask() {
+fn the_socket_mode_ignores_the_umask() {
     for umask in [0o000, 0o777] {
         let dir = tempfile::tempdir().expect("make a directory");
         fs::write(dir.path().join("disk.img"), image()).expect("write the image");
@@ -108,7 +108,7 @@ fn the_mode_of_the_socket_does_not_depend_on_the_umask() {
 }
 
 #[test]
-fn a_group_that_there_is_not_is_named() {
+fn an_unknown_group_is_refused_by_name() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join("disk.img"), image()).expect("write the image");
     let args = [
@@ -133,7 +133,7 @@ fn a_group_that_there_is_not_is_named() {
 
 /// Tools show the address that a socket was bound to, not where its file is now.
 #[test]
-fn the_socket_has_the_name_that_was_asked_for() {
+fn the_socket_is_bound_under_the_requested_name() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join("disk.img"), image()).expect("write the image");
     let socket = dir.path().join("vhost-user-blk.sock");
@@ -147,7 +147,7 @@ fn the_socket_has_the_name_that_was_asked_for() {
 
 /// A stale socket is there for whoever comes first, and for nobody else.
 #[test]
-fn of_daemons_that_start_at_once_one_gets_the_socket() {
+fn only_one_of_several_starting_daemons_listens() {
     const DAEMONS: u8 = 4;
     for _ in 0..5 {
         let dir = tempfile::tempdir().expect("make a directory");
@@ -189,7 +189,7 @@ fn of_daemons_that_start_at_once_one_gets_the_socket() {
 
 /// Whoever keeps the directory locked may be another daemon between its look at the socket and the replacement.
 #[test]
-fn a_stale_socket_is_not_replaced_while_the_directory_is_locked() {
+fn a_locked_directory_keeps_its_stale_socket() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join("disk.img"), image()).expect("write the image");
     drop(UnixListener::bind(dir.path().join("stale")).expect("leave a stale socket"));

@@ -22,7 +22,7 @@ fn start(options: &[&str]) -> Daemon {
 }
 
 #[test]
-fn another_user_serves_an_image_that_only_root_can_open() {
+fn an_unprivileged_user_serves_a_root_only_image() {
     if !is_root() {
         return;
     }
@@ -56,7 +56,7 @@ fn another_user_serves_an_image_that_only_root_can_open() {
 }
 
 #[test]
-fn the_socket_goes_if_its_directory_is_the_users_and_is_replaced_if_not() {
+fn the_users_socket_is_removed_or_replaced() {
     if !is_root() {
         return;
     }
@@ -73,7 +73,7 @@ fn the_socket_goes_if_its_directory_is_the_users_and_is_replaced_if_not() {
 }
 
 #[test]
-fn a_user_that_there_is_not_is_named_and_no_socket_made() {
+fn an_unknown_user_is_refused_by_name() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join(IMAGE), image()).expect("write the image");
     for (user, told) in [
@@ -94,7 +94,7 @@ fn a_user_that_there_is_not_is_named_and_no_socket_made() {
 }
 
 #[test]
-fn who_is_not_root_can_become_nobody_but_himself() {
+fn only_root_can_become_another_user() {
     if is_root() {
         run_alone("users::body_of_not_root");
     }

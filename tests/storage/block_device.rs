@@ -94,7 +94,7 @@ fn blocks_are_never_smaller_than_the_devices_own() {
 }
 
 #[test]
-fn a_device_that_ends_within_a_block_is_refused() {
+fn a_device_with_a_partial_block_is_refused() {
     let image = Image::new(On::Disk, 5 * 512);
     let Some(device) = LoopDevice::over(&image, &[]) else {
         return;
@@ -110,7 +110,7 @@ fn a_device_that_ends_within_a_block_is_refused() {
 }
 
 #[test]
-fn a_write_protected_device_is_refused_with_a_hint() {
+fn write_protected_devices_are_refused_with_a_hint() {
     let image = Image::filled(On::Disk, MIB, 7);
     let Some(device) = LoopDevice::over(&image, &["--read-only"]) else {
         return;
@@ -147,19 +147,19 @@ fn behaves_like_a_vec(args: &[&str], direct: bool) {
 }
 
 #[test]
-fn a_block_device_behaves_like_a_vec() {
+fn a_block_device_matches_a_vec() {
     behaves_like_a_vec(&[], false);
     behaves_like_a_vec(&["--sector-size", "4096"], false);
 }
 
 #[test]
-fn a_block_device_behaves_like_a_vec_with_direct_io() {
+fn block_devices_with_o_direct_match_a_vec() {
     behaves_like_a_vec(&[], true);
     behaves_like_a_vec(&["--sector-size", "4096"], true);
 }
 
 #[test]
-fn discards_and_zeroes_reach_the_file_behind_the_device() {
+fn discards_and_zeroes_reach_the_backing_file() {
     for direct in [false, true] {
         let image = Image::filled(On::Disk, 4 * MIB, 7);
         let Some(device) = LoopDevice::over(&image, &[]) else {
@@ -215,7 +215,7 @@ fn flushes(device: &LoopDevice) -> u64 {
 }
 
 #[test]
-fn durable_writes_and_flushes_reach_the_device_and_plain_writes_do_not() {
+fn only_durable_writes_and_flushes_flush_the_device() {
     let image = Image::new(On::Disk, MIB);
     let Some(device) = LoopDevice::over(&image, &[]) else {
         return;

@@ -98,7 +98,7 @@ fn read_only_storage_is_not_written() {
 }
 
 #[test]
-fn reading_a_file_that_was_cut_short_is_an_error() {
+fn reading_past_a_truncated_file_is_an_error() {
     let image = Image::filled(On::Disk, MIB, 7);
     for storage in [image.open(), image.open_direct()] {
         image.file().set_len(4096).unwrap();
@@ -193,7 +193,7 @@ fn cached_pages(image: &Image) -> u64 {
 }
 
 #[test]
-fn direct_io_on_tmpfs_works_or_is_refused_in_words() {
+fn direct_io_on_tmpfs_works_or_is_refused() {
     let image = Image::new(On::Tmpfs, MIB + 512);
     let direct = true;
     match RawFile::open(&OpenOptions {
@@ -248,7 +248,7 @@ fn discard_gives_space_back_and_reads_zero() {
 }
 
 #[test]
-fn zeroes_that_may_be_unmapped_give_space_back_and_others_do_not() {
+fn only_unmapping_write_zeroes_frees_space() {
     // Whether tmpfs knows O_DIRECT depends on the kernel.
     for (on, direct) in [(On::Disk, false), (On::Disk, true), (On::Tmpfs, false)] {
         let image = Image::filled(on, 4 * MIB, 7);

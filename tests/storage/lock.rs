@@ -82,7 +82,7 @@ fn refused(storage: &RawFile, image: &Image) {
 }
 
 #[test]
-fn one_writer_excludes_all_others_and_readers_only_writers() {
+fn writers_exclude_everyone_and_readers_exclude_writers() {
     let image = Image::new(On::Disk, MIB);
     let lock = |storage: &RawFile| ImageLock::acquire(storage);
     let writers = [image.open(), image.open()];
@@ -113,7 +113,7 @@ fn a_refused_lock_leaves_nothing_locked() {
 }
 
 #[test]
-fn a_lock_is_taken_once_and_again_after_its_release() {
+fn a_lock_can_be_retaken_after_release() {
     let image = Image::new(On::Disk, MIB);
     let storage = image.open();
     let lock = ImageLock::acquire(&storage).unwrap();
@@ -129,7 +129,7 @@ fn a_lock_is_taken_once_and_again_after_its_release() {
 }
 
 #[test]
-fn a_lock_outlives_the_storage_that_it_was_taken_with() {
+fn a_lock_outlives_its_storage() {
     let image = Image::new(On::Disk, MIB);
     let storage = image.open();
     let lock = ImageLock::acquire(&storage).unwrap();
@@ -151,7 +151,7 @@ fn lock_bytes(file: &File, kind: i32, start: i64, len: i64) {
 }
 
 #[test]
-fn each_lock_byte_of_qemu_excludes_whom_it_says() {
+fn each_qemu_lock_byte_excludes_the_right_users() {
     let image = Image::new(On::Disk, MIB);
     let (reader, writer) = (image.open_read_only(), image.open());
     for byte in (100..104).chain(200..204) {
@@ -180,7 +180,7 @@ fn a_lock_of_an_unknown_program_is_respected() {
 }
 
 #[test]
-fn an_image_that_we_write_is_refused_by_qsd_and_qemu_img() {
+fn qemu_tools_refuse_an_image_we_write() {
     let image = Image::new(On::Disk, MIB);
     let storage = image.open();
     let lock = ImageLock::acquire(&storage).unwrap();
@@ -196,7 +196,7 @@ fn an_image_that_we_write_is_refused_by_qsd_and_qemu_img() {
 }
 
 #[test]
-fn an_image_that_we_read_is_read_but_not_written_by_qsd_and_qemu_img() {
+fn qemu_tools_only_read_an_image_we_read() {
     let image = Image::new(On::Disk, MIB);
     let storage = image.open_read_only();
     let _lock = ImageLock::acquire(&storage).unwrap();
@@ -209,7 +209,7 @@ fn an_image_that_we_read_is_read_but_not_written_by_qsd_and_qemu_img() {
 }
 
 #[test]
-fn an_image_that_qsd_writes_is_not_for_us() {
+fn we_refuse_an_image_that_qsd_writes() {
     let image = Image::new(On::Disk, MIB);
     let qsd = Qsd::start(&image, true).unwrap();
     refused(&image.open(), &image);
@@ -219,7 +219,7 @@ fn an_image_that_qsd_writes_is_not_for_us() {
 }
 
 #[test]
-fn an_image_that_qsd_reads_can_be_read_and_written_as_qsd_allows() {
+fn we_use_qsds_image_as_qsd_allows() {
     let image = Image::new(On::Disk, MIB);
     let _qsd = Qsd::start(&image, false).unwrap();
     ImageLock::acquire(&image.open_read_only()).unwrap();

@@ -172,17 +172,17 @@ fn check_images(on: On, direct: bool, cases: u32) {
 }
 
 #[test]
-fn a_file_behaves_like_a_vec() {
+fn a_file_matches_a_vec() {
     check_images(On::Disk, false, 48);
 }
 
 #[test]
-fn a_file_behaves_like_a_vec_with_direct_io() {
+fn a_file_with_o_direct_matches_a_vec() {
     check_images(On::Disk, true, 48);
 }
 
 #[test]
-fn a_file_on_tmpfs_behaves_like_a_vec() {
+fn a_file_on_tmpfs_matches_a_vec() {
     check_images(On::Tmpfs, false, 48);
 }
 

@@ -30,7 +30,7 @@ fn memory_is_read_and_written_at_once() {
 }
 
 #[test]
-fn what_is_in_the_page_cache_is_read_at_once() {
+fn cached_data_is_read_at_once() {
     let image = Image::filled(On::Disk, MIB, 7);
     let storage = image.open();
     assert_eq!(storage.nowait(), Nowait::PageCache);
@@ -42,7 +42,7 @@ fn what_is_in_the_page_cache_is_read_at_once() {
 }
 
 #[test]
-fn what_is_not_in_the_page_cache_is_not_waited_for() {
+fn uncached_data_is_not_waited_for() {
     let image = Image::filled(On::Disk, MIB, 7);
     let storage = image.open();
     let mut buffers = Buffers::with(&[0; 4096]);
@@ -66,7 +66,7 @@ fn direct_io_is_never_tried() {
 }
 
 #[test]
-fn what_would_be_an_error_is_left_to_the_operations_that_report_it() {
+fn errors_are_left_to_the_blocking_operations() {
     let image = Image::filled(On::Tmpfs, MIB, 7);
     let storage = image.open();
     let write = |storage: &RawFile, offset| storage.try_writev(&Buffers::with(&[9; 1024]).iov(), offset);

@@ -44,7 +44,7 @@ fn a_plain_file_has_sectors_of_512_bytes() {
 }
 
 #[test]
-fn things_that_are_no_disks_are_refused_by_name() {
+fn non_disks_are_refused_by_file_type() {
     let image = Image::new(On::Disk, 512);
     let dir = image.dir();
     let name = |name: &str| dir.join(name);
@@ -81,7 +81,7 @@ fn an_empty_file_is_refused() {
 }
 
 #[test]
-fn a_file_that_ends_within_a_block_is_refused_with_a_command_that_helps() {
+fn partial_last_blocks_are_refused_with_a_fix() {
     for (size, block) in [(1000, None), (513, None), (511, None), (6144, Some(4096))] {
         let image = Image::new(On::Disk, size);
         let options = OpenOptions {
@@ -127,7 +127,7 @@ fn direct_io_announces_blocks_that_it_can_serve() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_refused_with_a_hint() {
+fn an_unwritable_file_is_refused_with_a_hint() {
     /// `nobody`.
     const NOBODY: libc::uid_t = 65534;
     // On tmpfs, because there everybody gets as far as the image.
@@ -151,7 +151,7 @@ fn a_file_that_cannot_be_written_is_refused_with_a_hint() {
 }
 
 #[test]
-fn looking_for_holes_changes_no_byte_and_no_size() {
+fn probing_for_holes_does_not_change_the_file() {
     for on in [On::Disk, On::Tmpfs] {
         let image = Image::filled(on, 5 * 512, 7);
         let allocated = image.allocated();

@@ -44,14 +44,14 @@ fn wait_until_held(daemon: &mut Daemon, frontend: &mut Frontend) -> Vec<usize> {
 }
 
 #[test]
-fn a_full_disk_makes_the_guest_wait_and_no_more() {
+fn a_full_disk_only_delays_the_guest() {
     if let Some(disk) = SmallDisk::mount(4 << 20) {
         makes_the_guest_wait(&disk);
     }
 }
 
 #[test]
-fn so_does_one_that_is_no_memory() {
+fn a_full_ext4_disk_only_delays_the_guest() {
     if let Some(disk) = SmallDisk::mount_ext4(16 << 20) {
         makes_the_guest_wait(&disk);
     }
@@ -103,7 +103,7 @@ fn makes_the_guest_wait(disk: &SmallDisk) {
 }
 
 #[test]
-fn zeroes_and_writes_past_the_cache_wait_as_well() {
+fn write_zeroes_and_stable_writes_wait_too() {
     let Some(disk) = SmallDisk::mount(4 << 20) else {
         return;
     };
@@ -139,7 +139,7 @@ fn zeroes_and_writes_past_the_cache_wait_as_well() {
 }
 
 #[test]
-fn a_guest_that_wants_to_know_of_a_full_disk_is_told() {
+fn the_report_policy_reports_a_full_disk() {
     let Some(disk) = SmallDisk::mount(4 << 20) else {
         return;
     };
@@ -164,7 +164,7 @@ fn a_guest_that_wants_to_know_of_a_full_disk_is_told() {
 }
 
 #[test]
-fn a_guest_that_wants_to_know_nothing_is_told_nothing() {
+fn the_ignore_policy_hides_write_errors() {
     let Some(disk) = SmallDisk::mount(4 << 20) else {
         return;
     };

@@ -168,7 +168,7 @@ impl Full {
 }
 
 #[test]
-fn a_ring_that_stops_gives_held_requests_back() {
+fn a_stopping_ring_gives_held_requests_back() {
     for tracked in [false, true] {
         let Some(mut full) = Full::new(&[], tracked) else {
             return;
@@ -243,7 +243,7 @@ fn a_destination_finishes_what_the_source_held() {
 }
 
 #[test]
-fn so_it_does_with_what_was_held_before_others_were_answered() {
+fn held_requests_older_than_answers_go_back_too() {
     for (tracked, migrate) in [(false, true), (true, true), (false, false), (true, false)] {
         let Some(mut full) = Full::new(&[], tracked) else {
             return;
@@ -271,7 +271,7 @@ fn so_it_does_with_what_was_held_before_others_were_answered() {
 }
 
 #[test]
-fn a_frontend_that_takes_the_region_along_gets_its_ring_as_it_is() {
+fn held_requests_move_with_the_inflight_region() {
     let Some(mut full) = Full::new(&[], true) else {
         return;
     };
@@ -302,7 +302,7 @@ fn a_frontend_that_takes_the_region_along_gets_its_ring_as_it_is() {
 }
 
 #[test]
-fn requests_that_nobody_knows_of_are_reported_loudly() {
+fn requests_unknown_to_the_successor_are_reported() {
     for tracked in [false, true] {
         let mut daemon = Daemon::start(&[0; 1 << 16], &[]);
         let mut vm = Vm::connect(&daemon, 0);
@@ -343,7 +343,7 @@ fn a_held_request_survives_its_daemon() {
 }
 
 #[test]
-fn a_daemon_that_is_told_to_end_does_not_wait_for_room() {
+fn a_terminated_daemon_does_not_wait_for_space() {
     for tracked in [false, true] {
         let Some(mut full) = Full::new(&[], tracked) else {
             return;
@@ -357,7 +357,7 @@ fn a_daemon_that_is_told_to_end_does_not_wait_for_room() {
 }
 
 #[test]
-fn a_frontend_that_leaves_takes_its_held_requests_along() {
+fn disconnecting_drops_held_requests() {
     let Some(mut full) = Full::new(&[], false) else {
         return;
     };
@@ -378,7 +378,7 @@ fn a_frontend_that_leaves_takes_its_held_requests_along() {
 }
 
 #[test]
-fn a_changed_memory_table_does_not_concern_held_requests() {
+fn held_requests_survive_a_new_memory_table() {
     let Some(mut full) = Full::new(&[], false) else {
         return;
     };

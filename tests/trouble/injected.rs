@@ -41,7 +41,7 @@ fn some_sectors_cannot_be_read() {
 }
 
 #[test]
-fn what_cannot_be_read_is_zero_if_errors_are_ignored() {
+fn ignored_read_errors_return_zeroes() {
     with(&["read:eio:sector=64-71"], &["--rerror", "ignore"], |daemon| {
         let mut frontend = connect(daemon, 1);
         let done = frontend.queue(0).run(&read(0, 65_536));
@@ -52,7 +52,7 @@ fn what_cannot_be_read_is_zero_if_errors_are_ignored() {
 }
 
 #[test]
-fn a_disk_that_seems_full_for_a_while_is_a_pause() {
+fn a_temporary_enospc_is_only_a_pause() {
     with(&["write:enospc:after=2,count=9"], &[], |daemon| {
         let mut frontend = connect(daemon, 4);
         let queue = frontend.queue(0);
@@ -68,7 +68,7 @@ fn a_disk_that_seems_full_for_a_while_is_a_pause() {
 }
 
 #[test]
-fn a_torn_write_is_done_whole_in_the_end() {
+fn a_torn_write_is_eventually_complete() {
     with(&["write:torn:edquot,count=3", "read:short"], &[], |daemon| {
         let mut frontend = connect(daemon, 1);
         let queue = frontend.queue(0);
@@ -80,7 +80,7 @@ fn a_torn_write_is_done_whole_in_the_end() {
 }
 
 #[test]
-fn a_torn_write_leaves_half_of_it_and_an_error() {
+fn a_torn_write_leaves_half_and_an_error() {
     with(&["write:torn"], &[], |daemon| {
         let mut frontend = connect(daemon, 1);
         let queue = frontend.queue(0);
@@ -105,7 +105,7 @@ fn short_transfers_are_resumed() {
 }
 
 #[test]
-fn a_flush_that_fails_is_no_promise() {
+fn an_injected_flush_error_reaches_the_guest() {
     with(&["flush:eio:count=1"], &[], |daemon| {
         let mut frontend = connect(daemon, 1);
         let queue = frontend.queue(0);
@@ -115,7 +115,7 @@ fn a_flush_that_fails_is_no_promise() {
 }
 
 #[test]
-fn a_request_that_the_disk_does_not_answer_is_reported_once_and_served_when_it_does() {
+fn a_stuck_request_is_reported_once_then_served() {
     with(&["read:delay=1500ms,count=2"], &["--io-timeout", "1"], |daemon| {
         let mut frontend = connect(daemon, 4);
         let queue = frontend.queue(0);
@@ -138,7 +138,7 @@ fn a_request_that_the_disk_does_not_answer_is_reported_once_and_served_when_it_d
 }
 
 #[test]
-fn a_daemon_with_a_stuck_request_ends_in_time_and_calls_it_a_failure() {
+fn stuck_requests_cannot_prevent_a_failing_exit() {
     let mut daemon = Daemon::start(&data(MIB), &["--inject", "read:delay=100s"]);
     let mut frontend = connect(&daemon, 1);
     let queue = frontend.queue(0);
@@ -166,7 +166,7 @@ fn a_held_request_is_not_called_late() {
 }
 
 #[test]
-fn a_rule_that_makes_no_sense_is_one_line_that_says_why() {
+fn an_invalid_rule_is_refused_with_one_line() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join("disk.img"), [0; 512]).expect("write the image");
     for rule in ["read", "reads:eio", "read:eio:sector=x"] {

@@ -9,7 +9,7 @@ use crate::common::vm::{DATA, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, r
 use crate::{connect, read, said, write};
 
 #[test]
-fn a_ring_that_breaks_again_and_again_is_one_line_and_a_figure() {
+fn a_repeatedly_broken_ring_is_logged_once() {
     let mut daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();
@@ -38,7 +38,7 @@ fn a_ring_that_breaks_again_and_again_is_one_line_and_a_figure() {
 }
 
 #[test]
-fn a_thousand_failures_of_one_kind_are_one_line() {
+fn a_thousand_identical_failures_are_logged_once() {
     let rules = [
         "--inject",
         "read:eio:sector=0",
@@ -57,7 +57,7 @@ fn a_thousand_failures_of_one_kind_are_one_line() {
 }
 
 #[test]
-fn a_hundred_messages_that_make_no_sense_are_one_line() {
+fn a_hundred_invalid_messages_are_logged_once() {
     let daemon = Daemon::start(&[0; 4096], &[]);
     let mut vm = Vm::connect(&daemon, 0);
     for _ in 0..100 {
@@ -69,7 +69,7 @@ fn a_hundred_messages_that_make_no_sense_are_one_line() {
 }
 
 #[test]
-fn a_few_frontends_that_come_and_go_are_logged_each() {
+fn each_of_a_few_frontends_is_logged() {
     let mut daemon = Daemon::start(&[0; 4096], &[]);
     for _ in 0..5 {
         drop(Vm::connect(&daemon, 0));
@@ -83,7 +83,7 @@ fn a_few_frontends_that_come_and_go_are_logged_each() {
 }
 
 #[test]
-fn the_first_and_the_last_line_name_disk_and_socket() {
+fn first_and_last_lines_name_disk_and_socket() {
     let mut daemon = Daemon::start(&[0; 4096], &[]);
     drop(Vm::connect(&daemon, 0));
     let exit = daemon.terminate();
@@ -96,7 +96,7 @@ fn the_first_and_the_last_line_name_disk_and_socket() {
 }
 
 #[test]
-fn a_hundred_frontends_that_come_and_go_are_a_few_lines() {
+fn a_hundred_frontends_make_few_log_lines() {
     let mut daemon = Daemon::start(&[0; 4096], &[]);
     for _ in 0..100 {
         drop(Vm::connect(&daemon, 0));
@@ -120,7 +120,7 @@ fn a_hundred_frontends_that_come_and_go_are_a_few_lines() {
 }
 
 #[test]
-fn a_ring_that_stops_again_and_again_on_a_full_disk_is_a_few_lines() {
+fn repeated_stops_on_enospc_make_few_lines() {
     let mut daemon = Daemon::start(&[0; 4096], &["--inject", "write:enospc"]);
     let mut vm = Vm::start(&daemon, 1);
     vm.poke(HEADER, &header(1, 0));
@@ -141,7 +141,7 @@ fn a_ring_that_stops_again_and_again_on_a_full_disk_is_a_few_lines() {
 }
 
 #[test]
-fn a_disk_that_is_full_again_and_again_is_a_few_lines() {
+fn repeated_enospc_makes_few_log_lines() {
     // Each sector is written at the third try.
     let rules = [0, 1, 2, 3].map(|n| format!("write:enospc:sector={n},count=2"));
     let options: Vec<&str> = rules.iter().flat_map(|rule| ["--inject", rule]).collect();

@@ -34,7 +34,7 @@ fn limit(daemon: &Daemon, resource: libc::__rlimit_resource_t, value: u64) {
 }
 
 #[test]
-fn a_daemon_without_a_descriptor_for_a_connection_says_so_once_and_takes_it_later() {
+fn running_out_of_descriptors_delays_a_connection() {
     let (mut daemon, _) = start();
     let failed = "cannot accept a connection";
     limit(&daemon, libc::RLIMIT_NOFILE, 3);
@@ -52,7 +52,7 @@ fn a_daemon_without_a_descriptor_for_a_connection_says_so_once_and_takes_it_late
 }
 
 #[test]
-fn a_descriptor_that_finds_no_room_ends_its_connection_and_no_more() {
+fn an_undeliverable_descriptor_ends_only_its_connection() {
     let (mut daemon, _) = start();
     let mut vm = Vm::connect(&daemon, 0);
     limit(&daemon, libc::RLIMIT_NOFILE, 3);
@@ -103,7 +103,7 @@ fn memory_that_cannot_be_mapped_is_refused() {
 }
 
 #[test]
-fn a_write_beyond_the_limit_of_the_files_size_is_an_error_and_not_the_end() {
+fn exceeding_the_file_size_limit_is_an_error() {
     for options in [&["--aio", "threads"][..], &[], &["--aio", "io_uring"]] {
         let mut daemon = Daemon::start(&vec![1; MIB], options);
         limit(&daemon, libc::RLIMIT_FSIZE, MIB as u64 / 2);
@@ -117,7 +117,7 @@ fn a_write_beyond_the_limit_of_the_files_size_is_an_error_and_not_the_end() {
 }
 
 #[test]
-fn a_disk_with_256_queues_starts_serves_and_ends() {
+fn a_disk_with_256_queues_works() {
     let image: Vec<u8> = (0..MIB).map(|n| (n / 4096).to_le_bytes()[0]).collect();
     let mut daemon = Daemon::start(&image, &["--num-queues", "256", "--iothreads", "64"]);
     for _ in 0..2 {
@@ -181,7 +181,7 @@ impl Drop for Cgroup {
 }
 
 #[test]
-fn a_daemon_that_gets_no_thread_serves_without() {
+fn a_daemon_that_cannot_create_threads_still_serves() {
     let Some(group) = Cgroup::new("pids", &["pids.max"], "max") else {
         return;
     };
@@ -204,7 +204,7 @@ fn a_daemon_that_gets_no_thread_serves_without() {
 }
 
 #[test]
-fn more_data_than_a_daemon_may_have_memory_is_no_trouble() {
+fn a_memory_limit_does_not_limit_transfers() {
     let files = ["memory.max", "memory.limit_in_bytes"];
     let Some(group) = Cgroup::new("memory", &files, &(16 * MIB).to_string()) else {
         return;

@@ -75,7 +75,7 @@ fn a_read_fails_exactly_where_data_is_missing() {
 }
 
 #[test]
-fn ignored_read_errors_are_zeroes_where_data_is_missing_and_nowhere_else() {
+fn ignored_read_errors_zero_only_missing_data() {
     for options in all_engines() {
         let mut daemon = cut_short(&[options, &["--rerror", "ignore"]].concat());
         let mut frontend = connect(&daemon, 1);
@@ -129,7 +129,7 @@ fn writes_and_zeroes_extend_the_image_again() {
 }
 
 #[test]
-fn a_truncated_image_on_a_memory_file_system_behaves_the_same() {
+fn a_truncated_tmpfs_image_behaves_the_same() {
     let Some(disk) = SmallDisk::mount(4 << 20) else {
         return;
     };
