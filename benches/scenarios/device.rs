@@ -29,7 +29,7 @@ pub(crate) fn null(batch: u16) -> Box<dyn FnMut()> {
 
 /// A file in the page cache. The batch is too short for a worker to help, which would count differently each time.
 pub(crate) fn page_cache(batch: u16) -> Box<dyn FnMut()> {
-    let mut image = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("make an image");
+    let mut image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("make an image");
     image.write_all(&vec![1; DISK]).expect("fill it");
     let options = OpenOptions {
         path: image.path().to_owned(),

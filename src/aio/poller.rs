@@ -203,7 +203,8 @@ impl PollerHandle {
     /// Resumes polling of the poller if it stopped because the poller was idle. Must be called for every event that
     /// does not come through polling: a kick, a signal.
     pub fn wake(&self) {
-        if let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) {
+        let idle = self.entry.upgrade().filter(|entry| entry.idle.get());
+        if let (Some(entry), Some(inner)) = (idle, self.ctx.upgrade()) {
             inner.pollers.wake(&entry);
         }
     }

@@ -10,6 +10,7 @@ pub use super::image_lock::TakeError;
 use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
+pub use super::state::DeviceState;
 use super::stats::QueueStats;
 use super::trouble::{Trouble, TroubleParams};
 use super::write_cache::WriteCache;
@@ -19,25 +20,6 @@ use crate::guard;
 use crate::io::IoOp;
 use crate::iothread::IoThread;
 use crate::log_limit::LogLimit;
-
-/// What the control thread and the IOThreads share of a disk.
-#[derive(Debug)]
-pub struct DeviceState {
-    /// For messages: the image's path.
-    pub name: String,
-    /// The disk.
-    pub node: Arc<BlockNode>,
-    /// Answer to GET_ID, padded with NULs.
-    pub serial: [u8; ID_LEN],
-    /// Notifications are coalesced.
-    pub batch_notifications: AtomicBool,
-    /// The frontend's driver has put a request into a ring.
-    pub had_requests: AtomicBool,
-    /// What becomes of requests that the disk cannot execute.
-    pub trouble: Trouble,
-    /// Which lines about this disk are logged.
-    pub log: LogLimit,
-}
 
 /// How a disk is to be served.
 #[derive(Clone, Debug)]

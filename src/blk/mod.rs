@@ -9,6 +9,7 @@ pub mod device;
 mod image_lock;
 pub mod queue;
 pub mod request;
+mod state;
 pub mod stats;
 pub mod trouble;
 pub mod write_cache;

@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
 
-use super::device::DeviceState;
+use super::state::DeviceState;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
 use crate::defer::DeferredCall;

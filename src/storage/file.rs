@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::Error;
 use super::flush::{FlushWitness, Flusher};
-use super::geometry::{Geometry, Kind};
+use super::geometry::Geometry;
+use super::kind::Kind;
 use super::nowait::{Nowait, NowaitIo};
 use super::transfer::{IOV_MAX, retry, transfer};
 use super::written_back::WrittenBack;

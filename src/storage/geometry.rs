@@ -2,10 +2,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
 
 use super::error::Error;
+use super::kind::Kind;
 use super::sys::{self, DioAlign};
 use super::{Limits, OpenOptions, direct};
 
@@ -17,32 +17,6 @@ const BLOCK_MAX: u32 = 32768;
 const FILE_BLOCK: u32 = 4096;
 /// Distance from the end of a file at which it is safe to try out holes.
 const FAR_BEHIND: u64 = 1 << 40;
-
-/// The two kinds of file that are disks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Regular,
-    BlockDevice,
-}
-
-impl Kind {
-    /// # Errors
-    /// [`Error::Kind`] for everything that is no disk.
-    pub(super) fn of(meta: &fs::Metadata, path: &Path) -> Result<Self, Error> {
-        let ty = meta.file_type();
-        let kind = match () {
-            () if ty.is_file() => return Ok(Self::Regular),
-            () if ty.is_block_device() => return Ok(Self::BlockDevice),
-            () if ty.is_dir() => "directory",
-            () if ty.is_fifo() => "FIFO",
-            () if ty.is_socket() => "socket",
-            () if ty.is_char_device() => "character device",
-            () => "file of an unknown type",
-        };
-        let path = path.to_owned();
-        Err(Error::Kind { path, kind })
-    }
-}
 
 /// Size and limits of a disk.
 #[derive(Debug)]

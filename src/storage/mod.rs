@@ -9,6 +9,7 @@ mod file;
 mod flush;
 mod format;
 mod geometry;
+mod kind;
 mod lock;
 mod nowait;
 mod sys;

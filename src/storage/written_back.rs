@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::geometry::Kind;
+use super::kind::Kind;
 use super::sys;
 
 /// Bytes that one read asks about.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::geometry::Kind;
+use super::kind::Kind;
 use super::sys;
 use super::transfer::retry;
 use crate::io::IoVecs;

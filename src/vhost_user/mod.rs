@@ -10,6 +10,7 @@ mod inbox;
 pub mod inherited;
 pub mod path;
 pub mod server;
+mod server_error;
 pub mod session;
 mod stopper;
 mod vring;

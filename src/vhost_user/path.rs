@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::server::ServerError;
+use super::server_error::ServerError;
 use crate::advice;
 use crate::holders::process;
 use crate::status::status;

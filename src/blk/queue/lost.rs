@@ -4,7 +4,7 @@
 //! publication. Without its ring, or what goes with it, a queue breaks. Without other pages of guest memory only the
 //! requests that use them fail. System calls need none of this: they fail by themselves.
 
-use super::process::Collected;
+use super::running::Collected;
 use super::{BlkQueue, QueueError, State};
 use crate::guard::losses;
 use crate::io::Requests;
@@ -52,7 +52,11 @@ impl BlkQueue {
         batch: &mut Requests,
         collected: Result<Collected, QueueError>,
     ) -> Result<Collected, QueueError> {
-        let mut collected = collected.map_err(|_| QueueError::Lost("memory of a descriptor chain"));
+        // Before anything was lost, an error is what it says.
+        let mut collected = collected.map_err(|error| match losses() {
+            0 => error,
+            _ => QueueError::Lost("memory of a descriptor chain"),
+        });
         while state.may_have_lost() {
             if let Some(lost) = self.find_lost(state) {
                 collected = Err(lost);

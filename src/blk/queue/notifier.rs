@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Error;
 use std::sync::Arc;
 
-use crate::blk::device::DeviceState;
+use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
 use crate::eventfd;
 

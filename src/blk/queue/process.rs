@@ -2,21 +2,12 @@
 //!
 //! IOThread only, and the request path: no lock, no allocation once the queue has warmed up.
 
-use super::running::QueueError;
+use super::running::{Collected, QueueError};
 use super::{BlkQueue, State};
-use crate::blk::device::DeviceState;
+use crate::blk::state::DeviceState;
 use crate::blk::stats::RingState;
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoRequest, Requests};
-
-/// What one visit found.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Collected {
-    /// Some requests were answered at once.
-    pub(super) answered: bool,
-    /// The budget was used up.
-    pub(super) more: bool,
-}
 
 impl BlkQueue {
     /// Takes what the driver made available, within the budget of a visit, and hands it to the engine.

@@ -3,10 +3,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::process::Collected;
 use super::{RingSetup, Stop};
-use crate::blk::device::DeviceState;
 use crate::blk::request::{self, Action, Rules, Status};
+use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
 use crate::io::IoVecs;
 use crate::io::{IoOp, IoRequest, Requests};
@@ -16,6 +15,15 @@ use crate::virtqueue::{Chain, ChainError, RingAddresses, RingError, SplitRing};
 /// Requests taken in one visit, and about how many bytes they may move; then the IOThread's other queues have their turn.
 const BUDGET: usize = 64;
 const BUDGET_BYTES: usize = 2 << 20;
+
+/// What one visit found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Collected {
+    /// Some requests were answered at once.
+    pub(super) answered: bool,
+    /// The budget was used up.
+    pub(super) more: bool,
+}
 
 /// Why a queue had to stop.
 #[derive(Debug, thiserror::Error)]

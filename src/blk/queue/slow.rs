@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{BlkQueue, State};
 use crate::aio::{AioContext, Timer};
-use crate::blk::device::DeviceState;
+use crate::blk::state::DeviceState;
 use crate::blk::trouble::At;
 use crate::io::IoRequest;
 

@@ -1,0 +1,47 @@
+//! Why there is no socket to serve.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The reason why a socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The named process listens on the socket.
+    #[error("socket {0} is in use by {1}: end that first, or choose another --socket-path")]
+    InUse(PathBuf, String),
+    /// The socket is stale, but another process may be about to replace it.
+    #[error(
+        "socket {0} is stale, and another process keeps its directory locked: end that process, or remove the socket"
+    )]
+    Locked(PathBuf),
+    /// The file at the path is not a socket.
+    #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
+    NotASocket(PathBuf),
+    /// The directory is missing, or no file may be created in it.
+    #[error("cannot listen on socket {path}: {why}; change that, or choose another --socket-path")]
+    Directory {
+        /// The socket's path.
+        path: PathBuf,
+        /// What is wrong with the directory.
+        why: String,
+    },
+    /// The socket cannot be created.
+    #[error("cannot listen on socket {path}")]
+    Bind {
+        /// The socket's path.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The file descriptor is not a usable Unix stream socket.
+    #[error("file descriptor {fd} {reason}")]
+    BadFd {
+        /// Number of the file descriptor.
+        fd: i32,
+        /// What is wrong with the file descriptor.
+        reason: &'static str,
+    },
+    /// The eventfd that stops the server cannot be created.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] io::Error),
+}
