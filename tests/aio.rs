@@ -21,7 +21,7 @@ fn eventfd() -> Rc<EventFd> {
     Rc::new(EventFd::new(EFD_NONBLOCK).unwrap())
 }
 
-/// A counter, and a callback's view of it.
+/// Returns a counter twice: for the callback and for the test.
 fn counter() -> (Rc<Cell<u32>>, Rc<Cell<u32>>) {
     let count = Rc::new(Cell::new(0));
     (Rc::clone(&count), count)
@@ -31,7 +31,7 @@ fn bump(count: &Cell<u32>) {
     count.set(count.get() + 1);
 }
 
-/// Makes passes until one finds nothing to do.
+/// Runs passes until one finds nothing to do.
 fn drain(ctx: &AioContext) {
     while ctx.poll(false) {}
 }
@@ -280,7 +280,7 @@ mod fds {
         for fd in [&a, &b] {
             fd.write(1).unwrap();
             let (all, count) = (Rc::clone(&handlers), Rc::clone(&count));
-            // Whichever comes first removes both.
+            // The first callback to run removes both handlers.
             let handler = ctx.add_fd(Rc::clone(fd), EventSet::IN, move |_, _| {
                 bump(&count);
                 let all = all.take();
@@ -301,7 +301,7 @@ mod fds {
         for (fd, other) in [(&a, &b), (&b, &a)] {
             fd.write(1).unwrap();
             let (all, count, other) = (Rc::clone(&handlers), Rc::clone(&count), Rc::clone(other));
-            // Whichever comes first replaces the other's handler, after its event was collected.
+            // The first callback to run replaces the other handler, whose event has been collected already.
             let handler = ctx.add_fd(Rc::clone(fd), EventSet::IN, move |ctx, _| {
                 let old = all.take();
                 drop(old);
@@ -427,7 +427,7 @@ mod timers {
         late.arm_in(Duration::from_secs(3600));
         let other = ctx.handle();
         thread::scope(|scope| {
-            // Programs the timerfd for the late one.
+            // This wait programs the timerfd for the late timer.
             scope.spawn(move || other.run_on_context(|_| ()).unwrap());
             ctx.poll(true);
         });

@@ -14,19 +14,19 @@ use common::target::{assert_serves, start};
 use common::vm::{DATA, GUEST, HEADER, MEMORY, Ring, STATUS, USER, Vm, header, readable, writable};
 
 const PAGE: u64 = 4096;
-/// Of pages up to the end of memory.
+/// The size of a log that covers all of memory.
 const LOG_LEN: u64 = (GUEST + MEMORY as u64) / PAGE / 8;
-/// Bytes before the log in its file.
+/// The offset of the log in its file.
 const LOG_OFFSET: u64 = PAGE;
 
-/// A log as QEMU makes it, and a VM whose ring runs.
+/// A log as QEMU creates it, and a VM with a running ring.
 struct Migration {
     vm: Vm,
     log: File,
 }
 
 impl Migration {
-    /// A VM with a log that is not switched on.
+    /// Starts a VM with a log that is not switched on.
     fn prepare(daemon: &Daemon) -> Self {
         let vm = Vm::start(daemon, 1);
         let mut migration = Self {
@@ -49,7 +49,7 @@ impl Migration {
         assert_eq!(answer, Answer::Ack, "SET_FEATURES");
     }
 
-    /// Switches the logging of the used ring while it runs. Its guest address is one of its own, to tell it apart.
+    /// Switches logging of the used ring while it runs. A guest address of its own tells it apart.
     fn log_used(&mut self, used: Option<u64>) {
         let ring = &self.vm.rings[0];
         let parts = [ring.desc, ring.used, ring.avail].map(|offset| USER + offset as u64);
@@ -57,7 +57,7 @@ impl Migration {
         assert_eq!(answer, Answer::Ack, "SET_VRING_ADDR");
     }
 
-    /// The pages marked since the last look, as guest addresses; their marks are cleared.
+    /// Returns and clears the pages marked since the last call, as guest addresses.
     fn dirty(&mut self) -> BTreeSet<u64> {
         let mut bytes = vec![0; usize::try_from(LOG_LEN).expect("it fits")];
         self.log
@@ -73,7 +73,7 @@ impl Migration {
         (0..LOG_LEN * 8).filter(marked).map(|page| page * PAGE).collect()
     }
 
-    /// Reads `len` bytes at sector 0 to a guest address.
+    /// Reads `len` bytes at sector 0 into a guest address.
     fn read(&mut self, to: u64, len: u32) {
         self.vm.poke(HEADER, &header(0, 0));
         let chain = [readable(HEADER, 16), writable(to, len), writable(STATUS, 1)];
@@ -81,7 +81,7 @@ impl Migration {
         self.settle();
     }
 
-    /// Waits until the IOThread has done all: it marks the used ring after the index in there was seen.
+    /// Waits until the IOThread has finished. It marks the used ring after publishing the index.
     fn settle(&mut self) {
         let answer = self.vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1);
         assert_eq!(answer, Answer::Ack, "SET_VRING_ENABLE");
@@ -100,7 +100,7 @@ fn reads_mark_data_and_status_once_logging_starts() {
     assert_eq!(migration.dirty(), pages(&[]), "logging is off");
 
     migration.set_features(LOG_ALL);
-    // From the last byte of one page over two whole ones to the first byte of the next.
+    // The range covers the last byte of a page, two whole pages, and the start of the next one.
     let start = DATA + PAGE - 1;
     migration.read(start, 2 * 4096 + 512);
     let expected = pages(&[DATA, DATA + PAGE, DATA + 2 * PAGE, DATA + 3 * PAGE, STATUS]);

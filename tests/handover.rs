@@ -1,4 +1,4 @@
-//! Daemons follow each other: on an image that one hands to the next, and on a socket that outlives them.
+//! Daemons that take over an image, or a listening socket that outlives them, from each other.
 
 mod common;
 
@@ -18,7 +18,7 @@ use common::raw::{Answer, msg};
 use common::target::image;
 use common::vm::{Ring, SECTOR, USER, Vm};
 
-/// A daemon on the image of another one, with a socket of its own.
+/// Starts a daemon on another daemon's image, with a socket of its own.
 fn beside(other: &Daemon, options: &[&str]) -> Daemon {
     let dir = tempfile::tempdir().expect("make a directory");
     let image = other.image_path();
@@ -32,7 +32,7 @@ fn stop(vm: &mut Vm) {
     vm.rings.clear();
 }
 
-/// Tries to start a ring; returns what the last message got.
+/// Tries to start a ring. Returns the answer to the last message.
 fn try_to_start(vm: &mut Vm) -> Answer {
     let ring = Ring::new(0, 16);
     let user = |offset: usize| USER + offset as u64;
@@ -122,7 +122,7 @@ fn a_frontend_that_vanishes_frees_the_image() {
     assert!(destination.is_alive());
 }
 
-/// A daemon on a listening socket that it inherits as descriptor 9.
+/// Starts a daemon on a listening socket that it inherits as descriptor 9.
 fn on_listener(listener: &UnixListener, dir: &Path) -> Process {
     let mut command = Command::new(BINARY);
     command
@@ -158,7 +158,7 @@ fn a_socket_passes_on_with_requests_in_flight() {
         vm.restart_rings();
         vm.read_sector(0, 7);
         daemon.signal(signal);
-        // The next one starts while this one is still leaving.
+        // The next daemon starts while this one is still exiting.
         let next = on_listener(&listener, dir.path());
         daemon.wait();
         daemon = next;
@@ -180,7 +180,7 @@ fn a_reset_device_drains_and_starts_afresh() {
         assert_eq!(base.expect("an answer"), 0, "nothing is left of queue {queue}");
         assert_eq!(vm.published(queue), 1, "queue {queue} does not run any more");
     }
-    // In the same memory, but for the indices: a driver starts with them at zero.
+    // The rings use the same memory, except that a driver starts with both indices at zero.
     for (queue, ring) in (0..).zip(std::mem::take(&mut vm.rings)) {
         for part in [ring.avail, ring.used] {
             vm.memory.store_u16(part + 2, 0);
@@ -213,7 +213,7 @@ fn taking_over_an_image_rereads_its_size() {
     assert_eq!(to.read_sector(0, size / SECTOR as u64 - 1), [0; SECTOR]);
     stop(&mut to);
 
-    // And the source, which gets it back.
+    // The source, which gets the image back, sees the new size too.
     drop(from);
     file.set_len(2 * size).expect("extend it");
     let mut from = Vm::start(&source, 1);
@@ -236,10 +236,10 @@ fn taking_over_a_block_device_drops_stale_cache() {
         "--incoming",
     ];
     let destination = Daemon::start_with(dir, &args);
-    // This host has seen it, and has it in its cache.
+    // This host has read the data, and has it in its cache.
     let seen = fs::read(device.path()).expect("read the device");
     assert_eq!(seen[4096], 8);
-    // What another host writes to a shared disk passes this one's cache by.
+    // Writes of another host to a shared disk bypass this host's cache.
     let write = |byte: u8| {
         let file = below.as_file();
         file.write_all_at(&[byte; SECTOR], 4096).expect("write below");

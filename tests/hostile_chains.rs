@@ -1,6 +1,6 @@
 //! Descriptor chains of every shape, good and impossible.
 //!
-//! A chain that can be answered is answered; one that cannot be breaks its ring and nothing else.
+//! A chain that can be answered is answered. Any other breaks its ring, and nothing else.
 
 mod common;
 
@@ -14,7 +14,7 @@ use common::vm::{
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 
-/// The guest address behind the memory.
+/// The guest address just past the memory.
 const END: u64 = GUEST + MEMORY as u64;
 
 fn start() -> (Daemon, Vm) {
@@ -23,7 +23,7 @@ fn start() -> (Daemon, Vm) {
     (daemon, vm)
 }
 
-/// A read of sectors 3 and 4, its header in place.
+/// Prepares the header of a read of sectors 3 and 4.
 fn put_read_header(vm: &Vm) {
     vm.poke(HEADER, &header(0, 3));
 }
@@ -102,7 +102,7 @@ fn descriptors_of_no_length_hold_nothing() {
         writable(DATA, 0),
         writable(STATUS, 1),
     ];
-    // A driver must not make these; they are skipped or break the ring, and do no harm.
+    // A driver must not make these. They are skipped or break the ring, and are harmless.
     if let Some(answer) = vm.request(0, &chain) {
         assert_eq!(answer, (OK, 1025));
         assert_eq!(vm.peek(DATA, 1024), sectors_3_and_4());
@@ -324,7 +324,7 @@ fn break_rings(cases: Vec<Impossible>) {
         assert_eq!(vm.outcome(0), Outcome::Broken, "{name}");
         assert_eq!(vm.peek(STATUS, 1), [FILL], "{name}: a status was written");
         assert_eq!(vm.peek(DATA, 1024), [FILL; 1024], "{name}: data was written");
-        // The other ring goes on, and the broken one can be taken down.
+        // The other ring still works, and the broken one can be stopped.
         assert_eq!(vm.read_sector(1, 2), image()[2 * SECTOR..3 * SECTOR], "{name}");
         vm.client
             .stop_ring(0)

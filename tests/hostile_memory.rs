@@ -1,4 +1,4 @@
-//! Memory tables: regions that cannot be, that go while they are used, and too many of them.
+//! Memory tables: impossible regions, regions removed while in use, and too many regions.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn region(guest_addr: u64, size: u64, user_addr: u64, mmap_offset: u64) -> Regio
     }
 }
 
-/// Regions that no memory can be made of.
+/// Regions that cannot be mapped.
 fn bad_regions() -> Vec<(&'static str, Vec<Region>)> {
     let size = MEMORY as u64;
     vec![
@@ -137,7 +137,7 @@ fn regions_can_be_added_and_removed_repeatedly() {
             Answer::Ack
         );
         vm.read_sector(0, 1);
-        // QEMU sends a descriptor along with the removal, too.
+        // QEMU also sends a descriptor with the removal.
         assert_eq!(
             vm.client.mem_region(msg::REM_MEM_REG, extra, &[memory.fd()]),
             Answer::Ack
@@ -185,7 +185,7 @@ fn a_ring_pauses_while_its_region_is_away() {
             vm.poke(HEADER, &header(0, u64::from(sector) + 8));
             vm.poke(STATUS, &[FILL]);
             vm.send(0, &chain);
-            // It takes the kick, and nothing else.
+            // The ring consumes the kick, and nothing else happens.
             common::process::wait_for("the kick to be taken", || {
                 (!wait_readable(&vm.rings[0].kick, Duration::ZERO)).then_some(())
             });
@@ -196,7 +196,7 @@ fn a_ring_pauses_while_its_region_is_away() {
             assert_eq!(vm.peek(DATA, 512), [sector + 8; 512]);
             assert_eq!(vm.read_sector(1, 3), [3; 512]);
         }
-        // It can be stopped while it is paused.
+        // A paused ring can be stopped.
         vm.client.mem_region(msg::REM_MEM_REG, REGION, &[]);
         assert_eq!(vm.client.stop_ring(0).expect("stop"), 8);
         assert!((0..2).all(|queue| !wait_readable(&vm.rings[queue].err, Duration::ZERO)));
@@ -214,7 +214,7 @@ fn memory_may_change_under_requests_in_flight() {
         vm.put_descs(0, 0, &linked(0, &chain));
         (0..64).for_each(|_| vm.publish(0, 0));
         vm.kick(0);
-        // The whole table goes while they run.
+        // The whole table is removed while the rings run.
         vm.client.mem_region(msg::REM_MEM_REG, REGION, &[]);
         drop(vm);
     }

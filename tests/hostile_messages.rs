@@ -1,4 +1,4 @@
-//! Messages that no honest frontend sends: each is refused, costs nothing, and the next connection works.
+//! Messages that no honest frontend sends: each one is refused without harm, and the next connection works.
 
 mod common;
 
@@ -139,7 +139,7 @@ fn disconnecting_discards_a_partial_message() {
     assert_unharmed(daemon, &baseline);
 }
 
-/// How often the daemon's control thread has gone to sleep, if it sleeps now.
+/// Returns how often the daemon's control thread has gone to sleep, if it sleeps now.
 fn sleeps(daemon: &Daemon) -> Option<u64> {
     let control = threads(daemon.pid())
         .into_iter()
@@ -154,7 +154,7 @@ fn a_message_in_two_parts_is_one_message() {
     let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
     let whole = [words(&[msg::SET_VRING_CALL, 1 | 8, 8]), words(&[0, 0])].concat();
     let mut client = client(&daemon);
-    // Anywhere, with the descriptor in the first part.
+    // Split anywhere, with the descriptor in the first part.
     for cut in 1..whole.len() {
         let before = wait_for("the daemon to sleep", || sleeps(&daemon));
         client
@@ -255,14 +255,14 @@ fn configuration_reads_outside_of_the_space_are_refused() {
     let (daemon, baseline) = start();
     for (offset, len) in [
         (60, 200),
-        // From 256 on it is there a second time, for old versions of Cloud Hypervisor.
+        // From offset 256 on the space appears a second time, for old versions of Cloud Hypervisor.
         (255, 2),
         (1000, 4),
         (u32::MAX, 1),
         (u32::MAX - 3, 8),
     ] {
         let reply = client(&daemon).config(offset, len);
-        // Refused (an empty reply or the end of the connection), or bytes that mean nothing.
+        // Refused (an empty reply or a disconnect), or answered with meaningless bytes.
         if let Ok(bytes) = reply {
             assert!(
                 bytes.iter().all(|&byte| byte == 0),
@@ -279,7 +279,7 @@ fn ring_messages_in_any_order_are_harmless() {
     let mut vm = Vm::connect(&daemon, 0);
     let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
     event.write(1).expect("kick");
-    // In any order that makes no sense; nothing may run, and nothing may break.
+    // The order makes no sense. Nothing may start or break.
     vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1);
     vm.client
         .vring_fd(msg::SET_VRING_KICK, 0, Some(event.as_raw_fd()));
@@ -294,7 +294,7 @@ fn ring_messages_in_any_order_are_harmless() {
 fn unread_replies_do_not_block_others_for_ever() {
     let (daemon, baseline) = start();
     let mut client = client(&daemon);
-    // More replies than a socket buffer holds; sending stops when the daemon stops reading.
+    // These are more replies than a socket buffer holds. Sending stops when the daemon stops reading.
     client.set_write_timeout(Duration::from_millis(200));
     while client.send(msg::GET_FEATURES, 0, &[], &[]).is_ok() {}
     drop(client);
@@ -303,7 +303,7 @@ fn unread_replies_do_not_block_others_for_ever() {
 
 #[test]
 fn a_hanging_connection_does_not_delay_shutdown() {
-    // One waits in the middle of a message, the other never reads its replies.
+    // One connection stops in the middle of a message, the other one never reads its replies.
     let half: fn(&mut Client) = |client| {
         client
             .send_bytes(&[&words(&[msg::SET_VRING_ADDR, 1, 40])], &[])

@@ -1,4 +1,4 @@
-//! Requests that a disk must refuse, and what exactly it answers.
+//! Requests that a disk must refuse, and the exact answers.
 
 mod common;
 
@@ -273,7 +273,7 @@ fn a_serial_number_never_exceeds_its_buffer() {
             written <= 20 && used - 1 <= len,
             "{len}: {written} bytes are said to be written"
         );
-        // A buffer that is too short is filled or refused.
+        // A short buffer is filled, or the request is refused.
         assert!(
             status == OK || (status == IOERR && len < 20),
             "{len}: status {status}"
@@ -308,7 +308,7 @@ fn a_request_with_half_a_header_fails() {
 fn data_in_the_wrong_direction_is_not_touched() {
     let daemon = Daemon::start(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
-    // A write whose data the device may only write to, and a read into what it may only read.
+    // A write whose data is only writable for the device, and a read whose data is only readable.
     for (kind, data) in [(OUT, writable(DATA, 512)), (IN, readable(DATA, 512))] {
         vm.poke(HEADER, &header(kind, 4));
         vm.poke(DATA, &[FILL; SECTOR]);
@@ -334,7 +334,7 @@ fn a_large_block_size_binds_every_request() {
     let daemon = Daemon::start(&image(), &["--logical-block-size", "4096"]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, IN, 8, 4096), Some((OK, 4097)));
-    // Sectors are 512 bytes whatever the block size; what splits a block may be served or refused.
+    // A sector is 512 bytes whatever the block size. A request that splits a block may be served or refused.
     for (sector, len) in [(1, 512), (8, 512), (1, 4096)] {
         let answer = transfer(&mut vm, IN, sector, len);
         assert!(

@@ -1,4 +1,4 @@
-//! Rings in every state: impossible sizes, addresses and indices; kicks, calls and stops at any time.
+//! Rings in every state: impossible sizes, addresses and indices, and kicks, calls and stops at any time.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn start(options: &[&str]) -> Daemon {
     Daemon::start(&image(), &[&["--num-queues", "2"], options].concat())
 }
 
-/// The daemon lives, takes a connection and serves it.
+/// Checks that the daemon is alive and serves a connection.
 fn assert_unharmed(daemon: &mut Daemon) {
     assert!(daemon.is_alive());
     let mut vm = Vm::start(daemon, 2);
@@ -30,7 +30,7 @@ fn assert_unharmed(daemon: &mut Daemon) {
     assert!(daemon.image() == image(), "the image changed");
 }
 
-/// Prepares reads of one sector each, the `i`th at descriptor `3 * i`, data at `DATA + 512 * i`.
+/// Prepares reads of one sector each: the `i`th at descriptor `3 * i`, its data at `DATA + 512 * i`.
 fn put_reads(vm: &Vm, queue: usize, count: u16) {
     for i in 0..u64::from(count) {
         let at = HEADER + 16 * i;
@@ -103,7 +103,7 @@ fn rings_at_impossible_addresses_never_run() {
                 .is_refusal()
             || vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1).is_refusal();
         if !refused {
-            // Not refused, then it must not run either.
+            // If the ring is not refused, it must not run either.
             vm.kick(0);
             let _ = vm.client.stop_ring(0);
         }
@@ -113,10 +113,10 @@ fn rings_at_impossible_addresses_never_run() {
     assert_unharmed(&mut daemon);
 }
 
-/// Parts of a ring as `Ring::new(0, 16)` has them: descriptors, used ring, available ring.
+/// The parts of a ring as `Ring::new(0, 16)` places them: descriptors, used ring, available ring.
 const PARTS: [u64; 3] = [USER, USER + 0x8000, USER + 0x5000];
 
-/// A ring with a request and a kick, all set up but for memory and addresses.
+/// Returns a VM with a request and a kick on its ring. Only memory and addresses are not set up yet.
 fn kicked_ring(daemon: &Daemon) -> Vm {
     let mut vm = Vm::connect(daemon, 0);
     vm.rings.push(Ring::new(0, 16));
@@ -137,7 +137,7 @@ fn set_kick(vm: &mut Vm) -> Answer {
     vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(kick))
 }
 
-/// Sets another ring up, enables both, and expects the request that was made available first.
+/// Sets up another ring, enables both, and expects the request that was made available first.
 fn assert_others_run_and_then(vm: &mut Vm, start: impl FnOnce(&mut Vm) -> Answer) {
     vm.start_ring(1, Ring::new(1, 16));
     vm.read_sector_with(1, 3);
@@ -172,7 +172,7 @@ fn a_ring_starts_once_its_memory_arrives() {
     let mut daemon = start(&[]);
     let [desc, _, avail] = PARTS;
     let mut vm = kicked_ring(&daemon);
-    // All but the last page, and the used ring is there.
+    // The region lacks the last page, which holds the used ring.
     let used = USER + MEMORY as u64 - 4096;
     let rest = Region {
         size: MEMORY as u64 - 4096,
@@ -263,7 +263,7 @@ fn a_table_may_be_longer_than_its_queue() {
         let mut vm = Vm::start_with(&daemon, 1, size, 0);
         vm.poke(HEADER, &header(0, 8));
         for entries in [3, 128, 1024] {
-            // One byte each, but for the last data: all of sector 8.
+            // Each data descriptor has one byte, except for the last: together they are sector 8.
             let mut table = vec![readable(HEADER, 16)];
             table.extend((0..entries - 3).map(|i| writable(DATA + i, u32::from(i < 500))));
             let done = (entries - 3).min(500);
@@ -277,7 +277,7 @@ fn a_table_may_be_longer_than_its_queue() {
     }
 }
 
-/// The id of the next completion, which must be of a read of one sector.
+/// Returns the id of the next completion, which must be a read of one sector.
 fn used_id(vm: &mut Vm) -> u32 {
     match vm.outcome(0) {
         Outcome::Used { id, len: 513 } => id,
@@ -296,7 +296,7 @@ fn an_early_kick_is_kept_until_enabled() {
     put_reads(&vm, 0, 1);
     vm.publish(0, 0);
     vm.kick(0);
-    // A message with an answer has been handled after the kick was written; give the IOThread time to err.
+    // The daemon handled the answered message after the kick was written. Give the IOThread time to get it wrong.
     vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
     assert!(
         !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
@@ -312,7 +312,7 @@ fn requests_from_before_start_need_no_kick() {
     let daemon = start(&[]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();
-    // As after a migration: whoever served the ring before has taken their kick.
+    // As after a migration: the previous backend has consumed the kick.
     vm.rings.push(Ring::new(0, 16));
     put_reads(&vm, 0, 1);
     vm.publish(0, 0);
@@ -378,7 +378,7 @@ fn a_disabled_ring_waits_until_enabled() {
 
 #[test]
 fn get_vring_base_drains_and_nothing_follows() {
-    // From the disk itself, so that requests are in flight when the stop comes.
+    // O_DIRECT keeps requests in flight when the stop comes.
     let daemon = start(&["--direct"]);
     let mut vm = Vm::start_with(&daemon, 1, 256, 0);
     for round in 1..=50_u16 {
@@ -402,7 +402,7 @@ fn get_vring_base_drains_and_nothing_follows() {
             published,
             "round {round}: a completion after the stop"
         );
-        // Start again where it stopped: everything comes, once.
+        // Start the ring where it stopped: every request completes, once.
         let mut ring = vm.rings.pop().expect("it was there");
         let goal = ring.avail_idx;
         ring.avail_idx = published;
@@ -439,7 +439,7 @@ fn a_new_call_eventfd_signals_earlier_completions() {
         // Without a call eventfd requests complete silently...
         assert_eq!(vm.client.vring_fd(msg::SET_VRING_CALL, 0, None), Answer::Ack);
         vm.read_sector(0, 1);
-        // ... and the driver that gets one must look at the ring.
+        // ... and a driver that sets one must look at the ring.
         let call = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
         assert_eq!(
             vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(call.as_raw_fd())),
@@ -482,7 +482,7 @@ fn any_kind_of_call_fd_is_harmless() {
     ];
     for (name, fd) in fds {
         let mut vm = Vm::start(&daemon, 2);
-        // It may be refused; if not, the completion must still be there and the other ring go on.
+        // The descriptor may be refused. If not, requests must still complete and the other ring must still work.
         if vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(fd)) == Answer::Ack {
             vm.poke(HEADER, &header(0, 1));
             vm.send(

@@ -1,4 +1,4 @@
-//! Files that the frontend shares and then makes shorter, while they are used: what was in them is lost, nothing else.
+//! Files that the frontend shares and truncates while they are in use: only requests in the lost pages fail.
 
 mod common;
 
@@ -32,7 +32,7 @@ fn truncate(memory: &SharedMemory, len: u64) {
     memory.file().set_len(len).expect("cut the memory short");
 }
 
-/// A frontend whose rings broke may set everything up again, on the same connection.
+/// Sets everything up again on the same connection, as a frontend may do after its rings broke.
 fn recover(vm: &mut Vm) {
     for queue in [0, 1] {
         vm.client.stop_ring(queue).expect("GET_VRING_BASE");
@@ -54,7 +54,7 @@ fn rings_in_truncated_memory_break_and_can_restart() {
         vm.read_sector(0, 1);
         vm.read_sector(1, 2);
         truncate(&vm.memory, len);
-        // The ring is gone for us as well: only its eventfds are left.
+        // The test has lost the ring as well: only its eventfds are left.
         (0..2).for_each(|queue| vm.kick(queue));
         (0..2).for_each(|queue| assert_broken(&vm, queue));
         recover(&mut vm);
@@ -65,7 +65,7 @@ fn rings_in_truncated_memory_break_and_can_restart() {
 
 #[test]
 fn a_partly_truncated_header_is_not_used() {
-    // The type says write, the sector is behind the cut: sector 0 must not be written.
+    // The type says write, and the sector lies beyond the cut: sector 0 must not be written.
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 2);
     let at = GUEST + 0x9_0000 - 8;
@@ -105,7 +105,7 @@ fn truncated_data_fails_its_request() {
         }
         let mut expected = image();
         let now = daemon.image();
-        // What a write had in sound memory may have been written, and nothing else.
+        // The part of a write that is in intact memory may have been written, and nothing else.
         expected[40 * 512..56 * 512].copy_from_slice(&now[40 * 512..56 * 512]);
         assert!(now == expected, "{extra:?}: bytes outside of the request changed");
         fs::write(daemon.image_path(), image()).expect("restore the image");
@@ -128,7 +128,7 @@ fn only_the_truncated_region_is_lost() {
     assert_eq!(added, Answer::Ack);
     truncate(&extra, 0);
     vm.poke(HEADER, &header(0, 7));
-    // The header is read here, in user space.
+    // The daemon reads the header in user space.
     let chain = [readable(1 << 32, 16), writable(DATA, 512), writable(STATUS, 1)];
     assert_eq!(vm.request(0, &chain), Some((1, 1)));
     (0..2).for_each(|queue| assert_eq!(vm.read_sector(queue, 3), [3; 512]));
@@ -205,7 +205,7 @@ fn a_waiting_write_fails_when_its_memory_goes() {
         let mut vm = Vm::start(&daemon, 2);
         begin_write(&mut vm, HEADER, data);
         truncate(&vm.memory, DATA - GUEST);
-        // Another request finds out: its header is gone.
+        // Another request finds the loss: its header is gone.
         vm.send(
             0,
             &[
@@ -227,7 +227,7 @@ fn a_write_fails_when_its_page_is_replaced() {
     let mut vm = Vm::start(&daemon, 2);
     begin_write(&mut vm, HEADER, DATA);
     truncate(&vm.memory, DATA - GUEST);
-    // Reading this header makes the daemon replace the page in which the data were.
+    // Reading this header makes the daemon replace the page that held the write's data.
     let read = [
         readable(DATA + 0x800, 16),
         writable(HEADER + 0x200, 512),
@@ -405,7 +405,7 @@ fn read_only_memory_is_refused() {
 #[test]
 fn an_unrelated_sigbus_still_ends_the_process() {
     let (mut daemon, _) = start();
-    // Rust's own handler, which comes next, gives it its default action; it counts from the next time on.
+    // The first signal goes on to Rust's own handler, which restores the default action; the next one ends the process.
     let exit = common::process::wait_for("the end", || {
         daemon.signal(libc::SIGBUS);
         (!daemon.is_alive()).then(|| daemon.wait_for_exit())

@@ -1,4 +1,4 @@
-//! A daemon that has nothing to do does nothing, whatever it was busy with before, and is small.
+//! An idle daemon runs no thread and stays small, whatever it did before.
 
 mod common;
 
@@ -9,14 +9,14 @@ use common::daemon::Daemon;
 use common::frontend::{Frontend, Op, all_features};
 use common::process::wait_for;
 
-/// No thread may run for so long.
+/// No thread may run for this long.
 const QUIET: Duration = Duration::from_secs(2);
 /// Of an idle daemon with one disk, beyond the guest's memory. Nine tenths are pages of the program's file, and twice as many
 /// in an unoptimized build with debugging information as in a release.
 const RESIDENT_KIB: u64 = 10 << 10;
 const DEPTH: usize = 64;
 
-/// What is behind `key` in a file of /proc.
+/// Returns the value of `key` in a file of /proc.
 fn figure(path: &str, key: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(key));
@@ -24,7 +24,7 @@ fn figure(path: &str, key: &str) -> u64 {
     figure.and_then(|figure| figure.parse().ok()).unwrap_or(0)
 }
 
-/// How often each thread was switched to or from.
+/// Counts the context switches of each thread.
 fn switches(pid: u32) -> Vec<(String, u64)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon lives");
     let of = |path: String| {
@@ -39,7 +39,7 @@ fn switches(pid: u32) -> Vec<(String, u64)> {
     switches
 }
 
-/// Waits for a time in which no thread of the daemon has run.
+/// Waits for a period in which no thread of the daemon runs.
 fn wait_until_quiet(daemon: &Daemon, what: &str) {
     let (mut since, mut last) = (Instant::now(), switches(daemon.pid()));
     wait_for(what, || {

@@ -21,7 +21,7 @@ const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const SIZE: u16 = 16;
 
-/// Two descriptors in three: head `3 * i` has the `i`th GET_ID, which is answered without leaving the IOThread.
+/// Head `3 * i` has the `i`th GET_ID in two descriptors. The IOThread answers it by itself.
 fn put_get_id(vm: &Vm, queue: usize, i: u16) -> u16 {
     vm.poke(HEADER, &header(GET_ID, 0));
     let chain = [
@@ -33,7 +33,7 @@ fn put_get_id(vm: &Vm, queue: usize, i: u16) -> u16 {
     3 * i
 }
 
-/// A connection with a region that its predecessor has left in some state, and no ring.
+/// A connection with a region that its predecessor left in some state, without rings.
 fn connect(daemon: &Daemon, leave: impl FnOnce(&Inflight)) -> (Vm, Inflight) {
     let mut vm = Vm::connect(daemon, 0);
     let region = Inflight::get(&mut vm.client, 2, SIZE);
@@ -77,7 +77,7 @@ fn a_predecessors_requests_come_first_without_a_kick() {
     }
     assert_eq!(region.set(&mut vm.client), Answer::Ack);
     let mut ring = vm.rings.pop().expect("just pushed");
-    // Where QEMU would go on, and too early.
+    // QEMU would continue at this index, which is too early.
     let avail_idx = std::mem::replace(&mut ring.avail_idx, 1);
     vm.start_ring(0, ring);
     vm.rings[0].avail_idx = avail_idx;
@@ -129,7 +129,7 @@ fn a_corrupt_region_keeps_its_rings_stopped() {
 
     drop(vm);
 
-    // Known to be corrupt at once.
+    // The daemon sees at once that this region is corrupt.
     let (mut vm, region) = connect(&daemon, |r| r.write(8, &9u16.to_ne_bytes()));
     assert_eq!(region.set(&mut vm.client), Answer::Nak);
     assert!(daemon.output().contains("version 9"), "{}", daemon.output());
@@ -142,7 +142,7 @@ fn a_corrupt_region_keeps_its_rings_stopped() {
     assert_serves(&daemon);
 }
 
-/// Whether the message that would start the ring is refused.
+/// Returns whether the message that would start the ring is refused.
 fn ring_is_refused(vm: &mut Vm, index: u32, ring: &Ring) -> bool {
     use common::vm::USER;
     use std::os::fd::AsRawFd;
@@ -188,11 +188,11 @@ fn regions_that_do_not_fit_are_refused() {
     vm.read_sector(0, 1);
 }
 
-/// Requests in flight when the daemon is killed, of so many bytes each.
+/// The number of requests in flight when the daemon is killed, and their size in bytes.
 const WRITES: u16 = 20;
 const BYTES: usize = 8192;
 
-/// Puts write `i` of a queue, of its own data to its own place, and returns its head.
+/// Puts write `i` of a queue, with its own data and place, and returns its head.
 fn put_write(vm: &Vm, queue: usize, i: u16, data: &[u8]) -> u16 {
     let slot = u64::from(i) + 32 * queue as u64;
     let (head, status) = (HEADER + 16 * slot, STATUS + slot);
@@ -206,7 +206,7 @@ fn put_write(vm: &Vm, queue: usize, i: u16, data: &[u8]) -> u16 {
     3 * i
 }
 
-/// Puts a flush behind the writes.
+/// Puts a flush after the writes.
 fn put_flush(vm: &Vm, queue: usize) -> u16 {
     vm.poke(HEADER + 0x800, &header(FLUSH, 0));
     let chain = [readable(HEADER + 0x800, 16), writable(STATUS + 0x800, 1)];
@@ -214,7 +214,7 @@ fn put_flush(vm: &Vm, queue: usize) -> u16 {
     3 * WRITES
 }
 
-/// Kills the daemon under load, again and again, and checks each time that every write is answered once and done.
+/// Kills the daemon under load several times. Checks each time that every write is done, and answered once.
 fn survives(signal: libc::c_int, features: u64, seed: u64) {
     survives_with(&["--aio", "threads"], 64, signal, features, seed);
 }
@@ -240,7 +240,7 @@ fn survives_with(engine: &[&str], queue_size: u16, signal: libc::c_int, features
                 vm.publish(queue, head);
                 expected.push((queue, i, data));
                 if i == 0 {
-                    // Slow, so that what comes after it is answered before it.
+                    // A slow request, so that later ones are answered first.
                     let flush = put_flush(&vm, queue);
                     vm.publish(queue, flush);
                 }
@@ -298,7 +298,7 @@ fn a_daemon_killed_with_event_idx_answers_once() {
 
 #[test]
 fn a_daemon_killed_during_kernel_io_answers_once() {
-    // By io_uring where there is one.
+    // The daemon uses io_uring where the kernel has it.
     survives_with(&["--direct"], 64, libc::SIGKILL, EVENT_IDX, 4);
 }
 

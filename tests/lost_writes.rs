@@ -1,5 +1,4 @@
-//! Writes that a disk loses after they were answered: no flush of any process says that they are stable.
-//!
+//! Writes that a disk loses after answering them: no flush of any process may report them as stable.
 //! The disk is a loop device over a sparse file on a tmpfs that is full: writes into the page cache of the device succeed,
 //! and their writeback fails. The kernel reports that once.
 
@@ -44,7 +43,7 @@ fn serve(path: &str, options: &[&str]) -> Daemon {
 }
 
 impl Lossy {
-    /// `None` where there are no mounts or loop devices.
+    /// Returns `None` where mounts or loop devices are not available.
     fn start() -> Option<Self> {
         let disk = SmallDisk::mount(2 * MIB)?;
         disk.make_image(8 * MIB);
@@ -54,7 +53,7 @@ impl Lossy {
         Some(Self { daemon, device, disk })
     }
 
-    /// Room for whatever is written from here on.
+    /// Makes room for all later writes.
     fn mend(&self) {
         self.disk.make_room();
     }
@@ -82,14 +81,14 @@ fn stop(vm: &mut Vm) {
     vm.client.stop_ring(0).expect("stop the ring");
 }
 
-/// Goes on with a daemon that was started anew, as a frontend that keeps no in-flight region.
+/// Reconnects to a restarted daemon, as a frontend that keeps no in-flight region.
 fn reconnect(vm: &mut Vm, daemon: &Daemon) {
     vm.reconnect(daemon.connect(), 0);
     vm.share_memory();
     vm.restart_rings();
 }
 
-/// The same with a region.
+/// Reconnects with an in-flight region.
 fn resume(vm: &mut Vm, daemon: &Daemon, region: &Inflight) {
     vm.reconnect(daemon.connect(), 0);
     assert_eq!(region.set(&mut vm.client), Answer::Ack, "SET_INFLIGHT_FD");
@@ -97,7 +96,7 @@ fn resume(vm: &mut Vm, daemon: &Daemon, region: &Inflight) {
     vm.restart_rings();
 }
 
-/// A frontend with a region, whose ring runs.
+/// Connects a frontend with an in-flight region and a running ring.
 fn connect(daemon: &Daemon) -> (Vm, Inflight) {
     let mut vm = Vm::connect(daemon, 0);
     let region = Inflight::get(&mut vm.client, 1, 16);
@@ -186,7 +185,6 @@ fn an_image_with_lost_writes_is_not_released() {
         exit.output
     );
 
-    // The source can still read.
     vm.restart_rings();
     assert_eq!(vm.read_sector(0, 0), [0; SECTOR]);
     assert_eq!(flush(&mut vm), IOERR);
@@ -231,7 +229,7 @@ fn a_failed_flush_fails_in_later_processes() {
             assert_eq!(vm.read_sector(0, 0), [0; SECTOR], "it can still be read");
             assert_eq!(flush(&mut vm), IOERR, "after {signal} of {signals:?}");
         }
-        // When the disk is mended and the kernel's report taken, a guest can start from nothing, with a region of its own.
+        // Once the disk is repaired and the kernel's error consumed, a guest can start afresh with a region of its own.
         lossy.daemon.stop_with(libc::SIGTERM);
         let device = File::open(lossy.device.path()).expect("open the device");
         device.sync_data().expect_err("the report is there");
@@ -281,7 +279,7 @@ fn a_kill_during_flush_preserves_its_failure() {
 /// Byte of the region that says that a flush runs, behind the magic, the device's state and another byte.
 const FLUSH_RUNNING: u64 = 8 + 1 + 1;
 
-/// A region as a daemon leaves it that is killed while it flushes.
+/// Makes a region look as if a daemon had been killed during a flush.
 fn leave_in_flush(region: &Inflight) {
     region.write(region.trailer() + FLUSH_RUNNING, &[1]);
 }
@@ -305,7 +303,7 @@ fn after_a_kill_during_flush_healthy_disks_work() {
     assert_eq!(flush(&mut vm), OK);
 }
 
-/// A file system on a disk that loses all that is written to a file on it.
+/// A file system on a disk that loses all writes to a file.
 fn lossy_file_system() -> Option<(SmallDisk, LoopDevice, tempfile::TempDir)> {
     let disk = SmallDisk::mount(4 * MIB)?;
     disk.make_image(16 * MIB);
@@ -342,7 +340,7 @@ fn after_a_kill_during_flush_lost_writes_fail() {
             return;
         };
         let path = mount_point.path().join("disk.img");
-        // What a daemon does that is killed in the flush: it takes the report of the file, and tells nobody.
+        // A daemon that is killed during the flush consumes the file's error and reports it to nobody.
         let image = File::options().write(true).open(&path).expect("open the image");
         image
             .write_all_at(&[1; 65536], 512 << 10)

@@ -1,4 +1,4 @@
-//! A panic ends the process, so that it can be started anew; one of a worker fails its request only.
+//! A panic ends the process, so that it can be restarted. A worker's panic fails only its request.
 
 mod common;
 
@@ -15,7 +15,7 @@ use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::panics;
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
 
-/// As of a panic of a Rust program's main thread.
+/// The exit status after a panic of a Rust program's main thread.
 const STATUS_OF_A_PANIC: i32 = 101;
 
 #[test]

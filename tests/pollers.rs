@@ -20,20 +20,20 @@ const LONG: Duration = Duration::from_secs(20);
 
 type Hook = Box<dyn Fn(&AioContext)>;
 
-/// What a poller was told.
+/// The notifications that a poller received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Begin,
     End,
 }
 
-/// A poller with a memory, whose work another thread may bring.
+/// A poller that records its calls. Another thread may bring its work.
 #[derive(Default)]
 struct Source {
     work: Arc<AtomicU32>,
-    /// Never runs out.
+    /// The poller always finds work.
     endless: Cell<bool>,
-    /// Shows up when the context is about to block.
+    /// The work appears when the context is about to block.
     late_work: Cell<u32>,
     polls: Cell<u32>,
     done: Cell<u32>,
@@ -77,7 +77,7 @@ impl Rig {
         Self { ctx, source, poller }
     }
 
-    /// One with a polling window of about `window`.
+    /// Returns a context with a polling window of about `window`.
     fn with_window(window: Duration) -> Self {
         let rig = Self::new();
         rig.ctx.set_poll_max(LONG);
@@ -204,7 +204,7 @@ fn a_bottom_half_ends_busy_polling() {
     let flag = Rc::clone(&ran);
     let bh = rig.ctx.bottom_half(move |_| flag.set(true));
     let handle = bh.handle();
-    // Scheduled from another thread, once the context polls.
+    // Another thread schedules it once the context polls.
     let (polling, scheduled) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
     let other = thread::spawn({
         let (polling, scheduled) = (Arc::clone(&polling), Arc::clone(&scheduled));

@@ -1,4 +1,4 @@
-//! The disk changes its size while it is served, and the driver its cache mode; a successor knows both.
+//! The disk changes its size while it is served, and the driver changes the cache mode. A successor knows both.
 
 mod common;
 
@@ -16,7 +16,7 @@ use common::vm::{DATA, HEADER, Ring, SECTOR, STATUS, Vm, header, readable, writa
 
 const OLD: u64 = 64 * SECTOR as u64;
 const IO_ERROR: u8 = 1;
-/// Offset of `writeback` in the configuration space.
+/// The offset of `writeback` in the configuration space.
 const WRITEBACK: u32 = 32;
 
 /// Sets up the backend's channel and returns our end.
@@ -28,7 +28,7 @@ fn channel(vm: &mut Vm) -> UnixStream {
     ours
 }
 
-/// Waits for one message, which has to be CONFIG_CHANGE.
+/// Waits for one message, which must be CONFIG_CHANGE.
 fn config_change(channel: &mut UnixStream) {
     let mut message = [0; 12];
     channel
@@ -51,7 +51,7 @@ fn capacity(vm: &mut Vm) -> u64 {
     512 * u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
 }
 
-/// The status of a read of one sector.
+/// Reads one sector and returns the status.
 fn read(vm: &mut Vm, sector: u64) -> u8 {
     vm.poke(HEADER, &header(0, sector));
     let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
@@ -79,7 +79,7 @@ fn requests_past_a_shrunk_disk_fail() {
     let (daemon, _) = start();
     let mut vm = Vm::start(&daemon, 1);
     let mut channel = channel(&mut vm);
-    // The rest of a block does not count.
+    // A partial block does not count.
     resize(&daemon, OLD / 2 + 511);
     config_change(&mut channel);
     assert_eq!(capacity(&mut vm), OLD / 2);
@@ -102,7 +102,7 @@ fn unchanged_and_empty_images_are_not_announced() {
     );
     assert_eq!(capacity(&mut vm), OLD);
     resize(&daemon, 2 * OLD);
-    // The first message there is.
+    // This is the first message of all.
     config_change(&mut channel);
     channel.set_nonblocking(true).expect("do not wait");
     assert!(channel.read(&mut [0]).is_err(), "one change, one message");
@@ -134,7 +134,7 @@ fn a_resize_while_stopped_is_announced_later() {
         channel.set_nonblocking(false).expect("wait");
         silent
     };
-    // A ring that runs is enough.
+    // One running ring is enough.
     let first = vm.client.stop_ring(0).expect("stop");
     resize(&daemon, 2 * OLD);
     config_change(&mut channel);

@@ -1,4 +1,4 @@
-//! A real limit of the number of threads (RLIMIT_NPROC), in a process of its own.
+//! A real limit on the number of threads (RLIMIT_NPROC), in a process of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -63,7 +63,7 @@ fn body_under_limit() {
 
     set_thread_limit(libc::RLIM_INFINITY);
     rig.wait_until(|rig| {
-        // Each may be run here until the next attempt; so it has to be one that does not block.
+        // This thread may run any of these jobs until the next attempt, so they must not block.
         rig.pool.submit(Box::new(Where(Arc::clone(&ran_on))));
         rig.counters().idle_threads > 0
     });
@@ -98,7 +98,7 @@ fn drop_privileges() {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Sets the soft limit, at most to the hard one.
+/// Sets the soft limit, capped at the hard one.
 fn set_thread_limit(threads: libc::rlim_t) {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

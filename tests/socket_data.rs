@@ -1,4 +1,4 @@
-//! What a guest writes is what it reads: all request types, one and several queues, many in flight.
+//! A guest reads back what it wrote: all request types, on one or several queues, many in flight.
 
 mod common;
 
@@ -11,11 +11,11 @@ use common::frontend::{Done, Frontend, Op, Queue, SLOT, all_features};
 use common::random::Random;
 
 const DEPTH: usize = 64;
-/// Each request in flight has an area of the disk to itself, so that its result is determined.
+/// Each request in flight has its own area of the disk, so that its result is determined.
 const AREA: usize = SLOT;
 const SECTOR: usize = 512;
 
-/// A random request inside of one area.
+/// Returns a random request inside one area.
 fn random_op(random: &mut Random, area: usize) -> Op {
     let sectors = AREA / SECTOR;
     let first = random.below(sectors);
@@ -40,11 +40,11 @@ fn random_op(random: &mut Random, area: usize) -> Op {
     }
 }
 
-/// What the disk must hold.
+/// The expected content of the disk.
 #[derive(Clone)]
 struct Model {
     bytes: Vec<u8>,
-    /// By sector; a discard leaves open what is read afterwards.
+    /// Per sector: whether the content is known. After a discard it is not.
     known: Vec<bool>,
 }
 
@@ -56,7 +56,7 @@ impl Model {
         }
     }
 
-    /// Takes over what `op` does once it is done.
+    /// Applies `op` once it is done.
     fn apply(&mut self, op: &Op) {
         let at = |offset: u64| usize::try_from(offset).expect("a small disk");
         let (start, len) = match op {
@@ -81,7 +81,7 @@ impl Model {
         }
     }
 
-    /// Takes over what another model of the disk says of these sectors.
+    /// Copies these sectors from another model of the disk.
     fn take_over(&mut self, other: &Self, sectors: std::ops::Range<usize>) {
         let bytes = sectors.start * SECTOR..sectors.end * SECTOR;
         self.bytes[bytes.clone()].copy_from_slice(&other.bytes[bytes]);
@@ -89,7 +89,7 @@ impl Model {
     }
 }
 
-/// Keeps `DEPTH` random requests in flight in the areas from `first_area`, and checks each.
+/// Keeps `DEPTH` random requests in flight in the areas from `first_area` on, and checks each result.
 fn check_against_model(queue: &mut Queue, first_area: usize, model: &mut Model, rounds: usize) {
     let mut random = Random::new(first_area as u64 + 1);
     let mut running: Vec<Option<Op>> = vec![None; DEPTH];
@@ -151,7 +151,7 @@ fn random_requests_match(queues: usize, options: &[&str]) {
     let options = [&["--num-queues", &count], options].concat();
     let mut daemon = Daemon::start(&image, &options);
     let mut frontend = Frontend::connect(&daemon.socket(), queues, DEPTH, all_features()).expect("connect");
-    // A model of the whole disk for each queue is simple; a queue touches its own areas only.
+    // Each queue has a model of the whole disk, which is simple. A queue uses only its own areas.
     let mut models = vec![Model::new(&image); queues];
     std::thread::scope(|scope| {
         for (i, (queue, model)) in frontend.queues().iter_mut().zip(&mut models).enumerate() {
@@ -279,9 +279,10 @@ fn direct_io_serves_buffers_of_any_alignment() {
     check_against_model(frontend.queue(0), 0, &mut model, 1000);
 }
 
-/// Writes 32 blocks in sequence with one kick, reads them back, and returns how many requests went with another one.
+/// Writes 32 blocks in sequence with one kick and reads them back. Returns how many requests were merged into another
+/// one.
 fn merged_in_a_sequence(options: &[&str]) -> u64 {
-    // Without polling nothing is taken before the kick.
+    // Without polling, the daemon takes nothing before the kick.
     let options = [&["--poll-max-ns", "0"], options].concat();
     let mut daemon = Daemon::start(&vec![0x11; 64 * 4096], &options);
     let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");

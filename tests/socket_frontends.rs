@@ -13,7 +13,7 @@ use common::vm::{DATA, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writ
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// A queue size that nobody serves.
+/// A queue size that is not supported.
 fn bad_size() -> Vec<u8> {
     [0u32, 3].map(u32::to_le_bytes).concat()
 }
@@ -31,7 +31,7 @@ fn a_refusal_without_an_answer_disconnects() {
         .send(msg::SET_VRING_NUM, 0, &bad_size(), &[])
         .expect("send");
     client.wait_for_end();
-    // Asking does not help then.
+    // Without the protocol feature, asking for an answer does not help.
     let mut client = Client::new(daemon.connect());
     assert_eq!(client.ask(msg::SET_VRING_NUM, &bad_size(), &[]), Answer::Closed);
     // Nor does negotiating without asking.
@@ -41,7 +41,7 @@ fn a_refusal_without_an_answer_disconnects() {
         .send(msg::SET_VRING_NUM, 0, &bad_size(), &[])
         .expect("send");
     client.wait_for_end();
-    // One that the `vhost` crate refuses by itself.
+    // A message that the `vhost` crate itself refuses.
     let mut client = Client::new(daemon.connect());
     client.send(msg::SET_MEM_TABLE, 0, &[0; 8], &[]).expect("send");
     client.wait_for_end();
@@ -167,7 +167,7 @@ fn a_call_eventfd_that_is_set_wakes_nobody() {
     let mut vm = Vm::connect(&daemon, 0);
     let event = EventFd::new(0).expect("make an eventfd");
     let epoll = Epoll::new().expect("make an epoll");
-    // A waiter is woken by a write of 0 as well, and an edge tells of each wakeup.
+    // A write of 0 wakes a waiter too, and an edge-triggered epoll reports each wakeup.
     let all = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
     epoll
         .ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(all, 0))

@@ -15,16 +15,16 @@ use common::vm::{DATA, EVENT_IDX, HEADER, STATUS, Vm, header, linked, readable, 
 const DEPTH: usize = 64;
 const ROUNDS: usize = 300;
 const BLOCK: usize = 512;
-/// Completions per notification that batching promises at this depth.
+/// The completions per notification that batching promises at this depth.
 const ENOUGH: f64 = 16.0;
 
-/// The frontend needs a CPU of its own to see what the backend does: one test at a time.
+/// The frontend needs a CPU of its own to see the backend's behaviour, so only one test runs at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the frontend counted on one queue.
+/// The frontend's counts for one queue.
 #[derive(Debug)]
 struct Counted {
     completions: usize,
@@ -32,7 +32,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// Compares with what the daemon counted and printed at its end.
+    /// Compares with the daemon's counts, printed at its exit.
     fn agree_with(self, daemon: &Exit) -> Self {
         assert!(daemon.status.success(), "{}", daemon.output);
         let total = daemon
@@ -95,7 +95,7 @@ fn read_with(notify: &str, event_idx: bool) -> Counted {
             assert!(done.iter().all(|done| done.ret == 0), "a read failed");
         }
     }
-    // The last notification may come after its completion was seen; none comes after the daemon's end.
+    // The last notification may come after its completion was seen. None comes after the daemon's exit.
     let exit = daemon.terminate();
     notifications += queue.pending_notifications();
     Counted {

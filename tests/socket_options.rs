@@ -1,4 +1,4 @@
-//! The command line: what is refused, and how; what is printed for programs.
+//! The command line: refused options and their messages, and the output for programs.
 
 mod common;
 
@@ -154,7 +154,7 @@ fn an_open_failure_is_one_line_with_path() {
     }
 }
 
-/// Raw disks begin with anything, but none of these.
+/// Raw disks may begin with anything except these.
 #[test]
 fn an_image_of_another_format_is_refused() {
     let dir = directory();
@@ -182,7 +182,7 @@ fn an_image_of_another_format_is_refused() {
         }
         let made = command.arg(&path).arg("64M").output().expect("run qemu-img");
         assert!(made.status.success(), "{format}: {}", text_of(&made));
-        // Those of an odd size too: extending them is no help.
+        // An odd size is refused for the format too: extending the image would not help.
         let exit = refused(&["--socket-path", "s", "--blk-file", "x"], dir.path());
         let told = format!("x looks like a {name} image");
         assert!(exit.output.contains(&told), "{format}: {}", exit.output);
@@ -192,14 +192,14 @@ fn an_image_of_another_format_is_refused() {
     }
 }
 
-/// A guest can write what it likes to its disk; the daemon that takes over must serve it.
+/// A guest can write anything to its disk. The daemon that takes over must still serve it.
 #[test]
 fn explicit_raw_format_skips_the_format_probe() {
     for (start, options) in [
         (&b"QFI\xfb\0\0\0\x03"[..], &["--format", "raw"][..]),
         // A guest that encrypts its disk.
         (b"LUKS\xba\xbe\0\x02", &[]),
-        // The source of the migration has looked.
+        // The source of the migration has checked the format already.
         (b"QFI\xfb\0\0\0\x03", &["--incoming"]),
     ] {
         let mut content = image();
@@ -260,9 +260,10 @@ fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The daemon with `fd` as its descriptors 3 and 4, and these variables; `LISTEN_PID` is its own number if it is "own".
+/// Starts the daemon with `fd` as its descriptors 3 and 4, and these variables. `LISTEN_PID` is the daemon's own pid if
+/// it is "own".
 fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)]) -> Command {
-    // The shell keeps its number when it becomes the daemon.
+    // The shell keeps its pid when it becomes the daemon.
     let own = r#"[ "$LISTEN_PID" != own ] || export LISTEN_PID=$$; exec "$0" "$@" 3<&9 4<&9 9<&-"#;
     let mut command = Command::new("sh");
     command.args(["-c", own, BINARY]).args(args).current_dir(dir);
@@ -329,7 +330,7 @@ fn fd_that_is_not_a_socket_is_refused() {
     }
 }
 
-/// The daemon opens descriptors itself, connected Unix sockets among them.
+/// The daemon opens descriptors itself, including connected Unix sockets.
 #[test]
 fn the_daemons_own_descriptors_are_never_taken_over() {
     let dir = directory();
@@ -382,7 +383,7 @@ fn a_socket_from_a_service_manager_is_served() {
     assert!(socket.exists(), "the socket is the service manager's");
 }
 
-/// What waits for the disk goes on when it can be connected to, and not before.
+/// Units that wait for the disk start once it accepts connections, and not before.
 #[test]
 fn service_managers_are_notified_when_serving_starts() {
     let dir = tempfile::tempdir().expect("make a directory");

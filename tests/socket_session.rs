@@ -1,4 +1,4 @@
-//! Connections come and go, and the daemon with them: nothing is left behind.
+//! Connections and daemons that come and go leave nothing behind.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::frontend::{Frontend, Op, SLOT, all_features};
 use common::vm::{Ring, Vm};
 
 const DEPTH: usize = 64;
-/// Workers that are always there: their coming and going would hide threads that are lost.
+/// A fixed number of workers: their coming and going would hide leaked threads.
 const STEADY_POOL: &[&str] = &[
     "--thread-pool-min",
     "2",
@@ -45,7 +45,7 @@ fn read_all(frontend: &mut Frontend, queue: usize) {
     queue.kick();
 }
 
-/// One connection with I/O on both queues.
+/// Runs one connection with I/O on both queues.
 fn session(daemon: &Daemon, image: &[u8]) {
     let mut frontend = connect(daemon);
     for queue in 0..2 {
@@ -155,7 +155,7 @@ fn ends_well_on(signal: libc::c_int) {
 fn a_stale_socket_is_replaced() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), image()).expect("write the image");
-    // A listener leaves its file behind when it is closed, as a killed daemon does.
+    // A closed listener leaves its file, as a killed daemon does.
     drop(UnixListener::bind(dir.path().join(SOCKET)).expect("bind"));
     let daemon = Daemon::start_in(dir, &["--num-queues", "2"]);
     drop(daemon.connect());
@@ -195,7 +195,7 @@ fn refused(dir: &std::path::Path) {
 fn a_driver_on_private_memory_is_reported() {
     let mut daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
     let warned = |daemon: &Daemon| daemon.output().contains("share=on");
-    // What it writes goes to a private copy, and the kick comes.
+    // The driver writes to a private copy of its memory: only its kick arrives.
     let vm = Vm::start(&daemon, 1);
     vm.kick(0);
     daemon.wait_for(warned, "say that there is nothing in the ring");

@@ -1,4 +1,4 @@
-//! A ring that is stopped while requests are on their way: the stop is answered, and nothing is forgotten.
+//! Rings stopped with requests in flight: the stop is answered, and no request is lost.
 
 mod common;
 
@@ -17,7 +17,7 @@ const OUT: u32 = 1;
 const GET_ID: u32 = 8;
 const BYTES: u32 = 8192;
 
-/// Puts a chain of three descriptors for slot `i`, and makes it available.
+/// Puts a chain of three descriptors into slot `i`, and makes it available.
 fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
     let slot = u64::from(i);
     let (head, status) = (HEADER + 16 * slot, STATUS + slot);
@@ -35,7 +35,7 @@ fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
     vm.publish(0, 3 * i);
 }
 
-/// The next request completes, as it should.
+/// Checks that the next request completes with OK.
 fn take(vm: &mut Vm) -> u32 {
     match vm.outcome(0) {
         Outcome::Used { id, .. } => id,
@@ -43,7 +43,7 @@ fn take(vm: &mut Vm) -> u32 {
     }
 }
 
-/// A ring whose chains in flight are tracked.
+/// Starts a ring whose chains in flight are tracked.
 fn tracked(daemon: &Daemon, size: u16) -> (Vm, Inflight) {
     let mut vm = Vm::connect(daemon, 0);
     let region = Inflight::get(&mut vm.client, 1, size);
@@ -87,7 +87,7 @@ fn stop_is_answered_while_writes_hit_enospc() {
         }
         vm.kick(0);
         for round in 0..30 {
-            // Between nothing of them being taken and all of them being held.
+            // Stop at different moments between the first write being taken and all of them being held.
             wait_for("some to be taken", || {
                 (region.marked(0).len() >= round % 6).then_some(())
             });
@@ -132,7 +132,7 @@ fn requests_available_before_stop_need_no_kick() {
             let mut ring = vm.rings.pop().expect("it is there");
             let avail_idx = ring.avail_idx;
             ring.avail_idx = u16::try_from(base).expect("16 bits");
-            // Nobody kicks: QEMU hands over the same eventfd, and what was in it is taken.
+            // Nobody kicks: QEMU hands over the same eventfd, whose count was consumed already.
             let _ = ring.kick.read();
             vm.start_ring(0, ring);
             vm.rings[0].avail_idx = avail_idx;

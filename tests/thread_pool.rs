@@ -1,4 +1,4 @@
-//! The thread pool, with gates in its works.
+//! The thread pool, with jobs that wait at gates.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -23,7 +23,7 @@ use vhost_user_blk::{
     thread_pool::{Spawner, Work},
 };
 
-/// Works that do not wait at a gate.
+/// Returns a gate that is open, for jobs that do not wait.
 fn opened(rig: &Rig) -> Arc<Gate> {
     rig.gate().open();
     rig.gate()
@@ -65,7 +65,7 @@ fn jobs_start_in_submission_order() {
 #[test]
 fn completions_run_on_the_contexts_thread() {
     struct Where(thread::ThreadId, Rc<Cell<bool>>);
-    // Not `Send`, but it only ever moves back to its own thread.
+    // Not `Send`, but the value only ever moves back to its own thread.
     struct Checked(send_wrapper::SendWrapper<Where>);
     impl Work for Checked {
         fn run(&mut self) {}
@@ -234,7 +234,7 @@ mod completion {
         for name in 0..total {
             let log = rig.shared_log();
             let hook = move |ctx: &AioContext| {
-                // Each waits for all others.
+                // Each callback waits for all others.
                 while log.lock().unwrap().len() < total as usize {
                     ctx.poll(true);
                 }
@@ -278,7 +278,7 @@ mod completion {
         rig.submit(Arc::clone(&blocker), 1);
         *id.lock().unwrap() = Some(rig.submit(Arc::clone(&blocker), 2));
         rig.wait_until(|rig| rig.gate().arrivals() == 1);
-        // It blocks, so its worker takes no more than one next.
+        // The job blocks, so its worker takes no more than one job after it.
         let blocked = Instant::now();
         rig.wait_without_loop(|_| blocked.elapsed() > Duration::from_millis(1));
         rig.gate().open();
@@ -310,7 +310,7 @@ mod completion {
         }
         rig.wait_until(|rig| rig.gate().arrivals() == 4);
         rig.gate().open();
-        // Finished, not collected: this thread has not run the loop.
+        // The jobs have finished but are not collected: this thread has not run the loop.
         rig.wait_without_loop(|counters| counters.active == 0);
         while rig.log().len() < 4 {
             rig.ctx.poll(true);
@@ -411,7 +411,7 @@ mod limits {
 mod creation {
     use super::*;
 
-    /// Creates threads while its switch is on, and counts attempts.
+    /// Returns a spawner that creates threads while its switch is on, and counts attempts.
     fn switched() -> (Spawner, Arc<AtomicBool>, Arc<AtomicUsize>) {
         let (on, attempts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (switch, count) = (Arc::clone(&on), Arc::clone(&attempts));
@@ -468,7 +468,7 @@ mod creation {
         (0..4).for_each(|name| _ = rig.submit(rig.gate(), name));
         rig.wait_until(|rig| rig.counters().spawn_failures > 0);
         assert_eq!(rig.counters().cur_threads, 1, "one worker goes on");
-        // Nothing is submitted any more.
+        // From here on nothing is submitted.
         on.store(true, Ordering::Relaxed);
         rig.wait_until(|rig| rig.gate().arrivals() == 4);
         rig.gate().open();
@@ -560,7 +560,7 @@ mod free {
         });
         for passes in 0..4 {
             let rig = Rig::with(8, 8, spawner.clone(), 10 * LONG);
-            // Some are asked for, one is being created, some run.
+            // Some workers are requested, one is being created, and some run.
             (0..passes).for_each(|_| _ = rig.ctx.poll(false));
             drop(rig);
             assert_eq!(running.load(Ordering::SeqCst), 0);

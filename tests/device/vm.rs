@@ -1,4 +1,4 @@
-//! A virtqueue of a disk in this very process, driven by hand: no socket, no threads but the pool's.
+//! A virtqueue of a disk in this process, driven by hand: no socket, and no threads except the pool's.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -23,14 +23,14 @@ use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
 use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
 
 pub(crate) const MEMORY: u64 = 1 << 21;
-/// The frontend's own addresses are not the guest's.
+/// Frontend addresses differ from guest addresses.
 const USER: u64 = 0x7f00_0000_0000;
 const DESC: u64 = 0;
 const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x5000;
 /// Buffers and indirect tables.
 pub(crate) const HEAP: u64 = 0x1_0000;
-/// A net against hanging, never waited for.
+/// Time limit for a test that hangs. Tests that pass never wait this long.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) use testkit::blk::header;
@@ -55,19 +55,19 @@ impl Desc {
     }
 }
 
-/// A disk whose queues are on this thread; one worker.
+/// A disk with its queues on this thread and one worker.
 pub(crate) struct Disk {
     channel: Channel,
     pool: ThreadPool,
     device: Arc<DeviceState>,
-    // After all that is registered with it.
+    // Dropped last: the other fields are registered with it.
     ctx: AioContext,
     _image: tempfile::NamedTempFile,
 }
 
 impl Disk {
     pub(crate) fn new(image: &[u8], choice: Choice) -> Rc<Self> {
-        // Only memory is read by the IOThread for sure.
+        // Only a file in memory is certain to be read by the IOThread itself.
         let dir = match choice {
             Choice::Auto => "/dev/shm",
             _ => env!("CARGO_TARGET_TMPDIR"),
@@ -109,12 +109,12 @@ impl Disk {
     }
 }
 
-/// One queue of a disk, and the driver's side of it.
+/// A queue of a disk and the driver's side of it.
 pub(crate) struct Vm {
     pub(crate) ctx: AioContext,
     memory: SharedMemory,
     pub(crate) stats: Arc<QueueStats>,
-    /// Gone only while this is dropped.
+    /// `None` only during drop.
     remote: Option<Remote<BlkQueue>>,
     pool: ThreadPool,
     kick: File,
@@ -125,12 +125,13 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A queue of `size` entries that goes on at `base`, on a disk that holds `image`, whose worker does it all.
+    /// Makes a queue of `size` entries that continues at `base`, on a disk with content `image`. The worker does all
+    /// I/O.
     pub(crate) fn new(image: &[u8], size: u16, base: u16, features: RingFeatures) -> Self {
         Self::on(&Disk::new(image, Choice::Threads), size, base, features)
     }
 
-    /// A further queue of a disk.
+    /// Adds a queue to a disk.
     pub(crate) fn on(disk: &Rc<Disk>, size: u16, base: u16, features: RingFeatures) -> Self {
         let (ctx, stats): (_, Arc<QueueStats>) = (&disk.ctx, Arc::default());
         let (device, channel) = (Arc::clone(&disk.device), disk.channel.sibling());
@@ -147,7 +148,7 @@ impl Vm {
             features,
             _disk: Rc::clone(disk),
         };
-        // A ring that goes on somewhere has got that far.
+        // A ring that continues at `base` has used everything before it.
         vm.ring.continue_at(&vm.memory, base);
         vm.start(base);
         vm
@@ -195,13 +196,13 @@ impl Vm {
         self.ctx.poll(false);
     }
 
-    /// Replaces the memory table by one that maps the same file again.
+    /// Replaces the memory table with one that maps the same file again.
     pub(crate) fn remap(&self) {
         let memory = self.guest_memory();
         self.run(move |queue| queue.set_memory(&memory));
     }
 
-    /// Asks for the ring's stop; the receiver gets the base once all is answered.
+    /// Asks the ring to stop. The receiver gets the base once all requests are answered.
     pub(crate) fn stop(&self) -> Receiver<u16> {
         let (done, stopped) = mpsc::channel();
         self.run(move |queue| queue.stop(Stop::HandOver, done));
@@ -216,12 +217,12 @@ impl Vm {
             gate: Mutex::new(gate),
             entered,
         }));
-        // The worker is asked for from a bottom half.
+        // A bottom half requests the worker.
         self.poll_until(|_| inside.try_recv().is_ok());
         Gate { _open: open }
     }
 
-    /// Works that the pool has.
+    /// Returns the number of jobs in the pool.
     pub(crate) fn works(&self) -> usize {
         self.pool.in_flight()
     }
@@ -236,7 +237,7 @@ impl Vm {
         }
     }
 
-    /// Waits until the worker is through, while nothing is reaped.
+    /// Waits until the worker has finished. Nothing is reaped meanwhile.
     pub(crate) fn wait_for_worker(&self) {
         let start = Instant::now();
         while (self.pool.counters().queued, self.pool.counters().active) != (0, 0) {
@@ -245,7 +246,7 @@ impl Vm {
         }
     }
 
-    /// A few passes, in which nothing is expected.
+    /// Runs a few passes in which nothing is expected to happen.
     pub(crate) fn poll_some(&self) {
         for _ in 0..10 {
             self.ctx.poll(false);
@@ -257,12 +258,12 @@ impl Vm {
         self.ring.set_avail_flags(&self.memory, flags);
     }
 
-    /// NO_NOTIFY in the used ring's flags.
+    /// Whether NO_NOTIFY is set in the used ring's flags.
     pub(crate) fn kicks_unwanted(&self) -> bool {
         self.ring.used_flags(&self.memory) == NO_NOTIFY
     }
 
-    /// What a device that polls leaves in the used ring: NO_NOTIFY, and an avail_event that lies behind.
+    /// Stores what a polling device leaves in the used ring: NO_NOTIFY, and an old avail_event.
     pub(crate) fn forbid_kicks(&self) {
         if self.features.event_idx {
             self.ring.set_avail_event(&self.memory, 0x8000);
@@ -287,7 +288,7 @@ impl Vm {
     pub(crate) fn write_chain(&self, table: u64, order: &[u16], descs: &[Desc]) {
         for (i, desc) in descs.iter().enumerate() {
             let next = order.get(i + 1).filter(|_| i + 1 < descs.len());
-            // Nobody looks at the link of the last one.
+            // The device ignores the link of the last descriptor.
             let unused = ring::Desc {
                 next: 0xdead,
                 ..desc.plain()
@@ -297,13 +298,13 @@ impl Vm {
         }
     }
 
-    /// A chain in the descriptor table, its entries in the given order.
+    /// Writes a chain into the descriptor table, at the entries that `order` names.
     pub(crate) fn direct(&self, order: &[u16], descs: &[Desc]) -> u16 {
         self.write_chain(DESC, order, descs);
         order[0]
     }
 
-    /// A chain of `direct` descriptors in the table at `order`, the rest in an indirect table at `table`.
+    /// Writes a chain of `direct` descriptors at `order`, and the rest into an indirect table at `table`.
     pub(crate) fn indirect(&self, order: &[u16], descs: &[Desc], direct: usize, table: u64) -> u16 {
         let (first, rest) = descs.split_at(direct);
         for (i, desc) in first.iter().enumerate() {
@@ -316,7 +317,7 @@ impl Vm {
         order[0]
     }
 
-    /// Makes a chain available; it is seen with the next kick.
+    /// Makes a chain available. The device sees it with the next kick.
     pub(crate) fn offer(&mut self, head: u16) {
         self.ring.offer(&self.memory, head);
     }
@@ -329,7 +330,7 @@ impl Vm {
         self.ring.published(&self.memory)
     }
 
-    /// The next used element that was not looked at: head and length.
+    /// Returns the next new used element: head and length.
     pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {
         let (id, len) = self.ring.take_used(&self.memory)?;
         Some((u16::try_from(id).unwrap(), len))
@@ -342,7 +343,7 @@ impl Vm {
         (0..count).map(|_| self.take_used().unwrap()).collect()
     }
 
-    /// Notifications since the last question.
+    /// Returns the number of notifications since the last call.
     pub(crate) fn calls(&self) -> u64 {
         let mut count = [0; 8];
         if (&self.call).read(&mut count).is_err() {
@@ -377,7 +378,8 @@ impl Vm {
         self.memory.write(at(addr), data);
     }
 
-    /// A read of one sector in three descriptors from `head` on, its buffers in the 1 KiB that belong to `head`.
+    /// Offers a read of one sector in three descriptors from `head` on. Its buffers are the 1 KiB that belong to
+    /// `head`.
     pub(crate) fn offer_read(&mut self, head: u16, sector: u64) {
         let at = HEAP + 1024 * u64::from(head);
         self.put(at, &header(0, sector));
@@ -403,7 +405,7 @@ impl Vm {
         self.offer(head);
     }
 
-    /// What a read by [`Vm::offer_read`] brought, if its status is OK.
+    /// Returns the data of a read by [`Vm::offer_read`], if its status is OK.
     pub(crate) fn read_result(&self, head: u16) -> Option<Vec<u8>> {
         let at = HEAP + 1024 * u64::from(head);
         (self.byte(at + 1023) == 0).then(|| self.bytes(at + 16, 512))
@@ -415,18 +417,18 @@ impl Drop for Vm {
         let stopped = self.stop();
         self.poll_until(|_| stopped.try_recv().is_ok());
         self.poll_until(|vm| vm.pool.in_flight() == 0);
-        // The context lets go of the queue in its next pass.
+        // The context drops the queue in its next pass.
         self.remote = None;
         self.poll_some();
     }
 }
 
-/// The offset of a guest address in the memory.
+/// Returns the offset of a guest address in memory.
 fn at(addr: u64) -> usize {
     usize::try_from(addr).unwrap()
 }
 
-/// Opens when dropped.
+/// A gate that opens on drop.
 pub(crate) struct Gate {
     _open: Sender<()>,
 }
@@ -439,7 +441,7 @@ struct GateWork {
 impl Work for GateWork {
     fn run(&mut self) {
         let _ = self.entered.send(());
-        // Ends with an error when the gate is dropped.
+        // `recv` fails when the gate is dropped.
         let _ = self.gate.lock().unwrap().recv();
     }
 

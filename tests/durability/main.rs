@@ -1,6 +1,6 @@
-//! The daemon on a disk that loses everything that was not synced: what was promised to the driver is there.
+//! The daemon on a disk that loses everything not synced: whatever the driver was promised must be there.
 //!
-//! The disk is a file, and `lose.c` in the daemon's process. Skipped where there is no C compiler.
+//! The disk is a file; `lose.c` is preloaded into the daemon. Skipped where there is no C compiler.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -28,10 +28,10 @@ const FLUSH: u32 = 4;
 const WRITE_ZEROES: u32 = 13;
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 64;
-/// Offset of `writeback` in the configuration space.
+/// The offset of `writeback` in the configuration space.
 const WRITEBACK: u32 = 32;
 
-/// A daemon whose disk loses what is not synced.
+/// A daemon on a disk that loses all unsynced data.
 struct Lossy {
     daemon: Process,
     dir: TempDir,
@@ -45,7 +45,7 @@ impl Lossy {
         let mut command = Command::new(BINARY);
         command
             .args(["--socket-path", "sock", "--blk-file", "disk.img"])
-            // The library keeps its journal with system calls that are none of the daemon's.
+            // The preloaded library writes its journal with system calls that the daemon itself does not make.
             .args(["--sandbox", "off"])
             .args(options)
             .current_dir(dir.path())
@@ -65,17 +65,17 @@ impl Lossy {
         vm
     }
 
-    /// From here on nothing gets from the cache to the disk.
+    /// Makes all flushes fail.
     fn break_flushes(&self) {
         fs::write(self.dir.path().join("broken"), "").expect("break it");
     }
 
-    /// And now it does again.
+    /// Makes flushes work again.
     fn mend_flushes(&self) {
         fs::remove_file(self.dir.path().join("broken")).expect("mend it");
     }
 
-    /// Cuts the power. Returns what is left on the disk.
+    /// Cuts the power. Returns the content of the disk.
     fn lose(mut self) -> Vec<u8> {
         self.daemon.signal(libc::SIGKILL);
         self.daemon.wait();
@@ -92,7 +92,7 @@ impl Lossy {
     }
 }
 
-/// Builds `lose.c`; `None` without a compiler.
+/// Builds `lose.c`. Returns `None` without a compiler.
 fn compile(dir: &Path) -> Option<PathBuf> {
     let library = dir.join("lose.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/durability/lose.c");
@@ -113,13 +113,13 @@ fn compile(dir: &Path) -> Option<PathBuf> {
     }
 }
 
-/// What each write has replaced, in order.
+/// Reads the journal: the data that each write replaced, in order.
 fn records(mut journal: &[u8]) -> Vec<(u64, &[u8])> {
     let mut records = Vec::new();
     while let Some((head, rest)) = journal.split_at_checked(16) {
         let [offset, len] = [0, 8].map(|at| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight")));
         let len = usize::try_from(len).expect("it fits");
-        // The last record may be cut short: its write was never begun.
+        // The last record may be incomplete: its write never started.
         let Some((old, rest)) = rest.split_at_checked(len) else {
             break;
         };
@@ -136,7 +136,7 @@ fn write(vm: &mut Vm, block: usize, fill: u8) {
     assert_eq!(vm.request(0, &chain), Some((0, 1)), "write");
 }
 
-/// A block, for write-zeroes.
+/// Returns a segment of one block for write-zeroes.
 fn segment(block: usize) -> Vec<u8> {
     let sector = (block * BLOCK / 512) as u64;
     [&sector.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 4]].concat()
@@ -267,9 +267,9 @@ fn stopping_the_last_ring_makes_writes_stable() {
     );
 }
 
-/// Puts a chain at index 0 and has it taken, and switches the write cache off before it is executed.
+/// Makes the daemon take the chain at index 0, and switches the write cache off before the chain is executed.
 fn overtake(vm: &mut Vm, chain: &[Desc]) {
-    // A request behind it that nothing delays: with its answer the other one is known to be taken.
+    // A read that nothing delays follows the chain. Its answer proves that the chain was taken as well.
     let at = HEADER + 0x800;
     vm.poke(at, &header(IN, 0));
     let read = [
@@ -313,7 +313,7 @@ fn disabling_the_cache_keeps_writes_in_flight() {
     }
 }
 
-/// A disk whose flushes fail need not fail for ever.
+/// With O_DIRECT a failed flush can be retried.
 const DIRECT: &[&str] = OPTIONS[2];
 
 #[test]

@@ -1,4 +1,4 @@
-//! A pool, works with gates, and a log of completions.
+//! A pool, jobs with gates, and a log of completions.
 
 #![allow(dead_code, reason = "shared by tests that use parts of it")]
 
@@ -17,7 +17,7 @@ use vhost_user_blk::{
 
 pub(crate) use vhost_user_blk::thread_pool::{Counters, Outcome, ThreadPool, ThreadPoolParams, WorkId};
 
-/// Where works wait until the test lets them go on.
+/// A gate at which jobs wait until the test opens it.
 #[derive(Default)]
 pub(crate) struct Gate {
     state: Mutex<GateState>,
@@ -40,7 +40,7 @@ impl Gate {
         self.state.lock().unwrap().open = false;
     }
 
-    /// Blocks until `count` works wait at the gate.
+    /// Blocks until `count` jobs wait at the gate.
     pub(crate) fn wait_for_arrivals(&self, count: usize) {
         let state = self.state.lock().unwrap();
         let result = self
@@ -67,13 +67,13 @@ impl Gate {
     }
 }
 
-/// Longer than anything takes unless it hangs.
+/// Longer than anything takes that does not hang.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 pub(crate) type Log = Arc<Mutex<Vec<(u32, Outcome)>>>;
 type Hook = Box<dyn Fn(&AioContext) + Send>;
 
-/// Waits at a gate; logs its start and its completion.
+/// A job that waits at a gate, and logs its start and its completion.
 pub(crate) struct GatedWork {
     gate: Arc<Gate>,
     name: u32,
@@ -107,7 +107,7 @@ pub(crate) struct Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if thread::panicking() {
-            // A pool that has failed is not waited for: the test shall fail, not hang.
+            // Do not wait for a pool that has failed: the test must fail, not hang.
             std::mem::forget(self.pool.clone());
         }
     }
@@ -172,12 +172,12 @@ impl Rig {
         self.started.lock().unwrap().clone()
     }
 
-    /// Runs the loop until `count` works are completed.
+    /// Runs the loop until `count` jobs have completed.
     pub(crate) fn wait_for(&self, count: usize) {
         self.wait_until(|rig| rig.log.lock().unwrap().len() >= count);
     }
 
-    /// Runs the loop until `condition` holds; looks at it again at least every ms.
+    /// Runs the loop until `condition` holds. Checks it at least every millisecond.
     pub(crate) fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
         let late = Rc::new(Cell::new(false));
         let deadline = self.ctx.timer({
@@ -199,7 +199,7 @@ impl Rig {
         tick.take();
     }
 
-    /// Waits until the workers have made `condition` true, and does not run the loop.
+    /// Waits until the workers make `condition` true, without running the loop.
     pub(crate) fn wait_without_loop(&self, condition: impl Fn(&Counters) -> bool) {
         let start = Instant::now();
         while !condition(&self.counters()) {

@@ -1,4 +1,4 @@
-//! What becomes of requests that are held when something else happens: a stop, an end, a restart, a migration.
+//! Held requests across a stop, an exit, a restart and a migration.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -21,7 +21,7 @@ const WRITES: u16 = 4;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 
-/// A VM whose writes are all held.
+/// A VM on a full disk, with all its writes held.
 struct Full {
     vm: Vm,
     region: Option<Inflight>,
@@ -79,13 +79,13 @@ impl Full {
         });
     }
 
-    /// Stops the ring; returns where it is to go on.
+    /// Stops the ring and returns the index to continue at.
     fn stop(&mut self) -> u16 {
         let base = self.vm.client.stop_ring(0).expect("the stop is answered");
         u16::try_from(base).expect("16 bits")
     }
 
-    /// Starts the ring again where it is to go on, without a kick.
+    /// Starts the ring again at `base`, without a kick.
     fn go_on(&mut self, base: u16) {
         let mut ring = self.vm.rings.pop().expect("it is there");
         let avail_idx = std::mem::replace(&mut ring.avail_idx, base);
@@ -94,8 +94,8 @@ impl Full {
         self.vm.rings[0].avail_idx = avail_idx;
     }
 
-    /// Another QEMU serves the guest from here on, with a new daemon or the same one. It knows nothing of what is in
-    /// flight but what GET_VRING_BASE has said.
+    /// Moves the guest to another QEMU, with a new daemon or the same one. All that this QEMU knows of the requests in
+    /// flight is the answer to GET_VRING_BASE.
     fn migrate(&mut self, base: u16) {
         self.daemon.restart(libc::SIGTERM);
         let stream = self.daemon.connect();
@@ -107,7 +107,7 @@ impl Full {
         self.go_on(base);
     }
 
-    /// Has a read answered, which needs no room.
+    /// Completes a read, which needs no space.
     fn put_read(&mut self, i: u16) {
         self.vm.poke(HEADER + 0x800, &header(0, 0));
         let chain = [
@@ -125,7 +125,7 @@ impl Full {
         assert_eq!(self.vm.outcome(0), used);
     }
 
-    /// Logs what is written, as while the guest is migrated.
+    /// Switches dirty logging on, as for a migration of the guest.
     fn log_dirty_pages(&mut self) -> File {
         let log = memfd(4096);
         let bits = (GUEST + MEMORY as u64) / 4096 / 8;
@@ -144,13 +144,13 @@ impl Full {
         self.vm.peek(STATUS, WRITES.into())
     }
 
-    /// Starts the ring again, as the same frontend does after a stop or a restart.
+    /// Starts the ring again, as the same frontend does after a stop or a restart of the daemon.
     fn resume(&mut self) {
         self.set_up();
         self.vm.restart_rings();
     }
 
-    /// All writes are answered, with OK, and done.
+    /// Checks that all writes complete with OK, and that the data is on the disk.
     fn assert_done(&mut self) {
         for _ in 0..WRITES {
             assert!(matches!(self.vm.outcome(0), Outcome::Used { len: 1, .. }));
@@ -161,7 +161,7 @@ impl Full {
             assert!(block.iter().all(|byte| *byte == i), "write {i}");
         }
         if let Some(region) = &self.region {
-            // Cleared right after the used index that was just seen.
+            // The mark is cleared right after the used index that we just saw.
             wait_for("the marks to go", || region.marked(0).is_empty().then_some(()));
         }
     }
@@ -173,7 +173,7 @@ fn a_stopping_ring_gives_held_requests_back() {
         let Some(mut full) = Full::new(&[], tracked) else {
             return;
         };
-        // All of them are the last ones in the available ring, from where anybody takes them again.
+        // All held requests are the last ones in the available ring: any backend takes them again from there.
         assert_eq!(full.stop(), 0);
         assert_eq!(full.statuses(), [FILL; WRITES as usize]);
         assert_eq!((full.vm.published(0), full.daemon.count("total", "held")), (0, 0));
@@ -250,11 +250,11 @@ fn held_requests_older_than_answers_go_back_too() {
         };
         full.put_read(WRITES);
         let log = full.log_dirty_pages();
-        // The read is not to be taken again, so the index cannot go back.
+        // The read must not be taken again, so the index cannot go back.
         let base = full.stop();
         assert_eq!((base, full.vm.published(0)), (WRITES + 1, 1));
         assert_eq!(full.statuses(), [FILL; WRITES as usize]);
-        // What a successor has to know is in guest memory, and goes along with it.
+        // The successor finds what it needs in guest memory, which migrates with the guest.
         assert!(is_dirty(&log, GUEST + full.vm.rings[0].used as u64));
         if migrate {
             full.migrate(base);
@@ -320,7 +320,7 @@ fn requests_unknown_to_the_successor_are_reported() {
         let line = "ERROR the queue's last backend took requests and left no word of them";
         daemon.wait_for(|d| d.output().contains(line), "report it");
         assert!(daemon.output().contains("requests=2"), "{}", daemon.output());
-        // The ring serves what comes.
+        // The ring serves new requests.
         vm.read_sector(0, 1);
     }
 }
@@ -373,7 +373,7 @@ fn disconnecting_drops_held_requests() {
     full.vm.memory.store_u16(0x8000 + 2, 0);
     full.vm.rings.clear();
     full.vm.start_ring(0, Ring::new(0, 16));
-    // What was held is not done behind the back of whoever uses the disk now.
+    // Held writes must not be done later, while somebody else uses the disk.
     assert_eq!(full.vm.read_sector(0, 0), [0; 512]);
 }
 
