@@ -1,4 +1,4 @@
-//! A real guest on a disk in trouble: a full one is a pause, a truncated one fails where data is missing and nowhere else.
+//! A real guest on a faulty disk: a full disk only pauses it, a truncated one fails where data is missing.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn run_into_the_wall(disk: &SmallDisk, config: &str, options: &[&str]) -> (Machi
     (machine, guest)
 }
 
-/// Waits until the load cannot go on.
+/// Waits until the load is blocked.
 fn wait_until_held(machine: &mut Machine) {
     wait_for("the load to be held", || {
         (machine.daemon.count("total", "held") >= 32).then_some(())
@@ -42,7 +42,7 @@ fn status(guest: &mut Guest) -> String {
     guest.ok("sh /tmp/now")
 }
 
-/// The load has run to its end, and the guest has not noticed anything.
+/// Checks that the load has finished and the guest has noticed nothing.
 fn finish(mut guest: Guest) {
     let status = guest.ok("sh /tmp/wait");
     assert_eq!(status, "0", "fio: {}", guest.ok("cat /tmp/fio"));
@@ -58,7 +58,7 @@ fn a_full_disk_pauses_the_guest_until_freed() {
             return;
         };
         let (mut machine, mut guest) = run_into_the_wall(&disk, "one-queue", options);
-        // The guest is alive, reads work, and so does what needs no room.
+        // The guest is alive, reads work, and so do requests that need no space.
         guest.ok("dd if=/dev/vda of=/dev/null bs=1M count=48 iflag=direct status=none");
         assert_eq!(status(&mut guest), "");
         assert!(machine.daemon.count("total", "held") >= 32);
@@ -134,7 +134,7 @@ fn a_guest_reset_drops_its_held_writes() {
         disk.make_room();
         guest.ok("dd if=/dev/urandom of=/tmp/data bs=1M count=48 status=none");
         guest.ok("dd if=/tmp/data of=/dev/vda bs=1M oflag=direct status=none");
-        // What was held would spoil this, if it were written after all.
+        // Held writes would corrupt this data if they were written after all.
         guest.ok("dd if=/dev/vda bs=1M count=48 iflag=direct status=none | cmp - /tmp/data");
         guest.power_off();
     }
@@ -169,7 +169,7 @@ fn a_truncated_image_fails_only_missing_data() {
         "fio --name=left --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bs=16k \
          --size=16m --verify=crc32c --verify_fatal=1 --minimal",
     );
-    // What is written again can be read again.
+    // Sectors that are written again can be read again.
     guest.ok("dd if=/dev/zero of=/dev/vda bs=64k seek=320 count=192 oflag=direct status=none");
     guest.ok(&read(511));
     guest.power_off();

@@ -18,7 +18,7 @@ fn io_thread() -> IoThread {
     IoThread::spawn("iothread0", IoThreadConfig::default()).unwrap()
 }
 
-/// Has `ask` answered on the thread's context.
+/// Runs `ask` on the thread's context and returns the answer.
 fn ask<T: Send + 'static>(thread: &IoThread, ask: impl FnOnce(&AioContext) -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
     thread

@@ -1,4 +1,4 @@
-//! Visits that keep the IOThread busy, because it reads by itself what is in memory.
+//! Visits that keep the IOThread busy because it reads cached data itself.
 
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ fn queue(disk: &Rc<Disk>) -> Vm {
     Vm::on(disk, 256, 0, FEATURES)
 }
 
-/// Has so many reads executed in one visit; returns how often the driver was notified.
+/// Executes this many reads in one visit. Returns the number of notifications.
 fn visit(vm: &mut Vm, requests: u16) -> u64 {
     let buffer = |at, len, writable| Desc {
         addr: HEAP + at,
@@ -72,7 +72,7 @@ fn a_driver_of_several_queues_is_told_once() {
     let mut vm = lone_queue(&disk);
     let mut other = lone_queue(&disk);
     assert_eq!(visit(&mut vm, MANY), 1);
-    // Until it uses only one of them.
+    // From here on the driver uses only one of its queues.
     assert_eq!(visit(&mut other, 1), 1);
     assert_eq!(visit(&mut other, MANY), 2);
 }
@@ -82,15 +82,15 @@ fn stop_does_not_wait_for_an_idle_worker() {
     let disk = disk();
     let mut vm = queue(&disk);
     let gate = vm.hold();
-    // Now it is known how long they take.
+    // Now the queue knows how long a request takes.
     visit(&mut vm, MANY);
     assert_eq!(vm.works(), 1, "only the one that holds the worker");
     visit(&mut vm, MANY);
     assert_eq!(vm.works(), 2, "a worker is asked for");
-    // The worker is busy with something else, and may be for ever.
+    // The worker is busy with something else, perhaps for ever.
     let stopped = vm.stop();
     vm.poll_until(|_| stopped.try_recv() == Ok(2 * MANY));
-    // The ring runs again, and the worker comes late.
+    // The ring runs again, and the worker arrives late.
     vm.start(2 * MANY);
     visit(&mut vm, MANY);
     drop(gate);

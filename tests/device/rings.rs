@@ -79,7 +79,7 @@ fn stop_drains_and_takes_no_new_requests() {
     });
     assert_eq!((base, vm.used_idx()), (Some(3), 3));
     assert_eq!(vm.read_result(12), None, "the fourth was not taken");
-    // It is served once the ring goes on.
+    // The request is served once the ring runs again.
     vm.wait_used(3);
     vm.start(3);
     vm.kick();
@@ -126,7 +126,7 @@ fn features(event_idx: bool) -> RingFeatures {
     }
 }
 
-/// Stops the ring, and returns where it is to go on.
+/// Stops the ring, and returns the index to continue at.
 fn stopped(vm: &Vm) -> u16 {
     let (stopped, mut base) = (vm.stop(), None);
     vm.poll_until(|_| {
@@ -140,7 +140,7 @@ fn stopped(vm: &Vm) -> u16 {
 fn stopped_rings_serve_waiting_requests_after_restart() {
     for event_idx in [false, true] {
         let mut vm = Vm::new(&image(), 512, 0, features(event_idx));
-        // Its kick is taken while the ring is disabled.
+        // The kick is consumed while the ring is disabled.
         vm.run(|queue| queue.set_enabled(false));
         vm.offer_read(0, 2);
         vm.kick();
@@ -149,7 +149,7 @@ fn stopped_rings_serve_waiting_requests_after_restart() {
         assert_eq!(base, 0);
         vm.start(base);
         vm.wait_used(1);
-        // More than one visit takes, with one kick.
+        // These are more requests than one visit takes, with one kick.
         (0..100).for_each(|i| vm.offer_read(4 * i, 2));
         vm.kick();
         vm.poll_until(|vm| vm.stats.kicks.get() == 2);
@@ -233,7 +233,7 @@ fn requests_in_flight_survive_a_new_table() {
 #[test]
 fn answers_before_a_broken_chain_are_published() {
     let mut vm = vm(64, 0);
-    // Too far out: answered at once.
+    // The sector lies past the disk, so the request is answered at once.
     vm.offer_read(0, 1 << 40);
     vm.offer(64);
     vm.kick();

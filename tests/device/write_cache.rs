@@ -11,7 +11,7 @@ const FEATURES: RingFeatures = RingFeatures {
     indirect: false,
 };
 
-/// Has zeroes to be written taken, for a worker that has something else to do.
+/// Makes the device take a write-zeroes request while its worker is busy.
 pub(crate) fn take_write(vm: &mut Vm) {
     vm.put(HEAP, &header(WRITE_ZEROES, 0));
     vm.put(HEAP + 16, &[0u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
@@ -33,7 +33,7 @@ fn writes_from_before_cache_off_are_flushed_first() {
     vm.run(|queue| queue.set_write_through(true));
     drop(gate);
     vm.wait_for_worker();
-    // The write is done, and its flush has to wait for the worker.
+    // The write is done, and its flush must wait for the worker.
     let gate = vm.hold();
     vm.poll_until(|vm| vm.works() == 2);
     vm.poll_some();

@@ -1,4 +1,4 @@
-//! What every engine has to do.
+//! What every engine must do.
 
 use std::io::ErrorKind;
 
@@ -38,7 +38,7 @@ fn an_oversized_batch_completes_each_request_once() {
 #[test]
 fn requests_of_many_ranges_are_transferred_whole() {
     for_each(4 * MIB, |case, image, disk| {
-        // More ranges than one system call takes.
+        // These are more ranges than one system call takes.
         let lens = [512; 1500];
         let mut buffers = Buffers::new(0, &lens);
         buffers

@@ -1,4 +1,4 @@
-//! Adjacent requests of a batch become one, and nobody can tell but by the time it takes.
+//! Adjacent requests of a batch are merged. Nobody can tell, except by the time it takes.
 
 use std::io::ErrorKind;
 

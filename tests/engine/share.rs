@@ -43,7 +43,7 @@ fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
     shared
 }
 
-/// Reads again and again until workers were asked to help so often; every batch has to be whole.
+/// Reads until workers were asked to help this often. Every batch must be complete.
 fn read_until_shared(on: On, times: usize) {
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);
@@ -65,7 +65,7 @@ fn read_until_shared(on: On, times: usize) {
     }
 }
 
-/// Has the kernel forget what it has cached of a clean file.
+/// Makes the kernel drop its cache of a clean file.
 fn evict(file: &File) {
     file.sync_all().unwrap();
     // SAFETY: takes numbers only.

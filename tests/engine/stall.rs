@@ -1,4 +1,4 @@
-//! A file that stalls does not hold up the IOThread.
+//! A stalled file does not hold up the IOThread.
 
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::engine::{BlockNode, Choice};
@@ -28,10 +28,10 @@ fn a_stalled_disk_does_not_stall_its_iothread() {
     let image = Image::filled(On::Tmpfs, MIB, 7);
     let other = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
     let (mut slow, mut fast) = (Buffers::new(0, &[4096]), Buffers::new(0, &[4096]));
-    // Would never return if the IOThread itself read.
+    // This would never return if the IOThread itself read.
     stalled.submit(vec![stalled.request(0, IoOp::Read, 0, &mut slow)]);
     while !file.has_reader() {
-        // A worker is created by the loop.
+        // The loop creates the worker.
         ctx.poll(false);
     }
     for _ in 0..100 {

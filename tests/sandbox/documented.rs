@@ -1,4 +1,4 @@
-//! docs/security.md says what threads may do. It has to be what they may do.
+//! docs/security.md lists what threads may do. The list must match the filters.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What Landlock denies by itself, to a process without filters.
+//! What Landlock alone denies a process without filters.
 
 use std::fs::{self, File};
 use std::io;
@@ -48,7 +48,7 @@ fn body_of_out_of_reach() {
         // SAFETY: signal 0 is no signal.
         let signalled = unsafe { libc::kill(parent, 0) };
         assert_eq!((signalled, errno()), (-1, libc::EPERM), "a signal");
-        // What is open stays so.
+        // Files that are already open stay usable.
         image.set_len(4096).expect("resize the image");
         fs::remove_file(inside.path().join("file")).expect("remove a socket");
         0

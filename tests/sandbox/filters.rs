@@ -1,4 +1,4 @@
-//! What threads may do: every system call there is, and the arguments that make a difference.
+//! The filters, thread by thread: every system call, and the arguments that make a difference.
 
 use std::ffi::CStr;
 use std::ptr;
@@ -10,12 +10,12 @@ use vhost_user_blk::sandbox::{Sandbox, allowed, refused};
 use crate::probe::Outcome::{Done, Failed, Killed};
 use crate::probe::{attempt, confined, in_child, run_alone};
 
-/// More than any kernel has.
+/// More system calls than any kernel has.
 const SYSTEM_CALLS: i64 = 600;
 /// What the kernel lets pass whatever a filter says: uretprobe and uprobe, which work in the places that it has put
 /// them to only (x86-64).
 const UNFILTERED: [i64; 2] = [335, 336];
-/// Added to a number, it asks for the x32 variant.
+/// Added to a system call number, this selects the x32 variant.
 const X32: i64 = 0x4000_0000;
 const PASSWD: &CStr = c"/etc/passwd";
 
@@ -34,7 +34,7 @@ fn an_unlisted_system_call_kills_the_process() {
     run_alone("filters::body_of_every_system_call");
 }
 
-/// Arguments of all ones fit no condition.
+/// Arguments of all ones satisfy no condition.
 #[test]
 #[ignore = "needs a process of its own"]
 fn body_of_every_system_call() {
@@ -138,7 +138,7 @@ fn body_of_conditions() {
         assert_eq!(found, not_a_file, "F_GETFD, {kind}");
         let found = attempt(&sandbox, kind, || call(libc::SYS_sendto, [-1, 0, 0, 0, 0, 0]));
         assert_eq!(found, not_a_file, "sendto, {kind}");
-        // An abort is an abort, not a violation. The filters know the process's number.
+        // An abort must look like an abort, not like a violation. The filters know the process's pid.
         let found = in_child(|| {
             confined().enter(kind).expect("enter the sandbox");
             std::process::abort()
@@ -167,7 +167,7 @@ fn sandboxed_threads_can_create_threads_and_end() {
     run_alone("filters::body_of_threads");
 }
 
-/// An IOThread creates workers, which create others.
+/// An IOThread creates workers, which create more workers.
 #[test]
 #[ignore = "needs a process of its own"]
 fn body_of_threads() {
@@ -225,7 +225,7 @@ fn body_of_memory() {
     for kind in [Control, IoThread, Worker] {
         let found = in_child(|| {
             let inside = sandbox.clone();
-            // Not the first thread: it has an arena of its own.
+            // A second thread has a malloc arena of its own.
             let thread = thread::spawn(move || {
                 inside.enter(kind).expect("enter the sandbox");
                 let mut blocks: Vec<Vec<u8>> = Vec::new();

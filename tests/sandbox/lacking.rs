@@ -35,7 +35,7 @@ fn start_under(filters: Vec<BpfProgram>, options: &[&str]) -> (tempfile::TempDir
     (dir, daemon)
 }
 
-/// Starts a daemon whose kernel has no such system call, as far as it can see.
+/// Starts a daemon that sees a kernel without this system call.
 fn without(call: libc::c_long, options: &[&str]) -> (tempfile::TempDir, Process) {
     failing(call, libc::ENOSYS, options)
 }
@@ -84,7 +84,7 @@ fn missing_kernel_features_are_logged_or_refused() {
 
 #[test]
 fn a_kernel_without_nowait_reads_is_refused() {
-    // Before 5.8 an eventfd has no reads that never wait; before 4.6 nothing has.
+    // Before 5.8 an eventfd has no non-blocking `preadv2`; before 4.6 there is no `preadv2`.
     for errno in [libc::EOPNOTSUPP, libc::ENOSYS] {
         let (dir, mut daemon) = failing(libc::SYS_preadv2, errno, &[]);
         assert_eq!(daemon.wait().code(), Some(1));
@@ -99,7 +99,7 @@ fn a_kernel_without_nowait_reads_is_refused() {
     }
 }
 
-/// A filter of so many instructions that allows everything.
+/// Returns a filter of this many instructions that allows everything.
 fn padding(instructions: usize) -> BpfProgram {
     let instruction = |code: u32, k| sock_filter {
         code: u16::try_from(code).expect("an instruction"),
@@ -107,7 +107,7 @@ fn padding(instructions: usize) -> BpfProgram {
         jf: 0,
         k,
     };
-    // Jumps to what is next: the kernel sees by itself what comes out, and does not run them for each call.
+    // Jumps to the next instruction: the kernel evaluates them in advance, and does not run them for each call.
     let mut filter = vec![instruction(libc::BPF_JMP | libc::BPF_JA, 0); instructions - 1];
     filter.push(instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
     filter
@@ -124,7 +124,7 @@ fn with_room(room: usize, options: &[&str]) -> (tempfile::TempDir, Process) {
     start_under(filters, options)
 }
 
-/// The one line that is about them.
+/// Returns the one log line about filters.
 fn about_filters(log: &str) -> &str {
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("filter")).collect();
     assert_eq!(lines.len(), 1, "{log}");
@@ -164,7 +164,7 @@ fn workers_fall_back_to_their_creators_filter() {
         .filter(|thread| thread["Name"].starts_with("worker"));
     let filters: Vec<&str> = workers.map(|worker| &*worker["Seccomp_filters"]).collect();
     assert!(filters.len() > 1, "{threads:#?}");
-    // Those that it was started with, and the IOThread's.
+    // The filters that the daemon was started with, and the IOThread's.
     let expected = (MOST / LONGEST + 3).to_string();
     assert!(filters.iter().all(|filters| *filters == expected), "{filters:?}");
     let log = said(dir.path());

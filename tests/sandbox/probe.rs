@@ -12,11 +12,11 @@ use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The process was killed for it (SIGSYS).
+    /// The attempt killed the process (SIGSYS).
     Killed,
-    /// An error number.
+    /// The attempt failed with this errno.
     Failed(i32),
-    /// It was done, or ended the process in another way.
+    /// The attempt succeeded, or ended the process in another way.
     Done,
 }
 
@@ -37,12 +37,12 @@ pub(crate) fn run_alone(test: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// Confines this process, completely.
+/// Puts this process into the complete sandbox.
 pub(crate) fn confined() -> Sandbox {
     Sandbox::new(Mode::On, Keep::default()).expect("a sandbox")
 }
 
-/// What becomes of a thread of this kind that tries this.
+/// Returns what happens to a thread of this kind that makes this attempt.
 pub(crate) fn attempt(
     sandbox: &Sandbox,
     kind: ThreadKind,
@@ -57,7 +57,7 @@ pub(crate) fn attempt(
     })
 }
 
-/// Runs `body` in a child process, whose exit status it returns.
+/// Runs `body` in a child process and returns the exit status.
 pub(crate) fn in_child(body: impl FnOnce() -> i32) -> Outcome {
     // SAFETY: this process has no other thread that could hold a lock.
     match unsafe { libc::fork() } {

@@ -1,4 +1,4 @@
-//! A daemon inside its sandbox: it does all that it is there for, with no rights left.
+//! A daemon inside its sandbox still does its whole job, with no rights left.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::socket::is_root;
 
 const MIB: usize = 1 << 20;
 
-/// Every thread has the filters of its kind, and no rights.
+/// Checks that every thread has the filters of its kind, and no rights.
 ///
 /// `steady`: the pool has workers from the start, which have no IOThread's filter.
 fn assert_confined(daemon: &Daemon, steady: bool) {
@@ -59,7 +59,7 @@ pub(crate) fn exercise(socket: &Path, name: &str) {
         run_all(queue, writes, name);
         for op in ranges(offset(0)) {
             let done = queue.run(&op);
-            // What the storage does not have at all the driver is not offered.
+            // The driver is not offered what the storage does not support.
             let is_fine = done.ret == 0 || done.ret == -libc::ENOTSUP;
             assert!(is_fine, "{op:?}, {name}: {}", done.ret);
         }
@@ -120,7 +120,7 @@ fn every_engine_and_thread_works_inside() {
         let mut daemon = Daemon::start_in(on_disk(), &[&QUEUES, engine].concat());
         exercise(&daemon.socket(), &engine.join(" "));
         assert_confined(&daemon, engine.contains(&"--thread-pool-min"));
-        // Each of these has a path of its own: statistics, sizes, the next frontend.
+        // Each of these has a code path of its own: statistics, sizes, the next frontend.
         assert!(daemon.count("total", "requests") > 200, "{}", daemon.output());
         daemon.signal(libc::SIGHUP);
         exercise(&daemon.socket(), &engine.join(" "));
@@ -173,7 +173,7 @@ fn a_block_device_is_served_and_resized_inside() {
     }
 }
 
-/// The kernel goes on with waits that were interrupted by means of a system call of its own.
+/// The kernel resumes interrupted waits with a system call of its own.
 #[test]
 fn a_stopped_daemon_goes_on() {
     let mut daemon = Daemon::start(&image(), &["--sandbox", "on"]);

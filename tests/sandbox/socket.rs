@@ -15,11 +15,11 @@ use crate::common::process::{Process, wait_for};
 use crate::common::skip::skipped;
 use crate::common::target::image;
 
-/// Somebody whom nothing belongs to, and a group that nobody is in.
+/// A user who owns nothing, and a group without members.
 pub(crate) const STRANGER: u32 = 0x5eed_b10d;
 const GROUP: u32 = 0x5eed_b10e;
 
-/// Whether this process may become others; says so if not.
+/// Whether this process may become another user. Reports the test as skipped if not.
 pub(crate) fn is_root() -> bool {
     // SAFETY: takes nothing and always succeeds.
     let root = unsafe { libc::geteuid() } == 0;
@@ -29,7 +29,7 @@ pub(crate) fn is_root() -> bool {
     root
 }
 
-/// What a user in a group gets who connects.
+/// Tries to connect as a user in a group.
 fn connect_as(user: u32, group: u32, socket: PathBuf) -> io::Result<()> {
     let mut command = Command::new("true");
     command.uid(user).gid(group);

@@ -1,4 +1,4 @@
-//! The daemon goes on as somebody else.
+//! The daemon switches to another user.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

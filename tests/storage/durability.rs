@@ -1,4 +1,4 @@
-//! What is stable when, as the kernel's page cache statistics tell it.
+//! When data is stable, according to the kernel's page cache statistics.
 
 use std::fs::File;
 use std::io;
@@ -46,7 +46,7 @@ pub(crate) fn pages_are_counted(image: &Image) -> bool {
     false
 }
 
-/// Pages that a power failure would lose.
+/// Returns the number of pages that a power failure would lose.
 fn unstable(image: &Image) -> io::Result<u64> {
     let stat = cachestat(&image.file())?;
     Ok(stat.dirty + stat.writeback)

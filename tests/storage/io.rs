@@ -1,4 +1,4 @@
-//! Requests: what is transferred, what is refused, what becomes of the file.
+//! Requests: data transferred, requests refused, and effects on the file.
 
 use std::io::ErrorKind;
 
@@ -35,7 +35,7 @@ fn nothing_is_done_beyond_the_end() {
             for (i, result) in results.into_iter().enumerate() {
                 let error = result.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::InvalidInput);
-                // Found by us, not by the kernel.
+                // We detect this, not the kernel.
                 assert_eq!(
                     error.to_string(),
                     "beyond the end of the disk",
@@ -201,7 +201,7 @@ fn direct_io_on_tmpfs_works_or_is_refused() {
         ..image.options()
     }) {
         Ok(storage) => {
-            // No alignment is asked for, so a guest keeps its 512-byte blocks.
+            // No alignment is required, so a guest keeps its 512-byte blocks.
             assert_eq!(storage.limits().logical_block_size, 512);
             write(&storage, 512, &[5; 1536]).unwrap();
             assert_eq!(image.contents()[512..2048], [5; 1536]);

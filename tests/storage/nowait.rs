@@ -10,7 +10,7 @@ use crate::support::{Buffers, Image, On};
 
 const MIB: u64 = 1 << 20;
 
-/// Has the kernel forget what it has cached of a file.
+/// Makes the kernel drop its cache of a file.
 fn drop_cache(file: &File) {
     file.sync_all().unwrap();
     // SAFETY: takes numbers only.

@@ -1,4 +1,4 @@
-//! What is opened, what is refused, and in which words.
+//! Files that can be opened, files that are refused, and the messages.
 
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -130,7 +130,7 @@ fn direct_io_announces_blocks_that_it_can_serve() {
 fn an_unwritable_file_is_refused_with_a_hint() {
     /// `nobody`.
     const NOBODY: libc::uid_t = 65534;
-    // On tmpfs, because there everybody gets as far as the image.
+    // On tmpfs, because there every user can reach the image.
     let image = Image::new(On::Tmpfs, 512);
     fs::set_permissions(image.dir(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&image.path, Permissions::from_mode(0o444)).unwrap();

@@ -17,14 +17,14 @@ pub(crate) enum On {
     Tmpfs,
 }
 
-/// A disk image in a folder of its own, which goes with it.
+/// A disk image in a directory of its own, which is removed with it.
 pub(crate) struct Image {
     dir: TempDir,
     pub(crate) path: PathBuf,
 }
 
 impl Image {
-    /// A sparse image of `size` bytes.
+    /// Creates a sparse image of `size` bytes.
     pub(crate) fn new(on: On, size: u64) -> Self {
         let parent = match on {
             On::Disk => Path::new(env!("CARGO_TARGET_TMPDIR")),
@@ -36,7 +36,7 @@ impl Image {
         Self { dir, path }
     }
 
-    /// An image whose every byte is `byte`.
+    /// Creates an image filled with `byte`.
     pub(crate) fn filled(on: On, size: u64, byte: u8) -> Self {
         let image = Self::new(on, size);
         let len = usize::try_from(size).unwrap();
@@ -75,7 +75,7 @@ impl Image {
         .unwrap()
     }
 
-    /// The file behind the storage's back.
+    /// Opens the file without the storage knowing.
     pub(crate) fn file(&self) -> File {
         File::options().read(true).write(true).open(&self.path).unwrap()
     }
@@ -99,7 +99,7 @@ pub(crate) fn options(path: &Path) -> OpenOptions {
     }
 }
 
-/// What the user reads: the error and its causes.
+/// Returns the message that a user reads: the error and its causes.
 pub(crate) fn message(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -110,7 +110,7 @@ pub(crate) fn message(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// The message of a refusal to open.
+/// Returns the error message of a refused open.
 pub(crate) fn refusal(options: &OpenOptions) -> String {
     let error: Error = RawFile::open(options).expect_err("opened");
     message(&error)

@@ -1,4 +1,4 @@
-//! A disk without room: what the guest sees of it, by policy.
+//! A full disk, as the guest sees it under each policy.
 
 use crate::common::daemon::Daemon;
 use crate::common::frontend::{Frontend, Op, all_features};
@@ -10,7 +10,7 @@ const KIB: usize = 1 << 10;
 const BLOCK: usize = 64 * KIB;
 const WRITES: usize = 16;
 
-/// A disk with room for half of the writes, and a daemon on it.
+/// Starts a daemon on a disk with space for half of the writes.
 fn half_full(disk: &SmallDisk, options: &[&str]) -> Daemon {
     disk.make_image((4 * WRITES * BLOCK) as u64);
     disk.fill((WRITES / 2 * BLOCK) as u64);
@@ -31,7 +31,7 @@ fn submit_writes(frontend: &mut Frontend) {
     queue.kick();
 }
 
-/// Waits until everything that is in flight is held; returns what was answered.
+/// Waits until everything in flight is held. Returns the completions so far.
 fn wait_until_held(daemon: &mut Daemon, frontend: &mut Frontend) -> Vec<usize> {
     let mut answered = Vec::new();
     wait_for("the rest to be held", || {
@@ -66,7 +66,7 @@ fn makes_the_guest_wait(disk: &SmallDisk) {
         let answered = wait_until_held(&mut daemon, &mut frontend);
         assert!((1..WRITES).contains(&answered.len()), "{options:?}: {answered:?}");
 
-        // What needs no room goes on.
+        // Requests that need no space still complete.
         let queue = frontend.queue(0);
         for &i in &answered {
             queue.submit(&read(i * BLOCK, BLOCK), WRITES);
@@ -112,7 +112,7 @@ fn write_zeroes_and_stable_writes_wait_too() {
         disk.make_image(4 << 20);
         disk.fill(0);
         let mut daemon = disk.daemon(options);
-        // Neither FLUSH nor CONFIG_WCE: every write is to be stable.
+        // The driver has neither FLUSH nor CONFIG_WCE, so every write must be stable.
         let features = all_features() & !(1 << 9 | 1 << 11);
         let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, features).expect("connect");
         let zeroes = Op::WriteZeroes {

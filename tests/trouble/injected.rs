@@ -1,4 +1,4 @@
-//! `--inject`: each kind of fault, in front of each engine; and disks that do not answer.
+//! `--inject`: each kind of fault with each engine, and disks that do not answer.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ fn data(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n / 512 % 255).to_le_bytes()[0] + 1).collect()
 }
 
-/// Runs `test` on a daemon with these rules, for each engine.
+/// Runs `test` on a daemon with these rules, once for each engine.
 fn with(rules: &[&str], options: &[&str], test: impl Fn(&mut Daemon)) {
     let image = tempfile::NamedTempFile::new().expect("make a file");
     image.as_file().set_len(4096).expect("size it");

@@ -1,4 +1,4 @@
-//! What a guest can have the daemon say, again and again: it is said once, and shown in the statistics.
+//! Events that a guest can repeat: each is logged once, and counted in the statistics.
 
 use std::io::Write;
 
@@ -62,7 +62,7 @@ fn a_hundred_invalid_messages_are_logged_once() {
     let daemon = Daemon::start(&[0; 4096], &[]);
     let mut vm = Vm::connect(&daemon, 0);
     for _ in 0..100 {
-        // One that the `vhost` crate finds wrong by itself: a table of no regions.
+        // A message that the `vhost` crate itself refuses: a table of no regions.
         let answer = vm.client.ask(msg::SET_MEM_TABLE, &mem_table(&[]), &[]);
         assert!(answer.is_refusal(), "{answer:?}");
     }
@@ -104,12 +104,12 @@ fn a_hundred_frontends_make_few_log_lines() {
     }
     daemon.wait_for(|daemon| said(daemon, "frontend left") > 0, "see one leave");
     for _ in 0..100 {
-        // Half a header, and gone.
+        // The client sends half a header and disconnects.
         let mut stream = daemon.connect();
         stream.write_all(&[0; 6]).expect("send a part");
     }
     daemon.wait_for(|daemon| said(daemon, "connection ended") > 0, "see one leave");
-    // One at a time: by now it has dealt with all of them.
+    // The daemon serves one connection at a time, so it has handled all of them by now.
     drop(Vm::connect(&daemon, 0));
     for (line, count) in [
         ("frontend connected", 20),
@@ -143,7 +143,7 @@ fn repeated_stops_on_enospc_make_few_lines() {
 
 #[test]
 fn repeated_enospc_makes_few_log_lines() {
-    // Each sector is written at the third try.
+    // Each write succeeds at the third try.
     let rules = [0, 1, 2, 3].map(|n| format!("write:enospc:sector={n},count=2"));
     let options: Vec<&str> = rules.iter().flat_map(|rule| ["--inject", rule]).collect();
     let mut daemon = Daemon::start(&[0; 4096], &options);

@@ -1,4 +1,4 @@
-//! Disks that are full, cut short, failing or stuck, and resources that are scarce: what the guest sees, with every engine.
+//! Disks that are full, truncated, failing or stuck, and scarce resources: the effects on the guest, with every engine.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -28,7 +28,7 @@ const ENGINES: [&[&str]; 6] = [
     &["--aio", "native", "--direct"],
 ];
 
-/// Those that can be had for this image.
+/// Returns the engines that this image supports.
 fn engines(image: &Path) -> Vec<&'static [&'static str]> {
     let available = |options: &&[&str]| {
         let open = OpenOptions {
@@ -50,7 +50,7 @@ fn engines(image: &Path) -> Vec<&'static [&'static str]> {
     ENGINES.into_iter().filter(available).collect()
 }
 
-/// A frontend with one queue for so many requests.
+/// Connects a frontend with one queue of this depth.
 fn connect(daemon: &Daemon, depth: usize) -> Frontend {
     Frontend::connect(&daemon.socket(), 1, depth, all_features()).expect("connect")
 }
@@ -69,7 +69,7 @@ fn read(offset: usize, len: usize) -> Op {
     }
 }
 
-/// How often the daemon has said that.
+/// Counts how often this text is in the daemon's output.
 fn said(daemon: &Daemon, what: &str) -> usize {
     daemon.output().matches(what).count()
 }

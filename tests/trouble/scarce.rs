@@ -17,7 +17,7 @@ use crate::{EIO, connect, read, said, write};
 
 const MIB: usize = 1 << 20;
 
-/// Sets a soft limit of the daemon, at most to the hard one.
+/// Sets a soft limit of the daemon, capped at the hard one.
 fn limit(daemon: &Daemon, resource: libc::__rlimit_resource_t, value: u64) {
     let pid = libc::pid_t::try_from(daemon.pid()).expect("a pid fits");
     let mut old = libc::rlimit {
@@ -137,7 +137,7 @@ fn a_disk_with_256_queues_works() {
     );
 }
 
-/// A control group with one limit; `None` where there can be none.
+/// Creates a control group with one limit. Returns `None` where that is not possible.
 struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -170,7 +170,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The daemon may be about to end.
+        // The daemon may be exiting.
         for _ in 0..1000 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -196,7 +196,7 @@ fn a_daemon_that_cannot_create_threads_still_serves() {
     queue.kick();
     assert!(queue.drain().iter().all(|done| done.ret == 0));
     assert_eq!(queue.run(&Op::Flush).ret, 0);
-    // Flushes have a pool of their own beside the one for writes, or the other way round.
+    // Flushes and writes may use different pools.
     let lines = said(&daemon, "cannot create a worker");
     assert!((1..=2).contains(&lines), "{}", daemon.output());
     assert!(daemon.is_alive());
@@ -209,7 +209,7 @@ fn a_memory_limit_does_not_limit_transfers() {
     let Some(group) = Cgroup::new("memory", &files, &(16 * MIB).to_string()) else {
         return;
     };
-    // The temporary files may be in memory, which counts.
+    // Temporary files may be in memory, which counts against the limit.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
     fs::File::create(dir.path().join("disk.img"))
         .and_then(|f| f.set_len(64 << 20))

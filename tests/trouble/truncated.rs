@@ -1,4 +1,4 @@
-//! An image that is cut short while it is served.
+//! An image that is truncated while it is served.
 
 use std::fs::OpenOptions;
 
@@ -8,7 +8,7 @@ use crate::common::full::SmallDisk;
 use crate::{EIO, connect, engines, read, said, write};
 
 const MIB: usize = 1 << 20;
-/// Where it is cut: in the middle of a block.
+/// The new size: it ends in the middle of a block.
 const END: usize = MIB / 2 + 1000;
 
 fn pattern(offset: usize, len: usize) -> Vec<u8> {
@@ -22,7 +22,7 @@ fn cut(path: &std::path::Path, len: usize) {
     image.set_len(len as u64).expect("cut the image");
 }
 
-/// A served image of 1 MiB of data that has just been cut short, also in the page cache.
+/// Serves 1 MiB of data and truncates the image, also in the page cache.
 fn cut_short(options: &[&str]) -> Daemon {
     let daemon = Daemon::start(&pattern(0, MIB), options);
     let mut frontend = connect(&daemon, 1);
@@ -32,14 +32,14 @@ fn cut_short(options: &[&str]) -> Daemon {
     daemon
 }
 
-/// Engines that can be had where the images of these tests are.
+/// Returns the engines that work where these tests keep their images.
 fn all_engines() -> Vec<&'static [&'static str]> {
     let image = tempfile::NamedTempFile::new().expect("make a file");
     image.as_file().set_len(4096).expect("size it");
     engines(image.path())
 }
 
-/// Places, and whether all of it is still there.
+/// Ranges, and whether all of their data still exists.
 const PLACES: [(usize, usize, bool); 6] = [
     (0, 65_536, true),
     (END - 1000 - 4096, 4096, true),
