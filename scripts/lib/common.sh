@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What all scripts share: progress lines, errors, root rights. Sourced, never run.
+# Shared by all scripts: progress lines, errors, root rights. Sourced, never run.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly repo
@@ -14,7 +14,7 @@ die() {
     exit 1
 }
 
-# True if commands can be run as root.
+# Succeeds if commands can run as root.
 can_be_root() { [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null; }
 
 # Runs a command as root, with sudo if need be.

@@ -26,7 +26,7 @@ llvm_tools_from_pypi() {
     has_llvm_tools "$llvm_bin"
 }
 
-# Sets llvm_bin to the directory of the tools; fails where they cannot be had.
+# Sets llvm_bin to the directory of the tools; fails where they are not available.
 find_llvm_tools() {
     local host sysroot
     host=$(rustc -vV | sed -n 's/^host: //p')

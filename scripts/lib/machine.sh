@@ -26,7 +26,7 @@ clean_up() {
         kill "$pid" 2>/dev/null || true
     done
     wait 2>/dev/null || true
-    # Somebody who stops it knows why.
+    # Whoever stops the script knows why.
     [ "$status" -eq 0 ] || [ "$status" -gt 128 ] || show_logs
     if [ -n "$keep" ]; then
         say "kept $workspace"
@@ -35,7 +35,7 @@ clean_up() {
     fi
 }
 
-# What somebody needs who has to find out why it failed.
+# Prints the logs that show why the script failed.
 show_logs() {
     local log
     for log in "$logs"/*.log; do

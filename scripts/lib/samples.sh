@@ -62,7 +62,7 @@ add_sample() {
             printf " \"latency_us\": [%s], \"cpu_us_per_io\": %.4f,", list, (new[3] - old[3]) * 1e4 / reads
             printf " \"context_switches_per_io\": %.4f, \"rss_kib\": %d}", (new[4] - old[4]) / reads, new[5]
         }' <<<"$5")
-    [ "${samples: -1}" = '}' ] || die "fio said something else than figures: $5"
+    [ "${samples: -1}" = '}' ] || die "fio printed no figures: $5"
 }
 
 # write_samples COMMAND: all of them, for vhost-user-blk-bench render.
