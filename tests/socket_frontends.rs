@@ -72,7 +72,7 @@ fn an_answered_refusal_keeps_the_connection() {
 fn a_waiting_frontend_is_logged_and_then_served() {
     let (mut daemon, _) = start();
     let mut first = Vm::start(&daemon, 1);
-    let waits = "another frontend has connected, and waits";
+    let waits = "another frontend has connected and waits";
     assert_eq!(lines(&daemon.output(), waits).len(), 0);
     let second = daemon.connect();
     daemon.wait_for(|daemon| daemon.output().contains(waits), "notice it");

@@ -57,13 +57,10 @@ impl Guest {
 
     /// Starts a QEMU that waits for an incoming guest.
     pub(crate) fn incoming(dir: &Path, config: &Path, boot: Boot) -> Self {
-        // A socket from an earlier guest would be mistaken for the new one.
-        let _ = fs::remove_file(dir.join(MIGRATION));
-        let incoming = format!("unix:{MIGRATION}");
-        let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
-        wait_for("QEMU to wait for a guest", || {
-            dir.join(MIGRATION).exists().then_some(())
-        });
+        let guest = Self::launch(dir, config, boot, &["-incoming", "defer"]);
+        // QEMU answers when it listens; the socket's file appears before that.
+        let uri = format!("unix:{MIGRATION}");
+        guest.qmp().execute("migrate-incoming", &json!({ "uri": uri }));
         guest
     }
 
