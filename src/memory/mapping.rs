@@ -14,13 +14,21 @@ use crate::status::status;
 
 const PAGE: u64 = 4096;
 
-/// Distance from our own mapping of guest memory up to the kernel's. It is the same for all guest memory, so that either
-/// address can be computed from the other.
-const FAR: usize = 1 << 42;
-/// The distance on machines with 39-bit addresses.
-const NEAR: usize = 1 << 36;
-/// The distance if mappings start too low for the others (under valgrind): our own mapping is above the kernel's.
-const BELOW: usize = NEAR.wrapping_neg();
+/// Distances from our own mapping of guest memory up to the kernel's, in the order in which they are tried. One is used
+/// for all mappings, so that an address in one gives the address in the other.
+///
+/// Something else may be mapped at a distance (AddressSanitizer reserves 4 TiB). Where addresses have 39 bits only the
+/// short ones are possible. The last ones are above the kernel's mapping, for where that starts low (valgrind).
+const DISTANCES: [usize; 5] = [
+    1 << 42,
+    3 << 42,
+    1 << 36,
+    (1_usize << 42).wrapping_neg(),
+    (1_usize << 36).wrapping_neg(),
+];
+
+/// The distance in use.
+static DISTANCE: OnceLock<usize> = OnceLock::new();
 
 /// Number of addresses to retry at before giving up on a second mapping.
 const PLACES: usize = 16;
@@ -121,9 +129,7 @@ impl<'a> Pages<'a> {
         let mut refused = Vec::new();
         loop {
             let kernel = self.map(None, User::Kernel)?;
-            let start = kernel.start.addr();
-            let own = start.wrapping_sub(distance(start));
-            match self.map(Some(own), User::Ourselves) {
+            match self.map_own(kernel.start.addr()) {
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) && refused.len() < PLACES => {
                     refused.push(kernel);
                 }
@@ -131,17 +137,26 @@ impl<'a> Pages<'a> {
             }
         }
     }
-}
 
-/// Returns the distance from our own addresses to the kernel's. The first call chooses it based on `start`, a kernel
-/// address.
-fn distance(start: usize) -> usize {
-    static DISTANCE: OnceLock<usize> = OnceLock::new();
-    *DISTANCE.get_or_init(|| match start {
-        _ if start > 2 * FAR => FAR,
-        _ if start > 2 * NEAR => NEAR,
-        _ => BELOW,
-    })
+    /// Maps the pages for ourselves, at the distance from `kernel`, the start of the kernel's mapping. The first call
+    /// chooses the distance.
+    fn map_own(&self, kernel: usize) -> io::Result<Part> {
+        let map = |distance: usize| self.map(Some(kernel.wrapping_sub(distance)), User::Ourselves);
+        if let Some(&distance) = DISTANCE.get() {
+            return map(distance);
+        }
+        let mut taken = Err(io::ErrorKind::OutOfMemory.into());
+        for distance in DISTANCES {
+            match map(distance) {
+                Ok(own) if *DISTANCE.get_or_init(|| distance) == distance => return Ok(own),
+                // Another thread has chosen another one in the meantime.
+                Ok(_) => return self.map_own(kernel),
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => taken = Err(error),
+                Err(_) => {}
+            }
+        }
+        taken
+    }
 }
 
 impl Mapping {
