@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::trouble::TroubleParams;
@@ -32,6 +32,7 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 /// A disk that serves one connection after the other, as long as the process lives.
 pub struct Backend {
     pub disk: File,
+    node: Arc<BlockNode>,
     connections: Sender<OwnedFd>,
     resizers: Receiver<Resizer>,
     done: Receiver<()>,
@@ -48,7 +49,9 @@ impl Backend {
         let (connections, incoming) = mpsc::channel::<OwnedFd>();
         let (offer, resizers) = mpsc::channel();
         let (finished, done) = mpsc::channel();
+        let served = Arc::clone(&node);
         let control = move || {
+            let node = served;
             let threads = IoThreadParams {
                 thread_pool: ThreadPoolParams {
                     min_threads: 1,
@@ -71,6 +74,7 @@ impl Backend {
             .expect("create the control thread");
         Self {
             disk,
+            node,
             connections,
             resizers,
             done,
@@ -87,6 +91,15 @@ impl Backend {
             .recv_timeout(PATIENCE)
             .expect("it accepts the connection");
         (Client { stream: ours }, resizer)
+    }
+
+    /// Waits until the backend serves a disk of `DISK` bytes: it reads the size again in its own time.
+    pub fn wait_for_size(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.node.size() != DISK {
+            assert!(Instant::now() < deadline, "the size is not read again");
+            thread::yield_now();
+        }
     }
 
     /// Ends a connection, and waits until the backend has forgotten it.

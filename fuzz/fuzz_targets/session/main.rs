@@ -92,7 +92,8 @@ impl World {
             .write_all_at(&tail, DISK)
             .expect("write the tail");
         let (client, resizer) = self.backend.connect();
-        resizer.refresh().expect("the first size");
+        resizer.refresh().expect("the IOThread runs");
+        self.backend.wait_for_size();
         let mut frontend = Frontend {
             backend: &self.backend,
             client: Some(client),
