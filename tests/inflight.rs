@@ -332,6 +332,22 @@ fn rings_too_large_for_their_region_run_untracked() {
 }
 
 #[test]
+fn a_new_regions_description_has_no_stray_bytes() {
+    let (daemon, _) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    let (queues, queue_size) = (1u16, 16u16);
+    let (description, file) = Inflight::ask(&mut vm.client, queues, queue_size);
+    let expected = [
+        &file.metadata().expect("stat").len().to_le_bytes()[..],
+        &0u64.to_le_bytes(),
+        &queues.to_le_bytes(),
+        &queue_size.to_le_bytes(),
+        &[0; 4],
+    ];
+    assert_eq!(description, expected.concat());
+}
+
+#[test]
 fn regions_for_too_many_queues_are_refused() {
     let (daemon, _) = start();
     let mut vm = Vm::connect(&daemon, 0);

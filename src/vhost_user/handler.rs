@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -13,6 +14,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::error::{SessionError, chain};
+use super::region_reply;
 use super::session::Session;
 use crate::blk::device::DeviceState;
 use crate::memory::{MAX_REGIONS, RegionInfo};
@@ -45,6 +47,10 @@ pub(super) struct Handler<'a> {
     pub(super) answers: Answers,
     /// The socket that came with the current message, which the crate does not expose.
     pub(super) offered: Option<OwnedFd>,
+    /// The connection, for replies that the crate does not send.
+    pub(super) socket: &'a UnixStream,
+    /// The current message was replied to here. The crate was given an error, so that it does not reply too.
+    pub(super) replied: bool,
 }
 
 impl Handler<'_> {
@@ -272,17 +278,14 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         unsupported(&self.disk, "GET_SHARED_OBJECT")
     }
 
+    /// Sends the reply itself, see [`region_reply`].
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
         let created = self.session.create_inflight(asked.num_queues, asked.queue_size);
         self.unanswered |= created.is_err();
         let (layout, file) = ack(&self.disk, "GET_INFLIGHT_FD", created)?;
-        let RegionLayout {
-            size,
-            offset,
-            queues,
-            queue_size,
-        } = layout;
-        Ok((VhostUserInflight::new(size, offset, queues, queue_size), file))
+        region_reply::send(self.socket, layout, &file).map_err(Error::SocketError)?;
+        self.replied = true;
+        Err(Error::ReqHandlerError(io::ErrorKind::Other.into()))
     }
 
     fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Result<()> {

@@ -9,6 +9,7 @@ mod handler;
 mod inbox;
 pub mod inherited;
 pub mod path;
+mod region_reply;
 pub mod server;
 mod server_error;
 pub mod session;

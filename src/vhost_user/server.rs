@@ -3,6 +3,7 @@
 //! Runs on the disk's control thread. A misbehaving frontend can only end its own connection.
 
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
@@ -199,6 +200,8 @@ impl Server {
             unanswered: false,
             answers: Answers::default(),
             offered: None,
+            socket: &socket,
+            replied: false,
         };
         let handler = Arc::new(Mutex::new(handler));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
@@ -246,6 +249,7 @@ impl Server {
             let refusal = match requests.handle_request() {
                 Ok(()) => continue,
                 Err(VhostError::Disconnected) => return Ok(()),
+                Err(VhostError::ReqHandlerError(_)) if mem::take(&mut lock(handler).replied) => continue,
                 // Logged already.
                 Err(VhostError::ReqHandlerError(error)) if !lock(handler).must_end() => error.to_string(),
                 Err(error @ VhostError::InvalidMessage) if answered => {

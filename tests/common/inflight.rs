@@ -30,15 +30,20 @@ pub(crate) struct Header {
 }
 
 impl Inflight {
-    /// Asks the backend to create a region.
-    pub(crate) fn get(client: &mut Client, queues: u16, queue_size: u16) -> Self {
+    /// Asks the backend to create a region. Returns the answer as it arrived.
+    pub(crate) fn ask(client: &mut Client, queues: u16, queue_size: u16) -> (Vec<u8>, File) {
         let payload = payload(0, 0, queues, queue_size);
         client
             .send(msg::GET_INFLIGHT_FD, 0, &payload, &[])
             .expect("GET_INFLIGHT_FD");
-        let (reply, file) = client
+        client
             .receive_with_file(msg::GET_INFLIGHT_FD)
-            .expect("the backend makes a region");
+            .expect("the backend makes a region")
+    }
+
+    /// Asks the backend to create a region.
+    pub(crate) fn get(client: &mut Client, queues: u16, queue_size: u16) -> Self {
+        let (reply, file) = Self::ask(client, queues, queue_size);
         let u64_at = |at: usize| u64::from_le_bytes(reply[at..at + 8].try_into().expect("eight bytes"));
         Self {
             file,
