@@ -9,6 +9,7 @@
 //! - [`vhost_user`]: the control thread of a disk; sockets, messages, sessions.
 //! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
 //! - [`engine`]: executes I/O; [`storage`]: holds the bytes; [`io`]: the requests that both pass around.
+//! - [`throttle`]: limits that several disks share.
 //! - [`iothread`]: an IOThread with everything that its disks share.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification
 //!   per batch.
@@ -45,5 +46,6 @@ mod status;
 pub mod storage;
 mod sync;
 pub mod thread_pool;
+pub mod throttle;
 pub mod vhost_user;
 pub mod virtqueue;

@@ -372,6 +372,7 @@ fn device_params(cli: &Cli, node: &BlockNode, engine: Plan) -> anyhow::Result<De
         batch_notifications: cli.notify == Notify::Batch,
         trouble: cli.trouble(),
         faults: faults(cli),
+        throttle: None,
         queue_iothreads: cli.queue_iothreads().map_err(|e| anyhow!(e))?,
     })
 }

@@ -71,6 +71,7 @@ impl Served {
             batch_notifications: true,
             trouble: TroubleParams::default(),
             faults: None,
+            throttle: None,
         };
         let mut device = BlkDevice::new(Arc::new(node), params, iothreads).expect("make a disk");
         let access = SocketAccess {

@@ -126,6 +126,7 @@ fn params(node: &BlockNode) -> DeviceParams {
         batch_notifications: true,
         trouble: TroubleParams::default(),
         faults: None,
+        throttle: None,
     }
 }
 

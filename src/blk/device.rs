@@ -20,6 +20,7 @@ use crate::guard;
 use crate::io::IoOp;
 use crate::iothread::IoThread;
 use crate::log_limit::LogLimit;
+use crate::throttle::{Group, Member};
 
 /// How a disk is to be served.
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub struct DeviceParams {
     pub trouble: TroubleParams,
     /// Faults to be injected.
     pub faults: Option<Arc<Faults>>,
+    /// Limits, which other disks may share.
+    pub throttle: Option<Arc<Group>>,
 }
 
 /// A disk. It belongs to one control thread.
@@ -88,13 +91,14 @@ impl BlkDevice {
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
         let mut control = None;
+        let member = params.throttle.as_ref().map(Group::join);
         for (position, iothread) in (0u16..).zip(iothreads) {
             let mine = (0u16..).zip(stats.iter().cloned());
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
-            let (plan, faults) = (params.engine, params.faults.clone());
+            let (plan, extras) = (params.engine, (params.faults.clone(), member.clone()));
             let create =
-                move |resources: &Rc<Resources>| create_queues(resources, mine, &state, plan, faults);
+                move |resources: &Rc<Resources>| create_queues(resources, mine, &state, plan, extras);
             let created = iothread.call(create)??;
             for (index, queue) in created.queues {
                 queues[usize::from(index)] = Some(queue);
@@ -228,7 +232,7 @@ fn create_queues(
     mine: Vec<(u16, Arc<QueueStats>)>,
     state: &Arc<DeviceState>,
     plan: Plan,
-    faults: Option<Arc<Faults>>,
+    (faults, member): (Option<Arc<Faults>>, Option<Arc<Member>>),
 ) -> Result<Created, engine::Error> {
     let (ctx, node) = (resources.ctx(), &state.node);
     let plain = node.open_channel(resources, plan)?;
@@ -236,6 +240,10 @@ fn create_queues(
     let channel = match faults {
         Some(faults) => plain.with_faults(ctx, faults, node.limits().logical_block_size),
         None => plain,
+    };
+    let channel = match member {
+        Some(member) => channel.with_limits(ctx, &member),
+        None => channel,
     };
     let create = |(index, stats)| {
         let queue = BlkQueue::create(ctx, index, Arc::clone(state), stats, channel.sibling());

@@ -7,19 +7,22 @@ use super::fault::Faults;
 use super::fault::channel::{FaultyChannel, Submit};
 use super::file::channel::FileChannel;
 use super::null::{NullAioChannel, NullCoChannel};
+use super::throttle::ThrottledChannel;
 use crate::aio::AioContext;
 use crate::io::{Completer, Requests};
+use crate::throttle::Member;
 
 /// A channel to a disk. IOThread only. Each queue has one of its own; those of one disk and IOThread are siblings and share
 /// what is expensive.
 #[derive(Debug)]
 pub struct Channel(Kind);
 
-/// With faults, or without.
+/// With faults or limits, or without.
 #[derive(Debug)]
 enum Kind {
     Plain(Plain),
     Faulty(FaultyChannel<Plain>),
+    Throttled(ThrottledChannel),
 }
 
 /// The closed set of channels.
@@ -57,6 +60,21 @@ impl Channel {
         match &self.0 {
             Kind::Plain(plain) => plain.submit(batch, completer),
             Kind::Faulty(faulty) => faulty.submit(batch, completer),
+            Kind::Throttled(throttled) => throttled.submit(batch, completer),
+        }
+    }
+
+    /// Makes requests on this channel, and on siblings made from it, wait until the throttle group of `member` lets them
+    /// go.
+    #[must_use]
+    pub fn with_limits(self, ctx: &AioContext, member: &Arc<Member>) -> Self {
+        Self(Kind::Throttled(ThrottledChannel::new(ctx, self, member)))
+    }
+
+    /// Starts all requests that wait for their throttle group, for somebody waits for their end.
+    pub fn release_waiting(&self) {
+        if let Kind::Throttled(throttled) = &self.0 {
+            throttled.release();
         }
     }
 
@@ -66,6 +84,7 @@ impl Channel {
         Self(match &self.0 {
             Kind::Plain(plain) => Kind::Plain(plain.sibling()),
             Kind::Faulty(faulty) => Kind::Faulty(faulty.with(faulty.inner().sibling())),
+            Kind::Throttled(throttled) => Kind::Throttled(throttled.sibling()),
         })
     }
 
@@ -75,7 +94,7 @@ impl Channel {
     pub fn with_faults(self, ctx: &AioContext, faults: Arc<Faults>, block: u32) -> Self {
         match self.0 {
             Kind::Plain(plain) => Self(Kind::Faulty(FaultyChannel::new(ctx, plain, faults, block))),
-            faulty @ Kind::Faulty(_) => Self(faulty),
+            other => Self(other),
         }
     }
 

@@ -15,6 +15,7 @@ mod node;
 mod null;
 mod plan;
 mod resources;
+mod throttle;
 
 pub use channel::Channel;
 pub use control::NodeControl;

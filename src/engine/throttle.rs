@@ -1,0 +1,186 @@
+//! A channel whose requests wait for their throttle group.
+//!
+//! Waiting requests are kept here, on their IOThread, in order of arrival; the group only says how many may go. Flushes
+//! are not limited. A ring that stops waits for its requests, so [`ThrottledChannel::release`] lets them go early.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use super::channel::Channel;
+use crate::aio::{AioContext, BottomHalf, Timer};
+use crate::defer::DeferScope;
+use crate::io::{Completer, IoOp, IoRequest, Requests};
+use crate::throttle::{Direction, Lane, Member, Turn};
+
+/// A channel with limits. IOThread only.
+#[derive(Debug)]
+pub(super) struct ThrottledChannel {
+    channel: Rc<Channel>,
+    shared: Rc<Shared>,
+}
+
+/// What the queues of a disk share on one IOThread.
+struct Shared {
+    lane: Lane,
+    waiting: [RefCell<VecDeque<Waiting>>; 2],
+    timer: Timer,
+    /// Others wake us up with it.
+    _wake: BottomHalf,
+}
+
+struct Waiting {
+    request: Box<IoRequest>,
+    completer: Rc<dyn Completer>,
+    channel: Rc<Channel>,
+}
+
+impl ThrottledChannel {
+    pub(super) fn new(ctx: &AioContext, channel: Channel, member: &Arc<Member>) -> Self {
+        let shared = Rc::new_cyclic(|me: &Weak<Shared>| {
+            let look = |me: &Weak<Shared>| {
+                let me = Weak::clone(me);
+                move |_: &AioContext| {
+                    if let Some(shared) = me.upgrade() {
+                        shared.follow(shared.lane.turn());
+                    }
+                }
+            };
+            let wake = ctx.bottom_half(look(me));
+            Shared {
+                lane: member.lane(wake.handle()),
+                waiting: Default::default(),
+                timer: ctx.timer(look(me)),
+                _wake: wake,
+            }
+        });
+        Self {
+            channel: Rc::new(channel),
+            shared,
+        }
+    }
+
+    pub(super) fn sibling(&self) -> Self {
+        Self {
+            channel: Rc::new(self.channel.sibling()),
+            shared: Rc::clone(&self.shared),
+        }
+    }
+
+    pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
+        let mut free = Requests::new();
+        let requests = batch.drain(..).map(|request| (cost(&request), request));
+        let turn = self.shared.lane.admit(requests, |goes, request| match goes {
+            true => free.push(request),
+            false => self.hold(request, completer),
+        });
+        std::mem::swap(batch, &mut free);
+        let merged = match batch.is_empty() {
+            true => 0,
+            false => self.channel.submit(batch, completer),
+        };
+        self.shared.follow(turn);
+        merged
+    }
+
+    /// Lets all waiting requests go: somebody waits until the disk is at rest.
+    pub(super) fn release(&self) {
+        self.shared.lane.release();
+        self.shared.timer.cancel();
+        self.shared.send([usize::MAX; 2]);
+    }
+
+    fn hold(&self, request: Box<IoRequest>, completer: &Rc<dyn Completer>) {
+        let Some((direction, _)) = cost(&request) else {
+            return;
+        };
+        self.shared.waiting[direction.index()]
+            .borrow_mut()
+            .push_back(Waiting {
+                request,
+                completer: Rc::clone(completer),
+                channel: Rc::clone(&self.channel),
+            });
+    }
+}
+
+impl Shared {
+    fn follow(&self, turn: Turn) {
+        if let Some(wait) = turn.timer {
+            self.timer.arm_in(wait);
+        }
+        if turn.granted != [0; 2] {
+            self.send(turn.granted);
+        }
+    }
+
+    /// Submits so many waiting requests of each direction, in batches of one queue.
+    fn send(&self, granted: [usize; 2]) {
+        let _scope = DeferScope::enter();
+        for (waiting, granted) in self.waiting.iter().zip(granted) {
+            let mut left = granted;
+            loop {
+                // In a statement of its own: whoever gets requests back may submit more.
+                let batch = take_batch(&mut waiting.borrow_mut(), &mut left);
+                let Some((mut batch, channel, completer)) = batch else {
+                    break;
+                };
+                channel.submit(&mut batch, &completer);
+            }
+        }
+    }
+}
+
+/// Takes the first requests that came from one queue, `left` at most.
+fn take_batch(
+    waiting: &mut VecDeque<Waiting>,
+    left: &mut usize,
+) -> Option<(Requests, Rc<Channel>, Rc<dyn Completer>)> {
+    if *left == 0 {
+        return None;
+    }
+    let Waiting {
+        request,
+        completer,
+        channel,
+    } = waiting.pop_front()?;
+    *left -= 1;
+    let mut batch = vec![request];
+    while *left > 0
+        && waiting
+            .front()
+            .is_some_and(|next| Rc::ptr_eq(&next.channel, &channel))
+    {
+        *left -= 1;
+        batch.extend(waiting.pop_front().map(|next| next.request));
+    }
+    Some((batch, channel, completer))
+}
+
+/// Returns what a request costs. Nothing limits a flush, nor a second look at what a read could not have.
+fn cost(request: &IoRequest) -> Option<(Direction, u64)> {
+    match request.op {
+        IoOp::Read => Some((Direction::Read, request.alone().len() as u64)),
+        IoOp::Write { .. } => Some((Direction::Write, request.alone().len() as u64)),
+        IoOp::Discard | IoOp::WriteZeroes { .. } => {
+            let bytes = request.ranges.iter().map(|range| range.len).sum();
+            Some((Direction::Write, bytes))
+        }
+        IoOp::Salvage | IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waiting = self.waiting.each_ref().map(|waiting| waiting.borrow().len());
+        f.debug_struct("Shared")
+            .field("lane", &self.lane)
+            .field("waiting", &waiting)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! A group as the IOThreads share it.
+//!
+//! Everything is under one lock, which is held for a few instructions per batch. One lane keeps time for the whole group:
+//! when its timer fires it decides which requests go, and wakes up the IOThreads of those that are not its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::limits::{LimitsError, ThrottleLimits};
+use super::queue::{Direction, LaneId, MemberId, Queue};
+use crate::aio::BhHandle;
+use crate::sync::{Mutex, MutexGuard, lock};
+
+/// A throttle group. Any thread.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    lanes: BTreeMap<LaneId, LaneState>,
+    /// The lane whose timer is armed, while requests wait.
+    keeper: Option<LaneId>,
+    next_id: u64,
+    members: usize,
+}
+
+#[derive(Debug)]
+struct LaneState {
+    /// Requests that may go, by direction.
+    granted: [usize; 2],
+    wake: BhHandle,
+}
+
+/// A disk in a group. Members take turns. Any thread.
+#[derive(Debug)]
+pub struct Member {
+    group: Arc<Group>,
+    id: MemberId,
+}
+
+/// A disk in a group, on one IOThread. Its requests wait in the order in which they came.
+#[derive(Debug)]
+pub struct Lane {
+    member: Arc<Member>,
+    id: LaneId,
+}
+
+/// What a lane may do now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Requests that may go, by [`Direction::index`].
+    pub(crate) granted: [usize; 2],
+    /// Set the timer to this time from now: the lane keeps time for the group.
+    pub(crate) timer: Option<Duration>,
+}
+
+impl Group {
+    /// Makes a group without members.
+    ///
+    /// # Errors
+    /// The limits contradict each other.
+    pub fn new(name: &str, limits: ThrottleLimits) -> Result<Arc<Self>, LimitsError> {
+        limits.check()?;
+        let state = State {
+            queue: Queue::new(limits, Instant::now()),
+            lanes: BTreeMap::new(),
+            keeper: None,
+            next_id: 0,
+            members: 0,
+        };
+        Ok(Arc::new(Self {
+            name: name.to_owned(),
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// The group's id.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the limits in force.
+    pub fn limits(&self) -> ThrottleLimits {
+        *self.lock().queue.limits()
+    }
+
+    /// Returns the number of disks in the group.
+    pub fn members(&self) -> usize {
+        self.lock().members
+    }
+
+    /// Replaces the limits; waiting requests follow the new ones at once.
+    ///
+    /// # Errors
+    /// The limits contradict each other; the old ones stay.
+    pub fn set_limits(&self, limits: ThrottleLimits) -> Result<(), LimitsError> {
+        limits.check()?;
+        let mut state = self.lock();
+        state.queue.set_limits(limits, Instant::now());
+        state.wake_keeper();
+        Ok(())
+    }
+
+    /// Adds a disk.
+    pub fn join(self: &Arc<Self>) -> Arc<Member> {
+        let mut state = self.lock();
+        state.members += 1;
+        Arc::new(Member {
+            id: state.new_id(),
+            group: Arc::clone(self),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Lets all go that may go now, and wakes up their lanes, except for `me`.
+    fn dispatch(&mut self, me: LaneId, now: Instant) {
+        for direction in Direction::ALL {
+            while let Some(ticket) = self.queue.next(direction, now) {
+                let Some(lane) = self.lanes.get_mut(&ticket.lane) else {
+                    continue;
+                };
+                lane.granted[direction.index()] += 1;
+                if ticket.lane != me {
+                    lane.wake.schedule();
+                }
+            }
+        }
+    }
+
+    /// Takes what `me` may do; it keeps time from now on if nobody else does.
+    fn turn(&mut self, me: LaneId, now: Instant) -> Turn {
+        let wait = self.queue.next_in(now);
+        if wait.is_none() {
+            self.keeper = None;
+        }
+        let timer = wait.filter(|_| *self.keeper.get_or_insert(me) == me);
+        let granted = self
+            .lanes
+            .get_mut(&me)
+            .map(|lane| std::mem::take(&mut lane.granted));
+        Turn {
+            granted: granted.unwrap_or_default(),
+            timer,
+        }
+    }
+
+    fn wake_keeper(&self) {
+        if let Some(lane) = self.keeper.and_then(|id| self.lanes.get(&id)) {
+            lane.wake.schedule();
+        }
+    }
+}
+
+impl Member {
+    /// The group.
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// Adds an IOThread of the disk. `wake` runs [`Lane::turn`] there.
+    pub fn lane(self: &Arc<Self>, wake: BhHandle) -> Lane {
+        let mut state = self.group.lock();
+        let id = state.new_id();
+        state.lanes.insert(
+            id,
+            LaneState {
+                granted: [0; 2],
+                wake,
+            },
+        );
+        Lane {
+            member: Arc::clone(self),
+            id,
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut state = self.group.lock();
+        state.members -= 1;
+        state.queue.forget(self.id);
+    }
+}
+
+impl Lane {
+    /// Asks for each request, in order, whether it goes at once, and calls `take` with the answer.
+    pub(crate) fn admit<T>(
+        &self,
+        requests: impl Iterator<Item = (Option<(Direction, u64)>, T)>,
+        mut take: impl FnMut(bool, T),
+    ) -> Turn {
+        let now = Instant::now();
+        let mut state = self.member.group.lock();
+        for (request, handle) in requests {
+            let goes = request.is_none_or(|(direction, bytes)| {
+                state
+                    .queue
+                    .admit(direction, bytes, (self.member.id, self.id), now)
+            });
+            take(goes, handle);
+        }
+        state.turn(self.id, now)
+    }
+
+    /// Looks what may go now: the timer has fired, or somebody has woken up this lane.
+    pub(crate) fn turn(&self) -> Turn {
+        let now = Instant::now();
+        let mut state = self.member.group.lock();
+        state.dispatch(self.id, now);
+        state.turn(self.id, now)
+    }
+
+    /// Takes all waiting requests of the lane out of the queue, because they go at once: somebody waits for their end.
+    pub(crate) fn release(&self) {
+        let mut state = self.member.group.lock();
+        state.queue.release(self.member.id, self.id, Instant::now());
+        if let Some(lane) = state.lanes.get_mut(&self.id) {
+            lane.granted = [0; 2];
+        }
+        state.give_up_keeping(self.id);
+    }
+}
+
+impl State {
+    /// Lets another lane keep the time.
+    fn give_up_keeping(&mut self, me: LaneId) {
+        if self.keeper == Some(me) {
+            self.keeper = self.queue.any_waiting();
+            self.wake_keeper();
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let mut state = self.member.group.lock();
+        state.queue.release(self.member.id, self.id, Instant::now());
+        state.lanes.remove(&self.id);
+        state.give_up_keeping(self.id);
+    }
+}

@@ -1,0 +1,16 @@
+//! Throttle groups: limits on requests and bytes per second that several disks share.
+//!
+//! A [`Group`] owns leaky buckets and decides which waiting request goes next, over the disks of all IOThreads. Every disk
+//! that joins is a [`Member`]; members take turns. The requests themselves stay on their IOThread, in the disk's channel
+//! (`engine::throttle`), which asks the group before it passes a request on. Words and rules are those of QEMU's throttle
+//! groups.
+
+mod bucket;
+mod group;
+mod limits;
+mod queue;
+
+pub(crate) use group::Turn;
+pub use group::{Group, Lane, Member};
+pub use limits::{LimitsError, ThrottleLimits};
+pub use queue::Direction;
