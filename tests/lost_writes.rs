@@ -18,6 +18,7 @@ use common::loop_device::LoopDevice;
 use common::machine::host;
 use common::memory::SharedMemory;
 use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use common::tracer::kill_at_failure;
 use common::vm::{DATA, HEADER, Ring, SECTOR, STATUS, USER, Vm, header, readable, writable};
 
 const OUT: u32 = 1;
@@ -276,12 +277,54 @@ fn a_kill_during_flush_preserves_its_failure() {
     }
 }
 
+/// The device's last close loses the writes, and the next daemon is the first to hear of it.
+#[test]
+fn a_kill_while_the_report_is_taken_preserves_it() {
+    let Some(mut lossy) = Lossy::start() else { return };
+    let (mut vm, region) = connect(&lossy.daemon);
+    write(&mut vm);
+    lossy.daemon.restart(libc::SIGTERM);
+    lossy.mend();
+    resume(&mut vm, &lossy.daemon, &region);
+    let tracer = kill_at_failure(
+        lossy.daemon.pid(),
+        &[libc::SYS_fdatasync, libc::SYS_sync_file_range],
+    );
+    vm.poke(HEADER, &header(FLUSH, 0));
+    vm.send(0, &[readable(HEADER, 16), writable(STATUS, 1)]);
+    tracer.join().expect("one of the calls reports the loss");
+    lossy.daemon.restart(libc::SIGKILL);
+    resume(&mut vm, &lossy.daemon, &region);
+    vm.outcome(0);
+    assert_eq!(vm.peek(STATUS, 1), [IOERR]);
+    assert_eq!(flush(&mut vm), IOERR);
+}
+
 /// Byte of the region that says that a flush runs, behind the magic, the device's state and another byte.
 const FLUSH_RUNNING: u64 = 8 + 1 + 1;
 
 /// Makes a region look as if a daemon had been killed during a flush.
 fn leave_in_flush(region: &Inflight) {
     region.write(region.trailer() + FLUSH_RUNNING, &[1]);
+}
+
+/// Makes a region look as if a daemon had been killed while it took the kernel's report.
+fn leave_taking_report(region: &Inflight) {
+    region.write(region.trailer() + FLUSH_RUNNING, &[2]);
+}
+
+#[test]
+fn after_a_kill_while_the_report_is_taken_flushes_fail() {
+    let daemon = Daemon::start(&vec![0; 1 << 20], &[]);
+    let mut vm = Vm::connect(&daemon, 0);
+    let region = Inflight::get(&mut vm.client, 1, 16);
+    leave_taking_report(&region);
+    vm.rings.push(Ring::new(0, 16));
+    resume(&mut vm, &daemon, &region);
+    write(&mut vm);
+    assert_eq!(flush(&mut vm), IOERR);
+    let said = daemon.output();
+    assert!(said.contains("asked whether writes were lost"), "{said}");
 }
 
 #[test]

@@ -202,6 +202,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_lseek,
         SYS_fdatasync,
         SYS_syncfs,
+        SYS_sync_file_range,
         SYS_fadvise64,
         SYS_ioctl if among!(1: constant [BLKDISCARD, BLKGETSIZE64]),
     ]

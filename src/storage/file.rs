@@ -77,7 +77,7 @@ impl RawFile {
             direct: options.direct,
             size: AtomicU64::new(geometry.size),
             missing: Missing::default(),
-            flusher: Flusher::new(!options.direct),
+            flusher: Flusher::new(!options.direct, !options.direct && kind == Kind::BlockDevice),
             locked: Arc::default(),
         })
     }
@@ -258,7 +258,8 @@ impl RawFile {
     fn flush_after_look(&self, look: bool) -> io::Result<()> {
         let written_back = self.written_back.as_ref().filter(|_| look);
         let look = || written_back.map_or(Ok(()), |written_back| written_back.wait(self.size()));
-        self.flusher.flush(look, || {
+        let take = || sys::take_writeback_error(&self.file);
+        self.flusher.flush(look, take, || {
             self.dispel_doubt()?;
             retry(|| self.file.sync_data())
         })

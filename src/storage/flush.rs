@@ -1,10 +1,13 @@
 //! Flushes that neither multiply nor forget.
 //!
 //! The kernel reports a failed writeback *once* for each open file (its `errseq_t` mark moves on) and may mark the lost
-//! pages clean; the next `fdatasync` then succeeds although the data is gone. Three things follow:
+//! pages clean; the next `fdatasync` then succeeds although the data is gone. Four things follow:
 //! - A failure is remembered, and every later flush fails with it until the file is opened anew.
 //! - A [`FlushWitness`] keeps what became of the flushes where the next process finds it: the kernel will not tell that
 //!   one again.
+//! - The first flush of a block device may be the first to learn of a predecessor's lost writes. Where it is killed while
+//!   it takes this report, the next process must fail. But it must not fail because a process was killed while it waited
+//!   for a healthy disk. So the report is first taken by a call of its own, which waits for nothing.
 //! - Of two `fdatasync` running at once only one would be told. So one runs at a time, and those who wait meanwhile
 //!   share the next one: it begins after all their writes, and many queues that flush together cost one flush.
 
@@ -19,7 +22,11 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// Remembers what became of the flushes for the process that comes after this one. Any thread.
 pub trait FlushWitness: Debug + Send + Sync {
-    /// A flush is about to take the kernel's report of failed writes.
+    /// The kernel's report of a predecessor's failed writes is about to be taken. Unless [`begun`](Self::begun) or
+    /// [`failed`](Self::failed) follows, the outcome counts as a failure.
+    fn taking_report(&self);
+
+    /// A flush is about to begin. It may take the kernel's report of failed writes, too.
     fn begun(&self);
 
     /// It has ended, and all that was written before it is stable.
@@ -39,18 +46,24 @@ pub(super) struct Flusher {
 impl Flusher {
     /// `sticky`: writes go through the page cache, so that a failure loses data for good. With O_DIRECT a failed flush
     /// leaves nothing behind in the kernel and may be tried again.
-    pub(super) fn new(sticky: bool) -> Self {
+    /// `inherits`: the kernel may have a report of a predecessor's failed writes that nothing else can tell.
+    pub(super) fn new(sticky: bool, inherits: bool) -> Self {
         Self {
-            state: Mutex::new(State::new(sticky)),
+            state: Mutex::new(State::new(sticky, inherits)),
             ended: Condvar::new(),
         }
     }
 
-    /// Returns when a flush that began after this call has ended, with its result. Runs `look`, then `sync`, which must
-    /// not panic, itself if nobody else does. `look` may fail, but must leave the kernel's report for others to take.
+    /// Returns when a flush that began after this call has ended, with its result. If nobody else does, this call runs
+    /// these steps, which must not panic:
+    /// - `look` may fail, but must leave the kernel's report for others to take.
+    /// - `take` takes the report and does not wait for the disk. Runs only until a flush has succeeded, and only if the
+    ///   report may be a predecessor's.
+    /// - `sync` waits until everything is stable.
     pub(super) fn flush(
         &self,
         look: impl Fn() -> io::Result<()>,
+        take: impl Fn() -> io::Result<()>,
         sync: impl Fn() -> io::Result<()>,
     ) -> io::Result<()> {
         let mut state = self.lock();
@@ -61,20 +74,9 @@ impl Flusher {
                 Turn::Wait => state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Turn::Run => {
                     let witness = state.witness.clone().filter(|_| state.sticky);
+                    let inherits = state.inherits;
                     drop(state);
-                    let result = look().and_then(|()| {
-                        if let Some(witness) = &witness {
-                            witness.begun();
-                        }
-                        sync()
-                    });
-                    // Before anybody learns of it: a process that is killed now has not answered yet.
-                    if let Some(witness) = &witness {
-                        match &result {
-                            Ok(()) => witness.succeeded(),
-                            Err(_) => witness.failed(),
-                        }
-                    }
+                    let result = run(witness.as_deref(), &look, inherits.then_some(&take), &sync);
                     state = self.lock();
                     state.end(&result);
                     self.ended.notify_all();
@@ -114,10 +116,38 @@ impl Flusher {
     }
 }
 
+/// Runs the steps of a flush, and tells the witness of each.
+fn run(
+    witness: Option<&dyn FlushWitness>,
+    look: impl Fn() -> io::Result<()>,
+    take: Option<impl Fn() -> io::Result<()>>,
+    sync: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
+    let tell = |event: fn(&dyn FlushWitness)| witness.into_iter().for_each(event);
+    let steps = || {
+        look()?;
+        if let Some(take) = take {
+            tell(|witness| witness.taking_report());
+            take()?;
+        }
+        tell(|witness| witness.begun());
+        sync()
+    };
+    let result = steps();
+    // Before anybody learns of it: a process that is killed now has not answered yet.
+    match &result {
+        Ok(()) => tell(|witness| witness.succeeded()),
+        Err(_) => tell(|witness| witness.failed()),
+    }
+    result
+}
+
 /// Who flushes when. Flushes are numbered from 1.
 #[derive(Debug)]
 struct State {
     sticky: bool,
+    /// No flush has succeeded yet: the kernel may have a report of a predecessor's failed writes.
+    inherits: bool,
     begun: u64,
     /// `begun`, or one less while a flush runs.
     ended: u64,
@@ -138,9 +168,10 @@ enum Turn {
 }
 
 impl State {
-    fn new(sticky: bool) -> Self {
+    fn new(sticky: bool, inherits: bool) -> Self {
         Self {
             sticky,
+            inherits,
             begun: 0,
             ended: 0,
             failed: None,
@@ -176,9 +207,12 @@ impl State {
     /// The flush that was running has ended.
     fn end(&mut self, result: &io::Result<()>) {
         self.ended = self.begun;
-        if let Err(e) = result {
-            let last = if self.sticky { u64::MAX } else { self.ended };
-            self.failed = Some((last, e.raw_os_error().unwrap_or(libc::EIO)));
+        match result {
+            Ok(()) => self.inherits = false,
+            Err(e) => {
+                let last = if self.sticky { u64::MAX } else { self.ended };
+                self.failed = Some((last, e.raw_os_error().unwrap_or(libc::EIO)));
+            }
         }
     }
 }
@@ -198,7 +232,7 @@ mod tests {
 
     #[test]
     fn those_who_come_during_a_flush_share_the_next_one() {
-        let mut state = State::new(true);
+        let mut state = State::new(true, false);
         let first = state.next();
         assert!(matches!(state.turn(first), Turn::Run));
         // Three writes and flushes while the first one runs: it may have missed all of them.
@@ -222,7 +256,7 @@ mod tests {
     #[test]
     fn all_who_share_a_flush_learn_that_it_failed_however_late_they_look() {
         for sticky in [false, true] {
-            let mut state = State::new(sticky);
+            let mut state = State::new(sticky, false);
             let needed = state.next();
             assert!(matches!(state.turn(needed), Turn::Run));
             state.end(&eio());
@@ -243,26 +277,29 @@ mod tests {
 
     #[test]
     fn through_the_page_cache_a_failure_is_final() {
-        let flusher = Flusher::new(true);
+        let flusher = Flusher::new(true, false);
         assert_eq!(
-            flusher.flush(nothing, eio).unwrap_err().raw_os_error(),
+            flusher.flush(nothing, nothing, eio).unwrap_err().raw_os_error(),
             Some(libc::EIO)
         );
         assert!(flusher.is_over());
         // The kernel has reported it and would say that all is well.
         assert_eq!(
-            flusher.flush(nothing, || Ok(())).unwrap_err().raw_os_error(),
+            flusher
+                .flush(nothing, nothing, || Ok(()))
+                .unwrap_err()
+                .raw_os_error(),
             Some(libc::EIO)
         );
     }
 
     #[test]
     fn without_a_page_cache_a_flush_may_be_tried_again() {
-        let flusher = Flusher::new(false);
-        flusher.flush(nothing, eio).unwrap_err();
+        let flusher = Flusher::new(false, false);
+        flusher.flush(nothing, nothing, eio).unwrap_err();
         assert!(!flusher.is_over());
-        flusher.flush(nothing, || Ok(())).unwrap();
-        flusher.flush(nothing, eio).unwrap_err();
+        flusher.flush(nothing, nothing, || Ok(())).unwrap();
+        flusher.flush(nothing, nothing, eio).unwrap_err();
     }
 
     /// Says what it was told last.
@@ -276,6 +313,10 @@ mod tests {
     }
 
     impl FlushWitness for Told {
+        fn taking_report(&self) {
+            *self.0.lock().unwrap() = "taking";
+        }
+
         fn begun(&self) {
             *self.0.lock().unwrap() = "begun";
         }
@@ -291,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_witness_knows_before_the_caller() {
-        let (flusher, told) = (Flusher::new(true), Arc::new(Told::default()));
+        let (flusher, told) = (Flusher::new(true, false), Arc::new(Told::default()));
         flusher.set_witness(Some(Arc::clone(&told) as _));
         let sync = || {
             assert_eq!(told.last(), "begun");
@@ -301,10 +342,10 @@ mod tests {
             assert_eq!(told.last(), "");
             Ok(())
         };
-        flusher.flush(look, sync).unwrap();
+        flusher.flush(look, nothing, sync).unwrap();
         assert_eq!(told.last(), "succeeded");
         flusher
-            .flush(eio, || unreachable!("it would take the report"))
+            .flush(eio, nothing, || unreachable!("it would take the report"))
             .unwrap_err();
         assert_eq!(told.last(), "failed");
         flusher.set_witness(Some(Arc::clone(&told) as _));
@@ -312,23 +353,50 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_that_may_be_tried_again_needs_no_witness() {
-        let (flusher, told) = (Flusher::new(false), Arc::new(Told::default()));
+    fn only_the_first_flush_takes_a_predecessors_report() {
+        let (flusher, told) = (Flusher::new(true, true), Arc::new(Told::default()));
         flusher.set_witness(Some(Arc::clone(&told) as _));
-        flusher.flush(nothing, eio).unwrap_err();
+        let take = || {
+            assert_eq!(told.last(), "taking");
+            Ok(())
+        };
+        let sync = || {
+            assert_eq!(told.last(), "begun");
+            Ok(())
+        };
+        flusher.flush(nothing, take, sync).unwrap();
+        assert_eq!(told.last(), "succeeded");
+        flusher.flush(nothing, || unreachable!("taken"), sync).unwrap();
+    }
+
+    #[test]
+    fn a_predecessors_report_fails_all_flushes() {
+        let (flusher, told) = (Flusher::new(true, true), Arc::new(Told::default()));
+        flusher.set_witness(Some(Arc::clone(&told) as _));
+        let sync = || unreachable!("the report says enough");
+        flusher.flush(nothing, eio, sync).unwrap_err();
+        assert_eq!(told.last(), "failed");
+        flusher.flush(nothing, nothing, nothing).unwrap_err();
+    }
+
+    #[test]
+    fn a_flush_that_may_be_tried_again_needs_no_witness() {
+        let (flusher, told) = (Flusher::new(false, false), Arc::new(Told::default()));
+        flusher.set_witness(Some(Arc::clone(&told) as _));
+        flusher.flush(nothing, nothing, eio).unwrap_err();
         assert!(flusher.has_failed());
-        flusher.flush(nothing, nothing).unwrap();
+        flusher.flush(nothing, nothing, nothing).unwrap();
         assert!(!flusher.has_failed());
         assert_eq!(told.last(), "");
         flusher.give_up(libc::EIO);
         assert_eq!(told.last(), "failed");
-        flusher.flush(nothing, nothing).unwrap_err();
+        flusher.flush(nothing, nothing, nothing).unwrap_err();
     }
 
     #[test]
     fn every_flush_covers_what_was_written_before_it_and_never_two_run() {
         let (flusher, written, stable, running) = (
-            Flusher::new(true),
+            Flusher::new(true, false),
             AtomicU64::new(0),
             AtomicU64::new(0),
             AtomicU64::new(0),
@@ -346,7 +414,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..500 {
                         let mine = written.fetch_add(1, SeqCst) + 1;
-                        flusher.flush(nothing, sync).unwrap();
+                        flusher.flush(nothing, nothing, sync).unwrap();
                         assert!(stable.load(SeqCst) >= mine);
                     }
                 });

@@ -73,6 +73,16 @@ pub(super) fn syncfs(file: &File) -> io::Result<()> {
     status(unsafe { libc::syncfs(file.as_raw_fd()) })
 }
 
+/// `sync_file_range` that takes the kernel's report of failed writes and does nothing else: its range is beyond all
+/// pages, so it waits for none.
+pub(super) fn take_writeback_error(file: &File) -> io::Result<()> {
+    const BEYOND_ALL: i64 = i64::MAX - 1;
+    // SAFETY: takes numbers only.
+    status(unsafe {
+        libc::sync_file_range(file.as_raw_fd(), BEYOND_ALL, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+    })
+}
+
 /// `posix_fadvise` with `POSIX_FADV_DONTNEED` for the whole file: drops what is cached of it and not dirty.
 pub(super) fn drop_cache(file: &File) -> io::Result<()> {
     // SAFETY: takes numbers only.

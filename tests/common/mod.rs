@@ -16,4 +16,5 @@ pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod skip;
 pub(crate) mod target;
+pub(crate) mod tracer;
 pub(crate) mod vm;

@@ -14,6 +14,11 @@ use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout, SpareByte};
 const FLUSH_FAILED: usize = 0;
 const FLUSH_RUNNING: usize = 1;
 
+/// Values of the byte at [`FLUSH_RUNNING`].
+const IDLE: u8 = 0;
+const RUNNING: u8 = 1;
+const TAKING_REPORT: u8 = 2;
+
 /// The place where chains in flight are tracked.
 #[derive(Debug)]
 pub(super) enum Inflight {
@@ -24,12 +29,12 @@ pub(super) enum Inflight {
     Refused,
 }
 
-/// The outcome of flushes: two bytes, each 0 or 1. Any thread.
+/// The outcome of flushes, in two bytes. Any thread.
 #[derive(Debug)]
 struct FlushMarks {
-    /// A flush has failed for good: writes are lost.
+    /// 1 if a flush has failed for good: writes are lost.
     failed: SpareByte,
-    /// A flush that consumes the kernel's report of failed writes has not ended.
+    /// The step of a flush that has not ended.
     running: SpareByte,
 }
 
@@ -44,17 +49,21 @@ impl FlushMarks {
 }
 
 impl FlushWitness for FlushMarks {
+    fn taking_report(&self) {
+        self.running.set(TAKING_REPORT);
+    }
+
     fn begun(&self) {
-        self.running.set(1);
+        self.running.set(RUNNING);
     }
 
     fn succeeded(&self) {
-        self.running.set(0);
+        self.running.set(IDLE);
     }
 
     fn failed(&self) {
         self.failed.set(1);
-        self.running.set(0);
+        self.running.set(IDLE);
     }
 }
 
@@ -99,15 +108,20 @@ impl Session<'_> {
         };
         let state = self.device.state();
         let (disk, node) = (&state.name, &state.node);
-        if marks.failed.get() != 0 {
+        let step = marks.running.get();
+        let loss = match (marks.failed.get(), step) {
+            (0, TAKING_REPORT) => {
+                Some("the process before this one was killed while it asked whether writes were lost")
+            }
+            (0, _) => None,
+            _ => Some("a flush failed before this process took over: writes are lost"),
+        };
+        if let Some(loss) = loss {
             if !node.flushes_fail() {
-                tracing::error!(
-                    disk,
-                    "a flush failed before this process took over: writes are lost, and all flushes will fail"
-                );
+                tracing::error!(disk, "{loss}: all flushes will fail");
             }
             node.fail_flushes();
-        } else if marks.running.get() != 0 {
+        } else if step != IDLE {
             let outcome = match node.doubt_last_flush() {
                 true => "the next flush checks the whole file system for lost writes",
                 false => "whether it failed is unknown",
