@@ -57,8 +57,8 @@ struct Entry {
     begun: Cell<bool>,
     /// The poller has found work since the last sweep.
     active: Cell<bool>,
-    /// The poller is idle and not polled.
-    idle: Cell<bool>,
+    /// The poller is idle and not polled. Shared with the handle.
+    idle: Rc<Cell<bool>>,
 }
 
 impl Entry {
@@ -177,17 +177,20 @@ pub struct PollerHandle {
     /// Weak, because the list owns the entry: a poller may own its handle without keeping itself alive.
     entry: Weak<Entry>,
     ctx: Weak<Inner>,
+    /// A copy of the entry's flag, so that `wake` costs a busy poller next to nothing.
+    idle: Rc<Cell<bool>>,
 }
 
 impl PollerHandle {
     pub(super) fn new(ctx: &AioContext, poller: Rc<dyn Poller>) -> Self {
+        let idle = Rc::<Cell<bool>>::default();
         let entry = Rc::new(Entry {
             poller,
             removed: Cell::new(false),
             running: Cell::new(false),
             begun: Cell::new(false),
             active: Cell::new(true),
-            idle: Cell::new(false),
+            idle: Rc::clone(&idle),
         });
         ctx.inner
             .pollers
@@ -195,16 +198,22 @@ impl PollerHandle {
         Self {
             entry: Rc::downgrade(&entry),
             ctx: Rc::downgrade(&ctx.inner),
+            idle,
         }
     }
-}
 
-impl PollerHandle {
     /// Resumes polling of the poller if it stopped because the poller was idle. Must be called for every event that
     /// does not come through polling: a kick, a signal.
+    #[inline]
     pub fn wake(&self) {
-        let idle = self.entry.upgrade().filter(|entry| entry.idle.get());
-        if let (Some(entry), Some(inner)) = (idle, self.ctx.upgrade()) {
+        if self.idle.get() {
+            self.resume();
+        }
+    }
+
+    #[cold]
+    fn resume(&self) {
+        if let (Some(entry), Some(inner)) = (self.entry.upgrade(), self.ctx.upgrade()) {
             inner.pollers.wake(&entry);
         }
     }

@@ -44,7 +44,7 @@ impl Status {
 pub struct Rules<'a> {
     /// Size of the disk in bytes.
     pub capacity: u64,
-    /// Granularity of offsets and lengths in bytes.
+    /// Granularity of offsets and lengths in bytes: a power of two.
     pub block_size: u32,
     /// Nothing may be written.
     pub read_only: bool,
@@ -161,7 +161,8 @@ fn transfer(request: &mut IoRequest, sector: u64, rules: &Rules<'_>) -> Result<A
 fn checked_range(sector: u64, bytes: u64, rules: &Rules<'_>) -> Result<u64, Refusal> {
     let offset = sector.checked_mul(512).ok_or(Status::IoErr)?;
     let end = offset.checked_add(bytes).ok_or(Status::IoErr)?;
-    if end > rules.capacity || !(offset | bytes).is_multiple_of(u64::from(rules.block_size)) {
+    let within_block = u64::from(rules.block_size) - 1;
+    if end > rules.capacity || (offset | bytes) & within_block != 0 {
         return Err(Status::IoErr);
     }
     Ok(offset)

@@ -95,6 +95,8 @@ impl Chain {
         Err(ChainError::TooLong(ring.size()))
     }
 
+    // Not inlined: a walk without an indirect table should not pay for the registers that this needs.
+    #[inline(never)]
     fn walk_indirect(
         &mut self,
         ring: &SplitRing,
@@ -158,26 +160,43 @@ impl Chain {
     }
 }
 
-/// Adds `left` bytes of guest memory to the list.
+/// Adds `len` bytes of guest memory to the list.
 ///
 /// Returns false if part of the range is not mapped. The list then holds the bytes before that part.
-#[inline]
-fn push_range(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> bool {
+#[inline(always)]
+fn push_range(memory: &MemoryView, addr: u64, len: u64, iov: &mut IoVecs) -> bool {
+    let pushed = push_piece(memory, addr, len, iov);
+    pushed == len || push_rest(memory, addr.wrapping_add(pushed), len - pushed, iov)
+}
+
+/// Adds what other regions than the first one hold of a range.
+#[cold]
+fn push_rest(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> bool {
     while left > 0 {
-        let Some((base, contiguous)) = memory.resolve(addr) else {
+        let pushed = push_piece(memory, addr, left, iov);
+        if pushed == 0 {
             return false;
-        };
-        let len = left.min(contiguous);
-        #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
-        // SAFETY: `len` bytes at `base` lie in one mapping, which `memory` keeps alive.
-        unsafe {
-            iov.push(base, len as usize);
         }
-        left -= len;
+        left -= pushed;
         // A region ends at or below 2^64, so this can only wrap when nothing is left or nothing follows.
-        addr = addr.wrapping_add(len);
+        addr = addr.wrapping_add(pushed);
     }
     true
+}
+
+/// Adds the bytes of a range that the region at `addr` holds. Returns their number: 0 if no region is there.
+#[inline]
+fn push_piece(memory: &MemoryView, addr: u64, len: u64, iov: &mut IoVecs) -> u64 {
+    let Some((base, contiguous)) = memory.resolve(addr) else {
+        return 0;
+    };
+    let len = len.min(contiguous);
+    #[allow(clippy::cast_possible_truncation, reason = "below the length of a mapping")]
+    // SAFETY: `len` bytes at `base` lie in one mapping, which `memory` keeps alive.
+    unsafe {
+        iov.push(base, len as usize);
+    }
+    len
 }
 
 /// Copies entry `index` of an indirect table.
@@ -192,5 +211,53 @@ fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor
             Ok(unsafe { read_descriptor(ptr) })
         }
         _ => Err(not_mapped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::memory::{GuestMemory, RegionInfo, memfd};
+
+    /// Two regions side by side, and one behind a gap of the same size.
+    fn memory() -> GuestMemory {
+        let table = [0, 0x1000, 0x3000].map(|guest| {
+            let info = RegionInfo {
+                guest,
+                len: 0x1000,
+                user: guest,
+                file_offset: 0,
+            };
+            (info, memfd(c"region", 0x1000).unwrap())
+        });
+        GuestMemory::map(table).unwrap()
+    }
+
+    #[test]
+    fn a_buffer_may_span_adjacent_regions() {
+        let view = MemoryView::new(Arc::new(memory()));
+        for (addr, len, mapped, pieces) in [
+            (0xff0, 0x10, true, &[(0xff0, 0x10)][..]),
+            (0xff0, 0x11, true, &[(0xff0, 0x10), (0x1000, 1)]),
+            (0, 0x2000, true, &[(0, 0x1000), (0x1000, 0x1000)]),
+            (0xfff, 0x1002, false, &[(0xfff, 1), (0x1000, 0x1000)]),
+            (0x1fff, 0x1002, false, &[(0x1fff, 1)]),
+            (0x2000, 1, false, &[]),
+            (0x2000, 0, true, &[]),
+            (u64::MAX, 2, false, &[]),
+        ] {
+            let mut iov = IoVecs::new();
+            assert_eq!(
+                push_range(&view, addr, len, &mut iov),
+                mapped,
+                "{addr:#x} {len:#x}"
+            );
+            let piece =
+                |range: &libc::iovec| (view.guest_address(range.iov_base.cast()).unwrap(), range.iov_len);
+            let found: Vec<_> = iov.as_slice().iter().map(piece).collect();
+            assert_eq!(found, pieces, "{addr:#x} {len:#x}");
+        }
     }
 }

@@ -124,9 +124,12 @@ impl Sharing {
 
     /// Whether to share a batch of `len` requests that take `cost` each.
     pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
+        if len < FEWEST {
+            return false;
+        }
         self.step.set(if cost < LONG { TAKEN } else { 1 });
         let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
-        len >= FEWEST && long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
+        long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
     }
 
     /// Leaves the tail of `batch` to whoever takes it first, and asks a worker to.
