@@ -45,6 +45,7 @@ mod skip;
 mod status;
 pub mod storage;
 mod sync;
+mod sys;
 pub mod thread_pool;
 pub mod throttle;
 pub mod vhost_user;

@@ -7,9 +7,10 @@
 //! While all rings are stopped, the device is suspended and sends nothing. The message waits for the next start.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::net::{SendFlags, send};
 
 use crate::aio::Gone;
 use crate::engine::{BlockNode, NodeControl};
@@ -97,11 +98,7 @@ impl State {
             return;
         };
         let message = CONFIG_CHANGE.map(u32::to_ne_bytes).concat();
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the message is valid for its length.
-        let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), flags) };
-        let error = io::Error::last_os_error();
-        if sent < 0
+        if let Err(error) = send(socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
             && let Some(suppressed) = log.pass("untold", "")
         {
             // If the socket is full, it already holds such messages.

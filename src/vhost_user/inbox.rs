@@ -4,13 +4,17 @@
 //! any number of parts, or never finish it. So the crate is called only when neither its reads nor its writes will
 //! block. The wait ends at once when the server is stopped.
 
-use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::status::status;
+use crate::sys::socket::set_peek_offset;
 
 /// Length of the header before each payload: request, flags, size.
 const HEADER_LEN: usize = 12;
@@ -186,10 +190,10 @@ impl<'a> Inbox<'a> {
     /// and whether these are complete.
     fn peek(&self, buf: &mut [u8]) -> io::Result<(Vec<OwnedFd>, bool)> {
         // Each read ends after descriptors. The peek offset, which the kernel advances, lets the next read continue.
-        self.set_peek_offset(0)?;
+        set_peek_offset(self.socket, 0)?;
         let (mut done, mut fds, mut complete) = (0, Vec::new(), true);
         while done < buf.len() {
-            let (len, more, all) = peek_once(self.socket.as_raw_fd(), &mut buf[done..])?;
+            let (len, more, all) = peek_once(self.socket, &mut buf[done..])?;
             if len == 0 {
                 break;
             }
@@ -197,41 +201,20 @@ impl<'a> Inbox<'a> {
             fds.extend(more);
             complete &= all;
         }
-        self.set_peek_offset(-1)?;
+        set_peek_offset(self.socket, -1)?;
         Ok((fds, complete))
-    }
-
-    fn set_peek_offset(&self, offset: libc::c_int) -> io::Result<()> {
-        let fd = self.socket.as_raw_fd();
-        // SAFETY: the option is an int, and this is one.
-        status(unsafe {
-            libc::setsockopt(
-                fd,
-                libc::SOL_SOCKET,
-                libc::SO_PEEK_OFF,
-                (&raw const offset).cast(),
-                4,
-            )
-        })
     }
 
     /// Returns the number of bytes in the socket.
     fn held(&self) -> io::Result<usize> {
-        let mut held: libc::c_int = 0;
-        // SAFETY: FIONREAD writes an int.
-        status(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::FIONREAD, &raw mut held) })?;
-        usize::try_from(held).map_err(io::Error::other)
+        usize::try_from(ioctl_fionread(self.socket)?).map_err(io::Error::other)
     }
 
     /// True if an answer of any length can be sent without blocking: most of the socket's buffer is free.
     fn has_room(&self) -> bool {
-        let mut poll = libc::pollfd {
-            fd: self.socket.as_raw_fd(),
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        // SAFETY: one valid entry.
-        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        let mut polled = [PollFd::from_borrowed_fd(self.socket, PollFlags::OUT)];
+        let no_wait = Timespec::default();
+        matches!(poll(&mut polled, Some(&no_wait)), Ok(1))
     }
 
     /// Sleeps until something changes.
@@ -256,51 +239,17 @@ impl<'a> Inbox<'a> {
 
 /// Peeks at bytes up to and including the next ones with descriptors. Returns the number of bytes, the descriptors, and
 /// whether these are complete.
-fn peek_once(socket: RawFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
-    let mut iov = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
-    // Room for a header of two words and the descriptors, aligned for the header.
-    let mut control = [0u64; 2 + MAX_FDS / 2];
-    // SAFETY: an all-zero message header is valid and empty.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = &raw mut iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control);
-    let flags = libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    // SAFETY: all pointers in the header are valid for their lengths.
-    let len = unsafe { libc::recvmsg(socket, &raw mut message, flags) };
-    let Ok(len) = usize::try_from(len) else {
-        return Err(io::Error::last_os_error());
-    };
-    let complete = message.msg_flags & libc::MSG_CTRUNC == 0;
-    // SAFETY: the header was filled in by the kernel.
-    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
-    // SAFETY: null, or a control message in our buffer.
-    let Some(&libc::cmsghdr {
-        cmsg_len,
-        cmsg_level,
-        cmsg_type,
-    }) = (unsafe { header.as_ref() })
-    else {
-        return Ok((len, Vec::new(), complete));
-    };
-    if (cmsg_level, cmsg_type) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-        return Ok((len, Vec::new(), complete));
-    }
-    // SAFETY: computes a length.
-    let count = (cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<RawFd>();
-    // SAFETY: the header is in our buffer, and its data follows it.
-    let first = unsafe { libc::CMSG_DATA(header) };
-    let fds = (0..count).map(|i| {
-        // SAFETY: a message of this type holds `count` descriptors.
-        let fd = unsafe { first.cast::<RawFd>().add(i).read_unaligned() };
-        // SAFETY: the kernel has just created the descriptor for us.
-        unsafe { OwnedFd::from_raw_fd(fd) }
+fn peek_once(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
+    let mut room = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut room);
+    let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(buf)], &mut control, flags)?;
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
     });
-    Ok((len, fds.collect(), complete))
+    let fds = rights.flatten().collect();
+    Ok((received.bytes, fds, !received.flags.contains(ReturnFlags::CTRUNC)))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! it was inherited.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::status::status;
+use rustix::io::fcntl_getfd;
 
 /// The reason why an inherited socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +30,9 @@ pub enum InheritedError {
 /// # Safety
 /// Nothing else in this process owns the descriptor.
 pub unsafe fn by_number(fd: RawFd) -> Result<OwnedFd, InheritedError> {
-    // SAFETY: F_GETFD on any number is harmless.
-    status(unsafe { libc::fcntl(fd, libc::F_GETFD) }.min(0)).map_err(|_| InheritedError::Closed(fd))?;
+    // SAFETY: not owned, and F_GETFD is harmless on any number.
+    let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) });
+    flags.map_err(|_| InheritedError::Closed(fd))?;
     // SAFETY: the descriptor is open, and the caller promises that it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

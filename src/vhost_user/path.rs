@@ -1,10 +1,8 @@
 //! The path of a server's socket: access rights, creation and removal.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,13 +10,19 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, Uid, chownat, fchmod, flock};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+
 use super::server_error::ServerError;
 use crate::advice;
 use crate::holders::process;
-use crate::status::status;
+use crate::sys;
 
 /// Maximum number of connections that wait to be accepted.
-const BACKLOG: libc::c_int = 128;
+const BACKLOG: i32 = 128;
+
+/// Maximum length of a socket's path in bytes: what an address has room for, except for its NUL.
+const PATH_MAX: usize = 107;
 
 /// Advice if the owner, group or mode of a socket cannot be set.
 const GRANT_HINT: &str = "only a member of a group may give it a file (--socket-group), and only root may give a file to \
@@ -57,15 +61,11 @@ impl Default for SocketAccess {
 impl SocketAccess {
     /// Sets owner and group, and sets the mode again because the umask may have cleared some of its bits.
     fn grant(&self, path: &Path) -> io::Result<()> {
-        let (path, here, flags) = (c_string(path)?, libc::AT_FDCWD, libc::AT_SYMLINK_NOFOLLOW);
         if self.owner.is_some() || self.group.is_some() {
-            // All ones means no change.
-            let (owner, group) = (self.owner.unwrap_or(u32::MAX), self.group.unwrap_or(u32::MAX));
-            // SAFETY: the path is a C string that lives during the call.
-            status(unsafe { libc::fchownat(here, path.as_ptr(), owner, group, flags) })?;
+            let (owner, group) = (self.owner.map(Uid::from_raw), self.group.map(Gid::from_raw));
+            chownat(CWD, path, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        // SAFETY: the path is a C string that lives during the call.
-        status(unsafe { libc::fchmodat(here, path.as_ptr(), self.mode & Self::MODES, flags) })
+        sys::file::set_mode(path, self.mode & Self::MODES)
     }
 }
 
@@ -130,9 +130,7 @@ fn lock_directory(path: &Path) -> io::Result<Option<File>> {
     };
     let deadline = Instant::now() + LOCK_TIME;
     loop {
-        // SAFETY: takes numbers only.
-        let locked = status(unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) });
-        match locked {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from) {
             Ok(()) => return Ok(Some(directory)),
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Ok(None),
             Err(error) if Instant::now() > deadline => return Err(error),
@@ -142,28 +140,20 @@ fn lock_directory(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// Binds a socket, sets its access rights, and then listens. Nobody can connect before it listens, whatever the rights.
-fn listen_at(
-    path: &Path,
-    (address, len): &(libc::sockaddr_un, libc::socklen_t),
-    access: &SocketAccess,
-) -> io::Result<UnixListener> {
-    // SAFETY: takes numbers only.
-    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    status(socket.min(0))?;
-    // SAFETY: the socket was just created and has no other owner.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+fn listen_at(path: &Path, address: &SocketAddrUnix, access: &SocketAccess) -> io::Result<UnixListener> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     // `bind` creates the file with the mode of the socket, minus the umask.
-    // SAFETY: takes numbers only.
-    status(unsafe { libc::fchmod(socket.as_raw_fd(), access.mode & SocketAccess::MODES) })?;
-    // SAFETY: the address is valid for its length.
-    status(unsafe { libc::bind(socket.as_raw_fd(), (&raw const *address).cast(), *len) })?;
+    fchmod(&socket, Mode::from_raw_mode(access.mode & SocketAccess::MODES))?;
+    bind(&socket, address)?;
     let granted = access
         .grant(path)
         .map_err(|e| io::Error::new(e.kind(), format!("{e}: {GRANT_HINT}")));
-    let ready = granted.and_then(|()| {
-        // SAFETY: takes numbers only.
-        status(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })
-    });
+    let ready = granted.and_then(|()| Ok(rustix::net::listen(&socket, BACKLOG)?));
     ready.inspect_err(|_| {
         let _ = fs::remove_file(path);
     })?;
@@ -184,25 +174,16 @@ fn bind_error(path: &Path, source: io::Error) -> ServerError {
     }
 }
 
-fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
-    // SAFETY: all-zero bytes are a valid address.
-    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
-    address.sun_family = libc::AF_UNIX.try_into().map_err(io::Error::other)?;
+fn address(path: &Path) -> io::Result<SocketAddrUnix> {
     let bytes = path.as_os_str().as_bytes();
-    // The last byte stays zero.
-    let room = address.sun_path.len() - 1;
-    if bytes.len() > room || bytes.contains(&0) {
+    if bytes.len() > PATH_MAX || bytes.contains(&0) {
         let text = format!(
-            "the path has {} bytes: at most {room} are allowed, and no NUL",
+            "the path has {} bytes: at most {PATH_MAX} are allowed, and no NUL",
             bytes.len()
         );
         return Err(io::Error::new(ErrorKind::InvalidInput, text));
     }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    let len = mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
-    Ok((address, len.try_into().map_err(io::Error::other)?))
+    Ok(SocketAddrUnix::new(path)?)
 }
 
 /// Returns whether there is a stale socket at `path`, or false if nothing is there.
@@ -228,28 +209,9 @@ fn is_stale(path: &Path) -> Result<bool, ServerError> {
 
 /// Describes the process that listens at the other end.
 fn listener_of(stream: &UnixStream) -> String {
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or(0);
-    // SAFETY: the value and its length are valid during the call.
-    let asked = status(unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut len,
-        )
-    });
-    match u32::try_from(peer.pid) {
-        Ok(pid @ 1..) if asked.is_ok() => process(pid),
+    let peer = sys::socket::peer_credentials(stream.as_fd());
+    match peer.map(|peer| u32::try_from(peer.pid)) {
+        Ok(Ok(pid @ 1..)) => process(pid),
         _ => "another process".to_owned(),
     }
-}
-
-fn c_string(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::channel::{BackendChannel, Resizer};
@@ -22,7 +24,7 @@ use super::session::Session;
 use super::stopper::Stopper;
 use crate::blk::device::{BlkDevice, DeviceState};
 use crate::limits::{is_out_of_files, out_of_files};
-use crate::status::status;
+use crate::sys;
 
 /// Pause before retrying after `accept` failed (out of file descriptors or memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -76,13 +78,13 @@ impl Server {
         let number = fd.as_raw_fd();
         let bad = |reason| ServerError::BadFd { fd: number, reason };
         let no_socket = |_| bad("is not a socket, but a file, a pipe or something else");
-        if socket_option(&fd, libc::SO_DOMAIN).map_err(no_socket)? != libc::AF_UNIX
-            || socket_option(&fd, libc::SO_TYPE).map_err(no_socket)? != libc::SOCK_STREAM
+        if sockopt::socket_domain(&fd).map_err(no_socket)? != AddressFamily::UNIX
+            || sockopt::socket_type(&fd).map_err(no_socket)? != SocketType::STREAM
         {
             return Err(bad("is a socket, but not a Unix stream socket"));
         }
         let mut name = format!("fd {number}");
-        let socket = if socket_option(&fd, libc::SO_ACCEPTCONN).map_err(no_socket)? != 0 {
+        let socket = if sockopt::socket_acceptconn(&fd).map_err(no_socket)? {
             let listener = UnixListener::from(fd);
             let address = listener.local_addr().ok();
             if let Some(path) = address.as_ref().and_then(SocketAddr::as_pathname) {
@@ -149,7 +151,7 @@ impl Server {
         let DeviceState { name: disk, log, .. } = device;
         let (mut failing, mut told) = (false, false);
         loop {
-            if self.stop.wait(Some(listener.as_raw_fd()), None) {
+            if self.stop.wait(Some(listener.as_fd()), None) {
                 return None;
             }
             match listener.accept() {
@@ -285,25 +287,11 @@ fn log_waiting(device: &DeviceState, served: &UnixStream) {
 
 /// Returns the process and user at the other end, as far as they are visible.
 fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    let mut len = 12;
-    // SAFETY: `peer` and `len` are valid for this option.
-    let got = status(unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut len,
-        )
-    });
+    let peer = sys::socket::peer_credentials(socket.as_fd());
     // A process in another PID namespace has the number 0.
-    let pid = Some(peer.pid).filter(|&pid| pid > 0);
-    got.map_or((None, None), |()| (pid, Some(peer.uid)))
+    peer.map_or((None, None), |peer| {
+        (Some(peer.pid).filter(|&pid| pid > 0), Some(peer.uid))
+    })
 }
 
 /// Logs that a frontend left, or why its connection was ended.
@@ -356,27 +344,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Returns whether the other end of a connection is closed.
 fn has_hung_up(stream: &UnixStream) -> bool {
-    let mut poll = libc::pollfd {
-        fd: stream.as_raw_fd(),
-        events: 0,
-        revents: 0,
-    };
-    // SAFETY: one entry, valid during the call, which does not wait.
-    unsafe { libc::poll(&raw mut poll, 1, 0) };
-    poll.revents & libc::POLLHUP != 0
-}
-
-fn socket_option(fd: &OwnedFd, option: i32) -> io::Result<i32> {
-    let (mut value, mut len) = (0i32, 4);
-    // SAFETY: value and len are valid for an int option.
-    status(unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw mut value).cast(),
-            &raw mut len,
-        )
-    })?;
-    Ok(value)
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    let no_wait = Timespec::default();
+    poll(&mut polled, Some(&no_wait)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
