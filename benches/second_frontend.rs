@@ -10,12 +10,9 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-use common::daemon::Daemon;
-use common::random::Random;
-use common::vm::{EVENT_IDX, GUEST, Vm, header, linked, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::random::Random;
+use testkit::vm::{EVENT_IDX, GUEST, Vm, header, linked, readable, writable};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 const IMAGE: usize = 256 << 20;

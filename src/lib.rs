@@ -39,9 +39,6 @@ pub mod memory;
 pub mod panics;
 pub mod readiness;
 pub mod sandbox;
-#[cfg(test)]
-#[path = "../tests/common/skip.rs"]
-mod skip;
 mod status;
 pub mod storage;
 mod sync;

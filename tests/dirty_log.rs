@@ -1,17 +1,15 @@
 //! While a VM migrates, every guest page that the daemon writes is marked in the log, and no other.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use common::daemon::Daemon;
-use common::memory::{SharedMemory, memfd};
-use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, msg};
-use common::target::{assert_serves, options, start, start_with};
-use common::vm::{DATA, GUEST, HEADER, MEMORY, Ring, STATUS, USER, Vm, header, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::memory::{SharedMemory, memfd};
+use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, msg};
+use testkit::target::{assert_serves, options, start, start_with};
+use testkit::vm::{DATA, GUEST, HEADER, MEMORY, Ring, STATUS, USER, Vm, header, readable, writable};
 
 const PAGE: u64 = 4096;
 /// The size of a log that covers all of memory.

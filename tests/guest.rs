@@ -3,10 +3,8 @@
 //! Needs what `scripts/test` installs: QEMU, fio and e2fsprogs. A guest boots in one to three seconds
 //! even without KVM.
 
-mod common;
-
-use common::guest::{Boot, Guest};
-use common::machine::{MIB, Machine, host};
+use testkit::guest::{Boot, Guest};
+use testkit::machine::{MIB, Machine, host};
 
 /// Digest of a part of the disk, given in MiB, read past the guest's cache.
 fn digest(guest: &mut Guest, first: u64, count: u64) -> String {
@@ -226,7 +224,7 @@ fn eight_queues_on_one_iothread_serve_eight_vcpus() {
 fn the_firmware_boots_a_guest_from_the_disk() {
     let machine = Machine::with_image("boot", &[], |path| {
         host(
-            &common::guest::script("make-boot-disk").to_string_lossy(),
+            &testkit::guest::script("make-boot-disk").to_string_lossy(),
             &[],
             path,
         );

@@ -1,16 +1,14 @@
 //! A real guest sees the disk change its size, changes its cache mode, and gets more memory, all while it uses the disk.
 
-mod common;
-
 use std::fs::OpenOptions;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use common::guest::{Boot, Guest};
-use common::loop_device::LoopDevice;
-use common::machine::{MIB, Machine};
-use common::process::wait_for;
 use serde_json::json;
+use testkit::guest::{Boot, Guest};
+use testkit::loop_device::LoopDevice;
+use testkit::machine::{MIB, Machine};
+use testkit::process::wait_for;
 
 /// A size is seen within a second; a machine that is busy with other tests gets more.
 const SOON: Duration = Duration::from_secs(5);

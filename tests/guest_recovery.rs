@@ -2,16 +2,14 @@
 //!
 //! With SOAK_SECONDS in the environment the load runs that long (`scripts/soak`).
 
-mod common;
-
 use std::os::unix::fs::symlink;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::guest::{Answer, Boot, Guest};
-use common::machine::{MIB, Machine};
-use common::process::wait_for;
-use common::random::Random;
+use testkit::guest::{Answer, Boot, Guest};
+use testkit::machine::{MIB, Machine};
+use testkit::process::wait_for;
+use testkit::random::Random;
 
 /// A load that fails on the first I/O error and the first wrong byte: 64 requests of 256 KiB in flight, and small
 /// writes that are read back and checked.

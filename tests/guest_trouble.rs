@@ -1,16 +1,14 @@
 //! A real guest on a faulty disk: a full disk only pauses it, a truncated one fails where data is missing.
 
-mod common;
-
 use std::fs::OpenOptions;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use common::full::SmallDisk;
-use common::guest::{Boot, Guest};
-use common::machine::{MIB, Machine};
-use common::process::wait_for;
 use serde_json::json;
+use testkit::full::SmallDisk;
+use testkit::guest::{Boot, Guest};
+use testkit::machine::{MIB, Machine};
+use testkit::process::wait_for;
 
 /// Writes all of the disk, and reads it back and checks it; runs in the background, and its status is in a file.
 const LOAD: &str = "(fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=64k \

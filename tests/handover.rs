@@ -1,7 +1,5 @@
 //! Daemons that take over an image, or a listening socket that outlives them, from each other.
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -10,13 +8,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::daemon::{BINARY, Daemon, run};
-use common::inflight::Inflight;
-use common::loop_device::LoopDevice;
-use common::process::Process;
-use common::raw::{Answer, msg};
-use common::target::image;
-use common::vm::{Ring, SECTOR, USER, Vm};
+use testkit::daemon::{Daemon, binary, run};
+use testkit::inflight::Inflight;
+use testkit::loop_device::LoopDevice;
+use testkit::process::Process;
+use testkit::raw::{Answer, msg};
+use testkit::target::image;
+use testkit::vm::{Ring, SECTOR, USER, Vm};
 
 /// Starts a daemon on another daemon's image, with a socket of its own.
 fn beside(other: &Daemon, options: &[&str]) -> Daemon {
@@ -124,7 +122,7 @@ fn a_frontend_that_vanishes_frees_the_image() {
 
 /// Starts a daemon on a listening socket that it inherits as descriptor 9.
 fn on_listener(listener: &UnixListener, dir: &Path) -> Process {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command
         .args(["--fd", "9", "--blk-file", "disk.img"])
         .current_dir(dir)

@@ -2,11 +2,9 @@
 //!
 //! A chain that can be answered is answered. Any other breaks its ring, and nothing else.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::target::image;
-use common::vm::{
+use testkit::daemon::Daemon;
+use testkit::target::image;
+use testkit::vm::{
     DATA, Desc, FILL, GUEST, HEADER, INDIRECT, MEMORY, NEXT, Outcome, SECTOR, SEGMENTS, STATUS, TABLE, Vm,
     header, indirect, linked, readable, writable,
 };
@@ -212,7 +210,7 @@ fn direct_cases() -> Vec<Impossible> {
         ),
         impossible(
             "a status at the frontend's address",
-            &[HEAD, BODY, writable(common::vm::USER, 1)],
+            &[HEAD, BODY, writable(testkit::vm::USER, 1)],
         ),
         impossible(
             "a status at the end of the address space",
@@ -345,7 +343,7 @@ fn data_outside_memory_fails_or_breaks_the_ring() {
         ("before the memory", GUEST - 512, 512),
         ("at zero", 0, 512),
         ("wrapping around", u64::MAX - 255, 512),
-        ("at the frontend's address", common::vm::USER + 0x9_0000, 512),
+        ("at the frontend's address", testkit::vm::USER + 0x9_0000, 512),
         ("as long as can be", DATA, u32::MAX - 511),
     ] {
         for (kind, data) in [(0, writable(addr, len)), (1, readable(addr, len))] {

@@ -1,14 +1,12 @@
 //! Memory tables: impossible regions, regions removed while in use, and too many regions.
 
-mod common;
-
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use common::memory::{SharedMemory, wait_readable};
-use common::raw::{Answer, Region, mem_table, msg};
-use common::target::{assert_unharmed, client, start};
-use common::vm::{
+use testkit::memory::{SharedMemory, wait_readable};
+use testkit::raw::{Answer, Region, mem_table, msg};
+use testkit::target::{assert_unharmed, client, start};
+use testkit::vm::{
     DATA, EVENT_IDX, FILL, GUEST, HEADER, MEMORY, Outcome, REGION, STATUS, USER, Vm, header, linked,
     readable, writable,
 };
@@ -186,7 +184,7 @@ fn a_ring_pauses_while_its_region_is_away() {
             vm.poke(STATUS, &[FILL]);
             vm.send(0, &chain);
             // The ring consumes the kick, and nothing else happens.
-            common::process::wait_for("the kick to be taken", || {
+            testkit::process::wait_for("the kick to be taken", || {
                 (!wait_readable(&vm.rings[0].kick, Duration::ZERO)).then_some(())
             });
             assert_eq!(vm.take_used(0), None);

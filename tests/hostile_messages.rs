@@ -1,17 +1,15 @@
 //! Messages that no honest frontend sends: each one is refused without harm, and the next connection works.
 
-mod common;
-
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use common::daemon::Daemon;
-use common::memory::SharedMemory;
-use common::process::{threads, wait_for};
-use common::random::Random;
-use common::raw::{Answer, Client, NO_FD, mem_table, msg};
-use common::target::{assert_serves, assert_unharmed, client, start};
-use common::vm::{MEMORY, REGION, USER, Vm};
+use testkit::daemon::Daemon;
+use testkit::memory::SharedMemory;
+use testkit::process::{threads, wait_for};
+use testkit::random::Random;
+use testkit::raw::{Answer, Client, NO_FD, mem_table, msg};
+use testkit::target::{assert_serves, assert_unharmed, client, start};
+use testkit::vm::{MEMORY, REGION, USER, Vm};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn words(values: &[u32]) -> Vec<u8> {

@@ -1,9 +1,7 @@
 //! Requests that a disk must refuse, and the exact answers.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::vm::{DATA, FILL, HEADER, SECTOR, SEGMENTS, STATUS, Vm, header, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::vm::{DATA, FILL, HEADER, SECTOR, SEGMENTS, STATUS, Vm, header, readable, writable};
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;

@@ -1,15 +1,13 @@
 //! Rings in every state: impossible sizes, addresses and indices, and kicks, calls and stops at any time.
 
-mod common;
-
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use common::daemon::Daemon;
-use common::memory::{PATIENCE, wait_readable};
-use common::raw::{Answer, Region, msg};
-use common::target::{SECTORS, image};
-use common::vm::{
+use testkit::daemon::Daemon;
+use testkit::memory::{PATIENCE, wait_readable};
+use testkit::raw::{Answer, Region, msg};
+use testkit::target::{SECTORS, image};
+use testkit::vm::{
     DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, TABLE, USER, Vm, header,
     indirect, linked, readable, writable,
 };

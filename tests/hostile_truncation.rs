@@ -1,18 +1,16 @@
 //! Files that the frontend shares and truncates while they are in use: only requests in the lost pages fail.
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
-use common::daemon::{Daemon, Holdings};
-use common::inflight::Inflight;
-use common::memory::{PATIENCE, SharedMemory, memfd, wait_readable};
-use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg};
-use common::target::{assert_serves, assert_unharmed, image, options, start, start_with};
-use common::vm::{
+use testkit::daemon::{Daemon, Holdings};
+use testkit::inflight::Inflight;
+use testkit::memory::{PATIENCE, SharedMemory, memfd, wait_readable};
+use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg};
+use testkit::target::{assert_serves, assert_unharmed, image, options, start, start_with};
+use testkit::vm::{
     DATA, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, STATUS, USER, Vm, header, readable, writable,
 };
 
@@ -144,7 +142,7 @@ fn memory_may_be_truncated_while_requests_run() {
         for queue in [0, 1] {
             vm.poke(HEADER, &header(0, round));
             let chain = [readable(HEADER, 16), writable(DATA, 4096), writable(STATUS, 1)];
-            vm.put_descs(queue, 0, &common::vm::linked(0, &chain));
+            vm.put_descs(queue, 0, &testkit::vm::linked(0, &chain));
         }
         let memory = vm.memory.clone();
         let cutter = thread::spawn(move || truncate(&memory, round * 0x4000));
@@ -169,7 +167,7 @@ fn start_slow(aio: &[&'static str]) -> (Daemon, Holdings) {
 fn begin_write(vm: &mut Vm, header_at: u64, data: u64) {
     vm.poke(header_at, &header(OUT, 40));
     let write = [readable(header_at, 16), readable(data, 512), writable(STATUS, 1)];
-    vm.put_descs(0, 8, &common::vm::linked(8, &write));
+    vm.put_descs(0, 8, &testkit::vm::linked(8, &write));
     vm.publish(0, 8);
     // Requests are taken in order.
     let at = GUEST + 0x8_8000;
@@ -274,7 +272,7 @@ fn a_lost_table_breaks_only_its_ring() {
     let mut vm = Vm::start(&daemon, 2);
     let last = GUEST + MEMORY as u64 - PAGE;
     truncate(&vm.memory, MEMORY as u64 - PAGE);
-    vm.send(0, &[common::vm::indirect(last, 48)]);
+    vm.send(0, &[testkit::vm::indirect(last, 48)]);
     assert_broken(&vm, 0);
     assert_eq!(vm.read_sector(1, 5), [5; 512]);
     drop(vm);
@@ -392,7 +390,7 @@ fn read_only_memory_is_refused() {
     // SAFETY: no memory is involved.
     let added = unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
     assert_eq!(added, 0);
-    let mut client = common::target::client(&daemon);
+    let mut client = testkit::target::client(&daemon);
     assert!(
         client
             .ask(msg::SET_MEM_TABLE, &mem_table(&[REGION]), &[fd])
@@ -406,7 +404,7 @@ fn read_only_memory_is_refused() {
 fn an_unrelated_sigbus_still_ends_the_process() {
     let (mut daemon, _) = start();
     // The first signal goes on to Rust's own handler, which restores the default action; the next one ends the process.
-    let exit = common::process::wait_for("the end", || {
+    let exit = testkit::process::wait_for("the end", || {
         daemon.signal(libc::SIGBUS);
         (!daemon.is_alive()).then(|| daemon.wait_for_exit())
     });

@@ -1,13 +1,11 @@
 //! An idle daemon runs no thread and stays small, whatever it did before.
 
-mod common;
-
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::daemon::Daemon;
-use common::frontend::{Frontend, Op, all_features};
-use common::process::wait_for;
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::wait_for;
 
 /// No thread may run for this long.
 const QUIET: Duration = Duration::from_secs(2);

@@ -1,20 +1,18 @@
 //! A daemon that is killed loses no request and answers none twice, if the frontend keeps its in-flight region.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Duration;
 
-use common::daemon::Daemon;
-use common::inflight::{Header, Inflight};
-use common::memory::{PATIENCE, wait_readable};
-use common::random::Random;
-use common::raw::{Answer, msg};
-use common::target::{assert_serves, image, start};
-use common::vm::{DATA, EVENT_IDX, HEADER, Ring, STATUS, Vm, header, linked, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::inflight::{Header, Inflight};
+use testkit::memory::{PATIENCE, wait_readable};
+use testkit::random::Random;
+use testkit::raw::{Answer, msg};
+use testkit::target::{assert_serves, image, start};
+use testkit::vm::{DATA, EVENT_IDX, HEADER, Ring, STATUS, Vm, header, linked, readable, writable};
 
 const GET_ID: u32 = 8;
 const OUT: u32 = 1;
@@ -83,8 +81,8 @@ fn a_predecessors_requests_come_first_without_a_kick() {
     vm.rings[0].avail_idx = avail_idx;
     let answered: Vec<_> = (0..4).map(|_| vm.outcome(0)).collect();
     let ids = answered.iter().map(|outcome| match outcome {
-        common::vm::Outcome::Used { id, .. } => *id,
-        common::vm::Outcome::Broken => u32::MAX,
+        testkit::vm::Outcome::Used { id, .. } => *id,
+        testkit::vm::Outcome::Broken => u32::MAX,
     });
     assert_eq!(ids.collect::<Vec<_>>(), [0, 9, 6, 12]);
     assert!(wait_readable(&vm.rings[0].call, PATIENCE));
@@ -144,8 +142,8 @@ fn a_corrupt_region_keeps_its_rings_stopped() {
 
 /// Returns whether the message that would start the ring is refused.
 fn ring_is_refused(vm: &mut Vm, index: u32, ring: &Ring) -> bool {
-    use common::vm::USER;
     use std::os::fd::AsRawFd;
+    use testkit::vm::USER;
     let user = |offset: usize| USER + offset as u64;
     let client = &mut vm.client;
     client.vring_state(msg::SET_VRING_NUM, index, ring.size.into());
@@ -264,10 +262,10 @@ fn assert_all_answered_once(vm: &mut Vm, queue: usize, round: usize) {
     let mut left: BTreeSet<u32> = (0..=u32::from(WRITES)).map(|i| 3 * i).collect();
     while !left.is_empty() {
         match vm.outcome(queue) {
-            common::vm::Outcome::Used { id, .. } => {
+            testkit::vm::Outcome::Used { id, .. } => {
                 assert!(left.remove(&id), "round {round}: chain {id} is answered twice");
             }
-            common::vm::Outcome::Broken => panic!("round {round}: queue {queue} is broken"),
+            testkit::vm::Outcome::Broken => panic!("round {round}: queue {queue} is broken"),
         }
     }
     assert_eq!(vm.take_used(queue), None);

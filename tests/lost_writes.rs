@@ -2,8 +2,6 @@
 //! The disk is a loop device over a sparse file on a tmpfs that is full: writes into the page cache of the device succeed,
 //! and their writeback fails. The kernel reports that once.
 
-mod common;
-
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -11,15 +9,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use common::daemon::{Daemon, SOCKET, run};
-use common::full::SmallDisk;
-use common::inflight::Inflight;
-use common::loop_device::LoopDevice;
-use common::machine::host;
-use common::memory::SharedMemory;
-use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
-use common::tracer::kill_at_failure;
-use common::vm::{DATA, HEADER, Ring, SECTOR, STATUS, USER, Vm, header, readable, writable};
+use testkit::daemon::{Daemon, SOCKET, run};
+use testkit::full::SmallDisk;
+use testkit::inflight::Inflight;
+use testkit::loop_device::LoopDevice;
+use testkit::machine::host;
+use testkit::memory::SharedMemory;
+use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use testkit::tracer::kill_at_failure;
+use testkit::vm::{DATA, HEADER, Ring, SECTOR, STATUS, USER, Vm, header, readable, writable};
 
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;

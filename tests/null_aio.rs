@@ -1,18 +1,16 @@
 //! A disk that a timer completes: storage that is asynchronous by nature goes through every policy.
 
-mod common;
-
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use common::daemon::{Daemon, SOCKET};
-use common::frontend::{Frontend, Op, all_features};
-use common::inflight::Inflight;
-use common::memory::memfd;
-use common::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
-use common::vm::{DATA, FILL, GUEST, HEADER, MEMORY, Ring, STATUS, Vm, header, linked, readable, writable};
+use testkit::daemon::{Daemon, SOCKET};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::inflight::Inflight;
+use testkit::memory::memfd;
+use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use testkit::vm::{DATA, FILL, GUEST, HEADER, MEMORY, Ring, STATUS, Vm, header, linked, readable, writable};
 
 const EIO: i32 = -libc::EIO;
 const PAGE: u64 = 4096;

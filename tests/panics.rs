@@ -1,16 +1,14 @@
 //! A panic ends the process, so that it can be restarted. A worker's panic fails only its request.
 
-mod common;
-
 use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::{env, thread};
 
-use common::daemon::Daemon;
-use common::inflight::Inflight;
-use common::raw::Answer;
-use common::target::image;
-use common::vm::{DATA, HEADER, Outcome as Answered, Ring, STATUS, Vm, header, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::inflight::Inflight;
+use testkit::raw::Answer;
+use testkit::target::image;
+use testkit::vm::{DATA, HEADER, Outcome as Answered, Ring, STATUS, Vm, header, readable, writable};
 use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 use vhost_user_blk::panics;
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};

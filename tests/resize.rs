@@ -1,18 +1,16 @@
 //! The disk changes its size while it is served, and the driver changes the cache mode. A successor knows both.
 
-mod common;
-
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use common::daemon::Daemon;
-use common::inflight::Inflight;
-use common::memory::PATIENCE;
-use common::raw::{Answer, msg};
-use common::target::{image, start};
-use common::vm::{DATA, HEADER, Ring, SECTOR, STATUS, Vm, header, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::inflight::Inflight;
+use testkit::memory::PATIENCE;
+use testkit::raw::{Answer, msg};
+use testkit::target::{image, start};
+use testkit::vm::{DATA, HEADER, Ring, SECTOR, STATUS, Vm, header, readable, writable};
 
 const OLD: u64 = 64 * SECTOR as u64;
 const IO_ERROR: u8 = 1;
@@ -162,7 +160,7 @@ fn a_channel_must_be_a_socket() {
     let answer = vm.client.ask(msg::SET_BACKEND_REQ_FD, &[], &[file.as_raw_fd()]);
     assert!(answer.is_refusal());
     drop(vm);
-    common::target::assert_unharmed(daemon, &baseline);
+    testkit::target::assert_unharmed(daemon, &baseline);
 }
 
 #[test]

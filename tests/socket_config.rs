@@ -1,13 +1,11 @@
 //! What the device says of itself: features, configuration space, serial number.
 
-mod common;
-
 use virtio_driver::{VirtioBlkFeatureFlags as Blk, VirtioFeatureFlags as Ring};
 
-use common::daemon::Daemon;
-use common::frontend::{Frontend, all_features};
-use common::raw::{Answer, Client, VERSION_1, msg};
-use common::vm::{DATA, FILL, HEADER, STATUS, Vm, header, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, all_features};
+use testkit::raw::{Answer, Client, VERSION_1, msg};
+use testkit::vm::{DATA, FILL, HEADER, STATUS, Vm, header, readable, writable};
 
 const IMAGE: usize = 1 << 20;
 

@@ -1,14 +1,12 @@
 //! A guest reads back what it wrote: all request types, on one or several queues, many in flight.
 
-mod common;
-
 use std::collections::VecDeque;
 
 use virtio_driver::VirtioBlkFeatureFlags as Blk;
 
-use common::daemon::Daemon;
-use common::frontend::{Done, Frontend, Op, Queue, SLOT, all_features};
-use common::random::Random;
+use testkit::daemon::Daemon;
+use testkit::frontend::{Done, Frontend, Op, Queue, SLOT, all_features};
+use testkit::random::Random;
 
 const DEPTH: usize = 64;
 /// Each request in flight has its own area of the disk, so that its result is determined.

@@ -1,15 +1,13 @@
 //! Frontends are told what is wrong, and the log says who comes, who waits, and what is recovered.
 
-mod common;
-
 use std::os::fd::AsRawFd;
 
-use common::daemon::Daemon;
-use common::inflight::Inflight;
-use common::process::wait_for;
-use common::raw::{Answer, Client, msg};
-use common::target::{image, start};
-use common::vm::{DATA, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
+use testkit::daemon::Daemon;
+use testkit::inflight::Inflight;
+use testkit::process::wait_for;
+use testkit::raw::{Answer, Client, msg};
+use testkit::target::{image, start};
+use testkit::vm::{DATA, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

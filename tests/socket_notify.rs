@@ -2,15 +2,13 @@
 //!
 //! Counts, not times: they hold on a slow and noisy machine too.
 
-mod common;
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use virtio_driver::VirtioFeatureFlags;
 
-use common::daemon::{Daemon, Exit};
-use common::frontend::{Frontend, Op, all_features};
-use common::vm::{DATA, EVENT_IDX, HEADER, STATUS, Vm, header, linked, readable, writable};
+use testkit::daemon::{Daemon, Exit};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::vm::{DATA, EVENT_IDX, HEADER, STATUS, Vm, header, linked, readable, writable};
 
 const DEPTH: usize = 64;
 const ROUNDS: usize = 300;

@@ -1,7 +1,5 @@
 //! The command line: refused options and their messages, and the output for programs.
 
-mod common;
-
 use std::fs::{self, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -10,11 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::daemon::{BINARY, Daemon, Exit, IMAGE, run};
-use common::frontend::{Frontend, Op, all_features};
-use common::process::{DEADLINE, Process};
-use common::skip::skipped;
-use common::target::image;
+use testkit::daemon::{Daemon, Exit, IMAGE, binary, run};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::{DEADLINE, Process};
+use testkit::skip::skipped;
+use testkit::target::image;
 
 fn directory() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("make a directory");
@@ -228,7 +226,7 @@ fn an_unreadable_image_reports_the_denied_permission() {
     fs::set_permissions(path("closed"), Permissions::from_mode(0o750)).expect("close a directory");
     fs::set_permissions(path("secret.img"), Permissions::from_mode(0o640)).expect("close the image");
     let as_nobody = |image: &str, options: &[&str]| {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args(["--socket-path", "s", "--blk-file", image])
             .args(options);
@@ -266,7 +264,11 @@ fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)])
     // The shell keeps its pid when it becomes the daemon.
     let own = r#"[ "$LISTEN_PID" != own ] || export LISTEN_PID=$$; exec "$0" "$@" 3<&9 4<&9 9<&-"#;
     let mut command = Command::new("sh");
-    command.args(["-c", own, BINARY]).args(args).current_dir(dir);
+    command
+        .args(["-c", own])
+        .arg(binary())
+        .args(args)
+        .current_dir(dir);
     command.envs(variables.iter().copied()).stdin(Stdio::null());
     // SAFETY: async-signal-safe calls between fork and exec; a descriptor that is 9 already has to be kept at exec.
     unsafe {
@@ -335,7 +337,7 @@ fn fd_that_is_not_a_socket_is_refused() {
 fn the_daemons_own_descriptors_are_never_taken_over() {
     let dir = directory();
     for fd in 3..20 {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args(["--blk-file", IMAGE, "--fd", &fd.to_string()])
             .current_dir(dir.path());
@@ -389,7 +391,7 @@ fn service_managers_are_notified_when_serving_starts() {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join(IMAGE), image()).expect("write the image");
     let manager = UnixDatagram::bind(dir.path().join("notify")).expect("listen");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command
         .args(["--socket-path", "s", "--blk-file", IMAGE, "--sandbox", "on"])
         .current_dir(dir.path())

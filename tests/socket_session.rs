@@ -1,14 +1,12 @@
 //! Connections and daemons that come and go leave nothing behind.
 
-mod common;
-
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::daemon::{Daemon, SOCKET, run};
-use common::frontend::{Frontend, Op, SLOT, all_features};
-use common::vm::{Ring, Vm};
+use testkit::daemon::{Daemon, SOCKET, run};
+use testkit::frontend::{Frontend, Op, SLOT, all_features};
+use testkit::vm::{Ring, Vm};
 
 const DEPTH: usize = 64;
 /// A fixed number of workers: their coming and going would hide leaked threads.

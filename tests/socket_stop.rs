@@ -1,15 +1,13 @@
 //! Rings stopped with requests in flight: the stop is answered, and no request is lost.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::daemon::Daemon;
-use common::full::SmallDisk;
-use common::inflight::Inflight;
-use common::process::wait_for;
-use common::raw::{Answer, msg};
-use common::vm::{
+use testkit::daemon::Daemon;
+use testkit::full::SmallDisk;
+use testkit::inflight::Inflight;
+use testkit::process::wait_for;
+use testkit::raw::{Answer, msg};
+use testkit::vm::{
     DATA, EVENT_IDX, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, linked, readable, writable,
 };
 

@@ -1,7 +1,5 @@
 //! Two disks with sockets of their own in one process, on shared IOThreads: one comes and goes, the other one works.
 
-mod common;
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::daemon::Holdings;
-use common::frontend::{Frontend, Op, all_features};
-use common::memory::PATIENCE;
-use common::random::Random;
+use testkit::daemon::Holdings;
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::memory::PATIENCE;
+use testkit::random::Random;
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::trouble::TroubleParams;
 use vhost_user_blk::engine::{BlockNode, Choice};

@@ -10,7 +10,7 @@ collect_skipped() {
     trap list_skipped EXIT
 }
 
-# skipped WHAT REASON: for what is no test. Tests use tests/common/skip.rs.
+# skipped WHAT REASON: for what is no test. Tests use testkit/src/skip.rs.
 skipped() { echo "skipped: $1: $2" >>"$SKIPPED_TESTS"; }
 
 list_skipped() {

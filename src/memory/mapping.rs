@@ -435,7 +435,7 @@ mod tests {
     #[test]
     fn huge_pages_are_mapped_and_lost_as_a_whole() {
         let Some(file) = huge() else {
-            return crate::skip::skipped("too few free huge pages");
+            return testkit::skip::skipped("too few free huge pages");
         };
         let huge = 2 << 20;
         file.set_len(2 * huge).unwrap();
@@ -462,14 +462,14 @@ mod tests {
         // Huge pages behave like those of device memory: nothing smaller can be mapped.
         match huge() {
             Some(huge) => assert_eq!(found(&huge), Some(2 << 20)),
-            None => crate::skip::skipped("too few free huge pages"),
+            None => testkit::skip::skipped("too few free huge pages"),
         }
     }
 
     #[test]
     fn huge_page_memory_may_be_split_anywhere() {
         let Some(file) = huge() else {
-            return crate::skip::skipped("too few free huge pages");
+            return testkit::skip::skipped("too few free huge pages");
         };
         file.set_len(8 << 20).unwrap();
         // Like QEMU's memory on both sides of a hole: one part ends in the middle of a page, and the other begins there.

@@ -6,5 +6,35 @@
 #![allow(missing_docs, reason = "many names say it all")]
 
 pub mod blk;
+#[cfg(feature = "daemon")]
+pub mod daemon;
+#[cfg(feature = "daemon")]
+pub mod frontend;
+#[cfg(feature = "daemon")]
+pub mod full;
+#[cfg(feature = "daemon")]
+pub mod guest;
+pub mod inflight;
+#[cfg(feature = "daemon")]
+pub mod loop_device;
+#[cfg(feature = "daemon")]
+pub mod machine;
 pub mod memory;
+#[cfg(feature = "daemon")]
+pub mod process;
+#[cfg(feature = "daemon")]
+pub mod qmp;
+pub mod random;
+pub mod raw;
 pub mod ring;
+pub mod skip;
+#[cfg(feature = "daemon")]
+pub mod target;
+#[cfg(feature = "daemon")]
+pub mod tracer;
+#[cfg(feature = "daemon")]
+pub mod vm;
+
+/// The root of the repository.
+#[cfg(feature = "daemon")]
+pub(crate) const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");

@@ -2,25 +2,22 @@
 //!
 //! The disk is a file; `lose.c` is preloaded into the daemon. Skipped where there is no C compiler.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::daemon::BINARY;
-use common::inflight::Inflight;
-use common::process::{Process, wait_for};
-use common::random::Random;
-use common::raw::{Answer, Client, PROTOCOL_FEATURES, VERSION_1, msg};
-use common::skip::skipped;
-use common::vm::{
+use tempfile::TempDir;
+use testkit::daemon::binary;
+use testkit::inflight::Inflight;
+use testkit::process::{Process, wait_for};
+use testkit::random::Random;
+use testkit::raw::{Answer, Client, PROTOCOL_FEATURES, VERSION_1, msg};
+use testkit::skip::skipped;
+use testkit::vm::{
     BLK, DATA, Desc, HEADER, Outcome, Ring, SECTOR, SEGMENTS, STATUS, Vm, header, linked, readable, writable,
 };
-use tempfile::TempDir;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -42,7 +39,7 @@ impl Lossy {
         let dir = tempfile::tempdir().expect("make a directory");
         let library = compile(dir.path())?;
         fs::write(dir.path().join("disk.img"), vec![0; BLOCKS * BLOCK]).expect("write the image");
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args(["--socket-path", "sock", "--blk-file", "disk.img"])
             // The preloaded library writes its journal with system calls that the daemon itself does not make.

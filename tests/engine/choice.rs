@@ -4,8 +4,8 @@ use std::thread;
 
 use vhost_user_blk::engine::{BlockNode, Choice};
 
-use crate::skip::skipped;
 use crate::support::{Image, On, message};
+use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 

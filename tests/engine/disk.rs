@@ -178,7 +178,7 @@ impl Case {
             None => image.open().into(),
         };
         Disk::on(ctx, node, self.choice)
-            .inspect_err(|error| crate::skip::skipped(format_args!("{self:?}: {error}")))
+            .inspect_err(|error| testkit::skip::skipped(format_args!("{self:?}: {error}")))
             .ok()
     }
 }

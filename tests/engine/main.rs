@@ -12,8 +12,6 @@ mod fuse;
 mod merge;
 mod model;
 mod share;
-#[path = "../common/skip.rs"]
-mod skip;
 mod stall;
 #[path = "../storage/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the storage")]

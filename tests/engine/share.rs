@@ -9,8 +9,8 @@ use vhost_user_blk::engine::Choice;
 use vhost_user_blk::io::IoOp;
 
 use crate::disk::Disk;
-use crate::skip::skipped;
 use crate::support::{Buffers, Image, On};
+use testkit::skip::skipped;
 
 const BLOCK: usize = 4096;
 const BATCH: u16 = 64;

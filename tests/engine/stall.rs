@@ -7,8 +7,8 @@ use vhost_user_blk::storage::OpenOptions;
 
 use crate::disk::Disk;
 use crate::fuse::StalledFile;
-use crate::skip::skipped;
 use crate::support::{Buffers, Image, On};
+use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 

@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
-use crate::common::daemon::{Daemon, Holdings};
-use crate::common::raw::Client;
-use crate::common::target::{assert_serves, client, image, start};
-use crate::common::vm::SECTOR;
+use testkit::daemon::{Daemon, Holdings};
+use testkit::raw::Client;
+use testkit::target::{assert_serves, client, image, start};
+use testkit::vm::SECTOR;
 
 /// A daemon under attack.
 pub(crate) struct Arena {

@@ -4,7 +4,7 @@
 //! of what the request may touch changes, and none of the guest's memory outside of what it may write.
 
 use crate::arena::Arena;
-use crate::common::vm::{
+use testkit::vm::{
     DATA, Desc, FILL, GUEST, HEADER, MEMORY, NEXT, Outcome, SECTOR, SEGMENTS, STATUS, TABLE, USER, Vm,
     header, indirect, linked, readable, writable,
 };

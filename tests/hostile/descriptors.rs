@@ -7,8 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arena::Arena;
-use crate::common::raw::{Answer, mem_table, msg};
-use crate::common::vm::{DATA, HEADER, REGION, Ring, STATUS, Vm, header, linked, readable, writable};
+use testkit::raw::{Answer, mem_table, msg};
+use testkit::vm::{DATA, HEADER, REGION, Ring, STATUS, Vm, header, linked, readable, writable};
 
 fn owned(fd: RawFd) -> OwnedFd {
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());

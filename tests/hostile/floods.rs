@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
-use crate::common::memory::SharedMemory;
-use crate::common::random::Random;
-use crate::common::raw::{Answer, Client, Region, msg};
-use crate::common::vm::{
+use testkit::memory::SharedMemory;
+use testkit::random::Random;
+use testkit::raw::{Answer, Client, Region, msg};
+use testkit::vm::{
     DATA, EVENT_IDX, HEADER, MEMORY, REGION, STATUS, Vm, header, indirect, linked, readable, writable,
 };
 
@@ -93,7 +93,7 @@ fn memory_that_changes_while_it_is_read() {
 
 /// Flips between sound descriptors and headers of requests for sectors 40..44, field by field and in any order, while
 /// the device looks at them. Any mixture of theirs is either sound, too, or impossible.
-fn flip(daemon: &crate::common::daemon::Daemon, seed: u64) {
+fn flip(daemon: &testkit::daemon::Daemon, seed: u64) {
     let mut vm = Vm::start_with(daemon, 2, 16, 0);
     let chains = [
         linked(

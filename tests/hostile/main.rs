@@ -2,9 +2,6 @@
 //!
 //! Each test has a daemon of its own, so that they run side by side. The other `hostile_*` tests tell single stories.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod arena;
 mod chains;
 mod descriptors;

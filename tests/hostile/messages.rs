@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arena::Arena;
-use crate::common::raw::Verdict;
+use testkit::raw::Verdict;
 
 const NEED_REPLY: u32 = 1 << 3;
 

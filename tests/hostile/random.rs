@@ -5,11 +5,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arena::Arena;
-use crate::common::daemon::Daemon;
-use crate::common::memory::SharedMemory;
-use crate::common::random::Random;
-use crate::common::raw::mem_table;
-use crate::common::vm::{GUEST, HEADER, MEMORY, REGION, USER, Vm, header};
+use testkit::daemon::Daemon;
+use testkit::memory::SharedMemory;
+use testkit::random::Random;
+use testkit::raw::mem_table;
+use testkit::vm::{GUEST, HEADER, MEMORY, REGION, USER, Vm, header};
 
 /// A number that is more often than not at some edge.
 fn number(random: &mut Random) -> u64 {
@@ -78,7 +78,7 @@ fn messages(daemon: &Daemon, seed: u64) {
         let verdict = vm
             .client
             .provoke([request, 1 | 8, size], &payload, &fds[first..first + count]);
-        if verdict == crate::common::raw::Verdict::Closed {
+        if verdict == testkit::raw::Verdict::Closed {
             return;
         }
         (0..vm.rings.len()).for_each(|queue| vm.kick(queue));
@@ -114,7 +114,7 @@ fn rings_of_noise() {
         let features = if random.below(2) == 0 {
             0
         } else {
-            crate::common::vm::EVENT_IDX
+            testkit::vm::EVENT_IDX
         };
         let mut vm = Vm::start_with(daemon, 2, size, features);
         for _ in 0..20 {
@@ -147,7 +147,7 @@ fn rings_of_noise() {
 fn bytes_of_noise() {
     run(0..100, "bytes", |daemon, seed| {
         let mut random = Random::new(seed);
-        let mut client = crate::common::target::client(daemon);
+        let mut client = testkit::target::client(daemon);
         for _ in 0..20 {
             let len = 8 * random.below(64);
             let bytes = random.bytes(len);

@@ -1,9 +1,9 @@
 //! Memory regions with numbers that cannot be.
 
 use crate::arena::Arena;
-use crate::common::memory::SharedMemory;
-use crate::common::raw::{Region, mem_table, msg};
-use crate::common::vm::{GUEST, MEMORY, REGION, Vm};
+use testkit::memory::SharedMemory;
+use testkit::raw::{Region, mem_table, msg};
+use testkit::vm::{GUEST, MEMORY, REGION, Vm};
 
 const VALUES: [u64; 10] = [
     0,
@@ -66,7 +66,7 @@ fn numbers_of_a_region() {
                     != (REGION.guest_addr, REGION.size, REGION.user_addr);
                 let answer = vm.client.mem_region(msg::REM_MEM_REG, region, &[]);
                 assert_eq!(answer.is_refusal(), other);
-                if answer == crate::common::raw::Answer::Nak {
+                if answer == testkit::raw::Answer::Nak {
                     vm.read_sector(0, 3);
                     vm.read_sector(1, 4);
                 }
@@ -126,7 +126,7 @@ fn a_refused_table_keeps_the_old_table() {
                 .client
                 .ask(msg::SET_MEM_TABLE, &mem_table(&[region]), &[short.fd()]);
             assert!(answer.is_refusal());
-            if answer == crate::common::raw::Answer::Nak {
+            if answer == testkit::raw::Answer::Nak {
                 vm.read_sector(0, 3);
                 vm.read_sector(1, 4);
             }

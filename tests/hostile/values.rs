@@ -3,9 +3,9 @@
 use std::os::fd::AsRawFd;
 
 use crate::arena::Arena;
-use crate::common::inflight::Inflight;
-use crate::common::raw::{Answer, PROTOCOL_FEATURES, msg};
-use crate::common::vm::{GUEST, MEMORY, Ring, USER, Vm};
+use testkit::inflight::Inflight;
+use testkit::raw::{Answer, PROTOCOL_FEATURES, msg};
+use testkit::vm::{GUEST, MEMORY, Ring, USER, Vm};
 
 const INDICES: [u32; 7] = [0, 1, 2, 3, 255, 256, u32::MAX];
 const NUMBERS: [u32; 10] = [0, 1, 2, 3, 16, 1023, 2048, 65535, 65536, u32::MAX];
@@ -243,7 +243,7 @@ fn messages_before_anything_is_negotiated() {
     for request in 1..=46 {
         for len in [0, 8, 40] {
             arena.case(&format!("request {request} of {len} bytes first"), |daemon| {
-                let mut client = crate::common::raw::Client::new(daemon.connect());
+                let mut client = testkit::raw::Client::new(daemon.connect());
                 client.provoke(
                     [request, 1 | 8, len],
                     &vec![0; usize::try_from(len).expect("small")],

@@ -8,17 +8,17 @@ use std::process::{Command, Stdio};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, sock_filter};
 
-use crate::common::daemon::{BINARY, IMAGE, SOCKET};
-use crate::common::frontend::{Frontend, all_features};
-use crate::common::process::{Process, threads, wait_for};
 use crate::serving::exercise;
+use testkit::daemon::{IMAGE, SOCKET, binary};
+use testkit::frontend::{Frontend, all_features};
+use testkit::process::{Process, threads, wait_for};
 
 /// Starts a daemon that has these filters already.
 fn start_under(filters: Vec<BpfProgram>, options: &[&str]) -> (tempfile::TempDir, Process) {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join(IMAGE), vec![0; 4 << 20]).expect("write the image");
     let log = fs::File::create(dir.path().join("err")).expect("make a log");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command
         .args(["--socket-path", SOCKET, "--blk-file", IMAGE])
         .args(options)

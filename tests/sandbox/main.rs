@@ -1,8 +1,5 @@
 //! The sandbox: what it forbids, thread by thread, and that everything works inside.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod documented;
 mod files;
 mod filters;

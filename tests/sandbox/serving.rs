@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::common::daemon::{Daemon, IMAGE, SOCKET};
-use crate::common::frontend::{Done, Frontend, Op, Queue, all_features};
-use crate::common::loop_device::LoopDevice;
-use crate::common::process::threads;
-use crate::common::target::image;
-use crate::common::vm::Vm;
 use crate::socket::is_root;
+use testkit::daemon::{Daemon, IMAGE, SOCKET};
+use testkit::frontend::{Done, Frontend, Op, Queue, all_features};
+use testkit::loop_device::LoopDevice;
+use testkit::process::threads;
+use testkit::target::image;
+use testkit::vm::Vm;
 
 const MIB: usize = 1 << 20;
 

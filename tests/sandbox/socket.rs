@@ -9,11 +9,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::daemon::{BINARY, Daemon, run};
-use crate::common::frontend::{Frontend, Op, all_features};
-use crate::common::process::{Process, wait_for};
-use crate::common::skip::skipped;
-use crate::common::target::image;
+use testkit::daemon::{Daemon, binary, run};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::{Process, wait_for};
+use testkit::skip::skipped;
+use testkit::target::image;
 
 /// A user who owns nothing, and a group without members.
 pub(crate) const STRANGER: u32 = 0x5eed_b10d;
@@ -82,7 +82,7 @@ fn the_socket_mode_ignores_the_umask() {
     for umask in [0o000, 0o777] {
         let dir = tempfile::tempdir().expect("make a directory");
         fs::write(dir.path().join("disk.img"), image()).expect("write the image");
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         let log = fs::File::create(dir.path().join("err")).expect("make a log");
         command.args([
             "--socket-path",
@@ -156,7 +156,7 @@ fn only_one_of_several_starting_daemons_listens() {
             let image = format!("{number}.img");
             fs::write(dir.path().join(&image), [number; 4096]).expect("write the image");
             let log = fs::File::create(dir.path().join(format!("{number}.log"))).expect("make a log");
-            let mut command = Command::new(BINARY);
+            let mut command = Command::new(binary());
             command.args(["--socket-path", "s", "--blk-file", &image]);
             command.current_dir(dir.path()).stderr(log);
             Process::start("vhost-user-blk", &mut command, |_| ()).0

@@ -5,12 +5,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use vhost_user_blk::account::Account;
 
-use crate::common::daemon::{Daemon, IMAGE, run};
-use crate::common::frontend::{Frontend, Op, all_features};
-use crate::common::process::threads;
-use crate::common::target::image;
 use crate::probe::{Outcome, in_child, run_alone};
 use crate::socket::{STRANGER, give_to, is_root};
+use testkit::daemon::{Daemon, IMAGE, run};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::threads;
+use testkit::target::image;
 
 /// Serves an image that only root may open.
 fn start(options: &[&str]) -> Daemon {

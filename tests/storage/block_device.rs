@@ -7,8 +7,8 @@ use std::process::Command;
 use vhost_user_blk::storage::{ImageLock, OpenOptions, RawFile};
 
 use crate::model;
-use crate::skip::skipped;
 use crate::support::{Buffers, Image, On, message, options, read, refusal, write};
+use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 

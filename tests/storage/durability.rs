@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use crate::skip::skipped;
 use crate::support::{Buffers, Image, On, write};
+use testkit::skip::skipped;
 
 /// `struct cachestat` of `linux/mman.h`: pages of a file.
 #[repr(C)]

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use vhost_user_blk::storage::{OpenOptions, RawFile};
 
 use crate::durability::{cachestat, pages_are_counted};
-use crate::skip::skipped;
 use crate::support::{Buffers, Image, On, read, write};
+use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 

@@ -15,6 +15,4 @@ mod lock;
 mod model;
 mod nowait;
 mod open;
-#[path = "../common/skip.rs"]
-mod skip;
 mod support;

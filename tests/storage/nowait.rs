@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 
 use vhost_user_blk::storage::{Nowait, RawFile};
 
-use crate::skip::skipped;
 use crate::support::{Buffers, Image, On};
+use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 

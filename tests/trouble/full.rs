@@ -1,10 +1,10 @@
 //! A full disk, as the guest sees it under each policy.
 
-use crate::common::daemon::Daemon;
-use crate::common::frontend::{Frontend, Op, all_features};
-use crate::common::full::SmallDisk;
-use crate::common::process::wait_for;
 use crate::{EIO, NO_ROOM, ROOM_AGAIN, connect, engines, read, said, write};
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::full::SmallDisk;
+use testkit::process::wait_for;
 
 const KIB: usize = 1 << 10;
 const BLOCK: usize = 64 * KIB;

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::common::daemon::Daemon;
-use crate::common::full::SmallDisk;
-use crate::common::inflight::Inflight;
-use crate::common::memory::memfd;
-use crate::common::process::wait_for;
-use crate::common::raw::{Answer, GET_VRING_BASE_INFLIGHT, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
-use crate::common::vm::{
+use crate::{NO_ROOM, ROOM_AGAIN, engines, said};
+use testkit::daemon::Daemon;
+use testkit::full::SmallDisk;
+use testkit::inflight::Inflight;
+use testkit::memory::memfd;
+use testkit::process::wait_for;
+use testkit::raw::{Answer, GET_VRING_BASE_INFLIGHT, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use testkit::vm::{
     DATA, FILL, GUEST, HEADER, MEMORY, Outcome, Ring, STATUS, USER, Vm, header, linked, readable, writable,
 };
-use crate::{NO_ROOM, ROOM_AGAIN, engines, said};
 
 const OUT: u32 = 1;
 const BYTES: u32 = 8192;

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::common::daemon::{Daemon, run};
-use crate::common::frontend::Op;
-use crate::common::process::wait_for;
 use crate::{EIO, NO_ROOM, ROOM_AGAIN, connect, engines, read, said, write};
+use testkit::daemon::{Daemon, run};
+use testkit::frontend::Op;
+use testkit::process::wait_for;
 
 const MIB: usize = 1 << 20;
 

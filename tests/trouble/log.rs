@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
-use crate::common::daemon::Daemon;
-use crate::common::process::wait_for;
-use crate::common::raw::{mem_table, msg};
-use crate::common::vm::{DATA, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
 use crate::{connect, read, said, write};
+use testkit::daemon::Daemon;
+use testkit::process::wait_for;
+use testkit::raw::{mem_table, msg};
+use testkit::vm::{DATA, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, readable, writable};
 
 #[test]
 fn a_repeatedly_broken_ring_is_logged_once() {

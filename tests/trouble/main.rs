@@ -1,8 +1,5 @@
 //! Disks that are full, truncated, failing or stuck, and scarce resources: the effects on the guest, with every engine.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod full;
 mod held;
 mod injected;
@@ -12,9 +9,9 @@ mod truncated;
 
 use std::path::Path;
 
-use common::daemon::Daemon;
-use common::frontend::{Frontend, Op, all_features};
-use common::skip::skipped;
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::skip::skipped;
 use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::storage::OpenOptions;
 

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::daemon::Daemon;
-use crate::common::frontend::{Frontend, Op, all_features};
-use crate::common::memory::SharedMemory;
-use crate::common::raw::{Answer, Region, mem_table, msg};
-use crate::common::skip::skipped;
-use crate::common::target::{assert_serves, start};
-use crate::common::vm::Vm;
 use crate::{EIO, connect, read, said, write};
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::memory::SharedMemory;
+use testkit::raw::{Answer, Region, mem_table, msg};
+use testkit::skip::skipped;
+use testkit::target::{assert_serves, start};
+use testkit::vm::Vm;
 
 const MIB: usize = 1 << 20;
 
@@ -56,7 +56,7 @@ fn an_undeliverable_descriptor_ends_only_its_connection() {
     let (mut daemon, _) = start();
     let mut vm = Vm::connect(&daemon, 0);
     limit(&daemon, libc::RLIMIT_NOFILE, 3);
-    let table = mem_table(&[crate::common::vm::REGION]);
+    let table = mem_table(&[testkit::vm::REGION]);
     let fd = vm.memory.fd();
     assert!(vm.client.ask(msg::SET_MEM_TABLE, &table, &[fd]).is_refusal());
     vm.client.leave();

@@ -2,10 +2,10 @@
 
 use std::fs::OpenOptions;
 
-use crate::common::daemon::Daemon;
-use crate::common::frontend::{Op, Queue};
-use crate::common::full::SmallDisk;
 use crate::{EIO, connect, engines, read, said, write};
+use testkit::daemon::Daemon;
+use testkit::frontend::{Op, Queue};
+use testkit::full::SmallDisk;
 
 const MIB: usize = 1 << 20;
 /// The new size: it ends in the middle of a block.

@@ -210,7 +210,7 @@ mod tests {
     use io_uring::types::Fd;
 
     use super::*;
-    use crate::skip::skipped;
+    use testkit::skip::skipped;
 
     /// The result of one entry.
     fn run(ring: &mut Uring, entry: &squeue::Entry) -> i64 {

@@ -3,7 +3,7 @@
 //! The guest's second serial port is QEMU's standard input and output. `scripts/lib/guest-init`, the program at the
 //! other end, describes the protocol.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -12,12 +12,12 @@ use std::thread;
 
 use serde_json::json;
 
-use super::process::{DEADLINE, Process, show_log, wait_for};
-use super::qmp::Qmp;
+use crate::process::{DEADLINE, Process, show_log, wait_for};
+use crate::qmp::Qmp;
 
 /// What the guest boots from.
 #[derive(Clone, Copy)]
-pub(crate) enum Boot {
+pub enum Boot {
     /// Our kernel with a small initramfs.
     Kernel,
     /// The same with fio. It takes a second more to boot.
@@ -33,13 +33,13 @@ const MIGRATION: &str = "migration.sock";
 const SAVED: &str = "saved";
 
 /// The exit status of a command in the guest, and its output on both streams.
-pub(crate) struct Answer {
-    pub(crate) status: String,
-    pub(crate) output: String,
+pub struct Answer {
+    pub status: String,
+    pub output: String,
 }
 
 /// A running guest. Dropping it kills QEMU.
-pub(crate) struct Guest {
+pub struct Guest {
     qemu: Process,
     commands: ChildStdin,
     answers: Receiver<Answer>,
@@ -49,14 +49,14 @@ pub(crate) struct Guest {
 impl Guest {
     /// Boots a guest on one of `qemu-configs/` in `dir`, where the backend listens. Waits until the guest takes
     /// commands.
-    pub(crate) fn boot(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
+    pub fn boot(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
         let guest = Self::launch(dir, config, boot, qemu_options);
         guest.wait_until_ready();
         guest
     }
 
     /// Starts a QEMU that waits for an incoming guest.
-    pub(crate) fn incoming(dir: &Path, config: &Path, boot: Boot) -> Self {
+    pub fn incoming(dir: &Path, config: &Path, boot: Boot) -> Self {
         let guest = Self::launch(dir, config, boot, &["-incoming", "defer"]);
         // QEMU answers when it listens; the socket's file appears before that.
         let uri = format!("unix:{MIGRATION}");
@@ -65,7 +65,7 @@ impl Guest {
     }
 
     /// Stops the guest, saves it to a file as `virsh save` does, and ends its QEMU.
-    pub(crate) fn save(self) {
+    pub fn save(self) {
         let mut qmp = self.qmp();
         qmp.execute("stop", &json!({}));
         qmp.execute("migrate", &json!({ "uri": format!("exec:cat >{SAVED}") }));
@@ -73,7 +73,7 @@ impl Guest {
     }
 
     /// Starts a QEMU that restores the saved guest.
-    pub(crate) fn restore(dir: &Path, config: &Path, boot: Boot) -> Self {
+    pub fn restore(dir: &Path, config: &Path, boot: Boot) -> Self {
         let incoming = format!("exec:cat {SAVED}");
         let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
         let mut qmp = guest.qmp();
@@ -85,7 +85,7 @@ impl Guest {
     }
 
     /// Migrates the guest, whatever it is doing, and ends the QEMU that it has left.
-    pub(crate) fn migrate_to(self, destination: Self) -> Self {
+    pub fn migrate_to(self, destination: Self) -> Self {
         let uri = format!("unix:{}", destination.dir.join(MIGRATION).display());
         let mut qmp = self.qmp();
         let fast = json!({ "max-bandwidth": 1_u64 << 33, "downtime-limit": 1000 });
@@ -132,38 +132,38 @@ impl Guest {
     }
 
     /// Runs a command and waits for it to finish.
-    pub(crate) fn run(&mut self, command: &str) -> Answer {
+    pub fn run(&mut self, command: &str) -> Answer {
         self.start(command);
         self.answer(command)
     }
 
     /// Runs a command that has to succeed. Returns its output without the last newline.
-    pub(crate) fn ok(&mut self, command: &str) -> String {
+    pub fn ok(&mut self, command: &str) -> String {
         let answer = self.run(command);
         assert_eq!(answer.status, "0", "{command}: {}", answer.output);
         answer.output.trim_end().to_owned()
     }
 
     /// Resets the machine, whatever it is doing, and waits until the guest has booted.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.qmp().execute("system_reset", &json!({}));
         self.wait_until_ready();
     }
 
     /// Connects to QEMU's monitor. It serves one connection at a time.
-    pub(crate) fn qmp(&self) -> Qmp {
+    pub fn qmp(&self) -> Qmp {
         Qmp::connect(&self.dir.join("qmp.sock"))
     }
 
     /// Switches the machine off and waits until QEMU exits.
-    pub(crate) fn power_off(mut self) {
+    pub fn power_off(mut self) {
         self.start("poweroff -f");
         let status = self.qemu.wait();
         assert!(status.success(), "QEMU: {status}");
     }
 
     /// Starts a command in the guest without waiting for it.
-    pub(crate) fn start(&mut self, command: &str) {
+    pub fn start(&mut self, command: &str) {
         writeln!(self.commands, "{command}").expect("QEMU runs");
     }
 
@@ -174,7 +174,7 @@ impl Guest {
     }
 
     /// Returns the result of the started command if it has finished.
-    pub(crate) fn poll(&self) -> Option<Answer> {
+    pub fn poll(&self) -> Option<Answer> {
         match self.answers.try_recv() {
             Ok(answer) => Some(answer),
             Err(TryRecvError::Empty) => None,
@@ -206,10 +206,8 @@ impl Drop for Guest {
 }
 
 /// The path of a program in `scripts/lib`.
-pub(crate) fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("scripts/lib")
-        .join(name)
+pub fn script(name: &str) -> PathBuf {
+    Path::new(crate::REPOSITORY).join("scripts/lib").join(name)
 }
 
 /// Turns the guest's stream into answers until QEMU exits or the receiver is gone.

@@ -9,43 +9,43 @@ use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::memory::PATIENCE;
+use crate::memory::PATIENCE;
 
 /// Message numbers of the vhost-user protocol.
-pub(crate) mod msg {
-    pub(crate) const GET_FEATURES: u32 = 1;
-    pub(crate) const SET_FEATURES: u32 = 2;
-    pub(crate) const SET_OWNER: u32 = 3;
-    pub(crate) const RESET_OWNER: u32 = 4;
-    pub(crate) const SET_MEM_TABLE: u32 = 5;
-    pub(crate) const SET_LOG_BASE: u32 = 6;
-    pub(crate) const SET_VRING_NUM: u32 = 8;
-    pub(crate) const SET_VRING_ADDR: u32 = 9;
-    pub(crate) const SET_VRING_BASE: u32 = 10;
-    pub(crate) const GET_VRING_BASE: u32 = 11;
-    pub(crate) const SET_VRING_KICK: u32 = 12;
-    pub(crate) const SET_VRING_CALL: u32 = 13;
-    pub(crate) const SET_VRING_ERR: u32 = 14;
-    pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub(crate) const GET_QUEUE_NUM: u32 = 17;
-    pub(crate) const SET_VRING_ENABLE: u32 = 18;
-    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
-    pub(crate) const GET_CONFIG: u32 = 24;
-    pub(crate) const SET_CONFIG: u32 = 25;
-    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
-    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
-    pub(crate) const RESET_DEVICE: u32 = 34;
-    pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub(crate) const ADD_MEM_REG: u32 = 37;
-    pub(crate) const REM_MEM_REG: u32 = 38;
+pub mod msg {
+    pub const GET_FEATURES: u32 = 1;
+    pub const SET_FEATURES: u32 = 2;
+    pub const SET_OWNER: u32 = 3;
+    pub const RESET_OWNER: u32 = 4;
+    pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_LOG_BASE: u32 = 6;
+    pub const SET_VRING_NUM: u32 = 8;
+    pub const SET_VRING_ADDR: u32 = 9;
+    pub const SET_VRING_BASE: u32 = 10;
+    pub const GET_VRING_BASE: u32 = 11;
+    pub const SET_VRING_KICK: u32 = 12;
+    pub const SET_VRING_CALL: u32 = 13;
+    pub const SET_VRING_ERR: u32 = 14;
+    pub const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub const GET_QUEUE_NUM: u32 = 17;
+    pub const SET_VRING_ENABLE: u32 = 18;
+    pub const SET_BACKEND_REQ_FD: u32 = 21;
+    pub const GET_CONFIG: u32 = 24;
+    pub const SET_CONFIG: u32 = 25;
+    pub const GET_INFLIGHT_FD: u32 = 31;
+    pub const SET_INFLIGHT_FD: u32 = 32;
+    pub const RESET_DEVICE: u32 = 34;
+    pub const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub const ADD_MEM_REG: u32 = 37;
+    pub const REM_MEM_REG: u32 = 38;
 }
 
-pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
-pub(crate) const LOG_ALL: u64 = 1 << 26;
-pub(crate) const VERSION_1: u64 = 1 << 32;
+pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+pub const LOG_ALL: u64 = 1 << 26;
+pub const VERSION_1: u64 = 1 << 32;
 /// Set in the payload of SET_VRING_{KICK,CALL,ERR} when no descriptor comes with the message.
-pub(crate) const NO_FD: u64 = 1 << 8;
+pub const NO_FD: u64 = 1 << 8;
 
 const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
@@ -59,20 +59,20 @@ const INFLIGHT_SHMFD: u64 = 1 << 12;
 const RESET_DEVICE: u64 = 1 << 13;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 /// Rings may stop with requests in flight. Tests do not negotiate this protocol feature unless they say so.
-pub(crate) const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 
 /// The protocol features that these tests negotiate.
 const PROTOCOL: u64 =
     MQ | LOG_SHMFD | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
 
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     stream: UnixStream,
 }
 
 /// The backend's answer to a message that can fail.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     Ack,
     Nak,
     /// The backend ended the connection.
@@ -81,7 +81,7 @@ pub(crate) enum Answer {
 
 /// The outcome of a message, valid or not.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// The connection continues, perhaps with an answer.
     Survived(Option<Vec<u8>>),
     /// The backend ended the connection.
@@ -90,25 +90,25 @@ pub(crate) enum Verdict {
 
 impl Answer {
     /// Whether the backend refused, by an answer or by ending the connection.
-    pub(crate) fn is_refusal(&self) -> bool {
+    pub fn is_refusal(&self) -> bool {
         *self != Self::Ack
     }
 }
 
 impl Client {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    pub fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
         Self { stream }
     }
 
     /// Ends the connection.
-    pub(crate) fn leave(&self) {
+    pub fn leave(&self) {
         // The backend may have ended the connection already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Waits until the backend ends the connection.
-    pub(crate) fn wait_for_end(&mut self) {
+    pub fn wait_for_end(&mut self) {
         let end = self.stream.read(&mut [0]);
         assert_eq!(
             end.expect("the backend ends the connection"),
@@ -118,28 +118,28 @@ impl Client {
     }
 
     /// Makes a send fail that finds no room for this long.
-    pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
+    pub fn set_write_timeout(&mut self, timeout: Duration) {
         self.stream
             .set_write_timeout(Some(timeout))
             .expect("set a timeout");
     }
 
     /// Negotiates `features` and all protocol features of these tests.
-    pub(crate) fn negotiate(&mut self, features: u64) -> io::Result<()> {
+    pub fn negotiate(&mut self, features: u64) -> io::Result<()> {
         self.send(msg::SET_OWNER, 0, &[], &[])?;
         self.accept(features)?;
         self.accept_protocol()
     }
 
     /// Negotiates all protocol features of these tests, before the virtio features.
-    pub(crate) fn negotiate_protocol(&mut self) -> io::Result<()> {
+    pub fn negotiate_protocol(&mut self) -> io::Result<()> {
         self.send(msg::SET_OWNER, 0, &[], &[])?;
         self.get_u64(msg::GET_FEATURES)?;
         self.accept_protocol()
     }
 
     /// Accepts those of `features` that the backend offers.
-    pub(crate) fn accept(&mut self, features: u64) -> io::Result<()> {
+    pub fn accept(&mut self, features: u64) -> io::Result<()> {
         let offered = self.get_u64(msg::GET_FEATURES)?;
         let accepted = offered & (features | PROTOCOL_FEATURES);
         self.send(msg::SET_FEATURES, 0, &accepted.to_le_bytes(), &[])
@@ -153,14 +153,14 @@ impl Client {
     }
 
     /// Sends a whole message. `flags` are added to the version.
-    pub(crate) fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    pub fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
         let len = u32::try_from(payload.len()).expect("a small payload");
         let header = [request, VERSION | flags, len].map(u32::to_le_bytes).concat();
         self.send_bytes(&[&header, payload], fds)
     }
 
     /// Sends bytes as they are.
-    pub(crate) fn send_bytes(&mut self, parts: &[&[u8]], fds: &[RawFd]) -> io::Result<()> {
+    pub fn send_bytes(&mut self, parts: &[&[u8]], fds: &[RawFd]) -> io::Result<()> {
         let bytes = parts.concat();
         let sent = self.stream.send_with_fds(&[bytes.as_slice()], fds)?;
         assert_eq!(sent, bytes.len(), "a message was cut");
@@ -168,7 +168,7 @@ impl Client {
     }
 
     /// Reads the next reply to `request`. Fails with `UnexpectedEof` when the connection has ended.
-    pub(crate) fn receive(&mut self, request: u32) -> io::Result<Vec<u8>> {
+    pub fn receive(&mut self, request: u32) -> io::Result<Vec<u8>> {
         let mut header = [0; 12];
         self.stream.read_exact(&mut header)?;
         let word = |i: usize| u32::from_le_bytes(header[i * 4..][..4].try_into().expect("four bytes"));
@@ -184,7 +184,7 @@ impl Client {
     }
 
     /// Reads a reply that comes with a descriptor.
-    pub(crate) fn receive_with_file(&mut self, request: u32) -> io::Result<(Vec<u8>, File)> {
+    pub fn receive_with_file(&mut self, request: u32) -> io::Result<(Vec<u8>, File)> {
         let mut header = [0; 12];
         let (len, file) = self.stream.recv_with_fd(&mut header)?;
         if len == 0 {
@@ -203,18 +203,18 @@ impl Client {
     }
 
     /// Sends a message that has a reply of its own.
-    pub(crate) fn call(&mut self, request: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
+    pub fn call(&mut self, request: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
         self.send(request, 0, payload, &[])?;
         self.receive(request)
     }
 
-    pub(crate) fn get_u64(&mut self, request: u32) -> io::Result<u64> {
+    pub fn get_u64(&mut self, request: u32) -> io::Result<u64> {
         let reply = self.call(request, &[])?;
         Ok(u64::from_le_bytes(reply.try_into().expect("the reply is a u64")))
     }
 
     /// Sends a message and asks for an acknowledgement.
-    pub(crate) fn ask(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> Answer {
+    pub fn ask(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> Answer {
         if self.send(request, NEED_REPLY, payload, fds).is_err() {
             return Answer::Closed;
         }
@@ -222,7 +222,7 @@ impl Client {
     }
 
     /// Reads the acknowledgement of a message.
-    pub(crate) fn answer(&mut self, request: u32) -> Answer {
+    pub fn answer(&mut self, request: u32) -> Answer {
         match self.receive(request) {
             Ok(reply) if reply == [0; 8] => Answer::Ack,
             Ok(_) => Answer::Nak,
@@ -234,7 +234,7 @@ impl Client {
     }
 
     /// Sends a message with any header, and waits until the backend has handled or refused it.
-    pub(crate) fn provoke(&mut self, header: [u32; 3], payload: &[u8], fds: &[RawFd]) -> Verdict {
+    pub fn provoke(&mut self, header: [u32; 3], payload: &[u8], fds: &[RawFd]) -> Verdict {
         let [request, ..] = header;
         // A message that is always answered follows.
         let last = if request == msg::GET_FEATURES {
@@ -268,24 +268,24 @@ impl Client {
     }
 
     /// `SET_VRING_{NUM,BASE,ENABLE}`.
-    pub(crate) fn vring_state(&mut self, request: u32, index: u32, num: u32) -> Answer {
+    pub fn vring_state(&mut self, request: u32, index: u32, num: u32) -> Answer {
         self.ask(request, &[index.to_le_bytes(), num.to_le_bytes()].concat(), &[])
     }
 
     /// Hands over a dirty log. Returns `None` when the backend ended the connection.
-    pub(crate) fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
+    pub fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
         let payload = [size, offset].map(u64::to_le_bytes).concat();
         self.send(msg::SET_LOG_BASE, 0, &payload, &[fd]).ok()?;
         self.receive(msg::SET_LOG_BASE).ok()
     }
 
     /// `SET_VRING_ADDR` without logging. The addresses are the frontend's.
-    pub(crate) fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
+    pub fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
         self.vring_addr_logged(index, [desc, used, avail], None)
     }
 
     /// `SET_VRING_ADDR`. `log` is the used ring's guest address if writes to the ring are to be logged.
-    pub(crate) fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
+    pub fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
         let [desc, used, avail] = ring;
         let addresses = [desc, used, avail, log.unwrap_or(0)];
         let flags = u32::from(log.is_some());
@@ -299,24 +299,24 @@ impl Client {
     }
 
     /// `SET_VRING_{KICK,CALL,ERR}`.
-    pub(crate) fn vring_fd(&mut self, request: u32, index: u64, fd: Option<RawFd>) -> Answer {
+    pub fn vring_fd(&mut self, request: u32, index: u64, fd: Option<RawFd>) -> Answer {
         let payload = index | if fd.is_some() { 0 } else { NO_FD };
         self.ask(request, &payload.to_le_bytes(), fd.as_slice())
     }
 
     /// `GET_VRING_BASE`: stops the ring and returns its next avail index.
-    pub(crate) fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
+    pub fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
         let reply = self.call(msg::GET_VRING_BASE, &[index.to_le_bytes(), [0; 4]].concat())?;
         Ok(u32::from_le_bytes(reply[4..8].try_into().expect("eight bytes")))
     }
 
     /// `ADD_MEM_REG` or `REM_MEM_REG`.
-    pub(crate) fn mem_region(&mut self, request: u32, region: Region, fds: &[RawFd]) -> Answer {
+    pub fn mem_region(&mut self, request: u32, region: Region, fds: &[RawFd]) -> Answer {
         self.ask(request, &[&[0; 8], &region.bytes()[..]].concat(), fds)
     }
 
     /// Reads a part of the configuration space.
-    pub(crate) fn config(&mut self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
+    pub fn config(&mut self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
         let header = [offset, len, 0].map(u32::to_le_bytes).concat();
         let space = vec![0; usize::try_from(len).expect("it fits")];
         let reply = self.call(msg::GET_CONFIG, &[header, space].concat())?;
@@ -324,7 +324,7 @@ impl Client {
     }
 
     /// Writes a part of the configuration space.
-    pub(crate) fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Answer {
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Answer {
         let len = u32::try_from(bytes.len()).expect("a small payload");
         let header = [offset, len, 0].map(u32::to_le_bytes).concat();
         self.ask(msg::SET_CONFIG, &[&header, bytes].concat(), &[])
@@ -333,15 +333,15 @@ impl Client {
 
 /// A memory region as it appears in messages.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Region {
-    pub(crate) guest_addr: u64,
-    pub(crate) size: u64,
-    pub(crate) user_addr: u64,
-    pub(crate) mmap_offset: u64,
+pub struct Region {
+    pub guest_addr: u64,
+    pub size: u64,
+    pub user_addr: u64,
+    pub mmap_offset: u64,
 }
 
 impl Region {
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         [self.guest_addr, self.size, self.user_addr, self.mmap_offset]
             .map(u64::to_le_bytes)
             .concat()
@@ -349,7 +349,7 @@ impl Region {
 }
 
 /// The payload of `SET_MEM_TABLE`.
-pub(crate) fn mem_table(regions: &[Region]) -> Vec<u8> {
+pub fn mem_table(regions: &[Region]) -> Vec<u8> {
     let count = u32::try_from(regions.len()).expect("a few regions");
     let mut payload = [count, 0].map(u32::to_le_bytes).concat();
     regions.iter().for_each(|region| payload.extend(region.bytes()));

@@ -10,9 +10,9 @@ use std::process::Command;
 
 use tempfile::{NamedTempFile, TempDir};
 
-use super::daemon::{Daemon, IMAGE, SOCKET};
-use super::machine::host;
-use super::skip::skipped;
+use crate::daemon::{Daemon, IMAGE, SOCKET};
+use crate::machine::host;
+use crate::skip::skipped;
 
 /// The space that a small file system may use for itself, such as its tables.
 const FRINGE: u64 = 1 << 20;
@@ -22,7 +22,7 @@ const FRINGE: u64 = 1 << 20;
 /// It is mounted in a mount namespace of the calling thread, which processes started by the thread share. However the
 /// test ends, the mount goes with them.
 #[derive(Debug)]
-pub(crate) struct SmallDisk {
+pub struct SmallDisk {
     dir: TempDir,
     /// The block device under the file system; `None` for a tmpfs.
     _backing: Option<NamedTempFile>,
@@ -30,14 +30,14 @@ pub(crate) struct SmallDisk {
 
 impl SmallDisk {
     /// Mounts a tmpfs of `size` bytes. Returns `None`, and reports the test as skipped, where mounting is not allowed.
-    pub(crate) fn mount(size: u64) -> Option<Self> {
+    pub fn mount(size: u64) -> Option<Self> {
         let dir = tempfile::tempdir().expect("make a directory");
         let mounted = leave_namespace().and_then(|()| mount_tmpfs(&dir, size));
         mounted_or_skipped(mounted).then_some(Self { dir, _backing: None })
     }
 
     /// Mounts an ext4 file system on a block device.
-    pub(crate) fn mount_ext4(size: u64) -> Option<Self> {
+    pub fn mount_ext4(size: u64) -> Option<Self> {
         let dir = tempfile::tempdir().expect("make a directory");
         let backing = NamedTempFile::new().expect("make a file");
         backing.as_file().set_len(size).expect("size it");
@@ -63,18 +63,18 @@ impl SmallDisk {
         })
     }
 
-    pub(crate) fn image(&self) -> PathBuf {
+    pub fn image(&self) -> PathBuf {
         self.dir.path().join(IMAGE)
     }
 
     /// Makes a sparse image.
-    pub(crate) fn make_image(&self, size: u64) {
+    pub fn make_image(&self, size: u64) {
         let image = File::create(self.image()).expect("make the image");
         image.set_len(size).expect("size the image");
     }
 
     /// Fills the file system, except for `left` bytes.
-    pub(crate) fn fill(&self, left: u64) {
+    pub fn fill(&self, left: u64) {
         let filler = File::create(self.filler()).expect("make a file");
         // SAFETY: all-zero bytes are a valid `struct statvfs`.
         let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
@@ -104,7 +104,7 @@ impl SmallDisk {
     }
 
     /// Frees the space that `fill` took.
-    pub(crate) fn make_room(&self) {
+    pub fn make_room(&self) {
         fs::remove_file(self.filler()).expect("remove the file");
     }
 
@@ -113,7 +113,7 @@ impl SmallDisk {
     }
 
     /// Starts a daemon on the image.
-    pub(crate) fn daemon(&self, options: &[&str]) -> Daemon {
+    pub fn daemon(&self, options: &[&str]) -> Daemon {
         let dir = tempfile::tempdir().expect("make a directory");
         let image = self.image();
         let args = [

@@ -1,39 +1,39 @@
 //! A daemon under attack, and the check that it took no harm.
 
-use super::daemon::{Daemon, Holdings};
-use super::raw::Client;
-use super::vm::{DATA, HEADER, SECTOR, STATUS, Vm, header, readable, writable};
+use crate::daemon::{Daemon, Holdings};
+use crate::raw::Client;
+use crate::vm::{DATA, HEADER, SECTOR, STATUS, Vm, header, readable, writable};
 
-pub(crate) const SECTORS: usize = 64;
+pub const SECTORS: usize = 64;
 const OUT: u32 = 1;
 
 /// The image: each sector holds its own number.
-pub(crate) fn image() -> Vec<u8> {
+pub fn image() -> Vec<u8> {
     (0..SECTORS * SECTOR)
         .map(|i| (i / SECTOR).to_le_bytes()[0])
         .collect()
 }
 
 /// Starts a daemon with two queues and a pool of fixed size. Also returns its holdings with nobody connected.
-pub(crate) fn start() -> (Daemon, Holdings) {
+pub fn start() -> (Daemon, Holdings) {
     start_with(&options())
 }
 
-pub(crate) fn options() -> Vec<&'static str> {
+pub fn options() -> Vec<&'static str> {
     "--num-queues 2 --thread-pool-min 1 --thread-pool-max 1"
         .split(' ')
         .collect()
 }
 
 /// Starts a daemon with other options.
-pub(crate) fn start_with(options: &[&str]) -> (Daemon, Holdings) {
+pub fn start_with(options: &[&str]) -> (Daemon, Holdings) {
     let mut daemon = Daemon::start(&image(), options);
     let baseline = daemon.idle_holdings(assert_serves);
     (daemon, baseline)
 }
 
 /// Checks that an ordinary frontend is served.
-pub(crate) fn assert_serves(daemon: &Daemon) {
+pub fn assert_serves(daemon: &Daemon) {
     let mut vm = Vm::start(daemon, 2);
     for (queue, sector) in [(0, 9_u8), (1, 5)] {
         assert_eq!(vm.read_sector(queue, u64::from(sector)), [sector; SECTOR]);
@@ -45,7 +45,7 @@ pub(crate) fn assert_serves(daemon: &Daemon) {
 }
 
 /// Checks that nothing is left of the bad connections, and that good ones work.
-pub(crate) fn assert_unharmed(mut daemon: Daemon, baseline: &Holdings) {
+pub fn assert_unharmed(mut daemon: Daemon, baseline: &Holdings) {
     assert!(daemon.is_alive());
     assert_serves(&daemon);
     daemon.wait_for_holdings(baseline);
@@ -53,6 +53,6 @@ pub(crate) fn assert_unharmed(mut daemon: Daemon, baseline: &Holdings) {
 }
 
 /// A client that has negotiated everything.
-pub(crate) fn client(daemon: &Daemon) -> Client {
+pub fn client(daemon: &Daemon) -> Client {
     Vm::connect(daemon, 0).client
 }

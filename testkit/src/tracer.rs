@@ -8,14 +8,14 @@ use std::ptr;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use super::process::wait_for;
+use crate::process::wait_for;
 
 /// A stop with this signal is at the entry or the exit of a system call.
 const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
 /// Starts to trace a process, which is killed as soon as one of these system calls fails in one of its threads.
 /// The call's number is the thread's result.
-pub(crate) fn kill_at_failure(pid: u32, calls: &'static [libc::c_long]) -> JoinHandle<libc::c_long> {
+pub fn kill_at_failure(pid: u32, calls: &'static [libc::c_long]) -> JoinHandle<libc::c_long> {
     let pid = libc::pid_t::try_from(pid).expect("a pid fits");
     let (attached, is_attached) = mpsc::channel();
     // Only the thread that attaches can trace.

@@ -10,7 +10,7 @@ use std::{env, thread};
 /// The line `skipped: TEST: REASON` goes straight to stderr, because the test harness hides the output of tests that
 /// pass. The same line is appended to the file that `SKIPPED_TESTS` names: `scripts/test` sets this variable, and
 /// prints all lines at its end.
-pub(crate) fn skipped(reason: impl Display) {
+pub fn skipped(reason: impl Display) {
     let line = format!("skipped: {}: {reason}\n", test());
     // One write per line: tests run concurrently, and their lines must not mix.
     let _ = stderr().write_all(line.as_bytes());

@@ -12,18 +12,18 @@ use virtio_driver::{
     VirtioBlkReqBuf, VirtioFeatureFlags as Ring, VirtioTransport,
 };
 
-use super::memory::{PATIENCE, SharedMemory, wait_readable};
+use crate::memory::{PATIENCE, SharedMemory, wait_readable};
 
 /// The buffer size of a request in flight, and so the largest request.
-pub(crate) const SLOT: usize = 64 << 10;
+pub const SLOT: usize = 64 << 10;
 
 /// The features that a test's frontend accepts by default.
-pub(crate) fn all_features() -> u64 {
+pub fn all_features() -> u64 {
     Ring::VERSION_1.bits() | Ring::RING_EVENT_IDX.bits() | Blk::all().bits()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Op {
+pub enum Op {
     Read { offset: u64, len: usize },
     Write { offset: u64, data: Vec<u8> },
     Flush,
@@ -32,13 +32,13 @@ pub(crate) enum Op {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Done {
+pub struct Done {
     /// The tag that `submit` was called with.
-    pub(crate) tag: usize,
+    pub tag: usize,
     /// 0 or a negative errno.
-    pub(crate) ret: i32,
+    pub ret: i32,
     /// The data that a read returned.
-    pub(crate) data: Vec<u8>,
+    pub data: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,14 +49,14 @@ struct Ticket {
 }
 
 /// A connection with all its queues running.
-pub(crate) struct Frontend {
+pub struct Frontend {
     // Dropped first: the rings lie in the transport's memory.
     queues: Vec<Queue>,
-    pub(crate) transport: Box<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>>,
+    pub transport: Box<VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>>,
 }
 
 /// One queue of a `Frontend`. It may move to another thread while the frontend lives.
-pub(crate) struct Queue {
+pub struct Queue {
     ring: VirtioBlkQueue<'static, Ticket>,
     notifier: Box<dyn QueueNotifier>,
     call: Arc<EventFd>,
@@ -67,7 +67,7 @@ pub(crate) struct Queue {
 
 impl Frontend {
     /// Connects with `queues` queues that take `depth` requests each, and accepts `features`.
-    pub(crate) fn connect(socket: &Path, queues: usize, depth: usize, features: u64) -> io::Result<Self> {
+    pub fn connect(socket: &Path, queues: usize, depth: usize, features: u64) -> io::Result<Self> {
         let path = socket.to_str().expect("the path is UTF-8");
         let mut transport = Box::new(connect(path, features)?);
         // A request takes three descriptors.
@@ -100,21 +100,21 @@ impl Frontend {
         Ok(Self { queues, transport })
     }
 
-    pub(crate) fn features(&self) -> u64 {
+    pub fn features(&self) -> u64 {
         self.transport.get_features()
     }
 
-    pub(crate) fn config(&self) -> VirtioBlkConfig {
+    pub fn config(&self) -> VirtioBlkConfig {
         self.transport
             .get_config()
             .expect("the configuration can be read")
     }
 
-    pub(crate) fn queue(&mut self, index: usize) -> &mut Queue {
+    pub fn queue(&mut self, index: usize) -> &mut Queue {
         &mut self.queues[index]
     }
 
-    pub(crate) fn queues(&mut self) -> &mut [Queue] {
+    pub fn queues(&mut self) -> &mut [Queue] {
         &mut self.queues
     }
 }
@@ -134,7 +134,7 @@ fn connect(path: &str, features: u64) -> io::Result<VhostUser<VirtioBlkConfig, V
 
 impl Queue {
     /// Puts a request into the ring without a kick.
-    pub(crate) fn submit(&mut self, op: &Op, tag: usize) {
+    pub fn submit(&mut self, op: &Op, tag: usize) {
         let slot = self.free.pop().expect("a free slot");
         let at = slot * SLOT;
         let buffer = self.memory.as_ptr().wrapping_add(at);
@@ -158,7 +158,7 @@ impl Queue {
     }
 
     /// Kicks the backend if it asks for kicks.
-    pub(crate) fn kick(&mut self) {
+    pub fn kick(&mut self) {
         // The crate orders the index store before the check for notifications with EVENT_IDX only.
         fence(Ordering::SeqCst);
         if self.ring.avail_notif_needed() {
@@ -167,7 +167,7 @@ impl Queue {
     }
 
     /// Takes the available completions without waiting.
-    pub(crate) fn reap(&mut self) -> Vec<Done> {
+    pub fn reap(&mut self) -> Vec<Done> {
         let Self {
             ring, memory, free, ..
         } = self;
@@ -183,7 +183,7 @@ impl Queue {
         ring.completions().map(take).collect()
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.depth - self.free.len()
     }
 
@@ -191,7 +191,7 @@ impl Queue {
     ///
     /// # Panics
     /// Nothing completes for a long time.
-    pub(crate) fn wait(&mut self) -> (Vec<Done>, u64) {
+    pub fn wait(&mut self) -> (Vec<Done>, u64) {
         let deadline = Instant::now() + PATIENCE;
         let mut notifications = 0;
         loop {
@@ -209,7 +209,7 @@ impl Queue {
         }
     }
 
-    pub(crate) fn drain(&mut self) -> Vec<Done> {
+    pub fn drain(&mut self) -> Vec<Done> {
         let mut all = self.reap();
         while self.in_flight() > 0 {
             all.extend(self.wait().0);
@@ -218,20 +218,20 @@ impl Queue {
     }
 
     /// Runs one request and waits for its completion.
-    pub(crate) fn run(&mut self, op: &Op) -> Done {
+    pub fn run(&mut self, op: &Op) -> Done {
         self.submit(op, 0);
         self.kick();
         self.drain().pop().expect("it completed")
     }
 
     /// Takes the notifications that have not been counted yet.
-    pub(crate) fn pending_notifications(&self) -> u64 {
+    pub fn pending_notifications(&self) -> u64 {
         // We add one first, so that the read does not block.
         self.call.write(1).expect("write the call eventfd");
         self.call.read().expect("read the call eventfd") - 1
     }
 
-    pub(crate) fn call_fd(&self) -> i32 {
+    pub fn call_fd(&self) -> i32 {
         self.call.as_raw_fd()
     }
 }

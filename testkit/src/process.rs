@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 /// The time after which a test gives up. It is far longer than anything takes, so that a loaded machine fails no test.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Calls `ready` every few milliseconds until it returns something.
 ///
 /// # Panics
 ///
 /// The deadline has passed. `what` is what the test waited for.
-pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(value) = ready() {
@@ -28,14 +28,14 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T
 }
 
 /// A child process. It is killed and reaped on drop, also when a test panics.
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     name: &'static str,
 }
 
 impl Process {
     /// Starts a program. `pipes` takes the child's pipes that the caller needs.
-    pub(crate) fn start<T>(
+    pub fn start<T>(
         name: &'static str,
         command: &mut Command,
         pipes: impl FnOnce(&mut Child) -> T,
@@ -46,11 +46,11 @@ impl Process {
         (Self { child, name }, pipes)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub(crate) fn signal(&self, signal: libc::c_int) {
+    pub fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a pid fits");
         // SAFETY: no memory is involved; the child was not waited for, so the pid is its own.
         let sent = unsafe { libc::kill(pid, signal) };
@@ -58,19 +58,19 @@ impl Process {
     }
 
     /// Returns the exit status if the child has exited.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("our own child can be waited for")
     }
 
     /// Waits for the child to exit.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
         let name = self.name;
         wait_for(&format!("the end of {name}"), || self.ended())
     }
 }
 
 /// Makes the kernel kill the child when the test that started it ends, however it ends.
-pub(crate) fn die_with_parent(command: &mut Command) {
+pub fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
@@ -89,7 +89,7 @@ impl Drop for Process {
 }
 
 /// The lines of `/proc/PID/task/*/status`, thread by thread.
-pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
+pub fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
         .expect("list threads")
         .flatten();
@@ -105,7 +105,7 @@ pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
 }
 
 /// Prints the end of a log, to help find out why a test failed.
-pub(crate) fn show_log(path: &Path) {
+pub fn show_log(path: &Path) {
     let Ok(log) = fs::read(path) else { return };
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().collect();

@@ -8,21 +8,21 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::daemon::{Daemon, IMAGE};
-use super::guest::{Boot, Guest};
+use crate::daemon::{Daemon, IMAGE};
+use crate::guest::{Boot, Guest};
 
 /// One MiB in bytes.
-pub(crate) const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// A disk and its daemon. Dropping it removes both and the whole directory.
-pub(crate) struct Machine {
-    pub(crate) daemon: Daemon,
+pub struct Machine {
+    pub daemon: Daemon,
     config: PathBuf,
 }
 
 impl Machine {
     /// Serves `size` bytes of random data as `config` says, with more options for the daemon.
-    pub(crate) fn new(config: &str, size: u64, options: &[&str]) -> Self {
+    pub fn new(config: &str, size: u64, options: &[&str]) -> Self {
         let image = |path: &Path| {
             let mut random = File::open("/dev/urandom")?.take(size);
             io::copy(&mut random, &mut File::create(path)?)
@@ -31,14 +31,14 @@ impl Machine {
     }
 
     /// Serves the image that `make_image` creates at the given path.
-    pub(crate) fn with_image(
+    pub fn with_image(
         config: &str,
         options: &[&str],
         make_image: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Self {
         let dir = TempDir::new().expect("there is a directory for temporary files");
         make_image(&dir.path().join(IMAGE)).expect("the image can be made");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Path::new(crate::REPOSITORY);
         let config = root.join("qemu-configs").join(config).with_extension("cfg");
         let configured = configured_options(&config);
         let mut args: Vec<&str> = configured.split_whitespace().collect();
@@ -48,27 +48,27 @@ impl Machine {
     }
 
     /// Boots a guest on the disk.
-    pub(crate) fn boot(&self, boot: Boot) -> Guest {
+    pub fn boot(&self, boot: Boot) -> Guest {
         self.boot_with(boot, &[])
     }
 
     /// Boots a guest with more options for QEMU.
-    pub(crate) fn boot_with(&self, boot: Boot, qemu_options: &[&str]) -> Guest {
+    pub fn boot_with(&self, boot: Boot, qemu_options: &[&str]) -> Guest {
         Guest::boot(self.daemon.dir(), &self.config, boot, qemu_options)
     }
 
     /// Starts a QEMU on the disk that waits for an incoming guest.
-    pub(crate) fn incoming(&self, boot: Boot) -> Guest {
+    pub fn incoming(&self, boot: Boot) -> Guest {
         Guest::incoming(self.daemon.dir(), &self.config, boot)
     }
 
     /// Starts a QEMU on the disk that restores the saved guest.
-    pub(crate) fn restore(&self, boot: Boot) -> Guest {
+    pub fn restore(&self, boot: Boot) -> Guest {
         Guest::restore(self.daemon.dir(), &self.config, boot)
     }
 
     /// Returns the digest of the image's content, in the form of the guest's `md5sum`.
-    pub(crate) fn image_digest(&self) -> String {
+    pub fn image_digest(&self) -> String {
         host("md5sum", &[], &self.daemon.image_path())
             .chars()
             .take(32)
@@ -76,7 +76,7 @@ impl Machine {
     }
 
     /// Returns the space that the image takes on the host's disk, in bytes.
-    pub(crate) fn image_usage(&self) -> u64 {
+    pub fn image_usage(&self) -> u64 {
         let metadata = fs::metadata(self.daemon.image_path()).expect("the image is there");
         metadata.blocks() * 512
     }
@@ -97,7 +97,7 @@ fn configured_options(config: &Path) -> String {
 /// # Panics
 ///
 /// The program fails. The panic message contains its output.
-pub(crate) fn host(program: &str, args: &[&str], file: &Path) -> String {
+pub fn host(program: &str, args: &[&str], file: &Path) -> String {
     // Debian installs file system tools in directories that only the PATH of root has.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program)

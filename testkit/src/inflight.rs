@@ -4,34 +4,34 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::raw::{Answer, Client, msg};
+use crate::raw::{Answer, Client, msg};
 
 const HEADER: u64 = 16;
 const ENTRY: u64 = 16;
 
 /// An in-flight region and its description in the messages.
 #[derive(Debug)]
-pub(crate) struct Inflight {
-    pub(crate) file: File,
-    pub(crate) size: u64,
-    pub(crate) offset: u64,
-    pub(crate) queues: u16,
-    pub(crate) queue_size: u16,
+pub struct Inflight {
+    pub file: File,
+    pub size: u64,
+    pub offset: u64,
+    pub queues: u16,
+    pub queue_size: u16,
 }
 
 /// The header of a queue's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) features: u64,
-    pub(crate) version: u16,
-    pub(crate) desc_num: u16,
-    pub(crate) last_batch_head: u16,
-    pub(crate) used_idx: u16,
+pub struct Header {
+    pub features: u64,
+    pub version: u16,
+    pub desc_num: u16,
+    pub last_batch_head: u16,
+    pub used_idx: u16,
 }
 
 impl Inflight {
     /// Asks the backend to create a region. Returns the answer as it arrived.
-    pub(crate) fn ask(client: &mut Client, queues: u16, queue_size: u16) -> (Vec<u8>, File) {
+    pub fn ask(client: &mut Client, queues: u16, queue_size: u16) -> (Vec<u8>, File) {
         let payload = payload(0, 0, queues, queue_size);
         client
             .send(msg::GET_INFLIGHT_FD, 0, &payload, &[])
@@ -42,7 +42,7 @@ impl Inflight {
     }
 
     /// Asks the backend to create a region.
-    pub(crate) fn get(client: &mut Client, queues: u16, queue_size: u16) -> Self {
+    pub fn get(client: &mut Client, queues: u16, queue_size: u16) -> Self {
         let (reply, file) = Self::ask(client, queues, queue_size);
         let u64_at = |at: usize| u64::from_le_bytes(reply[at..at + 8].try_into().expect("eight bytes"));
         Self {
@@ -55,7 +55,7 @@ impl Inflight {
     }
 
     /// Hands the region to a backend.
-    pub(crate) fn set(&self, client: &mut Client) -> Answer {
+    pub fn set(&self, client: &mut Client) -> Answer {
         let payload = payload(self.size, self.offset, self.queues, self.queue_size);
         client.ask(msg::SET_INFLIGHT_FD, &payload, &[self.file.as_raw_fd()])
     }
@@ -66,7 +66,7 @@ impl Inflight {
     }
 
     /// The end of the queues' parts.
-    pub(crate) fn trailer(&self) -> u64 {
+    pub fn trailer(&self) -> u64 {
         self.part(self.queues)
     }
 
@@ -78,11 +78,11 @@ impl Inflight {
         bytes
     }
 
-    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
         self.file.write_all_at(bytes, offset).expect("the region has it");
     }
 
-    pub(crate) fn header(&self, queue: u16) -> Header {
+    pub fn header(&self, queue: u16) -> Header {
         let bytes: [u8; 16] = self.read(self.part(queue));
         let u16_at = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Header {
@@ -95,7 +95,7 @@ impl Inflight {
     }
 
     /// Returns the heads that are marked as in flight.
-    pub(crate) fn marked(&self, queue: u16) -> Vec<u16> {
+    pub fn marked(&self, queue: u16) -> Vec<u16> {
         let marked = |&head: &u16| self.read::<1>(self.entry(queue, head)) != [0];
         (0..self.queue_size).filter(marked).collect()
     }
@@ -105,7 +105,7 @@ impl Inflight {
     }
 
     /// Marks a queue's part as used, with these chains and their counters in flight.
-    pub(crate) fn leave(&self, queue: u16, used_idx: u16, chains: &[(u16, u64)]) {
+    pub fn leave(&self, queue: u16, used_idx: u16, chains: &[(u16, u64)]) {
         let header = [0, 0, 0, 0, 1, self.queue_size, 0, used_idx];
         self.write(self.part(queue), &header.map(u16::to_ne_bytes).concat());
         for &(head, counter) in chains {

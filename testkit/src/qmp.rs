@@ -6,16 +6,16 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::process::{DEADLINE, wait_for};
+use crate::process::{DEADLINE, wait_for};
 
 /// A connection to QEMU's monitor.
-pub(crate) struct Qmp {
+pub struct Qmp {
     socket: BufReader<UnixStream>,
 }
 
 impl Qmp {
     /// Connects as soon as QEMU listens, and leaves negotiation mode.
-    pub(crate) fn connect(path: &Path) -> Self {
+    pub fn connect(path: &Path) -> Self {
         let socket = wait_for("QEMU's monitor", || UnixStream::connect(path).ok());
         socket
             .set_read_timeout(Some(DEADLINE))
@@ -33,7 +33,7 @@ impl Qmp {
     /// # Panics
     ///
     /// QEMU refuses the command.
-    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Value {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.socket.get_mut(), "{request}").expect("QEMU runs");
         loop {

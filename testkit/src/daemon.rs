@@ -12,19 +12,23 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::memory::PATIENCE;
-use super::process::die_with_parent;
+use crate::memory::PATIENCE;
+use crate::process::die_with_parent;
 
-/// The binary that cargo built for the tests.
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-blk");
+/// Returns the path of the daemon. Cargo puts it one folder above the tests.
+pub fn binary() -> PathBuf {
+    let test = env::current_exe().expect("the test's own path");
+    let folder = test.parent().and_then(Path::parent).expect("cargo's folders");
+    folder.join("vhost-user-blk")
+}
 
 /// The names of the socket and the image in the daemon's directory, as in `qemu-configs/`.
-pub(crate) const SOCKET: &str = "vhost-user-blk.sock";
-pub(crate) const IMAGE: &str = "disk.img";
+pub const SOCKET: &str = "vhost-user-blk.sock";
+pub const IMAGE: &str = "disk.img";
 
 /// A running daemon with its image and socket. Dropping it kills the daemon.
 #[derive(Debug)]
-pub(crate) struct Daemon {
+pub struct Daemon {
     child: Child,
     dir: TempDir,
     args: Vec<String>,
@@ -32,37 +36,37 @@ pub(crate) struct Daemon {
 
 /// The daemon's exit status and its output.
 #[derive(Debug)]
-pub(crate) struct Exit {
-    pub(crate) status: ExitStatus,
+pub struct Exit {
+    pub status: ExitStatus,
     /// Standard output, then standard error.
-    pub(crate) output: String,
-    pub(crate) took: Duration,
+    pub output: String,
+    pub took: Duration,
 }
 
 /// The threads, descriptors and mappings that a process holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Holdings {
-    pub(crate) threads: usize,
-    pub(crate) fds: BTreeMap<String, usize>,
-    pub(crate) mappings: BTreeMap<String, usize>,
+pub struct Holdings {
+    pub threads: usize,
+    pub fds: BTreeMap<String, usize>,
+    pub mappings: BTreeMap<String, usize>,
 }
 
 impl Daemon {
     /// Starts a daemon on an image with this content, and waits until it listens.
-    pub(crate) fn start(image: &[u8], options: &[&str]) -> Self {
+    pub fn start(image: &[u8], options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
         fs::write(dir.path().join(IMAGE), image).expect("write the image");
         Self::start_in(dir, options)
     }
 
     /// Starts a daemon in a directory that holds the image already.
-    pub(crate) fn start_in(dir: TempDir, options: &[&str]) -> Self {
+    pub fn start_in(dir: TempDir, options: &[&str]) -> Self {
         let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
         Self::start_with(dir, &[&args, options].concat())
     }
 
     /// Starts a daemon with `args` alone. They name the socket and the image.
-    pub(crate) fn start_with(dir: TempDir, args: &[&str]) -> Self {
+    pub fn start_with(dir: TempDir, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect::<Vec<_>>();
         let child = spawn(&dir, &args);
         let mut daemon = Self { child, dir, args };
@@ -72,7 +76,7 @@ impl Daemon {
     }
 
     /// Ends the daemon with a signal, and starts another one on the same image and socket.
-    pub(crate) fn restart(&mut self, signal: libc::c_int) {
+    pub fn restart(&mut self, signal: libc::c_int) {
         self.stop_with(signal);
         self.child = spawn(&self.dir, &self.args);
         // A killed daemon leaves its socket file, so only a connection shows that the new one listens.
@@ -80,35 +84,35 @@ impl Daemon {
     }
 
     /// Starts a daemon with these options after the last one has ended.
-    pub(crate) fn start_again(&mut self, options: &[&str]) {
+    pub fn start_again(&mut self, options: &[&str]) {
         let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
         self.args = [&args, options].concat().into_iter().map(str::to_owned).collect();
         self.child = spawn(&self.dir, &self.args);
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join(SOCKET)
     }
 
-    pub(crate) fn image_path(&self) -> PathBuf {
+    pub fn image_path(&self) -> PathBuf {
         self.dir.path().join(IMAGE)
     }
 
     /// Returns the image's current content.
-    pub(crate) fn image(&self) -> Vec<u8> {
+    pub fn image(&self) -> Vec<u8> {
         fs::read(self.image_path()).expect("read the image")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Connects. Retries while the socket is being set up.
-    pub(crate) fn connect(&self) -> UnixStream {
+    pub fn connect(&self) -> UnixStream {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match UnixStream::connect(self.socket()) {
@@ -119,12 +123,12 @@ impl Daemon {
         }
     }
 
-    pub(crate) fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Returns the output so far: standard output, then standard error.
-    pub(crate) fn output(&self) -> String {
+    pub fn output(&self) -> String {
         let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
         read("out") + &read("err")
     }
@@ -133,7 +137,7 @@ impl Daemon {
     ///
     /// # Panics
     /// The condition does not hold in time, or the daemon ends.
-    pub(crate) fn wait_for(&mut self, condition: impl Fn(&Self) -> bool, what: &str) {
+    pub fn wait_for(&mut self, condition: impl Fn(&Self) -> bool, what: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !condition(self) {
             assert!(
@@ -150,7 +154,7 @@ impl Daemon {
         }
     }
 
-    pub(crate) fn signal(&self, signal: libc::c_int) {
+    pub fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a pid fits");
         // SAFETY: no memory is involved; the child was not waited for, so the pid is its own.
         let sent = unsafe { libc::kill(pid, signal) };
@@ -158,18 +162,18 @@ impl Daemon {
     }
 
     /// Sends SIGTERM and waits for the daemon to exit.
-    pub(crate) fn terminate(&mut self) -> Exit {
+    pub fn terminate(&mut self) -> Exit {
         self.stop_with(libc::SIGTERM)
     }
 
     /// Sends a signal and waits for the daemon to exit.
-    pub(crate) fn stop_with(&mut self, signal: libc::c_int) -> Exit {
+    pub fn stop_with(&mut self, signal: libc::c_int) -> Exit {
         self.signal(signal);
         self.wait_for_exit()
     }
 
     /// Waits for the daemon to exit.
-    pub(crate) fn wait_for_exit(&mut self) -> Exit {
+    pub fn wait_for_exit(&mut self) -> Exit {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("wait for the daemon") {
@@ -189,7 +193,7 @@ impl Daemon {
     }
 
     /// Returns a figure of the current statistics. `line` is "total" or, for example, "queue 0".
-    pub(crate) fn count(&mut self, line: &str, name: &str) -> u64 {
+    pub fn count(&mut self, line: &str, name: &str) -> u64 {
         let before = self.output().len();
         self.signal(libc::SIGUSR1);
         // The histogram is the last line of the statistics.
@@ -205,12 +209,12 @@ impl Daemon {
         figure.unwrap_or_else(|| panic!("no {name} in {printed}"))
     }
 
-    pub(crate) fn holdings(&self) -> Holdings {
+    pub fn holdings(&self) -> Holdings {
         Holdings::of(self.pid())
     }
 
     /// Returns the holdings of the idle daemon after a first `session` has come and gone.
-    pub(crate) fn idle_holdings(&mut self, session: impl Fn(&Self)) -> Holdings {
+    pub fn idle_holdings(&mut self, session: impl Fn(&Self)) -> Holdings {
         session(self);
         // The daemon releases a frontend's memory with its connection, and the rest right after.
         let is_memory = |name: &String| name.ends_with("(deleted)") && !name.starts_with("/[aio]");
@@ -231,7 +235,7 @@ impl Daemon {
     }
 
     /// Waits until the daemon holds no more than `limit`.
-    pub(crate) fn wait_for_holdings(&mut self, limit: &Holdings) {
+    pub fn wait_for_holdings(&mut self, limit: &Holdings) {
         let deadline = Instant::now() + PATIENCE;
         while !self.holdings().is_within(limit) {
             assert!(self.is_alive(), "the daemon ended: {}", self.output());
@@ -254,7 +258,7 @@ impl Drop for Daemon {
 
 impl Holdings {
     /// Whether each count is at most that of `limit`.
-    pub(crate) fn is_within(&self, limit: &Self) -> bool {
+    pub fn is_within(&self, limit: &Self) -> bool {
         let fits = |held: &BTreeMap<String, usize>, limit: &BTreeMap<String, usize>| {
             held.iter()
                 .all(|(name, count)| limit.get(name).is_some_and(|limit| count <= limit))
@@ -262,7 +266,7 @@ impl Holdings {
         self.threads <= limit.threads && fits(&self.fds, &limit.fds) && fits(&self.mappings, &limit.mappings)
     }
 
-    pub(crate) fn of(pid: u32) -> Self {
+    pub fn of(pid: u32) -> Self {
         let dir = Path::new("/proc").join(pid.to_string());
         let list = |name| {
             let entries = seen(fs::read_dir(dir.join(name)).map(Iterator::flatten), "list /proc");
@@ -312,12 +316,12 @@ fn count(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
 }
 
 /// Runs the daemon with `args` that make it exit at once.
-pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
+pub fn run(args: &[&str], dir: &Path) -> Exit {
     let start = Instant::now();
     let mut command = Command::new("timeout");
     command
         .arg("10")
-        .arg(BINARY)
+        .arg(binary())
         .args(args)
         .current_dir(dir)
         .stdin(Stdio::null());
@@ -332,7 +336,7 @@ pub(crate) fn run(args: &[&str], dir: &Path) -> Exit {
 
 fn spawn(dir: &TempDir, args: &[String]) -> Child {
     let output = |name| File::create(dir.path().join(name)).expect("make a log");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     // Some tools make system calls in the daemon that the daemon itself does not make.
     let options = env::var("TEST_DAEMON_OPTIONS").unwrap_or_default();
     command

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::skip::skipped;
+use crate::skip::skipped;
 
 /// A loop device. Dropping it detaches the device.
-pub(crate) struct LoopDevice(String);
+pub struct LoopDevice(String);
 
 impl LoopDevice {
     /// Returns `None`, and reports the test as skipped, without loop devices or the right to use them.
-    pub(crate) fn over(file: &Path) -> Option<Self> {
+    pub fn over(file: &Path) -> Option<Self> {
         let made = Command::new("losetup")
             .args(["--find", "--show"])
             .arg(file)
@@ -23,11 +23,11 @@ impl LoopDevice {
         Some(Self(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
     }
 
-    pub(crate) fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         &self.0
     }
 
-    pub(crate) fn losetup(&self, option: &str) {
+    pub fn losetup(&self, option: &str) {
         let done = Command::new("losetup").arg(option).arg(&self.0).status();
         assert!(done.expect("run losetup").success(), "losetup {option}");
     }

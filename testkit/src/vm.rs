@@ -6,52 +6,52 @@ use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use testkit::ring::{DriverRing, table};
+use crate::ring::{DriverRing, table};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::daemon::Daemon;
-use super::memory::{PATIENCE, SharedMemory, wait_readable};
-use super::raw::{Answer, Client, Region, VERSION_1, mem_table, msg};
+use crate::daemon::Daemon;
+use crate::memory::{PATIENCE, SharedMemory, wait_readable};
+use crate::raw::{Answer, Client, Region, VERSION_1, mem_table, msg};
 
-pub(crate) use testkit::blk::header;
-pub(crate) use testkit::ring::{Desc, INDIRECT, NEXT, WRITE, indirect, linked, readable, writable};
+pub use crate::blk::header;
+pub use crate::ring::{Desc, INDIRECT, NEXT, WRITE, indirect, linked, readable, writable};
 
 /// Guest address of the memory's start.
-pub(crate) const GUEST: u64 = 0x10_0000;
+pub const GUEST: u64 = 0x10_0000;
 /// The frontend's own address of the same byte.
-pub(crate) const USER: u64 = 0x7f00_0000_0000;
+pub const USER: u64 = 0x7f00_0000_0000;
 /// The size of the memory.
-pub(crate) const MEMORY: usize = 1 << 20;
+pub const MEMORY: usize = 1 << 20;
 
 /// Guest addresses of a request's usual parts.
-pub(crate) const HEADER: u64 = GUEST + 0x8_0000;
-pub(crate) const STATUS: u64 = GUEST + 0x8_1000;
-pub(crate) const TABLE: u64 = GUEST + 0x8_2000;
-pub(crate) const SEGMENTS: u64 = GUEST + 0x8_4000;
-pub(crate) const DATA: u64 = GUEST + 0x9_0000;
+pub const HEADER: u64 = GUEST + 0x8_0000;
+pub const STATUS: u64 = GUEST + 0x8_1000;
+pub const TABLE: u64 = GUEST + 0x8_2000;
+pub const SEGMENTS: u64 = GUEST + 0x8_4000;
+pub const DATA: u64 = GUEST + 0x9_0000;
 
 /// The initial content of memory, and a status that no backend writes.
-pub(crate) const FILL: u8 = 0xa5;
+pub const FILL: u8 = 0xa5;
 
-pub(crate) const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
 const INDIRECT_DESC: u64 = 1 << 28;
-pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub const EVENT_IDX: u64 = 1 << 29;
 /// All device features of virtio-blk.
-pub(crate) const BLK: u64 = 0xff_ffff;
+pub const BLK: u64 = 0xff_ffff;
 
 /// A ring and its events.
 #[derive(Debug)]
-pub(crate) struct Ring {
+pub struct Ring {
     driver: DriverRing,
-    pub(crate) kick: EventFd,
-    pub(crate) call: EventFd,
-    pub(crate) err: EventFd,
+    pub kick: EventFd,
+    pub call: EventFd,
+    pub err: EventFd,
 }
 
 impl Ring {
     /// Returns a ring of `size` entries in the `index`th 64 KiB of memory.
-    pub(crate) fn new(index: usize, size: u16) -> Self {
+    pub fn new(index: usize, size: u16) -> Self {
         let base = index << 16;
         let event = || EventFd::new(EFD_NONBLOCK).expect("create an eventfd");
         Self {
@@ -79,20 +79,20 @@ impl DerefMut for Ring {
 
 /// A connection with memory and rings.
 #[derive(Debug)]
-pub(crate) struct Vm {
-    pub(crate) client: Client,
-    pub(crate) memory: SharedMemory,
-    pub(crate) rings: Vec<Ring>,
+pub struct Vm {
+    pub client: Client,
+    pub memory: SharedMemory,
+    pub rings: Vec<Ring>,
 }
 
 impl Vm {
     /// Connects, shares memory and starts `queues` rings of 16 entries, without EVENT_IDX.
-    pub(crate) fn start(daemon: &Daemon, queues: usize) -> Self {
+    pub fn start(daemon: &Daemon, queues: usize) -> Self {
         Self::start_with(daemon, queues, 16, 0)
     }
 
     /// Starts `queues` rings of `size` entries with more ring features.
-    pub(crate) fn start_with(daemon: &Daemon, queues: usize, size: u16, features: u64) -> Self {
+    pub fn start_with(daemon: &Daemon, queues: usize, size: u16, features: u64) -> Self {
         let mut vm = Self::connect(daemon, features);
         vm.share_memory();
         for index in 0..queues {
@@ -102,12 +102,12 @@ impl Vm {
     }
 
     /// Connects and negotiates, without memory and rings.
-    pub(crate) fn connect(daemon: &Daemon, features: u64) -> Self {
+    pub fn connect(daemon: &Daemon, features: u64) -> Self {
         Self::on(daemon.connect(), features)
     }
 
     /// Negotiates on a new connection, without memory and rings.
-    pub(crate) fn on(stream: UnixStream, features: u64) -> Self {
+    pub fn on(stream: UnixStream, features: u64) -> Self {
         let mut client = Client::new(stream);
         client
             .negotiate(VERSION_1 | INDIRECT_DESC | BLK | features)
@@ -122,14 +122,14 @@ impl Vm {
     }
 
     /// Connects to a restarted daemon with the same memory.
-    pub(crate) fn reconnect(&mut self, stream: UnixStream, features: u64) {
+    pub fn reconnect(&mut self, stream: UnixStream, features: u64) {
         // The daemon serves one frontend at a time.
         self.client.leave();
         self.client = Self::on(stream, features).client;
     }
 
     /// Starts all rings at the used index, as QEMU does after losing its backend.
-    pub(crate) fn restart_rings(&mut self) {
+    pub fn restart_rings(&mut self) {
         for (index, mut ring) in std::mem::take(&mut self.rings).into_iter().enumerate() {
             let used_idx = ring.published(&self.memory);
             let avail_idx = std::mem::replace(&mut ring.avail_idx, used_idx);
@@ -138,7 +138,7 @@ impl Vm {
         }
     }
 
-    pub(crate) fn share_memory(&mut self) {
+    pub fn share_memory(&mut self) {
         let table = mem_table(&[REGION]);
         let fd = self.memory.fd();
         assert_eq!(
@@ -149,7 +149,7 @@ impl Vm {
     }
 
     /// Sets up a ring completely and enables it.
-    pub(crate) fn start_ring(&mut self, index: usize, ring: Ring) {
+    pub fn start_ring(&mut self, index: usize, ring: Ring) {
         self.set_up_ring(index, &ring);
         let enabled = self.client.vring_state(msg::SET_VRING_ENABLE, word(index), 1);
         assert_eq!(enabled, Answer::Ack, "SET_VRING_ENABLE");
@@ -157,7 +157,7 @@ impl Vm {
     }
 
     /// Sets up a ring, without enabling it.
-    pub(crate) fn set_up_ring(&mut self, index: usize, ring: &Ring) {
+    pub fn set_up_ring(&mut self, index: usize, ring: &Ring) {
         use std::os::fd::AsRawFd;
         let client = &mut self.client;
         let user = |offset: usize| USER + offset as u64;
@@ -188,48 +188,48 @@ impl Vm {
     }
 
     /// Writes at a guest address.
-    pub(crate) fn poke(&self, addr: u64, bytes: &[u8]) {
+    pub fn poke(&self, addr: u64, bytes: &[u8]) {
         self.memory.write(offset(addr), bytes);
     }
 
     /// Reads at a guest address.
-    pub(crate) fn peek(&self, addr: u64, len: usize) -> Vec<u8> {
+    pub fn peek(&self, addr: u64, len: usize) -> Vec<u8> {
         self.memory.read(offset(addr), len)
     }
 
     /// Writes descriptors into the table of queue `queue`, from index `first`.
-    pub(crate) fn put_descs(&self, queue: usize, first: u16, descs: &[Desc]) {
+    pub fn put_descs(&self, queue: usize, first: u16, descs: &[Desc]) {
         self.rings[queue].put_descs(&self.memory, first, descs);
     }
 
     /// Writes an indirect table.
-    pub(crate) fn put_table(&self, addr: u64, descs: &[Desc]) {
+    pub fn put_table(&self, addr: u64, descs: &[Desc]) {
         self.poke(addr, &table(descs));
     }
 
     /// Makes `head` available, without a kick.
-    pub(crate) fn publish(&mut self, queue: usize, head: u16) {
+    pub fn publish(&mut self, queue: usize, head: u16) {
         self.rings[queue].offer(&self.memory, head);
     }
 
-    pub(crate) fn kick(&self, queue: usize) {
+    pub fn kick(&self, queue: usize) {
         self.rings[queue].kick.write(1).expect("kick");
     }
 
     /// Puts a linked chain at index 0, makes it available and kicks.
-    pub(crate) fn send(&mut self, queue: usize, chain: &[Desc]) {
+    pub fn send(&mut self, queue: usize, chain: &[Desc]) {
         self.put_descs(queue, 0, &linked(0, chain));
         self.publish(queue, 0);
         self.kick(queue);
     }
 
     /// Returns the used index that the backend published.
-    pub(crate) fn published(&self, queue: usize) -> u16 {
+    pub fn published(&self, queue: usize) -> u16 {
         self.rings[queue].published(&self.memory)
     }
 
     /// Spins until the used index is `end`. Asks for a notification of the next completion all the time.
-    pub(crate) fn spin_until_used(&mut self, queue: usize, end: u16) {
+    pub fn spin_until_used(&mut self, queue: usize, end: u16) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let index = self.published(queue);
@@ -246,12 +246,12 @@ impl Vm {
     }
 
     /// Takes a used element, if there is one: (id, len).
-    pub(crate) fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
+    pub fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
         self.rings[queue].take_used(&self.memory)
     }
 
     /// Waits for the next used element or for the ring to break.
-    pub(crate) fn outcome(&mut self, queue: usize) -> Outcome {
+    pub fn outcome(&mut self, queue: usize) -> Outcome {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some((id, len)) = self.take_used(queue) {
@@ -270,7 +270,7 @@ impl Vm {
     }
 
     /// Sends a chain. Returns its status byte and used length, or `None` if the ring broke.
-    pub(crate) fn request(&mut self, queue: usize, chain: &[Desc]) -> Option<(u8, u32)> {
+    pub fn request(&mut self, queue: usize, chain: &[Desc]) -> Option<(u8, u32)> {
         self.poke(STATUS, &[FILL]);
         self.send(queue, chain);
         match self.outcome(queue) {
@@ -283,7 +283,7 @@ impl Vm {
     }
 
     /// Reads a sector with a header, data and a status that no other request uses.
-    pub(crate) fn read_sector_with(&mut self, queue: usize, sector: u64) {
+    pub fn read_sector_with(&mut self, queue: usize, sector: u64) {
         let at = GUEST + 0xf_0000;
         self.poke(at, &header(0, sector));
         self.poke(at + 0x400, &[FILL]);
@@ -298,7 +298,7 @@ impl Vm {
     }
 
     /// Reads a sector the ordinary way.
-    pub(crate) fn read_sector(&mut self, queue: usize, sector: u64) -> Vec<u8> {
+    pub fn read_sector(&mut self, queue: usize, sector: u64) -> Vec<u8> {
         self.poke(HEADER, &header(0, sector));
         let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
         assert_eq!(
@@ -311,7 +311,7 @@ impl Vm {
 }
 
 /// All of the memory as one region.
-pub(crate) const REGION: Region = Region {
+pub const REGION: Region = Region {
     guest_addr: GUEST,
     size: MEMORY as u64,
     user_addr: USER,
@@ -320,7 +320,7 @@ pub(crate) const REGION: Region = Region {
 
 /// The outcome of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     Used {
         id: u32,
         len: u32,
