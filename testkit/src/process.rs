@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{env, fs, io};
 
 /// The time after which a test gives up. It is far longer than anything takes, so that a loaded machine fails no test.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -78,6 +78,21 @@ pub fn die_with_parent(command: &mut Command) {
             _ => Err(io::Error::last_os_error()),
         });
     }
+}
+
+/// Runs an ignored test of this binary, in a process of its own with one thread.
+pub fn run_alone(test: &str) {
+    let mut command = Command::new(env::current_exe().expect("this binary"));
+    command.args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"]);
+    die_with_parent(&mut command);
+    // The machine's debug information is large, and a panic in here is not about that.
+    let output = command
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .expect("run this binary");
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let text = text.concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 impl Drop for Process {

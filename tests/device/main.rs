@@ -7,5 +7,6 @@ mod log;
 mod long_visits;
 mod notifications;
 mod rings;
+mod two_disks;
 mod vm;
 mod write_cache;

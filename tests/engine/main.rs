@@ -5,6 +5,7 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
+mod allocations;
 mod choice;
 mod disk;
 mod each;
@@ -12,6 +13,7 @@ mod fuse;
 mod merge;
 mod model;
 mod share;
+mod split;
 mod stall;
 #[path = "../storage/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the storage")]

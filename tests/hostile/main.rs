@@ -1,12 +1,19 @@
 //! Many hostile cases, generated from tables: after each of them the daemon is as it was before.
 //!
-//! Each test has a daemon of its own, so that they run side by side. The other `hostile_*` tests tell single stories.
+//! Each test has a daemon of its own, so that they run side by side. `chain_shapes`, `bad_messages`, `memory`, `requests`,
+//! `rings` and `truncation` tell single stories.
 
 mod arena;
+mod bad_messages;
+mod chain_shapes;
 mod chains;
 mod descriptors;
 mod floods;
+mod memory;
 mod messages;
 mod random;
 mod regions;
+mod requests;
+mod rings;
+mod truncation;
 mod values;

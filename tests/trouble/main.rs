@@ -1,9 +1,11 @@
 //! Disks that are full, truncated, failing or stuck, and scarce resources: the effects on the guest, with every engine.
 
+mod durability;
 mod full;
 mod held;
 mod injected;
 mod log;
+mod lost_writes;
 mod scarce;
 mod truncated;
 

@@ -1,9 +1,5 @@
 //! The thread pool, with jobs that wait at gates.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail")]
-
-mod pool_support;
-
 use std::{
     cell::Cell,
     io,
@@ -16,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pool_support::*;
+use crate::support::*;
 use vhost_user_blk::{
     aio::{AioContext, IoThread, IoThreadConfig},
     defer::DeferredCall,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::socket::is_root;
+use super::socket::is_root;
 use testkit::daemon::{Daemon, IMAGE, SOCKET};
 use testkit::frontend::{Done, Frontend, Op, Queue, all_features};
 use testkit::loop_device::LoopDevice;

@@ -1,17 +1,12 @@
 //! A real limit on the number of threads (RLIMIT_NPROC), in a process of its own.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail")]
-
-mod pool_support;
-
 use std::{
-    env,
-    process::Command,
     sync::{Arc, Mutex},
     thread::{self, ThreadId},
 };
 
-use pool_support::*;
+use crate::support::*;
+use testkit::process::run_alone;
 use vhost_user_blk::{aio::AioContext, thread_pool::Work};
 
 /// A user that owns no other process; the limit counts per user.
@@ -19,21 +14,7 @@ const LONELY_UID: libc::uid_t = 0x5eed_b10c;
 
 #[test]
 fn a_pool_at_its_thread_limit_recovers() {
-    let output = Command::new(env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "body_under_limit",
-            "--ignored",
-            "--test-threads=1",
-            "--nocapture",
-        ])
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr]
-        .map(|text| String::from_utf8_lossy(&text).into_owned())
-        .concat();
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("1 passed"), "{text}");
+    run_alone("rlimit::body_under_limit");
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use testkit::process::run_alone;
 use vhost_user_blk::account::Account;
 
-use crate::probe::{Outcome, in_child, run_alone};
-use crate::socket::{STRANGER, give_to, is_root};
+use super::probe::{Outcome, in_child};
+use super::socket::{STRANGER, give_to, is_root};
 use testkit::daemon::{Daemon, IMAGE, run};
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::threads;
@@ -96,7 +97,7 @@ fn an_unknown_user_is_refused_by_name() {
 #[test]
 fn only_root_can_become_another_user() {
     if is_root() {
-        run_alone("users::body_of_not_root");
+        run_alone("sandbox::users::body_of_not_root");
     }
 }
 

@@ -1,7 +1,5 @@
 //! A pool, jobs with gates, and a log of completions.
 
-#![allow(dead_code, reason = "shared by tests that use parts of it")]
-
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -38,20 +36,6 @@ impl Gate {
 
     pub(crate) fn close(&self) {
         self.state.lock().unwrap().open = false;
-    }
-
-    /// Blocks until `count` jobs wait at the gate.
-    pub(crate) fn wait_for_arrivals(&self, count: usize) {
-        let state = self.state.lock().unwrap();
-        let result = self
-            .changed
-            .wait_timeout_while(state, LONG, |state| state.waiting < count)
-            .unwrap();
-        assert!(
-            !result.1.timed_out(),
-            "{} of {count} works are at the gate",
-            result.0.waiting
-        );
     }
 
     pub(crate) fn arrivals(&self) -> usize {

@@ -92,7 +92,7 @@ impl Lossy {
 /// Builds `lose.c`. Returns `None` without a compiler.
 fn compile(dir: &Path) -> Option<PathBuf> {
     let library = dir.join("lose.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/durability/lose.c");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/trouble/durability/lose.c");
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
         .arg(&library)

@@ -84,7 +84,10 @@ fn a_panic_on_any_thread_ends_the_process() {
         let _ = control.expect("a thread").join();
         return;
     }
-    assert_panicked(&run_alone("a_panic_on_any_thread_ends_the_process"), "control");
+    assert_panicked(
+        &run_alone("panics::a_panic_on_any_thread_ends_the_process"),
+        "control",
+    );
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn a_callback_panic_does_not_unwind() {
         drop(iothread);
         return;
     }
-    let output = run_alone("a_callback_panic_does_not_unwind");
+    let output = run_alone("panics::a_callback_panic_does_not_unwind");
     assert_panicked(&output, "iothread0");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("unwound"));
 }
@@ -140,6 +143,6 @@ fn a_worker_panic_fails_only_its_own_request() {
         }
         return;
     }
-    let output = run_alone("a_worker_panic_fails_only_its_own_request");
+    let output = run_alone("panics::a_worker_panic_fails_only_its_own_request");
     assert!(output.status.success(), "{output:?}");
 }

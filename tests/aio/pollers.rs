@@ -1,7 +1,5 @@
 //! Adaptive polling.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail")]
-
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,

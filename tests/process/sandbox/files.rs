@@ -7,13 +7,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 
+use testkit::process::run_alone;
 use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 
-use crate::probe::{Outcome, in_child, run_alone};
+use super::probe::{Outcome, in_child};
 
 #[test]
 fn landlock_alone_denies_files_and_processes() {
-    run_alone("files::body_of_out_of_reach");
+    run_alone("sandbox::files::body_of_out_of_reach");
 }
 
 #[test]
@@ -89,7 +90,7 @@ fn errno() -> i32 {
 
 #[test]
 fn a_sandbox_that_only_logs_lets_everything_pass() {
-    run_alone("files::body_of_logging");
+    run_alone("sandbox::files::body_of_logging");
 }
 
 #[test]

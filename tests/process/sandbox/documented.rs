@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use vhost_user_blk::sandbox::{Call, ThreadKind, allowed, refused};
 
-const DOCUMENT: &str = include_str!("../../docs/security.md");
+const DOCUMENT: &str = include_str!("../../../docs/security.md");
 
 /// The lines of the document's tables whose first cell is a system call.
 fn documented() -> BTreeSet<String> {

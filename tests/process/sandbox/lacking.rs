@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, sock_filter};
 
-use crate::serving::exercise;
+use super::serving::exercise;
 use testkit::daemon::{IMAGE, SOCKET, binary};
 use testkit::frontend::{Frontend, all_features};
 use testkit::process::{Process, threads, wait_for};

@@ -3,9 +3,7 @@
 //! Tests have threads, and a sandbox cannot be taken off: so a test runs its own binary again, with one ignored test as
 //! its body, and that forks for every attempt.
 
-use std::env;
 use std::io;
-use std::process::Command;
 
 use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 
@@ -22,20 +20,6 @@ pub(crate) enum Outcome {
 
 /// Exit status of a child whose attempt was done; an error number is a status as it is.
 const DONE: i32 = 0;
-
-/// Runs an ignored test of this binary, in a process of its own with one thread.
-pub(crate) fn run_alone(test: &str) {
-    let mut command = Command::new(env::current_exe().expect("this binary"));
-    command.args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"]);
-    // The machine's debug information is large, and a panic in here is not about that.
-    let output = command
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .expect("run this binary");
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    let text = text.concat();
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
 
 /// Puts this process into the complete sandbox.
 pub(crate) fn confined() -> Sandbox {

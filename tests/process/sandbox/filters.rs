@@ -4,11 +4,12 @@ use std::ffi::CStr;
 use std::ptr;
 use std::thread;
 
+use testkit::process::run_alone;
 use vhost_user_blk::sandbox::ThreadKind::{self, Control, IoThread, Main, Worker};
 use vhost_user_blk::sandbox::{Sandbox, allowed, refused};
 
-use crate::probe::Outcome::{Done, Failed, Killed};
-use crate::probe::{attempt, confined, in_child, run_alone};
+use super::probe::Outcome::{Done, Failed, Killed};
+use super::probe::{attempt, confined, in_child};
 
 /// More system calls than any kernel has.
 const SYSTEM_CALLS: i64 = 600;
@@ -31,7 +32,7 @@ fn address<T>(of: *const T) -> i64 {
 
 #[test]
 fn an_unlisted_system_call_kills_the_process() {
-    run_alone("filters::body_of_every_system_call");
+    run_alone("sandbox::filters::body_of_every_system_call");
 }
 
 /// Arguments of all ones satisfy no condition.
@@ -62,7 +63,7 @@ fn body_of_every_system_call() {
 
 #[test]
 fn every_thread_denies_what_intruders_want() {
-    run_alone("filters::body_of_what_intruders_want");
+    run_alone("sandbox::filters::body_of_what_intruders_want");
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn wishes() -> Vec<(&'static str, i64, Vec<i64>)> {
 
 #[test]
 fn conditions_let_pass_what_is_needed() {
-    run_alone("filters::body_of_conditions");
+    run_alone("sandbox::filters::body_of_conditions");
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn body_of_conditions() {
 
 #[test]
 fn sandboxed_threads_can_create_threads_and_end() {
-    run_alone("filters::body_of_threads");
+    run_alone("sandbox::filters::body_of_threads");
 }
 
 /// An IOThread creates workers, which create more workers.
@@ -194,7 +195,7 @@ fn beget(sandbox: &Sandbox, generations: u32) {
 
 #[test]
 fn a_panic_is_caught_inside_with_a_backtrace() {
-    run_alone("filters::body_of_panics");
+    run_alone("sandbox::filters::body_of_panics");
 }
 
 #[test]
@@ -215,7 +216,7 @@ fn body_of_panics() {
 
 #[test]
 fn memory_is_allocated_and_freed_inside() {
-    run_alone("filters::body_of_memory");
+    run_alone("sandbox::filters::body_of_memory");
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! IOThreads and local tasks.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail")]
-
 use std::{
     cell::Cell,
     fs,

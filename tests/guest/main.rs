@@ -1,0 +1,6 @@
+//! Linux guests under QEMU.
+
+mod changes;
+mod disk;
+mod recovery;
+mod trouble;

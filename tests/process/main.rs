@@ -1,0 +1,7 @@
+//! The daemon as a process: its command line, sandbox, panics, idleness, and successors.
+
+mod handover;
+mod idle;
+mod options;
+mod panics;
+mod sandbox;
