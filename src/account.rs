@@ -39,7 +39,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The process may not become this user.
-    #[error("cannot become user {name} (start as root, or as that user without --user)")]
+    #[error("cannot become user {name}")]
     Become {
         /// The `USER[:GROUP]` as given.
         name: String,

@@ -13,6 +13,7 @@
 //! - [`iothread`]: an IOThread with everything that its disks share.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification
 //!   per batch.
+//! - [`daemon`]: the start, the registry of disks, signals, the end; [`cli`]: the command line.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`holders`]: the processes that have a file open, for messages.
 //!
@@ -21,11 +22,14 @@
 
 pub mod account;
 mod advice;
+mod affinity;
 pub mod aio;
 pub mod blk;
-pub mod config;
+pub mod cli;
+pub mod daemon;
 pub mod defer;
 pub mod engine;
+mod error_chain;
 mod eventfd;
 mod guard;
 pub mod holders;
@@ -34,7 +38,6 @@ pub mod iothread;
 pub mod kernel;
 pub mod limits;
 pub mod log_limit;
-pub mod mapping;
 pub mod memory;
 pub mod panics;
 pub mod readiness;

@@ -25,8 +25,8 @@ pub fn raise_open_files() -> io::Result<u64> {
 
 /// Returns how many open files a disk may need: three eventfds per queue, an event loop and an engine per IOThread,
 /// some regions of guest memory, and a few more.
-pub fn open_files_needed(queues: u16, iothreads: u16) -> u64 {
-    3 * u64::from(queues) + 8 * u64::from(iothreads) + 64
+pub fn open_files_needed(queues: usize, iothreads: u16) -> u64 {
+    3 * queues as u64 + 8 * u64::from(iothreads) + 64
 }
 
 /// Returns whether the process cannot open another file at the moment.

@@ -24,6 +24,7 @@ pub use calls::Call;
 use filter::{Filters, Violation};
 
 use crate::account::{self, Account};
+use crate::error_chain::chain;
 use crate::log_limit::LogLimit;
 
 /// Limits the warning about a missing filter, which every new worker would repeat.
@@ -80,7 +81,7 @@ pub enum Error {
     #[error(transparent)]
     Account(#[from] account::Error),
     /// The kernel lacks a part of the sandbox.
-    #[error("--sandbox on: {0}; --sandbox auto would start without it")]
+    #[error("the sandbox is incomplete: {0}")]
     Missing(String),
     /// A step that every supported kernel offers failed.
     #[error("sandbox: {what}")]
@@ -150,9 +151,7 @@ impl Sandbox {
             account.become_it()?;
         }
         let Some(rules) = rules else {
-            tracing::warn!(
-                "no sandbox (--sandbox off): a guest that exploits a bug in this process gains all its rights"
-            );
+            tracing::warn!("no sandbox: a guest that exploits a bug in this process gains all its rights");
             return Ok(Self { filters: None });
         };
         rights::drop_capabilities().map_err(Error::rights("cannot drop capabilities"))?;
@@ -257,12 +256,4 @@ pub fn refused() -> impl Iterator<Item = (&'static Call, i32)> {
     calls::REFUSED
         .iter()
         .flat_map(|(calls, errno)| calls.iter().map(|call| (call, *errno)))
-}
-
-/// Formats an error and its sources in one line.
-fn chain(error: &dyn StdError) -> String {
-    match error.source() {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {}", chain(source)),
-    }
 }

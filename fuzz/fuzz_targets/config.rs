@@ -5,8 +5,8 @@ use arbitrary::Arbitrary;
 use clap::Parser;
 use libfuzzer_sys::fuzz_target;
 use vhost_user_blk::blk::config::{BlkConfig, features};
-use vhost_user_blk::config::{Cli, one_line};
-use vhost_user_blk::mapping::IoThreadMap;
+use vhost_user_blk::cli::mapping::IoThreadMap;
+use vhost_user_blk::cli::{Cli, one_line};
 use vhost_user_blk::storage::Limits;
 
 /// An IOThread and what it is given: numbers, or so many from a number on.

@@ -1,5 +1,6 @@
 //! A virtio-blk disk as the control thread sees it: its configuration, its state, handles to its queues.
 
+use std::borrow::Borrow;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,6 +56,7 @@ pub struct BlkDevice {
     cache: WriteCache,
     turn: Turn,
     control: Arc<NodeControl>,
+    engine: Plan,
     queues: Vec<Remote<BlkQueue>>,
     stats: Vec<Arc<QueueStats>>,
 }
@@ -70,7 +72,7 @@ impl BlkDevice {
     pub fn new(
         node: Arc<BlockNode>,
         params: DeviceParams,
-        iothreads: &[IoThread],
+        iothreads: &[impl Borrow<IoThread>],
     ) -> Result<Self, CreateError> {
         guard::install().map_err(CreateError::Signal)?;
         let turn = Turn::new(Arc::clone(&node));
@@ -99,7 +101,7 @@ impl BlkDevice {
             let (plan, extras) = (params.engine, (params.faults.clone(), member.clone()));
             let create =
                 move |resources: &Rc<Resources>| create_queues(resources, mine, &state, plan, extras);
-            let created = iothread.call(create)??;
+            let created = iothread.borrow().call(create)??;
             for (index, queue) in created.queues {
                 queues[usize::from(index)] = Some(queue);
             }
@@ -115,6 +117,7 @@ impl BlkDevice {
             cache: WriteCache::default(),
             turn,
             control: Arc::new(control.expect("there is an IOThread")),
+            engine: params.engine,
             queues,
             stats,
         })
@@ -133,6 +136,11 @@ impl BlkDevice {
     /// Handles to the queues, in order.
     pub fn queues(&self) -> &[Remote<BlkQueue>] {
         &self.queues
+    }
+
+    /// How I/O is executed.
+    pub fn engine(&self) -> Plan {
+        self.engine
     }
 
     /// The queues' counters, in order.

@@ -39,6 +39,8 @@ pub(super) struct Turn {
     lock: Option<ImageLock>,
     /// The lock goes with the process.
     ending: bool,
+    /// The last flush before a hand-over failed.
+    unflushed: bool,
     log: LogLimit,
 }
 
@@ -49,6 +51,7 @@ impl Turn {
             taken: false,
             lock: None,
             ending: false,
+            unflushed: false,
             log: LogLimit::new(),
         }
     }
@@ -82,7 +85,9 @@ impl Turn {
         if self.ending || !self.taken {
             return Ok(());
         }
-        if let Err(error) = run(IoOp::FlushAtRest) {
+        let flushed = run(IoOp::FlushAtRest);
+        self.unflushed = flushed.is_err();
+        if let Err(error) = flushed {
             if let Some(suppressed) = self.log.pass("unflushed", "") {
                 tracing::error!(
                     disk = self.disk(), %error, suppressed,
@@ -105,6 +110,15 @@ impl Turn {
 
     fn disk(&self) -> String {
         self.node.path().display().to_string()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.unflushed {
+            // The process keeps the lock, also if it removes the disk: nobody is to take the image for complete.
+            std::mem::forget(self.lock.take());
+        }
     }
 }
 
@@ -158,5 +172,28 @@ mod tests {
         let start = Instant::now();
         assert!(new.take(ready).is_err());
         assert!(start.elapsed() >= ImageLock::PATIENCE);
+    }
+
+    #[test]
+    fn an_unflushed_image_outlives_its_disk_locked() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let [mut old, mut new] = [open(image.path()), open(image.path())];
+        old.take(ready).unwrap();
+        old.hand_over(|_| Err(io::ErrorKind::Other.into())).unwrap_err();
+        drop(old);
+        assert!(in_use(&mut new));
+    }
+
+    #[test]
+    fn a_second_flush_that_succeeds_releases_the_image() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let [mut old, mut new] = [open(image.path()), open(image.path())];
+        old.take(ready).unwrap();
+        old.hand_over(|_| Err(io::ErrorKind::Other.into())).unwrap_err();
+        old.hand_over(ready).unwrap();
+        drop(old);
+        new.take(ready).unwrap();
     }
 }

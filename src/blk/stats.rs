@@ -1,8 +1,11 @@
 //! Counters of a queue: written by its IOThread, read by anybody.
 
 use std::fmt;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use serde::{Serialize, Serializer};
 
 use crate::engine::Plan;
 
@@ -65,45 +68,79 @@ impl RingStateCell {
     }
 }
 
-/// What one queue did since the process started.
-#[derive(Debug, Default)]
-pub struct QueueStats {
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// Counts what one queue did since the process started.
+        #[derive(Debug, Default)]
+        pub struct QueueStats {
+            $($(#[doc = $doc])+ pub $name: Counter,)*
+            /// What the ring is doing now.
+            pub state: RingStateCell,
+            /// Notifications by the number of completions each covered.
+            histogram: [Counter; BUCKETS],
+        }
+
+        /// The figures of a queue, or of several queues added up.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub struct Figures {
+            $($(#[doc = $doc])+ pub $name: u64,)*
+            /// Notifications by the number of completions each covered.
+            pub completions_per_notification: Histogram,
+        }
+
+        impl QueueStats {
+            /// Reads all counters. Any thread.
+            pub fn figures(&self) -> Figures {
+                Figures {
+                    $($name: self.$name.get(),)*
+                    completions_per_notification: Histogram(self.histogram.each_ref().map(Counter::get)),
+                }
+            }
+        }
+
+        impl AddAssign<&Figures> for Figures {
+            fn add_assign(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+                self.completions_per_notification += &other.completions_per_notification;
+            }
+        }
+    };
+}
+
+counters! {
     /// IN requests that an engine has executed, with or without success.
-    pub reads: Counter,
+    reads,
     /// OUT requests, likewise.
-    pub writes: Counter,
+    writes,
     /// FLUSH requests, likewise.
-    pub flushes: Counter,
+    flushes,
     /// All others: GET_ID, DISCARD, WRITE_ZEROES, and those of any type that were refused as soon as they were read.
-    pub others: Counter,
+    others,
     /// Bytes of completed reads.
-    pub read_bytes: Counter,
+    read_bytes,
     /// Bytes of completed writes.
-    pub written_bytes: Counter,
+    written_bytes,
     /// Requests answered with a status other than OK.
-    pub errors: Counter,
+    errors,
     /// Reads and writes that were executed together with one before them.
-    pub merged: Counter,
+    merged,
     /// Wakeups by the driver's kick eventfd.
-    pub kicks: Counter,
+    kicks,
     /// Completed requests that were shown to the driver.
-    pub completions: Counter,
+    completions,
     /// Writes to the call eventfd.
-    pub notifications: Counter,
+    notifications,
     /// Times the ring had to be stopped because it was broken.
-    pub broken: Counter,
-    /// What the ring is doing now.
-    pub state: RingStateCell,
+    broken,
     /// Requests that wait now for room on the disk.
-    pub held: Counter,
-    /// Requests that had to.
-    pub held_ever: Counter,
-    /// Requests that failed, and of which the guest was told that all is well.
-    pub ignored: Counter,
+    held,
+    /// Requests that had to wait for room.
+    held_ever,
+    /// Requests that failed although the guest was told that they succeeded.
+    ignored,
     /// Requests that took longer than the I/O timeout.
-    pub late: Counter,
-    /// Notifications by the number of completions each covered.
-    histogram: [Counter; BUCKETS],
+    late,
 }
 
 impl QueueStats {
@@ -128,107 +165,129 @@ fn bucket_name(bucket: usize) -> String {
     }
 }
 
-/// The statistics of a device as text: a line per queue, a line in all, the histogram.
-#[derive(Debug)]
-pub struct Report<'a> {
-    /// How I/O is executed.
-    pub engine: Plan,
-    /// Queues in order.
-    pub queues: &'a [Arc<QueueStats>],
+/// Counts by number of completions: 1, 2-3, 4-7, and so on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Histogram([u64; BUCKETS]);
+
+impl Histogram {
+    /// Returns the buckets that are not empty, with their names.
+    fn counts(&self) -> impl Iterator<Item = (String, u64)> {
+        let counts = self.0.iter().copied().enumerate();
+        counts
+            .filter(|(_, count)| *count > 0)
+            .map(|(bucket, count)| (bucket_name(bucket), count))
+    }
 }
 
-#[derive(Default)]
-struct Sums {
-    figures: [u64; 15],
-    histogram: [u64; BUCKETS],
+impl AddAssign<&Histogram> for Histogram {
+    fn add_assign(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(a, b)| *a += b);
+    }
 }
 
-impl Sums {
-    fn of(q: &QueueStats) -> Self {
-        let figures = [
-            &q.reads,
-            &q.writes,
-            &q.flushes,
-            &q.others,
-            &q.read_bytes,
-            &q.written_bytes,
-            &q.errors,
-            &q.kicks,
-            &q.notifications,
-            &q.completions,
-            &q.held,
-            &q.held_ever,
-            &q.ignored,
-            &q.late,
-            &q.merged,
-        ];
-        Self {
-            figures: figures.map(Counter::get),
-            histogram: q.histogram.each_ref().map(Counter::get),
-        }
+impl Serialize for Histogram {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.counts())
     }
+}
 
-    fn add(mut self, other: &Self) -> Self {
-        let pairs = self.figures.iter_mut().zip(&other.figures);
-        pairs
-            .chain(self.histogram.iter_mut().zip(&other.histogram))
-            .for_each(|(a, b)| *a += b);
-        self
-    }
-
-    fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
-        let [
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
             reads,
             writes,
             flushes,
             others,
-            read,
-            written,
-            errors,
-            kicks,
-            notifications,
-            completions,
-            held,
-            held_ever,
-            ignored,
-            late,
-            merged,
-        ] = self.figures;
+            ..
+        } = self;
         #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
-        let ratio = if notifications == 0 {
-            0.0
-        } else {
-            completions as f64 / notifications as f64
+        let ratio = match self.notifications {
+            0 => 0.0,
+            notifications => self.completions as f64 / notifications as f64,
         };
-        writeln!(
+        write!(
             f,
-            "{name}: requests={} (read={reads} write={writes} flush={flushes} other={others}) merged={merged} \
-             bytes_read={read} bytes_written={written} errors={errors} held={held} held_ever={held_ever} ignored={ignored} late={late} \
-             kicks={kicks} completions={completions} notifications={notifications} completions_per_notification={ratio:.2}",
+            "requests={} (read={reads} write={writes} flush={flushes} other={others}) merged={} bytes_read={} \
+             bytes_written={} errors={} held={} held_ever={} ignored={} late={} kicks={} completions={} \
+             notifications={} completions_per_notification={ratio:.2}",
             reads + writes + flushes + others,
+            self.merged,
+            self.read_bytes,
+            self.written_bytes,
+            self.errors,
+            self.held,
+            self.held_ever,
+            self.ignored,
+            self.late,
+            self.kicks,
+            self.completions,
+            self.notifications,
         )
     }
 }
 
-impl fmt::Display for Report<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "stats: engine={}", self.engine)?;
-        let sums: Vec<Sums> = self.queues.iter().map(|q| Sums::of(q)).collect();
-        for (index, (queue, sums)) in self.queues.iter().zip(&sums).enumerate() {
-            sums.write(f, &format!("stats: queue {index}"))?;
-            let (state, broken) = (queue.state.name(), queue.broken.get());
-            writeln!(f, "stats: queue {index} ring: state={state} broken={broken}")?;
+/// The statistics of a queue at one moment.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueueReport {
+    /// What the ring is doing: `stopped`, `running` or `broken`.
+    pub ring: &'static str,
+    /// The queue's figures.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// The statistics of a disk at one moment, as text and as JSON (`Serialize`).
+///
+/// The text has a line about the disk, two lines per queue, a line with the totals, and the histogram.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskReport {
+    /// The disk's name.
+    pub disk: String,
+    /// How I/O is executed.
+    pub engine: String,
+    /// Queues in order.
+    pub queues: Vec<QueueReport>,
+    /// The figures of all queues.
+    pub total: Figures,
+}
+
+impl DiskReport {
+    /// Reads the counters of a disk. Any thread.
+    pub fn new(disk: &str, engine: Plan, queues: &[Arc<QueueStats>]) -> Self {
+        let report = |queue: &Arc<QueueStats>| QueueReport {
+            ring: queue.state.name(),
+            figures: queue.figures(),
+        };
+        let queues: Vec<QueueReport> = queues.iter().map(report).collect();
+        let mut total = Figures::default();
+        queues.iter().for_each(|queue| total += &queue.figures);
+        Self {
+            disk: disk.to_owned(),
+            engine: engine.to_string(),
+            queues,
+            total,
         }
-        let total = sums.iter().fold(Sums::default(), Sums::add);
-        total.write(f, "stats: total")?;
+    }
+}
+
+impl fmt::Display for DiskReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "stats: disk={} engine={}", self.disk, self.engine)?;
+        for (index, queue) in self.queues.iter().enumerate() {
+            let QueueReport { ring, figures } = queue;
+            writeln!(f, "stats: queue {index}: {figures}")?;
+            writeln!(
+                f,
+                "stats: queue {index} ring: state={ring} broken={}",
+                figures.broken
+            )?;
+        }
+        writeln!(f, "stats: total: {}", self.total)?;
         write!(f, "stats: completions per notification, histogram:")?;
-        for (bucket, count) in total
-            .histogram
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-        {
-            write!(f, " {}:{count}", bucket_name(bucket))?;
+        for (name, count) in self.total.completions_per_notification.counts() {
+            write!(f, " {name}:{count}")?;
         }
         writeln!(f)
     }
@@ -262,16 +321,30 @@ mod tests {
             queue.completions.add(8);
             queue.notified(8);
         }
-        let text = Report {
-            engine,
-            queues: &queues,
-        }
-        .to_string();
+        let report = DiskReport::new("disk.img", engine, &queues);
+        let text = report.to_string();
+        assert!(text.starts_with("stats: disk=disk.img engine=inline\n"), "{text}");
         assert!(text.contains("stats: total: requests=16 "), "{text}");
         assert!(
             text.contains("completions=16 notifications=2 completions_per_notification=8.00"),
             "{text}"
         );
         assert!(text.ends_with("histogram: 8-15:2\n"), "{text}");
+    }
+
+    #[test]
+    fn json_has_the_figures_of_the_text() {
+        let queues = [Arc::new(QueueStats::default())];
+        let engine = BlockNode::null(512).plan(Choice::Auto).unwrap();
+        queues[0].writes.add(3);
+        queues[0].notified(2);
+        queues[0].state.set(RingState::Running);
+        let json = serde_json::to_value(DiskReport::new("d", engine, &queues)).unwrap();
+        assert_eq!(json["disk"], "d");
+        assert_eq!(json["queues"][0]["ring"], "running");
+        assert_eq!(json["queues"][0]["writes"], 3);
+        assert_eq!(json["total"]["writes"], 3);
+        assert_eq!(json["total"]["held-ever"], 0);
+        assert_eq!(json["total"]["completions-per-notification"]["2-3"], 1);
     }
 }

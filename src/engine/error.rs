@@ -4,28 +4,28 @@ use std::io;
 
 use crate::aio;
 
-/// Why an engine cannot be had. Each text says what to do about it.
+/// Why an engine cannot be had. What to do about it depends on the words in which it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The kernel gives no ring.
-    #[error("no io_uring: {}; choose --aio threads or auto", io_uring_reason(.0))]
+    #[error("no io_uring: {}", io_uring_reason(.0))]
     IoUring(#[source] io::Error),
 
     /// The kernel gives no AIO context.
-    #[error("no Linux AIO: {}; choose --aio threads or auto", native_reason(.0))]
+    #[error("no Linux AIO: {}", native_reason(.0))]
     Native(#[source] io::Error),
 
     /// Linux AIO was asked for where its submission blocks.
-    #[error("--aio native needs --direct: without O_DIRECT, Linux AIO blocks the IOThread for each request")]
+    #[error("without O_DIRECT, Linux AIO would block the IOThread for each request")]
     NativeBuffered,
 
     /// There is nothing that the kernel could do I/O on.
-    #[error("--aio io_uring and --aio native need a file; choose --aio threads or auto")]
+    #[error("io_uring and Linux AIO need a file")]
     NoFile,
 
     /// A disk that a timer completes has no engine to choose.
-    #[error("a null disk with a latency is completed by a timer; leave --aio out")]
+    #[error("a null disk with a latency is completed by a timer, and not by an engine")]
     Timer,
 
     /// The completion eventfd cannot be watched.

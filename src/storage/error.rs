@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why [`RawFile::open`](super::RawFile::open) refuses. Each text says what is wrong, where, and what to do about it;
+/// Why [`RawFile::open`](super::RawFile::open) refuses. Each text says what is wrong and where;
 /// the cause, where there is one, is the error's source.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields say nothing that the text does not")]
@@ -29,7 +29,7 @@ pub enum Error {
     Open { path: PathBuf, source: io::Error },
 
     /// It can be read but not written.
-    #[error("cannot open {} for writing: {why}; change that, or serve it with --read-only", path.display())]
+    #[error("cannot open {} for writing: {why}", path.display())]
     NotWritable {
         path: PathBuf,
         why: String,
@@ -66,20 +66,18 @@ pub enum Error {
 
     /// The same of a block device.
     #[error(
-        "the size of {}, {size} bytes, is not a multiple of its logical block size, {block} bytes; \
-         choose a smaller --logical-block-size",
+        "the size of {}, {size} bytes, is not a multiple of its logical block size, {block} bytes",
         path.display()
     )]
     DeviceSize { path: PathBuf, size: u64, block: u32 },
 
     /// Not a block size at all.
-    #[error("logical block size {size} (--logical-block-size) is not a power of two from 512 to 32768")]
+    #[error("logical block size {size} is not a power of two from 512 to 32768")]
     BlockSize { size: u32 },
 
     /// Smaller than what the storage below can address.
     #[error(
-        "logical block size {size} is too small for {}: {reason} of {least} bytes; \
-         leave --logical-block-size out or make it {least}",
+        "logical block size {size} is too small for {}: {reason} of {least} bytes",
         path.display()
     )]
     BlockSizeTooSmall {
@@ -91,7 +89,7 @@ pub enum Error {
 
     /// O_DIRECT is refused here.
     #[error(
-        "{} does not support direct I/O (O_DIRECT) on its file system; leave --direct out",
+        "{} does not support direct I/O (O_DIRECT) on its file system",
         path.display()
     )]
     Direct { path: PathBuf, source: io::Error },

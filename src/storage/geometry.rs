@@ -93,7 +93,7 @@ fn logical_block_size(
     options: &OpenOptions,
 ) -> Result<u32, Error> {
     let device = (device_block.unwrap_or(SECTOR), "the device has logical blocks");
-    let direct = (dio.map_or(SECTOR, |dio| dio.offset), "--direct needs multiples");
+    let direct = (dio.map_or(SECTOR, |dio| dio.offset), "direct I/O needs multiples");
     let (least, reason) = if direct.0 > device.0 { direct } else { device };
     match options.logical_block_size {
         None => Ok(least),

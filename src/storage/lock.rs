@@ -80,6 +80,11 @@ pub enum LockError {
     },
 }
 
+impl LockError {
+    /// How an image is used that could be read at the same time.
+    pub const READER: &str = "another process reads it and lets nobody write to it";
+}
+
 /// A lock on an image, held until dropped.
 ///
 /// Apart from [`RawFile`], so that a device can open its disk, and lock it only while it really serves it (a migration
@@ -201,9 +206,7 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
         return Ok(Some("another process does not let others read it"));
     }
     if writes && other_has(UNSHARED + WRITE)? {
-        return Ok(Some(
-            "another process reads it and lets nobody write to it (--read-only would serve it beside that)",
-        ));
+        return Ok(Some(LockError::READER));
     }
     Ok(None)
 }

@@ -1,11 +1,9 @@
-//! Reasons for refusing a message of the frontend, and how errors with causes appear in the log.
-//!
-//! An error's text never repeats that of its source: [`chain`] and `main` print all of them.
+//! Reasons for refusing a message of the frontend.
 
-use std::error::Error;
 use std::io;
 
 use crate::aio::Gone;
+pub(super) use crate::error_chain::chain;
 
 /// The reason why a message was refused.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +20,7 @@ pub enum SessionError {
     #[error("features {0:#x} were not offered")]
     BadFeatures(u64),
     /// The queue size is not supported.
-    #[error("queue size {size} is not a power of two up to {max} (--queue-size)")]
+    #[error("queue size {size} is not a power of two up to {max}, the disk's queue-size")]
     BadQueueSize {
         /// The refused size.
         size: u32,
@@ -89,7 +87,7 @@ pub enum SessionError {
     #[error("queue {0} is not started, because the in-flight region was refused")]
     InflightRefused(usize),
     /// The frontend asked for an in-flight region with more queues than the disk has.
-    #[error("in-flight region for {asked} queues, but the disk has {queues} (--num-queues)")]
+    #[error("in-flight region for {asked} queues, but the disk has {queues} (its num-queues)")]
     InflightQueues {
         /// Number of queues that the frontend asked for.
         asked: u16,
@@ -113,16 +111,6 @@ pub enum SessionError {
     Unsupported,
 }
 
-/// Formats an error and its sources in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let text = error.to_string();
-    match error.source().map(chain) {
-        // Errors of some crates print their source themselves.
-        Some(source) if !text.ends_with(&source) => format!("{text}: {source}"),
-        _ => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,13 +123,5 @@ mod tests {
             chain(&error),
             "queue 3: kick eventfd: cannot create an eventfd: Too many open files (os error 24)"
         );
-    }
-
-    #[test]
-    fn sources_that_are_printed_already_are_not_repeated() {
-        let inner = io::Error::from_raw_os_error(libc::EMFILE);
-        let source = crate::aio::Error::Epoll(event_manager::Error::Epoll(inner.into()));
-        let printed = chain(&source);
-        assert_eq!(printed.matches("os error 24").count(), 1, "{printed}");
     }
 }

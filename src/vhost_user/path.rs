@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -23,10 +23,6 @@ const BACKLOG: i32 = 128;
 
 /// Maximum length of a socket's path in bytes: what an address has room for, except for its NUL.
 const PATH_MAX: usize = 107;
-
-/// Advice if the owner, group or mode of a socket cannot be set.
-const GRANT_HINT: &str = "only a member of a group may give it a file (--socket-group), and only root may give a file to \
-                          another user (--user)";
 
 /// Time that another daemon may take to set up its socket in the same directory, and pause between attempts to lock it.
 const LOCK_TIME: Duration = Duration::from_secs(3);
@@ -83,6 +79,10 @@ impl SocketPath {
             inode: inode(path)?,
         })
     }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for SocketPath {
@@ -113,10 +113,20 @@ pub(super) fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener,
         lock.as_ref().map_err(|_| ServerError::Locked(path.to_owned()))?;
         fs::remove_file(path).map_err(failed)?;
     }
-    listen_at(path, &address, access).map_err(|error| match error.kind() {
+    let socket = bind_to(&address, access).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => ServerError::InUse(path.to_owned(), "another process".to_owned()),
         _ => failed(error),
-    })
+    })?;
+    let granted = access.grant(path).map_err(|source| ServerError::Grant {
+        path: path.to_owned(),
+        source,
+    });
+    // Nobody can connect before this.
+    let listens = || rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into()));
+    granted.and_then(|()| listens()).inspect_err(|_| {
+        let _ = fs::remove_file(path);
+    })?;
+    Ok(socket.into())
 }
 
 /// Locks the directory of `path` against other daemons, until the returned file is closed. Returns `Ok(None)` if the
@@ -139,8 +149,8 @@ fn lock_directory(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Binds a socket, sets its access rights, and then listens. Nobody can connect before it listens, whatever the rights.
-fn listen_at(path: &Path, address: &SocketAddrUnix, access: &SocketAccess) -> io::Result<UnixListener> {
+/// Makes a socket and binds it. It has its mode as far as the umask allows.
+fn bind_to(address: &SocketAddrUnix, access: &SocketAccess) -> io::Result<OwnedFd> {
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -150,14 +160,7 @@ fn listen_at(path: &Path, address: &SocketAddrUnix, access: &SocketAccess) -> io
     // `bind` creates the file with the mode of the socket, minus the umask.
     fchmod(&socket, Mode::from_raw_mode(access.mode & SocketAccess::MODES))?;
     bind(&socket, address)?;
-    let granted = access
-        .grant(path)
-        .map_err(|e| io::Error::new(e.kind(), format!("{e}: {GRANT_HINT}")));
-    let ready = granted.and_then(|()| Ok(rustix::net::listen(&socket, BACKLOG)?));
-    ready.inspect_err(|_| {
-        let _ = fs::remove_file(path);
-    })?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Converts the error of creating a socket, with advice if the directory is the cause.

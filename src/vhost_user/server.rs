@@ -41,7 +41,7 @@ enum Socket {
 pub struct Server {
     /// Dropped before the socket is closed: other daemons do not replace a socket while it listens, so the removed file
     /// is our own.
-    _path: Option<SocketPath>,
+    path: Option<SocketPath>,
     socket: Socket,
     /// The path or the number of the file descriptor, for log lines.
     name: String,
@@ -62,7 +62,7 @@ impl Server {
             source,
         })?;
         Ok(Self {
-            _path: Some(path),
+            path: Some(path),
             socket: Socket::Listening(listener),
             name,
             stop: Stopper::new().map_err(ServerError::EventFd)?,
@@ -102,7 +102,7 @@ impl Server {
             Socket::Connected(stream)
         };
         Ok(Self {
-            _path: None,
+            path: None,
             socket,
             name,
             stop: Stopper::new().map_err(ServerError::EventFd)?,
@@ -113,6 +113,11 @@ impl Server {
     /// Returns the socket's path, or the number of the inherited file descriptor.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the socket's file, if it is removed with the server.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_ref().map(SocketPath::path)
     }
 
     /// Returns a handle that ends [`Server::run`] from another thread.
@@ -213,7 +218,7 @@ impl Server {
         // Checked while the connection's descriptors are still open: the kernel may have dropped a descriptor that came
         // with a message because none was free.
         let hint = files_hint(reason.is_some() && out_of_files());
-        if self.stop.wait(None, Some(Duration::ZERO)) {
+        if self.stop.is_end() {
             lock(&handler).session.device().end();
         }
         // Before the connection is closed: a frontend that sees it end regards the used rings as final.

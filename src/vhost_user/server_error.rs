@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The named process listens on the socket.
-    #[error("socket {0} is in use by {1}: end that first, or choose another --socket-path")]
+    #[error("socket {0} is in use by {1}")]
     InUse(PathBuf, String),
     /// The socket is stale, but another process may be about to replace it.
     #[error(
@@ -15,15 +15,23 @@ pub enum ServerError {
     )]
     Locked(PathBuf),
     /// The file at the path is not a socket.
-    #[error("{0} exists and is not a socket: remove it, or choose another --socket-path")]
+    #[error("{0} exists and is not a socket")]
     NotASocket(PathBuf),
     /// The directory is missing, or no file may be created in it.
-    #[error("cannot listen on socket {path}: {why}; change that, or choose another --socket-path")]
+    #[error("cannot listen on socket {path}: {why}")]
     Directory {
         /// The socket's path.
         path: PathBuf,
         /// What is wrong with the directory.
         why: String,
+    },
+    /// The socket's file cannot get its owner, group or mode.
+    #[error("cannot set owner, group and mode of socket {path}")]
+    Grant {
+        /// The socket's path.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
     },
     /// The socket cannot be created.
     #[error("cannot listen on socket {path}")]

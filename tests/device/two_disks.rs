@@ -12,13 +12,16 @@ use testkit::frontend::{Frontend, Op, all_features};
 use testkit::memory::PATIENCE;
 use testkit::process::run_alone;
 use testkit::random::Random;
+use virtio_driver::VirtioTransport;
+
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::trouble::TroubleParams;
+use vhost_user_blk::daemon::disks::{Disk, Disks};
 use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::iothread::{IoThread, IoThreadParams};
+use vhost_user_blk::sandbox::{Keep, Mode, Sandbox};
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::ThreadPoolParams;
-use vhost_user_blk::vhost_user::Stopper;
 use vhost_user_blk::vhost_user::path::SocketAccess;
 use vhost_user_blk::vhost_user::server::Server;
 
@@ -29,7 +32,7 @@ const QUEUES: u16 = 2;
 const WORKERS: usize = 2;
 const ROUNDS: usize = 1000;
 
-fn iothreads() -> Vec<IoThread> {
+fn iothreads() -> Vec<Arc<IoThread>> {
     let params = IoThreadParams {
         thread_pool: ThreadPoolParams {
             min_threads: 0,
@@ -39,6 +42,7 @@ fn iothreads() -> Vec<IoThread> {
     };
     (0..QUEUES)
         .map(|n| IoThread::spawn(&format!("iothread{n}"), &params).expect("start an IOThread"))
+        .map(Arc::new)
         .collect()
 }
 
@@ -51,49 +55,40 @@ fn open(path: &Path, direct: bool) -> BlockNode {
     BlockNode::open(&options).expect("open the image")
 }
 
-/// A disk that is served, by a control thread of its own.
-struct Served {
-    stopper: Stopper,
-    control: Option<thread::JoinHandle<()>>,
+/// How long removing a disk that has nothing in flight may take.
+const SOON: Duration = PATIENCE;
+
+fn registry() -> Disks {
+    let keep = Keep::default();
+    let sandbox = Sandbox::new(Mode::Off, keep).expect("no sandbox");
+    Disks::new(sandbox, Arc::new(|_: &str| ()))
 }
 
-impl Served {
-    /// Each of its queues is on an IOThread of its own.
-    fn new(node: BlockNode, socket: &Path, iothreads: &[IoThread]) -> Self {
-        let params = DeviceParams {
-            name: socket.display().to_string(),
-            serial: [0; 20],
-            num_queues: QUEUES,
-            queue_size: 256,
-            engine: node.plan(Choice::Auto).expect("an engine"),
-            queue_iothreads: (0..QUEUES).collect(),
-            batch_notifications: true,
-            trouble: TroubleParams::default(),
-            faults: None,
-            throttle: None,
-        };
-        let mut device = BlkDevice::new(Arc::new(node), params, iothreads).expect("make a disk");
-        let access = SocketAccess {
-            mode: 0o600,
-            owner: None,
-            group: None,
-        };
-        let server = Server::bind(socket, &access).expect("listen");
-        let stopper = server.stopper();
-        let control = thread::spawn(move || server.run(&mut device));
-        Self {
-            stopper,
-            control: Some(control),
-        }
-    }
+/// Serves a disk, each of whose queues is on an IOThread of its own.
+fn serve(disks: &mut Disks, name: &str, node: BlockNode, socket: &Path, iothreads: &[Arc<IoThread>]) {
+    let params = DeviceParams {
+        name: name.to_owned(),
+        serial: [0; 20],
+        num_queues: QUEUES,
+        queue_size: 256,
+        engine: node.plan(Choice::Auto).expect("an engine"),
+        queue_iothreads: (0..QUEUES).collect(),
+        batch_notifications: true,
+        trouble: TroubleParams::default(),
+        faults: None,
+        throttle: None,
+    };
+    let device = BlkDevice::new(Arc::new(node), params, iothreads).expect("make a disk");
+    let server = Server::bind(socket, &SocketAccess::default()).expect("listen");
+    disks
+        .add(name, device, server, iothreads.to_vec())
+        .expect("serve");
 }
 
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.stopper.stop();
-        let ended = self.control.take().expect("it runs").join();
-        assert!(ended.is_ok() || thread::panicking());
-    }
+fn remove(disks: &mut Disks, name: &str) {
+    let disk = disks.remove(name).expect("it is there");
+    assert!(disk.wait(SOON), "{name} does not leave");
+    disk.join();
 }
 
 /// Blocks of random content, written and read on both queues.
@@ -143,7 +138,7 @@ fn image(dir: &Path, name: &str) -> PathBuf {
 }
 
 /// Adds a disk, uses it, and removes it again.
-fn come_and_go(round: usize, dir: &Path, iothreads: &[IoThread]) {
+fn come_and_go(disks: &mut Disks, round: usize, dir: &Path, iothreads: &[Arc<IoThread>]) {
     let (path, socket) = (dir.join("coming.img"), dir.join("coming.sock"));
     let node = match round % 4 {
         0 => open(&path, false),
@@ -152,7 +147,7 @@ fn come_and_go(round: usize, dir: &Path, iothreads: &[IoThread]) {
         _ => BlockNode::null(MIB as u64),
     };
     let stores = matches!(&node, BlockNode::File(_));
-    let disk = Served::new(node, &socket, iothreads);
+    serve(disks, "coming", node, &socket, iothreads);
     let mut frontend = Frontend::connect(&socket, QUEUES.into(), 4, all_features()).expect("connect");
     let byte = u8::try_from(round % 256).expect("a byte");
     for (queue, offset) in frontend.queues().iter_mut().zip([0, BLOCK as u64]) {
@@ -164,8 +159,16 @@ fn come_and_go(round: usize, dir: &Path, iothreads: &[IoThread]) {
             "{round}"
         );
     }
-    drop(frontend);
-    drop(disk);
+    let total = disks.get("coming").expect("it is there").report().total;
+    assert_eq!((total.reads, total.writes), (2, 2));
+    if round.is_multiple_of(2) {
+        drop(frontend);
+        remove(disks, "coming");
+    } else {
+        remove(disks, "coming");
+        assert!(frontend.transport.get_config().is_err(), "its frontend is told");
+    }
+    assert!(!socket.exists(), "its socket is gone");
 }
 
 fn holdings() -> Holdings {
@@ -184,7 +187,8 @@ fn body_of_adding_and_removing() {
     let (staying, socket) = (image(dir.path(), "staying.img"), dir.path().join("staying.sock"));
     image(dir.path(), "coming.img");
     let iothreads = iothreads();
-    let disk = Served::new(open(&staying, false), &socket, &iothreads);
+    let mut disks = registry();
+    serve(&mut disks, "staying", open(&staying, false), &socket, &iothreads);
     let stop = AtomicBool::new(false);
     let model = thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -197,11 +201,11 @@ fn body_of_adding_and_removing() {
             (work.model, steps)
         });
         // Each kind of disk has left what stays: rings, pools, the C library's caches.
-        (0..20).for_each(|round| come_and_go(round, dir.path(), &iothreads));
+        (0..20).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
         let mut limit = holdings();
         // Workers come and go by themselves: those of the pools, and one writer for each disk on each IOThread.
         limit.threads += usize::from(QUEUES) * (WORKERS + 2);
-        (0..ROUNDS).for_each(|round| come_and_go(round, dir.path(), &iothreads));
+        (0..ROUNDS).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
         let deadline = Instant::now() + PATIENCE;
         while !holdings().is_within(&limit) {
             assert!(
@@ -216,7 +220,8 @@ fn body_of_adding_and_removing() {
         assert!(steps > ROUNDS / 10, "it worked meanwhile: {steps}");
         model
     });
-    drop(disk);
+    assert_eq!(disks.iter().count(), 1);
+    remove(&mut disks, "staying");
     assert!(std::fs::read(&staying).expect("read the image") == model);
 }
 
@@ -226,7 +231,9 @@ fn removing_a_disk_waits_for_no_other() {
     image(dir.path(), "coming.img");
     let (iothreads, socket) = (iothreads(), dir.path().join("slow.sock"));
     let latency = Duration::from_secs(2);
-    let slow = Served::new(BlockNode::null_aio(MIB as u64, latency), &socket, &iothreads);
+    let mut disks = registry();
+    let node = BlockNode::null_aio(MIB as u64, latency);
+    serve(&mut disks, "slow", node, &socket, &iothreads);
     let mut frontend = Frontend::connect(&socket, QUEUES.into(), 1, all_features()).expect("connect");
     for queue in frontend.queues() {
         let op = Op::Read {
@@ -236,11 +243,51 @@ fn removing_a_disk_waits_for_no_other() {
         queue.submit(&op, 0);
         queue.kick();
     }
-    (0..8).for_each(|round| come_and_go(round, dir.path(), &iothreads));
+    (0..8).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
     for queue in frontend.queues() {
         assert_eq!(queue.in_flight(), 1, "the slow disk is still at it");
         assert!(queue.drain().iter().all(|done| done.ret == 0));
     }
     drop(frontend);
-    drop(slow);
+    remove(&mut disks, "slow");
+}
+
+#[test]
+fn the_end_reports_disks_that_are_busy() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+    let (iothreads, mut disks) = (iothreads(), registry());
+    let sockets = ["idle", "busy"].map(|name| dir.path().join(name));
+    let latency = Duration::from_secs(2);
+    let nodes = [
+        BlockNode::null(MIB as u64),
+        BlockNode::null_aio(MIB as u64, latency),
+    ];
+    for ((name, node), socket) in ["idle", "busy"].into_iter().zip(nodes).zip(&sockets) {
+        serve(&mut disks, name, node, socket, &iothreads);
+    }
+    let mut frontend = Frontend::connect(&sockets[1], QUEUES.into(), 1, all_features()).expect("connect");
+    let op = Op::Read {
+        offset: 0,
+        len: BLOCK,
+    };
+    let queue = frontend.queue(0);
+    queue.submit(&op, 0);
+    queue.kick();
+    let reads = || disks.get("busy").map(|disk| disk.report().total.kicks);
+    testkit::process::wait_for("the request to be taken", || reads().filter(|kicks| *kicks > 0));
+    let ended = disks.end(Duration::from_millis(100));
+    let names = |disks: &[Disk]| {
+        disks
+            .iter()
+            .map(|disk| disk.name().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (names(&ended.finished), names(&ended.busy)),
+        (vec!["idle".to_owned()], vec!["busy".to_owned()])
+    );
+    for disk in ended.busy {
+        assert!(disk.wait(PATIENCE), "it answers after all");
+        disk.join();
+    }
 }

@@ -355,7 +355,7 @@ fn regions_for_too_many_queues_are_refused() {
         .expect("send");
     assert!(vm.client.receive_with_file(msg::GET_INFLIGHT_FD).is_err());
     drop(vm);
-    assert!(daemon.output().contains("--num-queues"), "{}", daemon.output());
+    assert!(daemon.output().contains("num-queues"), "{}", daemon.output());
     assert_serves(&daemon);
     assert_eq!(image(), daemon.image());
 }

@@ -104,20 +104,20 @@ fn a_device_with_a_partial_block_is_refused() {
         ..options(&device.path)
     });
     assert!(
-        text.contains("2560 bytes") && text.contains("smaller --logical-block-size"),
+        text.contains("2560 bytes") && text.contains("logical block size, 1024 bytes"),
         "{text}"
     );
 }
 
 #[test]
-fn write_protected_devices_are_refused_with_a_hint() {
+fn write_protected_devices_are_refused_with_the_reason() {
     let image = Image::filled(On::Disk, MIB, 7);
     let Some(device) = LoopDevice::over(&image, &["--read-only"]) else {
         return;
     };
     let text = refusal(&options(&device.path));
     assert!(
-        text.contains(device.path.to_str().unwrap()) && text.contains("--read-only"),
+        text.contains(device.path.to_str().unwrap()) && text.contains("for writing"),
         "{text}"
     );
     let read_only = true;

@@ -209,7 +209,7 @@ fn direct_io_on_tmpfs_works_or_is_refused() {
         Err(e) => {
             let text = crate::support::message(&e);
             assert!(
-                text.contains(image.path.to_str().unwrap()) && text.contains("leave --direct out"),
+                text.contains(image.path.to_str().unwrap()) && text.contains("does not support direct I/O"),
                 "{text}"
             );
         }

@@ -127,7 +127,7 @@ fn direct_io_announces_blocks_that_it_can_serve() {
 }
 
 #[test]
-fn an_unwritable_file_is_refused_with_a_hint() {
+fn an_unwritable_file_is_refused_with_the_reason() {
     /// `nobody`.
     const NOBODY: libc::uid_t = 65534;
     // On tmpfs, because there every user can reach the image.
@@ -141,7 +141,7 @@ fn an_unwritable_file_is_refused_with_a_hint() {
         let words = [
             image.path.to_str().unwrap(),
             "for writing",
-            "--read-only",
+            "may not write",
             "denied",
         ];
         refused(&image.options(), &words);

@@ -98,7 +98,7 @@ impl<C: Submit + 'static> FaultyChannel<C> {
                 Some(Effect {
                     fault: Some(Fault::Panic),
                     ..
-                }) => panic!("injected (--inject)"),
+                }) => panic!("injected on purpose"),
                 Some(Effect { delay, fault }) => {
                     let completer = Rc::clone(completer);
                     let struck = Struck {
@@ -174,7 +174,7 @@ impl<C: Submit> Inner<C> {
                 self.send((0..len).step_by(half).map(piece).collect());
             }
             // See `submit`.
-            Some(Fault::Panic) => panic!("injected (--inject)"),
+            Some(Fault::Panic) => panic!("injected on purpose"),
         }
     }
 

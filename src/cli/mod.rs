@@ -7,13 +7,19 @@ use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser};
 
 use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
+use crate::daemon::{Image, Settings, SocketSource};
 use crate::engine::{self, FaultRule};
-use crate::mapping::IoThreadMap;
+use crate::storage::OpenOptions;
+use crate::thread_pool::ThreadPoolParams;
 
+mod advice;
 mod choices;
+pub mod mapping;
 mod values;
 
+pub use advice::{WRONG_OPTION, explain};
 pub use choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
+use mapping::IoThreadMap;
 pub use values::{SOCKET_PATH_MAX, Serial};
 use values::{
     number, parse_block_size, parse_fd, parse_mode, parse_queue_size, parse_serial, parse_size,
@@ -210,7 +216,7 @@ impl Cli {
             _ => None,
         };
         if let Some(error) = engine {
-            return Err(error.to_string());
+            return Err(explain(&error.into()).0);
         }
         if self.thread_pool_min > self.thread_pool_max {
             return Err(format!(
@@ -221,6 +227,69 @@ impl Cli {
         self.queue_iothreads()?;
         self.cpus()?;
         Ok(())
+    }
+
+    /// Returns what the daemon is to serve, and how.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
+    pub fn settings(&self) -> Result<Settings, String> {
+        self.check()?;
+        Ok(Settings {
+            socket: self.socket(),
+            image: self.image(),
+            incoming: self.incoming,
+            engine: self.aio.into(),
+            merging: self.request_merging == OnOff::On,
+            serial: self.serial,
+            queue_size: self.queue_size,
+            queue_iothreads: self.queue_iothreads()?,
+            batch_notifications: self.notify == Notify::Batch,
+            trouble: self.trouble(),
+            faults: self.inject.clone(),
+            iothreads: self.iothreads,
+            cpus: self.cpus()?.to_vec(),
+            poll_max: Duration::from_nanos(self.poll_max_ns),
+            thread_pool: ThreadPoolParams {
+                min_threads: self.thread_pool_min.into(),
+                max_threads: self.thread_pool_max.into(),
+            },
+            sandbox: self.sandbox.into(),
+            user: self.user.clone(),
+            print_statistics: self.stats,
+        })
+    }
+
+    fn socket(&self) -> SocketSource {
+        match (&self.socket_path, self.fd) {
+            (Some(path), _) => SocketSource::Path {
+                path: path.clone(),
+                mode: self.socket_mode,
+                group: self.socket_group.clone(),
+            },
+            (None, Some(fd)) => SocketSource::Fd(fd),
+            (None, None) => SocketSource::Manager {
+                wants_access: self.socket_mode.is_some() || self.socket_group.is_some(),
+            },
+        }
+    }
+
+    fn image(&self) -> Image {
+        match self.null {
+            Some(size) => Image::Null {
+                size,
+                latency: self.null_latency_ns.map(Duration::from_nanos),
+            },
+            None => Image::File {
+                options: OpenOptions {
+                    path: self.blk_file.clone().unwrap_or_default(),
+                    read_only: self.read_only,
+                    direct: self.direct,
+                    logical_block_size: self.logical_block_size,
+                },
+                probe: self.format.is_none(),
+            },
+        }
     }
 
     /// Returns how to handle requests that the disk cannot execute.

@@ -1,0 +1,242 @@
+//! The registry of disks that are served: each with its node, device, socket, control thread and statistics.
+//!
+//! Disks can be added and removed at any time, by one thread. Neither waits for another disk.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::aio::Gone;
+use crate::blk::device::BlkDevice;
+use crate::blk::stats::{DiskReport, QueueStats};
+use crate::engine::{BlockNode, Plan};
+use crate::iothread::IoThread;
+use crate::sandbox::{Sandbox, ThreadKind};
+use crate::vhost_user::server::Server;
+use crate::vhost_user::{Resizer, Stopper};
+
+/// Called on a disk's control thread when that is about to end, with the disk's name.
+pub type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A disk cannot be added.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// Another disk has the name.
+    #[error("there is a disk {0} already")]
+    Exists(String),
+    /// The operating system cannot create the control thread.
+    #[error("cannot create the control thread of disk {name}")]
+    Thread {
+        /// The disk's name.
+        name: String,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+}
+
+/// The disks of this process, by name.
+pub struct Disks {
+    disks: BTreeMap<String, Disk>,
+    sandbox: Sandbox,
+    on_end: OnEnd,
+}
+
+/// A disk that is served.
+#[derive(Debug)]
+pub struct Disk {
+    name: String,
+    node: Arc<BlockNode>,
+    engine: Plan,
+    stats: Vec<Arc<QueueStats>>,
+    /// The socket's path, or the number of its descriptor.
+    socket: String,
+    /// The socket's file, if it is ours to remove.
+    path: Option<PathBuf>,
+    stopper: Stopper,
+    resizer: Resizer,
+    /// The control thread has released the disk.
+    ended: Receiver<()>,
+    control: JoinHandle<()>,
+}
+
+impl Disks {
+    /// Makes an empty registry. The control threads of its disks are confined by `sandbox`.
+    pub fn new(sandbox: Sandbox, on_end: OnEnd) -> Self {
+        Self {
+            disks: BTreeMap::new(),
+            sandbox,
+            on_end,
+        }
+    }
+
+    /// Serves a disk called `name` on a control thread of its own. `iothreads` live at least as long as the disk.
+    ///
+    /// # Errors
+    /// The name is taken, or the thread cannot be created. The disk and its socket are gone.
+    pub fn add(
+        &mut self,
+        name: &str,
+        mut device: BlkDevice,
+        server: Server,
+        iothreads: Vec<Arc<IoThread>>,
+    ) -> Result<&Disk, AddError> {
+        if self.disks.contains_key(name) {
+            return Err(AddError::Exists(name.to_owned()));
+        }
+        let (done, ended) = mpsc::channel();
+        let (node, engine) = (Arc::clone(&device.state().node), device.engine());
+        let (stats, resizer) = (device.stats().to_vec(), server.resizer(&device));
+        let (socket, path) = (server.name().to_owned(), server.path().map(Path::to_owned));
+        let stopper = server.stopper();
+        let (on_end, own) = (Arc::clone(&self.on_end), name.to_owned());
+        let body = move || {
+            server.run(&mut device);
+            // The queues before their threads.
+            drop(device);
+            drop(iothreads);
+            on_end(&own);
+            // Nobody may be waiting.
+            let _ = done.send(());
+        };
+        let spawned = self
+            .sandbox
+            .spawn(ThreadKind::Control, "control".to_owned(), body);
+        let control = spawned.map_err(|source| AddError::Thread {
+            name: name.to_owned(),
+            source,
+        })?;
+        let disk = Disk {
+            name: name.to_owned(),
+            node,
+            engine,
+            stats,
+            socket,
+            path,
+            stopper,
+            resizer,
+            ended,
+            control,
+        };
+        Ok(self.disks.entry(name.to_owned()).or_insert(disk))
+    }
+
+    /// Makes a disk leave, without waiting: its frontend is disconnected, its image flushed and released.
+    pub fn remove(&mut self, name: &str) -> Option<Disk> {
+        let disk = self.disks.remove(name)?;
+        disk.stopper.stop();
+        Some(disk)
+    }
+
+    /// Returns the disk called `name`.
+    pub fn get(&self, name: &str) -> Option<&Disk> {
+        self.disks.get(name)
+    }
+
+    /// Returns the disks by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.values()
+    }
+
+    /// Makes the IOThreads read the size of every disk again, without waiting for them.
+    ///
+    /// # Errors
+    /// An IOThread has ended. The other disks are looked at.
+    pub fn refresh_sizes(&self) -> Result<(), Gone> {
+        let refreshed = self.iter().map(|disk| disk.resizer.refresh());
+        refreshed.fold(Ok(()), Result::and)
+    }
+
+    /// Ends all disks because the process is going to end, and waits for them until `time` has passed.
+    ///
+    /// Their images are neither flushed nor unlocked: the next process shares the page cache.
+    pub fn end(&mut self, time: Duration) -> Ended {
+        let deadline = Instant::now() + time;
+        self.iter().for_each(|disk| disk.stopper.end());
+        let disks = std::mem::take(&mut self.disks).into_values();
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let (finished, busy) = disks.partition(|disk| disk.wait(left()));
+        Ended { finished, busy }
+    }
+}
+
+/// All disks, after the end.
+#[derive(Debug)]
+pub struct Ended {
+    /// Disks that have answered all their requests.
+    pub finished: Vec<Disk>,
+    /// Disks that still have requests in flight.
+    pub busy: Vec<Disk>,
+}
+
+impl Ended {
+    /// Returns the disks of both kinds.
+    pub fn all(&self) -> impl Iterator<Item = &Disk> {
+        self.finished.iter().chain(&self.busy)
+    }
+}
+
+impl Disk {
+    /// Returns the disk's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the block node that is served.
+    pub fn node(&self) -> &Arc<BlockNode> {
+        &self.node
+    }
+
+    /// Returns the path of the disk's socket, or the number of its descriptor.
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// Returns the socket's file, if this process has made it and removes it at the end.
+    pub fn socket_path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Reads the disk's statistics.
+    pub fn report(&self) -> DiskReport {
+        DiskReport::new(&self.name, self.engine, &self.stats)
+    }
+
+    /// Returns a handle that reads the disk's size again.
+    pub fn resizer(&self) -> &Resizer {
+        &self.resizer
+    }
+
+    /// Waits until the control thread has released the disk, but no longer than `time`. Returns whether it has.
+    ///
+    /// # Panics
+    /// The control thread has panicked.
+    pub fn wait(&self, time: Duration) -> bool {
+        match self.ended.recv_timeout(time) {
+            Ok(()) => true,
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => panic!("a control thread has panicked"),
+        }
+    }
+
+    /// Waits as long as it takes.
+    ///
+    /// # Panics
+    /// The control thread has panicked.
+    pub fn join(self) {
+        self.control.join().expect("a control thread has panicked");
+    }
+}
+
+impl fmt::Debug for Disks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disks")
+            .field("disks", &self.disks)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,171 @@
+//! What the main thread waits for: signals, and calls from other threads.
+//!
+//! A signal sets its flag and writes a byte to a socket; a call is put into a queue and writes a byte too. The main
+//! thread sleeps in a read of that socket, so it needs no other system call to wait.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::low_level::{pipe, signal_name};
+use signal_hook::{SigId, flag, low_level};
+
+/// Something that the main thread has to do.
+#[derive(Debug)]
+pub(super) enum Event<T> {
+    /// A signal asks for the end of the process.
+    End(&'static str),
+    /// SIGHUP: read the sizes of all images again.
+    Refresh,
+    /// SIGUSR1: print the statistics of all disks.
+    Print,
+    /// Another thread has sent this.
+    Call(T),
+}
+
+/// Waits for signals and calls. Main thread.
+#[derive(Debug)]
+pub(super) struct Events<T> {
+    flags: Vec<(i32, Arc<AtomicBool>)>,
+    /// Of the handlers, which go when this does.
+    ids: Vec<SigId>,
+    wakeups: UnixStream,
+    sender: Sender<T>,
+    calls: Receiver<T>,
+    waker: Arc<UnixStream>,
+}
+
+/// Sends calls to the main thread. Any thread.
+#[derive(Debug)]
+pub(super) struct Caller<T> {
+    sender: Sender<T>,
+    waker: Arc<UnixStream>,
+}
+
+impl<T> Clone for Caller<T> {
+    fn clone(&self) -> Self {
+        Self {
+            sender: self.sender.clone(),
+            waker: Arc::clone(&self.waker),
+        }
+    }
+}
+
+impl<T> Caller<T> {
+    /// Sends a call. It is lost if the main thread no longer waits for any.
+    pub(super) fn send(&self, call: T) {
+        let _ = self.sender.send(call);
+        // A full socket wakes the main thread already.
+        let _ = (&*self.waker).write(&[0]);
+    }
+}
+
+impl<T> Events<T> {
+    /// Handles signals from now on. None of them takes its default action any more.
+    ///
+    /// # Errors
+    /// The signals cannot be handled, or no socket is left.
+    pub(super) fn new() -> io::Result<Self> {
+        let (wakeups, waker) = UnixStream::pair()?;
+        waker.set_nonblocking(true)?;
+        let (sender, calls) = mpsc::channel();
+        let mut events = Self {
+            flags: Vec::new(),
+            ids: Vec::new(),
+            wakeups,
+            sender,
+            calls,
+            waker: Arc::new(waker),
+        };
+        for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1] {
+            events.handle(signal)?;
+        }
+        Ok(events)
+    }
+
+    fn handle(&mut self, signal: i32) -> io::Result<()> {
+        let raised = Arc::new(AtomicBool::new(false));
+        // The actions of a signal run in this order, so a wakeup finds the flag set.
+        self.ids.push(flag::register(signal, Arc::clone(&raised))?);
+        self.ids.push(pipe::register(signal, self.waker.try_clone()?)?);
+        self.flags.push((signal, raised));
+        Ok(())
+    }
+
+    /// Returns a handle for other threads.
+    pub(super) fn caller(&self) -> Caller<T> {
+        Caller {
+            sender: self.sender.clone(),
+            waker: Arc::clone(&self.waker),
+        }
+    }
+
+    /// Waits for the next event. Signals come before calls.
+    pub(super) fn next(&mut self) -> Event<T> {
+        loop {
+            let raised = |(signal, raised): &(i32, Arc<AtomicBool>)| {
+                // SeqCst, as in `flag::register`.
+                raised.swap(false, Ordering::SeqCst).then_some(*signal)
+            };
+            match self.flags.iter().find_map(raised) {
+                Some(SIGHUP) => return Event::Refresh,
+                Some(SIGUSR1) => return Event::Print,
+                Some(signal) => return Event::End(signal_name(signal).unwrap_or("signal")),
+                None => {}
+            }
+            if let Ok(call) = self.calls.try_recv() {
+                return Event::Call(call);
+            }
+            self.sleep();
+        }
+    }
+
+    /// Waits for a wakeup, and takes all that are there.
+    fn sleep(&mut self) {
+        match self.wakeups.read(&mut [0; 64]) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => {
+                unreachable!("our own socket, both ends of which are open: {error}")
+            }
+            _ => {}
+        }
+    }
+}
+
+impl<T> Drop for Events<T> {
+    fn drop(&mut self) {
+        self.ids.drain(..).for_each(|id| {
+            low_level::unregister(id);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// In one test, because signals are the process's.
+    #[test]
+    fn signals_and_calls_are_delivered() {
+        let mut events = Events::new().unwrap();
+        let caller = events.caller();
+        low_level::raise(SIGUSR1).unwrap();
+        low_level::raise(SIGHUP).unwrap();
+        caller.send(1);
+        assert!(matches!(events.next(), Event::Refresh));
+        assert!(matches!(events.next(), Event::Print));
+        assert!(matches!(events.next(), Event::Call(1)));
+
+        let sender = thread::spawn(move || (2..10_000).for_each(|n| caller.send(n)));
+        for n in 2..10_000 {
+            assert!(matches!(events.next(), Event::Call(call) if call == n));
+        }
+        sender.join().unwrap();
+        low_level::raise(SIGTERM).unwrap();
+        assert!(matches!(events.next(), Event::End("SIGTERM")));
+    }
+}
