@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# A backend and a guest on it, and their end whatever happens. Sourced by scripts/guest, whose options
-# (config_file, backend, image, notify, keep, extra) it reads.
+# A backend and a guest on it, and their end whatever happens. Sourced after configs.sh by scripts/guest, whose options
+# (config, backend, image, notify, keep, extra) it reads.
 #
 # Sets workspace (image and socket; removed at the end), logs (kept) and vcpus. Both processes have
 # sessions of their own: Ctrl-C is for the script, which then ends them in order.
 
 backend_pid='' qemu_pid=''
 
-boots_from_disk() { grep -q '^ *bootindex' "$config_file"; }
+boots_from_disk() { [[ $(config_options "$config" qemu-system-x86_64) == *bootindex* ]]; }
 
 make_workspace() {
     workspace=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-blk.XXXXXX")
@@ -15,8 +15,9 @@ make_workspace() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     mkdir -p "$target/guest-logs"
-    logs=$(mktemp -d "$target/guest-logs/${config_file##*/}.XXXXXX")
-    vcpus=$(sed -n 's/^ *cpus = "\([0-9]*\)"/\1/p' "$config_file")
+    logs=$(mktemp -d "$target/guest-logs/$config.XXXXXX")
+    vcpus=$(config_options "$config" qemu-system-x86_64 | sed -n 's/.*-smp \([0-9]*\).*/\1/p')
+    vcpus=${vcpus:-1}
 }
 
 clean_up() {
@@ -58,14 +59,11 @@ make_image() {
     fi
 }
 
-# The daemon's command line stands in the configuration, where its user finds it, too.
-configured_options() { sed -n 's/^# *vhost-user-blk \(--.*\)/\1/p' "$config_file"; }
-
 start_backend() {
     local options disk=${image:-disk.img} queues
-    read -ra options < <(configured_options)
+    read -ra options <<<"$(common_options) $(config_options "$config" vhost-user-blk)"
     options=("${options[@]/#disk.img/"$disk"}")
-    queues=$(configured_options | sed -n 's/.*--num-queues \([0-9]*\).*/\1/p')
+    queues=$(sed -n 's/.*--num-queues \([0-9]*\).*/\1/p' <<<"${options[*]}")
     if [ "$backend" = qsd ]; then
         options=(qemu-storage-daemon --blockdev "driver=file,node-name=disk,filename=$disk"
             --export "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path=vhost-user-blk.sock,writable=on,num-queues=${queues:-1}"
@@ -86,9 +84,9 @@ start_backend() {
 boot_guest() {
     local initrd=initrd-fio
     ! boots_from_disk || initrd=disk
-    say "booting the guest: ${config_file##*/}, $vcpus vCPU"
+    say "booting the guest: $config, $vcpus vCPU"
     coproc vm {
-        cd "$workspace" && exec setsid "$repo/scripts/lib/run-guest" "$config_file" "$initrd" \
+        cd "$workspace" && exec setsid "$repo/scripts/lib/run-guest" "$config" "$initrd" \
             -serial "file:$logs/console.log" -serial stdio 2>"$logs/qemu.log"
     }
     qemu_pid=$!
@@ -139,6 +137,6 @@ stop_backend() {
 run_shell() {
     local initrd=initrd-fio
     ! boots_from_disk || initrd=disk
-    (cd "$workspace" && GUEST_APPEND=guest.shell exec "$repo/scripts/lib/run-guest" "$config_file" \
+    (cd "$workspace" && GUEST_APPEND=guest.shell exec "$repo/scripts/lib/run-guest" "$config" \
         "$initrd" -chardev stdio,id=console,mux=on,signal=off -serial chardev:console -mon console)
 }

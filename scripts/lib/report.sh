@@ -62,7 +62,7 @@ daemon_columns() {
 print_report() {
     local ours=''
     [ "$backend" = qsd ] || ours=$(printf '%10s%9s%10s' completed notified 'per notif')
-    printf '\n%s on %s, %d vCPU\n\n' "$(backend_name)" "${config_file##*/}" "$vcpus"
+    printf '\n%s on %s, %d vCPU\n\n' "$(backend_name)" "$config" "$vcpus"
     printf '%-19s%8s%8s%8s%8s%s\n' 'fio in the guest' kIOPS MiB/s 'p50 us' 'p99 us' "$ours"
     printf '%s' "$report"
     [ "$backend" = qsd ] || sed -n 's/^stats: completions per notification, histogram:/\
@@ -87,7 +87,7 @@ of completions and notifications are real."
     local other=batch
     [ "$notify" = each ] || other=each
     printf '\n%s\n' "Compare notifications: scripts/guest --config batching --notify $other"
-    [ "$config_file" = "$repo/qemu-configs/batching.cfg" ] || printf '%s\n' "\
+    [ "$config" = batching ] || printf '%s\n' "\
                   with:    scripts/guest --config batching --notify $notify"
 }
 

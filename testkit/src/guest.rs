@@ -47,16 +47,16 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest on one of `qemu-configs/` in `dir`, where the backend listens. Waits until the guest takes
-    /// commands.
-    pub fn boot(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
+    /// Boots a guest, a variant of `qemu-configs/guest.cfg`, in `dir`, where the backend listens. Waits until the guest
+    /// takes commands.
+    pub fn boot(dir: &Path, config: &str, boot: Boot, qemu_options: &[&str]) -> Self {
         let guest = Self::launch(dir, config, boot, qemu_options);
         guest.wait_until_ready();
         guest
     }
 
     /// Starts a QEMU that waits for an incoming guest.
-    pub fn incoming(dir: &Path, config: &Path, boot: Boot) -> Self {
+    pub fn incoming(dir: &Path, config: &str, boot: Boot) -> Self {
         let guest = Self::launch(dir, config, boot, &["-incoming", "defer"]);
         // QEMU answers when it listens; the socket's file appears before that.
         let uri = format!("unix:{MIGRATION}");
@@ -73,7 +73,7 @@ impl Guest {
     }
 
     /// Starts a QEMU that restores the saved guest.
-    pub fn restore(dir: &Path, config: &Path, boot: Boot) -> Self {
+    pub fn restore(dir: &Path, config: &str, boot: Boot) -> Self {
         let incoming = format!("exec:cat {SAVED}");
         let guest = Self::launch(dir, config, boot, &["-incoming", &incoming]);
         let mut qmp = guest.qmp();
@@ -99,7 +99,7 @@ impl Guest {
         destination
     }
 
-    fn launch(dir: &Path, config: &Path, boot: Boot, qemu_options: &[&str]) -> Self {
+    fn launch(dir: &Path, config: &str, boot: Boot, qemu_options: &[&str]) -> Self {
         let initrd = match boot {
             Boot::Kernel => "initrd",
             Boot::KernelWithFio => "initrd-fio",

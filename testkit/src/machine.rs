@@ -1,9 +1,9 @@
-//! A disk, the daemon that serves it, and the guest that uses it, on one of `qemu-configs/`.
+//! A disk, the daemon that serves it, and the guest that uses it: a variant of `qemu-configs/guest.cfg`.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ pub const MIB: u64 = 1 << 20;
 /// A disk and its daemon. Dropping it removes both and the whole directory.
 pub struct Machine {
     pub daemon: Daemon,
-    config: PathBuf,
+    config: String,
 }
 
 impl Machine {
@@ -38,12 +38,11 @@ impl Machine {
     ) -> Self {
         let dir = TempDir::new().expect("there is a directory for temporary files");
         make_image(&dir.path().join(IMAGE)).expect("the image can be made");
-        let root = Path::new(crate::REPOSITORY);
-        let config = root.join("qemu-configs").join(config).with_extension("cfg");
-        let configured = configured_options(&config);
+        let configured = configured_options(config);
         let mut args: Vec<&str> = configured.split_whitespace().collect();
         args.extend(options);
         let daemon = Daemon::start_with(dir, &args);
+        let config = config.to_owned();
         Self { daemon, config }
     }
 
@@ -82,14 +81,21 @@ impl Machine {
     }
 }
 
-/// Reads the daemon's options from the comment of a configuration, so that the test runs what users read.
-fn configured_options(config: &Path) -> String {
-    let text = fs::read_to_string(config).expect("qemu-configs has the file");
-    let command = text
-        .lines()
-        .find_map(|line| line.strip_prefix("#   vhost-user-blk "));
-    let command = command.expect("each configuration names the daemon's options");
-    command.to_owned()
+/// Reads the daemon's options from the comment of the configuration, so that the test runs what users read: the options of
+/// all variants, then what this one adds.
+fn configured_options(variant: &str) -> String {
+    let path = Path::new(crate::REPOSITORY).join("qemu-configs/guest.cfg");
+    let text = fs::read_to_string(path).expect("the file is there");
+    let name = format!("# {variant}: ");
+    let (all, rest) = text.split_once(&name).expect("the file has the variant");
+    let (own, _) = rest.split_once("\n#\n").unwrap_or((rest, ""));
+    let options = |text: &str| {
+        let command = text
+            .lines()
+            .find_map(|line| line.strip_prefix("#   vhost-user-blk "));
+        command.unwrap_or_default().to_owned()
+    };
+    format!("{} {}", options(all), options(own))
 }
 
 /// Runs a program on the host. Returns its output.
