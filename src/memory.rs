@@ -5,18 +5,21 @@
 //! contents of guest memory.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 mod area;
 mod file;
 mod log;
 mod mapping;
+mod removed;
 mod view;
 
 pub use area::MappedArea;
 pub(crate) use file::{keep_length, memfd};
 pub use log::{DirtyLog, LogError, RingLog};
 use mapping::Mapping;
+use removed::Removed;
 pub use view::MemoryView;
 
 /// Maximum number of regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
@@ -79,6 +82,13 @@ pub struct RegionInfo {
     pub file_offset: u64,
 }
 
+impl RegionInfo {
+    /// The guest addresses of a region that was checked.
+    fn guest_range(&self) -> Range<u64> {
+        self.guest..self.guest + self.len
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Region {
     info: RegionInfo,
@@ -89,6 +99,8 @@ struct Region {
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Region>,
+    /// Memory that earlier tables had, and that may be given back.
+    removed: Removed,
 }
 
 impl GuestMemory {
@@ -103,6 +115,23 @@ impl GuestMemory {
             .try_fold(Self::default(), |memory, (info, file)| {
                 memory.with_region(info, &file)
             })
+    }
+
+    /// Maps a whole table that replaces this one (SET_MEM_TABLE).
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::map`].
+    pub fn replaced_by(&self, table: impl IntoIterator<Item = (RegionInfo, File)>) -> Result<Self, Error> {
+        let mut memory = Self::map(table)?;
+        memory.removed = self.removed.clone();
+        self.regions
+            .iter()
+            .for_each(|region| memory.removed.add(region.info.guest_range()));
+        memory
+            .regions
+            .iter()
+            .for_each(|region| memory.removed.subtract(&region.info.guest_range()));
+        Ok(memory)
     }
 
     /// Returns this table with one more region (ADD_MEM_REG).
@@ -145,7 +174,9 @@ impl GuestMemory {
                 mapping: Arc::new(mapping),
             },
         );
-        Ok(Self { regions })
+        let mut removed = self.removed.clone();
+        removed.subtract(&(guest..end));
+        Ok(Self { regions, removed })
     }
 
     /// Returns this table without one region (REM_MEM_REG). Guest address, user address and length must match.
@@ -159,9 +190,15 @@ impl GuestMemory {
             .iter()
             .position(same)
             .ok_or(Error::NotFound { guest, len })?;
-        let mut regions = self.regions.clone();
-        regions.remove(at);
-        Ok(Self { regions })
+        let mut memory = self.clone();
+        let region = memory.regions.remove(at);
+        memory.removed.add(region.info.guest_range());
+        Ok(memory)
+    }
+
+    /// True if an earlier table had this guest address, and this one does not.
+    pub fn was_removed(&self, guest: u64) -> bool {
+        self.removed.contains(guest)
     }
 
     /// True if the frontend has not shared any memory yet.
@@ -317,5 +354,30 @@ mod tests {
         let memory = memory.without_region(0, 0x6000_0000, 0x1000).unwrap();
         let view = MemoryView::new(Arc::new(memory));
         assert!(view.resolve(0).is_none() && view.resolve(0x10000).is_some());
+    }
+
+    #[test]
+    fn removed_memory_is_remembered_until_given_back() {
+        let memory = two().without_region(0, 0x6000_0000, 0x1000).unwrap();
+        assert!([0, 0xfff].into_iter().all(|addr| memory.was_removed(addr)));
+        assert!(
+            [0x1000, 0x10000]
+                .into_iter()
+                .all(|addr| !memory.was_removed(addr))
+        );
+        let part = memory.with_region(info(0, 0x800, 0), &file(0x800)).unwrap();
+        assert!(!part.was_removed(0x7ff) && part.was_removed(0x800));
+        let table = [(info(0x800, 0x1800, 0), file(0x1800))];
+        let replaced = part.replaced_by(table).unwrap();
+        assert!(
+            [0, 0x7ff, 0x10000, 0x11fff]
+                .into_iter()
+                .all(|addr| replaced.was_removed(addr))
+        );
+        assert!(
+            [0x800, 0x1fff, 0x2000]
+                .into_iter()
+                .all(|addr| !replaced.was_removed(addr))
+        );
     }
 }

@@ -9,10 +9,10 @@ use vhost_user_blk::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZER
 use vhost_user_blk::blk::request::{Action, Rules, parse};
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::io::{IoOp, IoRequest};
-use vhost_user_blk::memory::MemoryView;
+use vhost_user_blk::memory::{GuestMemory, MemoryView};
 use vhost_user_blk::virtqueue::{Chain, ChainError, RingAddresses, RingFeatures, SplitRing};
 use vhost_user_blk_fuzz::chains::{AVAIL, DESC, Request, USED};
-use vhost_user_blk_fuzz::guest::{Guest, Image, RINGS};
+use vhost_user_blk_fuzz::guest::{APART, Guest, HIGH, Image, NEXT_TO_IT, RINGS};
 use vhost_user_blk_fuzz::spec::{self, Broken, Buffers, Device, Meaning, Operation};
 
 #[derive(Arbitrary, Debug)]
@@ -47,12 +47,13 @@ fuzz_target!(|input: Input| {
     let guest = Guest::new();
     let memory = Arc::new(guest.table());
     let ring = ring(&memory, &device);
-    let view = MemoryView::new(memory);
+    let view = MemoryView::new(Arc::clone(&memory));
     for request in input.requests.iter().take(8) {
         let head = request.store(device.queue_size, &mut |at, bytes| guest.write(at, bytes));
         let image = guest.image();
         let mut found = IoRequest::new();
         let chain = Chain::walk(&ring, &view, head, &mut found.iov);
+        check_removed(&ring, &memory, head, chain);
         match (chain, spec::walk(&device, &image, head)) {
             (Err(error), Err(expected)) => assert_eq!(kind(error), expected, "{error}"),
             (Ok(chain), Ok(expected)) => check(&device, &guest, image, &view, (chain, found), expected),
@@ -61,7 +62,7 @@ fuzz_target!(|input: Input| {
     }
 });
 
-fn ring(memory: &vhost_user_blk::memory::GuestMemory, device: &Device) -> SplitRing {
+fn ring(memory: &GuestMemory, device: &Device) -> SplitRing {
     let addresses = RingAddresses {
         desc: RINGS.user + DESC,
         avail: RINGS.user + AVAIL,
@@ -82,6 +83,20 @@ fn kind(error: ChainError) -> Broken {
         ChainError::UnexpectedIndirect => Broken::UnexpectedIndirect,
         ChainError::BadIndirectLength(_) => Broken::BadIndirectLength,
         ChainError::IndirectNotMapped(_) => Broken::IndirectNotMapped,
+        ChainError::Removed(addr) => panic!("nothing was removed, also not {addr:#x}"),
+    }
+}
+
+/// Without one of the regions a chain is as it was, or waits for an address in that region.
+fn check_removed(ring: &SplitRing, memory: &GuestMemory, head: u16, whole: Result<Chain, ChainError>) {
+    for region in [NEXT_TO_IT, APART, HIGH] {
+        let memory = memory.without_region(region.guest, region.user, region.len);
+        let view = MemoryView::new(Arc::new(memory.expect("the region is there")));
+        let mut iov = IoVecs::new();
+        match Chain::walk(ring, &view, head, &mut iov) {
+            Err(ChainError::Removed(addr)) => assert!(addr.wrapping_sub(region.guest) < region.len),
+            chain => assert_eq!(chain, whole),
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use execute::Visit;
 use notifier::Notifier;
 use poll::KickSource;
 pub use running::QueueError;
-use running::Running;
+use running::{Missing, Running};
 use slow::Slow;
 use trouble::Held;
 use unshared::Unshared;
@@ -69,8 +69,8 @@ struct State {
     write_through: bool,
     /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
     broken: bool,
-    /// The memory table does not hold the ring: nothing is taken from it until one does.
-    paused: bool,
+    /// The frontend has taken memory away: nothing is taken from the ring until it is back.
+    paused: Option<Missing>,
     /// The count of lost mappings when this ring's were last looked at; `None`: never.
     losses: Option<usize>,
     /// The ring is started: a kick came since it was set up, or something was available before that.
@@ -163,7 +163,7 @@ impl State {
             enabled: false,
             write_through: false,
             broken: false,
-            paused: false,
+            paused: None,
             losses: None,
             kicked: false,
             polled: false,
@@ -187,7 +187,7 @@ impl State {
             && self.enabled
             && self.kicked
             && !self.broken
-            && !self.paused
+            && self.paused.is_none()
             && self.stopping.is_none()
     }
 }

@@ -89,6 +89,12 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
+    /// True if the frontend has taken this guest address away, and may give it back.
+    #[cold]
+    pub fn was_removed(&self, guest: u64) -> bool {
+        self.memory.was_removed(guest)
+    }
+
     /// The distance to subtract from a resolved address for our own accesses.
     pub(crate) fn own_distance(&self) -> usize {
         self.own_distance

@@ -170,7 +170,7 @@ impl<'a> Session<'a> {
                 regions: table.len(),
             });
         }
-        self.set_memory(GuestMemory::map(table.zip(files))?)
+        self.set_memory(self.memory.replaced_by(table.zip(files))?)
     }
 
     pub(super) fn add_region(&mut self, info: RegionInfo, file: &File) -> Result<()> {

@@ -14,7 +14,7 @@ const INDIRECT: u16 = 4; // VIRTQ_DESC_F_INDIRECT
 /// (2.7.5.3.1), but Linux makes tables as long as the request needs.
 const MAX_TABLE: u16 = MAX_QUEUE_SIZE;
 
-/// The reason why a chain cannot be walked; its ring must stop.
+/// The reason why a chain cannot be walked. Its ring must stop, or wait for [`ChainError::Removed`] memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// The chain is longer than the queue or the table: it has a loop.
@@ -40,6 +40,9 @@ pub enum ChainError {
     /// An indirect table is outside guest memory.
     #[error("indirect table at {0:#x} is not in guest memory")]
     IndirectNotMapped(u64),
+    /// The chain uses memory that the frontend has taken away, and may give back.
+    #[error("guest memory at {0:#x} was removed from the memory table")]
+    Removed(u64),
 }
 
 /// The result of a walk. The ranges themselves are in the caller's list, readable ones first.
@@ -147,41 +150,54 @@ impl Chain {
         } else {
             self.readable += len;
         }
-        let mapped = push_range(memory, addr, len, iov);
-        if !mapped {
-            self.fault = true;
+        let missing = push_range(memory, addr, len, iov);
+        if let Some(addr) = missing {
+            self.miss(memory, addr)?;
         }
-        if !writable && mapped {
+        if !writable && missing.is_none() {
             self.readable_ranges = iov.as_slice().len();
         } else if writable && len > 0 {
-            self.last_writable_mapped = mapped;
+            self.last_writable_mapped = missing.is_none();
         }
+        Ok(())
+    }
+
+    /// Deals with a range that is not mapped at `addr`.
+    #[cold]
+    fn miss(&mut self, memory: &MemoryView, addr: u64) -> Result<(), ChainError> {
+        if memory.was_removed(addr) {
+            return Err(ChainError::Removed(addr));
+        }
+        self.fault = true;
         Ok(())
     }
 }
 
 /// Adds `len` bytes of guest memory to the list.
 ///
-/// Returns false if part of the range is not mapped. The list then holds the bytes before that part.
+/// Returns the first address that is not mapped, if there is one. The list then holds the bytes before it.
 #[inline(always)]
-fn push_range(memory: &MemoryView, addr: u64, len: u64, iov: &mut IoVecs) -> bool {
+fn push_range(memory: &MemoryView, addr: u64, len: u64, iov: &mut IoVecs) -> Option<u64> {
     let pushed = push_piece(memory, addr, len, iov);
-    pushed == len || push_rest(memory, addr.wrapping_add(pushed), len - pushed, iov)
+    if pushed == len {
+        return None;
+    }
+    push_rest(memory, addr.wrapping_add(pushed), len - pushed, iov)
 }
 
 /// Adds what other regions than the first one hold of a range.
 #[cold]
-fn push_rest(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> bool {
+fn push_rest(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> Option<u64> {
     while left > 0 {
         let pushed = push_piece(memory, addr, left, iov);
         if pushed == 0 {
-            return false;
+            return Some(addr);
         }
         left -= pushed;
         // A region ends at or below 2^64, so this can only wrap when nothing is left or nothing follows.
         addr = addr.wrapping_add(pushed);
     }
-    true
+    None
 }
 
 /// Adds the bytes of a range that the region at `addr` holds. Returns their number: 0 if no region is there.
@@ -210,7 +226,17 @@ fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor
             // SAFETY: at least sixteen bytes are left in the region.
             Ok(unsafe { read_descriptor(ptr) })
         }
-        _ => Err(not_mapped),
+        Some((_, left)) => Err(missing(memory, addr.wrapping_add(left), not_mapped)),
+        None => Err(missing(memory, addr, not_mapped)),
+    }
+}
+
+/// The error for an address that is not mapped: it may have been removed.
+#[cold]
+fn missing(memory: &MemoryView, addr: u64, never_mapped: ChainError) -> ChainError {
+    match memory.was_removed(addr) {
+        true => ChainError::Removed(addr),
+        false => never_mapped,
     }
 }
 
@@ -238,20 +264,20 @@ mod tests {
     #[test]
     fn a_buffer_may_span_adjacent_regions() {
         let view = MemoryView::new(Arc::new(memory()));
-        for (addr, len, mapped, pieces) in [
-            (0xff0, 0x10, true, &[(0xff0, 0x10)][..]),
-            (0xff0, 0x11, true, &[(0xff0, 0x10), (0x1000, 1)]),
-            (0, 0x2000, true, &[(0, 0x1000), (0x1000, 0x1000)]),
-            (0xfff, 0x1002, false, &[(0xfff, 1), (0x1000, 0x1000)]),
-            (0x1fff, 0x1002, false, &[(0x1fff, 1)]),
-            (0x2000, 1, false, &[]),
-            (0x2000, 0, true, &[]),
-            (u64::MAX, 2, false, &[]),
+        for (addr, len, missing, pieces) in [
+            (0xff0, 0x10, None, &[(0xff0, 0x10)][..]),
+            (0xff0, 0x11, None, &[(0xff0, 0x10), (0x1000, 1)]),
+            (0, 0x2000, None, &[(0, 0x1000), (0x1000, 0x1000)]),
+            (0xfff, 0x1002, Some(0x2000), &[(0xfff, 1), (0x1000, 0x1000)]),
+            (0x1fff, 0x1002, Some(0x2000), &[(0x1fff, 1)]),
+            (0x2000, 1, Some(0x2000), &[]),
+            (0x2000, 0, None, &[]),
+            (u64::MAX, 2, Some(u64::MAX), &[]),
         ] {
             let mut iov = IoVecs::new();
             assert_eq!(
                 push_range(&view, addr, len, &mut iov),
-                mapped,
+                missing,
                 "{addr:#x} {len:#x}"
             );
             let piece =

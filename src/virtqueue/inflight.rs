@@ -293,6 +293,11 @@ impl Inflight {
         true
     }
 
+    /// Records that the chain taken last is still available to the device, and not in flight.
+    pub(super) fn put_back(&mut self, head: u16) {
+        self.area.set_mark(head, 0);
+    }
+
     /// Records that a chain was put into the used ring.
     #[inline]
     pub(super) fn put_used(&mut self, head: u16) {

@@ -208,6 +208,21 @@ impl SplitRing {
         Ok(Some(head))
     }
 
+    /// Takes back the last [`SplitRing::pop`], which returned `head`: the next one returns it again.
+    ///
+    /// `left_behind`: a predecessor left the chain in flight, so it stays in flight.
+    #[cold]
+    pub fn put_back(&mut self, head: u16, left_behind: bool) {
+        if left_behind {
+            self.resubmit.push(head);
+            return;
+        }
+        self.next_avail -= 1;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.put_back(head);
+        }
+    }
+
     /// True if an entry can be taken without reading the driver's index again.
     #[inline]
     pub fn has_seen_work(&self) -> bool {

@@ -10,7 +10,8 @@ use testkit::memory::SharedMemory;
 use testkit::random::Random;
 use testkit::raw::{Answer, Client, Region, msg};
 use testkit::vm::{
-    DATA, EVENT_IDX, HEADER, MEMORY, REGION, STATUS, Vm, header, indirect, linked, readable, writable,
+    DATA, EVENT_IDX, HEADER, MEMORY, Outcome, REGION, STATUS, Vm, header, indirect, linked, readable,
+    writable,
 };
 
 /// Runs `attack` on a thread of its own while `meanwhile` runs.
@@ -156,9 +157,9 @@ fn regions_that_go_while_requests_run() {
     arena.case("one of two regions", |daemon| {
         let mut vm = Vm::start_with(daemon, 2, 256, 0);
         let memory = SharedMemory::new(MEMORY);
+        let add = |vm: &mut Vm| vm.client.mem_region(msg::ADD_MEM_REG, extra, &[memory.fd()]);
         for round in 0..100 {
-            let answer = vm.client.mem_region(msg::ADD_MEM_REG, extra, &[memory.fd()]);
-            assert_eq!(answer, Answer::Ack, "round {round}");
+            assert_eq!(add(&mut vm), Answer::Ack, "round {round}");
             vm.poke(HEADER, &header(0, 0));
             let chain = [
                 readable(HEADER, 16),
@@ -170,9 +171,12 @@ fn regions_that_go_while_requests_run() {
             vm.kick(0);
             let answer = vm.client.mem_region(msg::REM_MEM_REG, extra, &[]);
             assert_eq!(answer, Answer::Ack, "round {round}");
-            // In memory that is gone by now, or not any more: both are answers.
-            vm.outcome(0);
+            // The request waits if its memory was gone before it was taken.
             vm.read_sector(1, 3);
+            assert_eq!(add(&mut vm), Answer::Ack, "round {round}");
+            assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 0x4001 });
+            let answer = vm.client.mem_region(msg::REM_MEM_REG, extra, &[]);
+            assert_eq!(answer, Answer::Ack, "round {round}");
         }
     });
     arena.case("the whole table, again and again", |daemon| {

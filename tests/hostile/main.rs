@@ -1,7 +1,7 @@
 //! Many hostile cases, generated from tables: after each of them the daemon is as it was before.
 //!
-//! Each test has a daemon of its own, so that they run side by side. `chain_shapes`, `bad_messages`, `memory`, `requests`,
-//! `rings` and `truncation` tell single stories.
+//! Each test has a daemon of its own, so that they run side by side. `chain_shapes`, `bad_messages`, `memory`, `removal`,
+//! `requests`, `rings` and `truncation` tell single stories.
 
 mod arena;
 mod bad_messages;
@@ -13,6 +13,7 @@ mod memory;
 mod messages;
 mod random;
 mod regions;
+mod removal;
 mod requests;
 mod rings;
 mod truncation;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use super::running::Running;
+use super::running::{Missing, Running};
 use super::{BlkQueue, State};
 use crate::blk::stats::RingState;
 use crate::memory::{GuestMemory, RingLog};
@@ -68,7 +68,7 @@ impl BlkQueue {
             .add_poller(self.me.upgrade().expect("called on a live queue"));
         let mut state = self.state.borrow_mut();
         (state.kicked, state.broken, state.losses) = (kicked, false, None);
-        state.paused = false;
+        state.paused = None;
         state.unshared.reset();
         state.stats.state.set(RingState::Running);
         state.running = Some(running);
@@ -144,34 +144,44 @@ impl BlkQueue {
 
     /// Resolves a running ring again in a new memory table. Requests in flight keep the old one.
     ///
-    /// A ring that the table does not hold pauses until one does: a frontend may take a region away and give it back.
+    /// A frontend may take a region away and give it back. So a ring that is not in the table, or whose next chain uses
+    /// memory that is away, pauses until a table has it again.
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let mut state = self.state.borrow_mut();
-        let paused_before = state.paused;
+        let paused = state.paused;
         let Some(running) = &mut state.running else { return };
-        let remapped = running.remap(memory);
-        if remapped.is_ok() && paused_before {
-            // While it was paused, the driver may have been told not to kick.
-            running.ring.enable_kicks();
-        }
-        state.paused = remapped.is_err();
-        drop(state);
-        match remapped {
-            Err(error) if !paused_before => self.log_pause(&error),
-            Err(_) => {}
-            // Kicks may have come meanwhile.
-            Ok(()) => drop(self.process()),
+        let missing = match running.remap(memory) {
+            Err(_) => Some(Missing::Ring),
+            Ok(()) => paused.filter(|&missing| running.misses(missing)),
+        };
+        match missing {
+            Some(missing) => self.pause(&mut state, missing),
+            None => {
+                if state.paused.take().is_some()
+                    && let Some(running) = &mut state.running
+                {
+                    // While it was paused, the driver may have been told not to kick.
+                    running.ring.enable_kicks();
+                }
+                drop(state);
+                // Kicks may have come meanwhile.
+                self.process();
+            }
         }
     }
 
-    fn log_pause(&self, error: &RingError) {
-        if let Some(suppressed) = self.device.log.pass("paused", self.index) {
+    /// Takes nothing from the ring until the frontend gives back the memory that is missing.
+    #[cold]
+    pub(super) fn pause(&self, state: &mut State, missing: Missing) {
+        let paused_before = state.paused.replace(missing).is_some();
+        if !paused_before && let Some(suppressed) = self.device.log.pass("paused", self.index) {
+            let missing = missing.to_string();
             tracing::info!(
                 disk = self.device.name,
                 queue = self.index,
-                %error,
+                missing,
                 suppressed,
-                "ring paused until the memory table has it again"
+                "ring paused until the frontend gives back memory that it has removed"
             );
         }
     }

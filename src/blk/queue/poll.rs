@@ -122,7 +122,7 @@ impl Poller for BlkQueue {
     fn poll_end(&self) -> bool {
         let mut state = self.state.borrow_mut();
         state.polled = false;
-        if !state.paused
+        if state.paused.is_none()
             && let Some(running) = &mut state.running
         {
             running.ring.enable_kicks();

@@ -44,14 +44,18 @@ impl BlkQueue {
         if let Some(slow) = &mut state.slow {
             slow.begin(batch);
         }
-        collected.unwrap_or_else(|error| {
+        let collected = collected.unwrap_or_else(|error| {
             self.fail(&mut state, &error);
             // What was answered before the error is still to be shown.
             Collected {
                 answered: true,
-                more: false,
+                ..Collected::default()
             }
-        })
+        });
+        if let Some(missing) = collected.missing {
+            self.pause(&mut state, missing);
+        }
+        collected
     }
 
     /// Stops a ring that cannot be trusted any more: everything else goes on.

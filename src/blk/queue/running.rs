@@ -1,5 +1,6 @@
 //! A ring between its start and its stop: chains in, used elements out.
 
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -23,6 +24,26 @@ pub(super) struct Collected {
     pub(super) answered: bool,
     /// The budget was used up.
     pub(super) more: bool,
+    /// The next chain uses memory that the frontend has taken away.
+    pub(super) missing: Option<Missing>,
+}
+
+/// The memory that a paused ring waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Memory of the ring itself.
+    Ring,
+    /// Memory of the chain that is next, at this guest address.
+    Chain(u64),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring => f.write_str("memory of the ring"),
+            Self::Chain(addr) => write!(f, "memory of a request at {addr:#x}"),
+        }
+    }
 }
 
 /// Why a queue had to stop.
@@ -45,6 +66,19 @@ pub enum QueueError {
     /// There is no byte to put a status into.
     #[error("descriptor chain {0} has no writable byte for the status")]
     NoStatus(u16),
+}
+
+impl QueueError {
+    /// The memory to wait for, if the error is over when the frontend gives it back.
+    fn missing(&self) -> Option<Missing> {
+        match self {
+            Self::Chain {
+                source: ChainError::Removed(addr),
+                ..
+            } => Some(Missing::Chain(*addr)),
+            _ => None,
+        }
+    }
 }
 
 /// A ring that is set up, and the chains that the device has.
@@ -162,11 +196,12 @@ impl Running {
         batch: &mut Requests,
     ) -> Result<Collected, QueueError> {
         let (mut answered, mut bytes) = (false, 0);
+        let left_behind = self.ring.left_in_flight();
         for n in 0..BUDGET {
             let Some(head) = self.next_head(polled, n == 0)? else {
                 return Ok(Collected {
                     answered,
-                    more: false,
+                    ..Collected::default()
                 });
             };
             let mut request = free.pop().unwrap_or_default();
@@ -184,11 +219,29 @@ impl Running {
                 }
                 Err(error) => {
                     free.push(request);
-                    return Err(error);
+                    let missing = Some(error.missing().ok_or(error)?);
+                    self.ring.put_back(head, n < left_behind);
+                    return Ok(Collected {
+                        answered,
+                        more: false,
+                        missing,
+                    });
                 }
             }
         }
-        Ok(Collected { answered, more: true })
+        Ok(Collected {
+            answered,
+            more: true,
+            missing: None,
+        })
+    }
+
+    /// True if this memory is still away.
+    pub(super) fn misses(&self, missing: Missing) -> bool {
+        match missing {
+            Missing::Ring => false,
+            Missing::Chain(addr) => self.memory.was_removed(addr),
+        }
     }
 
     /// The next chain, the `first` of a visit or another one. When there is none, the driver is asked for kicks, unless

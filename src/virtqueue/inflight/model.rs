@@ -193,6 +193,14 @@ impl Device {
         self.held.extend(head);
     }
 
+    /// Pops the next chain, which cannot be executed now.
+    fn put_back(&mut self) {
+        let left_behind = self.ring.left_in_flight() > 0;
+        if let Some(head) = self.ring.pop().unwrap() {
+            self.ring.put_back(head, left_behind);
+        }
+    }
+
     fn push(&mut self, pick: usize) {
         if !self.held.is_empty() {
             let head = self.held.swap_remove(pick % self.held.len());
@@ -211,6 +219,7 @@ impl Device {
 enum Op {
     Submit(usize),
     Take,
+    PutBack,
     Push(usize),
     Publish,
     Recover,
@@ -224,6 +233,7 @@ fn step(driver: &mut Driver, device: &mut Option<Device>, op: Op, stores: Option
         match op {
             Op::Submit(pick) => driver.submit(pick),
             Op::Take => device.take(driver),
+            Op::PutBack => device.put_back(),
             Op::Push(pick) => device.push(pick),
             Op::Publish => drop(device.publish()),
             Op::Recover => {}
@@ -251,6 +261,7 @@ fn operation() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => any::<usize>().prop_map(Op::Submit),
         3 => Just(Op::Take),
+        1 => Just(Op::PutBack),
         3 => any::<usize>().prop_map(Op::Push),
         1 => Just(Op::Publish),
     ]
@@ -274,8 +285,8 @@ proptest! {
 }
 
 /// Chains answered out of order in two batches. One is taken between the batches, and two are left.
-const SCENARIO: [Op; 23] = {
-    use Op::{Publish, Push, Submit, Take};
+const SCENARIO: [Op; 25] = {
+    use Op::{Publish, Push, PutBack, Submit, Take};
     [
         Submit(3),
         Submit(1),
@@ -284,6 +295,7 @@ const SCENARIO: [Op; 23] = {
         Take,
         Take,
         Take,
+        PutBack,
         Take,
         Push(2),
         Push(0),
@@ -298,6 +310,7 @@ const SCENARIO: [Op; 23] = {
         Take,
         Push(1),
         Push(0),
+        PutBack,
         Publish,
         Take,
     ]
@@ -320,6 +333,7 @@ fn device_killed_twice_answers_chains_once() {
                         match op {
                             Op::Submit(pick) => driver.submit(pick),
                             Op::Take => device.take(&driver),
+                            Op::PutBack => device.put_back(),
                             Op::Push(pick) => device.push(pick),
                             Op::Publish | Op::Recover => {
                                 device.publish();

@@ -21,17 +21,21 @@ use super::index::slot;
 const NOTE: u32 = 0x686c_0000;
 
 impl SplitRing {
-    /// Leaves `heads`, which must be all unanswered chains, to the next backend of this ring.
+    /// Leaves `taken` to the next backend of this ring: all chains that were popped and not answered. Those that a
+    /// predecessor left and that were not popped go with them.
     ///
     /// Call this when everything else is published. Afterwards the ring may only be used to ask for kicks.
     ///
-    /// If `may_go_back` is set and `heads` are the last chains taken, `next_avail` goes back to the first of them.
-    pub fn leave(&mut self, heads: &[u16], may_go_back: bool) {
-        if may_go_back && self.are_last(heads) {
+    /// If `may_go_back` is set and these are the last chains in the available ring, `next_avail` goes back to the first
+    /// of them.
+    pub fn leave(&mut self, taken: &[u16], may_go_back: bool) {
+        let not_popped = self.resubmit.drain(..).rev();
+        let heads: Vec<u16> = taken.iter().copied().chain(not_popped).collect();
+        if may_go_back && self.are_last(&heads) {
             self.next_avail = self.next_used;
             self.avail_idx = self.next_avail;
         } else if !heads.is_empty() {
-            self.note(heads);
+            self.note(&heads);
         }
     }
 
@@ -125,20 +129,29 @@ mod tests {
             start: u16,
             event_idx: bool,
             tracked: bool,
-            rounds in prop::collection::vec((0usize..9, 0usize..9, any::<usize>(), any::<bool>()), 1..12),
+            rounds in prop::collection::vec(
+                (0usize..9, 0usize..9, 0usize..9, any::<usize>(), any::<bool>()),
+                1..12,
+            ),
         ) {
             let mut driver = Driver::new(8, start, event_idx);
             let (mut base, mut left) = (start, Vec::new());
-            for (submit, answer, pick, may_go_back) in rounds {
+            for (submit, put_back, answer, pick, may_go_back) in rounds {
                 (0..submit).for_each(|i| driver.submit(pick.wrapping_add(i)));
                 let mut ring = driver.ring(base, tracked);
                 prop_assert_eq!(ring.adopt(), 0);
+                let left_behind = ring.left_in_flight();
                 let mut taken = pop_all(&mut ring);
                 let mut expected = driver.outstanding().to_vec();
                 expected.sort_unstable();
                 let mut sorted = taken.clone();
                 sorted.sort_unstable();
                 prop_assert_eq!(sorted, expected, "left before: {:?}", left);
+                // The last chains cannot be executed now.
+                for n in (0..taken.len()).rev().take(put_back) {
+                    ring.put_back(taken[n], n < left_behind);
+                    taken.truncate(n);
+                }
                 for _ in 0..answer.min(taken.len()) {
                     let head = taken.swap_remove(pick % taken.len());
                     ring.push_used(head, 1);
