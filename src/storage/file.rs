@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::fs::{Advice, SeekFrom, fadvise, fstatfs, seek};
+
 use super::error::Error;
 use super::flush::{FlushWitness, Flusher};
 use super::geometry::Geometry;
@@ -16,8 +18,9 @@ use super::nowait::{Nowait, NowaitIo};
 use super::transfer::{IOV_MAX, retry, transfer};
 use super::written_back::WrittenBack;
 use super::zero::{self, Missing};
-use super::{Limits, OpenOptions, bounce, sys};
+use super::{Limits, OpenOptions, bounce};
 use crate::io::IoVecs;
+use crate::sys::{self, block_device, vectored};
 
 /// A raw disk image, or a block device.
 ///
@@ -59,7 +62,10 @@ impl RawFile {
         let file = open_file(options)?;
         let meta = file.metadata().map_err(|e| options.query_error("type", e))?;
         let kind = Kind::of(&meta, &options.path)?;
-        if kind == Kind::BlockDevice && !options.read_only && sys::blkroget(&file).unwrap_or(false) {
+        if kind == Kind::BlockDevice
+            && !options.read_only
+            && block_device::is_read_only(&file).unwrap_or(false)
+        {
             return Err(options.open_error(io::Error::from_raw_os_error(libc::EROFS)));
         }
         let geometry = Geometry::of(&file, &meta, kind, options)?;
@@ -116,7 +122,7 @@ impl RawFile {
     fn bytes(&self) -> io::Result<u64> {
         match self.kind {
             Kind::Regular => Ok(self.file.metadata()?.len()),
-            Kind::BlockDevice => sys::blkgetsize64(&self.file),
+            Kind::BlockDevice => block_device::size(&self.file),
         }
     }
 
@@ -155,7 +161,7 @@ impl RawFile {
     /// of `preadv`.
     pub fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_range(offset, iov.len() as u64)?;
-        let read = |iov: &[libc::iovec], at| sys::preadv(&self.file, iov, at);
+        let read = |iov: &[libc::iovec], at| vectored::preadv(&self.file, iov, at);
         if self.needs_bounce(iov) {
             return bounce::read(iov, offset, self.bounce_alignment(), read);
         }
@@ -168,7 +174,7 @@ impl RawFile {
     /// EFAULT if the memory of `iov` is gone.
     pub fn salvage(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         let read = |iov: &[libc::iovec], at| match self.check_range(at, 0) {
-            Ok(()) => sys::preadv(&self.file, iov, at),
+            Ok(()) => vectored::preadv(&self.file, iov, at),
             Err(error) => Err(error),
         };
         bounce::salvage(iov, offset, self.bounce_alignment(), read)
@@ -180,7 +186,7 @@ impl RawFile {
     /// EROFS on read-only storage; `InvalidInput` for a range that is not on the disk; errors of `pwritev`.
     pub fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_write(offset, iov.len() as u64)?;
-        self.write(iov, offset, sys::pwritev)
+        self.write(iov, offset, vectored::pwritev)
     }
 
     /// Writes `iov` at `offset` and returns when it is stable.
@@ -190,14 +196,14 @@ impl RawFile {
     pub fn writev_durable(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_write(offset, iov.len() as u64)?;
         if self.direct {
-            match self.write(iov, offset, sys::pwritev_dsync) {
+            match self.write(iov, offset, vectored::pwritev_dsync) {
                 Err(e) if zero::is_unsupported(&e) => {}
                 result => return result,
             }
         }
         // Through the page cache one flush serves all writers that wait for one, where RWF_DSYNC would be a flush each;
         // and only the flusher may learn of failed writebacks, because the kernel reports each of them once.
-        self.write(iov, offset, sys::pwritev)?;
+        self.write(iov, offset, vectored::pwritev)?;
         self.flush()
     }
 
@@ -258,7 +264,7 @@ impl RawFile {
     fn flush_after_look(&self, look: bool) -> io::Result<()> {
         let written_back = self.written_back.as_ref().filter(|_| look);
         let look = || written_back.map_or(Ok(()), |written_back| written_back.wait(self.size()));
-        let take = || sys::take_writeback_error(&self.file);
+        let take = || sys::file::take_writeback_error(&self.file);
         self.flusher.flush(look, take, || {
             self.dispel_doubt()?;
             retry(|| self.file.sync_data())
@@ -303,7 +309,7 @@ impl RawFile {
         if !self.doubtful.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let synced = retry(|| sys::syncfs(&self.file));
+        let synced = retry(|| sys::file::sync_file_system(&self.file));
         if let Err(error) = &synced {
             // Reported once, and not to be forgotten.
             self.flusher.give_up(error.raw_os_error().unwrap_or(libc::EIO));
@@ -321,7 +327,8 @@ impl RawFile {
         let before = self.size();
         let shared = self.kind == Kind::BlockDevice || !host_only(&self.file);
         if shared && !self.direct {
-            sys::drop_cache(&self.file)?;
+            // What is dirty stays.
+            fadvise(&self.file, 0, None, Advice::DontNeed)?;
         }
         // A file of this host that has become shorter was cut by mistake: what is missing fails, until it is written again.
         if shared || self.bytes()? > before {
@@ -357,13 +364,19 @@ impl RawFile {
             return Ok(());
         }
         if self.missing.zero(&self.file, offset, len, may_unmap)? {
-            if self.kind == Kind::BlockDevice || sys::end_of(&self.file)? >= end {
+            if self.kind == Kind::BlockDevice || self.end_of_file()? >= end {
                 return Ok(());
             }
             // The file was cut short, and what lies behind its end cannot be read: its last block extends it.
             from = end - len.min(self.limits.logical_block_size.into());
         }
-        zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, sys::pwritev))
+        zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, vectored::pwritev))
+    }
+
+    /// Returns the number of bytes of a regular file. A worker may not ask for a file's status, which takes a path as
+    /// well; and nobody uses the position.
+    fn end_of_file(&self) -> io::Result<u64> {
+        Ok(seek(&self.file, SeekFrom::End(0))?)
     }
 
     fn bounce_alignment(&self) -> usize {
@@ -417,8 +430,7 @@ fn host_only(file: &File) -> bool {
         0x2fc1_2fc1,
         0x794c_7630,
     ];
-    let magic = sys::file_system_magic(file).ok();
-    magic.is_some_and(|magic| MAGIC.iter().any(|known| i64::from(*known) == magic))
+    fstatfs(file).is_ok_and(|stat| MAGIC.iter().any(|known| i64::from(*known) == stat.f_type))
 }
 
 fn open_file(options: &OpenOptions) -> Result<File, Error> {

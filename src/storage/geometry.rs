@@ -4,10 +4,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget, major, minor};
+
+use super::direct::{self, DioAlign};
 use super::error::Error;
 use super::kind::Kind;
-use super::sys::{self, DioAlign};
-use super::{Limits, OpenOptions, direct};
+use super::zero::is_unsupported;
+use super::{Limits, OpenOptions};
+use crate::sys::block_device;
+use crate::sys::file::fallocate;
 
 /// The unit of VIRTIO's sectors and the smallest logical block.
 const SECTOR: u32 = 512;
@@ -37,8 +42,8 @@ impl Geometry {
         let (size, device_block) = match kind {
             Kind::Regular => (meta.len(), None),
             Kind::BlockDevice => (
-                sys::blkgetsize64(file).map_err(query("size"))?,
-                Some(sys::blksszget(file).map_err(query("logical block size"))?),
+                block_device::size(file).map_err(query("size"))?,
+                Some(logical_block(file).map_err(query("logical block size"))?),
             ),
         };
         let dio = direct_alignment(file, device_block, options)?;
@@ -49,14 +54,16 @@ impl Geometry {
             physical_block_size: match kind {
                 Kind::Regular => FILE_BLOCK,
                 // Not every drive tells sense; where it does not, blocks are as small as they can be.
-                Kind::BlockDevice => Some(sys::blkpbszget(file).map_err(query("physical block size"))?)
+                Kind::BlockDevice => Some(physical_block(file).map_err(query("physical block size"))?)
                     .filter(|bytes| bytes.is_power_of_two())
                     .unwrap_or(block),
             }
             .max(block),
             optimal_io_size: match kind {
                 Kind::Regular => 0,
-                Kind::BlockDevice => sys::blkioopt(file).map_err(query("optimal I/O size"))?,
+                Kind::BlockDevice => {
+                    block_device::optimal_io_size(file).map_err(query("optimal I/O size"))?
+                }
             },
             request_alignment: dio.map_or(1, |dio| dio.offset),
             memory_alignment: dio.map_or(1, |dio| dio.memory),
@@ -127,20 +134,30 @@ fn discard_granularity(file: &File, meta: &fs::Metadata, kind: Kind, size: u64) 
         Kind::Regular => {
             // Behind the end of the file there is nothing to lose, so far behind that no other process is just writing there.
             let nowhere = size.saturating_add(FAR_BEHIND);
-            match sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, nowhere, u64::from(SECTOR)) {
-                Err(e) if super::zero::is_unsupported(&e) => Ok(0),
+            match fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, nowhere, u64::from(SECTOR)) {
+                Err(e) if is_unsupported(&e) => Ok(0),
                 // Anything else says nothing about discards in general; they are tried when they come.
                 _ => Ok(file_system_block(meta)),
             }
         }
         Kind::BlockDevice => {
-            let block = sys::blksszget(file)?;
+            let block = logical_block(file)?;
             Ok(match queue_limit(meta.rdev(), "discard_max_bytes") {
                 Some(0) => 0,
                 _ => queue_limit(meta.rdev(), "discard_granularity").map_or(block, |bytes| bytes.max(block)),
             })
         }
     }
+}
+
+/// The logical block size of a block device.
+fn logical_block(device: &File) -> io::Result<u32> {
+    Ok(ioctl_blksszget(device)?)
+}
+
+/// The physical block size of a block device.
+fn physical_block(device: &File) -> io::Result<u32> {
+    Ok(ioctl_blkpbszget(device)?)
 }
 
 /// `st_blksize` where it can be an allocation unit (on network file systems it is a transfer size).
@@ -153,7 +170,7 @@ fn file_system_block(meta: &fs::Metadata) -> u32 {
 
 /// One of the figures under `/sys/dev/block/<device>/queue`; those of a partition are its disk's.
 fn queue_limit(device: u64, name: &str) -> Option<u32> {
-    let device = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let device = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let text = ["queue", "../queue"]
         .iter()
         .find_map(|queue| fs::read_to_string(format!("{device}/{queue}/{name}")).ok())?;

@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{RawFile, sys};
+use super::RawFile;
 use crate::log_limit::LogLimit;
+use crate::sys::ofd_lock;
 
 /// A disk takes its lock again as often as its driver resets it.
 static UNLOCKED: LogLimit = LogLimit::new();
@@ -175,7 +176,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // Both groups of bytes and what is between. Nothing to be done about a failure; closing the file unlocks too.
-        let _ = sys::ofd_set_lock(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
+        let _ = ofd_lock::set(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
         // Release: pairs with the Acquire in `new`.
         self.flag.store(false, Ordering::Release);
     }
@@ -188,7 +189,7 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
         false => &[USED + CONSISTENT_READ, UNSHARED + WRITE],
     };
     for &byte in mine {
-        match sys::ofd_set_lock(fd, libc::F_RDLCK, byte, 1) {
+        match ofd_lock::set(fd, libc::F_RDLCK, byte, 1) {
             // Shared locks get along with each other, so this is no program of QEMU's.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
                 return Ok(Some("another process has locked it"));
@@ -198,7 +199,7 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
     }
 
     // Ours are of the same open file description and do not count.
-    let other_has = |byte| sys::ofd_is_locked(fd, byte);
+    let other_has = |byte| ofd_lock::is_locked(fd, byte);
     if other_has(USED + WRITE)? {
         return Ok(Some("another process has it open for writing"));
     }

@@ -12,7 +12,6 @@ mod geometry;
 mod kind;
 mod lock;
 mod nowait;
-mod sys;
 mod transfer;
 mod written_back;
 mod zero;

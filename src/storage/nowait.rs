@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::sys;
+use rustix::fs::fstatfs;
+
 use super::zero::is_unsupported;
 use crate::io::IoVecs;
+use crate::sys::vectored;
 
 /// `linux/magic.h`; the `libc` crate has only the others.
 const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
@@ -39,7 +41,7 @@ impl NowaitIo {
     pub(super) fn of(file: &File, direct: bool) -> Self {
         // On memory file systems O_DIRECT, where it is taken at all, changes nothing; but whoever asks for it does not
         // want to be served here.
-        let kind = match sys::file_system_magic(file) {
+        let kind = match fstatfs(file).map(|stat| stat.f_type) {
             _ if direct => Nowait::No,
             Ok(magic) if MEMORY.contains(&magic) => Nowait::Memory,
             _ => Nowait::PageCache,
@@ -59,8 +61,10 @@ impl NowaitIo {
     pub(super) fn read(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
-            Nowait::Memory => whole(&sys::preadv(file, iov, offset), len),
-            Nowait::PageCache => attempt(&self.read_refused, len, || sys::preadv_nowait(file, iov, offset)),
+            Nowait::Memory => whole(&vectored::preadv(file, iov, offset), len),
+            Nowait::PageCache => attempt(&self.read_refused, len, || {
+                vectored::preadv_nowait(file, iov, offset)
+            }),
             Nowait::No => false,
         }
     }
@@ -69,9 +73,9 @@ impl NowaitIo {
     pub(super) fn write(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
-            Nowait::Memory => whole(&sys::pwritev(file, iov, offset), len),
+            Nowait::Memory => whole(&vectored::pwritev(file, iov, offset), len),
             Nowait::PageCache => attempt(&self.write_refused, len, || {
-                sys::pwritev_nowait(file, iov, offset)
+                vectored::pwritev_nowait(file, iov, offset)
             }),
             Nowait::No => false,
         }

@@ -16,7 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::kind::Kind;
-use super::sys;
+use crate::sys::vectored;
 
 /// Bytes that one read asks about.
 const CHUNK: u64 = 1 << 30;
@@ -77,7 +77,7 @@ impl WrittenBack {
             touched[word] & bit != 0
         };
         for chunk in (0..size.div_ceil(CHUNK)).filter(was_touched) {
-            match sys::read_nothing(&self.file, chunk * CHUNK, CHUNK) {
+            match vectored::read_nothing(&self.file, chunk * CHUNK, CHUNK) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOSPC)) => return Err(e),
                 _ => {}
             }

@@ -5,9 +5,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::kind::Kind;
-use super::sys;
 use super::transfer::retry;
 use crate::io::IoVecs;
+use crate::sys::block_device;
+use crate::sys::file::fallocate;
 
 /// Bytes of zeroes that are written at a time where nothing better works.
 const PIECE: usize = 1 << 20;
@@ -40,10 +41,10 @@ impl Missing {
     ) -> io::Result<()> {
         match kind {
             Kind::Regular => attempt(&self.punch_hole, || {
-                sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+                fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len)
             })?,
             Kind::BlockDevice => match inward(offset, len, block) {
-                Some((offset, len)) => attempt(&self.discard, || sys::blkdiscard(file, offset, len))?,
+                Some((offset, len)) => attempt(&self.discard, || block_device::discard(file, offset, len))?,
                 None => true,
             },
         };
@@ -54,8 +55,8 @@ impl Missing {
     ///
     /// `may_unmap`: blocks may be given back. Works on block devices too, where the kernel keeps the page cache in step.
     pub(super) fn zero(&self, file: &File, offset: u64, len: u64, may_unmap: bool) -> io::Result<bool> {
-        let hole = || sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len);
-        let zero = || sys::fallocate(file, libc::FALLOC_FL_ZERO_RANGE, offset, len);
+        let hole = || fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len);
+        let zero = || fallocate(file, libc::FALLOC_FL_ZERO_RANGE, offset, len);
         Ok((may_unmap && attempt(&self.punch_hole, hole)?) || attempt(&self.zero_range, zero)?)
     }
 }

@@ -1,7 +1,12 @@
-//! Attributes of files.
+//! Attributes of files, and what changes a file or makes it stable.
+//!
+//! The latter goes through the C library, though `rustix` could do it: a preloaded library can then see it, as in the
+//! test of power cuts.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -14,4 +19,30 @@ pub(crate) fn set_mode(path: &Path, mode: libc::mode_t) -> io::Result<()> {
     let (here, flags) = (libc::AT_FDCWD, libc::AT_SYMLINK_NOFOLLOW);
     // SAFETY: the path is a C string that lives during the call.
     status(unsafe { libc::fchmodat(here, path.as_ptr(), mode, flags) })
+}
+
+/// `sync_file_range` that takes the kernel's report of failed writes and does nothing else: its range is beyond all
+/// pages, so it waits for none.
+pub(crate) fn take_writeback_error(file: &File) -> io::Result<()> {
+    const BEYOND_ALL: i64 = i64::MAX - 1;
+    // SAFETY: takes numbers only.
+    status(unsafe {
+        libc::sync_file_range(file.as_raw_fd(), BEYOND_ALL, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+    })
+}
+
+/// `fallocate` that leaves the size as it is.
+pub(crate) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+    let number = |bytes| libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
+    let (offset, len) = (number(offset)?, number(len)?);
+    let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: takes numbers only.
+    status(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
+}
+
+/// `syncfs`: writes back the whole file system, and fails if it has lost anything since `file` was opened, or since
+/// somebody asked.
+pub(crate) fn sync_file_system(file: &File) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    status(unsafe { libc::syncfs(file.as_raw_fd()) })
 }
