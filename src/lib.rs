@@ -14,6 +14,7 @@
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification
 //!   per batch.
 //! - [`daemon`]: the start, the registry of disks, signals, the end; [`cli`]: the command line.
+//! - [`qmp`]: clients that manage the process; commands, events.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`holders`]: the processes that have a file open, for messages.
 //!
@@ -40,6 +41,7 @@ pub mod limits;
 pub mod log_limit;
 pub mod memory;
 pub mod panics;
+pub mod qmp;
 pub mod readiness;
 pub mod sandbox;
 mod status;

@@ -1,0 +1,74 @@
+//! The table of commands: each with its name, its types, and the code that runs it.
+
+use std::os::fd::OwnedFd;
+
+use serde_json::{Map, Value};
+
+use super::error::{ErrorClass, Outcome, QmpError};
+use super::fdsets::FdSets;
+use super::mailbox::Reply;
+use super::schema::{Object, Type};
+use super::session::{Request, Session};
+
+/// A command. `C` is what commands act on.
+pub struct Command<C> {
+    /// The name that clients use.
+    pub name: &'static str,
+    /// The type of its arguments.
+    pub arguments: &'static Object,
+    /// The type of its result.
+    pub returns: Type,
+    /// The code. The arguments have been checked against their type.
+    pub run: Run<C>,
+}
+
+/// The code of a command.
+pub enum Run<C> {
+    /// Answers at once, and never waits for anything.
+    Now(fn(&mut Scope<'_, C>, Map<String, Value>) -> Outcome),
+    /// Answers later, from any thread.
+    Later(fn(&mut Scope<'_, C>, Map<String, Value>, Reply)),
+}
+
+/// What a command may use.
+pub struct Scope<'a, C> {
+    /// What commands act on.
+    pub context: &'a mut C,
+    /// The sets of descriptors of all clients.
+    pub fdsets: &'a FdSets,
+    pub(super) session: &'a mut Session,
+    pub(super) table: &'a [Command<C>],
+    pub(super) quit: &'a mut bool,
+}
+
+impl<C> Scope<'_, C> {
+    /// Takes the descriptor that the client has named so.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn take_named(&mut self, name: &str) -> Result<OwnedFd, QmpError> {
+        self.session.take_named(name)
+    }
+
+    /// Checks and runs a command. Returns its outcome, or `None` if the reply will have it.
+    pub(super) fn run(&mut self, request: Request, reply: impl FnOnce() -> Reply) -> Option<Outcome> {
+        let Request { command, arguments } = request;
+        if let Err(refusal) = super::session::check_mode(&command, self.session.negotiated) {
+            return Some(Err(refusal));
+        }
+        let Some(command) = self.table.iter().find(|known| known.name == command) else {
+            let desc = format!("The command '{command}' does not exist");
+            return Some(Err(QmpError::new(ErrorClass::CommandNotFound, desc)));
+        };
+        if let Err(refusal) = super::arguments::check(command.arguments, &arguments) {
+            return Some(Err(refusal));
+        }
+        match command.run {
+            Run::Now(run) => Some(run(self, arguments)),
+            Run::Later(run) => {
+                run(self, arguments, reply());
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! File descriptors that clients have passed: sets that a path `/dev/fdset/N` stands for.
+//!
+//! A set outlives the command that made it, but not the last client: whoever wants to use it has opened it by then.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::fcntl_dupfd_cloexec;
+
+use super::error::QmpError;
+
+/// The directory that paths of sets seem to be in.
+const DIRECTORY: &str = "/dev/fdset/";
+/// Maximum number of descriptors in all sets.
+const MAX_FDS: usize = 1024;
+
+/// All sets. Clones share them. Any thread.
+#[derive(Clone, Debug, Default)]
+pub struct FdSets(Arc<Mutex<BTreeMap<i64, Vec<Member>>>>);
+
+#[derive(Debug)]
+struct Member {
+    /// The number that clients know the descriptor by.
+    number: i64,
+    fd: OwnedFd,
+    opaque: Option<String>,
+}
+
+/// One set, for `query-fdsets`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct SetInfo {
+    pub(super) id: i64,
+    /// Number and opaque text of each descriptor.
+    pub(super) fds: Vec<(i64, Option<String>)>,
+}
+
+impl FdSets {
+    /// Adds a descriptor to a set, or to a new set. Returns the numbers of both.
+    pub(super) fn add(
+        &self,
+        fd: OwnedFd,
+        set: Option<i64>,
+        opaque: Option<String>,
+    ) -> Result<(i64, i64), QmpError> {
+        let mut sets = self.lock();
+        if sets.values().map(Vec::len).sum::<usize>() >= MAX_FDS {
+            return Err(QmpError::generic(format!(
+                "There are {MAX_FDS} descriptors in fdsets already"
+            )));
+        }
+        let id = match set {
+            Some(id) if id < 0 => return Err(QmpError::expects("fdset-id", "a non-negative value")),
+            Some(id) => id,
+            None => (0..).find(|id| !sets.contains_key(id)).unwrap_or(i64::MAX),
+        };
+        let number = i64::from(fd.as_raw_fd());
+        sets.entry(id).or_default().push(Member { number, fd, opaque });
+        Ok((id, number))
+    }
+
+    /// Removes a descriptor, or all of a set.
+    pub(super) fn remove(&self, set: i64, number: Option<i64>) -> Result<(), QmpError> {
+        let mut sets = self.lock();
+        let unknown = || match number {
+            Some(number) => QmpError::generic(format!(
+                "File descriptor named 'fdset-id:{set}, fd:{number}' not found"
+            )),
+            None => QmpError::generic(format!("File descriptor named 'fdset-id:{set}' not found")),
+        };
+        let members = sets.get_mut(&set).ok_or_else(unknown)?;
+        let before = members.len();
+        members.retain(|member| number.is_some_and(|number| member.number != number));
+        if members.len() == before {
+            return Err(unknown());
+        }
+        if members.is_empty() {
+            sets.remove(&set);
+        }
+        Ok(())
+    }
+
+    pub(super) fn list(&self) -> Vec<SetInfo> {
+        let fds = |members: &Vec<Member>| {
+            let info = |member: &Member| (member.number, member.opaque.clone());
+            members.iter().map(info).collect()
+        };
+        let sets = self.lock();
+        sets.iter()
+            .map(|(id, members)| SetInfo {
+                id: *id,
+                fds: fds(members),
+            })
+            .collect()
+    }
+
+    /// Closes all sets.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the same access mode. Returns
+    /// `None` if the path is none of a set.
+    ///
+    /// # Errors
+    /// The set does not exist, or has no descriptor with that access mode.
+    pub fn open(&self, path: &str, writable: bool) -> Option<io::Result<File>> {
+        let id = path.strip_prefix(DIRECTORY)?;
+        Some(self.duplicate(id, writable).map(File::from))
+    }
+
+    fn duplicate(&self, id: &str, writable: bool) -> io::Result<OwnedFd> {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let id = id.parse::<i64>().map_err(|_| missing())?;
+        let sets = self.lock();
+        let members = sets.get(&id).ok_or_else(missing)?;
+        let wanted = match writable {
+            true => OFlags::RDWR,
+            false => OFlags::RDONLY,
+        };
+        for member in members {
+            if fcntl_getfl(member.fd.as_fd())? & OFlags::RWMODE == wanted {
+                return Ok(fcntl_dupfd_cloexec(member.fd.as_fd(), 0)?);
+            }
+        }
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i64, Vec<Member>>> {
+        // No panic can leave a set in pieces.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use super::*;
+
+    fn descriptor(writable: bool) -> OwnedFd {
+        let file = OpenOptions::new().read(true).write(writable).open("/dev/null");
+        file.expect("exists everywhere").into()
+    }
+
+    #[test]
+    fn paths_open_the_descriptor_with_the_same_mode() {
+        let sets = FdSets::default();
+        let (id, _) = sets.add(descriptor(false), None, None).expect("add");
+        let path = format!("/dev/fdset/{id}");
+        assert!(sets.open(&path, false).expect("a set's path").is_ok());
+        let refused = sets
+            .open(&path, true)
+            .expect("a set's path")
+            .expect_err("none is writable");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        sets.add(descriptor(true), Some(id), None).expect("add");
+        assert!(sets.open(&path, true).expect("a set's path").is_ok());
+        assert!(sets.open("/dev/null", true).is_none());
+        assert!(sets.open("/dev/fdset/77", true).expect("a set's path").is_err());
+        assert!(sets.open("/dev/fdset/x", true).expect("a set's path").is_err());
+    }
+
+    #[test]
+    fn removal_takes_one_descriptor_or_all() {
+        let sets = FdSets::default();
+        let (id, first) = sets.add(descriptor(true), Some(7), None).expect("add");
+        let (_, second) = sets
+            .add(descriptor(true), Some(7), Some("b".into()))
+            .expect("add");
+        assert_eq!(id, 7);
+        sets.remove(7, Some(first)).expect("is there");
+        assert!(sets.remove(7, Some(first)).is_err());
+        let left = vec![(second, Some("b".to_owned()))];
+        assert_eq!(sets.list(), [SetInfo { id: 7, fds: left }]);
+        sets.remove(7, None).expect("is there");
+        assert!(sets.remove(7, None).is_err());
+        assert_eq!(sets.list(), []);
+    }
+
+    #[test]
+    fn the_number_of_descriptors_is_limited() {
+        let sets = FdSets::default();
+        let added = (0..MAX_FDS + 1).filter(|_| sets.add(descriptor(false), Some(1), None).is_ok());
+        assert_eq!(added.count(), MAX_FDS);
+    }
+}

@@ -1,0 +1,279 @@
+//! JSON as it travels: cuts a stream into messages, parses them strictly, and writes values the way QEMU spaces them.
+//!
+//! The stream comes from a client, so everything is bounded: the length of a message, its depth, and the number of
+//! errors that garbage causes. After an error, input is skipped up to a place where a new message may start. An ASCII
+//! control character (other than a tab) or one of the bytes 0xFE and 0xFF ends a message and its error at once, so that
+//! a client can always reach a known state.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::Serialize;
+use serde_json::ser::Formatter;
+use serde_json::{Map, Number, Value};
+
+/// Maximum length of a message. Commands are far shorter.
+const MAX_LENGTH: usize = 1 << 20;
+/// Maximum depth of arrays and objects in each other. The parser's own limit is 128.
+const MAX_DEPTH: u32 = 100;
+
+/// The reason why input is not a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SyntaxError {
+    #[error("JSON parse error, stray byte 0x{0:02x}")]
+    Stray(u8),
+    #[error("JSON parse error, {0}")]
+    Parse(String),
+    #[error("JSON parse error, more than {MAX_DEPTH} levels of nesting")]
+    TooDeep,
+    #[error("JSON parse error, message longer than {MAX_LENGTH} bytes")]
+    TooLong,
+    #[error("QMP input must be a JSON object")]
+    NotAnObject,
+}
+
+/// Cuts a stream of bytes into messages.
+#[derive(Debug, Default)]
+pub(super) struct Framer {
+    /// The message so far. Strings in single quotes, which QEMU accepts, have become strings in double quotes.
+    text: Vec<u8>,
+    depth: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum State {
+    /// Between two messages.
+    #[default]
+    Between,
+    /// In a message, but not in a string.
+    Inside,
+    /// In a string that ends with this quote.
+    String(u8),
+    /// After a backslash in such a string.
+    Escape(u8),
+    /// After an error: skips input up to `{` or a control character.
+    Recovering,
+    /// After input that exceeds a limit: skips it up to a control character.
+    Skipping,
+}
+
+impl Framer {
+    /// Adds a byte. Returns a message or an error if the byte completes one.
+    pub(super) fn push(&mut self, byte: u8) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        let control = is_reset(byte);
+        match self.state {
+            State::Between => self.start(byte),
+            State::Recovering if byte == b'{' => self.start(byte),
+            State::Recovering | State::Skipping => {
+                if control {
+                    self.state = State::Between;
+                }
+                None
+            }
+            State::Inside => self.inside(byte),
+            State::String(_) | State::Escape(_) if control || byte == b'\t' => {
+                self.fail(SyntaxError::Stray(byte), control)
+            }
+            State::String(quote) => self.in_string(quote, byte),
+            State::Escape(quote) => {
+                self.state = State::String(quote);
+                match byte {
+                    b'\'' => self.keep(b"'"),
+                    _ => self.keep(&[b'\\', byte]),
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, byte: u8) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => None,
+            b'{' | b'[' => {
+                self.state = State::Inside;
+                self.inside(byte)
+            }
+            b'0'..=b'9' | b'-' | b'"' | b'\'' => self.fail(SyntaxError::NotAnObject, false),
+            _ => self.fail(SyntaxError::Stray(byte), is_reset(byte)),
+        }
+    }
+
+    fn inside(&mut self, byte: u8) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        match byte {
+            b'{' | b'[' => {
+                self.depth += 1;
+                if self.depth > MAX_DEPTH {
+                    return self.exceed(SyntaxError::TooDeep);
+                }
+            }
+            b'}' | b']' => {
+                self.depth -= 1;
+                if self.depth == 0 {
+                    self.text.push(byte);
+                    return Some(self.take());
+                }
+            }
+            b'"' | b'\'' => {
+                self.state = State::String(byte);
+                return self.keep(b"\"");
+            }
+            b'\t' | b'\r' | b'\n' | 0x20..0xfe => {}
+            _ => return self.fail(SyntaxError::Stray(byte), true),
+        }
+        self.keep(&[byte])
+    }
+
+    fn in_string(&mut self, quote: u8, byte: u8) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        if byte == quote {
+            self.state = State::Inside;
+            return self.keep(b"\"");
+        }
+        match byte {
+            b'\\' => {
+                self.state = State::Escape(quote);
+                None
+            }
+            b'"' => self.keep(b"\\\""),
+            _ => self.keep(&[byte]),
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        if self.text.len() + bytes.len() > MAX_LENGTH {
+            return self.exceed(SyntaxError::TooLong);
+        }
+        self.text.extend_from_slice(bytes);
+        None
+    }
+
+    /// Parses the complete message.
+    fn take(&mut self) -> Result<Map<String, Value>, SyntaxError> {
+        let text = std::mem::take(self).text;
+        match serde_json::from_slice(&text) {
+            Ok(Strict(Value::Object(message))) => Ok(message),
+            Ok(Strict(_)) => Err(SyntaxError::NotAnObject),
+            Err(error) => Err(SyntaxError::Parse(error.to_string())),
+        }
+    }
+
+    /// Gives the message up. `known` if the offending byte itself ends the recovery.
+    fn fail(&mut self, error: SyntaxError, known: bool) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        *self = Self::default();
+        self.state = match known {
+            true => State::Between,
+            false => State::Recovering,
+        };
+        Some(Err(error))
+    }
+
+    fn exceed(&mut self, error: SyntaxError) -> Option<Result<Map<String, Value>, SyntaxError>> {
+        *self = Self::default();
+        self.state = State::Skipping;
+        Some(Err(error))
+    }
+}
+
+/// Whether a byte ends a message and its error, whatever came before.
+fn is_reset(byte: u8) -> bool {
+    byte >= 0xfe || (byte < 0x20 && byte != b'\t')
+}
+
+/// A value in which no object has the same key twice.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(element)) = elements.next_element()? {
+            array.push(element);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((key, Strict(value))) = members.next_entry::<String, Strict>()? {
+            if object.insert(key, value).is_some() {
+                return Err(A::Error::custom("duplicate key"));
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// Writes a value on one line, spaced like QEMU's output, which scripts search for texts such as `"return": {}`.
+pub(super) fn to_line(value: &Value) -> Vec<u8> {
+    let mut line = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut line, Spaced);
+    value
+        .serialize(&mut serializer)
+        .expect("a value has only text keys, and memory takes all of it");
+    line.extend_from_slice(b"\r\n");
+    line
+}
+
+/// Spaces after commas and colons.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        separate(writer, first)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        separate(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+fn separate<W: ?Sized + Write>(writer: &mut W, first: bool) -> io::Result<()> {
+    match first {
+        true => Ok(()),
+        false => writer.write_all(b", "),
+    }
+}
+
+#[cfg(test)]
+mod tests;

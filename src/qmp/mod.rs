@@ -1,0 +1,29 @@
+//! QMP, the protocol by which tools manage QEMU and qemu-storage-daemon: clients on Unix sockets, commands, events.
+//!
+//! Runs on the monitor thread ([`Monitor::run`]). Clients are trusted to manage disks, but not to be free of mistakes:
+//! garbage, half messages, floods, and clients that do not read cost bounded memory and delay nobody else. The thread
+//! does no I/O on disks and waits for no disk. Other threads reach clients through [`Events`] and [`Reply`].
+//!
+//! One table of [`Command`]s is the source of the commands, of their arguments' checks and of the schema. The module
+//! knows nothing of disks.
+
+mod arguments;
+mod builtin;
+mod client;
+mod command;
+mod error;
+pub mod events;
+mod fdsets;
+mod json;
+mod mailbox;
+mod monitor;
+pub mod schema;
+mod session;
+
+pub use arguments::check;
+pub use builtin::typed;
+pub use command::{Command, Run, Scope};
+pub use error::{ErrorClass, Outcome, QmpError};
+pub use fdsets::FdSets;
+pub use mailbox::{Events, Reply};
+pub use monitor::Monitor;

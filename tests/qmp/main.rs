@@ -1,0 +1,9 @@
+//! QMP: real clients on real sockets, honest and otherwise.
+
+mod client;
+mod descriptors;
+mod events;
+mod floods;
+mod protocol;
+mod schema;
+mod server;
