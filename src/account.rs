@@ -3,16 +3,10 @@
 //! Used only at start-up, while the process has one thread, because looking up a name may run code of the machine's
 //! name services.
 
-use std::ffi::{CStr, CString};
 use std::io;
-use std::mem::MaybeUninit;
-use std::ptr;
 
-use crate::status::status;
-
-/// The initial and the maximum size of memory for one entry of the user or group database.
-const ENTRY_MIN: usize = 1 << 10;
-const ENTRY_MAX: usize = 1 << 24;
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group, Uid, User, setgroups, setresgid, setresuid};
 
 /// A user or group cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,25 +63,8 @@ impl Account {
         let entry = match user.parse() {
             // With a group given, no entry is needed.
             Ok(uid) if group.is_some() => Some((uid, 0)),
-            Ok(uid) => user_entry(user, |entry, memory, found| {
-                // SAFETY: see `look_up`.
-                unsafe { libc::getpwuid_r(uid, entry, memory.as_mut_ptr().cast(), memory.len(), found) }
-            })?,
-            Err(_) => {
-                let name = c_string("user", user)?;
-                user_entry(user, |entry, memory, found| {
-                    // SAFETY: see `look_up`; the name is a C string.
-                    unsafe {
-                        libc::getpwnam_r(
-                            name.as_ptr(),
-                            entry,
-                            memory.as_mut_ptr().cast(),
-                            memory.len(),
-                            found,
-                        )
-                    }
-                })?
-            }
+            Ok(uid) => find_user(user, || User::from_uid(Uid::from_raw(uid)))?,
+            Err(_) => find_user(user, || User::from_name(user))?,
         };
         let (uid, own) = entry.ok_or_else(|| match user.parse::<libc::uid_t>() {
             Ok(_) => Error::NoGroup(user.to_owned()),
@@ -115,8 +92,7 @@ impl Account {
     /// # Errors
     /// The process runs neither as root nor as this user and group.
     pub fn check(&self) -> Result<(), Error> {
-        // SAFETY: takes nothing and always succeeds.
-        if unsafe { libc::geteuid() } == 0 || self.is_ours() {
+        if Uid::effective().is_root() || self.is_ours() {
             return Ok(());
         }
         Err(self.not_allowed(io::Error::from_raw_os_error(libc::EPERM)))
@@ -134,23 +110,19 @@ impl Account {
     /// # Errors
     /// The process runs neither as root nor as this user and group, or a system call failed.
     pub fn become_it(&self) -> Result<(), Error> {
-        let failed = |source| self.not_allowed(source);
-        // SAFETY: an empty list is read from nowhere.
-        let groups = unsafe { libc::setgroups(0, ptr::null()) };
-        if groups != 0 && self.is_ours() {
+        let failed = |errno: Errno| self.not_allowed(errno.into());
+        let groups = setgroups(&[]);
+        if groups.is_err() && self.is_ours() {
             return Ok(());
         }
-        status(groups).map_err(failed)?;
-        // SAFETY: takes only numbers.
-        status(unsafe { libc::setresgid(self.gid, self.gid, self.gid) }).map_err(failed)?;
-        // SAFETY: takes only numbers.
-        status(unsafe { libc::setresuid(self.uid, self.uid, self.uid) }).map_err(failed)
+        groups.map_err(failed)?;
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        setresgid(gid, gid, gid).map_err(failed)?;
+        setresuid(uid, uid, uid).map_err(failed)
     }
 
     fn is_ours(&self) -> bool {
-        // SAFETY: they take nothing and always succeed.
-        let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
-        (user, group) == (self.uid, self.gid)
+        (Uid::effective().as_raw(), Gid::effective().as_raw()) == (self.uid, self.gid)
     }
 }
 
@@ -162,93 +134,51 @@ pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
     }
-    let name = c_string("group", group)?;
-    let number = |entry: &libc::group| entry.gr_gid;
-    let entry = look_up("group", group, number, |entry, memory, found| {
-        // SAFETY: see `look_up`; the name is a C string.
-        unsafe {
-            libc::getgrnam_r(
-                name.as_ptr(),
-                entry,
-                memory.as_mut_ptr().cast(),
-                memory.len(),
-                found,
-            )
-        }
-    })?;
-    entry.ok_or_else(|| unknown("group", group))
+    let entry = look_up("group", group, || Group::from_name(group))?;
+    Ok(entry.ok_or_else(|| unknown("group", group))?.gid.as_raw())
 }
 
 /// Returns the name of a user, for messages.
 pub fn user_name(uid: libc::uid_t) -> Option<String> {
-    // SAFETY: the entry is valid during the call, and its name is a C string.
-    let name = |entry: &libc::passwd| unsafe { owned_string(entry.pw_name) };
-    let entry = look_up("user", "", name, |entry, memory, found| {
-        // SAFETY: see `look_up`.
-        unsafe { libc::getpwuid_r(uid, entry, memory.as_mut_ptr().cast(), memory.len(), found) }
-    });
-    entry.ok().flatten()
+    let entry = look_up("user", "", || User::from_uid(Uid::from_raw(uid)));
+    Some(entry.ok()??.name)
 }
 
 /// Returns the name of a group, for messages.
 pub fn group_name(gid: libc::gid_t) -> Option<String> {
-    // SAFETY: the entry is valid during the call, and its name is a C string.
-    let name = |entry: &libc::group| unsafe { owned_string(entry.gr_name) };
-    let entry = look_up("group", "", name, |entry, memory, found| {
-        // SAFETY: see `look_up`.
-        unsafe { libc::getgrgid_r(gid, entry, memory.as_mut_ptr().cast(), memory.len(), found) }
-    });
-    entry.ok().flatten()
+    let entry = look_up("group", "", || Group::from_gid(Gid::from_raw(gid)));
+    Some(entry.ok()??.name)
 }
 
-/// Copies a C string.
-///
-/// # Safety
-/// `text` is a valid C string.
-unsafe fn owned_string(text: *const libc::c_char) -> String {
-    // SAFETY: the caller guarantees a valid C string.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
-fn user_entry(
+/// Returns the numbers of a user and of the user's own group.
+fn find_user(
     user: &str,
-    call: impl FnMut(*mut libc::passwd, &mut [u8], &mut *mut libc::passwd) -> libc::c_int,
+    find: impl Fn() -> nix::Result<Option<User>>,
 ) -> Result<Option<(libc::uid_t, libc::gid_t)>, Error> {
-    look_up("user", user, |entry| (entry.pw_uid, entry.pw_gid), call)
+    let entry = look_up("user", user, find)?;
+    Ok(entry.map(|entry| (entry.uid.as_raw(), entry.gid.as_raw())))
 }
 
-/// Calls one of the `get..._r` functions with enough memory, and returns what `read` takes from the entry. The memory
-/// of the entry's strings lives only until `read` returns.
-fn look_up<T, R>(
+fn look_up<T>(
     what: &'static str,
     name: &str,
-    read: impl Fn(&T) -> R,
-    mut call: impl FnMut(*mut T, &mut [u8], &mut *mut T) -> libc::c_int,
-) -> Result<Option<R>, Error> {
-    let mut memory = vec![0; ENTRY_MIN];
+    find: impl Fn() -> nix::Result<Option<T>>,
+) -> Result<Option<T>, Error> {
     loop {
-        let (mut entry, mut found) = (MaybeUninit::uninit(), ptr::null_mut());
-        match call(entry.as_mut_ptr(), &mut memory, &mut found) {
-            0 if found.is_null() => return Ok(None),
-            // SAFETY: the entry was found, and so the call has filled it in.
-            0 => return Ok(Some(read(unsafe { entry.assume_init_ref() }))),
-            libc::ERANGE if memory.len() < ENTRY_MAX => memory.resize(memory.len() * 2, 0),
-            libc::EINTR => {}
+        match find() {
+            Ok(entry) => return Ok(entry),
+            Err(Errno::EINTR) => {}
             // Some databases return these if there is no entry.
-            libc::ENOENT | libc::ESRCH => return Ok(None),
-            errno => {
+            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(None),
+            Err(errno) => {
                 return Err(Error::Lookup {
                     what,
                     name: name.to_owned(),
-                    source: io::Error::from_raw_os_error(errno),
+                    source: errno.into(),
                 });
             }
         }
     }
-}
-
-fn c_string(what: &'static str, name: &str) -> Result<CString, Error> {
-    CString::new(name).map_err(|_| unknown(what, name))
 }
 
 fn unknown(what: &'static str, name: &str) -> Error {

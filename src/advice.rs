@@ -2,12 +2,13 @@
 //!
 //! Runs at the start only, once an attempt has failed. Any thread.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::process::geteuid;
 
 use crate::account;
 
@@ -49,7 +50,7 @@ pub(crate) fn no_directory(path: &Path) -> Option<String> {
 /// Says what keeps this process from making a file at `path`.
 pub(crate) fn denied_directory(path: &Path) -> String {
     let directory = directory_of(path);
-    if is_allowed(&directory, libc::X_OK) && !is_allowed(&directory, libc::W_OK) {
+    if is_allowed(&directory, Access::EXEC_OK) && !is_allowed(&directory, Access::WRITE_OK) {
         return format!("{} may not make files in {}", us(), belongs(&directory));
     }
     denied(path)
@@ -70,7 +71,7 @@ pub(crate) fn denied(path: &Path) -> String {
                     directory
                 }
             })
-            .find(|directory| !is_allowed(directory, libc::X_OK));
+            .find(|directory| !is_allowed(directory, Access::EXEC_OK));
         if let Some(directory) = closed {
             return format!("{} may not enter directory {}", us(), belongs(directory));
         }
@@ -79,7 +80,7 @@ pub(crate) fn denied(path: &Path) -> String {
             Err(_) => break,
         }
     }
-    for (mode, doing) in [(libc::R_OK, "read"), (libc::W_OK, "write")] {
+    for (mode, doing) in [(Access::READ_OK, "read"), (Access::WRITE_OK, "write")] {
         if !is_allowed(&path, mode) {
             return format!("{} may not {doing} {}", us(), belongs(&path));
         }
@@ -102,8 +103,7 @@ pub(crate) fn not_writable(path: &Path, error: &io::Error) -> String {
 
 /// The user of this process.
 fn us() -> String {
-    // SAFETY: takes nothing and always succeeds.
-    let user = unsafe { libc::geteuid() };
+    let user = geteuid().as_raw();
     account::user_name(user).map_or_else(|| format!("user {user}"), |name| format!("user {name}"))
 }
 
@@ -129,10 +129,6 @@ pub(crate) fn directory_of(path: &Path) -> PathBuf {
     }
 }
 
-fn is_allowed(path: &Path, mode: libc::c_int) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
-        return false;
-    };
-    // SAFETY: the path is a C string that lives during the call.
-    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) == 0 }
+fn is_allowed(path: &Path, access: Access) -> bool {
+    accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
 }

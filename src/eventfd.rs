@@ -4,10 +4,14 @@
 //! waits, whether the file is non-blocking or not; for the one exception see [`signal`].
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::os::fd::AsFd;
 
-use crate::status::status;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fstat};
+use rustix::io::{ReadWriteFlags, preadv2};
+
+use crate::sys;
 
 /// Returns whether a file is an eventfd, without an effect that anybody could notice.
 ///
@@ -16,20 +20,15 @@ use crate::status::status;
 /// # Errors
 /// The file descriptor is not open.
 pub(crate) fn is_eventfd(file: &File) -> io::Result<bool> {
-    // SAFETY: all zeroes is a valid stat.
-    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: the struct is valid for the call.
-    status(unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) })?;
-    let anonymous = stat.st_mode & libc::S_IFMT == 0;
+    let anonymous = fstat(file)?.st_mode & libc::S_IFMT == 0;
     Ok(anonymous && takes_eight_bytes(file) && wants_more_than(file, 4))
 }
 
 /// Returns whether a write of 8 bytes passes the file's check of the length. Few files without a type can be written to
 /// at all. An eventfd checks the length first and then the memory.
 fn takes_eight_bytes(file: &File) -> bool {
-    // SAFETY: the kernel finds no memory at this address, and returns an error.
-    let written = unsafe { libc::write(file.as_raw_fd(), std::ptr::null(), 8) };
-    written < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+    let written = sys::file::write_nothing(file, 8);
+    written.is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
 }
 
 /// Returns whether a read of `len` bytes is refused as too short. An eventfd cannot be read in parts. Other writable
@@ -43,7 +42,7 @@ fn wants_more_than(file: &File, len: usize) -> bool {
 ///
 /// # Errors
 /// The file is no eventfd, or the kernel is older than 5.8.
-pub(crate) fn drain(file: &impl AsRawFd) -> io::Result<()> {
+pub(crate) fn drain(file: impl AsFd) -> io::Result<()> {
     match read_nowait(file, &mut [0; 8]) {
         Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
         Ok(_) => Ok(()),
@@ -53,21 +52,16 @@ pub(crate) fn drain(file: &impl AsRawFd) -> io::Result<()> {
 }
 
 /// Reads without waiting, whatever the file's flags.
-fn read_nowait(file: &impl AsRawFd, buf: &mut [u8]) -> io::Result<usize> {
-    let iov = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
-    // SAFETY: one range, valid for its length. Offset -1 means the current position; an eventfd has none.
-    let len = unsafe { libc::preadv2(file.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
-    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+fn read_nowait(file: impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+    // Offset -1 means the current position; an eventfd has none.
+    let position = u64::MAX;
+    let mut bufs = [IoSliceMut::new(buf)];
+    Ok(preadv2(file, &mut bufs, position, ReadWriteFlags::NOWAIT)?)
 }
 
 /// Returns whether reads and writes of the file wait, as its owner has currently set it.
 pub(crate) fn is_blocking(file: &File) -> bool {
-    // SAFETY: the fd is open; F_GETFL takes no further argument.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    flags & libc::O_NONBLOCK == 0
+    fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
 }
 
 /// Adds one to the counter. A full counter counts as signalled already.
@@ -103,29 +97,21 @@ pub(crate) fn make_room(file: &File) {
 }
 
 fn is_full(file: &File) -> bool {
-    let mut poll = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLOUT,
-        revents: 0,
-    };
-    // SAFETY: one valid entry.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 0 }
+    let mut polled = [PollFd::new(file, PollFlags::OUT)];
+    matches!(poll(&mut polled, Some(&Timespec::default())), Ok(0))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+    use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
+    use rustix::event::epoll;
+    use rustix::fs::inotify;
+    use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
     use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-
-    fn owned(fd: i32) -> OwnedFd {
-        assert!(fd >= 0);
-        // SAFETY: `fd` was just made, and nobody else has it.
-        unsafe { OwnedFd::from_raw_fd(fd) }
-    }
 
     #[test]
     fn every_eventfd_is_recognised_and_keeps_its_count() {
@@ -148,14 +134,7 @@ mod tests {
         let (reader, writer) = std::io::pipe().unwrap();
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         let open = |path| File::options().read(true).write(true).open(path).unwrap();
-        // SAFETY: these make descriptors and touch no memory.
-        let (epoll, timer, inotify) = unsafe {
-            (
-                libc::epoll_create1(0),
-                libc::timerfd_create(libc::CLOCK_MONOTONIC, 0),
-                libc::inotify_init1(0),
-            )
-        };
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty()).unwrap();
         let files: [File; 12] = [
             OwnedFd::from(reader).into(),
             OwnedFd::from(writer).into(),
@@ -166,9 +145,9 @@ mod tests {
             tempfile::tempfile().unwrap(),
             File::open("/").unwrap(),
             File::open("/proc/self/maps").unwrap(),
-            owned(epoll).into(),
-            owned(timer).into(),
-            owned(inotify).into(),
+            epoll::create(epoll::CreateFlags::empty()).unwrap().into(),
+            timer.into(),
+            inotify::init(inotify::CreateFlags::empty()).unwrap().into(),
         ];
         for file in files {
             let name = format!("{file:?}");

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+use rustix::event::EventfdFlags;
 
 use crate::eventfd;
 
@@ -32,7 +32,8 @@ pub enum KernelError {
 /// # Errors
 /// The kernel is too old, or the check itself failed.
 pub fn check() -> Result<(), KernelError> {
-    let event = EventFd::new(EFD_CLOEXEC).map_err(KernelError::Unknown)?;
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC);
+    let event = event.map_err(|errno| KernelError::Unknown(errno.into()))?;
     eventfd::drain(&event).map_err(|error| match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOSYS) => KernelError::TooOld { release: release() },
         _ => KernelError::Unknown(error),

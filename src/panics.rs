@@ -10,6 +10,8 @@ use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 
+use crate::sys;
+
 /// The exit status after a panic; the same that Rust uses for a panic of the main thread.
 const STATUS: i32 = 101;
 
@@ -37,8 +39,7 @@ pub fn end_the_process() {
         );
         // If this fails, there is no other way to report it.
         let _ = std::io::stderr().write_all(message.as_bytes());
-        // SAFETY: `_exit` runs no handler and no destructor, which is what we want.
-        unsafe { libc::_exit(STATUS) }
+        sys::process::exit_now(STATUS)
     }));
 }
 

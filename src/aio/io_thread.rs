@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::thread::gettid;
+
 use super::{AioContext, AioHandle, Error, adaptive::PollWindow};
 use crate::panics::Panic;
 
@@ -55,7 +57,7 @@ impl IoThread {
                 }
             };
             ctx.set_poll_max(config.poll_max);
-            let _ = sender.send(Ok((ctx.handle(), current_thread_id())));
+            let _ = sender.send(Ok((ctx.handle(), gettid().as_raw_pid())));
             drop(sender);
             run(&ctx);
         };
@@ -121,9 +123,4 @@ fn run(ctx: &AioContext) {
     while !STOP.get() {
         ctx.poll(true);
     }
-}
-
-fn current_thread_id() -> i32 {
-    // SAFETY: gettid takes nothing, touches no memory and always succeeds.
-    unsafe { libc::gettid() }
 }

@@ -3,21 +3,17 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
 
-use crate::status::status;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 /// Creates a file in memory with `len` zero bytes and a sealed length.
 pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
-    // SAFETY: the name is a C string, the flags are valid.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the fd was just made and nobody else has it.
-    let file = unsafe { File::from_raw_fd(fd) };
+    let file = File::from(memfd_create(
+        name,
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?);
     file.set_len(len)?;
-    seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }
 
@@ -26,10 +22,5 @@ pub(crate) fn memfd(name: &CStr, len: u64) -> io::Result<File> {
 /// If an unsealed file shrinks later, only its user loses memory (see `guard`).
 pub(crate) fn keep_length(file: &File) {
     // An error means that the file is sealed already or cannot be sealed; `guard` handles the latter.
-    let _ = seal(file, libc::F_SEAL_SHRINK);
-}
-
-fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {
-    // SAFETY: F_ADD_SEALS takes an int.
-    status(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
+    let _ = fcntl_add_seals(file, SealFlags::SHRINK);
 }

@@ -2,15 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::mem;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::ptr;
 use std::sync::OnceLock;
 
+use rustix::fs::fstatfs;
+
 use crate::guard::{Guarded, User};
-use crate::status::status;
 
 const PAGE: u64 = 4096;
 
@@ -246,10 +246,7 @@ fn page_size(file: &File) -> io::Result<u64> {
             .find(|&page| can_be_mapped_in(file, page))
             .ok_or_else(|| io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: all zeroes is a valid statfs.
-    let mut stat: libc::statfs = unsafe { mem::zeroed() };
-    // SAFETY: the struct is valid for the call.
-    status(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) })?;
+    let stat = fstatfs(file)?;
     if stat.f_type == libc::HUGETLBFS_MAGIC {
         u64::try_from(stat.f_bsize).map_err(io::Error::other)
     } else {

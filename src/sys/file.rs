@@ -31,6 +31,13 @@ pub(crate) fn take_writeback_error(file: &File) -> io::Result<()> {
     })
 }
 
+/// `write` of bytes at an address without memory.
+pub(crate) fn write_nothing(file: &File, len: usize) -> io::Result<usize> {
+    // SAFETY: no memory is read.
+    let written = unsafe { libc::write(file.as_raw_fd(), std::ptr::null(), len) };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
 /// `fallocate` that leaves the size as it is.
 pub(crate) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     let number = |bytes| libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);

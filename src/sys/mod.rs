@@ -6,5 +6,6 @@
 pub(crate) mod block_device;
 pub(crate) mod file;
 pub(crate) mod ofd_lock;
+pub(crate) mod process;
 pub(crate) mod socket;
 pub(crate) mod vectored;
