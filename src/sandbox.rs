@@ -41,11 +41,19 @@ pub enum ThreadKind {
     IoThread,
     /// Blocking calls on the disk.
     Worker,
+    /// QMP clients.
+    Monitor,
 }
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Main, Self::Control, Self::IoThread, Self::Worker];
+    pub const ALL: [Self; 5] = [
+        Self::Main,
+        Self::Control,
+        Self::IoThread,
+        Self::Worker,
+        Self::Monitor,
+    ];
 }
 
 impl fmt::Display for ThreadKind {
@@ -55,6 +63,7 @@ impl fmt::Display for ThreadKind {
             Self::Control => "control",
             Self::IoThread => "IOThread",
             Self::Worker => "worker",
+            Self::Monitor => "monitor",
         })
     }
 }
@@ -114,11 +123,11 @@ impl Error {
     }
 }
 
-/// The socket and the account that the sandboxed process keeps.
+/// The sockets and the account that the sandboxed process keeps.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Keep<'a> {
-    /// A socket to remove when the process ends.
-    pub socket: Option<&'a Path>,
+    /// Sockets to remove when the process ends.
+    pub sockets: &'a [&'a Path],
     /// The user and group to become.
     pub account: Option<&'a Account>,
 }
@@ -143,7 +152,7 @@ impl Sandbox {
     /// # Errors
     /// The process cannot become the other user, a step failed, or a part is missing and `mode` is [`Mode::On`].
     pub fn new(mode: Mode, keep: Keep<'_>) -> Result<Self, Error> {
-        let rules = (mode != Mode::Off).then(|| files::Rules::new(keep.socket));
+        let rules = (mode != Mode::Off).then(|| files::Rules::new(keep.sockets));
         if mode != Mode::Off {
             rights::empty_bounding_set();
         }

@@ -15,11 +15,13 @@ use crate::thread_pool::ThreadPoolParams;
 mod advice;
 mod choices;
 pub mod mapping;
+mod monitor;
 mod values;
 
 pub use advice::{WRONG_OPTION, explain};
 pub use choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
 use mapping::IoThreadMap;
+use monitor::{Chardev, monitor_paths, parse_chardev, parse_monitor};
 pub use values::{SOCKET_PATH_MAX, Serial};
 use values::{
     number, parse_block_size, parse_fd, parse_mode, parse_queue_size, parse_serial, parse_size,
@@ -185,6 +187,14 @@ pub struct Cli {
     #[arg(long)]
     pub stats: bool,
 
+    /// Unix socket for QMP clients, as for qemu-storage-daemon; used with --monitor.
+    #[arg(long, value_name = "socket,id=ID,path=PATH,server=on,wait=off", value_parser = parse_chardev)]
+    pub chardev: Vec<Chardev>,
+
+    /// Let QMP clients connect to this --chardev and manage the process (docs/qmp.md).
+    #[arg(long, value_name = "chardev=ID", value_parser = parse_monitor)]
+    pub monitor: Vec<String>,
+
     /// Level of detail of the log on stderr.
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub log_level: LogLevel,
@@ -237,6 +247,7 @@ impl Cli {
         self.check()?;
         Ok(Settings {
             socket: self.socket(),
+            monitors: monitor_paths(&self.chardev, &self.monitor)?,
             image: self.image(),
             incoming: self.incoming,
             engine: self.aio.into(),

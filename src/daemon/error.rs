@@ -53,6 +53,9 @@ pub enum Error {
     /// There is no socket to listen on.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// QMP clients cannot be served.
+    #[error("cannot serve QMP clients")]
+    Monitor(#[source] io::Error),
     /// The service manager cannot be reached.
     #[error("cannot connect to the service manager (NOTIFY_SOCKET)")]
     Readiness(#[source] io::Error),

@@ -5,6 +5,7 @@
 
 pub mod disks;
 mod error;
+mod monitor;
 mod settings;
 mod signals;
 mod start;
@@ -33,10 +34,11 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     // Before anything is opened, so that no descriptor of our own is taken for one that was handed over.
     let handed = start::handed_over(&settings.socket)?;
     // From the start, so that no signal finds its default action.
-    let mut events = Events::<DiskEnded>::new().map_err(Error::Signals)?;
-    let caller = events.caller();
-    let on_end = Arc::new(move |_: &str| caller.send(DiskEnded));
-    let started = start::start(settings, handed, on_end)?;
+    let mut events = Events::<Call>::new().map_err(Error::Signals)?;
+    let (of_disks, of_monitor) = (events.caller(), events.caller());
+    let on_end = Arc::new(move |_: &str| of_disks.send(Call::DiskEnded));
+    let on_quit = move || of_monitor.send(Call::Quit);
+    let started = start::start(settings, handed, on_end, on_quit)?;
     let entered = started.sandbox.enter(ThreadKind::Main);
     let reason = match entered {
         Ok(()) => obey(&mut events, &started.disks),
@@ -48,12 +50,20 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     end
 }
 
-/// A disk's control thread has ended, because the only frontend of a connected socket has left.
+/// What other threads tell the main thread.
 #[derive(Debug)]
-struct DiskEnded;
+enum Call {
+    /// A disk's control thread has ended, because the only frontend of a connected socket has left.
+    DiskEnded,
+    /// A QMP client asks for the end.
+    Quit,
+}
+
+/// Why the process ends when a QMP client asks for it.
+const QUIT: &str = "quit";
 
 /// Does what signals ask for, until one asks for the end or the disk has ended; returns which.
-fn obey(events: &mut Events<DiskEnded>, disks: &Disks) -> &'static str {
+fn obey(events: &mut Events<Call>, disks: &Disks) -> &'static str {
     loop {
         match events.next() {
             Event::Print => disks.iter().for_each(print_report),
@@ -63,7 +73,8 @@ fn obey(events: &mut Events<DiskEnded>, disks: &Disks) -> &'static str {
                 }
             }
             Event::End(signal) => return signal,
-            Event::Call(DiskEnded) => return "the frontend left",
+            Event::Call(Call::DiskEnded) => return "the frontend left",
+            Event::Call(Call::Quit) => return QUIT,
         }
     }
 }
@@ -75,9 +86,26 @@ fn print_report(disk: &Disk) {
 /// Ends all disks, within [`SHUTDOWN_TIME`].
 fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error> {
     let Started {
-        mut disks, iothreads, ..
+        mut disks,
+        iothreads,
+        monitor,
+        ..
     } = started;
+    if let Some(monitor) = &monitor {
+        monitor.announce_end(match reason {
+            QUIT => "host-qmp-quit",
+            reason if reason.starts_with("SIG") => "host-signal",
+            _ => "host-error",
+        });
+    }
     let ended = disks.end(SHUTDOWN_TIME);
+    if let Some(monitor) = monitor {
+        ended
+            .finished
+            .iter()
+            .for_each(|disk| monitor.export_deleted(disk.name()));
+        monitor.end();
+    }
     if print {
         ended.all().for_each(print_report);
     }

@@ -16,6 +16,8 @@ use crate::thread_pool::ThreadPoolParams;
 pub struct Settings {
     /// The socket that frontends connect to.
     pub socket: SocketSource,
+    /// Paths of the sockets for QMP clients.
+    pub monitors: Vec<PathBuf>,
     /// What the disk's bytes are in.
     pub image: Image,
     /// The image is in use by the source of a live migration, until the first ring starts here.

@@ -15,6 +15,7 @@ use std::sync::mpsc;
 
 use super::disks::{Disks, OnEnd};
 use super::error::{Error, HandedError, SocketError};
+use super::monitor::{MonitorSockets, MonitorThread};
 use super::settings::{Image, Settings, SocketSource};
 use crate::account::{Account, find_group};
 use crate::affinity::pin_thread;
@@ -36,13 +37,19 @@ pub(super) struct Started {
     pub(super) disks: Disks,
     pub(super) iothreads: Vec<Arc<IoThread>>,
     pub(super) sandbox: Sandbox,
+    pub(super) monitor: Option<MonitorThread>,
 }
 
 /// Starts to serve what `settings` describe. `handed` is the socket, if it was handed over.
 ///
 /// # Errors
 /// See [`enum@Error`]. Nothing is left behind.
-pub(super) fn start(settings: &Settings, handed: Option<Server>, on_end: OnEnd) -> Result<Started, Error> {
+pub(super) fn start(
+    settings: &Settings,
+    handed: Option<Server>,
+    on_end: OnEnd,
+    on_quit: impl Fn() + Send + 'static,
+) -> Result<Started, Error> {
     check_limits(settings);
     let node = open_node(settings)?;
     check_use(settings, &node)?;
@@ -52,9 +59,11 @@ pub(super) fn start(settings: &Settings, handed: Option<Server>, on_end: OnEnd) 
         Some(server) => server,
         None => bind(&settings.socket, account.as_ref())?,
     };
+    let monitors = MonitorSockets::bind(&settings.monitors, account.as_ref())?;
     let readiness = Readiness::connect().map_err(Error::Readiness)?;
+    let sockets: Vec<_> = server.path().into_iter().chain(monitors.paths()).collect();
     let keep = Keep {
-        socket: server.path(),
+        sockets: &sockets,
         account: account.as_ref(),
     };
     let sandbox = Sandbox::new(settings.sandbox, keep)?;
@@ -69,10 +78,12 @@ pub(super) fn start(settings: &Settings, handed: Option<Server>, on_end: OnEnd) 
     readiness.announce();
     let mut disks = Disks::new(sandbox.clone(), on_end);
     disks.add(&disk, device, server, iothreads.clone())?;
+    let monitor = monitors.serve(&sandbox, on_quit).map_err(Error::Monitor)?;
     Ok(Started {
         disks,
         iothreads,
         sandbox,
+        monitor,
     })
 }
 

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::ThreadKind::{self, Control, IoThread, Main, Worker};
+use super::ThreadKind::{self, Control, IoThread, Main, Monitor, Worker};
 
 /// A system call and the threads that may make it.
 #[derive(Debug)]
@@ -84,11 +84,13 @@ macro_rules! among {
     };
 }
 
-const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker];
-const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker];
-const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread];
+const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker, Monitor];
+const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor];
+const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor];
+const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
+const CLIENTS: &[ThreadKind] = &[Control, Monitor];
 const WAITING: &[ThreadKind] = &[Control, IoThread];
 
 /// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
@@ -206,7 +208,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_fadvise64,
         SYS_ioctl if among!(1: constant [BLKDISCARD, BLKGETSIZE64]),
     ]
-    ALL_BUT_MAIN => [SYS_preadv2, SYS_fstatfs]
+    OF_A_DISK => [SYS_preadv2, SYS_fstatfs]
     // The event loop and its queues in the kernel, which were created earlier.
     WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
@@ -220,10 +222,9 @@ pub(super) static ALLOWED: &[Call] = calls! {
     // The frontend: connections, messages and the files sent with them.
     SOCKET => [SYS_recvfrom, SYS_unlinkat]
     ALL_BUT_WORKERS => [SYS_ppoll]
+    CLIENTS => [SYS_accept4, SYS_recvmsg]
     &[Control] => [
-        SYS_accept4,
         SYS_epoll_create1,
-        SYS_recvmsg,
         SYS_sendmsg,
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE, SO_PEERCRED]),
         SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
@@ -236,6 +237,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
             F_DUPFD_CLOEXEC, F_OFD_GETLK, F_OFD_SETLK, F_ADD_SEALS, F_GET_SEALS
         ]),
     ]
+    // Descriptors that QMP clients have passed.
+    &[Monitor] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC, F_GETFL])]
     // Eventfds that the frontend may have made blocking.
     &[IoThread] => [SYS_fcntl if among!(1: libc [F_GETFL])]
 };

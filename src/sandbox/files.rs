@@ -1,4 +1,4 @@
-//! Landlock: no file can be reached by name any more. The only exception is the removal of the socket at the end.
+//! Landlock: no file can be reached by name any more. The only exception is the removal of the sockets at the end.
 //!
 //! Files opened earlier stay usable as before, including the image and its device with their ioctls.
 
@@ -18,23 +18,21 @@ const NEWEST: ABI = ABI::V9;
 pub(super) struct Rules(RulesetCreated);
 
 impl Rules {
-    /// Makes rules that allow nothing but the removal of files in the directory of `socket`.
+    /// Makes rules that allow nothing but the removal of files in the directories of `sockets`.
     ///
     /// # Errors
-    /// The directory cannot be opened. A kernel without Landlock is no error here.
-    pub(super) fn new(socket: Option<&Path>) -> Result<Self, Error> {
-        let rules = Ruleset::default()
+    /// A directory cannot be opened. A kernel without Landlock is no error here.
+    pub(super) fn new(sockets: &[&Path]) -> Result<Self, Error> {
+        let mut rules = Ruleset::default()
             .handle_access(AccessFs::from_all(NEWEST))?
             .handle_access(AccessNet::from_all(NEWEST))?
             .scope(Scope::from_all(NEWEST))?
             .create()?;
-        let Some(socket) = socket else {
-            return Ok(Self(rules));
-        };
-        let directory = PathFd::new(directory(socket))?;
-        Ok(Self(
-            rules.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile))?,
-        ))
+        for socket in sockets {
+            let directory = PathFd::new(directory(socket))?;
+            rules = rules.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile))?;
+        }
+        Ok(Self(rules))
     }
 
     /// Enforces the rules on this thread and on threads it creates. Returns false if the kernel has no Landlock.

@@ -65,27 +65,31 @@ impl SocketAccess {
     }
 }
 
-/// A socket's path. Dropping this removes the file, if it is still the same socket.
+/// A socket's file. Dropping this removes it, if it is still the same socket.
 #[derive(Debug)]
-pub(super) struct SocketPath {
+pub(crate) struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
 }
 
-impl SocketPath {
-    pub(super) fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
+impl SocketFile {
+    /// Listens at `path`, with the rights in `access`. A stale socket is replaced.
+    pub(crate) fn listen(path: &Path, access: &SocketAccess) -> Result<(UnixListener, Self), ServerError> {
+        let listener = listen(path, access)?;
+        let inode = inode(path).map_err(|source| ServerError::Bind {
             path: path.to_owned(),
-            inode: inode(path)?,
-        })
+            source,
+        })?;
+        let path = path.to_owned();
+        Ok((listener, Self { path, inode }))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-impl Drop for SocketPath {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|now| now == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
@@ -104,7 +108,7 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
 ///
 /// The directory is locked from the check for an existing socket until the new socket listens. So two daemons that start
 /// at the same time never both get the path.
-pub(super) fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener, ServerError> {
+fn listen(path: &Path, access: &SocketAccess) -> Result<UnixListener, ServerError> {
     let failed = |source| bind_error(path, source);
     let address = address(path).map_err(failed)?;
     let lock = lock_directory(path);

@@ -18,7 +18,7 @@ use super::channel::{BackendChannel, Resizer};
 use super::error::chain;
 use super::handler::{Answers, Handler};
 use super::inbox::{Inbox, InboxError, Next};
-use super::path::{self, SocketAccess, SocketPath};
+use super::path::{SocketAccess, SocketFile};
 pub use super::server_error::ServerError;
 use super::session::Session;
 use super::stopper::Stopper;
@@ -41,7 +41,7 @@ enum Socket {
 pub struct Server {
     /// Dropped before the socket is closed: other daemons do not replace a socket while it listens, so the removed file
     /// is our own.
-    path: Option<SocketPath>,
+    path: Option<SocketFile>,
     socket: Socket,
     /// The path or the number of the file descriptor, for log lines.
     name: String,
@@ -55,16 +55,11 @@ impl Server {
     /// # Errors
     /// Another process listens at `path`, another file is there, or the path cannot be bound.
     pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ServerError> {
-        let listener = path::listen(path, access)?;
-        let name = path.display().to_string();
-        let path = SocketPath::new(path).map_err(|source| ServerError::Bind {
-            path: path.to_owned(),
-            source,
-        })?;
+        let (listener, file) = SocketFile::listen(path, access)?;
         Ok(Self {
-            path: Some(path),
+            path: Some(file),
             socket: Socket::Listening(listener),
-            name,
+            name: path.display().to_string(),
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
@@ -117,7 +112,7 @@ impl Server {
 
     /// Returns the socket's file, if it is removed with the server.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_ref().map(SocketPath::path)
+        self.path.as_ref().map(SocketFile::path)
     }
 
     /// Returns a handle that ends [`Server::run`] from another thread.

@@ -26,7 +26,7 @@ fn pass(client: &Client, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
 }
 
 /// Runs a command with a descriptor, and returns the answer.
-fn ask_with(client: &mut Client, command: &Value, fds: &[BorrowedFd<'_>]) -> Value {
+pub(crate) fn ask_with(client: &mut Client, command: &Value, fds: &[BorrowedFd<'_>]) -> Value {
     pass(client, command.to_string().as_bytes(), fds);
     client.next()
 }

@@ -1,6 +1,7 @@
 //! QMP: real clients on real sockets, honest and otherwise.
 
 mod client;
+mod daemon;
 mod descriptors;
 mod events;
 mod floods;

@@ -33,8 +33,9 @@ fn body_of_out_of_reach() {
         .open(outside.path().join("file"));
     let image = image.expect("open the image");
     let found = in_child(|| {
+        let socket = inside.path().join("socket");
         let keep = Keep {
-            socket: Some(&inside.path().join("socket")),
+            sockets: &[&socket],
             account: None,
         };
         Sandbox::new(Mode::On, keep).expect("a sandbox");

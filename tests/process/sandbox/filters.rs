@@ -5,7 +5,7 @@ use std::ptr;
 use std::thread;
 
 use testkit::process::run_alone;
-use vhost_user_blk::sandbox::ThreadKind::{self, Control, IoThread, Main, Worker};
+use vhost_user_blk::sandbox::ThreadKind::{self, Control, IoThread, Main, Monitor, Worker};
 use vhost_user_blk::sandbox::{Sandbox, allowed, refused};
 
 use super::probe::Outcome::{Done, Failed, Killed};
@@ -155,6 +155,8 @@ fn body_of_conditions() {
         (Main, 0x8008_1272, Killed),
         (Control, 0x1277, Killed),
         (Control, 0x8008_1272, Killed),
+        (Monitor, 0x1277, Killed),
+        (Monitor, 0x8008_1272, Killed),
     ] {
         let found = attempt(&sandbox, kind, || {
             call(libc::SYS_ioctl, [-1, request, 0, 0, 0, 0])

@@ -1,0 +1,105 @@
+//! The monitor thread and its sockets, as the main thread sees them.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use serde_json::{Map, Value, json};
+
+use super::error::Error;
+use crate::account::Account;
+use crate::qmp::events::{BLOCK_EXPORT_DELETED, EventSpec, SHUTDOWN};
+use crate::qmp::{Events, Monitor};
+use crate::sandbox::{Sandbox, ThreadKind};
+use crate::vhost_user::path::{SocketAccess, SocketFile};
+
+/// The sockets of QMP clients, before anything serves them.
+#[derive(Debug, Default)]
+pub(super) struct MonitorSockets(Vec<(UnixListener, SocketFile)>);
+
+impl MonitorSockets {
+    /// Makes the sockets. Only the user whom the process becomes may connect.
+    ///
+    /// # Errors
+    /// A socket cannot be made.
+    pub(super) fn bind(paths: &[PathBuf], account: Option<&Account>) -> Result<Self, Error> {
+        let access = SocketAccess {
+            owner: account.map(Account::uid),
+            group: account.map(Account::gid),
+            ..SocketAccess::default()
+        };
+        let sockets = paths.iter().map(|path| SocketFile::listen(path, &access));
+        Ok(Self(sockets.collect::<Result<_, _>>()?))
+    }
+
+    /// Returns the sockets' files.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(_, file)| file.path())
+    }
+
+    /// Serves the sockets on a thread of its own. `on_quit` is called there when a client asks for the end.
+    ///
+    /// # Errors
+    /// No file or thread can be made.
+    pub(super) fn serve(
+        self,
+        sandbox: &Sandbox,
+        on_quit: impl Fn() + Send + 'static,
+    ) -> io::Result<Option<MonitorThread>> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let mut monitor = Monitor::new((), Vec::new(), on_quit)?;
+        let mut files = Vec::new();
+        for (listener, file) in self.0 {
+            monitor.listen(listener)?;
+            files.push(file);
+        }
+        let events = monitor.events();
+        let body = move || monitor.run();
+        let thread = sandbox.spawn(ThreadKind::Monitor, "monitor".to_owned(), body)?;
+        Ok(Some(MonitorThread {
+            events,
+            thread,
+            _files: files,
+        }))
+    }
+}
+
+/// The running monitor thread.
+#[derive(Debug)]
+pub(super) struct MonitorThread {
+    events: Events,
+    thread: JoinHandle<()>,
+    /// Removed when the monitor has ended.
+    _files: Vec<SocketFile>,
+}
+
+impl MonitorThread {
+    /// Tells clients that the process is going to end.
+    pub(super) fn announce_end(&self, reason: &str) {
+        self.emit(&SHUTDOWN, json!({"guest": false, "reason": reason}));
+    }
+
+    /// Tells clients that a disk is no longer served.
+    pub(super) fn export_deleted(&self, id: &str) {
+        self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
+    }
+
+    fn emit(&self, spec: &'static EventSpec, data: Value) {
+        let data = match data {
+            Value::Object(data) => data,
+            _ => Map::new(),
+        };
+        self.events.emit(spec, data);
+    }
+
+    /// Ends the monitor, after clients had a moment to read what was sent.
+    pub(super) fn end(self) {
+        self.events.stop();
+        if self.thread.join().is_err() {
+            tracing::error!("the monitor thread has panicked");
+        }
+    }
+}
