@@ -19,7 +19,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::status::status;
+use crate::sys::status;
 
 /// Maximum number of mappings at the same time: enough for two whole memory tables, each mapped twice, and for the
 /// mappings that requests in flight keep alive.

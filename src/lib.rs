@@ -44,7 +44,6 @@ pub mod panics;
 pub mod qmp;
 pub mod readiness;
 pub mod sandbox;
-mod status;
 pub mod storage;
 mod sync;
 mod sys;

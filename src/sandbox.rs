@@ -26,6 +26,7 @@ use filter::{Filters, Violation};
 use crate::account::{self, Account};
 use crate::error_chain::chain;
 use crate::log_limit::LogLimit;
+use crate::sys::seccomp;
 
 /// Limits the warning about a missing filter, which every new worker would repeat.
 static INHERITED_ONLY: LogLimit = LogLimit::new();
@@ -189,7 +190,7 @@ impl Sandbox {
     }
 
     fn filters(mode: Mode) -> Result<Filters, Error> {
-        filter::probe().map_err(Error::rights("this kernel has no seccomp filters"))?;
+        seccomp::probe().map_err(Error::rights("this kernel has no seccomp filters"))?;
         Filters::new(match mode {
             Mode::Log => Violation::Log,
             _ => Violation::Kill,

@@ -248,7 +248,6 @@ pub(super) static ALLOWED: &[Call] = calls! {
 pub(super) static ALLOWED_HERE: &[Call] = calls! {
     WAITING => [SYS_epoll_wait]
     SOCKET => [SYS_unlink]
-    ALL_BUT_WORKERS => [SYS_poll]
 };
 
 /// The same calls under names that only older architectures have: none here.

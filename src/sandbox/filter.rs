@@ -9,7 +9,7 @@ use seccompiler::{
 
 use super::calls::{Call, Condition, REFUSED, allowed};
 use super::{Error, ThreadKind};
-use crate::status::status;
+use crate::sys::seccomp::install;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -61,25 +61,10 @@ impl Filters {
     /// Installs the filters of `kind` on the calling thread, for good. Filters that the thread already has stay active.
     pub(super) fn install(&self, kind: ThreadKind, inherited: bool) -> io::Result<()> {
         if !inherited {
-            self.refusing.iter().try_for_each(install)?;
+            self.refusing.iter().try_for_each(|program| install(program))?;
         }
         install(&self.allowing[kind as usize])
     }
-}
-
-/// Checks that the kernel supports the seccomp filters that we need.
-pub(super) fn probe() -> io::Result<()> {
-    let action = libc::SECCOMP_RET_KILL_PROCESS;
-    // SAFETY: the kernel reads one number through the pointer.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_GET_ACTION_AVAIL,
-            0,
-            &raw const action,
-        )
-    };
-    status(result)
 }
 
 fn rules<'a>(calls: impl Iterator<Item = &'a Call>) -> Result<Rules, Error> {
@@ -121,25 +106,6 @@ fn compile(rules: Rules, otherwise: SeccompAction, matching: SeccompAction) -> R
     let machine = std::env::consts::ARCH.try_into().map_err(Error::compile)?;
     let filter = SeccompFilter::new(rules, otherwise, matching, machine).map_err(Error::compile)?;
     filter.try_into().map_err(Error::compile)
-}
-
-/// Installs one filter, like `seccompiler::apply_filter`, but leaves the processor's speculation as it was. So the
-/// sandbox makes nothing slower, even on kernels before 5.16.
-fn install(program: &BpfProgram) -> io::Result<()> {
-    let program = libc::sock_fprog {
-        len: program.len().try_into().map_err(io::Error::other)?,
-        filter: program.as_ptr().cast_mut().cast(),
-    };
-    // SAFETY: the kernel copies the program, whose instructions are laid out as `sock_filter` is.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            &raw const program,
-        )
-    };
-    status(result)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::status::status;
+use super::status;
 
 /// `BLKROGET`, `BLKDISCARD`, `BLKGETSIZE64` of `linux/fs.h`; the `libc` crate has only the others.
 const BLKROGET: libc::Ioctl = 0x125e;

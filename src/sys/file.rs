@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::status::status;
+use super::status;
 
 /// `fchmodat` that does not follow a symbolic link. The C library finds a way on kernels that have no such call;
 /// `rustix` does not.

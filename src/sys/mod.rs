@@ -5,7 +5,19 @@
 
 pub(crate) mod block_device;
 pub(crate) mod file;
+pub(crate) mod linux_aio;
 pub(crate) mod ofd_lock;
 pub(crate) mod process;
+pub(crate) mod seccomp;
 pub(crate) mod socket;
 pub(crate) mod vectored;
+
+use std::io;
+
+/// Converts the return value of a call that returns 0, or -1 and `errno`. Must be called right after that call.
+pub(crate) fn status(result: impl Into<i64>) -> io::Result<()> {
+    match result.into() {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

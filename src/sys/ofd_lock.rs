@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::status::status;
+use super::status;
 
 /// `F_OFD_SETLK` of `len` bytes at `start`: `kind` is `F_RDLCK` or `F_UNLCK`. Never waits.
 pub(crate) fn set(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::status::status;
+use super::status;
 
 /// `SO_PEEK_OFF`: makes peeks start `offset` bytes after the next byte to read. -1 switches that off.
 pub(crate) fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
