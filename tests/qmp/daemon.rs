@@ -19,7 +19,7 @@ const MONITOR: [&str; 4] = [
     "chardev=m",
 ];
 
-fn start() -> (Daemon, PathBuf) {
+pub(crate) fn start() -> (Daemon, PathBuf) {
     let daemon = Daemon::start(&[0; 1 << 16], &MONITOR);
     let socket = daemon.dir().join("qmp.sock");
     (daemon, socket)

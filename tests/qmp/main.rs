@@ -6,5 +6,6 @@ mod descriptors;
 mod events;
 mod floods;
 mod protocol;
+mod python;
 mod schema;
 mod server;
