@@ -9,7 +9,10 @@ fetch_python_qmp() {
     need python3=python3 pip3=python3-pip
     say "fetching qemu.qmp"
     mkdir -p "$dir"
-    quietly pip3 download --no-deps --only-binary :all: --dest "$dir" 'qemu.qmp==0.0.*' &&
-        quietly python3 -m zipfile -e "$dir"/*.whl "$dir" && rm "$dir"/*.whl ||
+    if quietly pip3 download --no-deps --only-binary :all: --dest "$dir" 'qemu.qmp==0.0.*'; then
+        quietly python3 -m zipfile -e "$dir"/*.whl "$dir"
+        rm "$dir"/*.whl
+    else
         say "qemu.qmp cannot be fetched"
+    fi
 }
