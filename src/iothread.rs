@@ -1,4 +1,4 @@
-//! IOThreads that serve disks: an event loop, and what the disks on it share.
+//! IOThreads that serve disks: an event loop, and the resources that its disks share.
 
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -7,7 +7,7 @@ use crate::aio::{self, AioContext, AioHandle, Gone, IoThreadConfig, Remote};
 use crate::engine::Resources;
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
 
-/// How IOThreads are made.
+/// The settings of IOThreads.
 #[derive(Clone, Debug, Default)]
 pub struct IoThreadParams {
     /// See [`IoThreadConfig`].
@@ -18,10 +18,10 @@ pub struct IoThreadParams {
     pub spawner: Spawner,
 }
 
-/// An IOThread. Dropping it ends the thread, after all disks that it serves have been dropped.
+/// An IOThread. Dropping it ends the thread. All disks that the thread serves must have been dropped before.
 #[derive(Debug)]
 pub struct IoThread {
-    // Before the thread, on which it is released.
+    // Dropped before the thread, because it is released there.
     resources: Remote<Resources>,
     thread: aio::IoThread,
 }
@@ -30,7 +30,7 @@ impl IoThread {
     /// Starts the thread.
     ///
     /// # Errors
-    /// The operating system gives no thread, or no descriptors for its event loop.
+    /// The thread or its event loop cannot be created.
     pub fn spawn(name: &str, params: &IoThreadParams) -> Result<Self, aio::Error> {
         let thread = aio::IoThread::spawn(name, params.config)?;
         let IoThreadParams {
@@ -39,7 +39,7 @@ impl IoThread {
         let (reply, made) = mpsc::channel();
         let make = move |ctx: &AioContext| {
             let pool = ThreadPool::with_spawner(ctx, thread_pool, spawner, ThreadPool::IDLE_TIME);
-            // The creator waits for it.
+            // Cannot fail: the creator waits for the answer.
             let _ = reply.send(Remote::new(ctx, Resources::new(ctx, pool)));
         };
         thread.handle().run_on_context(make)?;
@@ -47,7 +47,7 @@ impl IoThread {
         Ok(Self { resources, thread })
     }
 
-    /// Runs `f` on the thread and waits for its result. Any other thread.
+    /// Runs `f` on the IOThread and waits for its result. Any thread but the IOThread itself.
     ///
     /// # Errors
     /// The thread has ended.
@@ -58,13 +58,13 @@ impl IoThread {
         self.resources.call(f)
     }
 
-    /// What other threads talk to its event loop with.
+    /// Returns the handle through which other threads reach the event loop.
     #[must_use]
     pub fn handle(&self) -> AioHandle {
         self.thread.handle()
     }
 
-    /// The kernel's thread id (`gettid`), for pinning it to CPUs.
+    /// Returns the kernel's thread id (`gettid`), for pinning the thread to CPUs.
     #[must_use]
     pub fn thread_id(&self) -> i32 {
         self.thread.thread_id()

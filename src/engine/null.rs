@@ -80,7 +80,7 @@ impl NullDisk {
             true => Ok(()),
             false => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "beyond the end of the disk",
+                "the range ends past the end of the disk",
             )),
         }
     }

@@ -1,7 +1,7 @@
 //! Scatter-gather lists of memory that the kernel reads and writes.
 //!
-//! Storage and engines see these lists and nothing of the guest. Guest memory never becomes a `&[u8]`, because the guest
-//! may change it at any time; it is handed to the kernel as an iovec.
+//! Storage and engines see only these lists, not the guest. Guest memory never becomes a `&[u8]`, because the guest may
+//! change it at any time. The kernel gets it as an iovec.
 
 use std::ptr;
 
@@ -10,19 +10,19 @@ use vm_memory::VolatileSlice;
 
 use crate::guard::{has_lost, losses};
 
-/// A list of memory ranges of one I/O request, in order.
+/// The memory ranges of one I/O request, in order.
 ///
-/// Up to eight ranges are stored in place; a recycled list keeps its capacity, so the request path does not allocate.
+/// Up to eight ranges are stored in place. A recycled list keeps its capacity, so the request path does not allocate.
 ///
-/// The list holds addresses, not references. Whoever fills it ([`IoVecs::push`]) vouches for the memory until the
-/// list is cleared or dropped; in exchange every reader of the list is safe code.
+/// The list holds addresses, not references. The caller of [`IoVecs::push`] promises that the memory stays valid until
+/// the list is cleared or dropped. In exchange, all readers of the list are safe code.
 #[derive(Default, Debug)]
 pub struct IoVecs {
     vecs: SmallVec<[IoVec; 8]>,
-    /// The ranges before this one were taken off. What is left need not be moved for that.
+    /// Index of the first range that is still in the list. So removing ranges from the front moves nothing.
     first: usize,
     len: usize,
-    /// What to take off an address to access it ourselves: see [`IoVecs::set_own_distance`].
+    /// Distance to subtract from an address to access it ourselves: see [`IoVecs::set_own_distance`].
     own_distance: usize,
 }
 
@@ -31,23 +31,22 @@ pub struct IoVecs {
 #[derive(Clone, Copy, Debug)]
 struct IoVec(libc::iovec);
 
-// SAFETY: an address and a length; what they point to is vouched for by the caller of `IoVecs::push`, on every thread.
+// SAFETY: an address and a length. The caller of `IoVecs::push` guarantees the memory, on every thread.
 unsafe impl Send for IoVec {}
 // SAFETY: as above; the struct has no interior mutability.
 unsafe impl Sync for IoVec {}
 
 impl IoVecs {
-    /// An empty list.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends `len` bytes at `base`; an empty range is left out.
+    /// Appends `len` bytes at `base`. An empty range is left out.
     ///
     /// # Safety
-    /// The range must stay mapped and writable (readable only, for a list that is only written from), and must not be
-    /// referenced by any Rust reference, until this list is cleared or dropped. Its total length must stay below
-    /// `isize::MAX`.
+    /// Until this list is cleared or dropped, the range must stay mapped and writable (or readable, if the list is only a
+    /// source), and no Rust reference to it may exist. The list's total length must stay below `isize::MAX`.
     pub unsafe fn push(&mut self, base: *mut u8, len: usize) {
         if len == 0 {
             return;
@@ -59,22 +58,23 @@ impl IoVecs {
         }));
     }
 
-    /// The ranges are the kernel's mapping of memory that we access `distance` bytes below (see `guard`).
+    /// Declares that the ranges are in the kernel's mapping, and that our own mapping of the same memory is `distance`
+    /// bytes below (see `guard`).
     ///
-    /// Holds until the list is cleared.
+    /// This holds until the list is cleared.
     ///
     /// # Safety
-    /// [`IoVecs::push`]'s promise holds for those bytes as well.
+    /// The promise of [`IoVecs::push`] holds for the bytes in our own mapping as well.
     pub(crate) unsafe fn set_own_distance(&mut self, distance: usize) {
         self.own_distance = distance;
     }
 
-    /// What to take off an address to access it ourselves.
+    /// Returns the distance to subtract from an address to access it ourselves.
     pub(crate) fn own_distance(&self) -> usize {
         self.own_distance
     }
 
-    /// True if an access by ourselves has found some of the memory gone.
+    /// Returns whether one of our own accesses has found some of the memory lost.
     pub(crate) fn has_lost(&self) -> bool {
         losses() > 0
             && self
@@ -86,14 +86,14 @@ impl IoVecs {
     /// Appends the ranges of `other`.
     ///
     /// # Safety
-    /// What [`IoVecs::push`] asks for holds for `other` until this list, too, is cleared or dropped.
+    /// The promise of [`IoVecs::push`] holds for the ranges of `other` until this list is cleared or dropped, too.
     pub(super) unsafe fn append(&mut self, other: &Self) {
         self.vecs.extend_from_slice(other.ranges());
         self.len += other.len;
         self.own_distance = other.own_distance;
     }
 
-    /// Appends `len` bytes of `other` from its byte `at` on, as far as it has them.
+    /// Appends `len` bytes of `other` from byte `at` on, or fewer if `other` is shorter.
     ///
     /// # Safety
     /// As for [`IoVecs::append`].
@@ -102,7 +102,7 @@ impl IoVecs {
         for range in other.ranges() {
             let skipped = at.min(range.0.iov_len);
             let taken = (range.0.iov_len - skipped).min(len);
-            // SAFETY: `skipped` is within the range; for the rest the caller vouches.
+            // SAFETY: `skipped` is within the range; the caller guarantees the rest.
             unsafe { self.push(range.0.iov_base.cast::<u8>().add(skipped), taken) };
             (at, len) = (at - skipped, len - taken);
             if len == 0 {
@@ -111,23 +111,23 @@ impl IoVecs {
         }
     }
 
-    /// Forgets all ranges, keeps the capacity.
+    /// Removes all ranges. The capacity stays.
     pub fn clear(&mut self) {
         self.vecs.clear();
         (self.first, self.len, self.own_distance) = (0, 0, 0);
     }
 
-    /// Bytes in all ranges together.
+    /// Returns the number of bytes in all ranges.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// True if there is no byte in the list.
+    /// Returns whether the list has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The ranges, as the kernel takes them.
+    /// Returns the ranges for a system call.
     pub fn as_slice(&self) -> &[libc::iovec] {
         let vecs = self.ranges();
         // SAFETY: IoVec is repr(transparent) over libc::iovec.
@@ -138,7 +138,7 @@ impl IoVecs {
         &self.vecs[self.first..]
     }
 
-    /// Keeps the first `ranges` ranges only.
+    /// Keeps only the first `ranges` ranges.
     pub fn truncate(&mut self, ranges: usize) {
         while self.ranges().len() > ranges
             && let Some(vec) = self.vecs.pop()
@@ -147,23 +147,23 @@ impl IoVecs {
         }
     }
 
-    /// Drops the first `ranges` ranges.
+    /// Removes the first `ranges` ranges.
     pub fn skip_ranges(&mut self, ranges: usize) {
         self.len -= self.ranges()[..ranges].iter().map(|v| v.0.iov_len).sum::<usize>();
         self.first += ranges;
     }
 
-    /// Copies the first sixteen bytes out, once, and takes them off the list: [`IoVecs::read_front`] for the usual case
-    /// that one range has them.
+    /// Copies the first sixteen bytes, each once, and removes them from the list. This is a faster
+    /// [`IoVecs::read_front`] for the usual case that one range has all of them.
     #[inline]
     pub fn read_front_16(&mut self) -> Option<[u8; 16]> {
         let Some(vec) = self.vecs.get_mut(self.first).filter(|vec| vec.0.iov_len >= 16) else {
             let mut buf = [0; 16];
             return self.read_front(&mut buf).then_some(buf);
         };
-        // SAFETY: the range is valid (vouched for in `push`) for at least sixteen bytes.
+        // SAFETY: the range is valid (promised to `push`) for at least sixteen bytes.
         let bytes = unsafe { read_volatile_16(own(vec.0.iov_base, self.own_distance)) };
-        // SAFETY: within the range, or right behind it.
+        // SAFETY: within the range, or right after it.
         vec.0.iov_base = unsafe { vec.0.iov_base.byte_add(16) };
         vec.0.iov_len -= 16;
         self.first += usize::from(vec.0.iov_len == 0);
@@ -171,9 +171,9 @@ impl IoVecs {
         Some(bytes)
     }
 
-    /// Copies the first `buf.len()` bytes out, once, and takes them off the list.
+    /// Copies the first `buf.len()` bytes, each once, and removes them from the list.
     ///
-    /// Returns false, with nothing changed, if the list is shorter than that.
+    /// Returns false and changes nothing if the list is shorter.
     pub fn read_front(&mut self, buf: &mut [u8]) -> bool {
         if self.len < buf.len() {
             return false;
@@ -182,7 +182,7 @@ impl IoVecs {
         while done < buf.len() {
             let vec = &mut self.vecs[self.first];
             let len = vec.0.iov_len.min(buf.len() - done);
-            // SAFETY: the range is valid (vouched for in `push`) and only accessed volatilely.
+            // SAFETY: the range is valid (promised to `push`), and all accesses to it are volatile.
             let slice = unsafe { VolatileSlice::new(own(vec.0.iov_base, self.own_distance), len) };
             slice.copy_to(&mut buf[done..done + len]);
             done += len;
@@ -198,12 +198,12 @@ impl IoVecs {
         true
     }
 
-    /// Copies `data` to the front of the list (as much of it as fits) and says how many bytes that were.
+    /// Copies as much of `data` as fits to the front of the list. Returns the number of bytes copied.
     pub fn write_front(&self, data: &[u8]) -> usize {
         let mut done = 0;
         for vec in self.ranges() {
             let len = vec.0.iov_len.min(data.len() - done);
-            // SAFETY: as in `read_front`; ranges that are written to are writable.
+            // SAFETY: as in `read_front`; the ranges of a list that is written to are writable.
             let slice = unsafe { VolatileSlice::new(own(vec.0.iov_base, self.own_distance), len) };
             slice.copy_from(&data[done..done + len]);
             done += len;
@@ -219,7 +219,7 @@ impl IoVecs {
         }
     }
 
-    /// Takes the last byte off the list and returns the address at which we access it.
+    /// Removes the last byte from the list and returns the address at which we access it.
     #[inline]
     pub fn pop_last_byte(&mut self) -> Option<*mut u8> {
         let last = self.vecs[self.first..].last_mut()?;
@@ -229,11 +229,11 @@ impl IoVecs {
         if len == 0 {
             self.vecs.pop();
         }
-        // SAFETY: `len` is the offset of the range's former last byte.
+        // SAFETY: `len` is now the offset of the byte that was removed.
         Some(unsafe { base.add(len) })
     }
 
-    /// True if every range starts at a multiple of `base` bytes and is a multiple of `len` bytes long (powers of two).
+    /// Returns whether every range starts at a multiple of `base` and its length is a multiple of `len` (powers of two).
     pub fn is_aligned(&self, base: usize, len: usize) -> bool {
         self.ranges()
             .iter()
@@ -241,7 +241,7 @@ impl IoVecs {
     }
 }
 
-/// Where we access a byte ourselves.
+/// Returns the address at which we access a byte ourselves.
 #[inline]
 pub(crate) fn own(base: *mut libc::c_void, distance: usize) -> *mut u8 {
     match distance {
@@ -251,13 +251,13 @@ pub(crate) fn own(base: *mut libc::c_void, distance: usize) -> *mut u8 {
     }
 }
 
-/// Copies sixteen bytes that somebody else may write at the same time, each once.
+/// Copies sixteen bytes, each once, that the guest may write at the same time.
 ///
 /// # Safety
 /// `ptr` is valid for sixteen bytes (it may be unaligned).
 #[inline]
 pub(crate) unsafe fn read_volatile_16(ptr: *const u8) -> [u8; 16] {
-    // An array would be read byte by byte.
+    // A volatile read of an array would be one read per byte.
     #[derive(Clone, Copy)]
     #[repr(C, packed)]
     struct Unaligned(u128);
@@ -273,14 +273,14 @@ mod tests {
     fn list(ranges: &mut [Vec<u8>]) -> IoVecs {
         let mut iov = IoVecs::new();
         for range in ranges {
-            // SAFETY: the buffers outlive the list in each test, which uses them only through it meanwhile.
+            // SAFETY: in each test the buffers outlive the list, and meanwhile only the list is used to access them.
             unsafe { iov.push(range.as_mut_ptr(), range.len()) };
         }
         iov
     }
 
     #[test]
-    fn a_header_split_over_ranges_is_read_and_taken_off() {
+    fn a_split_header_is_read_and_removed() {
         let mut ranges = [vec![1, 2, 3], vec![], vec![4], vec![5, 6, 7]];
         let mut iov = list(&mut ranges);
         let mut header = [0; 5];
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_byte_comes_off_a_shared_range_and_off_one_of_its_own() {
+    fn the_last_byte_is_removed_from_any_range() {
         let mut ranges = [vec![0; 4], vec![0; 1]];
         let ends = [ranges[1].as_ptr(), ranges[0][3..].as_ptr()];
         let mut iov = list(&mut ranges);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_written_over_ranges_until_they_are_full() {
+    fn data_fills_ranges_until_they_are_full() {
         let mut ranges = [vec![0; 2], vec![0; 2]];
         assert_eq!(list(&mut ranges).write_front(&[1, 2, 3]), 3);
         assert_eq!(list(&mut ranges).write_front(&[4, 5, 6, 7, 8]), 4);

@@ -1,6 +1,6 @@
-//! I/O requests as plain data: what to do, with which memory, and who gets the request back.
+//! I/O requests as plain data: the operation, its memory, and the completer that gets the request back.
 //!
-//! Everything above and below an engine passes these types around. The module knows no storage, no engine and no guest.
+//! The layers above and below an engine pass these types around. This module knows no storage, no engine and no guest.
 
 mod iovec;
 mod lists;

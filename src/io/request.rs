@@ -1,4 +1,4 @@
-//! One I/O request: what to do, where, with which memory, and who waits for it.
+//! One I/O request: the operation, its place on the disk, its memory, and its completer.
 
 use std::fmt;
 use std::io;
@@ -10,43 +10,43 @@ use smallvec::SmallVec;
 use super::IoVecs;
 use super::lists::Lists;
 
-/// Requests on their way. Boxed, because each moves on by itself and is recycled.
-#[allow(clippy::vec_box, reason = "each box is handed on as it is")]
+/// Requests that are passed on. Boxed, because each of them moves on by itself and is recycled.
+#[allow(clippy::vec_box, reason = "each box moves on without a copy")]
 pub type Requests = Vec<Box<IoRequest>>;
 
-/// What to do with a disk.
+/// An operation on a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoOp {
     /// Fills the memory from `offset`.
     #[default]
     Read,
-    /// Fills the memory from `offset` after a read of it failed: with zeroes where nothing can be read. Fails only if
-    /// the memory is gone (EFAULT), and comes back as a `Read`.
+    /// Repeats a read that failed, with zeroes in place of the data that cannot be read. Fails only if the memory is gone
+    /// (EFAULT), and comes back as a `Read`.
     Salvage,
     /// Stores the memory at `offset`.
     Write {
-        /// Stable before it completes (the write cache is off).
+        /// The data must be stable before the request completes (the write cache is off).
         durable: bool,
     },
     /// Makes every write that has completed stable.
     Flush,
-    /// Gives the ranges back to the file system; what they read as afterwards is undefined.
+    /// Gives the ranges back to the file system. Their contents are undefined afterwards.
     Discard,
-    /// Flushes while nothing is being written, before somebody else uses the disk.
+    /// Flushes while nothing is being written, before another process uses the disk.
     FlushAtRest,
-    /// Looks at the size of the disk again, which may have changed behind our back.
+    /// Reads the size of the disk again.
     RefreshSize,
-    /// Forgets what is known of the disk: somebody else has used it.
+    /// Drops cached data and reads the size again, because another process may have used the disk.
     LookAnew,
     /// Makes the ranges read as zeroes.
     WriteZeroes {
-        /// Stable before it completes.
+        /// The zeroes must be stable before the request completes.
         durable: bool,
     },
 }
 
 impl IoOp {
-    /// The operation's name in messages.
+    /// Returns the operation's name for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Read | Self::Salvage => "read",
@@ -75,15 +75,15 @@ pub struct IoRange {
     pub unmap: bool,
 }
 
-/// Gets requests back. Called on the IOThread that submitted them, inside a defer scope.
+/// Receives completed requests, on the IOThread that submitted them, inside a defer scope.
 pub trait Completer {
-    /// Takes the request back; `result` is set.
+    /// Takes the request back. Its `result` is set.
     fn complete(&self, request: Box<IoRequest>);
 
-    /// Takes back requests that have succeeded while their batch is still being submitted, and leaves the list empty.
+    /// Takes back requests that have succeeded while their batch is still being submitted, and empties the list.
     ///
-    /// `more`: the same call goes on with others of this batch, and the IOThread works for nobody else meanwhile. Whoever
-    /// waits for these requests may be told already.
+    /// `more`: the engine will go on with other requests of this batch before it returns to the event loop. The driver
+    /// may be notified of these requests already.
     fn complete_batch(&self, done: &mut Requests, more: bool) {
         let _ = more;
         done.drain(..).for_each(|request| self.complete(request));
@@ -96,24 +96,24 @@ impl fmt::Debug for dyn Completer {
     }
 }
 
-/// A request. The box moves from the submitter to an engine and back, and is recycled by the submitter.
+/// A request. Its box moves from the submitter to an engine and back, and the submitter uses it again.
 #[derive(Debug)]
 pub struct IoRequest {
-    /// What to do.
+    /// The operation.
     pub op: IoOp,
     /// First byte of a read or write.
     pub offset: u64,
-    /// Memory of a read or write, as the submitter fills it in. Engines transfer [`whole`](Self::whole).
+    /// Memory of a read or write, filled in by the submitter. Engines transfer [`whole`](Self::whole).
     pub iov: IoVecs,
-    /// What a discard or write-zeroes covers.
+    /// Ranges of a discard or write-zeroes.
     pub ranges: SmallVec<[IoRange; 1]>,
-    /// The submitter's own mark (a descriptor head).
+    /// A number of the submitter's choice (a descriptor head).
     pub token: u16,
-    /// How it went; valid once the request is back.
+    /// The result, valid once the request has completed.
     pub result: io::Result<()>,
 
     completer: Option<SendWrapper<Rc<dyn Completer>>>,
-    /// Memory beside `iov`: of the requests that travel with this one, or a part of another request's.
+    /// Memory besides `iov`: that of the followers, or a part of another request's.
     pub(super) lists: Option<Box<Lists>>,
 }
 
@@ -133,17 +133,17 @@ impl Default for IoRequest {
 }
 
 impl IoRequest {
-    /// Makes an idle request, to be filled in.
+    /// Creates an idle request for the caller to fill in.
     pub fn new() -> Box<Self> {
         Box::default()
     }
 
-    /// Sets who gets the request back. Call it on the IOThread that submits the request.
+    /// Sets the completer. Call this on the IOThread that submits the request.
     pub fn set_completer(&mut self, completer: Rc<dyn Completer>) {
         self.completer = Some(SendWrapper::new(completer));
     }
 
-    /// The first byte that the request is about; none for a flush.
+    /// Returns the first byte of the request on the disk, or `None` for a flush and other operations without a place.
     pub fn first_byte(&self) -> Option<u64> {
         match self.op {
             IoOp::Read | IoOp::Salvage | IoOp::Write { .. } => Some(self.offset),
@@ -152,7 +152,7 @@ impl IoRequest {
         }
     }
 
-    /// Hands the request and its followers back to their submitter. IOThread only.
+    /// Completes the request and its followers. IOThread only.
     pub fn finish(mut self: Box<Self>) {
         if let Some(completer) = self.completer.take() {
             self.disband(|request| completer.complete(request));

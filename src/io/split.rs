@@ -1,8 +1,8 @@
-//! Requests below requests: a parent is cut into children, and completes when the last of them has.
+//! Parents and children: a parent request is split into children, and completes with the last of them.
 //!
-//! Formats that map, mirrors and fault injection need this: what arrives as one request goes down as several. A parent
-//! waits in a slot; each child knows its slot, so that no map is searched. Boxes and slots are recycled: once as many were
-//! in use at the same time as ever will be, nothing is allocated.
+//! Image formats, mirrors and fault injection turn one request into several for the layer below. A parent waits in a
+//! slot. Each child knows the slot, so no map is searched. Boxes and slots are recycled, so nothing is allocated once
+//! the splitter has warmed up.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,7 +12,7 @@ use send_wrapper::SendWrapper;
 
 use super::{Completer, IoRequest, IoVecs, Requests};
 
-/// Cuts requests into children and puts their results together. IOThread only.
+/// Splits requests into children and combines their results. IOThread only.
 #[derive(Debug)]
 pub struct Splitter {
     me: Weak<Self>,
@@ -22,23 +22,23 @@ pub struct Splitter {
 #[derive(Debug, Default)]
 struct Slots {
     slots: Vec<Slot>,
-    /// Slots without a parent.
+    /// Indices of the slots without a parent.
     free: Vec<usize>,
     /// Idle children.
     children: Requests,
 }
 
-/// A parent that waits for its children.
+/// The place of a parent that waits for its children.
 #[derive(Debug)]
 struct Slot {
     parent: Option<Box<IoRequest>>,
-    /// Children that are out, and one more while the parent is still being cut.
+    /// Number of children in flight, plus one while the parent is still being split.
     left: usize,
     /// The first error of a child.
     error: Option<io::Error>,
 }
 
-/// A child's hold on its parent: as long as this exists, the parent stays in its slot.
+/// A child's reference to its parent. The parent stays in its slot as long as this exists.
 #[derive(Debug)]
 pub(super) struct Parent {
     splitter: SendWrapper<Rc<Splitter>>,
@@ -50,12 +50,12 @@ impl Parent {
     pub(super) fn with_memory(&self, f: impl FnOnce(&IoVecs)) {
         let slots = self.splitter.slots.borrow();
         let parent = slots.slots[self.slot].parent.as_ref();
-        f(parent.expect("it waits for its children").alone());
+        f(parent.expect("a parent waits for its children").alone());
     }
 }
 
 impl Splitter {
-    /// Makes a splitter without parents.
+    /// Creates a splitter without parents.
     pub fn new() -> Rc<Self> {
         Rc::new_cyclic(|me| Self {
             me: Weak::clone(me),
@@ -63,11 +63,11 @@ impl Splitter {
         })
     }
 
-    /// Takes over `parent`, which comes back to its completer when the returned [`Split`] is dropped and every child made
-    /// with it is back. The first error of a child is the parent's result.
+    /// Takes over `parent`. It completes once the returned [`Split`] is dropped and every child made with it has
+    /// completed. The first error of a child is the parent's result.
     ///
     /// # Panics
-    /// If `parent` carries followers: each of them needs a result of its own.
+    /// `parent` has followers: each of them would need a result of its own.
     pub fn split(&self, parent: Box<IoRequest>) -> Split {
         assert!(!parent.is_merged(), "followers need results of their own");
         let mut slots = self.slots.borrow_mut();
@@ -85,7 +85,7 @@ impl Splitter {
         Split { splitter, slot }
     }
 
-    /// The number of parents that wait.
+    /// Returns the number of parents that wait.
     pub fn waiting(&self) -> usize {
         let slots = self.slots.borrow();
         slots.slots.len() - slots.free.len()
@@ -96,7 +96,7 @@ impl Splitter {
         let mut child = slots.children.pop().unwrap_or_default();
         let slot = &mut slots.slots[parent.slot];
         slot.left += 1;
-        let parent_request = slot.parent.as_ref().expect("it is being cut");
+        let parent_request = slot.parent.as_ref().expect("the parent is being split");
         (child.op, child.token) = (parent_request.op, parent_request.token);
         child.offset = parent_request.offset.saturating_add(at as u64);
         child.ranges.clear();
@@ -107,7 +107,7 @@ impl Splitter {
         child
     }
 
-    /// One of those that a parent waits for is over; `error` is its result if it failed.
+    /// Records that a child has completed, or that the parent has been split. `error` is the child's error, if it failed.
     fn end_one(&self, index: usize, error: Option<io::Error>) {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots.slots[index];
@@ -142,7 +142,7 @@ impl Completer for Splitter {
     }
 }
 
-/// A parent that is being cut. Dropping it ends that: without children the parent then comes back at once.
+/// A parent that is being split, until this is dropped. Without children the parent then completes at once.
 #[derive(Debug)]
 pub struct Split {
     splitter: Rc<Splitter>,
@@ -150,8 +150,8 @@ pub struct Split {
 }
 
 impl Split {
-    /// Makes a child that is about `len` bytes of the parent, from its byte `at` on: it has that part of the memory, and
-    /// the operation, token and place of the parent. Operation, place and ranges may be changed.
+    /// Creates a child for `len` bytes of the parent from byte `at` on. It has this part of the memory, and the
+    /// operation, token and offset of the parent. The caller may change operation, offset and ranges.
     pub fn child(&self, at: usize, len: usize) -> Box<IoRequest> {
         let parent = Parent {
             splitter: SendWrapper::new(Rc::clone(&self.splitter)),
@@ -160,16 +160,19 @@ impl Split {
         self.splitter.child(parent, at, len)
     }
 
-    /// Has the parent fail with `error`, unless a child has failed before.
+    /// Makes the parent fail with `error`, unless a child has failed before.
     pub fn fail(&self, error: io::Error) {
         let mut slots = self.splitter.slots.borrow_mut();
         slots.slots[self.slot].error.get_or_insert(error);
     }
 
-    /// Looks at the parent.
+    /// Calls `f` with the parent.
     pub fn with_parent<T>(&self, f: impl FnOnce(&IoRequest) -> T) -> T {
         let slots = self.splitter.slots.borrow();
-        f(slots.slots[self.slot].parent.as_ref().expect("it is being cut"))
+        f(slots.slots[self.slot]
+            .parent
+            .as_ref()
+            .expect("the parent is being split"))
     }
 }
 

@@ -1,7 +1,6 @@
-//! Bounce buffers: O_DIRECT for guest buffers that the kernel does not take.
+//! Bounce buffers: O_DIRECT for guest buffers that are not aligned as the kernel requires.
 //!
-//! This is the one place where user space touches guest memory on behalf of the storage; a request that needs no bounce
-//! is never copied.
+//! Only here is guest memory copied on behalf of the storage. A request that needs no bounce buffer is not copied.
 
 use std::alloc::{self, Layout};
 use std::io;
@@ -9,13 +8,13 @@ use std::io;
 use super::transfer::{retry, transfer};
 use crate::io::{IoVecs, own};
 
-/// What is lost with one unreadable place, in bytes, unless the storage needs larger pieces.
+/// Size of the pieces in which a salvage reads, in bytes, unless the storage requires larger ones.
 const SALVAGE_PIECE: usize = 4096;
 
-/// Largest bounce buffer: longer requests go through it piece by piece. A multiple of every request alignment.
+/// Maximum size of a bounce buffer, a multiple of every request alignment. Longer requests are transferred in pieces.
 const BOUNCE_MAX: usize = 1 << 20;
 
-/// Fills `iov` by way of an aligned buffer. `read` is as in [`transfer`].
+/// Fills `iov` through an aligned buffer. `read` is as in [`transfer`].
 pub(super) fn read(
     iov: &IoVecs,
     offset: u64,
@@ -25,15 +24,15 @@ pub(super) fn read(
     pieces(iov, offset, align, |buffer, cursor, len, at| {
         transfer(&buffer.range(len), at, io::ErrorKind::UnexpectedEof, &mut read)?;
         cursor.each(len, |done, guest, n| {
-            // SAFETY: `done + n <= len`, which the buffer holds and `read` has filled; `guest` is a range that the
-            // list's owner vouches for. What the guest does to it meanwhile can only spoil the guest's data.
+            // SAFETY: `done + n <= len`, and `read` has filled `len` bytes of the buffer. `guest` is a range of the list,
+            // whose owner guarantees it. Accesses by the guest at the same time can only spoil the guest's own data.
             unsafe { std::ptr::copy_nonoverlapping(buffer.base.add(done), guest, n) }
         });
         check(iov)
     })
 }
 
-/// Fails if memory was gone when it was copied: it was replaced by zeroes then.
+/// Fails if memory was lost before it was copied: the copy has zeroes in its place.
 fn check(iov: &IoVecs) -> io::Result<()> {
     match iov.has_lost() {
         false => Ok(()),
@@ -41,7 +40,7 @@ fn check(iov: &IoVecs) -> io::Result<()> {
     }
 }
 
-/// Writes `iov` by way of an aligned buffer. `write` is as in [`transfer`].
+/// Writes `iov` through an aligned buffer. `write` is as in [`transfer`].
 pub(super) fn write(
     iov: &IoVecs,
     offset: u64,
@@ -58,17 +57,17 @@ pub(super) fn write(
     })
 }
 
-/// Fills `iov` piece by piece, as far as `read` has anything; what is missing is zero.
+/// Fills `iov` piece by piece with the data that can be read, and with zeroes in place of the rest.
 ///
 /// # Errors
-/// EFAULT if the memory itself is gone.
+/// EFAULT: the memory itself is lost.
 pub(super) fn salvage(
     iov: &IoVecs,
     offset: u64,
     align: usize,
     read: impl Fn(&[libc::iovec], u64) -> io::Result<usize>,
 ) -> io::Result<()> {
-    // Pieces lie at multiples of their size: what shares a block of the disk shares its fate.
+    // Pieces start at multiples of their size, so that none covers parts of two blocks of the disk.
     let size = SALVAGE_PIECE.max(align);
     let mut left = iov.len();
     let (mut cursor, mut at) = (Cursor::new(iov), offset);
@@ -97,7 +96,7 @@ pub(super) fn salvage(
     check(iov)
 }
 
-/// Reads until something is missing; returns the bytes that are there.
+/// Reads up to the first error or the end of the file. Returns the number of bytes read.
 fn read_prefix(
     buffer: &AlignedBuffer,
     len: usize,
@@ -118,7 +117,7 @@ fn read_prefix(
     filled
 }
 
-/// Calls `piece(buffer, cursor, bytes, offset)` for each piece of `iov` in turn.
+/// Calls `piece(buffer, cursor, length, offset)` for each piece of `iov`, in order.
 fn pieces(
     iov: &IoVecs,
     mut offset: u64,
@@ -140,7 +139,7 @@ fn pieces(
 /// A position in a list of ranges.
 struct Cursor<'a> {
     iov: &'a [libc::iovec],
-    /// Bytes of the first range that are done.
+    /// Number of bytes of the first range that the cursor has passed.
     skip: usize,
     own_distance: usize,
 }
@@ -154,8 +153,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Walks over the next `len` bytes: `visit(bytes before, address, bytes)` for each contiguous part, with the address at
-    /// which we access it ourselves.
+    /// Advances by `len` bytes, and calls `visit(bytes before, address, length)` for each contiguous part, with the address
+    /// at which we access it ourselves.
     fn each(&mut self, len: usize, mut visit: impl FnMut(usize, *mut u8, usize)) {
         let mut done = 0;
         while done < len {
@@ -173,7 +172,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Memory with a chosen alignment, not initialised.
+/// Uninitialised memory with a given alignment.
 #[derive(Debug)]
 pub(super) struct AlignedBuffer {
     base: *mut u8,
@@ -181,7 +180,7 @@ pub(super) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// `len` bytes, at least one; `align` is a power of two.
+    /// Allocates `len` bytes, and at least one. `align` is a power of two.
     pub(super) fn new(len: usize, align: usize) -> io::Result<Self> {
         let layout = Layout::from_size_align(len.max(1), align)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -193,7 +192,7 @@ impl AlignedBuffer {
         Ok(Self { base, layout })
     }
 
-    /// The first `len` bytes, as a list of one range.
+    /// Returns the first `len` bytes as a list of one range.
     pub(super) fn range(&self, len: usize) -> [libc::iovec; 1] {
         debug_assert!(len <= self.layout.size());
         [libc::iovec {
@@ -223,26 +222,26 @@ mod tests {
         iov
     }
 
-    /// A disk whose byte at offset `n` is `pattern(n)`.
+    /// Returns the byte at offset `n` of a disk.
     fn pattern(n: u64) -> u8 {
         n.wrapping_mul(31).to_le_bytes()[0] ^ n.to_le_bytes()[1]
     }
 
-    /// Plays `preadv` of at most `most` bytes into the bounce buffer.
+    /// Acts as `preadv` of at most `most` bytes into the bounce buffer.
     fn fill(iov: &[libc::iovec], at: u64, align: usize, most: usize) -> usize {
         assert_eq!((iov.len(), iov[0].iov_base.addr() % align), (1, 0));
         let len = iov[0].iov_len.min(most);
         for (n, i) in (at..).zip(0..len) {
-            // SAFETY: `i` is within the bounce buffer, which is handed to this call alone.
+            // SAFETY: `i` is within the bounce buffer, which only this call accesses.
             unsafe { iov[0].iov_base.cast::<u8>().add(i).write(pattern(n)) };
         }
         len
     }
 
-    /// Plays `pwritev`: what is in the bounce buffer.
+    /// Acts as `pwritev`: returns the contents of the bounce buffer.
     fn contents(iov: &[libc::iovec], align: usize) -> &[u8] {
         assert_eq!((iov.len(), iov[0].iov_base.addr() % align), (1, 0));
-        // SAFETY: the bounce buffer is handed to this call alone, all of it filled from the guest's ranges.
+        // SAFETY: only this call accesses the bounce buffer, which was filled from the guest's ranges.
         unsafe { std::slice::from_raw_parts(iov[0].iov_base.cast(), iov[0].iov_len) }
     }
 
@@ -278,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_is_salvaged_and_the_rest_is_zero() {
-        // From 512 before a multiple of the piece, in ranges that end anywhere: the pieces at 4096 and 8192 cannot be
+    fn a_salvage_replaces_unreadable_pieces_by_zeroes() {
+        // Starts 512 bytes before a multiple of the piece size, in unaligned ranges. The pieces at 4096 and 8192 cannot be
         // read, and the disk ends at 15000.
         let mut parts = [vec![0xaa; 1000], vec![0xaa; 1], vec![0xaa; 12_311]];
         let read = |iov: &[libc::iovec], at: u64| match at {
@@ -307,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_reaches_the_guest_from_a_piece_that_failed() {
+    fn a_failed_piece_leaves_guest_memory_unchanged() {
         let mut parts = [vec![0xaa; 1000], vec![0xaa; 24]];
         let result = read(&ranges(&mut parts), 0, 512, |iov, at| match at {
             0 => Ok(fill(iov, at, 512, 512)),

@@ -1,4 +1,4 @@
-//! What O_DIRECT asks of requests on a given file.
+//! The alignment that O_DIRECT requires on a file.
 
 use std::fs::File;
 use std::io;
@@ -9,29 +9,29 @@ use super::bounce::AlignedBuffer;
 use super::transfer::retry;
 use crate::sys::vectored;
 
-/// Assumed where nobody says: the page size of most machines and the largest sector of ordinary drives.
+/// Alignment to assume if it is unknown: the page size of most machines, and the largest sector of ordinary drives.
 const SAFE: u32 = 4096;
 
-/// These take O_DIRECT and any alignment.
+/// File systems that support O_DIRECT with any alignment.
 const UNRESTRICTED: [libc::c_long; 2] = [libc::NFS_SUPER_MAGIC, libc::TMPFS_MAGIC];
 
-/// What direct I/O on a file must be aligned to.
+/// The alignment of direct I/O on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DioAlign {
-    /// Alignment of buffer addresses; 0: no direct I/O on this file.
+    /// Alignment of buffer addresses, or 0 if the file does not support direct I/O.
     pub(super) memory: u32,
-    /// Alignment of offsets and lengths; 0: no direct I/O on this file.
+    /// Alignment of offsets and lengths, or 0 if the file does not support direct I/O.
     pub(super) offset: u32,
 }
 
-/// The alignment of direct I/O on `file`, which is open with O_DIRECT; `block` is the logical block size of a block
-/// device.
+/// Returns the alignment of direct I/O on `file`, which is open with O_DIRECT. `block` is the logical block size of a
+/// block device.
 ///
-/// Asks `statx`, then the file system's name, then tries.
+/// The sources are `statx`, then the type of the file system, then trial reads.
 ///
 /// # Errors
-/// `Unsupported` if the kernel knows that there is no direct I/O on this file, though it may be opened for it (some
-/// file systems then silently use the page cache).
+/// `Unsupported`: the kernel says that the file does not support direct I/O, although it can be opened for it. (Some file
+/// systems then silently use the page cache.)
 pub(super) fn alignment(file: &File, block: Option<u32>) -> io::Result<DioAlign> {
     if let Some(align) = dio_align(file) {
         return match align {
@@ -50,7 +50,7 @@ pub(super) fn alignment(file: &File, block: Option<u32>) -> io::Result<DioAlign>
     Ok(both(offset, offset))
 }
 
-/// The alignment that `statx` asks of direct I/O; `None` if kernel or file system does not say.
+/// Returns the alignment according to `statx`, or `None` if the kernel or the file system does not report it.
 fn dio_align(file: &File) -> Option<DioAlign> {
     let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
     let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
@@ -67,10 +67,10 @@ fn both(memory: u32, offset: u32) -> DioAlign {
     }
 }
 
-/// The smallest length that `read` takes; `SAFE` if that tells nothing.
+/// Returns the smallest length that `read` accepts, or `SAFE` if this cannot be determined.
 fn probe(mut read: impl FnMut(u32) -> bool) -> u32 {
     if read(1) {
-        // Nobody looked: a hole, perhaps, that is filled without asking the device. Writes may meet a stricter answer.
+        // The length was not checked, perhaps because a hole needs no access to the device. Writes may be more strict.
         return SAFE;
     }
     [512, 1024, 2048]
@@ -84,14 +84,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probing_finds_the_smallest_length_that_works() {
+    fn probing_finds_the_smallest_valid_length() {
         for least in [512, 1024, 2048, 4096, 8192] {
             assert_eq!(probe(|len| len >= least), least.min(SAFE), "{least}");
         }
     }
 
     #[test]
-    fn a_read_of_one_byte_tells_nothing() {
+    fn an_unchecked_length_means_the_safe_alignment() {
         assert_eq!(probe(|_| true), SAFE);
     }
 }

@@ -1,19 +1,19 @@
-//! Why a disk cannot be opened.
+//! Errors of opening a disk.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why [`RawFile::open`](super::RawFile::open) refuses. Each text says what is wrong and where;
-/// the cause, where there is one, is the error's source.
+/// The reason why [`RawFile::open`](super::RawFile::open) failed. The text names the image and the defect. The error's
+/// source is the cause, if there is one.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields say nothing that the text does not")]
 #[non_exhaustive]
 pub enum Error {
-    /// The path leads to nothing.
+    /// Nothing exists at the path.
     #[error("cannot open {}: {why}", path.display())]
     Missing { path: PathBuf, why: String },
 
-    /// The permissions of the image, or of a directory on the way to it, do not let this process read it.
+    /// The permissions of the image, or of a directory in its path, do not allow this process to read it.
     #[error(
         "cannot open {}: {why}; change that (chmod, chgrp, setfacl) or start the daemon as another user",
         path.display()
@@ -24,11 +24,11 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// Any other failure to open it.
+    /// The image cannot be opened for another reason.
     #[error("cannot open {}", path.display())]
     Open { path: PathBuf, source: io::Error },
 
-    /// It can be read but not written.
+    /// The image can be opened for reading, but not for writing.
     #[error("cannot open {} for writing: {why}", path.display())]
     NotWritable {
         path: PathBuf,
@@ -36,27 +36,27 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A directory, a socket, ...
+    /// The path leads to a directory, a socket, or something else that cannot be a disk.
     #[error("{} is a {kind}; a disk is a regular file or a block device", path.display())]
     Kind { path: PathBuf, kind: &'static str },
 
-    /// Size, block size or alignment could not be found out.
-    #[error("cannot find out the {what} of {}", path.display())]
+    /// The size, block size or alignment cannot be determined.
+    #[error("cannot determine the {what} of {}", path.display())]
     Query {
         path: PathBuf,
         what: &'static str,
         source: io::Error,
     },
 
-    /// A disk without a single block: a forgotten `truncate`, a drive without a medium.
+    /// The file is empty: a `truncate` was forgotten.
     #[error("{} is empty; give it a size first, e.g. 'truncate -s 10G {}'", path.display(), path.display())]
     EmptyFile { path: PathBuf },
 
-    /// The same of a block device.
+    /// The block device has no size, because it has no medium or backing file.
     #[error("block device {} has no size; is its medium or backing file attached?", path.display())]
     EmptyDevice { path: PathBuf },
 
-    /// A file that ends within a logical block.
+    /// The file's size is not a multiple of the logical block size.
     #[error(
         "the size of {}, {size} bytes, is not a multiple of its logical block size, {block} bytes; \
          'truncate -s %{block} {}' extends it",
@@ -64,18 +64,18 @@ pub enum Error {
     )]
     FileSize { path: PathBuf, size: u64, block: u32 },
 
-    /// The same of a block device.
+    /// The block device's size is not a multiple of the logical block size.
     #[error(
         "the size of {}, {size} bytes, is not a multiple of its logical block size, {block} bytes",
         path.display()
     )]
     DeviceSize { path: PathBuf, size: u64, block: u32 },
 
-    /// Not a block size at all.
+    /// The logical block size is not a valid number.
     #[error("logical block size {size} is not a power of two from 512 to 32768")]
     BlockSize { size: u32 },
 
-    /// Smaller than what the storage below can address.
+    /// The logical block size is smaller than the unit that the storage can address.
     #[error(
         "logical block size {size} is too small for {}: {reason} of {least} bytes",
         path.display()
@@ -87,7 +87,7 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// O_DIRECT is refused here.
+    /// The file does not support O_DIRECT.
     #[error(
         "{} does not support direct I/O (O_DIRECT) on its file system",
         path.display()

@@ -24,9 +24,9 @@ use crate::sys::{self, block_device, vectored};
 
 /// A raw disk image, or a block device.
 ///
-/// Every operation transfers its whole range or fails, and then may have transferred a part. Ranges are checked:
-/// beyond [`size`](Self::size), or not a multiple of [`Limits::request_alignment`], is `InvalidInput` and nothing is
-/// done, so a file never grows.
+/// Every operation transfers its whole range, or fails after it has perhaps transferred a part. A range past the
+/// [`size`](Self::size), or that is not a multiple of [`Limits::request_alignment`], fails with `InvalidInput` and has no
+/// effect. So a file never grows.
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
@@ -34,14 +34,14 @@ pub struct RawFile {
     kind: Kind,
     limits: Limits,
     direct: bool,
-    /// Bytes. Atomic, because a disk may be resized while it is served.
+    /// Size in bytes. Atomic, because a disk may be resized while it is served.
     size: AtomicU64,
     missing: Missing,
     nowait: NowaitIo,
     flusher: Flusher,
-    /// Present where failed writebacks can be noticed without taking the kernel's report.
+    /// The check for failed writebacks that leaves the kernel's report in place, if it is possible.
     written_back: Option<WrittenBack>,
-    /// A process before this one may have taken the kernel's report of a failed writeback, and told nobody.
+    /// A predecessor may have taken the kernel's report of a failed writeback without answering a flush.
     doubtful: AtomicBool,
     /// An [`ImageLock`](super::ImageLock) of this open file exists.
     locked: Arc<AtomicBool>,
@@ -50,13 +50,13 @@ pub struct RawFile {
 impl RawFile {
     /// Opens a regular file or a block device.
     ///
-    /// On a writable regular file this asks for a hole behind its end, to see whether holes are supported; that changes
+    /// On a writable regular file this punches a hole past the end, to find out whether holes are supported. That changes
     /// no data.
     ///
     /// # Errors
     /// See [`enum@Error`].
     pub fn open(options: &OpenOptions) -> Result<Self, Error> {
-        // Looked at before it is opened: opening a FIFO blocks, and opening some devices has effects.
+        // Checked before it is opened: opening a FIFO blocks, and opening some devices has side effects.
         let meta = fs::metadata(&options.path).map_err(|e| options.open_error(e))?;
         Kind::of(&meta, &options.path)?;
         let file = open_file(options)?;
@@ -88,37 +88,35 @@ impl RawFile {
         })
     }
 
-    /// The file that the bytes are in, for messages.
+    /// Returns the image's path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes on the disk: a positive multiple of the logical block size.
+    /// Returns the size in bytes, a positive multiple of the logical block size.
     pub fn size(&self) -> u64 {
-        // Relaxed: a number on its own; the kernel has the last word on where the file ends.
+        // Relaxed: no other data depends on this number, and the kernel checks the end of the file itself.
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Looks at the size again, because the file or the device may have grown or shrunk, and returns it. Any thread.
-    ///
-    /// What is behind the last whole logical block is left out.
+    /// Reads the size again, and returns it rounded down to whole logical blocks. Any thread.
     ///
     /// # Errors
-    /// The size cannot be had, or not one block is left; the old one stays.
+    /// The size cannot be read, or no whole block is left. The old size stays.
     pub fn refresh_size(&self) -> io::Result<u64> {
         let bytes = self.bytes()?;
         let size = bytes - bytes % u64::from(self.limits.logical_block_size);
         if size == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "no whole block is left",
+                "the image has no whole block left",
             ));
         }
         self.size.store(size, Ordering::Relaxed);
         Ok(size)
     }
 
-    /// What the kernel says of the size.
+    /// Returns the current size in bytes.
     fn bytes(&self) -> io::Result<u64> {
         match self.kind {
             Kind::Regular => Ok(self.file.metadata()?.len()),
@@ -126,7 +124,7 @@ impl RawFile {
         }
     }
 
-    /// What it can do.
+    /// Returns the disk's properties and requirements.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -135,8 +133,8 @@ impl RawFile {
         Arc::clone(&self.locked)
     }
 
-    /// True for a read (or `write`) that the kernel may get as it is: it is allowed, lies on the disk, and the buffers
-    /// are such as the kernel takes. What is refused here has to go through the operations below.
+    /// Returns whether a read (or `write`) can be passed to the kernel unchanged: it is allowed, its range is on the disk,
+    /// and its buffers are suitable. All other requests must go through the operations below.
     pub fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
         let len = iov.len() as u64;
         let allowed = if write {
@@ -157,8 +155,7 @@ impl RawFile {
     /// Fills `iov` from `offset` on.
     ///
     /// # Errors
-    /// `InvalidInput` for a range that is not on the disk; `UnexpectedEof` if the file was cut short meanwhile; errors
-    /// of `preadv`.
+    /// The range is not on the disk (`InvalidInput`), the file was truncated (`UnexpectedEof`), or `preadv` failed.
     pub fn readv(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_range(offset, iov.len() as u64)?;
         let read = |iov: &[libc::iovec], at| vectored::preadv(&self.file, iov, at);
@@ -168,10 +165,10 @@ impl RawFile {
         transfer(iov.as_slice(), offset, io::ErrorKind::UnexpectedEof, read)
     }
 
-    /// Fills `iov` from `offset` on, a piece at a time, with zeroes where nothing can be read.
+    /// Fills `iov` from `offset` on in pieces, with zeroes in place of the data that cannot be read.
     ///
     /// # Errors
-    /// EFAULT if the memory of `iov` is gone.
+    /// EFAULT: the memory of `iov` is lost.
     pub fn salvage(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         let read = |iov: &[libc::iovec], at| match self.check_range(at, 0) {
             Ok(()) => vectored::preadv(&self.file, iov, at),
@@ -180,16 +177,16 @@ impl RawFile {
         bounce::salvage(iov, offset, self.bounce_alignment(), read)
     }
 
-    /// Writes `iov` at `offset`. Stable after the next [`flush`](Self::flush).
+    /// Writes `iov` at `offset`. The data is stable after the next [`flush`](Self::flush).
     ///
     /// # Errors
-    /// EROFS on read-only storage; `InvalidInput` for a range that is not on the disk; errors of `pwritev`.
+    /// The storage is read-only (EROFS), the range is not on the disk (`InvalidInput`), or `pwritev` failed.
     pub fn writev(&self, iov: &IoVecs, offset: u64) -> io::Result<()> {
         self.check_write(offset, iov.len() as u64)?;
         self.write(iov, offset, vectored::pwritev)
     }
 
-    /// Writes `iov` at `offset` and returns when it is stable.
+    /// Writes `iov` at `offset`, and waits until it is stable.
     ///
     /// # Errors
     /// Those of [`writev`](Self::writev) and [`flush`](Self::flush).
@@ -201,8 +198,8 @@ impl RawFile {
                 result => return result,
             }
         }
-        // Through the page cache one flush serves all writers that wait for one, where RWF_DSYNC would be a flush each;
-        // and only the flusher may learn of failed writebacks, because the kernel reports each of them once.
+        // Through the page cache, one flush serves all writers that wait, while RWF_DSYNC would be one flush for each.
+        // And only the flusher may get reports of failed writebacks, because the kernel makes each report once.
         self.write(iov, offset, vectored::pwritev)?;
         self.flush()
     }
@@ -220,24 +217,23 @@ impl RawFile {
         transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
     }
 
-    /// True if only one write at a time makes progress: file systems lock a regular file for each write through the
-    /// page cache.
+    /// Returns whether writes exclude each other: file systems lock a regular file for each write through the page cache.
     pub fn writes_take_turns(&self) -> bool {
         self.kind == Kind::Regular && !self.direct
     }
 
-    /// Whether it is worth to try without waiting.
+    /// Returns whether it is worth trying to read and write without waiting.
     pub fn nowait(&self) -> Nowait {
         self.nowait.kind()
     }
 
-    /// [`readv`](Self::readv), if that takes no waiting and succeeds. If not, returns false; `readv` then says why.
+    /// Like [`readv`](Self::readv), but never waits. Returns false if it would have to wait, or failed.
     pub fn try_readv(&self, iov: &IoVecs, offset: u64) -> bool {
         self.check_range(offset, iov.len() as u64).is_ok() && self.nowait.read(&self.file, iov, offset)
     }
 
-    /// [`writev`](Self::writev), if that takes no waiting and succeeds. If not, returns false and may have written a
-    /// part.
+    /// Like [`writev`](Self::writev), but never waits. Returns false if it would have to wait, or failed. Then a part may
+    /// have been written.
     pub fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
         self.check_write(offset, iov.len() as u64).is_ok() && self.nowait.write(&self.file, iov, offset)
     }
@@ -249,61 +245,62 @@ impl RawFile {
     /// Those of `fdatasync`. Without O_DIRECT a failure is final: the kernel may have dropped the data that it could not
     /// write, so every later flush fails too, until the storage is opened anew.
     pub fn flush(&self) -> io::Result<()> {
-        self.flush_after_look(self.kind == Kind::BlockDevice)
+        self.flush_after_check(self.kind == Kind::BlockDevice)
     }
 
-    /// As [`flush`](Self::flush), while nothing is being written. The kernel's report of a failed write is left for
-    /// whoever opens the file later, if possible.
+    /// Like [`flush`](Self::flush), while nothing is being written. If possible, this leaves the kernel's report of a
+    /// failed write to the next process that opens the file.
     ///
     /// # Errors
     /// Those of [`flush`](Self::flush).
     pub fn flush_at_rest(&self) -> io::Result<()> {
-        self.flush_after_look(true)
+        self.flush_after_check(true)
     }
 
-    fn flush_after_look(&self, look: bool) -> io::Result<()> {
-        let written_back = self.written_back.as_ref().filter(|_| look);
-        let look = || written_back.map_or(Ok(()), |written_back| written_back.wait(self.size()));
+    fn flush_after_check(&self, check: bool) -> io::Result<()> {
+        let written_back = self.written_back.as_ref().filter(|_| check);
+        let check = || written_back.map_or(Ok(()), |written_back| written_back.wait(self.size()));
         let take = || sys::file::take_writeback_error(&self.file);
-        self.flusher.flush(look, take, || {
+        self.flusher.flush(check, take, || {
             self.dispel_doubt()?;
             retry(|| self.file.sync_data())
         })
     }
 
-    /// True once every flush fails, because an earlier one did.
+    /// Returns whether all further flushes will fail.
     pub fn flushes_fail(&self) -> bool {
         self.flusher.is_over()
     }
 
-    /// True if the last flush failed: what was written before it may be lost.
+    /// Returns whether the last flush failed, so that data written before it may be lost.
     pub fn last_flush_failed(&self) -> bool {
         self.flusher.has_failed()
     }
 
-    /// Has every flush fail from here on: another process knows that data was lost.
+    /// Makes every flush fail from now on, because a predecessor has lost data.
     pub fn fail_flushes(&self) {
         self.flusher.give_up(libc::EIO);
     }
 
-    /// Has a witness remember what becomes of flushes through the page cache. It learns at once if they have failed for
-    /// good.
+    /// Sets the witness that records the outcome of flushes through the page cache. It is told at once if flushes have
+    /// failed for good.
     pub fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
         self.flusher.set_witness(witness);
     }
 
-    /// A process that is gone began a flush, and nobody knows how it ended.
+    /// Records that a predecessor was killed during a flush whose outcome is unknown.
     ///
-    /// The next flush of a file syncs its whole file system, which knows if anything was lost there, and fails then.
-    /// Returns false where nothing can tell (block devices).
+    /// The next flush of a file syncs its whole file system, and fails if that reports a loss. Returns false for a block
+    /// device, where no such check exists.
     pub fn doubt_last_flush(&self) -> bool {
         let can_be_dispelled = self.kind == Kind::Regular;
-        // Relaxed: the flush that it concerns is asked for later, by way of a ring that starts.
+        // Relaxed: the next flush can only come from a ring that starts later, which orders this.
         self.doubtful.store(can_be_dispelled, Ordering::Relaxed);
         can_be_dispelled
     }
 
-    /// The file's own report may have been taken, but that of its file system was not: whoever asks for that asks here.
+    /// Syncs the whole file system if a predecessor was killed during a flush. That predecessor may have taken the file's own
+    /// report, but not the one of the file system.
     fn dispel_doubt(&self) -> io::Result<()> {
         // Relaxed: one flush runs at a time.
         if !self.doubtful.load(Ordering::Relaxed) {
@@ -311,18 +308,18 @@ impl RawFile {
         }
         let synced = retry(|| sys::file::sync_file_system(&self.file));
         if let Err(error) = &synced {
-            // Reported once, and not to be forgotten.
+            // The kernel reports this only once.
             self.flusher.give_up(error.raw_os_error().unwrap_or(libc::EIO));
         }
         self.doubtful.store(false, Ordering::Relaxed);
         synced
     }
 
-    /// Another process has had the image, maybe on another host: drops what this host has cached and not changed, and
-    /// reads the size again. Returns whether it is another one.
+    /// Drops clean cached data and reads the size again, because another process has used the image, perhaps on another
+    /// host. Returns whether the size has changed.
     ///
     /// # Errors
-    /// The cache cannot be dropped, or the size not be used.
+    /// The cache cannot be dropped, or the new size is invalid.
     pub fn look_anew(&self) -> io::Result<bool> {
         let before = self.size();
         let shared = self.kind == Kind::BlockDevice || !host_only(&self.file);
@@ -330,19 +327,20 @@ impl RawFile {
             // What is dirty stays.
             fadvise(&self.file, 0, None, Advice::DontNeed)?;
         }
-        // A file of this host that has become shorter was cut by mistake: what is missing fails, until it is written again.
+        // If a file of this host has become shorter, it was truncated by mistake. Reads past its end fail until it is extended.
         if shared || self.bytes()? > before {
             self.refresh_size()?;
         }
         Ok(self.size() != before)
     }
 
-    /// Gives up the contents of a range, if the storage can; success without effect if not.
+    /// Discards a range, or does nothing if the storage does not support that.
     ///
-    /// A regular file reads zero there afterwards, if it has holes at all; a block device what it likes.
+    /// If a regular file supports holes, it reads as zeroes there afterwards. The contents of a block device are up to the
+    /// device.
     ///
     /// # Errors
-    /// As [`writev`](Self::writev).
+    /// Those of [`writev`](Self::writev).
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_write(offset, len)?;
         if len == 0 {
@@ -352,11 +350,11 @@ impl RawFile {
         self.missing.discard(&self.file, self.kind, block, offset, len)
     }
 
-    /// Makes a range read zero. With `may_unmap` its space is given back where that leaves zeroes; without it stays
-    /// allocated, or becomes so, where the storage can tell.
+    /// Makes a range read as zeroes. With `may_unmap` its space is deallocated, if it then reads as zeroes. Without, the
+    /// space stays or becomes allocated, if the storage supports that.
     ///
     /// # Errors
-    /// As [`writev`](Self::writev).
+    /// Those of [`writev`](Self::writev).
     pub fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         self.check_write(offset, len)?;
         let (mut from, end) = (offset, offset + len);
@@ -367,14 +365,13 @@ impl RawFile {
             if self.kind == Kind::BlockDevice || self.end_of_file()? >= end {
                 return Ok(());
             }
-            // The file was cut short, and what lies behind its end cannot be read: its last block extends it.
+            // The file was truncated. Writing the last block of the range extends it again, so that the range can be read.
             from = end - len.min(self.limits.logical_block_size.into());
         }
         zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, vectored::pwritev))
     }
 
-    /// Returns the number of bytes of a regular file. A worker may not ask for a file's status, which takes a path as
-    /// well; and nobody uses the position.
+    /// Returns the size of a regular file in bytes. Seeking is harmless, because nothing uses the position.
     fn end_of_file(&self) -> io::Result<u64> {
         Ok(seek(&self.file, SeekFrom::End(0))?)
     }
@@ -398,13 +395,13 @@ impl RawFile {
         if offset.checked_add(len).is_none_or(|end| end > self.size()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "beyond the end of the disk",
+                "the range ends past the end of the disk",
             ));
         }
         if (offset | len) & (u64::from(self.limits.request_alignment) - 1) != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "not a multiple of the block size",
+                "the range is not a multiple of the block size",
             ));
         }
         Ok(())
@@ -417,9 +414,9 @@ impl AsFd for RawFile {
     }
 }
 
-/// Whether a file is on a file system that only this host can use, so that its cache is always right.
+/// Returns whether a file is on a file system that only this host can use, so that its cache is never stale.
 fn host_only(file: &File) -> bool {
-    /// ext2, ext3 and ext4; XFS; Btrfs; tmpfs; F2FS; bcachefs; ZFS; overlayfs: their `f_type` in `statfs`.
+    /// `f_type` of ext2, ext3 and ext4; XFS; Btrfs; tmpfs; F2FS; bcachefs; ZFS; overlayfs.
     const MAGIC: [u32; 8] = [
         0xef53,
         0x5846_5342,
@@ -441,7 +438,7 @@ fn open_file(options: &OpenOptions) -> Result<File, Error> {
         .custom_flags(flags)
         .open(&options.path)
         .map_err(|e| match e.raw_os_error() {
-            // What O_DIRECT gets from a file system without it.
+            // The answer of a file system without O_DIRECT.
             Some(libc::EINVAL) if options.direct => options.direct_error(e),
             _ => options.open_error(e),
         })

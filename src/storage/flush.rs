@@ -1,15 +1,15 @@
-//! Flushes that neither multiply nor forget.
+//! Flushes that are shared by their callers, and failures that are never forgotten.
 //!
-//! The kernel reports a failed writeback *once* for each open file (its `errseq_t` mark moves on) and may mark the lost
-//! pages clean; the next `fdatasync` then succeeds although the data is gone. Four things follow:
-//! - A failure is remembered, and every later flush fails with it until the file is opened anew.
-//! - A [`FlushWitness`] keeps what became of the flushes where the next process finds it: the kernel will not tell that
-//!   one again.
-//! - The first flush of a block device may be the first to learn of a predecessor's lost writes. Where it is killed while
-//!   it takes this report, the next process must fail. But it must not fail because a process was killed while it waited
-//!   for a healthy disk. So the report is first taken by a call of its own, which waits for nothing.
-//! - Of two `fdatasync` running at once only one would be told. So one runs at a time, and those who wait meanwhile
-//!   share the next one: it begins after all their writes, and many queues that flush together cost one flush.
+//! The kernel reports a failed writeback *once* for each open file (its `errseq_t` mark advances), and may mark the lost
+//! pages as clean. The next `fdatasync` then succeeds although the data is lost. So:
+//! - A failure is remembered. Every later flush fails with it, until the file is opened again.
+//! - A [`FlushWitness`] records the outcome of flushes for the next process, because the kernel will not report it again.
+//! - The first flush of a block device may be the first to learn of a predecessor's lost writes. If the process is killed
+//!   while it takes this report, the flushes of the next process must fail. But they must not fail after a kill during a
+//!   long wait for a healthy disk. So the report is taken before, by a call that does not wait.
+//! - If two `fdatasync` ran at the same time, only one would get the report. So one runs at a time. All callers that wait
+//!   meanwhile share the next one, which begins after all their writes. If many queues flush together, this costs one
+//!   flush.
 
 use std::fmt::Debug;
 use std::io;
@@ -20,7 +20,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(tsan))]
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// Remembers what became of the flushes for the process that comes after this one. Any thread.
+/// Records the outcome of flushes for the next process. Any thread.
 pub trait FlushWitness: Debug + Send + Sync {
     /// The kernel's report of a predecessor's failed writes is about to be taken. Unless [`begun`](Self::begun) or
     /// [`failed`](Self::failed) follows, the outcome counts as a failure.
@@ -29,10 +29,10 @@ pub trait FlushWitness: Debug + Send + Sync {
     /// A flush is about to begin. It may take the kernel's report of failed writes, too.
     fn begun(&self);
 
-    /// It has ended, and all that was written before it is stable.
+    /// A flush has ended, and all data written before it is stable.
     fn succeeded(&self);
 
-    /// A flush has failed for good: something that was written is lost.
+    /// A flush has failed for good: written data is lost.
     fn failed(&self);
 }
 
@@ -44,9 +44,9 @@ pub(super) struct Flusher {
 }
 
 impl Flusher {
-    /// `sticky`: writes go through the page cache, so that a failure loses data for good. With O_DIRECT a failed flush
-    /// leaves nothing behind in the kernel and may be tried again.
-    /// `inherits`: the kernel may have a report of a predecessor's failed writes that nothing else can tell.
+    /// `sticky`: writes go through the page cache, so that a failure loses data for good. With O_DIRECT the kernel holds no
+    /// data, and a failed flush can be retried.
+    /// `inherits`: the kernel may have a report of a predecessor's failed writes, and no other trace of them exists.
     pub(super) fn new(sticky: bool, inherits: bool) -> Self {
         Self {
             state: Mutex::new(State::new(sticky, inherits)),
@@ -54,15 +54,15 @@ impl Flusher {
         }
     }
 
-    /// Returns when a flush that began after this call has ended, with its result. If nobody else does, this call runs
-    /// these steps, which must not panic:
-    /// - `look` may fail, but must leave the kernel's report for others to take.
+    /// Waits for the end of a flush that begins after this call, and returns its result. If no other caller runs that flush,
+    /// this call does. Its steps must not panic:
+    /// - `check` may fail, but must leave the kernel's report for others to take.
     /// - `take` takes the report and does not wait for the disk. Runs only until a flush has succeeded, and only if the
     ///   report may be a predecessor's.
     /// - `sync` waits until everything is stable.
     pub(super) fn flush(
         &self,
-        look: impl Fn() -> io::Result<()>,
+        check: impl Fn() -> io::Result<()>,
         take: impl Fn() -> io::Result<()>,
         sync: impl Fn() -> io::Result<()>,
     ) -> io::Result<()> {
@@ -76,7 +76,7 @@ impl Flusher {
                     let witness = state.witness.clone().filter(|_| state.sticky);
                     let inherits = state.inherits;
                     drop(state);
-                    let result = run(witness.as_deref(), &look, inherits.then_some(&take), &sync);
+                    let result = run(witness.as_deref(), &check, inherits.then_some(&take), &sync);
                     state = self.lock();
                     state.end(&result);
                     self.ended.notify_all();
@@ -85,27 +85,27 @@ impl Flusher {
         }
     }
 
-    /// Has every flush fail from here on.
+    /// Makes every flush fail from now on.
     pub(super) fn give_up(&self, errno: i32) {
         let mut state = self.lock();
         state.failed = Some((u64::MAX, errno));
         state.tell_witness();
     }
 
-    /// Replaces the witness. The new one learns at once if flushes have failed for good.
+    /// Replaces the witness. The new one is told at once if flushes have failed for good.
     pub(super) fn set_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
         let mut state = self.lock();
         state.witness = witness;
         state.tell_witness();
     }
 
-    /// True if the last flush failed.
+    /// Returns whether the last flush failed.
     pub(super) fn has_failed(&self) -> bool {
         let state = self.lock();
         state.failed.is_some_and(|(last, _)| last >= state.ended)
     }
 
-    /// True once no flush will succeed any more.
+    /// Returns whether all further flushes will fail.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.lock().failed, Some((u64::MAX, _)))
     }
@@ -119,13 +119,13 @@ impl Flusher {
 /// Runs the steps of a flush, and tells the witness of each.
 fn run(
     witness: Option<&dyn FlushWitness>,
-    look: impl Fn() -> io::Result<()>,
+    check: impl Fn() -> io::Result<()>,
     take: Option<impl Fn() -> io::Result<()>>,
     sync: impl Fn() -> io::Result<()>,
 ) -> io::Result<()> {
     let tell = |event: fn(&dyn FlushWitness)| witness.into_iter().for_each(event);
     let steps = || {
-        look()?;
+        check()?;
         if let Some(take) = take {
             tell(|witness| witness.taking_report());
             take()?;
@@ -134,7 +134,7 @@ fn run(
         sync()
     };
     let result = steps();
-    // Before anybody learns of it: a process that is killed now has not answered yet.
+    // Before the result is known to anybody: a process that is killed now has not answered the flush yet.
     match &result {
         Ok(()) => tell(|witness| witness.succeeded()),
         Err(_) => tell(|witness| witness.failed()),
@@ -142,28 +142,29 @@ fn run(
     result
 }
 
-/// Who flushes when. Flushes are numbered from 1.
+/// The state of a file's flushes, which are numbered from 1.
 #[derive(Debug)]
 struct State {
     sticky: bool,
     /// No flush has succeeded yet: the kernel may have a report of a predecessor's failed writes.
     inherits: bool,
+    /// The last flush that has begun.
     begun: u64,
-    /// `begun`, or one less while a flush runs.
+    /// The last flush that has ended: `begun`, or one less while a flush runs.
     ended: u64,
     /// The last flush that failed (`u64::MAX`: this one and all to come), with its errno.
     failed: Option<(u64, i32)>,
     witness: Option<Arc<dyn FlushWitness>>,
 }
 
-/// What a caller is to do now.
+/// The next step of a caller.
 #[derive(Debug)]
 enum Turn {
     /// Wait for the end of the flush that is running.
     Wait,
     /// Run the next flush.
     Run,
-    /// Nothing: this is the outcome.
+    /// Return this result.
     Over(io::Result<()>),
 }
 
@@ -185,15 +186,15 @@ impl State {
         }
     }
 
-    /// The first flush that covers everything written by now: not one that is running already.
+    /// Returns the number of the first flush that will cover everything written by now. A running flush does not.
     fn next(&self) -> u64 {
         self.begun + 1
     }
 
-    /// The turn of a caller who needs flush `needed` or a later one.
+    /// Returns the next step of a caller that needs flush `needed` or a later one.
     fn turn(&mut self, needed: u64) -> Turn {
         match self.failed {
-            // It may be a later one than needed that failed: an error too many, never one too few.
+            // Perhaps only a later flush than the needed one failed. An error too many is safe, one too few is not.
             Some((last, errno)) if last >= needed => Turn::Over(Err(io::Error::from_raw_os_error(errno))),
             _ if self.ended >= needed => Turn::Over(Ok(())),
             _ if self.begun > self.ended => Turn::Wait,
@@ -204,7 +205,7 @@ impl State {
         }
     }
 
-    /// The flush that was running has ended.
+    /// Records the end of the running flush.
     fn end(&mut self, result: &io::Result<()>) {
         self.ended = self.begun;
         match result {
@@ -231,11 +232,11 @@ mod tests {
     }
 
     #[test]
-    fn those_who_come_during_a_flush_share_the_next_one() {
+    fn callers_during_a_flush_share_the_next() {
         let mut state = State::new(true, false);
         let first = state.next();
         assert!(matches!(state.turn(first), Turn::Run));
-        // Three writes and flushes while the first one runs: it may have missed all of them.
+        // Three callers write and flush while the first flush runs, which may have missed all their writes.
         let late = [(); 3].map(|()| state.next());
         assert!(
             late.iter()
@@ -254,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn all_who_share_a_flush_learn_that_it_failed_however_late_they_look() {
+    fn a_failed_flush_fails_for_all_its_callers() {
         for sticky in [false, true] {
             let mut state = State::new(sticky, false);
             let needed = state.next();
             assert!(matches!(state.turn(needed), Turn::Run));
             state.end(&eio());
             assert!(matches!(state.turn(needed), Turn::Over(Err(_))));
-            // A flush that succeeds afterwards does not save those who needed the one before.
+            // A later flush that succeeds does not help the callers that needed this one.
             let next = state.next();
             if !sticky {
                 assert!(matches!(state.turn(next), Turn::Run));
@@ -283,7 +284,7 @@ mod tests {
             Some(libc::EIO)
         );
         assert!(flusher.is_over());
-        // The kernel has reported it and would say that all is well.
+        // The kernel has reported the failure, and would now report success.
         assert_eq!(
             flusher
                 .flush(nothing, nothing, || Ok(()))
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_page_cache_a_flush_may_be_tried_again() {
+    fn without_a_page_cache_a_flush_can_be_retried() {
         let flusher = Flusher::new(false, false);
         flusher.flush(nothing, nothing, eio).unwrap_err();
         assert!(!flusher.is_over());
@@ -302,7 +303,7 @@ mod tests {
         flusher.flush(nothing, nothing, eio).unwrap_err();
     }
 
-    /// Says what it was told last.
+    /// Remembers the last event.
     #[derive(Debug, Default)]
     struct Told(Mutex<&'static str>);
 
@@ -338,14 +339,14 @@ mod tests {
             assert_eq!(told.last(), "begun");
             Ok(())
         };
-        let look = || {
+        let check = || {
             assert_eq!(told.last(), "");
             Ok(())
         };
-        flusher.flush(look, nothing, sync).unwrap();
+        flusher.flush(check, nothing, sync).unwrap();
         assert_eq!(told.last(), "succeeded");
         flusher
-            .flush(eio, nothing, || unreachable!("it would take the report"))
+            .flush(eio, nothing, || unreachable!("this would take the report"))
             .unwrap_err();
         assert_eq!(told.last(), "failed");
         flusher.set_witness(Some(Arc::clone(&told) as _));
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_that_may_be_tried_again_needs_no_witness() {
+    fn a_flush_that_can_be_retried_needs_no_witness() {
         let (flusher, told) = (Flusher::new(false, false), Arc::new(Told::default()));
         flusher.set_witness(Some(Arc::clone(&told) as _));
         flusher.flush(nothing, nothing, eio).unwrap_err();
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flush_covers_what_was_written_before_it_and_never_two_run() {
+    fn flushes_cover_earlier_writes_and_never_overlap() {
         let (flusher, written, stable, running) = (
             Flusher::new(true, false),
             AtomicU64::new(0),

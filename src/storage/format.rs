@@ -1,18 +1,18 @@
-//! Image formats that are no raw disks, known by their first bytes.
+//! Image formats other than raw, recognised by their first bytes.
 //!
-//! Runs at the start only. A guest can write these bytes to its raw disk as well: see `--format` in docs/trouble.md.
+//! Used only at start-up. A guest can write these bytes to its raw disk as well: see `--format` in docs/trouble.md.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-/// What is looked at.
+/// Number of bytes that are examined.
 const HEADER: usize = 512;
 
-/// Where a format has its mark, the mark, and the name of the format.
+/// The offset of each format's magic bytes, the bytes, and the name of the format.
 ///
-/// LUKS is missing on purpose: a guest that encrypts its whole disk writes that header itself.
+/// LUKS is left out on purpose: a guest that encrypts its whole disk writes that header itself.
 const MARKS: [(usize, &[u8], &str); 12] = [
     (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "QED"),
@@ -28,10 +28,10 @@ const MARKS: [(usize, &[u8], &str); 12] = [
     (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
 ];
 
-/// The format that the file or block device at `path` seems to have; `None` if it is a raw disk, or cannot be read.
+/// Returns the format that the file or block device at `path` seems to have, or `None` if it is raw or cannot be read.
 pub fn foreign_format(path: &Path) -> Option<&'static str> {
     let kind = fs::metadata(path).ok()?.file_type();
-    // Opening anything else may have effects.
+    // Opening any other kind of file may have side effects.
     if !kind.is_file() && !kind.is_block_device() {
         return None;
     }

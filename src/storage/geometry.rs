@@ -1,4 +1,4 @@
-//! Size, block sizes and limits of a file or block device, found out at open.
+//! Size, block sizes and limits of a file or block device, determined when it is opened.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,14 +14,14 @@ use super::{Limits, OpenOptions};
 use crate::sys::block_device;
 use crate::sys::file::fallocate;
 
-/// The unit of VIRTIO's sectors and the smallest logical block.
+/// Size of a VIRTIO sector, and the smallest logical block size.
 const SECTOR: u32 = 512;
-/// Largest logical block size that may be asked for.
+/// Largest logical block size that can be chosen.
 const BLOCK_MAX: u32 = 32768;
-/// What the page cache and most file systems work in: smaller writes cost a read.
+/// Block size of the page cache and of most file systems. Smaller writes need a read first.
 const FILE_BLOCK: u32 = 4096;
-/// Distance from the end of a file at which it is safe to try out holes.
-const FAR_BEHIND: u64 = 1 << 40;
+/// Distance past the end of a file at which it is safe to try to punch a hole.
+const FAR_PAST: u64 = 1 << 40;
 
 /// Size and limits of a disk.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    /// Looks at `file`, which was opened as `options` ask.
+    /// Examines `file`, which was opened with `options`.
     pub(super) fn of(
         file: &File,
         meta: &fs::Metadata,
@@ -53,7 +53,7 @@ impl Geometry {
             logical_block_size: block,
             physical_block_size: match kind {
                 Kind::Regular => FILE_BLOCK,
-                // Not every drive tells sense; where it does not, blocks are as small as they can be.
+                // Some drives report nonsense. Their physical blocks are taken to be as small as possible.
                 Kind::BlockDevice => Some(physical_block(file).map_err(query("physical block size"))?)
                     .filter(|bytes| bytes.is_power_of_two())
                     .unwrap_or(block),
@@ -93,7 +93,7 @@ fn direct_alignment(
     Ok(Some(align))
 }
 
-/// The logical block size: the one asked for, or the smallest that is possible.
+/// Returns the logical block size: the chosen one, or else the smallest possible one.
 fn logical_block_size(
     device_block: Option<u32>,
     dio: Option<DioAlign>,
@@ -128,15 +128,15 @@ fn check_size(size: u64, block: u32, kind: Kind, options: &OpenOptions) -> Resul
     }
 }
 
-/// What a discard frees, in bytes; 0 if it frees nothing.
+/// Returns the granularity in bytes in which discards free space, or 0 if they free none.
 fn discard_granularity(file: &File, meta: &fs::Metadata, kind: Kind, size: u64) -> io::Result<u32> {
     match kind {
         Kind::Regular => {
-            // Behind the end of the file there is nothing to lose, so far behind that no other process is just writing there.
-            let nowhere = size.saturating_add(FAR_BEHIND);
+            // No data is past the end of the file, and this is too far past it for another process to be writing there.
+            let nowhere = size.saturating_add(FAR_PAST);
             match fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, nowhere, u64::from(SECTOR)) {
                 Err(e) if is_unsupported(&e) => Ok(0),
-                // Anything else says nothing about discards in general; they are tried when they come.
+                // Other errors say nothing about discards in general, which are tried when the guest requests them.
                 _ => Ok(file_system_block(meta)),
             }
         }
@@ -150,17 +150,17 @@ fn discard_granularity(file: &File, meta: &fs::Metadata, kind: Kind, size: u64) 
     }
 }
 
-/// The logical block size of a block device.
+/// Returns the logical block size of a block device.
 fn logical_block(device: &File) -> io::Result<u32> {
     Ok(ioctl_blksszget(device)?)
 }
 
-/// The physical block size of a block device.
+/// Returns the physical block size of a block device.
 fn physical_block(device: &File) -> io::Result<u32> {
     Ok(ioctl_blkpbszget(device)?)
 }
 
-/// `st_blksize` where it can be an allocation unit (on network file systems it is a transfer size).
+/// Returns `st_blksize` if it can be an allocation unit. (On network file systems it is a transfer size.)
 fn file_system_block(meta: &fs::Metadata) -> u32 {
     match u32::try_from(meta.blksize()) {
         Ok(bytes @ 512..=65536) if bytes.is_power_of_two() => bytes,
@@ -168,7 +168,7 @@ fn file_system_block(meta: &fs::Metadata) -> u32 {
     }
 }
 
-/// One of the figures under `/sys/dev/block/<device>/queue`; those of a partition are its disk's.
+/// Returns a limit from `/sys/dev/block/<device>/queue`. A partition has those of its disk.
 fn queue_limit(device: u64, name: &str) -> Option<u32> {
     let device = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let text = ["queue", "../queue"]

@@ -1,4 +1,4 @@
-//! What kind of file a disk is.
+//! The kinds of files that can be disks.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::error::Error;
 
-/// The two kinds of file that are disks.
+/// The kind of a disk's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Regular,
@@ -14,8 +14,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Determines the kind of the file at `path`.
+    ///
     /// # Errors
-    /// [`Error::Kind`] for everything that is no disk.
+    /// The file is neither a regular file nor a block device.
     pub(super) fn of(meta: &fs::Metadata, path: &Path) -> Result<Self, Error> {
         let ty = meta.file_type();
         let kind = match () {

@@ -1,16 +1,16 @@
-//! Image locks that QEMU, qemu-storage-daemon, qemu-img and qemu-nbd understand.
+//! Image locks that are compatible with QEMU, qemu-storage-daemon, qemu-img and qemu-nbd.
 //!
-//! QEMU's permissions on an image are bits: CONSISTENT_READ 0, WRITE 1, WRITE_UNCHANGED 2, RESIZE 3. Who *uses*
-//! permission `n` holds a shared lock on byte 100 + n of the file, who does not let others use it (does not *share* it)
-//! a shared lock on byte 200 + n. First one takes one's own locks, then one looks whether anybody's contradict: is
-//! the "unshared" byte of what I use locked, or the "used" byte of what I do not share? Two who start at the same moment
-//! may both be refused, but never both succeed.
+//! QEMU's permissions on an image are bits: CONSISTENT_READ 0, WRITE 1, WRITE_UNCHANGED 2, RESIZE 3. A program that *uses*
+//! permission `n` holds a shared lock on byte 100 + n of the file. A program that does not let others use it (does not
+//! *share* it) holds a shared lock on byte 200 + n. A program first takes its own locks. Then it checks for conflicts:
+//! whether the "unshared" byte of a permission that it uses is locked by another program, or the "used" byte of one that
+//! it does not share. If two programs start at the same time, both may be refused, but never do both succeed.
 //!
-//! We ask for what QEMU's own virtio-blk device does: use CONSISTENT_READ, and WRITE unless read-only; do not share
-//! WRITE. So a disk has one writer and no readers beside it, or any number of readers.
+//! We take the same permissions as QEMU's virtio-blk device: we use CONSISTENT_READ, and WRITE unless the disk is
+//! read-only. We do not share WRITE. So a disk has either one writer and no readers, or any number of readers.
 //!
-//! The locks are those of the open file description (OFD): they follow the open file, not the process, and two
-//! devices of one process exclude each other as well.
+//! The locks belong to the open file description (OFD), not to the process. So two disks of one process exclude each other
+//! as well.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,41 +24,41 @@ use super::RawFile;
 use crate::log_limit::LogLimit;
 use crate::sys::ofd_lock;
 
-/// A disk takes its lock again as often as its driver resets it.
+/// Limits the warning about missing locks, because a disk takes its lock again whenever its driver resets it.
 static UNLOCKED: LogLimit = LogLimit::new();
 
-/// Base of the bytes that say what is used.
+/// First of the bytes that stand for used permissions.
 const USED: i64 = 100;
-/// Base of the bytes that say what is not shared.
+/// First of the bytes that stand for permissions that are not shared.
 const UNSHARED: i64 = 200;
-/// Permission bits (of four; the others are of no interest to a device).
+/// Permission bits. A disk does not need the other two.
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 
-/// Between two tries of a lock that somebody is about to let go of.
+/// Pause between attempts to take a lock that is about to be released.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Why an image cannot be locked.
+/// The reason why an image cannot be locked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
-    /// Somebody else uses it in a way that excludes ours: another device, QEMU, `qemu-img`, ...
+    /// Another disk or program (QEMU, `qemu-img`, ...) uses the image in a conflicting way.
     #[error("{} is in use: {how}", path.display())]
     InUse {
         /// The image.
         path: PathBuf,
-        /// What the other one does.
+        /// A description of the other use.
         how: &'static str,
     },
 
-    /// This very [`RawFile`] is locked already.
-    #[error("{} is locked by this device already", path.display())]
+    /// The lock of this [`RawFile`] is held already.
+    #[error("this disk has locked {} already", path.display())]
     Held {
         /// The image.
         path: PathBuf,
     },
 
-    /// Locks are kept by a server, which has none to give or cannot be asked.
+    /// The lock server of the file system does not answer, or has no resources left.
     #[error(
         "cannot lock {}: the lock server of its file system does not work; start it (NFS: rpc.statd), or mount with \
          locks of this host only (NFS: nolock) if no other host uses the image",
@@ -71,7 +71,7 @@ pub enum LockError {
         source: io::Error,
     },
 
-    /// The lock call failed, for other reasons than the above.
+    /// The image cannot be locked for another reason.
     #[error("cannot lock {}", path.display())]
     Lock {
         /// The image.
@@ -82,14 +82,14 @@ pub enum LockError {
 }
 
 impl LockError {
-    /// How an image is used that could be read at the same time.
-    pub const READER: &str = "another process reads it and lets nobody write to it";
+    /// The use of an image that conflicts with a writer, but not with a reader.
+    pub const READER: &str = "another process reads it and does not let others write to it";
 }
 
-/// A lock on an image, held until dropped.
+/// A lock on an image, held until this is dropped.
 ///
-/// Apart from [`RawFile`], so that a device can open its disk, and lock it only while it really serves it (a migration
-/// hands an image that both sides have open over from one to the other).
+/// It is separate from [`RawFile`], so that a disk can be open without being locked. During a migration, both sides have
+/// the image open, and the lock passes from one to the other.
 #[derive(Debug)]
 pub struct ImageLock {
     held: Option<Held>,
@@ -98,10 +98,10 @@ pub struct ImageLock {
 impl ImageLock {
     /// Locks the image. Never waits. Any thread.
     ///
-    /// A file system without such locks is served unlocked, after a warning; storage without a file needs no lock.
+    /// If the file system does not support such locks, this logs a warning, and the image is served without a lock.
     ///
     /// # Errors
-    /// See [`LockError`]. Nothing stays locked.
+    /// See [`LockError`]. No lock is kept then.
     pub fn acquire(file: &RawFile) -> Result<Self, LockError> {
         let path = || file.path().to_owned();
         let failed = |source| LockError::Lock { path: path(), source };
@@ -117,7 +117,7 @@ impl ImageLock {
                     tracing::warn!(
                         disk = path().display().to_string(),
                         suppressed,
-                        "no image locks on this file system: {e}"
+                        "this file system does not support image locks, so other programs are not kept from using the image: {e}"
                     );
                 }
                 Ok(Self { held: None })
@@ -130,13 +130,13 @@ impl ImageLock {
         }
     }
 
-    /// How long [`acquire_soon`](Self::acquire_soon) waits: one that was killed has its last I/O to wait for.
+    /// Time that [`acquire_soon`](Self::acquire_soon) waits: the kernel releases the locks of a killed process after its I/O.
     pub const PATIENCE: Duration = Duration::from_millis(500);
 
-    /// As [`acquire`](Self::acquire), but gives a predecessor a moment to let go of the image.
+    /// Like [`acquire`](Self::acquire), but waits a moment for a predecessor to release the image.
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire).
+    /// Those of [`acquire`](Self::acquire).
     pub fn acquire_soon(file: &RawFile) -> Result<Self, LockError> {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
@@ -147,25 +147,25 @@ impl ImageLock {
         }
     }
 
-    /// False if the file system has no locks.
+    /// Returns false if the file system does not support locks.
     pub fn is_held(&self) -> bool {
         self.held.is_some()
     }
 }
 
-/// The locks of one open file description; dropped, they are gone.
+/// The locks of one open file description, released on drop.
 #[derive(Debug)]
 struct Held {
-    /// A duplicate: the same open file description as the storage's, whatever becomes of that.
+    /// A duplicate that refers to the storage's open file description, and may outlive the storage.
     fd: OwnedFd,
     flag: Arc<AtomicBool>,
 }
 
 impl Held {
-    /// `None` if these locks are held already: they would not exclude each other, and the first to go would take them
-    /// from the other.
+    /// Returns `None` if the locks of this open file description are held already. A second holder would not be excluded,
+    /// and its drop would release the locks of the first.
     fn new(fd: OwnedFd, flag: Arc<AtomicBool>) -> Option<Self> {
-        // Acquire: pairs with the Release in `drop`; the former holder's unlocking is over.
+        // Acquire: pairs with the Release in `drop`, so that the former holder has unlocked the file.
         if flag.swap(true, Ordering::Acquire) {
             return None;
         }
@@ -175,14 +175,14 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // Both groups of bytes and what is between. Nothing to be done about a failure; closing the file unlocks too.
+        // Both groups of bytes and all between them. If this fails, closing the file still unlocks it.
         let _ = ofd_lock::set(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
         // Release: pairs with the Acquire in `new`.
         self.flag.store(false, Ordering::Release);
     }
 }
 
-/// Takes the locks, then looks for somebody's that contradict, and says what that one does.
+/// Takes the locks, then checks for conflicting ones. Returns a description of the conflict, if there is one.
 fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
     let mine: &[i64] = match writes {
         true => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
@@ -190,7 +190,7 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
     };
     for &byte in mine {
         match ofd_lock::set(fd, libc::F_RDLCK, byte, 1) {
-            // Shared locks get along with each other, so this is no program of QEMU's.
+            // Shared locks do not conflict with each other, so this is not one of QEMU's programs.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
                 return Ok(Some("another process has locked it"));
             }
@@ -198,7 +198,7 @@ fn apply(fd: BorrowedFd<'_>, writes: bool) -> io::Result<Option<&'static str>> {
         }
     }
 
-    // Ours are of the same open file description and do not count.
+    // Locks of our own open file description are not reported.
     let other_has = |byte| ofd_lock::is_locked(fd, byte);
     if other_has(USED + WRITE)? {
         return Ok(Some("another process has it open for writing"));

@@ -1,6 +1,6 @@
-//! Raw files and block devices: bytes and scatter-gather lists, never sectors or status bytes.
+//! Raw files and block devices. This module knows bytes and scatter-gather lists, but no sectors and no status bytes.
 //!
-//! All operations block, unless they are called `try_`, and may be called from any thread, by several at once.
+//! Operations block, except those named `try_...`. Any number of threads may call them at the same time.
 
 mod bounce;
 mod direct;
@@ -28,18 +28,18 @@ pub use lock::{ImageLock, LockError};
 pub use nowait::Nowait;
 
 use crate::advice;
-/// What to open and how.
+/// The image to open, and the mode of access.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// A regular file or a block device.
     pub path: PathBuf,
-    /// Open it for reading only, and refuse writes.
+    /// Open the image for reading only, and refuse writes.
     pub read_only: bool,
     /// Bypass the page cache (O_DIRECT).
     pub direct: bool,
-    /// Bytes of a logical block: a power of two from 512 to 32768, not less than the storage can address. The default is
-    /// the least possible: 512 for a file, the device's own for a block device, with `direct` the alignment that it asks
-    /// for. Most guests take nothing larger than their page size (4096).
+    /// Logical block size in bytes: a power of two from 512 to 32768, and at least the unit that the storage can address.
+    /// The default is the smallest possible size: 512 for a file, the device's own for a block device, and with `direct`
+    /// at least the alignment that O_DIRECT requires. Most guests accept at most their page size (4096).
     pub logical_block_size: Option<u32>,
 }
 
@@ -80,24 +80,24 @@ impl OpenOptions {
     }
 }
 
-/// What the storage can do and what it asks of requests. All figures are bytes.
+/// The storage's properties, and its requirements for requests. All sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Unit of addressing and of atomicity that the device announces: power of two, at least 512.
+    /// Unit of addressing and of atomicity that the device announces: a power of two, at least 512.
     pub logical_block_size: u32,
-    /// Physical block size: power of two, a multiple of the logical one.
+    /// Physical block size: a power of two, and a multiple of the logical block size.
     pub physical_block_size: u32,
-    /// Best request size, 0 if unknown.
+    /// Best request size, or 0 if unknown.
     pub optimal_io_size: u32,
-    /// Offsets and lengths must be a multiple of this, a power of two (with O_DIRECT often 512 or 4096, else 1). Never
-    /// larger than the logical block size.
+    /// Power of two of which offsets and lengths must be multiples (with O_DIRECT often 512 or 4096, else 1). At most the
+    /// logical block size.
     pub request_alignment: u32,
-    /// Buffer addresses must be a multiple of this, a power of two, and the length of each buffer one of
-    /// `request_alignment`, or they are bounced.
+    /// Power of two. A buffer goes through a bounce buffer unless its address is a multiple of this and its length a
+    /// multiple of `request_alignment`.
     pub memory_alignment: u32,
-    /// Discard is supported and deallocates in this granularity; 0: not supported.
+    /// Granularity in which a discard deallocates, or 0 if discards are not supported.
     pub discard_granularity: u32,
-    /// Write zeroes is worth offering.
+    /// Write-zeroes is worth offering to the guest.
     pub write_zeroes: bool,
     /// Writes are refused.
     pub read_only: bool,

@@ -1,4 +1,4 @@
-//! Reads and writes that are over at once or not at all: what an event loop may do by itself.
+//! Reads and writes that never wait: they complete at once, or not at all. An IOThread may call them.
 
 use std::fs::File;
 use std::io;
@@ -10,37 +10,38 @@ use super::zero::is_unsupported;
 use crate::io::IoVecs;
 use crate::sys::vectored;
 
-/// `linux/magic.h`; the `libc` crate has only the others.
+/// The magic number in `linux/magic.h` that the `libc` crate lacks.
 const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
-/// File systems whose files are memory.
+/// File systems that keep their files in memory.
 const MEMORY: [libc::c_long; 3] = [libc::TMPFS_MAGIC, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC];
 
-/// Whether a read or write can be over without waiting for a device.
+/// Whether reads and writes can complete without waiting for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nowait {
-    /// Nearly always: there is no device.
+    /// Nearly always, because there is no device.
     Memory,
-    /// If it is in the page cache, and the kernel can tell (`RWF_NOWAIT`).
+    /// If the data is in the page cache, and the kernel supports `RWF_NOWAIT`.
     PageCache,
     /// Never.
     No,
 }
 
-/// How one file takes reads and writes that must not wait.
+/// The support of a file for reads and writes that never wait.
 #[derive(Debug)]
 pub(super) struct NowaitIo {
     kind: Nowait,
-    /// `RWF_NOWAIT` turned out to be refused.
+    /// Reads with `RWF_NOWAIT` have turned out to be refused.
     read_refused: AtomicBool,
+    /// Writes with `RWF_NOWAIT` have turned out to be refused.
     write_refused: AtomicBool,
 }
 
 impl NowaitIo {
     /// `direct`: the file is open with O_DIRECT.
     pub(super) fn of(file: &File, direct: bool) -> Self {
-        // On memory file systems O_DIRECT, where it is taken at all, changes nothing; but whoever asks for it does not
-        // want to be served here.
+        // On file systems in memory, O_DIRECT changes nothing, if it is accepted at all. But a user who asks for it does
+        // not want I/O in the IOThread.
         let kind = match fstatfs(file).map(|stat| stat.f_type) {
             _ if direct => Nowait::No,
             Ok(magic) if MEMORY.contains(&magic) => Nowait::Memory,
@@ -57,7 +58,7 @@ impl NowaitIo {
         self.kind
     }
 
-    /// Fills all of `iov`, or returns false.
+    /// Fills all of `iov`. Returns false if that would have to wait, or failed.
     pub(super) fn read(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
@@ -69,7 +70,7 @@ impl NowaitIo {
         }
     }
 
-    /// Writes all of `iov`, or returns false: then nothing or a part was written.
+    /// Writes all of `iov`. Returns false if that would have to wait, or failed. Then a part may have been written.
     pub(super) fn write(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
@@ -82,9 +83,9 @@ impl NowaitIo {
     }
 }
 
-/// Tries `io` unless it is known to be refused; returns whether it moved all of `len` bytes.
+/// Tries `io` unless it is known to be refused. Returns whether it transferred all `len` bytes.
 fn attempt(refused: &AtomicBool, len: usize, io: impl FnOnce() -> io::Result<usize>) -> bool {
-    // Relaxed: a thread that sees the flag late makes one futile call.
+    // Relaxed: a thread that sees the flag late makes one useless call.
     if refused.load(Ordering::Relaxed) {
         return false;
     }
@@ -95,7 +96,7 @@ fn attempt(refused: &AtomicBool, len: usize, io: impl FnOnce() -> io::Result<usi
     whole(&result, len)
 }
 
-/// Whatever is not a success is repeated, and reported, by who may wait.
+/// Returns whether all bytes were transferred. If not, a worker repeats the request and reports its error.
 fn whole(result: &io::Result<usize>, len: usize) -> bool {
     result.as_ref().is_ok_and(|&moved| moved == len)
 }
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_remembered_and_a_miss_is_not() {
+    fn refusals_are_remembered_and_cache_misses_are_not() {
         let (refused, mut calls) = (AtomicBool::new(false), 0);
         for errno in [libc::EAGAIN, libc::EINTR, libc::EOPNOTSUPP, libc::EOPNOTSUPP] {
             let done = attempt(&refused, 8, || {

@@ -1,33 +1,33 @@
-//! The whole range or an error: loops around system calls that may do less than they were asked for.
+//! Loops around system calls that may transfer less than requested: a transfer is complete, or fails.
 
 use std::io;
 
-/// Most ranges that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
+/// Maximum number of ranges in a `preadv` or `pwritev` (`UIO_MAXIOV`).
 pub(super) const IOV_MAX: usize = 1024;
 
-/// EAGAIN is a passing lack of resources on files that are not O_NONBLOCK; so often it is taken for that.
+/// Number of retries after EAGAIN, which means a temporary lack of resources on files without O_NONBLOCK.
 const EAGAIN_RETRIES: u32 = 1000;
 
-/// Moves all of `iov` with as many calls of `io` as it takes.
+/// Transfers all of `iov`, with as many calls of `io` as needed.
 ///
-/// `io(ranges, offset)` moves some bytes from the front of `ranges` and says how many. Short transfers are resumed,
-/// EINTR and EAGAIN retried, lists longer than `IOV_MAX` split.
+/// `io(ranges, offset)` transfers bytes from the front of `ranges` and returns their number. Short transfers are resumed,
+/// EINTR and EAGAIN are retried, and lists longer than `IOV_MAX` are split.
 ///
 /// # Errors
-/// `at_end` if `io` moves nothing (end of the file); else the error of `io`. Part of the range may have been moved.
+/// `io` failed, or it transferred nothing, which is the end of the file (`at_end`). A part may have been transferred.
 pub(super) fn transfer(
     mut iov: &[libc::iovec],
     mut offset: u64,
     at_end: io::ErrorKind,
     mut io: impl FnMut(&[libc::iovec], u64) -> io::Result<usize>,
 ) -> io::Result<()> {
-    // Bytes of the first range that are already moved.
+    // Number of bytes of the first range that were transferred already.
     let mut skip = 0;
     while let Some(first) = iov.first() {
         let moved = if skip == 0 {
             retry(|| io(&iov[..iov.len().min(IOV_MAX)], offset))?
         } else {
-            // The rest of a broken range goes alone, so that the list itself need not be copied.
+            // The rest of a range is transferred on its own, so that the list need not be copied.
             let rest = [libc::iovec {
                 iov_base: first.iov_base.wrapping_byte_add(skip),
                 iov_len: first.iov_len - skip,
@@ -43,7 +43,7 @@ pub(super) fn transfer(
     Ok(())
 }
 
-/// Drops `bytes` from the front of `iov`: what is left, and how much of its first range is gone.
+/// Removes `bytes` from the front of `iov`. Returns the remaining ranges, and the number of bytes removed from the first.
 fn advance(iov: &[libc::iovec], mut bytes: usize) -> (&[libc::iovec], usize) {
     let whole = iov
         .iter()
@@ -58,7 +58,7 @@ fn advance(iov: &[libc::iovec], mut bytes: usize) -> (&[libc::iovec], usize) {
     (&iov[whole..], bytes)
 }
 
-/// Repeats `call` while a signal interrupts it, or resources are short for a moment.
+/// Repeats `call` while a signal interrupts it, or while resources are short.
 pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    /// Ranges that are never dereferenced: the injected calls only look at addresses and lengths.
+    /// Returns ranges that are never dereferenced: the injected calls only use addresses and lengths.
     fn ranges(lens: &[usize]) -> Vec<libc::iovec> {
         let mut base = 0x1000;
         lens.iter()
@@ -95,8 +95,8 @@ mod tests {
 
     type Call = (usize, usize, usize, u64);
 
-    /// Runs `transfer` against scripted results; returns its result and what each call was asked:
-    /// (first address, ranges, bytes, offset).
+    /// Runs `transfer` with scripted results. Returns its result, and the arguments of each call:
+    /// (first address, number of ranges, number of bytes, offset).
     fn script(lens: &[usize], results: Vec<io::Result<usize>>) -> (io::Result<()>, Vec<Call>) {
         let (iov, mut results, mut calls) = (ranges(lens), VecDeque::from(results), Vec::new());
         let result = transfer(&iov, 100, io::ErrorKind::UnexpectedEof, |iov, offset| {
@@ -120,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn no_ranges_are_no_call() {
+    fn an_empty_list_makes_no_call() {
         let (result, calls) = script(&[], vec![]);
         result.unwrap();
         assert!(calls.is_empty());
     }
 
     #[test]
-    fn a_short_transfer_goes_on_where_it_ended() {
+    fn a_short_transfer_is_resumed() {
         let (result, calls) = script(&[100, 200, 300], vec![Ok(150), Ok(50), Ok(100), Ok(200), Ok(100)]);
         result.unwrap();
         let expected = [

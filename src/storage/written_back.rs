@@ -1,13 +1,13 @@
-//! Whether what was cached has reached the disk, asked without taking the kernel's report.
+//! A check whether cached data has reached the disk, which does not take the kernel's report of failed writes.
 //!
-//! `fdatasync` takes the report of a failed writeback: who opens the file later is not told any more, and a process that
-//! is killed inside the call takes the report along. A direct read waits for the writeback of its range, too, and fails
-//! if one has failed, but leaves the report where it is. So such reads come before `fdatasync`, which then finds nothing
-//! left to write. They have no memory to read into: EFAULT is the good answer, and nothing is moved.
+//! `fdatasync` takes this report: a later opener of the file does not get it any more, and if the process is killed within
+//! the call, the report is lost. A direct read also waits for the writeback of its range and fails if that has failed, but
+//! leaves the report in place. So such reads come before `fdatasync`, which then has nothing left to write. They have no
+//! memory to read into: EFAULT means success, and no data is transferred.
 //!
-//! On a block device this comes before each flush. On a file, such a read locks out writers for as long as the writeback
-//! takes, so there it is done at rest only, before the image is handed over. A kernel that looked at the memory first
-//! would always say EFAULT; then `fdatasync` learns of the failure.
+//! On a block device, this check precedes every flush. On a file, such a read blocks writers during the writeback. So there
+//! the check is made only while nothing is written, before the image is handed over. A kernel that checks the memory first
+//! would always return EFAULT, and then only `fdatasync` learns of the failure.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,27 +18,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::kind::Kind;
 use crate::sys::vectored;
 
-/// Bytes that one read asks about.
+/// Number of bytes that one read covers.
 const CHUNK: u64 = 1 << 30;
-/// Chunks that are so many bits apart share one.
+/// Number of words in a set of chunks. Chunks whose numbers are equal modulo the number of bits share a bit.
 const WORDS: usize = 4;
 
-/// The chunks of a file or device that were written to lately. Any thread.
+/// The chunks of a file or device that were written since the last check. Any thread.
 #[derive(Debug)]
 pub(super) struct WrittenBack {
     /// Open for O_DIRECT.
     file: File,
-    /// Since the last look.
+    /// Chunks written since the last check.
     touched: [AtomicU64; WORDS],
-    /// Before it: a write that was under way then may have reached the cache after the look.
+    /// Chunks written between the last two checks: a write that was running at the last check may have been too late for it.
     before: [AtomicU64; WORDS],
 }
 
 impl WrittenBack {
-    /// Opens `file` once more; `None` without direct I/O. The first look is at all chunks of a block device: a predecessor
-    /// may have written there, and what it wrote can still be in the cache if somebody else has kept the device open.
+    /// Opens `file` again. Returns `None` if it does not support direct I/O. The first check of a block device covers all
+    /// chunks: if another process has kept the device open, a predecessor's writes may still be in the cache.
     pub(super) fn open(file: &File, kind: Kind) -> Option<Self> {
-        // Not by its path, where another file may be by now.
+        // Its path may name another file by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mut options = fs::OpenOptions::new();
         let file = options.read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
@@ -50,22 +50,22 @@ impl WrittenBack {
         })
     }
 
-    /// A range is about to be written to.
+    /// Records that a range is about to be written.
     pub(super) fn touch(&self, offset: u64, len: u64) {
         let last = offset.saturating_add(len.saturating_sub(1)) / CHUNK;
         for chunk in offset / CHUNK..=last {
             let (word, bit) = position(chunk);
-            // Relaxed: who asks has been told of the write's end, and that orders more than this.
+            // Relaxed: a flush needs to cover only writes that have completed before it, and their completion orders this.
             if self.touched[word].load(Ordering::Relaxed) & bit == 0 {
                 self.touched[word].fetch_or(bit, Ordering::Relaxed);
             }
         }
     }
 
-    /// Waits until what was written has reached the disk, which is `size` bytes long.
+    /// Waits until everything that was written has reached the disk, which has `size` bytes.
     ///
     /// # Errors
-    /// A writeback has failed, here or elsewhere in the file. The next `fdatasync`, by whomever, says so as well.
+    /// A writeback has failed, in these chunks or elsewhere in the file. The next `fdatasync` of any process fails as well.
     pub(super) fn wait(&self, size: u64) -> io::Result<()> {
         let mut touched = [0; WORDS];
         for (n, now) in touched.iter_mut().enumerate() {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_chunk_of_a_range_is_asked_about_twice() {
+    fn every_chunk_of_a_range_is_checked_twice() {
         let (_file, written_back) = open();
         written_back.touch(3 * CHUNK - 1, 2);
         written_back.touch(64 * CHUNK, 1);

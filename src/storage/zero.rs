@@ -1,4 +1,4 @@
-//! Discard and write zeroes, with what to do where the storage has neither.
+//! Discard and write-zeroes, with fallbacks for storage that lacks them.
 
 use std::fs::File;
 use std::io;
@@ -10,15 +10,15 @@ use crate::io::IoVecs;
 use crate::sys::block_device;
 use crate::sys::file::fallocate;
 
-/// Bytes of zeroes that are written at a time where nothing better works.
+/// Number of zero bytes per write, where zeroes have to be written.
 const PIECE: usize = 1 << 20;
 
-/// Source of zeroes, aligned for O_DIRECT. Never written: it stays a mapping of the kernel's zero page.
+/// Source of zeroes, aligned for O_DIRECT. It is never written to, so it stays a mapping of the kernel's zero page.
 #[repr(align(4096))]
 struct Zeroes([u8; 1 << 16]);
 static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
 
-/// Ways of discarding and zeroing that turned out to be missing on this file; each is tried until then.
+/// Ways of discarding and zeroing that this file has turned out not to support. Each is tried until it is found missing.
 #[derive(Debug, Default)]
 pub(super) struct Missing {
     discard: AtomicBool,
@@ -27,10 +27,10 @@ pub(super) struct Missing {
 }
 
 impl Missing {
-    /// Gives up the contents of a range; does nothing where that is not supported.
+    /// Discards a range, or does nothing if that is not supported.
     ///
-    /// A regular file reads zero there afterwards (`PUNCH_HOLE` zeroes the parts of blocks at its edges itself); of a
-    /// block device whole logical blocks are discarded, and what they read as is the device's choice.
+    /// A regular file reads as zeroes there afterwards (`PUNCH_HOLE` also zeroes partial blocks at the edges). On a block
+    /// device, only whole logical blocks are discarded, and their contents are then up to the device.
     pub(super) fn discard(
         &self,
         file: &File,
@@ -51,9 +51,9 @@ impl Missing {
         Ok(())
     }
 
-    /// Makes a range read zero without a transfer of zeroes; false if there is no way.
+    /// Makes a range read as zeroes without writing them. Returns false if that is not possible.
     ///
-    /// `may_unmap`: blocks may be given back. Works on block devices too, where the kernel keeps the page cache in step.
+    /// `may_unmap`: the space may be deallocated. This works on block devices, too: the kernel updates the page cache.
     pub(super) fn zero(&self, file: &File, offset: u64, len: u64, may_unmap: bool) -> io::Result<bool> {
         let hole = || fallocate(file, libc::FALLOC_FL_PUNCH_HOLE, offset, len);
         let zero = || fallocate(file, libc::FALLOC_FL_ZERO_RANGE, offset, len);
@@ -61,7 +61,7 @@ impl Missing {
     }
 }
 
-/// Writes zeroes with `write(list, offset)`, piece by piece.
+/// Writes zeroes in pieces, with `write(list, offset)`.
 pub(super) fn write_zeroes(
     offset: u64,
     len: u64,
@@ -75,7 +75,7 @@ pub(super) fn write_zeroes(
         iov.clear();
         while iov.len() < piece {
             let part = (piece - iov.len()).min(ZEROES.0.len());
-            // SAFETY: a static that lives for ever and is only read; `write` only reads from the list.
+            // SAFETY: a static, which is always valid. It is only read, because `write` only reads from the list.
             unsafe { iov.push(ZEROES.0.as_ptr().cast_mut(), part) };
         }
         write(&iov, at)?;
@@ -84,9 +84,9 @@ pub(super) fn write_zeroes(
     Ok(())
 }
 
-/// Calls `op` unless it is known to be missing; false if it is, or if it does not do this range.
+/// Calls `op` unless it is known to be missing. Returns false if it is missing, or does not support this range.
 fn attempt(missing: &AtomicBool, op: impl FnMut() -> io::Result<()>) -> io::Result<bool> {
-    // Relaxed: a thread that sees the flag late makes one futile call.
+    // Relaxed: a thread that sees the flag late makes one useless call.
     if missing.load(Ordering::Relaxed) {
         return Ok(false);
     }
@@ -96,13 +96,13 @@ fn attempt(missing: &AtomicBool, op: impl FnMut() -> io::Result<()>) -> io::Resu
             missing.store(true, Ordering::Relaxed);
             Ok(false)
         }
-        // Not aligned for it, or (some file systems) not just now.
+        // The range is misaligned, or (on some file systems) busy at the moment.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EBUSY)) => Ok(false),
         Err(e) => Err(e),
     }
 }
 
-/// True for the ways in which kernels and file systems say "not implemented".
+/// Returns whether an error means that the kernel or the file system lacks an operation.
 pub(super) fn is_unsupported(e: &io::Error) -> bool {
     matches!(
         e.raw_os_error(),
@@ -110,7 +110,7 @@ pub(super) fn is_unsupported(e: &io::Error) -> bool {
     )
 }
 
-/// The part of a range that consists of whole blocks, if any.
+/// Returns the part of a range that consists of whole blocks, if any.
 fn inward(offset: u64, len: u64, block: u64) -> Option<(u64, u64)> {
     let start = offset.checked_next_multiple_of(block)?;
     let end = (offset + len) / block * block;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_tried_once() {
+    fn missing_operations_are_tried_once() {
         for errno in [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::ENOTTY] {
             let (missing, mut calls) = (AtomicBool::new(false), 0);
             for _ in 0..3 {
@@ -141,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_does_not_fit_says_nothing_about_the_next() {
+    fn an_unsuitable_range_does_not_affect_the_next() {
         let missing = AtomicBool::new(false);
         assert!(!attempt(&missing, || failing(libc::EINVAL)).unwrap());
         assert!(attempt(&missing, || Ok(())).unwrap());
     }
 
     #[test]
-    fn interruptions_are_not_errors_and_errors_are() {
+    fn interruptions_are_retried_and_errors_are_returned() {
         let (missing, mut results) = (AtomicBool::new(false), vec![Ok(()), failing(libc::EINTR)]);
         assert!(attempt(&missing, || results.pop().expect("two calls")).unwrap());
         let result = attempt(&missing, || failing(libc::ENOSPC));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_are_written_over_exactly_the_range() {
+    fn zeroes_cover_exactly_the_range() {
         let piece = PIECE as u64;
         for (offset, len) in [(512, 1), (0, piece), (7, 2 * piece + 513), (1 << 40, 100_000)] {
             let mut at = offset;

@@ -38,7 +38,7 @@ fn nothing_is_done_beyond_the_end() {
                 // We detect this, not the kernel.
                 assert_eq!(
                     error.to_string(),
-                    "beyond the end of the disk",
+                    "the range ends past the end of the disk",
                     "{i}: {len} at {offset}"
                 );
             }
