@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use testkit::blk::header;
@@ -16,9 +15,7 @@ use testkit::ring::{DriverRing, linked, readable, writable};
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
-use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{BlockNode, Choice, Resources};
-use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
@@ -104,15 +101,7 @@ fn measure(name: &str, batch: u16, node: &dyn Fn() -> BlockNode) {
 impl Queue {
     fn new(node: BlockNode, mode: Mode) -> Self {
         let (file, node) = (memfd(MEMORY), Arc::new(node));
-        let device = Arc::new(DeviceState {
-            name: "bench".to_owned(),
-            node: Arc::clone(&node),
-            serial: [0; 20],
-            batch_notifications: AtomicBool::new(true),
-            had_requests: AtomicBool::new(false),
-            trouble: Trouble::default(),
-            log: LogLimit::default(),
-        });
+        let device = Arc::new(DeviceState::new("bench", Arc::clone(&node)));
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());

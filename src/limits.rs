@@ -25,12 +25,6 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.unwrap_or(u64::MAX))
 }
 
-/// Returns how many open files a disk may need: three eventfds per queue, an event loop and an engine per IOThread,
-/// some regions of guest memory, and a few more.
-pub fn open_files_needed(queues: usize, iothreads: u16) -> u64 {
-    3 * queues as u64 + 8 * u64::from(iothreads) + 64
-}
-
 /// Returns whether the process cannot open another file at the moment.
 pub fn out_of_files() -> bool {
     // If stderr is not open, this fails with another error.

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use vhost_user_blk::cli::{CAPABILITIES, Cli, WRONG_OPTION, explain, one_line};
 use vhost_user_blk::daemon;
 use vhost_user_blk::panics;
 
 fn main() -> ExitCode {
     panics::end_the_process();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_line(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return fail(&one_line(&error), WRONG_OPTION),
         Err(help) => help.exit(),
@@ -31,7 +30,7 @@ fn main() -> ExitCode {
     match daemon::run(&settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let (text, status) = explain(&error);
+            let (text, status) = explain(&error, cli.form());
             fail(&format!("error: {text}"), status)
         }
     }

@@ -4,15 +4,12 @@ use std::fs::File;
 use std::io::Write;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup};
-use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{BlockNode, Choice, Resources};
-use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -54,15 +51,7 @@ struct Disk {
 /// Makes a queue of a disk on the context.
 fn queue(ctx: &AioContext, node: BlockNode) -> Remote<BlkQueue> {
     let node = Arc::new(node);
-    let device = Arc::new(DeviceState {
-        name: "bench".to_owned(),
-        node: Arc::clone(&node),
-        serial: [0; 20],
-        batch_notifications: AtomicBool::new(true),
-        had_requests: AtomicBool::new(false),
-        trouble: Trouble::default(),
-        log: LogLimit::new(),
-    });
+    let device = Arc::new(DeviceState::new("bench", Arc::clone(&node)));
     let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
     let plan = node.plan(Choice::Auto).expect("an engine");
     let channel = node

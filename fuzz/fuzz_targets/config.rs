@@ -207,6 +207,7 @@ impl Space {
             read_only: self.read_only,
         };
         BlkConfig {
+            write_through: false,
             limits,
             num_queues: self.queues,
             queue_size: 4 << (self.queue_size % 9),

@@ -117,6 +117,8 @@ impl Default for Backend {
 
 fn params(node: &BlockNode) -> DeviceParams {
     DeviceParams {
+        limits: *node.limits(),
+        write_through: false,
         name: "fuzz".to_owned(),
         serial: SERIAL,
         num_queues: QUEUES,

@@ -5,16 +5,13 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
-use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{BlockNode, Choice, Resources};
-use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::RingLog;
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
@@ -63,13 +60,8 @@ impl Queue {
         disk.set_len(FILE as u64).expect("size the disk");
         let plan = node.plan(shape.engine).ok()?;
         let device = Arc::new(DeviceState {
-            name: "fuzz".to_owned(),
-            node,
             serial: SERIAL,
-            batch_notifications: AtomicBool::new(true),
-            had_requests: AtomicBool::new(false),
-            trouble: Trouble::default(),
-            log: LogLimit::default(),
+            ..DeviceState::new("fuzz", node)
         });
         let ctx = AioContext::new().expect("a context");
         ctx.set_poll_max(Duration::ZERO);

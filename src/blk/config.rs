@@ -56,6 +56,8 @@ const SEG_MAX: u16 = 126;
 pub struct BlkConfig {
     /// What the storage can do.
     pub limits: Limits,
+    /// Every write is stable before it completes.
+    pub write_through: bool,
     /// Number of queues, at least 1.
     pub num_queues: u16,
     /// Largest queue size that is accepted: a power of two, at least 4.
@@ -92,8 +94,10 @@ impl BlkConfig {
     /// The virtio features offered.
     pub fn features(&self) -> u64 {
         use features::*;
-        let base = VERSION_1 | INDIRECT_DESC | EVENT_IDX | SEG_MAX | BLK_SIZE | TOPOLOGY;
-        let mut all = base | FLUSH | CONFIG_WCE | MQ;
+        let mut all = VERSION_1 | INDIRECT_DESC | EVENT_IDX | SEG_MAX | BLK_SIZE | TOPOLOGY | MQ;
+        if !self.write_through {
+            all |= FLUSH | CONFIG_WCE;
+        }
         if self.limits.read_only {
             return all | RO;
         }
@@ -127,7 +131,7 @@ impl BlkConfig {
             &u16::try_from(physical_blocks).unwrap_or(u16::MAX).to_le_bytes(),
         );
         put(28, &(limits.optimal_io_size / block).to_le_bytes());
-        put(WRITEBACK_OFFSET, &[u8::from(writeback)]);
+        put(WRITEBACK_OFFSET, &[u8::from(writeback && !self.write_through)]);
         put(34, &self.num_queues.to_le_bytes());
         if self.features() & features::DISCARD != 0 {
             put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
@@ -194,6 +198,7 @@ mod tests {
             read_only: false,
         };
         BlkConfig {
+            write_through: false,
             limits,
             num_queues: 4,
             queue_size: 256,

@@ -20,7 +20,7 @@ use crate::engine::{self, BlockNode, Faults, NodeControl, Plan, Resources};
 use crate::guard;
 use crate::io::IoOp;
 use crate::iothread::IoThread;
-use crate::log_limit::LogLimit;
+use crate::storage::Limits;
 use crate::throttle::{Group, Member};
 
 /// How a disk is to be served.
@@ -34,6 +34,10 @@ pub struct DeviceParams {
     pub num_queues: u16,
     /// Largest queue size accepted.
     pub queue_size: u16,
+    /// What the disk offers: the limits of its node, or less.
+    pub limits: Limits,
+    /// Every write is stable before it completes, and the driver has nothing to flush.
+    pub write_through: bool,
     /// How I/O is executed.
     pub engine: Plan,
     /// The IOThread of each queue, an index into those that [`BlkDevice::new`] gets.
@@ -75,20 +79,19 @@ impl BlkDevice {
         iothreads: &[impl Borrow<IoThread>],
     ) -> Result<Self, CreateError> {
         guard::install().map_err(CreateError::Signal)?;
-        let turn = Turn::new(Arc::clone(&node));
+        let turn = Turn::new(Arc::clone(&node), !params.limits.read_only);
         let config = BlkConfig {
-            limits: *node.limits(),
+            limits: params.limits,
+            write_through: params.write_through,
             num_queues: params.num_queues,
             queue_size: params.queue_size,
         };
         let state = Arc::new(DeviceState {
-            name: params.name,
-            node,
+            limits: params.limits,
             serial: params.serial,
             batch_notifications: AtomicBool::new(params.batch_notifications),
-            had_requests: AtomicBool::new(false),
             trouble: Trouble::new(params.trouble),
-            log: LogLimit::new(),
+            ..DeviceState::new(params.name, node)
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
@@ -157,7 +160,7 @@ impl BlkDevice {
             queue_size,
             ..self.config
         };
-        config.read(self.state.node.size(), self.cache.mode().writeback, offset, len)
+        config.read(self.state.capacity(), self.cache.mode().writeback, offset, len)
     }
 
     /// The write cache.

@@ -35,6 +35,7 @@ pub enum TakeError {
 #[derive(Debug)]
 pub(super) struct Turn {
     node: Arc<BlockNode>,
+    writes: bool,
     taken: bool,
     lock: Option<ImageLock>,
     /// The lock goes with the process.
@@ -45,9 +46,11 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(node: Arc<BlockNode>) -> Self {
+    /// Makes the right to use an image, and to write to it if `writes`.
+    pub(super) fn new(node: Arc<BlockNode>, writes: bool) -> Self {
         Self {
             node,
+            writes,
             taken: false,
             lock: None,
             ending: false,
@@ -61,7 +64,7 @@ impl Turn {
         if self.taken {
             return Ok(false);
         }
-        let (lock, before) = (self.node.lock()?, self.node.size());
+        let (lock, before) = (self.node.lock(self.writes)?, self.node.size());
         run(IoOp::LookAnew).map_err(|error| TakeError::Look {
             path: self.node.path().to_owned(),
             error,
@@ -134,7 +137,7 @@ mod tests {
             path: path.to_owned(),
             ..OpenOptions::default()
         };
-        Turn::new(Arc::new(BlockNode::open(&options).unwrap()))
+        Turn::new(Arc::new(BlockNode::open(&options).unwrap()), true)
     }
 
     /// Nothing has changed, and nothing is to be flushed.

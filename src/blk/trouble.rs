@@ -7,12 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use serde::Deserialize;
 
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 
 /// What the guest gets for a read that fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum ReadErrors {
     /// An I/O error.
     #[default]
@@ -22,7 +24,8 @@ pub enum ReadErrors {
 }
 
 /// What the guest gets for everything else that fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum WriteErrors {
     /// An I/O error.
     Report,

@@ -1,8 +1,10 @@
 //! Advice in the words of the command line: which option mends which error.
 
+use super::Cli;
 use crate::account;
 use crate::blk::device::TakeError;
-use crate::daemon::{Error, HandedError};
+use crate::daemon::registry::OperationError;
+use crate::daemon::{Error, Verb};
 use crate::engine;
 use crate::error_chain::chain;
 use crate::holders::holders;
@@ -15,105 +17,223 @@ pub const WRONG_OPTION: u8 = 2;
 /// Status for everything else, such as a missing image.
 const FAILURE: u8 = 1;
 
+/// The forms in which disks can be described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One disk, with an option for each of its properties.
+    Short,
+    /// Objects, nodes and exports, as qemu-storage-daemon has them.
+    Long,
+}
+
+/// What advice is given, in the words of a form.
+struct Words {
+    read_only: &'static str,
+    smaller_block: &'static str,
+    other_block: &'static str,
+    no_direct: &'static str,
+    threads: &'static str,
+    native_needs: &'static str,
+    no_aio: &'static str,
+    socket: &'static str,
+    access: &'static str,
+    incoming: &'static str,
+    raw: &'static str,
+}
+
+const SHORT: Words = Words {
+    read_only: "serve it with --read-only",
+    smaller_block: "choose a smaller --logical-block-size",
+    other_block: "choose another --logical-block-size",
+    no_direct: "leave --direct out",
+    threads: "choose --aio threads or auto",
+    native_needs: "--aio native needs --direct",
+    no_aio: "leave --aio out",
+    socket: "choose another --socket-path",
+    access: "leave --socket-mode and --socket-group out, they are for --socket-path",
+    incoming: "use --incoming",
+    raw: "add --format raw",
+};
+
+const LONG: Words = Words {
+    read_only: "open it with read-only=on or auto-read-only=on",
+    smaller_block: "choose a smaller logical-block-size",
+    other_block: "choose another logical-block-size",
+    no_direct: "leave cache.direct out",
+    threads: "choose aio=threads, or leave aio out",
+    native_needs: "aio=native needs cache.direct=on",
+    no_aio: "leave aio out",
+    socket: "choose another addr.path",
+    access: "leave addr.mode and addr.group out",
+    incoming: "add active=off to the node",
+    raw: "use driver=raw",
+};
+
+impl Form {
+    fn words(self) -> &'static Words {
+        match self {
+            Self::Short => &SHORT,
+            Self::Long => &LONG,
+        }
+    }
+}
+
+impl Cli {
+    /// Explains why an engine cannot be chosen.
+    pub(super) fn explain_engine(error: &engine::Error) -> String {
+        with_advice(chain(error), engine_advice(error, &SHORT).map(str::to_owned))
+    }
+}
+
 /// Explains in one line what failed and what to do, and returns the exit status for it.
-pub fn explain(error: &Error) -> (String, u8) {
-    let (option, advice) = (option(error), advice(error));
-    let mut text = chain(error);
-    if let Some(option) = option {
-        text = format!("{option}: {text}");
+pub fn explain(error: &Error, form: Form) -> (String, u8) {
+    let advice = match (error, operation(error)) {
+        (_, Some(operation)) => operation_advice(operation, form.words()),
+        (Error::User(account::Error::Become { .. }), _) | (Error::Sandbox(sandbox::Error::Account(_)), _) => {
+            Some("start as root, or as that user without --user".to_owned())
+        }
+        (Error::Sandbox(sandbox::Error::Missing(_)), _) => {
+            Some("--sandbox on does not start without all of it, --sandbox auto would".to_owned())
+        }
+        _ => None,
+    };
+    let text = with_advice(chain(error), advice);
+    match option(error, form) {
+        Some(option) => (format!("{option}: {text}"), status(error)),
+        None => (text, status(error)),
     }
-    if let Some(advice) = advice {
-        text = format!("{text}; {advice}");
+}
+
+fn with_advice(text: String, advice: Option<String>) -> String {
+    match advice {
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
     }
-    (text, status(error))
+}
+
+/// Returns the refusal of an operation, if that is what failed.
+fn operation(error: &Error) -> Option<&OperationError> {
+    match error {
+        Error::Operation { source, .. } => Some(source),
+        Error::Serve(source) => Some(source),
+        _ => None,
+    }
 }
 
 fn status(error: &Error) -> u8 {
-    match error {
-        Error::Handed(HandedError::Number(_) | HandedError::Access | HandedError::None(_))
-        | Error::User(account::Error::Unknown { .. } | account::Error::NoGroup(_))
-        | Error::Group(account::Error::Unknown { .. } | account::Error::NoGroup(_)) => WRONG_OPTION,
-        _ => FAILURE,
-    }
+    let unknown =
+        |error: &account::Error| matches!(error, account::Error::Unknown { .. } | account::Error::NoGroup(_));
+    let wrong = match error {
+        Error::Descriptor(_) => true,
+        Error::User(error) => unknown(error),
+        _ => match operation(error) {
+            Some(OperationError::Group(error)) => unknown(error),
+            Some(error) => is_wrong_option(error),
+            None => false,
+        },
+    };
+    if wrong { WRONG_OPTION } else { FAILURE }
+}
+
+/// Returns whether the words of the command line are wrong, whatever the machine looks like.
+fn is_wrong_option(error: &OperationError) -> bool {
+    !matches!(
+        error,
+        OperationError::Format { .. }
+            | OperationError::Image(_)
+            | OperationError::Take(_)
+            | OperationError::Engine(_)
+            | OperationError::Server(_)
+            | OperationError::Secret { .. }
+            | OperationError::Activation(_)
+            | OperationError::IoThread { .. }
+            | OperationError::Gone(_)
+            | OperationError::Pin { .. }
+            | OperationError::Device(_)
+            | OperationError::Sandbox(_)
+            | OperationError::Add(_)
+    )
 }
 
 /// Returns the option whose value is wrong.
-fn option(error: &Error) -> Option<&'static str> {
-    Some(match error {
-        Error::Handed(HandedError::Number(_)) => "--fd",
-        Error::Handed(HandedError::None(_)) => "--socket-path missing",
-        Error::User(_) => "--user",
-        Error::Group(_) => "--socket-group",
-        Error::Pin { .. } => "--iothread-cpus",
-        _ => return None,
-    })
+fn option(error: &Error, form: Form) -> Option<&'static str> {
+    match (error, form) {
+        (Error::User(_), _) => Some("--user"),
+        (Error::Descriptor(_), Form::Short) => Some("--fd"),
+        (Error::Descriptor(_), Form::Long) => Some("--export"),
+        (Error::Operation { verb, .. }, Form::Long) => Some(match verb {
+            Verb::Object => "--object",
+            Verb::Blockdev => "--blockdev",
+            Verb::Export => "--export",
+        }),
+        (_, Form::Short) => match operation(error)? {
+            OperationError::Descriptor(_) => Some("--fd"),
+            OperationError::NoActivation(_) => Some("--socket-path missing"),
+            OperationError::Group(_) => Some("--socket-group"),
+            OperationError::Pin { .. } => Some("--iothread-cpus"),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
-fn advice(error: &Error) -> Option<String> {
-    let words = match error {
-        Error::Handed(HandedError::None(_)) => "name the socket to listen on, e.g. --socket-path disk.sock",
-        Error::Handed(HandedError::Access) => {
-            "leave --socket-mode and --socket-group out, they are for --socket-path"
-        }
-        Error::Image(error) => return storage_advice(error),
-        Error::Format { path, .. } => {
-            let path = path.display();
+fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
+    let told = match error {
+        OperationError::NoActivation(_) => "name the socket to listen on, e.g. --socket-path disk.sock",
+        OperationError::ActivationAccess => words.access,
+        OperationError::Image(error) => return storage_advice(error, words),
+        OperationError::Format { path, .. } => {
+            let (path, raw) = (path.display(), words.raw);
             return Some(format!(
-                "convert it ('qemu-img convert -O raw {path} {path}.raw'), serve it with qemu-storage-daemon, or add \
-                 --format raw if it is a raw disk whose guest has written that"
+                "convert it ('qemu-img convert -O raw {path} {path}.raw'), serve it with qemu-storage-daemon, or {raw} if \
+                 it is a raw disk whose guest has written that"
             ));
         }
-        Error::Take(TakeError::Lock(error)) => return lock_advice(error),
-        Error::Engine(error) => engine_advice(error)?,
-        Error::User(account::Error::Become { .. }) => "start as root, or as that user without --user",
-        Error::Server(error) => server_advice(error)?,
-        Error::Sandbox(sandbox::Error::Missing(_)) => {
-            "--sandbox on does not start without all of it, --sandbox auto would"
-        }
-        Error::Sandbox(sandbox::Error::Account(_)) => "start as root, or as that user without --user",
+        OperationError::Take(TakeError::Lock(error)) => return lock_advice(error, words),
+        OperationError::Engine(error) => engine_advice(error, words)?,
+        OperationError::Server(error) => return server_advice(error, words),
         _ => return None,
     };
-    Some(words.to_owned())
+    Some(told.to_owned())
 }
 
-fn storage_advice(error: &storage::Error) -> Option<String> {
+fn storage_advice(error: &storage::Error, words: &Words) -> Option<String> {
     Some(match error {
-        storage::Error::NotWritable { .. } => "change that, or serve it with --read-only".to_owned(),
-        storage::Error::DeviceSize { .. } => "choose a smaller --logical-block-size".to_owned(),
-        storage::Error::BlockSize { .. } => "choose another --logical-block-size".to_owned(),
+        storage::Error::NotWritable { .. } => format!("change that, or {}", words.read_only),
+        storage::Error::DeviceSize { .. } => words.smaller_block.to_owned(),
+        storage::Error::BlockSize { .. } => words.other_block.to_owned(),
         storage::Error::BlockSizeTooSmall { least, .. } => {
-            format!("leave --logical-block-size out or make it {least}")
+            format!("leave the logical block size out or make it {least}")
         }
-        storage::Error::Direct { .. } => "leave --direct out".to_owned(),
+        storage::Error::Direct { .. } => words.no_direct.to_owned(),
         _ => return None,
     })
 }
 
-fn engine_advice(error: &engine::Error) -> Option<&'static str> {
+fn engine_advice(error: &engine::Error, words: &Words) -> Option<&'static str> {
     Some(match error {
-        engine::Error::IoUring(_) | engine::Error::Native(_) | engine::Error::NoFile => {
-            "choose --aio threads or auto"
-        }
-        engine::Error::NativeBuffered => "--aio native needs --direct",
-        engine::Error::Timer => "leave --aio out",
+        engine::Error::IoUring(_) | engine::Error::Native(_) | engine::Error::NoFile => words.threads,
+        engine::Error::NativeBuffered => words.native_needs,
+        engine::Error::Timer => words.no_aio,
         _ => return None,
     })
 }
 
-fn server_advice(error: &ServerError) -> Option<&'static str> {
+fn server_advice(error: &ServerError, words: &Words) -> Option<String> {
     Some(match error {
-        ServerError::InUse(..) => "end that first, or choose another --socket-path",
-        ServerError::NotASocket(_) => "remove it, or choose another --socket-path",
-        ServerError::Directory { .. } => "change that, or choose another --socket-path",
+        ServerError::InUse(..) => format!("end that first, or {}", words.socket),
+        ServerError::NotASocket(_) => format!("remove it, or {}", words.socket),
+        ServerError::Directory { .. } => format!("change that, or {}", words.socket),
         ServerError::Grant { .. } => {
-            "only a member of a group may give it a file (--socket-group), and only root may give a file to another \
-             user (--user)"
+            "only a member of a group may give it a file, and only root may give a file to \
+                                      another user"
+                .to_owned()
         }
         _ => return None,
     })
 }
 
-fn lock_advice(error: &LockError) -> Option<String> {
+fn lock_advice(error: &LockError, words: &Words) -> Option<String> {
     let LockError::InUse { path, how } = error else {
         return None;
     };
@@ -127,24 +247,30 @@ fn lock_advice(error: &LockError) -> Option<String> {
         }
     };
     let beside = match *how {
-        storage::LockError::READER => ", or serve it beside that with --read-only",
-        _ => "",
+        LockError::READER => format!(", or {} beside that", words.read_only),
+        _ => String::new(),
     };
+    let incoming = words.incoming;
     Some(format!(
-        "{who}: end that first{beside}, or use --incoming if it is the source of a live migration to here"
+        "{who}: end that first{beside}, or {incoming} if it is the source of a live migration to here"
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::path::PathBuf;
 
     use super::*;
 
-    fn told(error: impl Into<Error>) -> String {
-        let (text, status) = explain(&error.into());
+    fn told(error: impl Into<OperationError>, form: Form) -> String {
+        let error = Error::Operation {
+            verb: Verb::Blockdev,
+            source: Box::new(error.into()),
+        };
+        let (text, status) = explain(&error, form);
         assert!(!text.contains('\n'), "{text}");
-        assert_eq!(status, FAILURE);
+        assert_eq!(status, FAILURE, "{text}");
         text
     }
 
@@ -154,73 +280,109 @@ mod tests {
 
     #[test]
     fn causes_come_before_advice() {
-        let text = told(engine::Error::IoUring(os(libc::EPERM)));
+        let text = told(engine::Error::IoUring(os(libc::EPERM)), Form::Short);
         assert!(text.starts_with("no io_uring: it is switched off"), "{text}");
         assert!(
             text.ends_with("(os error 1); choose --aio threads or auto"),
             "{text}"
         );
+        let text = told(engine::Error::IoUring(os(libc::EPERM)), Form::Long);
+        assert!(text.starts_with("--blockdev: no io_uring: "), "{text}");
+        assert!(text.ends_with("; choose aio=threads, or leave aio out"), "{text}");
     }
 
     #[test]
     fn errors_name_the_options_that_mend_them() {
-        let path = std::path::PathBuf::from("disk.img");
-        for (text, option) in [
-            (told(engine::Error::Native(os(libc::EAGAIN))), "--aio threads"),
-            (told(engine::Error::NoFile), "--aio threads"),
-            (told(engine::Error::NativeBuffered), "needs --direct"),
-            (told(engine::Error::Timer), "leave --aio out"),
+        let path = || PathBuf::from("disk.img");
+        let device = || storage::Error::DeviceSize {
+            path: path(),
+            size: 2560,
+            block: 4096,
+        };
+        let direct = || storage::Error::Direct {
+            path: path(),
+            source: os(libc::EINVAL),
+        };
+        let denied = || storage::Error::NotWritable {
+            path: path(),
+            why: "no".to_owned(),
+            source: os(libc::EACCES),
+        };
+        let read = || LockError::InUse {
+            path: path(),
+            how: LockError::READER,
+        };
+        let block = || storage::Error::BlockSize { size: 1000 };
+        for (short, long, option) in [
             (
-                told(storage::Error::Direct {
-                    path: path.clone(),
-                    source: os(libc::EINVAL),
-                }),
-                "leave --direct out",
+                told(engine::Error::Native(os(libc::EAGAIN)), Form::Short),
+                told(engine::Error::Native(os(libc::EAGAIN)), Form::Long),
+                ["--aio threads", "aio=threads"],
             ),
             (
-                told(storage::Error::DeviceSize {
-                    path: path.clone(),
-                    size: 2560,
-                    block: 4096,
-                }),
-                "smaller --logical-block-size",
+                told(engine::Error::NoFile, Form::Short),
+                told(engine::Error::NoFile, Form::Long),
+                ["--aio threads", "aio=threads"],
             ),
             (
-                told(storage::Error::BlockSize { size: 1000 }),
-                "--logical-block-size",
+                told(engine::Error::NativeBuffered, Form::Short),
+                told(engine::Error::NativeBuffered, Form::Long),
+                ["needs --direct", "cache.direct=on"],
             ),
             (
-                told(storage::Error::NotWritable {
-                    path: path.clone(),
-                    why: "no".to_owned(),
-                    source: os(libc::EACCES),
-                }),
-                "--read-only",
+                told(engine::Error::Timer, Form::Short),
+                told(engine::Error::Timer, Form::Long),
+                ["leave --aio out", "leave aio out"],
             ),
             (
-                told(LockError::InUse {
-                    path: path.clone(),
-                    how: LockError::READER,
-                }),
-                "--read-only",
+                told(direct(), Form::Short),
+                told(direct(), Form::Long),
+                ["leave --direct out", "cache.direct"],
             ),
-            (told(ServerError::NotASocket(path)), "--socket-path"),
             (
-                told(sandbox::Error::Missing("no Landlock".to_owned())),
-                "--sandbox auto",
+                told(device(), Form::Short),
+                told(device(), Form::Long),
+                ["smaller --logical-block-size", "smaller logical-block-size"],
+            ),
+            (
+                told(block(), Form::Short),
+                told(block(), Form::Long),
+                ["--logical-block-size", "logical-block-size"],
+            ),
+            (
+                told(denied(), Form::Short),
+                told(denied(), Form::Long),
+                ["--read-only", "auto-read-only=on"],
+            ),
+            (
+                told(read(), Form::Short),
+                told(read(), Form::Long),
+                ["--read-only", "read-only=on"],
+            ),
+            (
+                told(ServerError::NotASocket(path()), Form::Short),
+                told(ServerError::NotASocket(path()), Form::Long),
+                ["--socket-path", "addr.path"],
             ),
         ] {
-            assert!(text.contains(option), "{text}");
+            assert!(short.contains(option[0]), "{short}");
+            assert!(long.contains(option[1]), "{long}");
         }
+        let missing = Error::Sandbox(sandbox::Error::Missing("no Landlock".to_owned()));
+        assert!(explain(&missing, Form::Short).0.contains("--sandbox auto"));
     }
 
     #[test]
     fn wrong_options_have_their_own_status() {
         let unknown = account::Error::NoGroup("7".to_owned());
-        let (text, status) = explain(&Error::User(unknown));
+        let (text, status) = explain(&Error::User(unknown), Form::Short);
         assert_eq!(status, WRONG_OPTION);
         assert!(text.starts_with("--user: user 7"), "{text}");
-        let (text, status) = explain(&HandedError::None(String::new()).into());
+        let missing = Error::Operation {
+            verb: Verb::Export,
+            source: Box::new(OperationError::NoActivation(String::new())),
+        };
+        let (text, status) = explain(&missing, Form::Short);
         assert_eq!(status, WRONG_OPTION);
         assert!(text.starts_with("--socket-path missing"), "{text}");
     }

@@ -1,24 +1,26 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::blk::trouble::{ReadErrors, TroubleParams, WriteErrors};
-use crate::daemon::{Image, Settings, SocketSource};
+use crate::blk::trouble::{ReadErrors, WriteErrors};
+use crate::daemon::{Operation, Settings};
 use crate::engine::{self, FaultRule};
-use crate::storage::OpenOptions;
-use crate::thread_pool::ThreadPoolParams;
 
 mod advice;
 mod choices;
+mod keyval;
+mod long;
 pub mod mapping;
 mod monitor;
+mod short;
 mod values;
 
-pub use advice::{WRONG_OPTION, explain};
+pub use advice::{Form, WRONG_OPTION, explain};
 pub use choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
 use mapping::IoThreadMap;
 use monitor::{Chardev, monitor_paths, parse_chardev, parse_monitor};
@@ -101,6 +103,40 @@ pub struct Cli {
     /// require].
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_block_size)]
     pub logical_block_size: Option<u32>,
+
+    /// Make an object, as qemu-storage-daemon does: iothread, throttle-group or secret, with an id and properties, e.g.
+    /// iothread,id=io0. Can be repeated, as the next two; they are processed in order.
+    #[arg(long, value_name = "TYPE,id=ID[,PROPERTY=VALUE]...")]
+    pub object: Vec<String>,
+
+    /// Make a block node, as qemu-storage-daemon does, e.g. file,node-name=disk0,filename=disk.img,cache.direct=on. Drivers:
+    /// file, host_device, raw, null-co, null-aio, throttle.
+    #[arg(long, value_name = "DRIVER,node-name=NAME[,OPTION=VALUE]...")]
+    pub blockdev: Vec<String>,
+
+    /// Serve a node as a disk, as qemu-storage-daemon does, e.g.
+    /// vhost-user-blk,id=e0,node-name=disk0,addr.type=unix,addr.path=disk0.sock,writable=on,num-queues=4,iothread=io0.
+    #[arg(
+        long,
+        value_name = "vhost-user-blk,id=ID,node-name=NAME,addr.type=TYPE[,OPTION=VALUE]..."
+    )]
+    pub export: Vec<String>,
+
+    /// Refused by name.
+    #[arg(long, short = 'T', hide = true, value_parser = absent("this daemon has no trace points: use --log-level"))]
+    pub trace: Option<String>,
+
+    /// Refused by name.
+    #[arg(long, hide = true, value_parser = absent("this daemon serves vhost-user-blk only"))]
+    pub nbd_server: Option<String>,
+
+    /// What the options above ask for, in order.
+    #[arg(skip)]
+    operations: Vec<Operation>,
+
+    /// An option of the short form that was given.
+    #[arg(skip)]
+    short_option: Option<String>,
 
     /// Number of virtqueues (1 to 256). QEMU's num-queues must not be larger.
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
@@ -210,6 +246,15 @@ impl Cli {
     /// An option is missing, or options contradict each other. The error is one line that names them and says what to
     /// do.
     pub fn check(&self) -> Result<(), String> {
+        if self.form() == Form::Long {
+            return match &self.short_option {
+                Some(option) => Err(format!(
+                    "--{option} is for the one disk of --blk-file: with --export, say the same with --object, --blockdev \
+                     and --export"
+                )),
+                None => Ok(()),
+            };
+        }
         if self.blk_file.is_none() && self.null.is_none() && !self.print_capabilities {
             let socket = match (&self.socket_path, self.fd) {
                 (None, None) => "--socket-path and ",
@@ -226,7 +271,7 @@ impl Cli {
             _ => None,
         };
         if let Some(error) = engine {
-            return Err(explain(&error.into()).0);
+            return Err(Self::explain_engine(&error));
         }
         if self.thread_pool_min > self.thread_pool_max {
             return Err(format!(
@@ -239,31 +284,33 @@ impl Cli {
         Ok(())
     }
 
-    /// Returns what the daemon is to serve, and how.
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// An option is unknown or has a wrong value.
+    pub fn from_line(
+        line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(line)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let operations = long::operations(&matches);
+        cli.operations =
+            operations.map_err(|error| Self::command().error(ErrorKind::ValueValidation, error))?;
+        cli.short_option = short::option(&matches);
+        Ok(cli)
+    }
+
+    /// Returns what the daemon is asked to do.
     ///
     /// # Errors
     /// Those of [`check`](Self::check).
     pub fn settings(&self) -> Result<Settings, String> {
         self.check()?;
         Ok(Settings {
-            socket: self.socket(),
             monitors: monitor_paths(&self.chardev, &self.monitor)?,
-            image: self.image(),
-            incoming: self.incoming,
-            engine: self.aio.into(),
-            merging: self.request_merging == OnOff::On,
-            serial: self.serial,
-            queue_size: self.queue_size,
-            queue_iothreads: self.queue_iothreads()?,
-            batch_notifications: self.notify == Notify::Batch,
-            trouble: self.trouble(),
-            faults: self.inject.clone(),
-            iothreads: self.iothreads,
-            cpus: self.cpus()?.to_vec(),
-            poll_max: Duration::from_nanos(self.poll_max_ns),
-            thread_pool: ThreadPoolParams {
-                min_threads: self.thread_pool_min.into(),
-                max_threads: self.thread_pool_max.into(),
+            operations: match self.form() {
+                Form::Short => short::operations(self)?,
+                Form::Long => self.operations.clone(),
             },
             sandbox: self.sandbox.into(),
             user: self.user.clone(),
@@ -271,44 +318,12 @@ impl Cli {
         })
     }
 
-    fn socket(&self) -> SocketSource {
-        match (&self.socket_path, self.fd) {
-            (Some(path), _) => SocketSource::Path {
-                path: path.clone(),
-                mode: self.socket_mode,
-                group: self.socket_group.clone(),
-            },
-            (None, Some(fd)) => SocketSource::Fd(fd),
-            (None, None) => SocketSource::Manager {
-                wants_access: self.socket_mode.is_some() || self.socket_group.is_some(),
-            },
-        }
-    }
-
-    fn image(&self) -> Image {
-        match self.null {
-            Some(size) => Image::Null {
-                size,
-                latency: self.null_latency_ns.map(Duration::from_nanos),
-            },
-            None => Image::File {
-                options: OpenOptions {
-                    path: self.blk_file.clone().unwrap_or_default(),
-                    read_only: self.read_only,
-                    direct: self.direct,
-                    logical_block_size: self.logical_block_size,
-                },
-                probe: self.format.is_none(),
-            },
-        }
-    }
-
-    /// Returns how to handle requests that the disk cannot execute.
-    pub fn trouble(&self) -> TroubleParams {
-        TroubleParams {
-            read_errors: self.rerror,
-            write_errors: self.werror,
-            io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|limit| !limit.is_zero()),
+    /// Returns the form in which disks are described.
+    pub fn form(&self) -> Form {
+        match &self.short_option {
+            Some(_) if self.operations.is_empty() => Form::Short,
+            None if self.operations.is_empty() && self.monitor.is_empty() => Form::Short,
+            _ => Form::Long,
         }
     }
 
@@ -338,6 +353,11 @@ impl Cli {
     }
 }
 
+/// Refuses an option of qemu-storage-daemon that this daemon does not have.
+fn absent(reason: &'static str) -> impl Fn(&str) -> Result<String, &'static str> + Clone + Send + Sync {
+    move |_| Err(reason)
+}
+
 /// Formats a command line error in one line, unlike clap.
 pub fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
@@ -354,7 +374,7 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<Cli, String> {
         let all = ["vhost-user-blk", "--socket-path", "s", "--blk-file", "f"];
-        let cli = Cli::try_parse_from(all.iter().chain(args)).map_err(|e| one_line(&e))?;
+        let cli = Cli::from_line(all.iter().chain(args)).map_err(|e| one_line(&e))?;
         cli.check()?;
         Ok(cli)
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::blk::request::ID_LEN;
+use crate::daemon::options::bytes;
 
 /// A serial number, padded with NULs.
 pub type Serial = [u8; ID_LEN];
@@ -90,19 +91,7 @@ pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
 
 /// Parses a size with an optional suffix. It must be a whole number of sectors.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => Some(0),
-        "K" => Some(10),
-        "M" => Some(20),
-        "G" => Some(30),
-        "T" => Some(40),
-        _ => None,
-    };
-    let number: Option<u64> = digits.parse().ok();
-    number
-        .zip(shift)
-        .and_then(|(number, shift)| number.checked_mul(1 << shift))
+    bytes(text)
         .filter(|&size| size > 0 && size % 512 == 0 && i64::try_from(size).is_ok())
         .ok_or(
             "not a size such as 512M or 10G (units K, M, G, T), a multiple of 512 bytes below 8 EiB"

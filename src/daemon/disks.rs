@@ -20,27 +20,27 @@ use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::server::Server;
 use crate::vhost_user::{Resizer, Stopper};
 
-/// Called on a disk's control thread when that is about to end, with the disk's name.
+/// Called on a disk's control thread when that is about to end, with the disk's id.
 pub type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A disk cannot be added.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddError {
-    /// Another disk has the name.
+    /// Another disk has the id.
     #[error("there is a disk {0} already")]
     Exists(String),
     /// The operating system cannot create the control thread.
-    #[error("cannot create the control thread of disk {name}")]
+    #[error("cannot create the control thread of disk {id}")]
     Thread {
-        /// The disk's name.
-        name: String,
+        /// The disk's id.
+        id: String,
         /// The error of the operating system.
         source: io::Error,
     },
 }
 
-/// The disks of this process, by name.
+/// The disks of this process, by id.
 pub struct Disks {
     disks: BTreeMap<String, Disk>,
     sandbox: Sandbox,
@@ -50,6 +50,7 @@ pub struct Disks {
 /// A disk that is served.
 #[derive(Debug)]
 pub struct Disk {
+    id: String,
     name: String,
     node: Arc<BlockNode>,
     engine: Plan,
@@ -75,26 +76,27 @@ impl Disks {
         }
     }
 
-    /// Serves a disk called `name` on a control thread of its own. `iothreads` live at least as long as the disk.
+    /// Serves a disk with this id on a control thread of its own. `iothreads` live at least as long as the disk.
     ///
     /// # Errors
-    /// The name is taken, or the thread cannot be created. The disk and its socket are gone.
+    /// The id is taken, or the thread cannot be created. The disk and its socket are gone.
     pub fn add(
         &mut self,
-        name: &str,
+        id: &str,
         mut device: BlkDevice,
         server: Server,
         iothreads: Vec<Arc<IoThread>>,
     ) -> Result<&Disk, AddError> {
-        if self.disks.contains_key(name) {
-            return Err(AddError::Exists(name.to_owned()));
+        if self.disks.contains_key(id) {
+            return Err(AddError::Exists(id.to_owned()));
         }
         let (done, ended) = mpsc::channel();
-        let (node, engine) = (Arc::clone(&device.state().node), device.engine());
+        let (name, node) = (device.state().name.clone(), Arc::clone(&device.state().node));
+        let engine = device.engine();
         let (stats, resizer) = (device.stats().to_vec(), server.resizer(&device));
         let (socket, path) = (server.name().to_owned(), server.path().map(Path::to_owned));
         let stopper = server.stopper();
-        let (on_end, own) = (Arc::clone(&self.on_end), name.to_owned());
+        let (on_end, own) = (Arc::clone(&self.on_end), id.to_owned());
         let body = move || {
             server.run(&mut device);
             // The queues before their threads.
@@ -108,11 +110,12 @@ impl Disks {
             .sandbox
             .spawn(ThreadKind::Control, "control".to_owned(), body);
         let control = spawned.map_err(|source| AddError::Thread {
-            name: name.to_owned(),
+            id: id.to_owned(),
             source,
         })?;
         let disk = Disk {
-            name: name.to_owned(),
+            id: id.to_owned(),
+            name,
             node,
             engine,
             stats,
@@ -123,24 +126,31 @@ impl Disks {
             ended,
             control,
         };
-        Ok(self.disks.entry(name.to_owned()).or_insert(disk))
+        Ok(self.disks.entry(id.to_owned()).or_insert(disk))
     }
 
     /// Makes a disk leave, without waiting: its frontend is disconnected, its image flushed and released.
-    pub fn remove(&mut self, name: &str) -> Option<Disk> {
-        let disk = self.disks.remove(name)?;
+    pub fn remove(&mut self, id: &str) -> Option<Disk> {
+        let disk = self.disks.remove(id)?;
         disk.stopper.stop();
         Some(disk)
     }
 
-    /// Returns the disk called `name`.
-    pub fn get(&self, name: &str) -> Option<&Disk> {
-        self.disks.get(name)
+    /// Returns the disk with this id.
+    pub fn get(&self, id: &str) -> Option<&Disk> {
+        self.disks.get(id)
     }
 
-    /// Returns the disks by name.
+    /// Returns the disks by id.
     pub fn iter(&self) -> impl Iterator<Item = &Disk> {
         self.disks.values()
+    }
+
+    /// Returns the ids of the disks whose control threads have ended by themselves.
+    pub fn ended(&self) -> impl Iterator<Item = &str> {
+        self.iter()
+            .filter(|disk| disk.control.is_finished())
+            .map(Disk::id)
     }
 
     /// Makes the IOThreads read the size of every disk again, without waiting for them.
@@ -166,7 +176,7 @@ impl Disks {
 }
 
 /// All disks, after the end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ended {
     /// Disks that have answered all their requests.
     pub finished: Vec<Disk>,
@@ -182,7 +192,12 @@ impl Ended {
 }
 
 impl Disk {
-    /// Returns the disk's name.
+    /// Returns the disk's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Returns what messages call the disk.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -1,11 +1,14 @@
 //! The daemon: starts, serves its disks, obeys signals, and ends.
 //!
-//! [`run`] is the main thread. [`start`](self) does everything that needs rights before it gives these up. [`disks`] is
-//! the registry of what is served; disks come and go there while others work.
+//! [`run`] is the main thread. `start` does everything that needs rights before it gives these up. [`registry`] has
+//! the objects, nodes and exports, and the operations that the command line and QMP share; [`disks`] is what is served.
+//! Disks come and go there while others work.
 
 pub mod disks;
 mod error;
 mod monitor;
+pub mod options;
+pub mod registry;
 mod settings;
 mod signals;
 mod start;
@@ -13,10 +16,11 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
-use disks::{Disk, Disks};
-pub use error::{Error, HandedError, SocketError};
-pub use settings::{Image, Settings, SocketSource};
-use signals::{Event, Events};
+use disks::Disk;
+pub use error::Error;
+use registry::Registry;
+pub use settings::{Operation, Settings, Verb};
+use signals::{Caller, Event, Events};
 use start::Started;
 
 use crate::kernel;
@@ -25,23 +29,50 @@ use crate::sandbox::ThreadKind;
 /// How long requests in flight may take once the process is asked to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
 
-/// Serves what `settings` describe, until a signal or the end of a connected socket.
+type Call = Box<dyn FnOnce(&mut Registry) + Send>;
+
+/// Runs operations on the registry of the main thread. Any thread. Clones reach the same registry.
+#[derive(Clone)]
+pub struct Handle(Caller<Message>);
+
+impl Handle {
+    /// Makes the main thread run `call` soon, after the calls that were made before. It does not run if the process ends
+    /// first.
+    pub fn call(&self, call: impl FnOnce(&mut Registry) + Send + 'static) {
+        self.0.send(Message::Call(Box::new(call)));
+    }
+
+    /// Ends the process, as SIGTERM does.
+    pub fn quit(&self) {
+        self.0.send(Message::Quit);
+    }
+}
+
+/// What other threads send to the main thread.
+enum Message {
+    /// A disk's control thread has ended.
+    DiskEnded,
+    Call(Call),
+    Quit,
+}
+
+/// Serves what `settings` describe, until a signal or the end of the last disk.
 ///
 /// # Errors
 /// See [`enum@Error`]. After [`Error::Abandoned`] other threads still run, and the process must exit.
 pub fn run(settings: &Settings) -> Result<(), Error> {
     kernel::check()?;
     // Before anything is opened, so that no descriptor of our own is taken for one that was handed over.
-    let handed = start::handed_over(&settings.socket)?;
+    let handed = start::handed_over(settings)?;
     // From the start, so that no signal finds its default action.
-    let mut events = Events::<Call>::new().map_err(Error::Signals)?;
+    let mut events = Events::new().map_err(Error::Signals)?;
     let (of_disks, of_monitor) = (events.caller(), events.caller());
-    let on_end = Arc::new(move |_: &str| of_disks.send(Call::DiskEnded));
-    let on_quit = move || of_monitor.send(Call::Quit);
-    let started = start::start(settings, handed, on_end, on_quit)?;
+    let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
+    let on_quit = move || of_monitor.send(Message::Quit);
+    let mut started = start::start(settings, handed, on_end, on_quit)?;
     let entered = started.sandbox.enter(ThreadKind::Main);
     let reason = match entered {
-        Ok(()) => obey(&mut events, &started.disks),
+        Ok(()) => obey(&mut events, &mut started.registry, started.monitor.is_some()),
         Err(_) => "the sandbox",
     };
     let end = end(started, reason, settings.print_statistics);
@@ -50,31 +81,31 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     end
 }
 
-/// What other threads tell the main thread.
-#[derive(Debug)]
-enum Call {
-    /// A disk's control thread has ended, because the only frontend of a connected socket has left.
-    DiskEnded,
-    /// A QMP client asks for the end.
-    Quit,
-}
-
 /// Why the process ends when a QMP client asks for it.
 const QUIT: &str = "quit";
 
-/// Does what signals ask for, until one asks for the end or the disk has ended; returns which.
-fn obey(events: &mut Events<Call>, disks: &Disks) -> &'static str {
+/// Does what signals and calls ask for, until one asks for the end or nothing is left to serve; returns which.
+///
+/// A process that is `managed` waits for further disks.
+fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) -> &'static str {
     loop {
-        match events.next() {
-            Event::Print => disks.iter().for_each(print_report),
+        match events.next(registry.deadline()) {
+            Event::Print => registry.disks().for_each(print_report),
             Event::Refresh => {
-                if let Err(error) = disks.refresh_sizes() {
+                if let Err(error) = registry.refresh_sizes() {
                     tracing::error!(%error, "cannot look at the size of an image");
                 }
             }
             Event::End(signal) => return signal,
-            Event::Call(Call::DiskEnded) => return "the frontend left",
-            Event::Call(Call::Quit) => return QUIT,
+            Event::Call(Message::Call(call)) => call(registry),
+            Event::Call(Message::Quit) => return QUIT,
+            Event::Call(Message::DiskEnded) => {
+                registry.follow_up();
+                if registry.is_idle() && !managed {
+                    return "the frontend left";
+                }
+            }
+            Event::Deadline => registry.follow_up(),
         }
     }
 }
@@ -86,8 +117,7 @@ fn print_report(disk: &Disk) {
 /// Ends all disks, within [`SHUTDOWN_TIME`].
 fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error> {
     let Started {
-        mut disks,
-        iothreads,
+        mut registry,
         monitor,
         ..
     } = started;
@@ -98,31 +128,27 @@ fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error>
             _ => "host-error",
         });
     }
-    let ended = disks.end(SHUTDOWN_TIME);
+    let ended = registry.end(SHUTDOWN_TIME);
     if let Some(monitor) = monitor {
-        ended
-            .finished
-            .iter()
-            .for_each(|disk| monitor.export_deleted(disk.name()));
+        let deleted = |disk: &Disk| monitor.export_deleted(disk.id());
+        ended.finished.iter().for_each(deleted);
         monitor.end();
     }
     if print {
         ended.all().for_each(print_report);
     }
     if !ended.busy.is_empty() {
-        // Joining the IOThreads could take for ever.
-        std::mem::forget(iothreads);
+        registry.abandon();
         return Err(abandon(&ended.busy, reason));
     }
-    drop(iothreads);
+    let lost = registry.lost_writes();
+    // Joins the IOThreads.
+    drop(registry);
     let stopped = |disk: &Disk| tracing::info!(disk = disk.name(), reason, "stopped");
     ended.finished.iter().for_each(stopped);
-    let mut nodes = ended.finished.iter().map(Disk::node);
-    match nodes.find(|node| node.last_flush_failed()) {
+    match lost {
         None => Ok(()),
-        Some(node) => Err(Error::LostWrites {
-            path: node.path().to_owned(),
-        }),
+        Some(path) => Err(Error::LostWrites { path }),
     }
 }
 

@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::{pipe, signal_name};
 use signal_hook::{SigId, flag, low_level};
@@ -24,6 +26,8 @@ pub(super) enum Event<T> {
     Print,
     /// Another thread has sent this.
     Call(T),
+    /// The time is over.
+    Deadline,
 }
 
 /// Waits for signals and calls. Main thread.
@@ -103,8 +107,8 @@ impl<T> Events<T> {
         }
     }
 
-    /// Waits for the next event. Signals come before calls.
-    pub(super) fn next(&mut self) -> Event<T> {
+    /// Waits for the next event, but no longer than until `deadline`. Signals come before calls.
+    pub(super) fn next(&mut self, deadline: Option<Instant>) -> Event<T> {
         loop {
             let raised = |(signal, raised): &(i32, Arc<AtomicBool>)| {
                 // SeqCst, as in `flag::register`.
@@ -119,17 +123,28 @@ impl<T> Events<T> {
             if let Ok(call) = self.calls.try_recv() {
                 return Event::Call(call);
             }
-            self.sleep();
+            if !self.sleep(deadline) {
+                return Event::Deadline;
+            }
         }
     }
 
-    /// Waits for a wakeup, and takes all that are there.
-    fn sleep(&mut self) {
+    /// Waits for a wakeup, and takes all that are there. Returns false if the deadline comes first.
+    fn sleep(&mut self, deadline: Option<Instant>) -> bool {
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut wakeups = [PollFd::new(&self.wakeups, PollFlags::IN)];
+            match poll(&mut wakeups, left.try_into().ok().as_ref()) {
+                Ok(0) => return false,
+                Err(_) => return true,
+                Ok(_) => {}
+            }
+        }
         match self.wakeups.read(&mut [0; 64]) {
             Err(error) if error.kind() != ErrorKind::Interrupted => {
                 unreachable!("our own socket, both ends of which are open: {error}")
             }
-            _ => {}
+            _ => true,
         }
     }
 }
@@ -156,16 +171,17 @@ mod tests {
         low_level::raise(SIGUSR1).unwrap();
         low_level::raise(SIGHUP).unwrap();
         caller.send(1);
-        assert!(matches!(events.next(), Event::Refresh));
-        assert!(matches!(events.next(), Event::Print));
-        assert!(matches!(events.next(), Event::Call(1)));
+        assert!(matches!(events.next(None), Event::Refresh));
+        assert!(matches!(events.next(None), Event::Print));
+        assert!(matches!(events.next(None), Event::Call(1)));
 
         let sender = thread::spawn(move || (2..10_000).for_each(|n| caller.send(n)));
         for n in 2..10_000 {
-            assert!(matches!(events.next(), Event::Call(call) if call == n));
+            assert!(matches!(events.next(None), Event::Call(call) if call == n));
         }
         sender.join().unwrap();
+        assert!(matches!(events.next(Some(Instant::now())), Event::Deadline));
         low_level::raise(SIGTERM).unwrap();
-        assert!(matches!(events.next(), Event::End("SIGTERM")));
+        assert!(matches!(events.next(None), Event::End("SIGTERM")));
     }
 }

@@ -122,13 +122,40 @@ impl BlockNode {
         }
     }
 
-    /// Locks the image; gives somebody who is about to let go of it a moment. A disk without an image needs no lock.
+    /// Returns the limits of a disk that serves this node, with a larger logical block or without writes if asked for.
+    ///
+    /// # Errors
+    /// The logical block size is not possible, or the node is not a multiple of it.
+    pub fn limits_for(
+        &self,
+        logical_block_size: Option<u32>,
+        read_only: bool,
+    ) -> Result<Limits, storage::Error> {
+        let limits = *self.limits();
+        let limits = match logical_block_size {
+            None => limits,
+            Some(block) => limits.with_logical_block_size(block, self.size(), self.path())?,
+        };
+        Ok(match read_only {
+            true => limits.read_only(),
+            false => limits,
+        })
+    }
+
+    /// Returns whether this is a block device.
+    pub fn is_device(&self) -> bool {
+        matches!(self, Self::File(file) if file.is_device())
+    }
+
+    /// Locks the image, to write to it or only to read it; gives somebody who is about to let go of it a moment. A disk
+    /// without an image needs no lock.
     ///
     /// # Errors
     /// See [`LockError`]. Nothing stays locked.
-    pub fn lock(&self) -> Result<Option<ImageLock>, LockError> {
+    pub fn lock(&self, writes: bool) -> Result<Option<ImageLock>, LockError> {
         match self {
-            Self::File(file) => ImageLock::acquire_soon(file).map(Some),
+            Self::File(file) if !file.locks() => Ok(None),
+            Self::File(file) => ImageLock::acquire_soon(file, writes).map(Some),
             Self::NullCo(_) | Self::NullAio(..) => Ok(None),
         }
     }

@@ -77,6 +77,13 @@ impl Resources {
         self.writers.take(&self.ctx, &self.pool)
     }
 
+    /// Makes what disks that are added later may need, as far as the kernel has it: afterwards the thread may not be
+    /// allowed to.
+    pub fn prepare(&self) {
+        // A disk that needs what is missing is refused.
+        let _ = (self.uring(), self.native());
+    }
+
     /// The io_uring of the IOThread, which is made for the first disk that needs it.
     ///
     /// # Errors

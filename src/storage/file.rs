@@ -14,6 +14,7 @@ use super::error::Error;
 use super::flush::{FlushWitness, Flusher};
 use super::geometry::Geometry;
 use super::kind::Kind;
+use super::lock::LockPlace;
 use super::nowait::{Nowait, NowaitIo};
 use super::transfer::{IOV_MAX, retry, transfer};
 use super::written_back::WrittenBack;
@@ -43,8 +44,14 @@ pub struct RawFile {
     written_back: Option<WrittenBack>,
     /// A predecessor may have taken the kernel's report of a failed writeback without answering a flush.
     doubtful: AtomicBool,
-    /// An [`ImageLock`](super::ImageLock) of this open file exists.
-    locked: Arc<AtomicBool>,
+    /// An [`ImageLock`](super::ImageLock) of this open file, if there is one.
+    lock_place: Arc<LockPlace>,
+    /// Flushes do something.
+    flushes: bool,
+    /// Discards do something, and zeroes may be written as holes.
+    unmap: bool,
+    /// The image is locked while it is in use.
+    locks: bool,
 }
 
 impl RawFile {
@@ -84,7 +91,10 @@ impl RawFile {
             size: AtomicU64::new(geometry.size),
             missing: Missing::default(),
             flusher: Flusher::new(!options.direct, !options.direct && kind == Kind::BlockDevice),
-            locked: Arc::default(),
+            lock_place: Arc::default(),
+            flushes: !options.no_flush,
+            unmap: options.unmap,
+            locks: options.locking,
         })
     }
 
@@ -129,8 +139,18 @@ impl RawFile {
         &self.limits
     }
 
-    pub(super) fn lock_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.locked)
+    pub(super) fn lock_place(&self) -> &Arc<LockPlace> {
+        &self.lock_place
+    }
+
+    /// Returns whether this is a block device.
+    pub fn is_device(&self) -> bool {
+        self.kind == Kind::BlockDevice
+    }
+
+    /// Returns whether the image is to be locked while it is in use.
+    pub fn locks(&self) -> bool {
+        self.locks
     }
 
     /// Returns whether a read (or `write`) can be passed to the kernel unchanged: it is allowed, its range is on the disk,
@@ -245,6 +265,9 @@ impl RawFile {
     /// Those of `fdatasync`. Without O_DIRECT a failure is final: the kernel may have dropped the data that it could not
     /// write, so every later flush fails too, until the storage is opened anew.
     pub fn flush(&self) -> io::Result<()> {
+        if !self.flushes {
+            return Ok(());
+        }
         self.flush_after_check(self.kind == Kind::BlockDevice)
     }
 
@@ -254,6 +277,9 @@ impl RawFile {
     /// # Errors
     /// Those of [`flush`](Self::flush).
     pub fn flush_at_rest(&self) -> io::Result<()> {
+        if !self.flushes {
+            return Ok(());
+        }
         self.flush_after_check(true)
     }
 
@@ -343,7 +369,7 @@ impl RawFile {
     /// Those of [`writev`](Self::writev).
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_write(offset, len)?;
-        if len == 0 {
+        if len == 0 || !self.unmap {
             return Ok(());
         }
         let block = u64::from(self.limits.logical_block_size);
@@ -361,7 +387,10 @@ impl RawFile {
         if len == 0 {
             return Ok(());
         }
-        if self.missing.zero(&self.file, offset, len, may_unmap)? {
+        if self
+            .missing
+            .zero(&self.file, offset, len, may_unmap && self.unmap)?
+        {
             if self.kind == Kind::BlockDevice || self.end_of_file()? >= end {
                 return Ok(());
             }

@@ -15,8 +15,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +50,7 @@ pub enum LockError {
         how: &'static str,
     },
 
-    /// The lock of this [`RawFile`] is held already.
+    /// The lock of this [`RawFile`] is held already, and one of both uses writes.
     #[error("this disk has locked {} already", path.display())]
     Held {
         /// The image.
@@ -89,28 +88,60 @@ impl LockError {
 /// A lock on an image, held until this is dropped.
 ///
 /// It is separate from [`RawFile`], so that a disk can be open without being locked. During a migration, both sides have
-/// the image open, and the lock passes from one to the other.
+/// the image open, and the lock passes from one to the other. Disks that only read share a
+/// lock.
 #[derive(Debug)]
 pub struct ImageLock {
-    held: Option<Held>,
+    held: Option<Arc<Held>>,
+    place: Arc<LockPlace>,
+}
+
+/// Where a [`RawFile`] finds its lock, if it has one.
+#[derive(Debug, Default)]
+pub(super) struct LockPlace(Mutex<Weak<Held>>);
+
+impl LockPlace {
+    fn lock(&self) -> MutexGuard<'_, Weak<Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ImageLock {
-    /// Locks the image. Never waits. Any thread.
+    /// Locks the image, for writing if the file is writable. Never waits. Any thread.
+    ///
+    /// # Errors
+    /// See [`LockError`]. Nothing stays locked.
+    pub fn acquire(file: &RawFile) -> Result<Self, LockError> {
+        Self::acquire_for(file, !file.limits().read_only)
+    }
+
+    /// Locks the image, for reading or for writing. Never waits. Any thread.
     ///
     /// If the file system does not support such locks, this logs a warning, and the image is served without a lock.
     ///
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
-    pub fn acquire(file: &RawFile) -> Result<Self, LockError> {
+    pub fn acquire_for(file: &RawFile, writes: bool) -> Result<Self, LockError> {
         let path = || file.path().to_owned();
         let failed = |source| LockError::Lock { path: path(), source };
-
+        let place = Arc::clone(file.lock_place());
+        let lock = |held| Self {
+            held,
+            place: Arc::clone(file.lock_place()),
+        };
+        let mut present = place.lock();
+        match present.upgrade() {
+            Some(held) if !held.writes && !writes => return Ok(lock(Some(held))),
+            Some(_) => return Err(LockError::Held { path: path() }),
+            None => {}
+        }
         let fd = file.as_fd().try_clone_to_owned().map_err(failed)?;
-        let held = Held::new(fd, file.lock_flag()).ok_or_else(|| LockError::Held { path: path() })?;
-        let writes = !file.limits().read_only;
+        let held = Arc::new(Held { fd, writes });
         match apply(held.fd.as_fd(), writes) {
-            Ok(None) => Ok(Self { held: Some(held) }),
+            Ok(None) => {
+                *present = Arc::downgrade(&held);
+                Ok(lock(Some(held)))
+            }
             Ok(Some(how)) => Err(LockError::InUse { path: path(), how }),
             Err(e) if is_unsupported(&e) => {
                 if let Some(suppressed) = UNLOCKED.pass("unlocked", path().display()) {
@@ -120,7 +151,7 @@ impl ImageLock {
                         "this file system does not support image locks, so other programs are not kept from using the image: {e}"
                     );
                 }
-                Ok(Self { held: None })
+                Ok(lock(None))
             }
             Err(source) if source.raw_os_error() == Some(libc::ENOLCK) => {
                 let path = path();
@@ -133,14 +164,14 @@ impl ImageLock {
     /// Time that [`acquire_soon`](Self::acquire_soon) waits: the kernel releases the locks of a killed process after its I/O.
     pub const PATIENCE: Duration = Duration::from_millis(500);
 
-    /// Like [`acquire`](Self::acquire), but waits a moment for a predecessor to release the image.
+    /// Like [`acquire_for`](Self::acquire_for), but waits a moment for a predecessor to release the image.
     ///
     /// # Errors
-    /// Those of [`acquire`](Self::acquire).
-    pub fn acquire_soon(file: &RawFile) -> Result<Self, LockError> {
+    /// Those of [`acquire_for`](Self::acquire_for).
+    pub fn acquire_soon(file: &RawFile, writes: bool) -> Result<Self, LockError> {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
-            match Self::acquire(file) {
+            match Self::acquire_for(file, writes) {
                 Err(LockError::InUse { .. }) if Instant::now() < deadline => thread::sleep(PAUSE),
                 result => return result,
             }
@@ -153,32 +184,26 @@ impl ImageLock {
     }
 }
 
+impl Drop for ImageLock {
+    fn drop(&mut self) {
+        // Not while somebody looks for the lock: the unlocking would take the new locks along.
+        let _present = self.place.lock();
+        self.held = None;
+    }
+}
+
 /// The locks of one open file description, released on drop.
 #[derive(Debug)]
 struct Held {
     /// A duplicate that refers to the storage's open file description, and may outlive the storage.
     fd: OwnedFd,
-    flag: Arc<AtomicBool>,
-}
-
-impl Held {
-    /// Returns `None` if the locks of this open file description are held already. A second holder would not be excluded,
-    /// and its drop would release the locks of the first.
-    fn new(fd: OwnedFd, flag: Arc<AtomicBool>) -> Option<Self> {
-        // Acquire: pairs with the Release in `drop`, so that the former holder has unlocked the file.
-        if flag.swap(true, Ordering::Acquire) {
-            return None;
-        }
-        Some(Self { fd, flag })
-    }
+    writes: bool,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // Both groups of bytes and all between them. If this fails, closing the file still unlocks it.
         let _ = ofd_lock::set(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
-        // Release: pairs with the Acquire in `new`.
-        self.flag.store(false, Ordering::Release);
     }
 }
 

@@ -18,7 +18,7 @@ mod zero;
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use error::Error;
 pub use file::RawFile;
@@ -29,7 +29,7 @@ pub use nowait::Nowait;
 
 use crate::advice;
 /// The image to open, and the mode of access.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// A regular file or a block device.
     pub path: PathBuf,
@@ -41,6 +41,26 @@ pub struct OpenOptions {
     /// The default is the smallest possible size: 512 for a file, the device's own for a block device, and with `direct`
     /// at least the alignment that O_DIRECT requires. Most guests accept at most their page size (4096).
     pub logical_block_size: Option<u32>,
+    /// Ignore flushes: after a crash of the host, anything may be lost.
+    pub no_flush: bool,
+    /// Let discards free space, and write zeroes as holes where that is allowed; without it, discards have no effect.
+    pub unmap: bool,
+    /// Lock the image while it is in use.
+    pub locking: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            read_only: false,
+            direct: false,
+            logical_block_size: None,
+            no_flush: false,
+            unmap: true,
+            locking: true,
+        }
+    }
 }
 
 impl OpenOptions {
@@ -101,4 +121,48 @@ pub struct Limits {
     pub write_zeroes: bool,
     /// Writes are refused.
     pub read_only: bool,
+}
+
+impl Limits {
+    /// Returns the limits of a disk with larger logical blocks on the same storage, `size` bytes at `path`.
+    ///
+    /// # Errors
+    /// The block size is not possible, or `size` is not a multiple of it.
+    pub fn with_logical_block_size(self, block: u32, size: u64, path: &Path) -> Result<Self, Error> {
+        let path = || path.to_owned();
+        if !block.is_power_of_two() || !(geometry::SECTOR..=geometry::BLOCK_MAX).contains(&block) {
+            return Err(Error::BlockSize { size: block });
+        }
+        if block < self.logical_block_size {
+            return Err(Error::BlockSizeTooSmall {
+                path: path(),
+                size: block,
+                least: self.logical_block_size,
+                reason: "its storage needs multiples",
+            });
+        }
+        if !size.is_multiple_of(block.into()) {
+            return Err(Error::FileSize {
+                path: path(),
+                size,
+                block,
+            });
+        }
+        Ok(Self {
+            logical_block_size: block,
+            physical_block_size: self.physical_block_size.max(block),
+            ..self
+        })
+    }
+
+    /// Returns the limits of a disk that does not write to its storage.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self {
+            discard_granularity: 0,
+            write_zeroes: false,
+            read_only: true,
+            ..self
+        }
+    }
 }

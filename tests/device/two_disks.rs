@@ -68,6 +68,8 @@ fn registry() -> Disks {
 fn serve(disks: &mut Disks, name: &str, node: BlockNode, socket: &Path, iothreads: &[Arc<IoThread>]) {
     let params = DeviceParams {
         name: name.to_owned(),
+        limits: *node.limits(),
+        write_through: false,
         serial: [0; 20],
         num_queues: QUEUES,
         queue_size: 256,

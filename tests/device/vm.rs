@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,9 +13,7 @@ use vhost_user_blk::aio::{AioContext, Remote};
 use vhost_user_blk::blk::device::DeviceState;
 use vhost_user_blk::blk::queue::{BlkQueue, RingSetup, Stop};
 use vhost_user_blk::blk::stats::QueueStats;
-use vhost_user_blk::blk::trouble::Trouble;
 use vhost_user_blk::engine::{BlockNode, Channel, Choice, Resources};
-use vhost_user_blk::log_limit::LogLimit;
 use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::{Outcome, ThreadPool, ThreadPoolParams, Work};
@@ -79,13 +76,8 @@ impl Disk {
             ..OpenOptions::default()
         };
         let device = Arc::new(DeviceState {
-            name: "test".to_owned(),
-            node: Arc::new(BlockNode::open(&options).unwrap()),
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
-            batch_notifications: AtomicBool::new(true),
-            had_requests: AtomicBool::new(false),
-            trouble: Trouble::default(),
-            log: LogLimit::default(),
+            ..DeviceState::new("test", Arc::new(BlockNode::open(&options).unwrap()))
         });
         let ctx = AioContext::new().unwrap();
         ctx.set_poll_max(Duration::ZERO);

@@ -418,9 +418,9 @@ fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
 impl DeviceState {
     /// What requests are checked against right now.
     pub(super) fn rules(&self, write_through: bool) -> Rules<'_> {
-        let limits = self.node.limits();
+        let limits = &self.limits;
         Rules {
-            capacity: self.node.size(),
+            capacity: self.capacity(),
             block_size: limits.logical_block_size,
             read_only: limits.read_only,
             discard: limits.discard_granularity > 0,

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::{Effect, Fault};
 use crate::io::IoOp;
 
@@ -25,7 +27,8 @@ const ERRORS: [(&str, i32); 10] = [
 const OPERATIONS: [&str; 6] = ["read", "write", "flush", "discard", "write-zeroes", "any"];
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(try_from = "String")]
 pub struct FaultRule {
     text: String,
     operation: String,
@@ -45,6 +48,14 @@ pub struct FaultRule {
 impl fmt::Display for FaultRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl TryFrom<String> for FaultRule {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

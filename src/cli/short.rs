@@ -1,0 +1,178 @@
+//! The short form of the command line: one disk. It makes the same objects as the long form.
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+use super::{Cli, Notify, OnOff};
+use crate::daemon::Operation;
+use crate::daemon::options::{
+    Address, AddressType, AioOption, BlockdevOptions, Cache, Discard, Driver, ExportOptions, Mapping,
+    NotifyOption, ObjectOptions, ObjectType,
+};
+
+use super::choices::Aio;
+
+/// The options of the one disk, by their names in [`Cli`].
+const OPTIONS: [&str; 28] = [
+    "socket_path",
+    "fd",
+    "socket_mode",
+    "socket_group",
+    "blk_file",
+    "format",
+    "null",
+    "null_latency_ns",
+    "read_only",
+    "incoming",
+    "serial",
+    "logical_block_size",
+    "num_queues",
+    "queue_size",
+    "iothreads",
+    "iothread_vq_mapping",
+    "iothread_cpus",
+    "aio",
+    "request_merging",
+    "direct",
+    "thread_pool_min",
+    "thread_pool_max",
+    "poll_max_ns",
+    "notify",
+    "rerror",
+    "werror",
+    "io_timeout",
+    "inject",
+];
+
+/// Returns an option of the short form that was given.
+pub(super) fn option(matches: &ArgMatches) -> Option<String> {
+    let given = |option: &&&str| matches.value_source(option) == Some(ValueSource::CommandLine);
+    OPTIONS.iter().find(given).map(|option| option.replace('_', "-"))
+}
+
+/// The names of the node and the export.
+const NAME: &str = "disk";
+
+/// Returns what makes the disk, in order.
+///
+/// # Errors
+/// Options contradict each other.
+pub(super) fn operations(cli: &Cli) -> Result<Vec<Operation>, String> {
+    let mut operations = Vec::new();
+    for number in 0..cli.iothreads {
+        operations.push(Operation::Object(Box::new(iothread(cli, number)?)));
+    }
+    operations.push(Operation::Blockdev(Box::new(blockdev(cli))));
+    operations.push(Operation::Export(Box::new(export(cli)?)));
+    Ok(operations)
+}
+
+fn iothread_name(number: u16) -> String {
+    format!("iothread{number}")
+}
+
+fn iothread(cli: &Cli, number: u16) -> Result<ObjectOptions, String> {
+    let pinned = cli.cpus()?.iter().find(|(iothread, _)| *iothread == number);
+    Ok(ObjectOptions {
+        poll_max_ns: Some(cli.poll_max_ns),
+        thread_pool_min: Some(cli.thread_pool_min),
+        thread_pool_max: Some(cli.thread_pool_max),
+        cpu_affinity: pinned.map(|(_, cpus)| cpus.clone()),
+        ..ObjectOptions::new(ObjectType::IoThread, &iothread_name(number))
+    })
+}
+
+fn blockdev(cli: &Cli) -> BlockdevOptions {
+    let common = BlockdevOptions {
+        node_name: Some(NAME.to_owned()),
+        active: Some(!cli.incoming),
+        ..BlockdevOptions::new(Driver::File)
+    };
+    match cli.null {
+        Some(size) => BlockdevOptions {
+            driver: if cli.null_latency_ns.is_some() {
+                Driver::NullAio
+            } else {
+                Driver::NullCo
+            },
+            size: Some(size),
+            latency_ns: cli.null_latency_ns,
+            ..common
+        },
+        None => BlockdevOptions {
+            filename: cli.blk_file.clone(),
+            read_only: cli.read_only,
+            cache: Cache {
+                direct: cli.direct,
+                no_flush: false,
+            },
+            discard: Discard::Unmap,
+            aio: match cli.aio {
+                Aio::Auto => None,
+                Aio::Threads => Some(AioOption::Threads),
+                Aio::IoUring => Some(AioOption::IoUring),
+                Aio::Native => Some(AioOption::Native),
+            },
+            probe: cli.format.is_none(),
+            ..common
+        },
+    }
+}
+
+fn export(cli: &Cli) -> Result<ExportOptions, String> {
+    let queues = cli.queue_iothreads()?;
+    let mapping = |number: u16| Mapping {
+        iothread: iothread_name(number),
+        vqs: Some(
+            (0..)
+                .zip(&queues)
+                .filter(|(_, owner)| **owner == number)
+                .map(|(queue, _)| queue)
+                .collect(),
+        ),
+    };
+    let image = cli.blk_file.as_ref().map(|path| path.display().to_string());
+    let serial = cli.serial.iter().copied().take_while(|byte| *byte != 0).collect();
+    Ok(ExportOptions {
+        writable: !cli.read_only,
+        num_queues: Some(cli.num_queues),
+        logical_block_size: cli.logical_block_size,
+        queue_size: Some(cli.queue_size),
+        serial: String::from_utf8(serial).ok(),
+        iothread_vq_mapping: Some((0..cli.iothreads).map(mapping).collect()),
+        rerror: Some(cli.rerror),
+        werror: Some(cli.werror),
+        io_timeout: Some(cli.io_timeout),
+        request_merging: Some(cli.request_merging == OnOff::On),
+        notify: Some(match cli.notify {
+            Notify::Batch => NotifyOption::Batch,
+            Notify::Each => NotifyOption::Each,
+        }),
+        inject: cli.inject.clone(),
+        display_name: Some(image.unwrap_or_else(|| null_name(cli).to_owned())),
+        ..ExportOptions::new(NAME, NAME, address(cli))
+    })
+}
+
+/// Returns what messages call a null disk.
+fn null_name(cli: &Cli) -> &'static str {
+    match cli.null_latency_ns {
+        None => "null",
+        Some(_) => "null-aio",
+    }
+}
+
+fn address(cli: &Cli) -> Address {
+    let (kind, text) = match (&cli.socket_path, cli.fd) {
+        (Some(_), _) => (AddressType::Unix, None),
+        (None, Some(fd)) => (AddressType::Fd, Some(fd.to_string())),
+        (None, None) => (AddressType::ServiceManager, None),
+    };
+    Address {
+        kind,
+        path: cli.socket_path.clone(),
+        text,
+        mode: cli.socket_mode.map(|mode| format!("{mode:o}")),
+        group: cli.socket_group.clone(),
+    }
+}

@@ -1,0 +1,214 @@
+//! `blockdev-add` and `--blockdev`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::engine::Choice;
+
+/// The kinds of nodes.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum Driver {
+    File,
+    #[serde(rename = "host_device")]
+    HostDevice,
+    Raw,
+    NullCo,
+    NullAio,
+    Throttle,
+}
+
+impl Driver {
+    /// Returns the driver's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::HostDevice => "host_device",
+            Self::Raw => "raw",
+            Self::NullCo => "null-co",
+            Self::NullAio => "null-aio",
+            Self::Throttle => "throttle",
+        }
+    }
+}
+
+/// A node to be made. Which options are allowed depends on the driver.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct BlockdevOptions {
+    pub driver: Driver,
+    pub node_name: Option<String>,
+    #[serde(default)]
+    pub read_only: bool,
+    #[serde(default)]
+    pub auto_read_only: bool,
+    #[serde(default)]
+    pub force_share: bool,
+    #[serde(default)]
+    pub cache: Cache,
+    #[serde(default)]
+    pub discard: Discard,
+    #[serde(default)]
+    pub detect_zeroes: DetectZeroes,
+    /// Off: another process uses the image until a frontend starts its rings here, as for a migration.
+    pub active: Option<bool>,
+
+    // file, host_device
+    pub filename: Option<PathBuf>,
+    pub locking: Option<OnOffAuto>,
+    pub aio: Option<AioOption>,
+    /// Has no effect: batches follow the load.
+    pub aio_max_batch: Option<u64>,
+
+    // raw, throttle
+    pub file: Option<Box<BlockdevRef>>,
+
+    // raw: where the disk begins; null: ignored
+    pub offset: Option<u64>,
+    // raw, null-co, null-aio
+    pub size: Option<u64>,
+
+    // null-co, null-aio
+    pub latency_ns: Option<u64>,
+    /// Has no effect: what a null node reads is not defined.
+    pub read_zeroes: Option<bool>,
+
+    // throttle
+    pub throttle_group: Option<String>,
+
+    /// Refuse images that look like another format. For the short form of the command line.
+    #[serde(skip)]
+    pub probe: bool,
+}
+
+impl BlockdevOptions {
+    /// Makes the options of a node without any but the driver.
+    pub fn new(driver: Driver) -> Self {
+        Self {
+            driver,
+            node_name: None,
+            read_only: false,
+            auto_read_only: false,
+            force_share: false,
+            cache: Cache::default(),
+            discard: Discard::default(),
+            detect_zeroes: DetectZeroes::default(),
+            active: None,
+            filename: None,
+            locking: None,
+            aio: None,
+            aio_max_batch: None,
+            file: None,
+            offset: None,
+            size: None,
+            latency_ns: None,
+            read_zeroes: None,
+            throttle_group: None,
+            probe: false,
+        }
+    }
+}
+
+/// The host's page cache.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Cache {
+    /// Bypass it (O_DIRECT).
+    pub direct: bool,
+    /// Ignore flushes.
+    pub no_flush: bool,
+}
+
+/// What becomes of discards.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Discard {
+    /// They succeed without effect.
+    #[default]
+    #[serde(alias = "off")]
+    Ignore,
+    /// They free space.
+    #[serde(alias = "on")]
+    Unmap,
+}
+
+/// What becomes of writes of zeroes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum DetectZeroes {
+    #[default]
+    Off,
+    On,
+    Unmap,
+}
+
+/// A switch that decides by itself if it is left alone.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum OnOffAuto {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// The method for executing disk I/O. Without it, the daemon chooses.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum AioOption {
+    #[serde(rename = "threads")]
+    Threads,
+    #[serde(rename = "native")]
+    Native,
+    #[serde(rename = "io_uring")]
+    IoUring,
+}
+
+impl From<AioOption> for Choice {
+    fn from(aio: AioOption) -> Self {
+        match aio {
+            AioOption::Threads => Self::Threads,
+            AioOption::Native => Self::Native,
+            AioOption::IoUring => Self::IoUring,
+        }
+    }
+}
+
+/// A node below: an existing one by its name, or a new one.
+#[derive(Clone, Debug)]
+pub enum BlockdevRef {
+    /// The name of a node.
+    Name(String),
+    /// The options of a new node.
+    New(BlockdevOptions),
+}
+
+impl<'de> Deserialize<'de> for BlockdevRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameOrOptions;
+        impl<'de> Visitor<'de> for NameOrOptions {
+            type Value = BlockdevRef;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a node or its options")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<BlockdevRef, E> {
+                Ok(BlockdevRef::Name(name.to_owned()))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, options: A) -> Result<BlockdevRef, A::Error> {
+                BlockdevOptions::deserialize(MapAccessDeserializer::new(options)).map(BlockdevRef::New)
+            }
+        }
+        deserializer.deserialize_any(NameOrOptions)
+    }
+}

@@ -1,0 +1,173 @@
+//! `block-export-add` and `--export`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::blk::trouble::{ReadErrors, WriteErrors};
+use crate::engine::FaultRule;
+
+/// The kinds of exports.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum ExportType {
+    VhostUserBlk,
+}
+
+/// A disk to be served.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct ExportOptions {
+    #[serde(rename = "type")]
+    pub kind: ExportType,
+    pub id: String,
+    pub node_name: String,
+    pub addr: Address,
+    #[serde(default)]
+    pub writable: bool,
+    #[serde(default)]
+    pub writethrough: bool,
+    pub num_queues: Option<u16>,
+    pub logical_block_size: Option<u32>,
+    #[serde(default)]
+    pub iothread: IoThreadList,
+    /// Has no effect: an export never moves to another IOThread.
+    #[serde(default)]
+    pub fixed_iothread: bool,
+    /// The node may be inactive. Always so here: it becomes active when the first ring starts.
+    #[serde(default)]
+    pub allow_inactive: bool,
+
+    // What QEMU has for its devices and not for exports.
+    pub queue_size: Option<u16>,
+    pub serial: Option<String>,
+    pub iothread_vq_mapping: Option<Vec<Mapping>>,
+    pub rerror: Option<ReadErrors>,
+    pub werror: Option<WriteErrors>,
+    /// In seconds.
+    pub io_timeout: Option<u64>,
+    pub request_merging: Option<bool>,
+    pub notify: Option<NotifyOption>,
+    /// Faults to be injected.
+    #[serde(default)]
+    pub inject: Vec<FaultRule>,
+
+    /// What messages call the disk, if not by its id. For the short form of the command line.
+    #[serde(skip)]
+    pub display_name: Option<String>,
+}
+
+impl ExportOptions {
+    /// Makes the options of an export without any but those that are needed.
+    pub fn new(id: &str, node_name: &str, addr: Address) -> Self {
+        Self {
+            kind: ExportType::VhostUserBlk,
+            id: id.to_owned(),
+            node_name: node_name.to_owned(),
+            addr,
+            writable: false,
+            writethrough: false,
+            num_queues: None,
+            logical_block_size: None,
+            iothread: IoThreadList::default(),
+            fixed_iothread: false,
+            allow_inactive: false,
+            queue_size: None,
+            serial: None,
+            iothread_vq_mapping: None,
+            rerror: None,
+            werror: None,
+            io_timeout: None,
+            request_merging: None,
+            notify: None,
+            inject: Vec::new(),
+            display_name: None,
+        }
+    }
+}
+
+/// The address of a socket.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct Address {
+    #[serde(rename = "type")]
+    pub kind: AddressType,
+    /// Of a `unix` socket.
+    pub path: Option<PathBuf>,
+    /// Of a descriptor (`fd`): its number, or its name in QMP.
+    #[serde(rename = "str")]
+    pub text: Option<String>,
+    /// Permissions of the socket's file in octal. QEMU leaves them to the umask.
+    pub mode: Option<String>,
+    /// Group of the socket's file.
+    pub group: Option<String>,
+}
+
+/// The kinds of addresses.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum AddressType {
+    Unix,
+    Fd,
+    Inet,
+    Vsock,
+    /// The socket of a service manager (`LISTEN_FDS`). For the short form of the command line.
+    #[serde(skip)]
+    ServiceManager,
+}
+
+/// One IOThread, or several that share the queues.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IoThreadList(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for IoThreadList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = IoThreadList;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the id of an iothread or a list of ids")
+            }
+
+            fn visit_str<E: de::Error>(self, id: &str) -> Result<IoThreadList, E> {
+                Ok(IoThreadList(vec![id.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<IoThreadList, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = list.next_element()? {
+                    ids.push(id);
+                }
+                Ok(IoThreadList(ids))
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
+/// An IOThread and the queues it serves, as in QEMU's `iothread-vq-mapping`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct Mapping {
+    pub iothread: String,
+    pub vqs: Option<Vec<u16>>,
+}
+
+/// When the guest is notified of completions.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotifyOption {
+    /// Once per batch.
+    #[default]
+    Batch,
+    /// For each completion.
+    Each,
+}

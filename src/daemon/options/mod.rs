@@ -1,0 +1,21 @@
+//! Options of objects, nodes and exports: QEMU's words, as the command line, configuration files and QMP share them.
+
+mod blockdev;
+mod export;
+mod object;
+mod value;
+
+pub use blockdev::{
+    AioOption, BlockdevOptions, BlockdevRef, Cache, DetectZeroes, Discard, Driver, OnOffAuto,
+};
+pub use export::{Address, AddressType, ExportOptions, ExportType, IoThreadList, Mapping, NotifyOption};
+pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions};
+pub(crate) use value::bytes;
+pub use value::{Origin, ValueError, read};
+
+/// Returns whether `id` is a name that people may give: a letter, then letters, digits, `-`, `.` and `_`.
+pub fn is_well_formed(id: &str) -> bool {
+    let mut bytes = id.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}

@@ -1,0 +1,112 @@
+//! `object-add` and `--object`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::throttle::ThrottleLimits;
+
+/// The types of objects.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum ObjectType {
+    #[serde(rename = "iothread")]
+    IoThread,
+    ThrottleGroup,
+    Secret,
+}
+
+/// An object to be made. Which properties are allowed depends on the type.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct ObjectOptions {
+    pub qom_type: ObjectType,
+    pub id: String,
+
+    // iothread
+    pub poll_max_ns: Option<u64>,
+    /// Has no effect: the poll window grows in steps of its own.
+    pub poll_grow: Option<u64>,
+    /// Has no effect, as `poll_grow`.
+    pub poll_shrink: Option<u64>,
+    /// Has no effect: batches follow the load.
+    pub aio_max_batch: Option<u64>,
+    pub thread_pool_min: Option<u16>,
+    pub thread_pool_max: Option<u16>,
+    /// Host CPUs that the thread and its workers run on. QEMU has this for its `thread-context` object.
+    pub cpu_affinity: Option<Vec<u16>>,
+
+    // throttle-group
+    pub limits: Option<ThrottleLimits>,
+
+    // secret
+    pub data: Option<String>,
+    pub file: Option<PathBuf>,
+    pub format: Option<String>,
+}
+
+impl ObjectOptions {
+    /// Makes the options of an object without any but those that are needed.
+    pub fn new(qom_type: ObjectType, id: &str) -> Self {
+        Self {
+            qom_type,
+            id: id.to_owned(),
+            poll_max_ns: None,
+            poll_grow: None,
+            poll_shrink: None,
+            aio_max_batch: None,
+            thread_pool_min: None,
+            thread_pool_max: None,
+            cpu_affinity: None,
+            limits: None,
+            data: None,
+            file: None,
+            format: None,
+        }
+    }
+}
+
+/// The properties of an IOThread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct IoThreadOptions {
+    pub poll_max_ns: u64,
+    pub poll_grow: u64,
+    pub poll_shrink: u64,
+    pub aio_max_batch: u64,
+    pub thread_pool_min: u16,
+    pub thread_pool_max: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_affinity: Option<Vec<u16>>,
+}
+
+impl Default for IoThreadOptions {
+    fn default() -> Self {
+        Self {
+            poll_max_ns: 32768,
+            poll_grow: 0,
+            poll_shrink: 0,
+            aio_max_batch: 0,
+            thread_pool_min: 0,
+            thread_pool_max: 64,
+            cpu_affinity: None,
+        }
+    }
+}
+
+/// The properties of a secret. Nothing uses secrets yet.
+#[derive(Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct SecretOptions {
+    pub data: Option<String>,
+    pub file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for SecretOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretOptions")
+    }
+}

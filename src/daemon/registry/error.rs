@@ -1,0 +1,156 @@
+//! Why an operation on the registry is refused. Nothing has changed then.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::account;
+use crate::aio;
+use crate::blk::device::{CreateError, TakeError};
+use crate::daemon::disks::AddError;
+use crate::daemon::options::ValueError;
+use crate::engine;
+use crate::sandbox;
+use crate::storage::{self, LockError};
+use crate::throttle::LimitsError;
+use crate::vhost_user::inherited::InheritedError;
+use crate::vhost_user::server::ServerError;
+
+/// Why an operation on objects, nodes or exports is refused.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+#[non_exhaustive]
+pub enum OperationError {
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    #[error(
+        "'{id}' is not a name: it must begin with a letter and have letters, digits, '-', '.' and '_' only"
+    )]
+    BadId { id: String },
+    #[error("there is an object '{id}' already")]
+    ObjectExists { id: String },
+    #[error("object '{id}' not found")]
+    NoObject { id: String },
+    #[error("object '{id}' is in use, can not be deleted")]
+    ObjectInUse { id: String },
+    #[error("iothread '{id}' not found")]
+    NoIoThread { id: String },
+    #[error("Throttle group '{id}' does not exist")]
+    NoGroup { id: String },
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    #[error("Duplicate nodes with node-name='{name}'")]
+    NodeExists { name: String },
+    #[error("'node-name' must be specified for the root node")]
+    NoNodeName,
+    #[error("Cannot find node-name='{name}'")]
+    NoNode { name: String },
+    #[error("Node '{name}' is in use by {by}")]
+    NodeInUse { name: String, by: String },
+    #[error("'host_device' driver requires '{}' to be a block device", path.display())]
+    NoDevice { path: PathBuf },
+    #[error("{what} is not supported")]
+    Unsupported { what: &'static str },
+    #[error("a disk has one throttle node at most")]
+    ThrottledTwice,
+    #[error("Block export id '{id}' is already in use")]
+    ExportExists { id: String },
+    #[error("Export '{id}' is not found")]
+    NoExport { id: String },
+    #[error("Cannot export read-only node '{name}' as writable")]
+    ReadOnlyNode { name: String },
+    #[error("Node '{name}' has a writable export already: '{by}'")]
+    WritableTwice { name: String, by: String },
+    #[error("Only socket address types 'unix' and 'fd' are supported")]
+    AddressType,
+    #[error("iothread-vq-mapping: {0}")]
+    Mapping(String),
+    #[error("{} looks like a {format} image, and images are served as they are, byte by byte", path.display())]
+    Format { path: PathBuf, format: &'static str },
+    #[error(transparent)]
+    Image(#[from] storage::Error),
+    #[error(transparent)]
+    Take(#[from] TakeError),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Group(account::Error),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("cannot read the file of secret '{id}'")]
+    Secret { id: String, source: io::Error },
+    /// The descriptor that was given by number cannot be taken.
+    #[error(transparent)]
+    Descriptor(SocketError),
+    /// The socket of the service manager cannot be taken.
+    #[error("LISTEN_FDS")]
+    Activation(#[source] SocketError),
+    /// The service manager has set the access rights of its socket.
+    #[error(
+        "the socket was handed over (LISTEN_FDS), and its unit says who may connect (SocketMode=, SocketGroup=)"
+    )]
+    ActivationAccess,
+    /// Nobody has handed a socket over. The text is what the environment says.
+    #[error("no socket was handed over{0}")]
+    NoActivation(String),
+    #[error("iothread '{id}' cannot be started")]
+    IoThread { id: String, source: aio::Error },
+    #[error(transparent)]
+    Gone(#[from] aio::Gone),
+    #[error(
+        "iothread '{id}' cannot run on CPUs {cpus:?} (do they exist, are they online, may this process use them?)"
+    )]
+    Pin {
+        id: String,
+        cpus: Vec<u16>,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Device(#[from] CreateError),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    #[error(transparent)]
+    Add(#[from] AddError),
+}
+
+/// Why a descriptor is not a socket to serve.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum SocketError {
+    /// There is no such descriptor.
+    Inherited(#[from] InheritedError),
+    /// It is of the wrong kind.
+    Server(#[from] ServerError),
+}
+
+impl From<LockError> for OperationError {
+    fn from(error: LockError) -> Self {
+        Self::Take(error.into())
+    }
+}
+
+/// Refuses options that `what` (a driver, a type) does not have.
+pub(super) fn refuse(options: &[(&str, bool)]) -> Result<(), ValueError> {
+    match options.iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(ValueError::Unexpected((*name).to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// Returns an option that must be there.
+pub(super) fn require<T>(name: &str, value: Option<T>) -> Result<T, ValueError> {
+    value.ok_or_else(|| ValueError::Missing(name.to_owned()))
+}
+
+/// Checks that a number is within a range.
+pub(super) fn within<T>(name: &str, value: T, range: std::ops::RangeInclusive<T>) -> Result<T, ValueError>
+where
+    T: Copy + PartialOrd + std::fmt::Display,
+{
+    match range.contains(&value) {
+        true => Ok(value),
+        false => Err(ValueError::Type {
+            path: name.to_owned(),
+            expected: format!("a number from {} to {}", range.start(), range.end()),
+        }),
+    }
+}

@@ -1,0 +1,376 @@
+//! Exports: nodes that are served as disks over a socket, or are about to be.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::error::{OperationError, SocketError, within};
+use super::nodes::Resolved;
+use super::objects::{IoThreadObject, Objects};
+use crate::account::{Account, find_group};
+use crate::aio::{AioContext, Gone};
+use crate::blk::device::{BlkDevice, DeviceParams};
+use crate::blk::request::ID_LEN;
+use crate::blk::trouble::TroubleParams;
+use crate::daemon::options::{Address, AddressType, ExportOptions, Mapping, NotifyOption, ValueError};
+use crate::engine::{FaultRule, Faults, NodeControl};
+use crate::iothread::IoThread;
+use crate::sandbox::{Sandbox, ThreadKind};
+use crate::storage::Limits;
+use crate::vhost_user::path::SocketAccess;
+use crate::vhost_user::server::Server;
+
+/// The most queues of a disk.
+const QUEUES_MAX: u16 = 256;
+/// Entries of a queue, if not given: the most that a queue may have.
+const QUEUE_SIZE: u16 = 1024;
+/// The longest that a request may take before it is reported: a day.
+const TIMEOUT_MAX: u64 = 86_400;
+
+/// An export.
+#[derive(Debug)]
+pub struct Export {
+    pub(super) node_name: String,
+    pub(super) writable: bool,
+    /// Its IOThreads live as long as it does.
+    pub(super) iothreads: Vec<Arc<IoThreadObject>>,
+    /// What is to be served, until it is.
+    pub(super) prepared: Option<Box<Prepared>>,
+}
+
+impl Export {
+    /// Returns the name of the node that is served.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// Returns whether frontends may write.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+}
+
+/// All that a disk needs, except for threads.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    node: Resolved,
+    server: Server,
+    params: Params,
+}
+
+/// What options say about a disk.
+#[derive(Debug)]
+struct Params {
+    name: String,
+    limits: Limits,
+    queue_iothreads: Vec<u16>,
+    queue_size: u16,
+    serial: [u8; ID_LEN],
+    write_through: bool,
+    batch_notifications: bool,
+    merging: bool,
+    trouble: TroubleParams,
+    faults: Vec<FaultRule>,
+}
+
+/// Checks options and gets everything that needs rights: the socket, and proof that the disk can be used.
+pub(super) fn prepare(
+    options: &ExportOptions,
+    node: Resolved,
+    objects: &Objects,
+    sockets: &mut dyn Sockets,
+) -> Result<Export, OperationError> {
+    let writable = options.writable && !node.read_only;
+    let limits = node.leaf.limits_for(options.logical_block_size, !writable)?;
+    let num_queues = within("num-queues", options.num_queues.unwrap_or(1), 1..=QUEUES_MAX)?;
+    let (iothreads, queue_iothreads) = assign(options, num_queues, objects)?;
+    let params = params(options, limits, queue_iothreads)?;
+    node.leaf.plan(node.engine)?;
+    if node.active {
+        // Lets go of it again at once: it is locked in earnest once all that can fail is done.
+        node.leaf.lock(writable)?;
+    }
+    announce_faults(&params);
+    let server = sockets.open(&options.addr)?;
+    Ok(Export {
+        node_name: options.node_name.clone(),
+        writable,
+        iothreads,
+        prepared: Some(Box::new(Prepared { node, server, params })),
+    })
+}
+
+/// Makes the sockets of exports.
+pub(super) trait Sockets {
+    /// Returns a server for the socket with this address.
+    fn open(&mut self, address: &Address) -> Result<Server, OperationError>;
+}
+
+/// Makes sockets by their path, with the rights of this process, or takes those that were handed over.
+#[derive(Debug, Default)]
+pub(super) struct OwnSockets {
+    /// The user to become, who gets the sockets.
+    pub(super) account: Option<Account>,
+    /// What was handed over, by number.
+    pub(super) descriptors: Vec<(i32, OwnedFd)>,
+    /// What a service manager has handed over.
+    pub(super) activation: Option<OwnedFd>,
+}
+
+impl Sockets for OwnSockets {
+    fn open(&mut self, address: &Address) -> Result<Server, OperationError> {
+        match address.kind {
+            AddressType::Unix => self.bind(address),
+            AddressType::Fd => {
+                let number: i32 = parse("addr.str", address.text.as_deref(), "the number of a descriptor")?;
+                let place = self.descriptors.iter().position(|(known, _)| *known == number);
+                let place = place.ok_or_else(|| ValueError::Other {
+                    path: "addr.str".to_owned(),
+                    reason: format!("descriptor {number} was not handed over, or is in use already"),
+                })?;
+                let (_, fd) = self.descriptors.swap_remove(place);
+                Server::from_fd(fd).map_err(|error| OperationError::Descriptor(error.into()))
+            }
+            AddressType::ServiceManager => {
+                let fd = self.activation.take();
+                let fd = fd.ok_or_else(|| OperationError::NoActivation(environment()))?;
+                if address.mode.is_some() || address.group.is_some() {
+                    return Err(OperationError::ActivationAccess);
+                }
+                Server::from_fd(fd).map_err(|error| OperationError::Activation(SocketError::from(error)))
+            }
+            AddressType::Inet | AddressType::Vsock => Err(OperationError::AddressType),
+        }
+    }
+}
+
+impl OwnSockets {
+    fn bind(&self, address: &Address) -> Result<Server, OperationError> {
+        let path = super::error::require("addr.path", address.path.as_deref())?;
+        let group = address.group.as_deref().map(find_group).transpose();
+        let group = group.map_err(OperationError::Group)?;
+        let account = self.account.as_ref();
+        let access = SocketAccess {
+            mode: mode(address.mode.as_deref())?,
+            owner: account.map(Account::uid),
+            group: group.or(account.map(Account::gid)),
+        };
+        Ok(Server::bind(path, &access)?)
+    }
+}
+
+/// Explains why there is no socket of a service manager, if there seems to be one.
+fn environment() -> String {
+    let Ok(number) = std::env::var("LISTEN_FDS") else {
+        return String::new();
+    };
+    let pid = std::env::var("LISTEN_PID").unwrap_or_default();
+    let own = std::process::id();
+    format!(" (LISTEN_FDS={number} LISTEN_PID={pid} hands none to process {own})")
+}
+
+fn mode(text: Option<&str>) -> Result<libc::mode_t, OperationError> {
+    let Some(text) = text else {
+        return Ok(SocketAccess::default().mode);
+    };
+    let octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok();
+    let mode = mode.filter(|&mode| octal && mode <= SocketAccess::MODES);
+    Ok(mode.ok_or_else(|| ValueError::Type {
+        path: "addr.mode".to_owned(),
+        expected: "an octal number from 0000 to 0777, as in 0660".to_owned(),
+    })?)
+}
+
+fn parse<T: std::str::FromStr>(name: &str, text: Option<&str>, expected: &str) -> Result<T, OperationError> {
+    let text = super::error::require(name, text)?;
+    Ok(text.parse().map_err(|_| ValueError::Type {
+        path: name.to_owned(),
+        expected: expected.to_owned(),
+    })?)
+}
+
+/// Returns the IOThreads of an export, and the place of each queue's among them.
+fn assign(
+    options: &ExportOptions,
+    queues: u16,
+    objects: &Objects,
+) -> Result<(Vec<Arc<IoThreadObject>>, Vec<u16>), OperationError> {
+    if let Some(mapping) = &options.iothread_vq_mapping {
+        let iothreads = mapping.iter().map(|entry| objects.iothread(&entry.iothread));
+        let iothreads = iothreads.collect::<Result<Vec<_>, _>>()?;
+        let owners = owners(mapping, queues).map_err(OperationError::Mapping)?;
+        return Ok((iothreads, owners));
+    }
+    let ids = &options.iothread.0;
+    let iothreads = ids
+        .iter()
+        .map(|id| objects.iothread(id))
+        .collect::<Result<Vec<_>, _>>()?;
+    let count = u16::try_from(iothreads.len().max(1)).unwrap_or(u16::MAX);
+    Ok((iothreads, (0..queues).map(|queue| queue % count).collect()))
+}
+
+/// Returns the position in `mapping` of each queue's IOThread.
+fn owners(mapping: &[Mapping], queues: u16) -> Result<Vec<u16>, String> {
+    let count = u16::try_from(mapping.len()).map_err(|_| "too many IOThreads".to_owned())?;
+    if count == 0 {
+        return Err("an IOThread is missing".to_owned());
+    }
+    if mapping.iter().all(|entry| entry.vqs.is_none()) {
+        return Ok((0..queues).map(|queue| queue % count).collect());
+    }
+    let mut owners = vec![None; queues.into()];
+    for (position, entry) in (0..count).zip(mapping) {
+        let vqs = entry.vqs.as_ref();
+        for queue in vqs.ok_or("either all IOThreads have 'vqs' or none")? {
+            let owner = owners.get_mut(usize::from(*queue)).ok_or_else(|| {
+                format!("queue {queue} does not exist: they count from 0, and num-queues is {queues}")
+            })?;
+            if owner.replace(position).is_some() {
+                return Err(format!("queue {queue} is named twice"));
+            }
+        }
+    }
+    match owners.iter().position(Option::is_none) {
+        Some(queue) => Err(format!(
+            "queue {queue} has no IOThread: each of the {queues} queues needs one"
+        )),
+        None => Ok(owners.into_iter().flatten().collect()),
+    }
+}
+
+fn params(
+    options: &ExportOptions,
+    limits: Limits,
+    queue_iothreads: Vec<u16>,
+) -> Result<Params, OperationError> {
+    let io_timeout = within("io-timeout", options.io_timeout.unwrap_or(0), 0..=TIMEOUT_MAX)?;
+    Ok(Params {
+        name: options.display_name.clone().unwrap_or_else(|| options.id.clone()),
+        limits,
+        queue_iothreads,
+        queue_size: queue_size(options.queue_size)?,
+        serial: serial(options.serial.as_deref().unwrap_or_default())?,
+        write_through: options.writethrough,
+        batch_notifications: options.notify.unwrap_or_default() == NotifyOption::Batch,
+        merging: options.request_merging.unwrap_or(true),
+        trouble: TroubleParams {
+            read_errors: options.rerror.unwrap_or_default(),
+            write_errors: options.werror.unwrap_or_default(),
+            io_timeout: Some(Duration::from_secs(io_timeout)).filter(|limit| !limit.is_zero()),
+        },
+        faults: options.inject.clone(),
+    })
+}
+
+fn queue_size(given: Option<u16>) -> Result<u16, OperationError> {
+    let size = given.unwrap_or(QUEUE_SIZE);
+    match size.is_power_of_two() && (4..=QUEUE_SIZE).contains(&size) {
+        true => Ok(size),
+        false => Err(ValueError::Type {
+            path: "queue-size".to_owned(),
+            expected: format!("a power of two from 4 to {QUEUE_SIZE}"),
+        }
+        .into()),
+    }
+}
+
+fn serial(text: &str) -> Result<[u8; ID_LEN], OperationError> {
+    let mut serial = [0; ID_LEN];
+    match serial.get_mut(..text.len()) {
+        Some(room) if !text.contains('\0') => room.copy_from_slice(text.as_bytes()),
+        _ => {
+            return Err(ValueError::Type {
+                path: "serial".to_owned(),
+                expected: format!("at most {ID_LEN} bytes without NUL"),
+            }
+            .into());
+        }
+    }
+    Ok(serial)
+}
+
+/// Says, before anybody can connect, that faults are not to be taken for real ones.
+fn announce_faults(params: &Params) {
+    for rule in &params.faults {
+        tracing::warn!(disk = params.name, %rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data");
+    }
+}
+
+/// A disk whose queues are on their IOThreads, before it is served.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) device: BlkDevice,
+    pub(super) server: Server,
+    pub(super) iothreads: Vec<Arc<IoThread>>,
+    active: bool,
+}
+
+impl Prepared {
+    pub(super) fn num_queues(&self) -> usize {
+        self.params.queue_iothreads.len()
+    }
+
+    pub(super) fn socket_path(&self) -> Option<PathBuf> {
+        self.server.path().map(Path::to_owned)
+    }
+
+    /// Makes the disk, with all that its IOThreads need.
+    pub(super) fn make(self, iothreads: Vec<Arc<IoThread>>) -> Result<Made, OperationError> {
+        let Self { node, server, params } = self;
+        let engine = node.leaf.plan(node.engine)?.with_merging(params.merging);
+        let faults = (!params.faults.is_empty()).then(|| Arc::new(Faults::new(&params.faults)));
+        let params = DeviceParams {
+            name: params.name,
+            limits: params.limits,
+            engine,
+            serial: params.serial,
+            num_queues: u16::try_from(params.queue_iothreads.len()).unwrap_or(QUEUES_MAX),
+            queue_size: params.queue_size,
+            write_through: params.write_through,
+            batch_notifications: params.batch_notifications,
+            trouble: params.trouble,
+            faults,
+            throttle: node.group,
+            queue_iothreads: params.queue_iothreads,
+        };
+        Ok(Made {
+            device: BlkDevice::new(node.leaf, params, &iothreads)?,
+            server,
+            iothreads,
+            active: node.active,
+        })
+    }
+}
+
+impl Made {
+    /// Locks the image, unless another process uses it until the first ring starts.
+    pub(super) fn activate(&mut self) -> Result<(), OperationError> {
+        if self.active {
+            self.device.activate(NodeControl::run)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn announce(&self) {
+        let (device, node) = (&self.device, &self.device.state().node);
+        tracing::info!(
+            disk = device.state().name, socket = self.server.name(), bytes = node.size(),
+            queues = device.queues().len(), iothreads = self.iothreads.len(), engine = %device.engine(), "serving"
+        );
+    }
+}
+
+/// Puts the sandbox over an IOThread, whose disks have all that they need by now.
+pub(super) fn confine(iothread: &IoThread, sandbox: &Sandbox) -> Result<(), OperationError> {
+    let (sandbox, (reply, entered)) = (sandbox.clone(), mpsc::channel());
+    let enter = move |_: &AioContext| {
+        // The main thread waits for it.
+        let _ = reply.send(sandbox.enter(ThreadKind::IoThread));
+    };
+    iothread.handle().run_on_context(enter).map_err(|_| Gone)?;
+    Ok(entered.recv().map_err(|_| Gone)??)
+}

@@ -1,0 +1,501 @@
+//! The registry of objects, nodes and exports, and the operations on it: what the command line, configuration files and
+//! QMP ask for, in the same words.
+//!
+//! Before [`start`](Registry::start), operations get what needs rights (images, sockets), and make no thread. From then
+//! on they do everything at once. Main thread only; other threads send calls through a [`Handle`](super::Handle).
+
+mod error;
+mod exports;
+mod nodes;
+mod objects;
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use error::{OperationError, SocketError};
+pub use exports::Export;
+use exports::{Made, OwnSockets, confine, prepare};
+pub use nodes::Node;
+use nodes::Nodes;
+use objects::Objects;
+pub use objects::{IoThreadObject, Object};
+
+use super::disks::{Disk, Disks, Ended, OnEnd};
+use super::options::{BlockdevOptions, ExportOptions, IoThreadOptions, ObjectOptions, is_well_formed};
+use crate::account::Account;
+use crate::aio::Gone;
+use crate::engine::BlockNode;
+use crate::iothread::IoThread;
+use crate::sandbox::Sandbox;
+
+/// How long a hard removal waits for requests in flight.
+const HARD_TIME: Duration = Duration::from_secs(1);
+
+/// The IOThread of exports that name none.
+const DEFAULT_IOTHREAD: &str = "iothread";
+
+/// How an export is removed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemoveMode {
+    /// The answer comes when all requests in flight are over.
+    #[default]
+    Safe,
+    /// The answer comes soon. A disk that does not answer is left behind, with its node in use.
+    Hard,
+}
+
+/// Something that other programs want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// An export is gone.
+    ExportDeleted {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// Called with each [`Notice`], on the main thread, before the operation that caused it is answered.
+pub type OnNotice = Box<dyn FnMut(&Notice) + Send>;
+
+/// Called when an operation that takes time is over.
+pub type Done = Box<dyn FnOnce(Result<(), OperationError>) + Send>;
+
+/// The objects, nodes and exports of this process.
+pub struct Registry {
+    objects: Objects,
+    nodes: Nodes,
+    exports: BTreeMap<String, Export>,
+    sockets: OwnSockets,
+    /// For exports that name no IOThread.
+    default_iothread: Option<Arc<IoThreadObject>>,
+    running: Option<Running>,
+    leaving: Vec<Leaving>,
+    on_notice: OnNotice,
+}
+
+struct Running {
+    disks: Disks,
+    sandbox: Sandbox,
+}
+
+/// An export that is being removed.
+struct Leaving {
+    id: String,
+    export: Export,
+    disk: Disk,
+    /// Whoever waits, until the answer is given.
+    done: Option<Done>,
+    deadline: Option<Instant>,
+}
+
+/// An export, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct ExportInfo {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub node_name: String,
+    pub shutting_down: bool,
+}
+
+impl Registry {
+    /// Makes an empty registry. Sockets belong to `account`, the user to become.
+    pub fn new(account: Option<Account>) -> Self {
+        Self {
+            objects: Objects::default(),
+            nodes: Nodes::default(),
+            exports: BTreeMap::new(),
+            sockets: OwnSockets {
+                account,
+                ..OwnSockets::default()
+            },
+            default_iothread: None,
+            running: None,
+            leaving: Vec::new(),
+            on_notice: Box::new(|_| ()),
+        }
+    }
+
+    /// Calls `on_notice` with each notice from now on.
+    pub fn set_on_notice(&mut self, on_notice: OnNotice) {
+        self.on_notice = on_notice;
+    }
+
+    /// Hands over descriptors that exports may name by number, and the one of a service manager.
+    pub fn hand_over(&mut self, descriptors: Vec<(i32, OwnedFd)>, activation: Option<OwnedFd>) {
+        self.sockets.descriptors = descriptors;
+        self.sockets.activation = activation;
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// The options are wrong, the id is taken, or an IOThread cannot be started.
+    pub fn object_add(&mut self, options: ObjectOptions) -> Result<(), OperationError> {
+        let id = options.id.clone();
+        let Object::IoThread(iothread) = self.objects.add(options)?.clone() else {
+            return Ok(());
+        };
+        let started = match &self.running {
+            None => Ok(()),
+            Some(running) => start_confined(&iothread, &running.sandbox).map(drop),
+        };
+        started.inspect_err(|_| {
+            self.objects.remove(&id);
+        })
+    }
+
+    /// Removes an object. Exports keep their IOThreads.
+    ///
+    /// # Errors
+    /// There is no such object, or a node uses it.
+    pub fn object_del(&mut self, id: &str) -> Result<(), OperationError> {
+        let id = || id.to_owned();
+        match self.objects.get(&id()) {
+            None => return Err(OperationError::NoObject { id: id() }),
+            Some(Object::Throttle(group)) => {
+                let mut groups = self.nodes.iter().filter_map(|(_, node)| node.group());
+                if groups.any(|used| Arc::ptr_eq(used, group)) {
+                    return Err(OperationError::ObjectInUse { id: id() });
+                }
+            }
+            Some(_) => {}
+        }
+        self.objects.remove(&id());
+        Ok(())
+    }
+
+    /// Returns an object.
+    pub fn object(&self, id: &str) -> Option<&Object> {
+        self.objects.get(id)
+    }
+
+    /// Returns all objects with their ids.
+    pub fn objects(&self) -> impl Iterator<Item = (&str, &Object)> {
+        self.objects.iter()
+    }
+
+    /// Makes a node, and opens its image.
+    ///
+    /// # Errors
+    /// The options are wrong, the name is taken, or the image cannot be opened.
+    pub fn blockdev_add(&mut self, options: BlockdevOptions) -> Result<(), OperationError> {
+        self.nodes.add(options, &self.objects)
+    }
+
+    /// Removes a node.
+    ///
+    /// # Errors
+    /// There is no such node, or another node or an export uses it.
+    pub fn blockdev_del(&mut self, name: &str) -> Result<(), OperationError> {
+        if let Some(id) = self.export_of(name) {
+            self.nodes.get(name)?;
+            return Err(OperationError::NodeInUse {
+                name: name.to_owned(),
+                by: format!("export '{id}'"),
+            });
+        }
+        self.nodes.remove(name)
+    }
+
+    /// Returns all nodes with their names.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter()
+    }
+
+    /// Returns the disk below a node.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn disk_of(&self, name: &str) -> Result<Arc<BlockNode>, OperationError> {
+        Ok(self.nodes.resolve(name)?.leaf)
+    }
+
+    /// Returns the id of an export of this node, also of one that is being removed.
+    fn export_of(&self, node: &str) -> Option<&str> {
+        let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
+        let mut all = self.exports.iter().chain(leaving);
+        all.find_map(|(id, export)| (export.node_name == node).then_some(id.as_str()))
+    }
+
+    /// Serves a node as a disk, from now on or from the start on.
+    ///
+    /// # Errors
+    /// The options are wrong, the node is in use, or the socket cannot be made.
+    pub fn export_add(&mut self, options: &ExportOptions) -> Result<(), OperationError> {
+        let id = options.id.clone();
+        if !is_well_formed(&id) {
+            return Err(OperationError::BadId { id });
+        }
+        let leaving = self
+            .leaving
+            .iter()
+            .any(|leaving| leaving.id == id && leaving.done.is_some());
+        if leaving || self.exports.contains_key(&id) {
+            return Err(OperationError::ExportExists { id });
+        }
+        let node = self.nodes.resolve(&options.node_name)?;
+        if options.writable && node.read_only {
+            let name = options.node_name.clone();
+            return Err(OperationError::ReadOnlyNode { name });
+        }
+        if options.writable
+            && let Some(by) = self.writer_of(&node.leaf)
+        {
+            return Err(OperationError::WritableTwice {
+                name: options.node_name.clone(),
+                by: by.to_owned(),
+            });
+        }
+        let mut export = prepare(options, node, &self.objects, &mut self.sockets)?;
+        if export.iothreads.is_empty() {
+            export.iothreads.push(self.default_iothread());
+        }
+        if self.running.is_some() {
+            self.serve(&id, &mut export)?;
+        }
+        self.exports.insert(id, export);
+        Ok(())
+    }
+
+    /// Returns the id of the export that may write to this disk.
+    fn writer_of(&self, leaf: &Arc<BlockNode>) -> Option<&str> {
+        let same = |export: &Export| {
+            let node = self.nodes.resolve(&export.node_name);
+            export.writable && node.is_ok_and(|node| Arc::ptr_eq(&node.leaf, leaf))
+        };
+        let mut exports = self.exports.iter();
+        exports.find_map(|(id, export)| same(export).then_some(id.as_str()))
+    }
+
+    fn default_iothread(&mut self) -> Arc<IoThreadObject> {
+        let iothread = self
+            .default_iothread
+            .get_or_insert_with(|| IoThreadObject::new(DEFAULT_IOTHREAD, IoThreadOptions::default()));
+        Arc::clone(iothread)
+    }
+
+    /// Serves an export while others are served.
+    fn serve(&mut self, id: &str, export: &mut Export) -> Result<(), OperationError> {
+        let (Some(running), Some(prepared)) = (&mut self.running, export.prepared.take()) else {
+            return Ok(());
+        };
+        let start = |iothread: &Arc<IoThreadObject>| start_confined(iothread, &running.sandbox);
+        let threads = export
+            .iothreads
+            .iter()
+            .map(start)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut made = prepared.make(threads)?;
+        made.activate()?;
+        add(&mut running.disks, id, made)
+    }
+
+    /// Starts all IOThreads, and serves all exports, confined by `sandbox`. To be called once.
+    ///
+    /// # Errors
+    /// A thread cannot be created, or an image is in use.
+    pub fn start(&mut self, sandbox: &Sandbox, on_end: OnEnd) -> Result<(), OperationError> {
+        let mut disks = Disks::new(sandbox.clone(), on_end);
+        let own = self.objects.iothreads();
+        let of_exports = self.exports.values().flat_map(|export| &export.iothreads);
+        let mut new = Vec::new();
+        for iothread in own.chain(of_exports) {
+            if iothread.start(sandbox)? {
+                new.extend(iothread.thread().cloned());
+            }
+        }
+        let mut made = Vec::new();
+        for (id, export) in &mut self.exports {
+            let Some(prepared) = export.prepared.take() else {
+                continue;
+            };
+            let threads = export
+                .iothreads
+                .iter()
+                .filter_map(|iothread| iothread.thread().cloned());
+            made.push((id.clone(), prepared.make(threads.collect())?));
+        }
+        // Before anything is executed: workers inherit the filters of their IOThread.
+        for iothread in &new {
+            confine(iothread, sandbox)?;
+        }
+        made.iter_mut().try_for_each(|(_, made)| made.activate())?;
+        for (id, made) in made {
+            add(&mut disks, &id, made)?;
+        }
+        self.running = Some(Running {
+            disks,
+            sandbox: sandbox.clone(),
+        });
+        Ok(())
+    }
+
+    /// Removes an export. `done` is called when that is over.
+    pub fn export_del(&mut self, id: &str, mode: RemoveMode, done: Done) {
+        let disk = self.running.as_mut().and_then(|running| running.disks.remove(id));
+        let (Some(export), Some(disk)) = (self.exports.remove(id), disk) else {
+            return done(Err(OperationError::NoExport { id: id.to_owned() }));
+        };
+        self.leaving.push(Leaving {
+            id: id.to_owned(),
+            export,
+            disk,
+            done: Some(done),
+            deadline: (mode == RemoveMode::Hard).then(|| Instant::now() + HARD_TIME),
+        });
+        self.follow_up();
+    }
+
+    /// Finishes removals: of disks that have ended, and of those whose time is over.
+    pub(super) fn follow_up(&mut self) {
+        let now = Instant::now();
+        for mut leaving in mem::take(&mut self.leaving) {
+            let ended = leaving.disk.wait(Duration::ZERO);
+            let late = leaving.deadline.is_some_and(|deadline| deadline <= now);
+            if (ended || late)
+                && let Some(done) = leaving.done.take()
+            {
+                let id = leaving.id.clone();
+                (self.on_notice)(&Notice::ExportDeleted { id });
+                done(Ok(()));
+            }
+            match ended {
+                true => leaving.disk.join(),
+                false => self.leaving.push(leaving),
+            }
+        }
+        self.remove_ended();
+    }
+
+    /// Removes exports whose only frontend has left.
+    fn remove_ended(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let ended: Vec<String> = running.disks.ended().map(str::to_owned).collect();
+        for id in ended {
+            if let Some(disk) = running.disks.remove(&id) {
+                disk.join();
+            }
+            self.exports.remove(&id);
+            (self.on_notice)(&Notice::ExportDeleted { id });
+        }
+    }
+
+    /// Returns when [`follow_up`](Self::follow_up) is to be called next, if nothing else happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let waiting = self.leaving.iter().filter(|leaving| leaving.done.is_some());
+        waiting.filter_map(|leaving| leaving.deadline).min()
+    }
+
+    /// Returns the exports.
+    pub fn query_exports(&self) -> Vec<ExportInfo> {
+        let info = |id: &str, export: &Export, shutting_down| ExportInfo {
+            id: id.to_owned(),
+            kind: "vhost-user-blk",
+            node_name: export.node_name.clone(),
+            shutting_down,
+        };
+        let leaving = self.leaving.iter().filter(|leaving| leaving.done.is_some());
+        let leaving = leaving.map(|leaving| info(&leaving.id, &leaving.export, true));
+        let exports = self.exports.iter().map(|(id, export)| info(id, export, false));
+        exports.chain(leaving).collect()
+    }
+
+    /// Returns the disks that are served, by the ids of their exports.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.running.iter().flat_map(|running| running.disks.iter())
+    }
+
+    /// Makes the IOThreads read the size of every disk again, without waiting for them.
+    ///
+    /// # Errors
+    /// An IOThread has ended. The other disks are looked at.
+    pub fn refresh_sizes(&self) -> Result<(), Gone> {
+        match &self.running {
+            None => Ok(()),
+            Some(running) => running.disks.refresh_sizes(),
+        }
+    }
+
+    /// Returns whether nothing is served.
+    pub fn is_idle(&self) -> bool {
+        self.exports.is_empty() && self.leaving.is_empty()
+    }
+
+    /// Returns the descriptors that the exports may need: three eventfds per queue, an event loop and an engine per
+    /// IOThread, some regions of guest memory, and a few more.
+    pub(super) fn open_files_needed(&self) -> u64 {
+        let prepared = self
+            .exports
+            .values()
+            .filter_map(|export| export.prepared.as_ref());
+        let queues: usize = prepared.map(|prepared| prepared.num_queues()).sum();
+        let iothreads = self.objects.iothreads().count() + 1;
+        3 * queues as u64 + 8 * iothreads as u64 + 16 * self.exports.len() as u64 + 48
+    }
+
+    /// Returns the paths of the sockets that are ours to remove.
+    pub(super) fn socket_paths(&self) -> Vec<PathBuf> {
+        let prepared = self
+            .exports
+            .values()
+            .filter_map(|export| export.prepared.as_ref());
+        prepared.filter_map(|prepared| prepared.socket_path()).collect()
+    }
+
+    /// Returns an image that has lost writes.
+    pub(super) fn lost_writes(&self) -> Option<PathBuf> {
+        let mut leaves = self.nodes.leaves();
+        let lost = leaves.find(|leaf| leaf.last_flush_failed());
+        lost.map(|leaf| leaf.path().to_owned())
+    }
+
+    /// Ends all disks because the process is going to end, and waits for them until `time` has passed.
+    pub(super) fn end(&mut self, time: Duration) -> Ended {
+        let Some(running) = &mut self.running else {
+            return Ended::default();
+        };
+        let mut ended = running.disks.end(time);
+        let leaving = mem::take(&mut self.leaving).into_iter();
+        let leaving = leaving.map(|leaving| leaving.disk);
+        let (finished, busy) = leaving.partition::<Vec<_>, _>(|disk| disk.wait(Duration::ZERO));
+        ended.finished.extend(finished);
+        ended.busy.extend(busy);
+        ended
+    }
+
+    /// Leaves the IOThreads behind, because joining them could take for ever.
+    pub(super) fn abandon(self) {
+        mem::forget(self);
+    }
+}
+
+fn add(disks: &mut Disks, id: &str, made: Made) -> Result<(), OperationError> {
+    made.announce();
+    disks.add(id, made.device, made.server, made.iothreads)?;
+    Ok(())
+}
+
+/// Returns the thread of an IOThread, started and confined, with all that later disks may need.
+fn start_confined(
+    iothread: &Arc<IoThreadObject>,
+    sandbox: &Sandbox,
+) -> Result<Arc<IoThread>, OperationError> {
+    let new = iothread.start(sandbox)?;
+    let thread = iothread.thread().ok_or(Gone)?;
+    if new {
+        thread.call(|resources| resources.prepare())?;
+        confine(thread, sandbox)?;
+    }
+    Ok(Arc::clone(thread))
+}

@@ -1,0 +1,325 @@
+//! Block nodes by name: files, devices and null disks, and the filters above them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::{OperationError, refuse, require};
+use super::objects::Objects;
+use crate::daemon::options::{
+    BlockdevOptions, BlockdevRef, DetectZeroes, Discard, Driver, OnOffAuto, is_well_formed,
+};
+use crate::engine::{BlockNode, Choice};
+use crate::storage::{OpenOptions, foreign_format};
+use crate::throttle::Group;
+
+/// Bytes of a null disk whose size is not given, QEMU's default.
+const NULL_SIZE: u64 = 1 << 30;
+
+/// A block node that people have made, or one below it.
+#[derive(Debug)]
+pub struct Node {
+    options: BlockdevOptions,
+    kind: Kind,
+    /// The nodes that use this one.
+    parents: Vec<String>,
+    /// It was made together with its parent, and goes with it.
+    anonymous: bool,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A disk.
+    Leaf(Arc<BlockNode>),
+    /// Everything as in the node below.
+    Raw { child: String },
+    /// The node below with limits.
+    Throttle { child: String, group: Arc<Group> },
+}
+
+/// What an export of a node serves.
+#[derive(Clone, Debug)]
+pub(super) struct Resolved {
+    pub(super) leaf: Arc<BlockNode>,
+    /// How its I/O is executed.
+    pub(super) engine: Choice,
+    pub(super) group: Option<Arc<Group>>,
+    pub(super) read_only: bool,
+    /// Nobody else uses the image now.
+    pub(super) active: bool,
+}
+
+impl Node {
+    /// Returns the options the node was made with.
+    pub fn options(&self) -> &BlockdevOptions {
+        &self.options
+    }
+
+    /// Returns the throttle group of a throttle node.
+    pub fn group(&self) -> Option<&Arc<Group>> {
+        match &self.kind {
+            Kind::Throttle { group, .. } => Some(group),
+            _ => None,
+        }
+    }
+
+    /// Returns the name of the node below, if there is one.
+    pub fn child(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Leaf(_) => None,
+            Kind::Raw { child } | Kind::Throttle { child, .. } => Some(child),
+        }
+    }
+}
+
+/// All nodes, by name.
+#[derive(Debug, Default)]
+pub(super) struct Nodes {
+    nodes: BTreeMap<String, Node>,
+    anonymous: u64,
+}
+
+impl Nodes {
+    pub(super) fn get(&self, name: &str) -> Result<&Node, OperationError> {
+        self.nodes.get(name).ok_or_else(|| no_node(name))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// Returns all disks.
+    pub(super) fn leaves(&self) -> impl Iterator<Item = &Arc<BlockNode>> {
+        self.nodes.values().filter_map(|node| match &node.kind {
+            Kind::Leaf(leaf) => Some(leaf),
+            _ => None,
+        })
+    }
+
+    /// Makes a node with a name, and those below it that are described inside of it.
+    pub(super) fn add(&mut self, options: BlockdevOptions, objects: &Objects) -> Result<(), OperationError> {
+        let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
+        self.add_as(name, options, false, objects)
+    }
+
+    fn add_as(
+        &mut self,
+        name: String,
+        options: BlockdevOptions,
+        anonymous: bool,
+        objects: &Objects,
+    ) -> Result<(), OperationError> {
+        if !anonymous && !is_well_formed(&name) {
+            return Err(OperationError::BadId { id: name });
+        }
+        if self.nodes.contains_key(&name) {
+            return Err(OperationError::NodeExists { name });
+        }
+        check(&options)?;
+        let kind = match options.driver {
+            Driver::File | Driver::HostDevice => Kind::Leaf(open(&options)?),
+            Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
+            Driver::Raw => Kind::Raw {
+                child: self.child(&name, &options, objects)?,
+            },
+            Driver::Throttle => {
+                let group = require("throttle-group", options.throttle_group.as_deref())?;
+                Kind::Throttle {
+                    group: objects.group(group)?,
+                    child: self.child(&name, &options, objects)?,
+                }
+            }
+        };
+        let node = Node {
+            options,
+            kind,
+            parents: Vec::new(),
+            anonymous,
+        };
+        self.nodes.insert(name, node);
+        Ok(())
+    }
+
+    /// Finds or makes the node below `parent`.
+    fn child(
+        &mut self,
+        parent: &str,
+        options: &BlockdevOptions,
+        objects: &Objects,
+    ) -> Result<String, OperationError> {
+        let name = match require("file", options.file.as_deref())? {
+            BlockdevRef::Name(name) => name.clone(),
+            BlockdevRef::New(child) => {
+                let mut child = child.clone();
+                // As in QEMU, what is not said of the node below is as in the one above.
+                child.read_only |= options.read_only;
+                let anonymous = child.node_name.is_none();
+                let name = child.node_name.clone().unwrap_or_else(|| {
+                    self.anonymous += 1;
+                    format!("#block{:03}", self.anonymous)
+                });
+                self.add_as(name.clone(), child, anonymous, objects)?;
+                name
+            }
+        };
+        let child = self.nodes.get_mut(&name).ok_or_else(|| no_node(&name))?;
+        child.parents.push(parent.to_owned());
+        Ok(name)
+    }
+
+    /// Removes a node that nothing uses, and those below it that came with it.
+    pub(super) fn remove(&mut self, name: &str) -> Result<(), OperationError> {
+        let node = self.get(name)?;
+        if let Some(parent) = node.parents.first() {
+            return Err(OperationError::NodeInUse {
+                name: name.to_owned(),
+                by: format!("node '{parent}'"),
+            });
+        }
+        let mut next = Some(name.to_owned());
+        while let Some(name) = next.take() {
+            let Some(child) = self
+                .nodes
+                .remove(&name)
+                .and_then(|node| node.child().map(str::to_owned))
+            else {
+                return Ok(());
+            };
+            if let Some(below) = self.nodes.get_mut(&child) {
+                below.parents.retain(|parent| *parent != name);
+                next = (below.anonymous && below.parents.is_empty()).then_some(child);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what an export of `name` serves.
+    pub(super) fn resolve(&self, name: &str) -> Result<Resolved, OperationError> {
+        let node = self.get(name)?;
+        let (read_only, active) = (node.options.read_only, node.options.active != Some(false));
+        match &node.kind {
+            Kind::Leaf(leaf) => Ok(Resolved {
+                leaf: Arc::clone(leaf),
+                engine: node.options.aio.map_or(Choice::Auto, Choice::from),
+                group: None,
+                read_only: leaf.limits().read_only,
+                active,
+            }),
+            Kind::Raw { child } => {
+                let below = self.resolve(child)?;
+                Ok(Resolved {
+                    read_only: below.read_only || read_only,
+                    active: below.active && active,
+                    ..below
+                })
+            }
+            Kind::Throttle { child, group } => {
+                let below = self.resolve(child)?;
+                if below.group.is_some() {
+                    return Err(OperationError::ThrottledTwice);
+                }
+                Ok(Resolved {
+                    read_only: below.read_only || read_only,
+                    active: below.active && active,
+                    group: Some(Arc::clone(group)),
+                    ..below
+                })
+            }
+        }
+    }
+}
+
+fn no_node(name: &str) -> OperationError {
+    OperationError::NoNode {
+        name: name.to_owned(),
+    }
+}
+
+/// Refuses options that the driver does not have, and those that we do not have.
+fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
+    use Driver::{File, HostDevice, NullAio, NullCo, Raw, Throttle};
+    let driver = options.driver;
+    let file = matches!(driver, File | HostDevice);
+    let null = matches!(driver, NullCo | NullAio);
+    refuse(&[
+        ("filename", !file && options.filename.is_some()),
+        ("locking", !file && options.locking.is_some()),
+        ("aio", !file && options.aio.is_some()),
+        ("aio-max-batch", !file && options.aio_max_batch.is_some()),
+        (
+            "file",
+            !matches!(driver, Raw | Throttle) && options.file.is_some(),
+        ),
+        ("offset", driver != Raw && options.offset.is_some()),
+        ("size", driver != Raw && !null && options.size.is_some()),
+        ("latency-ns", !null && options.latency_ns.is_some()),
+        ("read-zeroes", !null && options.read_zeroes.is_some()),
+        (
+            "throttle-group",
+            driver != Throttle && options.throttle_group.is_some(),
+        ),
+    ])?;
+    let missing = [
+        ("force-share=on", options.force_share),
+        ("detect-zeroes", options.detect_zeroes != DetectZeroes::Off),
+        (
+            "'offset' of driver 'raw'",
+            options.offset.is_some_and(|offset| offset != 0),
+        ),
+        ("'size' of driver 'raw'", driver == Raw && options.size.is_some()),
+    ];
+    match missing.iter().find(|(_, given)| *given) {
+        Some((what, _)) => Err(OperationError::Unsupported { what }),
+        None => Ok(()),
+    }
+}
+
+fn null(options: &BlockdevOptions) -> Arc<BlockNode> {
+    let size = options.size.unwrap_or(NULL_SIZE);
+    Arc::new(match options.latency_ns {
+        None | Some(0) => BlockNode::null(size),
+        Some(latency) => BlockNode::null_aio(size, Duration::from_nanos(latency)),
+    })
+}
+
+/// Opens a file or a block device.
+fn open(options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+    let path = require("filename", options.filename.clone())?;
+    // The source of a migration has looked. Here it would fill the page cache with what the source still changes.
+    if options.probe && options.active != Some(false) {
+        check_format(&path)?;
+    }
+    let mut open = OpenOptions {
+        path,
+        read_only: options.read_only,
+        direct: options.cache.direct,
+        no_flush: options.cache.no_flush,
+        unmap: options.discard == Discard::Unmap,
+        locking: options.locking != Some(OnOffAuto::Off),
+        ..OpenOptions::default()
+    };
+    let node = match BlockNode::open(&open) {
+        Err(crate::storage::Error::NotWritable { .. }) if options.auto_read_only => {
+            open.read_only = true;
+            BlockNode::open(&open)?
+        }
+        opened => opened?,
+    };
+    let path = || open.path.clone();
+    match (options.driver, node.is_device()) {
+        (Driver::HostDevice, false) => Err(OperationError::NoDevice { path: path() }),
+        _ => Ok(Arc::new(node)),
+    }
+}
+
+/// Refuses an image that a guest would see the inside of.
+fn check_format(path: &Path) -> Result<(), OperationError> {
+    match foreign_format(path) {
+        None => Ok(()),
+        Some(format) => Err(OperationError::Format {
+            path: path.to_owned(),
+            format,
+        }),
+    }
+}

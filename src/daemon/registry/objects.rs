@@ -1,0 +1,214 @@
+//! IOThreads, throttle groups and secrets.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::error::{OperationError, refuse, within};
+use crate::affinity::pin_thread;
+use crate::aio::IoThreadConfig;
+use crate::daemon::options::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, is_well_formed};
+use crate::iothread::{IoThread, IoThreadParams};
+use crate::sandbox::{Sandbox, ThreadKind};
+use crate::thread_pool::{Spawner, ThreadPoolParams};
+use crate::throttle::Group;
+
+/// An object that people have made.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// An IOThread.
+    IoThread(Arc<IoThreadObject>),
+    /// A throttle group.
+    Throttle(Arc<Group>),
+    /// A secret.
+    Secret(SecretOptions),
+}
+
+impl Object {
+    /// Returns the object's type.
+    pub fn kind(&self) -> ObjectType {
+        match self {
+            Self::IoThread(_) => ObjectType::IoThread,
+            Self::Throttle(_) => ObjectType::ThrottleGroup,
+            Self::Secret(_) => ObjectType::Secret,
+        }
+    }
+}
+
+/// An IOThread: its options, and the thread once it runs. Exports keep it when its name is deleted.
+#[derive(Debug)]
+pub struct IoThreadObject {
+    id: String,
+    options: IoThreadOptions,
+    thread: OnceLock<Arc<IoThread>>,
+}
+
+impl IoThreadObject {
+    pub(super) fn new(id: &str, options: IoThreadOptions) -> Arc<Self> {
+        Arc::new(Self {
+            id: id.to_owned(),
+            options,
+            thread: OnceLock::new(),
+        })
+    }
+
+    /// Returns the object's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Returns the object's properties.
+    pub fn options(&self) -> &IoThreadOptions {
+        &self.options
+    }
+
+    /// Returns the thread, if it runs.
+    pub fn thread(&self) -> Option<&Arc<IoThread>> {
+        self.thread.get()
+    }
+
+    /// Starts the thread, unless it runs. Returns whether it is new.
+    pub(super) fn start(&self, sandbox: &Sandbox) -> Result<bool, OperationError> {
+        if self.thread.get().is_some() {
+            return Ok(false);
+        }
+        let workers = sandbox.clone();
+        let params = IoThreadParams {
+            config: IoThreadConfig {
+                poll_max: Duration::from_nanos(self.options.poll_max_ns),
+            },
+            thread_pool: ThreadPoolParams {
+                min_threads: self.options.thread_pool_min.into(),
+                max_threads: self.options.thread_pool_max.into(),
+            },
+            spawner: Spawner::new(move |name, body| workers.spawn(ThreadKind::Worker, name, body)),
+        };
+        let failed = |source| OperationError::IoThread {
+            id: self.id.clone(),
+            source,
+        };
+        let thread = IoThread::spawn(&self.id, &params).map_err(failed)?;
+        if let Some(cpus) = &self.options.cpu_affinity {
+            pin_thread(thread.thread_id(), cpus).map_err(|source| OperationError::Pin {
+                id: self.id.clone(),
+                cpus: cpus.clone(),
+                source,
+            })?;
+        }
+        // Nobody else starts it: there is one thread that does.
+        Ok(self.thread.set(Arc::new(thread)).is_ok())
+    }
+}
+
+/// The objects, by id.
+#[derive(Debug, Default)]
+pub(super) struct Objects(BTreeMap<String, Object>);
+
+impl Objects {
+    pub(super) fn get(&self, id: &str) -> Option<&Object> {
+        self.0.get(id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Object)> {
+        self.0.iter().map(|(id, object)| (id.as_str(), object))
+    }
+
+    pub(super) fn iothreads(&self) -> impl Iterator<Item = &Arc<IoThreadObject>> {
+        self.0.values().filter_map(|object| match object {
+            Object::IoThread(iothread) => Some(iothread),
+            _ => None,
+        })
+    }
+
+    pub(super) fn iothread(&self, id: &str) -> Result<Arc<IoThreadObject>, OperationError> {
+        match self.0.get(id) {
+            Some(Object::IoThread(iothread)) => Ok(Arc::clone(iothread)),
+            _ => Err(OperationError::NoIoThread { id: id.to_owned() }),
+        }
+    }
+
+    pub(super) fn group(&self, id: &str) -> Result<Arc<Group>, OperationError> {
+        match self.0.get(id) {
+            Some(Object::Throttle(group)) => Ok(Arc::clone(group)),
+            _ => Err(OperationError::NoGroup { id: id.to_owned() }),
+        }
+    }
+
+    /// Makes an object. An IOThread does not run yet.
+    pub(super) fn add(&mut self, options: ObjectOptions) -> Result<&Object, OperationError> {
+        let id = options.id.clone();
+        if !is_well_formed(&id) {
+            return Err(OperationError::BadId { id });
+        }
+        if self.0.contains_key(&id) {
+            return Err(OperationError::ObjectExists { id });
+        }
+        let object = match options.qom_type {
+            ObjectType::IoThread => Object::IoThread(IoThreadObject::new(&id, iothread_options(options)?)),
+            ObjectType::ThrottleGroup => {
+                refuse_iothread(&options)?;
+                refuse_secret(&options)?;
+                Object::Throttle(Group::new(&id, options.limits.unwrap_or_default())?)
+            }
+            ObjectType::Secret => Object::Secret(secret(options)?),
+        };
+        Ok(self.0.entry(id).or_insert(object))
+    }
+
+    pub(super) fn remove(&mut self, id: &str) -> Option<Object> {
+        self.0.remove(id)
+    }
+}
+
+fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, OperationError> {
+    refuse_secret(&options)?;
+    refuse(&[("limits", options.limits.is_some())])?;
+    let defaults = IoThreadOptions::default();
+    let max = options.thread_pool_max.unwrap_or(defaults.thread_pool_max);
+    let poll_max_ns = options.poll_max_ns.unwrap_or(defaults.poll_max_ns);
+    Ok(IoThreadOptions {
+        poll_max_ns: within("poll-max-ns", poll_max_ns, 0..=i64::MAX.unsigned_abs())?,
+        poll_grow: options.poll_grow.unwrap_or_default(),
+        poll_shrink: options.poll_shrink.unwrap_or_default(),
+        aio_max_batch: options.aio_max_batch.unwrap_or_default(),
+        thread_pool_max: within("thread-pool-max", max, 1..=1024)?,
+        thread_pool_min: within("thread-pool-min", options.thread_pool_min.unwrap_or(0), 0..=max)?,
+        cpu_affinity: options.cpu_affinity,
+    })
+}
+
+fn secret(options: ObjectOptions) -> Result<SecretOptions, OperationError> {
+    refuse_iothread(&options)?;
+    refuse(&[("limits", options.limits.is_some())])?;
+    if let Some(source) = options.file.as_ref().and_then(|file| fs::metadata(file).err()) {
+        return Err(OperationError::Secret {
+            id: options.id,
+            source,
+        });
+    }
+    Ok(SecretOptions {
+        data: options.data,
+        file: options.file,
+    })
+}
+
+fn refuse_iothread(options: &ObjectOptions) -> Result<(), OperationError> {
+    Ok(refuse(&[
+        ("poll-max-ns", options.poll_max_ns.is_some()),
+        ("poll-grow", options.poll_grow.is_some()),
+        ("poll-shrink", options.poll_shrink.is_some()),
+        ("aio-max-batch", options.aio_max_batch.is_some()),
+        ("thread-pool-min", options.thread_pool_min.is_some()),
+        ("thread-pool-max", options.thread_pool_max.is_some()),
+        ("cpu-affinity", options.cpu_affinity.is_some()),
+    ])?)
+}
+
+fn refuse_secret(options: &ObjectOptions) -> Result<(), OperationError> {
+    Ok(refuse(&[
+        ("data", options.data.is_some()),
+        ("file", options.file.is_some()),
+        ("format", options.format.is_some()),
+    ])?)
+}

@@ -1,0 +1,365 @@
+//! The long form of the command line: objects, nodes and exports in the words of qemu-storage-daemon.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use tempfile::TempDir;
+use testkit::daemon::{Daemon, run};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::threads;
+use virtio_driver::VirtioBlkFeatureFlags as Blk;
+
+const MIB: usize = 1 << 20;
+const BLOCK: usize = 4096;
+
+/// A directory with an image for each letter, full of that letter.
+fn images(names: &str) -> TempDir {
+    let dir = tempfile::tempdir().expect("make a directory");
+    for name in names.chars() {
+        let content = vec![u8::try_from(name).expect("ASCII"); MIB];
+        fs::write(dir.path().join(name.to_string()), content).expect("write an image");
+    }
+    dir
+}
+
+fn connect(daemon: &Daemon, socket: &str, queues: usize) -> Frontend {
+    Frontend::connect(&daemon.dir().join(socket), queues, 8, all_features()).expect("connect")
+}
+
+fn read(frontend: &mut Frontend, queue: usize, offset: u64) -> Vec<u8> {
+    let done = frontend.queue(queue).run(&Op::Read { offset, len: BLOCK });
+    assert_eq!(done.ret, 0);
+    done.data
+}
+
+fn write(frontend: &mut Frontend, queue: usize, offset: u64, byte: u8) -> i32 {
+    let data = vec![byte; BLOCK];
+    frontend.queue(queue).run(&Op::Write { offset, data }).ret
+}
+
+#[test]
+fn one_iothread_serves_two_disks() {
+    let args = [
+        "--object",
+        "iothread,id=io0,poll-max-ns=0",
+        "--blockdev",
+        "driver=file,node-name=a,filename=a,aio=threads",
+        "--blockdev",
+        r#"{"driver": "raw", "node-name": "b", "file": {"driver": "file", "filename": "b", "discard": "unmap"}}"#,
+        "--export",
+        "type=vhost-user-blk,id=first,node-name=a,addr.type=unix,addr.path=a.sock,writable=on,num-queues=2,iothread=io0",
+        "--export",
+        "vhost-user-blk,id=second,node-name=b,addr.type=unix,addr.path=b.sock,writable=on,iothread=io0,serial=two",
+        "--stats",
+    ];
+    let mut daemon = Daemon::start_with(images("ab"), &args);
+    let (mut a, mut b) = (connect(&daemon, "a.sock", 2), connect(&daemon, "b.sock", 1));
+    assert_eq!(
+        (
+            a.config().num_queues.to_native(),
+            b.config().num_queues.to_native()
+        ),
+        (2, 1)
+    );
+    for round in 0..8 {
+        let at = (round * BLOCK) as u64;
+        assert_eq!(write(&mut a, round % 2, at, b'A'), 0);
+        assert_eq!(write(&mut b, 0, at, b'B'), 0);
+        assert_eq!(read(&mut a, (round + 1) % 2, at), [b'A'; BLOCK]);
+        assert_eq!(read(&mut b, 0, at), [b'B'; BLOCK]);
+    }
+    assert_eq!(read(&mut a, 0, 9 * BLOCK as u64), [b'a'; BLOCK]);
+    let threads = threads(daemon.pid());
+    let named = |name: &str| threads.iter().filter(|thread| thread["Name"] == name).count();
+    assert_eq!((named("io0"), named("control")), (1, 2), "{threads:#?}");
+    drop((a, b));
+    let exit = daemon.terminate();
+    assert!(exit.status.success(), "{}", exit.output);
+    for disk in ["first", "second"] {
+        let reported = exit.output.contains(&format!("stats: disk={disk} engine="));
+        assert!(reported, "{}", exit.output);
+    }
+    let image = |name: &str| fs::read(daemon.dir().join(name)).expect("read an image");
+    assert!(image("a")[..8 * BLOCK] == [b'A'; 8 * BLOCK] && image("a")[8 * BLOCK] == b'a');
+    assert!(image("b")[..8 * BLOCK] == [b'B'; 8 * BLOCK] && image("b")[8 * BLOCK] == b'b');
+    assert!(!daemon.dir().join("a.sock").exists() && !daemon.dir().join("b.sock").exists());
+}
+
+#[test]
+fn an_exports_options_reach_the_guest() {
+    let export =
+        |options: &str| format!("vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=s,{options}");
+    let blockdev = ["--blockdev", "file,node-name=a,filename=a"];
+    let start = |options: &str| {
+        Daemon::start_with(
+            images("a"),
+            &[&blockdev[..], &["--export", &export(options)]].concat(),
+        )
+    };
+    let offered = |daemon: &Daemon| Blk::from_bits_truncate(connect(daemon, "s", 1).features());
+
+    let daemon = start("writable=off");
+    let mut frontend = connect(&daemon, "s", 1);
+    assert!(Blk::from_bits_truncate(frontend.features()).contains(Blk::RO));
+    assert_ne!(
+        write(&mut frontend, 0, 0, 1),
+        0,
+        "the node is writable, and the export is not"
+    );
+    assert_eq!(read(&mut frontend, 0, 0), [b'a'; BLOCK]);
+
+    let daemon = start("writable=on,writethrough=on,logical-block-size=4096");
+    let features = offered(&daemon);
+    assert!(
+        !features.intersects(Blk::FLUSH | Blk::CONFIG_WCE | Blk::RO),
+        "{features:?}"
+    );
+    let config = connect(&daemon, "s", 1).config();
+    assert_eq!((config.blk_size.to_native(), config.writeback), (4096, 0));
+
+    let daemon = start("writable=on");
+    assert!(offered(&daemon).contains(Blk::FLUSH | Blk::CONFIG_WCE));
+    assert_eq!(connect(&daemon, "s", 1).config().blk_size.to_native(), 512);
+}
+
+/// Blocks that the image `a` has on its file system.
+fn allocated(dir: &Path) -> u64 {
+    fs::metadata(dir.join("a")).expect("the image").blocks()
+}
+
+#[test]
+fn discards_free_space_only_if_told() {
+    for (option, frees) in [("ignore", false), ("unmap", true)] {
+        let blockdev = format!("file,node-name=a,filename=a,discard={option}");
+        let export = "vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=s,writable=on";
+        let daemon = Daemon::start_with(images("a"), &["--blockdev", &blockdev, "--export", export]);
+        let before = allocated(daemon.dir());
+        let mut frontend = connect(&daemon, "s", 1);
+        let len = MIB as u64;
+        assert_eq!(frontend.queue(0).run(&Op::Discard { offset: 0, len }).ret, 0);
+        assert_eq!(allocated(daemon.dir()) < before, frees, "{option}");
+    }
+}
+
+#[test]
+fn read_only_exports_share_a_node() {
+    let export = |name: &str| format!("vhost-user-blk,id={name},node-name=a,addr.type=unix,addr.path={name}");
+    let (one, two) = (export("s1"), export("s2"));
+    let args = [
+        "--blockdev",
+        "file,node-name=a,filename=a",
+        "--export",
+        &one,
+        "--export",
+        &two,
+    ];
+    let daemon = Daemon::start_with(images("a"), &args);
+    for socket in ["s1", "s2"] {
+        assert_eq!(read(&mut connect(&daemon, socket, 1), 0, 0), [b'a'; BLOCK]);
+    }
+}
+
+#[test]
+fn disks_of_a_throttle_group_are_limited() {
+    let args = [
+        "--object",
+        "throttle-group,id=slow,limits.iops-total=1,limits.iops-total-max=4",
+        "--blockdev",
+        "null-co,node-name=n,size=1M",
+        "--blockdev",
+        "throttle,node-name=t,throttle-group=slow,file=n",
+        "--export",
+        "vhost-user-blk,id=e,node-name=t,addr.type=unix,addr.path=s,writable=on",
+    ];
+    let daemon = Daemon::start_with(images(""), &args);
+    let mut frontend = connect(&daemon, "s", 1);
+    let queue = frontend.queue(0);
+    for tag in 0..8 {
+        queue.submit(&Op::Read { offset: 0, len: 512 }, tag);
+    }
+    queue.kick();
+    queue.wait();
+    assert!(queue.in_flight() >= 3, "{} of 8 wait", queue.in_flight());
+}
+
+/// Each refusal is one line that names the option and what is wrong.
+#[test]
+fn refusals_name_the_option_and_the_parameter() {
+    const NODE: [&str; 2] = ["--blockdev", "file,node-name=a,filename=a"];
+    const EXPORT: &str = "vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=s,writable=on";
+    let dir = images("a");
+    let with_node = |arguments: &[&str]| {
+        [&NODE[..], arguments]
+            .concat()
+            .iter()
+            .map(|s| (*s).to_owned())
+            .collect()
+    };
+    let export = |more: &str| with_node(&["--export", &format!("{EXPORT},{more}")]);
+    let plain = |option: &str, text: &str| vec![option.to_owned(), text.to_owned()];
+    let cases: Vec<(Vec<String>, &str, i32)> = vec![
+        (
+            plain("--object", "iothread"),
+            "--object iothread: Parameter 'id' is missing",
+            2,
+        ),
+        (plain("--object", "iothread,id=1"), "'1' is not a name", 2),
+        (
+            plain("--object", "rng,id=r"),
+            "Parameter 'qom-type' does not accept value 'rng'",
+            2,
+        ),
+        (
+            plain("--object", "iothread,id=i,limits.iops-total=1"),
+            "Parameter 'limits' is unexpected",
+            2,
+        ),
+        (
+            plain("--object", "throttle-group,id=t,limits.iops=1"),
+            "Parameter 'limits.iops' is unexpected",
+            2,
+        ),
+        (
+            plain("--object", "throttle-group,id=t,limits.iops-total-max=1"),
+            "iops-total",
+            2,
+        ),
+        (
+            plain("--blockdev", "qcow2,node-name=q,filename=a"),
+            "Parameter 'driver' does not accept value 'qcow2'",
+            2,
+        ),
+        (
+            plain("--blockdev", "file,node-name=q"),
+            "Parameter 'filename' is missing",
+            2,
+        ),
+        (
+            plain("--blockdev", "file,filename=a"),
+            "'node-name' must be specified",
+            2,
+        ),
+        (
+            plain("--blockdev", "file,node-name=q,filename=a,nosuch=1"),
+            "Parameter 'nosuch' is unexpected",
+            2,
+        ),
+        (
+            plain("--blockdev", "file,node-name=q,filename=a,read-only=maybe"),
+            "Parameter 'read-only' expects",
+            2,
+        ),
+        (
+            plain("--blockdev", "file,node-name=q,filename=missing"),
+            "--blockdev: cannot open missing: ",
+            1,
+        ),
+        (
+            plain("--blockdev", "host_device,node-name=q,filename=a"),
+            "'host_device' driver requires 'a'",
+            2,
+        ),
+        (
+            plain("--blockdev", "raw,node-name=q,file=nosuch"),
+            "Cannot find node-name='nosuch'",
+            2,
+        ),
+        (
+            plain("--blockdev", "throttle,node-name=q,file=a,throttle-group=no"),
+            "Throttle group 'no'",
+            2,
+        ),
+        (
+            plain("--blockdev", "file,node-name=q,filename=a,detect-zeroes=on"),
+            "detect-zeroes is not supported",
+            2,
+        ),
+        (plain("--export", EXPORT), "Cannot find node-name='a'", 2),
+        (
+            plain("--export", "nbd,id=e,node-name=a"),
+            "Parameter 'type' does not accept value 'nbd'",
+            2,
+        ),
+        (with_node(&NODE), "Duplicate nodes with node-name='a'", 2),
+        (
+            export("num-queues=0"),
+            "Parameter 'num-queues' expects a number from 1 to 256",
+            2,
+        ),
+        (
+            export("num-queues=2000"),
+            "Parameter 'num-queues' expects a number from 1 to 256",
+            2,
+        ),
+        (export("num-queues=70000"), "Parameter 'num-queues' expects", 2),
+        (export("iothread=nosuch"), "iothread 'nosuch' not found", 2),
+        (export("logical-block-size=1000"), "logical block size 1000", 1),
+        (
+            export("addr.type=inet"),
+            "Only socket address types 'unix' and 'fd'",
+            2,
+        ),
+        (
+            export("addr.path=nowhere/s"),
+            "there is no directory nowhere; change that, or choose another addr.path",
+            1,
+        ),
+        (
+            export("addr.mode=0999"),
+            "Parameter 'addr.mode' expects an octal number",
+            2,
+        ),
+        (
+            export("queue-size=3"),
+            "Parameter 'queue-size' expects a power of two",
+            2,
+        ),
+        (
+            with_node(&["--export", EXPORT, "--export", &EXPORT.replace("=s,", "=s2,")]),
+            "Block export id 'e' is already in use",
+            2,
+        ),
+        (
+            with_node(&[
+                "--export",
+                EXPORT,
+                "--export",
+                &EXPORT.replace("=s,", "=s2,").replace("id=e", "id=f"),
+            ]),
+            "Node 'a' has a writable export already: 'e'",
+            2,
+        ),
+        (
+            [
+                "--blockdev",
+                "file,node-name=a,filename=a,read-only=on",
+                "--export",
+                EXPORT,
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            "Cannot export read-only node 'a' as writable",
+            2,
+        ),
+        (
+            with_node(&["--export", EXPORT, "--num-queues", "4"]),
+            "--num-queues is for the one disk of --blk-file",
+            2,
+        ),
+        (plain("-T", "vhost*"), "--trace", 2),
+        (
+            plain("--nbd-server", "addr.type=unix,addr.path=n"),
+            "this daemon serves vhost-user-blk only",
+            2,
+        ),
+    ];
+    for (args, told, status) in cases {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let exit = run(&args, dir.path());
+        assert_eq!(exit.output.lines().count(), 1, "{args:?}: {}", exit.output);
+        assert!(exit.output.contains(told), "{args:?}: {}", exit.output);
+        assert_eq!(exit.status.code(), Some(status), "{args:?}: {}", exit.output);
+        assert!(!dir.path().join("s").exists(), "{args:?} left a socket");
+    }
+}
