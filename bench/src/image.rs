@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::args::StorageKind;
+use crate::plan::Plan;
 use crate::scratch::Scratch;
 use crate::units::Random;
 
@@ -33,13 +34,8 @@ impl Image {
 /// Returns an image per disk on the given kind of storage, and creates those that do not exist yet.
 ///
 /// The images are filled with random bytes: holes and zeroes would be read faster than data.
-pub(crate) fn prepare(
-    kind: StorageKind,
-    (size, fill_size): (u64, u64),
-    disks: u16,
-    scratch: &Scratch,
-) -> Result<Vec<Image>> {
-    let disks = u64::from(disks);
+pub(crate) fn prepare(kind: StorageKind, plan: &Plan, disks: u16, scratch: &Scratch) -> Result<Vec<Image>> {
+    let (disks, size) = (u64::from(disks), plan.image_size);
     let each = if disks == 1 {
         size
     } else {
@@ -54,7 +50,8 @@ pub(crate) fn prepare(
     let image = |i| {
         let path = dir.join(format!("disk-{each}-{i}.img"));
         if !path.exists() {
-            fill(&path, each, fill_size).with_context(|| format!("create the image {}", path.display()))?;
+            fill(&path, each, plan.fill_size)
+                .with_context(|| format!("create the image {}", path.display()))?;
         }
         Ok(Image::File { path, direct })
     };

@@ -1,6 +1,5 @@
 //! The load that a backend gets.
 
-use std::fs::File;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -54,14 +53,6 @@ pub(crate) struct Work {
     blocks: u64,
     random: Random,
     next_block: u64,
-}
-
-/// One thread's part of a load on files without a backend.
-#[derive(Debug)]
-pub(crate) struct Share {
-    pub(crate) file: File,
-    pub(crate) work: Work,
-    pub(crate) in_flight: usize,
 }
 
 impl Work {

@@ -47,8 +47,7 @@ impl<'a> Runner<'a> {
     pub(crate) fn run(mut self) -> Result<Vec<Sample>> {
         for &storage in &self.plan.storage {
             for &load in &self.plan.loads {
-                let sizes = (self.plan.image_size, self.plan.fill_size);
-                let images = image::prepare(storage, sizes, load.shape.disks, self.scratch)?;
+                let images = image::prepare(storage, self.plan, load.shape.disks, self.scratch)?;
                 self.case(&Case { storage, load }, &images)?;
             }
         }

@@ -4,6 +4,7 @@
 //! the objects, nodes and exports, and the operations that the command line and QMP share; [`disks`] is what is served.
 //! Disks come and go there while others work.
 
+mod commands;
 pub mod disks;
 mod error;
 mod monitor;
@@ -68,8 +69,7 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let mut events = Events::new().map_err(Error::Signals)?;
     let (of_disks, of_monitor) = (events.caller(), events.caller());
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
-    let on_quit = move || of_monitor.send(Message::Quit);
-    let mut started = start::start(settings, handed, on_end, on_quit)?;
+    let mut started = start::start(settings, handed, on_end, Handle(of_monitor))?;
     let entered = started.sandbox.enter(ThreadKind::Main);
     let reason = match entered {
         Ok(()) => obey(&mut events, &mut started.registry, started.monitor.is_some()),
@@ -130,8 +130,6 @@ fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error>
     }
     let ended = registry.end(SHUTDOWN_TIME);
     if let Some(monitor) = monitor {
-        let deleted = |disk: &Disk| monitor.export_deleted(disk.id());
-        ended.finished.iter().for_each(deleted);
         monitor.end();
     }
     if print {

@@ -5,11 +5,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use serde_json::{Map, Value, json};
-
+use super::Handle;
+use super::commands::{commands, tell};
 use super::error::Error;
+use super::registry::Registry;
 use crate::account::Account;
-use crate::qmp::events::{BLOCK_EXPORT_DELETED, EventSpec, SHUTDOWN};
+use crate::qmp::events::SHUTDOWN;
 use crate::qmp::{Events, Monitor};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::path::{SocketAccess, SocketFile};
@@ -38,25 +39,29 @@ impl MonitorSockets {
         self.0.iter().map(|(_, file)| file.path())
     }
 
-    /// Serves the sockets on a thread of its own. `on_quit` is called there when a client asks for the end.
+    /// Serves the sockets on a thread of its own, whose clients reach the registry by `handle`.
     ///
     /// # Errors
     /// No file or thread can be made.
     pub(super) fn serve(
         self,
         sandbox: &Sandbox,
-        on_quit: impl Fn() + Send + 'static,
+        handle: Handle,
+        registry: &mut Registry,
     ) -> io::Result<Option<MonitorThread>> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let mut monitor = Monitor::new((), Vec::new(), on_quit)?;
+        let quit = handle.clone();
+        let mut monitor = Monitor::new(handle, commands(), move || quit.quit())?;
         let mut files = Vec::new();
         for (listener, file) in self.0 {
             monitor.listen(listener)?;
             files.push(file);
         }
         let events = monitor.events();
+        let clients = events.clone();
+        registry.set_on_notice(Box::new(move |notice| tell(&clients, notice)));
         let body = move || monitor.run();
         let thread = sandbox.spawn(ThreadKind::Monitor, "monitor".to_owned(), body)?;
         Ok(Some(MonitorThread {
@@ -79,20 +84,11 @@ pub(super) struct MonitorThread {
 impl MonitorThread {
     /// Tells clients that the process is going to end.
     pub(super) fn announce_end(&self, reason: &str) {
-        self.emit(&SHUTDOWN, json!({"guest": false, "reason": reason}));
-    }
-
-    /// Tells clients that a disk is no longer served.
-    pub(super) fn export_deleted(&self, id: &str) {
-        self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
-    }
-
-    fn emit(&self, spec: &'static EventSpec, data: Value) {
-        let data = match data {
-            Value::Object(data) => data,
-            _ => Map::new(),
-        };
-        self.events.emit(spec, data);
+        let data = [
+            ("guest".to_owned(), false.into()),
+            ("reason".to_owned(), reason.into()),
+        ];
+        self.events.emit(&SHUTDOWN, data.into_iter().collect());
     }
 
     /// Ends the monitor, after clients had a moment to read what was sent.

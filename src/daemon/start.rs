@@ -11,6 +11,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use super::Handle;
 use super::disks::OnEnd;
 use super::error::Error;
 use super::monitor::{MonitorSockets, MonitorThread};
@@ -68,7 +69,7 @@ pub(super) fn start(
     settings: &Settings,
     handed: Handed,
     on_end: OnEnd,
-    on_quit: impl Fn() + Send + 'static,
+    handle: Handle,
 ) -> Result<Started, Error> {
     limits::survive_file_size_limit();
     let limit = limits::raise_open_files();
@@ -97,7 +98,9 @@ pub(super) fn start(
     let sandbox = Sandbox::new(settings.sandbox, keep)?;
     registry.start(&sandbox, on_end).map_err(Error::Serve)?;
     readiness.announce();
-    let monitor = monitors.serve(&sandbox, on_quit).map_err(Error::Monitor)?;
+    let monitor = monitors
+        .serve(&sandbox, handle, &mut registry)
+        .map_err(Error::Monitor)?;
     Ok(Started {
         registry,
         sandbox,

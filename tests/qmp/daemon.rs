@@ -11,6 +11,7 @@ use testkit::process::threads;
 
 use crate::client::Client;
 use crate::descriptors::ask_with;
+use crate::schema;
 
 const MONITOR: [&str; 4] = [
     "--chardev",
@@ -48,6 +49,17 @@ fn clients_are_served_inside_the_sandbox() {
     assert_eq!(monitor.expect("a thread")["Seccomp"], "2");
     drop(client);
     Client::connect(&socket).run("query-version", &json!({}));
+    assert!(daemon.is_alive());
+}
+
+#[test]
+fn the_schema_of_all_commands_is_true() {
+    // Images and sockets are opened after the start.
+    let options = [&MONITOR[..], &["--sandbox", "off"]].concat();
+    let mut daemon = Daemon::start(&[0; 1 << 16], &options);
+    let mut client = Client::connect(&daemon.dir().join("qmp.sock"));
+    schema::check(&mut client);
+    schema::take_what_the_schema_says(&mut client, &["qmp_capabilities", "quit"]);
     assert!(daemon.is_alive());
 }
 

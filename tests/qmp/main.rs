@@ -7,5 +7,6 @@ mod events;
 mod floods;
 mod protocol;
 mod python;
+mod replay;
 mod schema;
 mod server;

@@ -1,8 +1,7 @@
 use std::fmt::Write as _;
 
 use super::{Frame, RIGHT, Row, escape, label, open, step};
-use crate::table::ratio;
-use crate::units::short;
+use crate::table::{ratio, short};
 
 const ROW: f64 = 34.0;
 

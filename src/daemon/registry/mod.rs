@@ -471,6 +471,10 @@ impl Registry {
         let (finished, busy) = leaving.partition::<Vec<_>, _>(|disk| disk.wait(Duration::ZERO));
         ended.finished.extend(finished);
         ended.busy.extend(busy);
+        for disk in &ended.finished {
+            let id = disk.id().to_owned();
+            (self.on_notice)(&Notice::ExportDeleted { id });
+        }
         ended
     }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::error::{OperationError, refuse, require};
 use super::objects::Objects;
 use crate::daemon::options::{
-    BlockdevOptions, BlockdevRef, DetectZeroes, Discard, Driver, OnOffAuto, is_well_formed,
+    AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Discard, Driver, OnOffAuto, is_well_formed,
 };
-use crate::engine::{BlockNode, Choice};
+use crate::engine::{self, BlockNode, Choice};
 use crate::storage::{OpenOptions, foreign_format};
 use crate::throttle::Group;
 
@@ -260,6 +260,9 @@ fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             driver != Throttle && options.throttle_group.is_some(),
         ),
     ])?;
+    if options.aio == Some(AioOption::Native) && !options.cache.direct {
+        return Err(engine::Error::NativeBuffered.into());
+    }
     let missing = [
         ("force-share=on", options.force_share),
         ("detect-zeroes", options.detect_zeroes != DetectZeroes::Off),

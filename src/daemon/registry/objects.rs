@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::error::{OperationError, refuse, within};
 use crate::affinity::pin_thread;
-use crate::aio::IoThreadConfig;
+use crate::aio::{AioContext, Gone, IoThreadConfig};
 use crate::daemon::options::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, is_well_formed};
 use crate::iothread::{IoThread, IoThreadParams};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -40,7 +40,7 @@ impl Object {
 #[derive(Debug)]
 pub struct IoThreadObject {
     id: String,
-    options: IoThreadOptions,
+    options: Mutex<IoThreadOptions>,
     thread: OnceLock<Arc<IoThread>>,
 }
 
@@ -48,7 +48,7 @@ impl IoThreadObject {
     pub(super) fn new(id: &str, options: IoThreadOptions) -> Arc<Self> {
         Arc::new(Self {
             id: id.to_owned(),
-            options,
+            options: Mutex::new(options),
             thread: OnceLock::new(),
         })
     }
@@ -59,8 +59,28 @@ impl IoThreadObject {
     }
 
     /// Returns the object's properties.
-    pub fn options(&self) -> &IoThreadOptions {
-        &self.options
+    pub fn options(&self) -> IoThreadOptions {
+        self.lock().clone()
+    }
+
+    /// Changes how long the thread polls, now if it runs.
+    ///
+    /// # Errors
+    /// The number is too large, or the thread has ended.
+    pub fn set_poll_max(&self, nanoseconds: u64) -> Result<(), OperationError> {
+        let nanoseconds = within("poll-max-ns", nanoseconds, 0..=i64::MAX.unsigned_abs())?;
+        self.lock().poll_max_ns = nanoseconds;
+        let Some(thread) = self.thread.get() else {
+            return Ok(());
+        };
+        let set = move |ctx: &AioContext| ctx.set_poll_max(Duration::from_nanos(nanoseconds));
+        thread.handle().run_on_context(set).map_err(|_| Gone)?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, IoThreadOptions> {
+        // Each change is one assignment.
+        self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the thread, if it runs.
@@ -73,14 +93,14 @@ impl IoThreadObject {
         if self.thread.get().is_some() {
             return Ok(false);
         }
-        let workers = sandbox.clone();
+        let (workers, options) = (sandbox.clone(), self.options());
         let params = IoThreadParams {
             config: IoThreadConfig {
-                poll_max: Duration::from_nanos(self.options.poll_max_ns),
+                poll_max: Duration::from_nanos(options.poll_max_ns),
             },
             thread_pool: ThreadPoolParams {
-                min_threads: self.options.thread_pool_min.into(),
-                max_threads: self.options.thread_pool_max.into(),
+                min_threads: options.thread_pool_min.into(),
+                max_threads: options.thread_pool_max.into(),
             },
             spawner: Spawner::new(move |name, body| workers.spawn(ThreadKind::Worker, name, body)),
         };
@@ -89,7 +109,7 @@ impl IoThreadObject {
             source,
         };
         let thread = IoThread::spawn(&self.id, &params).map_err(failed)?;
-        if let Some(cpus) = &self.options.cpu_affinity {
+        if let Some(cpus) = &options.cpu_affinity {
             pin_thread(thread.thread_id(), cpus).map_err(|source| OperationError::Pin {
                 id: self.id.clone(),
                 cpus: cpus.clone(),

@@ -1,0 +1,212 @@
+//! The commands that change and query the registry, and the events of its disks: QMP's side of the registry.
+//!
+//! The monitor thread checks arguments and hands each command to the main thread, which answers it. A command that takes
+//! time is answered when it is over; neither thread waits for it.
+
+mod blockstats;
+mod nodes;
+mod qom;
+mod types;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use self::qom::{qom_get, qom_list, qom_set};
+use super::Handle;
+use super::options::{ExportOptions, Origin, read};
+use super::registry::{Notice, OperationError, Registry, RemoveMode};
+use crate::error_chain::chain;
+use crate::qmp::events::BLOCK_EXPORT_DELETED;
+use crate::qmp::schema::{Object, Type};
+use crate::qmp::{Command, Events, Outcome, QmpError, Reply, Run, Scope};
+
+const NOTHING: Type = Type::Object(Object::EMPTY);
+
+type Arguments = Map<String, Value>;
+type Later = fn(&mut Scope<'_, Handle>, Arguments, Reply);
+
+impl From<OperationError> for QmpError {
+    fn from(error: OperationError) -> Self {
+        Self::generic(chain(&error))
+    }
+}
+
+/// Tells clients what has happened to the registry.
+pub(super) fn tell(clients: &Events, notice: &Notice) {
+    match notice {
+        Notice::ExportDeleted { id } => {
+            let data = [("id".to_owned(), id.clone().into())];
+            clients.emit(&BLOCK_EXPORT_DELETED, data.into_iter().collect());
+        }
+    }
+}
+
+/// Returns the commands of the registry.
+pub(super) fn commands() -> Vec<Command<Handle>> {
+    let command = |name, arguments, returns, run: Later| Command {
+        name,
+        arguments,
+        returns,
+        run: Run::Later(run),
+    };
+    vec![
+        command("object-add", &types::OBJECT, NOTHING, object_add),
+        command("object-del", &types::ID, NOTHING, object_del),
+        command(
+            "qom-list",
+            &types::PATH,
+            types::PROPERTIES,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, qom_list);
+            },
+        ),
+        command(
+            "qom-get",
+            &types::PROPERTY,
+            Type::Any,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, qom_get);
+            },
+        ),
+        command(
+            "qom-set",
+            &types::PROPERTY_VALUE,
+            NOTHING,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, qom_set);
+            },
+        ),
+        command(
+            "query-iothreads",
+            Object::EMPTY,
+            types::IOTHREADS,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, qom::query_iothreads);
+            },
+        ),
+        command(
+            "blockdev-add",
+            &types::BLOCKDEV,
+            NOTHING,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, |registry, options| {
+                    registry.blockdev_add(options)?;
+                    Ok(json!({}))
+                });
+            },
+        ),
+        command("blockdev-del", &types::NODE_NAME, NOTHING, blockdev_del),
+        command(
+            "query-named-block-nodes",
+            &types::FLAT,
+            types::NODES,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, nodes::query_named_block_nodes);
+            },
+        ),
+        command(
+            "query-blockstats",
+            &types::QUERY_NODES,
+            types::BLOCKSTATS,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, blockstats::query_blockstats);
+            },
+        ),
+        command("block-export-add", &types::EXPORT, NOTHING, block_export_add),
+        command("block-export-del", &types::EXPORT_DEL, NOTHING, block_export_del),
+        command(
+            "query-block-exports",
+            Object::EMPTY,
+            types::EXPORTS,
+            |scope, arguments, reply| {
+                on_registry(scope, arguments, reply, |registry, _: Nothing| {
+                    to_value(&registry.query_exports())
+                });
+            },
+        ),
+    ]
+}
+
+/// The arguments of a command without any.
+#[derive(Debug, Deserialize)]
+struct Nothing {}
+
+/// Reads arguments, and runs the rest of a command on the main thread.
+fn on_registry<T: DeserializeOwned + Send + 'static>(
+    scope: &Scope<'_, Handle>,
+    arguments: Arguments,
+    reply: Reply,
+    run: impl FnOnce(&mut Registry, T) -> Outcome + Send + 'static,
+) {
+    match typed(arguments) {
+        Ok(arguments) => scope
+            .context
+            .call(move |registry| reply.send(run(registry, arguments))),
+        Err(refusal) => reply.send(Err(refusal)),
+    }
+}
+
+fn typed<T: DeserializeOwned>(arguments: Arguments) -> Result<T, QmpError> {
+    read(arguments.into(), Origin::Json).map_err(|error| QmpError::generic(error.to_string()))
+}
+
+fn to_value(value: &impl serde::Serialize) -> Outcome {
+    serde_json::to_value(value).map_err(|error| QmpError::generic(error.to_string()))
+}
+
+fn object_add(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    on_registry(scope, arguments, reply, |registry, options| {
+        registry.object_add(options)?;
+        Ok(json!({}))
+    });
+}
+
+fn object_del(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    #[derive(Deserialize)]
+    struct Id {
+        id: String,
+    }
+    on_registry(scope, arguments, reply, |registry, Id { id }| {
+        registry.object_del(&id)?;
+        Ok(json!({}))
+    });
+}
+
+fn blockdev_del(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct NodeName {
+        node_name: String,
+    }
+    on_registry(scope, arguments, reply, |registry, NodeName { node_name }| {
+        registry.blockdev_del(&node_name)?;
+        Ok(json!({}))
+    });
+}
+
+fn block_export_add(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    on_registry(scope, arguments, reply, |registry, options: ExportOptions| {
+        registry.export_add(&options)?;
+        Ok(json!({}))
+    });
+}
+
+fn block_export_del(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    #[derive(Deserialize)]
+    struct Removal {
+        id: String,
+        #[serde(default)]
+        mode: RemoveMode,
+    }
+    let Removal { id, mode } = match typed(arguments) {
+        Ok(removal) => removal,
+        Err(refusal) => return reply.send(Err(refusal)),
+    };
+    scope.context.call(move |registry| {
+        let done = move |outcome: Result<(), OperationError>| {
+            reply.send(outcome.map(|()| json!({})).map_err(QmpError::from));
+        };
+        registry.export_del(&id, mode, Box::new(done));
+    });
+}

@@ -1,0 +1,169 @@
+//! Objects as QEMU's object model shows them: `/objects/ID` and properties.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Nothing, to_value};
+use crate::daemon::options::{IoThreadOptions, ObjectType};
+use crate::daemon::registry::{Object, Registry};
+use crate::qmp::{ErrorClass, Outcome, QmpError};
+use crate::throttle::Group;
+
+/// Where people's objects are.
+const OBJECTS: &str = "/objects";
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Path {
+    path: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Property {
+    path: String,
+    property: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PropertyValue {
+    path: String,
+    property: String,
+    value: Value,
+}
+
+fn find<'a>(registry: &'a Registry, path: &str) -> Result<&'a Object, QmpError> {
+    let id = path.strip_prefix(OBJECTS).and_then(|rest| rest.strip_prefix('/'));
+    let unknown = || QmpError::new(ErrorClass::DeviceNotFound, format!("Device '{path}' not found"));
+    id.and_then(|id| registry.object(id)).ok_or_else(unknown)
+}
+
+fn type_name(kind: ObjectType) -> &'static str {
+    match kind {
+        ObjectType::IoThread => "iothread",
+        ObjectType::ThrottleGroup => "throttle-group",
+        ObjectType::Secret => "secret",
+    }
+}
+
+fn info(name: &str, kind: &str) -> Value {
+    json!({"name": name, "type": kind})
+}
+
+pub(super) fn qom_list(registry: &mut Registry, Path { path }: Path) -> Outcome {
+    let mut list = vec![info("type", "string")];
+    if path.trim_end_matches('/') == OBJECTS {
+        let child = |(id, object): (&str, &Object)| info(id, &format!("child<{}>", type_name(object.kind())));
+        list.extend(registry.objects().map(child));
+        return Ok(list.into());
+    }
+    let kind = |name: &str, value: &Value| match (name, value) {
+        ("limits", _) => "ThrottleLimits",
+        (_, Value::String(_)) => "string",
+        (_, Value::Array(_)) => "list",
+        _ => "int",
+    };
+    let properties = properties(find(registry, &path)?)?;
+    list.extend(
+        properties
+            .iter()
+            .map(|(name, value)| info(name, kind(name, value))),
+    );
+    Ok(list.into())
+}
+
+pub(super) fn qom_get(registry: &mut Registry, Property { path, property }: Property) -> Outcome {
+    let object = find(registry, &path)?;
+    if property == "type" {
+        return Ok(type_name(object.kind()).into());
+    }
+    let value = properties(object)?.remove(&property);
+    value.ok_or_else(|| unknown(object, &property))
+}
+
+fn unknown(object: &Object, property: &str) -> QmpError {
+    QmpError::generic(format!(
+        "Property '{}.{property}' not found",
+        type_name(object.kind())
+    ))
+}
+
+/// Returns what can be read of an object. Secrets stay secret.
+fn properties(object: &Object) -> Result<Map<String, Value>, QmpError> {
+    match object {
+        Object::IoThread(iothread) => to_map(&iothread.options()),
+        Object::Throttle(group) => {
+            let limits = to_map(&group.limits())?;
+            // As QEMU shows each limit by itself as well.
+            let single = limits
+                .iter()
+                .map(|(name, value)| (format!("x-{name}"), value.clone()));
+            let mut properties: Map<_, _> = single.collect();
+            properties.insert("limits".to_owned(), limits.into());
+            Ok(properties)
+        }
+        Object::Secret(_) => Ok(Map::new()),
+    }
+}
+
+fn to_map(value: &impl serde::Serialize) -> Result<Map<String, Value>, QmpError> {
+    match to_value(value)? {
+        Value::Object(map) => Ok(map),
+        _ => Ok(Map::new()),
+    }
+}
+
+pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outcome {
+    let PropertyValue {
+        path,
+        property,
+        value,
+    } = arguments;
+    match (find(registry, &path)?, property.as_str()) {
+        (Object::Throttle(group), "limits") => set_limits(group, value)?,
+        (Object::IoThread(iothread), "poll-max-ns") => {
+            let nanoseconds = value.as_u64();
+            let nanoseconds =
+                nanoseconds.ok_or_else(|| QmpError::generic("Parameter 'value' expects uint64"))?;
+            iothread.set_poll_max(nanoseconds)?;
+        }
+        (object, _) if properties(object)?.contains_key(&property) => {
+            return Err(QmpError::generic("Property cannot be set after initialization"));
+        }
+        (object, _) => return Err(unknown(object, &property)),
+    }
+    Ok(json!({}))
+}
+
+/// Changes the limits that are given. The others stay.
+fn set_limits(group: &Group, value: Value) -> Result<(), QmpError> {
+    let arguments = Map::from_iter([("limits".to_owned(), value)]);
+    crate::qmp::check(&super::types::SET_LIMITS, &arguments)?;
+    let mut limits = to_map(&group.limits())?;
+    if let Some(Value::Object(given)) = arguments.into_iter().next().map(|(_, given)| given) {
+        limits.extend(given);
+    }
+    let limits = super::typed(limits)?;
+    group
+        .set_limits(limits)
+        .map_err(|error| QmpError::generic(error.to_string()))
+}
+
+pub(super) fn query_iothreads(registry: &mut Registry, _: Nothing) -> Outcome {
+    let info = |(id, object): (&str, &Object)| {
+        let Object::IoThread(iothread) = object else {
+            return None;
+        };
+        let IoThreadOptions {
+            poll_max_ns,
+            poll_grow,
+            poll_shrink,
+            aio_max_batch,
+            ..
+        } = iothread.options();
+        let thread_id = iothread.thread().map_or(0, |thread| thread.thread_id());
+        Some(json!({
+            "id": id, "thread-id": thread_id, "poll-max-ns": poll_max_ns, "poll-grow": poll_grow,
+            "poll-shrink": poll_shrink, "aio-max-batch": aio_max_batch,
+        }))
+    };
+    Ok(registry.objects().filter_map(info).collect())
+}
