@@ -29,7 +29,8 @@ pub(crate) type Scenario = (&'static str, Box<dyn FnMut()>);
 /// The scenarios that execute the same instructions every time.
 pub(crate) fn deterministic() -> Vec<Scenario> {
     vec![
-        ("chains", chains()),
+        ("chains", chains(Ring::new())),
+        ("indirect_chains", chains(Ring::indirect())),
         ("used_ring", used_ring()),
         ("bottom_half", bottom_halves(1)),
         ("bottom_halves", bottom_halves(BATCH)),
@@ -53,8 +54,7 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 /// Takes a batch of three-descriptor chains from a ring and walks each.
-fn chains() -> Box<dyn FnMut()> {
-    let mut ring = Ring::new();
+fn chains(mut ring: Ring) -> Box<dyn FnMut()> {
     Box::new(move || {
         ring.offer();
         ring.take_all();

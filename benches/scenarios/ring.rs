@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use testkit::memory::SharedMemory;
-use testkit::ring::{DriverRing, linked, readable, writable};
+use testkit::ring::{Desc, DriverRing, indirect, linked, readable, table, writable};
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::memory::{GuestMemory, MemoryView, RegionInfo};
 use vhost_user_blk::virtqueue::{Chain, RingAddresses, RingFeatures, SplitRing};
@@ -36,12 +36,9 @@ impl Ring {
         let memory = SharedMemory::new(LEN);
         let driver = DriverRing::new(SIZE, DESC, AVAIL, USED);
         for chain in 0..BATCH {
-            let (first, data) = (chain * 3, DATA + usize::from(chain) * 8192);
             // The sector; the type, 0, is a read.
-            memory.write(data + 8, &(u64::from(chain ^ 1) * 8).to_le_bytes());
-            let at = data as u64;
-            let descs = [readable(at, 16), writable(at + 4096, 4096), writable(at + 16, 1)];
-            driver.put_descs(&memory, first, &linked(first, &descs));
+            memory.write(data(chain) + 8, &(u64::from(chain ^ 1) * 8).to_le_bytes());
+            driver.put_descs(&memory, chain * 3, &linked(chain * 3, &descs(chain)));
         }
         for entry in 0..SIZE {
             memory.store_u16(driver.avail_entry(entry), entry % BATCH * 3);
@@ -63,6 +60,19 @@ impl Ring {
             driver,
             memory,
         }
+    }
+
+    /// The same requests in indirect tables, as Linux makes them.
+    pub(crate) fn indirect() -> Self {
+        let ring = Self::new();
+        for chain in 0..BATCH {
+            let (at, table) = (data(chain) + 32, table(&linked(0, &descs(chain))));
+            ring.memory.write(at, &table);
+            let len = u32::try_from(table.len()).expect("it is short");
+            let head = [indirect(at as u64, len)];
+            ring.driver.put_descs(&ring.memory, chain * 3, &head);
+        }
+        ring
     }
 
     pub(crate) fn table(&self) -> Arc<GuestMemory> {
@@ -125,4 +135,14 @@ impl Ring {
         let used_idx = self.driver.published(&self.memory);
         self.driver.set_used_event(&self.memory, used_idx);
     }
+}
+
+/// The place of a request's header, status and indirect table; its data follow 4096 bytes later.
+fn data(chain: u16) -> usize {
+    DATA + usize::from(chain) * 8192
+}
+
+fn descs(chain: u16) -> [Desc; 3] {
+    let at = data(chain) as u64;
+    [readable(at, 16), writable(at + 4096, 4096), writable(at + 16, 1)]
 }

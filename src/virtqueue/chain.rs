@@ -115,9 +115,14 @@ impl Chain {
         if !table.len().is_multiple_of(16) || len == 0 || len > MAX_TABLE {
             return Err(bad_length);
         }
+        let whole = whole_table(memory, table);
         let mut index = 0;
         for _ in 0..len {
-            let descriptor = table_entry(memory, table.addr().0, index)?;
+            let descriptor = match whole {
+                // SAFETY: the table has `len` entries, and `index` is below that.
+                Some(first) => unsafe { read_descriptor(first.add(16 * usize::from(index))) },
+                None => table_entry(memory, table.addr().0, index)?,
+            };
             if descriptor.flags() & INDIRECT != 0 {
                 return Err(ChainError::UnexpectedIndirect);
             }
@@ -134,7 +139,9 @@ impl Chain {
     }
 
     /// Adds the buffer of one descriptor, which may span adjacent regions.
-    #[inline]
+    ///
+    /// Always inlined: as a function it takes a quarter more instructions for a walk.
+    #[inline(always)]
     fn add(
         &mut self,
         memory: &MemoryView,
@@ -150,44 +157,40 @@ impl Chain {
         } else {
             self.readable += len;
         }
-        let missing = push_range(memory, addr, len, iov);
-        if let Some(addr) = missing {
-            self.miss(memory, addr)?;
-        }
-        if !writable && missing.is_none() {
+        let pushed = push_piece(memory, addr, len, iov);
+        let mapped = pushed == len || self.add_rest(memory, addr.wrapping_add(pushed), len - pushed, iov)?;
+        if !writable && mapped {
             self.readable_ranges = iov.as_slice().len();
         } else if writable && len > 0 {
-            self.last_writable_mapped = missing.is_none();
+            self.last_writable_mapped = mapped;
         }
         Ok(())
     }
 
-    /// Deals with a range that is not mapped at `addr`.
+    /// Adds the rest of a buffer that goes on after the end of a region. Returns whether all of it is mapped.
     #[cold]
-    fn miss(&mut self, memory: &MemoryView, addr: u64) -> Result<(), ChainError> {
-        if memory.was_removed(addr) {
-            return Err(ChainError::Removed(addr));
+    fn add_rest(
+        &mut self,
+        memory: &MemoryView,
+        addr: u64,
+        len: u64,
+        iov: &mut IoVecs,
+    ) -> Result<bool, ChainError> {
+        let Some(missing) = push_pieces(memory, addr, len, iov) else {
+            return Ok(true);
+        };
+        if memory.was_removed(missing) {
+            return Err(ChainError::Removed(missing));
         }
         self.fault = true;
-        Ok(())
+        Ok(false)
     }
 }
 
-/// Adds `len` bytes of guest memory to the list.
+/// Adds `left` bytes of guest memory to the list.
 ///
 /// Returns the first address that is not mapped, if there is one. The list then holds the bytes before it.
-#[inline(always)]
-fn push_range(memory: &MemoryView, addr: u64, len: u64, iov: &mut IoVecs) -> Option<u64> {
-    let pushed = push_piece(memory, addr, len, iov);
-    if pushed == len {
-        return None;
-    }
-    push_rest(memory, addr.wrapping_add(pushed), len - pushed, iov)
-}
-
-/// Adds what other regions than the first one hold of a range.
-#[cold]
-fn push_rest(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> Option<u64> {
+fn push_pieces(memory: &MemoryView, mut addr: u64, mut left: u64, iov: &mut IoVecs) -> Option<u64> {
     while left > 0 {
         let pushed = push_piece(memory, addr, left, iov);
         if pushed == 0 {
@@ -215,8 +218,15 @@ fn push_piece(memory: &MemoryView, addr: u64, len: u64, iov: &mut IoVecs) -> u64
     len
 }
 
-/// Copies entry `index` of an indirect table.
+/// Returns the address at which we access an indirect table, if one region holds all of it.
 #[inline]
+fn whole_table(memory: &MemoryView, table: Descriptor) -> Option<*const u8> {
+    let (first, left) = memory.resolve(table.addr().0)?;
+    (left >= u64::from(table.len())).then(|| own(first.cast(), memory.own_distance()).cast_const())
+}
+
+/// Copies entry `index` of an indirect table that one region does not hold.
+#[cold]
 fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor, ChainError> {
     let not_mapped = ChainError::IndirectNotMapped(table);
     let addr = table.checked_add(16 * u64::from(index)).ok_or(not_mapped)?;
@@ -242,28 +252,32 @@ fn missing(memory: &MemoryView, addr: u64, never_mapped: ChainError) -> ChainErr
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
     use super::*;
     use crate::memory::{GuestMemory, RegionInfo, memfd};
+    use crate::virtqueue::{RingAddresses, RingFeatures};
 
-    /// Two regions side by side, and one behind a gap of the same size.
-    fn memory() -> GuestMemory {
+    /// Two regions side by side, and one behind a gap of the same size, on the pages of one file.
+    fn memory() -> (File, GuestMemory) {
+        let file = memfd(c"memory", 0x4000).unwrap();
         let table = [0, 0x1000, 0x3000].map(|guest| {
             let info = RegionInfo {
                 guest,
                 len: 0x1000,
                 user: guest,
-                file_offset: 0,
+                file_offset: guest,
             };
-            (info, memfd(c"region", 0x1000).unwrap())
+            (info, file.try_clone().unwrap())
         });
-        GuestMemory::map(table).unwrap()
+        (file, GuestMemory::map(table).unwrap())
     }
 
     #[test]
     fn a_buffer_may_span_adjacent_regions() {
-        let view = MemoryView::new(Arc::new(memory()));
+        let view = MemoryView::new(Arc::new(memory().1));
         for (addr, len, missing, pieces) in [
             (0xff0, 0x10, None, &[(0xff0, 0x10)][..]),
             (0xff0, 0x11, None, &[(0xff0, 0x10), (0x1000, 1)]),
@@ -274,16 +288,67 @@ mod tests {
             (0x2000, 0, None, &[]),
             (u64::MAX, 2, Some(u64::MAX), &[]),
         ] {
-            let mut iov = IoVecs::new();
-            assert_eq!(
-                push_range(&view, addr, len, &mut iov),
-                missing,
-                "{addr:#x} {len:#x}"
-            );
+            let (mut chain, mut iov) = (Chain::default(), IoVecs::new());
+            let buffer = Descriptor::new(addr, len, 0, 0);
+            chain.add(&view, buffer, &mut iov).unwrap();
+            assert_eq!(chain.fault, missing.is_some(), "{addr:#x} {len:#x}");
+            let found = push_pieces(&view, addr, len.into(), &mut IoVecs::new());
+            assert_eq!(found, missing, "{addr:#x} {len:#x}");
             let piece =
                 |range: &libc::iovec| (view.guest_address(range.iov_base.cast()).unwrap(), range.iov_len);
             let found: Vec<_> = iov.as_slice().iter().map(piece).collect();
             assert_eq!(found, pieces, "{addr:#x} {len:#x}");
         }
+    }
+
+    /// A ring of 8 descriptors at the start of guest memory.
+    fn ring(memory: &GuestMemory) -> SplitRing {
+        let addresses = RingAddresses {
+            desc: 0,
+            avail: 0x400,
+            used: 0x800,
+        };
+        let features = RingFeatures {
+            event_idx: false,
+            indirect: true,
+        };
+        SplitRing::new(memory, addresses, 8, 0, features).unwrap()
+    }
+
+    fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
+        let (len, flags, next) = (len.to_le_bytes(), flags.to_le_bytes(), next.to_le_bytes());
+        [&addr.to_le_bytes()[..], &len, &flags, &next].concat()
+    }
+
+    /// Walks a chain of one, two and four readable bytes in an indirect table of `entries` at `at`, cut after `used`
+    /// entries. Returns the number of readable bytes.
+    fn walk_table(at: u64, entries: u32, used: u16) -> Result<u64, ChainError> {
+        let (file, memory) = memory();
+        let (ring, view) = (ring(&memory), MemoryView::new(Arc::new(memory)));
+        file.write_all_at(&desc(at, 16 * entries, INDIRECT, 0), 0)
+            .unwrap();
+        for entry in 0..used {
+            let more = u16::from(entry + 1 < used);
+            let bytes = desc(0x100, 1 << entry, more, entry + 1);
+            file.write_all_at(&bytes, at + 16 * u64::from(entry)).unwrap();
+        }
+        Chain::walk(&ring, &view, 0, &mut IoVecs::new()).map(|chain| chain.readable)
+    }
+
+    #[test]
+    fn an_indirect_table_may_span_adjacent_regions() {
+        for at in [0xfc0, 0xfd0, 0xfe0, 0xff0, 0x1000, 0x1fd0, 0x3000] {
+            assert_eq!(walk_table(at, 3, 3), Ok(7), "{at:#x}");
+        }
+        // An entry that is cut by the end of a region, or not mapped.
+        for at in [0xff8, 0x1fe0, 0x1ff8, 0x2000] {
+            let error = Err(ChainError::IndirectNotMapped(at));
+            assert_eq!(walk_table(at, 3, 3), error, "{at:#x}");
+        }
+        assert_eq!(
+            walk_table(0x1fe0, 3, 2),
+            Ok(3),
+            "entries that are not used need not be mapped"
+        );
     }
 }
