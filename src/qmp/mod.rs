@@ -15,6 +15,7 @@ mod error;
 pub mod events;
 mod fdsets;
 mod json;
+mod limiter;
 mod mailbox;
 mod monitor;
 pub mod schema;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::to_value;
+use super::convert::to_value;
 use crate::blk::stats::Figures;
 use crate::daemon::disks::Disk;
 use crate::daemon::registry::Registry;

@@ -4,6 +4,7 @@
 //! time is answered when it is over; neither thread waits for it.
 
 mod blockstats;
+mod convert;
 mod nodes;
 mod qom;
 mod types;
@@ -12,11 +13,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use self::convert::{Nothing, to_value, typed};
 use self::qom::{qom_get, qom_list, qom_set};
 use super::Handle;
-use super::options::{ExportOptions, Origin, read};
+use super::options::ExportOptions;
 use super::registry::{Notice, OperationError, Registry, RemoveMode};
-use crate::error_chain::chain;
 use crate::qmp::events::BLOCK_EXPORT_DELETED;
 use crate::qmp::schema::{Object, Type};
 use crate::qmp::{Command, Events, Outcome, QmpError, Reply, Run, Scope};
@@ -25,12 +26,6 @@ const NOTHING: Type = Type::Object(Object::EMPTY);
 
 type Arguments = Map<String, Value>;
 type Later = fn(&mut Scope<'_, Handle>, Arguments, Reply);
-
-impl From<OperationError> for QmpError {
-    fn from(error: OperationError) -> Self {
-        Self::generic(chain(&error))
-    }
-}
 
 /// Tells clients what has happened to the registry.
 pub(super) fn tell(clients: &Events, notice: &Notice) {
@@ -128,10 +123,6 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     ]
 }
 
-/// The arguments of a command without any.
-#[derive(Debug, Deserialize)]
-struct Nothing {}
-
 /// Reads arguments, and runs the rest of a command on the main thread.
 fn on_registry<T: DeserializeOwned + Send + 'static>(
     scope: &Scope<'_, Handle>,
@@ -145,14 +136,6 @@ fn on_registry<T: DeserializeOwned + Send + 'static>(
             .call(move |registry| reply.send(run(registry, arguments))),
         Err(refusal) => reply.send(Err(refusal)),
     }
-}
-
-fn typed<T: DeserializeOwned>(arguments: Arguments) -> Result<T, QmpError> {
-    read(arguments.into(), Origin::Json).map_err(|error| QmpError::generic(error.to_string()))
-}
-
-fn to_value(value: &impl serde::Serialize) -> Outcome {
-    serde_json::to_value(value).map_err(|error| QmpError::generic(error.to_string()))
 }
 
 fn object_add(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::to_value;
+use super::convert::to_value;
 use crate::daemon::registry::{Node, Registry};
 use crate::qmp::{Outcome, QmpError};
 

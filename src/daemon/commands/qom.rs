@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Nothing, to_value};
+use super::convert::{Nothing, to_value, typed};
+use super::types;
 use crate::daemon::options::{IoThreadOptions, ObjectType};
 use crate::daemon::registry::{Object, Registry};
 use crate::qmp::{ErrorClass, Outcome, QmpError};
@@ -136,12 +137,12 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
 /// Changes the limits that are given. The others stay.
 fn set_limits(group: &Group, value: Value) -> Result<(), QmpError> {
     let arguments = Map::from_iter([("limits".to_owned(), value)]);
-    crate::qmp::check(&super::types::SET_LIMITS, &arguments)?;
+    crate::qmp::check(&types::SET_LIMITS, &arguments)?;
     let mut limits = to_map(&group.limits())?;
     if let Some(Value::Object(given)) = arguments.into_iter().next().map(|(_, given)| given) {
         limits.extend(given);
     }
-    let limits = super::typed(limits)?;
+    let limits = typed(limits)?;
     group
         .set_limits(limits)
         .map_err(|error| QmpError::generic(error.to_string()))
