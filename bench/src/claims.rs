@@ -3,7 +3,7 @@
 use crate::report::Measured;
 use crate::sample::Summary;
 use crate::stats::{Interval, Verdict};
-use crate::table::short;
+use crate::units::short;
 
 /// Other programs' share of the machine's CPU time above which the report warns.
 const BUSY: f64 = 0.1;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::report::read_json;
 use crate::stats::{Bounds, Interval, unpaired_ratio};
-use crate::table::short;
+use crate::units::short;
 
 /// A smaller change is not worth acting on, however certain it is.
 const TOLERANCE: f64 = 0.03;

@@ -8,7 +8,8 @@ use crate::plot::{Row, bars, batches, curves, escape, latency, mark, ratios};
 use crate::report::{Report, Version};
 use crate::sample::Summary;
 use crate::stats::Bounds;
-use crate::table::{known, per_notification, ratio, ratio_title, short, title};
+use crate::table::{known, per_notification, ratio, ratio_title, title};
+use crate::units::short;
 
 /// Renders the report.
 pub(crate) fn page(report: &Report) -> String {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::args::StorageKind;
-use crate::plan::Plan;
 use crate::scratch::Scratch;
 use crate::units::Random;
 
@@ -34,8 +33,13 @@ impl Image {
 /// Returns an image per disk on the given kind of storage, and creates those that do not exist yet.
 ///
 /// The images are filled with random bytes: holes and zeroes would be read faster than data.
-pub(crate) fn prepare(kind: StorageKind, plan: &Plan, disks: u16, scratch: &Scratch) -> Result<Vec<Image>> {
-    let (disks, size) = (u64::from(disks), plan.image_size);
+pub(crate) fn prepare(
+    kind: StorageKind,
+    (size, fill_size): (u64, u64),
+    disks: u16,
+    scratch: &Scratch,
+) -> Result<Vec<Image>> {
+    let disks = u64::from(disks);
     let each = if disks == 1 {
         size
     } else {
@@ -50,8 +54,7 @@ pub(crate) fn prepare(kind: StorageKind, plan: &Plan, disks: u16, scratch: &Scra
     let image = |i| {
         let path = dir.join(format!("disk-{each}-{i}.img"));
         if !path.exists() {
-            fill(&path, each, plan.fill_size)
-                .with_context(|| format!("create the image {}", path.display()))?;
+            fill(&path, each, fill_size).with_context(|| format!("create the image {}", path.display()))?;
         }
         Ok(Image::File { path, direct })
     };

@@ -12,7 +12,7 @@ use crate::control::{Control, Driven, Outcome, Stage, measure};
 use crate::image::Image;
 use crate::lane::Counts;
 use crate::limit_uring::Uring;
-use crate::load::{Load, Work};
+use crate::load::{Load, Share, Work};
 
 /// Maximum number of threads; more would only wait for each other.
 const MOST_THREADS: usize = 64;
@@ -34,14 +34,6 @@ impl Engine {
             Self::IoUring => "limit:io_uring",
         }
     }
-}
-
-/// One thread's part of the load.
-#[derive(Debug)]
-pub(crate) struct Share {
-    pub(crate) file: File,
-    pub(crate) work: Work,
-    pub(crate) in_flight: usize,
 }
 
 /// Drives the files of `images` with `load`, with as many requests in flight as a backend gets.

@@ -8,7 +8,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use vm_memory::MmapRegion;
 
 use crate::lane::Counts;
-use crate::limit::Share;
+use crate::load::Share;
 
 /// An io_uring with a buffer for each request.
 pub(crate) struct Uring {

@@ -1,5 +1,6 @@
 //! The load that a backend gets.
 
+use std::fs::File;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,14 @@ pub(crate) struct Work {
     blocks: u64,
     random: Random,
     next_block: u64,
+}
+
+/// One thread's part of a load on files without a backend.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub(crate) file: File,
+    pub(crate) work: Work,
+    pub(crate) in_flight: usize,
 }
 
 impl Work {

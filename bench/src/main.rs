@@ -26,6 +26,7 @@ mod limit;
 mod limit_uring;
 mod load;
 mod machine;
+mod output;
 mod plain;
 mod plan;
 mod plot;
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
 
 fn bench(args: &Args) -> Result<()> {
     if let Some(dir) = &args.out {
-        report::check_dir(dir)?;
+        output::check_dir(dir)?;
     }
     let mut plan = Plan::new(args)?;
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -127,5 +128,5 @@ fn render(samples: &Path, out: Option<&Path>) -> Result<()> {
 fn show(measured: Measured, out: Option<&Path>) -> Result<()> {
     let report = Report::new(measured);
     print!("{}", table::table(&report));
-    out.map_or(Ok(()), |dir| report.write(dir))
+    out.map_or(Ok(()), |dir| output::write(&report, dir))
 }

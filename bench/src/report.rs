@@ -1,6 +1,6 @@
-//! The results, and the files they are written to: report.json and report.html.
+//! The results of a run: all samples, and their summaries.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -8,14 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::candidate::Candidate;
-use crate::html;
 use crate::machine::Machine;
 use crate::sample::{Case, Sample, Summary};
 
 /// The version of report.json. See `Measured::schema`.
 pub(crate) const SCHEMA: u32 = 2;
-
-const FILES: [&str; 2] = ["report.json", "report.html"];
 
 /// The measured part of a report. docs/bench-schema.md describes it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,17 +104,6 @@ impl Report {
         }
     }
 
-    /// Writes the report's files to `dir`, which is created if needed.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        create_dir(dir)?;
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        for (name, text) in FILES.into_iter().zip([json, html::page(self)]) {
-            let path = dir.join(name);
-            fs::write(&path, text).with_context(|| format!("--out: write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
     /// Returns the date and time of the measurement for people to read.
     pub(crate) fn date(&self) -> Option<String> {
         let (date, time) = self.measured.started.as_deref()?.split_once('T')?;
@@ -128,31 +114,6 @@ impl Report {
     pub(crate) fn groups(&self) -> impl Iterator<Item = &[Summary]> {
         self.summaries.chunk_by(|a, b| a.case == b.case)
     }
-}
-
-/// Creates `dir` and checks that a report can be written there. Files of an earlier report stay as they are.
-///
-/// # Errors
-/// The directory cannot be created, or a file in it cannot be written.
-pub(crate) fn check_dir(dir: &Path) -> Result<()> {
-    create_dir(dir)?;
-    for path in FILES.map(|name| dir.join(name)) {
-        let is_new = !path.exists();
-        File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("--out: write {}", path.display()))?;
-        if is_new {
-            fs::remove_file(&path).with_context(|| format!("--out: remove {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-fn create_dir(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("--out: create the directory {}", dir.display()))
 }
 
 /// Whether a row measures the host without a backend.

@@ -47,7 +47,8 @@ impl<'a> Runner<'a> {
     pub(crate) fn run(mut self) -> Result<Vec<Sample>> {
         for &storage in &self.plan.storage {
             for &load in &self.plan.loads {
-                let images = image::prepare(storage, self.plan, load.shape.disks, self.scratch)?;
+                let sizes = (self.plan.image_size, self.plan.fill_size);
+                let images = image::prepare(storage, sizes, load.shape.disks, self.scratch)?;
                 self.case(&Case { storage, load }, &images)?;
             }
         }

@@ -7,6 +7,7 @@ use crate::load::Frontend;
 use crate::report::{Report, is_limit};
 use crate::sample::Summary;
 use crate::stats::{Bounds, Verdict};
+use crate::units::short;
 
 const WIDTH: usize = 80;
 
@@ -154,16 +155,6 @@ pub(crate) fn known(figure: f64) -> String {
     match figure {
         0.0 => "-".to_owned(),
         figure => short(figure),
-    }
-}
-
-/// Formats a figure with about three digits.
-pub(crate) fn short(value: f64) -> String {
-    match value {
-        v if v >= 1e6 => format!("{v:.1e}"),
-        v if v >= 100.0 => format!("{v:.0}"),
-        v if v >= 10.0 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
     }
 }
 

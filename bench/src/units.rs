@@ -1,4 +1,4 @@
-//! Parses sizes and times on the command line; a small random number generator.
+//! Parses sizes and times on the command line; formats figures; a small random number generator.
 
 use std::time::Duration;
 
@@ -19,6 +19,16 @@ pub(crate) fn bytes(text: &str) -> Result<u64> {
     number
         .checked_mul(1 << shift)
         .with_context(|| format!("{text} is too large"))
+}
+
+/// Formats a figure with about three digits.
+pub(crate) fn short(value: f64) -> String {
+    match value {
+        v if v >= 1e6 => format!("{v:.1e}"),
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
 }
 
 /// Parses a time in seconds, with a fraction: `2`, `0.5`.

@@ -17,12 +17,18 @@ use crate::throttle::Member;
 #[derive(Debug)]
 pub struct Channel(Kind);
 
-/// With faults or limits, or without.
+/// With limits, or without.
 #[derive(Debug)]
 enum Kind {
+    Unlimited(Unlimited),
+    Throttled(ThrottledChannel<Unlimited>),
+}
+
+/// With faults, or without.
+#[derive(Debug)]
+enum Unlimited {
     Plain(Plain),
     Faulty(FaultyChannel<Plain>),
-    Throttled(ThrottledChannel),
 }
 
 /// The closed set of channels.
@@ -33,21 +39,27 @@ enum Plain {
     NullAio(NullAioChannel),
 }
 
+impl From<Plain> for Channel {
+    fn from(plain: Plain) -> Self {
+        Self(Kind::Unlimited(Unlimited::Plain(plain)))
+    }
+}
+
 impl From<FileChannel> for Channel {
     fn from(channel: FileChannel) -> Self {
-        Self(Kind::Plain(Plain::File(channel)))
+        Plain::File(channel).into()
     }
 }
 
 impl From<NullCoChannel> for Channel {
     fn from(channel: NullCoChannel) -> Self {
-        Self(Kind::Plain(Plain::NullCo(channel)))
+        Plain::NullCo(channel).into()
     }
 }
 
 impl From<NullAioChannel> for Channel {
     fn from(channel: NullAioChannel) -> Self {
-        Self(Kind::Plain(Plain::NullAio(channel)))
+        Plain::NullAio(channel).into()
     }
 }
 
@@ -58,8 +70,7 @@ impl Channel {
     /// Returns how many requests were executed together with one before them.
     pub fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         match &self.0 {
-            Kind::Plain(plain) => plain.submit(batch, completer),
-            Kind::Faulty(faulty) => faulty.submit(batch, completer),
+            Kind::Unlimited(unlimited) => unlimited.submit(batch, completer),
             Kind::Throttled(throttled) => throttled.submit(batch, completer),
         }
     }
@@ -68,7 +79,12 @@ impl Channel {
     /// go.
     #[must_use]
     pub fn with_limits(self, ctx: &AioContext, member: &Arc<Member>) -> Self {
-        Self(Kind::Throttled(ThrottledChannel::new(ctx, self, member)))
+        match self.0 {
+            Kind::Unlimited(unlimited) => {
+                Self(Kind::Throttled(ThrottledChannel::new(ctx, unlimited, member)))
+            }
+            throttled @ Kind::Throttled(_) => Self(throttled),
+        }
     }
 
     /// Starts all requests that wait for their throttle group, for somebody waits for their end.
@@ -82,9 +98,8 @@ impl Channel {
     #[must_use]
     pub fn sibling(&self) -> Self {
         Self(match &self.0 {
-            Kind::Plain(plain) => Kind::Plain(plain.sibling()),
-            Kind::Faulty(faulty) => Kind::Faulty(faulty.with(faulty.inner().sibling())),
-            Kind::Throttled(throttled) => Kind::Throttled(throttled.sibling()),
+            Kind::Unlimited(unlimited) => Kind::Unlimited(unlimited.sibling()),
+            Kind::Throttled(throttled) => Kind::Throttled(throttled.with(throttled.inner().sibling())),
         })
     }
 
@@ -93,7 +108,10 @@ impl Channel {
     #[must_use]
     pub fn with_faults(self, ctx: &AioContext, faults: Arc<Faults>, block: u32) -> Self {
         match self.0 {
-            Kind::Plain(plain) => Self(Kind::Faulty(FaultyChannel::new(ctx, plain, faults, block))),
+            Kind::Unlimited(Unlimited::Plain(plain)) => {
+                let faulty = FaultyChannel::new(ctx, plain, faults, block);
+                Self(Kind::Unlimited(Unlimited::Faulty(faulty)))
+            }
             other => Self(other),
         }
     }
@@ -101,7 +119,26 @@ impl Channel {
     /// Returns whether a worker was asked to help with a batch, and is not back. For tests.
     #[doc(hidden)]
     pub fn is_sharing(&self) -> bool {
-        matches!(&self.0, Kind::Plain(Plain::File(file)) if file.is_sharing())
+        matches!(&self.0, Kind::Unlimited(Unlimited::Plain(Plain::File(file))) if file.is_sharing())
+    }
+}
+
+impl Unlimited {
+    fn sibling(&self) -> Self {
+        match self {
+            Self::Plain(plain) => Self::Plain(plain.sibling()),
+            Self::Faulty(faulty) => Self::Faulty(faulty.with(faulty.inner().sibling())),
+        }
+    }
+}
+
+impl Submit for Unlimited {
+    #[inline]
+    fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
+        match self {
+            Self::Plain(plain) => plain.submit(batch, completer),
+            Self::Faulty(faulty) => faulty.submit(batch, completer),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use super::channel::Channel;
+use super::fault::channel::Submit;
 use crate::aio::{AioContext, BottomHalf, Timer};
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
@@ -17,30 +17,30 @@ use crate::throttle::{Direction, Lane, Member, Turn};
 
 /// A channel with limits. IOThread only.
 #[derive(Debug)]
-pub(super) struct ThrottledChannel {
-    channel: Rc<Channel>,
-    shared: Rc<Shared>,
+pub(super) struct ThrottledChannel<C> {
+    channel: Rc<C>,
+    shared: Rc<Shared<C>>,
 }
 
 /// What the queues of a disk share on one IOThread.
-struct Shared {
+struct Shared<C> {
     lane: Lane,
-    waiting: [RefCell<VecDeque<Waiting>>; 2],
+    waiting: [RefCell<VecDeque<Waiting<C>>>; 2],
     timer: Timer,
     /// Others wake us up with it.
     _wake: BottomHalf,
 }
 
-struct Waiting {
+struct Waiting<C> {
     request: Box<IoRequest>,
     completer: Rc<dyn Completer>,
-    channel: Rc<Channel>,
+    channel: Rc<C>,
 }
 
-impl ThrottledChannel {
-    pub(super) fn new(ctx: &AioContext, channel: Channel, member: &Arc<Member>) -> Self {
-        let shared = Rc::new_cyclic(|me: &Weak<Shared>| {
-            let look = |me: &Weak<Shared>| {
+impl<C: Submit + 'static> ThrottledChannel<C> {
+    pub(super) fn new(ctx: &AioContext, channel: C, member: &Arc<Member>) -> Self {
+        let shared = Rc::new_cyclic(|me: &Weak<Shared<C>>| {
+            let look = |me: &Weak<Shared<C>>| {
                 let me = Weak::clone(me);
                 move |_: &AioContext| {
                     if let Some(shared) = me.upgrade() {
@@ -62,11 +62,16 @@ impl ThrottledChannel {
         }
     }
 
-    pub(super) fn sibling(&self) -> Self {
+    /// Makes a channel for another queue of the disk.
+    pub(super) fn with(&self, channel: C) -> Self {
         Self {
-            channel: Rc::new(self.channel.sibling()),
+            channel: Rc::new(channel),
             shared: Rc::clone(&self.shared),
         }
+    }
+
+    pub(super) fn inner(&self) -> &C {
+        &self.channel
     }
 
     pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
@@ -106,7 +111,7 @@ impl ThrottledChannel {
     }
 }
 
-impl Shared {
+impl<C: Submit> Shared<C> {
     fn follow(&self, turn: Turn) {
         if let Some(wait) = turn.timer {
             self.timer.arm_in(wait);
@@ -134,10 +139,10 @@ impl Shared {
 }
 
 /// Takes the first requests that came from one queue, `left` at most.
-fn take_batch(
-    waiting: &mut VecDeque<Waiting>,
+fn take_batch<C>(
+    waiting: &mut VecDeque<Waiting<C>>,
     left: &mut usize,
-) -> Option<(Requests, Rc<Channel>, Rc<dyn Completer>)> {
+) -> Option<(Requests, Rc<C>, Rc<dyn Completer>)> {
     if *left == 0 {
         return None;
     }
@@ -172,7 +177,7 @@ fn cost(request: &IoRequest) -> Option<(Direction, u64)> {
     }
 }
 
-impl fmt::Debug for Shared {
+impl<C> fmt::Debug for Shared<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let waiting = self.waiting.each_ref().map(|waiting| waiting.borrow().len());
         f.debug_struct("Shared")

@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::{Row, WIDTH, label, open};
-use crate::table::short;
+use crate::units::short;
 
 const ROW: f64 = 46.0;
 

@@ -1,7 +1,8 @@
 use std::fmt::Write as _;
 
 use super::{Frame, RIGHT, Row, escape, label, open, step};
-use crate::table::{ratio, short};
+use crate::table::ratio;
+use crate::units::short;
 
 const ROW: f64 = 34.0;
 

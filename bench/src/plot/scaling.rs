@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use super::{Frame, Row, open, step};
 use crate::args::Shape;
 use crate::sample::Summary;
-use crate::table::short;
+use crate::units::short;
 
 /// The name of one number of a shape, a function that returns it, and one that returns the other two.
 type Axis = (&'static str, fn(Shape) -> u16, fn(Shape) -> [u16; 2]);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::aio::Remote;
-use crate::engine::{BlockNode, Choice, Resources};
+use crate::engine::{BlockNode, Channel, Choice, Resources};
 use crate::io::IoRange;
 use crate::iothread::{IoThread, IoThreadParams};
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
