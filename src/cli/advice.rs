@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn causes_come_before_advice() {
         let text = told(engine::Error::IoUring(os(libc::EPERM)), Form::Short);
-        assert!(text.starts_with("no io_uring: it is switched off"), "{text}");
+        assert!(text.starts_with("no io_uring: it is disabled"), "{text}");
         assert!(
             text.ends_with("(os error 1); choose --aio threads or auto"),
             "{text}"

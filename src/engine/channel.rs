@@ -1,4 +1,4 @@
-//! The way of a queue's requests to a disk, on one IOThread.
+//! Channels: the path of a queue's requests to a disk, on one IOThread.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,26 +12,26 @@ use crate::aio::AioContext;
 use crate::io::{Completer, Requests};
 use crate::throttle::Member;
 
-/// A channel to a disk. IOThread only. Each queue has one of its own; those of one disk and IOThread are siblings and share
-/// what is expensive.
+/// A channel to a disk. IOThread only. Each queue has its own. The channels of a disk on one IOThread are siblings,
+/// which share expensive resources.
 #[derive(Debug)]
 pub struct Channel(Kind);
 
-/// With limits, or without.
+/// A channel with or without limits.
 #[derive(Debug)]
 enum Kind {
     Unlimited(Unlimited),
     Throttled(ThrottledChannel<Unlimited>),
 }
 
-/// With faults, or without.
+/// A channel with or without faults.
 #[derive(Debug)]
 enum Unlimited {
     Plain(Plain),
     Faulty(FaultyChannel<Plain>),
 }
 
-/// The closed set of channels.
+/// The kinds of plain channels.
 #[derive(Debug)]
 enum Plain {
     File(FileChannel),
@@ -64,10 +64,10 @@ impl From<NullAioChannel> for Channel {
 }
 
 impl Channel {
-    /// Starts every request of the batch, and leaves the list empty. Each comes back to `completer` exactly once: what is
-    /// over at once during this call, the rest later. Call it in a defer scope.
+    /// Starts every request of the batch, and empties the list. Each request comes back to `completer` exactly once,
+    /// either during this call or later. Call this inside a defer scope.
     ///
-    /// Returns how many requests were executed together with one before them.
+    /// Returns the number of requests that were merged into an earlier one.
     pub fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         match &self.0 {
             Kind::Unlimited(unlimited) => unlimited.submit(batch, completer),
@@ -75,8 +75,8 @@ impl Channel {
         }
     }
 
-    /// Makes requests on this channel, and on siblings made from it, wait until the throttle group of `member` lets them
-    /// go.
+    /// Makes requests on this channel, and on siblings made from it, wait until the throttle group of `member` admits
+    /// them.
     #[must_use]
     pub fn with_limits(self, ctx: &AioContext, member: &Arc<Member>) -> Self {
         match self.0 {
@@ -87,14 +87,14 @@ impl Channel {
         }
     }
 
-    /// Starts all requests that wait for their throttle group, for somebody waits for their end.
+    /// Starts all requests that wait for their throttle group, because a stopping ring waits for them.
     pub fn release_waiting(&self) {
         if let Kind::Throttled(throttled) = &self.0 {
             throttled.release();
         }
     }
 
-    /// Makes another channel to the same disk, for another queue of the same IOThread.
+    /// Creates another channel to the same disk, for another queue of the same IOThread.
     #[must_use]
     pub fn sibling(&self) -> Self {
         Self(match &self.0 {
@@ -103,8 +103,8 @@ impl Channel {
         })
     }
 
-    /// Makes requests on this channel, and on siblings made from it, go wrong as `faults` say; `block` is the size of the
-    /// disk's logical blocks.
+    /// Injects `faults` into requests on this channel, and on siblings made from it. `block` is the disk's logical
+    /// block size.
     #[must_use]
     pub fn with_faults(self, ctx: &AioContext, faults: Arc<Faults>, block: u32) -> Self {
         match self.0 {
@@ -116,7 +116,7 @@ impl Channel {
         }
     }
 
-    /// Returns whether a worker was asked to help with a batch, and is not back. For tests.
+    /// Returns whether a worker is still helping with a batch. For tests.
     #[doc(hidden)]
     pub fn is_sharing(&self) -> bool {
         matches!(&self.0, Kind::Unlimited(Unlimited::Plain(Plain::File(file))) if file.is_sharing())

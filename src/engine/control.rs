@@ -1,4 +1,4 @@
-//! Operations on a disk that other threads ask for: nobody but an IOThread executes anything, and nobody blocks.
+//! Operations on a disk that other threads request. Only an IOThread starts them, and it never blocks.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +16,7 @@ pub struct NodeControl {
     channel: Remote<Channel>,
 }
 
-/// Takes the one request back.
+/// The completer of a single request.
 struct Once<F>(Cell<Option<F>>);
 
 impl<F: FnOnce(io::Result<()>)> Completer for Once<F> {
@@ -28,17 +28,18 @@ impl<F: FnOnce(io::Result<()>)> Completer for Once<F> {
 }
 
 impl NodeControl {
-    /// Makes a handle to `channel`. To be called on the IOThread, whose context `ctx` is.
+    /// Creates a handle to `channel`. Call this on the IOThread to which `ctx` belongs.
     pub fn new(ctx: &AioContext, channel: Channel) -> Self {
         Self {
             channel: Remote::new(ctx, Rc::new(channel)),
         }
     }
 
-    /// Starts an operation without memory or ranges, such as a flush; `done` gets the result, on the IOThread.
+    /// Starts an operation without memory or ranges, such as a flush. `done` is called with the result, on the
+    /// IOThread.
     ///
     /// # Errors
-    /// The IOThread has ended; `done` is not called.
+    /// The IOThread has ended. `done` is not called.
     pub fn submit(&self, op: IoOp, done: impl FnOnce(io::Result<()>) + Send + 'static) -> Result<(), Gone> {
         self.channel.post(move |channel| {
             let _scope = DeferScope::enter();
@@ -49,23 +50,23 @@ impl NodeControl {
         })
     }
 
-    /// As [`submit`](Self::submit), for somebody who waits; how, is up to the caller.
+    /// Like [`submit`](Self::submit), but returns a receiver of the result.
     ///
     /// # Errors
     /// The IOThread has ended.
     pub fn start(&self, op: IoOp) -> Result<Receiver<io::Result<()>>, Gone> {
         let (reply, result) = mpsc::sync_channel(1);
         self.submit(op, move |result| {
-            // A caller that no longer waits has no use for it.
+            // The caller may have stopped waiting.
             let _ = reply.send(result);
         })?;
         Ok(result)
     }
 
-    /// Executes an operation, and waits for it as long as it takes. Not on an IOThread.
+    /// Executes an operation and waits for its end. Any thread but an IOThread.
     ///
     /// # Errors
-    /// Those of the operation; or the IOThread has ended.
+    /// The operation failed, or the IOThread has ended.
     pub fn run(&self, op: IoOp) -> io::Result<()> {
         let result = self.start(op).map_err(io::Error::other)?;
         result.recv().map_err(|_| io::Error::other(Gone))?

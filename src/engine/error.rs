@@ -1,57 +1,57 @@
-//! Why an engine cannot be had.
+//! Errors of choosing or setting up an engine.
 
 use std::io;
 
 use crate::aio;
 
-/// Why an engine cannot be had. What to do about it depends on the words in which it was asked for.
+/// The reason why an engine is not available. The command line adds advice, because only it knows the options.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The kernel gives no ring.
+    /// No io_uring can be created.
     #[error("no io_uring: {}", io_uring_reason(.0))]
     IoUring(#[source] io::Error),
 
-    /// The kernel gives no AIO context.
+    /// No Linux AIO context can be created.
     #[error("no Linux AIO: {}", native_reason(.0))]
     Native(#[source] io::Error),
 
-    /// Linux AIO was asked for where its submission blocks.
+    /// Linux AIO was chosen for buffered I/O, where its submission blocks.
     #[error("without O_DIRECT, Linux AIO would block the IOThread for each request")]
     NativeBuffered,
 
-    /// There is nothing that the kernel could do I/O on.
+    /// A kernel engine was chosen for a disk without a file.
     #[error("io_uring and Linux AIO need a file")]
     NoFile,
 
-    /// A disk that a timer completes has no engine to choose.
-    #[error("a null disk with a latency is completed by a timer, and not by an engine")]
+    /// An engine was chosen for a disk whose requests a timer completes.
+    #[error("a null disk with a latency is completed by a timer and has no engine")]
     Timer,
 
     /// The completion eventfd cannot be watched.
-    #[error("completions cannot be watched")]
+    #[error("cannot watch the eventfd of the engine's completions")]
     Watch(#[from] aio::Error),
 }
 
 fn io_uring_reason(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => "the kernel has none",
+        Some(libc::ENOSYS) => "the kernel does not support it",
         Some(libc::EPERM | libc::EACCES) => {
-            "it is switched off (sysctl kernel.io_uring_disabled) or not allowed here"
+            "it is disabled (sysctl kernel.io_uring_disabled) or not allowed here"
         }
         Some(libc::ENOMEM) => "its memory exceeds the limit (ulimit -l)",
         Some(libc::EMFILE | libc::ENFILE) => "no file descriptor is left for it (ulimit -n)",
-        Some(libc::EINVAL) | None => "the kernel's is too old",
+        Some(libc::EINVAL) | None => "the kernel is too old for it",
         _ => "it cannot be set up",
     }
 }
 
 fn native_reason(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => "the kernel has none",
+        Some(libc::ENOSYS) => "the kernel does not support it",
         Some(libc::EPERM | libc::EACCES) => "it is not allowed here",
         Some(libc::EMFILE | libc::ENFILE) => "no file descriptor is left for it (ulimit -n)",
-        Some(libc::EAGAIN) => "the system's limit is used up (sysctl fs.aio-max-nr)",
+        Some(libc::EAGAIN) => "the system's limit is reached (sysctl fs.aio-max-nr)",
         _ => "it cannot be set up",
     }
 }

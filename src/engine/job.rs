@@ -1,4 +1,4 @@
-//! Requests on their way through the thread pool: each in a recycled box, which knows what executes it.
+//! Requests in the thread pool. Each travels in a recycled box, together with its executor.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,18 +11,18 @@ use crate::aio::AioContext;
 use crate::io::IoRequest;
 use crate::thread_pool::{Outcome, Work};
 
-/// Something that executes requests with blocking calls. Any thread.
+/// An executor of requests with blocking calls. Any thread.
 pub(super) trait Execute: Send + Sync + 'static {
-    /// Executes the request, and its followers, and sets their results.
+    /// Executes the request and its followers, and sets their results.
     fn execute(&self, request: &mut IoRequest);
 }
 
-/// Boxes for the requests of one disk on one IOThread. IOThread only.
+/// The boxes for requests of one disk on one IOThread. IOThread only.
 #[derive(Debug)]
 pub(super) struct Jobs<E> {
     executor: Arc<E>,
-    /// As many as ever were in the pool at the same time.
-    #[allow(clippy::vec_box, reason = "each box is handed on as it is")]
+    /// Boxes without a request. Their number is bounded by the requests that were ever in the pool at the same time.
+    #[allow(clippy::vec_box, reason = "each box moves on without a copy")]
     idle: RefCell<Vec<Box<Job<E>>>>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Jobs<E> {
 struct Job<E> {
     executor: Arc<E>,
     request: Option<Box<IoRequest>>,
-    /// Where the box goes afterwards. Set while there is a request.
+    /// The list to which the box returns. Set while there is a request.
     home: Option<SendWrapper<Rc<Jobs<E>>>>,
 }
 
@@ -47,7 +47,7 @@ impl<E: Execute> Jobs<E> {
         &self.executor
     }
 
-    /// Makes a job of a request.
+    /// Wraps a request in a job for the pool.
     pub(super) fn job(self: &Rc<Self>, request: Box<IoRequest>) -> Box<dyn Work> {
         let idle = self.idle.borrow_mut().pop();
         let mut job = idle.unwrap_or_else(|| {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_a_worker_fails_every_member_of_a_group() {
+    fn a_workers_panic_fails_all_merged_requests() {
         let (back, ctx) = (Rc::<Back>::default(), AioContext::new().unwrap());
         let jobs = Jobs::new(Arc::new(Nothing));
         for (outcome, errno) in [

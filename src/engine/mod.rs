@@ -1,9 +1,11 @@
-//! How I/O is executed: a batch of requests is handed down, and each comes back to its completer, now or later.
+//! The execution of I/O: the device passes down a batch of requests, and each comes back to its completer, now or
+//! later.
 //!
-//! A [`BlockNode`] is a disk: its properties and its lock. A [`Channel`] is the way to it on one IOThread, and
-//! [`Channel::submit`] the one way in: what takes no waiting is executed during the call, the rest comes back later, on
-//! the same IOThread, inside a defer scope. What the disks of an IOThread share is in its [`Resources`]. Other threads ask for a flush or a look at the size through a
-//! [`NodeControl`]. A [`Plan`] says how a disk's requests are executed.
+//! A [`BlockNode`] is a disk: its properties and its lock. A [`Channel`] leads to a disk from one IOThread.
+//! [`Channel::submit`] is the only way to do I/O. Requests that need not wait are executed during the call. The others
+//! complete later, on the same IOThread, inside a defer scope. The [`Resources`] of an IOThread are shared by its
+//! disks. Other threads request a flush or a new look at the size through a [`NodeControl`]. A [`Plan`] determines how
+//! a disk's requests are executed.
 
 mod channel;
 mod control;

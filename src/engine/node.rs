@@ -1,6 +1,6 @@
-//! Block nodes: the disks that requests can be about, each with its properties and its lock.
+//! Block nodes: disks with their properties and their locks.
 //!
-//! A node is shared by all threads and does no I/O by itself. Every IOThread opens a [`Channel`] to it, which does.
+//! A node is shared by all threads and does no I/O by itself. Every IOThread opens a [`Channel`] to it for that.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use super::plan::{Choice, Executor, Plan};
 use super::resources::Resources;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, OpenOptions, RawFile};
 
-/// A disk. The closed set of its kinds.
+/// A disk.
 #[derive(Debug)]
 pub enum BlockNode {
     /// A regular file or a block device.
     File(Arc<RawFile>),
-    /// Stores nothing, and answers at once.
+    /// A disk that stores nothing and answers at once.
     NullCo(Arc<NullDisk>),
-    /// Stores nothing, and answers later.
+    /// A disk that stores nothing and answers after a delay.
     NullAio(Arc<NullDisk>, Duration),
 }
 
@@ -34,8 +34,8 @@ impl From<RawFile> for BlockNode {
 impl BlockNode {
     /// Opens a regular file or a block device.
     ///
-    /// On a writable regular file this asks for a hole behind its end, to see whether holes are supported; that changes
-    /// no data.
+    /// On a writable regular file this punches a hole past the end, to find out whether holes are supported. That
+    /// changes no data.
     ///
     /// # Errors
     /// See [`enum@storage::Error`].
@@ -43,17 +43,17 @@ impl BlockNode {
         Ok(RawFile::open(options)?.into())
     }
 
-    /// Makes a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers at once.
+    /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers at once.
     pub fn null(size: u64) -> Self {
         Self::NullCo(Arc::new(NullDisk::new(size)))
     }
 
-    /// Makes a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers after `latency`.
+    /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers after `latency`.
     pub fn null_aio(size: u64, latency: Duration) -> Self {
         Self::NullAio(Arc::new(NullDisk::new(size)), latency)
     }
 
-    /// The path of the image, for messages.
+    /// Returns the path of the image, for messages.
     pub fn path(&self) -> &Path {
         match self {
             Self::File(file) => file.path(),
@@ -62,7 +62,7 @@ impl BlockNode {
         }
     }
 
-    /// Bytes on the disk: a positive multiple of the logical block size.
+    /// Returns the size in bytes, a positive multiple of the logical block size.
     pub fn size(&self) -> u64 {
         match self {
             Self::File(file) => file.size(),
@@ -70,7 +70,7 @@ impl BlockNode {
         }
     }
 
-    /// What the disk can do, and what it asks of requests.
+    /// Returns the disk's properties, and its requirements for requests.
     pub fn limits(&self) -> &Limits {
         match self {
             Self::File(file) => file.limits(),
@@ -78,7 +78,7 @@ impl BlockNode {
         }
     }
 
-    /// True once every flush fails, because an earlier one did.
+    /// Returns whether all further flushes will fail.
     pub fn flushes_fail(&self) -> bool {
         match self {
             Self::File(file) => file.flushes_fail(),
@@ -86,7 +86,7 @@ impl BlockNode {
         }
     }
 
-    /// True if the last flush failed: what was written before it may be lost.
+    /// Returns whether the last flush failed, so that data written before it may be lost.
     pub fn last_flush_failed(&self) -> bool {
         match self {
             Self::File(file) => file.last_flush_failed(),
@@ -94,7 +94,7 @@ impl BlockNode {
         }
     }
 
-    /// Makes every flush fail from here on: another process knows that data was lost.
+    /// Makes every flush fail from now on, because a predecessor has lost data.
     pub fn fail_flushes(&self) {
         match self {
             Self::File(file) => file.fail_flushes(),
@@ -102,8 +102,8 @@ impl BlockNode {
         }
     }
 
-    /// Has a witness remember what becomes of flushes through the page cache. It learns at once if they have failed for
-    /// good.
+    /// Sets the witness that records the outcome of flushes through the page cache. It is told at once if flushes have
+    /// failed for good.
     pub fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
         match self {
             Self::File(file) => file.set_flush_witness(witness),
@@ -111,10 +111,10 @@ impl BlockNode {
         }
     }
 
-    /// A process that is gone began a flush, and nobody knows how it ended.
+    /// Records that a predecessor was killed during a flush whose outcome is unknown.
     ///
-    /// The next flush of a file syncs its whole file system, which knows if anything was lost there, and fails then.
-    /// Returns false where nothing can tell (block devices).
+    /// The next flush of a file syncs its whole file system, and fails if that reports a loss. Returns false for a
+    /// block device, where no such check exists.
     pub fn doubt_last_flush(&self) -> bool {
         match self {
             Self::File(file) => file.doubt_last_flush(),
@@ -122,10 +122,10 @@ impl BlockNode {
         }
     }
 
-    /// Returns the limits of a disk that serves this node, with a larger logical block or without writes if asked for.
+    /// Returns the limits of a disk on this node. It may have a larger logical block size, or be read-only.
     ///
     /// # Errors
-    /// The logical block size is not possible, or the node is not a multiple of it.
+    /// The logical block size is not possible, or the node's size is not a multiple of it.
     pub fn limits_for(
         &self,
         logical_block_size: Option<u32>,
@@ -147,11 +147,11 @@ impl BlockNode {
         matches!(self, Self::File(file) if file.is_device())
     }
 
-    /// Locks the image, to write to it or only to read it; gives somebody who is about to let go of it a moment. A disk
+    /// Locks the image for writing or only for reading, and waits a moment for a predecessor to release it. A disk
     /// without an image needs no lock.
     ///
     /// # Errors
-    /// See [`LockError`]. Nothing stays locked.
+    /// See [`LockError`]. No lock is kept then.
     pub fn lock(&self, writes: bool) -> Result<Option<ImageLock>, LockError> {
         match self {
             Self::File(file) if !file.locks() => Ok(None),
@@ -160,10 +160,10 @@ impl BlockNode {
         }
     }
 
-    /// Decides which engine the disk gets, and has the kernel prove that it can.
+    /// Chooses the disk's engine, and checks that the kernel supports it.
     ///
     /// # Errors
-    /// An engine that was asked for by name is not available here.
+    /// The engine was chosen by name, and is not available here.
     pub fn plan(&self, choice: Choice) -> Result<Plan, Error> {
         match self {
             Self::File(file) => Plan::for_file(choice, file),
@@ -172,7 +172,7 @@ impl BlockNode {
         }
     }
 
-    /// Opens a channel to the disk on the calling IOThread, whose `resources` these are, as `plan` says.
+    /// Opens a channel to the disk according to `plan`, on the calling IOThread, which owns `resources`.
     ///
     /// # Errors
     /// The kernel has no resources for a ring, or the ring has no room for another file.

@@ -1,7 +1,7 @@
-//! Disks that store nothing (QEMU's null-co and null-aio), for measuring and testing all the rest.
+//! Disks that store nothing (QEMU's null-co and null-aio), for measuring and testing everything above the storage.
 //!
-//! Writes are forgotten; reads leave the memory as it is. `NullCo` answers during the call, `NullAio` some time later,
-//! from a timer of the IOThread, as storage behind a network does.
+//! Writes are discarded, and reads leave the memory unchanged. `NullCo` completes requests during the call. `NullAio`
+//! completes them later, from a timer of the IOThread, like storage on a network.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -23,13 +23,13 @@ use crate::thread_pool::{ThreadPool, Work};
 #[derive(Debug)]
 pub struct NullDisk {
     size: AtomicU64,
-    /// What `size` becomes when somebody looks at it again.
+    /// The size after the next [`IoOp::RefreshSize`].
     next_size: AtomicU64,
     limits: Limits,
 }
 
 impl NullDisk {
-    /// `size` bytes: a positive multiple of 512.
+    /// Creates a disk of `size` bytes, a positive multiple of 512.
     pub(super) fn new(size: u64) -> Self {
         let limits = Limits {
             logical_block_size: 512,
@@ -49,7 +49,7 @@ impl NullDisk {
     }
 
     pub(super) fn size(&self) -> u64 {
-        // Relaxed: a number on its own.
+        // Relaxed: no other data depends on this number.
         self.size.load(Ordering::Relaxed)
     }
 
@@ -57,7 +57,7 @@ impl NullDisk {
         &self.limits
     }
 
-    /// Makes the disk `size` bytes long, as truncating it does for a file: the next [`IoOp::RefreshSize`] notices.
+    /// Changes the size, like truncating a file. The next [`IoOp::RefreshSize`] makes the new size known.
     pub fn set_len(&self, size: u64) {
         self.next_size.store(size, Ordering::Relaxed);
     }
@@ -95,7 +95,7 @@ impl Execute for NullDisk {
     }
 }
 
-/// A channel that answers during the call, or from a worker of the thread pool (`--aio threads`). IOThread only.
+/// A channel that completes requests during the call, or in the thread pool (`--aio threads`). IOThread only.
 #[derive(Debug)]
 pub(super) struct NullCoChannel {
     disk: Arc<NullDisk>,
@@ -131,7 +131,7 @@ impl NullCoChannel {
     fn answer(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
         for request in batch.iter_mut() {
             match request.op {
-                // The device has checked the place.
+                // The device has checked the range.
                 IoOp::Read | IoOp::Write { .. } | IoOp::Flush => request.result = Ok(()),
                 _ => self.disk.execute(request),
             }
@@ -143,14 +143,14 @@ impl NullCoChannel {
     }
 }
 
-/// A channel that answers from a timer. IOThread only.
+/// A channel that completes requests from a timer. IOThread only.
 pub(super) struct NullAioChannel {
     disk: Arc<NullDisk>,
     latency: Duration,
     shared: Rc<Later>,
 }
 
-/// What waits for its time, in order, because all wait for the same time.
+/// The waiting requests. They are in order, because all of them wait equally long.
 struct Later {
     disk: Arc<NullDisk>,
     waiting: RefCell<VecDeque<(Instant, Box<IoRequest>)>>,

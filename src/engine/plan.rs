@@ -1,4 +1,4 @@
-//! Which engine a disk gets.
+//! The choice of a disk's engine.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use super::file::linux_aio::LinuxAio;
 use super::file::uring::Uring;
 use crate::storage::{Nowait, RawFile};
 
-/// What the user asks for.
+/// The user's choice of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// What suits the storage best.
+    /// The best engine for the storage.
     #[default]
     Auto,
     /// Blocking calls in a thread pool.
@@ -21,20 +21,20 @@ pub enum Choice {
     Native,
 }
 
-/// What is going to be used. Its text is for logs and statistics.
+/// The engine that will be used. Its text is for logs and statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The IOThread does by itself what takes no waiting.
+    /// The IOThread executes requests that need not wait.
     pub(in crate::engine) inline: bool,
-    /// Adjacent requests of a batch become one.
+    /// Adjacent requests of a batch are merged.
     merging: bool,
     pub(in crate::engine) executor: Executor,
 }
 
-/// Who executes what the IOThread does not.
+/// The executor of requests that the IOThread does not execute itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Executor {
-    /// Nothing is left to execute.
+    /// No request is left for an executor.
     Nobody,
     Threads,
     IoUring,
@@ -42,13 +42,13 @@ pub(in crate::engine) enum Executor {
 }
 
 impl Plan {
-    /// Decides for a file, and has the kernel prove that it can.
+    /// Makes a plan for a file, and checks that the kernel supports it.
     ///
-    /// `Auto` takes what is in the page cache from there, in the IOThread, and leaves the rest to the thread pool; a file
-    /// that no cache is in front of gets io_uring if there is one.
+    /// With `Auto`, the IOThread transfers data that is in the page cache, and the thread pool does the rest. A file
+    /// without a page cache gets io_uring if it is available.
     ///
     /// # Errors
-    /// An engine that was asked for by name is not available here.
+    /// The engine was chosen by name, and is not available here.
     pub(in crate::engine) fn for_file(choice: Choice, file: &RawFile) -> Result<Self, Error> {
         let cached = file.nowait() != Nowait::No;
         let ring = || Uring::new().map(drop).map_err(Error::IoUring);
@@ -59,7 +59,7 @@ impl Plan {
                 Ok(()) => Ok(Self::new(false, Executor::IoUring)),
                 Err(error) => {
                     let disk = file.path().display().to_string();
-                    tracing::info!(disk, %error, "io_uring cannot be used: using the thread pool");
+                    tracing::info!(disk, %error, "io_uring is not available: using the thread pool");
                     Ok(Self::new(false, Executor::Threads))
                 }
             },
@@ -72,10 +72,10 @@ impl Plan {
         }
     }
 
-    /// Decides for a disk that stores nothing.
+    /// Makes a plan for a disk that stores nothing.
     ///
     /// # Errors
-    /// An engine of the kernel was asked for.
+    /// A kernel engine was chosen.
     pub(in crate::engine) fn for_null(choice: Choice) -> Result<Self, Error> {
         match choice {
             Choice::Auto => Ok(Self::new(true, Executor::Nobody)),
@@ -84,10 +84,10 @@ impl Plan {
         }
     }
 
-    /// Decides for a disk that a timer completes.
+    /// Makes a plan for a disk whose requests a timer completes.
     ///
     /// # Errors
-    /// An engine was asked for by name.
+    /// An engine was chosen by name.
     pub(in crate::engine) fn for_timer(choice: Choice) -> Result<Self, Error> {
         match choice {
             Choice::Auto => Ok(Self::new(false, Executor::Nobody)),
@@ -95,19 +95,19 @@ impl Plan {
         }
     }
 
-    /// The same, with or without merging adjacent requests of a batch. At first it is with.
+    /// Returns the same plan with or without merging of adjacent requests. The default is with merging.
     #[must_use]
     pub fn with_merging(self, merging: bool) -> Self {
         Self { merging, ..self }
     }
 
-    /// The IOThread's pool may help with what the IOThread does by itself.
+    /// Returns whether a worker may help with requests that the IOThread executes.
     pub(in crate::engine) fn shares(self) -> bool {
         self.inline && self.executor == Executor::Threads
     }
 
     pub(in crate::engine) fn merges(self) -> bool {
-        // Without a file there is nothing to be saved.
+        // Without a file, merging saves nothing.
         self.merging && self.executor != Executor::Nobody
     }
 

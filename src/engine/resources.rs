@@ -1,7 +1,7 @@
-//! What belongs to an IOThread, and is shared by all disks that it serves.
+//! Resources that belong to an IOThread, and are shared by all of its disks.
 //!
-//! One thread pool, one kernel ring of each kind, the hint who was last: a disk that is added finds them, and one that is
-//! removed leaves them behind. So removing a disk joins no thread and waits for no I/O.
+//! These are one thread pool, one kernel ring of each kind, and a hint about the last active channel. They stay when a
+//! disk is removed, so removing a disk joins no thread and waits for no I/O.
 
 use std::cell::{Cell, OnceCell};
 use std::fmt;
@@ -15,7 +15,7 @@ use super::file::writers::{Writer, Writers};
 use crate::aio::AioContext;
 use crate::thread_pool::ThreadPool;
 
-/// What the disks of one IOThread share. Its thread only.
+/// The shared resources of one IOThread. That thread only.
 pub struct Resources {
     ctx: AioContext,
     pool: ThreadPool,
@@ -25,7 +25,7 @@ pub struct Resources {
     turns: Rc<Turns>,
 }
 
-/// Whose batch was the last one.
+/// The channel that submitted the last batch.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     last: Cell<usize>,
@@ -33,20 +33,20 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// A number for another channel.
+    /// Returns a number for a new channel.
     pub(super) fn number(&self) -> usize {
         self.next.set(self.next.get() + 1);
         self.next.get()
     }
 
-    /// It is the turn of this channel; returns whether it was before.
+    /// Makes this channel the last one. Returns whether it was the last one before.
     pub(super) fn take(&self, number: usize) -> bool {
         self.last.replace(number) == number
     }
 }
 
 impl Resources {
-    /// Makes the resources of the calling thread, whose context `ctx` is; `pool` belongs to it.
+    /// Creates the resources of the calling thread, which owns `ctx` and `pool`.
     pub fn new(ctx: &AioContext, pool: ThreadPool) -> Rc<Self> {
         Rc::new(Self {
             ctx: ctx.clone(),
@@ -58,12 +58,12 @@ impl Resources {
         })
     }
 
-    /// The event loop of the IOThread.
+    /// Returns the event loop of the IOThread.
     pub fn ctx(&self) -> &AioContext {
         &self.ctx
     }
 
-    /// The pool of the IOThread.
+    /// Returns the thread pool of the IOThread.
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
@@ -72,19 +72,19 @@ impl Resources {
         &self.turns
     }
 
-    /// A pool of one worker, for one disk's writes.
+    /// Returns a pool of one worker for one disk's writes.
     pub(super) fn writer(&self) -> Writer {
         self.writers.take(&self.ctx, &self.pool)
     }
 
-    /// Makes what disks that are added later may need, as far as the kernel has it: afterwards the thread may not be
-    /// allowed to.
+    /// Creates the resources that disks added later may need, as far as the kernel supports them, because a sandboxed
+    /// thread cannot create them.
     pub fn prepare(&self) {
-        // A disk that needs what is missing is refused.
+        // A disk that needs a missing one will be refused.
         let _ = (self.uring(), self.native());
     }
 
-    /// The io_uring of the IOThread, which is made for the first disk that needs it.
+    /// Returns the io_uring of the IOThread, which is created for the first disk that needs it.
     ///
     /// # Errors
     /// The kernel has no resources for it.
@@ -95,7 +95,7 @@ impl Resources {
         })
     }
 
-    /// The Linux AIO context of the IOThread, which is made for the first disk that needs it.
+    /// Returns the Linux AIO context of the IOThread, which is created for the first disk that needs it.
     ///
     /// # Errors
     /// The kernel has no resources for it.

@@ -22,12 +22,12 @@ pub(super) struct ThrottledChannel<C> {
     shared: Rc<Shared<C>>,
 }
 
-/// What the queues of a disk share on one IOThread.
+/// The shared state of a disk's queues on one IOThread.
 struct Shared<C> {
     lane: Lane,
     waiting: [RefCell<VecDeque<Waiting<C>>>; 2],
     timer: Timer,
-    /// Others wake us up with it.
+    /// Scheduled by other IOThreads to wake this one.
     _wake: BottomHalf,
 }
 
@@ -90,7 +90,7 @@ impl<C: Submit + 'static> ThrottledChannel<C> {
         merged
     }
 
-    /// Lets all waiting requests go: somebody waits until the disk is at rest.
+    /// Starts all waiting requests, because a stopping ring waits for them.
     pub(super) fn release(&self) {
         self.shared.lane.release();
         self.shared.timer.cancel();
@@ -121,13 +121,13 @@ impl<C: Submit> Shared<C> {
         }
     }
 
-    /// Submits so many waiting requests of each direction, in batches of one queue.
+    /// Submits this number of waiting requests of each direction, in batches of one queue.
     fn send(&self, granted: [usize; 2]) {
         let _scope = DeferScope::enter();
         for (waiting, granted) in self.waiting.iter().zip(granted) {
             let mut left = granted;
             loop {
-                // In a statement of its own: whoever gets requests back may submit more.
+                // A statement of its own, so that the borrow ends: a completer may submit more requests.
                 let batch = take_batch(&mut waiting.borrow_mut(), &mut left);
                 let Some((mut batch, channel, completer)) = batch else {
                     break;

@@ -45,8 +45,9 @@ impl IoVecs {
     /// Appends `len` bytes at `base`. An empty range is left out.
     ///
     /// # Safety
-    /// Until this list is cleared or dropped, the range must stay mapped and writable (or readable, if the list is only a
-    /// source), and no Rust reference to it may exist. The list's total length must stay below `isize::MAX`.
+    /// Until this list is cleared or dropped, the range must stay mapped and writable (or readable, if the
+    /// list is only a source), and no Rust reference to it may exist. The list's total length must stay below
+    /// `isize::MAX`.
     pub unsafe fn push(&mut self, base: *mut u8, len: usize) {
         if len == 0 {
             return;
@@ -233,7 +234,8 @@ impl IoVecs {
         Some(unsafe { base.add(len) })
     }
 
-    /// Returns whether every range starts at a multiple of `base` and its length is a multiple of `len` (powers of two).
+    /// Returns whether every range starts at a multiple of `base` and its length is a multiple of `len` (powers of
+    /// two).
     pub fn is_aligned(&self, base: usize, len: usize) -> bool {
         self.ranges()
             .iter()

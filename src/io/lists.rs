@@ -1,11 +1,11 @@
 //! Lists that hold another request's memory.
 //!
-//! The addresses in an [`IoVecs`] are valid until that list is cleared or dropped, so copies of them must be gone before.
-//! Ownership guarantees this:
+//! The addresses in an [`IoVecs`] are valid until that list is cleared or dropped, so copies of them must be gone
+//! before. Ownership guarantees this:
 //! - A *group* owns its members. The leader's own list and the followers' boxes move in here. Nothing else can reach
 //!   them until [`IoRequest::disband`] has cleared the group's list.
-//! - A *part* owns a reference to its parent request. The parent stays in its slot until the part's list is cleared (see
-//!   `split`).
+//! - A *part* owns a reference to its parent request. The parent stays in its slot until the part's list is cleared
+//!   (see `split`).
 
 use super::split::Parent;
 use super::{IoRequest, IoVecs, Requests};
@@ -87,7 +87,8 @@ impl IoRequest {
         taker(self);
     }
 
-    /// Sets the results of the request and of its followers. `result` is called for each, in the order of their offsets.
+    /// Sets the results of the request and of its followers. `result` is called for each, in the order of their
+    /// offsets.
     pub fn set_results(&mut self, mut result: impl FnMut(&Self) -> std::io::Result<()>) {
         self.result = result(self);
         if let Some(lists) = &mut self.lists {
@@ -101,7 +102,8 @@ impl IoRequest {
     pub(super) fn become_part(&mut self, parent: Parent, at: usize, len: usize) {
         let lists = self.lists.get_or_insert_default();
         debug_assert!(lists.parent.is_none() && lists.followers.is_empty());
-        // SAFETY: `Parent` keeps the parent request and its list in place, and the part is cleared or dropped before it.
+        // SAFETY: `Parent` keeps the parent request and its list in place, and the part is cleared or dropped before
+        // it.
         parent.with_memory(|memory| unsafe { lists.part.append_part(memory, at, len) });
         lists.parent = Some(parent);
     }

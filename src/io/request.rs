@@ -20,8 +20,8 @@ pub enum IoOp {
     /// Fills the memory from `offset`.
     #[default]
     Read,
-    /// Repeats a read that failed, with zeroes in place of the data that cannot be read. Fails only if the memory is gone
-    /// (EFAULT), and comes back as a `Read`.
+    /// Repeats a read that failed, with zeroes in place of the data that cannot be read. Fails only if the memory is
+    /// gone (EFAULT), and comes back as a `Read`.
     Salvage,
     /// Stores the memory at `offset`.
     Write {

@@ -107,7 +107,8 @@ impl Splitter {
         child
     }
 
-    /// Records that a child has completed, or that the parent has been split. `error` is the child's error, if it failed.
+    /// Records that a child has completed, or that the parent has been split. `error` is the child's error, if it
+    /// failed.
     fn end_one(&self, index: usize, error: Option<io::Error>) {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots.slots[index];

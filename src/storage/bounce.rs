@@ -24,8 +24,9 @@ pub(super) fn read(
     pieces(iov, offset, align, |buffer, cursor, len, at| {
         transfer(&buffer.range(len), at, io::ErrorKind::UnexpectedEof, &mut read)?;
         cursor.each(len, |done, guest, n| {
-            // SAFETY: `done + n <= len`, and `read` has filled `len` bytes of the buffer. `guest` is a range of the list,
-            // whose owner guarantees it. Accesses by the guest at the same time can only spoil the guest's own data.
+            // SAFETY: `done + n <= len`, and `read` has filled `len` bytes of the buffer. `guest` is a range of the
+            // list, whose owner guarantees it. Accesses by the guest at the same time can only spoil the guest's own
+            // data.
             unsafe { std::ptr::copy_nonoverlapping(buffer.base.add(done), guest, n) }
         });
         check(iov)
@@ -153,8 +154,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Advances by `len` bytes, and calls `visit(bytes before, address, length)` for each contiguous part, with the address
-    /// at which we access it ourselves.
+    /// Advances by `len` bytes, and calls `visit(bytes before, address, length)` for each contiguous part, with the
+    /// address at which we access it ourselves.
     fn each(&mut self, len: usize, mut visit: impl FnMut(usize, *mut u8, usize)) {
         let mut done = 0;
         while done < len {
@@ -278,8 +279,8 @@ mod tests {
 
     #[test]
     fn a_salvage_replaces_unreadable_pieces_by_zeroes() {
-        // Starts 512 bytes before a multiple of the piece size, in unaligned ranges. The pieces at 4096 and 8192 cannot be
-        // read, and the disk ends at 15000.
+        // Starts 512 bytes before a multiple of the piece size, in unaligned ranges. The pieces at 4096 and 8192 cannot
+        // be read, and the disk ends at 15000.
         let mut parts = [vec![0xaa; 1000], vec![0xaa; 1], vec![0xaa; 12_311]];
         let read = |iov: &[libc::iovec], at: u64| match at {
             4096..12288 => Err(io::Error::from_raw_os_error(libc::EIO)),

@@ -30,8 +30,8 @@ pub(super) struct DioAlign {
 /// The sources are `statx`, then the type of the file system, then trial reads.
 ///
 /// # Errors
-/// `Unsupported`: the kernel says that the file does not support direct I/O, although it can be opened for it. (Some file
-/// systems then silently use the page cache.)
+/// `Unsupported`: the kernel says that the file does not support direct I/O, although it can be opened for it.
+/// (Some file systems then silently use the page cache.)
 pub(super) fn alignment(file: &File, block: Option<u32>) -> io::Result<DioAlign> {
     if let Some(align) = dio_align(file) {
         return match align {

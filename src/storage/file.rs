@@ -26,8 +26,8 @@ use crate::sys::{self, block_device, vectored};
 /// A raw disk image, or a block device.
 ///
 /// Every operation transfers its whole range, or fails after it has perhaps transferred a part. A range past the
-/// [`size`](Self::size), or that is not a multiple of [`Limits::request_alignment`], fails with `InvalidInput` and has no
-/// effect. So a file never grows.
+/// [`size`](Self::size), or that is not a multiple of [`Limits::request_alignment`], fails with `InvalidInput` and has
+/// no effect. So a file never grows.
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
@@ -57,8 +57,8 @@ pub struct RawFile {
 impl RawFile {
     /// Opens a regular file or a block device.
     ///
-    /// On a writable regular file this punches a hole past the end, to find out whether holes are supported. That changes
-    /// no data.
+    /// On a writable regular file this punches a hole past the end, to find out whether holes are supported. That
+    /// changes no data.
     ///
     /// # Errors
     /// See [`enum@Error`].
@@ -153,8 +153,8 @@ impl RawFile {
         self.locks
     }
 
-    /// Returns whether a read (or `write`) can be passed to the kernel unchanged: it is allowed, its range is on the disk,
-    /// and its buffers are suitable. All other requests must go through the operations below.
+    /// Returns whether a read (or `write`) can be passed to the kernel unchanged: it is allowed, its range is on the
+    /// disk, and its buffers are suitable. All other requests must go through the operations below.
     pub fn takes_as_is(&self, iov: &IoVecs, offset: u64, write: bool) -> bool {
         let len = iov.len() as u64;
         let allowed = if write {
@@ -237,7 +237,8 @@ impl RawFile {
         transfer(iov.as_slice(), offset, io::ErrorKind::WriteZero, write)
     }
 
-    /// Returns whether writes exclude each other: file systems lock a regular file for each write through the page cache.
+    /// Returns whether writes exclude each other: file systems lock a regular file for each write through the page
+    /// cache.
     pub fn writes_take_turns(&self) -> bool {
         self.kind == Kind::Regular && !self.direct
     }
@@ -252,8 +253,8 @@ impl RawFile {
         self.check_range(offset, iov.len() as u64).is_ok() && self.nowait.read(&self.file, iov, offset)
     }
 
-    /// Like [`writev`](Self::writev), but never waits. Returns false if it would have to wait, or failed. Then a part may
-    /// have been written.
+    /// Like [`writev`](Self::writev), but never waits. Returns false if it would have to wait, or failed. Then a part
+    /// may have been written.
     pub fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
         self.check_write(offset, iov.len() as u64).is_ok() && self.nowait.write(&self.file, iov, offset)
     }
@@ -262,8 +263,8 @@ impl RawFile {
     /// share one flush.
     ///
     /// # Errors
-    /// Those of `fdatasync`. Without O_DIRECT a failure is final: the kernel may have dropped the data that it could not
-    /// write, so every later flush fails too, until the storage is opened anew.
+    /// Those of `fdatasync`. Without O_DIRECT a failure is final: the kernel may have dropped the data that it
+    /// could not write, so every later flush fails too, until the storage is opened anew.
     pub fn flush(&self) -> io::Result<()> {
         if !self.flushes {
             return Ok(());
@@ -316,8 +317,8 @@ impl RawFile {
 
     /// Records that a predecessor was killed during a flush whose outcome is unknown.
     ///
-    /// The next flush of a file syncs its whole file system, and fails if that reports a loss. Returns false for a block
-    /// device, where no such check exists.
+    /// The next flush of a file syncs its whole file system, and fails if that reports a loss. Returns false for a
+    /// block device, where no such check exists.
     pub fn doubt_last_flush(&self) -> bool {
         let can_be_dispelled = self.kind == Kind::Regular;
         // Relaxed: the next flush can only come from a ring that starts later, which orders this.
@@ -325,8 +326,8 @@ impl RawFile {
         can_be_dispelled
     }
 
-    /// Syncs the whole file system if a predecessor was killed during a flush. That predecessor may have taken the file's own
-    /// report, but not the one of the file system.
+    /// Syncs the whole file system if a predecessor was killed during a flush. That predecessor may have taken the
+    /// file's own report, but not the one of the file system.
     fn dispel_doubt(&self) -> io::Result<()> {
         // Relaxed: one flush runs at a time.
         if !self.doubtful.load(Ordering::Relaxed) {
@@ -353,7 +354,8 @@ impl RawFile {
             // What is dirty stays.
             fadvise(&self.file, 0, None, Advice::DontNeed)?;
         }
-        // If a file of this host has become shorter, it was truncated by mistake. Reads past its end fail until it is extended.
+        // If a file of this host has become shorter, it was truncated by mistake. Reads past its end fail until it is
+        // extended.
         if shared || self.bytes()? > before {
             self.refresh_size()?;
         }
@@ -362,8 +364,8 @@ impl RawFile {
 
     /// Discards a range, or does nothing if the storage does not support that.
     ///
-    /// If a regular file supports holes, it reads as zeroes there afterwards. The contents of a block device are up to the
-    /// device.
+    /// If a regular file supports holes, it reads as zeroes there afterwards. The contents of a block device are up to
+    /// the device.
     ///
     /// # Errors
     /// Those of [`writev`](Self::writev).
@@ -376,8 +378,8 @@ impl RawFile {
         self.missing.discard(&self.file, self.kind, block, offset, len)
     }
 
-    /// Makes a range read as zeroes. With `may_unmap` its space is deallocated, if it then reads as zeroes. Without, the
-    /// space stays or becomes allocated, if the storage supports that.
+    /// Makes a range read as zeroes. With `may_unmap` its space is deallocated, if it then reads as zeroes. Without,
+    /// the space stays or becomes allocated, if the storage supports that.
     ///
     /// # Errors
     /// Those of [`writev`](Self::writev).
@@ -394,7 +396,8 @@ impl RawFile {
             if self.kind == Kind::BlockDevice || self.end_of_file()? >= end {
                 return Ok(());
             }
-            // The file was truncated. Writing the last block of the range extends it again, so that the range can be read.
+            // The file was truncated. Writing the last block of the range extends it again, so that the range can be
+            // read.
             from = end - len.min(self.limits.logical_block_size.into());
         }
         zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, vectored::pwritev))

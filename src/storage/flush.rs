@@ -1,15 +1,16 @@
 //! Flushes that are shared by their callers, and failures that are never forgotten.
 //!
-//! The kernel reports a failed writeback *once* for each open file (its `errseq_t` mark advances), and may mark the lost
-//! pages as clean. The next `fdatasync` then succeeds although the data is lost. So:
+//! The kernel reports a failed writeback *once* for each open file (its `errseq_t` mark advances), and may mark the
+//! lost pages as clean. The next `fdatasync` then succeeds although the data is lost. So:
 //! - A failure is remembered. Every later flush fails with it, until the file is opened again.
-//! - A [`FlushWitness`] records the outcome of flushes for the next process, because the kernel will not report it again.
-//! - The first flush of a block device may be the first to learn of a predecessor's lost writes. If the process is killed
-//!   while it takes this report, the flushes of the next process must fail. But they must not fail after a kill during a
-//!   long wait for a healthy disk. So the report is taken before, by a call that does not wait.
-//! - If two `fdatasync` ran at the same time, only one would get the report. So one runs at a time. All callers that wait
-//!   meanwhile share the next one, which begins after all their writes. If many queues flush together, this costs one
-//!   flush.
+//! - A [`FlushWitness`] records the outcome of flushes for the next process, because the kernel will not report it
+//!   again.
+//! - The first flush of a block device may be the first to learn of a predecessor's lost writes. If the process is
+//!   killed while it takes this report, the flushes of the next process must fail. But they must not fail after a kill
+//!   during a long wait for a healthy disk. So the report is taken before, by a call that does not wait.
+//! - If two `fdatasync` ran at the same time, only one would get the report. So one runs at a time. All callers that
+//!   wait meanwhile share the next one, which begins after all their writes. If many queues flush together, this costs
+//!   one flush.
 
 use std::fmt::Debug;
 use std::io;
@@ -44,9 +45,9 @@ pub(super) struct Flusher {
 }
 
 impl Flusher {
-    /// `sticky`: writes go through the page cache, so that a failure loses data for good. With O_DIRECT the kernel holds no
-    /// data, and a failed flush can be retried.
-    /// `inherits`: the kernel may have a report of a predecessor's failed writes, and no other trace of them exists.
+    /// `sticky`: writes go through the page cache, so that a failure loses data for good. With O_DIRECT the kernel
+    /// holds no data, and a failed flush can be retried. `inherits`: the kernel may have a report of a predecessor's
+    /// failed writes, and no other trace of them exists.
     pub(super) fn new(sticky: bool, inherits: bool) -> Self {
         Self {
             state: Mutex::new(State::new(sticky, inherits)),
@@ -54,8 +55,8 @@ impl Flusher {
         }
     }
 
-    /// Waits for the end of a flush that begins after this call, and returns its result. If no other caller runs that flush,
-    /// this call does. Its steps must not panic:
+    /// Waits for the end of a flush that begins after this call, and returns its result. If no other caller runs that
+    /// flush, this call does. Its steps must not panic:
     /// - `check` may fail, but must leave the kernel's report for others to take.
     /// - `take` takes the report and does not wait for the disk. Runs only until a flush has succeeded, and only if the
     ///   report may be a predecessor's.

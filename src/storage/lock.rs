@@ -1,16 +1,17 @@
 //! Image locks that are compatible with QEMU, qemu-storage-daemon, qemu-img and qemu-nbd.
 //!
-//! QEMU's permissions on an image are bits: CONSISTENT_READ 0, WRITE 1, WRITE_UNCHANGED 2, RESIZE 3. A program that *uses*
-//! permission `n` holds a shared lock on byte 100 + n of the file. A program that does not let others use it (does not
-//! *share* it) holds a shared lock on byte 200 + n. A program first takes its own locks. Then it checks for conflicts:
-//! whether the "unshared" byte of a permission that it uses is locked by another program, or the "used" byte of one that
-//! it does not share. If two programs start at the same time, both may be refused, but never do both succeed.
+//! QEMU's permissions on an image are bits: CONSISTENT_READ 0, WRITE 1, WRITE_UNCHANGED 2, RESIZE 3. A program that
+//! *uses* permission `n` holds a shared lock on byte 100 + n of the file. A program that does not let others use it
+//! (does not *share* it) holds a shared lock on byte 200 + n. A program first takes its own locks. Then it checks for
+//! conflicts: whether the "unshared" byte of a permission that it uses is locked by another program, or the "used" byte
+//! of one that it does not share. If two programs start at the same time, both may be refused, but never do both
+//! succeed.
 //!
 //! We take the same permissions as QEMU's virtio-blk device: we use CONSISTENT_READ, and WRITE unless the disk is
 //! read-only. We do not share WRITE. So a disk has either one writer and no readers, or any number of readers.
 //!
-//! The locks belong to the open file description (OFD), not to the process. So two disks of one process exclude each other
-//! as well.
+//! The locks belong to the open file description (OFD), not to the process. So two disks of one process exclude each
+//! other as well.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -87,16 +88,15 @@ impl LockError {
 
 /// A lock on an image, held until this is dropped.
 ///
-/// It is separate from [`RawFile`], so that a disk can be open without being locked. During a migration, both sides have
-/// the image open, and the lock passes from one to the other. Disks that only read share a
-/// lock.
+/// It is separate from [`RawFile`], so that a disk can be open without being locked. During a migration, both sides
+/// have the image open, and the lock passes from one to the other. Disks that only read share a lock.
 #[derive(Debug)]
 pub struct ImageLock {
     held: Option<Arc<Held>>,
     place: Arc<LockPlace>,
 }
 
-/// Where a [`RawFile`] finds its lock, if it has one.
+/// The place in a [`RawFile`] that refers to its lock, if it has one.
 #[derive(Debug, Default)]
 pub(super) struct LockPlace(Mutex<Weak<Held>>);
 
@@ -110,7 +110,7 @@ impl ImageLock {
     /// Locks the image, for writing if the file is writable. Never waits. Any thread.
     ///
     /// # Errors
-    /// See [`LockError`]. Nothing stays locked.
+    /// See [`LockError`]. No lock is kept then.
     pub fn acquire(file: &RawFile) -> Result<Self, LockError> {
         Self::acquire_for(file, !file.limits().read_only)
     }
@@ -148,7 +148,8 @@ impl ImageLock {
                     tracing::warn!(
                         disk = path().display().to_string(),
                         suppressed,
-                        "this file system does not support image locks, so other programs are not kept from using the image: {e}"
+                        "the file system does not support image locks: nothing prevents other programs from using the \
+                         image: {e}"
                     );
                 }
                 Ok(lock(None))
@@ -161,7 +162,8 @@ impl ImageLock {
         }
     }
 
-    /// Time that [`acquire_soon`](Self::acquire_soon) waits: the kernel releases the locks of a killed process after its I/O.
+    /// Time that [`acquire_soon`](Self::acquire_soon) waits: the kernel releases the locks of a killed process after
+    /// its I/O.
     pub const PATIENCE: Duration = Duration::from_millis(500);
 
     /// Like [`acquire_for`](Self::acquire_for), but waits a moment for a predecessor to release the image.
@@ -186,7 +188,7 @@ impl ImageLock {
 
 impl Drop for ImageLock {
     fn drop(&mut self) {
-        // Not while somebody looks for the lock: the unlocking would take the new locks along.
+        // Not while another thread takes the lock, because unlocking would also release its new locks.
         let _present = self.place.lock();
         self.held = None;
     }

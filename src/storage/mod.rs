@@ -37,9 +37,9 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Bypass the page cache (O_DIRECT).
     pub direct: bool,
-    /// Logical block size in bytes: a power of two from 512 to 32768, and at least the unit that the storage can address.
-    /// The default is the smallest possible size: 512 for a file, the device's own for a block device, and with `direct`
-    /// at least the alignment that O_DIRECT requires. Most guests accept at most their page size (4096).
+    /// Logical block size in bytes: a power of two from 512 to 32768, and at least the unit that the storage can
+    /// address. The default is the smallest possible size: 512 for a file, the device's own for a block device, and
+    /// with `direct` at least the alignment that O_DIRECT requires. Most guests accept at most their page size (4096).
     pub logical_block_size: Option<u32>,
     /// Ignore flushes: after a crash of the host, anything may be lost.
     pub no_flush: bool,
@@ -109,8 +109,8 @@ pub struct Limits {
     pub physical_block_size: u32,
     /// Best request size, or 0 if unknown.
     pub optimal_io_size: u32,
-    /// Power of two of which offsets and lengths must be multiples (with O_DIRECT often 512 or 4096, else 1). At most the
-    /// logical block size.
+    /// Power of two of which offsets and lengths must be multiples (with O_DIRECT often 512 or 4096, else 1). At most
+    /// the logical block size.
     pub request_alignment: u32,
     /// Power of two. A buffer goes through a bounce buffer unless its address is a multiple of this and its length a
     /// multiple of `request_alignment`.

@@ -40,8 +40,8 @@ pub(super) struct NowaitIo {
 impl NowaitIo {
     /// `direct`: the file is open with O_DIRECT.
     pub(super) fn of(file: &File, direct: bool) -> Self {
-        // On file systems in memory, O_DIRECT changes nothing, if it is accepted at all. But a user who asks for it does
-        // not want I/O in the IOThread.
+        // On file systems in memory, O_DIRECT changes nothing, if it is accepted at all. But a user who asks for it
+        // does not want I/O in the IOThread.
         let kind = match fstatfs(file).map(|stat| stat.f_type) {
             _ if direct => Nowait::No,
             Ok(magic) if MEMORY.contains(&magic) => Nowait::Memory,

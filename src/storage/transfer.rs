@@ -10,8 +10,8 @@ const EAGAIN_RETRIES: u32 = 1000;
 
 /// Transfers all of `iov`, with as many calls of `io` as needed.
 ///
-/// `io(ranges, offset)` transfers bytes from the front of `ranges` and returns their number. Short transfers are resumed,
-/// EINTR and EAGAIN are retried, and lists longer than `IOV_MAX` are split.
+/// `io(ranges, offset)` transfers bytes from the front of `ranges` and returns their number. Short transfers are
+/// resumed, EINTR and EAGAIN are retried, and lists longer than `IOV_MAX` are split.
 ///
 /// # Errors
 /// `io` failed, or it transferred nothing, which is the end of the file (`at_end`). A part may have been transferred.
@@ -43,7 +43,8 @@ pub(super) fn transfer(
     Ok(())
 }
 
-/// Removes `bytes` from the front of `iov`. Returns the remaining ranges, and the number of bytes removed from the first.
+/// Removes `bytes` from the front of `iov`. Returns the remaining ranges, and the number of bytes removed from the
+/// first.
 fn advance(iov: &[libc::iovec], mut bytes: usize) -> (&[libc::iovec], usize) {
     let whole = iov
         .iter()

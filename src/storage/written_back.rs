@@ -1,13 +1,13 @@
 //! A check whether cached data has reached the disk, which does not take the kernel's report of failed writes.
 //!
-//! `fdatasync` takes this report: a later opener of the file does not get it any more, and if the process is killed within
-//! the call, the report is lost. A direct read also waits for the writeback of its range and fails if that has failed, but
-//! leaves the report in place. So such reads come before `fdatasync`, which then has nothing left to write. They have no
-//! memory to read into: EFAULT means success, and no data is transferred.
+//! `fdatasync` takes this report: a later opener of the file does not get it any more, and if the process is killed
+//! within the call, the report is lost. A direct read also waits for the writeback of its range and fails if that has
+//! failed, but leaves the report in place. So such reads come before `fdatasync`, which then has nothing left to write.
+//! They have no memory to read into: EFAULT means success, and no data is transferred.
 //!
-//! On a block device, this check precedes every flush. On a file, such a read blocks writers during the writeback. So there
-//! the check is made only while nothing is written, before the image is handed over. A kernel that checks the memory first
-//! would always return EFAULT, and then only `fdatasync` learns of the failure.
+//! On a block device, this check precedes every flush. On a file, such a read blocks writers during the writeback. So
+//! there the check is made only while nothing is written, before the image is handed over. A kernel that checks the
+//! memory first would always return EFAULT, and then only `fdatasync` learns of the failure.
 
 use std::fs::{self, File};
 use std::io;
@@ -30,13 +30,14 @@ pub(super) struct WrittenBack {
     file: File,
     /// Chunks written since the last check.
     touched: [AtomicU64; WORDS],
-    /// Chunks written between the last two checks: a write that was running at the last check may have been too late for it.
+    /// Chunks written between the last two checks: a write that was running at the last check may have been too late
+    /// for it.
     before: [AtomicU64; WORDS],
 }
 
 impl WrittenBack {
-    /// Opens `file` again. Returns `None` if it does not support direct I/O. The first check of a block device covers all
-    /// chunks: if another process has kept the device open, a predecessor's writes may still be in the cache.
+    /// Opens `file` again. Returns `None` if it does not support direct I/O. The first check of a block device covers
+    /// all chunks: if another process has kept the device open, a predecessor's writes may still be in the cache.
     pub(super) fn open(file: &File, kind: Kind) -> Option<Self> {
         // Its path may name another file by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -55,7 +56,8 @@ impl WrittenBack {
         let last = offset.saturating_add(len.saturating_sub(1)) / CHUNK;
         for chunk in offset / CHUNK..=last {
             let (word, bit) = position(chunk);
-            // Relaxed: a flush needs to cover only writes that have completed before it, and their completion orders this.
+            // Relaxed: a flush needs to cover only writes that have completed before it, and their completion orders
+            // this.
             if self.touched[word].load(Ordering::Relaxed) & bit == 0 {
                 self.touched[word].fetch_or(bit, Ordering::Relaxed);
             }
@@ -65,7 +67,8 @@ impl WrittenBack {
     /// Waits until everything that was written has reached the disk, which has `size` bytes.
     ///
     /// # Errors
-    /// A writeback has failed, in these chunks or elsewhere in the file. The next `fdatasync` of any process fails as well.
+    /// A writeback has failed, in these chunks or elsewhere in the file. The next `fdatasync` of any process
+    /// fails as well.
     pub(super) fn wait(&self, size: u64) -> io::Result<()> {
         let mut touched = [0; WORDS];
         for (n, now) in touched.iter_mut().enumerate() {

@@ -18,7 +18,8 @@ const PIECE: usize = 1 << 20;
 struct Zeroes([u8; 1 << 16]);
 static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
 
-/// Ways of discarding and zeroing that this file has turned out not to support. Each is tried until it is found missing.
+/// Ways of discarding and zeroing that this file has turned out not to support. Each is tried until it is found
+/// missing.
 #[derive(Debug, Default)]
 pub(super) struct Missing {
     discard: AtomicBool,
@@ -29,8 +30,8 @@ pub(super) struct Missing {
 impl Missing {
     /// Discards a range, or does nothing if that is not supported.
     ///
-    /// A regular file reads as zeroes there afterwards (`PUNCH_HOLE` also zeroes partial blocks at the edges). On a block
-    /// device, only whole logical blocks are discarded, and their contents are then up to the device.
+    /// A regular file reads as zeroes there afterwards (`PUNCH_HOLE` also zeroes partial blocks at the edges). On a
+    /// block device, only whole logical blocks are discarded, and their contents are then up to the device.
     pub(super) fn discard(
         &self,
         file: &File,

@@ -1,7 +1,7 @@
-//! Attributes of files, and what changes a file or makes it stable.
+//! System calls on files.
 //!
-//! The latter goes through the C library, though `rustix` could do it: a preloaded library can then see it, as in the
-//! test of power cuts.
+//! Calls that change a file or make it stable go through the C library, even if `rustix` has them. So a preloaded
+//! library can observe them, as in the test of power cuts.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::status;
 
-/// `fchmodat` that does not follow a symbolic link. The C library finds a way on kernels that have no such call;
+/// `fchmodat` that does not follow symbolic links. The C library emulates this on kernels without such a call, and
 /// `rustix` does not.
 pub(crate) fn set_mode(path: &Path, mode: libc::mode_t) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
@@ -21,8 +21,8 @@ pub(crate) fn set_mode(path: &Path, mode: libc::mode_t) -> io::Result<()> {
     status(unsafe { libc::fchmodat(here, path.as_ptr(), mode, flags) })
 }
 
-/// `sync_file_range` that takes the kernel's report of failed writes and does nothing else: its range is beyond all
-/// pages, so it waits for none.
+/// `sync_file_range` that only takes the kernel's report of failed writes. Its range is past all pages, so it waits for
+/// none.
 pub(crate) fn take_writeback_error(file: &File) -> io::Result<()> {
     const BEYOND_ALL: i64 = i64::MAX - 1;
     // SAFETY: takes numbers only.
@@ -31,14 +31,14 @@ pub(crate) fn take_writeback_error(file: &File) -> io::Result<()> {
     })
 }
 
-/// `write` of bytes at an address without memory.
+/// `write` of `len` bytes from an address without memory.
 pub(crate) fn write_nothing(file: &File, len: usize) -> io::Result<usize> {
     // SAFETY: no memory is read.
     let written = unsafe { libc::write(file.as_raw_fd(), std::ptr::null(), len) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
-/// `fallocate` that leaves the size as it is.
+/// `fallocate` that does not change the size.
 pub(crate) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     let number = |bytes| libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
     let (offset, len) = (number(offset)?, number(len)?);
@@ -47,8 +47,8 @@ pub(crate) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -
     status(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
 }
 
-/// `syncfs`: writes back the whole file system, and fails if it has lost anything since `file` was opened, or since
-/// somebody asked.
+/// `syncfs`: writes back the whole file system. It fails if data was lost since `file` was opened, or since the last
+/// report.
 pub(crate) fn sync_file_system(file: &File) -> io::Result<()> {
     // SAFETY: takes a number only.
     status(unsafe { libc::syncfs(file.as_raw_fd()) })

@@ -1,4 +1,4 @@
-//! Linux AIO: `io_setup` and kin, as in `linux/aio_abi.h`.
+//! The system calls and structures of Linux AIO (`linux/aio_abi.h`).
 
 use std::io;
 use std::ptr;
@@ -9,7 +9,7 @@ pub(crate) const IOCB_CMD_PWRITEV: u16 = 8;
 pub(crate) const IOCB_FLAG_RESFD: u32 = 1;
 const AIO_RING_MAGIC: u32 = 0xa10a_10a1;
 
-/// `struct iocb`, as little-endian machines have it (the two fields that we leave 0 change places elsewhere).
+/// `struct iocb` on little-endian machines. (On others, `key` and `rw_flags` change places.)
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Iocb {
@@ -37,7 +37,7 @@ pub(crate) struct IoEvent {
     pub(crate) res2: i64,
 }
 
-/// `struct aio_ring`, which the kernel maps at the address that is the context's id. Its events follow it.
+/// `struct aio_ring`. The kernel maps it at the address that is the context's id, and its events follow it.
 #[repr(C)]
 struct AioRing {
     id: u32,
@@ -50,17 +50,14 @@ struct AioRing {
     header_length: u32,
 }
 
-/// A context. Dropping it waits for its requests.
+/// A Linux AIO context. Dropping it waits for its requests.
 #[derive(Debug)]
 pub(crate) struct Context {
     id: libc::c_ulong,
 }
 
 impl Context {
-    /// Makes a context for this number of requests in the kernel at once.
-    ///
-    /// # Errors
-    /// Those of `io_setup`.
+    /// `io_setup`: creates a context for this number of requests in the kernel at once.
     pub(crate) fn new(entries: usize) -> io::Result<Self> {
         let mut id: libc::c_ulong = 0;
         // SAFETY: io_setup writes one context id through the pointer.
@@ -68,16 +65,17 @@ impl Context {
         Ok(Self { id })
     }
 
-    /// `io_submit`: returns how many of the blocks the kernel has taken, from the first one on.
+    /// `io_submit`: submits requests. Returns how many of them the kernel has taken, from the first one on.
     ///
     /// # Safety
-    /// The pointers are valid during the call. The memory that the blocks name is valid until their completion.
+    /// The pointers must be valid during the call. The memory named in the blocks must stay valid until their
+    /// completion.
     pub(crate) unsafe fn submit(&self, blocks: &[*const Iocb]) -> io::Result<usize> {
         // SAFETY: the caller's promise.
         count(unsafe { libc::syscall(libc::SYS_io_submit, self.id, blocks.len(), blocks.as_ptr()) })
     }
 
-    /// `io_getevents`: waits for at least `least` completions.
+    /// `io_getevents`: waits for at least `least` completions, and passes each to `done`.
     pub(crate) fn get_events(&self, least: usize, mut done: impl FnMut(&IoEvent)) -> io::Result<()> {
         let mut events = [IoEvent::default(); 64];
         let mut now = libc::timespec {
@@ -100,7 +98,7 @@ impl Context {
         Ok(())
     }
 
-    /// Takes completions from the ring that the kernel shares. Returns false if the ring does not look as we know it.
+    /// Takes completions from the ring that the kernel shares with us. Returns false if the ring has an unknown format.
     pub(crate) fn take_shared(&mut self, mut done: impl FnMut(&IoEvent)) -> bool {
         let ring: *const AioRing = ptr::with_exposed_provenance(self.address());
         // SAFETY: the kernel maps its ring at the context's id, for as long as the context lives.
@@ -110,7 +108,8 @@ impl Context {
         }
         // SAFETY: `io_event`s follow the header, `nr` of them.
         let events: *const IoEvent = unsafe { ring.byte_add(header.header_length as usize) }.cast();
-        // Acquire: pairs with the kernel's release of the tail after it has written the events. Relaxed: the head is ours.
+        // Acquire: pairs with the kernel's release of the tail after it has written the events. Relaxed: the head is
+        // ours.
         let (mut head, tail) = (
             header.head.load(Ordering::Relaxed),
             header.tail.load(Ordering::Acquire),
@@ -121,7 +120,7 @@ impl Context {
             done(&event);
             head = (head + 1) % header.nr;
         }
-        // Release: pairs with the kernel's look at the head before it reuses the events.
+        // Release: pairs with the kernel's read of the head before it reuses the events.
         header.head.store(head, Ordering::Release);
         true
     }

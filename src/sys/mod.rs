@@ -1,7 +1,7 @@
-//! System calls that no crate wraps, each as one function. Any thread.
+//! System calls that no other crate wraps. Each function makes one call. Any thread.
 //!
-//! Nothing here decides or retries: a call has one result, and `errno` becomes an [`io::Error`](std::io::Error). Calls
-//! that `rustix` has are made through it, where they are needed.
+//! This module makes no decisions and never retries: a call has one result, and `errno` becomes an [`io::Error`]. Calls
+//! that `rustix` wraps are made through `rustix`, directly where they are needed.
 
 pub(crate) mod block_device;
 pub(crate) mod file;

@@ -1,18 +1,18 @@
-//! Locks of an open file (OFD): `rustix` has only those of a process.
+//! Locks of open file descriptions (OFD). `rustix` has only locks of processes.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::status;
 
-/// `F_OFD_SETLK` of `len` bytes at `start`: `kind` is `F_RDLCK` or `F_UNLCK`. Never waits.
+/// `F_OFD_SETLK`: locks or unlocks `len` bytes at `start`. `kind` is `F_RDLCK` or `F_UNLCK`. Never waits.
 pub(crate) fn set(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<()> {
     let lock = flock(kind, start, len)?;
     // SAFETY: F_OFD_SETLK reads one `struct flock` through the pointer.
     status(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
-/// `F_OFD_GETLK`: true if somebody else holds any lock on the byte at `start`.
+/// `F_OFD_GETLK`: returns whether another open file description holds a lock on the byte at `start`.
 pub(crate) fn is_locked(fd: BorrowedFd<'_>, start: i64) -> io::Result<bool> {
     let mut lock = flock(libc::F_WRLCK, start, 1)?;
     // SAFETY: F_OFD_GETLK reads and writes one `struct flock` through the pointer.

@@ -6,7 +6,7 @@ pub(crate) fn ignore_signal(signal: libc::c_int) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
-/// Ends the process on the spot. Runs no handler and no destructor.
+/// Ends the process immediately, without running handlers or destructors.
 pub(crate) fn exit_now(status: libc::c_int) -> ! {
     // SAFETY: takes a number only.
     unsafe { libc::_exit(status) }

@@ -1,4 +1,4 @@
-//! Installing seccomp filters.
+//! The system calls that install seccomp filters.
 
 use std::io;
 
@@ -14,8 +14,8 @@ pub(crate) fn probe() -> io::Result<()> {
     status(unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const action) })
 }
 
-/// Installs one filter on the calling thread, like `seccompiler::apply_filter`, but leaves the processor's speculation as
-/// it was. So the filter makes nothing slower, even on kernels before 5.16.
+/// Installs a filter on the calling thread, like `seccompiler::apply_filter`, but without restricting the processor's
+/// speculation. So the filter makes nothing slower, even on kernels before 5.16.
 pub(crate) fn install(program: &[sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: program.len().try_into().map_err(io::Error::other)?,
@@ -25,6 +25,6 @@ pub(crate) fn install(program: &[sock_filter]) -> io::Result<()> {
         libc::SECCOMP_SET_MODE_FILTER,
         libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
     );
-    // SAFETY: the kernel copies the program, whose instructions are laid out as in the C library's `sock_filter`.
+    // SAFETY: the kernel copies the program. Its instructions have the layout of the C library's `sock_filter`.
     status(unsafe { libc::syscall(libc::SYS_seccomp, operation, flags, &raw const program) })
 }

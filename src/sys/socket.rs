@@ -1,4 +1,4 @@
-//! Options of sockets.
+//! Socket options.
 
 use std::io;
 use std::mem;
@@ -14,8 +14,8 @@ pub(crate) fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result
     status(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const offset).cast(), len) })
 }
 
-/// `SO_PEERCRED`: the process that connected or listens at the other end. Its number is 0 if it is in a PID namespace
-/// that this process does not see (which `rustix` does not expect).
+/// `SO_PEERCRED`: returns the process at the other end. Its number is 0 if its PID namespace is not visible to this
+/// process, which `rustix` does not support.
 pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
     // SAFETY: all-zero bytes are valid credentials.
     let mut peer: libc::ucred = unsafe { mem::zeroed() };

@@ -1,19 +1,19 @@
-//! Reads and writes of memory ranges that are not Rust's to look at: the guest's.
+//! Reads and writes with lists of memory ranges that must not become Rust slices, because the guest can change them.
 //!
-//! `rustix` takes slices only.
+//! `rustix` accepts only slices.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// `preadv`: bytes read, 0 at the end of the file.
+/// `preadv`: returns the number of bytes read, or 0 at the end of the file.
 pub(crate) fn preadv(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
-    // SAFETY: the list comes from an `IoVecs` (or points to a buffer of ours), whose owner vouches for the memory.
+    // SAFETY: the list comes from an `IoVecs`, whose owner guarantees the memory, or it points to a buffer of our own.
     transferred(unsafe { libc::preadv(file.as_raw_fd(), iov.as_ptr(), count, offset) })
 }
 
-/// `preadv` without memory to read into, which fails at the latest when the kernel wants to use it.
+/// `preadv` without memory to read into. It fails at the latest when the kernel accesses the memory.
 pub(crate) fn read_nothing(file: &File, offset: u64, len: u64) -> io::Result<usize> {
     let iov = libc::iovec {
         iov_base: std::ptr::null_mut(),
@@ -22,28 +22,28 @@ pub(crate) fn read_nothing(file: &File, offset: u64, len: u64) -> io::Result<usi
     preadv(file, &[iov], offset)
 }
 
-/// `pwritev`: bytes written.
+/// `pwritev`: returns the number of bytes written.
 pub(crate) fn pwritev(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
-    // SAFETY: as in `preadv`; the kernel only reads the memory.
+    // SAFETY: as in `preadv`. The kernel only reads the memory.
     transferred(unsafe { libc::pwritev(file.as_raw_fd(), iov.as_ptr(), count, offset) })
 }
 
-/// `pwritev2` with `RWF_DSYNC`: bytes written and stable.
+/// `pwritev2` with `RWF_DSYNC`: returns the number of bytes that were written and are stable.
 pub(crate) fn pwritev_dsync(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
     // SAFETY: as in `pwritev`.
     transferred(unsafe { libc::pwritev2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_DSYNC) })
 }
 
-/// `preadv2` with `RWF_NOWAIT`: bytes read, EAGAIN if it would have to wait.
+/// `preadv2` with `RWF_NOWAIT`: returns the number of bytes read, or EAGAIN if it would have to wait.
 pub(crate) fn preadv_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
     // SAFETY: as in `preadv`.
     transferred(unsafe { libc::preadv2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_NOWAIT) })
 }
 
-/// `pwritev2` with `RWF_NOWAIT`: bytes written, EAGAIN if it would have to wait.
+/// `pwritev2` with `RWF_NOWAIT`: returns the number of bytes written, or EAGAIN if it would have to wait.
 pub(crate) fn pwritev_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);
     // SAFETY: as in `pwritev`.

@@ -74,7 +74,7 @@ fn auto_falls_back_to_threads_without_io_uring() {
     let image = Image::filled(On::Disk, MIB, 0);
     for (errno, reason) in [
         (libc::EPERM, "kernel.io_uring_disabled"),
-        (libc::ENOSYS, "the kernel has none"),
+        (libc::ENOSYS, "the kernel does not support it"),
         (libc::ENOMEM, "ulimit -l"),
     ] {
         without_io_uring(errno, || {

@@ -1,7 +1,7 @@
-//! Requests that are made to go wrong (`--inject`), in front of whatever channel there is.
+//! A channel that injects faults (`--inject`) into the requests for another channel.
 //!
-//! Those that a rule strikes wait for their delay, and fail or go on then, whole or in pieces. All others go on as usual.
-//! Without `--inject` none of this is on a request's way.
+//! A request that a rule strikes waits for its delay. Then it fails or continues, whole or in pieces. All other
+//! requests are passed on at once. Without `--inject`, this channel does not exist.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,10 +16,10 @@ use crate::aio::{AioContext, Timer};
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest, Requests, Splitter};
 
-/// What is lost with one unreadable place, in bytes, unless the disk has larger blocks.
+/// Size of the pieces in which a salvage reads, in bytes, unless the disk has larger blocks.
 const SALVAGE_PIECE: usize = 4096;
 
-/// What executes the requests that are spared.
+/// The channel that executes requests.
 pub(in crate::engine) trait Submit {
     /// See [`Channel::submit`](crate::engine::Channel::submit).
     fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize;
@@ -35,10 +35,10 @@ pub(in crate::engine) struct FaultyChannel<C> {
 struct Inner<C> {
     channel: C,
     faults: Arc<Faults>,
-    /// Bytes of a logical block.
+    /// Logical block size in bytes.
     block: usize,
     splitter: Rc<Splitter>,
-    /// Requests that were struck, by the time at which they go on. The number keeps their order.
+    /// Requests that were struck, by the time at which they continue. The number preserves their order.
     struck: RefCell<BTreeMap<(Instant, u64), Struck>>,
     next_number: Cell<u64>,
     timer: Timer,
@@ -74,18 +74,18 @@ impl<C: Submit + 'static> FaultyChannel<C> {
         }
     }
 
-    /// The channel without faults.
+    /// Returns the channel without faults.
     pub(in crate::engine) fn inner(&self) -> &C {
         &self.inner.channel
     }
 
-    /// Makes another channel with the same faults.
+    /// Creates another channel with the same faults.
     pub(in crate::engine) fn with(&self, channel: C) -> Self {
-        let block = u32::try_from(self.inner.block).expect("it was one");
+        let block = u32::try_from(self.inner.block).expect("created from a u32");
         Self::new(&self.ctx, channel, Arc::clone(&self.inner.faults), block)
     }
 
-    /// Takes those out of `batch` that are to go wrong, and sends the others on.
+    /// Takes the requests that a rule strikes out of `batch`, and passes the others on.
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         let inner = &*self.inner;
         for request in std::mem::take(batch) {
@@ -121,14 +121,14 @@ impl<C: Submit> Inner<C> {
         self.arm();
     }
 
-    /// Sets the timer for the one that goes on next.
+    /// Sets the timer for the next request that continues.
     fn arm(&self) {
         if let Some(((due, _), _)) = self.struck.borrow().first_key_value() {
             self.timer.arm(*due);
         }
     }
 
-    /// Has those go wrong whose time has come.
+    /// Continues the requests whose delay is over.
     fn go_on(&self) {
         let _scope = DeferScope::enter();
         let now = Instant::now();
@@ -178,9 +178,9 @@ impl<C: Submit> Inner<C> {
         }
     }
 
-    /// Reads what can be read, and what no rule strikes, piece by piece; the rest is zero.
+    /// Reads pieces that no rule strikes, as far as they can be read. The rest becomes zeroes.
     fn salvage(&self, mut request: Box<IoRequest>, completer: Rc<dyn Completer>) {
-        // Pieces lie at multiples of their size: what shares a block of the disk shares its fate.
+        // Pieces start at multiples of their size, so that none covers parts of two blocks of the disk.
         let size = SALVAGE_PIECE.max(self.block);
         let (offset, len) = (request.offset, request.alone().len());
         request.op = IoOp::Read;
@@ -210,7 +210,7 @@ impl<C: Submit> Inner<C> {
         self.channel.submit(&mut children, &completer);
     }
 
-    /// Half of the bytes, as whole blocks, but at least one.
+    /// Returns half of the request's length in whole blocks, but at least one block.
     fn half(&self, request: &IoRequest) -> usize {
         let len = request.alone().len();
         (len / 2 / self.block * self.block)
@@ -219,7 +219,7 @@ impl<C: Submit> Inner<C> {
     }
 }
 
-/// First byte and length.
+/// Returns the first byte and the length of the request's range.
 fn place(request: &IoRequest) -> Option<(u64, u64)> {
     let len = match request.op {
         IoOp::Discard | IoOp::WriteZeroes { .. } => request.ranges.iter().map(|range| range.len).sum(),

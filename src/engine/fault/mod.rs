@@ -1,6 +1,7 @@
-//! Faults on purpose (`--inject`): which requests go wrong.
+//! Fault injection (`--inject`): the decision which requests fail.
 //!
-//! All rules look at each request; of those that strike, the delays add up and the first other fault counts.
+//! Each request is checked against all rules. The delays of all rules that strike add up, and the first other fault
+//! counts.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,28 +13,28 @@ mod rule;
 
 pub use rule::FaultRule;
 
-/// What happens to a request.
+/// The effect of the rules on a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Effect {
-    /// It takes longer by this.
+    /// Additional time that the request takes.
     pub(super) delay: Duration,
     pub(super) fault: Option<Fault>,
 }
 
-/// What goes wrong.
+/// A fault other than a delay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Nothing is done but to fail with this errno.
+    /// The request fails with this errno, and nothing is done.
     Error(i32),
-    /// Half of the data is written, then it fails with this errno.
+    /// Half of the data is written, and then the request fails with this errno.
     Torn(i32),
-    /// The kernel moves less than it was asked to.
+    /// The request is done in pieces, as if the kernel had transferred less than requested.
     Short,
     /// The IOThread panics.
     Panic,
 }
 
-/// The rules of a disk, and how often each has struck. Any thread.
+/// The rules of a disk, and the progress of each. Any thread.
 #[derive(Debug)]
 pub struct Faults(Mutex<Vec<Progress>>);
 
@@ -46,7 +47,7 @@ struct Progress {
 }
 
 impl Faults {
-    /// Faults as `rules` say.
+    /// Creates the faults that `rules` describe.
     pub fn new(rules: &[FaultRule]) -> Self {
         let progress = |rule: &FaultRule| Progress {
             rule: rule.clone(),
@@ -57,7 +58,7 @@ impl Faults {
         Self(Mutex::new(rules.iter().map(progress).collect()))
     }
 
-    /// What happens to this request. Counts it.
+    /// Returns the effect on this request, if any, and counts the request.
     pub(super) fn strike(&self, op: IoOp, range: Option<(u64, u64)>) -> Option<Effect> {
         let mut rules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut effect = None::<Effect>;
@@ -82,7 +83,7 @@ impl Progress {
         strikes
     }
 
-    /// From 0 to 1 (splitmix64).
+    /// Returns a random number from 0 to 1 (splitmix64).
     #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
     fn chance(&mut self) -> f64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_strikes_after_so_many_and_so_often() {
+    fn after_and_count_limit_a_rule() {
         let faults = faults(&["write:enospc:after=2,count=3"]);
         let struck: Vec<bool> = (0..8)
             .map(|_| faults.strike(WRITE, Some((0, 512))).is_some())
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn probability_is_a_matter_of_the_seed() {
+    fn the_seed_determines_random_strikes() {
         let run = |rule: &str| {
             let faults = faults(&[rule]);
             (0..10_000)

@@ -1,4 +1,4 @@
-//! The language of `--inject`: `OPERATION:WHAT[,WHERE AND WHEN...]`; colons and commas are the same.
+//! The syntax of `--inject`: `OPERATION:WORD[:WORD...]`. Colons and commas are the same.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Effect, Fault};
 use crate::io::IoOp;
 
-/// Names of errors, as `errno` has them.
+/// Names and numbers of errors.
 const ERRORS: [(&str, i32); 10] = [
     ("eio", libc::EIO),
     ("enospc", libc::ENOSPC),
@@ -26,22 +26,22 @@ const ERRORS: [(&str, i32); 10] = [
 
 const OPERATIONS: [&str; 6] = ["read", "write", "flush", "discard", "write-zeroes", "any"];
 
-/// One rule.
+/// A rule of fault injection.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(try_from = "String")]
 pub struct FaultRule {
     text: String,
     operation: String,
     pub(super) effect: Effect,
-    /// Of 512 bytes; a request that touches one of them is concerned.
+    /// Sectors of 512 bytes. The rule applies to requests that touch one of them.
     sectors: Option<RangeInclusive<u64>>,
-    /// So many requests that it concerns pass unharmed.
+    /// Number of matching requests that are spared at first.
     pub(super) after: u64,
-    /// Then it strikes so often at most.
+    /// Maximum number of requests that are struck.
     pub(super) count: u64,
-    /// From 0.0 to 1.0, of each request that it may strike.
+    /// Probability of striking each of the other matching requests, from 0.0 to 1.0.
     pub(super) probability: f64,
-    /// Of the random numbers that the probability is compared with.
+    /// Seed of the random numbers.
     pub(super) seed: u64,
 }
 
@@ -67,7 +67,7 @@ impl FromStr for FaultRule {
         let operation = words.next().unwrap_or_default().to_owned();
         if !OPERATIONS.contains(&operation.as_str()) {
             return Err(format!(
-                "'{operation}' is no operation: use {}",
+                "'{operation}' is not an operation: use {}",
                 OPERATIONS.join(", ")
             ));
         }
@@ -134,7 +134,7 @@ impl FaultRule {
                 return Err("a short transfer or a panic has no error of its own".to_owned());
             }
             (Some(Fault::Panic), None) if !self.effect.delay.is_zero() => {
-                return Err("a panic comes without delay".to_owned());
+                return Err("a panic cannot be delayed".to_owned());
             }
             (Some(Fault::Short), None) if !transfers => {
                 return Err("only reads and writes can be short".to_owned());
@@ -153,7 +153,7 @@ impl FaultRule {
         Ok(self)
     }
 
-    /// Whether it is about requests like this one; `range` is the first byte and the length of one that has a place.
+    /// Returns whether the rule applies to a request. `range` is the request's first byte and length, if it has any.
     pub(super) fn concerns(&self, op: IoOp, range: Option<(u64, u64)>) -> bool {
         let place = match (&self.sectors, range) {
             (None, _) => true,
@@ -170,7 +170,7 @@ impl FaultRule {
 fn unknown_fault(word: &str) -> String {
     let names: Vec<&str> = ERRORS.iter().map(|(name, _)| *name).collect();
     format!(
-        "'{word}' is no fault: use {}, short, torn, panic or delay=TIME",
+        "'{word}' is not a fault: use {}, short, torn, panic or delay=TIME",
         names.join(", ")
     )
 }
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nonsense_is_refused_with_what_would_be_right() {
+    fn invalid_rules_are_refused_with_advice() {
         for (rule, hint) in [
             ("", "operation"),
             ("reads:eio", "operation"),
@@ -207,7 +207,7 @@ mod tests {
             ("flush:short", "only reads and writes"),
             ("write:short:eio", "no error"),
             ("write:panic:eio", "no error"),
-            ("write:panic:delay=1s", "without delay"),
+            ("write:panic:delay=1s", "cannot be delayed"),
             ("read:delay=5", "500ms"),
             ("read:eio:sector=9-8", "2048-4095"),
             ("read:eio:count=many", "number"),

@@ -1,4 +1,5 @@
-//! One queue's way to a file on one IOThread: merge, try without waiting, share with a worker, hand over the rest.
+//! The path of a queue's requests to a file: merge them, try them without waiting, share them with a worker, and pass
+//! the rest on to an executor.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,14 +18,14 @@ use crate::engine::resources::{Resources, Turns};
 use crate::io::{Completer, Requests};
 use crate::storage::RawFile;
 
-/// The closed set of executors: who executes what the IOThread does not.
+/// The executors of requests that the IOThread does not execute itself.
 #[derive(Debug)]
 enum Executor {
     /// Blocking calls in the IOThread's thread pool.
     Threads(Rc<ThreadsEngine>),
-    /// io_uring; what it does not take is for the pool.
+    /// io_uring. The thread pool executes requests that it does not support.
     IoUring(KernelFile<Uring>),
-    /// Linux AIO; what it does not take is for the pool.
+    /// Linux AIO. The thread pool executes requests that it does not support.
     Native(KernelFile<LinuxAio>),
 }
 
@@ -44,7 +45,7 @@ impl Executor {
         })
     }
 
-    /// Starts every request of the batch, which is left empty.
+    /// Starts every request of the batch, and empties the list.
     fn submit(&self, batch: &mut Requests) {
         match self {
             Self::Threads(threads) => threads.submit(batch),
@@ -54,7 +55,7 @@ impl Executor {
     }
 }
 
-/// What the channels to a file on one IOThread share.
+/// The shared state of a file's channels on one IOThread.
 #[derive(Debug)]
 pub(in crate::engine) struct FileShared {
     plan: Plan,
@@ -64,7 +65,7 @@ pub(in crate::engine) struct FileShared {
 }
 
 impl FileShared {
-    /// Sets up what `plan` asks for, with the resources of the calling thread.
+    /// Sets up the engine of `plan`, with the resources of the calling thread.
     ///
     /// # Errors
     /// The kernel has no resources for a ring, or the ring has no room for another file.
@@ -81,7 +82,7 @@ impl FileShared {
         }))
     }
 
-    /// Makes a channel.
+    /// Creates a channel.
     pub(in crate::engine) fn channel(self: Rc<Self>) -> FileChannel {
         FileChannel {
             number: self.turns.number(),
@@ -100,7 +101,7 @@ impl FileShared {
 /// A channel of one queue. IOThread only.
 #[derive(Debug)]
 pub(in crate::engine) struct FileChannel {
-    /// Which of the IOThread's channels.
+    /// Identifies the channel among those of the IOThread.
     number: usize,
     merger: Option<Merger>,
     inline: Option<Inline>,
@@ -111,7 +112,7 @@ pub(in crate::engine) struct FileChannel {
 }
 
 impl FileChannel {
-    /// Makes another channel to the same file on the same IOThread.
+    /// Creates another channel to the same file on the same IOThread.
     pub(in crate::engine) fn sibling(&self) -> Self {
         Rc::clone(&self.shared).channel()
     }
@@ -136,7 +137,8 @@ impl FileChannel {
         merged
     }
 
-    /// Executes what takes no waiting, maybe with the help of a worker. `alone`: no other queue has the IOThread busy.
+    /// Executes requests that need not wait, perhaps with the help of a worker. `alone`: no other queue uses the
+    /// IOThread.
     fn execute_here(
         &self,
         inline: &Inline,
@@ -164,7 +166,7 @@ impl FileChannel {
         self.done.replace(done);
     }
 
-    /// Returns whether a worker was asked to help with a batch, and is not back.
+    /// Returns whether a worker is still helping with a batch.
     pub(in crate::engine) fn is_sharing(&self) -> bool {
         self.sharing.as_ref().is_some_and(|sharing| sharing.is_sharing())
     }

@@ -1,4 +1,4 @@
-//! What a request is on a file: blocking calls, or attempts that take no waiting. Any thread.
+//! Requests as operations on a file: blocking calls, or attempts that do not wait. Any thread.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use crate::engine::job::Execute;
 use crate::io::{IoOp, IoRequest, IoVecs};
 use crate::storage::RawFile;
 
-/// Executes the request if that takes no waiting; returns whether it did.
+/// Executes the request if it need not wait. Returns whether it was executed.
 pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
     let done = match request.op {
         IoOp::Read => file.try_readv(request.whole(), request.offset),
@@ -27,8 +27,8 @@ pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
 }
 
 impl Execute for RawFile {
-    /// Executes the request with blocking calls: all members of a group at once, or one by one if that fails, so that
-    /// each gets a result of its own.
+    /// Executes the request with blocking calls. Merged requests are executed together, or one by one if that fails, so
+    /// that each gets its own result.
     fn execute(&self, request: &mut IoRequest) {
         if request.is_merged() && run(self, request, request.whole()).is_ok() {
             return request.set_results(|_| Ok(()));

@@ -1,4 +1,4 @@
-//! Requests that the IOThread does by itself, because they take no waiting.
+//! Requests that the IOThread executes itself, because they need not wait.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use super::execute::try_execute;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::{Nowait, RawFile};
 
-/// Longest request done in the IOThread, in bytes: copying more takes so long that another CPU had better do it.
+/// Maximum length in bytes of a request that the IOThread executes. Longer copies are better done by another CPU.
 const LONGEST: usize = 128 << 10;
 
-/// Requests executed without a look at the clock.
+/// Number of requests that are executed between two clock readings.
 const SLICE: u32 = 16;
 
-/// Shorter slices say little about what a request takes.
+/// Minimum number of requests in a slice whose time is measured.
 const MEASURED: usize = 4;
 
-/// The decision which requests of one queue are tried in its IOThread. IOThread only.
+/// Decides which requests of a queue are tried in its IOThread. IOThread only.
 #[derive(Debug)]
 pub(super) struct Inline {
     file: Arc<RawFile>,
     nowait: Nowait,
     reads: Misses,
     writes: Misses,
-    /// What each request of the last full slice took.
+    /// Average time of a request in the last slice that was measured.
     cost: Cell<Duration>,
 }
 
@@ -39,13 +39,13 @@ impl Inline {
         }
     }
 
-    /// What a request has taken lately, in a long batch.
+    /// Returns the recent average time of a request in a long batch.
     pub(super) fn cost(&self) -> Duration {
         self.cost.get()
     }
 
-    /// Executes those of the next [`SLICE`] requests from `from` on that take no waiting, and moves them to `done`.
-    /// The others stay, in order; returns where the rest begins.
+    /// Tries the next [`SLICE`] requests from index `from` on, and moves those that did not have to wait to `done`. The
+    /// others stay, in order. Returns the index of the first request that was not tried yet.
     pub(super) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
         if self.nowait == Nowait::No {
             return batch.len();
@@ -76,16 +76,16 @@ impl Inline {
     }
 }
 
-/// Keeps cold data from costing a futile system call for each request.
+/// Avoids useless attempts while data is not in the page cache.
 ///
-/// After a run of misses, as many requests as it was long are not tried, up to `PAUSE`; then one is.
+/// After a run of misses, attempts pause for a number of requests that grows with the run, up to `PAUSE`.
 #[derive(Debug, Default)]
 pub(super) struct Misses {
     run: Cell<u32>,
     pause: Cell<u32>,
 }
 
-/// So many misses in a row are taken for chance.
+/// Misses tolerated before attempts pause.
 const CHANCE: u32 = 4;
 const PAUSE: u32 = 64;
 
@@ -113,7 +113,7 @@ impl Misses {
 mod tests {
     use super::*;
 
-    /// Of 1000 requests that all miss (or hit), so many are tried.
+    /// Returns how many of 1000 requests are tried if all of them miss (or hit).
     fn tried(misses: &Misses, hit: bool) -> usize {
         let one = |_: &usize| {
             let tried = misses.is_worth_trying();
@@ -126,18 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn cold_data_is_hardly_tried_and_warm_data_always() {
+    fn cold_data_is_rarely_tried_and_warm_data_always() {
         let misses = Misses::default();
         assert_eq!(tried(&misses, true), 1000);
         let cold = tried(&misses, false);
         assert!((10..50).contains(&cold), "{cold}");
-        // What has become warm is noticed within a pause.
+        // Warm data is noticed within one pause.
         assert!(tried(&misses, true) >= 1000 - PAUSE as usize);
         assert_eq!(tried(&misses, true), 1000);
     }
 
     #[test]
-    fn a_miss_now_and_then_changes_nothing() {
+    fn occasional_misses_cause_no_pause() {
         let misses = Misses::default();
         for _ in 0..100 {
             for hit in [false, false, true] {

@@ -1,8 +1,8 @@
-//! Requests that the kernel executes by itself: what io_uring and Linux AIO have in common.
+//! Requests that the kernel executes asynchronously: the common part of io_uring and Linux AIO.
 //!
-//! The kernel gets whole, well-formed reads and writes. Everything else goes to the thread pool: flushes, discards,
-//! durable writes, what needs a bounce buffer or is to be refused, and also what the kernel did only in part, which
-//! is simply done again. So the kernel's side knows no loops and no exceptions.
+//! The kernel gets only valid reads and writes. Everything else goes to the thread pool: flushes, discards, durable
+//! writes, requests that need a bounce buffer, and invalid requests. So do requests that the kernel did only in part: a
+//! worker simply repeats them. This keeps the kernel's part free of special cases.
 //!
 //! One queue serves all files of an IOThread.
 
@@ -22,67 +22,68 @@ use crate::io::{IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
 use crate::storage::RawFile;
 
-/// A kernel that is short of memory is asked again after this time.
+/// Pause before a failed submission is retried.
 const RETRY_TIME: Duration = Duration::from_millis(1);
 
-/// A submission and completion queue shared with the kernel. One thread only.
+/// A pair of submission and completion queues shared with the kernel. One thread only.
 pub(in crate::engine) trait KernelQueue: 'static {
-    /// Most requests that the kernel may have at once, at least 1.
+    /// Returns the maximum number of requests in the kernel at once, at least 1.
     fn capacity(&self) -> usize;
 
-    /// The eventfd that every completion is signalled on, unless [`set_signalled`](Self::set_signalled) says otherwise.
+    /// Returns the eventfd that signals every completion, unless [`set_signalled`](Self::set_signalled) turned this
+    /// off.
     fn event_fd(&self) -> RawFd;
 
-    /// Lets requests be about this file, by the number that is returned. It has to stay open until it is removed.
+    /// Adds a file and returns the number that identifies it in requests. The file must stay open until it is removed.
     ///
     /// # Errors
     /// There is no room for another file.
     fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<u32>;
 
-    /// Lets no more requests be about the file. Does not wait for those that are.
+    /// Removes a file, without waiting for its requests in flight.
     fn remove_file(&mut self, file: u32);
 
-    /// Puts one request about a file into the submission queue; `data` comes back with its completion. Returns false if
-    /// the queue is full until the next [`submit`](Self::submit).
+    /// Puts a request for a file into the submission queue. `data` comes back with its completion. Returns false if the
+    /// queue is full until the next [`submit`](Self::submit).
     ///
     /// # Safety
-    /// The request stays where it is, unchanged, and its memory mapped, until its completion is reaped.
+    /// Until the completion is reaped, the request must not be moved or changed, and its memory must stay mapped.
     unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool;
 
-    /// Hands everything prepared to the kernel.
+    /// Submits all prepared requests to the kernel.
     ///
     /// # Errors
-    /// The kernel is short of something; what it did not take stays prepared.
+    /// The kernel lacks a resource. Requests that it did not take stay prepared.
     fn submit(&mut self) -> io::Result<()>;
 
-    /// Moves the completions that there are to the end of `done`. Makes no system call unless the kernel asks for it.
+    /// Moves the available completions to the end of `done`. Makes no system call unless the kernel requests one.
     fn reap(&mut self, done: &mut Vec<Completion>);
 
-    /// Blocks until there is something to reap.
+    /// Blocks until a completion is available.
     ///
     /// # Errors
-    /// Those of the system call; it is not repeated.
+    /// The system call failed or was interrupted.
     fn wait(&mut self) -> io::Result<()>;
 
-    /// Whether completions need to be signalled. A hint.
+    /// Turns the signalling of completions on or off. This is a hint.
     fn set_signalled(&mut self, on: bool);
 }
 
-/// What the kernel says at the end of a request.
+/// The end of a request in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) struct Completion {
-    /// As given to [`KernelQueue::prepare`].
+    /// The value given to [`KernelQueue::prepare`].
     pub(super) data: u64,
-    /// Bytes moved, or a negative errno.
+    /// Number of bytes transferred, or a negative errno.
     pub(super) result: i64,
 }
 
-/// A kernel queue of an IOThread. Its thread only.
+/// A kernel queue of an IOThread. That thread only.
 ///
-/// It goes with the IOThread, when no request is in flight. (If one is nevertheless, the drop waits for it: the kernel
-/// writes into its memory.)
+/// It is dropped with the IOThread, when no request is in flight. (Otherwise the drop waits for the requests, because
+/// the kernel writes into their memory.)
 pub(in crate::engine) struct KernelEngine<Q: KernelQueue> {
-    // Before `inner`: nobody polls what is being dropped.
+    // Dropped before `inner`, so that nothing polls it while it is being dropped.
     _events: FdHandler,
     _poller: Rc<PollerHandle>,
     inner: Rc<Inner<Q>>,
@@ -90,44 +91,44 @@ pub(in crate::engine) struct KernelEngine<Q: KernelQueue> {
 
 struct Inner<Q: KernelQueue> {
     queue: RefCell<Q>,
-    /// Requests that the kernel has no room for.
+    /// Requests that wait for room in the kernel.
     backlog: RefCell<VecDeque<Pending<Q>>>,
     flights: RefCell<Flights<Q>>,
-    /// Recycled between visits.
+    /// An empty list, kept for its capacity.
     done: RefCell<Vec<Completion>>,
     ended: RefCell<Vec<(Pending<Q>, i64)>>,
     retry: Timer,
     /// The last submission failed.
     failing: Cell<bool>,
     log: LogLimit,
-    /// Weak: the registration keeps this alive.
+    /// Weak, because the registration owns a reference to this struct.
     poller: OnceCell<Weak<PollerHandle>>,
 }
 
-/// A request and the file that it is about.
+/// A request and its file.
 struct Pending<Q: KernelQueue> {
     request: Box<IoRequest>,
     file: Rc<Registered<Q>>,
 }
 
-/// A file of the queue, which goes with the last request about it.
+/// A file of the queue. It is removed with its last request.
 struct Registered<Q: KernelQueue> {
     number: u32,
-    /// Does what the queue cannot.
+    /// Executes requests that the queue does not support.
     threads: Rc<ThreadsEngine>,
     inner: Weak<Inner<Q>>,
 }
 
 impl<Q: KernelQueue> Drop for Registered<Q> {
     fn drop(&mut self) {
-        // A queue that is gone has no files.
+        // A queue that was dropped has no files.
         if let Some(inner) = self.inner.upgrade() {
             inner.queue.borrow_mut().remove_file(self.number);
         }
     }
 }
 
-/// The requests that were prepared and not reaped, by the number that comes back with each completion.
+/// Requests that were prepared and not reaped yet, indexed by the number that comes back with each completion.
 struct Flights<Q: KernelQueue> {
     slots: Vec<Option<Pending<Q>>>,
     free: Vec<usize>,
@@ -145,7 +146,7 @@ impl<Q: KernelQueue> Default for Flights<Q> {
 }
 
 impl<Q: KernelQueue> Flights<Q> {
-    /// Keeps a request where it is until [`end`](Self::end) with the number that is returned.
+    /// Keeps a request in place until [`end`](Self::end) is called with the returned number.
     fn begin(&mut self, pending: Pending<Q>) -> usize {
         self.count += 1;
         match self.free.pop() {
@@ -163,16 +164,16 @@ impl<Q: KernelQueue> Flights<Q> {
     fn end(&mut self, number: usize) -> Pending<Q> {
         self.count -= 1;
         self.free.push(number);
-        self.slots[number].take().expect("each comes back once")
+        self.slots[number].take().expect("each request completes once")
     }
 
     fn get(&self, number: usize) -> &Pending<Q> {
-        self.slots[number].as_ref().expect("it has just begun")
+        self.slots[number].as_ref().expect("the request has just begun")
     }
 }
 
 impl<Q: KernelQueue> KernelEngine<Q> {
-    /// An engine on `queue`.
+    /// Creates an engine for `queue`.
     ///
     /// # Errors
     /// The eventfd of the queue cannot be watched.
@@ -197,7 +198,7 @@ impl<Q: KernelQueue> KernelEngine<Q> {
             }
         });
         let reaper = Rc::downgrade(&inner);
-        // Every signal is an edge, so that the counter need not be read.
+        // Every signal triggers an edge, so the counter need not be read.
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let events = ctx.add_fd(event_fd, events, move |_, _| {
             if let Some(inner) = reaper.upgrade() {
@@ -221,7 +222,7 @@ pub(super) struct KernelFile<Q: KernelQueue> {
 }
 
 impl<Q: KernelQueue> KernelFile<Q> {
-    /// Adds the file of `threads`, which does what the queue cannot.
+    /// Adds the file of `threads`, which executes requests that the queue does not support.
     ///
     /// # Errors
     /// The queue has no room for another file.
@@ -235,7 +236,7 @@ impl<Q: KernelQueue> KernelFile<Q> {
         Ok(Self { file, engine })
     }
 
-    /// Starts the batch, which is left empty, with one system call if it fits.
+    /// Starts the batch and empties the list, with one system call if the batch fits into the queue.
     pub(super) fn submit(&self, batch: &mut Requests) {
         let (inner, threads) = (&*self.engine.inner, &self.file.threads);
         let mut backlog = inner.backlog.borrow_mut();
@@ -251,7 +252,7 @@ impl<Q: KernelQueue> KernelFile<Q> {
     }
 }
 
-/// Whether the kernel can do the request without our help.
+/// Returns whether the kernel can execute the request as it is.
 fn suits(file: &RawFile, request: &IoRequest) -> bool {
     let write = match request.op {
         IoOp::Read => false,
@@ -262,7 +263,7 @@ fn suits(file: &RawFile, request: &IoRequest) -> bool {
 }
 
 impl<Q: KernelQueue> Inner<Q> {
-    /// Hands the kernel as much of the backlog as it takes.
+    /// Submits as much of the backlog as the kernel has room for.
     fn pump(&self) {
         let (mut queue, mut backlog) = (self.queue.borrow_mut(), self.backlog.borrow_mut());
         let mut flights = self.flights.borrow_mut();
@@ -272,8 +273,8 @@ impl<Q: KernelQueue> Inner<Q> {
         {
             let number = flights.begin(pending);
             let Pending { request, file } = flights.get(number);
-            // SAFETY: the box stays in `flights`, untouched, until the completion is reaped. Its memory stays mapped while
-            // the request is out (see `IoVecs`).
+            // SAFETY: the box stays in `flights`, unchanged, until the completion is reaped. Its memory stays mapped
+            // while the request is in flight (see `IoVecs`).
             if !unsafe { queue.prepare(request, file.number, number as u64) } {
                 backlog.push_front(flights.end(number));
                 if !self.submit(&mut queue) {
@@ -289,14 +290,14 @@ impl<Q: KernelQueue> Inner<Q> {
         }
     }
 
-    /// Submits what is prepared; on failure, which is logged once, arranges for another attempt and returns false.
+    /// Submits the prepared requests. If that fails, this logs it once, schedules a retry and returns false.
     fn submit(&self, queue: &mut Q) -> bool {
         let result = queue.submit();
         if let Err(error) = &result {
             if !self.failing.get()
-                && let Some(suppressed) = self.log.pass("not taken", error)
+                && let Some(suppressed) = self.log.pass("not submitted", error)
             {
-                tracing::warn!(%error, suppressed, "the kernel does not take requests: retrying");
+                tracing::warn!(%error, suppressed, "cannot submit requests to the kernel: retrying");
             }
             self.retry.arm_in(RETRY_TIME);
         }
@@ -304,7 +305,7 @@ impl<Q: KernelQueue> Inner<Q> {
         result.is_ok()
     }
 
-    /// The eventfd says that there are completions.
+    /// Handles a signal of the eventfd: completions are available.
     fn signalled(&self) {
         if let Some(poller) = self.poller.get().and_then(Weak::upgrade) {
             poller.wake();
@@ -312,7 +313,7 @@ impl<Q: KernelQueue> Inner<Q> {
         self.reap();
     }
 
-    /// Completes what the kernel has finished; returns whether there was anything.
+    /// Completes the requests that the kernel has finished. Returns whether there were any.
     fn reap(&self) -> bool {
         let mut done = self.done.take();
         self.queue.borrow_mut().reap(&mut done);
@@ -322,7 +323,7 @@ impl<Q: KernelQueue> Inner<Q> {
             let mut ended = self.ended.take();
             let mut flights = self.flights.borrow_mut();
             ended.extend(done.drain(..).map(|completion| {
-                let number = usize::try_from(completion.data).expect("a number of ours");
+                let number = usize::try_from(completion.data).expect("the number was a usize before");
                 (flights.end(number), completion.result)
             }));
             drop(flights);
@@ -339,12 +340,12 @@ impl<Q: KernelQueue> Inner<Q> {
     }
 }
 
-/// Hands a request back, or to the thread pool if the kernel has not done it.
+/// Completes a request, or passes it to the thread pool if the kernel has not executed it.
 fn complete<Q: KernelQueue>(pending: Pending<Q>, result: i64) {
     let Pending { mut request, file } = pending;
     let threads = &file.threads;
     match Verdict::of(result, request.whole().len()) {
-        // A merged request failed: its members are executed one by one to find out which.
+        // A merged request failed: retry its members one by one to find out which.
         Verdict::Finished(Err(_)) if request.is_merged() => threads.submit_one(request),
         Verdict::Finished(Err(error)) => {
             request.result = Err(error);
@@ -358,11 +359,11 @@ fn complete<Q: KernelQueue>(pending: Pending<Q>, result: i64) {
     }
 }
 
-/// What a completion means.
+/// The meaning of a completion.
 #[derive(Debug)]
 enum Verdict {
     Finished(io::Result<()>),
-    /// Not all of it was done, for reasons that do not matter: to be done with blocking calls.
+    /// The request was not done completely, and is to be repeated with blocking calls.
     Again,
 }
 
@@ -401,7 +402,10 @@ impl<Q: KernelQueue> Drop for Inner<Q> {
     fn drop(&mut self) {
         let forgotten = self.flights.borrow().count + self.backlog.borrow().len();
         if forgotten > 0 {
-            tracing::error!(forgotten, "an engine was freed with requests in flight");
+            tracing::error!(
+                forgotten,
+                "an engine was dropped with requests in flight: waiting for them"
+            );
         }
         loop {
             self.pump();
@@ -412,7 +416,7 @@ impl<Q: KernelQueue> Drop for Inner<Q> {
             if let Err(error) = self.queue.borrow_mut().wait()
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "waiting for requests in flight");
+                tracing::error!(%error, "cannot wait for requests in flight: retrying");
                 std::thread::sleep(RETRY_TIME);
             }
         }

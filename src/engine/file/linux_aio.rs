@@ -1,4 +1,4 @@
-//! Linux AIO (`io_submit`), as QEMU's `aio=native`: O_DIRECT only, because elsewhere submission blocks.
+//! Linux AIO (`io_submit`), like QEMU's `aio=native`. For O_DIRECT only, because otherwise `io_submit` blocks.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -10,26 +10,26 @@ use super::kernel::{Completion, KernelQueue};
 use crate::io::{IoOp, IoRequest};
 use crate::sys::linux_aio::{Context, IOCB_CMD_PREADV, IOCB_CMD_PWRITEV, IOCB_FLAG_RESFD, IoEvent, Iocb};
 
-/// Requests in the kernel at once.
+/// Maximum number of requests in the kernel at once.
 const ENTRIES: usize = 256;
 
-/// A context.
+/// A Linux AIO context.
 pub(in crate::engine) struct LinuxAio {
     context: Context,
     event: EventFd,
-    /// Prepared, not taken by the kernel.
+    /// Requests that were prepared and not submitted yet.
     prepared: Vec<Iocb>,
-    /// Addresses of the above, as `io_submit` takes them.
+    /// Their addresses, for `io_submit`.
     list: Vec<*const Iocb>,
-    /// What was refused by `io_submit` itself.
+    /// Requests that `io_submit` has refused.
     refused: Vec<Completion>,
 }
 
 impl LinuxAio {
-    /// Makes a context.
+    /// Creates a context.
     ///
     /// # Errors
-    /// Those of `io_setup`.
+    /// `io_setup` failed.
     pub(in crate::engine) fn new() -> io::Result<Self> {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         Ok(Self {
@@ -61,7 +61,7 @@ impl KernelQueue for LinuxAio {
     }
 
     fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<u32> {
-        // Each request names its file by the descriptor, and the kernel keeps it until the request is over.
+        // Each request names its file by the descriptor, and the kernel keeps the file open until the request ends.
         u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput.into())
     }
 
@@ -95,22 +95,22 @@ impl KernelQueue for LinuxAio {
             if self.list.is_empty() {
                 break Ok(());
             }
-            // SAFETY: the list and what it points to outlive the call, in which the kernel copies them; the memory of
-            // the requests is vouched for by the caller of `prepare`.
+            // SAFETY: the list and its entries outlive the call, in which the kernel copies them. The caller of
+            // `prepare` guarantees the memory of the requests.
             let submitted = unsafe { self.context.submit(&self.list) };
             match submitted {
                 Ok(count) => taken += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Err(error),
                 Err(error) => {
-                    // It concerns the first one only.
+                    // The error concerns only the first request.
                     let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
                     self.refused.push(Completion {
                         data: self.prepared[taken].data,
                         result,
                     });
                     taken += 1;
-                    // Nobody else will.
+                    // The kernel does not signal this one.
                     let _ = self.event.write(1);
                 }
             }
@@ -123,7 +123,7 @@ impl KernelQueue for LinuxAio {
         done.append(&mut self.refused);
         let mut take = |event: &IoEvent| done.push(event.into());
         if !self.context.take_shared(&mut take) {
-            // An error leaves the completions where they are.
+            // If this fails, the completions stay in the kernel.
             let _ = self.context.get_events(0, take);
         }
     }

@@ -1,31 +1,31 @@
-//! Adjacent reads or writes of a batch, executed as one (QEMU's `request-merging`).
+//! Merging of adjacent reads or writes of a batch (QEMU's `request-merging`).
 //!
-//! A driver that reads or writes in sequence, in small pieces, fills a batch with neighbours. Each write through the page
-//! cache takes the file's lock and a transaction of the file system, each request to a disk a trip there, each read of the
-//! page cache a system call: one for all is several times faster. Only neighbours in the order of the batch are looked
-//! at, which costs random requests next to nothing.
+//! A driver that reads or writes sequentially in small pieces fills a batch with adjacent requests. Each of them would
+//! cost a system call, and perhaps the file's lock and a transaction of the file system, or a round trip to the disk.
+//! One merged request is several times faster. Only requests that are adjacent in the batch are compared, so random
+//! requests cost next to nothing.
 //!
-//! The first of them leads: it is what the engine sees, and the others follow it. If anything goes wrong they are executed
-//! one by one, so that each gets a result of its own.
+//! The first request becomes the leader, which the engine sees. The others become its followers. If the merged request
+//! fails, all of them are executed one by one, so that each gets its own result.
 
 use std::cell::RefCell;
 
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::{Nowait, RawFile};
 
-/// Most bytes that become one request: more would save little, and lets the first wait for the last. From memory less, so
-/// that two threads can share what is in a batch.
+/// Maximum number of bytes in a merged request. More would save little, and the first request would wait for the last.
+/// For data in memory it is less, so that two threads can share a batch.
 const MAX_BYTES: usize = 64 << 10;
 const MAX_BYTES_IN_MEMORY: usize = 32 << 10;
 
-/// Most ranges of memory, well below what one system call takes (IOV_MAX).
+/// Maximum number of memory ranges in a merged request, well below the limit of a system call (IOV_MAX).
 const MAX_RANGES: usize = 256;
 
 /// Merges the requests of one queue. IOThread only.
 #[derive(Debug)]
 pub(super) struct Merger {
     max_bytes: usize,
-    /// Recycled between batches.
+    /// An empty list, kept for its capacity.
     spare: RefCell<Requests>,
 }
 
@@ -44,7 +44,7 @@ impl Merger {
         }
     }
 
-    /// Merges what follows each other in `batch`.
+    /// Merges adjacent requests in `batch`.
     pub(super) fn merge(&self, batch: &mut Requests) {
         if batch.is_sorted_by(|one, next| !self.fit(one, next)) {
             return;
@@ -59,7 +59,7 @@ impl Merger {
         self.spare.replace(std::mem::replace(batch, merged));
     }
 
-    /// Whether `next` goes on where `leader` ends, and both may become one.
+    /// Returns whether `next` starts where `leader` ends, and can be merged into it.
     fn fit(&self, leader: &IoRequest, next: &IoRequest) -> bool {
         let (iov, more) = (leader.whole(), next.alone());
         leader.op == next.op
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_bytes_nor_ranges_exceed_what_one_request_may_have() {
+    fn merged_requests_respect_both_limits() {
         let mut memory = [0; 512];
         for (max_bytes, leaders) in [
             (512, 1024),
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_can_be_used_again_alone() {
+    fn a_former_leader_can_be_used_alone() {
         let mut memory = [0; 512];
         let mut batch = sequence(3, &mut memory);
         Merger::up_to(4096).merge(&mut batch);

@@ -1,4 +1,5 @@
-//! Requests on files and block devices: in the IOThread if that takes no waiting, else in threads or in the kernel.
+//! Requests on files and block devices. The IOThread executes those that need not wait, and threads or the kernel the
+//! rest.
 
 pub(super) mod channel;
 mod execute;

@@ -1,8 +1,8 @@
 //! Long batches of short requests, executed by the IOThread and one worker of its pool together.
 //!
-//! While the IOThread copies what is in memory, another CPU may have nothing to do: a driver with one queue waits for
-//! just this batch. So the IOThread leaves the tail of a long batch where both can take from it, a few requests at a
-//! time, and goes on itself; a worker that comes late finds nothing, and no request ever waits for it.
+//! While the IOThread copies data that is in memory, another CPU may be idle: a driver with one queue waits for this
+//! batch. So the IOThread puts the tail of a long batch on a pile, from which it and the worker take a few requests at
+//! a time. A worker that comes late finds an empty pile, so no request ever waits for a worker.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,38 +20,38 @@ use crate::io::{Completer, IoRequest, Requests};
 use crate::storage::RawFile;
 use crate::thread_pool::{Outcome, Work};
 
-/// Shorter batches are over before a worker has woken up, in number and in time.
+/// Minimum number of requests and minimum time of a batch to share. Shorter ones end before a worker has woken up.
 const FEWEST: usize = 4;
 const SHORTEST: Duration = Duration::from_micros(30);
 
-/// Cheaper requests are not worth a second CPU.
+/// Minimum time per request that is worth a second CPU.
 const CHEAP: Duration = Duration::from_nanos(400);
 
-/// The IOThread keeps one in so many requests of a batch for itself, which it executes while the worker wakes up.
+/// The IOThread keeps the first 1/`KEPT` of a batch for itself, and executes it while the worker wakes up.
 const KEPT: usize = 5;
 
-/// Each side takes so many requests at a time, or single ones of those that take longer than the time.
+/// Number of requests that each side takes at a time. Requests that take at least `LONG` are taken one at a time.
 const TAKEN: usize = 4;
 const LONG: Duration = Duration::from_micros(4);
 
-/// The IOThread waits for so long for what the worker has not finished, so that all of the batch comes back at once.
+/// Time that the IOThread waits for the worker's last requests, so that the whole batch completes at once.
 const PATIENCE: Duration = Duration::from_micros(12);
 
-/// What both sides take from.
+/// The requests that both sides take from.
 #[derive(Debug, Default)]
 struct Pile {
     lists: Mutex<Lists>,
-    /// Requests that the worker executes right now. Written under the lock.
+    /// Number of requests that the worker is executing. Written under the lock.
     held: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Lists {
-    /// How many each side takes at a time.
+    /// Number of requests that each side takes at a time.
     step: usize,
-    /// For whoever takes them first.
+    /// Requests that neither side has taken yet.
     todo: Requests,
-    /// What the worker has executed.
+    /// Requests that the worker has executed.
     done: Requests,
 }
 
@@ -60,12 +60,13 @@ impl Pile {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For the worker: gives back what it has executed, and takes some more; returns whether there was any.
+    /// Returns the worker's finished requests in `held`, and takes new ones. Returns false if none are left. Worker
+    /// only.
     fn exchange(&self, held: &mut Requests) -> bool {
         let mut lists = self.lists();
         lists.done.append(held);
         lists.take(held);
-        // Relaxed: a hint, and what it is about is under the lock.
+        // Relaxed: a hint. The lock protects the requests themselves.
         self.held.store(held.len(), Ordering::Relaxed);
         !held.is_empty()
     }
@@ -74,7 +75,7 @@ impl Pile {
         self.held.load(Ordering::Relaxed) > 0
     }
 
-    /// For the IOThread: waits a moment for the worker.
+    /// Waits a moment for the worker. IOThread only.
     fn wait(&self) {
         let start = Instant::now();
         while self.is_held() && start.elapsed() < PATIENCE {
@@ -84,25 +85,25 @@ impl Pile {
 }
 
 impl Lists {
-    /// Moves some of what is to do to the end of `batch`.
+    /// Moves some of the requests that are left to the end of `batch`.
     fn take(&mut self, batch: &mut Requests) {
         let rest = self.todo.len().saturating_sub(self.step);
         batch.extend(self.todo.drain(rest..));
     }
 }
 
-/// One queue's side of it. IOThread only.
+/// The sharing of one queue's batches. IOThread only.
 #[derive(Debug)]
 pub(super) struct Sharing {
     threads: Rc<ThreadsEngine>,
     pile: Arc<Pile>,
-    /// A worker was asked for and is not back.
+    /// A worker was asked to help and has not finished.
     asked: Cell<bool>,
-    /// Requests of the current batch that the worker has executed.
+    /// Number of requests of the current batch that the worker has executed.
     got: Cell<usize>,
-    /// Batches of which the worker got next to nothing: it woke up too late, or no CPU was free.
+    /// Misses are batches of which the worker got next to nothing, because it woke up too late or no CPU was free.
     futile: Misses,
-    /// How many requests each side takes of the next batch at a time.
+    /// Number of requests of the next batch that each side takes at a time.
     step: Cell<usize>,
 }
 
@@ -122,7 +123,7 @@ impl Sharing {
         self.asked.get()
     }
 
-    /// Whether to share a batch of `len` requests that take `cost` each.
+    /// Returns whether to share a batch of `len` requests that take `cost` each.
     pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
         if len < FEWEST {
             return false;
@@ -132,13 +133,13 @@ impl Sharing {
         long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
     }
 
-    /// Leaves the tail of `batch` to whoever takes it first, and asks a worker to.
+    /// Puts the tail of `batch` on the pile, and asks a worker to help.
     pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
         let help = self.leave_tail(batch, completer);
         self.threads.submit_work(Box::new(help));
     }
 
-    /// Leaves the tail of `batch` on the pile; what is returned has to be submitted.
+    /// Puts the tail of `batch` on the pile. The caller must submit the returned work.
     fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) -> Help {
         let kept = batch.len() / KEPT;
         let mut lists = self.pile.lists();
@@ -156,7 +157,8 @@ impl Sharing {
         }
     }
 
-    /// See [`Engine::take_back`](super::channel).
+    /// Takes requests from the pile into `batch`, and the worker's finished ones into `done`. Returns false if there
+    /// were none.
     pub(super) fn take_back(&self, batch: &mut Requests, done: &mut Requests) -> bool {
         if !self.asked.get() {
             return false;
@@ -176,12 +178,12 @@ impl Sharing {
         batch.len() + done.len() > before
     }
 
-    /// The worker is back; what it finished late, and what it has `left`, is dealt with.
+    /// Ends the worker's help: completes the requests that it finished late, and submits those that it has `left`.
     fn worker_is_back(&self, left: &mut Requests, completer: &Rc<dyn Completer>) {
         self.asked.set(false);
         let mut lists = self.pile.lists();
         let done = std::mem::take(&mut lists.done);
-        // One that panicked could not say that it holds nothing any more.
+        // A worker that panicked did not reset this.
         self.pile.held.store(0, Ordering::Relaxed);
         drop(lists);
         self.futile
@@ -198,22 +200,22 @@ impl Sharing {
     }
 }
 
-/// A worker's share of a batch.
+/// A worker's help with a batch.
 struct Help {
     file: Arc<RawFile>,
     pile: Arc<Pile>,
-    /// Taken and not given back; empty at the end, unless it panicked.
+    /// Requests that the worker has taken and not finished. Empty at the end, unless the worker panicked.
     held: Requests,
-    /// What it would have had to wait for.
+    /// Requests that would have had to wait.
     missed: Requests,
     back: SendWrapper<(Rc<Sharing>, Rc<dyn Completer>)>,
 }
 
 impl Help {
-    /// Has `execute` do what is on the pile; it returns whether it did.
+    /// Executes requests from the pile with `execute`, which returns false for a request that would have to wait.
     fn help(&mut self, execute: impl Fn(&RawFile, &mut IoRequest) -> bool) {
         while self.pile.exchange(&mut self.held) {
-            // One by one: a panic of `execute` loses none.
+            // One by one, so that a panic of `execute` loses no request.
             self.missed
                 .extend(self.held.extract_if(.., |request| !execute(&self.file, request)));
         }

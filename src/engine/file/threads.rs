@@ -1,8 +1,8 @@
 //! Blocking calls in the IOThread's thread pool.
 //!
-//! Writes that take turns (see [`RawFile::writes_take_turns`]) have a worker of their own: with more, all but one would
-//! fight for the file's lock, burning CPU time, and be missing for reads. (The kernel's own workers for io_uring do the
-//! same.)
+//! Writes that exclude each other (see [`RawFile::writes_take_turns`]) are executed by a single worker of their own. If
+//! there were more, all but one would spin for the file's lock and be missing for reads. (The kernel does the same for
+//! io_uring.)
 
 use std::cell::RefCell;
 use std::fmt;
@@ -15,13 +15,13 @@ use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::RawFile;
 use crate::thread_pool::{ThreadPool, Work};
 
-/// Every request is one job for the pool.
+/// An engine in which every request is a job for the thread pool.
 pub(super) struct ThreadsEngine {
     pool: ThreadPool,
     jobs: Rc<Jobs<RawFile>>,
-    /// For writes that take turns.
+    /// The worker for writes that exclude each other.
     writer: Option<Writer>,
-    /// Recycled between batches.
+    /// An empty list, kept for its capacity.
     works: RefCell<Vec<Box<dyn Work>>>,
 }
 
@@ -34,7 +34,8 @@ impl fmt::Debug for ThreadsEngine {
 }
 
 impl ThreadsEngine {
-    /// An engine for `file` on the pool of the calling thread; `writer` makes another one, for writes that take turns.
+    /// Creates an engine for `file` on the calling thread's `pool`. `writer` creates the worker for writes, if one is
+    /// needed.
     pub(super) fn new(file: Arc<RawFile>, pool: ThreadPool, writer: impl FnOnce() -> Writer) -> Self {
         Self {
             writer: file.writes_take_turns().then(writer),
@@ -48,7 +49,7 @@ impl ThreadsEngine {
         self.jobs.executor()
     }
 
-    /// Queues the batch, which is left empty.
+    /// Queues the batch, and empties the list.
     pub(super) fn submit(&self, batch: &mut Requests) {
         let mut works = self.works.take();
         if let Some(writer) = &self.writer {
@@ -65,7 +66,7 @@ impl ThreadsEngine {
         self.works.replace(works);
     }
 
-    /// Queues work of another kind.
+    /// Queues another kind of work.
     pub(super) fn submit_work(&self, work: Box<dyn Work>) {
         self.pool.submit(work);
     }

@@ -1,7 +1,7 @@
 //! io_uring: one ring for an IOThread, with a table of registered files.
 //!
-//! The ring is not of the DEFER_TASKRUN kind: that one does not wake an epoll. Completions come through a registered
-//! eventfd, or without one while the IOThread polls.
+//! The ring does not use DEFER_TASKRUN, which does not wake an epoll. A registered eventfd signals completions, except
+//! while the IOThread polls.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -12,16 +12,16 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::kernel::{Completion, KernelQueue};
 use crate::io::{IoOp, IoRequest};
 
-/// Entries of the submission queue; the completion queue has twice as many.
+/// Number of entries in the submission queue. The completion queue has twice as many.
 const ENTRIES: u32 = 256;
 
 /// `IORING_REGISTER_FILES_UPDATE`.
 const FILES_UPDATE: u8 = 6;
 
-/// Places in the table of registered files: disks that an IOThread can serve with io_uring.
+/// Number of places in the table of registered files, which limits the disks that an IOThread can serve with io_uring.
 const FILES: u32 = 256;
 
-/// A ring.
+/// An io_uring.
 pub(in crate::engine) struct Uring {
     ring: IoUring,
     event: EventFd,
@@ -30,10 +30,10 @@ pub(in crate::engine) struct Uring {
 }
 
 impl Uring {
-    /// Makes a ring without files.
+    /// Creates a ring without files.
     ///
     /// # Errors
-    /// Those of `io_uring_setup`; `Unsupported` for a kernel whose io_uring lacks what we need (Linux 5.6).
+    /// The kernel refuses to create a ring, or its io_uring lacks a feature of Linux 5.6 (`Unsupported`).
     pub(in crate::engine) fn new() -> io::Result<Self> {
         Self::with_entries(ENTRIES)
     }
@@ -61,9 +61,9 @@ impl Uring {
     }
 }
 
-/// Leaves the ring reads and writes of registered files, and their registration, nothing else; and enables it.
+/// Restricts the ring to reads and writes of registered files and to the registration of files, and enables it.
 ///
-/// What a ring executes passes no seccomp filter.
+/// Operations of a ring bypass the seccomp filters.
 fn restrict(ring: &IoUring) -> io::Result<()> {
     let opcodes = [
         opcode::Read::CODE,
@@ -79,7 +79,7 @@ fn restrict(ring: &IoUring) -> io::Result<()> {
     ring.submitter().register_enable_rings()
 }
 
-/// A ring of the best kind that the kernel has, and whether it is still to be enabled.
+/// Creates the best kind of ring that the kernel supports. Returns true if the ring must still be enabled.
 fn build(entries: u32) -> io::Result<(IoUring, bool)> {
     let (plain, mut disabled, mut quick) = (builder(), builder(), builder());
     disabled.setup_r_disabled();
@@ -88,7 +88,7 @@ fn build(entries: u32) -> io::Result<(IoUring, bool)> {
         .setup_single_issuer()
         .setup_coop_taskrun()
         .setup_taskrun_flag();
-    // Linux 6.0 has all of these flags, 5.10 rings that have to be enabled.
+    // Linux 6.0 supports all of these flags, and 5.10 only disabled rings.
     for builder in [quick, disabled] {
         match builder.build(entries) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
@@ -106,7 +106,7 @@ fn builder() -> Builder {
 
 impl KernelQueue for Uring {
     fn capacity(&self) -> usize {
-        // What fits into the completion queue, so that it never overflows.
+        // The size of the completion queue, so that it never overflows.
         self.ring.params().cq_entries() as usize
     }
 
@@ -127,16 +127,16 @@ impl KernelQueue for Uring {
     }
 
     fn remove_file(&mut self, file: u32) {
-        // The kernel keeps the file until requests in flight are over. If this fails, the place stays occupied.
+        // The kernel keeps the file open until its requests in flight end. If this fails, the place stays occupied.
         match self.ring.submitter().register_files_update(file, &[-1]) {
             Ok(_) => self.free.push(file),
-            Err(error) => tracing::error!(%error, "cannot take a file out of the io_uring"),
+            Err(error) => tracing::error!(%error, "cannot remove a file from the io_uring"),
         }
     }
 
     unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool {
         let entry = entry(request, Fixed(file)).user_data(data);
-        // SAFETY: the caller keeps the request, its list and its memory until the completion.
+        // SAFETY: the caller keeps the request, its list and its memory in place until the completion.
         unsafe { self.ring.submission().push(&entry) }.is_ok()
     }
 
@@ -157,7 +157,7 @@ impl KernelQueue for Uring {
         let kernel_waits = submission.taskrun() || submission.cq_overflow();
         drop(submission);
         if kernel_waits {
-            // Lets the kernel post what it has finished. If it fails, the flag stays and so it is tried again.
+            // Makes the kernel post finished requests. If this fails, the flag stays set, and the next visit retries.
             let _ = self.ring.submit();
         }
         done.extend(self.ring.completion().map(|entry: cqueue::Entry| Completion {
@@ -180,7 +180,7 @@ impl KernelQueue for Uring {
     }
 }
 
-/// The submission of a read or write.
+/// Returns the submission entry of a read or write.
 fn entry(request: &IoRequest, file: Fixed) -> squeue::Entry {
     let (iov, offset) = (request.whole().as_slice(), request.offset);
     let count = u32::try_from(iov.len()).expect("at most IOV_MAX ranges");
@@ -190,7 +190,7 @@ fn entry(request: &IoRequest, file: Fixed) -> squeue::Entry {
             .map(|len| (range.iov_base.cast::<u8>(), len)),
         _ => None,
     };
-    // A single range needs no list that the kernel has to fetch first.
+    // With a single range, the kernel need not fetch a list.
     match (request.op, single) {
         (IoOp::Read, Some((base, len))) => opcode::Read::new(file, base, len).offset(offset).build(),
         (IoOp::Read, None) => opcode::Readv::new(file, iov.as_ptr(), count)
@@ -212,11 +212,11 @@ mod tests {
     use super::*;
     use testkit::skip::skipped;
 
-    /// The result of one entry.
+    /// Executes one entry and returns its result.
     fn run(ring: &mut Uring, entry: &squeue::Entry) -> i64 {
-        // SAFETY: what the entry points to outlives this function, which waits for its completion.
+        // SAFETY: the entry's memory outlives this function, which waits for the completion.
         unsafe { ring.ring.submission().push(entry) }.unwrap();
-        // An entry that is refused ends the submission.
+        // A refused entry ends the submission.
         while ring.ring.completion().is_empty() {
             ring.wait().unwrap();
         }
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_reads_and_writes_its_file_and_does_nothing_else() {
+    fn a_ring_only_reads_and_writes_registered_files() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(512).unwrap();
         let mut ring = match Uring::new() {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn places_of_files_are_used_again_and_their_number_is_limited() {
+    fn places_of_files_are_recycled_and_limited() {
         let file = tempfile::tempfile().unwrap();
         let mut ring = match Uring::new() {
             Ok(ring) => ring,

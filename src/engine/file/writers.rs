@@ -1,4 +1,4 @@
-//! Serial pools for the writes of files, recycled: dropping a pool joins its worker, which may take for ever.
+//! Pools of one worker for the writes of files. They are recycled, because dropping a pool waits for its worker.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -6,11 +6,11 @@ use std::rc::Rc;
 use crate::aio::AioContext;
 use crate::thread_pool::ThreadPool;
 
-/// Serial pools that no file uses at the moment; their workers end by themselves. IOThread only.
+/// The pools that no file uses at the moment. Idle workers end by themselves. IOThread only.
 #[derive(Clone, Debug, Default)]
 pub(in crate::engine) struct Writers(Rc<RefCell<Vec<ThreadPool>>>);
 
-/// A pool of one worker that a file has for itself. Dropped, it waits for the next file.
+/// A pool of one worker for the use of one file. Dropping this returns the pool for other files.
 #[derive(Debug)]
 pub(in crate::engine) struct Writer {
     pool: Option<ThreadPool>,
@@ -18,7 +18,7 @@ pub(in crate::engine) struct Writer {
 }
 
 impl Writers {
-    /// Takes an idle pool, or makes one whose thread is created as those of `pool` are.
+    /// Takes an idle pool, or creates one whose worker is created like those of `pool`.
     pub(in crate::engine) fn take(&self, ctx: &AioContext, pool: &ThreadPool) -> Writer {
         let idle = self.0.borrow_mut().pop();
         Writer {

@@ -7,15 +7,15 @@ use super::super::writers::Writers;
 use crate::io::Completer;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
-/// A kernel that does what the test says.
+/// A kernel queue that the test controls.
 struct Fake(Rc<RefCell<Script>>);
 
 struct Script {
     event: EventFd,
-    /// Requests that can be prepared before they have to be submitted.
+    /// Number of requests that can be prepared before they must be submitted.
     room: usize,
     prepared: Vec<u64>,
-    /// So many submissions fail.
+    /// Number of submissions that will fail.
     failures: usize,
     taken: Vec<u64>,
     most_taken: usize,
@@ -72,7 +72,7 @@ impl KernelQueue for Fake {
 }
 
 impl Script {
-    /// Ends all that the kernel has taken with this result.
+    /// Completes all requests in the kernel with this result.
     fn finish(&mut self, result: i64) {
         let finished = self.taken.drain(..).map(|data| Completion { data, result });
         self.finished.extend(finished);
@@ -131,7 +131,7 @@ impl Setup {
         self.engine.submit(&mut batch);
     }
 
-    /// Submits three such reads as one, which have failed before.
+    /// Submits three such reads as one merged request. Their results are errors until they complete.
     fn submit_merged(&mut self) {
         let mut batch = self.batch(3);
         for (request, block) in batch.iter_mut().zip(0..) {
@@ -147,7 +147,7 @@ impl Setup {
         let mut batch = Requests::new();
         for _ in 0..count {
             let mut request = IoRequest::new();
-            // SAFETY: the memory outlives the engine; nothing refers to it meanwhile.
+            // SAFETY: the memory outlives the engine, and no reference to it exists meanwhile.
             unsafe { request.iov.push(self.memory.as_mut_ptr(), self.memory.len()) };
             request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
             batch.push(request);
@@ -166,7 +166,7 @@ impl Setup {
 }
 
 #[test]
-fn the_kernel_never_has_more_than_it_can_take_and_everything_comes_back() {
+fn submissions_never_exceed_the_kernels_capacity() {
     for room in [1, 3, 100] {
         let mut setup = Setup::new(room, 0);
         setup.submit(30);
@@ -179,11 +179,11 @@ fn the_kernel_never_has_more_than_it_can_take_and_everything_comes_back() {
 }
 
 #[test]
-fn a_kernel_that_is_short_of_memory_is_asked_again() {
+fn failed_submissions_are_retried() {
     for room in [1, 100] {
         let mut setup = Setup::new(room, 3);
         setup.submit(CAPACITY);
-        // Nothing is in flight whose completion could lead to another attempt.
+        // No request is in flight whose completion could trigger the retry.
         assert!(setup.script.borrow().taken.is_empty());
         while setup.script.borrow().taken.len() < CAPACITY {
             setup.ctx.poll(true);
@@ -196,7 +196,7 @@ fn a_kernel_that_is_short_of_memory_is_asked_again() {
 }
 
 #[test]
-fn what_was_done_in_part_is_done_again_by_a_worker() {
+fn a_worker_repeats_partial_transfers() {
     for part in [0, 512, -i64::from(libc::EINTR), -i64::from(libc::EAGAIN)] {
         let mut setup = Setup::new(100, 0);
         setup.submit(1);
@@ -208,7 +208,7 @@ fn what_was_done_in_part_is_done_again_by_a_worker() {
 }
 
 #[test]
-fn an_error_of_the_kernel_is_the_requests() {
+fn a_kernel_error_becomes_the_requests_result() {
     let mut setup = Setup::new(100, 0);
     setup.submit(1);
     setup.script.borrow_mut().finish(-i64::from(libc::ENOSPC));
@@ -220,17 +220,17 @@ fn an_error_of_the_kernel_is_the_requests() {
 }
 
 #[test]
-fn what_the_kernel_has_done_of_several_at_once_is_done_for_each() {
+fn a_completed_merged_request_completes_each_member() {
     let mut setup = Setup::new(100, 0);
     setup.submit_merged();
     setup.script.borrow_mut().finish(3 * 4096);
-    // Nobody but the kernel was asked.
+    // Only the kernel was involved.
     setup.ctx.poll(true);
     assert_eq!(setup.done(), 3);
 }
 
 #[test]
-fn what_the_kernel_has_not_done_of_several_at_once_a_worker_does_one_by_one() {
+fn a_worker_repeats_failed_merged_requests_individually() {
     for result in [-i64::from(libc::ENOSPC), -i64::from(libc::EAGAIN), 0, 4096] {
         let mut setup = Setup::new(100, 0);
         setup.submit_merged();
@@ -238,13 +238,13 @@ fn what_the_kernel_has_not_done_of_several_at_once_a_worker_does_one_by_one() {
         while setup.done.0.borrow().len() < 3 {
             setup.ctx.poll(true);
         }
-        // The disk itself refuses none.
+        // The disk itself accepts all of them.
         assert_eq!(setup.done(), 3, "{result}");
     }
 }
 
 #[test]
-fn an_engine_that_is_freed_completes_what_waits_and_what_the_kernel_has() {
+fn dropping_an_engine_completes_its_requests() {
     let mut setup = Setup::new(2, 1);
     setup.submit(10);
     drop(setup.engine);

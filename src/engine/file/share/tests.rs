@@ -1,4 +1,4 @@
-//! A worker that panics while it helps, and one that is late.
+//! Workers that panic while they help, or that are late.
 
 use std::cell::RefCell;
 use std::sync::mpsc::{self, Sender};
@@ -12,10 +12,10 @@ use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
 const BATCH: u16 = 16;
 
-/// A net against hanging, never waited for.
+/// A deadline in case of a hang. Nothing waits for it otherwise.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A helper that cannot execute every third request without waiting, and panics at one.
+/// Helps like a worker, but fails to execute every third request without waiting, and panics at one of them.
 struct Clumsy {
     help: Help,
     panics_at: u16,
@@ -36,7 +36,7 @@ impl Work for Clumsy {
     }
 }
 
-/// Tells of the end, however it comes.
+/// Reports the end of the work on drop, also after a panic.
 struct Through<'a>(&'a Sender<()>);
 
 impl Drop for Through<'_> {
@@ -45,7 +45,7 @@ impl Drop for Through<'_> {
     }
 }
 
-/// What came back.
+/// Collects completed requests.
 #[derive(Default)]
 struct Back {
     requests: RefCell<Requests>,
@@ -64,7 +64,7 @@ struct Queue {
     back: Rc<Back>,
     lost: Timer,
     memory: Box<[u8; 512]>,
-    // After all that is registered with it.
+    // Dropped after everything that is registered with it.
     ctx: AioContext,
 }
 
@@ -77,7 +77,7 @@ impl Queue {
         };
         let (pool, file) = (ThreadPool::new(&ctx, one), testing::file());
         let lost = ctx.timer(|_| panic!("requests are lost"));
-        // From here on it needs no loop to begin.
+        // From now on, work starts without the event loop.
         while pool.counters().idle_threads == 0 {
             ctx.poll(false);
         }
@@ -105,7 +105,7 @@ impl Queue {
         Rc::clone(&self.back) as _
     }
 
-    /// Takes back what the worker does not have, executes it, and waits for the rest.
+    /// Executes the requests that the worker did not take, and waits for the others.
     fn finish(&self, mut batch: Requests) {
         let mut done = Requests::new();
         while self.sharing.take_back(&mut batch, &mut done) {}
@@ -135,7 +135,7 @@ impl Queue {
 }
 
 #[test]
-fn every_request_comes_back_once_wherever_a_helper_panics_and_the_next_batch_is_shared() {
+fn a_helpers_panic_loses_no_request() {
     let mut queue = Queue::new();
     for panics_at in BATCH / 5..BATCH {
         let (mut batch, (through, ended)) = (queue.batch(), mpsc::channel());
@@ -158,7 +158,7 @@ fn every_request_comes_back_once_wherever_a_helper_panics_and_the_next_batch_is_
 }
 
 #[test]
-fn merged_requests_come_back_one_by_one_from_a_worker_that_is_late() {
+fn a_late_worker_returns_merged_requests_individually() {
     let (mut queue, (through, ended)) = (Queue::new(), mpsc::channel());
     let mut batch = queue.batch();
     Merger::up_to(1024).merge(&mut batch);
@@ -170,7 +170,7 @@ fn merged_requests_come_back_one_by_one_from_a_worker_that_is_late() {
         through,
     }));
     ended.recv_timeout(DEADLINE).unwrap();
-    // The worker has all but what the IOThread has kept.
+    // The worker has all requests except those that the IOThread has kept.
     for mut request in batch {
         assert!(try_execute(&queue.file, &mut request));
         request.disband(|request| queue.back.complete(request));
