@@ -2,6 +2,7 @@
 //!
 //! A node is shared by all threads and does no I/O by itself. Every IOThread opens a [`Channel`] to it for that.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +76,20 @@ impl BlockNode {
         match self {
             Self::File(file) => file.limits(),
             Self::NullCo(null) | Self::NullAio(null, _) => null.limits(),
+        }
+    }
+
+    /// Makes the disk `bytes` long. Requests are checked against the new size from then on.
+    ///
+    /// # Errors
+    /// See [`RawFile::resize`]. A disk without an image keeps its size.
+    pub fn resize(&self, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.resize(bytes),
+            Self::NullCo(_) | Self::NullAio(..) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a null disk keeps its size",
+            )),
         }
     }
 

@@ -126,6 +126,31 @@ impl RawFile {
         Ok(size)
     }
 
+    /// Makes the file `bytes` long, and the disk with it. Any thread; the file system may take its time to shrink it.
+    ///
+    /// # Errors
+    /// The disk is read-only or a block device, or would not have whole blocks, or there is no room.
+    pub fn resize(&self, bytes: u64) -> io::Result<()> {
+        let refused = |kind, why| Err(io::Error::new(kind, why));
+        if self.limits.read_only {
+            return refused(io::ErrorKind::PermissionDenied, "the image is read-only");
+        }
+        if self.kind == Kind::BlockDevice {
+            return refused(
+                io::ErrorKind::Unsupported,
+                "a block device has a size of its own: change that, then send SIGHUP",
+            );
+        }
+        if bytes == 0 || !bytes.is_multiple_of(self.limits.logical_block_size.into()) {
+            return refused(
+                io::ErrorKind::InvalidInput,
+                "the new size is not a multiple of the logical block size",
+            );
+        }
+        self.file.set_len(bytes)?;
+        self.refresh_size().map(drop)
+    }
+
     /// Returns the current size in bytes.
     fn bytes(&self) -> io::Result<u64> {
         match self.kind {

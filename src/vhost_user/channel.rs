@@ -124,6 +124,16 @@ impl Resizer {
         }
     }
 
+    /// Returns whether this is about that disk.
+    pub fn is_of(&self, node: &Arc<BlockNode>) -> bool {
+        Arc::ptr_eq(&self.node, node)
+    }
+
+    /// Tells the frontend that the size has changed. Any thread; never waits.
+    pub fn announce(&self) {
+        self.channel.config_changed();
+    }
+
     /// Makes an IOThread read the size of the disk again, without waiting for it. Any thread.
     ///
     /// If the size has changed, requests are checked against the new size from then on, and the frontend is told. A size

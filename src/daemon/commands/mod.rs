@@ -108,6 +108,7 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
                 on_registry(scope, arguments, reply, blockstats::query_blockstats);
             },
         ),
+        command("block_resize", &types::RESIZE, NOTHING, block_resize),
         command("block-export-add", &types::EXPORT, NOTHING, block_export_add),
         command("block-export-del", &types::EXPORT_DEL, NOTHING, block_export_del),
         command(
@@ -164,6 +165,25 @@ fn blockdev_del(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Repl
     }
     on_registry(scope, arguments, reply, |registry, NodeName { node_name }| {
         registry.blockdev_del(&node_name)?;
+        Ok(json!({}))
+    });
+}
+
+fn block_resize(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct NewSize {
+        device: Option<String>,
+        node_name: Option<String>,
+        size: i64,
+    }
+    on_registry(scope, arguments, reply, |registry, arguments: NewSize| {
+        // Both name a node: there are no other devices.
+        let name = arguments.node_name.or(arguments.device);
+        let name = name.ok_or_else(|| QmpError::generic("Neither 'node-name' nor 'device' is given"))?;
+        let size = u64::try_from(arguments.size).ok().filter(|size| *size > 0);
+        let size = size.ok_or_else(|| QmpError::generic("Parameter 'size' expects a positive number"))?;
+        registry.block_resize(&name, size)?;
         Ok(json!({}))
     });
 }

@@ -377,3 +377,13 @@ static STATS_ENTRY: Object = Object::new(
     ],
 );
 pub(super) const BLOCKSTATS: Type = Type::Array(&Type::Object(&STATS_ENTRY));
+
+/// `block_resize`.
+pub(super) static RESIZE: Object = Object::new(
+    "q_obj_block_resize-arg",
+    &[
+        optional("device", Type::Str),
+        optional("node-name", Type::Str),
+        required("size", Type::Int),
+    ],
+);

@@ -48,6 +48,8 @@ pub enum OperationError {
     NodeInUse { name: String, by: String },
     #[error("'host_device' driver requires '{}' to be a block device", path.display())]
     NoDevice { path: PathBuf },
+    #[error("cannot resize '{name}'")]
+    Resize { name: String, source: io::Error },
     #[error("{what} is not supported")]
     Unsupported { what: &'static str },
     #[error("a disk has one throttle node at most")]

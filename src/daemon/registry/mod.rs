@@ -10,6 +10,7 @@ mod nodes;
 mod objects;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use crate::aio::Gone;
 use crate::engine::BlockNode;
 use crate::iothread::IoThread;
 use crate::sandbox::Sandbox;
+use crate::vhost_user::Resizer;
 
 /// How long a hard removal waits for requests in flight.
 const HARD_TIME: Duration = Duration::from_secs(1);
@@ -219,6 +221,32 @@ impl Registry {
     /// There is no such node.
     pub fn disk_of(&self, name: &str) -> Result<Arc<BlockNode>, OperationError> {
         Ok(self.nodes.resolve(name)?.leaf)
+    }
+
+    /// Changes the size of a disk, and tells the frontends of its exports.
+    ///
+    /// # Errors
+    /// There is no such node, or the disk cannot have that size.
+    pub fn block_resize(&mut self, name: &str, bytes: u64) -> Result<(), OperationError> {
+        let node = self.nodes.resolve(name)?;
+        let failed = |source| OperationError::Resize {
+            name: name.to_owned(),
+            source,
+        };
+        if node.read_only {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the node is read-only",
+            )));
+        }
+        let before = node.leaf.size();
+        node.leaf.resize(bytes).map_err(failed)?;
+        tracing::info!(node = name, before, after = bytes, "disk resized");
+        let resizers = self.disks().map(Disk::resizer);
+        resizers
+            .filter(|resizer| resizer.is_of(&node.leaf))
+            .for_each(Resizer::announce);
+        Ok(())
     }
 
     /// Returns the id of an export of this node, also of one that is being removed.
