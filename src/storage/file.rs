@@ -46,9 +46,9 @@ pub struct RawFile {
     doubtful: AtomicBool,
     /// An [`ImageLock`](super::ImageLock) of this open file, if there is one.
     lock_place: Arc<LockPlace>,
-    /// Flushes do something.
+    /// Flushes are executed, not ignored.
     flushes: bool,
-    /// Discards do something, and zeroes may be written as holes.
+    /// Discards free space, and zeroes may be written as holes.
     unmap: bool,
     /// The image is locked while it is in use.
     locks: bool,
@@ -173,7 +173,7 @@ impl RawFile {
         self.kind == Kind::BlockDevice
     }
 
-    /// Returns whether the image is to be locked while it is in use.
+    /// Returns whether the image must be locked while it is in use.
     pub fn locks(&self) -> bool {
         self.locks
     }

@@ -51,7 +51,7 @@ pub enum LockError {
         how: &'static str,
     },
 
-    /// The lock of this [`RawFile`] is held already, and one of both uses writes.
+    /// The lock of this [`RawFile`] is held already, and at least one of the two uses is for writing.
     #[error("this disk has locked {} already", path.display())]
     Held {
         /// The image.
