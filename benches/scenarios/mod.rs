@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 mod device;
+mod queue;
 mod ring;
 
 use std::cell::Cell;
