@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::num::Wrapping;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use proptest::prelude::*;
+use testkit::memory::SharedMemory;
+use testkit::ring::{DriverRing, NO_INTERRUPT};
 
 use super::{InflightRegion, RegionLayout};
-use crate::memory::{GuestMemory, MappedArea, RegionInfo};
+use crate::memory::{GuestMemory, RegionInfo};
 use crate::virtqueue::{RingAddresses, RingFeatures, SplitRing};
 
 thread_local! {
@@ -41,14 +41,12 @@ fn run_until<T>(stores: Option<u32>, f: impl FnOnce() -> T) -> Option<T> {
 
 /// The driver, with the memory that outlives every device.
 pub(crate) struct Driver {
+    shared: SharedMemory,
     memory: GuestMemory,
-    area: MappedArea,
-    size: u16,
+    ring: DriverRing,
     event_idx: bool,
     region: File,
     layout: RegionLayout,
-    avail_idx: Wrapping<u16>,
-    used_idx: Wrapping<u16>,
     free: Vec<u16>,
     /// Chains made available but not answered, in order.
     outstanding: Vec<u16>,
@@ -56,51 +54,30 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(size: u16, start: u16, event_idx: bool) -> Self {
-        let n = u64::from(size);
+        let n = usize::from(size);
+        let (avail, used) = (16 * n, (18 * n + 6).next_multiple_of(4));
         let len = (26 * n + 16).next_multiple_of(4096);
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(len).unwrap();
+        let shared = SharedMemory::new(len);
         let info = RegionInfo {
             guest: 0,
-            len,
+            len: len as u64,
             user: 0,
             file_offset: 0,
         };
-        let memory = GuestMemory::map([(info, file)]).unwrap();
-        let area = memory.resolve_user(0, usize::try_from(len).unwrap()).unwrap();
+        let memory = GuestMemory::map([(info, shared.file().try_clone().unwrap())]).unwrap();
+        let mut ring = DriverRing::new(size, 0, avail, used);
+        ring.continue_at(&shared, start);
         let (layout, region) = InflightRegion::create(3, size).unwrap();
-        let driver = Self {
+        Self {
+            shared,
             memory,
-            area,
-            size,
+            ring,
             event_idx,
             region,
             layout,
-            avail_idx: Wrapping(start),
-            used_idx: Wrapping(start),
             free: (0..size).collect(),
             outstanding: Vec::new(),
-        };
-        driver.u16_at(driver.avail() + 2).store(start, Ordering::Relaxed);
-        driver.u16_at(driver.used() + 2).store(start, Ordering::Relaxed);
-        driver
-    }
-
-    fn avail(&self) -> usize {
-        16 * usize::from(self.size)
-    }
-
-    fn used(&self) -> usize {
-        (18 * usize::from(self.size) + 6).next_multiple_of(4)
-    }
-
-    fn u16_at(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: within the memory and aligned.
-        unsafe { AtomicU16::from_ptr(self.area.as_ptr().add(offset).cast()) }
-    }
-
-    fn slot(&self, index: Wrapping<u16>) -> usize {
-        usize::from(index.0 % self.size)
+        }
     }
 
     pub(crate) fn submit(&mut self, pick: usize) {
@@ -108,33 +85,23 @@ impl Driver {
             return;
         }
         let head = self.free.swap_remove(pick % self.free.len());
-        let entry = self.avail() + 4 + 2 * self.slot(self.avail_idx);
-        self.u16_at(entry).store(head, Ordering::Relaxed);
-        self.avail_idx += 1;
-        self.u16_at(self.avail() + 2)
-            .store(self.avail_idx.0, Ordering::Release);
+        self.ring.offer(&self.shared, head);
         self.outstanding.push(head);
     }
 
     /// Asks for a notification of the used element with this index.
     pub(crate) fn set_used_event(&self, index: u16) {
-        let event = self.avail() + 4 + 2 * usize::from(self.size);
-        self.u16_at(event).store(index, Ordering::Relaxed);
+        self.ring.set_used_event(&self.shared, index);
     }
 
     /// Takes the chains that the device has answered.
     pub(crate) fn reap(&mut self) {
-        let idx = Wrapping(self.u16_at(self.used() + 2).load(Ordering::Acquire));
-        while self.used_idx != idx {
-            let offset = self.used() + 4 + 8 * self.slot(self.used_idx);
-            // SAFETY: within the memory and aligned.
-            let id = unsafe { AtomicU32::from_ptr(self.area.as_ptr().add(offset).cast()) };
-            let head = u16::try_from(id.load(Ordering::Relaxed)).unwrap();
+        while let Some((id, _)) = self.ring.take_used(&self.shared) {
+            let head = u16::try_from(id).unwrap();
             let at = self.outstanding.iter().position(|&h| h == head);
             self.outstanding
                 .remove(at.expect("each outstanding chain is answered once, and no other chain"));
             self.free.push(head);
-            self.used_idx += 1;
         }
     }
 
@@ -145,17 +112,22 @@ impl Driver {
 
     /// Makes a ring on the current memory that continues at `base`, with its own in-flight region if `tracked`.
     pub(crate) fn ring(&self, base: u16, tracked: bool) -> SplitRing {
-        let (avail, used) = (self.avail() as u64, self.used() as u64);
+        let (avail, used) = (self.ring.avail as u64, self.ring.used as u64);
         let addresses = RingAddresses { desc: 0, avail, used };
         let features = RingFeatures {
             event_idx: self.event_idx,
             indirect: false,
         };
-        let mut ring = SplitRing::new(&self.memory, addresses, self.size.into(), base, features).unwrap();
+        let mut ring =
+            SplitRing::new(&self.memory, addresses, self.ring.size.into(), base, features).unwrap();
         if tracked {
-            let (layout, file) = InflightRegion::create(1, self.size).unwrap();
+            let (layout, file) = InflightRegion::create(1, self.ring.size).unwrap();
             let region = InflightRegion::map(&file, layout).unwrap();
-            assert!(!ring.track(region.queue(0, self.size.into()).unwrap()).unwrap());
+            assert!(
+                !ring
+                    .track(region.queue(0, self.ring.size.into()).unwrap())
+                    .unwrap()
+            );
         }
         ring
     }
@@ -164,9 +136,11 @@ impl Driver {
     pub(crate) fn device(&self) -> Device {
         let region = InflightRegion::map(&self.region, self.layout).unwrap();
         // The position that a frontend uses after it lost its backend.
-        let base = self.u16_at(self.used() + 2).load(Ordering::Relaxed);
+        let base = self.ring.published(&self.shared);
         let mut ring = self.ring(base, false);
-        let resumed = ring.track(region.queue(1, self.size.into()).unwrap()).unwrap();
+        let resumed = ring
+            .track(region.queue(1, self.ring.size.into()).unwrap())
+            .unwrap();
         Device {
             ring,
             resumed,
@@ -254,7 +228,7 @@ fn finish(mut driver: Driver, mut device: Option<Device>) {
     }
     step(&mut driver, &mut device, Op::Publish, None);
     assert!(driver.outstanding.is_empty(), "every chain is answered");
-    assert_eq!(device.map(|d| d.ring.next_avail()), Some(driver.avail_idx.0));
+    assert_eq!(device.map(|d| d.ring.next_avail()), Some(driver.ring.avail_idx));
 }
 
 fn operation() -> impl Strategy<Value = Op> {
@@ -365,10 +339,8 @@ fn first_publication_after_recovery_always_notifies() {
     for event_idx in [false, true] {
         let mut driver = Driver::new(8, 0, event_idx);
         // The driver wants no interrupts; with EVENT_IDX, its event is far away.
-        driver.u16_at(driver.avail()).store(1, Ordering::Relaxed);
-        driver
-            .u16_at(driver.avail() + 4 + 16)
-            .store(1000, Ordering::Relaxed);
+        driver.ring.set_avail_flags(&driver.shared, NO_INTERRUPT);
+        driver.set_used_event(1000);
         let mut first = driver.device();
         driver.submit(0);
         first.take(&driver);
