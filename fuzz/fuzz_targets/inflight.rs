@@ -1,18 +1,31 @@
 //! In-flight regions of arbitrary bytes: refused, or recovered as the protocol says, and nothing else is touched.
 #![no_main]
 
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use vhost_user_blk::virtqueue::{InflightRegion, RegionLayout, RingAddresses, RingFeatures, SplitRing};
+use testkit::inflight::stride;
+use testkit::ring::{DriverRing, RingMemory};
+use vhost_user_blk::virtqueue::{
+    InflightArea, InflightRegion, RegionLayout, RingAddresses, RingFeatures, SplitRing,
+};
 use vhost_user_blk_fuzz::guest::{APART, Guest, RINGS, memfd};
 
 const AVAIL: u64 = 0;
 const USED: u64 = 0x1000;
-/// A part's header, and each of its entries (vhost-user, "Inflight I/O tracking": queue_region_split).
-const HEADER: usize = 16;
-const ENTRY: usize = 16;
+/// Bytes of a part's header, and of each of its entries (vhost-user, "Inflight I/O tracking": queue_region_split).
+const HEADER: usize = testkit::inflight::HEADER as usize;
+const ENTRY: usize = testkit::inflight::ENTRY as usize;
+/// What follows the parts that the protocol defines in the daemon's own regions: a mark, and spare bytes.
+const TRAILER: u64 = 64;
+const MAGIC: [u8; 8] = *b"vublk-01";
+/// The largest ring, for which each queue has a second part after the trailer.
+const LARGEST: u16 = 1024;
+/// Bits of `pages_before`: the file has large parts, and the frontend does not mention them.
+const LARGE: u8 = 0x80;
+const CUT: u8 = 0x40;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -71,72 +84,148 @@ struct Recovery {
 
 fuzz_target!(|input: Input| {
     let ring_size = 1u16 << (input.ring_size % 11);
-    let queues = u16::from(input.layout.queues % 4) + 1;
-    let queue_size = 1u16 << (input.layout.queue_size % 11);
-    let stride = (HEADER + ENTRY * usize::from(queue_size)).next_multiple_of(64);
-    let offset = u64::from(input.layout.pages_before % 3) * 4096;
-    let mut layout = RegionLayout {
-        size: (stride * usize::from(queues)) as u64 + 64,
+    let (layout, len) = layout(&input);
+    let queue = u16::from(input.queue) % layout.queues;
+    let (bytes, parts) = content(&input, layout, len, queue, ring_size);
+    let file = memfd(len);
+    file.write_all_at(&bytes, 0).expect("write the region");
+    let odd = |(size, offset, queues, queue_size)| RegionLayout {
+        size,
         offset,
         queues,
         queue_size,
     };
-    let len = offset + layout.size;
-    if let Some((size, offset, queues, queue_size)) = input.layout.odd {
-        layout = RegionLayout {
-            size,
-            offset,
-            queues,
-            queue_size,
-        };
-    }
-    let queue = usize::from(input.queue) % usize::from(queues);
-    let part = offset as usize + queue * stride;
-    let mut bytes = vec![0; len as usize];
-    if !input.fresh {
-        fill(&mut bytes[part..part + stride], &input, queue_size);
-    }
-    for &(at, byte) in input.patches.iter().take(64) {
-        let at = usize::from(at) % bytes.len();
-        bytes[at] = byte;
-    }
-    let file = memfd(len);
-    file.write_all_at(&bytes, 0).expect("write the region");
-    let region = match InflightRegion::map(&file, layout) {
-        Ok(region) => region,
-        Err(_) => {
-            unchanged(&file, &bytes);
-            return;
-        }
+    let claimed = input.layout.odd.map_or(layout, odd);
+    let Ok(region) = InflightRegion::map(&file, claimed) else {
+        return unchanged(&file, &bytes);
     };
     assert!(
         region
-            .queue(usize::from(layout.queues), ring_size.into())
+            .queue(usize::from(claimed.queues), ring_size.into())
             .is_err()
     );
     if input.layout.odd.is_some() {
         return;
     }
-    let expected = recover(&bytes[part..part + stride], queue_size, ring_size, input.used_idx);
+    let part = parts.of(queue);
+    let expected = recover(&bytes[part.clone()], parts.size(), ring_size, input.used_idx);
+    let area = match region.queue(queue.into(), ring_size.into()) {
+        Ok(area) => area,
+        // Only the parts that the protocol defines are checked with the region.
+        Err(_) if parts.is_large && expected.is_none() => return unchanged(&file, &bytes),
+        Err(error) => panic!("{error:?} and not {expected:?}"),
+    };
+    track(area, expected, ring_size, &input);
+    // Other queues' parts and what is around them are as they were.
+    let mut now = vec![0; bytes.len()];
+    file.read_exact_at(&mut now, 0).expect("read the region");
+    now[part.clone()].copy_from_slice(&bytes[part]);
+    assert!(now == bytes, "a byte outside the queue's part was changed");
+});
+
+/// Returns a good layout, and the length of the file.
+fn layout(input: &Input) -> (RegionLayout, u64) {
+    let queues = u16::from(input.layout.queues % 4) + 1;
+    let queue_size = 1u16 << (input.layout.queue_size % 11);
+    let mut layout = RegionLayout {
+        size: needed(queues, queue_size) + TRAILER,
+        offset: u64::from(input.layout.pages_before % 3) * 4096,
+        queues,
+        queue_size,
+    };
+    let mut len = layout.offset + layout.size;
+    if input.layout.has(LARGE) && queue_size < LARGEST {
+        len += needed(queues, LARGEST);
+        if !input.layout.has(CUT) {
+            layout.size = len - layout.offset;
+        }
+    }
+    (layout, len)
+}
+
+/// Returns the content of the file, and where the ring's part is.
+fn content(input: &Input, layout: RegionLayout, len: u64, queue: u16, ring_size: u16) -> (Vec<u8>, Parts) {
+    let RegionLayout {
+        offset,
+        queues,
+        queue_size,
+        ..
+    } = layout;
+    let has = |bit| input.layout.has(bit);
+    let mut bytes = vec![0; len as usize];
+    let mut parts = Parts {
+        start: offset as usize,
+        trailer: (offset + needed(queues, queue_size)) as usize,
+        is_large: ring_size > queue_size && has(LARGE) && !has(CUT),
+        queue_size,
+    };
+    if has(LARGE) {
+        bytes[parts.trailer..][..MAGIC.len()].copy_from_slice(&MAGIC);
+    }
+    if !input.fresh {
+        fill(&mut bytes[parts.of(queue)], input, parts.size());
+    }
+    for &(at, byte) in input.patches.iter().take(64) {
+        let at = usize::from(at) % bytes.len();
+        bytes[at] = byte;
+    }
+    parts.is_large &= bytes[parts.trailer..].starts_with(&MAGIC);
+    (bytes, parts)
+}
+
+/// Makes a ring continue from a part, as it is expected to, or not at all.
+fn track(area: InflightArea, expected: Option<Recovery>, ring_size: u16, input: &Input) {
     let guest = Guest::new();
+    let mut driver = DriverRing::new(ring_size, APART.guest as usize, AVAIL as usize, USED as usize);
+    driver.continue_at(&guest, input.used_idx);
     let mut ring = ring(&guest, ring_size, input.used_idx);
-    let area = region
-        .queue(queue, ring_size.into())
-        .expect("it was checked with the region");
     match (ring.track(area), expected) {
         (Ok(resumed), Some(expected)) => {
             assert_eq!(resumed, expected.resumed);
-            run(&mut ring, &guest, expected, &input.steps);
+            run(&mut ring, &guest, driver, expected, &input.steps);
         }
         (Err(_), None) => {}
         (found, expected) => panic!("{found:?} and not {expected:?}"),
     }
-    // Other queues' parts and what is around them are as they were.
-    let mut now = vec![0; bytes.len()];
-    file.read_exact_at(&mut now, 0).expect("read the region");
-    now[part..part + stride].copy_from_slice(&bytes[part..part + stride]);
-    assert!(now == bytes, "a byte outside the queue's part was changed");
-});
+}
+
+impl Layout {
+    fn has(&self, bit: u8) -> bool {
+        self.pages_before & bit != 0
+    }
+}
+
+/// Bytes of the parts of all queues.
+fn needed(queues: u16, queue_size: u16) -> u64 {
+    u64::from(queues) * stride(queue_size)
+}
+
+/// The parts that the ring is to use: those that the protocol defines, or the large ones after the trailer.
+struct Parts {
+    start: usize,
+    trailer: usize,
+    is_large: bool,
+    queue_size: u16,
+}
+
+impl Parts {
+    /// The number of descriptors that a part has room for.
+    fn size(&self) -> u16 {
+        if self.is_large { LARGEST } else { self.queue_size }
+    }
+
+    /// The bytes of a queue's part.
+    fn of(&self, queue: u16) -> Range<usize> {
+        let len = stride(self.size()) as usize;
+        let first = if self.is_large {
+            self.trailer + TRAILER as usize
+        } else {
+            self.start
+        };
+        let start = first + usize::from(queue) * len;
+        start..start + len
+    }
+}
 
 fn fill(part: &mut [u8], input: &Input, queue_size: u16) {
     part.fill(input.fill);
@@ -161,8 +250,6 @@ fn fill(part: &mut [u8], input: &Input, queue_size: u16) {
 }
 
 fn ring(guest: &Guest, size: u16, used_idx: u16) -> SplitRing {
-    guest.write(USED + 2, &used_idx.to_le_bytes());
-    guest.write(AVAIL + 2, &used_idx.to_le_bytes());
     let addresses = RingAddresses {
         desc: APART.user,
         avail: RINGS.user + AVAIL,
@@ -228,7 +315,7 @@ fn recover(part: &[u8], queue_size: u16, ring_size: u16, used_idx: u16) -> Optio
 }
 
 /// What was in flight comes first; then the ring goes on, and no chain is out twice.
-fn run(ring: &mut SplitRing, guest: &Guest, recovery: Recovery, steps: &[Step]) {
+fn run(ring: &mut SplitRing, guest: &Guest, mut driver: DriverRing, recovery: Recovery, steps: &[Step]) {
     let mut held = Vec::new();
     for head in recovery.heads {
         assert_eq!(ring.pop(), Ok(Some(head)));
@@ -239,10 +326,10 @@ fn run(ring: &mut SplitRing, guest: &Guest, recovery: Recovery, steps: &[Step]) 
     }
     // All entries name descriptor 0, then 1, and so on.
     for slot in 0..ring.size() {
-        guest.write(AVAIL + 4 + 2 * u64::from(slot), &slot.to_le_bytes());
+        guest.store_u16(driver.avail_entry(slot), slot);
     }
-    let idx = ring.next_avail().wrapping_add(ring.size());
-    guest.write(AVAIL + 2, &idx.to_le_bytes());
+    driver.avail_idx = ring.next_avail();
+    driver.advance(guest, ring.size());
     let mut waiting = Vec::new();
     for step in steps.iter().take(200) {
         match *step {

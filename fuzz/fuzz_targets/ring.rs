@@ -1,13 +1,14 @@
 //! A ring in any state: what the driver stores and what the device makes of it, beside a model that counts.
 #![no_main]
 
+use std::cell::RefCell;
+
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use testkit::ring::{DriverRing, NO_INTERRUPT, NO_NOTIFY, RingMemory};
 use vhost_user_blk::virtqueue::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, SplitRing};
 use vhost_user_blk_fuzz::guest::{APART, Guest, Image, REGIONS, RINGS};
 
-/// The table may have 1024 entries, so it gets a region of its own.
-const DESC: u64 = APART.guest;
 const AVAIL: u64 = 0;
 const USED: u64 = 0x1000;
 
@@ -63,6 +64,7 @@ enum Step {
 /// The device's side, counted without wrapping arithmetic.
 struct Model {
     image: Image,
+    layout: DriverRing,
     size: u64,
     event_idx: bool,
     /// Positions since the beginning of time.
@@ -81,7 +83,9 @@ fuzz_target!(|input: Input| {
     }
     let guest = Guest::new();
     let size = 1u16 << (input.size % 11);
-    guest.write(USED + 2, &input.used.to_le_bytes());
+    // The table may have 1024 entries, so it has a region of its own.
+    let layout = DriverRing::new(size, APART.guest as usize, AVAIL as usize, USED as usize);
+    guest.store_u16(layout.used_idx_at(), input.used);
     let memory = guest.table();
     let features = RingFeatures {
         event_idx: input.event_idx,
@@ -93,6 +97,7 @@ fuzz_target!(|input: Input| {
     let position = |idx: u16| (1 << 32) + u64::from(idx);
     let mut model = Model {
         image: guest.image(),
+        layout,
         size: size.into(),
         event_idx: input.event_idx,
         avail: position(input.base),
@@ -165,20 +170,43 @@ fn try_anywhere(place: &Place) {
     guest.image().assert_is(&Image::new(), &[]);
 }
 
-impl Model {
-    /// Writes as the driver, to both.
-    fn driver(&mut self, guest: &Guest, at: u64, value: u16) {
-        self.image.write(at, &value.to_le_bytes());
-        guest.write(at, &value.to_le_bytes());
+/// The guest's memory and its image, which the driver writes alike.
+struct Both<'a> {
+    guest: &'a Guest,
+    image: RefCell<&'a mut Image>,
+}
+
+impl RingMemory for Both<'_> {
+    fn read<const N: usize>(&self, at: usize) -> [u8; N] {
+        RingMemory::read(self.guest, at)
     }
 
-    fn used_event_at(&self) -> u64 {
-        AVAIL + 4 + 2 * self.size
+    fn write(&self, at: usize, bytes: &[u8]) {
+        self.image.borrow_mut().write(at as u64, bytes);
+        self.guest.write(at as u64, bytes);
+    }
+
+    fn load_u16(&self, at: usize) -> u16 {
+        self.guest.load_u16(at)
+    }
+
+    fn store_u16(&self, at: usize, value: u16) {
+        RingMemory::write(self, at, &value.to_le_bytes());
+    }
+}
+
+impl Model {
+    fn u16(&self, at: usize) -> u16 {
+        self.image.u16(at as u64)
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.image.write(at as u64, bytes);
     }
 
     /// Whether entry `event` is one of those from `old` on, up to the published ones.
     fn crossed(&self, old: u64) -> bool {
-        let event = self.image.u16(self.used_event_at());
+        let event = self.u16(self.layout.used_event_at());
         // No more than 65,535 are looked at: what is further away is out of sight, as for any driver.
         let from = old.max(self.published.saturating_sub(0xffff));
         !(self.published - old).is_multiple_of(0x1_0000) && {
@@ -188,7 +216,32 @@ impl Model {
         }
     }
 
-    /// Does it on both sides; false when the ring is broken.
+    /// Makes the driver do a step of its own. Returns `false` if the step is the device's.
+    fn drive(&mut self, step: &Step, guest: &Guest) -> bool {
+        let mut ring = self.layout;
+        ring.avail_idx = self.u16(ring.avail_idx_at());
+        let near = |away: i8| (self.published as u16).wrapping_add_signed(away.into());
+        let memory = Both {
+            guest,
+            image: RefCell::new(&mut self.image),
+        };
+        match *step {
+            Step::Offer(count, head) => {
+                for i in 0..u16::from(count % 33) {
+                    ring.offer(&memory, head.wrapping_add(i) % ring.size);
+                }
+            }
+            Step::AvailIdx(idx) => memory.store_u16(ring.avail_idx_at(), idx),
+            Step::Entry(slot, head) => memory.store_u16(ring.avail_entry(slot), head),
+            Step::Flags(flags) => ring.set_avail_flags(&memory, flags),
+            Step::UsedEvent(event) => ring.set_used_event(&memory, event),
+            Step::UsedEventNear(away) => ring.set_used_event(&memory, near(away)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Does a step on both sides. Returns `false` when the ring is broken.
     fn step(
         &mut self,
         step: &Step,
@@ -196,38 +249,17 @@ impl Model {
         guest: &Guest,
         memory: &vhost_user_blk::memory::GuestMemory,
     ) -> bool {
+        if self.drive(step, guest) {
+            return true;
+        }
         match *step {
-            Step::Offer(count, head) => {
-                let mut idx = self.image.u16(AVAIL + 2);
-                for i in 0..u16::from(count % 33) {
-                    let slot = u64::from(idx) % self.size;
-                    self.driver(
-                        guest,
-                        AVAIL + 4 + 2 * slot,
-                        head.wrapping_add(i) % self.size as u16,
-                    );
-                    idx = idx.wrapping_add(1);
-                }
-                self.driver(guest, AVAIL + 2, idx);
-            }
-            Step::AvailIdx(idx) => self.driver(guest, AVAIL + 2, idx),
-            Step::Entry(slot, head) => {
-                self.driver(guest, AVAIL + 4 + 2 * (u64::from(slot) % self.size), head)
-            }
-            Step::Flags(flags) => self.driver(guest, AVAIL, flags),
-            Step::UsedEvent(event) => self.driver(guest, self.used_event_at(), event),
-            Step::UsedEventNear(away) => {
-                let event = (self.published as u16).wrapping_add_signed(away.into());
-                self.driver(guest, self.used_event_at(), event);
-            }
             Step::Pop => return self.pop(ring),
             Step::HasWork => return self.has_work(ring),
             Step::Push(head, len) => {
                 let head = head % self.size as u16;
                 ring.push_used(head, len);
-                let at = USED + 4 + 8 * (self.used % self.size);
-                self.image.write(at, &u32::from(head).to_le_bytes());
-                self.image.write(at + 4, &len.to_le_bytes());
+                let element = [head.into(), len].map(u32::to_le_bytes);
+                self.put(self.layout.used_element(self.used as u16), &element.concat());
                 self.used += 1;
                 assert_eq!(
                     u64::from(ring.unpublished()),
@@ -238,21 +270,21 @@ impl Model {
             Step::EnableKicks => {
                 ring.enable_kicks();
                 let (at, value) = if self.event_idx {
-                    (USED + 4 + 8 * self.size, self.avail as u16)
+                    (self.layout.avail_event_at(), self.avail as u16)
                 } else {
-                    (USED, 0)
+                    (self.layout.used, 0)
                 };
-                self.image.write(at, &value.to_le_bytes());
+                self.put(at, &value.to_le_bytes());
             }
             Step::DisableKicks => {
                 ring.disable_kicks();
                 if !self.event_idx {
-                    self.image.write(USED, &1u16.to_le_bytes());
+                    self.put(self.layout.used, &NO_NOTIFY.to_le_bytes());
                 }
             }
             Step::Missed => {
                 let missed = self.event_idx && self.crossed(self.notified);
-                let event = self.image.u16(self.used_event_at());
+                let event = self.u16(self.layout.used_event_at());
                 assert_eq!(
                     ring.missed_event(),
                     missed.then_some((event, self.published as u16))
@@ -267,6 +299,7 @@ impl Model {
                 self.signalled = None;
             }
             Step::Remap => ring.remap(memory, addresses()).expect("the same memory"),
+            _ => unreachable!("the driver's steps are done"),
         }
         true
     }
@@ -274,7 +307,7 @@ impl Model {
     /// The driver's index: how many more entries that makes; nothing if it is impossible.
     fn refresh(&mut self) -> Option<u64> {
         if self.seen == self.avail {
-            let idx = u64::from(self.image.u16(AVAIL + 2));
+            let idx = u64::from(self.u16(self.layout.avail_idx_at()));
             let ahead = (0..=self.size).find(|ahead| (self.avail + ahead) % 0x1_0000 == idx)?;
             self.seen = self.avail + ahead;
         }
@@ -290,7 +323,7 @@ impl Model {
             }
             Some(0) => assert_eq!(found, Ok(None)),
             Some(_) => {
-                let head = self.image.u16(AVAIL + 4 + 2 * (self.avail % self.size));
+                let head = self.u16(self.layout.avail_entry(self.avail as u16));
                 if u64::from(head) >= self.size {
                     assert!(matches!(found, Err(RingError::BadHead { .. })), "{found:?}");
                     return false;
@@ -315,11 +348,11 @@ impl Model {
     fn publish(&mut self, ring: &mut SplitRing) {
         let found = ring.publish();
         self.published = self.used;
-        self.image.write(USED + 2, &(self.used as u16).to_le_bytes());
+        self.put(self.layout.used_idx_at(), &(self.used as u16).to_le_bytes());
         let wanted = match self.signalled.replace(self.published) {
             None => true,
             Some(old) if self.event_idx => self.crossed(old),
-            Some(_) => self.image.u16(AVAIL) & 1 == 0,
+            Some(_) => self.u16(self.layout.avail) & NO_INTERRUPT == 0,
         };
         if wanted {
             self.notified = self.published;
@@ -327,5 +360,3 @@ impl Model {
         assert_eq!(found, wanted, "the notification");
     }
 }
-
-const _: () = assert!(DESC == APART.guest);

@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use testkit::message::{self, msg};
+use testkit::raw;
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::trouble::TroubleParams;
 use vhost_user_blk::engine::{BlockNode, Choice};
@@ -17,7 +19,6 @@ use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::thread_pool::ThreadPoolParams;
 use vhost_user_blk::vhost_user::Resizer;
 use vhost_user_blk::vhost_user::server::Server;
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::guest::memfd;
 use crate::queue::SERIAL;
@@ -90,7 +91,7 @@ impl Backend {
             .resizers
             .recv_timeout(PATIENCE)
             .expect("it accepts the connection");
-        (Client { stream: ours }, resizer)
+        (Client(raw::Client::new(ours)), resizer)
     }
 
     /// Waits until the backend serves a disk of `DISK` bytes: it reads the size again in its own time.
@@ -132,23 +133,19 @@ fn params(node: &BlockNode) -> DeviceParams {
     }
 }
 
-/// The frontend's end of a connection.
-pub struct Client {
-    stream: UnixStream,
-}
+/// The frontend's end of a connection, which nothing that the backend says surprises.
+pub struct Client(raw::Client);
 
 impl Client {
-    /// Sends bytes and descriptors; false if the connection has ended.
+    /// Sends bytes and descriptors. Returns `false` if the connection has ended.
     pub fn send(&mut self, bytes: &[u8], fds: &[RawFd]) -> bool {
         self.drain();
-        self.stream.send_with_fds(&[bytes], fds).is_ok()
+        self.0.send_bytes(&[bytes], fds).is_ok()
     }
 
-    /// Sends a message with a header.
+    /// Sends a message with a header. Returns `false` if the connection has ended.
     pub fn message(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> bool {
-        let header = [request, 1 | flags, payload.len() as u32];
-        let bytes = [&header.map(u32::to_le_bytes).concat()[..], payload].concat();
-        self.send(&bytes, fds)
+        self.send(&message::message(request, flags, payload), fds)
     }
 
     /// Takes away what the backend has said.
@@ -159,27 +156,14 @@ impl Client {
         {}
     }
 
-    /// The next bytes that the backend says, none at the end, and a descriptor with them; `WouldBlock` if it says nothing
-    /// for so long.
-    pub fn receive(&mut self, patience: Duration) -> io::Result<(Vec<u8>, Option<File>)> {
-        let mut poll = libc::pollfd {
-            fd: self.stream.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid entry.
-        if unsafe { libc::poll(&mut poll, 1, patience.as_millis() as i32) } != 1 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let mut bytes = vec![0; 512];
-        let (len, file) = self.stream.recv_with_fd(&mut bytes)?;
-        bytes.truncate(len);
-        Ok((bytes, file))
+    /// Reads what the backend says next: nothing at the connection's end, and `WouldBlock` after `timeout`.
+    pub fn receive(&mut self, timeout: Duration) -> io::Result<(Vec<u8>, Option<File>)> {
+        self.0.receive_any(timeout)
     }
 
     /// Asks for the features, and waits until all before it is dealt with. False if the connection has ended.
     pub fn barrier(&mut self) -> bool {
-        if !self.message(1, 0, &[], &[]) {
+        if !self.message(msg::GET_FEATURES, 0, &[], &[]) {
             return false;
         }
         let (mut rest, mut seen) = (PATIENCE, Vec::new());
@@ -189,7 +173,7 @@ impl Client {
                 Ok((bytes, _)) => {
                     seen.extend(bytes);
                     // A reply to GET_FEATURES is the last thing that is said.
-                    if seen.len() >= 20 && seen[seen.len() - 20..][..4] == [1, 0, 0, 0] {
+                    if seen.len() >= 20 && seen[seen.len() - 20..][..4] == msg::GET_FEATURES.to_le_bytes() {
                         return true;
                     }
                 }

@@ -4,10 +4,18 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use crate::message;
 use crate::raw::{Answer, Client, msg};
 
-const HEADER: u64 = 16;
-const ENTRY: u64 = 16;
+/// Bytes of the header of a queue's part.
+pub const HEADER: u64 = 16;
+/// Bytes of an entry of a queue's part.
+pub const ENTRY: u64 = 16;
+
+/// Returns the distance between the parts of two queues of `queue_size` descriptors.
+pub fn stride(queue_size: u16) -> u64 {
+    (HEADER + ENTRY * u64::from(queue_size)).next_multiple_of(64)
+}
 
 /// An in-flight region and its description in the messages.
 #[derive(Debug)]
@@ -32,7 +40,7 @@ pub struct Header {
 impl Inflight {
     /// Asks the backend to create a region. Returns the answer as it arrived.
     pub fn ask(client: &mut Client, queues: u16, queue_size: u16) -> (Vec<u8>, File) {
-        let payload = payload(0, 0, queues, queue_size);
+        let payload = message::inflight(0, 0, queues, queue_size);
         client
             .send(msg::GET_INFLIGHT_FD, 0, &payload, &[])
             .expect("GET_INFLIGHT_FD");
@@ -56,13 +64,12 @@ impl Inflight {
 
     /// Hands the region to a backend.
     pub fn set(&self, client: &mut Client) -> Answer {
-        let payload = payload(self.size, self.offset, self.queues, self.queue_size);
+        let payload = message::inflight(self.size, self.offset, self.queues, self.queue_size);
         client.ask(msg::SET_INFLIGHT_FD, &payload, &[self.file.as_raw_fd()])
     }
 
     fn part(&self, queue: u16) -> u64 {
-        let len = HEADER + ENTRY * u64::from(self.queue_size);
-        u64::from(queue) * len.next_multiple_of(64)
+        u64::from(queue) * stride(self.queue_size)
     }
 
     /// The end of the queues' parts.
@@ -113,9 +120,4 @@ impl Inflight {
             self.write(self.entry(queue, head) + 8, &counter.to_ne_bytes());
         }
     }
-}
-
-fn payload(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
-    let numbers = [queues.to_le_bytes(), queue_size.to_le_bytes(), [0; 2], [0; 2]].concat();
-    [&size.to_le_bytes()[..], &offset.to_le_bytes(), &numbers].concat()
 }

@@ -20,6 +20,7 @@ pub mod loop_device;
 #[cfg(feature = "daemon")]
 pub mod machine;
 pub mod memory;
+pub mod message;
 #[cfg(feature = "daemon")]
 pub mod process;
 #[cfg(feature = "daemon")]

@@ -9,61 +9,12 @@ use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::memory::PATIENCE;
+use crate::memory::{PATIENCE, wait_readable};
+use crate::message::{self, NEED_REPLY, PROTOCOL, REPLY, REPLY_ACK, VERSION};
 
-/// Message numbers of the vhost-user protocol.
-pub mod msg {
-    pub const GET_FEATURES: u32 = 1;
-    pub const SET_FEATURES: u32 = 2;
-    pub const SET_OWNER: u32 = 3;
-    pub const RESET_OWNER: u32 = 4;
-    pub const SET_MEM_TABLE: u32 = 5;
-    pub const SET_LOG_BASE: u32 = 6;
-    pub const SET_VRING_NUM: u32 = 8;
-    pub const SET_VRING_ADDR: u32 = 9;
-    pub const SET_VRING_BASE: u32 = 10;
-    pub const GET_VRING_BASE: u32 = 11;
-    pub const SET_VRING_KICK: u32 = 12;
-    pub const SET_VRING_CALL: u32 = 13;
-    pub const SET_VRING_ERR: u32 = 14;
-    pub const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub const GET_QUEUE_NUM: u32 = 17;
-    pub const SET_VRING_ENABLE: u32 = 18;
-    pub const SET_BACKEND_REQ_FD: u32 = 21;
-    pub const GET_CONFIG: u32 = 24;
-    pub const SET_CONFIG: u32 = 25;
-    pub const GET_INFLIGHT_FD: u32 = 31;
-    pub const SET_INFLIGHT_FD: u32 = 32;
-    pub const RESET_DEVICE: u32 = 34;
-    pub const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub const ADD_MEM_REG: u32 = 37;
-    pub const REM_MEM_REG: u32 = 38;
-}
-
-pub const PROTOCOL_FEATURES: u64 = 1 << 30;
-pub const LOG_ALL: u64 = 1 << 26;
-pub const VERSION_1: u64 = 1 << 32;
-/// Set in the payload of SET_VRING_{KICK,CALL,ERR} when no descriptor comes with the message.
-pub const NO_FD: u64 = 1 << 8;
-
-const VERSION: u32 = 1;
-const REPLY: u32 = 1 << 2;
-const NEED_REPLY: u32 = 1 << 3;
-const MQ: u64 = 1;
-const LOG_SHMFD: u64 = 1 << 1;
-const REPLY_ACK: u64 = 1 << 3;
-const BACKEND_REQ: u64 = 1 << 5;
-const CONFIG: u64 = 1 << 9;
-const INFLIGHT_SHMFD: u64 = 1 << 12;
-const RESET_DEVICE: u64 = 1 << 13;
-const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
-/// Rings may stop with requests in flight. Tests do not negotiate this protocol feature unless they say so.
-pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
-
-/// The protocol features that these tests negotiate.
-const PROTOCOL: u64 =
-    MQ | LOG_SHMFD | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
+pub use crate::message::{
+    GET_VRING_BASE_INFLIGHT, LOG_ALL, NO_FD, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg,
+};
 
 #[derive(Debug)]
 pub struct Client {
@@ -154,9 +105,7 @@ impl Client {
 
     /// Sends a whole message. `flags` are added to the version.
     pub fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
-        let len = u32::try_from(payload.len()).expect("a small payload");
-        let header = [request, VERSION | flags, len].map(u32::to_le_bytes).concat();
-        self.send_bytes(&[&header, payload], fds)
+        self.send_bytes(&[&message::message(request, flags, payload)], fds)
     }
 
     /// Sends bytes as they are.
@@ -200,6 +149,17 @@ impl Client {
         self.stream.read_exact(&mut payload)?;
         let file = file.ok_or(io::ErrorKind::InvalidData)?;
         Ok((payload, file))
+    }
+
+    /// Reads what the backend says next: nothing at the connection's end, and `WouldBlock` after `timeout`.
+    pub fn receive_any(&mut self, timeout: Duration) -> io::Result<(Vec<u8>, Option<File>)> {
+        if !wait_readable(&self.stream, timeout) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut bytes = vec![0; 512];
+        let (len, file) = self.stream.recv_with_fd(&mut bytes)?;
+        bytes.truncate(len);
+        Ok((bytes, file))
     }
 
     /// Sends a message that has a reply of its own.
@@ -269,12 +229,12 @@ impl Client {
 
     /// `SET_VRING_{NUM,BASE,ENABLE}`.
     pub fn vring_state(&mut self, request: u32, index: u32, num: u32) -> Answer {
-        self.ask(request, &[index.to_le_bytes(), num.to_le_bytes()].concat(), &[])
+        self.ask(request, &message::vring_state(index, num), &[])
     }
 
     /// Hands over a dirty log. Returns `None` when the backend ended the connection.
     pub fn set_log(&mut self, size: u64, offset: u64, fd: RawFd) -> Option<Vec<u8>> {
-        let payload = [size, offset].map(u64::to_le_bytes).concat();
+        let payload = message::log_base(size, offset);
         self.send(msg::SET_LOG_BASE, 0, &payload, &[fd]).ok()?;
         self.receive(msg::SET_LOG_BASE).ok()
     }
@@ -286,72 +246,34 @@ impl Client {
 
     /// `SET_VRING_ADDR`. `log` is the used ring's guest address if writes to the ring are to be logged.
     pub fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
-        let [desc, used, avail] = ring;
-        let addresses = [desc, used, avail, log.unwrap_or(0)];
-        let flags = u32::from(log.is_some());
-        let payload = [
-            &index.to_le_bytes()[..],
-            &flags.to_le_bytes(),
-            &addresses.map(u64::to_le_bytes).concat(),
-        ]
-        .concat();
-        self.ask(msg::SET_VRING_ADDR, &payload, &[])
+        self.ask(msg::SET_VRING_ADDR, &message::vring_addr(index, ring, log), &[])
     }
 
     /// `SET_VRING_{KICK,CALL,ERR}`.
     pub fn vring_fd(&mut self, request: u32, index: u64, fd: Option<RawFd>) -> Answer {
-        let payload = index | if fd.is_some() { 0 } else { NO_FD };
-        self.ask(request, &payload.to_le_bytes(), fd.as_slice())
+        self.ask(request, &message::vring_fd(index, fd.is_some()), fd.as_slice())
     }
 
     /// `GET_VRING_BASE`: stops the ring and returns its next avail index.
     pub fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
-        let reply = self.call(msg::GET_VRING_BASE, &[index.to_le_bytes(), [0; 4]].concat())?;
+        let reply = self.call(msg::GET_VRING_BASE, &message::vring_state(index, 0))?;
         Ok(u32::from_le_bytes(reply[4..8].try_into().expect("eight bytes")))
     }
 
     /// `ADD_MEM_REG` or `REM_MEM_REG`.
     pub fn mem_region(&mut self, request: u32, region: Region, fds: &[RawFd]) -> Answer {
-        self.ask(request, &[&[0; 8], &region.bytes()[..]].concat(), fds)
+        self.ask(request, &message::mem_region(region), fds)
     }
 
     /// Reads a part of the configuration space.
     pub fn config(&mut self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
-        let header = [offset, len, 0].map(u32::to_le_bytes).concat();
         let space = vec![0; usize::try_from(len).expect("it fits")];
-        let reply = self.call(msg::GET_CONFIG, &[header, space].concat())?;
+        let reply = self.call(msg::GET_CONFIG, &message::config(offset, &space))?;
         Ok(reply.get(12..).unwrap_or_default().to_vec())
     }
 
     /// Writes a part of the configuration space.
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Answer {
-        let len = u32::try_from(bytes.len()).expect("a small payload");
-        let header = [offset, len, 0].map(u32::to_le_bytes).concat();
-        self.ask(msg::SET_CONFIG, &[&header, bytes].concat(), &[])
+        self.ask(msg::SET_CONFIG, &message::config(offset, bytes), &[])
     }
-}
-
-/// A memory region as it appears in messages.
-#[derive(Clone, Copy, Debug)]
-pub struct Region {
-    pub guest_addr: u64,
-    pub size: u64,
-    pub user_addr: u64,
-    pub mmap_offset: u64,
-}
-
-impl Region {
-    pub fn bytes(&self) -> Vec<u8> {
-        [self.guest_addr, self.size, self.user_addr, self.mmap_offset]
-            .map(u64::to_le_bytes)
-            .concat()
-    }
-}
-
-/// The payload of `SET_MEM_TABLE`.
-pub fn mem_table(regions: &[Region]) -> Vec<u8> {
-    let count = u32::try_from(regions.len()).expect("a few regions");
-    let mut payload = [count, 0].map(u32::to_le_bytes).concat();
-    regions.iter().for_each(|region| payload.extend(region.bytes()));
-    payload
 }

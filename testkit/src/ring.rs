@@ -120,8 +120,8 @@ impl DriverRing {
     /// Makes the ring continue at `index`, as if both sides had got that far.
     pub fn continue_at(&mut self, memory: &impl RingMemory, index: u16) {
         (self.avail_idx, self.used_idx) = (index, index);
-        memory.store_u16(self.avail + 2, index);
-        memory.store_u16(self.used + 2, index);
+        memory.store_u16(self.avail_idx_at(), index);
+        memory.store_u16(self.used_idx_at(), index);
     }
 
     /// Writes descriptors into the table, from index `first`.
@@ -143,12 +143,12 @@ impl DriverRing {
     /// Makes the next `count` entries of the available ring available, whatever they contain.
     pub fn advance(&mut self, memory: &impl RingMemory, count: u16) {
         self.avail_idx = self.avail_idx.wrapping_add(count);
-        memory.store_u16(self.avail + 2, self.avail_idx);
+        memory.store_u16(self.avail_idx_at(), self.avail_idx);
     }
 
     /// Returns the used index that the device has published.
     pub fn published(&self, memory: &impl RingMemory) -> u16 {
-        memory.load_u16(self.used + 2)
+        memory.load_u16(self.used_idx_at())
     }
 
     /// Takes the next used element, if there is one: its id and its length.
@@ -156,7 +156,7 @@ impl DriverRing {
         if self.published(memory) == self.used_idx {
             return None;
         }
-        let at = self.used + 4 + usize::from(self.used_idx % self.size) * 8;
+        let at = self.used_element(self.used_idx);
         let [id, len] = [at, at + 4].map(|at| u32::from_le_bytes(memory.read(at)));
         self.used_idx = self.used_idx.wrapping_add(1);
         Some((id, len))
@@ -174,26 +174,43 @@ impl DriverRing {
         memory.store_u16(self.used, flags);
     }
 
-    fn used_event(&self) -> usize {
+    /// Offset of the available index.
+    pub fn avail_idx_at(&self) -> usize {
+        self.avail + 2
+    }
+
+    /// Offset of the used index.
+    pub fn used_idx_at(&self) -> usize {
+        self.used + 2
+    }
+
+    /// Offset of the element of the used ring for `index`.
+    pub fn used_element(&self, index: u16) -> usize {
+        self.used + 4 + usize::from(index % self.size) * 8
+    }
+
+    /// Offset of the used index that the driver wants a notification for.
+    pub fn used_event_at(&self) -> usize {
         self.avail + 4 + usize::from(self.size) * 2
     }
 
-    fn avail_event_offset(&self) -> usize {
+    /// Offset of the available index that the device wants a kick for.
+    pub fn avail_event_at(&self) -> usize {
         self.used + 4 + usize::from(self.size) * 8
     }
 
     /// Asks for a notification of the used element with this index.
     pub fn set_used_event(&self, memory: &impl RingMemory, index: u16) {
-        memory.store_u16(self.used_event(), index);
+        memory.store_u16(self.used_event_at(), index);
     }
 
     /// Returns the available index that the device wants a kick for.
     pub fn avail_event(&self, memory: &impl RingMemory) -> u16 {
-        memory.load_u16(self.avail_event_offset())
+        memory.load_u16(self.avail_event_at())
     }
 
     pub fn set_avail_event(&self, memory: &impl RingMemory, index: u16) {
-        memory.store_u16(self.avail_event_offset(), index);
+        memory.store_u16(self.avail_event_at(), index);
     }
 
     /// Whether the device wants a kick for what was made available since the available index was `old`.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use testkit::message::{self, LOG_ALL, NEED_REPLY, PROTOCOL, PROTOCOL_FEATURES, VERSION_1, msg};
 use testkit::ring::DriverRing;
 use vhost_user_blk::memory::RegionInfo;
 use vhost_user_blk::vhost_user::Resizer;
@@ -15,7 +16,8 @@ use vhost_user_blk_fuzz::guest::{Guest, REGIONS, RINGS, eventfd, memfd};
 
 use crate::steps::{Descriptor, Odd, Start};
 
-pub(crate) const NEED_REPLY: u32 = 1 << 3;
+/// A device feature: the disk has a flush command.
+const FLUSH: u64 = 1 << 9;
 
 /// One connection after the other, and what the frontend knows.
 pub(crate) struct Frontend<'a> {
@@ -33,10 +35,13 @@ pub(crate) struct Frontend<'a> {
     pub(crate) resized: bool,
 }
 
-pub(crate) fn region_bytes(r: RegionInfo) -> Vec<u8> {
-    [r.guest, r.len, r.user, r.file_offset]
-        .map(u64::to_le_bytes)
-        .concat()
+pub(crate) fn in_message(region: RegionInfo) -> message::Region {
+    message::Region {
+        guest_addr: region.guest,
+        size: region.len,
+        user_addr: region.user,
+        mmap_offset: region.file_offset,
+    }
 }
 
 /// The guest address of something of queue 0 that queue 1 has elsewhere.
@@ -58,13 +63,14 @@ impl Frontend<'_> {
     }
 
     pub(crate) fn state(&mut self, request: u32, queue: u32, number: u32) {
-        let payload = [queue, number].map(u32::to_le_bytes).concat();
-        self.send(request, NEED_REPLY * u32::from(request != 11), &payload, &[]);
+        let payload = message::vring_state(queue, number);
+        let flags = NEED_REPLY * u32::from(request != msg::GET_VRING_BASE);
+        self.send(request, flags, &payload, &[]);
     }
 
     pub(crate) fn file(&mut self, request: u32, queue: u8, fd: Option<RawFd>) {
-        let payload = u64::from(queue) | u64::from(fd.is_none()) << 8;
-        self.send(request, NEED_REPLY, &payload.to_le_bytes(), fd.as_slice());
+        let payload = message::vring_fd(queue.into(), fd.is_some());
+        self.send(request, NEED_REPLY, &payload, fd.as_slice());
     }
 
     pub(crate) fn barrier(&mut self) {
@@ -83,12 +89,11 @@ impl Frontend<'_> {
 
     /// What a usual frontend says until both rings run.
     pub(crate) fn start(&mut self, start: &Start) {
-        let features = 1 << 32 | 1 << 30 | u64::from(start.event_idx) << 29 | u64::from(start.indirect) << 28;
-        let features = features | 1 << 9 | u64::from(start.log) << 26;
-        self.send(3, 0, &[], &[]);
-        self.send(2, 0, &features.to_le_bytes(), &[]);
-        let protocol: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
-        self.send(16, 0, &protocol.to_le_bytes(), &[]);
+        let rings = u64::from(start.event_idx) << 29 | u64::from(start.indirect) << 28;
+        let features = VERSION_1 | PROTOCOL_FEATURES | FLUSH | rings | (LOG_ALL * u64::from(start.log));
+        self.send(msg::SET_OWNER, 0, &[], &[]);
+        self.send(msg::SET_FEATURES, 0, &features.to_le_bytes(), &[]);
+        self.send(msg::SET_PROTOCOL_FEATURES, 0, &PROTOCOL.to_le_bytes(), &[]);
         self.table(&[
             (0, Odd::Nothing),
             (1, Odd::Nothing),
@@ -101,8 +106,8 @@ impl Frontend<'_> {
         }
         if start.log {
             let log = memfd(0x4000);
-            let payload = [0x4000u64, 0].map(u64::to_le_bytes).concat();
-            self.send(6, 0, &payload, &[log.as_raw_fd()]);
+            let payload = message::log_base(0x4000, 0);
+            self.send(msg::SET_LOG_BASE, 0, &payload, &[log.as_raw_fd()]);
         }
         for queue in 0..QUEUES {
             self.ring(usize::from(queue), start);
@@ -116,8 +121,8 @@ impl Frontend<'_> {
             .write(of_queue(queue, AVAIL) + 2, &start.base.to_le_bytes());
         self.guest
             .write(of_queue(queue, USED) + 2, &start.base.to_le_bytes());
-        self.state(8, index, size.into());
-        self.state(10, index, start.base.into());
+        self.state(msg::SET_VRING_NUM, index, size.into());
+        self.state(msg::SET_VRING_BASE, index, start.base.into());
         let at = |at| RINGS.user + of_queue(queue, at);
         self.addresses(
             index,
@@ -125,22 +130,16 @@ impl Frontend<'_> {
             Some(of_queue(queue, USED)),
         );
         let call = eventfd();
-        self.file(13, queue as u8, Some(call.as_raw_fd()));
+        self.file(msg::SET_VRING_CALL, queue as u8, Some(call.as_raw_fd()));
         self.kicks[queue] = eventfd();
         let kick = self.kicks[queue].as_raw_fd();
-        self.file(12, queue as u8, Some(kick));
-        self.state(18, index, 1);
+        self.file(msg::SET_VRING_KICK, queue as u8, Some(kick));
+        self.state(msg::SET_VRING_ENABLE, index, 1);
     }
 
-    pub(crate) fn addresses(&mut self, queue: u32, [desc, used, avail]: [u64; 3], log: Option<u64>) {
-        let payload = [
-            [queue, u32::from(log.is_some())].map(u32::to_le_bytes).concat(),
-            [desc, used, avail, log.unwrap_or(0)]
-                .map(u64::to_le_bytes)
-                .concat(),
-        ]
-        .concat();
-        self.send(9, NEED_REPLY, &payload, &[]);
+    pub(crate) fn addresses(&mut self, queue: u32, ring: [u64; 3], log: Option<u64>) {
+        let payload = message::vring_addr(queue, ring, log);
+        self.send(msg::SET_VRING_ADDR, NEED_REPLY, &payload, &[]);
     }
 
     /// A region as it should be, but for one thing.
@@ -165,22 +164,20 @@ impl Frontend<'_> {
             .take(8)
             .map(|&(i, odd)| self.region(i, odd))
             .collect();
-        let mut payload = [regions.len() as u32, 0].map(u32::to_le_bytes).concat();
-        regions
-            .iter()
-            .for_each(|(region, _)| payload.extend(region_bytes(*region)));
+        let in_messages: Vec<_> = regions.iter().map(|(region, _)| in_message(*region)).collect();
+        let payload = message::mem_table(&in_messages);
         let fds: Vec<RawFd> = regions
             .iter()
             .flat_map(|(_, file)| file)
             .map(AsRawFd::as_raw_fd)
             .collect();
-        self.send(5, NEED_REPLY, &payload, &fds);
+        self.send(msg::SET_MEM_TABLE, NEED_REPLY, &payload, &fds);
     }
 
     pub(crate) fn get_inflight(&mut self, queues: u16, size: u16) {
-        let payload = [&[0; 16][..], &queues.to_le_bytes(), &size.to_le_bytes(), &[0; 4]].concat();
+        let payload = message::inflight(0, 0, queues, size);
         self.barrier();
-        self.send(31, 0, &payload, &[]);
+        self.send(msg::GET_INFLIGHT_FD, 0, &payload, &[]);
         let Some(client) = self.client.as_mut().filter(|_| self.whole) else {
             return;
         };
@@ -204,7 +201,7 @@ impl Frontend<'_> {
             file.write_all_at(&[byte], u64::from(at) % len)
                 .expect("write the region");
         }
-        self.send(32, NEED_REPLY, &payload, &[file.as_raw_fd()]);
+        self.send(msg::SET_INFLIGHT_FD, NEED_REPLY, &payload, &[file.as_raw_fd()]);
         self.inflight = Some((payload, file));
     }
 

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 
+use testkit::message::{self, NEED_REPLY, msg};
 use vhost_user_blk_fuzz::chains::AVAIL;
 use vhost_user_blk_fuzz::guest::REGIONS;
 
-use crate::frontend::{Frontend, NEED_REPLY, of_queue, region_bytes};
+use crate::frontend::{Frontend, in_message, of_queue};
 use crate::steps::{Descriptor, FileMessage, Odd, Place, StateMessage, Step};
 
 impl Frontend<'_> {
@@ -33,10 +34,10 @@ impl Frontend<'_> {
             Step::Settle(queue) => self.settle((*queue).into()),
             Step::State(message, queue, number) => {
                 let request = match message {
-                    StateMessage::Num => 8,
-                    StateMessage::Base => 10,
-                    StateMessage::GetBase => 11,
-                    StateMessage::Enable => 18,
+                    StateMessage::Num => msg::SET_VRING_NUM,
+                    StateMessage::Base => msg::SET_VRING_BASE,
+                    StateMessage::GetBase => msg::GET_VRING_BASE,
+                    StateMessage::Enable => msg::SET_VRING_ENABLE,
                 };
                 self.state(request, u32::from(queue % 3), *number);
             }
@@ -49,9 +50,9 @@ impl Frontend<'_> {
             }
             Step::File(message, queue, file) => {
                 let request = match message {
-                    FileMessage::Kick => 12,
-                    FileMessage::Call => 13,
-                    FileMessage::Err => 14,
+                    FileMessage::Kick => msg::SET_VRING_KICK,
+                    FileMessage::Call => msg::SET_VRING_CALL,
+                    FileMessage::Err => msg::SET_VRING_ERR,
                 };
                 self.odd_memory |= matches!(file, Descriptor::Guest);
                 let file = file.open(&self.guest);
@@ -64,45 +65,39 @@ impl Frontend<'_> {
     /// Messages that concern the whole device.
     fn step_device(&mut self, step: &Step) {
         match step {
-            Step::Features(features) => self.send(2, NEED_REPLY, &features.to_le_bytes(), &[]),
-            Step::ProtocolFeatures(features) => self.send(16, 0, &features.to_le_bytes(), &[]),
+            Step::Features(features) => {
+                self.send(msg::SET_FEATURES, NEED_REPLY, &features.to_le_bytes(), &[])
+            }
+            Step::ProtocolFeatures(features) => {
+                self.send(msg::SET_PROTOCOL_FEATURES, 0, &features.to_le_bytes(), &[])
+            }
             Step::Table(regions) => self.table(regions),
             Step::Add(index, odd) => {
                 let (region, file) = self.region(*index, *odd);
                 let fds: Vec<RawFd> = file.iter().map(AsRawFd::as_raw_fd).collect();
-                self.send(
-                    37,
-                    NEED_REPLY,
-                    &[&[0; 8], &region_bytes(region)[..]].concat(),
-                    &fds,
-                );
+                let payload = message::mem_region(in_message(region));
+                self.send(msg::ADD_MEM_REG, NEED_REPLY, &payload, &fds);
             }
             Step::Remove(index) => {
                 let (region, _) = self.region(*index, Odd::Nothing);
-                self.send(
-                    38,
-                    NEED_REPLY,
-                    &[&[0; 8], &region_bytes(region)[..]].concat(),
-                    &[],
-                );
+                let payload = message::mem_region(in_message(region));
+                self.send(msg::REM_MEM_REG, NEED_REPLY, &payload, &[]);
             }
             Step::GetConfig(offset, len) => {
-                let (offset, len) = (u32::from(*offset), u32::from(len % 300));
-                let header = [offset, len, 0].map(u32::to_le_bytes).concat();
-                self.send(24, 0, &[header, vec![0; len as usize]].concat(), &[]);
+                let space = vec![0; usize::from(len % 300)];
+                let payload = message::config((*offset).into(), &space);
+                self.send(msg::GET_CONFIG, 0, &payload, &[]);
             }
             Step::SetConfig(offset, bytes) => {
                 let bytes = &bytes[..bytes.len().min(300)];
-                let header = [u32::from(*offset), bytes.len() as u32, 0]
-                    .map(u32::to_le_bytes)
-                    .concat();
-                self.send(25, NEED_REPLY, &[&header, bytes].concat(), &[]);
+                let payload = message::config((*offset).into(), bytes);
+                self.send(msg::SET_CONFIG, NEED_REPLY, &payload, &[]);
             }
             Step::Log(size, offset, file) => {
                 self.odd_memory |= matches!(file, Descriptor::Guest);
                 let file = file.open(&self.guest);
                 let fds: Vec<RawFd> = file.iter().map(AsRawFd::as_raw_fd).collect();
-                self.send(6, 0, &[*size, *offset].map(u64::to_le_bytes).concat(), &fds);
+                self.send(msg::SET_LOG_BASE, 0, &message::log_base(*size, *offset), &fds);
             }
             Step::GetInflight(queues, size) => self.get_inflight(*queues, *size),
             Step::SetInflight(patches) => self.set_inflight(patches),
@@ -110,20 +105,24 @@ impl Frontend<'_> {
                 self.odd_memory |= matches!(file, Descriptor::Guest);
                 let file = file.open(&self.guest);
                 let fds: Vec<RawFd> = file.iter().map(AsRawFd::as_raw_fd).collect();
-                let payload = [
-                    sizes.map(u64::to_le_bytes).concat(),
-                    queues.map(u16::to_le_bytes).concat(),
-                    vec![0; 4],
-                ];
-                self.send(32, NEED_REPLY, &payload.concat(), &fds);
+                let ([size, offset], [queues, queue_size]) = (*sizes, *queues);
+                let payload = message::inflight(size, offset, queues, queue_size);
+                self.send(msg::SET_INFLIGHT_FD, NEED_REPLY, &payload, &fds);
             }
             Step::Channel(file) => {
                 self.odd_memory |= matches!(file, Descriptor::Guest);
                 let file = file.open(&self.guest);
                 let fds: Vec<RawFd> = file.iter().map(AsRawFd::as_raw_fd).collect();
-                self.send(21, NEED_REPLY, &[], &fds);
+                self.send(msg::SET_BACKEND_REQ_FD, NEED_REPLY, &[], &fds);
             }
-            Step::Reset(owner) => self.send(if *owner { 4 } else { 34 }, NEED_REPLY, &[], &[]),
+            Step::Reset(owner) => {
+                let request = if *owner {
+                    msg::RESET_OWNER
+                } else {
+                    msg::RESET_DEVICE
+                };
+                self.send(request, NEED_REPLY, &[], &[]);
+            }
             Step::Resize(blocks) => {
                 self.resized = true;
                 let len = u64::from(*blocks) * 4096;
