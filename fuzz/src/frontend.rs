@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use testkit::message::{self, msg};
 use testkit::raw;
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
-use vhost_user_blk::blk::trouble::TroubleParams;
+use vhost_user_blk::blk::error_policy::ErrorPolicy;
 use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::iothread::{IoThread, IoThreadParams};
 use vhost_user_blk::storage::OpenOptions;
@@ -127,7 +127,7 @@ fn params(node: &BlockNode) -> DeviceParams {
         engine: node.plan(Choice::Auto).expect("it always finds one"),
         queue_iothreads: vec![0, 1],
         batch_notifications: true,
-        trouble: TroubleParams::default(),
+        error_policy: ErrorPolicy::default(),
         faults: None,
         throttle: None,
     }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::{BlkConfig, ConfigError};
+use super::error_policy::ErrorPolicy;
+use super::failures::Failures;
 pub use super::image_lock::TakeError;
 use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 pub use super::state::DeviceState;
 use super::stats::QueueStats;
-use super::trouble::{Trouble, TroubleParams};
 use super::write_cache::WriteCache;
 use crate::aio::{Gone, Remote};
 use crate::engine::{self, BlockNode, Faults, NodeControl, Plan, Resources};
@@ -45,7 +46,7 @@ pub struct DeviceParams {
     /// Notifications are coalesced at the start.
     pub batch_notifications: bool,
     /// What becomes of requests that the disk cannot execute.
-    pub trouble: TroubleParams,
+    pub error_policy: ErrorPolicy,
     /// Faults to be injected.
     pub faults: Option<Arc<Faults>>,
     /// Limits, which other disks may share.
@@ -90,7 +91,7 @@ impl BlkDevice {
             limits: params.limits,
             serial: params.serial,
             batch_notifications: AtomicBool::new(params.batch_notifications),
-            trouble: Trouble::new(params.trouble),
+            failures: Failures::new(params.error_policy),
             ..DeviceState::new(params.name, node)
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();

@@ -1,16 +1,17 @@
 //! The virtio-blk device (VIRTIO 1.3, 5.2).
 //!
-//! [`config`] says what the device announces, [`request`] turns descriptor chains into I/O, [`queue`] serves one
-//! virtqueue on its IOThread, [`device`] is what the control thread holds, [`latency`] and [`stats`] count, [`trouble`] says what becomes of requests that
-//! the disk cannot execute.
+//! The control thread holds a [`device`]. Each [`queue`] serves one virtqueue on its IOThread. [`request`] turns descriptor
+//! chains into I/O, and [`config`] has the configuration space. [`error_policy`] decides about requests that fail, and
+//! [`failures`] reports them. [`stats`] and [`latency`] count.
 
 pub mod config;
 pub mod device;
+pub mod error_policy;
+pub mod failures;
 mod image_lock;
 pub mod latency;
 pub mod queue;
 pub mod request;
 mod state;
 pub mod stats;
-pub mod trouble;
 pub mod write_cache;

@@ -1,44 +1,50 @@
-//! One virtqueue of a disk, on its IOThread: from the kick to the engine, from the completion to the call.
+//! One virtqueue of a disk, on its IOThread.
 //!
-//! It owns its ring outright: no lock and no atomic reference count on the request path. The control thread reaches
-//! it through a [`Remote`]. It never blocks.
+//! A request's way through these files: a kick or a poll notices it (`kick`), a visit takes its chain from the `ring` and
+//! hands it to the engine (`visit`), and its completion is answered, published (`complete`), and notified (`notify`).
+//! Between the two, the queue owns the chain (`ownership`). `phase` has the ring's life from start to stop, and `control`
+//! the commands of the control thread. The other files deal with exceptions.
+//!
+//! The queue is the only user of its ring: there is no lock and no atomic reference count on the request path. Other threads
+//! reach it through a [`Remote`]. It never blocks.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
 
 use super::state::DeviceState;
 use super::stats::QueueStats;
-use crate::aio::{AioContext, BottomHalf, PollerHandle, Remote};
+use crate::aio::{AioContext, BottomHalf, Remote};
 use crate::defer::DeferredCall;
 use crate::engine::Channel;
 use crate::io::Requests;
 
+mod complete;
 mod control;
-mod execute;
-mod lost;
-mod notifier;
-mod poll;
-mod process;
-mod running;
-mod slow;
-mod trouble;
-mod unshared;
-mod volatile;
-mod watchdog;
+mod dirty_log;
+mod error_policy;
+mod kick;
+mod late_flush;
+mod memory_loss;
+mod notify;
+mod ownership;
+mod phase;
+mod retry;
+mod ring;
+mod timeouts;
+mod unshared_memory;
+mod visit;
 
+use complete::EarlyNotification;
 pub use control::{RingSetup, Stop};
-use execute::Visit;
-use notifier::Notifier;
-use poll::KickSource;
-pub use running::QueueError;
-use running::{Missing, Running};
-use slow::Slow;
-use trouble::Held;
-use unshared::Unshared;
-use volatile::Volatile;
-use watchdog::Watchdog;
+use kick::KickSource;
+use late_flush::LateFlush;
+use notify::{MissedNotification, Notifier};
+use phase::Phase;
+use retry::Held;
+pub use ring::QueueError;
+use timeouts::Timeouts;
+use unshared_memory::UnsharedMemory;
 
 /// A virtqueue of a disk.
 #[derive(Debug)]
@@ -51,55 +57,39 @@ pub struct BlkQueue {
     state: RefCell<State>,
     /// Recycled between visits.
     batch: RefCell<Requests>,
-    visit: Cell<Visit>,
+    early: Cell<EarlyNotification>,
     /// Asks for another visit when a budget was used up.
     again: BottomHalf,
-    /// The publication of used elements, deferred to the end of the outermost scope.
+    /// Publishes used elements at the end of the outermost defer scope.
     publication: DeferredCall,
 }
 
 #[derive(Debug)]
 struct State {
     stats: Arc<QueueStats>,
-    running: Option<Running>,
-    /// Where GET_VRING_BASE says to go on while no ring runs.
-    base: u16,
+    phase: Phase,
+    /// The frontend lets the ring run (SET_VRING_ENABLE).
     enabled: bool,
     /// The write cache is off: every write is stable before it completes.
     write_through: bool,
-    /// The ring broke its rules: nothing more is taken from it; what is in flight is answered.
-    broken: bool,
-    /// The frontend has taken memory away: nothing is taken from the ring until it is back.
-    paused: Option<Missing>,
-    /// The count of lost mappings when this ring's were last looked at; `None`: never.
-    losses: Option<usize>,
-    /// The ring is started: a kick came since it was set up, or something was available before that.
-    kicked: bool,
-    /// The IOThread looks at the ring by itself, so the driver need not kick.
-    polled: bool,
-    in_flight: u16,
-    /// Somebody waits for the last request of a ring that is being stopped.
-    stopping: Option<(Stop, Sender<u16>)>,
-    /// Ends the stop: scheduled when the last request of a stopping ring is counted out.
-    stopped: BottomHalf,
-    kick: Option<KickSource>,
     /// Notifications are coalesced.
     coalescing: bool,
-    watchdog: Watchdog,
-    unshared: Unshared,
-    held: Held,
-    volatile: Volatile,
-    /// Present if slow requests are to be reported.
-    slow: Option<Slow>,
-    /// Present while a ring runs.
-    poller: Option<PollerHandle>,
+    kick: Option<KickSource>,
     notifier: Notifier,
+    missed: MissedNotification,
     /// Requests for reuse; at most as many as ever were in flight.
     free: Requests,
+    held: Held,
+    late_flush: LateFlush,
+    /// Present if late requests are reported.
+    timeouts: Option<Timeouts>,
+    unshared: UnsharedMemory,
+    /// Ends the stop of a ring. Scheduled when its last request is answered.
+    stopped: BottomHalf,
 }
 
 impl BlkQueue {
-    /// An idle queue on the context of the calling thread, and the handle that other threads use.
+    /// Creates a queue without a ring on the context of the calling thread. Returns the handle for other threads.
     pub fn create(
         ctx: &AioContext,
         index: u16,
@@ -108,12 +98,7 @@ impl BlkQueue {
         channel: Channel,
     ) -> Remote<Self> {
         let queue = Rc::new_cyclic(|me: &Weak<Self>| {
-            let (publisher, visitor) = (me.clone(), me.clone());
-            let visit = move |_: &AioContext| {
-                if let Some(queue) = visitor.upgrade() {
-                    queue.process();
-                }
-            };
+            let publisher = me.clone();
             let publish = move || {
                 if let Some(queue) = publisher.upgrade() {
                     queue.publish();
@@ -127,8 +112,10 @@ impl BlkQueue {
                 state: RefCell::new(State::new(ctx, index, Arc::clone(&device), stats, me)),
                 device,
                 batch: RefCell::default(),
-                visit: Cell::new(Visit::begin(false)),
-                again: ctx.bottom_half(visit),
+                early: Cell::new(EarlyNotification::NONE),
+                again: bottom_half(ctx, me, |queue| {
+                    queue.process();
+                }),
                 publication: DeferredCall::new(publish),
             }
         });
@@ -137,11 +124,12 @@ impl BlkQueue {
     }
 }
 
-/// The bottom half that ends the stop of a ring.
-fn stopped_half(ctx: &AioContext, queue: Weak<BlkQueue>) -> BottomHalf {
+/// Makes a bottom half that does nothing once the queue is gone.
+fn bottom_half(ctx: &AioContext, queue: &Weak<BlkQueue>, run: impl Fn(&BlkQueue) + 'static) -> BottomHalf {
+    let queue = Weak::clone(queue);
     ctx.bottom_half(move |_| {
         if let Some(queue) = queue.upgrade() {
-            queue.state.borrow_mut().finish_stop();
+            run(&queue);
         }
     })
 }
@@ -154,40 +142,22 @@ impl State {
         stats: Arc<QueueStats>,
         queue: &Weak<BlkQueue>,
     ) -> Self {
-        let io_timeout = device.trouble.params.io_timeout;
+        let io_timeout = device.failures.policy.io_timeout;
         Self {
             notifier: Notifier::new(index, device, Arc::clone(&stats)),
             stats,
-            running: None,
-            base: 0,
+            phase: Phase::Stopped { base: 0 },
             enabled: false,
             write_through: false,
-            broken: false,
-            paused: None,
-            losses: None,
-            kicked: false,
-            polled: false,
-            in_flight: 0,
-            stopping: None,
-            stopped: stopped_half(ctx, queue.clone()),
-            kick: None,
             coalescing: true,
-            watchdog: Watchdog::new(ctx, queue.clone()),
-            unshared: Unshared::new(ctx, queue.clone()),
-            held: Held::new(ctx, queue.clone()),
-            volatile: Volatile::new(ctx, queue.clone()),
-            slow: io_timeout.map(|limit| Slow::new(ctx, queue.clone(), limit)),
-            poller: None,
+            kick: None,
+            missed: MissedNotification::new(ctx, queue.clone()),
             free: Vec::new(),
+            held: Held::new(ctx, queue.clone()),
+            late_flush: LateFlush::new(ctx, queue),
+            timeouts: io_timeout.map(|limit| Timeouts::new(ctx, queue.clone(), limit)),
+            unshared: UnsharedMemory::new(ctx, queue.clone()),
+            stopped: bottom_half(ctx, queue, |queue| queue.state.borrow_mut().finish_stop()),
         }
-    }
-
-    fn is_active(&self) -> bool {
-        self.running.is_some()
-            && self.enabled
-            && self.kicked
-            && !self.broken
-            && self.paused.is_none()
-            && self.stopping.is_none()
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::request::ID_LEN;
-use super::trouble::Trouble;
+use super::failures::Failures;
+use super::request::{ID_LEN, Rules};
 use crate::engine::BlockNode;
 use crate::log_limit::LogLimit;
 use crate::storage::Limits;
@@ -24,8 +24,8 @@ pub struct DeviceState {
     pub batch_notifications: AtomicBool,
     /// The frontend's driver has put a request into a ring.
     pub had_requests: AtomicBool,
-    /// What becomes of requests that the disk cannot execute.
-    pub trouble: Trouble,
+    /// Requests that the disk could not execute.
+    pub failures: Failures,
     /// Which lines about this disk are logged.
     pub log: LogLimit,
 }
@@ -40,7 +40,7 @@ impl DeviceState {
             serial: [0; ID_LEN],
             batch_notifications: AtomicBool::new(true),
             had_requests: AtomicBool::new(false),
-            trouble: Trouble::default(),
+            failures: Failures::default(),
             log: LogLimit::new(),
         }
     }
@@ -49,5 +49,19 @@ impl DeviceState {
     pub fn capacity(&self) -> u64 {
         let size = self.node.size();
         size - size % u64::from(self.limits.logical_block_size)
+    }
+
+    /// Returns the rules for requests that are taken now.
+    pub(super) fn rules(&self, write_through: bool) -> Rules<'_> {
+        let limits = &self.limits;
+        Rules {
+            capacity: self.capacity(),
+            block_size: limits.logical_block_size,
+            read_only: limits.read_only,
+            discard: limits.discard_granularity > 0,
+            write_zeroes: limits.write_zeroes,
+            write_through,
+            serial: &self.serial,
+        }
     }
 }

@@ -36,15 +36,17 @@ impl Counter {
     }
 }
 
-/// What a queue's ring is doing.
+/// The state of a queue's ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingState {
-    /// Nothing: it is not set up.
+    /// The ring is not set up.
     Stopped,
-    /// It is set up.
+    /// The ring is set up.
     Running,
-    /// Nothing until it is set up anew: it broke the rules.
+    /// The driver broke the rules, or memory was lost. The ring does nothing until it is set up again.
     Broken,
+    /// The ring waits for memory that the frontend has removed.
+    Paused,
 }
 
 /// The state of a ring: written by its IOThread, read by anybody.
@@ -63,7 +65,8 @@ impl RingStateCell {
         match self.0.load(Ordering::Relaxed) {
             0 => "stopped",
             1 => "running",
-            _ => "broken",
+            2 => "broken",
+            _ => "paused",
         }
     }
 }

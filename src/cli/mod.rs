@@ -7,7 +7,7 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValuePa
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::blk::trouble::{ReadErrors, WriteErrors};
+use crate::blk::error_policy::{ReadErrors, WriteErrors};
 use crate::daemon::{Operation, Settings};
 use crate::engine::{self, FaultRule};
 

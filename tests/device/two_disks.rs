@@ -15,7 +15,7 @@ use testkit::random::Random;
 use virtio_driver::VirtioTransport;
 
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
-use vhost_user_blk::blk::trouble::TroubleParams;
+use vhost_user_blk::blk::error_policy::ErrorPolicy;
 use vhost_user_blk::daemon::disks::{Disk, Disks};
 use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::iothread::{IoThread, IoThreadParams};
@@ -76,7 +76,7 @@ fn serve(disks: &mut Disks, name: &str, node: BlockNode, socket: &Path, iothread
         engine: node.plan(Choice::Auto).expect("an engine"),
         queue_iothreads: (0..QUEUES).collect(),
         batch_notifications: true,
-        trouble: TroubleParams::default(),
+        error_policy: ErrorPolicy::default(),
         faults: None,
         throttle: None,
     };

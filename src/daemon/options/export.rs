@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::blk::trouble::{ReadErrors, WriteErrors};
+use crate::blk::error_policy::{ReadErrors, WriteErrors};
 use crate::engine::FaultRule;
 
 /// The kinds of exports.

@@ -12,8 +12,8 @@ use super::objects::{IoThreadObject, Objects};
 use crate::account::{Account, find_group};
 use crate::aio::{AioContext, Gone};
 use crate::blk::device::{BlkDevice, DeviceParams};
+use crate::blk::error_policy::ErrorPolicy;
 use crate::blk::request::ID_LEN;
-use crate::blk::trouble::TroubleParams;
 use crate::daemon::options::{Address, AddressType, ExportOptions, Mapping, NotifyOption, ValueError};
 use crate::engine::{FaultRule, Faults, NodeControl};
 use crate::iothread::IoThread;
@@ -71,7 +71,7 @@ struct Params {
     write_through: bool,
     batch_notifications: bool,
     merging: bool,
-    trouble: TroubleParams,
+    error_policy: ErrorPolicy,
     faults: Vec<FaultRule>,
 }
 
@@ -257,7 +257,7 @@ fn params(
         write_through: options.writethrough,
         batch_notifications: options.notify.unwrap_or_default() == NotifyOption::Batch,
         merging: options.request_merging.unwrap_or(true),
-        trouble: TroubleParams {
+        error_policy: ErrorPolicy {
             read_errors: options.rerror.unwrap_or_default(),
             write_errors: options.werror.unwrap_or_default(),
             io_timeout: Some(Duration::from_secs(io_timeout)).filter(|limit| !limit.is_zero()),
@@ -332,7 +332,7 @@ impl Prepared {
             queue_size: params.queue_size,
             write_through: params.write_through,
             batch_notifications: params.batch_notifications,
-            trouble: params.trouble,
+            error_policy: params.error_policy,
             faults,
             throttle: node.group,
             queue_iothreads: params.queue_iothreads,

@@ -1,14 +1,24 @@
-//! The call and error eventfds of a queue.
+//! Notifies the driver of completed requests (call eventfd), and the frontend of a broken ring (error eventfd).
+//!
+//! Also repeats a notification that a driver seems to have missed. With EVENT_IDX a driver stores `used_event`, executes a
+//! full barrier, and reads the used index once more. On QEMU's TCG with a single vCPU, the barrier of an x86 guest (a
+//! locked instruction) orders nothing towards other processes: the driver misses our index, we miss its `used_event`, and
+//! both wait forever. So a publication without a notification is checked again a little later. For a driver that follows
+//! the rules this costs a timer now and then, and at most a spurious notification.
 
 use std::fs::File;
 use std::io::Error;
+use std::rc::Weak;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::{BlkQueue, State};
+use crate::aio::{AioContext, Timer};
 use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
 use crate::eventfd;
 
-/// Writes notifications and counts what each covers. IOThread only.
+/// Writes notifications, and counts the completions that each covers. IOThread only.
 #[derive(Debug)]
 pub(super) struct Notifier {
     index: u16,
@@ -26,7 +36,7 @@ pub(super) struct Notifier {
 #[derive(Debug)]
 struct Target {
     file: Arc<File>,
-    /// As it was when it came, which spares honest frontends a look before each write.
+    /// Whether a full eventfd blocks the writer. Read once, which saves honest frontends a check before each write.
     blocking: bool,
 }
 
@@ -73,19 +83,19 @@ impl Notifier {
         (self.used, self.uncovered) = (false, 0);
     }
 
-    /// The ring goes on where a predecessor stopped, maybe before it could notify.
+    /// The ring continues where a predecessor stopped, perhaps before that could notify.
     pub(super) fn ring_resumed(&mut self) {
         self.used = true;
         self.notify();
     }
 
-    /// Completions that the next notification covers.
+    /// Counts completions that the next notification covers.
     pub(super) fn completed(&mut self, completions: u64) {
         self.uncovered += completions;
         self.used = true;
     }
 
-    /// Notifies the driver. Without a call eventfd it looks at the ring by itself, or gets a call once it sets one.
+    /// Notifies the driver. A driver without a call eventfd polls the ring, or is notified once it sets one.
     pub(super) fn notify(&mut self) {
         let Some(call) = &self.call else { return };
         match call.signal() {
@@ -110,6 +120,53 @@ impl Notifier {
     fn warn(&self, message: &'static str, error: &Error) {
         if let Some(suppressed) = self.device.log.pass(message, self.index) {
             tracing::warn!(disk = self.device.name, queue = self.index, %error, suppressed, "{message}");
+        }
+    }
+}
+
+/// Longer than a driver needs from one check of the ring to the next.
+const INTERVAL: Duration = Duration::from_millis(5);
+
+/// Finds out whether the driver has missed a publication. IOThread only.
+#[derive(Debug)]
+pub(super) struct MissedNotification {
+    timer: Timer,
+    /// The event and the used index that the last check found. If the next one finds the same, the driver is asleep.
+    last: Option<(u16, u16)>,
+}
+
+impl MissedNotification {
+    pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>) -> Self {
+        let timer = ctx.timer(move |_| {
+            if let Some(queue) = queue.upgrade() {
+                queue.state.borrow_mut().check_missed();
+            }
+        });
+        Self { timer, last: None }
+    }
+
+    /// Makes sure that the ring is checked soon.
+    pub(super) fn check_later(&self) {
+        if !self.timer.is_armed() {
+            self.timer.arm_in(INTERVAL);
+        }
+    }
+}
+
+impl State {
+    fn check_missed(&mut self) {
+        let Some(ring) = self.phase.ring_mut() else { return };
+        let missed = ring.split.missed_event();
+        if missed.is_some() && missed == self.missed.last {
+            tracing::debug!(?missed, "notifying a driver that has not seen the used index");
+            ring.split.set_notified();
+            self.notifier.notify();
+            self.missed.last = None;
+            return;
+        }
+        self.missed.last = missed;
+        if missed.is_some() {
+            self.missed.check_later();
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Requests that take too long are reported (`--io-timeout`). Nothing is done about them: only the disk can.
+//! Reports requests that take too long (`--io-timeout`). Nothing else is done about them, because only the disk can.
 //!
-//! The time is taken once per batch. A timer looks at those in flight when the oldest could be too old.
+//! The clock is read once per batch. A timer checks the requests in flight when the oldest could be too old. IOThread only.
 
 use std::rc::Weak;
 use std::time::{Duration, Instant};
 
 use super::{BlkQueue, State};
 use crate::aio::{AioContext, Timer};
+use crate::blk::failures::Place;
 use crate::blk::state::DeviceState;
-use crate::blk::trouble::At;
 use crate::io::IoRequest;
 
-/// When each request in flight has begun. IOThread only.
+/// The start of each request in flight.
 #[derive(Debug)]
-pub(super) struct Slow {
+pub(super) struct Timeouts {
     limit: Duration,
     timer: Timer,
-    /// By descriptor head; what is not in flight any more is left as it was.
+    /// By descriptor head. The entry of a request that is not in flight any more stays.
     begun: Vec<Option<Begun>>,
 }
 
@@ -27,11 +27,11 @@ struct Begun {
     sector: Option<u64>,
 }
 
-impl Slow {
+impl Timeouts {
     pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>, limit: Duration) -> Self {
         let timer = ctx.timer(move |_| {
             if let Some(queue) = queue.upgrade() {
-                queue.state.borrow_mut().report_slow(queue.index, &queue.device);
+                queue.state.borrow_mut().report_late(queue.index, &queue.device);
             }
         });
         Self {
@@ -41,7 +41,7 @@ impl Slow {
         }
     }
 
-    /// These go to the engine now.
+    /// These requests go to the engine now.
     pub(super) fn begin(&mut self, batch: &[Box<IoRequest>]) {
         if batch.is_empty() {
             return;
@@ -63,7 +63,7 @@ impl Slow {
         }
     }
 
-    /// This one is not too slow, whatever it takes.
+    /// Exempts a request.
     pub(super) fn excuse(&mut self, head: u16) {
         if let Some(begun) = self.begun.get_mut(usize::from(head)) {
             *begun = None;
@@ -73,36 +73,36 @@ impl Slow {
 
 impl State {
     /// Reports each request in flight that has become too old, once.
-    fn report_slow(&mut self, index: u16, device: &DeviceState) {
-        let (Some(slow), Some(running)) = (&mut self.slow, &self.running) else {
+    fn report_late(&mut self, index: u16, device: &DeviceState) {
+        let (Some(timeouts), Some(ring)) = (&mut self.timeouts, self.phase.ring()) else {
             return;
         };
         let now = Instant::now();
         let mut next: Option<Instant> = None;
-        for (head, entry) in (0u16..).zip(&mut slow.begun) {
+        for (head, entry) in (0u16..).zip(&mut timeouts.begun) {
             let Some(begun) = *entry else { continue };
-            if !running.has(head) {
+            if !ring.owned.has(head) {
                 *entry = None;
                 continue;
             }
             let age = now.saturating_duration_since(begun.at);
-            if age < slow.limit {
-                let due = begun.at + slow.limit;
+            if age < timeouts.limit {
+                let due = begun.at + timeouts.limit;
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
             *entry = None;
             self.stats.late.add(1);
-            let at = At {
+            let place = Place {
                 disk: &device.name,
                 queue: index,
                 op: begun.op,
                 sector: begun.sector,
             };
-            device.trouble.late(&at, age);
+            device.failures.late(&place, age);
         }
         if let Some(next) = next {
-            slow.timer.arm(next);
+            timeouts.timer.arm(next);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A driver whose memory we do not see: the frontend has not shared it.
+//! Reports a driver whose memory we do not see, because the frontend has not shared it.
 //!
-//! QEMU hands over the file of a memory backend without `share=on`, too, and its guest then writes to a private copy. The
-//! rings that we see stay all zeroes for ever, the driver kicks and waits, and nobody says why. So a ring that is kicked
-//! and stays untouched is reported, unless another queue of the disk has had a request. IOThread only.
+//! QEMU hands over the file of a memory backend without `share=on`, too, but its guest then writes to a private copy. The
+//! rings that we see stay all zeroes forever, the driver kicks and waits, and nobody says why. So a ring that is kicked and
+//! stays untouched is reported, unless another queue of the disk has had a request. IOThread only.
 
 use std::rc::Weak;
 use std::sync::atomic::Ordering;
@@ -11,17 +11,17 @@ use std::time::Duration;
 use super::BlkQueue;
 use crate::aio::{AioContext, Timer};
 
-/// A kick comes after its request, so nothing that is shared takes so long.
+/// A kick comes after its request, so a request in shared memory never takes that long to appear.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(super) struct Unshared {
+pub(super) struct UnsharedMemory {
     timer: Timer,
     /// The driver has put something into the ring.
     seen: bool,
 }
 
-impl Unshared {
+impl UnsharedMemory {
     pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>) -> Self {
         let timer = ctx.timer(move |_| {
             if let Some(queue) = queue.upgrade() {
@@ -39,7 +39,7 @@ impl Unshared {
 }
 
 impl BlkQueue {
-    /// Looks at the ring after a kick, until something was in it.
+    /// Checks the ring after a kick, until something was in it.
     #[inline]
     pub(super) fn check_shared(&self) {
         if !self.state.borrow().unshared.seen {
@@ -50,21 +50,19 @@ impl BlkQueue {
     #[cold]
     fn look_for_requests(&self) {
         let mut state = self.state.borrow_mut();
-        let Some(running) = &state.running else { return };
-        if !running.ring.is_untouched() {
+        let Some(ring) = state.phase.ring() else { return };
+        if !ring.split.is_untouched() {
             state.unshared.seen = true;
             // Relaxed: only a report depends on it.
             self.device.had_requests.store(true, Ordering::Relaxed);
-        } else if state.is_active() && !state.unshared.timer.is_armed() {
+        } else if state.active_ring().is_some() && !state.unshared.timer.is_armed() {
             state.unshared.timer.arm_in(PATIENCE);
         }
     }
 
     fn report_unshared(&self) {
-        let state = self.state.borrow();
-        let untouched = |running: &super::Running| running.ring.is_untouched();
-        if state.is_active()
-            && state.running.as_ref().is_some_and(untouched)
+        let mut state = self.state.borrow_mut();
+        if state.active_ring().is_some_and(|ring| ring.split.is_untouched())
             && !self.device.had_requests.load(Ordering::Relaxed)
             && let Some(suppressed) = self.device.log.pass("unshared", "")
         {

@@ -1,4 +1,4 @@
-//! How a queue learns that there are requests: kicks, polling, or a timer where there is no kick eventfd.
+//! Notices that there are requests: by kicks, by polling, or by a timer if there is no kick eventfd.
 
 use std::fs::File;
 use std::rc::{Rc, Weak};
@@ -6,40 +6,37 @@ use std::time::Duration;
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::phase::Phase;
 use super::{BlkQueue, State};
 use crate::aio::{self, AioContext, FdHandler, Poller, Timer};
 use crate::eventfd;
 use crate::virtqueue::RingError;
 
-/// How often a ring without a kick eventfd is looked at.
+/// How often a ring without a kick eventfd is checked.
 const TIMER_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Where kicks come from. Dropping it ends them.
+/// The source of kicks. Dropping it ends them.
 #[derive(Debug)]
 pub(super) enum KickSource {
     EventFd { _handler: FdHandler },
     Timer { _timer: Timer },
 }
 
-impl KickSource {
-    /// True if the ring needs no kick to start.
-    pub(super) fn is_implicit(&self) -> bool {
-        matches!(self, Self::Timer { .. })
-    }
-}
-
 impl BlkQueue {
-    /// Replaces the kick eventfd; `None` has the ring looked at by a timer.
+    /// Replaces the kick eventfd. Without one, a timer checks the ring.
     ///
     /// # Errors
-    /// A file that cannot be waited for; the old one stays.
+    /// The file cannot be watched. The old one stays.
     pub fn set_kick(&self, kick: Option<File>) -> Result<(), aio::Error> {
         let source = match kick {
             Some(file) => self.kick_from(file)?,
             None => self.kick_from_timer(),
         };
         let mut state = self.state.borrow_mut();
-        state.kicked |= source.is_implicit();
+        if matches!(source, KickSource::Timer { .. }) {
+            // No kick will ever start the ring.
+            state.kick_ring();
+        }
         let old = state.kick.replace(source);
         drop(state);
         drop(old);
@@ -65,8 +62,8 @@ impl BlkQueue {
             if let Some(queue) = queue.upgrade() {
                 let progress = queue.process();
                 let state = queue.state.borrow();
-                if let Some(poller) = state.poller.as_ref().filter(|_| progress) {
-                    poller.wake();
+                if progress {
+                    state.wake_poller();
                 }
                 if let Some(KickSource::Timer { _timer: timer }) = &state.kick {
                     timer.arm_in(TIMER_INTERVAL);
@@ -91,14 +88,19 @@ impl BlkQueue {
         }
         let mut state = self.state.borrow_mut();
         state.stats.kicks.add(1);
-        if let Some(poller) = &state.poller {
-            poller.wake();
-        }
-        state.kicked |= state.running.is_some();
+        state.wake_poller();
+        state.kick_ring();
         state.disable_kicks();
         drop(state);
         self.process();
         self.check_shared();
+    }
+
+    fn has_work(&self) -> Result<bool, RingError> {
+        match self.state.borrow_mut().active_ring() {
+            Some(ring) => ring.split.has_work(),
+            None => Ok(false),
+        }
     }
 }
 
@@ -115,48 +117,44 @@ impl Poller for BlkQueue {
 
     fn poll_begin(&self) {
         let mut state = self.state.borrow_mut();
-        state.polled = true;
+        if let Some(ring) = state.phase.ring_mut() {
+            ring.polled = true;
+        }
         state.disable_kicks();
     }
 
     fn poll_end(&self) -> bool {
         let mut state = self.state.borrow_mut();
-        state.polled = false;
-        if state.paused.is_none()
-            && let Some(running) = &mut state.running
-        {
-            running.ring.enable_kicks();
+        if let Some(ring) = state.phase.ring_mut() {
+            ring.polled = false;
         }
-        drop(state);
-        // An error is work as well: `poll` deals with it.
-        self.has_work().unwrap_or(true)
+        if let Phase::Waiting(ring) | Phase::Running(ring) = &mut state.phase {
+            ring.split.enable_kicks();
+        }
+        // An error counts as work: `poll` deals with it.
+        state
+            .active_ring()
+            .is_some_and(|ring| ring.split.has_work().unwrap_or(true))
     }
 
     fn is_busy(&self) -> bool {
-        self.state.borrow().in_flight > 0
+        let state = self.state.borrow();
+        state.phase.ring().is_some_and(|ring| !ring.owned.is_empty())
     }
 }
 
 impl State {
-    /// Tells the driver that the ring is looked at anyway, if it is.
+    /// Tells the driver that it need not kick, if the ring is checked anyway.
     fn disable_kicks(&mut self) {
-        if self.is_active()
-            && let Some(running) = &mut self.running
-        {
-            running.ring.disable_kicks();
+        if let Some(ring) = self.active_ring() {
+            ring.split.disable_kicks();
         }
     }
-}
 
-impl BlkQueue {
-    fn has_work(&self) -> Result<bool, RingError> {
-        let state: &mut State = &mut self.state.borrow_mut();
-        if !state.is_active() {
-            return Ok(false);
+    /// Makes the IOThread poll the ring again, if it had been idle.
+    fn wake_poller(&self) {
+        if let Some(poller) = self.phase.ring().and_then(|ring| ring.poller.as_ref()) {
+            poller.wake();
         }
-        state
-            .running
-            .as_mut()
-            .map_or(Ok(false), |running| running.ring.has_work())
     }
 }

@@ -1,45 +1,41 @@
-//! Writes that were taken while the write cache was on, and are over after it was switched off.
+//! Flushes writes that were taken while the write cache was on, and that complete after it was switched off.
 //!
-//! They may have missed the flush that goes with the switch, so each gets one of its own before it is answered. VIRTIO
-//! leaves open what such a write is (1.3, 5.2.6.2), but a Linux guest whose cache is off sends no flush for it either.
-//! IOThread only. Others pay a look at a flag.
+//! Such a write may have missed the flush of the switch, so it gets a flush of its own before it is answered. VIRTIO does
+//! not say whether it must be stable (1.3, 5.2.6.2), but a Linux guest whose cache is off does not flush it either. Other
+//! requests only test a flag. IOThread only.
 
 use std::rc::{Rc, Weak};
 
-use super::{BlkQueue, State};
+use super::{BlkQueue, State, bottom_half};
 use crate::aio::{AioContext, BottomHalf};
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
 
-/// The writes of a queue that are still to be flushed. IOThread only.
+/// The writes of a queue that are still to be flushed.
 #[derive(Debug)]
-pub(super) struct Volatile {
+pub(super) struct LateFlush {
     waiting: Requests,
-    /// Hands them to the engine: they come back in the middle of something else.
+    /// Hands the writes to the engine later, because each comes back in the middle of something else.
     flush: BottomHalf,
 }
 
-/// Takes the flush of a write back.
+/// Gets the flush of a write back.
 #[derive(Debug)]
 struct Flushed {
     queue: Weak<BlkQueue>,
-    /// The write, as it should have been taken.
+    /// The operation that the write should have been.
     op: IoOp,
 }
 
-impl Volatile {
-    pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>) -> Self {
-        let flush = ctx.bottom_half(move |_| {
-            if let Some(queue) = queue.upgrade() {
-                queue.flush_volatile();
-            }
-        });
+impl LateFlush {
+    pub(super) fn new(ctx: &AioContext, queue: &Weak<BlkQueue>) -> Self {
         Self {
             waiting: Vec::new(),
-            flush,
+            flush: bottom_half(ctx, queue, BlkQueue::flush_late),
         }
     }
 
+    #[cold]
     pub(super) fn push(&mut self, request: Box<IoRequest>) {
         self.waiting.push(request);
         self.flush.schedule();
@@ -56,9 +52,9 @@ impl Completer for Flushed {
 }
 
 impl BlkQueue {
-    fn flush_volatile(&self) {
+    fn flush_late(&self) {
         let _scope = DeferScope::enter();
-        let requests = std::mem::take(&mut self.state.borrow_mut().volatile.waiting);
+        let requests = std::mem::take(&mut self.state.borrow_mut().late_flush.waiting);
         for mut request in requests {
             let queue = Weak::clone(&self.me);
             let op = durable(request.op);
@@ -70,13 +66,14 @@ impl BlkQueue {
 }
 
 impl State {
-    /// Whether a write has succeeded that the driver may take for stable, and that may not be.
-    pub(super) fn is_volatile(&self, request: &IoRequest) -> bool {
+    /// True for a write that has succeeded, that the driver may consider stable, and that may not be stable.
+    #[inline]
+    pub(super) fn is_unflushed(&self, request: &IoRequest) -> bool {
         self.write_through && request.result.is_ok() && durable(request.op) != request.op
     }
 }
 
-/// The same, stable before it completes.
+/// Returns the same operation, stable before it completes.
 fn durable(op: IoOp) -> IoOp {
     match op {
         IoOp::Write { .. } => IoOp::Write { durable: true },

@@ -1,0 +1,216 @@
+//! Completions: answers requests, publishes the answers, and notifies the driver.
+//!
+//! Like `visit`, this is the request path. An answer is a status byte and a used element. The driver sees it once the used
+//! index is published, which happens at the end of the outermost defer scope.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::ownership::Slot;
+use super::phase::Phase;
+use super::ring::Ring;
+use super::{BlkQueue, State};
+use crate::blk::request::Status;
+use crate::blk::stats::QueueStats;
+use crate::io::{Completer, IoOp, IoRequest, IoVecs, Requests};
+
+/// A visit that takes longer than this notifies a driver that waits for this queue alone of its first completions. The
+/// driver then works at the same time as we do.
+const LONG_VISIT: Duration = Duration::from_micros(20);
+
+/// Minimum number of completions worth an early notification.
+const WORTH_A_NOTIFICATION: usize = 32;
+
+/// The chance of a visit to notify the driver before its end, once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EarlyNotification {
+    /// When the engine got the batch. `None`: no early notification.
+    start: Option<Instant>,
+    completed: usize,
+}
+
+impl EarlyNotification {
+    pub(super) const NONE: Self = Self {
+        start: None,
+        completed: 0,
+    };
+
+    /// A batch of this size goes to the engine. With `more` in the ring, the driver has no time to fall asleep.
+    pub(super) fn begin(batch: usize, more: bool) -> Self {
+        Self {
+            start: (batch > WORTH_A_NOTIFICATION && !more).then(Instant::now),
+            completed: 0,
+        }
+    }
+
+    /// Counts completions. Returns true if the driver should be notified of them now.
+    fn is_due(&mut self, completions: usize, more: bool) -> bool {
+        self.completed += completions;
+        let due = more
+            && self.completed >= WORTH_A_NOTIFICATION
+            && self.start.is_some_and(|start| start.elapsed() > LONG_VISIT);
+        if due {
+            self.start = None;
+        }
+        due
+    }
+}
+
+impl Completer for BlkQueue {
+    fn complete(&self, request: Box<IoRequest>) {
+        if request.result.is_err() {
+            return self.failed(request);
+        }
+        self.answer(request);
+    }
+
+    /// Answers requests that were executed without an error while their batch was submitted; `more` of it follow.
+    fn complete_batch(&self, done: &mut Requests, more: bool) {
+        let mut early = self.early.get();
+        let due = early.is_due(done.len(), more);
+        self.early.set(early);
+        let mut state = self.state.borrow_mut();
+        if state.coalescing {
+            done.drain(..).for_each(|request| state.complete(request));
+            drop(state);
+            self.publication.defer();
+        } else {
+            drop(state);
+            done.drain(..).for_each(|request| self.answer(request));
+        }
+        // With several queues the driver has something to do meanwhile, and every notification costs both sides.
+        if due {
+            self.publish();
+        }
+    }
+}
+
+impl BlkQueue {
+    pub(super) fn completer(&self) -> Rc<dyn Completer> {
+        self.me.upgrade().expect("called on a live queue")
+    }
+
+    /// Answers a request that is over.
+    pub(super) fn answer(&self, request: Box<IoRequest>) {
+        self.state.borrow_mut().complete(request);
+        self.publication.defer();
+    }
+
+    /// Shows answers to the driver. They may have gone into memory that is lost.
+    pub(super) fn publish(&self) {
+        let mut state = self.state.borrow_mut();
+        state.publish();
+        if state.may_have_lost() {
+            self.check_after_publication(&mut state);
+        }
+    }
+}
+
+impl State {
+    /// Puts the answer to a request into the ring, or makes its data stable first.
+    #[inline]
+    pub(super) fn complete(&mut self, request: Box<IoRequest>) {
+        if self.is_unflushed(&request) {
+            return self.late_flush.push(request);
+        }
+        if let Some(ring) = self.phase.ring_mut() {
+            ring.complete(&self.stats, &request);
+        }
+        self.recycle(request);
+    }
+
+    /// Keeps a request that is not in flight any more for reuse, and ends a stop that waits for the last one.
+    ///
+    /// A bottom half ends the stop, because the caller may be in the middle of something.
+    #[inline]
+    pub(super) fn recycle(&mut self, mut request: Box<IoRequest>) {
+        request.iov.clear();
+        self.free.push(request);
+        if let Phase::Stopping { ring, .. } = &self.phase
+            && ring.owned.is_empty()
+        {
+            self.stopped.schedule();
+        }
+    }
+
+    /// Shows answers to the driver, and notifies it if it wants that.
+    pub(super) fn publish(&mut self) {
+        let Some(ring) = self.phase.ring_mut() else { return };
+        let completions = u64::from(ring.split.unpublished());
+        if completions == 0 {
+            return;
+        }
+        let event_idx = ring.split.features().event_idx;
+        // Without coalescing every completion is notified, whatever `used_event` says: a driver that is slow to wake up
+        // suppresses so many notifications that there would be nothing to compare.
+        let wanted = ring.split.publish() || !self.coalescing && event_idx;
+        self.stats.completions.add(completions);
+        self.notifier.completed(completions);
+        if wanted {
+            self.notifier.notify();
+        } else if event_idx {
+            self.missed.check_later();
+        }
+    }
+}
+
+impl Ring {
+    /// Answers a request that came back from the engine.
+    #[inline]
+    fn complete(&mut self, stats: &QueueStats, request: &IoRequest) {
+        let head = request.token;
+        let Some(slot) = self.owned.release(head) else {
+            return;
+        };
+        let status = match &request.result {
+            Ok(()) => Status::Ok,
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Status::Unsupp,
+            Err(_) => Status::IoErr,
+        };
+        let (bytes, written) = match status {
+            Status::Ok => (slot.bytes, slot.written),
+            Status::IoErr | Status::Unsupp => (0, 0),
+        };
+        count(stats, request.op, bytes);
+        // A read that failed may have written as well.
+        let data = Some(&request.iov).filter(|_| request.op == IoOp::Read);
+        self.answer(head, &slot, status, (written, data), stats);
+    }
+
+    /// Writes the status and the used element. `written` is the data in the chain: its size, and its memory.
+    pub(super) fn answer(
+        &mut self,
+        head: u16,
+        slot: &Slot,
+        status: Status,
+        (written, data): (u32, Option<&IoVecs>),
+        stats: &QueueStats,
+    ) {
+        if status != Status::Ok {
+            stats.errors.add(1);
+        }
+        // SAFETY: the byte lies in guest memory that the slot keeps mapped; volatile because the guest shares it.
+        unsafe { slot.status.write_volatile(status.byte()) };
+        if let Some(log) = &self.log {
+            slot.mark_dirty(log, data);
+        }
+        self.split.push_used(head, written + 1);
+    }
+}
+
+fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
+    match op {
+        IoOp::Read | IoOp::Salvage => {
+            stats.reads.add(1);
+            stats.read_bytes.add(bytes);
+        }
+        IoOp::Write { .. } => {
+            stats.writes.add(1);
+            stats.written_bytes.add(bytes);
+        }
+        IoOp::Flush => stats.flushes.add(1),
+        IoOp::Discard | IoOp::WriteZeroes { .. } | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {
+            stats.others.add(1);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The chains that a queue owns: taken from the ring and not answered yet. Each is answered exactly once, or left to the
+//! next backend of the ring. IOThread only.
+
+use std::rc::Rc;
+
+use super::Stop;
+use super::ring::Ring;
+use crate::memory::MemoryView;
+
+/// A chain that the queue owns.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// The status byte, for our own accesses.
+    pub(super) status: *mut u8,
+    /// Bytes that a successful request writes, without the status byte.
+    pub(super) written: u32,
+    /// Payload, for the statistics.
+    pub(super) bytes: u64,
+    /// Keeps the guest memory of the request mapped.
+    pub(super) memory: Rc<MemoryView>,
+}
+
+/// All chains that the queue owns, by descriptor head.
+#[derive(Debug)]
+pub(super) struct Owned {
+    slots: Box<[Option<Slot>]>,
+    count: u16,
+    /// Chains that stay unanswered when the ring stops.
+    left: Vec<u16>,
+}
+
+impl Owned {
+    pub(super) fn new(ring_size: u16) -> Self {
+        Self {
+            slots: std::iter::repeat_with(|| None).take(ring_size.into()).collect(),
+            count: 0,
+            left: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    #[inline]
+    pub(super) fn has(&self, head: u16) -> bool {
+        self.slots.get(usize::from(head)).is_some_and(Option::is_some)
+    }
+
+    /// Takes a chain that the queue does not own yet.
+    #[inline]
+    pub(super) fn take(&mut self, head: u16, slot: Slot) {
+        self.slots[usize::from(head)] = Some(slot);
+        self.count += 1;
+    }
+
+    /// Gives up a chain that is to be answered now.
+    #[inline]
+    pub(super) fn release(&mut self, head: u16) -> Option<Slot> {
+        let slot = self.slots.get_mut(usize::from(head))?.take()?;
+        self.count -= 1;
+        Some(slot)
+    }
+
+    /// Gives up a chain without an answer, for the next backend of the ring.
+    pub(super) fn leave(&mut self, head: u16) {
+        if self.release(head).is_some() {
+            self.left.push(head);
+        }
+    }
+}
+
+impl Ring {
+    /// Leaves the ring to its next backend, and returns the available index to continue at. Nothing is in flight.
+    ///
+    /// If the in-flight region goes along, the index stays: it counts what was taken, and the region says which of that
+    /// is in flight.
+    pub(super) fn hand_over(&mut self, stop: Stop) -> u16 {
+        match stop {
+            Stop::HandOver => self.split.leave(&self.owned.left, true),
+            Stop::Suspend => self.split.leave(&self.owned.left, !self.split.is_tracked()),
+            Stop::End => {}
+        }
+        // The next backend waits for kicks.
+        self.split.leave_kicks_enabled();
+        self.split.next_avail()
+    }
+}

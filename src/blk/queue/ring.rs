@@ -1,0 +1,118 @@
+//! A ring that is set up, with the guest's memory and the chains that the queue owns. IOThread only.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::RingSetup;
+use super::ownership::Owned;
+use super::phase::Missing;
+use crate::aio::PollerHandle;
+use crate::memory::{DirtyLog, GuestMemory, MemoryView};
+use crate::virtqueue::{ChainError, RingAddresses, RingError, SplitRing};
+
+/// The reason why a ring is broken.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The driver's part of the ring is invalid.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A descriptor chain is invalid.
+    #[error("descriptor chain {head}: {source}")]
+    Chain {
+        /// First descriptor of the chain.
+        head: u16,
+        /// The rule that the chain breaks.
+        source: ChainError,
+    },
+    /// Memory that the ring needs is lost.
+    #[error("{0} is gone: its file was cut short, or the memory has failed")]
+    Lost(&'static str),
+    /// A chain has no writable byte.
+    #[error("descriptor chain {0} has no writable byte for the status")]
+    NoStatus(u16),
+}
+
+impl QueueError {
+    /// Returns the memory to wait for, if the error ends when the frontend gives that back.
+    pub(super) fn missing(&self) -> Option<Missing> {
+        match self {
+            Self::Chain {
+                source: ChainError::Removed(addr),
+                ..
+            } => Some(Missing::Chain(*addr)),
+            _ => None,
+        }
+    }
+}
+
+/// A ring between its start and its stop.
+#[derive(Debug)]
+pub(super) struct Ring {
+    pub(super) split: SplitRing,
+    pub(super) owned: Owned,
+    pub(super) memory: Rc<MemoryView>,
+    /// Present while the VM migrates.
+    pub(super) log: Option<Arc<DirtyLog>>,
+    /// The count of lost mappings when this ring's were last checked. `None`: never.
+    pub(super) losses: Option<usize>,
+    /// The IOThread polls the ring, so the driver need not kick.
+    pub(super) polled: bool,
+    /// Present until the ring stops.
+    pub(super) poller: Option<PollerHandle>,
+    addresses: RingAddresses,
+}
+
+/// The state that a predecessor left a ring in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Predecessor {
+    /// The in-flight region says where the predecessor stopped.
+    pub(super) resumed: bool,
+    /// Number of requests that the predecessor took, and that nobody can find.
+    pub(super) lost: u16,
+}
+
+impl Ring {
+    pub(super) fn new(setup: RingSetup) -> Result<(Box<Self>, Predecessor), RingError> {
+        let mut split = SplitRing::new(
+            &setup.memory,
+            setup.addresses,
+            setup.size,
+            setup.base,
+            setup.features,
+        )?;
+        let resumed = match setup.inflight {
+            Some(area) => split.track(area)?,
+            None => false,
+        };
+        // An in-flight region says more than notes in the ring.
+        let lost = if resumed { 0 } else { split.adopt() };
+        let mut ring = Box::new(Self {
+            addresses: setup.addresses,
+            memory: MemoryView::new(setup.memory),
+            owned: Owned::new(split.size()),
+            split,
+            log: None,
+            losses: None,
+            polled: false,
+            poller: None,
+        });
+        ring.set_log(setup.log);
+        Ok((ring, Predecessor { resumed, lost }))
+    }
+
+    /// Uses a new memory table from now on. Requests in flight keep the old one.
+    pub(super) fn remap(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
+        self.split.remap(memory, self.addresses)?;
+        self.memory = MemoryView::new(Arc::clone(memory));
+        Ok(())
+    }
+
+    /// True if this memory is still away from the table.
+    pub(super) fn misses(&self, missing: Missing) -> bool {
+        match missing {
+            // `remap` has found the whole ring.
+            Missing::Ring => false,
+            Missing::Chain(addr) => self.memory.was_removed(addr),
+        }
+    }
+}
