@@ -8,66 +8,67 @@ use crate::storage::Limits;
 pub mod features {
     use super::{blk, virtio_config, virtio_ring};
 
-    /// Largest number of segments in a request is announced.
+    /// The device announces the maximum number of segments in a request.
     pub const SEG_MAX: u64 = 1 << blk::VIRTIO_BLK_F_SEG_MAX;
     /// The disk is read-only.
     pub const RO: u64 = 1 << blk::VIRTIO_BLK_F_RO;
-    /// The logical block size is announced.
+    /// The device announces its logical block size.
     pub const BLK_SIZE: u64 = 1 << blk::VIRTIO_BLK_F_BLK_SIZE;
-    /// FLUSH is understood.
+    /// The device supports FLUSH.
     pub const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
-    /// Physical block size and preferred request sizes are announced.
+    /// The device announces its physical block size and preferred request sizes.
     pub const TOPOLOGY: u64 = 1 << blk::VIRTIO_BLK_F_TOPOLOGY;
     /// The driver may switch the write cache.
     pub const CONFIG_WCE: u64 = 1 << blk::VIRTIO_BLK_F_CONFIG_WCE;
-    /// Several queues.
+    /// The device may have several queues.
     pub const MQ: u64 = 1 << blk::VIRTIO_BLK_F_MQ;
-    /// DISCARD is understood.
+    /// The device supports DISCARD.
     pub const DISCARD: u64 = 1 << blk::VIRTIO_BLK_F_DISCARD;
-    /// WRITE_ZEROES is understood.
+    /// The device supports WRITE_ZEROES.
     pub const WRITE_ZEROES: u64 = 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
-    /// Descriptor chains may lie in tables of their own.
+    /// Descriptor chains may be in separate tables.
     pub const INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
     /// Notifications are suppressed by index.
     pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-    /// VIRTIO 1.0 and later.
+    /// The device follows VIRTIO 1.0 or later.
     pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
 }
 
-/// Bytes of configuration space that have a meaning here; what follows reads as zero.
+/// Bytes of configuration space that are used. The rest reads as zero.
 const CONFIG_LEN: usize = 60;
-/// Largest configuration space in the vhost-user protocol.
+/// Size of the configuration space in the vhost-user protocol.
 const CONFIG_SPACE: usize = 256;
-/// Cloud Hypervisor gave offsets from the start of the MMIO window until 2026.
+/// Until 2026, Cloud Hypervisor sent offsets from the start of the MMIO window.
 const MMIO_CONFIG_OFFSET: u32 = 0x100;
 const WRITEBACK_OFFSET: usize = 32;
 
-/// Ranges in one discard or write-zeroes request.
+/// Maximum number of ranges in a discard or write-zeroes request.
 pub const MAX_RANGES: u32 = 32;
-/// 512-byte sectors in one range of a discard: 2 GiB less one sector, QEMU's figure.
+/// Maximum number of 512-byte sectors in one range of a discard: 2 GiB less one sector, as in QEMU.
 pub const MAX_DISCARD_SECTORS: u32 = (1 << 22) - 1;
-/// 512-byte sectors in one range of a write-zeroes: 128 MiB, so that a slow fallback stays bounded.
+/// Maximum number of 512-byte sectors in one range of a write-zeroes: 128 MiB, which limits the time of a slow
+/// fallback.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 18;
-/// Most data segments that are announced, QEMU's figure; a chain is never longer than its queue.
+/// Maximum number of data segments to announce, as in QEMU. Queues below this size announce fewer.
 const SEG_MAX: u16 = 126;
 
-/// What a device announces; fixed at its start, but for the capacity.
+/// The properties that a device announces. Except for the capacity, they are fixed at its start.
 #[derive(Clone, Copy, Debug)]
 pub struct BlkConfig {
-    /// What the storage can do.
+    /// Limits and abilities of the storage.
     pub limits: Limits,
     /// Every write is stable before it completes.
     pub write_through: bool,
     /// Number of queues, at least 1.
     pub num_queues: u16,
-    /// Largest queue size that is accepted: a power of two, at least 4.
+    /// Maximum queue size: a power of two, at least 4.
     pub queue_size: u16,
 }
 
-/// Why an access to the configuration space was refused.
+/// The reason why an access to the configuration space was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Beyond the end.
+    /// The access ends past the configuration space.
     #[error("configuration space access at {offset:#x}, {len} bytes, is outside its {CONFIG_SPACE} bytes")]
     OutOfRange {
         /// First byte, as the frontend gave it.
@@ -75,7 +76,7 @@ pub enum ConfigError {
         /// Number of bytes.
         len: usize,
     },
-    /// A write to a field that the driver may only read.
+    /// The driver may only read this field.
     #[error(
         "configuration space write at {offset:#x}, {len} bytes: only writeback, one byte at 0x20, can be written"
     )]
@@ -85,13 +86,13 @@ pub enum ConfigError {
         /// Number of bytes.
         len: usize,
     },
-    /// `writeback` is neither 0 nor 1.
+    /// The driver wrote a value other than 0 and 1 to `writeback`.
     #[error("writeback is 0 or 1, not {0}")]
     BadWriteback(u8),
 }
 
 impl BlkConfig {
-    /// The virtio features offered.
+    /// Returns the virtio features that the device offers.
     pub fn features(&self) -> u64 {
         use features::*;
         let mut all = VERSION_1 | INDIRECT_DESC | EVENT_IDX | SEG_MAX | BLK_SIZE | TOPOLOGY | MQ;
@@ -110,12 +111,12 @@ impl BlkConfig {
         all
     }
 
-    /// Data segments that a request may have.
+    /// Returns the maximum number of data segments in a request.
     pub fn seg_max(&self) -> u16 {
         SEG_MAX.min(self.queue_size.saturating_sub(2)).max(1)
     }
 
-    /// The configuration space for a disk of `size` bytes.
+    /// Returns the configuration space of a disk of `size` bytes.
     fn space(&self, size: u64, writeback: bool) -> [u8; CONFIG_SPACE] {
         let mut space = [0; CONFIG_SPACE];
         let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
@@ -150,17 +151,17 @@ impl BlkConfig {
     /// Reads `len` bytes at `offset` (GET_CONFIG).
     ///
     /// # Errors
-    /// A range outside the configuration space.
+    /// The range is outside the configuration space.
     pub fn read(&self, size: u64, writeback: bool, offset: u32, len: usize) -> Result<Vec<u8>, ConfigError> {
         let at = range(offset, len)?;
         Ok(self.space(size, writeback)[at].to_vec())
     }
 
-    /// The value of `writeback`, the one writable field, that the driver writes with `data` at `offset` (SET_CONFIG).
+    /// Returns the value that the driver writes to `writeback`, the only writable field, with `data` at `offset`
+    /// (SET_CONFIG).
     ///
     /// # Errors
-    /// A range outside the configuration space, or one that is not exactly `writeback`; a value that `writeback` cannot
-    /// have.
+    /// The range is not exactly `writeback`, or the value is neither 0 nor 1.
     pub fn written_writeback(offset: u32, data: &[u8]) -> Result<bool, ConfigError> {
         let at = range(offset, data.len())?;
         match *data {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_where_the_specification_has_them() {
+    fn fields_have_the_specified_offsets() {
         let config = config();
         assert_eq!(read(&config, 0, 8), (1u64 << 21).to_le_bytes());
         assert_eq!(read(&config, 12, 4), 126u32.to_le_bytes());
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_disk_offers_nothing_that_writes() {
+    fn a_read_only_disk_offers_no_writes() {
         let mut config = config();
         config.limits.read_only = true;
         let all = config.features();

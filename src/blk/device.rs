@@ -1,4 +1,4 @@
-//! A virtio-blk disk as the control thread sees it: its configuration, its state, handles to its queues.
+//! A virtio-blk disk as the control thread sees it: its configuration, its state, and handles to its queues.
 
 use std::borrow::Borrow;
 use std::io;
@@ -24,36 +24,36 @@ use crate::iothread::IoThread;
 use crate::storage::Limits;
 use crate::throttle::{Group, Member};
 
-/// How a disk is to be served.
+/// The parameters of a disk.
 #[derive(Clone, Debug)]
 pub struct DeviceParams {
-    /// For messages: the image's path.
+    /// The disk's name in messages: the image's path.
     pub name: String,
     /// Serial number, as `/sys/block/vda/serial` shows it.
     pub serial: [u8; ID_LEN],
     /// Number of queues, at least 1.
     pub num_queues: u16,
-    /// Largest queue size accepted.
+    /// Maximum queue size.
     pub queue_size: u16,
-    /// What the disk offers: the limits of its node, or less.
+    /// The limits that the disk announces: those of its node, or less.
     pub limits: Limits,
     /// Every write is stable before it completes, and the driver has nothing to flush.
     pub write_through: bool,
     /// How I/O is executed.
     pub engine: Plan,
-    /// The IOThread of each queue, an index into those that [`BlkDevice::new`] gets.
+    /// The IOThread of each queue, as an index into the `iothreads` of [`BlkDevice::new`].
     pub queue_iothreads: Vec<u16>,
-    /// Notifications are coalesced at the start.
+    /// Notifications are coalesced, until this is switched.
     pub batch_notifications: bool,
-    /// What becomes of requests that the disk cannot execute.
+    /// How to deal with requests that fail.
     pub error_policy: ErrorPolicy,
-    /// Faults to be injected.
+    /// Faults to inject.
     pub faults: Option<Arc<Faults>>,
-    /// Limits, which other disks may share.
+    /// Throughput limits, which other disks may share.
     pub throttle: Option<Arc<Group>>,
 }
 
-/// A disk. It belongs to one control thread.
+/// A disk, which belongs to one control thread.
 #[derive(Debug)]
 pub struct BlkDevice {
     state: Arc<DeviceState>,
@@ -67,13 +67,13 @@ pub struct BlkDevice {
 }
 
 impl BlkDevice {
-    /// Makes a disk whose queues live on `iothreads`.
+    /// Creates a disk with queues on `iothreads`.
     ///
     /// # Errors
-    /// An IOThread that has ended, or has no resources for the engine.
+    /// An IOThread has ended, or the engine is not available on it.
     ///
     /// # Panics
-    /// If there is no IOThread, or a queue's is not among them.
+    /// If `iothreads` is empty, or a queue's IOThread is not among them.
     pub fn new(
         node: Arc<BlockNode>,
         params: DeviceParams,
@@ -127,17 +127,17 @@ impl BlkDevice {
         })
     }
 
-    /// What is shared with the IOThreads.
+    /// The state that is shared with the IOThreads.
     pub fn state(&self) -> &Arc<DeviceState> {
         &self.state
     }
 
-    /// What the device announces.
+    /// The properties that the device announces.
     pub fn config(&self) -> &BlkConfig {
         &self.config
     }
 
-    /// Handles to the queues, in order.
+    /// Handles to the queues, in order of their index.
     pub fn queues(&self) -> &[Remote<BlkQueue>] {
         &self.queues
     }
@@ -147,15 +147,15 @@ impl BlkDevice {
         self.engine
     }
 
-    /// The queues' counters, in order.
+    /// The counters of the queues, in order of their index.
     pub fn stats(&self) -> &[Arc<QueueStats>] {
         &self.stats
     }
 
-    /// Reads the configuration space, as it is for queues of `queue_size` entries.
+    /// Reads the configuration space. It depends on the size of the queues.
     ///
     /// # Errors
-    /// A range outside of it.
+    /// The range is outside the configuration space.
     pub fn read_config(&self, queue_size: u16, offset: u32, len: usize) -> Result<Vec<u8>, ConfigError> {
         let config = BlkConfig {
             queue_size,
@@ -164,23 +164,23 @@ impl BlkDevice {
         config.read(self.state.capacity(), self.cache.mode().writeback, offset, len)
     }
 
-    /// The write cache.
+    /// The state of the write cache.
     pub fn cache(&self) -> WriteCache {
         self.cache
     }
 
-    /// Follows a change of the write cache that the queues have made already.
+    /// Sets the state of the write cache, after the queues have switched.
     pub fn set_cache(&mut self, cache: WriteCache) {
         self.cache = cache;
     }
 
-    /// Locks the image, unless that is done already, and forgets what this host knew of it. To be called before a ring
-    /// runs; may be called earlier. Returns whether the size has changed.
+    /// Locks the image, unless that was done already, and drops what this host has cached of it. Call this before a
+    /// ring runs. Returns whether the size of the image has changed.
     ///
-    /// Waits a moment for somebody who is about to let go of it.
+    /// Waits a moment if another process holds the lock, which may be about to release it.
     ///
     /// # Errors
-    /// Somebody else uses the image, or it is not known what another host has left there.
+    /// Another process uses the image, or the state in which another host has left it cannot be found out.
     pub fn activate(
         &mut self,
         run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>,
@@ -193,47 +193,48 @@ impl BlkDevice {
         self.turn.is_taken()
     }
 
-    /// No ring runs any more: flushes, and lets others lock the image. `run` executes the flush on an IOThread.
+    /// Flushes, and releases the lock of the image, after the last ring has stopped. `run` executes the flush on an
+    /// IOThread.
     ///
     /// # Errors
-    /// Those of the flush; the image stays locked.
+    /// The flush failed. The image stays locked.
     pub fn deactivate(&mut self, run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>) -> io::Result<()> {
         self.turn.hand_over(|op| run(&self.control, op))
     }
 
-    /// The process ends: whatever stops from here on, the image is neither flushed nor unlocked, for the successor on
-    /// this host shares the page cache and is to hear of failed writes itself.
+    /// The process ends: when rings stop from now on, the image is neither flushed nor unlocked. The next process on
+    /// this host shares the page cache, and has to see reports of failed writes itself.
     pub fn end(&mut self) {
         self.turn.end();
     }
 
-    /// Flushes the disk, and looks at its size again: on an IOThread, so that nobody else blocks.
+    /// Flushes the disk, and reads its size again. An IOThread does that, so the caller does not block.
     pub fn control(&self) -> &Arc<NodeControl> {
         &self.control
     }
 
-    /// The next driver finds the device as the first one did.
+    /// Resets the device for the next driver.
     pub fn reset(&mut self) {
         self.cache.reset();
         self.state.had_requests.store(false, Ordering::Relaxed);
     }
 }
 
-/// Why a disk cannot be served.
+/// The reason why a disk cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// An IOThread has ended.
     #[error(transparent)]
     Gone(#[from] Gone),
-    /// No handler for memory that a frontend takes away.
+    /// The handler for lost memory cannot be installed.
     #[error("SIGBUS cannot be handled: {0}")]
     Signal(io::Error),
-    /// The engine cannot be had on an IOThread.
+    /// The engine is not available on an IOThread.
     #[error(transparent)]
     Engine(#[from] engine::Error),
 }
 
-/// What a disk has on one IOThread.
+/// The parts of a disk on one IOThread.
 struct Created {
     queues: Vec<(u16, Remote<BlkQueue>)>,
     control: NodeControl,

@@ -80,8 +80,8 @@ impl ErrorPolicy {
     }
 }
 
-/// True for an error of the disk. False for an error of the guest (a range past the end of the disk, memory that is gone),
-/// and for requests that were cancelled.
+/// True for an error of the disk. False for an error of the guest (a range past the end of the disk, memory that is
+/// gone), and for requests that were cancelled.
 fn is_the_disks(error: &io::Error) -> bool {
     match error.raw_os_error() {
         None => !matches!(
@@ -167,7 +167,8 @@ mod tests {
         for error in errors {
             assert_eq!(policy.verdict(WRITE, &error, false), Verdict::Report, "{error}");
         }
-        // EINVAL from the kernel is an error of the disk, for example at an unaligned end of a truncated file with O_DIRECT.
+        // EINVAL from the kernel is an error of the disk, for example at an unaligned end of a truncated file with
+        // O_DIRECT.
         let einval = io::Error::from_raw_os_error(libc::EINVAL);
         assert_eq!(policy.verdict(IoOp::Read, &einval, false), Verdict::Ignore);
     }

@@ -1,5 +1,5 @@
-//! Reports requests that fail, that wait for room on the disk, or that take too long. The queues of a disk share this, so
-//! that a cause is reported once. Any thread.
+//! Reports requests that fail, that wait for room on the disk, or that take too long. The queues of a disk share this,
+//! so that a cause is reported once. Any thread.
 //!
 //! Requests that succeed never come here.
 

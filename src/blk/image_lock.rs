@@ -1,8 +1,8 @@
-//! Whose turn it is to use the image.
+//! The lock of an image, which several processes use in turns.
 //!
-//! A disk that runs holds the image's lock. It gives it up when its last ring stops, everything flushed, so that the
-//! destination of a migration, which has opened the image before, can take over. Whoever takes the image over forgets
-//! what this host knew of it. Control thread only.
+//! A disk that runs holds the lock. When its last ring has stopped and everything is flushed, it releases the lock.
+//! Then the destination of a migration, which has opened the image earlier, can take over. It drops what its host has
+//! cached of the image. Control thread only.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,20 +13,20 @@ use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 use crate::storage::{ImageLock, LockError};
 
-/// Why an image cannot be used now.
+/// The reason why an image cannot be used now.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeError {
-    /// It cannot be locked.
+    /// The image cannot be locked.
     #[error(transparent)]
     Lock(#[from] LockError),
 
-    /// It is locked, but what others have done with it is not known.
-    #[error("cannot find out what {} has become while others had it: {error}", path.display())]
+    /// The image is locked, but the state in which others have left it cannot be found out.
+    #[error("cannot read the state of {} again after others have used it: {error}", path.display())]
     Look {
-        /// The image.
+        /// The image's path.
         path: PathBuf,
-        /// Of the call that failed.
+        /// The error of the call that failed.
         error: io::Error,
     },
 }
@@ -38,15 +38,15 @@ pub(super) struct Turn {
     writes: bool,
     taken: bool,
     lock: Option<ImageLock>,
-    /// The lock goes with the process.
+    /// The process ends, and the lock with it.
     ending: bool,
-    /// The last flush before a hand-over failed.
+    /// The last flush before a release of the lock failed.
     unflushed: bool,
     log: LogLimit,
 }
 
 impl Turn {
-    /// Makes the right to use an image, and to write to it if `writes`.
+    /// Creates the right to use an image. `writes`: also to write to it.
     pub(super) fn new(node: Arc<BlockNode>, writes: bool) -> Self {
         Self {
             node,
@@ -59,7 +59,8 @@ impl Turn {
         }
     }
 
-    /// Takes the lock, if it is not held, and has `run` look at the image anew. Returns whether its size has changed.
+    /// Takes the lock, unless it is held. `run` then drops what this host has cached of the image. Returns whether the
+    /// size of the image has changed.
     pub(super) fn take(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> Result<bool, TakeError> {
         if self.taken {
             return Ok(false);
@@ -80,10 +81,10 @@ impl Turn {
         self.taken
     }
 
-    /// Has `run` make everything stable, and lets go of the lock.
+    /// Makes everything stable with `run`, and releases the lock.
     ///
     /// # Errors
-    /// Not everything is stable, and the image stays locked: nobody is to take it for complete.
+    /// Not everything is stable. The image stays locked, because nobody should use it as if it were complete.
     pub(super) fn hand_over(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> io::Result<()> {
         if self.ending || !self.taken {
             return Ok(());
@@ -105,8 +106,8 @@ impl Turn {
         Ok(())
     }
 
-    /// The process ends: the lock goes with it, and no flush takes the kernel's report of a failed write, which is the
-    /// successor's to see.
+    /// The process ends, and the lock with it. There is no flush: it would take the kernel's report of a failed write,
+    /// which the next process has to see.
     pub(super) fn end(&mut self) {
         self.ending = true;
     }
@@ -119,7 +120,8 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if self.unflushed {
-            // The process keeps the lock, also if it removes the disk: nobody is to take the image for complete.
+            // The process keeps the lock, also after it has removed the disk: nobody should use the image as if it were
+            // complete.
             std::mem::forget(self.lock.take());
         }
     }
@@ -140,7 +142,7 @@ mod tests {
         Turn::new(Arc::new(BlockNode::open(&options).unwrap()), true)
     }
 
-    /// Nothing has changed, and nothing is to be flushed.
+    /// Succeeds without doing anything.
     fn ready(_op: IoOp) -> io::Result<()> {
         Ok(())
     }
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_predecessor_has_some_time_to_let_go_of_the_image() {
+    fn a_predecessor_has_time_to_unlock_the_image() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(4096).unwrap();
         let [mut old, mut new] = [open(image.path()), open(image.path())];

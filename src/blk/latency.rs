@@ -1,19 +1,19 @@
-//! Histograms of latencies: written by one IOThread, read by anybody.
+//! Histograms of latencies: written by one IOThread, read by any thread.
 //!
-//! Buckets are logarithmic with linear steps in each octave, so that a latency of up to 18 hours is known to 1 part in 16.
-//! Recording takes two additions and no lock.
+//! Buckets are logarithmic with linear steps in each octave: the error of a latency of up to 18 hours is at most a
+//! sixteenth. Recording takes two additions and no lock.
 
 use std::time::Duration;
 
 use super::stats::Counter;
 
-/// Buckets of an octave.
+/// Buckets in each octave.
 const STEPS: usize = 16;
 /// Octaves after the first, which has steps of 1 ns. The last bucket also holds everything longer.
 const OCTAVES: usize = 43;
 const BUCKETS: usize = STEPS * OCTAVES;
 
-/// Latencies of one operation on one queue. One writer, any reader.
+/// The latencies of one operation on one queue. It has one writer and any number of readers.
 #[derive(Debug)]
 pub struct LatencyHistogram {
     counts: Box<[Counter]>,
@@ -39,7 +39,7 @@ impl LatencyHistogram {
         self.sum.add(nanos);
     }
 
-    /// Reads the figures. Requests that are counted meanwhile may be in it or not.
+    /// Reads all counters. The result may lack requests that are counted meanwhile.
     pub fn snapshot(&self) -> Latencies {
         Latencies {
             counts: self.counts.iter().map(Counter::get).collect(),
@@ -48,10 +48,10 @@ impl LatencyHistogram {
     }
 }
 
-/// What a histogram showed at one time, or several together.
+/// The latencies in a histogram at one moment, or in several histograms together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latencies {
-    /// By bucket; shorter if there are no more.
+    /// Number of requests by bucket. Buckets at the end may be missing: they are empty.
     counts: Vec<u64>,
     sum: u64,
 }
@@ -76,8 +76,8 @@ impl Latencies {
         self.sum += other.sum;
     }
 
-    /// Returns the latency that the fraction `part` (0 to 1) of the requests did not exceed, in nanoseconds: the upper end
-    /// of its bucket. 0 without requests.
+    /// Returns the latency that the fraction `part` (0 to 1) of the requests did not exceed, in nanoseconds: the upper
+    /// end of its bucket. 0 without requests.
     pub fn quantile(&self, part: f64) -> u64 {
         #[allow(
             clippy::cast_precision_loss,
@@ -94,8 +94,9 @@ impl Latencies {
         found.map_or(0, |bucket| upper(bucket) - 1)
     }
 
-    /// Returns the number of requests below each of `bounds` (nanoseconds, ascending) and not below the bound before it,
-    /// and then of those not below the last one. A bucket counts where its lower end lies.
+    /// Returns the numbers of requests between `bounds` (nanoseconds, ascending). The first number counts the requests
+    /// below the first bound, and the last one those from the last bound on. The lower end of a bucket decides where it
+    /// counts.
     pub fn by_bounds(&self, bounds: &[u64]) -> Vec<u64> {
         let mut bins = vec![0; bounds.len() + 1];
         for (bucket, count) in self.counts.iter().enumerate() {

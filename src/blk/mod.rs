@@ -1,8 +1,8 @@
 //! The virtio-blk device (VIRTIO 1.3, 5.2).
 //!
-//! The control thread holds a [`device`]. Each [`queue`] serves one virtqueue on its IOThread. [`request`] turns descriptor
-//! chains into I/O, and [`config`] has the configuration space. [`error_policy`] decides about requests that fail, and
-//! [`failures`] reports them. [`stats`] and [`latency`] count.
+//! The control thread holds a [`device`]. Each [`queue`] serves one virtqueue on its IOThread. [`request`] turns
+//! descriptor chains into I/O, and [`config`] has the configuration space. [`error_policy`] decides about requests that
+//! fail, and [`failures`] reports them. [`stats`] and [`latency`] count.
 
 pub mod config;
 pub mod device;

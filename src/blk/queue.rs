@@ -1,12 +1,12 @@
 //! One virtqueue of a disk, on its IOThread.
 //!
-//! A request's way through these files: a kick or a poll notices it (`kick`), a visit takes its chain from the `ring` and
-//! hands it to the engine (`visit`), and its completion is answered, published (`complete`), and notified (`notify`).
-//! Between the two, the queue owns the chain (`ownership`). `phase` has the ring's life from start to stop, and `control`
-//! the commands of the control thread. The other files deal with exceptions.
+//! A request's way through these files: a kick or a poll notices it (`kick`), a visit takes its chain from the `ring`
+//! and hands it to the engine (`visit`), and its completion is answered, published (`complete`), and notified
+//! (`notify`). Between the two, the queue owns the chain (`ownership`). `phase` has the ring's life from start to stop,
+//! and `control` the commands of the control thread. The other files deal with exceptions.
 //!
-//! The queue is the only user of its ring: there is no lock and no atomic reference count on the request path. Other threads
-//! reach it through a [`Remote`]. It never blocks.
+//! The queue is the only user of its ring: there is no lock and no atomic reference count on the request path. Other
+//! threads reach it through a [`Remote`]. It never blocks.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};

@@ -1,7 +1,7 @@
 //! From the bytes of a descriptor chain to an I/O request (VIRTIO 1.3, 5.2.6).
 //!
-//! Framing is by bytes, not by descriptors: the header is the first sixteen readable bytes, the status the last
-//! writable one. Every figure of the guest is checked here, once.
+//! Framing is by bytes, not by descriptors: the header is the first sixteen readable bytes, and the status the last
+//! writable one. Every number from the guest is checked here, once.
 
 use virtio_bindings::bindings::virtio_blk as blk;
 
@@ -19,16 +19,16 @@ const HEADER_LEN: usize = 16;
 /// The status byte of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Done.
+    /// The request succeeded.
     Ok,
-    /// Failed.
+    /// The request failed.
     IoErr,
-    /// Not understood.
+    /// The device does not support the request.
     Unsupp,
 }
 
 impl Status {
-    /// Its value in guest memory.
+    /// Returns the value in guest memory.
     pub fn byte(self) -> u8 {
         let value = match self {
             Self::Ok => blk::VIRTIO_BLK_S_OK,
@@ -39,43 +39,44 @@ impl Status {
     }
 }
 
-/// What to check requests against.
+/// The rules that requests are checked against.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
     /// Size of the disk in bytes.
     pub capacity: u64,
     /// Granularity of offsets and lengths in bytes: a power of two.
     pub block_size: u32,
-    /// Nothing may be written.
+    /// The disk cannot be written.
     pub read_only: bool,
-    /// DISCARD was offered.
+    /// The device has offered DISCARD.
     pub discard: bool,
-    /// WRITE_ZEROES was offered.
+    /// The device has offered WRITE_ZEROES.
     pub write_zeroes: bool,
-    /// Writes are stable before they complete.
+    /// Every write is stable before it completes.
     pub write_through: bool,
-    /// Answer to GET_ID, padded with NULs.
+    /// The answer to GET_ID, padded with NULs.
     pub serial: &'a [u8; ID_LEN],
 }
 
-/// What is to be done about a request.
+/// The next step for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Hand it to the engine; on success `written` bytes of data are in guest memory.
+    /// Hand it to the engine.
     Submit {
-        /// Bytes that a successful request writes into the chain, without the status.
+        /// Bytes that the request writes into the chain if it succeeds, without the status.
         written: u32,
         /// Bytes of payload, for the statistics.
         bytes: u64,
     },
-    /// Answer at once.
+    /// Answer it at once, with this status, and with this number of bytes written into the chain.
     Answer(Status, u32),
 }
 
-/// Why no request comes out of a chain; it is answered with this status.
+/// The status of a request that is refused.
 type Refusal = Status;
 
-/// Reads the request in `request.iov` (as [`Chain::walk`] left it, its status byte taken off) and fills in the rest.
+/// Reads the request in `request.iov`, and fills in the rest. The list is as [`Chain::walk`] left it, without the
+/// status byte.
 pub fn parse(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Action {
     match parse_inner(chain, request, rules) {
         Ok(action) => action,
@@ -89,7 +90,7 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
     }
     let ranges = request.iov.as_slice().len();
     let header = request.iov.read_front_16().ok_or(Status::IoErr)?;
-    // Readable ranges that are left: those that the header did not use up.
+    // The header may have used up some ranges.
     let readable_ranges = chain.readable_ranges - (ranges - request.iov.as_slice().len());
     let [request_type, _reserved] = [word(&header, 0), word(&header, 4)];
     let sector = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
@@ -144,11 +145,11 @@ fn word(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// A read or write of all of `request.iov`.
+/// Checks a read or write of the whole `request.iov`.
 fn transfer(request: &mut IoRequest, sector: u64, rules: &Rules<'_>) -> Result<Action, Refusal> {
     let bytes = request.iov.len() as u64;
     request.offset = checked_range(sector, bytes, rules)?;
-    // The used element counts 32 bits of written bytes and the status byte.
+    // The used element has 32 bits for the written bytes with the status byte.
     let written = u32::try_from(bytes)
         .ok()
         .filter(|&n| n < u32::MAX)
@@ -157,7 +158,7 @@ fn transfer(request: &mut IoRequest, sector: u64, rules: &Rules<'_>) -> Result<A
     Ok(Action::Submit { written, bytes })
 }
 
-/// The byte offset of `sector`, if `bytes` from there are whole blocks and lie on the disk.
+/// Returns the byte offset of `sector`. The `bytes` from there must be whole blocks on the disk.
 fn checked_range(sector: u64, bytes: u64, rules: &Rules<'_>) -> Result<u64, Refusal> {
     let offset = sector.checked_mul(512).ok_or(Status::IoErr)?;
     let end = offset.checked_add(bytes).ok_or(Status::IoErr)?;

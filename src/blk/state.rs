@@ -1,4 +1,4 @@
-//! What all threads share of a disk.
+//! The state of a disk that all threads share.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,29 +9,29 @@ use crate::engine::BlockNode;
 use crate::log_limit::LogLimit;
 use crate::storage::Limits;
 
-/// What the control thread and the IOThreads share of a disk.
+/// The state of a disk that the control thread and the IOThreads share.
 #[derive(Debug)]
 pub struct DeviceState {
-    /// For messages: the image's path.
+    /// The disk's name in messages: the image's path.
     pub name: String,
     /// The disk.
     pub node: Arc<BlockNode>,
-    /// What the disk offers.
+    /// The limits that the disk announces.
     pub limits: Limits,
-    /// Answer to GET_ID, padded with NULs.
+    /// The answer to GET_ID, padded with NULs.
     pub serial: [u8; ID_LEN],
     /// Notifications are coalesced.
     pub batch_notifications: AtomicBool,
-    /// The frontend's driver has put a request into a ring.
+    /// The driver has put a request into one of the rings.
     pub had_requests: AtomicBool,
     /// Requests that the disk could not execute.
     pub failures: Failures,
-    /// Which lines about this disk are logged.
+    /// Limits the log lines about this disk.
     pub log: LogLimit,
 }
 
 impl DeviceState {
-    /// Makes the state of a disk that serves a node as it is.
+    /// Creates the state of a disk that offers all that its node can do.
     pub fn new(name: impl Into<String>, node: Arc<BlockNode>) -> Self {
         Self {
             name: name.into(),
@@ -45,7 +45,7 @@ impl DeviceState {
         }
     }
 
-    /// Returns the bytes on the disk: whole logical blocks.
+    /// Returns the size of the disk in bytes, rounded down to whole logical blocks.
     pub fn capacity(&self) -> u64 {
         let size = self.node.size();
         size - size % u64::from(self.limits.logical_block_size)

@@ -1,4 +1,4 @@
-//! Counters of a queue: written by its IOThread, read by anybody.
+//! Counters of a queue: written by its IOThread, read by any thread.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -9,10 +9,10 @@ use serde::{Serialize, Serializer};
 
 use crate::engine::Plan;
 
-/// Buckets of the histogram: 1, 2-3, 4-7, ... and the last one for all above.
+/// Buckets of the histogram: 1, 2-3, 4-7 and so on. The last one has all larger numbers.
 const BUCKETS: usize = 11;
 
-/// A counter with one writer; cheaper than a read-modify-write.
+/// A counter with one writer, which is cheaper than a read-modify-write.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -20,17 +20,17 @@ impl Counter {
     /// Adds `n`. One thread only.
     #[inline]
     pub fn add(&self, n: u64) {
-        // Relaxed: a figure that orders nothing.
+        // Relaxed: orders nothing.
         self.0
             .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Takes `n` off. One thread only, the one that adds.
+    /// Subtracts `n`. Only for the thread that adds.
     pub fn sub(&self, n: u64) {
         self.add(n.wrapping_neg());
     }
 
-    /// The figure, from any thread.
+    /// Returns the value. Any thread.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -49,18 +49,18 @@ pub enum RingState {
     Paused,
 }
 
-/// The state of a ring: written by its IOThread, read by anybody.
+/// The state of a ring: written by its IOThread, read by any thread.
 #[derive(Debug, Default)]
 pub struct RingStateCell(AtomicU8);
 
 impl RingStateCell {
-    /// From here on it is this one.
+    /// Sets the state. IOThread only.
     pub fn set(&self, state: RingState) {
-        // Relaxed: a figure that orders nothing.
+        // Relaxed: orders nothing.
         self.0.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Its name.
+    /// Returns the name of the state.
     pub fn name(&self) -> &'static str {
         match self.0.load(Ordering::Relaxed) {
             0 => "stopped",
@@ -77,7 +77,7 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct QueueStats {
             $($(#[doc = $doc])+ pub $name: Counter,)*
-            /// What the ring is doing now.
+            /// The state of the ring.
             pub state: RingStateCell,
             /// Notifications by the number of completions each covered.
             histogram: [Counter; BUCKETS],
@@ -114,11 +114,12 @@ macro_rules! counters {
 counters! {
     /// IN requests that an engine has executed, with or without success.
     reads,
-    /// OUT requests, likewise.
+    /// OUT requests that an engine has executed, with or without success.
     writes,
-    /// FLUSH requests, likewise.
+    /// FLUSH requests that an engine has executed, with or without success.
     flushes,
-    /// All others: GET_ID, DISCARD, WRITE_ZEROES, and those of any type that were refused as soon as they were read.
+    /// All other requests: GET_ID, DISCARD, WRITE_ZEROES, and requests of any type that were refused as soon as they
+    /// were read.
     others,
     /// Bytes of completed reads.
     read_bytes,
@@ -126,19 +127,19 @@ counters! {
     written_bytes,
     /// Requests answered with a status other than OK.
     errors,
-    /// Reads and writes that were executed together with one before them.
+    /// Reads and writes that were executed as one with the request before them.
     merged,
     /// Wakeups by the driver's kick eventfd.
     kicks,
-    /// Completed requests that were shown to the driver.
+    /// Answers that were published.
     completions,
     /// Writes to the call eventfd.
     notifications,
     /// Times the ring had to be stopped because it was broken.
     broken,
-    /// Requests that wait now for room on the disk.
+    /// Requests that currently wait for room on the disk.
     held,
-    /// Requests that had to wait for room.
+    /// Requests that have waited for room on the disk.
     held_ever,
     /// Requests that failed although the guest was told that they succeeded.
     ignored,
@@ -233,7 +234,7 @@ impl fmt::Display for Figures {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct QueueReport {
-    /// What the ring is doing: `stopped`, `running` or `broken`.
+    /// The state of the ring: `stopped`, `running`, `broken` or `paused`.
     pub ring: &'static str,
     /// The queue's figures.
     #[serde(flatten)]
@@ -250,7 +251,7 @@ pub struct DiskReport {
     pub disk: String,
     /// How I/O is executed.
     pub engine: String,
-    /// Queues in order.
+    /// The queues, in order of their index.
     pub queues: Vec<QueueReport>,
     /// The figures of all queues.
     pub total: Figures,

@@ -1,27 +1,27 @@
-//! The write cache of a disk: what the driver was told about it, and what its queues do. Control thread only.
+//! The write cache of a disk: the mode that the driver was told, and the mode that the queues use. Control thread only.
 //!
-//! The two differ after a flush that failed: the cache is used no more then, though the driver still flushes, as it does
-//! for a cache that is on. So nothing that was promised is broken, and no write counts as stable that is not.
+//! The two differ after a failed flush: the queues do not cache writes any more, but the driver still flushes as if the
+//! cache were on. So no promise to the driver is broken, and no write counts as stable that is not.
 
 use super::config::features;
 
-/// What a driver has said about the cache.
+/// The driver's settings for the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheMode {
-    /// The features that it has accepted.
+    /// The features that the driver has accepted.
     pub acked: u64,
-    /// The `writeback` field of the configuration space, which it may write.
+    /// The `writeback` field of the configuration space, which the driver may write.
     pub writeback: bool,
 }
 
 impl CacheMode {
-    /// A driver that has said nothing yet.
+    /// The settings before the driver has changed any.
     pub const RESET: Self = Self {
         acked: 0,
         writeback: true,
     };
 
-    /// Writes are cached only where the driver can flush them and wants the cache (5.2.6.2).
+    /// True if writes are cached. The driver must be able to flush them, and want the cache (5.2.6.2).
     pub fn is_cached(self) -> bool {
         if self.acked & features::CONFIG_WCE != 0 {
             self.writeback
@@ -31,12 +31,12 @@ impl CacheMode {
     }
 }
 
-/// What the queues do.
+/// The cache mode of the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// A write is stable after the next flush.
+    /// Writes are stable after the next flush.
     On,
-    /// Every write is stable before it completes, but those before may not be.
+    /// Every write is stable before it completes, but earlier writes may not be stable.
     Unflushed,
     /// Every write that has completed is stable.
     Off,
@@ -59,28 +59,29 @@ impl Default for WriteCache {
 }
 
 impl WriteCache {
-    /// What the driver has said, as far as it was told that this is so.
+    /// Returns the driver's settings, as far as they were confirmed to the driver.
     pub fn mode(&self) -> CacheMode {
         self.mode
     }
 
-    /// Whether the queues cache writes.
+    /// True if the queues cache writes.
     pub fn is_on(&self) -> bool {
         self.state == State::On
     }
 
-    /// The next driver finds the `writeback` field as the first one did. The queues learn of it with its features.
+    /// Resets the settings for the next driver. The queues follow when that driver has accepted its features.
     pub fn reset(&mut self) {
         self.mode = CacheMode::RESET;
     }
 
-    /// Switches to what the driver says now. `write_through` has all queues make each write stable before it completes, or
-    /// no more, and returns when they do; `flush` makes stable what has completed before.
+    /// Switches to the driver's new settings. `write_through(true)` makes all queues complete writes only when they are
+    /// stable, and returns when they do so; `write_through(false)` ends that. `flush` makes stable what has completed
+    /// before.
     ///
     /// # Errors
-    /// Theirs. The driver is to be told, and nothing has changed for it: the `writeback` field reads as before. But the
-    /// queues make each write stable from then on, until the driver says again that the cache is on; and who switches it
-    /// off again is not told that this is done before a flush has succeeded.
+    /// `write_through` or `flush` failed. The caller must tell the driver. The driver's settings stay, so `writeback`
+    /// reads as before. But if only the flush failed, the queues complete writes only when they are stable until the
+    /// driver switches the cache on. Further attempts to switch it off fail until a flush succeeds.
     pub fn switch<E>(
         &mut self,
         mode: CacheMode,
@@ -100,13 +101,13 @@ impl WriteCache {
         Ok(())
     }
 
-    /// The driver had set the `writeback` field when another process served it. That changes nothing of what the queues
-    /// do.
+    /// Restores the `writeback` field, which the driver has set while another process served it. The queues do not
+    /// change their mode.
     pub fn recall(&mut self, writeback: bool) {
         self.mode.writeback = writeback;
     }
 
-    /// The driver is told that its mode, one without a cache, is set, though the flush for it has failed.
+    /// Confirms settings without a cache to the driver, although the flush has failed.
     pub fn go_on_unflushed(&mut self, mode: CacheMode) {
         debug_assert!(!mode.is_cached() && !self.is_on());
         self.mode = mode;
@@ -128,7 +129,7 @@ mod tests {
         ..CACHED
     };
 
-    /// Switches, with a flush that may fail; returns what was done on the way.
+    /// Switches, with a flush that may fail. Returns the calls that were made, in order.
     fn switch(cache: &mut WriteCache, mode: CacheMode, flush: Result<(), &'static str>) -> String {
         let log = RefCell::new(Vec::new());
         let through = |on| {
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_can_flush_and_wants_to_has_a_cache() {
+    fn the_cache_needs_a_driver_that_flushes() {
         for (acked, writeback, cached) in [
             (0, true, false),
             (features::FLUSH, true, true),
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queues_follow_before_the_flush_and_only_a_change_is_work() {
+    fn queues_switch_before_the_flush() {
         let mut cache = WriteCache::default();
         assert_eq!(switch(&mut cache, CACHED, Ok(())), "");
         assert_eq!(switch(&mut cache, UNCACHED, Ok(())), "through flush");
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_flush_that_failed_every_write_is_stable_and_the_flush_is_still_owed() {
+    fn a_failed_flush_is_repeated() {
         let mut cache = WriteCache::default();
         switch(&mut cache, CACHED, Ok(()));
         assert_eq!(
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_goes_on_without_the_flush_does_not_make_up_for_it() {
+    fn going_on_unflushed_still_requires_the_flush() {
         let mut cache = WriteCache::default();
         switch(&mut cache, CACHED, Ok(()));
         switch(&mut cache, CacheMode::RESET, Err("failed"));

@@ -1,7 +1,7 @@
 //! Completions: answers requests, publishes the answers, and notifies the driver.
 //!
-//! Like `visit`, this is the request path. An answer is a status byte and a used element. The driver sees it once the used
-//! index is published, which happens at the end of the outermost defer scope.
+//! Like `visit`, this is the request path. An answer is a status byte and a used element. The driver sees it once the
+//! used index is published, which happens at the end of the outermost defer scope.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};

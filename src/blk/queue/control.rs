@@ -40,8 +40,8 @@ pub enum Stop {
     /// They stay in flight at once, if the ring is tracked: the frontend takes the in-flight region along
     /// (GET_VRING_BASE_INFLIGHT).
     Suspend,
-    /// Nobody is told where to continue. They stay in flight if the ring is tracked. Otherwise they get one more try, and
-    /// then an error.
+    /// Nobody is told where to continue. They stay in flight if the ring is tracked. Otherwise they get one more try,
+    /// and then an error.
     End,
 }
 
@@ -125,8 +125,8 @@ impl BlkQueue {
         self.publication.set_coalescing(on);
     }
 
-    /// Replaces the call eventfd. A ring that has completed requests signals the new one once, in case the last call was
-    /// lost with the old one.
+    /// Replaces the call eventfd. A ring that has completed requests signals the new one once, in case the last call
+    /// was lost with the old one.
     pub fn set_call(&self, call: Option<Arc<File>>) {
         let mut state = self.state.borrow_mut();
         let replaced = state.phase.ring().is_some() && state.notifier.was_used();
@@ -143,8 +143,8 @@ impl BlkQueue {
 
     /// Makes the ring use a new memory table. Requests in flight keep the old one.
     ///
-    /// A frontend may remove a region and give it back. So a ring pauses if the table lacks a part of it, or memory that
-    /// its next chain uses, until a table has that again.
+    /// A frontend may remove a region and give it back. So a ring pauses if the table lacks a part of it, or memory
+    /// that its next chain uses, until a table has that again.
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let mut state = self.state.borrow_mut();
         let missed = match state.phase {

@@ -1,5 +1,5 @@
-//! Applies the error policy to requests that the disk could not execute: they are reported, ignored, or held until there is
-//! room (`retry`).
+//! Applies the error policy to requests that the disk could not execute: they are reported, ignored, or held until
+//! there is room (`retry`).
 //!
 //! IOThread only, and only after a failure: a request that succeeds at once never comes here.
 
@@ -51,8 +51,8 @@ impl BlkQueue {
         self.answer(request);
     }
 
-    /// Ends a request that cannot be held any longer, because its ring stops. The next backend of the ring finishes it. If
-    /// nobody would know of it, the guest gets an error.
+    /// Ends a request that cannot be held any longer, because its ring stops. The next backend of the ring finishes it.
+    /// If nobody would know of it, the guest gets an error.
     pub(super) fn give_up(&self, request: Box<IoRequest>) {
         let mut state = self.state.borrow_mut();
         if state.leaves_held_requests()

@@ -1,8 +1,8 @@
 //! Flushes writes that were taken while the write cache was on, and that complete after it was switched off.
 //!
-//! Such a write may have missed the flush of the switch, so it gets a flush of its own before it is answered. VIRTIO does
-//! not say whether it must be stable (1.3, 5.2.6.2), but a Linux guest whose cache is off does not flush it either. Other
-//! requests only test a flag. IOThread only.
+//! Such a write may have missed the flush of the switch, so it gets a flush of its own before it is answered. VIRTIO
+//! does not say whether it must be stable (1.3, 5.2.6.2), but a Linux guest whose cache is off does not flush it
+//! either. Other requests only test a flag. IOThread only.
 
 use std::rc::{Rc, Weak};
 

@@ -1,8 +1,8 @@
 //! Memory that is lost while a ring runs: the frontend has cut its file short, or the memory has failed.
 //!
-//! Our own access to a lost page goes on with zeroes (see `guard`). The queue finds out here, once per visit and once per
-//! publication. If it has lost its ring, or what belongs to the ring, it breaks. If it has lost other guest memory, only
-//! requests that use that memory fail. System calls need none of this: they fail by themselves.
+//! Our own access to a lost page goes on with zeroes (see `guard`). The queue finds out here, once per visit and once
+//! per publication. If it has lost its ring, or what belongs to the ring, it breaks. If it has lost other guest memory,
+//! only requests that use that memory fail. System calls need none of this: they fail by themselves.
 
 use super::ring::{QueueError, Ring};
 use super::visit::Collected;

@@ -1,10 +1,10 @@
 //! Notifies the driver of completed requests (call eventfd), and the frontend of a broken ring (error eventfd).
 //!
-//! Also repeats a notification that a driver seems to have missed. With EVENT_IDX a driver stores `used_event`, executes a
-//! full barrier, and reads the used index once more. On QEMU's TCG with a single vCPU, the barrier of an x86 guest (a
-//! locked instruction) orders nothing towards other processes: the driver misses our index, we miss its `used_event`, and
-//! both wait forever. So a publication without a notification is checked again a little later. For a driver that follows
-//! the rules this costs a timer now and then, and at most a spurious notification.
+//! Also repeats a notification that a driver seems to have missed. With EVENT_IDX a driver stores `used_event`,
+//! executes a full barrier, and reads the used index once more. On QEMU's TCG with a single vCPU, the barrier of an x86
+//! guest (a locked instruction) orders nothing towards other processes: the driver misses our index, we miss its
+//! `used_event`, and both wait forever. So a publication without a notification is checked again a little later. For a
+//! driver that follows the rules this costs a timer now and then, and at most a spurious notification.
 
 use std::fs::File;
 use std::io::Error;

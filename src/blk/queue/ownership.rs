@@ -1,5 +1,5 @@
-//! The chains that a queue owns: taken from the ring and not answered yet. Each is answered exactly once, or left to the
-//! next backend of the ring. IOThread only.
+//! The chains that a queue owns: taken from the ring and not answered yet. Each is answered exactly once, or left to
+//! the next backend of the ring. IOThread only.
 
 use std::rc::Rc;
 

@@ -1,7 +1,7 @@
 //! Holds requests for which there is no room on the disk, and tries them again until there is.
 //!
-//! A held request is in flight like any other, and the queue owns its chain. Nobody works on it until the timer fires. A ring
-//! that stops holds nothing: see [`BlkQueue::release_held`] and [`Stop`]. IOThread only.
+//! A held request is in flight like any other, and the queue owns its chain. Nobody works on it until the timer fires.
+//! A ring that stops holds nothing: see [`BlkQueue::release_held`] and [`Stop`]. IOThread only.
 
 use std::rc::{Rc, Weak};
 use std::time::Duration;

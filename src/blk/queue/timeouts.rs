@@ -1,6 +1,7 @@
 //! Reports requests that take too long (`--io-timeout`). Nothing else is done about them, because only the disk can.
 //!
-//! The clock is read once per batch. A timer checks the requests in flight when the oldest could be too old. IOThread only.
+//! The clock is read once per batch. A timer checks the requests in flight when the oldest could be too old. IOThread
+//! only.
 
 use std::rc::Weak;
 use std::time::{Duration, Instant};

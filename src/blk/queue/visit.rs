@@ -1,4 +1,5 @@
-//! A visit: takes the chains that the driver has made available, turns them into requests, and hands these to the engine.
+//! A visit: takes the chains that the driver has made available, turns them into requests, and hands these to the
+//! engine.
 //!
 //! This is the request path: no lock, and no allocation once the queue has warmed up.
 
@@ -16,7 +17,8 @@ use crate::defer::DeferScope;
 use crate::io::{IoRequest, Requests};
 use crate::virtqueue::{Chain, RingError};
 
-/// Requests taken in one visit, and about how many bytes they may move; then the IOThread's other queues have their turn.
+/// Requests taken in one visit, and about how many bytes they may move; then the IOThread's other queues have their
+/// turn.
 const BUDGET: usize = 64;
 const BUDGET_BYTES: usize = 2 << 20;
 
@@ -59,7 +61,8 @@ impl BlkQueue {
             Some(collected) => collected,
             None => return Collected::default(),
         };
-        // After guest memory was read for the last time, and before anything is done about it: lost memory reads as zeroes.
+        // After guest memory was read for the last time, and before anything is done about it: lost memory reads as
+        // zeroes.
         if state.may_have_lost() {
             collected = self.take_again(&mut state, batch, collected);
         }
@@ -92,7 +95,8 @@ impl BlkQueue {
 }
 
 impl State {
-    /// Takes chains until the ring is empty or the budget of a visit is used up. Returns `None` if the ring is not active.
+    /// Takes chains until the ring is empty or the budget of a visit is used up. Returns `None` if the ring is not
+    /// active.
     fn collect(
         &mut self,
         device: &DeviceState,
@@ -149,11 +153,11 @@ impl Ring {
         Ok(collected)
     }
 
-    /// Returns the next chain. `first`: it is the first one of a visit. If there is none, the driver is asked for kicks,
-    /// unless the ring is polled.
+    /// Returns the next chain. `first`: it is the first one of a visit. If there is none, the driver is asked for
+    /// kicks, unless the ring is polled.
     fn next_head(&mut self, first: bool) -> Result<Option<u16>, RingError> {
-        // While the ring is polled, the driver may still be adding requests. It gets its first answers meanwhile, and then
-        // need not fall asleep before it looks for them.
+        // While the ring is polled, the driver may still be adding requests. It gets its first answers meanwhile, and
+        // then need not fall asleep before it looks for them.
         if self.polled && !first && !self.split.has_seen_work() {
             return Ok(None);
         }

@@ -1,14 +1,14 @@
-//! The payload of a discard or write-zeroes: the ranges that it is about (VIRTIO 1.3, 5.2.6).
+//! The payload of a discard or write-zeroes: a list of ranges (VIRTIO 1.3, 5.2.6).
 
 use super::{Action, Refusal, Rules, Status, checked_range, word};
 use crate::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
 use crate::io::{IoRange, IoRequest};
 
-/// Bytes of a struct virtio_blk_discard_write_zeroes.
+/// Size of a struct virtio_blk_discard_write_zeroes.
 const SEGMENT_LEN: usize = 16;
 const UNMAP: u32 = 1; // VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
 
-/// What a segment of one kind of request may ask for.
+/// The limits for the segments of one kind of request.
 pub(super) struct Kind {
     max_sectors: u32,
     known_flags: u32,
@@ -24,7 +24,7 @@ pub(super) const WRITE_ZEROES: Kind = Kind {
     known_flags: UNMAP,
 };
 
-/// Reads all of `request.iov` as segments into `request.ranges`.
+/// Reads the whole `request.iov` as segments into `request.ranges`.
 pub(super) fn parse(request: &mut IoRequest, rules: &Rules<'_>, kind: &Kind) -> Result<Action, Refusal> {
     let len = request.iov.len();
     if len == 0 || !len.is_multiple_of(SEGMENT_LEN) || len > SEGMENT_LEN * MAX_RANGES as usize {
@@ -35,7 +35,7 @@ pub(super) fn parse(request: &mut IoRequest, rules: &Rules<'_>, kind: &Kind) -> 
     while let Some(segment) = request.iov.read_front_16() {
         match parse_one(&segment, rules, kind) {
             Ok(range) => request.ranges.push(range),
-            // An unknown flag has the last word, whatever is wrong with the other segments (5.2.6.2).
+            // An unknown flag outweighs errors in other segments (5.2.6.2).
             Err(Status::Unsupp) => return Err(Status::Unsupp),
             Err(status) => refused = Some(status),
         }

@@ -1,4 +1,4 @@
-//! What comes out of well-formed, odd and broken chains.
+//! Requests from well-formed, odd and broken chains.
 
 use super::*;
 use crate::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
@@ -30,7 +30,7 @@ fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     .concat()
 }
 
-/// A request from these buffers, as the walk and the removal of the status byte leave it.
+/// A request in these buffers, after the walk of its chain and without the status byte.
 struct Case {
     readable: Vec<Vec<u8>>,
     writable: Vec<Vec<u8>>,
@@ -71,7 +71,7 @@ fn parse_case(readable: &[&[u8]], writable: &[usize]) -> (Action, Box<IoRequest>
 }
 
 #[test]
-fn a_read_takes_all_writable_bytes_but_the_status() {
+fn a_read_fills_all_bytes_before_the_status() {
     let (action, request) = parse_case(&[&header(0, 4)], &[512, 1024]);
     assert_eq!(
         action,
@@ -87,7 +87,7 @@ fn a_read_takes_all_writable_bytes_but_the_status() {
 }
 
 #[test]
-fn header_and_data_may_share_a_descriptor_or_be_split_anywhere() {
+fn header_and_data_may_be_split_anywhere() {
     let whole = [header(1, 2), vec![7; 512]].concat();
     for at in 1..whole.len() {
         let (action, request) = parse_case(&[&whole[..at], &whole[at..]], &[]);
@@ -109,7 +109,7 @@ fn header_and_data_may_share_a_descriptor_or_be_split_anywhere() {
 }
 
 #[test]
-fn stray_ranges_of_the_other_direction_are_left_out() {
+fn ranges_of_the_wrong_direction_are_ignored() {
     let (action, request) = parse_case(&[&header(0, 0), &[0; 512]], &[512]);
     assert_eq!(
         (action, request.iov.len()),
@@ -135,7 +135,7 @@ fn stray_ranges_of_the_other_direction_are_left_out() {
 }
 
 #[test]
-fn reads_and_writes_that_leave_the_disk_or_split_sectors_fail() {
+fn transfers_past_the_end_or_within_sectors_fail() {
     let end = (1u64 << 20) / 512;
     for (sector, len) in [
         (end, 512),
@@ -164,7 +164,7 @@ fn reads_and_writes_that_leave_the_disk_or_split_sectors_fail() {
 }
 
 #[test]
-fn a_block_size_above_512_binds_offsets_and_lengths() {
+fn offsets_and_lengths_are_multiples_of_the_block_size() {
     let rules = Rules {
         block_size: 4096,
         ..RULES
@@ -176,7 +176,7 @@ fn a_block_size_above_512_binds_offsets_and_lengths() {
 }
 
 #[test]
-fn a_read_only_disk_refuses_what_writes() {
+fn a_read_only_disk_refuses_writes() {
     let rules = Rules {
         read_only: true,
         ..RULES
@@ -241,7 +241,7 @@ fn discard_and_write_zeroes_check_every_segment() {
         (11, segment(0, 1 << 23, 0), io_err),
         (13, segment(0, MAX_WRITE_ZEROES_SECTORS + 1, 0), io_err),
         (13, [good.clone(), segment(0, u32::MAX, 0)].concat(), io_err),
-        // An unknown flag in any of them outweighs what is wrong with the others.
+        // An unknown flag outweighs errors in other segments.
         (11, [segment(2047, 2, 0), segment(0, 1, 1)].concat(), unsupp),
         (
             13,
