@@ -44,16 +44,19 @@ pub enum ThreadKind {
     Worker,
     /// QMP clients.
     Monitor,
+    /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
+    Manager,
 }
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
         Self::Worker,
         Self::Monitor,
+        Self::Manager,
     ];
 }
 
@@ -65,6 +68,7 @@ impl fmt::Display for ThreadKind {
             Self::IoThread => "IOThread",
             Self::Worker => "worker",
             Self::Monitor => "monitor",
+            Self::Manager => "manager",
         })
     }
 }
@@ -138,6 +142,7 @@ pub struct Keep<'a> {
 pub struct Sandbox {
     /// The system call filters, or `None` without filters.
     filters: Option<Arc<Filters>>,
+    allows_names: bool,
 }
 
 thread_local! {
@@ -162,7 +167,10 @@ impl Sandbox {
         }
         let Some(rules) = rules else {
             tracing::warn!("no sandbox: a guest that exploits a bug in this process gains all its rights");
-            return Ok(Self { filters: None });
+            return Ok(Self {
+                filters: None,
+                allows_names: true,
+            });
         };
         rights::drop_capabilities().map_err(Error::rights("cannot drop capabilities"))?;
         rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
@@ -186,6 +194,7 @@ impl Sandbox {
         }
         Ok(Self {
             filters: filters.ok().map(Arc::new),
+            allows_names: false,
         })
     }
 
@@ -195,6 +204,11 @@ impl Sandbox {
             Mode::Log => Violation::Log,
             _ => Violation::Kill,
         })
+    }
+
+    /// Returns whether files and sockets can be reached by their names.
+    pub fn allows_names(&self) -> bool {
+        self.allows_names
     }
 
     /// Limits the calling thread to the system calls that threads of its kind need.

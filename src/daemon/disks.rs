@@ -102,9 +102,9 @@ impl Disks {
             // The queues before their threads.
             drop(device);
             drop(iothreads);
-            on_end(&own);
-            // Nobody may be waiting.
+            // Nobody may be waiting. Before the call, after which somebody looks.
             let _ = done.send(());
+            on_end(&own);
         };
         let spawned = self
             .sandbox

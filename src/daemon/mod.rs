@@ -70,7 +70,10 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let (of_disks, of_monitor) = (events.caller(), events.caller());
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
     let mut started = start::start(settings, handed, on_end, Handle(of_monitor))?;
-    let entered = started.sandbox.enter(ThreadKind::Main);
+    let entered = started.sandbox.enter(match started.monitor {
+        None => ThreadKind::Main,
+        Some(_) => ThreadKind::Manager,
+    });
     let reason = match entered {
         Ok(()) => obey(&mut events, &mut started.registry, started.monitor.is_some()),
         Err(_) => "the sandbox",

@@ -60,6 +60,7 @@ impl MonitorSockets {
             files.push(file);
         }
         let events = monitor.events();
+        registry.set_fdsets(monitor.fdsets());
         let clients = events.clone();
         registry.set_on_notice(Box::new(move |notice| tell(&clients, notice)));
         let body = move || monitor.run();

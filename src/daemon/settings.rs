@@ -61,10 +61,14 @@ impl Operation {
 }
 
 impl Settings {
-    /// Returns the numbers of the descriptors that are handed over.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = i32> {
+    /// Returns the descriptors that are handed over: their numbers as text, and the numbers.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (String, i32)> {
         self.exports().filter_map(|export| match export.addr.kind {
-            AddressType::Fd => export.addr.text.as_ref()?.parse().ok(),
+            AddressType::Fd => {
+                let text = export.addr.text.clone()?;
+                let number = text.parse().ok()?;
+                Some((text, number))
+            }
             _ => None,
         })
     }

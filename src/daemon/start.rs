@@ -33,7 +33,7 @@ pub(super) struct Started {
 /// Sockets that this process was started with.
 #[derive(Debug, Default)]
 pub(super) struct Handed {
-    descriptors: Vec<(i32, OwnedFd)>,
+    descriptors: Vec<(String, OwnedFd)>,
     activation: Option<OwnedFd>,
 }
 
@@ -43,15 +43,15 @@ pub(super) struct Handed {
 /// A descriptor is not open, or the service manager breaks its protocol.
 pub(super) fn handed_over(settings: &Settings) -> Result<Handed, Error> {
     let mut handed = Handed::default();
-    for number in settings.descriptors() {
-        if handed.descriptors.iter().any(|(known, _)| *known == number) {
+    for (name, number) in settings.descriptors() {
+        if handed.descriptors.iter().any(|(known, _)| *known == name) {
             // The second export that wants it is refused.
             continue;
         }
         // SAFETY: nothing was opened yet, so it was handed over, and it is given by number, once.
         let fd = unsafe { inherited::by_number(number) };
         let fd = fd.map_err(|error| Error::Descriptor(error.into()))?;
-        handed.descriptors.push((number, fd));
+        handed.descriptors.push((name, fd));
     }
     if settings.is_activated() {
         // SAFETY: nothing was opened yet.
@@ -96,7 +96,9 @@ pub(super) fn start(
         account: account.as_ref(),
     };
     let sandbox = Sandbox::new(settings.sandbox, keep)?;
-    registry.start(&sandbox, on_end).map_err(Error::Serve)?;
+    registry
+        .start(&sandbox, !settings.monitors.is_empty(), on_end)
+        .map_err(Error::Serve)?;
     readiness.announce();
     let monitor = monitors
         .serve(&sandbox, handle, &mut registry)

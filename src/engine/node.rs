@@ -2,6 +2,7 @@
 //!
 //! A node is shared by all threads and does no I/O by itself. Every IOThread opens a [`Channel`] to it for that.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +43,14 @@ impl BlockNode {
     /// See [`enum@storage::Error`].
     pub fn open(options: &OpenOptions) -> Result<Self, storage::Error> {
         Ok(RawFile::open(options)?.into())
+    }
+
+    /// Makes a node of a file that is open already. Its flags become those that `options` ask for.
+    ///
+    /// # Errors
+    /// See [`enum@storage::Error`].
+    pub fn from_file(file: File, options: &OpenOptions) -> Result<Self, storage::Error> {
+        Ok(RawFile::from_file(file, options)?.into())
     }
 
     /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers at once.

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::ThreadKind::{self, Control, IoThread, Main, Monitor, Worker};
+use super::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Worker};
 
 /// A system call and the threads that may make it.
 #[derive(Debug)]
@@ -97,7 +97,16 @@ const WAITING: &[ThreadKind] = &[Control, IoThread];
 mod constant {
     pub(super) const BLKDISCARD: u32 = 0x1277;
     pub(super) const BLKGETSIZE64: u32 = 0x8008_1272;
+    pub(super) const BLKIOOPT: u32 = 0x1279;
+    pub(super) const BLKPBSZGET: u32 = 0x127b;
+    pub(super) const BLKROGET: u32 = 0x125e;
+    pub(super) const BLKSSZGET: u32 = 0x1268;
     pub(super) const CLONE_NEWTIME: i32 = 0x80;
+    pub(super) const FIONBIO: u32 = 0x5421;
+    pub(super) const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
+    pub(super) const IORING_REGISTER_EVENTFD: u32 = 4;
+    pub(super) const IORING_REGISTER_FILES: u32 = 2;
+    pub(super) const IORING_REGISTER_RESTRICTIONS: u32 = 11;
     pub(super) const IORING_REGISTER_FILES_UPDATE: u32 = 6;
     pub(super) const PR_SET_NAME: i32 = 15;
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
@@ -239,6 +248,23 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     // Descriptors that QMP clients have passed.
     &[Monitor] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC, F_GETFL])]
+    // Disks and IOThreads that are added later: what threads need before they get filters of their own.
+    &[Manager] => [
+        SYS_eventfd2,
+        SYS_timerfd_create,
+        SYS_io_uring_setup,
+        SYS_io_uring_register if among!(1: constant [
+            IORING_REGISTER_FILES, IORING_REGISTER_EVENTFD, IORING_REGISTER_RESTRICTIONS,
+            IORING_REGISTER_ENABLE_RINGS
+        ]),
+        SYS_io_setup,
+        SYS_sched_setaffinity,
+        SYS_getsockname,
+        SYS_getpeername,
+        SYS_ioctl if among!(1: constant [BLKROGET, BLKIOOPT, BLKPBSZGET, BLKSSZGET, FIONBIO]),
+        SYS_getsockopt if among!(2: libc [SO_ACCEPTCONN]),
+        SYS_fcntl if among!(1: libc [F_SETFL]),
+    ]
     // Eventfds that the frontend may have made blocking.
     &[IoThread] => [SYS_fcntl if among!(1: libc [F_GETFL])]
 };
@@ -267,10 +293,16 @@ pub(super) static REFUSED: &[(&[Call], i32)] = &[
     (calls! { DISK => [SYS_clone3] }, libc::ENOSYS),
 ];
 
+/// Returns whether a rule is about threads of this kind. The filter of a thread applies to the threads that it creates as
+/// well, so the manager has the rules of all kinds.
+pub(super) fn applies(call: &Call, kind: ThreadKind) -> bool {
+    kind == Manager || call.threads.contains(&kind)
+}
+
 /// Returns every rule that allows a call to threads of this kind.
 pub(super) fn allowed(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
     ALLOWED
         .iter()
         .chain(ALLOWED_HERE)
-        .filter(move |call| call.threads.contains(&kind))
+        .filter(move |call| applies(call, kind))
 }

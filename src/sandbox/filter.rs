@@ -7,7 +7,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-use super::calls::{Call, Condition, REFUSED, allowed};
+use super::calls::{Call, Condition, REFUSED, allowed, applies};
 use super::{Error, ThreadKind};
 use crate::sys::seccomp::install;
 
@@ -42,7 +42,7 @@ impl Filters {
         let mut allowing = [const { BpfProgram::new() }; ThreadKind::ALL.len()];
         for (program, kind) in allowing.iter_mut().zip(ThreadKind::ALL) {
             let refused = REFUSED.iter().flat_map(|(calls, _)| calls.iter());
-            let refused = refused.filter(|call| call.threads.contains(&kind));
+            let refused = refused.filter(|call| applies(call, kind));
             let rules = rules(allowed(kind).chain(refused))?;
             *program = compile(rules, otherwise.clone(), SeccompAction::Allow)?;
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{Advice, SeekFrom, fadvise, fstatfs, seek};
+use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, fcntl_getfl, fcntl_setfl, fstatfs, seek};
 
 use super::error::Error;
 use super::flush::{FlushWitness, Flusher};
@@ -66,7 +66,21 @@ impl RawFile {
         // Checked before it is opened: opening a FIFO blocks, and opening some devices has side effects.
         let meta = fs::metadata(&options.path).map_err(|e| options.open_error(e))?;
         Kind::of(&meta, &options.path)?;
-        let file = open_file(options)?;
+        Self::with_file(open_file(options)?, options)
+    }
+
+    /// As [`open`](Self::open), with a file that is open already and may have other flags.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub fn from_file(file: File, options: &OpenOptions) -> Result<Self, Error> {
+        let mut flags = fcntl_getfl(&file).map_err(|e| options.query_error("flags", e.into()))?;
+        flags.set(OFlags::DIRECT, options.direct);
+        fcntl_setfl(&file, flags).map_err(|e| options.direct_error(e.into()))?;
+        Self::with_file(file, options)
+    }
+
+    fn with_file(file: File, options: &OpenOptions) -> Result<Self, Error> {
         let meta = file.metadata().map_err(|e| options.query_error("type", e))?;
         let kind = Kind::of(&meta, &options.path)?;
         if kind == Kind::BlockDevice

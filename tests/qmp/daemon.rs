@@ -20,8 +20,13 @@ const MONITOR: [&str; 4] = [
     "chardev=m",
 ];
 
+/// Starts a daemon with a monitor at `qmp.sock`.
+pub(crate) fn start_with(options: &[&str]) -> Daemon {
+    Daemon::start(&[0; 1 << 16], &[&MONITOR[..], options].concat())
+}
+
 pub(crate) fn start() -> (Daemon, PathBuf) {
-    let daemon = Daemon::start(&[0; 1 << 16], &MONITOR);
+    let daemon = start_with(&[]);
     let socket = daemon.dir().join("qmp.sock");
     (daemon, socket)
 }

@@ -5,6 +5,7 @@ mod daemon;
 mod descriptors;
 mod events;
 mod floods;
+mod hot;
 mod protocol;
 mod python;
 mod replay;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use self::convert::{Nothing, to_value, typed};
 use self::qom::{qom_get, qom_list, qom_set};
 use super::Handle;
-use super::options::ExportOptions;
+use super::options::{AddressType, ExportOptions};
 use super::registry::{Notice, OperationError, Registry, RemoveMode};
 use crate::qmp::events::BLOCK_EXPORT_DELETED;
 use crate::qmp::schema::{Object, Type};
@@ -189,9 +189,25 @@ fn block_resize(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Repl
 }
 
 fn block_export_add(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
-    on_registry(scope, arguments, reply, |registry, options: ExportOptions| {
-        registry.export_add(&options)?;
-        Ok(json!({}))
+    let socket = typed(arguments).and_then(|options: ExportOptions| {
+        let socket = match (options.addr.kind, options.addr.text.as_deref()) {
+            (AddressType::Fd, Some(name)) if !name.starts_with(|c: char| c.is_ascii_digit()) => {
+                Some(scope.take_named(name)?)
+            }
+            _ => None,
+        };
+        Ok((options, socket))
+    });
+    let (options, socket) = match socket {
+        Ok(found) => found,
+        Err(refusal) => return reply.send(Err(refusal)),
+    };
+    scope.context.call(move |registry| {
+        let added = match socket {
+            Some(socket) => registry.export_add_on(&options, socket),
+            None => registry.export_add(&options),
+        };
+        reply.send(added.map(|()| json!({})).map_err(QmpError::from));
     });
 }
 

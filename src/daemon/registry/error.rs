@@ -50,6 +50,15 @@ pub enum OperationError {
     NoDevice { path: PathBuf },
     #[error("cannot resize '{name}'")]
     Resize { name: String, source: io::Error },
+    #[error("no descriptor in {} has the right access mode", path.display())]
+    NoDescriptor { path: PathBuf, source: io::Error },
+    #[error(
+        "the sandbox keeps this process from opening {}: pass a descriptor (add-fd, and /dev/fdset/N as its name)",
+        path.display()
+    )]
+    Confined { path: PathBuf },
+    #[error("the sandbox keeps this process from making sockets: pass one that listens (addr.type=fd)")]
+    ConfinedSocket,
     #[error("{what} is not supported")]
     Unsupported { what: &'static str },
     #[error("a disk has one throttle node at most")]

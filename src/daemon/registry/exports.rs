@@ -113,22 +113,25 @@ pub(super) trait Sockets {
 pub(super) struct OwnSockets {
     /// The user to become, who gets the sockets.
     pub(super) account: Option<Account>,
-    /// What was handed over, by number.
-    pub(super) descriptors: Vec<(i32, OwnedFd)>,
+    /// What was handed over, by number or name.
+    pub(super) descriptors: Vec<(String, OwnedFd)>,
     /// What a service manager has handed over.
     pub(super) activation: Option<OwnedFd>,
+    /// No socket can be made any more.
+    pub(super) confined: bool,
 }
 
 impl Sockets for OwnSockets {
     fn open(&mut self, address: &Address) -> Result<Server, OperationError> {
         match address.kind {
+            AddressType::Unix if self.confined => Err(OperationError::ConfinedSocket),
             AddressType::Unix => self.bind(address),
             AddressType::Fd => {
-                let number: i32 = parse("addr.str", address.text.as_deref(), "the number of a descriptor")?;
-                let place = self.descriptors.iter().position(|(known, _)| *known == number);
+                let name = super::error::require("addr.str", address.text.as_deref())?;
+                let place = self.descriptors.iter().position(|(known, _)| known == name);
                 let place = place.ok_or_else(|| ValueError::Other {
                     path: "addr.str".to_owned(),
-                    reason: format!("descriptor {number} was not handed over, or is in use already"),
+                    reason: format!("descriptor {name} was not handed over, or is in use already"),
                 })?;
                 let (_, fd) = self.descriptors.swap_remove(place);
                 Server::from_fd(fd).map_err(|error| OperationError::Descriptor(error.into()))
@@ -181,14 +184,6 @@ fn mode(text: Option<&str>) -> Result<libc::mode_t, OperationError> {
     Ok(mode.ok_or_else(|| ValueError::Type {
         path: "addr.mode".to_owned(),
         expected: "an octal number from 0000 to 0777, as in 0660".to_owned(),
-    })?)
-}
-
-fn parse<T: std::str::FromStr>(name: &str, text: Option<&str>, expected: &str) -> Result<T, OperationError> {
-    let text = super::error::require(name, text)?;
-    Ok(text.parse().map_err(|_| ValueError::Type {
-        path: name.to_owned(),
-        expected: expected.to_owned(),
     })?)
 }
 

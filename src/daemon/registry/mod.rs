@@ -33,6 +33,7 @@ use crate::account::Account;
 use crate::aio::Gone;
 use crate::engine::BlockNode;
 use crate::iothread::IoThread;
+use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
 use crate::vhost_user::Resizer;
 
@@ -134,9 +135,14 @@ impl Registry {
     }
 
     /// Hands over descriptors that exports may name by number, and the one of a service manager.
-    pub fn hand_over(&mut self, descriptors: Vec<(i32, OwnedFd)>, activation: Option<OwnedFd>) {
+    pub fn hand_over(&mut self, descriptors: Vec<(String, OwnedFd)>, activation: Option<OwnedFd>) {
         self.sockets.descriptors = descriptors;
         self.sockets.activation = activation;
+    }
+
+    /// Opens images whose path is `/dev/fdset/N` from these sets.
+    pub fn set_fdsets(&mut self, fdsets: FdSets) {
+        self.nodes.fdsets = fdsets;
     }
 
     /// Makes an object.
@@ -296,6 +302,18 @@ impl Registry {
         Ok(())
     }
 
+    /// As [`export_add`](Self::export_add), with the socket that the address names.
+    ///
+    /// # Errors
+    /// As [`export_add`](Self::export_add), or the socket neither listens nor is connected.
+    pub fn export_add_on(&mut self, options: &ExportOptions, socket: OwnedFd) -> Result<(), OperationError> {
+        let name = options.addr.text.clone().unwrap_or_default();
+        self.sockets.descriptors.push((name.clone(), socket));
+        let added = self.export_add(options);
+        self.sockets.descriptors.retain(|(known, _)| *known != name);
+        added
+    }
+
     /// Returns the id of the export that may write to this disk.
     fn writer_of(&self, leaf: &Arc<BlockNode>) -> Option<&str> {
         let same = |export: &Export| {
@@ -329,11 +347,12 @@ impl Registry {
         add(&mut running.disks, id, made)
     }
 
-    /// Starts all IOThreads, and serves all exports, confined by `sandbox`. To be called once.
+    /// Starts all IOThreads, and serves all exports, confined by `sandbox`. To be called once. If the process is `managed`,
+    /// IOThreads get what later disks may need.
     ///
     /// # Errors
     /// A thread cannot be created, or an image is in use.
-    pub fn start(&mut self, sandbox: &Sandbox, on_end: OnEnd) -> Result<(), OperationError> {
+    pub fn start(&mut self, sandbox: &Sandbox, managed: bool, on_end: OnEnd) -> Result<(), OperationError> {
         let mut disks = Disks::new(sandbox.clone(), on_end);
         let own = self.objects.iothreads();
         let of_exports = self.exports.values().flat_map(|export| &export.iothreads);
@@ -354,6 +373,12 @@ impl Registry {
                 .filter_map(|iothread| iothread.thread().cloned());
             made.push((id.clone(), prepared.make(threads.collect())?));
         }
+        if managed {
+            let prepare = |iothread: &Arc<IoThread>| iothread.call(|resources| resources.prepare());
+            new.iter().try_for_each(prepare)?;
+        }
+        self.nodes.confined = !sandbox.allows_names();
+        self.sockets.confined = self.nodes.confined;
         // Before anything is executed: workers inherit the filters of their IOThread.
         for iothread in &new {
             confine(iothread, sandbox)?;

@@ -11,7 +11,8 @@ use crate::daemon::options::{
     AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Discard, Driver, OnOffAuto, is_well_formed,
 };
 use crate::engine::{self, BlockNode, Choice};
-use crate::storage::{OpenOptions, foreign_format};
+use crate::qmp::FdSets;
+use crate::storage::{self, OpenOptions, foreign_format};
 use crate::throttle::Group;
 
 /// Bytes of a null disk whose size is not given, QEMU's default.
@@ -78,6 +79,10 @@ impl Node {
 pub(super) struct Nodes {
     nodes: BTreeMap<String, Node>,
     anonymous: u64,
+    /// What clients have passed.
+    pub(super) fdsets: FdSets,
+    /// No file can be opened by its name any more.
+    pub(super) confined: bool,
 }
 
 impl Nodes {
@@ -118,7 +123,7 @@ impl Nodes {
         }
         check(&options)?;
         let kind = match options.driver {
-            Driver::File | Driver::HostDevice => Kind::Leaf(open(&options)?),
+            Driver::File | Driver::HostDevice => Kind::Leaf(self.open(&options)?),
             Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
             Driver::Raw => Kind::Raw {
                 child: self.child(&name, &options, objects)?,
@@ -166,6 +171,54 @@ impl Nodes {
         let child = self.nodes.get_mut(&name).ok_or_else(|| no_node(&name))?;
         child.parents.push(parent.to_owned());
         Ok(name)
+    }
+
+    /// Opens a file or a block device.
+    fn open(&self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+        let path = require("filename", options.filename.clone())?;
+        // The source of a migration has looked. Here it would fill the page cache with what the source still changes.
+        if options.probe && options.active != Some(false) {
+            check_format(&path)?;
+        }
+        let mut open = OpenOptions {
+            path,
+            read_only: options.read_only,
+            direct: options.cache.direct,
+            no_flush: options.cache.no_flush,
+            unmap: options.discard == Discard::Unmap,
+            locking: options.locking != Some(OnOffAuto::Off),
+            ..OpenOptions::default()
+        };
+        let node = match self.open_as(&open) {
+            Err(
+                OperationError::Image(storage::Error::NotWritable { .. })
+                | OperationError::NoDescriptor { .. },
+            ) if options.auto_read_only => {
+                open.read_only = true;
+                self.open_as(&open)?
+            }
+            opened => opened?,
+        };
+        match (options.driver, node.is_device()) {
+            (Driver::HostDevice, false) => Err(OperationError::NoDevice { path: open.path }),
+            _ => Ok(Arc::new(node)),
+        }
+    }
+
+    /// Opens a file or a block device by its path, or takes it from a set of descriptors.
+    fn open_as(&self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+        let path = options.path.to_str().unwrap_or_default();
+        match self.fdsets.open(path, !options.read_only) {
+            Some(Ok(file)) => Ok(BlockNode::from_file(file, options)?),
+            Some(Err(source)) => Err(OperationError::NoDescriptor {
+                path: options.path.clone(),
+                source,
+            }),
+            None if self.confined => Err(OperationError::Confined {
+                path: options.path.clone(),
+            }),
+            None => Ok(BlockNode::open(options)?),
+        }
     }
 
     /// Removes a node that nothing uses, and those below it that came with it.
@@ -284,36 +337,6 @@ fn null(options: &BlockdevOptions) -> Arc<BlockNode> {
         None | Some(0) => BlockNode::null(size),
         Some(latency) => BlockNode::null_aio(size, Duration::from_nanos(latency)),
     })
-}
-
-/// Opens a file or a block device.
-fn open(options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
-    let path = require("filename", options.filename.clone())?;
-    // The source of a migration has looked. Here it would fill the page cache with what the source still changes.
-    if options.probe && options.active != Some(false) {
-        check_format(&path)?;
-    }
-    let mut open = OpenOptions {
-        path,
-        read_only: options.read_only,
-        direct: options.cache.direct,
-        no_flush: options.cache.no_flush,
-        unmap: options.discard == Discard::Unmap,
-        locking: options.locking != Some(OnOffAuto::Off),
-        ..OpenOptions::default()
-    };
-    let node = match BlockNode::open(&open) {
-        Err(crate::storage::Error::NotWritable { .. }) if options.auto_read_only => {
-            open.read_only = true;
-            BlockNode::open(&open)?
-        }
-        opened => opened?,
-    };
-    let path = || open.path.clone();
-    match (options.driver, node.is_device()) {
-        (Driver::HostDevice, false) => Err(OperationError::NoDevice { path: path() }),
-        _ => Ok(Arc::new(node)),
-    }
 }
 
 /// Refuses an image that a guest would see the inside of.

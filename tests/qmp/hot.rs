@@ -1,0 +1,225 @@
+//! Disks that are added and removed while another one works, inside the sandbox: everything comes as descriptors.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+use testkit::daemon::{Daemon, Holdings};
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::wait_for;
+
+use crate::client::Client;
+use crate::daemon::start_with;
+use crate::descriptors::ask_with;
+
+const MIB: usize = 1 << 20;
+const BLOCK: usize = 4096;
+const ROUNDS: usize = 100;
+
+/// Runs a command that must succeed.
+fn run(client: &mut Client, command: &str, arguments: &Value) -> Value {
+    client.run(command, arguments)
+}
+
+/// Passes an image and a socket, and serves the image there.
+fn add(client: &mut Client, dir: &Path, socket: &str, blockdev: &Value, export: &Value) {
+    let image = File::options().read(true).write(true).open(dir.join("hot.img"));
+    let add = json!({"execute": "add-fd", "arguments": {"fdset-id": 7}});
+    let added = ask_with(client, &add, &[image.expect("open the image").as_fd()]);
+    assert_eq!(added["return"]["fdset-id"], 7, "{added}");
+    let path = dir.join(socket);
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("listen");
+    let getfd = json!({"execute": "getfd", "arguments": {"fdname": "hot"}});
+    let got = ask_with(client, &getfd, &[listener.as_fd()]);
+    assert_eq!(got, json!({"return": {}}));
+    let mut node = json!({"driver": "file", "node-name": "hot", "filename": "/dev/fdset/7"});
+    merge(&mut node, blockdev);
+    run(client, "blockdev-add", &node);
+    run(client, "remove-fd", &json!({"fdset-id": 7}));
+    let mut disk = json!({
+        "type": "vhost-user-blk", "id": "hot", "node-name": "hot", "writable": true, "num-queues": 2,
+        "addr": {"type": "fd", "str": "hot"}
+    });
+    merge(&mut disk, export);
+    run(client, "block-export-add", &disk);
+}
+
+fn merge(options: &mut Value, more: &Value) {
+    for (key, value) in more.as_object().expect("an object") {
+        options[key] = value.clone();
+    }
+}
+
+/// Removes the disk; the event comes before the answer.
+fn remove(client: &mut Client, mode: &str) {
+    let del = json!({"execute": "block-export-del", "arguments": {"id": "hot", "mode": mode}});
+    client.send(format!("{del}\n"));
+    let event = client.next();
+    assert_eq!(
+        (&event["event"], &event["data"]["id"]),
+        (&json!("BLOCK_EXPORT_DELETED"), &json!("hot"))
+    );
+    assert_eq!(client.next(), json!({"return": {}}));
+    run(client, "blockdev-del", &json!({"node-name": "hot"}));
+}
+
+fn write_and_read(frontend: &mut Frontend, queues: usize, byte: u8) {
+    for queue in 0..queues {
+        let offset = (queue * BLOCK) as u64;
+        let data = vec![byte; BLOCK];
+        assert_eq!(frontend.queue(queue).run(&Op::Write { offset, data }).ret, 0);
+        let done = frontend.queue(queue).run(&Op::Read { offset, len: BLOCK });
+        assert!(done.ret == 0 && done.data == [byte; BLOCK]);
+        assert_eq!(frontend.queue(queue).run(&Op::Flush).ret, 0);
+    }
+}
+
+fn daemon() -> (Daemon, Client) {
+    let daemon = start_with(&["--sandbox", "on", "--thread-pool-max", "2"]);
+    fs::write(daemon.dir().join("hot.img"), vec![0; MIB]).expect("make an image");
+    let client = Client::connect(&daemon.dir().join("qmp.sock"));
+    (daemon, client)
+}
+
+#[test]
+fn disks_are_added_inside_the_sandbox() {
+    let (mut daemon, mut client) = daemon();
+    let dir = daemon.dir().to_owned();
+    run(
+        &mut client,
+        "object-add",
+        &json!({"qom-type": "iothread", "id": "new", "poll-max-ns": 0}),
+    );
+    let direct = json!({"cache": {"direct": true}});
+    let with_aio = |aio: &str| json!({"cache": {"direct": true}, "aio": aio});
+    for (node, export) in [
+        (json!({}), json!({"iothread": "iothread0"})),
+        (json!({"aio": "threads"}), json!({"iothread": "new"})),
+        (direct, json!({})),
+        (with_aio("io_uring"), json!({"iothread": ["new", "iothread0"]})),
+        (with_aio("native"), json!({"iothread": "new"})),
+    ] {
+        add(&mut client, &dir, "hot.sock", &node, &export);
+        let mut frontend = Frontend::connect(&dir.join("hot.sock"), 2, 4, all_features()).expect("connect");
+        write_and_read(&mut frontend, 2, 0x5a);
+        assert!(daemon.is_alive());
+        remove(&mut client, "hard");
+    }
+    run(
+        &mut client,
+        "blockdev-add",
+        &json!({"driver": "null-co", "node-name": "null"}),
+    );
+    // What the sandbox keeps from us is refused, and kills nobody.
+    for (command, arguments) in [
+        (
+            "blockdev-add",
+            json!({"driver": "file", "node-name": "n", "filename": "hot.img"}),
+        ),
+        (
+            "block-export-add",
+            json!({"type": "vhost-user-blk", "id": "e", "node-name": "null", "addr": {"type": "unix", "path": "s"}}),
+        ),
+    ] {
+        let answer = client.ask(&json!({"execute": command, "arguments": arguments}));
+        assert!(
+            answer["error"]["desc"]
+                .as_str()
+                .is_some_and(|desc| desc.contains("sandbox")),
+            "{answer}"
+        );
+    }
+    run(&mut client, "object-del", &json!({"id": "new"}));
+    assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn hot_disks_come_and_go_beside_a_busy_one() {
+    let (mut daemon, mut client) = daemon();
+    let (dir, socket) = (daemon.dir().to_owned(), daemon.socket());
+    let stop = AtomicBool::new(false);
+    let pid = daemon.pid();
+    thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            let mut frontend = Frontend::connect(&socket, 1, 4, all_features()).expect("connect");
+            let mut rounds: u8 = 0;
+            while !stop.load(Ordering::Relaxed) {
+                rounds = rounds.wrapping_add(1);
+                write_and_read(&mut frontend, 1, rounds);
+            }
+        });
+        let mut come_and_go = |round: usize| {
+            let direct = json!({"cache": {"direct": round % 2 == 1}});
+            add(
+                &mut client,
+                &dir,
+                "hot.sock",
+                &direct,
+                &json!({"iothread": "iothread0"}),
+            );
+            let mut frontend =
+                Frontend::connect(&dir.join("hot.sock"), 2, 4, all_features()).expect("connect");
+            write_and_read(&mut frontend, 2, u8::try_from(round % 256).expect("a byte"));
+            remove(&mut client, if round.is_multiple_of(3) { "hard" } else { "safe" });
+        };
+        (0..8).for_each(&mut come_and_go);
+        let mut limit = Holdings::of(pid);
+        // Workers come and go by themselves.
+        limit.threads += 4;
+        (0..ROUNDS).for_each(&mut come_and_go);
+        wait_for("what is left to go", || {
+            Holdings::of(pid).is_within(&limit).then_some(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        work.join().expect("the other disk works");
+    });
+    assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn a_hard_removal_leaves_a_stuck_disk_behind() {
+    let (mut daemon, mut client) = daemon();
+    let dir = daemon.dir().to_owned();
+    let stuck = json!({"inject": ["read:delay=20s"], "num-queues": 1, "iothread": "iothread0"});
+    add(&mut client, &dir, "hot.sock", &json!({}), &stuck);
+    let mut frontend = Frontend::connect(&dir.join("hot.sock"), 1, 64, all_features()).expect("connect");
+    let queue = frontend.queue(0);
+    for tag in 0..64 {
+        queue.submit(&Op::Read { offset: 0, len: 512 }, tag);
+    }
+    queue.kick();
+    let kicked = || daemon.output().contains("FAULT INJECTION").then_some(());
+    wait_for("the disk", kicked);
+    let start = std::time::Instant::now();
+    let del = json!({"execute": "block-export-del", "arguments": {"id": "hot", "mode": "hard"}});
+    client.send(format!("{del}\n"));
+    assert_eq!(client.next()["event"], "BLOCK_EXPORT_DELETED");
+    assert_eq!(client.next(), json!({"return": {}}));
+    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+    assert_eq!(
+        run(&mut client, "query-block-exports", &json!({}))
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
+    let del = json!({"execute": "blockdev-del", "arguments": {"node-name": "hot"}});
+    assert_eq!(
+        client.ask(&del)["error"]["class"],
+        "GenericError",
+        "it is still in use"
+    );
+    // The other disk does not mind.
+    let mut other = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+    write_and_read(&mut other, 1, 1);
+    drop((other, frontend));
+    assert_eq!(
+        daemon.terminate().status.code(),
+        Some(1),
+        "requests are left behind"
+    );
+}
