@@ -3,9 +3,16 @@
 //! Buckets are logarithmic with linear steps in each octave: the error of a latency of up to 18 hours is at most a
 //! sixteenth. Recording takes two additions and no lock.
 
+use std::fmt;
+use std::ops::AddAssign;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
 use super::stats::Counter;
+use crate::io::IoOp;
 
 /// Buckets in each octave.
 const STEPS: usize = 16;
@@ -13,21 +20,13 @@ const STEPS: usize = 16;
 const OCTAVES: usize = 43;
 const BUCKETS: usize = STEPS * OCTAVES;
 
-/// The latencies of one operation on one queue. It has one writer and any number of readers.
-#[derive(Debug)]
+/// The latencies of one operation on one queue. It has one writer and any number of readers, and takes memory only once
+/// a request was counted.
+#[derive(Debug, Default)]
 pub struct LatencyHistogram {
-    counts: Box<[Counter]>,
+    counts: OnceLock<Box<[Counter]>>,
     /// Nanoseconds.
     sum: Counter,
-}
-
-impl Default for LatencyHistogram {
-    fn default() -> Self {
-        Self {
-            counts: (0..BUCKETS).map(|_| Counter::default()).collect(),
-            sum: Counter::default(),
-        }
-    }
 }
 
 impl LatencyHistogram {
@@ -35,14 +34,18 @@ impl LatencyHistogram {
     #[inline]
     pub fn record(&self, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        self.counts[bucket(nanos)].add(1);
+        let counts = self
+            .counts
+            .get_or_init(|| (0..BUCKETS).map(|_| Counter::default()).collect());
+        counts[bucket(nanos)].add(1);
         self.sum.add(nanos);
     }
 
     /// Reads all counters. The result may lack requests that are counted meanwhile.
     pub fn snapshot(&self) -> Latencies {
+        let counts = self.counts.get().map_or(&[][..], |counts| counts);
         Latencies {
-            counts: self.counts.iter().map(Counter::get).collect(),
+            counts: counts.iter().map(Counter::get).collect(),
             sum: self.sum.get(),
         }
     }
@@ -103,6 +106,86 @@ impl Latencies {
             bins[bounds.partition_point(|bound| *bound <= lower(bucket))] += count;
         }
         bins
+    }
+}
+
+/// The operations that are told apart.
+const OPERATIONS: [&str; 4] = ["read", "write", "flush", "unmap"];
+
+/// Latencies of a queue, by operation.
+#[derive(Debug, Default)]
+pub struct LatencyHistograms([LatencyHistogram; OPERATIONS.len()]);
+
+impl LatencyHistograms {
+    /// Returns the histogram of an operation that guests ask for.
+    #[inline]
+    pub fn of(&self, op: IoOp) -> Option<&LatencyHistogram> {
+        let operation = match op {
+            IoOp::Read | IoOp::Salvage => 0,
+            IoOp::Write { .. } => 1,
+            IoOp::Flush => 2,
+            IoOp::Discard | IoOp::WriteZeroes { .. } => 3,
+            IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => return None,
+        };
+        Some(&self.0[operation])
+    }
+
+    /// Reads the figures of all operations.
+    pub fn snapshot(&self) -> LatencyFigures {
+        LatencyFigures(self.0.each_ref().map(LatencyHistogram::snapshot))
+    }
+}
+
+/// Latencies of a queue or several queues, by operation. Serialised, an operation without requests is left out, and times
+/// are nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LatencyFigures([Latencies; OPERATIONS.len()]);
+
+impl LatencyFigures {
+    /// Returns the operations that had requests, by name.
+    pub fn operations(&self) -> impl Iterator<Item = (&'static str, &Latencies)> {
+        let all = OPERATIONS.into_iter().zip(&self.0);
+        all.filter(|(_, latencies)| latencies.count() > 0)
+    }
+}
+
+impl AddAssign<&Self> for LatencyFigures {
+    fn add_assign(&mut self, other: &Self) {
+        for (mine, others) in self.0.iter_mut().zip(&other.0) {
+            mine.merge(others);
+        }
+    }
+}
+
+impl Serialize for LatencyFigures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.operations())
+    }
+}
+
+impl Serialize for Latencies {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("count", &self.count())?;
+        map.serialize_entry("total", &self.total_nanos())?;
+        for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
+            map.serialize_entry(name, &self.quantile(part))?;
+        }
+        map.end()
+    }
+}
+
+/// For people, in microseconds.
+impl fmt::Display for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[allow(clippy::cast_precision_loss, reason = "for people")]
+        let micros = |nanos: u64| nanos as f64 / 1e3;
+        let mean = self.total_nanos() / self.count().max(1);
+        write!(f, "count={} mean={:.1}us", self.count(), micros(mean))?;
+        for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
+            write!(f, " {name}={:.1}us", micros(self.quantile(part)))?;
+        }
+        Ok(())
     }
 }
 
@@ -171,6 +254,30 @@ mod tests {
             );
         }
         assert_eq!(Latencies::default().quantile(0.5), 0);
+    }
+
+    #[test]
+    fn operations_have_latencies_of_their_own() {
+        let histograms = LatencyHistograms::default();
+        let write = IoOp::Write { durable: true };
+        for (op, micros) in [(IoOp::Read, 100), (IoOp::Read, 100), (write, 5)] {
+            histograms.of(op).unwrap().record(Duration::from_micros(micros));
+        }
+        assert!(histograms.of(IoOp::LookAnew).is_none());
+        let mut figures = histograms.snapshot();
+        figures += &histograms.snapshot();
+        let json = serde_json::to_value(&figures).unwrap();
+        assert_eq!(
+            (&json["read"]["count"], &json["read"]["total"]),
+            (&4.into(), &400_000.into())
+        );
+        assert_eq!((&json["write"]["count"], json.get("flush")), (&2.into(), None));
+        let text = figures
+            .operations()
+            .map(|(name, l)| format!("{name}: {l}"))
+            .next()
+            .unwrap();
+        assert!(text.starts_with("read: count=4 mean=100.0us p50=10"), "{text}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod dirty_log;
 mod error_policy;
 mod kick;
 mod late_flush;
+mod latencies;
 mod memory_loss;
 mod notify;
 mod ownership;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use serde::{Serialize, Serializer};
 
+use super::latency::{LatencyFigures, LatencyHistograms};
 use crate::engine::Plan;
 
 /// Buckets of the histogram: 1, 2-3, 4-7 and so on. The last one has all larger numbers.
@@ -81,6 +82,8 @@ macro_rules! counters {
             pub state: RingStateCell,
             /// Notifications by the number of completions each covered.
             histogram: [Counter; BUCKETS],
+            /// Time from the visit that takes a request to the publication of its answer, if that is OK.
+            pub latency: LatencyHistograms,
         }
 
         /// The figures of a queue, or of several queues added up.
@@ -90,6 +93,8 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)*
             /// Notifications by the number of completions each covered.
             pub completions_per_notification: Histogram,
+            /// Latencies of requests that succeeded.
+            pub latency: LatencyFigures,
         }
 
         impl QueueStats {
@@ -98,6 +103,7 @@ macro_rules! counters {
                 Figures {
                     $($name: self.$name.get(),)*
                     completions_per_notification: Histogram(self.histogram.each_ref().map(Counter::get)),
+                    latency: self.latency.snapshot(),
                 }
             }
         }
@@ -106,6 +112,7 @@ macro_rules! counters {
             fn add_assign(&mut self, other: &Self) {
                 $(self.$name += other.$name;)*
                 self.completions_per_notification += &other.completions_per_notification;
+                self.latency += &other.latency;
             }
         }
     };
@@ -148,11 +155,13 @@ counters! {
 }
 
 impl QueueStats {
-    /// Counts one notification that covers `completions`.
+    /// Counts one notification that covers `completions`; 0 if it was sent in case an earlier one was lost.
     #[inline]
     pub fn notified(&self, completions: u64) {
         self.notifications.add(1);
-        self.histogram[bucket(completions)].add(1);
+        if completions > 0 {
+            self.histogram[bucket(completions)].add(1);
+        }
     }
 }
 
@@ -243,7 +252,7 @@ pub struct QueueReport {
 
 /// The statistics of a disk at one moment, as text and as JSON (`Serialize`).
 ///
-/// The text has a line about the disk, two lines per queue, a line with the totals, and the histogram.
+/// The text has a line about the disk, two lines per queue, a line with the totals, the latencies, and the histogram.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DiskReport {
@@ -289,6 +298,9 @@ impl fmt::Display for DiskReport {
             )?;
         }
         writeln!(f, "stats: total: {}", self.total)?;
+        for (operation, latencies) in self.total.latency.operations() {
+            writeln!(f, "stats: latency of {operation}: {latencies}")?;
+        }
         write!(f, "stats: completions per notification, histogram:")?;
         for (name, count) in self.total.completions_per_notification.counts() {
             write!(f, " {name}:{count}")?;

@@ -51,6 +51,12 @@ impl Counted {
             (self.completions as u64, self.notifications),
             "the daemon counted something else"
         );
+        let latency = format!("stats: latency of read: count={} mean=", self.completions);
+        assert!(
+            daemon.output.contains(&latency),
+            "no {latency} in {}",
+            daemon.output
+        );
         self
     }
 

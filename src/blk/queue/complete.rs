@@ -144,6 +144,7 @@ impl State {
         // Without coalescing every completion is notified, whatever `used_event` says: a driver that is slow to wake up
         // suppresses so many notifications that there would be nothing to compare.
         let wanted = ring.split.publish() || !self.coalescing && event_idx;
+        ring.latencies.published(&self.stats);
         self.stats.completions.add(completions);
         self.notifier.completed(completions);
         if wanted {
@@ -172,6 +173,9 @@ impl Ring {
             Status::IoErr | Status::Unsupp => (0, 0),
         };
         count(stats, request.op, bytes);
+        if status == Status::Ok {
+            self.latencies.answered(request.op, slot.taken);
+        }
         // A read that failed may have written as well.
         let data = Some(&request.iov).filter(|_| request.op == IoOp::Read);
         self.answer(head, &slot, status, (written, data), stats);

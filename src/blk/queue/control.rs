@@ -125,13 +125,13 @@ impl BlkQueue {
         self.publication.set_coalescing(on);
     }
 
-    /// Replaces the call eventfd. A ring that has completed requests signals the new one once, in case the last call
-    /// was lost with the old one.
+    /// Replaces the call eventfd. A ring that is set up signals the new one once, because a call may have been lost with
+    /// the old one. For a driver that waits for nothing this is a spurious interrupt.
     pub fn set_call(&self, call: Option<Arc<File>>) {
         let mut state = self.state.borrow_mut();
-        let replaced = state.phase.ring().is_some() && state.notifier.was_used();
+        let is_set_up = state.phase.ring().is_some();
         state.notifier.set_call(call);
-        if replaced {
+        if is_set_up {
             state.notifier.notify();
         }
     }

@@ -114,9 +114,12 @@ impl Ring {
         stats: &QueueStats,
     ) -> Result<bool, QueueError> {
         let head = request.token;
-        self.owned.release(head);
+        let taken = self
+            .owned
+            .release(head)
+            .map_or_else(|| self.latencies.now(), |slot| slot.taken);
         request.iov.clear();
-        self.begin(head, request, rules, stats)
+        self.begin(head, taken, request, rules, stats)
     }
 
     /// Names a part that the ring cannot run without, and that an access has found lost.

@@ -74,11 +74,6 @@ impl Notifier {
         self.err = err.map(Target::new);
     }
 
-    /// True if requests were completed since the ring was set up.
-    pub(super) fn was_used(&self) -> bool {
-        self.used
-    }
-
     pub(super) fn ring_stopped(&mut self) {
         (self.used, self.uncovered) = (false, 0);
     }

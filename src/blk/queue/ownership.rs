@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::Stop;
+use super::latencies::Nanos;
 use super::ring::Ring;
 use crate::memory::MemoryView;
 
@@ -16,6 +17,8 @@ pub(super) struct Slot {
     pub(super) written: u32,
     /// Payload, for the statistics.
     pub(super) bytes: u64,
+    /// The beginning of the visit that took the chain, by the ring's clock.
+    pub(super) taken: Nanos,
     /// Keeps the guest memory of the request mapped.
     pub(super) memory: Rc<MemoryView>,
 }

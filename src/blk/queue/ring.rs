@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::RingSetup;
+use super::latencies::Latencies;
 use super::ownership::Owned;
 use super::phase::Missing;
 use crate::aio::PollerHandle;
@@ -50,6 +51,7 @@ impl QueueError {
 pub(super) struct Ring {
     pub(super) split: SplitRing,
     pub(super) owned: Owned,
+    pub(super) latencies: Latencies,
     pub(super) memory: Rc<MemoryView>,
     /// Present while the VM migrates.
     pub(super) log: Option<Arc<DirtyLog>>,
@@ -90,6 +92,7 @@ impl Ring {
             addresses: setup.addresses,
             memory: MemoryView::new(setup.memory),
             owned: Owned::new(split.size()),
+            latencies: Latencies::new(),
             split,
             log: None,
             losses: None,

@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::complete::EarlyNotification;
+use super::latencies::Nanos;
 use super::ownership::Slot;
 use super::phase::{Missing, Phase};
 use super::ring::{QueueError, Ring};
@@ -122,13 +123,14 @@ impl Ring {
     ) -> Result<Collected, QueueError> {
         let mut collected = Collected::default();
         let mut bytes = 0;
+        let now = self.latencies.now();
         let left_behind = self.split.left_in_flight();
         for n in 0..BUDGET {
             let Some(head) = self.next_head(n == 0)? else {
                 return Ok(collected);
             };
             let mut request = free.pop().unwrap_or_default();
-            match self.begin(head, &mut request, rules, stats) {
+            match self.begin(head, now, &mut request, rules, stats) {
                 Ok(true) => {
                     bytes += request.iov.len();
                     batch.push(request);
@@ -176,6 +178,7 @@ impl Ring {
     pub(super) fn begin(
         &mut self,
         head: u16,
+        taken: Nanos,
         request: &mut IoRequest,
         rules: &Rules<'_>,
         stats: &QueueStats,
@@ -194,6 +197,7 @@ impl Ring {
             status,
             written: 0,
             bytes: 0,
+            taken,
             memory: Rc::clone(&self.memory),
         };
         match request::parse(&chain, request, rules) {
