@@ -1,6 +1,5 @@
 //! Advice in the words of the command line: which option mends which error.
 
-use super::Cli;
 use crate::account;
 use crate::blk::device::TakeError;
 use crate::daemon::registry::OperationError;
@@ -78,11 +77,9 @@ impl Form {
     }
 }
 
-impl Cli {
-    /// Explains why an engine cannot be chosen.
-    pub(super) fn explain_engine(error: &engine::Error) -> String {
-        with_advice(chain(error), engine_advice(error, &SHORT).map(str::to_owned))
-    }
+/// Explains why an engine cannot be chosen.
+pub(super) fn explain_engine(error: &engine::Error) -> String {
+    with_advice(chain(error), engine_advice(error, &SHORT).map(str::to_owned))
 }
 
 /// Explains in one line what failed and what to do, and returns the exit status for it.
@@ -159,6 +156,7 @@ fn is_wrong_option(error: &OperationError) -> bool {
 fn option(error: &Error, form: Form) -> Option<&'static str> {
     match (error, form) {
         (Error::User(_), _) => Some("--user"),
+        (Error::PidFile { .. }, _) => Some("--pidfile"),
         (Error::Descriptor(_), Form::Short) => Some("--fd"),
         (Error::Descriptor(_), Form::Long) => Some("--export"),
         (Error::Operation { verb, .. }, Form::Long) => Some(match verb {

@@ -231,6 +231,14 @@ pub struct Cli {
     #[arg(long, value_name = "chardev=ID", value_parser = parse_monitor)]
     pub monitor: Vec<String>,
 
+    /// Go to the background once everything is served. The log goes on if stderr is a file.
+    #[arg(long)]
+    pub daemonize: bool,
+
+    /// File to write the process's number to. It is removed at the end.
+    #[arg(long, value_name = "PATH")]
+    pub pidfile: Option<PathBuf>,
+
     /// Level of detail of the log on stderr.
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub log_level: LogLevel,
@@ -271,7 +279,7 @@ impl Cli {
             _ => None,
         };
         if let Some(error) = engine {
-            return Err(Self::explain_engine(&error));
+            return Err(advice::explain_engine(&error));
         }
         if self.thread_pool_min > self.thread_pool_max {
             return Err(format!(
@@ -312,6 +320,8 @@ impl Cli {
                 Form::Short => short::operations(self)?,
                 Form::Long => self.operations.clone(),
             },
+            daemonize: self.daemonize,
+            pid_file: self.pidfile.clone(),
             sandbox: self.sandbox.into(),
             user: self.user.clone(),
             print_statistics: self.stats,

@@ -43,6 +43,17 @@ pub enum Error {
     /// QMP clients cannot be served.
     #[error("cannot serve QMP clients")]
     Monitor(#[source] io::Error),
+    /// The process cannot go to the background.
+    #[error("cannot go to the background")]
+    Background(#[source] io::Error),
+    /// The file with the process's number cannot be written.
+    #[error("cannot write the process's number to {}", path.display())]
+    PidFile {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
     /// The service manager cannot be reached.
     #[error("cannot connect to the service manager (NOTIFY_SOCKET)")]
     Readiness(#[source] io::Error),

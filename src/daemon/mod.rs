@@ -4,11 +4,13 @@
 //! the objects, nodes and exports, and the operations that the command line and QMP share; [`disks`] is what is served.
 //! Disks come and go there while others work.
 
+mod background;
 mod commands;
 pub mod disks;
 mod error;
 mod monitor;
 pub mod options;
+mod pid_file;
 pub mod registry;
 mod settings;
 mod signals;
@@ -17,6 +19,7 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
+use background::Background;
 use disks::Disk;
 pub use error::Error;
 use registry::Registry;
@@ -62,6 +65,10 @@ enum Message {
 /// # Errors
 /// See [`enum@Error`]. After [`Error::Abandoned`] other threads still run, and the process must exit.
 pub fn run(settings: &Settings) -> Result<(), Error> {
+    let background = match settings.daemonize {
+        true => Some(Background::detach().map_err(Error::Background)?),
+        false => None,
+    };
     kernel::check()?;
     // Before anything is opened, so that no descriptor of our own is taken for one that was handed over.
     let handed = start::handed_over(settings)?;
@@ -70,6 +77,9 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let (of_disks, of_monitor) = (events.caller(), events.caller());
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
     let mut started = start::start(settings, handed, on_end, Handle(of_monitor))?;
+    if let Some(background) = background {
+        background.announce().map_err(Error::Background)?;
+    }
     let entered = started.sandbox.enter(match started.monitor {
         None => ThreadKind::Main,
         Some(_) => ThreadKind::Manager,

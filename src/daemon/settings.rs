@@ -13,6 +13,10 @@ pub struct Settings {
     pub operations: Vec<Operation>,
     /// Paths of the sockets for QMP clients.
     pub monitors: Vec<PathBuf>,
+    /// Go on in the background once everything is served.
+    pub daemonize: bool,
+    /// The file to write the process's number to.
+    pub pid_file: Option<PathBuf>,
     /// How strictly the process is confined.
     pub sandbox: Mode,
     /// The `USER[:GROUP]` to become.

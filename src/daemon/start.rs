@@ -15,6 +15,7 @@ use super::Handle;
 use super::disks::OnEnd;
 use super::error::Error;
 use super::monitor::{MonitorSockets, MonitorThread};
+use super::pid_file::PidFile;
 use super::registry::{OperationError, Registry, SocketError};
 use super::settings::{Operation, Settings};
 use crate::account::Account;
@@ -28,6 +29,8 @@ pub(super) struct Started {
     pub(super) registry: Registry,
     pub(super) sandbox: Sandbox,
     pub(super) monitor: Option<MonitorThread>,
+    /// Removed at the end.
+    pub(super) _pid_file: Option<PidFile>,
 }
 
 /// Sockets that this process was started with.
@@ -84,12 +87,14 @@ pub(super) fn start(
     }
     check_open_files(limit, &registry);
     let monitors = MonitorSockets::bind(&settings.monitors, account.as_ref())?;
+    let pid_file = write_pid_file(settings)?;
     let readiness = Readiness::connect().map_err(Error::Readiness)?;
     let paths = registry.socket_paths();
     let sockets: Vec<&Path> = paths
         .iter()
         .map(PathBuf::as_path)
         .chain(monitors.paths())
+        .chain(pid_file.as_ref().map(PidFile::path))
         .collect();
     let keep = Keep {
         sockets: &sockets,
@@ -107,6 +112,7 @@ pub(super) fn start(
         registry,
         sandbox,
         monitor,
+        _pid_file: pid_file,
     })
 }
 
@@ -116,6 +122,17 @@ fn apply(registry: &mut Registry, operation: Operation) -> Result<(), OperationE
         Operation::Blockdev(options) => registry.blockdev_add(*options),
         Operation::Export(options) => registry.export_add(&options),
     }
+}
+
+fn write_pid_file(settings: &Settings) -> Result<Option<PidFile>, Error> {
+    let Some(path) = &settings.pid_file else {
+        return Ok(None);
+    };
+    let written = PidFile::write(path).map_err(|source| Error::PidFile {
+        path: path.clone(),
+        source,
+    });
+    written.map(Some)
 }
 
 /// Warns if the limit of open files is too low.

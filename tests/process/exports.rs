@@ -7,7 +7,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use testkit::daemon::{Daemon, run};
 use testkit::frontend::{Frontend, Op, all_features};
-use testkit::process::threads;
+use testkit::process::{threads, wait_for};
 use virtio_driver::VirtioBlkFeatureFlags as Blk;
 
 const MIB: usize = 1 << 20;
@@ -181,6 +181,59 @@ fn disks_of_a_throttle_group_are_limited() {
     queue.kick();
     queue.wait();
     assert!(queue.in_flight() >= 3, "{} of 8 wait", queue.in_flight());
+}
+
+/// A process that is no child of ours. It is killed on drop, also when a test panics.
+struct Stranger(i32);
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        // SAFETY: takes numbers only. It fails if the process has ended, which is fine.
+        let _ = unsafe { libc::kill(self.0, libc::SIGKILL) };
+    }
+}
+
+#[test]
+fn a_daemon_in_the_background_serves_when_its_parent_ends() {
+    let dir = images("a");
+    let socket = dir.path().join("s");
+    let args = [
+        "--daemonize",
+        "--pidfile",
+        "pid",
+        "--blockdev",
+        "file,node-name=a,filename=a",
+        "--export",
+        "vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=s",
+    ];
+    let exit = run(&args, dir.path());
+    assert!(exit.status.success(), "{}", exit.output);
+    let pid = fs::read_to_string(dir.path().join("pid")).expect("the process's number");
+    let daemon = Stranger(pid.trim().parse().expect("a number"));
+    let mut frontend = Frontend::connect(&socket, 1, 4, all_features()).expect("connect");
+    assert_eq!(read(&mut frontend, 0, 0), [b'a'; BLOCK]);
+    drop(frontend);
+    // Its number is taken while it lives.
+    let second = run(
+        &[
+            &args[..3],
+            &["--blockdev", "null-co,node-name=a", args[5], args[6]],
+        ]
+        .concat(),
+        dir.path(),
+    );
+    assert_eq!(second.status.code(), Some(1), "{}", second.output);
+    assert_eq!(
+        second.output.lines().last().map(|line| line.contains("in use")),
+        Some(true),
+        "{}",
+        second.output
+    );
+    // SAFETY: takes numbers only.
+    assert_eq!(unsafe { libc::kill(daemon.0, libc::SIGTERM) }, 0);
+    let gone = || (!socket.exists() && !dir.path().join("pid").exists()).then_some(());
+    wait_for("the end of the daemon", gone);
+    std::mem::forget(daemon);
 }
 
 /// Each refusal is one line that names the option and what is wrong.

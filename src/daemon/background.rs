@@ -1,0 +1,64 @@
+//! Going to the background: the process that was started ends when its child serves, with the child's status if it fails.
+//!
+//! Main thread, while it is the only one.
+
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::AsFd;
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use rustix::fs::{FileType, fstat};
+use rustix::process::setsid;
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+/// A process in the background whose parent still waits.
+#[derive(Debug)]
+pub(super) struct Background {
+    parent: io::PipeWriter,
+    null: File,
+}
+
+impl Background {
+    /// Goes on in a child of its own session. The parent does not return.
+    ///
+    /// # Errors
+    /// There is no process or pipe to be had.
+    pub(super) fn detach() -> io::Result<Self> {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let (child_is_ready, parent) = io::pipe()?;
+        // SAFETY: there is one thread, so the child finds no lock held.
+        match unsafe { fork() }? {
+            ForkResult::Parent { child } => {
+                drop(parent);
+                std::process::exit(wait(child_is_ready, child));
+            }
+            ForkResult::Child => {
+                setsid()?;
+                Ok(Self { parent, null })
+            }
+        }
+    }
+
+    /// Lets the parent end, and lets go of the terminal. A log that goes to a file goes on.
+    pub(super) fn announce(mut self) -> io::Result<()> {
+        dup2_stdin(&self.null)?;
+        dup2_stdout(&self.null)?;
+        let to_file = fstat(io::stderr().as_fd()).map(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+        if !to_file.unwrap_or(false) {
+            dup2_stderr(&self.null)?;
+        }
+        self.parent.write_all(&[0])
+    }
+}
+
+/// Waits until the child serves or ends, and returns the exit status for that.
+fn wait(mut child_is_ready: PipeReader, child: Pid) -> i32 {
+    if child_is_ready.read_exact(&mut [0]).is_ok() {
+        return 0;
+    }
+    match waitpid(child, None) {
+        Ok(WaitStatus::Exited(_, status)) => status,
+        _ => 1,
+    }
+}
