@@ -8,6 +8,7 @@ mod background;
 mod commands;
 pub mod disks;
 mod error;
+mod handle;
 mod monitor;
 pub mod options;
 mod pid_file;
@@ -22,9 +23,11 @@ use std::time::Duration;
 use background::Background;
 use disks::Disk;
 pub use error::Error;
+pub use handle::Handle;
+use handle::Message;
 use registry::Registry;
 pub use settings::{Operation, Settings, Verb};
-use signals::{Caller, Event, Events};
+use signals::{Event, Events};
 use start::Started;
 
 use crate::kernel;
@@ -32,33 +35,6 @@ use crate::sandbox::ThreadKind;
 
 /// How long requests in flight may take once the process is asked to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
-
-type Call = Box<dyn FnOnce(&mut Registry) + Send>;
-
-/// Runs operations on the registry of the main thread. Any thread. Clones reach the same registry.
-#[derive(Clone)]
-pub struct Handle(Caller<Message>);
-
-impl Handle {
-    /// Makes the main thread run `call` soon, after the calls that were made before. It does not run if the process ends
-    /// first.
-    pub fn call(&self, call: impl FnOnce(&mut Registry) + Send + 'static) {
-        self.0.send(Message::Call(Box::new(call)));
-    }
-
-    /// Ends the process, as SIGTERM does.
-    pub fn quit(&self) {
-        self.0.send(Message::Quit);
-    }
-}
-
-/// What other threads send to the main thread.
-enum Message {
-    /// A disk's control thread has ended.
-    DiskEnded,
-    Call(Call),
-    Quit,
-}
 
 /// Serves what `settings` describe, until a signal or the end of the last disk.
 ///
@@ -76,7 +52,7 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let mut events = Events::new().map_err(Error::Signals)?;
     let (of_disks, of_monitor) = (events.caller(), events.caller());
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
-    let mut started = start::start(settings, handed, on_end, Handle(of_monitor))?;
+    let mut started = start::start(settings, handed, on_end, Handle::new(of_monitor))?;
     if let Some(background) = background {
         background.announce().map_err(Error::Background)?;
     }

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use super::Handle;
 use super::commands::{commands, tell};
 use super::error::Error;
+use super::handle::Handle;
 use super::registry::Registry;
 use crate::account::Account;
 use crate::qmp::events::SHUTDOWN;

@@ -11,9 +11,9 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::Handle;
 use super::disks::OnEnd;
 use super::error::Error;
+use super::handle::Handle;
 use super::monitor::{MonitorSockets, MonitorThread};
 use super::pid_file::PidFile;
 use super::registry::{OperationError, Registry, SocketError};

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use self::convert::{Nothing, to_value, typed};
 use self::qom::{qom_get, qom_list, qom_set};
-use super::Handle;
+use super::handle::Handle;
 use super::options::{AddressType, ExportOptions};
 use super::registry::{Notice, OperationError, Registry, RemoveMode};
 use crate::qmp::events::BLOCK_EXPORT_DELETED;

@@ -1,0 +1,35 @@
+//! How other threads reach the registry of the main thread.
+
+use super::registry::Registry;
+use super::signals::Caller;
+
+type Call = Box<dyn FnOnce(&mut Registry) + Send>;
+
+/// Runs operations on the registry of the main thread. Any thread. Clones reach the same registry.
+#[derive(Clone)]
+pub struct Handle(Caller<Message>);
+
+impl Handle {
+    pub(super) fn new(caller: Caller<Message>) -> Self {
+        Self(caller)
+    }
+
+    /// Makes the main thread run `call` soon, after the calls that were made before. It does not run if the process ends
+    /// first.
+    pub fn call(&self, call: impl FnOnce(&mut Registry) + Send + 'static) {
+        self.0.send(Message::Call(Box::new(call)));
+    }
+
+    /// Ends the process, as SIGTERM does.
+    pub fn quit(&self) {
+        self.0.send(Message::Quit);
+    }
+}
+
+/// What other threads send to the main thread.
+pub(super) enum Message {
+    /// A disk's control thread has ended.
+    DiskEnded,
+    Call(Call),
+    Quit,
+}
