@@ -37,13 +37,12 @@ mod unshared_memory;
 mod visit;
 
 use complete::EarlyNotification;
-pub use control::{RingSetup, Stop};
 use kick::KickSource;
 use late_flush::LateFlush;
 use notify::{MissedNotification, Notifier};
 use phase::Phase;
 use retry::Held;
-pub use ring::QueueError;
+pub use ring::{QueueError, RingSetup, Stop};
 use timeouts::Timeouts;
 use unshared_memory::UnsharedMemory;
 

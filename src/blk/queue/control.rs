@@ -7,43 +7,10 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use super::BlkQueue;
-use super::phase::{Missing, Phase};
-use super::ring::Ring;
+use super::phase::Phase;
+use super::ring::{Missing, Ring, RingSetup, Stop};
 use crate::memory::{GuestMemory, RingLog};
-use crate::virtqueue::{InflightArea, RingAddresses, RingError, RingFeatures};
-
-/// The frontend's description of a ring that is to run.
-#[derive(Debug)]
-pub struct RingSetup {
-    /// The mapped memory table.
-    pub memory: Arc<GuestMemory>,
-    /// Addresses of the ring's parts.
-    pub addresses: RingAddresses,
-    /// Number of entries.
-    pub size: u32,
-    /// The available index to continue at.
-    pub base: u16,
-    /// Negotiated features.
-    pub features: RingFeatures,
-    /// Memory to track chains in flight in, with those that a predecessor left there.
-    pub inflight: Option<InflightArea>,
-    /// The log of writes, if the VM migrates.
-    pub log: Option<RingLog>,
-}
-
-/// The fate of requests that wait for room on the disk when their ring stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// They get one more try. Then they are left for the next backend, which is told where to continue
-    /// (GET_VRING_BASE).
-    HandOver,
-    /// They stay in flight at once, if the ring is tracked: the frontend takes the in-flight region along
-    /// (GET_VRING_BASE_INFLIGHT).
-    Suspend,
-    /// Nobody is told where to continue. They stay in flight if the ring is tracked. Otherwise they get one more try,
-    /// and then an error.
-    End,
-}
+use crate::virtqueue::RingError;
 
 impl BlkQueue {
     /// Sets up the ring. It runs from the first kick on, so set the kick eventfd after this.

@@ -4,7 +4,8 @@
 //! IOThread only, and only after a failure: a request that succeeds at once never comes here.
 
 use super::phase::Phase;
-use super::{BlkQueue, State, Stop};
+use super::ring::Stop;
+use super::{BlkQueue, State};
 use crate::blk::error_policy::Verdict;
 use crate::blk::failures::Place;
 use crate::io::{IoOp, IoRequest};

@@ -3,9 +3,7 @@
 
 use std::rc::Rc;
 
-use super::Stop;
 use super::latencies::Nanos;
-use super::ring::Ring;
 use crate::memory::MemoryView;
 
 /// A chain that the queue owns.
@@ -71,21 +69,9 @@ impl Owned {
             self.left.push(head);
         }
     }
-}
 
-impl Ring {
-    /// Leaves the ring to its next backend, and returns the available index to continue at. Nothing is in flight.
-    ///
-    /// If the in-flight region goes along, the index stays: it counts what was taken, and the region says which of that
-    /// is in flight.
-    pub(super) fn hand_over(&mut self, stop: Stop) -> u16 {
-        match stop {
-            Stop::HandOver => self.split.leave(&self.owned.left, true),
-            Stop::Suspend => self.split.leave(&self.owned.left, !self.split.is_tracked()),
-            Stop::End => {}
-        }
-        // The next backend waits for kicks.
-        self.split.leave_kicks_enabled();
-        self.split.next_avail()
+    /// Returns the chains that stay unanswered, in the order in which they were given up.
+    pub(super) fn left(&self) -> &[u16] {
+        &self.left
     }
 }

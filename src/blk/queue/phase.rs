@@ -1,10 +1,9 @@
 //! What a queue's ring is doing, from its start to its stop. IOThread only.
 
-use std::fmt;
 use std::sync::mpsc::Sender;
 
-use super::ring::{QueueError, Ring};
-use super::{BlkQueue, State, Stop};
+use super::ring::{Missing, QueueError, Ring, Stop};
+use super::{BlkQueue, State};
 use crate::blk::stats::RingState;
 
 /// The life of a ring. Chains are taken only while it is [`Running`](Self::Running); those that were taken before are
@@ -32,24 +31,6 @@ pub(super) enum Phase {
         stop: Stop,
         done: Sender<u16>,
     },
-}
-
-/// The memory that a paused ring waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
-    /// Memory of the ring itself.
-    Ring,
-    /// Memory of the chain that is next, at this guest address.
-    Chain(u64),
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ring => f.write_str("memory of the ring"),
-            Self::Chain(addr) => write!(f, "memory of a request at {addr:#x}"),
-        }
-    }
 }
 
 impl Phase {

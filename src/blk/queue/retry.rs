@@ -6,8 +6,9 @@
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::BlkQueue;
 use super::phase::Phase;
-use super::{BlkQueue, Stop};
+use super::ring::Stop;
 use crate::aio::{AioContext, Timer};
 use crate::blk::error_policy::Verdict;
 use crate::defer::DeferScope;

@@ -1,15 +1,14 @@
 //! A ring that is set up, with the guest's memory and the chains that the queue owns. IOThread only.
 
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::RingSetup;
 use super::latencies::Latencies;
 use super::ownership::Owned;
-use super::phase::Missing;
 use crate::aio::PollerHandle;
-use crate::memory::{DirtyLog, GuestMemory, MemoryView};
-use crate::virtqueue::{ChainError, RingAddresses, RingError, SplitRing};
+use crate::memory::{DirtyLog, GuestMemory, MemoryView, RingLog};
+use crate::virtqueue::{ChainError, InflightArea, RingAddresses, RingError, RingFeatures, SplitRing};
 
 /// The reason why a ring is broken.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +41,57 @@ impl QueueError {
                 ..
             } => Some(Missing::Chain(*addr)),
             _ => None,
+        }
+    }
+}
+
+/// The frontend's description of a ring that is to run.
+#[derive(Debug)]
+pub struct RingSetup {
+    /// The mapped memory table.
+    pub memory: Arc<GuestMemory>,
+    /// Addresses of the ring's parts.
+    pub addresses: RingAddresses,
+    /// Number of entries.
+    pub size: u32,
+    /// The available index to continue at.
+    pub base: u16,
+    /// Negotiated features.
+    pub features: RingFeatures,
+    /// Memory to track chains in flight in, with those that a predecessor left there.
+    pub inflight: Option<InflightArea>,
+    /// The log of writes, if the VM migrates.
+    pub log: Option<RingLog>,
+}
+
+/// The fate of requests that wait for room on the disk when their ring stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// They get one more try. Then they are left for the next backend, which is told where to continue
+    /// (GET_VRING_BASE).
+    HandOver,
+    /// They stay in flight at once, if the ring is tracked: the frontend takes the in-flight region along
+    /// (GET_VRING_BASE_INFLIGHT).
+    Suspend,
+    /// Nobody is told where to continue. They stay in flight if the ring is tracked. Otherwise they get one more try,
+    /// and then an error.
+    End,
+}
+
+/// The memory that a paused ring waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Memory of the ring itself.
+    Ring,
+    /// Memory of the chain that is next, at this guest address.
+    Chain(u64),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring => f.write_str("memory of the ring"),
+            Self::Chain(addr) => write!(f, "memory of a request at {addr:#x}"),
         }
     }
 }
@@ -117,5 +167,20 @@ impl Ring {
             Missing::Ring => false,
             Missing::Chain(addr) => self.memory.was_removed(addr),
         }
+    }
+
+    /// Leaves the ring to its next backend, and returns the available index to continue at. Nothing is in flight.
+    ///
+    /// If the in-flight region goes along, the index stays: it counts what was taken, and the region says which of that
+    /// is in flight.
+    pub(super) fn hand_over(&mut self, stop: Stop) -> u16 {
+        match stop {
+            Stop::HandOver => self.split.leave(self.owned.left(), true),
+            Stop::Suspend => self.split.leave(self.owned.left(), !self.split.is_tracked()),
+            Stop::End => {}
+        }
+        // The next backend waits for kicks.
+        self.split.leave_kicks_enabled();
+        self.split.next_avail()
     }
 }
