@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error_policy::{ErrorPolicy, Verdict};
+use super::notice::{Action, Notice, Notices};
 use crate::log_limit::LogLimit;
 
 /// How often a disk that stays full is reported.
@@ -18,6 +19,8 @@ const STILL_HELD: Duration = Duration::from_secs(60);
 pub struct Failures {
     /// How the disk deals with them.
     pub policy: ErrorPolicy,
+    /// Who gets to know.
+    pub notices: Notices,
     limit: LogLimit,
     held: Mutex<Held>,
 }
@@ -52,11 +55,12 @@ impl Failures {
 
     /// Logs a request that failed, unless the same was logged recently.
     pub(super) fn failed(&self, place: &Place<'_>, verdict: Verdict, error: &io::Error) {
-        let consequence = match verdict {
-            Verdict::Report => "the guest gets an I/O error",
-            Verdict::Ignore => "ignored: the guest is told that all is well",
+        let (consequence, action) = match verdict {
+            Verdict::Report => ("the guest gets an I/O error", Action::Report),
+            Verdict::Ignore => ("ignored: the guest is told that all is well", Action::Ignore),
             Verdict::Hold => return,
         };
+        self.notices.failed(|| notice(place, action, error));
         let hint = hint(error);
         let Place {
             disk,
@@ -80,6 +84,8 @@ impl Failures {
         }
         let now = Instant::now();
         held.since = Some(now);
+        self.notices.tell(|| notice(place, Action::Stop, error));
+        self.notices.tell(|| Notice::Held);
         held.told = self.limit.pass("no room", "").map(|_| now);
         if held.told.is_some() {
             let Place { disk, op, sector, .. } = place;
@@ -112,8 +118,11 @@ impl Failures {
         held.count = held.count.saturating_sub(requests);
         if held.count == 0
             && let Some(since) = held.since.take()
-            && held.told.take().is_some()
         {
+            self.notices.tell(|| Notice::Resumed(since.elapsed()));
+            if held.told.take().is_none() {
+                return;
+            }
             let seconds = since.elapsed().as_secs_f32();
             tracing::warn!(disk, seconds, "no request is held for lack of room any more");
         }
@@ -121,6 +130,8 @@ impl Failures {
 
     /// Logs a request that takes too long, unless the same was logged recently.
     pub(super) fn late(&self, place: &Place<'_>, age: Duration) {
+        let (queue, op) = (place.queue, place.op);
+        self.notices.tell(|| Notice::Late { queue, op, age });
         let Some(suppressed) = self.limit.pass("late", place.op) else {
             return;
         };
@@ -145,6 +156,15 @@ impl Failures {
     fn lock(&self) -> MutexGuard<'_, Held> {
         // Nothing panics under the lock.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn notice(place: &Place<'_>, action: Action, error: &io::Error) -> Notice {
+    Notice::Failed {
+        op: place.op,
+        action,
+        no_space: matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)),
+        reason: error.to_string(),
     }
 }
 

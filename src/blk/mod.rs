@@ -10,6 +10,7 @@ pub mod error_policy;
 pub mod failures;
 mod image_lock;
 pub mod latency;
+pub mod notice;
 pub mod queue;
 pub mod request;
 mod state;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::failures::Failures;
+use super::notice::Notices;
 use super::request::{ID_LEN, Rules};
 use crate::engine::BlockNode;
 use crate::log_limit::LogLimit;
@@ -43,6 +44,11 @@ impl DeviceState {
             failures: Failures::default(),
             log: LogLimit::new(),
         }
+    }
+
+    /// Returns where the disk's threads tell what happens.
+    pub fn notices(&self) -> &Notices {
+        &self.failures.notices
     }
 
     /// Returns the size of the disk in bytes, rounded down to whole logical blocks.

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use super::commands::{commands, tell};
+use super::commands::{commands, tell, tell_of_disk};
 use super::error::Error;
 use super::handle::Handle;
 use super::registry::Registry;
@@ -63,6 +63,10 @@ impl MonitorSockets {
         registry.set_fdsets(monitor.fdsets());
         let clients = events.clone();
         registry.set_on_notice(Box::new(move |notice| tell(&clients, notice)));
+        let clients = events.clone();
+        registry.set_on_disk_notice(Box::new(move |id, node, notice| {
+            tell_of_disk(&clients, id, node, notice);
+        }));
         let body = move || monitor.run();
         let thread = sandbox.spawn(ThreadKind::Monitor, "monitor".to_owned(), body)?;
         Ok(Some(MonitorThread {

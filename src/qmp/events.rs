@@ -69,5 +69,84 @@ pub static BLOCK_IO_ERROR: EventSpec = EventSpec {
     limited_by: Some(&["device", "node-name", "operation"]),
 };
 
+/// A frontend has connected to an export.
+pub static FRONTEND_CONNECTED: EventSpec = EventSpec {
+    name: "__vhost-user-blk_FRONTEND_CONNECTED",
+    data: &Object::new(
+        "__vhost-user-blk_FrontendConnected",
+        &[
+            required("id", Type::Str),
+            optional("pid", Type::Int),
+            optional("uid", Type::Int),
+        ],
+    ),
+    limited_by: Some(&["id"]),
+};
+
+/// The frontend of an export has gone.
+pub static FRONTEND_DISCONNECTED: EventSpec = EventSpec {
+    name: "__vhost-user-blk_FRONTEND_DISCONNECTED",
+    data: &EXPORT,
+    limited_by: Some(&["id"]),
+};
+
+/// A virtqueue is broken and stopped.
+pub static RING_BROKEN: EventSpec = EventSpec {
+    name: "__vhost-user-blk_RING_BROKEN",
+    data: &Object::new(
+        "__vhost-user-blk_RingBroken",
+        &[
+            required("id", Type::Str),
+            required("queue", Type::Int),
+            required("reason", Type::Str),
+        ],
+    ),
+    limited_by: Some(&["id", "queue"]),
+};
+
+/// A request takes longer than `io-timeout`.
+pub static REQUEST_LATE: EventSpec = EventSpec {
+    name: "__vhost-user-blk_REQUEST_LATE",
+    data: &Object::new(
+        "__vhost-user-blk_RequestLate",
+        &[
+            required("id", Type::Str),
+            required("queue", Type::Int),
+            required("operation", Type::Str),
+            required("seconds", Type::Int),
+        ],
+    ),
+    limited_by: Some(&["id", "queue"]),
+};
+
+/// Requests wait because the disk is full.
+pub static DISK_HELD: EventSpec = EventSpec {
+    name: "__vhost-user-blk_DISK_HELD",
+    data: &EXPORT,
+    limited_by: None,
+};
+
+/// No request waits for room any more.
+pub static DISK_RESUMED: EventSpec = EventSpec {
+    name: "__vhost-user-blk_DISK_RESUMED",
+    data: &Object::new(
+        "__vhost-user-blk_DiskResumed",
+        &[required("id", Type::Str), required("seconds", Type::Int)],
+    ),
+    limited_by: None,
+};
+
+static EXPORT: Object = Object::new("__vhost-user-blk_Export", &[required("id", Type::Str)]);
+
 /// All kinds.
-pub(super) static ALL: [&EventSpec; 3] = [&SHUTDOWN, &BLOCK_EXPORT_DELETED, &BLOCK_IO_ERROR];
+pub(super) static ALL: [&EventSpec; 9] = [
+    &SHUTDOWN,
+    &BLOCK_EXPORT_DELETED,
+    &BLOCK_IO_ERROR,
+    &FRONTEND_CONNECTED,
+    &FRONTEND_DISCONNECTED,
+    &RING_BROKEN,
+    &REQUEST_LATE,
+    &DISK_HELD,
+    &DISK_RESUMED,
+];

@@ -23,6 +23,7 @@ pub use super::server_error::ServerError;
 use super::session::Session;
 use super::stopper::Stopper;
 use crate::blk::device::{BlkDevice, DeviceState};
+use crate::blk::notice::Notice;
 use crate::limits::{is_out_of_files, out_of_files};
 use crate::sys;
 
@@ -192,8 +193,9 @@ impl Server {
                 return;
             }
         };
+        let (pid, uid) = peer(&stream);
+        state.notices().tell(|| Notice::Connected { pid, uid });
         if let Some(suppressed) = log.pass_normal("connected", "") {
-            let (pid, uid) = peer(&stream);
             tracing::info!(disk, pid, uid, suppressed, "frontend connected");
         }
         let handler = Handler {
@@ -297,6 +299,7 @@ fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
 /// Logs that a frontend left, or why its connection was ended.
 fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
     let DeviceState { name: disk, log, .. } = device;
+    device.notices().tell(|| Notice::Disconnected);
     let Some(error) = reason else {
         if let Some(suppressed) = log.pass_normal("left", "") {
             tracing::info!(disk, suppressed, "frontend left");

@@ -42,12 +42,58 @@ async def descriptors(qmp):
     await qmp.execute("remove-fd", {"fdset-id": added["fdset-id"]})
 
 
+async def disk(qmp):
+    """Makes a disk with all that belongs to it, changes it, and removes it."""
+    with open("b.img", "wb") as image:
+        image.truncate(1 << 20)
+    await qmp.execute("object-add", {"qom-type": "iothread", "id": "io", "poll-max-ns": 0})
+    threads = {thread["id"]: thread for thread in await qmp.execute("query-iothreads")}
+    assert threads["io"]["thread-id"] > 0, threads
+    await qmp.execute("object-add", {"qom-type": "throttle-group", "id": "limits"})
+    await qmp.execute("blockdev-add", {"driver": "file", "node-name": "b", "filename": "b.img"})
+    throttle = {"driver": "throttle", "node-name": "slow", "throttle-group": "limits", "file": "b"}
+    await qmp.execute("blockdev-add", throttle)
+    export = {
+        "type": "vhost-user-blk",
+        "id": "b",
+        "node-name": "slow",
+        "addr": {"type": "unix", "path": "b.sock"},
+        "writable": True,
+        "num-queues": 2,
+        "iothread": "io",
+    }
+    await qmp.execute("block-export-add", export)
+    assert os.path.exists("b.sock")
+    await refused(qmp, "GenericError", "block-export-add", export)
+    await refused(qmp, "GenericError", "blockdev-del", {"node-name": "b"})
+    await qmp.execute("block_resize", {"node-name": "slow", "size": 2 << 20})
+    nodes = {node["node-name"]: node for node in await qmp.execute("query-named-block-nodes")}
+    assert nodes["b"]["image"]["virtual-size"] == os.path.getsize("b.img") == 2 << 20, nodes
+    limits = {"path": "/objects/limits", "property": "limits"}
+    await qmp.execute("qom-set", {**limits, "value": {"iops-total": 100}})
+    assert (await qmp.execute("qom-get", limits))["iops-total"] == 100
+    exports = {export["id"] for export in await qmp.execute("query-block-exports")}
+    assert exports == {stats["qdev"] for stats in await qmp.execute("query-blockstats")}, exports
+    with qmp.listener("BLOCK_EXPORT_DELETED") as events:
+        await qmp.execute("block-export-del", {"id": "b", "mode": "safe"})
+        # It is there already: it comes before the answer.
+        assert not events.empty()
+        assert (await events.get())["data"] == {"id": "b"}
+    assert not os.path.exists("b.sock")
+    await qmp.execute("blockdev-del", {"node-name": "slow"})
+    await qmp.execute("blockdev-del", {"node-name": "b"})
+    await qmp.execute("object-del", {"id": "limits"})
+    await qmp.execute("object-del", {"id": "io"})
+    await refused(qmp, "DeviceNotFound", "qom-list", {"path": "/objects/io"})
+
+
 async def main(socket, directory):
     os.chdir(directory)
     qmp = QMPClient("test")
     await qmp.connect(socket)
     await protocol(qmp)
     await descriptors(qmp)
+    await disk(qmp)
     with qmp.listener("SHUTDOWN") as events:
         await qmp.execute("quit")
         event = await events.get()

@@ -11,6 +11,8 @@ use testkit::process::DEADLINE;
 /// A connection to a monitor.
 pub(crate) struct Client {
     socket: BufReader<UnixStream>,
+    /// Events that only we have are seen too.
+    pub(crate) sees_own_events: bool,
 }
 
 impl Client {
@@ -20,6 +22,7 @@ impl Client {
         socket.set_read_timeout(Some(DEADLINE)).expect("not zero");
         let mut client = Self {
             socket: BufReader::new(socket),
+            sees_own_events: false,
         };
         let greeting = client.next();
         (client, greeting)
@@ -56,6 +59,16 @@ impl Client {
 
     /// Returns the next line, or `None` at the end.
     pub(crate) fn try_next(&mut self) -> Option<Value> {
+        loop {
+            let line = self.line()?;
+            let own = line["event"].as_str().is_some_and(|name| name.starts_with("__"));
+            if self.sees_own_events || !own {
+                return Some(line);
+            }
+        }
+    }
+
+    fn line(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.socket.read_line(&mut line) {
             Ok(0) => None,

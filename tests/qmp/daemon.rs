@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::descriptors::ask_with;
 use crate::schema;
 
-const MONITOR: [&str; 4] = [
+pub(crate) const MONITOR: [&str; 4] = [
     "--chardev",
     "socket,id=m,path=qmp.sock,server=on,wait=off",
     "--monitor",
@@ -25,15 +25,15 @@ pub(crate) fn start_with(options: &[&str]) -> Daemon {
     Daemon::start(&[0; 1 << 16], &[&MONITOR[..], options].concat())
 }
 
-pub(crate) fn start() -> (Daemon, PathBuf) {
-    let daemon = start_with(&[]);
+pub(crate) fn start(options: &[&str]) -> (Daemon, PathBuf) {
+    let daemon = start_with(options);
     let socket = daemon.dir().join("qmp.sock");
     (daemon, socket)
 }
 
 #[test]
 fn clients_are_served_inside_the_sandbox() {
-    let (mut daemon, socket) = start();
+    let (mut daemon, socket) = start(&[]);
     let mode = fs::metadata(&socket).expect("the socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut client = Client::connect(&socket);
@@ -70,7 +70,7 @@ fn the_schema_of_all_commands_is_true() {
 
 #[test]
 fn quit_ends_the_daemon() {
-    let (mut daemon, socket) = start();
+    let (mut daemon, socket) = start(&[]);
     let mut client = Client::connect(&socket);
     client.send("{'execute': 'quit'}");
     assert_eq!(client.next(), json!({"return": {}}));
@@ -88,7 +88,7 @@ fn quit_ends_the_daemon() {
 
 #[test]
 fn clients_learn_of_a_signal() {
-    let (mut daemon, socket) = start();
+    let (mut daemon, socket) = start(&[]);
     let mut client = Client::connect(&socket);
     let exit = daemon.stop_with(libc::SIGTERM);
     assert!(exit.status.success(), "{}", exit.output);

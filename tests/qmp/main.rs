@@ -3,6 +3,7 @@
 mod client;
 mod daemon;
 mod descriptors;
+mod disks;
 mod events;
 mod floods;
 mod hot;

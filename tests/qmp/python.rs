@@ -17,7 +17,8 @@ fn qemus_own_client_manages_the_daemon() {
     if !Path::new(LIBRARY).join("qemu/qmp").exists() {
         return skipped("qemu.qmp (PyPI) is not there: run scripts/test");
     }
-    let (mut daemon, socket) = start();
+    // Images and sockets are opened after the start.
+    let (mut daemon, socket) = start(&["--sandbox", "off"]);
     let mut python = Command::new("python3");
     python
         .arg(SCRIPT)

@@ -4,6 +4,7 @@ use std::sync::mpsc::Sender;
 
 use super::ring::{Missing, QueueError, Ring, Stop};
 use super::{BlkQueue, State};
+use crate::blk::notice::Notice;
 use crate::blk::stats::RingState;
 
 /// The life of a ring. Chains are taken only while it is [`Running`](Self::Running); those that were taken before are
@@ -107,6 +108,11 @@ impl BlkQueue {
                 "virtqueue is broken: stopped until the frontend sets it up again"
             );
         }
+        let (queue, notices) = (self.index, self.device.notices());
+        notices.tell(|| Notice::RingBroken {
+            queue,
+            reason: error.to_string(),
+        });
         state.stats.broken.add(1);
         state.break_ring();
         state.notifier.report_broken();

@@ -5,10 +5,12 @@
 
 mod blockstats;
 mod convert;
+mod disk_events;
 mod nodes;
 mod qom;
 mod types;
 
+pub(super) use disk_events::tell_of_disk;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -16,7 +18,7 @@ use serde_json::{Map, Value, json};
 use self::convert::{Nothing, to_value, typed};
 use self::qom::{qom_get, qom_list, qom_set};
 use super::handle::Handle;
-use super::options::{AddressType, ExportOptions};
+use super::options::{AddressType, BlockdevOptions, ExportOptions};
 use super::registry::{Notice, OperationError, Registry, RemoveMode};
 use crate::qmp::events::BLOCK_EXPORT_DELETED;
 use crate::qmp::schema::{Object, Type};
@@ -91,6 +93,7 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
                 });
             },
         ),
+        command("blockdev-reopen", &types::REOPEN, NOTHING, blockdev_reopen),
         command("blockdev-del", &types::NODE_NAME, NOTHING, blockdev_del),
         command(
             "query-named-block-nodes",
@@ -153,6 +156,17 @@ fn object_del(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply)
     }
     on_registry(scope, arguments, reply, |registry, Id { id }| {
         registry.object_del(&id)?;
+        Ok(json!({}))
+    });
+}
+
+fn blockdev_reopen(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Reply) {
+    #[derive(Deserialize)]
+    struct Options {
+        options: Vec<BlockdevOptions>,
+    }
+    on_registry(scope, arguments, reply, |registry, Options { options }| {
+        registry.blockdev_reopen(options)?;
         Ok(json!({}))
     });
 }

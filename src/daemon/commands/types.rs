@@ -171,6 +171,12 @@ pub(super) static BLOCKDEV: Object = Object::union(
     ],
 );
 
+/// `blockdev-reopen`.
+pub(super) static REOPEN: Object = Object::new(
+    "q_obj_blockdev-reopen-arg",
+    &[required("options", Type::Array(&Type::Object(&BLOCKDEV)))],
+);
+
 pub(super) static NODE_NAME: Object =
     Object::new("q_obj_blockdev-del-arg", &[required("node-name", Type::Str)]);
 

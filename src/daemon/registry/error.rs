@@ -48,6 +48,10 @@ pub enum OperationError {
     NodeInUse { name: String, by: String },
     #[error("'host_device' driver requires '{}' to be a block device", path.display())]
     NoDevice { path: PathBuf },
+    #[error("node '{name}' cannot become one of another driver")]
+    OtherDriver { name: String },
+    #[error("node '{name}' would be below itself")]
+    Circle { name: String },
     #[error("cannot resize '{name}'")]
     Resize { name: String, source: io::Error },
     #[error("no descriptor in {} has the right access mode", path.display())]

@@ -14,7 +14,7 @@ use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,12 @@ pub enum Notice {
 /// Called with each [`Notice`], on the main thread, before the operation that caused it is answered.
 pub type OnNotice = Box<dyn FnMut(&Notice) + Send>;
 
+/// Called with an export's id, its node's name, and what has happened to its disk.
+pub type DiskListener = Box<dyn Fn(&str, &str, crate::blk::notice::Notice) + Send + Sync>;
+
+/// Disks may be served before somebody listens.
+type OnDiskNotice = Arc<OnceLock<DiskListener>>;
+
 /// Called when an operation that takes time is over.
 pub type Done = Box<dyn FnOnce(Result<(), OperationError>) + Send>;
 
@@ -82,6 +88,7 @@ pub struct Registry {
     running: Option<Running>,
     leaving: Vec<Leaving>,
     on_notice: OnNotice,
+    on_disk_notice: OnDiskNotice,
 }
 
 struct Running {
@@ -126,7 +133,14 @@ impl Registry {
             running: None,
             leaving: Vec::new(),
             on_notice: Box::new(|_| ()),
+            on_disk_notice: OnDiskNotice::default(),
         }
+    }
+
+    /// Calls `on_notice` on any thread with the export's id, its node's name, and what happens to the disk. To be called
+    /// once.
+    pub fn set_on_disk_notice(&self, on_notice: DiskListener) {
+        let _ = self.on_disk_notice.set(on_notice);
     }
 
     /// Calls `on_notice` with each notice from now on.
@@ -227,6 +241,27 @@ impl Registry {
     /// There is no such node.
     pub fn disk_of(&self, name: &str) -> Result<Arc<BlockNode>, OperationError> {
         Ok(self.nodes.resolve(name)?.leaf)
+    }
+
+    /// Gives nodes that are not served other options, all of them or none.
+    ///
+    /// # Errors
+    /// The options are wrong, there is no such node, or an export serves what is above it.
+    pub fn blockdev_reopen(&mut self, list: Vec<BlockdevOptions>) -> Result<(), OperationError> {
+        let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
+        for (id, export) in self.exports.iter().chain(leaving) {
+            let names = list.iter().filter_map(|options| options.node_name.as_deref());
+            if let Some(name) = names
+                .into_iter()
+                .find(|name| self.nodes.reaches(&export.node_name, name))
+            {
+                return Err(OperationError::NodeInUse {
+                    name: name.to_owned(),
+                    by: format!("export '{id}'"),
+                });
+            }
+        }
+        self.nodes.reopen(list, &self.objects)
     }
 
     /// Changes the size of a disk, and tells the frontends of its exports.
@@ -344,6 +379,7 @@ impl Registry {
             .collect::<Result<Vec<_>, _>>()?;
         let mut made = prepared.make(threads)?;
         made.activate()?;
+        listen(&made, id, &export.node_name, &self.on_disk_notice);
         add(&mut running.disks, id, made)
     }
 
@@ -385,6 +421,9 @@ impl Registry {
         }
         made.iter_mut().try_for_each(|(_, made)| made.activate())?;
         for (id, made) in made {
+            if let Some(export) = self.exports.get(&id) {
+                listen(&made, &id, &export.node_name, &self.on_disk_notice);
+            }
             add(&mut disks, &id, made)?;
         }
         self.running = Some(Running {
@@ -535,6 +574,16 @@ impl Registry {
     pub(super) fn abandon(self) {
         mem::forget(self);
     }
+}
+
+/// Passes on what happens to a disk.
+fn listen(made: &Made, id: &str, node: &str, on_notice: &OnDiskNotice) {
+    let (id, node, on_notice) = (id.to_owned(), node.to_owned(), Arc::clone(on_notice));
+    made.device.state().notices().listen(Box::new(move |notice| {
+        if let Some(on_notice) = on_notice.get() {
+            on_notice(&id, &node, notice);
+        }
+    }));
 }
 
 fn add(disks: &mut Disks, id: &str, made: Made) -> Result<(), OperationError> {

@@ -1,5 +1,7 @@
 //! Block nodes by name: files, devices and null disks, and the filters above them.
 
+mod reopen;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use crate::throttle::Group;
 const NULL_SIZE: u64 = 1 << 30;
 
 /// A block node that people have made, or one below it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     options: BlockdevOptions,
     kind: Kind,
@@ -29,7 +31,7 @@ pub struct Node {
     anonymous: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Kind {
     /// A disk.
     Leaf(Arc<BlockNode>),

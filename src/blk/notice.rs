@@ -1,0 +1,109 @@
+//! What managers of a disk get to know, as it happens.
+//!
+//! The disk's threads tell, and must not wait: whoever listens only takes note. Repetition is limited where a guest could
+//! cause it at will.
+
+use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Shortest time between two notices of a failed request.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Something that has happened to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A frontend has connected, as far as known from this process and user.
+    Connected {
+        /// The process.
+        pid: Option<i32>,
+        /// The user.
+        uid: Option<u32>,
+    },
+    /// The frontend has gone.
+    Disconnected,
+    /// A request has failed.
+    Failed {
+        /// The name of the operation.
+        op: &'static str,
+        /// What becomes of it.
+        action: Action,
+        /// The disk is full.
+        no_space: bool,
+        /// The error.
+        reason: String,
+    },
+    /// Requests are held since now, because the disk is full.
+    Held,
+    /// No request is held any more, after this time.
+    Resumed(Duration),
+    /// A request takes longer than it should.
+    Late {
+        /// The queue.
+        queue: u16,
+        /// The name of the operation.
+        op: &'static str,
+        /// The time since its start.
+        age: Duration,
+    },
+    /// A ring is stopped because it is broken.
+    RingBroken {
+        /// The queue.
+        queue: u16,
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// What becomes of a request that has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The guest gets an error.
+    Report,
+    /// The guest is told that it succeeded.
+    Ignore,
+    /// It waits, and is tried again.
+    Stop,
+}
+
+/// Takes note of what happens. Any thread; must not wait.
+pub type OnNotice = Box<dyn Fn(Notice) + Send + Sync>;
+
+/// Where the threads of a disk tell what happens. Without a listener it costs nothing.
+#[derive(Default)]
+pub struct Notices {
+    listener: OnceLock<OnNotice>,
+    /// When a failed request was told last.
+    failed: Mutex<Option<Instant>>,
+}
+
+impl Notices {
+    /// Tells `listener` from now on. The first one stays.
+    pub fn listen(&self, listener: OnNotice) {
+        let _ = self.listener.set(listener);
+    }
+
+    /// Tells what has happened.
+    pub(crate) fn tell(&self, notice: impl FnOnce() -> Notice) {
+        if let Some(listener) = self.listener.get() {
+            listener(notice());
+        }
+    }
+
+    /// Tells that a request has failed, unless another one just has.
+    pub(crate) fn failed(&self, notice: impl FnOnce() -> Notice) {
+        let now = Instant::now();
+        let mut last = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= PAUSE) {
+            *last = Some(now);
+            drop(last);
+            self.tell(notice);
+        }
+    }
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,63 @@
+//! `blockdev-reopen`: other options for nodes that exist.
+
+use super::super::error::OperationError;
+use super::super::objects::Objects;
+use super::{Node, Nodes, no_node};
+use crate::daemon::options::BlockdevOptions;
+
+impl Nodes {
+    /// Gives nodes other options, all of them or none. Nothing may be served that is above them.
+    pub(in super::super) fn reopen(
+        &mut self,
+        list: Vec<BlockdevOptions>,
+        objects: &Objects,
+    ) -> Result<(), OperationError> {
+        let before = self.nodes.clone();
+        let reopened = list
+            .into_iter()
+            .try_for_each(|options| self.reopen_one(options, objects));
+        reopened.inspect_err(|_| self.nodes = before)
+    }
+
+    fn reopen_one(&mut self, options: BlockdevOptions, objects: &Objects) -> Result<(), OperationError> {
+        let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
+        let old = self.nodes.remove(&name).ok_or_else(|| no_node(&name))?;
+        if old.options.driver != options.driver {
+            return Err(OperationError::OtherDriver { name });
+        }
+        self.let_go(&old, &name);
+        // Not found meanwhile, so it cannot become its own child.
+        self.add_as(name.clone(), options, old.anonymous, objects)?;
+        if self.is_below(&name, &old.parents) {
+            return Err(OperationError::Circle { name });
+        }
+        if let Some(new) = self.nodes.get_mut(&name) {
+            new.parents = old.parents;
+        }
+        Ok(())
+    }
+
+    /// The node below `old` loses a parent, and goes if it came with that.
+    fn let_go(&mut self, old: &Node, name: &str) {
+        let Some(child) = old.child() else { return };
+        if let Some(below) = self.nodes.get_mut(child) {
+            below.parents.retain(|parent| parent != name);
+            if below.anonymous && below.parents.is_empty() {
+                self.nodes.remove(child);
+            }
+        }
+    }
+
+    /// Returns whether a node has one of `others` below it.
+    fn is_below(&self, name: &str, others: &[String]) -> bool {
+        let child = self.nodes.get(name).and_then(|node| node.child());
+        // No circle yet: the chain ends.
+        child.is_some_and(|child| others.iter().any(|other| other == child) || self.is_below(child, others))
+    }
+
+    /// Returns whether `name` is `other`, or above it.
+    pub(in super::super) fn reaches(&self, name: &str, other: &str) -> bool {
+        let child = self.nodes.get(name).and_then(|node| node.child());
+        name == other || child.is_some_and(|child| self.reaches(child, other))
+    }
+}

@@ -1,0 +1,86 @@
+//! What happens to disks that are served: events, statistics, changes.
+
+use serde_json::{Value, json};
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, Op, all_features};
+
+use crate::client::Client;
+use crate::daemon::MONITOR;
+
+const LEN: usize = 4096;
+
+/// Starts a daemon with a monitor, a client, and a frontend.
+fn start(options: &[&str]) -> (Daemon, Client, Frontend) {
+    let daemon = Daemon::start(&[7; 1 << 20], &[&MONITOR[..], options].concat());
+    let mut client = Client::connect(&daemon.dir().join("qmp.sock"));
+    client.sees_own_events = true;
+    let frontend = Frontend::connect(&daemon.socket(), 1, 8, all_features()).expect("connect");
+    (daemon, client, frontend)
+}
+
+/// Waits for an event of this name, and returns its data.
+fn event(client: &mut Client, name: &str) -> Value {
+    loop {
+        let mut line = client.next();
+        if line["event"] == name {
+            return line["data"].take();
+        }
+    }
+}
+
+#[test]
+fn frontends_are_announced_and_counted() {
+    let (_daemon, mut client, mut frontend) = start(&[]);
+    let data = event(&mut client, "__vhost-user-blk_FRONTEND_CONNECTED");
+    assert_eq!(data["pid"], std::process::id());
+    let id = data["id"].clone();
+    for offset in [0, 8192] {
+        assert_eq!(frontend.queue(0).run(&Op::Read { offset, len: LEN }).ret, 0);
+    }
+    let data = vec![1; LEN];
+    assert_eq!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
+    let stats = client.run("query-blockstats", &json!({}))[0].take();
+    assert_eq!(stats["qdev"], id);
+    assert_eq!(
+        (&stats["stats"]["rd_operations"], &stats["stats"]["wr_operations"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(
+        (&stats["stats"]["rd_bytes"], &stats["stats"]["wr_bytes"]),
+        (&json!(2 * LEN), &json!(LEN))
+    );
+    drop(frontend);
+    assert_eq!(
+        event(&mut client, "__vhost-user-blk_FRONTEND_DISCONNECTED")["id"],
+        id
+    );
+}
+
+#[test]
+fn failed_requests_are_reported() {
+    let (_daemon, mut client, mut frontend) = start(&["--inject", "read:eio"]);
+    assert_ne!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
+    let data = event(&mut client, "BLOCK_IO_ERROR");
+    let facts = ["operation", "action", "nospace"].map(|name| data[name].clone());
+    assert_eq!(facts, [json!("read"), json!("report"), json!(false)]);
+}
+
+#[test]
+fn full_disks_are_reported_until_there_is_room() {
+    let (_daemon, mut client, mut frontend) = start(&["--inject", "write:enospc,count=2"]);
+    let data = vec![1; LEN];
+    assert_eq!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
+    let data = event(&mut client, "BLOCK_IO_ERROR");
+    let facts = ["operation", "action", "nospace"].map(|name| data[name].clone());
+    assert_eq!(facts, [json!("write"), json!("stop"), json!(true)]);
+    event(&mut client, "__vhost-user-blk_DISK_HELD");
+    event(&mut client, "__vhost-user-blk_DISK_RESUMED");
+}
+
+#[test]
+fn late_requests_are_reported() {
+    let (_daemon, mut client, mut frontend) = start(&["--inject", "read:delay=2s", "--io-timeout", "1"]);
+    assert_eq!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
+    let data = event(&mut client, "__vhost-user-blk_REQUEST_LATE");
+    assert_eq!((&data["operation"], &data["queue"]), (&json!("read"), &json!(0)));
+}
