@@ -35,7 +35,7 @@ fn completions_reaped_together_raise_one_interrupt() {
         let mut vm = vm(features);
         // Each visit of the worker's results is one batch; the gate makes it few.
         eight_at_once(&mut vm);
-        let notifications = vm.stats.notifications.get();
+        let notifications = vm.notifications();
         assert_eq!(vm.calls(), notifications);
         assert!(
             notifications <= 3,
@@ -51,7 +51,7 @@ fn without_coalescing_each_completion_raises_one() {
         let mut vm = vm(features);
         vm.run(|queue| queue.set_batch_notifications(false));
         eight_at_once(&mut vm);
-        assert_eq!((vm.calls(), vm.stats.notifications.get()), (8, 8));
+        assert_eq!((vm.calls(), vm.notifications()), (8, 8));
     }
 }
 
@@ -128,7 +128,7 @@ fn a_late_used_event_still_gets_a_notification() {
     vm.offer_read(8, 0);
     vm.kick();
     vm.wait_used(1);
-    assert_eq!(vm.stats.notifications.get(), 2);
+    assert_eq!(vm.notifications(), 2);
 }
 
 #[test]

@@ -179,6 +179,7 @@ impl Vm {
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
         });
+        assert!(self.calls() > 0, "a ring that starts signals once");
     }
 
     /// Runs `f` on the queue, in this thread's next pass.
@@ -333,6 +334,11 @@ impl Vm {
         let target = self.ring.used_idx.wrapping_add(count);
         self.poll_until(|vm| vm.used_idx() == target);
         (0..count).map(|_| self.take_used().unwrap()).collect()
+    }
+
+    /// Returns the device's count of notifications, without the one at the start of the ring.
+    pub(crate) fn notifications(&self) -> u64 {
+        self.stats.notifications.get() - 1
     }
 
     /// Returns the number of notifications since the last call.

@@ -37,9 +37,9 @@ impl BlkQueue {
         let mut state = self.state.borrow_mut();
         state.unshared.reset();
         state.start_ring(ring, kicked);
-        if predecessor.resumed {
-            state.notifier.ring_resumed();
-        }
+        // A predecessor may have stopped before it could notify. libvhost-user does this for every ring, and QEMU's tests
+        // wait for it.
+        state.notifier.notify();
         Ok(predecessor.resumed.then_some(left_in_flight))
     }
 

@@ -28,8 +28,6 @@ pub(super) struct Notifier {
     err: Option<Target>,
     /// Completions since the last notification.
     uncovered: u64,
-    /// Requests were completed since the ring was set up, or perhaps by a predecessor.
-    used: bool,
 }
 
 /// An eventfd of the frontend.
@@ -62,7 +60,6 @@ impl Notifier {
             call: None,
             err: None,
             uncovered: 0,
-            used: false,
         }
     }
 
@@ -75,19 +72,12 @@ impl Notifier {
     }
 
     pub(super) fn ring_stopped(&mut self) {
-        (self.used, self.uncovered) = (false, 0);
-    }
-
-    /// The ring continues where a predecessor stopped, perhaps before that could notify.
-    pub(super) fn ring_resumed(&mut self) {
-        self.used = true;
-        self.notify();
+        self.uncovered = 0;
     }
 
     /// Counts completions that the next notification covers.
     pub(super) fn completed(&mut self, completions: u64) {
         self.uncovered += completions;
-        self.used = true;
     }
 
     /// Notifies the driver. A driver without a call eventfd polls the ring, or is notified once it sets one.
