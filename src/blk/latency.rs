@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use super::stats::Counter;
+use super::counter::Counter;
 use crate::io::IoOp;
 
 /// Buckets in each octave.

@@ -5,6 +5,7 @@
 //! fail, and [`failures`] reports them. [`stats`] and [`latency`] count.
 
 pub mod config;
+mod counter;
 pub mod device;
 pub mod error_policy;
 pub mod failures;
