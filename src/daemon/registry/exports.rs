@@ -359,6 +359,20 @@ impl Made {
     }
 }
 
+/// Returns the thread of an IOThread, started and confined, with all that later disks may need.
+pub(super) fn start_confined(
+    iothread: &Arc<IoThreadObject>,
+    sandbox: &Sandbox,
+) -> Result<Arc<IoThread>, OperationError> {
+    let new = iothread.start(sandbox)?;
+    let thread = iothread.thread().ok_or(Gone)?;
+    if new {
+        thread.call(|resources| resources.prepare())?;
+        confine(thread, sandbox)?;
+    }
+    Ok(Arc::clone(thread))
+}
+
 /// Puts the sandbox over an IOThread, whose disks have all that they need by now.
 pub(super) fn confine(iothread: &IoThread, sandbox: &Sandbox) -> Result<(), OperationError> {
     let (sandbox, (reply, entered)) = (sandbox.clone(), mpsc::channel());

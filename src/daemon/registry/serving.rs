@@ -1,0 +1,198 @@
+//! Serving: starts the exports with their IOThreads, removes exports, and ends all of them. Main thread only.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::exports::{Made, confine, start_confined};
+use super::{
+    Done, Export, IoThreadObject, Leaving, Notice, OnDiskNotice, OperationError, Registry, RemoveMode,
+    Running,
+};
+use crate::aio::Gone;
+use crate::daemon::disks::{Disk, Disks, Ended, OnEnd};
+use crate::iothread::IoThread;
+use crate::sandbox::Sandbox;
+
+/// How long a hard removal waits for requests in flight.
+const HARD_TIME: Duration = Duration::from_secs(1);
+
+impl Registry {
+    /// Serves an export while others are served.
+    pub(super) fn serve(&mut self, id: &str, export: &mut Export) -> Result<(), OperationError> {
+        let (Some(running), Some(prepared)) = (&mut self.running, export.prepared.take()) else {
+            return Ok(());
+        };
+        let start = |iothread: &Arc<IoThreadObject>| start_confined(iothread, &running.sandbox);
+        let threads = export
+            .iothreads
+            .iter()
+            .map(start)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut made = prepared.make(threads)?;
+        made.activate()?;
+        listen(&made, id, &export.node_name, &self.on_disk_notice);
+        add(&mut running.disks, id, made)
+    }
+
+    /// Starts all IOThreads, and serves all exports, confined by `sandbox`. To be called once. If the process is `managed`,
+    /// IOThreads get what later disks may need.
+    ///
+    /// # Errors
+    /// A thread cannot be created, or an image is in use.
+    pub fn start(&mut self, sandbox: &Sandbox, managed: bool, on_end: OnEnd) -> Result<(), OperationError> {
+        let mut disks = Disks::new(sandbox.clone(), on_end);
+        let own = self.objects.iothreads();
+        let of_exports = self.exports.values().flat_map(|export| &export.iothreads);
+        let mut new = Vec::new();
+        for iothread in own.chain(of_exports) {
+            if iothread.start(sandbox)? {
+                new.extend(iothread.thread().cloned());
+            }
+        }
+        let mut made = Vec::new();
+        for (id, export) in &mut self.exports {
+            let Some(prepared) = export.prepared.take() else {
+                continue;
+            };
+            let threads = export
+                .iothreads
+                .iter()
+                .filter_map(|iothread| iothread.thread().cloned());
+            made.push((id.clone(), prepared.make(threads.collect())?));
+        }
+        if managed {
+            let prepare = |iothread: &Arc<IoThread>| iothread.call(|resources| resources.prepare());
+            new.iter().try_for_each(prepare)?;
+        }
+        self.nodes.confined = !sandbox.allows_names();
+        self.sockets.confined = self.nodes.confined;
+        // Before anything is executed: workers inherit the filters of their IOThread.
+        for iothread in &new {
+            confine(iothread, sandbox)?;
+        }
+        made.iter_mut().try_for_each(|(_, made)| made.activate())?;
+        for (id, made) in made {
+            if let Some(export) = self.exports.get(&id) {
+                listen(&made, &id, &export.node_name, &self.on_disk_notice);
+            }
+            add(&mut disks, &id, made)?;
+        }
+        self.running = Some(Running {
+            disks,
+            sandbox: sandbox.clone(),
+        });
+        Ok(())
+    }
+
+    /// Removes an export. `done` is called when that is over.
+    pub fn export_del(&mut self, id: &str, mode: RemoveMode, done: Done) {
+        let disk = self.running.as_mut().and_then(|running| running.disks.remove(id));
+        let (Some(export), Some(disk)) = (self.exports.remove(id), disk) else {
+            return done(Err(OperationError::NoExport { id: id.to_owned() }));
+        };
+        self.leaving.push(Leaving {
+            id: id.to_owned(),
+            export,
+            disk,
+            done: Some(done),
+            deadline: (mode == RemoveMode::Hard).then(|| Instant::now() + HARD_TIME),
+        });
+        self.follow_up();
+    }
+
+    /// Finishes removals: of disks that have ended, and of those whose time is over.
+    pub(in crate::daemon) fn follow_up(&mut self) {
+        let now = Instant::now();
+        for mut leaving in mem::take(&mut self.leaving) {
+            let ended = leaving.disk.wait(Duration::ZERO);
+            let late = leaving.deadline.is_some_and(|deadline| deadline <= now);
+            if (ended || late)
+                && let Some(done) = leaving.done.take()
+            {
+                let id = leaving.id.clone();
+                (self.on_notice)(&Notice::ExportDeleted { id });
+                done(Ok(()));
+            }
+            match ended {
+                true => leaving.disk.join(),
+                false => self.leaving.push(leaving),
+            }
+        }
+        self.remove_ended();
+    }
+
+    /// Removes exports whose only frontend has left.
+    fn remove_ended(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let ended: Vec<String> = running.disks.ended().map(str::to_owned).collect();
+        for id in ended {
+            if let Some(disk) = running.disks.remove(&id) {
+                disk.join();
+            }
+            self.exports.remove(&id);
+            (self.on_notice)(&Notice::ExportDeleted { id });
+        }
+    }
+
+    /// Returns when [`follow_up`](Self::follow_up) is to be called next, if nothing else happens.
+    pub(in crate::daemon) fn deadline(&self) -> Option<Instant> {
+        let waiting = self.leaving.iter().filter(|leaving| leaving.done.is_some());
+        waiting.filter_map(|leaving| leaving.deadline).min()
+    }
+
+    /// Returns the disks that are served, by the ids of their exports.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.running.iter().flat_map(|running| running.disks.iter())
+    }
+
+    /// Makes the IOThreads read the size of every disk again, without waiting for them.
+    ///
+    /// # Errors
+    /// An IOThread has ended. The other disks are looked at.
+    pub fn refresh_sizes(&self) -> Result<(), Gone> {
+        match &self.running {
+            None => Ok(()),
+            Some(running) => running.disks.refresh_sizes(),
+        }
+    }
+
+    /// Ends all disks because the process is going to end, and waits for them until `time` has passed.
+    pub(in crate::daemon) fn end(&mut self, time: Duration) -> Ended {
+        let Some(running) = &mut self.running else {
+            return Ended::default();
+        };
+        let mut ended = running.disks.end(time);
+        let leaving = mem::take(&mut self.leaving).into_iter();
+        let leaving = leaving.map(|leaving| leaving.disk);
+        let (finished, busy) = leaving.partition::<Vec<_>, _>(|disk| disk.wait(Duration::ZERO));
+        ended.finished.extend(finished);
+        ended.busy.extend(busy);
+        for disk in &ended.finished {
+            let id = disk.id().to_owned();
+            (self.on_notice)(&Notice::ExportDeleted { id });
+        }
+        ended
+    }
+
+    /// Leaves the IOThreads behind, because joining them could take for ever.
+    pub(in crate::daemon) fn abandon(self) {
+        mem::forget(self);
+    }
+}
+
+/// Passes on what happens to a disk.
+fn listen(made: &Made, id: &str, node: &str, on_notice: &OnDiskNotice) {
+    let (id, node, on_notice) = (id.to_owned(), node.to_owned(), Arc::clone(on_notice));
+    made.device.state().notices().listen(Box::new(move |notice| {
+        if let Some(on_notice) = on_notice.get() {
+            on_notice(&id, &node, notice);
+        }
+    }));
+}
+
+fn add(disks: &mut Disks, id: &str, made: Made) -> Result<(), OperationError> {
+    made.announce();
+    disks.add(id, made.device, made.server, made.iothreads)?;
+    Ok(())
+}
