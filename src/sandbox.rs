@@ -275,6 +275,11 @@ pub fn allowed(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
     calls::allowed(kind)
 }
 
+/// Returns whether a rule is about threads of this kind. The manager's filter has the rules of all kinds.
+pub fn applies(call: &Call, kind: ThreadKind) -> bool {
+    calls::applies(call, kind)
+}
+
 /// Returns the system calls that fail instead of ending the process, with their error numbers.
 pub fn refused() -> impl Iterator<Item = (&'static Call, i32)> {
     calls::REFUSED

@@ -5,8 +5,8 @@ use std::ptr;
 use std::thread;
 
 use testkit::process::run_alone;
-use vhost_user_blk::sandbox::ThreadKind::{self, Control, IoThread, Main, Monitor, Worker};
-use vhost_user_blk::sandbox::{Sandbox, allowed, refused};
+use vhost_user_blk::sandbox::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Worker};
+use vhost_user_blk::sandbox::{Sandbox, allowed, applies, refused};
 
 use super::probe::Outcome::{Done, Failed, Killed};
 use super::probe::{attempt, confined, in_child};
@@ -44,7 +44,7 @@ fn body_of_every_system_call() {
         for number in (0..SYSTEM_CALLS).filter(|number| !UNFILTERED.contains(number)) {
             let found = attempt(&sandbox, kind, || call(number, [-1; 6]));
             let free = allowed(kind).any(|call| call.number() == number && call.condition().is_empty());
-            let refusal = refused().find(|(call, _)| call.number() == number && call.threads.contains(&kind));
+            let refusal = refused().find(|(call, _)| call.number() == number && applies(call, kind));
             match refusal {
                 Some((call, errno)) => assert_eq!(found, Failed(errno), "{} of {kind}", call.name()),
                 None => assert_eq!(
@@ -75,6 +75,10 @@ fn body_of_what_intruders_want() {
         let found = attempt(&sandbox, kind, || call(libc::SYS_openat, open));
         assert_eq!(found, Failed(libc::EACCES), "open a file, {kind}");
         for (what, number, arguments) in wishes() {
+            if (kind, number) == (Manager, libc::SYS_io_uring_setup) {
+                // An IOThread that is added later makes its ring before it gets a filter of its own.
+                continue;
+            }
             let mut all = [0; 6];
             all[..arguments.len()].copy_from_slice(&arguments);
             let found = attempt(&sandbox, kind, || call(number, all));
