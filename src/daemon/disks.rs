@@ -146,11 +146,12 @@ impl Disks {
         self.disks.values()
     }
 
-    /// Returns the ids of the disks whose control threads have ended by themselves.
-    pub fn ended(&self) -> impl Iterator<Item = &str> {
-        self.iter()
-            .filter(|disk| disk.control.is_finished())
-            .map(Disk::id)
+    /// Removes the disks whose control threads have ended by themselves, and returns them.
+    pub fn take_ended(&mut self) -> Vec<Disk> {
+        // The threads may still be about to exit.
+        let ended = self.iter().filter(|disk| disk.wait(Duration::ZERO));
+        let ids: Vec<_> = ended.map(|disk| disk.id().to_owned()).collect();
+        ids.iter().filter_map(|id| self.disks.remove(id)).collect()
     }
 
     /// Makes the IOThreads read the size of every disk again, without waiting for them.

@@ -1,6 +1,7 @@
 //! The command line: refused options and their messages, and the output for programs.
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -357,6 +358,26 @@ fn the_daemons_own_descriptors_are_never_taken_over() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn the_end_of_a_connected_socket_ends_the_daemon() {
+    let dir = directory();
+    let (ours, mut theirs) = UnixStream::pair().expect("make a connection");
+    let mut command = handed_over(
+        dir.path(),
+        ours.as_raw_fd(),
+        &["--fd", "3", "--blk-file", IMAGE],
+        &[],
+    );
+    let (mut daemon, ()) = Process::start("the daemon", &mut command, |_| ());
+    drop(ours);
+    // GET_FEATURES: the answer shows that the daemon serves.
+    let request = [1u32, 1, 0].map(u32::to_ne_bytes).concat();
+    theirs.write_all(&request).expect("ask");
+    theirs.read_exact(&mut [0; 20]).expect("an answer");
+    drop(theirs);
+    assert!(daemon.wait().success());
 }
 
 #[test]

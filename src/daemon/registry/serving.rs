@@ -125,11 +125,9 @@ impl Registry {
     /// Removes exports whose only frontend has left.
     fn remove_ended(&mut self) {
         let Some(running) = &mut self.running else { return };
-        let ended: Vec<String> = running.disks.ended().map(str::to_owned).collect();
-        for id in ended {
-            if let Some(disk) = running.disks.remove(&id) {
-                disk.join();
-            }
+        for disk in running.disks.take_ended() {
+            let id = disk.id().to_owned();
+            disk.join();
             self.exports.remove(&id);
             (self.on_notice)(&Notice::ExportDeleted { id });
         }
