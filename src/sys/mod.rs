@@ -4,6 +4,7 @@
 //! that `rustix` wraps are made through `rustix`, directly where they are needed.
 
 pub(crate) mod block_device;
+pub(crate) mod clock;
 pub(crate) mod file;
 pub(crate) mod linux_aio;
 pub(crate) mod ofd_lock;

@@ -4,6 +4,7 @@
 //! per publication. If it has lost its ring, or what belongs to the ring, it breaks. If it has lost other guest memory,
 //! only requests that use that memory fail. System calls need none of this: they fail by themselves.
 
+use super::latencies;
 use super::ring::{QueueError, Ring};
 use super::visit::Collected;
 use super::{BlkQueue, State};
@@ -117,7 +118,7 @@ impl Ring {
         let taken = self
             .owned
             .release(head)
-            .map_or_else(|| self.latencies.now(), |slot| slot.taken);
+            .map_or_else(latencies::now, |slot| slot.taken);
         request.iov.clear();
         self.begin(head, taken, request, rules, stats)
     }

@@ -142,7 +142,7 @@ impl Ring {
             addresses: setup.addresses,
             memory: MemoryView::new(setup.memory),
             owned: Owned::new(split.size()),
-            latencies: Latencies::new(),
+            latencies: Latencies::default(),
             split,
             log: None,
             losses: None,

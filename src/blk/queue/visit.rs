@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::complete::EarlyNotification;
-use super::latencies::Nanos;
+use super::latencies::{self, Nanos};
 use super::ownership::Slot;
 use super::phase::Phase;
 use super::ring::{Missing, QueueError, Ring};
@@ -123,7 +123,7 @@ impl Ring {
     ) -> Result<Collected, QueueError> {
         let mut collected = Collected::default();
         let mut bytes = 0;
-        let now = self.latencies.now();
+        let now = latencies::now();
         let left_behind = self.split.left_in_flight();
         for n in 0..BUDGET {
             let Some(head) = self.next_head(n == 0)? else {
