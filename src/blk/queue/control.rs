@@ -3,12 +3,13 @@
 //! They run on the IOThread, between two visits.
 
 use std::fs::File;
+use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use super::BlkQueue;
 use super::phase::Phase;
 use super::ring::{Missing, Ring, RingSetup, Stop};
+use super::{BlkQueue, State};
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::RingError;
 
@@ -37,9 +38,7 @@ impl BlkQueue {
         let mut state = self.state.borrow_mut();
         state.unshared.reset();
         state.start_ring(ring, kicked);
-        // A predecessor may have stopped before it could notify. libvhost-user does this for every ring, and QEMU's tests
-        // wait for it.
-        state.notifier.notify();
+        state.signal_start();
         Ok(predecessor.resumed.then_some(left_in_flight))
     }
 
@@ -74,7 +73,10 @@ impl BlkQueue {
 
     /// Enables or disables the ring (SET_VRING_ENABLE).
     pub fn set_enabled(&self, enabled: bool) {
-        self.state.borrow_mut().enabled = enabled;
+        let mut state = self.state.borrow_mut();
+        state.enabled = enabled;
+        state.signal_start();
+        drop(state);
         self.process();
     }
 
@@ -92,13 +94,13 @@ impl BlkQueue {
         self.publication.set_coalescing(on);
     }
 
-    /// Replaces the call eventfd. A ring that is set up signals the new one once, because a call may have been lost with
-    /// the old one. For a driver that waits for nothing this is a spurious interrupt.
+    /// Replaces the call eventfd. A ring that has started signals the new one once, because a call may have been lost
+    /// with the old one. For a driver that waits for nothing this is a spurious interrupt.
     pub fn set_call(&self, call: Option<Arc<File>>) {
         let mut state = self.state.borrow_mut();
-        let is_set_up = state.phase.ring().is_some();
+        let has_started = state.phase.ring().is_some_and(|ring| ring.has_signalled);
         state.notifier.set_call(call);
-        if is_set_up {
+        if has_started {
             state.notifier.notify();
         }
     }
@@ -143,6 +145,20 @@ impl BlkQueue {
     pub fn set_log(&self, log: Option<RingLog>) {
         if let Some(ring) = self.state.borrow_mut().phase.ring_mut() {
             ring.set_log(log);
+        }
+    }
+}
+
+impl State {
+    /// Signals the call eventfd of a ring once, when it is set up and enabled: a predecessor may have stopped before it
+    /// could notify. libvhost-user signals every ring, and QEMU's tests wait for it.
+    fn signal_start(&mut self) {
+        let enabled = self.enabled;
+        if let Some(ring) = self.phase.ring_mut()
+            && enabled
+            && !mem::replace(&mut ring.has_signalled, true)
+        {
+            self.notifier.notify();
         }
     }
 }

@@ -109,6 +109,8 @@ pub(super) struct Ring {
     pub(super) losses: Option<usize>,
     /// The IOThread polls the ring, so the driver need not kick.
     pub(super) polled: bool,
+    /// The call eventfd was signalled because the ring has started.
+    pub(super) has_signalled: bool,
     /// Present until the ring stops.
     pub(super) poller: Option<PollerHandle>,
     addresses: RingAddresses,
@@ -147,6 +149,7 @@ impl Ring {
             log: None,
             losses: None,
             polled: false,
+            has_signalled: false,
             poller: None,
         });
         ring.set_log(setup.log);
