@@ -158,6 +158,11 @@ impl LatencyHistograms {
 pub struct LatencyFigures([Latencies; OPERATIONS.len()]);
 
 impl LatencyFigures {
+    /// Returns the latencies of an operation.
+    pub fn of(&self, operation: Operation) -> &Latencies {
+        &self.0[operation as usize]
+    }
+
     /// Returns the operations that had requests, by name.
     pub fn operations(&self) -> impl Iterator<Item = (&'static str, &Latencies)> {
         let all = OPERATIONS.into_iter().zip(&self.0);

@@ -49,6 +49,11 @@ fn frontends_are_announced_and_counted() {
         (&stats["stats"]["rd_bytes"], &stats["stats"]["wr_bytes"]),
         (&json!(2 * LEN), &json!(LEN))
     );
+    let bins = stats["stats"]["rd_latency_histogram"]["bins"]
+        .as_array()
+        .expect("bins");
+    assert_eq!(bins.iter().filter_map(Value::as_u64).sum::<u64>(), 2);
+    assert_ne!(stats["stats"]["wr_total_time_ns"], 0);
     drop(frontend);
     assert_eq!(
         event(&mut client, "__vhost-user-blk_FRONTEND_DISCONNECTED")["id"],

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::convert::to_value;
+use crate::blk::latency::{Latencies, Operation};
 use crate::blk::stats::Figures;
 use crate::daemon::disks::Disk;
 use crate::daemon::registry::Registry;
@@ -36,8 +37,37 @@ pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcom
         .map(Value::from)
 }
 
-/// All members that QEMU always has; what we do not count apart is 0.
+/// Nanoseconds: 1, 2 and 5 of each decade from 10 us to 10 s.
+const BOUNDARIES: [u64; 19] = {
+    let mut boundaries = [10_000; 19];
+    let mut n = 1;
+    while n < boundaries.len() {
+        let decade = 10_000 * 10_u64.pow(n as u32 / 3);
+        boundaries[n] = decade * [1, 2, 5][n % 3];
+        n += 1;
+    }
+    boundaries
+};
+
+/// All members that QEMU always has, and latency histograms; what we do not count apart is 0.
 fn stats(figures: &Figures) -> Value {
+    let mut stats = counters(figures);
+    for (name, operation) in [
+        ("rd_latency_histogram", Operation::Read),
+        ("wr_latency_histogram", Operation::Write),
+        ("flush_latency_histogram", Operation::Flush),
+    ] {
+        stats[name] = histogram(figures.latency.of(operation));
+    }
+    stats
+}
+
+fn histogram(latencies: &Latencies) -> Value {
+    json!({ "boundaries": BOUNDARIES, "bins": latencies.by_bounds(&BOUNDARIES) })
+}
+
+fn counters(figures: &Figures) -> Value {
+    let time = |operation| figures.latency.of(operation).total_nanos();
     json!({
         "rd_bytes": figures.read_bytes,
         "wr_bytes": figures.written_bytes,
@@ -46,12 +76,12 @@ fn stats(figures: &Figures) -> Value {
         "rd_operations": figures.reads,
         "wr_operations": figures.writes,
         "flush_operations": figures.flushes,
-        "unmap_operations": 0,
+        "unmap_operations": figures.latency.of(Operation::Unmap).count(),
         "zone_append_operations": 0,
-        "rd_total_time_ns": 0,
-        "wr_total_time_ns": 0,
-        "flush_total_time_ns": 0,
-        "unmap_total_time_ns": 0,
+        "rd_total_time_ns": time(Operation::Read),
+        "wr_total_time_ns": time(Operation::Write),
+        "flush_total_time_ns": time(Operation::Flush),
+        "unmap_total_time_ns": time(Operation::Unmap),
         "zone_append_total_time_ns": 0,
         "wr_highest_offset": 0,
         "rd_merged": 0,
