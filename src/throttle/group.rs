@@ -172,7 +172,7 @@ impl Member {
         &self.group
     }
 
-    /// Adds an IOThread of the disk. `wake` runs [`Lane::turn`] there.
+    /// Adds an IOThread of the disk. `wake` makes that thread look which of its requests may go.
     pub fn lane(self: &Arc<Self>, wake: BhHandle) -> Lane {
         let mut state = self.group.lock();
         let id = state.new_id();

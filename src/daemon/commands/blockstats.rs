@@ -39,11 +39,12 @@ pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcom
 
 /// Nanoseconds: 1, 2 and 5 of each decade from 10 us to 10 s.
 const BOUNDARIES: [u64; 19] = {
-    let mut boundaries = [10_000; 19];
-    let mut n = 1;
+    let (mut boundaries, mut decade, mut n) = ([0; 19], 10_000, 0);
     while n < boundaries.len() {
-        let decade = 10_000 * 10_u64.pow(n as u32 / 3);
         boundaries[n] = decade * [1, 2, 5][n % 3];
+        if n % 3 == 2 {
+            decade *= 10;
+        }
         n += 1;
     }
     boundaries
