@@ -1,4 +1,4 @@
-//! What a descriptor chain means, to us and to the specification: buffers, request, answer.
+//! Compares our reading of a descriptor chain with the specification's: buffers, request, answer.
 #![no_main]
 
 use std::sync::Arc;
@@ -87,7 +87,7 @@ fn kind(error: ChainError) -> Broken {
     }
 }
 
-/// Without one of the regions a chain is as it was, or waits for an address in that region.
+/// Checks that without one of the regions, a chain is unchanged or waits for an address in that region.
 fn check_removed(ring: &SplitRing, memory: &GuestMemory, head: u16, whole: Result<Chain, ChainError>) {
     for region in [NEXT_TO_IT, APART, HIGH] {
         let memory = memory.without_region(region.guest, region.user, region.len);
@@ -100,7 +100,7 @@ fn check_removed(ring: &SplitRing, memory: &GuestMemory, head: u16, whole: Resul
     }
 }
 
-/// The guest addresses of a list's bytes.
+/// Returns the guest address of each byte in a list.
 fn bytes(view: &MemoryView, iov: &IoVecs) -> Vec<u64> {
     let address = |at: *const u8| view.guest_address(at).expect("lists name guest memory only");
     let range = |v: &libc::iovec| {

@@ -9,7 +9,7 @@ use vhost_user_blk::cli::mapping::IoThreadMap;
 use vhost_user_blk::cli::{Cli, one_line};
 use vhost_user_blk::storage::Limits;
 
-/// An IOThread and what it is given: numbers, or so many from a number on.
+/// An IOThread and its queues: single numbers, or ranges given by the first number and the number of further queues.
 type List = (u8, Vec<(u8, Option<u8>)>);
 
 #[derive(Arbitrary, Debug)]
@@ -17,7 +17,7 @@ enum Input<'a> {
     Line(Vec<Argument<'a>>),
     Size(&'a str),
     Map(&'a str, u16, u16),
-    /// A map that is written as it should be.
+    /// A well-formed map.
     Lists(Vec<List>, u8, u8),
     Space(Space),
 }
@@ -111,7 +111,7 @@ fn line(arguments: &[Argument<'_>]) {
                 assert!(!error.is_empty());
                 return;
             }
-            // What passes fits together.
+            // The options that pass the check are consistent.
             let owners = cli.queue_iothreads().expect("checked");
             assert_eq!(owners.len(), usize::from(cli.num_queues));
             assert!(owners.iter().all(|&iothread| iothread < cli.iothreads));
@@ -128,7 +128,7 @@ fn line(arguments: &[Argument<'_>]) {
     }
 }
 
-/// `--null SIZE`, beside a reading with 128 bits.
+/// Checks `--null SIZE` against a parser that computes with 128 bits.
 fn size(text: &str) {
     let arguments = ["vhost-user-blk", "--socket-path=s", &format!("--null={text}")];
     let found = Cli::try_parse_from(arguments).ok().and_then(|cli| cli.null);
@@ -170,7 +170,7 @@ fn written(lists: &[List]) -> String {
     lists.iter().map(entry).collect::<Vec<_>>().join(";")
 }
 
-/// `IOTHREAD:LIST;...`: what is taken gives each queue the IOThread that names it.
+/// Checks that a valid map (`IOTHREAD:LIST;...`) gives each queue the IOThread that names it.
 fn map(text: &str, queues: u16, iothreads: u16) {
     let Ok(map) = text.parse::<IoThreadMap>() else {
         return;
@@ -214,7 +214,7 @@ impl Space {
         }
     }
 
-    /// Each field where 5.2.4 has it.
+    /// Returns the configuration space with each field at its offset in 5.2.4.
     fn expected(&self) -> Vec<u8> {
         let config = self.config();
         let block = u64::from(config.limits.logical_block_size);
@@ -256,7 +256,7 @@ impl Space {
         );
         assert_eq!(offered & features::RO != 0, self.read_only);
         assert!(config.seg_max() >= 1 && config.seg_max() <= config.queue_size);
-        // An offset from 0x100 on is one into the MMIO window.
+        // An offset of 0x100 or more is an offset in the MMIO window, where the space starts at 0x100.
         let start = |offset: u32| u64::from(if offset >= 0x100 { offset - 0x100 } else { offset });
         for &(offset, len) in self.reads.iter().take(32) {
             let end = start(offset) + u64::from(len);

@@ -1,5 +1,6 @@
-//! Requests through a real queue and engine, beside a disk that is a `Vec<u8>`: data, answers, used ring, dirty log,
-//! and that no other byte changes.
+//! Sends requests through a real queue and engine, and compares them with a disk that is a `Vec<u8>`.
+//!
+//! Checks data, answers, used ring and dirty log, and that no other byte changes.
 #![no_main]
 
 use std::cell::RefCell;
@@ -35,11 +36,11 @@ struct Input {
 }
 
 thread_local! {
-    /// Never dropped: their threads end with the process.
+    /// Never dropped: the queues' threads end with the process.
     static QUEUES: RefCell<ManuallyDrop<Vec<Queue>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
 }
 
-/// Runs `f` with a queue of that shape, which stays for the next input.
+/// Runs `f` with a queue of this shape. The queue is kept for later inputs.
 fn with_queue(shape: Shape, f: impl FnOnce(&Queue)) {
     QUEUES.with_borrow_mut(|queues| {
         if !queues.iter().any(|queue| queue.shape == shape) {
@@ -68,12 +69,12 @@ fuzz_target!(|input: Input| {
     with_queue(shape, |queue| run(&input, queue));
 });
 
-/// The driver's side and what it expects.
+/// The driver, and the state that it expects.
 struct Run<'a> {
     queue: &'a Queue,
     device: Device,
     guest: Guest,
-    /// What the disk's file must hold.
+    /// The expected content of the disk's file.
     disk: Vec<u8>,
     ring: DriverRing,
     log: Option<Log>,
@@ -138,7 +139,7 @@ fn run(input: &Input, queue: &Queue) {
         .take_while(|request| run.serve(request))
         .count();
     let base = queue.stop();
-    // A ring that breaks has taken the chain that broke it.
+    // A broken ring has also taken the chain that broke it.
     let broken = u16::from(served < input.requests.len().min(12));
     assert_eq!(base, input.base.wrapping_add(served as u16 + broken));
     assert!(
@@ -147,7 +148,7 @@ fn run(input: &Input, queue: &Queue) {
     );
 }
 
-/// What the device changes in the rings by itself: its flags, and the event index behind either ring.
+/// Returns the ranges of the used ring that the device changes at any time: its flags, and `avail_event` at the end.
 fn own_fields(size: u16) -> [std::ops::Range<usize>; 2] {
     let at = |guest| Image::offset(guest).expect("the rings are mapped");
     let event = at(USED + 4 + 8 * u64::from(size));
@@ -155,10 +156,10 @@ fn own_fields(size: u16) -> [std::ops::Range<usize>; 2] {
 }
 
 impl Run<'_> {
-    /// One request from the kick to the answer; false if it has broken the ring.
+    /// Runs one request from the kick to the answer. Returns `false` if the request broke the ring.
     fn serve(&mut self, request: &Request) -> bool {
         let size = self.device.queue_size;
-        // Only the descriptor table and the heap: a request that changes its own ring has no one meaning.
+        // Stores only in the descriptor table and the heap: a request that changes its own ring is ambiguous.
         let head = request.store(size, &mut |at, bytes| {
             if (AVAIL..HEAP).contains(&at) || at < AVAIL && at + bytes.len() as u64 > AVAIL {
                 return;
@@ -176,7 +177,7 @@ impl Run<'_> {
             .flatten()
             .for_each(|at| other.0[at] ^= 0xff);
         if meaning != self.meaning(&other, head) || meaning.as_ref().is_ok_and(touches_rings) {
-            // What it means depends on what the device does to the rings meanwhile: not asked here.
+            // The request's meaning depends on when the device writes to the rings. Such a request is not sent.
             self.guest.load(&before);
             self.skip();
             return true;
@@ -214,7 +215,7 @@ impl Run<'_> {
         spec::understand(&self.device, image, buffers)
     }
 
-    /// A flush in place of a request that cannot be asked.
+    /// Sends a flush instead of a request that is ambiguous.
     fn skip(&mut self) {
         self.guest
             .write(HEAP, &[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -228,7 +229,7 @@ impl Run<'_> {
             .poll_until(|| ring.published(&self.guest) == ring.avail_idx);
     }
 
-    /// Every page that was written to has its bit.
+    /// Checks that the log has the bit of every page that was written.
     fn check_log(&self, meaning: &Meaning) {
         let Some(log) = &self.log else { return };
         let mut bits = vec![0; 4096];
@@ -251,7 +252,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether data or the status lie in the rings.
+/// Returns whether the data or the status lies in the rings.
 fn touches_rings(meaning: &Meaning) -> bool {
     let ring = |&at: &u64| at < HEAP;
     let data = match &meaning.operation {

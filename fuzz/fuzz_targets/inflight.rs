@@ -1,4 +1,5 @@
-//! In-flight regions of arbitrary bytes: refused, or recovered as the protocol says, and nothing else is touched.
+//! Passes in-flight regions of arbitrary bytes to the daemon's code, which must refuse them or recover from them as the
+//! protocol says. Nothing else may change.
 #![no_main]
 
 use std::ops::Range;
@@ -15,15 +16,15 @@ use vhost_user_blk_fuzz::guest::{APART, Guest, RINGS, memfd};
 
 const AVAIL: u64 = 0;
 const USED: u64 = 0x1000;
-/// Bytes of a part's header, and of each of its entries (vhost-user, "Inflight I/O tracking": queue_region_split).
+/// Length of a part's header and of each entry, in bytes (vhost-user, "Inflight I/O tracking": queue_region_split).
 const HEADER: usize = testkit::inflight::HEADER as usize;
 const ENTRY: usize = testkit::inflight::ENTRY as usize;
-/// What follows the parts that the protocol defines in the daemon's own regions: a mark, and spare bytes.
+/// Length of the trailer that follows the protocol's parts in the daemon's own regions: a magic and spare bytes.
 const TRAILER: u64 = 64;
 const MAGIC: [u8; 8] = *b"vublk-01";
-/// The largest ring, for which each queue has a second part after the trailer.
+/// The size of the largest ring. Each queue has a second part for it after the trailer.
 const LARGEST: u16 = 1024;
-/// Bits of `pages_before`: the file has large parts, and the frontend does not mention them.
+/// Bits of `pages_before`: the file has large parts; the size that the frontend claims leaves them out.
 const LARGE: u8 = 0x80;
 const CUT: u8 = 0x40;
 
@@ -45,12 +46,12 @@ struct Input {
 struct Layout {
     queues: u8,
     queue_size: u8,
-    /// Instead of what is needed.
+    /// The size, offset, number of queues and queue size to claim instead of the right ones.
     odd: Option<(u64, u64, u16, u16)>,
     pages_before: u8,
 }
 
-/// What an honest predecessor would leave, or nearly.
+/// A header as a well-behaved predecessor would leave it, or nearly.
 #[derive(Arbitrary, Debug)]
 struct Header {
     features: u8,
@@ -77,7 +78,7 @@ enum Step {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Recovery {
-    /// In the order in which they are to be submitted again.
+    /// The chains to submit again, in order.
     heads: Vec<u16>,
     resumed: bool,
 }
@@ -111,12 +112,12 @@ fuzz_target!(|input: Input| {
     let expected = recover(&bytes[part.clone()], parts.size(), ring_size, input.used_idx);
     let area = match region.queue(queue.into(), ring_size.into()) {
         Ok(area) => area,
-        // Only the parts that the protocol defines are checked with the region.
+        // The daemon checks only the protocol's parts together with the region.
         Err(_) if parts.is_large && expected.is_none() => return unchanged(&file, &bytes),
         Err(error) => panic!("{error:?} and not {expected:?}"),
     };
     track(area, expected, ring_size, &input);
-    // Other queues' parts and what is around them are as they were.
+    // The other queues' parts and the bytes around the parts are unchanged.
     let mut now = vec![0; bytes.len()];
     file.read_exact_at(&mut now, 0).expect("read the region");
     now[part.clone()].copy_from_slice(&bytes[part]);
@@ -143,7 +144,7 @@ fn layout(input: &Input) -> (RegionLayout, u64) {
     (layout, len)
 }
 
-/// Returns the content of the file, and where the ring's part is.
+/// Returns the content of the file, and the location of the parts that the ring uses.
 fn content(input: &Input, layout: RegionLayout, len: u64, queue: u16, ring_size: u16) -> (Vec<u8>, Parts) {
     let RegionLayout {
         offset,
@@ -173,7 +174,7 @@ fn content(input: &Input, layout: RegionLayout, len: u64, queue: u16, ring_size:
     (bytes, parts)
 }
 
-/// Makes a ring continue from a part, as it is expected to, or not at all.
+/// Makes a ring continue from a part. The ring must recover as expected, or fail if nothing is expected.
 fn track(area: InflightArea, expected: Option<Recovery>, ring_size: u16, input: &Input) {
     let guest = Guest::new();
     let mut driver = DriverRing::new(ring_size, APART.guest as usize, AVAIL as usize, USED as usize);
@@ -195,12 +196,12 @@ impl Layout {
     }
 }
 
-/// Bytes of the parts of all queues.
+/// Returns the length of all queues' parts.
 fn needed(queues: u16, queue_size: u16) -> u64 {
     u64::from(queues) * stride(queue_size)
 }
 
-/// The parts that the ring is to use: those that the protocol defines, or the large ones after the trailer.
+/// The parts that the ring uses: the protocol's own parts, or the large ones after the trailer.
 struct Parts {
     start: usize,
     trailer: usize,
@@ -209,12 +210,12 @@ struct Parts {
 }
 
 impl Parts {
-    /// The number of descriptors that a part has room for.
+    /// Returns the number of descriptors that a part has room for.
     fn size(&self) -> u16 {
         if self.is_large { LARGEST } else { self.queue_size }
     }
 
-    /// The bytes of a queue's part.
+    /// Returns the range of a queue's part.
     fn of(&self, queue: u16) -> Range<usize> {
         let len = stride(self.size()) as usize;
         let first = if self.is_large {
@@ -265,7 +266,7 @@ fn unchanged(file: &std::fs::File, bytes: &[u8]) {
     assert!(now == bytes, "a region that was refused was changed");
 }
 
-/// What the protocol says about a part that a backend which was killed has left; nothing if no backend can have.
+/// Recovers from a part as the protocol says. Returns `None` if no killed backend can have left such a part.
 fn recover(part: &[u8], queue_size: u16, ring_size: u16, used_idx: u16) -> Option<Recovery> {
     let u16_at = |at: usize| u16::from_le_bytes([part[at], part[at + 1]]);
     let counter = |head: u16| {
@@ -292,7 +293,7 @@ fn recover(part: &[u8], queue_size: u16, ring_size: u16, used_idx: u16) -> Optio
         return None;
     }
     if marks.contains(&1) {
-        // The batch that was published, perhaps, after the index was recorded: no longer in flight.
+        // The predecessor may have published a batch without recording the new index. Such a batch is not in flight.
         let batch = used_idx.wrapping_sub(u16_at(14));
         if batch > ring_size {
             return None;
@@ -314,7 +315,7 @@ fn recover(part: &[u8], queue_size: u16, ring_size: u16, used_idx: u16) -> Optio
     (!twice && !at_the_end).then_some(Recovery { heads, resumed: true })
 }
 
-/// What was in flight comes first; then the ring goes on, and no chain is out twice.
+/// Checks that the chains in flight are popped first, that the ring then continues, and that no chain is popped twice.
 fn run(ring: &mut SplitRing, guest: &Guest, mut driver: DriverRing, recovery: Recovery, steps: &[Step]) {
     let mut held = Vec::new();
     for head in recovery.heads {
@@ -324,7 +325,7 @@ fn run(ring: &mut SplitRing, guest: &Guest, mut driver: DriverRing, recovery: Re
     if !recovery.resumed {
         assert_eq!(ring.pop(), Ok(None));
     }
-    // All entries name descriptor 0, then 1, and so on.
+    // Entry `n` names descriptor `n`.
     for slot in 0..ring.size() {
         guest.store_u16(driver.avail_entry(slot), slot);
     }

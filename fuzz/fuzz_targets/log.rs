@@ -1,4 +1,4 @@
-//! The dirty log: set up from any file, marked for any range, compared with a look at every page.
+//! Sets up the dirty log from any file, marks any ranges, and compares the log with a check of every page.
 #![no_main]
 
 use std::fs::File;
@@ -26,7 +26,7 @@ struct Input {
 enum Backing {
     Memfd,
     Sealed,
-    /// One that cannot be protected from being cut short.
+    /// A file that cannot be sealed against shrinking.
     NullDevice,
 }
 
@@ -35,7 +35,7 @@ enum Number {
     Small(u8),
     Pages(u8),
     Medium(u16),
-    /// Counted from the end of all numbers.
+    /// Counted down from `u64::MAX`.
     Huge(u16),
     Any(u64),
 }
@@ -98,7 +98,7 @@ fuzz_target!(|input: Input| {
             len,
         );
         if i == usize::from(input.clear_at) {
-            // The frontend takes the bits away at any time.
+            // The frontend may clear the bits at any time.
             expected.fill(0);
             file.write_all_at(&expected, 0).expect("clear the log");
         }
@@ -114,7 +114,7 @@ fuzz_target!(|input: Input| {
     }
 });
 
-/// Looks at each page that has a bit.
+/// Marks the range in the expected log: tests each page that has a bit.
 fn mark(log: &mut [u8], guest: u64, len: u64) {
     let (first, end) = (u128::from(guest), u128::from(guest) + u128::from(len));
     for page in 0..log.len() * 8 {

@@ -1,4 +1,4 @@
-//! A ring in any state: what the driver stores and what the device makes of it, beside a model that counts.
+//! Brings a ring into any state that a driver can cause, and compares the device's side with a model.
 #![no_main]
 
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ struct Input {
     steps: Vec<Step>,
 }
 
-/// Any size and any addresses.
+/// A ring of any size at any addresses.
 #[derive(Arbitrary, Debug)]
 struct Place {
     size: u32,
@@ -33,21 +33,21 @@ struct Place {
 
 #[derive(Arbitrary, Debug)]
 enum Where {
-    /// From the start (or the end) of a region.
+    /// Region, whether to count from its end, distance.
     In(u8, bool, u16),
     Any(u64),
 }
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// The driver makes so many entries available, as it should.
+    /// The driver makes entries available as it should: their number, and the first head.
     Offer(u8, u16),
-    /// The driver stores whatever it likes.
+    /// The driver stores an arbitrary value.
     AvailIdx(u16),
     Entry(u16, u16),
     Flags(u16),
     UsedEvent(u16),
-    /// Relative to what is published.
+    /// The event relative to the published index.
     UsedEventNear(i8),
     Pop,
     HasWork,
@@ -61,13 +61,13 @@ enum Step {
     Remap,
 }
 
-/// The device's side, counted without wrapping arithmetic.
+/// A model of the device's side, which counts without wrapping arithmetic.
 struct Model {
     image: Image,
     layout: DriverRing,
     size: u64,
     event_idx: bool,
-    /// Positions since the beginning of time.
+    /// Positions that never wrap.
     avail: u64,
     seen: u64,
     used: u64,
@@ -83,7 +83,7 @@ fuzz_target!(|input: Input| {
     }
     let guest = Guest::new();
     let size = 1u16 << (input.size % 11);
-    // The table may have 1024 entries, so it has a region of its own.
+    // The table may have 1024 entries, so it lies in a region of its own.
     let layout = DriverRing::new(size, APART.guest as usize, AVAIL as usize, USED as usize);
     guest.store_u16(layout.used_idx_at(), input.used);
     let memory = guest.table();
@@ -93,7 +93,7 @@ fuzz_target!(|input: Input| {
     };
     let mut ring =
         SplitRing::new(&memory, addresses(), size.into(), input.base, features).expect("a good ring");
-    // Far from zero, so that nothing below it is ever meant.
+    // Positions start far from zero, so that none is ever negative.
     let position = |idx: u16| (1 << 32) + u64::from(idx);
     let mut model = Model {
         image: guest.image(),
@@ -140,7 +140,7 @@ impl Where {
     }
 }
 
-/// A ring is made exactly if the specification allows its size and all of it is aligned and in one region each.
+/// Checks that a ring can be made exactly if its size is allowed and each part is aligned and inside one region.
 fn try_anywhere(place: &Place) {
     let guest = Guest::new();
     let [desc, avail, used] = [&place.desc, &place.avail, &place.used].map(Where::user);
@@ -153,7 +153,7 @@ fn try_anywhere(place: &Place) {
     );
     let size = u64::from(place.size);
     let good_size = (0..=10).any(|n| size == 1 << n) && size <= MAX_QUEUE_SIZE.into();
-    // Bytes are looked for one by one; the host has regions at pages, so that alignments are the region's offsets'.
+    // The host maps regions at page boundaries, so the offset in the region decides the alignment.
     let good = |at: u64, len: u64, align: u64| {
         let covers = |r: &&vhost_user_blk::memory::RegionInfo| {
             u128::from(at) >= u128::from(r.user)
@@ -170,7 +170,7 @@ fn try_anywhere(place: &Place) {
     guest.image().assert_is(&Image::new(), &[]);
 }
 
-/// The guest's memory and its image, which the driver writes alike.
+/// The guest's memory and its image. The driver writes the same bytes to both.
 struct Both<'a> {
     guest: &'a Guest,
     image: RefCell<&'a mut Image>,
@@ -204,10 +204,10 @@ impl Model {
         self.image.write(at as u64, bytes);
     }
 
-    /// Whether entry `event` is one of those from `old` on, up to the published ones.
+    /// Returns whether the driver's event is among the entries published since `old`.
     fn crossed(&self, old: u64) -> bool {
         let event = self.u16(self.layout.used_event_at());
-        // No more than 65,535 are looked at: what is further away is out of sight, as for any driver.
+        // Considers at most 65,535 entries: a driver cannot see further back either.
         let from = old.max(self.published.saturating_sub(0xffff));
         !(self.published - old).is_multiple_of(0x1_0000) && {
             let batch = (self.published - old) % 0x1_0000;
@@ -216,7 +216,7 @@ impl Model {
         }
     }
 
-    /// Makes the driver do a step of its own. Returns `false` if the step is the device's.
+    /// Performs a step of the driver. Returns `false` if the step is the device's.
     fn drive(&mut self, step: &Step, guest: &Guest) -> bool {
         let mut ring = self.layout;
         ring.avail_idx = self.u16(ring.avail_idx_at());
@@ -241,7 +241,7 @@ impl Model {
         true
     }
 
-    /// Does a step on both sides. Returns `false` when the ring is broken.
+    /// Performs a step on the ring and the model. Returns `false` when the ring is broken.
     fn step(
         &mut self,
         step: &Step,
@@ -304,7 +304,7 @@ impl Model {
         true
     }
 
-    /// The driver's index: how many more entries that makes; nothing if it is impossible.
+    /// Reads the driver's index if needed. Returns the number of entries to take, or `None` if the index is invalid.
     fn refresh(&mut self) -> Option<u64> {
         if self.seen == self.avail {
             let idx = u64::from(self.u16(self.layout.avail_idx_at()));

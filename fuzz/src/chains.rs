@@ -1,14 +1,14 @@
-//! Requests as a driver lays them out, and what can be wrong with them.
+//! Requests as a driver lays them out, and defects in them.
 
 use arbitrary::Arbitrary;
 
 use crate::guest::{APART, HIGH, NEXT_TO_IT, REGIONS};
 
-/// Where the parts of the ring are in the guest; queues have 32 entries at most.
+/// Guest addresses of the ring's parts. Queues have 32 entries at most.
 pub const DESC: u64 = 0;
 pub const AVAIL: u64 = 0x800;
 pub const USED: u64 = 0xa00;
-/// Where buffers begin.
+/// Guest address at which buffers begin.
 pub const HEAP: u64 = 0x1000;
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -73,17 +73,17 @@ pub struct Segment {
     flags: u8,
 }
 
-/// An address that tells something.
+/// An address that is likely to reach an interesting case.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Addr {
     Heap(u16),
-    /// Near the end of a region.
+    /// A region, and a number of bytes before its end.
     End(u8, u8),
     Any(u64),
 }
 
 impl Addr {
-    /// Never in the page of the rings, unless it is any address.
+    /// Returns the address. It lies in the page of the rings only if it is [`Addr::Any`].
     pub fn get(self) -> u64 {
         match self {
             Self::Heap(at) => HEAP + u64::from(at) % (NEXT_TO_IT.guest + NEXT_TO_IT.len - HEAP),
@@ -96,10 +96,10 @@ impl Addr {
     }
 }
 
-/// Something that a driver would not do, or not so.
+/// A defect: a store that a well-behaved driver would not make.
 #[derive(Arbitrary, Clone, Debug)]
 pub enum Change {
-    /// A descriptor of the queue's table.
+    /// Replaces a descriptor of the queue's table.
     Descriptor {
         index: u8,
         addr: Addr,
@@ -107,7 +107,7 @@ pub enum Change {
         flags: u8,
         next: u8,
     },
-    /// One in a table elsewhere.
+    /// Stores a descriptor in another table.
     Entry {
         table: Addr,
         index: u8,
@@ -116,7 +116,7 @@ pub enum Change {
         flags: u8,
         next: u8,
     },
-    /// A descriptor that names a table.
+    /// Replaces a descriptor by one that names an indirect table.
     Table {
         index: u8,
         table: Addr,
@@ -139,14 +139,14 @@ pub struct Request {
     kind: Kind,
     sector: Number,
     length: Length,
-    /// The pattern of what is written.
+    /// The pattern of the data to write.
     fill: u8,
     segments: Vec<Segment>,
-    /// Where buffers are cut into descriptors.
+    /// The positions at which buffers are cut into descriptors.
     cuts: [u8; 4],
-    /// With so many descriptors in front of the table, if there is one.
+    /// The number of descriptors before the indirect table, if there is a table.
     indirect: Option<u8>,
-    /// Where it lies: anywhere in the heap, or high up.
+    /// The place of the buffers in the heap, unless `high` puts them at the highest addresses.
     at: u8,
     high: bool,
     pub head: u8,
@@ -162,7 +162,7 @@ struct Piece {
     writable: bool,
 }
 
-/// The bytes of a descriptor.
+/// Returns the bytes of a descriptor.
 pub fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
     let desc = testkit::ring::Desc {
         addr,
@@ -174,7 +174,7 @@ pub fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
 }
 
 impl Request {
-    /// What the device is to read.
+    /// Returns the bytes that the device reads.
     fn readable(&self) -> Vec<u8> {
         let mut bytes = self.kind.number().to_le_bytes().to_vec();
         bytes.extend([0x77; 4]);
@@ -226,7 +226,7 @@ impl Request {
         pieces
     }
 
-    /// Lays the request out for a queue of `size` entries, changes included; the chain's head.
+    /// Stores the request, then its changes, for a queue of `size` entries. Returns the chain's head.
     pub fn store(&self, size: u16, store: Store<'_>) -> u16 {
         let head = u16::from(self.head) % size;
         let pieces = self.pieces(store);
@@ -261,7 +261,7 @@ impl Request {
     }
 }
 
-/// Puts a buffer behind the last one, where there is room.
+/// Places a buffer after the previous one, or in another region if there is no room.
 fn place(pieces: &mut Vec<Piece>, at: &mut u64, len: usize, writable: bool) {
     let room = |region: &vhost_user_blk::memory::RegionInfo| {
         *at >= region.guest && *at - region.guest + len as u64 <= region.len

@@ -1,4 +1,4 @@
-//! A frontend that says whatever it is told, over a real socket, to a real server on a thread of its own.
+//! A frontend that sends any message over a real socket to a real server on its own thread.
 
 use std::fs::File;
 use std::io;
@@ -24,13 +24,13 @@ use crate::guest::memfd;
 use crate::queue::SERIAL;
 
 pub const QUEUES: u16 = 2;
-/// Bytes of the disk at first; and some behind it that are nobody's.
+/// Initial size of the disk, and the number of further bytes in its file that nobody may write.
 pub const DISK: u64 = 64 << 10;
 pub const TAIL: u64 = 300;
-/// Nothing takes longer, unless it hangs.
+/// Time limit for anything that does not hang.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A disk that serves one connection after the other, as long as the process lives.
+/// A disk that serves one connection after the other for as long as the process lives.
 pub struct Backend {
     pub disk: File,
     node: Arc<BlockNode>,
@@ -94,7 +94,7 @@ impl Backend {
         (Client(raw::Client::new(ours)), resizer)
     }
 
-    /// Waits until the backend serves a disk of `DISK` bytes: it reads the size again in its own time.
+    /// Waits until the backend has read the size again and serves a disk of `DISK` bytes.
     pub fn wait_for_size(&self) {
         let deadline = Instant::now() + PATIENCE;
         while self.node.size() != DISK {
@@ -103,7 +103,7 @@ impl Backend {
         }
     }
 
-    /// Ends a connection, and waits until the backend has forgotten it.
+    /// Ends a connection, and waits until the backend has ended it as well.
     pub fn leave(&self, client: Client) {
         drop(client);
         self.done.recv_timeout(PATIENCE).expect("the connection ends");
@@ -133,7 +133,7 @@ fn params(node: &BlockNode) -> DeviceParams {
     }
 }
 
-/// The frontend's end of a connection, which nothing that the backend says surprises.
+/// The frontend's end of a connection. It accepts any answer of the backend.
 pub struct Client(raw::Client);
 
 impl Client {
@@ -148,7 +148,7 @@ impl Client {
         self.send(&message::message(request, flags, payload), fds)
     }
 
-    /// Takes away what the backend has said.
+    /// Drops everything that the backend has sent so far.
     fn drain(&mut self) {
         while self
             .receive(Duration::ZERO)
@@ -156,12 +156,16 @@ impl Client {
         {}
     }
 
-    /// Reads what the backend says next: nothing at the connection's end, and `WouldBlock` after `timeout`.
+    /// Reads the bytes that the backend sends next. At the end of the connection these are none.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing arrived within `timeout`.
     pub fn receive(&mut self, timeout: Duration) -> io::Result<(Vec<u8>, Option<File>)> {
         self.0.receive_any(timeout)
     }
 
-    /// Asks for the features, and waits until all before it is dealt with. False if the connection has ended.
+    /// Asks for the features and waits for the reply, so that all earlier messages are handled. Returns `false` if the
+    /// connection has ended.
     pub fn barrier(&mut self) -> bool {
         if !self.message(msg::GET_FEATURES, 0, &[], &[]) {
             return false;
@@ -172,7 +176,7 @@ impl Client {
                 Ok((bytes, _)) if bytes.is_empty() => return false,
                 Ok((bytes, _)) => {
                     seen.extend(bytes);
-                    // A reply to GET_FEATURES is the last thing that is said.
+                    // The reply to GET_FEATURES is the last one.
                     if seen.len() >= 20 && seen[seen.len() - 20..][..4] == msg::GET_FEATURES.to_le_bytes() {
                         return true;
                     }

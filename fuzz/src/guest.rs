@@ -9,20 +9,20 @@ use vhost_user_blk::memory::{GuestMemory, RegionInfo};
 pub use testkit::memory::{eventfd, memfd};
 
 const PAGE: usize = 4096;
-/// What guard pages are filled with.
+/// The content of guard pages.
 const GUARD: u8 = 0xa5;
-/// Bytes of the whole file.
+/// Length of the whole file.
 pub const FILE_LEN: usize = 0x11 * PAGE;
 
-/// Rings, and the first part of the heap.
+/// The region with the rings and the first part of the heap.
 pub const RINGS: RegionInfo = region(0, 0x4000, 0x7f00_0000_0000, 0x1000);
-/// Adjoins the first one, in the guest but not in the host.
+/// The region that follows `RINGS` directly in the guest, but not in the host.
 pub const NEXT_TO_IT: RegionInfo = region(0x4000, 0x2000, 0x7f00_1000_0000, 0x6000);
-/// Behind a gap.
+/// A region after a gap.
 pub const APART: RegionInfo = region(0x1_0000, 0x4000, 0x7f00_2000_0000, 0x9000);
-/// As far up as addresses go, but for two pages.
+/// The region with the highest addresses. Two pages are left above it.
 pub const HIGH: RegionInfo = region(0xffff_ffff_ffff_c000, 0x2000, 0x7f00_3000_0000, 0xe000);
-/// All of them.
+/// All regions.
 pub const REGIONS: [RegionInfo; 4] = [RINGS, NEXT_TO_IT, APART, HIGH];
 
 const fn region(guest: u64, len: u64, user: u64, file_offset: u64) -> RegionInfo {
@@ -34,12 +34,12 @@ const fn region(guest: u64, len: u64, user: u64, file_offset: u64) -> RegionInfo
     }
 }
 
-/// The guest's memory at a point in time, as bytes of the file.
+/// A copy of the guest's memory at a point in time, as bytes of the file.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Image(pub Vec<u8>);
 
 impl Image {
-    /// Zeroes, and guard pages.
+    /// Makes an image of zeroes between guard pages.
     pub fn new() -> Self {
         let mut bytes = vec![GUARD; FILE_LEN];
         for r in REGIONS {
@@ -48,7 +48,7 @@ impl Image {
         Self(bytes)
     }
 
-    /// Where a guest address is in the file.
+    /// Returns the offset of a guest address in the file.
     pub fn offset(guest: u64) -> Option<usize> {
         let r = REGIONS
             .iter()
@@ -56,32 +56,32 @@ impl Image {
         Some((r.file_offset + (guest - r.guest)) as usize)
     }
 
-    /// The byte at a guest address, if there is one.
+    /// Returns the byte at a guest address, if the address is mapped.
     pub fn byte(&self, guest: u64) -> Option<u8> {
         Some(self.0[Self::offset(guest)?])
     }
 
-    /// Stores a byte; one that has no place is dropped.
+    /// Stores a byte. Does nothing if the address is not mapped.
     pub fn put(&mut self, guest: u64, byte: u8) {
         if let Some(at) = Self::offset(guest) {
             self.0[at] = byte;
         }
     }
 
-    /// Stores bytes.
+    /// Stores bytes, except those whose addresses are not mapped.
     pub fn write(&mut self, guest: u64, bytes: &[u8]) {
         for (at, &byte) in (0..).zip(bytes) {
             self.put(guest.wrapping_add(at), byte);
         }
     }
 
-    /// A little-endian number of two bytes that are there.
+    /// Returns the little-endian number at a mapped address.
     pub fn u16(&self, guest: u64) -> u16 {
         let byte = |at| self.byte(at).expect("the rings are mapped");
         u16::from_le_bytes([byte(guest), byte(guest + 1)])
     }
 
-    /// Fails where this differs from what is expected, and says where.
+    /// Panics with the first offset at which this image differs from `expected`, outside the ranges `except`.
     pub fn assert_is(&self, expected: &Self, except: &[std::ops::Range<usize>]) {
         if self == expected {
             return;
@@ -102,7 +102,7 @@ impl Default for Image {
     }
 }
 
-/// The memory itself, mapped here too.
+/// The guest's memory, mapped in this process.
 pub struct Guest {
     memory: SharedMemory,
 }
@@ -119,17 +119,17 @@ impl Guest {
         self.memory.file()
     }
 
-    /// Sets all of it.
+    /// Sets the whole memory.
     pub fn load(&self, image: &Image) {
         self.memory.write(0, &image.0);
     }
 
-    /// All of it as it is now.
+    /// Returns a copy of the whole memory.
     pub fn image(&self) -> Image {
         Image(self.memory.read(0, FILE_LEN))
     }
 
-    /// Sets a few bytes; those that have no place are dropped.
+    /// Stores bytes, except those whose addresses are not mapped.
     pub fn write(&self, guest: u64, bytes: &[u8]) {
         for (at, &byte) in (0..).zip(bytes) {
             if let Some(offset) = Image::offset(guest.wrapping_add(at)) {
@@ -138,12 +138,12 @@ impl Guest {
         }
     }
 
-    /// Reads a number that is in a ring.
+    /// Reads a little-endian number at a mapped address.
     pub fn u16(&self, guest: u64) -> u16 {
         u16::from_le_bytes(RingMemory::read(self, guest as usize))
     }
 
-    /// As the daemon maps it.
+    /// Maps the memory as the daemon does.
     pub fn table(&self) -> GuestMemory {
         let file = || self.file().try_clone().expect("another descriptor");
         GuestMemory::map(REGIONS.map(|r| (r, file()))).expect("a table like any other")
@@ -156,7 +156,7 @@ impl Default for Guest {
     }
 }
 
-/// Rings lie at guest addresses.
+/// Offsets are guest addresses.
 impl RingMemory for Guest {
     fn read<const N: usize>(&self, at: usize) -> [u8; N] {
         std::array::from_fn(|i| {

@@ -1,8 +1,8 @@
-//! What the process holds on to.
+//! The descriptors and threads that the process holds.
 
 use std::fs;
 
-/// Descriptors and threads.
+/// The number of descriptors and threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holdings {
     pub fds: usize,
@@ -18,7 +18,8 @@ impl Holdings {
     }
 }
 
-/// What the descriptors are. Pipes are left out: the sanitizer talks to its symbolizer through some.
+/// Lists the process's descriptors by the names of their files. Pipes are left out, because the sanitizer uses some to
+/// talk to its symbolizer.
 pub fn descriptors() -> Vec<String> {
     let name = |entry: fs::DirEntry| {
         fs::read_link(entry.path())

@@ -1,7 +1,7 @@
-//! What the fuzz targets share: a guest's memory, chains built in it, and a slow, obvious reading of the specification.
+//! The parts that the fuzz targets share: a guest's memory, chains in it, and a simple model of the specification.
 //!
-//! [`spec`] is written from VIRTIO 1.3 alone and shares no code with the daemon; a difference between the two is a
-//! finding. So is every byte that changes where nobody asked for a change.
+//! [`spec`] is written from VIRTIO 1.3 alone and shares no code with the daemon. A difference between the two is a
+//! finding. A byte that changes without a request for the change is a finding as well.
 
 pub mod chains;
 pub mod frontend;

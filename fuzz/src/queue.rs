@@ -20,14 +20,14 @@ use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
 use crate::chains::{AVAIL, DESC, USED};
 use crate::guest::{Guest, RINGS, eventfd, memfd};
 
-/// Bytes of the disk, and of its file: the rest is nobody's.
+/// Size of the disk and of its file. Nobody may write to the rest of the file.
 pub const DISK: usize = 64 << 10;
 pub const FILE: usize = DISK + 512;
 pub const SERIAL: [u8; 20] = *b"fuzzed-serial-number";
-/// Nothing takes longer, unless it hangs.
+/// Time limit for anything that does not hang.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What kind of disk.
+/// The kind of disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub block_size: u32,
@@ -35,7 +35,7 @@ pub struct Shape {
     pub engine: Choice,
 }
 
-/// A queue that is set up anew for each input; its threads stay.
+/// A queue that is set up again for each input. Its threads stay.
 pub struct Queue {
     pub shape: Shape,
     pub disk: File,
@@ -47,7 +47,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// `None` where this machine does not have the engine.
+    /// Makes a queue. Returns `None` if this machine does not support the engine.
     pub fn new(shape: Shape) -> Option<Self> {
         let disk = memfd(DISK as u64);
         let options = OpenOptions {
@@ -87,12 +87,12 @@ impl Queue {
         })
     }
 
-    /// Bytes of the disk as the driver knows it.
+    /// Returns the size of the disk as the driver sees it.
     pub fn capacity(&self) -> u64 {
         self.device.node.size()
     }
 
-    /// Sets the ring up on a guest's memory.
+    /// Starts the ring on a guest's memory.
     pub fn start(&self, guest: &Guest, size: u16, base: u16, features: RingFeatures, log: Option<RingLog>) {
         let setup = RingSetup {
             memory: Arc::new(guest.table()),
@@ -128,7 +128,7 @@ impl Queue {
         (&self.kick).write_all(&1u64.to_ne_bytes()).expect("kick");
     }
 
-    /// Runs until the condition holds.
+    /// Runs the event loop until `done` returns true.
     pub fn poll_until(&self, mut done: impl FnMut() -> bool) {
         let start = Instant::now();
         while !done() {
@@ -139,14 +139,14 @@ impl Queue {
         }
     }
 
-    /// A few passes, in which nothing may happen.
+    /// Runs a few passes of the event loop, to catch late writes.
     pub fn poll_some(&self) {
         for _ in 0..6 {
             self.ctx.poll(false);
         }
     }
 
-    /// Stops the ring; the available index to go on at.
+    /// Stops the ring and returns its next available index.
     pub fn stop(&self) -> u16 {
         let (done, stopped) = std::sync::mpsc::channel();
         self.run(move |queue| queue.stop(Stop::HandOver, done));
@@ -163,7 +163,7 @@ impl Queue {
         self.disk.write_all_at(bytes, 0).expect("write the disk");
     }
 
-    /// All bytes of the disk's file.
+    /// Returns all bytes of the disk's file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; FILE];
         self.disk.read_exact_at(&mut bytes, 0).expect("read the disk");

@@ -1,4 +1,4 @@
-//! What a descriptor chain means, read slowly from VIRTIO 1.3 (2.7.5, 5.2.6): one byte after the other, no cleverness.
+//! The meaning of a descriptor chain by VIRTIO 1.3 (2.7.5, 5.2.6), computed byte by byte in the simplest way.
 
 use crate::guest::Image;
 
@@ -10,10 +10,10 @@ pub const OK: u8 = 0;
 pub const IOERR: u8 = 1;
 pub const UNSUPP: u8 = 2;
 
-/// What the device was told and has offered.
+/// The properties of the device and its queue.
 #[derive(Clone, Debug)]
 pub struct Device {
-    /// Where the descriptor table is, and its entries.
+    /// Guest address of the descriptor table.
     pub table: u64,
     pub queue_size: u16,
     pub indirect: bool,
@@ -28,7 +28,7 @@ pub struct Device {
     pub max_segments: usize,
 }
 
-/// Why a chain cannot even be answered.
+/// The reason why a chain cannot be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     TooLong,
@@ -47,13 +47,13 @@ pub struct Buffers {
     pub readable: Vec<u64>,
     /// Guest addresses of the bytes that the device writes.
     pub writable: Vec<u64>,
-    /// Some byte is not in memory; the rest of its descriptor was not looked at.
+    /// A byte is not in memory. The rest of its descriptor was skipped.
     pub fault: bool,
     /// The last byte that the device may write is in memory.
     pub last_is_mapped: bool,
 }
 
-/// What to do with the disk.
+/// The operation that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     Read {
@@ -66,16 +66,16 @@ pub enum Operation {
     },
     Flush,
     Discard(Vec<(u64, u64)>),
-    /// Offset, length, whether the space may be given back.
+    /// Offset, length, and whether the space may be deallocated.
     WriteZeroes(Vec<(u64, u64, bool)>),
-    /// Store these bytes and answer.
+    /// Stores these bytes in guest memory and answers.
     Answer {
         status: u8,
         data: Vec<(u64, u8)>,
     },
 }
 
-/// A chain that is answered.
+/// The meaning of a chain that the device answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meaning {
     /// Guest address of the status byte.
@@ -99,7 +99,7 @@ fn number(image: &Image, at: u64, len: u64) -> Option<u64> {
 }
 
 fn descriptor(image: &Image, at: u64) -> Option<Descriptor> {
-    // Nothing in memory reaches over the end of a region: an entry lies in one, or it is none.
+    // An entry must lie in one region.
     let (first, last) = (Image::offset(at)?, Image::offset(at.checked_add(15)?)?);
     if last != first + 15 {
         return None;
@@ -136,7 +136,7 @@ impl Buffers {
     }
 }
 
-/// Most entries of an indirect table.
+/// Maximum number of entries in an indirect table.
 const MAX_TABLE: u32 = 1024;
 
 /// Follows a chain from its head (2.7.5; indirect tables 2.7.5.3).
@@ -146,7 +146,7 @@ pub fn walk(device: &Device, image: &Image, head: u16) -> Result<Buffers, Broken
     let (mut table, mut entries, mut index) = (device.table, u32::from(device.queue_size), u32::from(head));
     let (mut seen, mut inside) = (0, false);
     loop {
-        // "A loop" is what has more descriptors than its table.
+        // A chain with more descriptors than its table has a loop.
         if seen == entries {
             return Err(Broken::TooLong);
         }
@@ -166,7 +166,7 @@ pub fn walk(device: &Device, image: &Image, head: u16) -> Result<Buffers, Broken
             (seen, inside) = (0, true);
             continue;
         }
-        // An empty buffer has no direction that would matter.
+        // The direction of an empty writable buffer does not matter.
         if d.flags & WRITE == 0 && any_writable {
             return Err(Broken::ReadableAfterWritable);
         }
@@ -182,9 +182,9 @@ pub fn walk(device: &Device, image: &Image, head: u16) -> Result<Buffers, Broken
     }
 }
 
-/// What the request in a chain asks for (5.2.6).
+/// Parses the request in a chain (5.2.6).
 pub fn understand(device: &Device, image: &Image, mut buffers: Buffers) -> Result<Meaning, Broken> {
-    // "The final byte is written by the device": the status.
+    // "The final byte is written by the device": it is the status.
     if !buffers.last_is_mapped {
         return Err(Broken::NoStatus);
     }
@@ -218,7 +218,7 @@ fn operation(device: &Device, image: &Image, buffers: &Buffers) -> Result<Operat
             let into = buffers.writable.clone();
             Ok(Operation::Read { offset, into })
         }
-        // A read-only device fails what would write (5.2.6.2).
+        // A read-only device fails requests that would write (5.2.6.2).
         1 | 11 | 13 if device.read_only => Err(IOERR),
         // VIRTIO_BLK_T_OUT
         1 => {
@@ -249,7 +249,7 @@ fn operation(device: &Device, image: &Image, buffers: &Buffers) -> Result<Operat
     }
 }
 
-/// Whole blocks on the disk: their offset.
+/// Returns the offset of a range on the disk. The range must consist of whole blocks.
 fn range(device: &Device, sector: u64, len: u64) -> Result<u64, u8> {
     let (offset, len) = (u128::from(sector) * 512, u128::from(len));
     let block = u128::from(device.block_size);
@@ -259,7 +259,7 @@ fn range(device: &Device, sector: u64, len: u64) -> Result<u64, u8> {
     u64::try_from(offset).map_err(|_| IOERR)
 }
 
-/// struct virtio_blk_discard_write_zeroes, as often as it fits.
+/// Parses an array of `struct virtio_blk_discard_write_zeroes`.
 fn segments(
     device: &Device,
     payload: &[u8],
@@ -274,7 +274,7 @@ fn segments(
         .chunks(16)
         .map(|s| (number(&s[..8]), number(&s[8..12]), number(&s[12..])))
         .collect();
-    // "MUST set the status byte to UNSUPP ... if any unknown flag is set" (5.2.6.2), whatever else is wrong.
+    // "MUST set the status byte to UNSUPP ... if any unknown flag is set" (5.2.6.2), before any other error.
     if segments.iter().any(|&(_, _, flags)| flags & !known_flags != 0) {
         return Err(UNSUPP);
     }
@@ -292,7 +292,7 @@ fn segments(
 }
 
 impl Operation {
-    /// Does it to plain bytes. Returns the status and how many bytes of data went into the chain.
+    /// Executes the operation on plain bytes. Returns the status and the number of data bytes written into the chain.
     pub fn execute(&self, disk: &mut [u8], image: &mut Image) -> (u8, u32) {
         let fill = |disk: &mut [u8], offset: u64, len: u64| {
             disk[offset as usize..(offset + len) as usize].fill(0);
@@ -310,7 +310,7 @@ impl Operation {
                 }
             }
             Self::Flush => {}
-            // A regular file with holes reads zero there.
+            // Discarding makes a hole in the file, which reads as zeroes.
             Self::Discard(ranges) => ranges.iter().for_each(|&(offset, len)| fill(disk, offset, len)),
             Self::WriteZeroes(ranges) => ranges
                 .iter()

@@ -1,4 +1,4 @@
-//! What a frontend says, and what it knows.
+//! The frontend of a session: its messages and its state.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,10 +16,10 @@ use vhost_user_blk_fuzz::guest::{Guest, REGIONS, RINGS, eventfd, memfd};
 
 use crate::steps::{Descriptor, Odd, Start};
 
-/// A device feature: the disk has a flush command.
+/// The device feature VIRTIO_BLK_F_FLUSH.
 const FLUSH: u64 = 1 << 9;
 
-/// One connection after the other, and what the frontend knows.
+/// A frontend that makes one connection after the other.
 pub(crate) struct Frontend<'a> {
     pub(crate) backend: &'a Backend,
     pub(crate) client: Option<Client>,
@@ -28,9 +28,9 @@ pub(crate) struct Frontend<'a> {
     pub(crate) kicks: [File; QUEUES as usize],
     pub(crate) sizes: [u16; QUEUES as usize],
     pub(crate) inflight: Option<(Vec<u8>, File)>,
-    /// The connection has seen nothing but whole messages.
+    /// The frontend has sent only complete messages on this connection, so replies can be expected.
     pub(crate) whole: bool,
-    /// Descriptors of the guest's memory went elsewhere than into the standard regions.
+    /// The backend may have mapped the guest's memory outside the standard regions.
     pub(crate) odd_memory: bool,
     pub(crate) resized: bool,
 }
@@ -44,7 +44,7 @@ pub(crate) fn in_message(region: RegionInfo) -> message::Region {
     }
 }
 
-/// The guest address of something of queue 0 that queue 1 has elsewhere.
+/// Translates a guest address of queue 0 to the corresponding address of `queue`.
 pub(crate) fn of_queue(queue: usize, at: u64) -> u64 {
     match at {
         _ if queue == 0 => at,
@@ -87,7 +87,7 @@ impl Frontend<'_> {
         }
     }
 
-    /// What a usual frontend says until both rings run.
+    /// Sends the messages of an ordinary frontend until both rings run.
     pub(crate) fn start(&mut self, start: &Start) {
         let rings = u64::from(start.event_idx) << 29 | u64::from(start.indirect) << 28;
         let features = VERSION_1 | PROTOCOL_FEATURES | FLUSH | rings | (LOG_ALL * u64::from(start.log));
@@ -142,7 +142,7 @@ impl Frontend<'_> {
         self.send(msg::SET_VRING_ADDR, NEED_REPLY, &payload, &[]);
     }
 
-    /// A region as it should be, but for one thing.
+    /// Returns a region that is correct except for one property.
     pub(crate) fn region(&mut self, index: u8, odd: Odd) -> (RegionInfo, Option<File>) {
         let mut region = REGIONS[usize::from(index) % REGIONS.len()];
         let mut file = Descriptor::Guest;

@@ -1,6 +1,7 @@
-//! Whole sessions over a real socket: messages with descriptors, rings, requests, disconnects, in any order.
+//! Runs whole sessions over a real socket: messages with descriptors, rings, requests, disconnects, in any order.
 //!
-//! Nothing may panic, hang, be left behind (descriptors, threads), or be written where no ring or request points.
+//! The daemon's code must not panic, hang or leak descriptors and threads. It must write only where a ring or a request
+//! points.
 #![no_main]
 
 mod frontend;
@@ -25,19 +26,19 @@ use steps::{Start, Step};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
-    /// Starts with a session like any other.
+    /// Begins with the set-up of an ordinary frontend.
     set_up: Option<Start>,
     steps: Vec<Step>,
 }
 
-/// What lives as long as the process.
+/// The state that lives as long as the process.
 struct World {
     backend: Backend,
     idle: Holdings,
 }
 
 thread_local! {
-    /// Never dropped: its threads end with the process.
+    /// Never dropped: the backend's threads end with the process.
     static WORLD: RefCell<Option<ManuallyDrop<World>>> = const { RefCell::new(None) };
 }
 
@@ -54,7 +55,7 @@ impl World {
             backend: Backend::new(),
             idle: Holdings::now(),
         };
-        // Threads and files that stay are there after a first session.
+        // A first session creates the threads and files that stay.
         let start = Start {
             event_idx: true,
             indirect: true,
@@ -130,7 +131,7 @@ impl World {
     }
 }
 
-/// What is in no region was not written.
+/// Checks that no byte outside the regions was written.
 fn check_guards(image: &Image) {
     let fresh = Image::new();
     let in_region = |at: usize| {

@@ -1,4 +1,4 @@
-//! From a step to what the frontend says or does.
+//! Performs the steps of a session.
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,7 +16,7 @@ impl Frontend<'_> {
             Step::Start(start) => self.start(start),
             Step::Request(queue, request) => self.request((*queue).into(), request),
             Step::Kick(queue) => {
-                // A kick eventfd is non-blocking, and full at worst.
+                // The kick eventfd does not block. A write fails only if its counter is full.
                 let _ = (&self.kicks[usize::from(*queue)]).write(&1u64.to_ne_bytes());
             }
             Step::Avail(queue, idx, head) => {
@@ -62,7 +62,7 @@ impl Frontend<'_> {
         }
     }
 
-    /// Messages that concern the whole device.
+    /// Performs a step that concerns the whole device.
     fn step_device(&mut self, step: &Step) {
         match step {
             Step::Features(features) => {

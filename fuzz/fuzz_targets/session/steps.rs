@@ -1,4 +1,4 @@
-//! What a session is made of: an input is a list of these.
+//! The steps of a session. An input is a list of steps.
 
 use std::fs::File;
 
@@ -21,14 +21,14 @@ pub(crate) enum Step {
     Start(Start),
     Request(bool, Request),
     Kick(bool),
-    /// Any values in the available ring.
+    /// Stores arbitrary values in the available ring.
     Avail(bool, u16, u16),
     UsedEvent(bool, u16),
     Poke(Addr, [u8; 8]),
     Barrier,
-    /// Until the ring's used index has moved, or not for long.
+    /// Waits a short time for the used index to reach the available index.
     Settle(bool),
-    /// Messages with a vring's index and a number.
+    /// Sends a message with a vring's index and a number.
     State(StateMessage, u8, u32),
     Addresses {
         queue: u8,
@@ -45,7 +45,7 @@ pub(crate) enum Step {
     SetConfig(u16, Vec<u8>),
     Log(u64, u64, Descriptor),
     GetInflight(u16, u16),
-    /// The region that was got last, with some bytes changed.
+    /// Sends the region received last, with some bytes changed.
     SetInflight(Vec<(u16, u8)>),
     SetAnyInflight([u64; 2], [u16; 2], Descriptor),
     Channel(Descriptor),
@@ -82,7 +82,7 @@ pub(crate) enum Place {
     Any(u64),
 }
 
-/// What a region may have wrong.
+/// The property of a region that is wrong.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) enum Odd {
     Nothing,
@@ -106,7 +106,7 @@ pub(crate) enum Descriptor {
 }
 
 impl Descriptor {
-    /// A new descriptor of this kind, if it is one at all.
+    /// Opens a descriptor of this kind, unless the kind is `None`.
     pub(crate) fn open(self, guest: &Guest) -> Option<File> {
         Some(match self {
             Self::Event => eventfd(),
