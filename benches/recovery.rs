@@ -1,8 +1,8 @@
-//! What in-flight tracking and dirty logging cost: a queue with them beside one without, in one process.
+//! Measures the cost of in-flight tracking and dirty logging: a queue with them and one without, in one process.
 //!
-//! `cargo bench --bench recovery`. The driver is a counter: all chains lie in memory, and a batch is a new available
-//! index and a kick. Rounds of the candidates alternate, so that what disturbs one disturbs all; the figures are
-//! medians of nanoseconds per 4 KiB read, all of the device's work included.
+//! Run it with `cargo bench --bench recovery`. The driver writes all chains to memory beforehand, so making a batch
+//! available costs it only a new index and a kick. Rounds of the candidates alternate, so that a disturbance affects
+//! all of them. The figures are medians of nanoseconds per 4 KiB read, including all of the device's work.
 
 #[path = "scenarios/queue.rs"]
 mod queue;
@@ -56,7 +56,7 @@ const fn mode(name: &'static str, tracked: bool, logged: bool) -> Mode {
     }
 }
 
-/// A queue, and the driver's side of it.
+/// A queue and its driver.
 struct Disk {
     memory: SharedMemory,
     driver: DriverRing,
@@ -112,11 +112,11 @@ impl Disk {
         disk
     }
 
-    /// Puts all chains into memory, and into every slot of the available ring.
+    /// Writes all chains to memory and fills every slot of the available ring with their heads.
     fn fill(&self) {
         for chain in 0..CHAINS {
             let (i, head) = (u64::from(chain), 3 * chain);
-            // A read (type 0) of sector 8 * i; its header, its data, its status.
+            // A read (type 0) of sector 8 * i: header, data, status.
             self.memory.write(at(HEADERS + 32 * i), &header(0, 8 * i));
             let parts = [
                 readable(HEADERS + 32 * i, 16),
@@ -131,13 +131,13 @@ impl Disk {
         }
     }
 
-    /// Nanoseconds per request.
+    /// Runs batches for one round and returns the nanoseconds per request.
     fn round(&mut self, batch: u16) -> f64 {
         let (start, mut requests) = (Instant::now(), 0.0);
         while start.elapsed() < ROUND {
             for _ in 0..16 {
                 self.driver.advance(&self.memory, batch);
-                // As a driver does: kicks are wanted, since nothing polls.
+                // The device always wants kicks, since it does not poll.
                 let is_answered = || self.driver.published(&self.memory) == self.driver.avail_idx;
                 self.queue.visit(is_answered);
                 requests += f64::from(batch);

@@ -1,9 +1,11 @@
-//! A second load generator, to check the figures of `vhost-user-blk-bench` by: the hand-made frontend of the
-//! tests, which shares no code with the benchmark's (no `virtio-driver`, rings written byte by byte).
+//! A second load generator, to check the figures of `vhost-user-blk-bench`.
 //!
-//! `cargo bench --bench second_frontend -- QUEUES IODEPTH SECONDS batch|each [event_idx]` starts the daemon
-//! on an image in the page cache, keeps the queues full of random reads of 4 KiB from one thread that
-//! sleeps on the call eventfds, and prints what it counted. Without arguments it does nothing.
+//! It uses the hand-made frontend of the tests, which shares no code with the benchmark's frontend: it does without
+//! `virtio-driver` and writes rings byte by byte.
+//!
+//! `cargo bench --bench second_frontend -- QUEUES IODEPTH SECONDS batch|each [event_idx]` starts the daemon on an
+//! image in the page cache. One thread keeps the queues full of random reads of 4 KiB and sleeps on the call
+//! eventfds. At the end it prints its counts. Without arguments it does nothing.
 
 #![allow(missing_docs, reason = "a program")]
 
@@ -17,13 +19,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 const IMAGE: usize = 256 << 20;
 const BLOCK: u32 = 4096;
-/// Guest addresses of headers and status bytes, a pair each request, and of the data.
+/// Guest addresses of the headers and status bytes (a pair per request), and of the data.
 const HEADERS: u64 = GUEST + 0x8_0000;
 const DATA: u64 = GUEST + 0x9_0000;
-/// Requests share data buffers: what they read is not looked at.
+/// Number of data buffers. Requests share them, because nobody checks the data.
 const BUFFERS: u64 = 64;
 
-/// What was counted; the rest is setting.
+/// A load in progress, and the number of its completions.
 struct Load {
     vm: Vm,
     event_idx: bool,
@@ -139,9 +141,9 @@ impl Load {
         }
     }
 
-    /// Takes the counts out of the call eventfds.
+    /// Resets the call eventfds and returns the sum of their counts.
     fn calls(&self) -> u64 {
-        // They do not block: empty is an error.
+        // The eventfds do not block: reading an empty one is an error.
         let rings = self.vm.rings.iter();
         rings.map(|ring| ring.call.read().unwrap_or(0)).sum()
     }

@@ -1,4 +1,4 @@
-//! A whole visit of a queue: from the kick to the call, on a disk without storage and on one in the page cache.
+//! Requests from the kick to the call, on a disk without storage and on a disk in the page cache.
 
 use std::io::Write;
 
@@ -11,13 +11,14 @@ use super::queue::Queue;
 
 const DISK: usize = 1 << 20;
 
-/// A disk without storage, which answers a full batch.
+/// Makes a disk without storage answer a batch.
 pub(crate) fn null(batch: u16) -> Box<dyn FnMut()> {
     let mut disk = Disk::new(BlockNode::null(DISK as u64), batch);
     Box::new(move || disk.visit())
 }
 
-/// A file in the page cache. The batch is too short for a worker to help, which would count differently each time.
+/// Makes a disk in the page cache answer a batch. A short batch gets no help from a worker, so every run counts the
+/// same instructions.
 pub(crate) fn page_cache(batch: u16) -> Box<dyn FnMut()> {
     let mut image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("make an image");
     image.write_all(&vec![1; DISK]).expect("fill it");
@@ -32,7 +33,7 @@ pub(crate) fn page_cache(batch: u16) -> Box<dyn FnMut()> {
     })
 }
 
-/// A queue, and the driver's side of it.
+/// A queue and its driver.
 struct Disk {
     ring: Ring,
     queue: Queue,
@@ -46,7 +47,7 @@ impl Disk {
         Self { ring, queue, batch }
     }
 
-    /// The driver makes a batch available and kicks; the device answers all of it.
+    /// Makes a batch available, kicks, and waits until the device has answered all of it.
     fn visit(&mut self) {
         self.ring.offer_reads(self.batch);
         self.queue.visit(|| self.ring.is_answered());

@@ -1,4 +1,4 @@
-//! The hot paths, one at a time, as steps that a benchmark repeats.
+//! One scenario per hot path: a step that a benchmark repeats.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -18,16 +18,16 @@ use vhost_user_blk::thread_pool::{Outcome, Spawner, ThreadPool, ThreadPoolParams
 
 pub(crate) use ring::Ring;
 
-/// Requests, bottom halves or works in one step of each scenario: what an IOThread takes from a ring at once.
+/// Number of requests, bottom halves or jobs in one step: as many as an IOThread takes from a ring at once.
 pub(crate) const BATCH: u16 = 64;
 
-/// Workers stay for longer than a benchmark takes.
+/// The idle time of workers: longer than a benchmark takes, so that none ends.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// A name and a step; what a step needs lives in it.
+/// A name, and a step that owns everything it needs.
 pub(crate) type Scenario = (&'static str, Box<dyn FnMut()>);
 
-/// The scenarios that execute the same instructions every time.
+/// Returns the scenarios that execute the same instructions every time.
 pub(crate) fn deterministic() -> Vec<Scenario> {
     vec![
         ("chains", chains(Ring::new())),
@@ -38,7 +38,7 @@ pub(crate) fn deterministic() -> Vec<Scenario> {
         ("defer_scope", defer_scope()),
         ("device_null", device::null(BATCH)),
         ("device_page_cache", device::page_cache(3)),
-        // No thread can be created, so the context's own thread runs the works.
+        // No thread can be created, so the context's own thread runs the jobs.
         (
             "pool_without_threads",
             pool(Spawner::new(|_, _| Err(io::ErrorKind::OutOfMemory.into()))),
@@ -46,7 +46,7 @@ pub(crate) fn deterministic() -> Vec<Scenario> {
     ]
 }
 
-/// Those, and the ones where threads meet.
+/// Returns all scenarios. Here the pool has threads.
 pub(crate) fn all() -> Vec<Scenario> {
     let mut all = deterministic();
     all.pop();
@@ -62,7 +62,7 @@ fn chains(mut ring: Ring) -> Box<dyn FnMut()> {
     })
 }
 
-/// Puts a batch of used elements into a ring, publishes them, and looks whether the driver wants to know.
+/// Puts a batch of used elements into a ring, publishes them, and checks whether the driver wants a notification.
 fn used_ring() -> Box<dyn FnMut()> {
     let mut ring = Ring::new();
     Box::new(move || ring.complete_all())
@@ -86,7 +86,7 @@ fn bottom_halves(count: u16) -> Box<dyn FnMut()> {
     })
 }
 
-/// Asks for the same call a batch of times in one scope.
+/// Defers the same call `BATCH` times in one scope.
 fn defer_scope() -> Box<dyn FnMut()> {
     let calls = Rc::new(Cell::new(0_u64));
     let call = DeferredCall::new({
@@ -105,10 +105,10 @@ fn defer_scope() -> Box<dyn FnMut()> {
     })
 }
 
-/// Submits a batch of works that do nothing and waits for their completions.
+/// Submits a batch of jobs that do nothing and waits for their completions.
 fn pool(spawner: Spawner) -> Box<dyn FnMut()> {
     struct Nothing(Rc<Cell<u64>>);
-    // SAFETY: `run` does not touch the count, and `complete` and the drop are on the context's thread.
+    // SAFETY: `run` does not touch the count; `complete` and the drop happen on the context's thread.
     unsafe impl Send for Nothing {}
     impl Work for Nothing {
         fn run(&mut self) {}

@@ -21,7 +21,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Starts a ring on a disk.
+    /// Starts a queue on a disk.
     pub(crate) fn start(node: BlockNode, setup: RingSetup) -> Self {
         let ctx = AioContext::new().expect("make a context");
         ctx.set_poll_max(Duration::ZERO);
@@ -43,7 +43,7 @@ impl Queue {
         }
     }
 
-    /// Kicks the queue, and runs the event loop until `is_done`.
+    /// Kicks the queue, and runs the event loop until `is_done` returns true.
     pub(crate) fn visit(&self, mut is_done: impl FnMut() -> bool) {
         self.kick.write(1).expect("kick");
         while !is_done() {
@@ -64,6 +64,6 @@ fn create(ctx: &AioContext, node: BlockNode) -> Remote<BlkQueue> {
 }
 
 fn into_file(event: EventFd) -> File {
-    // SAFETY: the descriptor is open, and given up by its owner.
+    // SAFETY: the descriptor is open, and its previous owner gave it up.
     unsafe { File::from_raw_fd(event.into_raw_fd()) }
 }

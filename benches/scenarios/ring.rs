@@ -1,4 +1,4 @@
-//! A ring in memory that is shared with nobody, full of ordinary read requests.
+//! A ring in memory of its own, full of ordinary read requests.
 
 use std::hint::black_box;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ const AVAIL: usize = 0x2000;
 const USED: usize = 0x4000;
 const DATA: usize = 0x8000;
 
-/// A ring and the driver's side of it.
+/// A ring and its driver.
 pub(crate) struct Ring {
     memory: SharedMemory,
     ring: SplitRing,
@@ -30,13 +30,13 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring whose entries name `BATCH` chains of header, 4 KiB of data and status, over and over: reads of the disk's
-    /// first blocks, none of which follows the one before.
+    /// Makes a ring whose entries name the same `BATCH` chains over and over. Each chain reads 4 KiB from the start of
+    /// the disk and consists of header, data and status. No read continues the previous one.
     pub(crate) fn new() -> Self {
         let memory = SharedMemory::new(LEN);
         let driver = DriverRing::new(SIZE, DESC, AVAIL, USED);
         for chain in 0..BATCH {
-            // The sector; the type, 0, is a read.
+            // Only the sector is written: the type is 0 already, which is a read.
             memory.write(data(chain) + 8, &(u64::from(chain ^ 1) * 8).to_le_bytes());
             driver.put_descs(&memory, chain * 3, &linked(chain * 3, &descs(chain)));
         }
@@ -62,7 +62,7 @@ impl Ring {
         }
     }
 
-    /// The same requests in indirect tables, as Linux makes them.
+    /// Makes a ring with the same requests in indirect tables, as Linux does.
     pub(crate) fn indirect() -> Self {
         let ring = Self::new();
         for chain in 0..BATCH {
@@ -98,23 +98,23 @@ impl Ring {
         }
     }
 
-    /// The driver makes some chains available, to a device of which it wants to be notified.
+    /// Makes `count` chains available as the driver, and asks for a notification of the first answer.
     pub(crate) fn offer_reads(&mut self, count: u16) {
         self.driver.set_used_event(&self.memory, self.driver.avail_idx);
         self.driver.advance(&self.memory, count);
     }
 
-    /// The device has answered all that was made available.
+    /// Returns whether the device has answered all chains made available.
     pub(crate) fn is_answered(&self) -> bool {
         self.driver.published(&self.memory) == self.driver.avail_idx
     }
 
-    /// The driver makes a batch of chains available.
+    /// Makes a batch of chains available as the driver.
     pub(crate) fn offer(&mut self) {
         self.driver.advance(&self.memory, BATCH);
     }
 
-    /// The device takes and walks all of them.
+    /// Takes and walks all available chains as the device.
     pub(crate) fn take_all(&mut self) {
         let mut taken = 0;
         while let Some(head) = self.ring.pop().expect("the ring is in order") {
@@ -126,7 +126,7 @@ impl Ring {
         assert_eq!(taken, BATCH);
     }
 
-    /// The device answers a batch, publishes it once, and the driver asks for the next notification.
+    /// Answers a batch as the device and publishes it once. Then asks for the next notification as the driver.
     pub(crate) fn complete_all(&mut self) {
         for chain in 0..BATCH {
             self.ring.push_used(chain * 3, 4097);
@@ -137,7 +137,7 @@ impl Ring {
     }
 }
 
-/// The place of a request's header, status and indirect table; its data follow 4096 bytes later.
+/// Returns the offset of a request's header, status and indirect table. The request's data lie 4096 bytes later.
 fn data(chain: u16) -> usize {
     DATA + usize::from(chain) * 8192
 }
