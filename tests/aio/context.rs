@@ -19,7 +19,7 @@ fn eventfd() -> Rc<EventFd> {
     Rc::new(EventFd::new(EFD_NONBLOCK).unwrap())
 }
 
-/// Returns a counter twice: for the callback and for the test.
+/// Returns two handles of one counter: for the callback and for the test.
 fn counter() -> (Rc<Cell<u32>>, Rc<Cell<u32>>) {
     let count = Rc::new(Cell::new(0));
     (Rc::clone(&count), count)

@@ -25,7 +25,7 @@ enum Call {
     End,
 }
 
-/// A poller that records its calls. Another thread may bring its work.
+/// A poller that records its calls. Another thread may add work.
 #[derive(Default)]
 struct Source {
     work: Arc<AtomicU32>,

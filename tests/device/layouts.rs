@@ -1,4 +1,4 @@
-//! Framing is by bytes: any layout of descriptors means the same request.
+//! A request is the same however its bytes are cut into descriptors.
 
 use proptest::prelude::*;
 use vhost_user_blk::virtqueue::RingFeatures;
@@ -15,9 +15,9 @@ struct Request {
     write: bool,
     sector: u64,
     data: Vec<u8>,
-    /// Where the readable and the writable bytes are cut into descriptors.
+    /// Offsets at which the readable and the writable bytes are cut into descriptors.
     cuts: Vec<usize>,
-    /// How many descriptors are direct, before an indirect table; `None`: all.
+    /// Number of direct descriptors before an indirect table. `None`: all are direct.
     direct: Option<usize>,
     /// A seed for the order of entries in the table.
     shuffle: u16,
@@ -58,7 +58,7 @@ impl Request {
         1 + if self.write { 0 } else { self.data.len() }
     }
 
-    /// The chain, its bytes cut at the given places; some descriptors may be empty.
+    /// Returns the chain, with its bytes cut at `cuts`. Some descriptors may be empty.
     fn descs(&self) -> Vec<Desc> {
         let mut descs = Vec::new();
         for (at, len, writable) in [
@@ -86,7 +86,7 @@ impl Request {
 
     fn offer(&self, vm: &mut Vm) -> u16 {
         let descs = self.descs();
-        // An odd factor makes every entry of the table come once.
+        // With an odd factor the order contains every entry of the table once.
         let factor = self.shuffle | 1;
         let order: Vec<u16> = (0..SIZE)
             .map(|i| i.wrapping_mul(factor).wrapping_add(self.shuffle) % SIZE)

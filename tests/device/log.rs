@@ -1,4 +1,4 @@
-//! What a frontend can have the log say, again and again: it is said once.
+//! Log lines that a frontend can cause again and again are written once for each disk.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -17,7 +17,7 @@ const FEATURES: RingFeatures = RingFeatures {
     indirect: true,
 };
 
-/// What is logged on this thread meanwhile.
+/// Runs `body` and returns its log lines on this thread.
 fn logged(body: impl FnOnce()) -> String {
     let mut file = tempfile::tempfile().unwrap();
     let writer = Arc::new(file.try_clone().unwrap());
@@ -29,7 +29,7 @@ fn logged(body: impl FnOnce()) -> String {
     log
 }
 
-/// A file that nothing can be written to.
+/// Returns a file that nothing can be written to.
 fn full() -> Option<Arc<File>> {
     Some(Arc::new(File::options().write(true).open("/dev/full").unwrap()))
 }
@@ -40,7 +40,7 @@ fn use_what_cannot_be_used(vm: &mut Vm) {
     other.set_nonblocking(true).unwrap();
     let kick = OwnedFd::from(kick).into();
     vm.run(|queue| queue.set_kick(Some(kick)).unwrap());
-    // It is let go of.
+    // The queue closes the descriptor that it cannot read.
     vm.poll_until(|_| other.read(&mut [0]).is_ok());
     vm.replace_kick();
     vm.run(|queue| queue.set_call(full()));
@@ -48,7 +48,7 @@ fn use_what_cannot_be_used(vm: &mut Vm) {
     vm.kick();
     vm.wait_used(1);
     vm.run(|queue| queue.set_err(full()));
-    // No such descriptor.
+    // The table has no descriptor 99.
     vm.offer(99);
     vm.kick();
     vm.poll_until(|vm| vm.stats.broken.get() == 1);

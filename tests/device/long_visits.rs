@@ -12,10 +12,10 @@ const FEATURES: RingFeatures = RingFeatures {
     indirect: true,
 };
 
-/// Half as many of these as one visit takes last longer than what counts as a long visit, however fast the machine is.
+/// Bytes of each read. Half of the reads that one visit can take already make a long visit, even on a fast machine.
 const LEN: u32 = 32 << 10;
 
-/// Few enough for one visit, in number and in bytes.
+/// Number of reads that one visit can take, both in requests and in bytes.
 const MANY: u16 = 60;
 
 fn disk() -> Rc<Disk> {
@@ -26,7 +26,7 @@ fn queue(disk: &Rc<Disk>) -> Vm {
     Vm::on(disk, 256, 0, FEATURES)
 }
 
-/// Executes this many reads in one visit. Returns the number of notifications.
+/// Executes `requests` reads in one visit. Returns the number of notifications.
 fn visit(vm: &mut Vm, requests: u16) -> u64 {
     let buffer = |at, len, writable| Desc {
         addr: HEAP + at,
@@ -48,8 +48,8 @@ fn visit(vm: &mut Vm, requests: u16) -> u64 {
     vm.calls()
 }
 
-/// A queue whose last batch was the disk's last one, and too short to say what a request takes: the next one is not
-/// shared with a worker.
+/// Makes a queue that has executed the disk's last batch. That batch is too short to show the time that a request
+/// takes, so the next one is not shared with a worker.
 fn lone_queue(disk: &Rc<Disk>) -> Vm {
     let mut vm = queue(disk);
     assert_eq!(visit(&mut vm, 1), 1);

@@ -17,7 +17,7 @@ fn vm(features: RingFeatures) -> Vm {
     Vm::new(&[7; 65536], 64, 0, features)
 }
 
-/// Eight reads that come back to the IOThread together.
+/// Executes eight reads that come back to the IOThread together.
 fn eight_at_once(vm: &mut Vm) {
     let gate = vm.hold();
     (0..8).for_each(|i| vm.offer_read(4 * i, 0));
@@ -33,7 +33,7 @@ fn eight_at_once(vm: &mut Vm) {
 fn completions_reaped_together_raise_one_interrupt() {
     for features in [PLAIN, EVENT_IDX] {
         let mut vm = vm(features);
-        // Each visit of the worker's results is one batch; the gate makes it few.
+        // Results that the IOThread collects together are one batch. The gate keeps the number of batches small.
         eight_at_once(&mut vm);
         let notifications = vm.notifications();
         assert_eq!(vm.calls(), notifications);
@@ -94,7 +94,7 @@ fn used_event_says_which_completion_raises_an_interrupt() {
     vm.kick();
     vm.wait_used(1);
     assert_eq!(vm.calls(), 1);
-    // Not before the fourth from here.
+    // Asks for an interrupt at the fourth completion from here.
     vm.set_used_event(4);
     for i in 1..=3 {
         vm.offer_read(4 * i, 0);
@@ -108,7 +108,7 @@ fn used_event_says_which_completion_raises_an_interrupt() {
     assert_eq!(vm.calls(), 1);
 }
 
-/// What QEMU's TCG with one vCPU makes of a driver: its barrier orders nothing.
+/// Under QEMU's TCG with one vCPU, the driver's memory barrier orders nothing.
 #[test]
 fn a_late_used_event_still_gets_a_notification() {
     let mut vm = vm(EVENT_IDX);
@@ -121,10 +121,10 @@ fn a_late_used_event_still_gets_a_notification() {
     vm.kick();
     vm.wait_used(1);
     assert_eq!(vm.calls(), 0);
-    // The driver has seen one, and thinks that it will be told of the next.
+    // The driver has seen one completion and expects a notification for the next.
     vm.set_used_event(1);
     vm.poll_until(|vm| vm.calls() == 1);
-    // Once is enough.
+    // The late notification comes only once.
     vm.offer_read(8, 0);
     vm.kick();
     vm.wait_used(1);
@@ -170,7 +170,7 @@ fn replacing_the_kick_eventfd_loses_no_kick() {
     vm.offer_read(0, 0);
     vm.kick();
     vm.wait_used(1);
-    // Available, but the kick went to an eventfd that nobody watches any more.
+    // The request is available, but its kick went to an eventfd that is no longer watched.
     vm.offer_read(4, 0);
     vm.replace_kick();
     vm.wait_used(1);

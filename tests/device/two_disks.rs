@@ -1,4 +1,5 @@
-//! Two disks with sockets of their own in one process, on shared IOThreads: one comes and goes, the other one works.
+//! Two disks with sockets of their own in one process, on shared IOThreads. One is added and removed again and again
+//! while the other one works.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ fn open(path: &Path, direct: bool) -> BlockNode {
     BlockNode::open(&options).expect("open the image")
 }
 
-/// How long removing a disk that has nothing in flight may take.
+/// Time limit for removing a disk that has nothing in flight.
 const SOON: Duration = PATIENCE;
 
 fn registry() -> Disks {
@@ -64,7 +65,7 @@ fn registry() -> Disks {
     Disks::new(sandbox, Arc::new(|_: &str| ()))
 }
 
-/// Serves a disk, each of whose queues is on an IOThread of its own.
+/// Serves a disk with each queue on an IOThread of its own.
 fn serve(disks: &mut Disks, name: &str, node: BlockNode, socket: &Path, iothreads: &[Arc<IoThread>]) {
     let params = DeviceParams {
         name: name.to_owned(),
@@ -202,10 +203,10 @@ fn body_of_adding_and_removing() {
             }
             (work.model, steps)
         });
-        // Each kind of disk has left what stays: rings, pools, the C library's caches.
+        // After these rounds, everything that outlives a disk exists: rings, pools, the C library's caches.
         (0..20).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
         let mut limit = holdings();
-        // Workers come and go by themselves: those of the pools, and one writer for each disk on each IOThread.
+        // Workers start and end by themselves: those of the pools, and one writer for each disk on each IOThread.
         limit.threads += usize::from(QUEUES) * (WORKERS + 2);
         (0..ROUNDS).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
         let deadline = Instant::now() + PATIENCE;

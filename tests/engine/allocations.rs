@@ -14,16 +14,16 @@ thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: all is left to the system's allocator; counting allocates nothing.
+// SAFETY: the system's allocator does all the work. Counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract, which is the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract, which is the same.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -59,7 +59,7 @@ fn splitting_allocates_nothing_once_warm() {
         assert_eq!(parents.len(), 8);
     };
     round();
-    // Boxes are recycled in another order than they were taken: each has to have met the longest list.
+    // Boxes are not reused in the order in which they were taken. Repeat until each one has held the longest list.
     (0..200).for_each(|_| round());
     let before = COUNT.get();
     (0..50).for_each(|_| round());

@@ -1,4 +1,4 @@
-//! Which engine a disk gets.
+//! The choice of an engine for a disk.
 
 use std::thread;
 
@@ -16,7 +16,7 @@ fn chosen(choice: Choice, node: impl Into<BlockNode>) -> String {
     }
 }
 
-/// Runs `test` where the kernel answers `io_uring_setup` with `errno`. The filter goes with the thread.
+/// Runs `test` on a thread where `io_uring_setup` fails with `errno`. The filter ends with the thread.
 fn without_io_uring(errno: i32, test: impl FnOnce() + Send) {
     let word = |code: u32, jt, jf, k| libc::sock_filter {
         code: u16::try_from(code).unwrap(),

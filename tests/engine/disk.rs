@@ -15,7 +15,7 @@ use crate::support::{Buffers, Image, On};
 /// Long enough for a busy machine; a request that takes longer is lost.
 const LONG: Duration = Duration::from_secs(60);
 
-/// What came back.
+/// The requests that have completed.
 #[derive(Default)]
 pub(crate) struct Done(RefCell<Requests>);
 
@@ -31,11 +31,11 @@ impl Completer for Done {
     }
 }
 
-/// A disk of an IOThread. Requests are told apart by their token.
+/// A disk on the test's event loop. Tokens tell its requests apart.
 pub(crate) struct Disk {
-    // Before `ctx`, which it is registered with.
+    // Declared before `ctx`, where it is registered, so that it is dropped first.
     channel: Channel,
-    /// Another one, which merges.
+    /// A second channel, which merges requests.
     merging: Channel,
     pub(crate) plan: Plan,
     pub(crate) done: Rc<Done>,
@@ -68,19 +68,19 @@ impl Disk {
         request
     }
 
-    /// A flush, discard or write-zeroes.
+    /// Makes a flush, discard or write-zeroes.
     pub(crate) fn command(&self, token: u16, op: IoOp, range: Option<IoRange>) -> Box<IoRequest> {
         let mut request = self.request(token, op, 0, &mut Buffers::new(0, &[]));
         request.ranges.extend(range);
         request
     }
 
-    /// Starts requests, of which adjacent ones may be merged; returns how many go with another one.
+    /// Submits requests that may be merged. Returns the number of requests merged into another one.
     pub(crate) fn submit_merged(&self, batch: Requests) -> usize {
         self.submit_to(&self.merging, batch)
     }
 
-    /// Starts requests, each by itself.
+    /// Submits requests without merging.
     pub(crate) fn submit(&self, batch: Requests) {
         assert_eq!(self.submit_to(&self.channel, batch), 0);
     }
@@ -92,19 +92,19 @@ impl Disk {
         merged
     }
 
-    /// A worker that was asked to help is not back.
+    /// Whether a worker that was asked to help has not come back yet.
     pub(crate) fn is_sharing(&self) -> bool {
         self.channel.is_sharing() || self.merging.is_sharing()
     }
 
-    /// What has come back up to now, in the order of tokens.
+    /// Takes the requests that have completed so far, in the order of their tokens.
     pub(crate) fn take_done(&self) -> Requests {
         let mut done = self.done.0.take();
         done.sort_by_key(|request| request.token);
         done
     }
 
-    /// Runs the loop until so many requests are back.
+    /// Runs the loop until `count` requests have completed, and takes them.
     pub(crate) fn wait(&self, count: usize) -> Requests {
         let lost = self.ctx.timer(|_| panic!("requests are lost"));
         lost.arm_in(LONG);
@@ -120,13 +120,13 @@ impl Disk {
     }
 }
 
-/// The kinds of disk that an engine is tried on.
+/// An engine and the kind of disk that it is tested on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub(crate) choice: Choice,
     on: On,
     pub(crate) direct: bool,
-    /// A timer completes, and nothing is stored.
+    /// A null disk: a timer completes its requests after this time, and nothing is stored.
     latency: Option<Duration>,
 }
 
@@ -170,7 +170,7 @@ impl Case {
         self.latency.is_none()
     }
 
-    /// Nothing, with a word about it, if this machine has no such engine.
+    /// Opens the disk. Reports a skipped test and returns `None` if this machine has no such engine.
     pub(crate) fn disk(self, ctx: &AioContext, image: &Image) -> Option<Disk> {
         let node = match self.latency {
             Some(latency) => BlockNode::null_aio(image.file().metadata().unwrap().len(), latency),

@@ -1,4 +1,4 @@
-//! What every engine must do.
+//! Requirements for every engine.
 
 use std::io::ErrorKind;
 
@@ -208,7 +208,7 @@ fn freeing_an_engine_waits_for_the_kernel() {
         disk.submit((0..).zip(&mut buffers).map(request).collect());
         let done = std::rc::Rc::clone(&disk.done);
         drop(disk);
-        // Nothing is written any more: the memory is ours again.
+        // The disk is gone and nothing writes to the memory any more.
         assert_eq!(done.count(), 600, "{case:?}");
         assert!(buffers.iter().all(|b| b.bytes() == [7; 4096]), "{case:?}");
     }
@@ -224,7 +224,7 @@ fn a_loop_without_requests_does_nothing() {
         };
         let mut buffers = Buffers::new(0, &[4096]);
         disk.run(disk.request(0, IoOp::Read, 0, &mut buffers)).unwrap();
-        // What is left over from the request, such as a worker that goes to sleep, is over after a few passes.
+        // Aftereffects of the request, such as a worker that goes to sleep, end within a few passes.
         let idle = (0..1000).any(|_| !ctx.poll(false) && !ctx.poll(false));
         assert!(idle, "{case:?}");
     }

@@ -1,6 +1,6 @@
-//! A file that stalls when the test says so, and that cannot be locked: the root of a FUSE file system, which the test serves itself.
+//! A file that stalls on request and cannot be locked. It is the root of a FUSE file system that the test serves.
 //!
-//! The mount is in a mount namespace of the calling thread, so that nothing is left behind, however the test ends.
+//! The mount is in a mount namespace of the calling thread, so that nothing is left over, however the test ends.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-/// `linux/fuse.h`.
+/// Operations from `linux/fuse.h`.
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
@@ -24,13 +24,13 @@ const LOCKS: [u32; 3] = [31, 32, 33];
 /// Requests without an answer: FORGET, INTERRUPT, BATCH_FORGET.
 const SILENT: [u32; 3] = [2, 36, 42];
 const MINOR: u32 = 31;
-/// Locks are the server's.
+/// The flag in INIT that makes the server responsible for locks.
 const POSIX_LOCKS: u32 = 1 << 1;
 
-/// How long a read waits at most.
+/// Time limit for a read that waits.
 const LONG: Duration = Duration::from_secs(20);
 
-/// A file of ones whose reads wait until they are let go.
+/// A file full of the byte 1. Its reads wait for [`Self::let_go`].
 pub(crate) struct StalledFile {
     mount_point: NamedTempFile,
     gate: Arc<Gate>,
@@ -79,12 +79,12 @@ impl StalledFile {
         self.mount_point.path().to_owned()
     }
 
-    /// Whether somebody has begun to read.
+    /// Whether a read has begun.
     pub(crate) fn has_reader(&self) -> bool {
         self.gate.state.lock().unwrap().arrived
     }
 
-    /// Lets all reads go on.
+    /// Lets waiting and later reads continue.
     pub(crate) fn let_go(&self) {
         self.gate.state.lock().unwrap().open = true;
         self.gate.changed.notify_all();
@@ -94,7 +94,7 @@ impl StalledFile {
 impl Drop for StalledFile {
     fn drop(&mut self) {
         self.let_go();
-        // By force: ends the connection, and thereby the server, whoever still uses the file.
+        // MNT_FORCE ends the connection, and with it the server, even if the file is still in use.
         let path = c_path(self.mount_point.path());
         // SAFETY: a C string that outlives the call.
         let unmounted = unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) } == 0;
@@ -172,7 +172,7 @@ fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
             let len = u64::from(u32_at(56)).min(size.saturating_sub(offset));
             body.resize(usize::try_from(len).unwrap(), 1);
         }
-        // As NFS without its lock server.
+        // NFS without its lock server answers the same.
         _ if LOCKS.contains(&opcode) => error = -libc::ENOLCK,
         _ if SILENT.contains(&opcode) => return,
         _ => error = -libc::ENOSYS,
@@ -182,7 +182,7 @@ fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
     reply.extend(i32::to_ne_bytes(error));
     reply.extend(&request[8..16]);
     reply.extend(body);
-    // The reader may have gone.
+    // The write fails if the reader is gone.
     let _ = device.write(&reply);
 }
 
@@ -205,7 +205,7 @@ impl Gate {
     fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         state.arrived = true;
-        // Not for ever: a test whose own thread hangs here is to fail, not to hang.
+        // The time limit makes a test fail, and not hang, if its own thread waits here.
         let waited = self.changed.wait_timeout_while(state, LONG, |state| !state.open);
         drop(waited.unwrap());
     }

@@ -1,4 +1,5 @@
-//! Engines against real files: what all of them have to do, which one is chosen, and what a stalled file may hold up.
+//! Engines against real files: requirements for all of them, the choice of one, and a stalled file that must not hold up
+//! anything else.
 
 #![allow(
     clippy::unwrap_used,

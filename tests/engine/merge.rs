@@ -1,4 +1,4 @@
-//! Adjacent requests of a batch are merged. Nobody can tell, except by the time it takes.
+//! Adjacent requests of a batch are merged. Only the time that they take shows it.
 
 use std::io::ErrorKind;
 
@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 const WRITE: IoOp = IoOp::Write { durable: false };
 const DURABLE: IoOp = IoOp::Write { durable: true };
 
-/// Requests of 4 KiB: what to do, and with which block.
+/// Makes requests of 4 KiB from operations and block numbers.
 fn requests(disk: &Disk, what: &[(IoOp, u64)], buffers: &mut [Buffers]) -> Requests {
     (0..)
         .zip(what)

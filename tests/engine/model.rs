@@ -11,7 +11,7 @@ use crate::support::Buffers;
 const SLOTS: usize = 48;
 const SLOT: usize = 16 << 10;
 
-/// What to do with one slot of the disk, and how its buffers lie.
+/// An operation on one slot of the disk, and the layout of its buffers.
 #[derive(Clone, Debug)]
 struct Step {
     op: IoOp,
@@ -31,7 +31,7 @@ fn step() -> impl Strategy<Value = Option<Step>> {
     ];
     let skew = prop_oneof![6 => Just(0), 1 => 1..4096usize];
     let cut = prop_oneof![4 => Just(usize::MAX), 2 => Just(512), 1 => 1..5000usize];
-    // Whole slots have neighbours, with which they may become one request.
+    // Requests for whole slots are adjacent, so they may be merged.
     let place = prop_oneof![1 => Just((0, 32)), 1 => (0..32usize, 0..=32usize)];
     let step = (op, place, skew, cut, any::<u8>()).prop_map(|(op, (start, len), skew, cut, seed)| {
         let len = len.min(32 - start) * 512;
@@ -47,7 +47,7 @@ fn step() -> impl Strategy<Value = Option<Step>> {
     prop::option::of(step)
 }
 
-/// Batches, each with at most one step for each slot, so that the order within a batch does not matter.
+/// Makes batches with at most one step for each slot, so that the order within a batch does not matter.
 fn batches() -> impl Strategy<Value = Vec<Vec<Option<Step>>>> {
     prop::collection::vec(prop::collection::vec(step(), SLOTS), 1..6)
 }
@@ -129,7 +129,7 @@ fn every_engine_agrees_with_a_vector_of_bytes() {
         };
         let result = TestRunner::new(config).run(&batches(), |batches| {
             let model = &mut *model.borrow_mut();
-            // Where the last round left the disk; a round that is repeated in order to be made smaller starts there, too.
+            // Every round starts with the disk as the last one left it, also when proptest shrinks a failure.
             batches
                 .iter()
                 .try_for_each(|batch| run_batch(case, &disk, model, batch))

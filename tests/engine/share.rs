@@ -15,7 +15,8 @@ use testkit::skip::skipped;
 const BLOCK: usize = 4096;
 const BATCH: u16 = 64;
 
-/// Reads the whole image in one batch of short requests, which may be `merged`; returns whether a worker was asked to help.
+/// Reads the whole image in one batch of short requests, which may be `merged`. Returns whether a worker was asked to
+/// help.
 fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
     let mut buffers: Vec<Buffers> = (0..BATCH).map(|_| Buffers::new(0, &[BLOCK])).collect();
     let batch = (0..BATCH).zip(&mut buffers).map(|(token, buffers)| {
@@ -43,7 +44,7 @@ fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
     shared
 }
 
-/// Reads until workers were asked to help this often. Every batch must be complete.
+/// Reads until workers were asked to help `times` times. Every batch must be complete.
 fn read_until_shared(on: On, times: usize) {
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);

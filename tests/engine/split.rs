@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use vhost_user_blk::io::{Completer, IoOp, IoRequest, Requests, Splitter};
 
-/// What came back.
+/// The requests that came back.
 #[derive(Default)]
 pub(crate) struct Back(RefCell<Requests>);
 
@@ -28,7 +28,7 @@ impl Completer for Back {
     }
 }
 
-/// A request whose memory is `ranges`.
+/// Makes a request whose memory is `ranges`.
 pub(crate) fn request(op: IoOp, offset: u64, ranges: &mut [Vec<u8>], back: &Rc<Back>) -> Box<IoRequest> {
     let mut request = IoRequest::new();
     (request.op, request.offset) = (op, offset);
@@ -40,7 +40,7 @@ pub(crate) fn request(op: IoOp, offset: u64, ranges: &mut [Vec<u8>], back: &Rc<B
     request
 }
 
-/// Addresses of all bytes of a request, in order.
+/// Returns the addresses of all bytes of a request, in order.
 fn addresses(request: &IoRequest) -> Vec<usize> {
     let ranges = request.whole().as_slice().iter();
     ranges
@@ -56,7 +56,7 @@ struct Case {
     errors: Vec<Option<i32>>,
     /// The order of completion.
     order: Vec<Index>,
-    /// Some children complete before the last one is made.
+    /// The first `early` children complete before the next one is made.
     early: usize,
 }
 
@@ -127,7 +127,7 @@ proptest! {
 
     #[test]
     fn any_cuts_any_errors_any_order(cases in prop::collection::vec(case(), 1..4)) {
-        // The same one, so that boxes and slots are used again.
+        // All cases share one splitter, so that boxes and slots are reused.
         let splitter = Splitter::new();
         for case in &cases {
             check(&splitter, case)?;
@@ -188,7 +188,7 @@ fn consecutive_children_travel_as_one_group() {
         512 => Ok(()),
         offset => Err(io::Error::from_raw_os_error(i32::try_from(offset).unwrap())),
     });
-    // Followers go first.
+    // The followers finish before the leader, in order, so the first error is that of offset 1024.
     leader.finish();
     let errno = back.take_one().result.unwrap_err().raw_os_error();
     assert_eq!(errno, Some(1024));

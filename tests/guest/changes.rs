@@ -1,4 +1,4 @@
-//! A real guest sees the disk change its size, changes its cache mode, and gets more memory, all while it uses the disk.
+//! A real guest sees the disk change its size, changes its cache mode, and gets more memory while it uses the disk.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ use testkit::loop_device::LoopDevice;
 use testkit::machine::{MIB, Machine};
 use testkit::process::wait_for;
 
-/// A size is seen within a second; a machine that is busy with other tests gets more.
+/// Time limit for the guest to see a new size. It needs less than a second unless other tests keep the machine busy.
 const SOON: Duration = Duration::from_secs(5);
 
 fn sees_size(guest: &mut Guest, size: u64) {
@@ -23,7 +23,7 @@ fn sees_size(guest: &mut Guest, size: u64) {
     assert!(took < SOON, "it took {took:?}");
 }
 
-/// Reads the last MiB up to `size`, and a bit beyond.
+/// Reads the last MiB up to `size`, and a little past it.
 fn ends_at(guest: &mut Guest, size: u64) {
     let last = size / MIB - 1;
     guest.ok(&format!(
@@ -96,10 +96,10 @@ fn guest_memory_can_be_hotplugged_under_load() {
     let options = ["-m", "slots=4,maxmem=1G"];
     let mut guest = machine.boot_with(Boot::KernelWithFio, &options);
     let total = "awk '/MemTotal/ {print $2}' /proc/meminfo";
-    // Movable: this is where user space's buffers go first, and it can be given back.
+    // User space's buffers go to movable memory first, and movable memory can be given back.
     guest.ok("echo online_movable >/sys/devices/system/memory/auto_online_blocks");
     let before: u64 = guest.ok(total).parse().expect("a number");
-    // In the background: the rest of the test has to run in the guest meanwhile.
+    // The load runs in the background, so that the guest can run the rest of the test meanwhile.
     guest.ok(
         "(fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=16k \
          --size=64m --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=10 --minimal \
@@ -110,14 +110,14 @@ fn guest_memory_can_be_hotplugged_under_load() {
         let backend =
             json!({ "qom-type": "memory-backend-memfd", "id": "dimm", "size": 128 * MIB, "share": true });
         qmp.execute("object-add", &backend);
-        // A slot of its own: in the old one the guest may still look whether the memory is really gone.
+        // Each round has a slot of its own: the guest may still be checking that the old slot is empty.
         let dimm = json!({ "driver": "pc-dimm", "id": "dimm0", "memdev": "dimm", "slot": round });
         qmp.execute("device_add", &dimm);
         wait_for("the guest to find the memory", || {
             let now: u64 = guest.ok(total).parse().expect("a number");
             (now > before + 100 * 1024).then_some(())
         });
-        // Buffers in the new memory, read into and written from past the guest's cache.
+        // Reads past the guest's cache into buffers in the new memory.
         guest.ok("dd if=/dev/vda of=/dev/null bs=8M count=8 iflag=direct status=none");
         if round == 0 {
             qmp.execute("device_del", &json!({ "id": "dimm0" }));

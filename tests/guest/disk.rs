@@ -1,19 +1,19 @@
 //! A real guest, with a Linux kernel of its own, uses a disk that the daemon serves.
 //!
-//! Needs what `scripts/test` installs: QEMU, fio and e2fsprogs. A guest boots in one to three seconds
-//! even without KVM.
+//! The tests need QEMU, fio and e2fsprogs, which `scripts/test` installs. A guest boots in one to three seconds, even
+//! without KVM.
 
 use testkit::guest::{Boot, Guest};
 use testkit::machine::{MIB, Machine, host};
 
-/// Digest of a part of the disk, given in MiB, read past the guest's cache.
+/// Returns the digest of a part of the disk, given in MiB and read past the guest's cache.
 fn digest(guest: &mut Guest, first: u64, count: u64) -> String {
     guest.ok(&format!(
         "dd if=/dev/vda bs=1M skip={first} count={count} iflag=direct status=none | md5sum | cut -c 1-32"
     ))
 }
 
-/// Fills a part of the disk, given in MiB, with random data; returns the digest of that data.
+/// Fills a part of the disk, given in MiB, with random data. Returns the digest of that data.
 fn fill(guest: &mut Guest, first: u64, count: u64) -> String {
     guest.ok(&format!(
         "dd if=/dev/urandom of=/tmp/data bs=1M count={count} status=none"
@@ -109,7 +109,7 @@ fn sixteen_concurrent_requests_read_back_their_writes() {
     guest.power_off();
 }
 
-/// Linux makes indirect tables as long as a request is, however small the queue.
+/// Linux makes an indirect table as long as its request needs, even with a small queue.
 fn a_small_queue_serves_large_requests(size: u16) {
     let machine = Machine::new("one-queue", 64 * MIB, &[]);
     let queue_size = format!("device.vda.queue-size={size}");
@@ -178,7 +178,7 @@ const LOAD: &str = "writes() { awk '{ print $5 }' /sys/block/vda/stat; }; before
 #[test]
 fn a_guest_reset_under_load_keeps_data() {
     let machine = Machine::new("one-queue", 32 * MIB, &[]);
-    // The last word on the command line counts: a reset is no end here.
+    // The last option on the command line wins: here, a reset does not end the guest.
     let mut guest = machine.boot_with(Boot::Kernel, &["-action", "reboot=reset"]);
     let mut written = fill(&mut guest, 0, 8);
 

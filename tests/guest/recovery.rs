@@ -1,6 +1,7 @@
-//! A real guest does not notice that its backend is killed, ends, and comes back, or that it moves to another one.
+//! A real guest does not notice that its backend is killed or ends and comes back, nor that the guest moves to another
+//! backend.
 //!
-//! With SOAK_SECONDS in the environment the load runs that long (`scripts/soak`).
+//! SOAK_SECONDS in the environment sets the duration of the load (`scripts/soak`).
 
 use std::os::unix::fs::symlink;
 use std::thread;
@@ -22,7 +23,7 @@ fn load(seconds: u64) -> String {
     )
 }
 
-/// How long the load runs.
+/// Returns the duration of the load.
 fn seconds() -> u64 {
     std::env::var("SOAK_SECONDS").map_or(8, |text| text.parse().expect("SOAK_SECONDS is a number"))
 }
@@ -46,7 +47,7 @@ fn survives(signal: libc::c_int, seed: u64) {
     guest.power_off();
 }
 
-/// Waits for the load, and checks that the guest has seen nothing.
+/// Waits for the load, and checks that the guest has seen no error.
 fn finish(guest: &mut Guest) {
     let Answer { status, output } = wait_for("the load", || guest.poll());
     assert_eq!(status, "0", "fio: {output}");
@@ -64,8 +65,8 @@ fn a_guest_never_notices_an_upgraded_backend() {
     survives(libc::SIGTERM, 2);
 }
 
-/// A disk full of data that tells whether it is right, and a load that does nothing but read and check it: no page
-/// that the guest has not written itself may be lost on the way.
+/// Fills the disk with data that contains its own checksums. The load reads and checks that data, so it fails if a
+/// migration loses a page that the device wrote and the guest did not.
 const FILL: &str = "fio --filename=/dev/vda --ioengine=libaio --direct=1 --minimal --name=fill --size=64m --rw=write \
                     --bs=64k --iodepth=8 --verify=crc32c --do_verify=0";
 
@@ -87,7 +88,7 @@ fn a_guest_migrates_to_another_backend_and_back() {
     guest.ok(FILL);
     let seconds = seconds().max(15);
     guest.start(&checking_load(seconds));
-    // Back and forth while the load runs, at least once.
+    // The guest moves there and back while the load runs, at least once.
     let (mut moves, end) = (0, Instant::now() + Duration::from_secs(seconds));
     while moves < 2 || Instant::now() < end {
         let destination = if moves % 2 == 0 { &there } else { &here };

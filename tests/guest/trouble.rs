@@ -1,4 +1,4 @@
-//! A real guest on a faulty disk: a full disk only pauses it, a truncated one fails where data is missing.
+//! A real guest on a faulty disk: a full disk only pauses the guest, a truncated one fails where data is missing.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::symlink;
@@ -10,18 +10,19 @@ use testkit::guest::{Boot, Guest};
 use testkit::machine::{MIB, Machine};
 use testkit::process::wait_for;
 
-/// Writes all of the disk, and reads it back and checks it; runs in the background, and its status is in a file.
+/// Writes the whole disk, reads it back and checks it. The load runs in the background and leaves its status in a file.
 const LOAD: &str = "(fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=64k \
                     --size=48m --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio 2>&1; echo $? >/tmp/status) \
                     >/dev/null 2>&1 &";
 
-/// A machine whose disk has room for a third of the load, and a guest in which the load has run into that.
+/// Starts a load on a disk that has room for a third of it. Returns when the load is blocked.
 fn run_into_the_wall(disk: &SmallDisk, config: &str, options: &[&str]) -> (Machine, Guest) {
     disk.make_image(48 * MIB);
     disk.fill(16 * MIB);
     let mut machine = Machine::with_image(config, options, |path| symlink(disk.image(), path));
     let mut guest = machine.boot_with(Boot::KernelWithFio, &["-action", "reboot=reset"]);
-    // Short commands from here on: a busy guest may lose bytes of a line that does not fit its serial port's FIFO.
+    // Commands must be short from here on: a busy guest may lose bytes of a line that is longer than its serial port's
+    // FIFO.
     guest.ok("echo 'cat /tmp/status 2>/dev/null || true' >/tmp/now");
     guest.ok("echo 'until [ -s /tmp/status ]; do sleep 0.1; done; cat /tmp/status' >/tmp/wait");
     guest.ok(LOAD);
@@ -83,7 +84,7 @@ fn a_held_write_survives_guest_pause_and_restart() {
         machine.daemon.restart(signal);
         wait_until_held(&mut machine);
     }
-    // While the guest is stopped, as an administrator may do it.
+    // An administrator may make room while the guest is stopped.
     qmp.execute("stop", &json!({}));
     disk.make_room();
     qmp.execute("cont", &json!({}));
@@ -162,7 +163,7 @@ fn a_truncated_image_fails_only_missing_data() {
         let sector: u64 = sector.parse().expect("a sector");
         assert!(sector >= 20 * MIB / 512, "an error at sector {sector}");
     }
-    // A load on what is left meets no error.
+    // A load on the remaining part of the disk sees no error.
     guest.ok(
         "fio --name=left --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bs=16k \
          --size=16m --verify=crc32c --verify_fatal=1 --minimal",

@@ -9,7 +9,7 @@ use crate::support::*;
 use testkit::process::run_alone;
 use vhost_user_blk::{aio::AioContext, thread_pool::Work};
 
-/// A user that owns no other process; the limit counts per user.
+/// A user that owns no other process, because the limit counts per user.
 const LONELY_UID: libc::uid_t = 0x5eed_b10c;
 
 #[test]

@@ -51,7 +51,7 @@ impl Gate {
     }
 }
 
-/// Longer than anything takes that does not hang.
+/// Time limit for a test that hangs. Tests that pass never wait this long.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 pub(crate) type Log = Arc<Mutex<Vec<(u32, Outcome)>>>;

@@ -13,7 +13,7 @@ use virtio_driver::VirtioBlkFeatureFlags as Blk;
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
 
-/// A directory with an image for each letter, full of that letter.
+/// Makes a directory with one image for each letter of `names`, filled with that letter.
 fn images(names: &str) -> TempDir {
     let dir = tempfile::tempdir().expect("make a directory");
     for name in names.chars() {
@@ -123,7 +123,7 @@ fn an_exports_options_reach_the_guest() {
     assert_eq!(connect(&daemon, "s", 1).config().blk_size.to_native(), 512);
 }
 
-/// Blocks that the image `a` has on its file system.
+/// Returns the number of blocks that the file system has allocated for the image `a`.
 fn allocated(dir: &Path) -> u64 {
     fs::metadata(dir.join("a")).expect("the image").blocks()
 }
@@ -183,7 +183,7 @@ fn disks_of_a_throttle_group_are_limited() {
     assert!(queue.in_flight() >= 3, "{} of 8 wait", queue.in_flight());
 }
 
-/// A process that is no child of ours. It is killed on drop, also when a test panics.
+/// A process that is not a child of the test. It is killed on drop, also when a test panics.
 struct Stranger(i32);
 
 impl Drop for Stranger {
@@ -213,7 +213,7 @@ fn a_daemon_in_the_background_serves_when_its_parent_ends() {
     let mut frontend = Frontend::connect(&socket, 1, 4, all_features()).expect("connect");
     assert_eq!(read(&mut frontend, 0, 0), [b'a'; BLOCK]);
     drop(frontend);
-    // Its number is taken while it lives.
+    // The pid file is locked while the daemon lives.
     let second = run(
         &[
             &args[..3],

@@ -1,4 +1,4 @@
-//! Daemons that take over an image, or a listening socket that outlives them, from each other.
+//! Daemons that take over an image from each other, or a listening socket that outlives them.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -78,7 +78,7 @@ fn stopping_all_rings_releases_the_image() {
     assert_eq!(to.read_sector(0, 4), [4; SECTOR]);
     assert_eq!(try_to_start(&mut from), Answer::Nak, "both would write");
 
-    // And back.
+    // The image goes back to the source.
     stop(&mut to);
     let mut from = Vm::start(&source, 1);
     assert_eq!(from.read_sector(0, 5), [5; SECTOR]);
@@ -188,7 +188,7 @@ fn a_reset_device_drains_and_starts_afresh() {
     }
 }
 
-/// Bytes on the disk, as the driver sees it.
+/// Returns the disk's size in bytes, as the driver sees it.
 fn capacity(vm: &mut Vm) -> u64 {
     let sectors = vm.client.config(0, 8).expect("eight bytes");
     u64::from_le_bytes(sectors.try_into().expect("eight bytes")) * SECTOR as u64
@@ -234,7 +234,7 @@ fn taking_over_a_block_device_drops_stale_cache() {
         "--incoming",
     ];
     let destination = Daemon::start_with(dir, &args);
-    // This host has read the data, and has it in its cache.
+    // This host has read the data and now has it in its cache.
     let seen = fs::read(device.path()).expect("read the device");
     assert_eq!(seen[4096], 8);
     // Writes of another host to a shared disk bypass this host's cache.

@@ -1,4 +1,4 @@
-//! An idle daemon runs no thread and stays small, whatever it did before.
+//! An idle daemon runs no thread and stays small, also after work.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::wait_for;
 
-/// No thread may run for this long.
+/// An idle daemon must run no thread for this long.
 const QUIET: Duration = Duration::from_secs(2);
-/// Limit of the memory of an idle daemon with one disk, beyond the guest's memory and the program's file.
+/// Memory limit of an idle daemon with one disk, without the guest's memory and the program's file.
 const OWN_KIB: u64 = 2 << 10;
-/// Limit with the pages of the program's file. There are twice as many in an unoptimized build as in a release, and they
+/// The limit including the pages of the program's file. An unoptimized build has twice as many as a release, and they
 /// grow with the program.
 const RESIDENT_KIB: u64 = 14 << 10;
 const DEPTH: usize = 64;

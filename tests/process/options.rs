@@ -23,7 +23,7 @@ fn directory() -> tempfile::TempDir {
     dir
 }
 
-/// A refusal ends the program soon, with a message and without a socket.
+/// Checks that the program ends soon, with a message and without a socket.
 fn refused(args: &[&str], dir: &Path) -> Exit {
     let exit = run(args, dir);
     assert!(
@@ -153,7 +153,7 @@ fn an_open_failure_is_one_line_with_path() {
     }
 }
 
-/// Raw disks may begin with anything except these.
+/// A raw disk must not begin like an image of another format.
 #[test]
 fn an_image_of_another_format_is_refused() {
     let dir = directory();
@@ -181,7 +181,7 @@ fn an_image_of_another_format_is_refused() {
         }
         let made = command.arg(&path).arg("64M").output().expect("run qemu-img");
         assert!(made.status.success(), "{format}: {}", text_of(&made));
-        // An odd size is refused for the format too: extending the image would not help.
+        // An image of odd size is refused for its format, not its size: extending it would not help.
         let exit = refused(&["--socket-path", "s", "--blk-file", "x"], dir.path());
         let told = format!("x looks like a {name} image");
         assert!(exit.output.contains(&told), "{format}: {}", exit.output);
@@ -196,7 +196,7 @@ fn an_image_of_another_format_is_refused() {
 fn explicit_raw_format_skips_the_format_probe() {
     for (start, options) in [
         (&b"QFI\xfb\0\0\0\x03"[..], &["--format", "raw"][..]),
-        // A guest that encrypts its disk.
+        // A guest may encrypt its disk.
         (b"LUKS\xba\xbe\0\x02", &[]),
         // The source of the migration has checked the format already.
         (b"QFI\xfb\0\0\0\x03", &["--incoming"]),
@@ -259,8 +259,8 @@ fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Starts the daemon with `fd` as its descriptors 3 and 4, and these variables. `LISTEN_PID` is the daemon's own pid if
-/// it is "own".
+/// Returns a command that starts the daemon with `fd` as its descriptors 3 and 4, and with these environment variables.
+/// If `LISTEN_PID` is "own", it is replaced by the daemon's pid.
 fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)]) -> Command {
     // The shell keeps its pid when it becomes the daemon.
     let own = r#"[ "$LISTEN_PID" != own ] || export LISTEN_PID=$$; exec "$0" "$@" 3<&9 4<&9 9<&-"#;
@@ -271,7 +271,8 @@ fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)])
         .args(args)
         .current_dir(dir);
     command.envs(variables.iter().copied()).stdin(Stdio::null());
-    // SAFETY: async-signal-safe calls between fork and exec; a descriptor that is 9 already has to be kept at exec.
+    // SAFETY: the closure makes async-signal-safe calls between fork and exec. `fcntl` keeps descriptor 9 open at exec,
+    // even if `fd` is 9 already.
     unsafe {
         command.pre_exec(
             move || match (libc::dup2(fd, 9), libc::fcntl(9, libc::F_SETFD, 0)) {
@@ -293,7 +294,7 @@ fn fd_that_is_not_a_socket_is_refused() {
     let (datagram, _other) = UnixDatagram::pair().expect("datagrams");
     // SAFETY: takes numbers only.
     let unused = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    // SAFETY: it was made just now, and nobody else has it.
+    // SAFETY: the descriptor was just created and has no other owner.
     let unused = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(unused) };
     let file = fs::File::open(dir.path().join(IMAGE)).expect("open a file");
     let (pipe, _writer) = std::io::pipe().expect("a pipe");
@@ -342,7 +343,7 @@ fn the_daemons_own_descriptors_are_never_taken_over() {
         command
             .args(["--blk-file", IMAGE, "--fd", &fd.to_string()])
             .current_dir(dir.path());
-        // SAFETY: closes what the tests have open and the daemon would inherit.
+        // SAFETY: the closure makes only async-signal-safe calls. They keep the tests' descriptors from the daemon.
         unsafe {
             command.pre_exec(|| {
                 (3..64).for_each(|fd| {

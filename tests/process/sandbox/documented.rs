@@ -1,4 +1,4 @@
-//! docs/security.md lists what threads may do. The list must match the filters.
+//! docs/security.md lists the system calls that threads may make. The list must match the filters.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use vhost_user_blk::sandbox::{Call, ThreadKind, allowed, refused};
 
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
 
-/// The lines of the document's tables whose first cell is a system call.
+/// Returns the table rows of the document whose first cell is a system call.
 fn documented() -> BTreeSet<String> {
     let rows = DOCUMENT.lines().filter(|line| line.starts_with("| `"));
     rows.map(str::to_owned).collect()

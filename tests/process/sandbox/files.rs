@@ -1,4 +1,4 @@
-//! What Landlock alone denies a process without filters.
+//! Operations that Landlock alone denies to a process without filters.
 
 use std::fs::{self, File};
 use std::io;

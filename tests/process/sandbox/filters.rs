@@ -1,4 +1,4 @@
-//! The filters, thread by thread: every system call, and the arguments that make a difference.
+//! The filters of each kind of thread: every system call, and the arguments that make a difference.
 
 use std::ffi::CStr;
 use std::ptr;
@@ -13,8 +13,8 @@ use super::probe::{attempt, confined, in_child};
 
 /// More system calls than any kernel has.
 const SYSTEM_CALLS: i64 = 600;
-/// What the kernel lets pass whatever a filter says: uretprobe and uprobe, which work in the places that it has put
-/// them to only (x86-64).
+/// System calls that the kernel allows in spite of a filter: uretprobe and uprobe (x86-64). They work only at the
+/// places where the kernel has put them.
 const UNFILTERED: [i64; 2] = [335, 336];
 /// Added to a system call number, this selects the x32 variant.
 const X32: i64 = 0x4000_0000;
@@ -22,7 +22,7 @@ const PASSWD: &CStr = c"/etc/passwd";
 
 fn call(number: i64, arguments: [i64; 6]) -> libc::c_long {
     let [a, b, c, d, e, f] = arguments;
-    // SAFETY: in a process that is made for this, and ends with it.
+    // SAFETY: the process was made for this call and ends with it.
     unsafe { libc::syscall(number, a, b, c, d, e, f) }
 }
 
@@ -87,7 +87,7 @@ fn body_of_what_intruders_want() {
     }
 }
 
-/// Calls that would work without a filter, or fail for reasons that an intruder could do something about.
+/// Returns calls that would succeed without a filter, or fail for reasons that an intruder could remove.
 fn wishes() -> Vec<(&'static str, i64, Vec<i64>)> {
     // SAFETY: takes nothing.
     let parent = i64::from(unsafe { libc::getppid() });
@@ -143,7 +143,8 @@ fn body_of_conditions() {
         assert_eq!(found, not_a_file, "F_GETFD, {kind}");
         let found = attempt(&sandbox, kind, || call(libc::SYS_sendto, [-1, 0, 0, 0, 0, 0]));
         assert_eq!(found, not_a_file, "sendto, {kind}");
-        // An abort must look like an abort, not like a violation. The filters know the process's pid.
+        // An abort must look like an abort, not like a violation. The filters contain the process's pid, so the child
+        // makes a sandbox of its own.
         let found = in_child(|| {
             confined().enter(kind).expect("enter the sandbox");
             std::process::abort()
@@ -184,7 +185,7 @@ fn body_of_threads() {
         beget(&sandbox, 200);
         0
     });
-    // More filters than generations of them would be too many for the kernel.
+    // If every generation added a filter, there would be too many for the kernel.
     assert_eq!(found, Done);
 }
 

@@ -13,7 +13,7 @@ use testkit::daemon::{IMAGE, SOCKET, binary};
 use testkit::frontend::{Frontend, all_features};
 use testkit::process::{Process, threads, wait_for};
 
-/// Starts a daemon that has these filters already.
+/// Starts a daemon that these filters apply to from the start.
 fn start_under(filters: Vec<BpfProgram>, options: &[&str]) -> (tempfile::TempDir, Process) {
     let dir = tempfile::tempdir().expect("make a directory");
     fs::write(dir.path().join(IMAGE), vec![0; 4 << 20]).expect("write the image");
@@ -107,17 +107,18 @@ fn padding(instructions: usize) -> BpfProgram {
         jf: 0,
         k,
     };
-    // Jumps to the next instruction: the kernel evaluates them in advance, and does not run them for each call.
+    // Each instruction jumps to the next one. The kernel evaluates them in advance and does not run them for each call.
     let mut filter = vec![instruction(libc::BPF_JMP | libc::BPF_JA, 0); instructions - 1];
     filter.push(instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
     filter
 }
 
-/// What the kernel takes over one thread, in filters of at most so many instructions.
+/// The kernel's limit on the instructions of all filters of one thread.
 const MOST: usize = 1 << 15;
+/// The kernel's limit on the instructions of one filter.
 const LONGEST: usize = 4096;
 
-/// Starts a daemon that finds room for `room` instructions at most, and a little less.
+/// Starts a daemon with room for at most `room` instructions, less a few that the kernel adds to each filter.
 fn with_room(room: usize, options: &[&str]) -> (tempfile::TempDir, Process) {
     let mut filters = vec![padding(LONGEST); MOST / LONGEST - 1];
     filters.push(padding(LONGEST - room));
@@ -131,9 +132,10 @@ fn about_filters(log: &str) -> &str {
     lines[0]
 }
 
-/// A daemon that has just room for the filters of all threads but its workers, which have their creators' as well.
+/// Starts a daemon with just enough room for the filters of all threads except workers. A worker needs more room,
+/// because it has its creator's filter as well.
 ///
-/// Whoever has less ends at once, and says why.
+/// A daemon with less room must end at once and say why.
 fn without_room_for_workers(options: &[&str]) -> (tempfile::TempDir, Process) {
     for room in (300..LONGEST).step_by(20) {
         let (dir, mut daemon) = with_room(room, options);

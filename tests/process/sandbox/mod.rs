@@ -1,4 +1,4 @@
-//! The sandbox: what it forbids, thread by thread, and that everything works inside.
+//! The sandbox forbids what each kind of thread does not need, and everything works inside it.
 
 mod documented;
 mod files;

@@ -1,13 +1,13 @@
-//! A process that puts on the sandbox of one kind of thread and tries something.
+//! A process that enters the sandbox of one kind of thread and attempts an operation.
 //!
-//! Tests have threads, and a sandbox cannot be taken off: so a test runs its own binary again, with one ignored test as
-//! its body, and that forks for every attempt.
+//! Tests run on threads of one process, and a sandbox cannot be left again. So a test runs its own binary again with
+//! one ignored test as its body, and that body forks for every attempt.
 
 use std::io;
 
 use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The attempt killed the process (SIGSYS).
@@ -18,7 +18,7 @@ pub(crate) enum Outcome {
     Done,
 }
 
-/// Exit status of a child whose attempt was done; an error number is a status as it is.
+/// Exit status of a child whose attempt succeeded. After a failed attempt, the exit status is the errno.
 const DONE: i32 = 0;
 
 /// Puts this process into the complete sandbox.
@@ -26,7 +26,7 @@ pub(crate) fn confined() -> Sandbox {
     Sandbox::new(Mode::On, Keep::default()).expect("a sandbox")
 }
 
-/// Returns what happens to a thread of this kind that makes this attempt.
+/// Makes an attempt on a thread of this kind and returns the result.
 pub(crate) fn attempt(
     sandbox: &Sandbox,
     kind: ThreadKind,
@@ -41,13 +41,13 @@ pub(crate) fn attempt(
     })
 }
 
-/// Runs `body` in a child process and returns the exit status.
+/// Runs `body` in a child process and returns the result.
 pub(crate) fn in_child(body: impl FnOnce() -> i32) -> Outcome {
     // SAFETY: this process has no other thread that could hold a lock.
     match unsafe { libc::fork() } {
         0 => {
             let status = body();
-            // SAFETY: ends the process, without what the parent has registered for its own end.
+            // SAFETY: `_exit` ends the process without running the parent's exit handlers.
             unsafe { libc::_exit(status) }
         }
         child => outcome_of(child),

@@ -16,7 +16,7 @@ const MIB: usize = 1 << 20;
 
 /// Checks that every thread has the filters of its kind, and no rights.
 ///
-/// `steady`: the pool has workers from the start, which have no IOThread's filter.
+/// `steady`: the pool has workers from the start, which do not inherit an IOThread's filter.
 fn assert_confined(daemon: &Daemon, steady: bool) {
     let threads = threads(daemon.pid());
     assert!(threads.len() >= 3, "{threads:#?}");
@@ -26,11 +26,11 @@ fn assert_confined(daemon: &Daemon, steady: bool) {
             assert_eq!(thread[field], expected, "{field} of {name}");
         }
         let sets = ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"];
-        // Only root can empty the last one, which means nothing without new privileges.
+        // Only root can empty the last set, which has no effect without new privileges.
         for set in &sets[..if is_root() { 5 } else { 4 }] {
             assert_eq!(thread[*set], "0000000000000000", "{set} of {name}");
         }
-        // Two refuse and one allows. Each system call with conditions runs them all, so there should not be more.
+        // Two filters refuse and one allows. A system call with conditions runs all of them, so there should be no more.
         let filters: usize = thread["Seccomp_filters"].parse().expect("a number");
         let created_inside = name.starts_with("worker") && !(steady && filters == 3);
         assert_eq!(filters, if created_inside { 4 } else { 3 }, "filters of {name}");
@@ -41,11 +41,12 @@ fn assert_confined(daemon: &Daemon, steady: bool) {
     assert_eq!(core[4..6], ["0", "0"], "core files");
 }
 
-/// Bytes of each request, and how many there are at a time: enough for many workers.
+/// Bytes of each request.
 const LEN: usize = 8192;
+/// Requests in flight: enough for many workers.
 const DEPTH: usize = 64;
 
-/// Every kind of request, on two queues.
+/// Executes every kind of request, on two queues.
 pub(crate) fn exercise(socket: &Path, name: &str) {
     let mut frontend = Frontend::connect(socket, 2, DEPTH, all_features()).expect("connect");
     for index in 0..2 {
@@ -82,7 +83,7 @@ fn run_all(queue: &mut Queue, ops: impl Iterator<Item = (usize, Op)>, name: &str
     all
 }
 
-/// What is not a read or a write, on the first 8 KiB from `offset` on.
+/// Returns the requests that are not reads or writes, for 8 KiB from `offset` on.
 fn ranges(offset: u64) -> [Op; 5] {
     let len = 4096;
     let [zeroes, unmapped] =
@@ -96,7 +97,7 @@ fn ranges(offset: u64) -> [Op; 5] {
     ]
 }
 
-/// A directory on the file system of the build, which has O_DIRECT.
+/// Makes a directory on the file system of the build, which supports O_DIRECT.
 fn on_disk() -> tempfile::TempDir {
     let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
     fs::write(dir.path().join(IMAGE), vec![0; 4 * MIB]).expect("write an image");

@@ -1,4 +1,4 @@
-//! Who may connect.
+//! Permissions to connect to the socket.
 
 use std::fs;
 use std::io;
@@ -33,7 +33,7 @@ pub(crate) fn is_root() -> bool {
 fn connect_as(user: u32, group: u32, socket: PathBuf) -> io::Result<()> {
     let mut command = Command::new("true");
     command.uid(user).gid(group);
-    // SAFETY: one attempt to connect between fork and exec; it allocates nothing on the way.
+    // SAFETY: the closure makes one attempt to connect between fork and exec, and allocates nothing.
     unsafe { command.pre_exec(move || UnixStream::connect(&socket).map(drop)) };
     command.status().map(drop)
 }
@@ -76,7 +76,7 @@ fn socket_mode_and_group_admit_others() {
     connect_as(STRANGER, STRANGER, daemon.socket()).expect("everybody connects");
 }
 
-/// Whatever the umask is, the mode is the one that was asked for.
+/// The socket has the requested mode with any umask.
 #[test]
 fn the_socket_mode_ignores_the_umask() {
     for umask in [0o000, 0o777] {
@@ -93,7 +93,7 @@ fn the_socket_mode_ignores_the_umask() {
             "0640",
         ]);
         command.current_dir(dir.path()).stderr(log);
-        // SAFETY: sets a number between fork and exec.
+        // SAFETY: the closure only sets the umask between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 libc::umask(umask);
@@ -145,7 +145,7 @@ fn the_socket_is_bound_under_the_requested_name() {
     assert!(listed.lines().any(|line| line.ends_with(name)), "{listed}");
 }
 
-/// A stale socket is there for whoever comes first, and for nobody else.
+/// Only the first daemon takes over a stale socket.
 #[test]
 fn only_one_of_several_starting_daemons_listens() {
     const DAEMONS: u8 = 4;
@@ -187,7 +187,7 @@ fn only_one_of_several_starting_daemons_listens() {
     }
 }
 
-/// Whoever keeps the directory locked may be another daemon between its look at the socket and the replacement.
+/// Another daemon may hold the directory's lock after it has checked the socket and before it replaces it.
 #[test]
 fn a_locked_directory_keeps_its_stale_socket() {
     let dir = tempfile::tempdir().expect("make a directory");
@@ -204,11 +204,11 @@ fn a_locked_directory_keeps_its_stale_socket() {
     );
     assert_eq!((exit.status.code(), exit.output.lines().count()), (Some(1), 1));
     assert!(dir.path().join("stale").exists());
-    // Where nothing is, bind itself lets in one only.
+    // Without a stale socket no lock is needed: `bind` succeeds for only one daemon.
     let _daemon = Daemon::start_in(dir, &[]);
 }
 
-/// A directory that the daemon's later user may write to.
+/// Gives a directory to the user that the daemon switches to.
 pub(crate) fn give_to(path: &Path, user: u32) {
     chown(path, Some(user), None).expect("give the directory away");
 }
