@@ -1,4 +1,4 @@
-//! Advice in the words of the command line: which option mends which error.
+//! Gives advice in the words of the command line: the option to change for each error.
 
 use crate::account;
 use crate::blk::device::TakeError;
@@ -11,9 +11,9 @@ use crate::sandbox;
 use crate::storage::{self, LockError};
 use crate::vhost_user::server::ServerError;
 
-/// Status for a wrong command line: starting again cannot help.
+/// Exit status for a wrong command line: another start cannot help.
 pub const WRONG_OPTION: u8 = 2;
-/// Status for everything else, such as a missing image.
+/// Exit status for all other failures, such as a missing image.
 const FAILURE: u8 = 1;
 
 /// The forms in which disks can be described.
@@ -25,7 +25,7 @@ pub enum Form {
     Long,
 }
 
-/// What advice is given, in the words of a form.
+/// The advice, in the words of one form.
 struct Words {
     read_only: &'static str,
     smaller_block: &'static str,
@@ -77,12 +77,12 @@ impl Form {
     }
 }
 
-/// Explains why an engine cannot be chosen.
+/// Explains why an engine cannot be used.
 pub(super) fn explain_engine(error: &engine::Error) -> String {
     with_advice(chain(error), engine_advice(error, &SHORT).map(str::to_owned))
 }
 
-/// Explains in one line what failed and what to do, and returns the exit status for it.
+/// Explains in one line what failed and what to do. Returns the exit status.
 pub fn explain(error: &Error, form: Form) -> (String, u8) {
     let advice = match (error, operation(error)) {
         (_, Some(operation)) => operation_advice(operation, form.words()),
@@ -108,7 +108,7 @@ fn with_advice(text: String, advice: Option<String>) -> String {
     }
 }
 
-/// Returns the refusal of an operation, if that is what failed.
+/// Returns the error of a registry operation, if one has failed.
 fn operation(error: &Error) -> Option<&OperationError> {
     match error {
         Error::Operation { source, .. } => Some(source),
@@ -132,7 +132,7 @@ fn status(error: &Error) -> u8 {
     if wrong { WRONG_OPTION } else { FAILURE }
 }
 
-/// Returns whether the words of the command line are wrong, whatever the machine looks like.
+/// Returns whether the command line is wrong on any machine.
 fn is_wrong_option(error: &OperationError) -> bool {
     !matches!(
         error,

@@ -1,15 +1,16 @@
-//! Options of options: `file,node-name=disk,cache.direct=on`, or the same as JSON.
+//! Reads options that consist of keys and values, such as `file,node-name=disk,cache.direct=on`, or the same as JSON.
 
 use serde_json::{Map, Value};
 
 use crate::daemon::options::Origin;
 
-/// Reads a list of keys and values, or a JSON object. `implied` is the key of a first value without one.
+/// Reads a list of keys and values, or a JSON object. `implied` is the key of a first value that is given without a
+/// key.
 ///
-/// As in QEMU, a comma in a value is written twice, dots in keys make objects, and keys that are numbers make lists.
+/// As in QEMU, a comma in a value is doubled, dots in keys make nested objects, and numeric keys make lists.
 ///
 /// # Errors
-/// One line that says what is wrong.
+/// The text has a mistake. The error is one line.
 pub(super) fn parse(text: &str, implied: &str) -> Result<(Value, Origin), String> {
     if text.starts_with('{') {
         let value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
@@ -27,7 +28,7 @@ pub(super) fn parse(text: &str, implied: &str) -> Result<(Value, Origin), String
     Ok((lists(Value::Object(map)), Origin::Text))
 }
 
-/// Splits at single commas; a double comma stands for one that belongs to a value.
+/// Splits the text at single commas. A double comma is a comma in a value.
 pub(super) fn split(text: &str) -> Vec<String> {
     let (mut parts, mut rest) = (vec![String::new()], text.chars().peekable());
     while let Some(c) = rest.next() {
@@ -46,7 +47,7 @@ pub(super) fn split(text: &str) -> Vec<String> {
     parts
 }
 
-/// Puts a value into the object that `key`, a part of `whole`, leads to.
+/// Stores a value in the object that `key` leads to. `key` is a part of `whole`.
 fn insert(map: &mut Map<String, Value>, key: &str, whole: &str, value: String) -> Result<(), String> {
     let (first, rest) = match key.split_once('.') {
         Some((first, rest)) => (first, Some(rest)),
@@ -58,7 +59,7 @@ fn insert(map: &mut Map<String, Value>, key: &str, whole: &str, value: String) -
     let clash = || format!("'{whole}' is given twice, as a value and as an object");
     match rest {
         None => match map.get(first) {
-            // The last one counts.
+            // If a key is repeated, its last value counts.
             None | Some(Value::String(_)) => {
                 map.insert(first.to_owned(), Value::String(value));
                 Ok(())
@@ -72,7 +73,7 @@ fn insert(map: &mut Map<String, Value>, key: &str, whole: &str, value: String) -
     }
 }
 
-/// Makes lists of objects whose keys are 0, 1, 2 and so on.
+/// Turns objects with the keys 0, 1, 2 and so on into lists.
 fn lists(value: Value) -> Value {
     let Value::Object(map) = value else { return value };
     let map: Map<String, Value> = map.into_iter().map(|(key, value)| (key, lists(value))).collect();

@@ -1,5 +1,4 @@
-//! The long form of the command line: qemu-storage-daemon's words for objects, nodes and exports, in the order in which
-//! they are given.
+//! The long form of the command line: objects, nodes and exports in qemu-storage-daemon's words, in the given order.
 
 use clap::ArgMatches;
 use serde::de::DeserializeOwned;
@@ -8,13 +7,13 @@ use super::keyval;
 use crate::daemon::Operation;
 use crate::daemon::options::read;
 
-/// The options that make something, with the key of a first value without one.
+/// The options that make something, with the key of a first value that is given without a key.
 const MAKERS: [(&str, &str); 3] = [("object", "qom-type"), ("blockdev", "driver"), ("export", "type")];
 
-/// Returns what the command line asks for, in order.
+/// Returns the operations that the command line asks for, in order.
 ///
 /// # Errors
-/// One line that names the option.
+/// An option has a mistake. The error is one line that names it.
 pub(super) fn operations(matches: &ArgMatches) -> Result<Vec<Operation>, String> {
     let mut found = Vec::new();
     for (option, implied) in MAKERS {

@@ -109,8 +109,8 @@ pub struct Cli {
     #[arg(long, value_name = "TYPE,id=ID[,PROPERTY=VALUE]...")]
     pub object: Vec<String>,
 
-    /// Make a block node, as qemu-storage-daemon does, e.g. file,node-name=disk0,filename=disk.img,cache.direct=on. Drivers:
-    /// file, host_device, raw, null-co, null-aio, throttle.
+    /// Make a block node, as qemu-storage-daemon does, e.g. file,node-name=disk0,filename=disk.img,cache.direct=on.
+    /// Drivers: file, host_device, raw, null-co, null-aio, throttle.
     #[arg(long, value_name = "DRIVER,node-name=NAME[,OPTION=VALUE]...")]
     pub blockdev: Vec<String>,
 
@@ -122,15 +122,15 @@ pub struct Cli {
     )]
     pub export: Vec<String>,
 
-    /// Refused by name.
+    /// Always refused, with an error that names the option.
     #[arg(long, short = 'T', hide = true, value_parser = absent("this daemon has no trace points: use --log-level"))]
     pub trace: Option<String>,
 
-    /// Refused by name.
+    /// Always refused, with an error that names the option.
     #[arg(long, hide = true, value_parser = absent("this daemon serves vhost-user-blk only"))]
     pub nbd_server: Option<String>,
 
-    /// What the options above ask for, in order.
+    /// The operations that the options above ask for, in order.
     #[arg(skip)]
     operations: Vec<Operation>,
 
@@ -308,10 +308,10 @@ impl Cli {
         Ok(cli)
     }
 
-    /// Returns what the daemon is asked to do.
+    /// Returns the settings of the daemon.
     ///
     /// # Errors
-    /// Those of [`check`](Self::check).
+    /// The errors of [`check`](Self::check).
     pub fn settings(&self) -> Result<Settings, String> {
         self.check()?;
         Ok(Settings {

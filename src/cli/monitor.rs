@@ -7,9 +7,9 @@ use super::SOCKET_PATH_MAX;
 /// A socket for QMP clients: `--chardev socket,id=ID,path=PATH,server=on,wait=off`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chardev {
-    /// The name that `--monitor` refers to.
+    /// The id that `--monitor` refers to.
     pub id: String,
-    /// Of the socket's file.
+    /// The path of the socket.
     pub path: PathBuf,
 }
 

@@ -44,7 +44,7 @@ const OPTIONS: [&str; 28] = [
     "inject",
 ];
 
-/// Returns an option of the short form that was given.
+/// Returns the name of an option of the short form that was given, if any.
 pub(super) fn option(matches: &ArgMatches) -> Option<String> {
     let given = |option: &&&str| matches.value_source(option) == Some(ValueSource::CommandLine);
     OPTIONS.iter().find(given).map(|option| option.replace('_', "-"))
@@ -53,7 +53,7 @@ pub(super) fn option(matches: &ArgMatches) -> Option<String> {
 /// The names of the node and the export.
 const NAME: &str = "disk";
 
-/// Returns what makes the disk, in order.
+/// Returns the operations that make the disk, in order.
 ///
 /// # Errors
 /// Options contradict each other.
@@ -154,7 +154,7 @@ fn export(cli: &Cli) -> Result<ExportOptions, String> {
     })
 }
 
-/// Returns what messages call a null disk.
+/// Returns the name of a null disk in messages.
 fn null_name(cli: &Cli) -> &'static str {
     match cli.null_latency_ns {
         None => "null",

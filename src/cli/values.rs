@@ -1,4 +1,4 @@
-//! Options whose values have their own notation.
+//! Parses options whose values have a notation of their own.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -15,7 +15,7 @@ pub type Serial = [u8; ID_LEN];
 /// Maximum length of a Unix socket's path: `sun_path` has 108 bytes, including a final NUL.
 pub const SOCKET_PATH_MAX: usize = 107;
 
-/// Parses a number within `range`. Every error has the same text, which names the range.
+/// Parses a number within `range`. All errors have the same text, which names the range.
 pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync
 where
     T: Copy + FromStr + PartialOrd + Display + Send + Sync + 'static,

@@ -1,6 +1,7 @@
-//! Going to the background: the process that was started ends when its child serves, with the child's status if it fails.
+//! Moves the daemon to the background. The process that was started ends once its child serves, or with the child's
+//! exit status if the start fails.
 //!
-//! Main thread, while it is the only one.
+//! Runs on the main thread before there are other threads.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
@@ -12,7 +13,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::process::setsid;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-/// A process in the background whose parent still waits.
+/// A background process whose parent still waits.
 #[derive(Debug)]
 pub(super) struct Background {
     parent: io::PipeWriter,
@@ -20,10 +21,10 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// Goes on in a child of its own session. The parent does not return.
+    /// Continues in a child with a session of its own. The parent never returns.
     ///
     /// # Errors
-    /// There is no process or pipe to be had.
+    /// The process or the pipe cannot be created.
     pub(super) fn detach() -> io::Result<Self> {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         let (child_is_ready, parent) = io::pipe()?;
@@ -40,7 +41,7 @@ impl Background {
         }
     }
 
-    /// Lets the parent end, and lets go of the terminal. A log that goes to a file goes on.
+    /// Lets the parent end, and closes the terminal. Logging continues if stderr is a file.
     pub(super) fn announce(mut self) -> io::Result<()> {
         dup2_stdin(&self.null)?;
         dup2_stdout(&self.null)?;
@@ -52,7 +53,7 @@ impl Background {
     }
 }
 
-/// Waits until the child serves or ends, and returns the exit status for that.
+/// Waits until the child serves or ends, and returns the exit status for the parent.
 fn wait(mut child_is_ready: PipeReader, child: Pid) -> i32 {
     if child_is_ready.read_exact(&mut [0]).is_ok() {
         return 0;

@@ -1,6 +1,6 @@
-//! The registry of disks that are served: each with its node, device, socket, control thread and statistics.
+//! The registry of served disks. Each disk has a node, a device, a socket, a control thread and statistics.
 //!
-//! Disks can be added and removed at any time, by one thread. Neither waits for another disk.
+//! Only one thread adds and removes disks. Both are possible at any time, and neither waits for another disk.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,17 +20,17 @@ use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::server::Server;
 use crate::vhost_user::{Resizer, Stopper};
 
-/// Called on a disk's control thread when that is about to end, with the disk's id.
+/// Is called with the id of a disk, on its control thread, just before that thread ends.
 pub type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// A disk cannot be added.
+/// The reason why a disk cannot be added.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddError {
     /// Another disk has the id.
     #[error("there is a disk {0} already")]
     Exists(String),
-    /// The operating system cannot create the control thread.
+    /// The control thread cannot be created.
     #[error("cannot create the control thread of disk {id}")]
     Thread {
         /// The disk's id.
@@ -57,17 +57,17 @@ pub struct Disk {
     stats: Vec<Arc<QueueStats>>,
     /// The socket's path, or the number of its descriptor.
     socket: String,
-    /// The socket's file, if it is ours to remove.
+    /// The path of the socket, if this process must remove it.
     path: Option<PathBuf>,
     stopper: Stopper,
     resizer: Resizer,
-    /// The control thread has released the disk.
+    /// Receives a message when the control thread has released the disk.
     ended: Receiver<()>,
     control: JoinHandle<()>,
 }
 
 impl Disks {
-    /// Makes an empty registry. The control threads of its disks are confined by `sandbox`.
+    /// Makes an empty registry. `sandbox` will confine the control threads of the disks.
     pub fn new(sandbox: Sandbox, on_end: OnEnd) -> Self {
         Self {
             disks: BTreeMap::new(),
@@ -76,10 +76,10 @@ impl Disks {
         }
     }
 
-    /// Serves a disk with this id on a control thread of its own. `iothreads` live at least as long as the disk.
+    /// Serves a disk on a control thread of its own. `iothreads` live at least as long as the disk.
     ///
     /// # Errors
-    /// The id is taken, or the thread cannot be created. The disk and its socket are gone.
+    /// The id is taken, or the thread cannot be created. The disk and its socket are removed.
     pub fn add(
         &mut self,
         id: &str,
@@ -99,10 +99,10 @@ impl Disks {
         let (on_end, own) = (Arc::clone(&self.on_end), id.to_owned());
         let body = move || {
             server.run(&mut device);
-            // The queues before their threads.
+            // The queues must be dropped before their threads.
             drop(device);
             drop(iothreads);
-            // Nobody may be waiting. Before the call, after which somebody looks.
+            // Fails if nobody waits. Sent before the call, because its receiver looks for this message.
             let _ = done.send(());
             on_end(&own);
         };
@@ -129,7 +129,7 @@ impl Disks {
         Ok(self.disks.entry(id.to_owned()).or_insert(disk))
     }
 
-    /// Makes a disk leave, without waiting: its frontend is disconnected, its image flushed and released.
+    /// Starts to remove a disk, without waiting: disconnects its frontend, flushes and releases its image.
     pub fn remove(&mut self, id: &str) -> Option<Disk> {
         let disk = self.disks.remove(id)?;
         disk.stopper.stop();
@@ -141,14 +141,14 @@ impl Disks {
         self.disks.get(id)
     }
 
-    /// Returns the disks by id.
+    /// Returns the disks, ordered by id.
     pub fn iter(&self) -> impl Iterator<Item = &Disk> {
         self.disks.values()
     }
 
-    /// Removes the disks whose control threads have ended by themselves, and returns them.
+    /// Removes and returns the disks whose control threads have ended by themselves.
     pub fn take_ended(&mut self) -> Vec<Disk> {
-        // The threads may still be about to exit.
+        // The threads may not have exited yet.
         let ended = self.iter().filter(|disk| disk.wait(Duration::ZERO));
         let ids: Vec<_> = ended.map(|disk| disk.id().to_owned()).collect();
         ids.iter().filter_map(|id| self.disks.remove(id)).collect()
@@ -157,7 +157,7 @@ impl Disks {
     /// Makes the IOThreads read the size of every disk again, without waiting for them.
     ///
     /// # Errors
-    /// An IOThread has ended. The other disks are looked at.
+    /// An IOThread has ended. The sizes of the other disks are read anyway.
     pub fn refresh_sizes(&self) -> Result<(), Gone> {
         let refreshed = self.iter().map(|disk| disk.resizer.refresh());
         refreshed.fold(Ok(()), Result::and)
@@ -165,7 +165,7 @@ impl Disks {
 
     /// Ends all disks because the process is going to end, and waits for them until `time` has passed.
     ///
-    /// Their images are neither flushed nor unlocked: the next process shares the page cache.
+    /// Their images are neither flushed nor unlocked: the next process finds their data in the page cache.
     pub fn end(&mut self, time: Duration) -> Ended {
         let deadline = Instant::now() + time;
         self.iter().for_each(|disk| disk.stopper.end());
@@ -176,10 +176,10 @@ impl Disks {
     }
 }
 
-/// All disks, after the end.
+/// The disks after the end.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// Disks that have answered all their requests.
+    /// Disks that have answered all requests.
     pub finished: Vec<Disk>,
     /// Disks that still have requests in flight.
     pub busy: Vec<Disk>,
@@ -198,12 +198,12 @@ impl Disk {
         &self.id
     }
 
-    /// Returns what messages call the disk.
+    /// Returns the name of the disk in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Returns the block node that is served.
+    /// Returns the served block node.
     pub fn node(&self) -> &Arc<BlockNode> {
         &self.node
     }
@@ -213,7 +213,7 @@ impl Disk {
         &self.socket
     }
 
-    /// Returns the socket's file, if this process has made it and removes it at the end.
+    /// Returns the path of the socket, if this process has made it and must remove it.
     pub fn socket_path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -223,12 +223,12 @@ impl Disk {
         DiskReport::new(&self.name, self.engine, &self.stats)
     }
 
-    /// Returns a handle that reads the disk's size again.
+    /// Returns a handle that makes the disk read its size again.
     pub fn resizer(&self) -> &Resizer {
         &self.resizer
     }
 
-    /// Waits until the control thread has released the disk, but no longer than `time`. Returns whether it has.
+    /// Waits until the control thread has released the disk, at most for `time`. Returns whether it has.
     ///
     /// # Panics
     /// The control thread has panicked.
@@ -240,7 +240,7 @@ impl Disk {
         }
     }
 
-    /// Waits as long as it takes.
+    /// Waits for the control thread to end, however long that takes.
     ///
     /// # Panics
     /// The control thread has panicked.

@@ -1,4 +1,4 @@
-//! Why the daemon does not start, or ends with a failure.
+//! Errors that keep the daemon from starting, or make it end with a failure.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +10,8 @@ use crate::kernel::KernelError;
 use crate::sandbox;
 use crate::vhost_user::server::ServerError;
 
-/// Why the daemon does not start, or ends with a failure. The command line's module knows which option mends what.
+/// The error that keeps the daemon from starting, or makes it end with a failure. The command line's module knows which
+/// option to change.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,21 +21,21 @@ pub enum Error {
     /// Signals cannot be handled.
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
-    /// The socket that was handed over with a number cannot be used.
+    /// The socket with the given descriptor number cannot be used.
     #[error(transparent)]
     Descriptor(SocketError),
-    /// The socket of the service manager cannot be used.
+    /// The socket from the service manager cannot be used.
     #[error("LISTEN_FDS")]
     Activation(#[source] SocketError),
-    /// The user to become does not exist, or the process may not become this user.
+    /// The user to switch to does not exist, or the process may not switch to it.
     #[error(transparent)]
     User(account::Error),
     /// An object, a node or an export cannot be made.
     #[error("{source}")]
     Operation {
-        /// What was asked for.
+        /// The operation.
         verb: Verb,
-        /// Why it is refused.
+        /// The reason.
         source: Box<OperationError>,
     },
     /// The socket for QMP clients cannot be made.
@@ -46,7 +47,7 @@ pub enum Error {
     /// The process cannot go to the background.
     #[error("cannot go to the background")]
     Background(#[source] io::Error),
-    /// The file with the process's number cannot be written.
+    /// The pid file cannot be written.
     #[error("cannot write the process's number to {}", path.display())]
     PidFile {
         /// The file.
@@ -63,7 +64,7 @@ pub enum Error {
     /// The disks cannot be served.
     #[error(transparent)]
     Serve(OperationError),
-    /// The process does not end as if nothing had happened after it has lost writes.
+    /// Writes have been lost, so the process must not end as if nothing had happened.
     #[error(
         "a flush of {0} has failed, so writes may be lost: mend what is below it, run 'sync {0}' until it reports no \
          error, then check the guest's file systems",
@@ -73,8 +74,8 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
-    /// The process ends although requests are in flight. They are lost unless the frontend keeps track of them and finds
-    /// a successor.
+    /// Requests are still in flight at the end. They are lost unless the frontend tracks them and connects to another
+    /// daemon.
     #[error("requests were left in flight on {}", disks.join(", "))]
     Abandoned {
         /// The names of the disks.

@@ -1,4 +1,4 @@
-//! How other threads reach the registry of the main thread.
+//! Access to the registry of the main thread, for other threads.
 
 use super::registry::Registry;
 use super::signals::Caller;
@@ -14,8 +14,7 @@ impl Handle {
         Self(caller)
     }
 
-    /// Makes the main thread run `call` soon, after the calls that were made before. It does not run if the process ends
-    /// first.
+    /// Makes the main thread run `call` soon, after earlier calls. If the process ends first, the call does not run.
     pub fn call(&self, call: impl FnOnce(&mut Registry) + Send + 'static) {
         self.0.send(Message::Call(Box::new(call)));
     }
@@ -26,7 +25,7 @@ impl Handle {
     }
 }
 
-/// What other threads send to the main thread.
+/// The messages that other threads send to the main thread.
 pub(super) enum Message {
     /// A disk's control thread has ended.
     DiskEnded,

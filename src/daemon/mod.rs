@@ -1,8 +1,8 @@
 //! The daemon: starts, serves its disks, obeys signals, and ends.
 //!
-//! [`run`] is the main thread. `start` does everything that needs rights before it gives these up. [`registry`] has
-//! the objects, nodes and exports, and the operations that the command line and QMP share; [`disks`] is what is served.
-//! Disks come and go there while others work.
+//! [`run`] is the main thread. `start` does everything that needs rights, then gives them up. [`registry`] has the
+//! objects, nodes and exports, and the operations that the command line and QMP share. [`disks`] has the served disks,
+//! which can be added and removed while others work.
 
 mod background;
 mod commands;
@@ -33,7 +33,7 @@ use start::Started;
 use crate::kernel;
 use crate::sandbox::ThreadKind;
 
-/// How long requests in flight may take once the process is asked to end.
+/// Time for requests in flight once the process is asked to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
 
 /// Serves what `settings` describe, until a signal or the end of the last disk.
@@ -46,9 +46,9 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
         false => None,
     };
     kernel::check()?;
-    // Before anything is opened, so that no descriptor of our own is taken for one that was handed over.
+    // Before anything is opened, so that no descriptor of our own is mistaken for one that was handed over.
     let handed = start::handed_over(settings)?;
-    // From the start, so that no signal finds its default action.
+    // As early as possible, so that no signal takes its default action.
     let mut events = Events::new().map_err(Error::Signals)?;
     let (of_disks, of_monitor) = (events.caller(), events.caller());
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
@@ -65,15 +65,15 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
         Err(_) => "the sandbox",
     };
     let end = end(started, reason, settings.print_statistics);
-    // The disks have ended before: their sockets are removed.
+    // Checked after the disks have ended, so that their sockets are removed.
     entered?;
     end
 }
 
-/// Why the process ends when a QMP client asks for it.
+/// The reason for the end when a QMP client asks for it.
 const QUIT: &str = "quit";
 
-/// Does what signals and calls ask for, until one asks for the end or nothing is left to serve; returns which.
+/// Handles signals and calls until the process has to end, or nothing is left to serve. Returns the reason.
 ///
 /// A process that is `managed` waits for further disks.
 fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) -> &'static str {
@@ -148,7 +148,7 @@ fn abandon(disks: &[Disk], reason: &'static str) -> Error {
             "stopped, but requests are still in flight: leaving without them"
         );
         if let Some(path) = disk.socket_path() {
-            // Its owner is the control thread.
+            // The control thread would do this, but it still waits.
             let _ = std::fs::remove_file(path);
         }
     }

@@ -15,12 +15,12 @@ use crate::qmp::{Events, Monitor};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::path::{SocketAccess, SocketFile};
 
-/// The sockets of QMP clients, before anything serves them.
+/// The sockets for QMP clients, before they are served.
 #[derive(Debug, Default)]
 pub(super) struct MonitorSockets(Vec<(UnixListener, SocketFile)>);
 
 impl MonitorSockets {
-    /// Makes the sockets. Only the user whom the process becomes may connect.
+    /// Makes the sockets. Only the user that the process switches to may connect.
     ///
     /// # Errors
     /// A socket cannot be made.
@@ -34,15 +34,15 @@ impl MonitorSockets {
         Ok(Self(sockets.collect::<Result<_, _>>()?))
     }
 
-    /// Returns the sockets' files.
+    /// Returns the paths of the sockets.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(_, file)| file.path())
     }
 
-    /// Serves the sockets on a thread of its own, whose clients reach the registry by `handle`.
+    /// Serves the sockets on a thread of its own. Clients use the registry through `handle`.
     ///
     /// # Errors
-    /// No file or thread can be made.
+    /// No file descriptor is left, or the thread cannot be created.
     pub(super) fn serve(
         self,
         sandbox: &Sandbox,
@@ -82,12 +82,12 @@ impl MonitorSockets {
 pub(super) struct MonitorThread {
     events: Events,
     thread: JoinHandle<()>,
-    /// Removed when the monitor has ended.
+    /// The files of the sockets, which are removed when the monitor has ended.
     _files: Vec<SocketFile>,
 }
 
 impl MonitorThread {
-    /// Tells clients that the process is going to end.
+    /// Tells clients that the process is about to end.
     pub(super) fn announce_end(&self, reason: &str) {
         let data = [
             ("guest".to_owned(), false.into()),
@@ -96,7 +96,7 @@ impl MonitorThread {
         self.events.emit(&SHUTDOWN, data.into_iter().collect());
     }
 
-    /// Ends the monitor, after clients had a moment to read what was sent.
+    /// Ends the monitor after clients had a moment to read the last messages.
     pub(super) fn end(self) {
         self.events.stop();
         if self.thread.join().is_err() {

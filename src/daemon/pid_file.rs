@@ -1,4 +1,4 @@
-//! The file with the process's number.
+//! The pid file.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// A file with the number of this process, locked while it lives and removed afterwards.
+/// A file with the pid of this process. It is locked while the process runs and removed at the end.
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
@@ -18,7 +18,7 @@ impl PidFile {
     /// Writes the file.
     ///
     /// # Errors
-    /// It cannot be written, or another process has it locked.
+    /// The file cannot be written, or another process holds its lock.
     pub(super) fn write(path: &Path) -> io::Result<Self> {
         let mut options = File::options();
         let mut file = options
@@ -43,7 +43,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // There is nobody left to tell.
+        // The process ends: nothing is left to do if this fails.
         let _ = std::fs::remove_file(&self.path);
     }
 }

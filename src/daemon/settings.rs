@@ -1,4 +1,4 @@
-//! What the daemon is asked to do at the start.
+//! The settings for the start of the daemon.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,26 +6,26 @@ use std::path::PathBuf;
 use super::options::{AddressType, BlockdevOptions, ExportOptions, ObjectOptions};
 use crate::sandbox::Mode;
 
-/// What the daemon is asked to do.
+/// The settings of the daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// What to make, in this order.
+    /// Operations to run, in this order.
     pub operations: Vec<Operation>,
     /// Paths of the sockets for QMP clients.
     pub monitors: Vec<PathBuf>,
-    /// Go on in the background once everything is served.
+    /// Go to the background once everything is served.
     pub daemonize: bool,
-    /// The file to write the process's number to.
+    /// The pid file.
     pub pid_file: Option<PathBuf>,
-    /// How strictly the process is confined.
+    /// The level of confinement.
     pub sandbox: Mode,
-    /// The `USER[:GROUP]` to become.
+    /// The `USER[:GROUP]` to switch to.
     pub user: Option<String>,
     /// Print statistics at the end.
     pub print_statistics: bool,
 }
 
-/// Something to make.
+/// An operation that makes something.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the fields say it")]
 pub enum Operation {
@@ -65,7 +65,7 @@ impl Operation {
 }
 
 impl Settings {
-    /// Returns the descriptors that are handed over: their numbers as text, and the numbers.
+    /// Returns the descriptors that are handed over, as text and as numbers.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = (String, i32)> {
         self.exports().filter_map(|export| match export.addr.kind {
             AddressType::Fd => {
@@ -77,7 +77,7 @@ impl Settings {
         })
     }
 
-    /// Returns whether a service manager hands a socket over.
+    /// Returns whether an export uses the socket from the service manager.
     pub(super) fn is_activated(&self) -> bool {
         self.exports()
             .any(|export| export.addr.kind == AddressType::ServiceManager)

@@ -1,7 +1,7 @@
-//! What the main thread waits for: signals, and calls from other threads.
+//! The events that the main thread waits for: signals, and calls from other threads.
 //!
-//! A signal sets its flag and writes a byte to a socket; a call is put into a queue and writes a byte too. The main
-//! thread sleeps in a read of that socket, so it needs no other system call to wait.
+//! A signal sets its flag and writes a byte to a socket. A call goes into a queue and also writes a byte. The main
+//! thread sleeps in a read of that socket, so waiting needs no other system call.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,18 +15,18 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::{pipe, signal_name};
 use signal_hook::{SigId, flag, low_level};
 
-/// Something that the main thread has to do.
+/// An event for the main thread.
 #[derive(Debug)]
 pub(super) enum Event<T> {
-    /// A signal asks for the end of the process.
+    /// A signal asks the process to end.
     End(&'static str),
     /// SIGHUP: read the sizes of all images again.
     Refresh,
     /// SIGUSR1: print the statistics of all disks.
     Print,
-    /// Another thread has sent this.
+    /// A call from another thread.
     Call(T),
-    /// The time is over.
+    /// The deadline has passed.
     Deadline,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Event<T> {
 #[derive(Debug)]
 pub(super) struct Events<T> {
     flags: Vec<(i32, Arc<AtomicBool>)>,
-    /// Of the handlers, which go when this does.
+    /// The signal handlers, which are removed when this is dropped.
     ids: Vec<SigId>,
     wakeups: UnixStream,
     sender: Sender<T>,
@@ -59,19 +59,19 @@ impl<T> Clone for Caller<T> {
 }
 
 impl<T> Caller<T> {
-    /// Sends a call. It is lost if the main thread no longer waits for any.
+    /// Sends a call. The call is lost if the main thread has stopped waiting for calls.
     pub(super) fn send(&self, call: T) {
         let _ = self.sender.send(call);
-        // A full socket wakes the main thread already.
+        // If the socket is full, the main thread is woken up anyway.
         let _ = (&*self.waker).write(&[0]);
     }
 }
 
 impl<T> Events<T> {
-    /// Handles signals from now on. None of them takes its default action any more.
+    /// Handles signals from now on, instead of their default actions.
     ///
     /// # Errors
-    /// The signals cannot be handled, or no socket is left.
+    /// A signal cannot be handled, or no descriptor is left for the sockets.
     pub(super) fn new() -> io::Result<Self> {
         let (wakeups, waker) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
@@ -92,7 +92,7 @@ impl<T> Events<T> {
 
     fn handle(&mut self, signal: i32) -> io::Result<()> {
         let raised = Arc::new(AtomicBool::new(false));
-        // The actions of a signal run in this order, so a wakeup finds the flag set.
+        // The actions of a signal run in this order, so the flag is set when the main thread wakes up.
         self.ids.push(flag::register(signal, Arc::clone(&raised))?);
         self.ids.push(pipe::register(signal, self.waker.try_clone()?)?);
         self.flags.push((signal, raised));
@@ -107,7 +107,7 @@ impl<T> Events<T> {
         }
     }
 
-    /// Waits for the next event, but no longer than until `deadline`. Signals come before calls.
+    /// Waits for the next event, at most until `deadline`. Signals come before calls.
     pub(super) fn next(&mut self, deadline: Option<Instant>) -> Event<T> {
         loop {
             let raised = |(signal, raised): &(i32, Arc<AtomicBool>)| {
@@ -129,7 +129,7 @@ impl<T> Events<T> {
         }
     }
 
-    /// Waits for a wakeup, and takes all that are there. Returns false if the deadline comes first.
+    /// Waits for a wakeup and drains the socket. Returns false if the deadline comes first.
     fn sleep(&mut self, deadline: Option<Instant>) -> bool {
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -163,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    /// In one test, because signals are the process's.
+    /// One test for all, because signals belong to the whole process.
     #[test]
     fn signals_and_calls_are_delivered() {
         let mut events = Events::new().unwrap();

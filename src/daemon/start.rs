@@ -1,5 +1,5 @@
-//! The start: everything that needs rights comes before they are given up, and everything that makes threads after it,
-//! because threads inherit what is left.
+//! The start of the daemon. Steps that need rights come before the rights are given up. Threads are created afterwards,
+//! because they inherit the remaining rights.
 //!
 //! 1. Take over descriptors, open images, make sockets, connect to the service manager.
 //! 2. Confine the process.
@@ -24,34 +24,34 @@ use crate::readiness::Readiness;
 use crate::sandbox::{Keep, Sandbox};
 use crate::vhost_user::inherited;
 
-/// What serves.
+/// The running daemon.
 pub(super) struct Started {
     pub(super) registry: Registry,
     pub(super) sandbox: Sandbox,
     pub(super) monitor: Option<MonitorThread>,
-    /// Removed at the end.
+    /// The pid file, which is removed at the end.
     pub(super) _pid_file: Option<PidFile>,
 }
 
-/// Sockets that this process was started with.
+/// The sockets that this process was started with.
 #[derive(Debug, Default)]
 pub(super) struct Handed {
     descriptors: Vec<(String, OwnedFd)>,
     activation: Option<OwnedFd>,
 }
 
-/// Takes over the sockets that this process was started with. To be called before anything is opened.
+/// Takes over the sockets that this process was started with. Must be called before anything is opened.
 ///
 /// # Errors
-/// A descriptor is not open, or the service manager breaks its protocol.
+/// A descriptor is not open, or the service manager violates its protocol.
 pub(super) fn handed_over(settings: &Settings) -> Result<Handed, Error> {
     let mut handed = Handed::default();
     for (name, number) in settings.descriptors() {
         if handed.descriptors.iter().any(|(known, _)| *known == name) {
-            // The second export that wants it is refused.
+            // A second export that names this descriptor is refused.
             continue;
         }
-        // SAFETY: nothing was opened yet, so it was handed over, and it is given by number, once.
+        // SAFETY: nothing was opened yet, so this descriptor was handed over to us. Each number occurs only once.
         let fd = unsafe { inherited::by_number(number) };
         let fd = fd.map_err(|error| Error::Descriptor(error.into()))?;
         handed.descriptors.push((name, fd));
@@ -67,7 +67,7 @@ pub(super) fn handed_over(settings: &Settings) -> Result<Handed, Error> {
 /// Makes what `settings` describe, confines the process, and serves.
 ///
 /// # Errors
-/// See [`enum@Error`]. Nothing is left behind.
+/// See [`enum@Error`]. Everything that was made is removed again.
 pub(super) fn start(
     settings: &Settings,
     handed: Handed,

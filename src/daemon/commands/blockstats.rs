@@ -1,4 +1,4 @@
-//! `query-blockstats`: what exports have done, by export.
+//! `query-blockstats`: the statistics of each export.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::daemon::disks::Disk;
 use crate::daemon::registry::Registry;
 use crate::qmp::Outcome;
 
-/// Statistics belong to exports, so both forms return the same.
+/// Accepted and ignored: statistics belong to exports, so both forms return the same.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct QueryNodes {
@@ -37,7 +37,7 @@ pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcom
         .map(Value::from)
 }
 
-/// Nanoseconds: 1, 2 and 5 of each decade from 10 us to 10 s.
+/// Boundaries of the histograms in nanoseconds: 1, 2 and 5 of each decade from 10 us to 10 s.
 const BOUNDARIES: [u64; 19] = {
     let (mut boundaries, mut decade, mut n) = ([0; 19], 10_000, 0);
     while n < boundaries.len() {
@@ -50,7 +50,7 @@ const BOUNDARIES: [u64; 19] = {
     boundaries
 };
 
-/// All members that QEMU always has, and latency histograms; what we do not count apart is 0.
+/// Returns all members that QEMU always has, and latency histograms. Figures that we do not count separately are 0.
 fn stats(figures: &Figures) -> Value {
     let mut stats = counters(figures);
     for (name, operation) in [

@@ -1,4 +1,4 @@
-//! From JSON to arguments, and from results and errors to what clients get.
+//! Converts JSON to arguments, and results and errors to answers.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use crate::daemon::registry::OperationError;
 use crate::error_chain::chain;
 use crate::qmp::{Outcome, QmpError};
 
-/// The arguments of a command without any.
+/// The arguments of a command that takes none.
 #[derive(Debug, Deserialize)]
 pub(super) struct Nothing {}
 

@@ -9,7 +9,7 @@ use crate::qmp::events::{
     REQUEST_LATE, RING_BROKEN,
 };
 
-/// Tells clients what has happened to the disk that export `id` serves. Any thread; does not wait.
+/// Sends an event of the disk that export `id` serves. Any thread; never waits.
 pub(in crate::daemon) fn tell_of_disk(clients: &Events, id: &str, node: &str, notice: Notice) {
     let (spec, data) = event(id, node, notice);
     if let Value::Object(data) = data {

@@ -1,7 +1,7 @@
-//! The commands that change and query the registry, and the events of its disks: QMP's side of the registry.
+//! The QMP commands that change and query the registry, and the events of its disks.
 //!
-//! The monitor thread checks arguments and hands each command to the main thread, which answers it. A command that takes
-//! time is answered when it is over; neither thread waits for it.
+//! The monitor thread checks arguments and hands each command to the main thread, which answers it. A command that
+//! takes time is answered when it has ended; neither thread waits for it.
 
 mod blockstats;
 mod convert;
@@ -29,7 +29,7 @@ const NOTHING: Type = Type::Object(Object::EMPTY);
 type Arguments = Map<String, Value>;
 type Later = fn(&mut Scope<'_, Handle>, Arguments, Reply);
 
-/// Tells clients what has happened to the registry.
+/// Sends the notices of the registry to clients as events.
 pub(super) fn tell(clients: &Events, notice: &Notice) {
     match notice {
         Notice::ExportDeleted { id } => {
@@ -127,7 +127,7 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     ]
 }
 
-/// Reads arguments, and runs the rest of a command on the main thread.
+/// Reads the arguments, and runs the rest of a command on the main thread.
 fn on_registry<T: DeserializeOwned + Send + 'static>(
     scope: &Scope<'_, Handle>,
     arguments: Arguments,
@@ -192,7 +192,7 @@ fn block_resize(scope: &mut Scope<'_, Handle>, arguments: Arguments, reply: Repl
         size: i64,
     }
     on_registry(scope, arguments, reply, |registry, arguments: NewSize| {
-        // Both name a node: there are no other devices.
+        // Both name a node, because there are no other devices.
         let name = arguments.node_name.or(arguments.device);
         let name = name.ok_or_else(|| QmpError::generic("Neither 'node-name' nor 'device' is given"))?;
         let size = u64::try_from(arguments.size).ok().filter(|size| *size > 0);

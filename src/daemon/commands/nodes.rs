@@ -7,7 +7,7 @@ use super::convert::to_value;
 use crate::daemon::registry::{Node, Registry};
 use crate::qmp::{Outcome, QmpError};
 
-/// Names of nodes never have backing files here, so a flat list is the only one.
+/// Accepted and ignored: nodes have no backing files here, so every list is flat.
 #[derive(Debug, Deserialize)]
 pub(super) struct Flat {
     #[serde(rename = "flat")]

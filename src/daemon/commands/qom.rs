@@ -1,4 +1,4 @@
-//! Objects as QEMU's object model shows them: `/objects/ID` and properties.
+//! Shows objects as in QEMU's object model: `/objects/ID` and properties.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use crate::daemon::registry::{Object, Registry};
 use crate::qmp::{ErrorClass, Outcome, QmpError};
 use crate::throttle::Group;
 
-/// Where people's objects are.
+/// The parent of all user-created objects.
 const OBJECTS: &str = "/objects";
 
 #[derive(Debug, Deserialize)]
@@ -87,13 +87,13 @@ fn unknown(object: &Object, property: &str) -> QmpError {
     ))
 }
 
-/// Returns what can be read of an object. Secrets stay secret.
+/// Returns the readable properties of an object. Secrets cannot be read.
 fn properties(object: &Object) -> Result<Map<String, Value>, QmpError> {
     match object {
         Object::IoThread(iothread) => to_map(&iothread.options()),
         Object::Throttle(group) => {
             let limits = to_map(&group.limits())?;
-            // As QEMU shows each limit by itself as well.
+            // QEMU also shows each limit as a property of its own.
             let single = limits
                 .iter()
                 .map(|(name, value)| (format!("x-{name}"), value.clone()));
@@ -134,7 +134,7 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
     Ok(json!({}))
 }
 
-/// Changes the limits that are given. The others stay.
+/// Changes the given limits, and keeps the others.
 fn set_limits(group: &Group, value: Value) -> Result<(), QmpError> {
     let arguments = Map::from_iter([("limits".to_owned(), value)]);
     crate::qmp::check(&types::SET_LIMITS, &arguments)?;

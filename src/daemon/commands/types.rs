@@ -1,4 +1,4 @@
-//! The types of what commands take and return, as QAPI has them. The options are those of
+//! The QAPI types of the arguments and results of commands. The options are those of
 //! [`options`](crate::daemon::options); a test compares the two.
 
 use crate::qmp::schema::{Alternate, Enum, Object, Type, optional, required};

@@ -37,7 +37,7 @@ impl Driver {
     }
 }
 
-/// A node to be made. Which options are allowed depends on the driver.
+/// The options of a new node. The driver decides which options are allowed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
@@ -56,7 +56,7 @@ pub struct BlockdevOptions {
     pub discard: Discard,
     #[serde(default)]
     pub detect_zeroes: DetectZeroes,
-    /// Off: another process uses the image until a frontend starts its rings here, as for a migration.
+    /// `false` if another process uses the image until a frontend starts its rings here, as in a migration.
     pub active: Option<bool>,
 
     // file, host_device
@@ -69,26 +69,26 @@ pub struct BlockdevOptions {
     // raw, throttle
     pub file: Option<Box<BlockdevRef>>,
 
-    // raw: where the disk begins; null: ignored
+    // raw: the start of the disk in the node below; null: ignored
     pub offset: Option<u64>,
     // raw, null-co, null-aio
     pub size: Option<u64>,
 
     // null-co, null-aio
     pub latency_ns: Option<u64>,
-    /// Has no effect: what a null node reads is not defined.
+    /// Has no effect: the data that a null node reads is undefined.
     pub read_zeroes: Option<bool>,
 
     // throttle
     pub throttle_group: Option<String>,
 
-    /// Refuse images that look like another format. For the short form of the command line.
+    /// Refuse images that look like another format. Only the short form of the command line sets this.
     #[serde(skip)]
     pub probe: bool,
 }
 
 impl BlockdevOptions {
-    /// Makes the options of a node without any but the driver.
+    /// Makes options with only the driver set.
     pub fn new(driver: Driver) -> Self {
         Self {
             driver,
@@ -115,30 +115,30 @@ impl BlockdevOptions {
     }
 }
 
-/// The host's page cache.
+/// How the host caches the image.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Cache {
-    /// Bypass it (O_DIRECT).
+    /// Bypass the host's page cache (O_DIRECT).
     pub direct: bool,
     /// Ignore flushes.
     pub no_flush: bool,
 }
 
-/// What becomes of discards.
+/// How discards are executed.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Discard {
-    /// They succeed without effect.
+    /// Discards succeed without effect.
     #[default]
     #[serde(alias = "off")]
     Ignore,
-    /// They free space.
+    /// Discards free space.
     #[serde(alias = "on")]
     Unmap,
 }
 
-/// What becomes of writes of zeroes.
+/// How writes of zeroes are executed.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the words of QEMU")]
@@ -149,7 +149,7 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// A switch that decides by itself if it is left alone.
+/// A switch that the daemon decides by default.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the words of QEMU")]
@@ -160,7 +160,7 @@ pub enum OnOffAuto {
     Off,
 }
 
-/// The method for executing disk I/O. Without it, the daemon chooses.
+/// The method for executing disk I/O. If it is not given, the daemon chooses.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the words of QEMU")]
 pub enum AioOption {
@@ -182,7 +182,7 @@ impl From<AioOption> for Choice {
     }
 }
 
-/// A node below: an existing one by its name, or a new one.
+/// A reference to the node below: the name of an existing node, or the options of a new one.
 #[derive(Clone, Debug)]
 pub enum BlockdevRef {
     /// The name of a node.

@@ -17,7 +17,7 @@ pub enum ExportType {
     VhostUserBlk,
 }
 
-/// A disk to be served.
+/// The options of a new export.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
@@ -38,31 +38,31 @@ pub struct ExportOptions {
     /// Has no effect: an export never moves to another IOThread.
     #[serde(default)]
     pub fixed_iothread: bool,
-    /// The node may be inactive. Always so here: it becomes active when the first ring starts.
+    /// Allows an inactive node. The daemon always does: the node becomes active when the first ring starts.
     #[serde(default)]
     pub allow_inactive: bool,
 
-    // What QEMU has for its devices and not for exports.
+    // Options that QEMU has for its devices, but not for exports.
     pub queue_size: Option<u16>,
     pub serial: Option<String>,
     pub iothread_vq_mapping: Option<Vec<Mapping>>,
     pub rerror: Option<ReadErrors>,
     pub werror: Option<WriteErrors>,
-    /// In seconds.
+    /// Seconds.
     pub io_timeout: Option<u64>,
     pub request_merging: Option<bool>,
     pub notify: Option<NotifyOption>,
-    /// Faults to be injected.
+    /// Faults to inject.
     #[serde(default)]
     pub inject: Vec<FaultRule>,
 
-    /// What messages call the disk, if not by its id. For the short form of the command line.
+    /// The name of the disk in messages, if it is not the id. Only the short form of the command line sets this.
     #[serde(skip)]
     pub display_name: Option<String>,
 }
 
 impl ExportOptions {
-    /// Makes the options of an export without any but those that are needed.
+    /// Makes options with only the required members set.
     pub fn new(id: &str, node_name: &str, addr: Address) -> Self {
         Self {
             kind: ExportType::VhostUserBlk,
@@ -97,12 +97,12 @@ impl ExportOptions {
 pub struct Address {
     #[serde(rename = "type")]
     pub kind: AddressType,
-    /// Of a `unix` socket.
+    /// The path of a `unix` socket.
     pub path: Option<PathBuf>,
-    /// Of a descriptor (`fd`): its number, or its name in QMP.
+    /// The number of a descriptor (`fd`), or its name in QMP.
     #[serde(rename = "str")]
     pub text: Option<String>,
-    /// Permissions of the socket's file in octal. QEMU leaves them to the umask.
+    /// Permissions of the socket's file in octal. In QEMU the umask decides.
     pub mode: Option<String>,
     /// Group of the socket's file.
     pub group: Option<String>,
@@ -117,7 +117,7 @@ pub enum AddressType {
     Fd,
     Inet,
     Vsock,
-    /// The socket of a service manager (`LISTEN_FDS`). For the short form of the command line.
+    /// The socket from the service manager (`LISTEN_FDS`). Only the short form of the command line uses this.
     #[serde(skip)]
     ServiceManager,
 }
@@ -161,7 +161,7 @@ pub struct Mapping {
     pub vqs: Option<Vec<u16>>,
 }
 
-/// When the guest is notified of completions.
+/// How often the guest is notified of completions.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NotifyOption {

@@ -1,4 +1,5 @@
-//! Options of objects, nodes and exports: QEMU's words, as the command line, configuration files and QMP share them.
+//! The options of objects, nodes and exports, named as in QEMU. The command line, configuration files and QMP all use
+//! them.
 
 mod blockdev;
 mod export;
@@ -13,7 +14,7 @@ pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions};
 pub(crate) use value::bytes;
 pub use value::{Origin, ValueError, read};
 
-/// Returns whether `id` is a name that people may give: a letter, then letters, digits, `-`, `.` and `_`.
+/// Returns whether `id` is a valid name for users to choose: a letter, then letters, digits, `-`, `.` and `_`.
 pub fn is_well_formed(id: &str) -> bool {
     let mut bytes = id.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic())

@@ -17,7 +17,7 @@ pub enum ObjectType {
     Secret,
 }
 
-/// An object to be made. Which properties are allowed depends on the type.
+/// The options of a new object. The type decides which properties are allowed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
@@ -35,7 +35,7 @@ pub struct ObjectOptions {
     pub aio_max_batch: Option<u64>,
     pub thread_pool_min: Option<u16>,
     pub thread_pool_max: Option<u16>,
-    /// Host CPUs that the thread and its workers run on. QEMU has this for its `thread-context` object.
+    /// Host CPUs that the thread and its workers run on. QEMU sets them on its `thread-context` object.
     pub cpu_affinity: Option<Vec<u16>>,
 
     // throttle-group
@@ -48,7 +48,7 @@ pub struct ObjectOptions {
 }
 
 impl ObjectOptions {
-    /// Makes the options of an object without any but those that are needed.
+    /// Makes options with only the required members set.
     pub fn new(qom_type: ObjectType, id: &str) -> Self {
         Self {
             qom_type,

@@ -1,7 +1,7 @@
-//! Options from JSON and from the command line, read into the same types.
+//! Reads options from JSON and from the command line into the same types.
 //!
-//! Both are a JSON value first. In text, numbers and switches are words, so these are read as what the type asks for;
-//! in JSON they must have the right type. Errors name the parameter, in QEMU's words.
+//! Both kinds of input become a JSON value first. Values from text are strings, so they are converted to the type that
+//! is expected. Values from JSON must already have that type. Errors name the parameter, in QEMU's words.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use serde::de::value::{SeqDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 use serde_json::{Map, Value};
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Everything has its type.
+    /// Values have their JSON types.
     Json,
     /// Numbers and switches are strings.
     Text,
@@ -36,7 +36,7 @@ pub enum ValueError {
 }
 
 impl ValueError {
-    /// Puts the name of the surrounding parameter in front.
+    /// Prefixes the path with the name of the surrounding parameter.
     fn within(self, name: &str) -> Self {
         let join = |path: String| match path.is_empty() {
             true => name.to_owned(),
@@ -142,7 +142,7 @@ impl Reader {
         ))
     }
 
-    /// Reads a word as a number, if words are numbers here.
+    /// Parses a string as a number if the value comes from text.
     fn number(&self) -> Option<Value> {
         match (&self.value, self.origin) {
             (Value::String(word), Origin::Text) => {
@@ -276,7 +276,7 @@ impl<'de> IntoDeserializer<'de, ValueError> for Reader {
     }
 }
 
-/// The parameters of an object. Errors within one get its name.
+/// The members of an object. Errors in a member are prefixed with its name.
 struct Fields {
     fields: serde_json::map::IntoIter,
     next: Option<(String, Value)>,

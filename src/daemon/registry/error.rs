@@ -1,4 +1,4 @@
-//! Why an operation on the registry is refused. Nothing has changed then.
+//! Reasons to refuse an operation on the registry. A refused operation changes nothing.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::throttle::LimitsError;
 use crate::vhost_user::inherited::InheritedError;
 use crate::vhost_user::server::ServerError;
 
-/// Why an operation on objects, nodes or exports is refused.
+/// The reason why an operation on objects, nodes or exports is refused.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 #[non_exhaustive]
@@ -93,18 +93,18 @@ pub enum OperationError {
     Server(#[from] ServerError),
     #[error("cannot read the file of secret '{id}'")]
     Secret { id: String, source: io::Error },
-    /// The descriptor that was given by number cannot be taken.
+    /// The descriptor with the given number cannot be used.
     #[error(transparent)]
     Descriptor(SocketError),
-    /// The socket of the service manager cannot be taken.
+    /// The socket from the service manager cannot be used.
     #[error("LISTEN_FDS")]
     Activation(#[source] SocketError),
-    /// The service manager has set the access rights of its socket.
+    /// The service manager has already set the access rights of its socket.
     #[error(
         "the socket was handed over (LISTEN_FDS), and its unit says who may connect (SocketMode=, SocketGroup=)"
     )]
     ActivationAccess,
-    /// Nobody has handed a socket over. The text is what the environment says.
+    /// No socket was handed over. The text describes the environment variables.
     #[error("no socket was handed over{0}")]
     NoActivation(String),
     #[error("iothread '{id}' cannot be started")]
@@ -127,13 +127,13 @@ pub enum OperationError {
     Add(#[from] AddError),
 }
 
-/// Why a descriptor is not a socket to serve.
+/// The reason why a descriptor is not a usable socket.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub enum SocketError {
-    /// There is no such descriptor.
+    /// The descriptor does not exist.
     Inherited(#[from] InheritedError),
-    /// It is of the wrong kind.
+    /// The descriptor is of the wrong kind.
     Server(#[from] ServerError),
 }
 
@@ -143,7 +143,7 @@ impl From<LockError> for OperationError {
     }
 }
 
-/// Refuses options that `what` (a driver, a type) does not have.
+/// Refuses options that do not apply to `what` (a driver or a type).
 pub(super) fn refuse(options: &[(&str, bool)]) -> Result<(), ValueError> {
     match options.iter().find(|(_, given)| *given) {
         Some((name, _)) => Err(ValueError::Unexpected((*name).to_owned())),
@@ -151,7 +151,7 @@ pub(super) fn refuse(options: &[(&str, bool)]) -> Result<(), ValueError> {
     }
 }
 
-/// Returns an option that must be there.
+/// Returns the value of a required option.
 pub(super) fn require<T>(name: &str, value: Option<T>) -> Result<T, ValueError> {
     value.ok_or_else(|| ValueError::Missing(name.to_owned()))
 }

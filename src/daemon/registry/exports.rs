@@ -1,4 +1,4 @@
-//! Exports: nodes that are served as disks over a socket, or are about to be.
+//! Exports: nodes that are served as disks over a socket, or will be.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ use crate::storage::Limits;
 use crate::vhost_user::path::SocketAccess;
 use crate::vhost_user::server::Server;
 
-/// The most queues of a disk.
+/// Maximum number of queues of a disk.
 const QUEUES_MAX: u16 = 256;
-/// Entries of a queue, if not given: the most that a queue may have.
+/// Default number of entries of a queue, which is also the maximum.
 const QUEUE_SIZE: u16 = 1024;
-/// The longest that a request may take before it is reported: a day.
+/// Maximum `io-timeout`: a day.
 const TIMEOUT_MAX: u64 = 86_400;
 
 /// An export.
@@ -34,14 +34,14 @@ const TIMEOUT_MAX: u64 = 86_400;
 pub struct Export {
     pub(super) node_name: String,
     pub(super) writable: bool,
-    /// Its IOThreads live as long as it does.
+    /// The IOThreads, which live at least as long as the export.
     pub(super) iothreads: Vec<Arc<IoThreadObject>>,
-    /// What is to be served, until it is.
+    /// The disk to serve, until it is served.
     pub(super) prepared: Option<Box<Prepared>>,
 }
 
 impl Export {
-    /// Returns the name of the node that is served.
+    /// Returns the name of the served node.
     pub fn node_name(&self) -> &str {
         &self.node_name
     }
@@ -52,7 +52,7 @@ impl Export {
     }
 }
 
-/// All that a disk needs, except for threads.
+/// A disk that is ready to be served, except for its threads.
 #[derive(Debug)]
 pub(super) struct Prepared {
     node: Resolved,
@@ -60,7 +60,7 @@ pub(super) struct Prepared {
     params: Params,
 }
 
-/// What options say about a disk.
+/// The parameters of a disk.
 #[derive(Debug)]
 struct Params {
     name: String,
@@ -75,7 +75,7 @@ struct Params {
     faults: Vec<FaultRule>,
 }
 
-/// Checks options and gets everything that needs rights: the socket, and proof that the disk can be used.
+/// Checks options and acquires everything that needs rights: it makes the socket and checks that the disk can be used.
 pub(super) fn prepare(
     options: &ExportOptions,
     node: Resolved,
@@ -89,7 +89,7 @@ pub(super) fn prepare(
     let params = params(options, limits, queue_iothreads)?;
     node.leaf.plan(node.engine)?;
     if node.active {
-        // Lets go of it again at once: it is locked in earnest once all that can fail is done.
+        // Only a check: the lock is released at once, and taken for good when nothing can fail any more.
         node.leaf.lock(writable)?;
     }
     announce_faults(&params);
@@ -108,16 +108,16 @@ pub(super) trait Sockets {
     fn open(&mut self, address: &Address) -> Result<Server, OperationError>;
 }
 
-/// Makes sockets by their path, with the rights of this process, or takes those that were handed over.
+/// Makes sockets by path with the rights of this process, or takes sockets that were handed over.
 #[derive(Debug, Default)]
 pub(super) struct OwnSockets {
-    /// The user to become, who gets the sockets.
+    /// The user to switch to, who will own the sockets.
     pub(super) account: Option<Account>,
-    /// What was handed over, by number or name.
+    /// Descriptors that were handed over, by number or name.
     pub(super) descriptors: Vec<(String, OwnedFd)>,
-    /// What a service manager has handed over.
+    /// The socket from the service manager.
     pub(super) activation: Option<OwnedFd>,
-    /// No socket can be made any more.
+    /// Sockets can no longer be made.
     pub(super) confined: bool,
 }
 
@@ -164,7 +164,7 @@ impl OwnSockets {
     }
 }
 
-/// Explains why there is no socket of a service manager, if there seems to be one.
+/// Explains why the socket of the service manager is missing, if the environment mentions one.
 fn environment() -> String {
     let Ok(number) = std::env::var("LISTEN_FDS") else {
         return String::new();
@@ -187,7 +187,7 @@ fn mode(text: Option<&str>) -> Result<libc::mode_t, OperationError> {
     })?)
 }
 
-/// Returns the IOThreads of an export, and the place of each queue's among them.
+/// Returns the IOThreads of an export, and each queue's index among them.
 fn assign(
     options: &ExportOptions,
     queues: u16,
@@ -208,7 +208,7 @@ fn assign(
     Ok((iothreads, (0..queues).map(|queue| queue % count).collect()))
 }
 
-/// Returns the position in `mapping` of each queue's IOThread.
+/// Returns the index in `mapping` of each queue's IOThread.
 fn owners(mapping: &[Mapping], queues: u16) -> Result<Vec<u16>, String> {
     let count = u16::try_from(mapping.len()).map_err(|_| "too many IOThreads".to_owned())?;
     if count == 0 {
@@ -288,14 +288,14 @@ fn serial(text: &str) -> Result<[u8; ID_LEN], OperationError> {
     Ok(serial)
 }
 
-/// Says, before anybody can connect, that faults are not to be taken for real ones.
+/// Warns, before anyone can connect, that faults are injected.
 fn announce_faults(params: &Params) {
     for rule in &params.faults {
         tracing::warn!(disk = params.name, %rule, "FAULT INJECTION IS ON: this disk will fail on purpose, and may lose data");
     }
 }
 
-/// A disk whose queues are on their IOThreads, before it is served.
+/// A disk whose queues have been set up on their IOThreads, before it is served.
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) device: BlkDevice,
@@ -313,7 +313,7 @@ impl Prepared {
         self.server.path().map(Path::to_owned)
     }
 
-    /// Makes the disk, with all that its IOThreads need.
+    /// Makes the disk and its resources on the IOThreads.
     pub(super) fn make(self, iothreads: Vec<Arc<IoThread>>) -> Result<Made, OperationError> {
         let Self { node, server, params } = self;
         let engine = node.leaf.plan(node.engine)?.with_merging(params.merging);
@@ -359,7 +359,7 @@ impl Made {
     }
 }
 
-/// Returns the thread of an IOThread, started and confined, with all that later disks may need.
+/// Returns the thread of an IOThread. If needed, starts and confines it, with the resources that later disks may need.
 pub(super) fn start_confined(
     iothread: &Arc<IoThreadObject>,
     sandbox: &Sandbox,
@@ -373,11 +373,11 @@ pub(super) fn start_confined(
     Ok(Arc::clone(thread))
 }
 
-/// Puts the sandbox over an IOThread, whose disks have all that they need by now.
+/// Confines an IOThread. Its disks must have everything that they need.
 pub(super) fn confine(iothread: &IoThread, sandbox: &Sandbox) -> Result<(), OperationError> {
     let (sandbox, (reply, entered)) = (sandbox.clone(), mpsc::channel());
     let enter = move |_: &AioContext| {
-        // The main thread waits for it.
+        // Cannot fail: the main thread waits for the answer.
         let _ = reply.send(sandbox.enter(ThreadKind::IoThread));
     };
     iothread.handle().run_on_context(enter).map_err(|_| Gone)?;

@@ -1,8 +1,9 @@
-//! The registry of objects, nodes and exports, and the operations on it: what the command line, configuration files and
-//! QMP ask for, in the same words.
+//! The registry of objects, nodes and exports, and the operations on it. The command line, configuration files and QMP
+//! all ask for the same operations, in the same words.
 //!
-//! Before [`start`](Registry::start), operations get what needs rights (images, sockets), and make no thread. From then
-//! on they do everything at once. Main thread only; other threads send calls through a [`Handle`](super::Handle).
+//! Before [`start`](Registry::start), operations only acquire what needs rights (images, sockets), and create no
+//! threads. Afterwards they take effect at once. Main thread only; other threads send calls through a
+//! [`Handle`](super::Handle).
 
 mod error;
 mod exports;
@@ -35,41 +36,41 @@ use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
 use crate::vhost_user::Resizer;
 
-/// The IOThread of exports that name none.
+/// The id of the IOThread for exports that name none.
 const DEFAULT_IOTHREAD: &str = "iothread";
 
-/// How an export is removed.
+/// The ways to remove an export.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemoveMode {
-    /// The answer comes when all requests in flight are over.
+    /// Answers when all requests in flight have ended.
     #[default]
     Safe,
-    /// The answer comes soon. A disk that does not answer is left behind, with its node in use.
+    /// Answers soon. A disk that does not answer is left behind, and its node stays in use.
     Hard,
 }
 
-/// Something that other programs want to know.
+/// An event that management clients want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// An export is gone.
+    /// An export has been removed.
     ExportDeleted {
-        /// Its id.
+        /// The id of the export.
         id: String,
     },
 }
 
-/// Called with each [`Notice`], on the main thread, before the operation that caused it is answered.
+/// Is called with each [`Notice`] on the main thread, before the operation that caused it is answered.
 pub type OnNotice = Box<dyn FnMut(&Notice) + Send>;
 
-/// Called with an export's id, its node's name, and what has happened to its disk.
+/// Is called with an export's id, the name of its node, and an event of its disk.
 pub type DiskListener = Box<dyn Fn(&str, &str, crate::blk::notice::Notice) + Send + Sync>;
 
-/// Disks may be served before somebody listens.
+/// Set later, because disks may be served before there is a listener.
 type OnDiskNotice = Arc<OnceLock<DiskListener>>;
 
-/// Called when an operation that takes time is over.
+/// Is called when an operation that takes time has ended.
 pub type Done = Box<dyn FnOnce(Result<(), OperationError>) + Send>;
 
 /// The objects, nodes and exports of this process.
@@ -78,7 +79,7 @@ pub struct Registry {
     nodes: Nodes,
     exports: BTreeMap<String, Export>,
     sockets: OwnSockets,
-    /// For exports that name no IOThread.
+    /// The IOThread for exports that name none.
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
     leaving: Vec<Leaving>,
@@ -96,12 +97,12 @@ struct Leaving {
     id: String,
     export: Export,
     disk: Disk,
-    /// Whoever waits, until the answer is given.
+    /// The caller that waits, until it has its answer.
     done: Option<Done>,
     deadline: Option<Instant>,
 }
 
-/// An export, for people.
+/// A description of an export, for users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the words of QEMU")]
@@ -114,7 +115,7 @@ pub struct ExportInfo {
 }
 
 impl Registry {
-    /// Makes an empty registry. Sockets belong to `account`, the user to become.
+    /// Makes an empty registry. Sockets will belong to `account`, the user to switch to.
     pub fn new(account: Option<Account>) -> Self {
         Self {
             objects: Objects::default(),
@@ -132,8 +133,8 @@ impl Registry {
         }
     }
 
-    /// Calls `on_notice` on any thread with the export's id, its node's name, and what happens to the disk. To be called
-    /// once.
+    /// Makes disks call `on_notice` on any thread with the export's id, the name of its node, and the event. Must be
+    /// called once.
     pub fn set_on_disk_notice(&self, on_notice: DiskListener) {
         let _ = self.on_disk_notice.set(on_notice);
     }
@@ -143,13 +144,13 @@ impl Registry {
         self.on_notice = on_notice;
     }
 
-    /// Hands over descriptors that exports may name by number, and the one of a service manager.
+    /// Hands over the descriptors that exports may name by number, and the one from the service manager.
     pub fn hand_over(&mut self, descriptors: Vec<(String, OwnedFd)>, activation: Option<OwnedFd>) {
         self.sockets.descriptors = descriptors;
         self.sockets.activation = activation;
     }
 
-    /// Opens images whose path is `/dev/fdset/N` from these sets.
+    /// Uses these sets for images whose path is `/dev/fdset/N`.
     pub fn set_fdsets(&mut self, fdsets: FdSets) {
         self.nodes.fdsets = fdsets;
     }
@@ -238,10 +239,10 @@ impl Registry {
         Ok(self.nodes.resolve(name)?.leaf)
     }
 
-    /// Gives nodes that are not served other options, all of them or none.
+    /// Changes the options of nodes that are not served: of all, or of none.
     ///
     /// # Errors
-    /// The options are wrong, there is no such node, or an export serves what is above it.
+    /// The options are wrong, a node does not exist, or an export serves a node above it.
     pub fn blockdev_reopen(&mut self, list: Vec<BlockdevOptions>) -> Result<(), OperationError> {
         let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
         for (id, export) in self.exports.iter().chain(leaving) {
@@ -285,14 +286,14 @@ impl Registry {
         Ok(())
     }
 
-    /// Returns the id of an export of this node, also of one that is being removed.
+    /// Returns the id of an export of this node, even if it is being removed.
     fn export_of(&self, node: &str) -> Option<&str> {
         let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
         let mut all = self.exports.iter().chain(leaving);
         all.find_map(|(id, export)| (export.node_name == node).then_some(id.as_str()))
     }
 
-    /// Serves a node as a disk, from now on or from the start on.
+    /// Serves a node as a disk: at once, or from the start on.
     ///
     /// # Errors
     /// The options are wrong, the node is in use, or the socket cannot be made.
@@ -332,7 +333,7 @@ impl Registry {
         Ok(())
     }
 
-    /// As [`export_add`](Self::export_add), with the socket that the address names.
+    /// Serves a node like [`export_add`](Self::export_add), on `socket`, which the address names.
     ///
     /// # Errors
     /// As [`export_add`](Self::export_add), or the socket neither listens nor is connected.
@@ -380,8 +381,8 @@ impl Registry {
         self.exports.is_empty() && self.leaving.is_empty()
     }
 
-    /// Returns the descriptors that the exports may need: three eventfds per queue, an event loop and an engine per
-    /// IOThread, some regions of guest memory, and a few more.
+    /// Returns the number of descriptors that the exports may need: three eventfds per queue, an event loop and an
+    /// engine per IOThread, some regions of guest memory, and a few more.
     pub(super) fn open_files_needed(&self) -> u64 {
         let prepared = self
             .exports
@@ -392,7 +393,7 @@ impl Registry {
         3 * queues as u64 + 8 * iothreads as u64 + 16 * self.exports.len() as u64 + 48
     }
 
-    /// Returns the paths of the sockets that are ours to remove.
+    /// Returns the paths of the sockets that this process must remove.
     pub(super) fn socket_paths(&self) -> Vec<PathBuf> {
         let prepared = self
             .exports
@@ -401,7 +402,7 @@ impl Registry {
         prepared.filter_map(|prepared| prepared.socket_path()).collect()
     }
 
-    /// Returns an image that has lost writes.
+    /// Returns the path of an image that has lost writes.
     pub(super) fn lost_writes(&self) -> Option<PathBuf> {
         let mut leaves = self.nodes.leaves();
         let lost = leaves.find(|leaf| leaf.last_flush_failed());

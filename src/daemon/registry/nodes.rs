@@ -17,17 +17,17 @@ use crate::qmp::FdSets;
 use crate::storage::{self, OpenOptions, foreign_format};
 use crate::throttle::Group;
 
-/// Bytes of a null disk whose size is not given, QEMU's default.
+/// Default size of a null disk in bytes, as in QEMU.
 const NULL_SIZE: u64 = 1 << 30;
 
-/// A block node that people have made, or one below it.
+/// A block node that a user has made, or the implicit node below one.
 #[derive(Clone, Debug)]
 pub struct Node {
     options: BlockdevOptions,
     kind: Kind,
     /// The nodes that use this one.
     parents: Vec<String>,
-    /// It was made together with its parent, and goes with it.
+    /// The node was made together with its parent, and is removed with it.
     anonymous: bool,
 }
 
@@ -35,21 +35,21 @@ pub struct Node {
 enum Kind {
     /// A disk.
     Leaf(Arc<BlockNode>),
-    /// Everything as in the node below.
+    /// Passes everything through to the node below.
     Raw { child: String },
-    /// The node below with limits.
+    /// Limits the I/O to the node below.
     Throttle { child: String, group: Arc<Group> },
 }
 
-/// What an export of a node serves.
+/// The disk that an export of a node serves.
 #[derive(Clone, Debug)]
 pub(super) struct Resolved {
     pub(super) leaf: Arc<BlockNode>,
-    /// How its I/O is executed.
+    /// The engine for its I/O.
     pub(super) engine: Choice,
     pub(super) group: Option<Arc<Group>>,
     pub(super) read_only: bool,
-    /// Nobody else uses the image now.
+    /// No other process uses the image now.
     pub(super) active: bool,
 }
 
@@ -67,7 +67,7 @@ impl Node {
         }
     }
 
-    /// Returns the name of the node below, if there is one.
+    /// Returns the name of the node below, if any.
     pub fn child(&self) -> Option<&str> {
         match &self.kind {
             Kind::Leaf(_) => None,
@@ -81,9 +81,9 @@ impl Node {
 pub(super) struct Nodes {
     nodes: BTreeMap<String, Node>,
     anonymous: u64,
-    /// What clients have passed.
+    /// File descriptors that QMP clients have passed.
     pub(super) fdsets: FdSets,
-    /// No file can be opened by its name any more.
+    /// Files can no longer be opened by path.
     pub(super) confined: bool,
 }
 
@@ -104,7 +104,7 @@ impl Nodes {
         })
     }
 
-    /// Makes a node with a name, and those below it that are described inside of it.
+    /// Makes a node and the nodes below that its options describe.
     pub(super) fn add(&mut self, options: BlockdevOptions, objects: &Objects) -> Result<(), OperationError> {
         let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
         self.add_as(name, options, false, objects)
@@ -159,7 +159,7 @@ impl Nodes {
             BlockdevRef::Name(name) => name.clone(),
             BlockdevRef::New(child) => {
                 let mut child = child.clone();
-                // As in QEMU, what is not said of the node below is as in the one above.
+                // As in QEMU, the node below inherits this option.
                 child.read_only |= options.read_only;
                 let anonymous = child.node_name.is_none();
                 let name = child.node_name.clone().unwrap_or_else(|| {
@@ -178,7 +178,8 @@ impl Nodes {
     /// Opens a file or a block device.
     fn open(&self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
         let path = require("filename", options.filename.clone())?;
-        // The source of a migration has looked. Here it would fill the page cache with what the source still changes.
+        // With a migration, the source has checked the format. Reading here would cache data that the source still
+        // changes.
         if options.probe && options.active != Some(false) {
             check_format(&path)?;
         }
@@ -223,7 +224,7 @@ impl Nodes {
         }
     }
 
-    /// Removes a node that nothing uses, and those below it that came with it.
+    /// Removes an unused node, and the nodes below that were made with it.
     pub(super) fn remove(&mut self, name: &str) -> Result<(), OperationError> {
         let node = self.get(name)?;
         if let Some(parent) = node.parents.first() {
@@ -249,7 +250,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// Returns what an export of `name` serves.
+    /// Returns the disk that an export of `name` would serve.
     pub(super) fn resolve(&self, name: &str) -> Result<Resolved, OperationError> {
         let node = self.get(name)?;
         let (read_only, active) = (node.options.read_only, node.options.active != Some(false));
@@ -291,7 +292,7 @@ fn no_node(name: &str) -> OperationError {
     }
 }
 
-/// Refuses options that the driver does not have, and those that we do not have.
+/// Refuses options that do not fit the driver, and options that are not supported.
 fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
     use Driver::{File, HostDevice, NullAio, NullCo, Raw, Throttle};
     let driver = options.driver;
@@ -341,7 +342,7 @@ fn null(options: &BlockdevOptions) -> Arc<BlockNode> {
     })
 }
 
-/// Refuses an image that a guest would see the inside of.
+/// Refuses an image whose format would be exposed to the guest instead of the disk inside.
 fn check_format(path: &Path) -> Result<(), OperationError> {
     match foreign_format(path) {
         None => Ok(()),

@@ -14,7 +14,7 @@ use crate::sandbox::{Sandbox, ThreadKind};
 use crate::thread_pool::{Spawner, ThreadPoolParams};
 use crate::throttle::Group;
 
-/// An object that people have made.
+/// An object that a user has made.
 #[derive(Clone, Debug)]
 pub enum Object {
     /// An IOThread.
@@ -36,7 +36,7 @@ impl Object {
     }
 }
 
-/// An IOThread: its options, and the thread once it runs. Exports keep it when its name is deleted.
+/// An IOThread: its options, and the thread once it runs. Exports keep it alive after its name is deleted.
 #[derive(Debug)]
 pub struct IoThreadObject {
     id: String,
@@ -63,7 +63,7 @@ impl IoThreadObject {
         self.lock().clone()
     }
 
-    /// Changes how long the thread polls, now if it runs.
+    /// Changes the maximum polling time, at once if the thread runs.
     ///
     /// # Errors
     /// The number is too large, or the thread has ended.
@@ -79,7 +79,7 @@ impl IoThreadObject {
     }
 
     fn lock(&self) -> MutexGuard<'_, IoThreadOptions> {
-        // Each change is one assignment.
+        // Consistent even after a panic, because each change is one assignment.
         self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -88,7 +88,7 @@ impl IoThreadObject {
         self.thread.get()
     }
 
-    /// Starts the thread, unless it runs. Returns whether it is new.
+    /// Starts the thread if it does not run. Returns whether it was started.
     pub(super) fn start(&self, sandbox: &Sandbox) -> Result<bool, OperationError> {
         if self.thread.get().is_some() {
             return Ok(false);
@@ -116,7 +116,7 @@ impl IoThreadObject {
                 source,
             })?;
         }
-        // Nobody else starts it: there is one thread that does.
+        // Always succeeds: only the main thread starts IOThreads.
         Ok(self.thread.set(Arc::new(thread)).is_ok())
     }
 }
@@ -155,7 +155,7 @@ impl Objects {
         }
     }
 
-    /// Makes an object. An IOThread does not run yet.
+    /// Makes an object. An IOThread is not started yet.
     pub(super) fn add(&mut self, options: ObjectOptions) -> Result<&Object, OperationError> {
         let id = options.id.clone();
         if !is_well_formed(&id) {

@@ -1,4 +1,4 @@
-//! Serving: starts the exports with their IOThreads, removes exports, and ends all of them. Main thread only.
+//! Starts the exports with their IOThreads, removes exports, and ends all of them. Main thread only.
 
 use std::mem;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::daemon::disks::{Disk, Disks, Ended, OnEnd};
 use crate::iothread::IoThread;
 use crate::sandbox::Sandbox;
 
-/// How long a hard removal waits for requests in flight.
+/// Time that a hard removal waits for requests in flight.
 const HARD_TIME: Duration = Duration::from_secs(1);
 
 impl Registry {
-    /// Serves an export while others are served.
+    /// Serves an export once the registry is running.
     pub(super) fn serve(&mut self, id: &str, export: &mut Export) -> Result<(), OperationError> {
         let (Some(running), Some(prepared)) = (&mut self.running, export.prepared.take()) else {
             return Ok(());
@@ -35,8 +35,8 @@ impl Registry {
         add(&mut running.disks, id, made)
     }
 
-    /// Starts all IOThreads, and serves all exports, confined by `sandbox`. To be called once. If the process is `managed`,
-    /// IOThreads get what later disks may need.
+    /// Starts all IOThreads and serves all exports, confined by `sandbox`. Must be called once. In a `managed` process,
+    /// IOThreads also get the resources that later disks may need.
     ///
     /// # Errors
     /// A thread cannot be created, or an image is in use.
@@ -67,7 +67,7 @@ impl Registry {
         }
         self.nodes.confined = !sandbox.allows_names();
         self.sockets.confined = self.nodes.confined;
-        // Before anything is executed: workers inherit the filters of their IOThread.
+        // Before the first request: workers inherit the filters of their IOThread.
         for iothread in &new {
             confine(iothread, sandbox)?;
         }
@@ -85,7 +85,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Removes an export. `done` is called when that is over.
+    /// Removes an export. `done` is called when the removal is over.
     pub fn export_del(&mut self, id: &str, mode: RemoveMode, done: Done) {
         let disk = self.running.as_mut().and_then(|running| running.disks.remove(id));
         let (Some(export), Some(disk)) = (self.exports.remove(id), disk) else {
@@ -101,7 +101,7 @@ impl Registry {
         self.follow_up();
     }
 
-    /// Finishes removals: of disks that have ended, and of those whose time is over.
+    /// Finishes removals of disks that have ended, and answers hard removals whose time is over.
     pub(in crate::daemon) fn follow_up(&mut self) {
         let now = Instant::now();
         for mut leaving in mem::take(&mut self.leaving) {
@@ -133,13 +133,13 @@ impl Registry {
         }
     }
 
-    /// Returns when [`follow_up`](Self::follow_up) is to be called next, if nothing else happens.
+    /// Returns the time of the next call to [`follow_up`](Self::follow_up), if nothing else causes one earlier.
     pub(in crate::daemon) fn deadline(&self) -> Option<Instant> {
         let waiting = self.leaving.iter().filter(|leaving| leaving.done.is_some());
         waiting.filter_map(|leaving| leaving.deadline).min()
     }
 
-    /// Returns the disks that are served, by the ids of their exports.
+    /// Returns the served disks, ordered by the ids of their exports.
     pub fn disks(&self) -> impl Iterator<Item = &Disk> {
         self.running.iter().flat_map(|running| running.disks.iter())
     }
@@ -147,7 +147,7 @@ impl Registry {
     /// Makes the IOThreads read the size of every disk again, without waiting for them.
     ///
     /// # Errors
-    /// An IOThread has ended. The other disks are looked at.
+    /// An IOThread has ended. The sizes of the other disks are read anyway.
     pub fn refresh_sizes(&self) -> Result<(), Gone> {
         match &self.running {
             None => Ok(()),
@@ -173,13 +173,13 @@ impl Registry {
         ended
     }
 
-    /// Leaves the IOThreads behind, because joining them could take for ever.
+    /// Leaves the IOThreads running, because joining them could take for ever.
     pub(in crate::daemon) fn abandon(self) {
         mem::forget(self);
     }
 }
 
-/// Passes on what happens to a disk.
+/// Forwards the notices of a disk.
 fn listen(made: &Made, id: &str, node: &str, on_notice: &OnDiskNotice) {
     let (id, node, on_notice) = (id.to_owned(), node.to_owned(), Arc::clone(on_notice));
     made.device.state().notices().listen(Box::new(move |notice| {

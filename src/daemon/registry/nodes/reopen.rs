@@ -1,4 +1,4 @@
-//! `blockdev-reopen`: other options for nodes that exist.
+//! `blockdev-reopen`: changes the options of existing nodes.
 
 use super::super::error::OperationError;
 use super::super::objects::Objects;
@@ -6,7 +6,7 @@ use super::{Node, Nodes, no_node};
 use crate::daemon::options::BlockdevOptions;
 
 impl Nodes {
-    /// Gives nodes other options, all of them or none. Nothing may be served that is above them.
+    /// Changes the options of all these nodes, or of none. No node above them may be served.
     pub(in super::super) fn reopen(
         &mut self,
         list: Vec<BlockdevOptions>,
@@ -26,7 +26,7 @@ impl Nodes {
             return Err(OperationError::OtherDriver { name });
         }
         self.let_go(&old, &name);
-        // Not found meanwhile, so it cannot become its own child.
+        // Removed from the map meanwhile, so that a node cannot become its own child.
         self.add_as(name.clone(), options, old.anonymous, objects)?;
         if self.is_below(&name, &old.parents) {
             return Err(OperationError::Circle { name });
@@ -37,7 +37,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// The node below `old` loses a parent, and goes if it came with that.
+    /// Removes a parent from the node below `old`. If that node was made with this parent, it is removed.
     fn let_go(&mut self, old: &Node, name: &str) {
         let Some(child) = old.child() else { return };
         if let Some(below) = self.nodes.get_mut(child) {
@@ -51,11 +51,11 @@ impl Nodes {
     /// Returns whether a node has one of `others` below it.
     fn is_below(&self, name: &str, others: &[String]) -> bool {
         let child = self.nodes.get(name).and_then(|node| node.child());
-        // No circle yet: the chain ends.
+        // The recursion ends: a path back to `name` leads through one of `others`, where the search stops.
         child.is_some_and(|child| others.iter().any(|other| other == child) || self.is_below(child, others))
     }
 
-    /// Returns whether `name` is `other`, or above it.
+    /// Returns whether `name` is `other` or a node above it.
     pub(in super::super) fn reaches(&self, name: &str, other: &str) -> bool {
         let child = self.nodes.get(name).and_then(|node| node.child());
         name == other || child.is_some_and(|child| self.reaches(child, other))
