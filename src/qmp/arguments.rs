@@ -1,4 +1,4 @@
-//! Checks arguments against their types, with the words that QEMU's users know.
+//! Checks arguments against their types. Errors have QEMU's wording.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,4 @@
-//! The commands of the protocol itself: negotiation, introspection, descriptors, the end.
+//! The commands of the protocol itself: negotiation, introspection, descriptors, quit.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -9,10 +9,10 @@ use super::error::{Outcome, QmpError};
 use super::events;
 use super::schema::{Collector, Enum, Object, Type, optional, required};
 
-/// The version of QEMU whose dialect this is: clients look at it to find out what they may use.
+/// The version of QEMU whose dialect this is. Clients use it to find out which features exist.
 const DIALECT: (u32, u32, u32) = (10, 0, 0);
 
-/// Says who speaks, in the greeting and in `query-version`.
+/// Returns the version for the greeting and `query-version`.
 pub(super) fn version() -> Value {
     let (major, minor, micro) = DIALECT;
     json!({

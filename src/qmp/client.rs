@@ -1,4 +1,4 @@
-//! One connection: its input up to the next message, and its output as far as it is not sent.
+//! A connection: the input up to the next message, and the output that is not sent yet.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -17,22 +17,22 @@ use super::session::Session;
 const MAX_PASSED: usize = 16;
 /// Bytes received at a time.
 const CHUNK: usize = 16 << 10;
-/// With more unsent output than this, no further message is taken from the client.
+/// Above this amount of unsent output, no further message is taken from the client.
 const ENOUGH_OUTPUT: usize = 64 << 10;
-/// With more unsent output than this, the next event ends the connection.
+/// Above this amount of unsent output, the next event ends the connection.
 const MAX_OUTPUT: usize = 1 << 20;
 
 /// A connected client.
 #[derive(Debug)]
 pub(super) struct Client {
-    /// Never used again for another client.
+    /// Identifies the client; never reused.
     pub(super) number: u64,
     pub(super) session: Session,
-    /// The `id` of the command whose answer is awaited. The inner `None` stands for a command without `id`.
+    /// The `id` of the command that still needs an answer. The inner `None` is a command without `id`.
     pub(super) awaited: Option<Option<Value>>,
     socket: UnixStream,
     framer: Framer,
-    /// Received bytes from `next` on are not looked at yet.
+    /// Received bytes; those from `next` on have not been parsed yet.
     input: Vec<u8>,
     next: usize,
     output: VecDeque<u8>,
@@ -65,7 +65,7 @@ impl Client {
         self.socket.as_fd()
     }
 
-    /// The events to wait for, or `None` if there is nothing that the client could cause.
+    /// Returns the events to wait for, or `None` if the client cannot cause any.
     pub(super) fn interest(&self) -> Option<PollFlags> {
         let mut interest = PollFlags::empty();
         if !self.output.is_empty() {
@@ -74,11 +74,11 @@ impl Client {
         if self.may_receive() {
             interest |= PollFlags::IN;
         }
-        // A poll without flags would return at once, again and again, when the client has hung up.
+        // If the client has hung up, a poll for no events would return at once, again and again.
         (!(self.broken && interest.is_empty())).then_some(interest)
     }
 
-    /// Reacts to the events that have occurred.
+    /// Handles the events that have occurred.
     pub(super) fn occurred(&mut self, events: PollFlags) {
         if events.intersects(PollFlags::HUP | PollFlags::ERR) {
             self.break_off();
@@ -88,22 +88,22 @@ impl Client {
         }
     }
 
-    /// Whether a message may be taken now, should there be one.
+    /// Returns whether the next message may be taken.
     fn takes_input(&self) -> bool {
         self.awaited.is_none() && self.output.len() < ENOUGH_OUTPUT
     }
 
-    /// Whether all that was received has been looked at, and there may be more.
+    /// Returns whether more may be received: everything received so far has been parsed, and the client may send more.
     fn may_receive(&self) -> bool {
         self.takes_input() && !self.ended && self.next == self.input.len()
     }
 
-    /// Whether received bytes can be looked at without waiting for anything.
+    /// Returns whether there is input to handle without waiting.
     pub(super) fn has_work(&self) -> bool {
         self.takes_input() && (self.next < self.input.len() || (self.broken && !self.ended))
     }
 
-    /// Whether the connection is over. Then nothing is left to do for it.
+    /// Returns whether the connection is over and nothing is left to do for it.
     pub(super) fn is_over(&self) -> bool {
         let done = self.ended && self.awaited.is_none() && self.next == self.input.len();
         self.overrun || (done && self.output.is_empty())
@@ -147,7 +147,7 @@ impl Client {
         self.input.truncate(length);
     }
 
-    /// Takes the next message that has arrived, if the client may have another one answered.
+    /// Takes the next complete message, if the client may have another command answered.
     pub(super) fn next_message(&mut self) -> Option<Result<Map<String, Value>, SyntaxError>> {
         if !self.takes_input() {
             return None;
@@ -174,7 +174,7 @@ impl Client {
         }
     }
 
-    /// Queues an event, if the client has negotiated. A client that does not read is ended.
+    /// Queues an event, if the client has negotiated. If the client does not read, ends the connection.
     pub(super) fn queue_event(&mut self, line: &[u8]) {
         if !self.session.negotiated || self.broken {
             return;
@@ -204,7 +204,7 @@ impl Client {
         !self.output.is_empty()
     }
 
-    /// The client has hung up. What it has sent before is still executed.
+    /// Notes that the client has hung up. Messages that it sent before are still executed.
     fn break_off(&mut self) {
         self.broken = true;
         self.output = VecDeque::new();

@@ -1,4 +1,4 @@
-//! The table of commands: each with its name, its types, and the code that runs it.
+//! The commands: each has a name, its types, and the code that runs it.
 
 use std::os::fd::OwnedFd;
 
@@ -12,27 +12,27 @@ use super::session::{Request, Session};
 
 /// A command. `C` is what commands act on.
 pub struct Command<C> {
-    /// The name that clients use.
+    /// The name of the command.
     pub name: &'static str,
     /// The type of its arguments.
     pub arguments: &'static Object,
     /// The type of its result.
     pub returns: Type,
-    /// The code. The arguments have been checked against their type.
+    /// The code that runs the command. It gets arguments that have been checked against their type.
     pub run: Run<C>,
 }
 
 /// The code of a command.
 pub enum Run<C> {
-    /// Answers at once, and never waits for anything.
+    /// Answers at once, and never waits.
     Now(fn(&mut Scope<'_, C>, Map<String, Value>) -> Outcome),
     /// Answers later, from any thread.
     Later(fn(&mut Scope<'_, C>, Map<String, Value>, Reply)),
 }
 
-/// What a command may use.
+/// The context of a running command.
 pub struct Scope<'a, C> {
-    /// What commands act on.
+    /// The subject of the commands.
     pub context: &'a mut C,
     /// The sets of descriptors of all clients.
     pub fdsets: &'a FdSets,
@@ -42,15 +42,15 @@ pub struct Scope<'a, C> {
 }
 
 impl<C> Scope<'_, C> {
-    /// Takes the descriptor that the client has named so.
+    /// Takes the descriptor with this name from the client.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// The client has no descriptor with this name.
     pub fn take_named(&mut self, name: &str) -> Result<OwnedFd, QmpError> {
         self.session.take_named(name)
     }
 
-    /// Checks and runs a command. Returns its outcome, or `None` if the reply will have it.
+    /// Checks and runs a command. Returns its outcome, or `None` if the answer comes later through the reply.
     pub(super) fn run(&mut self, request: Request, reply: impl FnOnce() -> Reply) -> Option<Outcome> {
         let Request { command, arguments } = request;
         if let Err(refusal) = super::session::check_mode(&command, self.session.negotiated) {

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// The class of an error. QEMU keeps all classes but the first for clients that act on them.
+/// The class of an error. All classes but the first exist only for clients that test for them, as in QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// Every error without a class of its own.
+    /// Any error without a class of its own.
     GenericError,
-    /// The command does not exist, or cannot be run in the connection's present mode.
+    /// The command does not exist, or the connection is in the wrong mode for it.
     CommandNotFound,
     /// The named object does not exist.
     DeviceNotFound,
@@ -30,20 +30,20 @@ impl fmt::Display for ErrorClass {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{desc}")]
 pub struct QmpError {
-    /// Tells clients how to react.
+    /// The class, for programs.
     pub class: ErrorClass,
-    /// Tells people what went wrong.
+    /// The description, for people.
     pub desc: String,
 }
 
 impl QmpError {
-    /// Makes an error of any class.
+    /// Makes an error with any class.
     pub fn new(class: ErrorClass, desc: impl Into<String>) -> Self {
         let desc = desc.into();
         Self { class, desc }
     }
 
-    /// Makes an error of the class for everything that needs no other.
+    /// Makes an error with the generic class.
     pub fn generic(desc: impl Into<String>) -> Self {
         Self::new(ErrorClass::GenericError, desc)
     }
@@ -71,5 +71,5 @@ impl QmpError {
     }
 }
 
-/// The outcome of a command: what `return` holds, or the error.
+/// The outcome of a command: the value of `return`, or the error.
 pub type Outcome = Result<serde_json::Value, QmpError>;

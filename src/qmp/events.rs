@@ -5,7 +5,7 @@ use super::schema::{Enum, Object, Type, optional, required};
 /// A kind of event.
 #[derive(Debug)]
 pub struct EventSpec {
-    /// The name that clients see.
+    /// The name of the event.
     pub name: &'static str,
     /// The type of `data`.
     pub data: &'static Object,
@@ -32,7 +32,7 @@ pub static SHUTDOWN: EventSpec = EventSpec {
     limited_by: None,
 };
 
-/// An export is gone, and its node may be removed.
+/// An export has been removed. Its node may be removed too.
 pub static BLOCK_EXPORT_DELETED: EventSpec = EventSpec {
     name: "BLOCK_EXPORT_DELETED",
     data: &Object::new("q_obj_BLOCK_EXPORT_DELETED-arg", &[required("id", Type::Str)]),
@@ -126,7 +126,7 @@ pub static DISK_HELD: EventSpec = EventSpec {
     limited_by: None,
 };
 
-/// No request waits for room any more.
+/// No request waits for disk space any more.
 pub static DISK_RESUMED: EventSpec = EventSpec {
     name: "__vhost-user-blk_DISK_RESUMED",
     data: &Object::new(

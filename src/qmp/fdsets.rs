@@ -1,6 +1,6 @@
-//! File descriptors that clients have passed: sets that a path `/dev/fdset/N` stands for.
+//! Sets of file descriptors that clients have passed. A path `/dev/fdset/N` stands for a set.
 //!
-//! A set outlives the command that made it, but not the last client: whoever wants to use it has opened it by then.
+//! A set outlives the client that made it, but not the last client. Its users have opened it by then.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use super::error::QmpError;
 
-/// The directory that paths of sets seem to be in.
+/// The directory in the paths of sets.
 const DIRECTORY: &str = "/dev/fdset/";
 /// Maximum number of descriptors in all sets.
 const MAX_FDS: usize = 1024;
@@ -24,17 +24,17 @@ pub struct FdSets(Arc<Mutex<BTreeMap<i64, Vec<Member>>>>);
 
 #[derive(Debug)]
 struct Member {
-    /// The number that clients know the descriptor by.
+    /// The number of the descriptor for clients.
     number: i64,
     fd: OwnedFd,
     opaque: Option<String>,
 }
 
-/// One set, for `query-fdsets`.
+/// A set, for `query-fdsets`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SetInfo {
     pub(super) id: i64,
-    /// Number and opaque text of each descriptor.
+    /// The number and the opaque text of each descriptor.
     pub(super) fds: Vec<(i64, Option<String>)>,
 }
 
@@ -62,7 +62,7 @@ impl FdSets {
         Ok((id, number))
     }
 
-    /// Removes a descriptor, or all of a set.
+    /// Removes a descriptor, or all descriptors of a set.
     pub(super) fn remove(&self, set: i64, number: Option<i64>) -> Result<(), QmpError> {
         let mut sets = self.lock();
         let unknown = || match number {
@@ -102,8 +102,8 @@ impl FdSets {
         self.lock().clear();
     }
 
-    /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the same access mode. Returns
-    /// `None` if the path is none of a set.
+    /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the required access mode.
+    /// Returns `None` if the path does not name a set.
     ///
     /// # Errors
     /// The set does not exist, or has no descriptor with that access mode.
@@ -130,7 +130,7 @@ impl FdSets {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i64, Vec<Member>>> {
-        // No panic can leave a set in pieces.
+        // Consistent even after a panic: no change can be interrupted halfway.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
-//! JSON as it travels: cuts a stream into messages, parses them strictly, and writes values the way QEMU spaces them.
+//! Splits a stream into JSON messages, parses them strictly, and writes values with QEMU's spacing.
 //!
-//! The stream comes from a client, so everything is bounded: the length of a message, its depth, and the number of
+//! The stream comes from a client, so everything is bounded: the length of a message, its nesting, and the number of
 //! errors that garbage causes. After an error, input is skipped up to a place where a new message may start. An ASCII
-//! control character (other than a tab) or one of the bytes 0xFE and 0xFF ends a message and its error at once, so that
+//! control character (other than a tab) or one of the bytes 0xFE and 0xFF ends the current message or error at once. So
 //! a client can always reach a known state.
 
 use std::fmt;
@@ -15,7 +15,7 @@ use serde_json::{Map, Number, Value};
 
 /// Maximum length of a message. Commands are far shorter.
 const MAX_LENGTH: usize = 1 << 20;
-/// Maximum depth of arrays and objects in each other. The parser's own limit is 128.
+/// Maximum nesting of arrays and objects. The parser's own limit is 128.
 const MAX_DEPTH: u32 = 100;
 
 /// The reason why input is not a message.
@@ -33,10 +33,10 @@ pub(super) enum SyntaxError {
     NotAnObject,
 }
 
-/// Cuts a stream of bytes into messages.
+/// Splits a stream of bytes into messages.
 #[derive(Debug, Default)]
 pub(super) struct Framer {
-    /// The message so far. Strings in single quotes, which QEMU accepts, have become strings in double quotes.
+    /// The message so far. Strings in single quotes, which QEMU accepts, have been converted to double quotes.
     text: Vec<u8>,
     depth: u32,
     state: State,
@@ -49,7 +49,7 @@ enum State {
     Between,
     /// In a message, but not in a string.
     Inside,
-    /// In a string that ends with this quote.
+    /// In a string that this quote ends.
     String(u8),
     /// After a backslash in such a string.
     Escape(u8),
@@ -157,7 +157,7 @@ impl Framer {
         }
     }
 
-    /// Gives the message up. `known` if the offending byte itself ends the recovery.
+    /// Discards the message. `known` is true if the offending byte itself already ends the recovery.
     fn fail(&mut self, error: SyntaxError, known: bool) -> Option<Result<Map<String, Value>, SyntaxError>> {
         *self = Self::default();
         self.state = match known {
@@ -174,7 +174,7 @@ impl Framer {
     }
 }
 
-/// Whether a byte ends a message and its error, whatever came before.
+/// Returns whether a byte ends a message or an error in any state.
 fn is_reset(byte: u8) -> bool {
     byte >= 0xfe || (byte < 0x20 && byte != b'\t')
 }
@@ -240,7 +240,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 }
 
-/// Writes a value on one line, spaced like QEMU's output, which scripts search for texts such as `"return": {}`.
+/// Writes a value on one line, spaced like QEMU's output, because scripts search for texts such as `"return": {}`.
 pub(super) fn to_line(value: &Value) -> Vec<u8> {
     let mut line = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut line, Spaced);
@@ -251,7 +251,7 @@ pub(super) fn to_line(value: &Value) -> Vec<u8> {
     line
 }
 
-/// Spaces after commas and colons.
+/// A formatter that puts spaces after commas and colons.
 struct Spaced;
 
 impl Formatter for Spaced {

@@ -1,22 +1,23 @@
-//! The limit on how often events repeat.
+//! Limits how often events repeat.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::mailbox::Event;
 
-/// Interval in which a limited event is sent once per object, as in QEMU.
+/// Interval between two limited events of an object, as in QEMU.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets the first event of an object pass, and of those that follow within the interval only the last, at its end.
+/// Passes the first event of an object at once. Of the events that follow within the interval, it passes only the last,
+/// when the interval ends.
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
-    /// By kind and object: the end of the interval, and the event to send then.
+    /// The open intervals by kind and object: the end of each, and the event to send then.
     open: BTreeMap<(&'static str, String), (Instant, Option<Event>)>,
 }
 
 impl Limiter {
-    /// Takes an event. Returns it if it is to be sent now.
+    /// Takes an event. Returns it if it must be sent now.
     pub(super) fn pass(&mut self, event: Event, now: Instant) -> Option<Event> {
         let Some(members) = event.spec.limited_by else {
             return Some(event);
@@ -35,12 +36,12 @@ impl Limiter {
         }
     }
 
-    /// The time at which [`expire`](Self::expire) has something to do.
+    /// Returns the time of the next call to [`expire`](Self::expire), if one is needed.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.open.values().map(|(end, _)| *end).min()
     }
 
-    /// Ends the intervals that are over, and returns the events that waited for that.
+    /// Ends the intervals that are over, and returns the events that were held back until then.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Event> {
         let mut due = Vec::new();
         self.open.retain(|_, (end, waiting)| {
@@ -48,7 +49,7 @@ impl Limiter {
                 return true;
             }
             *end = now + INTERVAL;
-            // An interval without an event is the last one.
+            // After an interval without an event, no further interval follows.
             match waiting.take() {
                 Some(event) => {
                     due.push(event);

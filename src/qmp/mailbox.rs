@@ -1,7 +1,7 @@
-//! Events and answers on their way to the monitor thread, in order, from any thread.
+//! The queue of events and answers for the monitor thread. Any thread may send; the order is kept.
 //!
-//! A sender never waits for a client. If the monitor thread falls far behind, events are dropped and counted; answers
-//! never are.
+//! A sender never waits for a client. If the monitor thread falls far behind, events are dropped and counted. Answers
+//! are never dropped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,16 +22,16 @@ const MAX_WAITING_EVENTS: usize = 4096;
 #[derive(Debug)]
 pub(super) enum Item {
     Event(Event),
-    /// The outcome of the command that a client waits for.
+    /// The outcome of a command whose client waits for it.
     Answer {
         client: u64,
         outcome: Outcome,
     },
-    /// Send what is left to send, and end.
+    /// A request to send the remaining output, and end.
     Stop,
 }
 
-/// Something that happened, for every client.
+/// An event for all clients.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) spec: &'static EventSpec,
@@ -86,16 +86,16 @@ impl Mailbox {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Takes everything that is queued. Also returns the number of events that were dropped since the last call.
+    /// Takes all queued items. Also returns the number of events that were dropped since the last call.
     pub(super) fn take(&self) -> (VecDeque<Item>, u64) {
-        // Before the queue: what is pushed later makes the eventfd readable again.
+        // Reset before the queue is read: a later push makes the eventfd readable again.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         let queue = std::mem::take(&mut *self.lock());
         (queue.items, queue.dropped)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // A push is complete or has not begun, also after a panic.
+        // Consistent even after a panic: a push is either complete or has not begun.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -106,7 +106,7 @@ impl AsFd for Mailbox {
     }
 }
 
-/// Tells clients what happens, and ends the monitor. Any thread. Clones tell the same clients.
+/// Sends events to all clients, and ends the monitor. Any thread. Clones reach the same clients.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Mailbox>);
 
@@ -115,7 +115,7 @@ impl Events {
         Self(mailbox)
     }
 
-    /// Tells all clients about an event. `data` is an object of the event's type.
+    /// Sends an event to all clients. `data` is an object of the event's type.
     pub fn emit(&self, spec: &'static EventSpec, data: Map<String, Value>) {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let time = time.unwrap_or_default();
@@ -128,7 +128,7 @@ impl Events {
     }
 }
 
-/// The right and the duty to answer one command, once, from any thread.
+/// The obligation to answer one command, once, from any thread.
 #[derive(Debug)]
 pub struct Reply {
     mailbox: Arc<Mailbox>,
@@ -145,7 +145,7 @@ impl Reply {
         }
     }
 
-    /// Answers the command. Events that were emitted earlier are sent earlier.
+    /// Answers the command. Events that were emitted earlier are sent first.
     pub fn send(mut self, outcome: Outcome) {
         self.answer(outcome);
     }
@@ -158,7 +158,7 @@ impl Reply {
 }
 
 impl Drop for Reply {
-    /// A client that gets no answer would wait for ever.
+    /// Without an answer, the client would wait for ever.
     fn drop(&mut self) {
         if !self.answered {
             self.answer(Err(QmpError::generic(

@@ -1,11 +1,12 @@
 //! QMP, the protocol by which tools manage QEMU and qemu-storage-daemon: clients on Unix sockets, commands, events.
 //!
-//! Runs on the monitor thread ([`Monitor::run`]). Clients are trusted to manage disks, but not to be free of mistakes:
-//! garbage, half messages, floods, and clients that do not read cost bounded memory and delay nobody else. The thread
-//! does no I/O on disks and waits for no disk. Other threads reach clients through [`Events`] and [`Reply`].
+//! Runs on the monitor thread ([`Monitor::run`]). Clients are trusted to manage disks, but they may make mistakes.
+//! Garbage, incomplete messages, floods, and clients that do not read cost a bounded amount of memory and delay no
+//! other client. The thread does no I/O on disks and waits for no disk. Other threads reach clients through [`Events`]
+//! and [`Reply`].
 //!
-//! One table of [`Command`]s is the source of the commands, of their arguments' checks and of the schema. The module
-//! knows nothing of disks.
+//! One table of [`Command`]s defines the commands, the checks of their arguments, and the schema. The module knows
+//! nothing of disks.
 
 mod arguments;
 mod builtin;

@@ -1,8 +1,8 @@
 //! The monitor thread's loop: accepts clients, runs their commands, sends answers and events.
 //!
-//! It waits in one place, for all clients at once. A client that does not read its answers has no further command
-//! executed, and ends if events pile up for it. Commands that take time are answered later ([`Reply`]); meanwhile their
-//! client waits, and the others do not.
+//! The loop waits in one place for all clients. A client that does not read its answers gets no further commands
+//! executed, and is disconnected if too many events are queued for it. Commands that take time are answered later
+//! ([`Reply`]). Meanwhile only their own client waits.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,16 +25,16 @@ use super::mailbox::{Event, Events, Item, Mailbox, Reply};
 use super::session::{answer, parse};
 use crate::log_limit::LogLimit;
 
-/// Maximum number of clients at a time. Further ones are turned away.
+/// Maximum number of clients at a time. Further clients are turned away.
 const MAX_CLIENTS: usize = 32;
-/// Connections that are accepted between two looks at the clients.
+/// Maximum number of connections to accept before clients are served again.
 const MAX_ACCEPTS: usize = 64;
-/// Pause after `accept` failed: no file descriptor or memory was left.
+/// Pause after `accept` failed for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Time that clients have to read what is left when the monitor ends.
+/// Time for clients to read the remaining output when the monitor ends.
 const FAREWELL: Duration = Duration::from_millis(200);
 
-/// A server for QMP clients. `C` is what its commands act on.
+/// A server for QMP clients. `C` is the subject of its commands.
 pub struct Monitor<C> {
     context: C,
     table: Vec<Command<C>>,
@@ -46,14 +46,14 @@ pub struct Monitor<C> {
     fdsets: FdSets,
     mailbox: Arc<Mailbox>,
     limiter: Limiter,
-    /// No connection is accepted before this time.
+    /// The time until which no connection is accepted.
     pause: Option<Instant>,
     log: LogLimit,
 }
 
 impl<C> Monitor<C> {
-    /// Makes a monitor without sockets. It has the commands of the protocol and those in `commands`, and calls
-    /// `on_quit` when a client asks for the end of the process.
+    /// Makes a monitor without sockets. It has the commands of the protocol and those in `commands`. It calls `on_quit`
+    /// when a client asks the process to end.
     ///
     /// # Errors
     /// No file descriptor is left.
@@ -79,7 +79,7 @@ impl<C> Monitor<C> {
         })
     }
 
-    /// Serves the clients that connect to this socket.
+    /// Adds a socket whose clients will be served.
     ///
     /// # Errors
     /// The socket cannot be made non-blocking.
@@ -89,7 +89,7 @@ impl<C> Monitor<C> {
         Ok(())
     }
 
-    /// Returns the handle for telling clients what happens.
+    /// Returns the handle that sends events to clients.
     pub fn events(&self) -> Events {
         Events::new(Arc::clone(&self.mailbox))
     }
@@ -153,7 +153,7 @@ impl<C> Monitor<C> {
         }
     }
 
-    /// Executes what a client has sent, as far as it reads the answers.
+    /// Executes the commands of a client, as long as it reads the answers.
     fn serve(&mut self, n: usize) {
         let client = &mut self.clients[n];
         let mut quit = false;
@@ -187,7 +187,7 @@ impl<C> Monitor<C> {
         }
     }
 
-    /// Forgets the clients that have left or do not read.
+    /// Removes the clients that have left or do not read.
     fn dismiss(&mut self) {
         let before = self.clients.len();
         for client in self.clients.iter().filter(|client| client.has_overrun()) {
@@ -223,7 +223,7 @@ impl<C> Monitor<C> {
                 polled.push(n);
             }
         }
-        // It fails only for lack of memory, or is interrupted by a signal: then nothing has occurred.
+        // Fails only for lack of memory or because of a signal. Then there are no events.
         let _ = poll(&mut fds, timeout.as_ref());
         let events: Vec<_> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -239,7 +239,7 @@ impl<C> Monitor<C> {
         }
     }
 
-    /// The longest time to wait; `None` if nothing is due.
+    /// Returns the longest time to wait, or `None` if nothing is due.
     fn timeout(&mut self, now: Instant) -> Option<Timespec> {
         self.pause = self.pause.filter(|end| *end > now);
         let due = [self.limiter.deadline(), self.pause].into_iter().flatten().min();
@@ -288,7 +288,7 @@ impl<C> Monitor<C> {
         self.clients.push(client);
     }
 
-    /// Sends what is left, as far as clients read it.
+    /// Sends the remaining output, as far as clients read it.
     fn say_farewell(&mut self) {
         let end = Instant::now() + FAREWELL;
         loop {

@@ -1,5 +1,5 @@
-//! The types of arguments and results, in QAPI's terms: what `query-qmp-schema` tells, and what arguments are checked
-//! against. Both come from the same tables, so that they cannot differ.
+//! The types of arguments and results, in QAPI's terms. Arguments are checked against the same tables that
+//! `query-qmp-schema` shows, so the two cannot differ.
 
 use std::collections::BTreeSet;
 
@@ -20,11 +20,11 @@ pub enum Type {
     U32,
     /// An unsigned number of 16 bits.
     U16,
-    /// A number with a fraction.
+    /// A floating-point number.
     Number,
-    /// Only `null`.
+    /// The value `null`.
     Null,
-    /// Whatever JSON can say.
+    /// Any JSON value.
     Any,
     /// A list of values of one type.
     Array(&'static Type),
@@ -32,11 +32,11 @@ pub enum Type {
     Enum(&'static Enum),
     /// Named members.
     Object(&'static Object),
-    /// One of several types, told apart by their form.
+    /// One of several types, distinguished by their JSON form.
     Alternate(&'static Alternate),
 }
 
-/// A closed list of words.
+/// An enumeration.
 #[derive(Debug)]
 pub struct Enum {
     /// The name of the type.
@@ -59,9 +59,9 @@ pub struct Alternate {
 pub struct Object {
     /// The name of the type.
     pub name: &'static str,
-    /// The members that it always has.
+    /// The members that are always allowed.
     pub members: &'static [Member],
-    /// The members that depend on another one's value.
+    /// The members that depend on another member's value.
     pub variants: Option<Variants>,
 }
 
@@ -72,20 +72,20 @@ pub struct Member {
     pub name: &'static str,
     /// The type of the value.
     pub value: Type,
-    /// Whether it may be left out.
+    /// Whether the member may be left out.
     pub optional: bool,
 }
 
-/// Members that depend on the value of one member.
+/// Members that depend on the value of one other member.
 #[derive(Debug)]
 pub struct Variants {
-    /// The member that decides, whose type is an enum.
+    /// The deciding member, whose type is an enum.
     pub tag: &'static str,
-    /// The values, each with the object that has the further members. A value without a case has none.
+    /// The values, each with an object of further members. A value that is not listed adds no members.
     pub cases: &'static [(&'static str, &'static Object)],
 }
 
-/// Makes a member that has to be there.
+/// Makes a required member.
 pub const fn required(name: &'static str, value: Type) -> Member {
     Member {
         name,
@@ -94,7 +94,7 @@ pub const fn required(name: &'static str, value: Type) -> Member {
     }
 }
 
-/// Makes a member that may be left out.
+/// Makes an optional member.
 pub const fn optional(name: &'static str, value: Type) -> Member {
     Member {
         name,
@@ -132,7 +132,7 @@ impl Object {
 }
 
 impl Type {
-    /// The name that other parts of the schema refer to.
+    /// Returns the name that other parts of the schema use.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Str => "str".into(),
@@ -148,7 +148,7 @@ impl Type {
         }
     }
 
-    /// The JSON form of a builtin type.
+    /// Returns the JSON form of a builtin type.
     fn json_form(&self) -> &'static str {
         match self {
             Self::Str => "string",
@@ -169,7 +169,7 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// Adds a command or an event, with the types that it refers to.
+    /// Adds a command or an event, and the types that it uses.
     pub(super) fn add(&mut self, mut entity: Value, references: &[(&str, Type)]) {
         for (key, of) in references {
             entity[*key] = of.name().into();
@@ -228,7 +228,7 @@ impl Collector {
         if let Some(variants) = &of.variants {
             let case = |(case, of): &(&str, &Object)| json!({"case": case, "type": of.name});
             let listed = variants.cases.iter().map(case);
-            // Every value of the tag is listed, those without members of their own too.
+            // Every value of the tag is listed, even values that add no members.
             let others = tag_values(of, variants.tag)
                 .filter(|value| variants.cases.iter().all(|(case, _)| case != value));
             let others = others.map(|value| json!({"case": value, "type": Object::EMPTY.name}));
@@ -247,7 +247,7 @@ impl Collector {
     }
 }
 
-/// The values that the member `tag` may have.
+/// Returns the possible values of the member `tag`.
 fn tag_values(of: &Object, tag: &str) -> impl Iterator<Item = &'static str> {
     let member = of.members.iter().find(|member| member.name == tag);
     let values = match member.map(|member| member.value) {

@@ -1,4 +1,4 @@
-//! A client's state between two commands, and how its messages become commands and answers.
+//! The state of a client between two commands. Turns messages into requests, and outcomes into answers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -7,17 +7,17 @@ use serde_json::{Map, Value, json};
 
 use super::error::{ErrorClass, Outcome, QmpError};
 
-/// Maximum number of descriptors that one client names.
+/// Maximum number of named descriptors of a client.
 const MAX_NAMED: usize = 64;
 
-/// What belongs to one client.
+/// The state of one client.
 #[derive(Debug, Default)]
 pub(super) struct Session {
-    /// Commands are accepted, and events are sent.
+    /// Negotiation is over: commands are accepted, and events are sent.
     pub(super) negotiated: bool,
-    /// The descriptors that came with the latest message that had any, for the commands that take one.
+    /// The descriptors that came with the latest message that had any. Commands take them from here.
     pub(super) passed: VecDeque<OwnedFd>,
-    /// The descriptors that the client has given names.
+    /// The descriptors that the client has named.
     named: BTreeMap<String, OwnedFd>,
 }
 
@@ -28,9 +28,9 @@ impl Session {
         self.passed.pop_front().ok_or_else(none)
     }
 
-    /// Gives a descriptor a name. Another one with that name is closed.
+    /// Names a descriptor. Closes another descriptor with that name.
     pub(super) fn name(&mut self, name: &str, fd: OwnedFd) -> Result<(), QmpError> {
-        // Digits could be taken for a number of a descriptor.
+        // A leading digit could be mistaken for the number of a descriptor.
         if name.starts_with(|first: char| first.is_ascii_digit()) {
             return Err(QmpError::expects("fdname", "a name not starting with a digit"));
         }
@@ -50,14 +50,14 @@ impl Session {
     }
 }
 
-/// A command as the client sent it, its arguments not checked yet.
+/// A command from the client, whose arguments are not checked yet.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) command: String,
     pub(super) arguments: Map<String, Value>,
 }
 
-/// Splits a message into its id and the request, or the reason why it is none.
+/// Splits a message into its id and the request, or the reason why it is not a request.
 pub(super) fn parse(mut message: Map<String, Value>) -> (Option<Value>, Result<Request, QmpError>) {
     let id = message.remove("id");
     (id, request(message))
@@ -97,7 +97,7 @@ pub(super) fn answer(id: Option<Value>, outcome: Outcome) -> Value {
     answer
 }
 
-/// Refuses commands that do not fit the connection's mode.
+/// Refuses a command that does not fit the mode of the connection.
 pub(super) fn check_mode(command: &str, negotiated: bool) -> Result<(), QmpError> {
     let refusal = match (command == "qmp_capabilities", negotiated) {
         (false, false) => "Negotiate capabilities first, with 'qmp_capabilities'",

@@ -1,11 +1,11 @@
-//! Streams of bytes, whole and broken.
+//! Tests with valid and broken streams of bytes.
 
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 
-/// Feeds a stream and returns what comes out; errors as text.
+/// Feeds a stream and returns the messages, with errors as text.
 fn feed(framer: &mut Framer, stream: &[u8]) -> Vec<Result<Value, String>> {
     let frames = stream.iter().filter_map(|&byte| framer.push(byte));
     frames
@@ -17,7 +17,7 @@ fn frames(stream: &[u8]) -> Vec<Result<Value, String>> {
     feed(&mut Framer::default(), stream)
 }
 
-/// The number of errors before a message that must survive.
+/// Returns the number of errors that garbage causes before the next valid message, which must survive.
 fn errors_before_good(garbage: &[u8]) -> usize {
     let mut stream = garbage.to_vec();
     stream.extend_from_slice(b"\n{\"good\": 1}");
@@ -114,7 +114,7 @@ proptest! {
     fn any_bytes_leave_a_working_stream(garbage in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut framer = Framer::default();
         feed(&mut framer, &garbage);
-        // Whatever state the bytes left: a control character ends it.
+        // A control character ends any state that the bytes left.
         feed(&mut framer, b"\x1f\n");
         prop_assert_eq!(feed(&mut framer, b"{\"a\": 1}"), [Ok(json!({"a": 1}))]);
     }
