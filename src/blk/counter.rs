@@ -1,8 +1,8 @@
-//! Figures with one writer and any number of readers.
+//! Counters and states with one writer and any number of readers.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// A counter with one writer, which is cheaper than a read-modify-write.
+/// A counter with one writer, which makes it cheaper than an atomic read-modify-write.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -10,7 +10,7 @@ impl Counter {
     /// Adds `n`. One thread only.
     #[inline]
     pub fn add(&self, n: u64) {
-        // Relaxed: orders nothing.
+        // Relaxed: orders no other memory.
         self.0
             .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
@@ -33,20 +33,20 @@ pub enum RingState {
     Stopped,
     /// The ring is set up.
     Running,
-    /// The driver broke the rules, or memory was lost. The ring does nothing until it is set up again.
+    /// The driver broke the rules, or memory was lost. The ring stays idle until it is set up again.
     Broken,
     /// The ring waits for memory that the frontend has removed.
     Paused,
 }
 
-/// The state of a ring: written by its IOThread, read by any thread.
+/// The state of a ring. Its IOThread writes it, any thread reads it.
 #[derive(Debug, Default)]
 pub struct RingStateCell(AtomicU8);
 
 impl RingStateCell {
     /// Sets the state. IOThread only.
     pub fn set(&self, state: RingState) {
-        // Relaxed: orders nothing.
+        // Relaxed: orders no other memory.
         self.0.store(state as u8, Ordering::Relaxed);
     }
 

@@ -1,6 +1,6 @@
-//! Histograms of latencies: written by one IOThread, read by any thread.
+//! Histograms of latencies. One IOThread writes them, any thread reads them.
 //!
-//! Buckets are logarithmic with linear steps in each octave: the error of a latency of up to 18 hours is at most a
+//! Buckets are logarithmic with linear steps in each octave, so the error of a latency of up to 18 hours is at most a
 //! sixteenth. Recording takes two additions and no lock.
 
 use std::fmt;
@@ -15,12 +15,12 @@ use crate::io::IoOp;
 
 /// Buckets in each octave.
 const STEPS: usize = 16;
-/// Octaves after the first, which has steps of 1 ns. The last bucket also holds everything longer.
+/// Number of octaves after the first, which has steps of 1 ns. The last bucket also holds all longer latencies.
 const OCTAVES: usize = 43;
 const BUCKETS: usize = STEPS * OCTAVES;
 
-/// The latencies of one operation on one queue. It has one writer and any number of readers, and takes memory only once
-/// a request was counted.
+/// The latencies of one operation on one queue, with one writer and any number of readers. Memory is only allocated
+/// when the first request is counted.
 #[derive(Debug, Default)]
 pub struct LatencyHistogram {
     counts: OnceLock<Box<[Counter]>>,
@@ -29,7 +29,7 @@ pub struct LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// Counts one request that took so many nanoseconds. One thread only.
+    /// Counts one request with its latency in nanoseconds. One thread only.
     #[inline]
     pub fn record(&self, nanos: u64) {
         let counts = self
@@ -39,7 +39,7 @@ impl LatencyHistogram {
         self.sum.add(nanos);
     }
 
-    /// Reads all counters. The result may lack requests that are counted meanwhile.
+    /// Reads all counters. The result may lack requests that are being counted meanwhile.
     pub fn snapshot(&self) -> Latencies {
         let counts = self.counts.get().map_or(&[][..], |counts| counts);
         Latencies {
@@ -49,10 +49,10 @@ impl LatencyHistogram {
     }
 }
 
-/// The latencies in a histogram at one moment, or in several histograms together.
+/// A snapshot of one histogram, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latencies {
-    /// Number of requests by bucket. Buckets at the end may be missing: they are empty.
+    /// Number of requests by bucket. Empty buckets at the end may be missing.
     counts: Vec<u64>,
     sum: u64,
 }
@@ -63,7 +63,7 @@ impl Latencies {
         self.counts.iter().sum()
     }
 
-    /// Returns the time of all requests together, in nanoseconds.
+    /// Returns the total time of all requests in nanoseconds.
     pub fn total_nanos(&self) -> u64 {
         self.sum
     }
@@ -77,8 +77,8 @@ impl Latencies {
         self.sum += other.sum;
     }
 
-    /// Returns the latency that the fraction `part` (0 to 1) of the requests did not exceed, in nanoseconds: the upper
-    /// end of its bucket. 0 without requests.
+    /// Returns the latency in nanoseconds that the fraction `part` (0 to 1) of the requests did not exceed: the upper
+    /// end of its bucket. Returns 0 if there are no requests.
     pub fn quantile(&self, part: f64) -> u64 {
         #[allow(
             clippy::cast_precision_loss,
@@ -96,8 +96,8 @@ impl Latencies {
     }
 
     /// Returns the numbers of requests between `bounds` (nanoseconds, ascending). The first number counts the requests
-    /// below the first bound, and the last one those from the last bound on. The lower end of a bucket decides where it
-    /// counts.
+    /// below the first bound, and the last number those from the last bound on. A bucket counts where its lower end
+    /// lies.
     pub fn by_bounds(&self, bounds: &[u64]) -> Vec<u64> {
         let mut bins = vec![0; bounds.len() + 1];
         for (bucket, count) in self.counts.iter().enumerate() {
@@ -107,7 +107,7 @@ impl Latencies {
     }
 }
 
-/// The operations that are told apart.
+/// The operations with separate histograms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 #[repr(u8)]
@@ -122,7 +122,7 @@ pub enum Operation {
 const OPERATIONS: [&str; 4] = ["read", "write", "flush", "unmap"];
 
 impl Operation {
-    /// Returns the kind of an operation that guests ask for.
+    /// Returns the kind of a guest's operation.
     #[inline]
     pub fn of(op: IoOp) -> Option<Self> {
         match op {
@@ -135,12 +135,12 @@ impl Operation {
     }
 }
 
-/// Latencies of a queue, by operation.
+/// The latencies of a queue, by operation.
 #[derive(Debug, Default)]
 pub struct LatencyHistograms([LatencyHistogram; OPERATIONS.len()]);
 
 impl LatencyHistograms {
-    /// Counts one request that took so many nanoseconds. One thread only.
+    /// Counts one request with its latency in nanoseconds. One thread only.
     #[inline]
     pub fn record(&self, operation: Operation, nanos: u64) {
         self.0[operation as usize].record(nanos);
@@ -152,8 +152,8 @@ impl LatencyHistograms {
     }
 }
 
-/// Latencies of a queue or several queues, by operation. Serialised, an operation without requests is left out, and times
-/// are nanoseconds.
+/// The latencies of a queue or of several queues, by operation. Serialised, operations without requests are left out,
+/// and times are in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LatencyFigures([Latencies; OPERATIONS.len()]);
 
@@ -196,7 +196,7 @@ impl Serialize for Latencies {
     }
 }
 
-/// For people, in microseconds.
+/// Formats the figures for people, in microseconds.
 impl fmt::Display for Latencies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         #[allow(clippy::cast_precision_loss, reason = "for people")]
@@ -223,7 +223,7 @@ fn bucket(nanos: u64) -> usize {
     (octave * STEPS + step).min(BUCKETS - 1)
 }
 
-/// The shortest latency in a bucket, in nanoseconds.
+/// Returns the shortest latency in a bucket, in nanoseconds.
 fn lower(bucket: usize) -> u64 {
     let (octave, step) = (bucket / STEPS, (bucket % STEPS) as u64);
     match octave {
@@ -232,7 +232,7 @@ fn lower(bucket: usize) -> u64 {
     }
 }
 
-/// One more than the longest latency in a bucket.
+/// Returns the longest latency in a bucket plus one, in nanoseconds.
 fn upper(bucket: usize) -> u64 {
     lower(bucket + 1)
 }

@@ -1,7 +1,8 @@
 //! A channel whose requests wait for their throttle group.
 //!
-//! Waiting requests are kept here, on their IOThread, in order of arrival; the group only says how many may go. Flushes
-//! are not limited. A ring that stops waits for its requests, so [`ThrottledChannel::release`] lets them go early.
+//! Waiting requests are kept here, on their IOThread, in order of arrival. The group only decides how many may go.
+//! Flushes are not limited. A ring that stops waits for its requests, so [`ThrottledChannel::release`] starts them
+//! early.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -27,7 +28,7 @@ struct Shared<C> {
     lane: Lane,
     waiting: [RefCell<VecDeque<Waiting<C>>>; 2],
     timer: Timer,
-    /// Scheduled by other IOThreads to wake this one.
+    /// The bottom half that other IOThreads schedule to wake this one.
     _wake: BottomHalf,
 }
 
@@ -127,7 +128,7 @@ impl<C: Submit> Shared<C> {
         for (waiting, granted) in self.waiting.iter().zip(granted) {
             let mut left = granted;
             loop {
-                // A statement of its own, so that the borrow ends: a completer may submit more requests.
+                // A separate statement ends the borrow, because a completer may submit more requests.
                 let batch = take_batch(&mut waiting.borrow_mut(), &mut left);
                 let Some((mut batch, channel, completer)) = batch else {
                     break;
@@ -138,7 +139,7 @@ impl<C: Submit> Shared<C> {
     }
 }
 
-/// Takes the first requests that came from one queue, `left` at most.
+/// Takes the first requests that came from one queue, at most `left`.
 fn take_batch<C>(
     waiting: &mut VecDeque<Waiting<C>>,
     left: &mut usize,
@@ -164,7 +165,8 @@ fn take_batch<C>(
     Some((batch, channel, completer))
 }
 
-/// Returns what a request costs. Nothing limits a flush, nor a second look at what a read could not have.
+/// Returns the direction and the bytes that a request is charged for. Flushes and salvage after a failed read are not
+/// limited.
 fn cost(request: &IoRequest) -> Option<(Direction, u64)> {
     match request.op {
         IoOp::Read => Some((Direction::Read, request.alone().len() as u64)),

@@ -1,7 +1,7 @@
-//! The monotonic clock as a number: `Instant` costs more than the call itself. Not through `rustix`, whose own way into
-//! the vDSO crashes under valgrind.
+//! The monotonic clock as a number. `Instant` costs more than the call itself. The call does not go through `rustix`,
+//! whose own lookup of the vDSO crashes under valgrind.
 
-/// Returns nanoseconds since some time in the past.
+/// Returns nanoseconds since an arbitrary time in the past.
 #[inline]
 #[allow(clippy::cast_sign_loss, reason = "the monotonic clock begins at 0")]
 pub(crate) fn monotonic_nanos() -> u64 {

@@ -1,6 +1,6 @@
 //! System calls on files.
 //!
-//! Calls that change a file or make it stable go through the C library, even if `rustix` has them. So a preloaded
+//! Calls that change a file or make it stable go through the C library, even if `rustix` wraps them. So a preloaded
 //! library can observe them, as in the test of power cuts.
 
 use std::ffi::CString;
@@ -21,8 +21,8 @@ pub(crate) fn set_mode(path: &Path, mode: libc::mode_t) -> io::Result<()> {
     status(unsafe { libc::fchmodat(here, path.as_ptr(), mode, flags) })
 }
 
-/// `sync_file_range` that only takes the kernel's report of failed writes. Its range is past all pages, so it waits for
-/// none.
+/// `sync_file_range` that only fetches the kernel's report of failed writes. Its range is past all pages, so it never
+/// waits.
 pub(crate) fn take_writeback_error(file: &File) -> io::Result<()> {
     const BEYOND_ALL: i64 = i64::MAX - 1;
     // SAFETY: takes numbers only.
@@ -31,7 +31,7 @@ pub(crate) fn take_writeback_error(file: &File) -> io::Result<()> {
     })
 }
 
-/// `write` of `len` bytes from an address without memory.
+/// `write` of `len` bytes from an unmapped address.
 pub(crate) fn write_nothing(file: &File, len: usize) -> io::Result<usize> {
     // SAFETY: no memory is read.
     let written = unsafe { libc::write(file.as_raw_fd(), std::ptr::null(), len) };

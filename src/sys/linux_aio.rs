@@ -57,7 +57,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// `io_setup`: creates a context for this number of requests in the kernel at once.
+    /// `io_setup`: creates a context for up to this number of requests in the kernel at once.
     pub(crate) fn new(entries: usize) -> io::Result<Self> {
         let mut id: libc::c_ulong = 0;
         // SAFETY: io_setup writes one context id through the pointer.
@@ -65,13 +65,13 @@ impl Context {
         Ok(Self { id })
     }
 
-    /// `io_submit`: submits requests. Returns how many of them the kernel has taken, from the first one on.
+    /// `io_submit`: submits requests. Returns the number of requests that the kernel took, counted from the first.
     ///
     /// # Safety
     /// The pointers must be valid during the call. The memory named in the blocks must stay valid until their
     /// completion.
     pub(crate) unsafe fn submit(&self, blocks: &[*const Iocb]) -> io::Result<usize> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises valid pointers and memory.
         count(unsafe { libc::syscall(libc::SYS_io_submit, self.id, blocks.len(), blocks.as_ptr()) })
     }
 

@@ -1,4 +1,4 @@
-//! Locks of open file descriptions (OFD). `rustix` has only locks of processes.
+//! Locks of open file descriptions (OFD). `rustix` has only process-owned locks.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

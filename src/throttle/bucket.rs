@@ -1,9 +1,9 @@
-//! A leaky bucket: how much has been done lately, and how long to wait before doing more.
+//! A leaky bucket: tracks recent work, and tells how long to wait before the next.
 
 use std::time::Duration;
 
-/// Without a burst limit, the bucket holds what the average rate allows in this part of a second. Less would delay every
-/// second request.
+/// Without a burst limit, the bucket holds the amount that the average rate allows in this fraction of a second. A
+/// smaller bucket would delay every second request.
 const SLACK: f64 = 0.1;
 
 /// One limit. Amounts are requests or bytes.
@@ -13,11 +13,11 @@ pub(super) struct Bucket {
     avg: f64,
     /// Amount per second during a burst; 0 for no bursts.
     max: f64,
-    /// Seconds that a burst at `max` may last.
+    /// Maximum length of a burst at `max`, in seconds.
     burst: f64,
-    /// Done, and not leaked at the average rate yet.
+    /// Amount done that has not leaked at the average rate yet.
     level: f64,
-    /// Done, and not leaked at the burst rate yet. Used only if bursts last longer than a second.
+    /// Amount done that has not leaked at the burst rate yet. Only used if bursts may last longer than a second.
     burst_level: f64,
 }
 
@@ -37,14 +37,14 @@ impl Bucket {
         self.avg > 0.0
     }
 
-    /// Lets time pass.
+    /// Leaks the amount for the time that passed.
     pub(super) fn leak(&mut self, time: Duration) {
         let seconds = time.as_secs_f64();
         self.level = (self.level - self.avg * seconds).max(0.0);
         self.burst_level = (self.burst_level - self.max * seconds).max(0.0);
     }
 
-    /// Returns how long to wait before anything more may be done.
+    /// Returns the time to wait before anything more may be done.
     pub(super) fn wait(&self) -> Duration {
         if !self.is_limited() {
             return Duration::ZERO;
@@ -64,7 +64,7 @@ impl Bucket {
         Duration::from_secs_f64(wait) + Duration::from_nanos(1)
     }
 
-    /// Adds what is being done.
+    /// Adds an amount that is being done.
     pub(super) fn fill(&mut self, amount: f64) {
         if self.is_limited() {
             self.level += amount;
@@ -79,7 +79,7 @@ mod tests {
 
     const TICK: Duration = Duration::from_micros(50);
 
-    /// Does pieces of `amount` as early as allowed for `seconds`, with a clock that ticks, and returns the sum.
+    /// Does pieces of `amount` as early as allowed for `seconds`, with a ticking clock, and returns the sum.
     fn done_in(mut bucket: Bucket, seconds: f64, amount: f64) -> f64 {
         let (mut now, mut done) = (0.0, 0.0);
         while now < seconds {
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn bursts_end_after_their_length() {
-        // A second and more at the maximum rate, then the average.
+        // At least a second at the maximum rate, then the average rate.
         let bucket = Bucket::new(100, 2000, 10);
         let burst = done_in(bucket, 5.0, 1.0);
         assert!((burst / 10_200.0 - 1.0).abs() < 0.01, "{burst}");

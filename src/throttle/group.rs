@@ -1,7 +1,7 @@
-//! A group as the IOThreads share it.
+//! A throttle group, shared by IOThreads.
 //!
-//! Everything is under one lock, which is held for a few instructions per batch. One lane keeps time for the whole group:
-//! when its timer fires it decides which requests go, and wakes up the IOThreads of those that are not its own.
+//! One lock protects everything. It is held for a few instructions per batch. One lane keeps the time for the whole
+//! group: when its timer fires, it decides which requests go, and wakes up the IOThreads of the others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct Group {
 struct State {
     queue: Queue,
     lanes: BTreeMap<LaneId, LaneState>,
-    /// The lane whose timer is armed, while requests wait.
+    /// The lane whose timer is armed while requests wait.
     keeper: Option<LaneId>,
     next_id: u64,
     members: usize,
@@ -43,19 +43,19 @@ pub struct Member {
     id: MemberId,
 }
 
-/// A disk in a group, on one IOThread. Its requests wait in the order in which they came.
+/// A disk in a group, on one IOThread. Its requests wait in order of arrival.
 #[derive(Debug)]
 pub struct Lane {
     member: Arc<Member>,
     id: LaneId,
 }
 
-/// What a lane may do now.
+/// The result of a turn: what a lane may do now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Turn {
     /// Requests that may go, by [`Direction::index`].
     pub(crate) granted: [usize; 2],
-    /// Set the timer to this time from now: the lane keeps time for the group.
+    /// The delay to set the timer to, if this lane keeps the time for the group.
     pub(crate) timer: Option<Duration>,
 }
 
@@ -94,10 +94,10 @@ impl Group {
         self.lock().members
     }
 
-    /// Replaces the limits; waiting requests follow the new ones at once.
+    /// Replaces the limits. Waiting requests follow the new limits at once.
     ///
     /// # Errors
-    /// The limits contradict each other; the old ones stay.
+    /// The limits contradict each other. The old limits stay.
     pub fn set_limits(&self, limits: ThrottleLimits) -> Result<(), LimitsError> {
         limits.check()?;
         let mut state = self.lock();
@@ -127,7 +127,7 @@ impl State {
         self.next_id
     }
 
-    /// Lets all go that may go now, and wakes up their lanes, except for `me`.
+    /// Grants all requests that may go now, and wakes up their lanes, except for `me`.
     fn dispatch(&mut self, me: LaneId, now: Instant) {
         for direction in Direction::ALL {
             while let Some(ticket) = self.queue.next(direction, now) {
@@ -142,7 +142,7 @@ impl State {
         }
     }
 
-    /// Takes what `me` may do; it keeps time from now on if nobody else does.
+    /// Takes the requests granted to `me`. If no lane keeps the time, `me` keeps it from now on.
     fn turn(&mut self, me: LaneId, now: Instant) -> Turn {
         let wait = self.queue.next_in(now);
         if wait.is_none() {
@@ -199,7 +199,7 @@ impl Drop for Member {
 }
 
 impl Lane {
-    /// Asks for each request, in order, whether it goes at once, and calls `take` with the answer.
+    /// Decides for each request, in order, whether it goes at once, and calls `take` with the answer.
     pub(crate) fn admit<T>(
         &self,
         requests: impl Iterator<Item = (Option<(Direction, u64)>, T)>,
@@ -218,7 +218,7 @@ impl Lane {
         state.turn(self.id, now)
     }
 
-    /// Looks what may go now: the timer has fired, or somebody has woken up this lane.
+    /// Checks which requests may go now. Called when the timer has fired, or another lane has woken up this one.
     pub(crate) fn turn(&self) -> Turn {
         let now = Instant::now();
         let mut state = self.member.group.lock();
@@ -226,7 +226,7 @@ impl Lane {
         state.turn(self.id, now)
     }
 
-    /// Takes all waiting requests of the lane out of the queue, because they go at once: somebody waits for their end.
+    /// Removes all waiting requests of the lane from the queue. They go at once, because a caller waits until they end.
     pub(crate) fn release(&self) {
         let mut state = self.member.group.lock();
         state.queue.release(self.member.id, self.id, Instant::now());
@@ -238,7 +238,7 @@ impl Lane {
 }
 
 impl State {
-    /// Lets another lane keep the time.
+    /// Lets another lane keep the time, if this lane did.
     fn give_up_keeping(&mut self, me: LaneId) {
         if self.keeper == Some(me) {
             self.keeper = self.queue.any_waiting();

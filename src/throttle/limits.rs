@@ -1,14 +1,14 @@
-//! What a throttle group may do per second.
+//! The limits of a throttle group.
 
 use serde::{Deserialize, Serialize};
 
 use super::bucket::Bucket;
 
-/// The largest limit, QEMU's.
+/// The maximum value of a limit, as in QEMU.
 const LARGEST: u64 = 1_000_000_000_000_000;
 
-/// Limits of a throttle group, by their names in QMP and on the command line. Rates are per second, 0 for none; lengths
-/// are seconds.
+/// The limits of a throttle group, named as in QMP and on the command line. Rates are per second, where 0 is no limit.
+/// Burst lengths are in seconds.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names say it")]
@@ -31,7 +31,7 @@ pub struct ThrottleLimits {
     pub bps_write: u64,
     pub bps_write_max: u64,
     pub bps_write_max_length: u64,
-    /// A longer request counts as several, in proportion to this many bytes; 0: every request counts as one.
+    /// The size in bytes above which a request counts as several, in proportion. 0: every request counts as one.
     pub iops_size: u64,
 }
 
@@ -61,7 +61,7 @@ impl Default for ThrottleLimits {
     }
 }
 
-/// Limits that contradict each other.
+/// The limits contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum LimitsError {
@@ -81,11 +81,11 @@ pub enum LimitsError {
     SizeAlone,
 }
 
-/// The limits of one kind: average, burst, length of a burst in seconds.
+/// The limits of one kind: average, burst, and length of a burst in seconds.
 type Rate = (u64, u64, u64);
 
 impl ThrottleLimits {
-    /// Returns the limits in a fixed order with their names: iops total, read, write; bps total, read, write.
+    /// Returns the limits with their names, in a fixed order: iops total, read, write; bps total, read, write.
     fn rates(&self) -> [(&'static str, Rate); 6] {
         let l = self;
         [
@@ -113,10 +113,10 @@ impl ThrottleLimits {
         ]
     }
 
-    /// Checks that the limits can be kept together.
+    /// Checks that the limits are consistent.
     ///
     /// # Errors
-    /// Limits that contradict each other, are too large, or have no meaning.
+    /// The limits contradict each other, are too large, or have no meaning.
     pub fn check(&self) -> Result<(), LimitsError> {
         let rates = self.rates();
         for (kind, parts) in [("iops", &rates[..3]), ("bps", &rates[3..])] {
@@ -155,7 +155,7 @@ fn check_rate(name: &'static str, (avg, max, length): Rate) -> Result<(), Limits
     if max > 0 && max < avg {
         return Err(LimitsError::BurstTooLow(name));
     }
-    // Also bounds what a burst may do in all.
+    // Also bounds the total amount of a burst.
     if avg > LARGEST || max > LARGEST || max.saturating_mul(length) > LARGEST {
         return Err(LimitsError::TooLarge(name));
     }

@@ -1,4 +1,5 @@
-//! Who goes next: the buckets of a group, and its members' waiting requests. Pure logic; the caller gives the time.
+//! Decides which request goes next: the buckets of a group, and the waiting requests of its members. Pure logic; the
+//! caller passes the time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -6,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::bucket::Bucket;
 use super::limits::ThrottleLimits;
 
-/// What a request does to the disk, for the limits.
+/// The direction of a request, for the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Data comes from the disk.
+    /// Reads from the disk.
     Read,
-    /// Anything else that is limited: writes, discards, zeroes.
+    /// All other limited requests: writes, discards, zeroes.
     Write,
 }
 
@@ -25,7 +26,7 @@ impl Direction {
         }
     }
 
-    /// The buckets that a request of this direction fills; see `ThrottleLimits::rates`.
+    /// Returns the buckets that a request in this direction fills; see `ThrottleLimits::rates`.
     fn buckets(self) -> [usize; 4] {
         match self {
             Self::Read => [0, 1, 3, 4],
@@ -34,12 +35,12 @@ impl Direction {
     }
 }
 
-/// A disk in a group.
+/// Identifies a disk in a group.
 pub(super) type MemberId = u64;
-/// A disk on one IOThread.
+/// Identifies a disk on one IOThread.
 pub(super) type LaneId = u64;
 
-/// A waiting request, whose lane holds the rest of it.
+/// A waiting request. Its lane holds the request itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub(super) lane: LaneId,
@@ -49,17 +50,17 @@ pub(super) struct Ticket {
 /// The waiting requests of one direction.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Members with tickets; the first one goes next.
+    /// Members that have tickets. The first member goes next.
     order: VecDeque<MemberId>,
     tickets: BTreeMap<MemberId, VecDeque<Ticket>>,
 }
 
-/// The buckets of a group, and all that waits for them.
+/// The buckets of a group, and the requests that wait for them.
 #[derive(Debug)]
 pub(super) struct Queue {
     limits: ThrottleLimits,
     buckets: [Bucket; 6],
-    /// When the buckets leaked last.
+    /// The time when the buckets leaked last.
     leaked: Instant,
     waiting: [Waiting; 2],
 }
@@ -78,12 +79,12 @@ impl Queue {
         &self.limits
     }
 
-    /// Starts with other limits and empty buckets. What waits goes on waiting.
+    /// Sets other limits and empties the buckets. Waiting requests stay in the queue.
     pub(super) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) {
         (self.limits, self.buckets, self.leaked) = (limits, limits.buckets(), now);
     }
 
-    /// Takes a request that goes at once, or one that waits; returns whether it goes at once.
+    /// Lets a request go at once, or queues it. Returns true if it goes at once.
     pub(super) fn admit(
         &mut self,
         direction: Direction,
@@ -109,14 +110,15 @@ impl Queue {
         Some(ticket)
     }
 
-    /// Returns how long to wait before anything may go; `None` if nothing waits.
+    /// Returns the time until the next waiting request may go, or `None` if nothing waits.
     pub(super) fn next_in(&mut self, now: Instant) -> Option<Duration> {
         let waiting = Direction::ALL.into_iter().filter(|d| self.is_waiting(*d));
         let waiting: Vec<Direction> = waiting.collect();
         waiting.into_iter().map(|d| self.wait(d, now)).min()
     }
 
-    /// Takes all tickets of a lane, whose requests go at once. They are charged: others wait the longer.
+    /// Removes all tickets of a lane, because their requests go at once. The requests are charged, so others wait
+    /// longer.
     pub(super) fn release(&mut self, member: MemberId, lane: LaneId, now: Instant) {
         self.leak(now);
         for direction in Direction::ALL {
@@ -126,7 +128,7 @@ impl Queue {
         }
     }
 
-    /// Returns a lane with a waiting request.
+    /// Returns some lane with a waiting request.
     pub(super) fn any_waiting(&self) -> Option<LaneId> {
         self.waiting
             .iter()
@@ -145,7 +147,7 @@ impl Queue {
     }
 
     fn leak(&mut self, now: Instant) {
-        // Another IOThread may have looked at its clock later and been here first.
+        // Another IOThread may have taken a later time but locked the group earlier.
         let passed = now.saturating_duration_since(self.leaked);
         if !passed.is_zero() {
             self.leaked = now;
@@ -181,7 +183,7 @@ impl Waiting {
         tickets.push_back(ticket);
     }
 
-    /// Takes the first ticket of the member whose turn it is, and gives the turn to the next member.
+    /// Takes the first ticket of the member whose turn it is. The next member gets the next turn.
     fn pop(&mut self) -> Option<Ticket> {
         let member = self.order.pop_front()?;
         let tickets = self.tickets.get_mut(&member)?;
@@ -210,7 +212,7 @@ impl Waiting {
         removed
     }
 
-    /// Forgets a member without tickets.
+    /// Removes a member without tickets.
     fn forget(&mut self, member: MemberId) {
         self.tickets.remove(&member);
         self.order.retain(|waiting| *waiting != member);
@@ -218,7 +220,7 @@ impl Waiting {
 }
 
 impl Queue {
-    /// Forgets a member whose lanes are gone.
+    /// Removes a member whose lanes are gone.
     pub(super) fn forget(&mut self, member: MemberId) {
         self.waiting.iter_mut().for_each(|waiting| waiting.forget(member));
     }
@@ -236,7 +238,8 @@ mod tests {
         }
     }
 
-    /// Lets members 1 to `members` keep eight requests waiting each, and returns how many of each went in ten seconds.
+    /// Keeps eight requests of each of members 1 to `members` waiting. Returns the number of requests of each that went
+    /// in ten seconds.
     fn race(
         queue: &mut Queue,
         members: u64,
@@ -274,7 +277,7 @@ mod tests {
         let went = race(&mut queue, 3, |_| Read, start);
         let sum: u64 = went.iter().sum();
         assert!((10_000..10_200).contains(&sum), "{went:?}");
-        // The first one met an empty bucket.
+        // The first request found an empty bucket.
         assert!(went.iter().all(|n| n.abs_diff(sum / 3) <= 101), "{went:?}");
     }
 
@@ -313,7 +316,7 @@ mod tests {
             ..ThrottleLimits::default()
         };
         let mut queue = Queue::new(limits, now);
-        // The bucket holds ten.
+        // The bucket holds ten requests.
         assert!(queue.admit(Read, 4096 * 11, (1, 1), now));
         assert!(!queue.admit(Read, 512, (1, 1), now));
         let wait = queue.next_in(now).unwrap();
@@ -336,7 +339,7 @@ mod tests {
     fn released_requests_are_charged() {
         let now = Instant::now();
         let mut queue = Queue::new(iops(10), now);
-        // The bucket holds one; one more passes, and leaves a debt.
+        // The bucket holds one request. One more passes, and leaves a debt.
         let waiting = (0..3).filter(|_| !queue.admit(Read, 1, (1, 1), now)).count();
         assert_eq!(waiting, 1);
         for lane in [1, 2, 1, 1] {
@@ -344,7 +347,7 @@ mod tests {
         }
         assert!(!queue.admit(Read, 1, (2, 3), now));
         queue.release(1, 1, now);
-        // Six went, and one of them fits.
+        // Six requests went, and the bucket holds one of them.
         let wait = queue.next_in(now).unwrap();
         assert!((0.49..0.51).contains(&wait.as_secs_f64()), "{wait:?}");
         let later = now + Duration::from_secs(10);
