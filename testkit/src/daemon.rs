@@ -257,7 +257,7 @@ impl Drop for Daemon {
 }
 
 impl Holdings {
-    /// Whether each count is at most that of `limit`.
+    /// Returns whether each count is at most that of `limit`.
     pub fn is_within(&self, limit: &Self) -> bool {
         let fits = |held: &BTreeMap<String, usize>, limit: &BTreeMap<String, usize>| {
             held.iter()
@@ -290,7 +290,8 @@ impl Holdings {
     }
 }
 
-/// Reads a file of the process in `/proc`. The daemon is not dumpable, so only root can read all of them.
+/// Unwraps the result of reading one of the process's files in `/proc`. Returns `None` if permission was denied: the
+/// daemon is not dumpable, so only root may read all of its files.
 fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
@@ -298,12 +299,12 @@ fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
     }
 }
 
-/// The kernel starts and ends io_uring's workers as it likes.
+/// Returns whether a thread is the daemon's own. The kernel starts and ends io_uring's workers at any time.
 fn is_own_thread(task: &Path) -> bool {
     !fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("iou-"))
 }
 
-/// The number in `socket:[123]` changes with each connection.
+/// Removes the number from a name like `socket:[123]`, because it changes with each connection.
 fn without_numbers(link: &str) -> String {
     link.split(":[").next().unwrap_or(link).to_owned()
 }

@@ -93,7 +93,7 @@ impl SmallDisk {
         }
     }
 
-    /// Takes the last space. Some of it goes into the file system's tables.
+    /// Uses up the remaining space. Some of it goes into the file system's tables.
     fn fill_fringe(&self, filler: &File, from: u64, left: u64) {
         let mut end = from;
         while filler.write_all_at(&[0; 4096], end).is_ok() {
@@ -152,7 +152,7 @@ fn leave_namespace() -> io::Result<()> {
     // SAFETY: takes a number only. Concerns this thread alone.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     let (root, private) = (c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
-    // SAFETY: C strings, and null where nothing is asked for.
+    // SAFETY: C strings, and null for unused arguments.
     check(unsafe {
         libc::mount(
             std::ptr::null(),

@@ -15,12 +15,12 @@ use serde_json::json;
 use crate::process::{DEADLINE, Process, show_log, wait_for};
 use crate::qmp::Qmp;
 
-/// What the guest boots from.
+/// The source that the guest boots from.
 #[derive(Clone, Copy)]
 pub enum Boot {
     /// Our kernel with a small initramfs.
     Kernel,
-    /// The same with fio. It takes a second more to boot.
+    /// The same kernel with fio in the initramfs. It takes a second more to boot.
     KernelWithFio,
     /// The disk: the firmware boots whatever it finds there.
     Disk,

@@ -1,7 +1,8 @@
 //! The driver's side of a disk, for tests, benchmarks and fuzz targets.
 //!
-//! Everything is written byte by byte, so that a test can also get it wrong. It shares no code with the daemon: a mistake
-//! in one of them does not hide the same mistake in the other. A failure panics, since a test wants nothing else.
+//! Everything is written byte by byte, so that a test can also write invalid bytes. This crate shares no code with the
+//! daemon, so a mistake in one of them does not hide the same mistake in the other. A failure panics, which fails the
+//! test.
 
 #![allow(missing_docs, reason = "many names say it all")]
 

@@ -81,8 +81,9 @@ impl Machine {
     }
 }
 
-/// Reads the daemon's options from the comment of the configuration, so that the test runs what users read: the options of
-/// all variants, then what this one adds.
+/// Returns the daemon's options: those of all variants, then those that this variant adds.
+///
+/// The options come from the comments of the configuration, so that the tests run the same commands that users read.
 fn configured_options(variant: &str) -> String {
     let path = Path::new(crate::REPOSITORY).join("qemu-configs/guest.cfg");
     let text = fs::read_to_string(path).expect("the file is there");

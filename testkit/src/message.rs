@@ -38,9 +38,9 @@ pub const NO_FD: u64 = 1 << 8;
 
 /// The version of the protocol, in a message's flags.
 pub const VERSION: u32 = 1;
-/// A flag of a message: it is an answer.
+/// A message flag: the message is an answer.
 pub const REPLY: u32 = 1 << 2;
-/// A flag of a message: the sender wants an acknowledgement.
+/// A message flag: the sender wants an acknowledgement.
 pub const NEED_REPLY: u32 = 1 << 3;
 pub const MQ: u64 = 1;
 const LOG_SHMFD: u64 = 1 << 1;
@@ -128,7 +128,7 @@ impl Region {
     }
 }
 
-/// The payload of `SET_MEM_TABLE`.
+/// Returns the payload of `SET_MEM_TABLE`.
 pub fn mem_table(regions: &[Region]) -> Vec<u8> {
     let count = u32::try_from(regions.len()).expect("a few regions");
     let mut payload = words(&[count, 0]);

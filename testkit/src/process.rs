@@ -8,14 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
-/// The time after which a test gives up. It is far longer than anything takes, so that a loaded machine fails no test.
+/// The time after which a test gives up. It is long enough that no test fails because the machine is busy.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Calls `ready` every few milliseconds until it returns something.
 ///
 /// # Panics
 ///
-/// The deadline has passed. `what` is what the test waited for.
+/// The deadline has passed. `what` describes the awaited event.
 pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -85,7 +85,7 @@ pub fn run_alone(test: &str) {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"]);
     die_with_parent(&mut command);
-    // The machine's debug information is large, and a panic in here is not about that.
+    // No backtraces: a panic would load the machine's debug information. It is large, and not part of the test.
     let output = command
         .env("RUST_BACKTRACE", "0")
         .output()
@@ -103,7 +103,7 @@ impl Drop for Process {
     }
 }
 
-/// The lines of `/proc/PID/task/*/status`, thread by thread.
+/// Returns the lines of `/proc/PID/task/*/status`, thread by thread.
 pub fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
         .expect("list threads")

@@ -40,7 +40,7 @@ pub enum Verdict {
 }
 
 impl Answer {
-    /// Whether the backend refused, by an answer or by ending the connection.
+    /// Returns whether the backend refused the message, by an answer or by ending the connection.
     pub fn is_refusal(&self) -> bool {
         *self != Self::Ack
     }
@@ -68,7 +68,7 @@ impl Client {
         );
     }
 
-    /// Makes a send fail that finds no room for this long.
+    /// Makes a send fail if it finds no room within `timeout`.
     pub fn set_write_timeout(&mut self, timeout: Duration) {
         self.stream
             .set_write_timeout(Some(timeout))
@@ -89,7 +89,7 @@ impl Client {
         self.accept_protocol()
     }
 
-    /// Accepts those of `features` that the backend offers.
+    /// Accepts the part of `features` that the backend offers.
     pub fn accept(&mut self, features: u64) -> io::Result<()> {
         let offered = self.get_u64(msg::GET_FEATURES)?;
         let accepted = offered & (features | PROTOCOL_FEATURES);
@@ -151,7 +151,10 @@ impl Client {
         Ok((payload, file))
     }
 
-    /// Reads what the backend says next: nothing at the connection's end, and `WouldBlock` after `timeout`.
+    /// Reads the bytes that the backend sends next. At the end of the connection these are none.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing arrived within `timeout`.
     pub fn receive_any(&mut self, timeout: Duration) -> io::Result<(Vec<u8>, Option<File>)> {
         if !wait_readable(&self.stream, timeout) {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -227,7 +230,7 @@ impl Client {
         }
     }
 
-    /// `SET_VRING_{NUM,BASE,ENABLE}`.
+    /// Sends `SET_VRING_{NUM,BASE,ENABLE}`.
     pub fn vring_state(&mut self, request: u32, index: u32, num: u32) -> Answer {
         self.ask(request, &message::vring_state(index, num), &[])
     }
@@ -239,28 +242,28 @@ impl Client {
         self.receive(msg::SET_LOG_BASE).ok()
     }
 
-    /// `SET_VRING_ADDR` without logging. The addresses are the frontend's.
+    /// Sends `SET_VRING_ADDR` without logging. The addresses are the frontend's.
     pub fn vring_addr(&mut self, index: u32, desc: u64, used: u64, avail: u64) -> Answer {
         self.vring_addr_logged(index, [desc, used, avail], None)
     }
 
-    /// `SET_VRING_ADDR`. `log` is the used ring's guest address if writes to the ring are to be logged.
+    /// Sends `SET_VRING_ADDR`. `log` is the used ring's guest address if writes to the ring are to be logged.
     pub fn vring_addr_logged(&mut self, index: u32, ring: [u64; 3], log: Option<u64>) -> Answer {
         self.ask(msg::SET_VRING_ADDR, &message::vring_addr(index, ring, log), &[])
     }
 
-    /// `SET_VRING_{KICK,CALL,ERR}`.
+    /// Sends `SET_VRING_{KICK,CALL,ERR}`.
     pub fn vring_fd(&mut self, request: u32, index: u64, fd: Option<RawFd>) -> Answer {
         self.ask(request, &message::vring_fd(index, fd.is_some()), fd.as_slice())
     }
 
-    /// `GET_VRING_BASE`: stops the ring and returns its next avail index.
+    /// Stops the ring with `GET_VRING_BASE` and returns its next available index.
     pub fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
         let reply = self.call(msg::GET_VRING_BASE, &message::vring_state(index, 0))?;
         Ok(u32::from_le_bytes(reply[4..8].try_into().expect("eight bytes")))
     }
 
-    /// `ADD_MEM_REG` or `REM_MEM_REG`.
+    /// Sends `ADD_MEM_REG` or `REM_MEM_REG`.
     pub fn mem_region(&mut self, request: u32, region: Region, fds: &[RawFd]) -> Answer {
         self.ask(request, &message::mem_region(region), fds)
     }

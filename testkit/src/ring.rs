@@ -213,7 +213,7 @@ impl DriverRing {
         memory.store_u16(self.avail_event_at(), index);
     }
 
-    /// Whether the device wants a kick for what was made available since the available index was `old`.
+    /// Returns whether the device wants a kick for the entries made available since the available index was `old`.
     pub fn wants_kick(&self, memory: &impl RingMemory, old: u16, event_idx: bool) -> bool {
         let new = self.avail_idx;
         if event_idx {

@@ -1,4 +1,4 @@
-//! Tests that cannot run on this machine say so.
+//! Reports tests that cannot run on this machine.
 
 use std::fmt::Display;
 use std::fs::File;

@@ -13,8 +13,9 @@ use crate::process::wait_for;
 /// A stop with this signal is at the entry or the exit of a system call.
 const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
-/// Starts to trace a process, which is killed as soon as one of these system calls fails in one of its threads.
-/// The call's number is the thread's result.
+/// Traces a process and kills it as soon as one of these system calls fails in any of its threads.
+///
+/// Returns the tracing thread, whose result is the number of the failed call.
 pub fn kill_at_failure(pid: u32, calls: &'static [libc::c_long]) -> JoinHandle<libc::c_long> {
     let pid = libc::pid_t::try_from(pid).expect("a pid fits");
     let (attached, is_attached) = mpsc::channel();
@@ -25,7 +26,7 @@ pub fn kill_at_failure(pid: u32, calls: &'static [libc::c_long]) -> JoinHandle<l
             calls,
             entered: HashMap::new(),
         };
-        // Until each has stopped once, some of their calls are not seen.
+        // The tracer sees a thread's calls only after the thread has stopped once.
         threads.for_each(|thread| {
             wait_for("a thread to stop", || next_stop(thread));
             resume(thread, 0);
@@ -42,12 +43,13 @@ pub fn kill_at_failure(pid: u32, calls: &'static [libc::c_long]) -> JoinHandle<l
 
 struct Tracer {
     calls: &'static [libc::c_long],
-    /// The call that each thread is in.
+    /// The system call that each thread entered last.
     entered: HashMap<libc::pid_t, libc::c_long>,
 }
 
 impl Tracer {
-    /// Lets the process go on until the next stop, if there is one. Returns the call's number if one has failed.
+    /// Handles one stop of a thread, if there is one. Returns the number of a failed call. The thread that made the
+    /// failed call stays stopped.
     fn next_failure(&mut self) -> Option<libc::c_long> {
         let (thread, status) = next_stop(-1)?;
         let signal = libc::WSTOPSIG(status);
@@ -115,7 +117,7 @@ fn attach(pid: libc::pid_t) -> impl Iterator<Item = libc::pid_t> {
     threads.into_iter()
 }
 
-/// Lets a stopped thread go on until it enters or leaves a system call.
+/// Lets a stopped thread continue until it enters or leaves a system call.
 fn resume(thread: libc::pid_t, signal: libc::c_int) {
     request(libc::PTRACE_SYSCALL, thread, signal);
 }
@@ -128,10 +130,10 @@ fn request(request: libc::c_uint, thread: libc::pid_t, data: libc::c_int) {
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
 
-/// Returns a traced thread that has stopped, if any, and its status. `thread` is one of them, or -1 for all.
+/// Returns a traced thread that has stopped, if any, and its status. `thread` selects one thread, or all with -1.
 fn next_stop(thread: libc::pid_t) -> Option<(libc::pid_t, libc::c_int)> {
     let mut status = 0;
-    // Not the children of other threads, which reap them themselves.
+    // Leaves out the children of other threads: those threads reap their own children.
     let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
     // SAFETY: `status` has room for the answer.
     let stopped = unsafe { libc::waitpid(thread, &raw mut status, flags) };

@@ -228,7 +228,7 @@ impl Vm {
         self.rings[queue].published(&self.memory)
     }
 
-    /// Spins until the used index is `end`. Asks for a notification of the next completion all the time.
+    /// Spins until the used index is `end`. Meanwhile, keeps asking for a notification of the next completion.
     pub fn spin_until_used(&mut self, queue: usize, end: u16) {
         let deadline = Instant::now() + PATIENCE;
         loop {
