@@ -173,7 +173,7 @@ pub(crate) enum StorageKind {
 }
 
 impl StorageKind {
-    /// Whether the image is a file under `--dir`.
+    /// Returns whether the image is a file under `--dir`.
     pub(crate) fn is_on_disk(self) -> bool {
         matches!(self, Self::PageCache | Self::Direct)
     }

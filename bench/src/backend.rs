@@ -92,7 +92,7 @@ impl Backend {
         anyhow::anyhow!("{}: {what}; {said}", self.name)
     }
 
-    /// Whether the backend has ended by itself.
+    /// Returns whether the backend has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }

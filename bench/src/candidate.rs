@@ -61,7 +61,7 @@ impl Candidate {
         }
     }
 
-    /// Whether the candidate can serve this image.
+    /// Returns whether the candidate can serve this image.
     ///
     /// Linux AIO needs O_DIRECT, since it blocks on other files. The plain backend does not align its buffers. A null
     /// disk does not use an engine, so several engines would give the same figures.
@@ -80,7 +80,8 @@ impl Candidate {
         }
     }
 
-    /// Whether the program knows its options. Only ours can tell: it checks them before it prints its capabilities.
+    /// Returns whether the program accepts its options. Only `ours` is asked: it checks them before it prints its
+    /// capabilities.
     pub(crate) fn is_available(&self) -> bool {
         let Kind::Ours { binary, options } = &self.kind else {
             return true;
@@ -159,7 +160,7 @@ impl Kind {
 
 pub(crate) const QSD: &str = "qemu-storage-daemon";
 
-/// Whether this machine has qemu-storage-daemon.
+/// Returns whether this machine has qemu-storage-daemon.
 pub(crate) fn qsd_is_installed() -> bool {
     in_path(QSD)
 }

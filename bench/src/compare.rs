@@ -149,7 +149,7 @@ fn table(rows: &[Row]) -> String {
     out + legend(rows)
 }
 
-/// Says what the intervals are.
+/// Describes the intervals.
 fn legend(rows: &[Row]) -> &'static str {
     let is_sure = |row: &&Row| row.iops.bounds == Bounds::Confidence;
     match rows.iter().filter(is_sure).count() {

@@ -36,7 +36,7 @@ pub(crate) fn page(report: &Report) -> String {
     out + FOOT
 }
 
-/// Whether two cases differ only in their shape.
+/// Returns whether two cases differ only in their shape.
 fn is_one_sweep(a: &Row, b: &Row) -> bool {
     let (a, b) = (a.summary.case, b.summary.case);
     a.storage == b.storage && a.load.event_idx == b.load.event_idx

@@ -116,7 +116,7 @@ impl Report {
     }
 }
 
-/// Whether a row measures the host without a backend.
+/// Returns whether a row measures the host without a backend.
 pub(crate) fn is_limit(backend: &str) -> bool {
     backend.starts_with("limit:")
 }

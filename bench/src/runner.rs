@@ -43,7 +43,7 @@ impl<'a> Runner<'a> {
     /// Runs the whole plan.
     ///
     /// # Errors
-    /// A candidate failed. The others are not run: without it there is nothing to compare.
+    /// A candidate failed. The remaining runs are skipped, because the comparison would be incomplete.
     pub(crate) fn run(mut self) -> Result<Vec<Sample>> {
         for &storage in &self.plan.storage {
             for &load in &self.plan.loads {

@@ -1,9 +1,9 @@
-//! Medians and ratios, with the intervals that say how far to trust them.
+//! Medians and ratios, and the intervals that tell how certain they are.
 
 use crate::units::Random;
 
 const RESAMPLES: usize = 4000;
-/// Rounds that a bootstrap needs: its interval over fewer is too narrow.
+/// Minimum number of rounds for a bootstrap. With fewer rounds its interval is too narrow.
 pub(crate) const ENOUGH_ROUNDS: usize = 5;
 
 /// Returns the median: for an even number of values the mean of the middle two, for none 0.

@@ -79,7 +79,7 @@ fn head(rows: &[Summary]) -> String {
     )
 }
 
-/// Returns the title of the ratios' column, which says what the intervals are.
+/// Returns the title of the ratios' column, which names the kind of interval.
 pub(crate) fn ratio_title(rows: &[Summary]) -> String {
     let bounds = rows.iter().find_map(|row| Some(row.ratio?.bounds));
     format!(
