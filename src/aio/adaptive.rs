@@ -105,7 +105,7 @@ impl PollWindow {
     fn stayed_closed(&mut self) {
         self.left -= 1;
         if self.left == 0 {
-            // Without credit: one miss is enough.
+            // The trial has no credit: a single miss closes the window again.
             self.current = self.max;
         }
     }

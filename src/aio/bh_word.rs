@@ -51,7 +51,7 @@ impl BhWord {
 
     /// Unschedules the bits of `mask`; returns whether any of them was scheduled.
     pub(crate) fn take(&self, mask: u64) -> bool {
-        // Acquire: pairs with the Release in `BhHandle::schedule`; what was written before it is seen by the callback.
+        // Acquire: pairs with the Release in `BhHandle::schedule`; the callback sees all that was written before that.
         // AcqRel, so that an acquirer of the same word's next value also sees what earlier schedulers wrote.
         self.pending.fetch_and(!mask, Ordering::AcqRel) & mask != 0
     }

@@ -115,7 +115,7 @@ impl Drop for IoThread {
 }
 
 thread_local! {
-    /// Whether this thread, an IOThread, was told to stop.
+    /// Returns whether this thread, an IOThread, was told to stop.
     static STOP: Cell<bool> = const { Cell::new(false) };
 }
 

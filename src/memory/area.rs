@@ -37,7 +37,7 @@ impl MappedArea {
     /// Returns the `len` bytes from `offset` on.
     ///
     /// # Panics
-    /// If not all of these bytes are in this range.
+    /// Not all of these bytes are in this range.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         assert!(
             fits(offset as u64, len, self.len as u64),
@@ -51,7 +51,7 @@ impl MappedArea {
         }
     }
 
-    /// True if an access has found a page of this range lost.
+    /// Returns whether an access has found a page of this range lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.mapping.has_lost(self.base, self.len)
     }
@@ -66,7 +66,7 @@ impl MappedArea {
         self.len
     }
 
-    /// True if the range has no bytes.
+    /// Returns whether the range has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

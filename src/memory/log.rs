@@ -69,7 +69,7 @@ impl DirtyLog {
         Ok(Self { area })
     }
 
-    /// True if an access has found a page of the log lost.
+    /// Returns whether an access has found a page of the log lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.area.is_lost()
     }

@@ -14,11 +14,12 @@ use crate::guard::{Guarded, User};
 
 const PAGE: u64 = 4096;
 
-/// Distances from our own mapping of guest memory up to the kernel's, in the order in which they are tried. One is used
-/// for all mappings, so that an address in one gives the address in the other.
+/// Distances from our own mapping of guest memory up to the kernel's, in the order in which they are tried. All pairs
+/// of mappings use the same distance, so that an address in one mapping gives the address in the other.
 ///
-/// Something else may be mapped at a distance (AddressSanitizer reserves 4 TiB). Where addresses have 39 bits only the
-/// short ones are possible. The last ones are above the kernel's mapping, for where that starts low (valgrind).
+/// Something else may be mapped at a distance (AddressSanitizer reserves 4 TiB). With 39-bit addresses only the short
+/// distances are possible. The last distances put our mapping above the kernel's, in case that starts at a low address
+/// (valgrind).
 const DISTANCES: [usize; 5] = [
     1 << 42,
     3 << 42,
@@ -72,8 +73,8 @@ struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Finds the pages that contain `len` bytes from `offset` on. `offset` is a multiple of 4096, but not necessarily of
-    /// the file's own page size.
+    /// Finds the pages that contain `len` bytes from `offset` on. `offset` is a multiple of 4096, but not necessarily
+    /// of the file's own page size.
     fn of(file: &'a File, offset: u64, len: usize) -> io::Result<Self> {
         if !offset.is_multiple_of(PAGE) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -149,7 +150,7 @@ impl<'a> Pages<'a> {
         for distance in DISTANCES {
             match map(distance) {
                 Ok(own) if *DISTANCE.get_or_init(|| distance) == distance => return Ok(own),
-                // Another thread has chosen another one in the meantime.
+                // Another thread has chosen a different distance in the meantime.
                 Ok(_) => return self.map_own(kernel),
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => taken = Err(error),
                 Err(_) => {}
@@ -205,8 +206,8 @@ impl Mapping {
         self.kernel_ptr().addr().wrapping_sub(self.as_ptr().addr())
     }
 
-    /// True once one of our own accesses has found a page of the `len` bytes at `start` lost. These bytes must be in this
-    /// mapping.
+    /// Returns whether one of our own accesses has found a page of the `len` bytes at `start` lost. These bytes must be
+    /// in this mapping.
     ///
     /// A lost page is replaced by private zeroes.
     pub(super) fn has_lost(&self, start: *const u8, len: usize) -> bool {
@@ -387,7 +388,7 @@ mod tests {
         let poisoned = mapping.as_ptr().wrapping_add(4096 + 8);
         raise(libc::BUS_MCEERR_AO, poisoned);
         assert_eq!((read(&mapping, 4096), mapping.lost().len()), (7, 0));
-        // A system call found it: that call fails, and nothing is replaced.
+        // A system call found the poisoned page: that call fails, and nothing is replaced.
         raise(libc::BUS_MCEERR_AR, mapping.kernel_ptr().wrapping_add(4096));
         assert_eq!((read(&mapping, 4096), mapping.lost().len()), (7, 0));
         raise(libc::BUS_MCEERR_AR, poisoned);
@@ -424,7 +425,7 @@ mod tests {
         // SAFETY: the name is a C string, the flags are valid.
         let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), flags) };
         let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: the descriptor was just created and nobody else has it.
         let file = (fd >= 0).then(|| unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) });
         file.filter(|_| free.is_ok_and(|free| free.trim().parse().is_ok_and(|free: u32| free >= 4)))
     }
@@ -469,7 +470,7 @@ mod tests {
             return testkit::skip::skipped("too few free huge pages");
         };
         file.set_len(8 << 20).unwrap();
-        // Like QEMU's memory on both sides of a hole: one part ends in the middle of a page, and the other begins there.
+        // As in QEMU's memory on both sides of a hole, one part ends in the middle of a page and the other starts there.
         let low = Mapping::of_guest(&file, 0, 3 << 20).unwrap();
         let high = Mapping::of_guest(&file, 3 << 20, 1 << 20).unwrap();
         write(&low, (3 << 20) - 1, 3);

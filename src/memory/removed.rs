@@ -14,14 +14,14 @@ pub(super) struct Removed {
 }
 
 impl Removed {
-    /// Adds a range that was mapped until now. There is room for as many ranges as a table has regions, so a frontend
-    /// has to remove memory that it never gives back before the oldest range is forgotten.
+    /// Adds a range that was mapped until now. There is room for as many ranges as a table has regions. The oldest
+    /// range is forgotten only if the frontend removes more ranges than that without giving them back.
     pub(super) fn add(&mut self, range: Range<u64>) {
         self.ranges.push(range);
         self.forget_oldest();
     }
 
-    /// Takes out a range that is mapped now.
+    /// Removes the range `mapped`, which is mapped now, from all ranges.
     pub(super) fn subtract(&mut self, mapped: &Range<u64>) {
         let left = |range: &Range<u64>| {
             let before = range.start..range.end.min(mapped.start);

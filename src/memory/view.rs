@@ -11,8 +11,8 @@ use super::{GuestMemory, Region};
 
 /// One IOThread's view of a snapshot, without the pages that were known to be lost when the view was made.
 ///
-/// The requests that use a view share its cache of the last two regions. (It has two because drivers may keep headers in
-/// one region and data in another.)
+/// The requests that use a view share its cache of the last two regions. Two, because drivers may keep headers in one
+/// region and data in another.
 #[derive(Debug)]
 pub struct MemoryView {
     regions: Box<[ViewRegion]>,
@@ -89,7 +89,7 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
-    /// True if the frontend has taken this guest address away, and may give it back.
+    /// Returns whether the frontend has taken this guest address away, and may give it back.
     #[cold]
     pub fn was_removed(&self, guest: u64) -> bool {
         self.memory.was_removed(guest)

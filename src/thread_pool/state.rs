@@ -312,7 +312,7 @@ impl<W> State<W> {
         (Next::Run, self.serve_queue())
     }
 
-    /// Records that the calling worker finished `count` jobs: all of them `quick`, or else the last one not.
+    /// Records that the calling worker finished `count` jobs. Either all of them were `quick`, or the last one was not.
     pub(super) fn finished(&mut self, count: usize, quick: bool) {
         self.active -= count;
         if quick {
@@ -324,7 +324,7 @@ impl<W> State<W> {
         }
     }
 
-    /// Returns jobs that the calling worker took but did not start to the queue, because an earlier one was slow.
+    /// Puts jobs back into the queue that the calling worker took but did not start, because an earlier job was slow.
     pub(super) fn give_back(&mut self, batch: &mut VecDeque<Queued<W>>) {
         self.active -= batch.len();
         self.taken -= batch.len() as u64;

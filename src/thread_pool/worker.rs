@@ -180,7 +180,7 @@ fn run_next(batch: &mut Batch<Box<dyn Work>>) -> bool {
 }
 
 pub(super) fn run_one(mut work: Box<dyn Work>) -> Finished<Box<dyn Work>> {
-    // After a panic, only the owner looks at the job again, and the outcome tells it of the panic.
+    // After a panic, only the owner uses the job again, and the outcome tells the owner of the panic.
     let outcome = match panics::contain(|| work.run()) {
         Ok(()) => Outcome::Done,
         Err(payload) => {

@@ -2,9 +2,9 @@
 //! (INFLIGHT_SHMFD).
 //!
 //! The frontend keeps the memory and hands it to the next backend of the ring. A kill stops the process between two
-//! instructions. So after any prefix of the stores below, the memory must tell the successor which chains were answered.
-//! All of them are release stores: none may move before another one, or before the store of the used index that they
-//! surround. No store is a syscall or a locked instruction.
+//! instructions. So after any prefix of the stores below, the memory must tell the successor which chains were
+//! answered. All of them are release stores: none may move before another one, or before the store of the used index
+//! that they surround. No store is a syscall or a locked instruction.
 //!
 //! IOThread only, except [`InflightRegion`], which belongs to the control thread.
 
@@ -276,7 +276,7 @@ impl Inflight {
         Ok((inflight, Recovered { heads, resumed }))
     }
 
-    /// True if the area's memory is lost.
+    /// Returns whether the area's memory is lost.
     pub(super) fn is_lost(&self) -> bool {
         self.area.area.is_lost()
     }

@@ -93,7 +93,7 @@ impl SplitRing {
         Ok(ring)
     }
 
-    /// True if the chains in flight are tracked in memory that the frontend keeps.
+    /// Returns whether the chains in flight are tracked in memory that the frontend keeps.
     pub fn is_tracked(&self) -> bool {
         self.inflight.is_some()
     }
@@ -144,14 +144,14 @@ impl SplitRing {
         Ok(())
     }
 
-    /// True if part of the ring's own memory is lost.
+    /// Returns whether part of the ring's own memory is lost.
     pub(crate) fn is_lost(&self) -> bool {
         [&self.desc, &self.avail, &self.used]
             .iter()
             .any(|area| area.is_lost())
     }
 
-    /// True if part of the memory that tracks the chains in flight is lost.
+    /// Returns whether part of the memory that tracks the chains in flight is lost.
     pub(crate) fn inflight_is_lost(&self) -> bool {
         self.inflight.as_ref().is_some_and(Inflight::is_lost)
     }
@@ -171,7 +171,7 @@ impl SplitRing {
         self.next_avail.0
     }
 
-    /// True if the driver does not seem to have used this ring yet: all indices are still 0.
+    /// Returns whether the driver does not seem to have used this ring yet: all indices are still 0.
     pub(crate) fn is_untouched(&self) -> bool {
         // Relaxed: no other access depends on this number.
         let idx = self.avail_u16(2).load(Ordering::Relaxed);
@@ -208,7 +208,7 @@ impl SplitRing {
         Ok(Some(head))
     }
 
-    /// Takes back the last [`SplitRing::pop`], which returned `head`: the next one returns it again.
+    /// Undoes the last [`SplitRing::pop`], which returned `head`. The next call returns `head` again.
     ///
     /// `left_behind`: a predecessor left the chain in flight, so it stays in flight.
     #[cold]
@@ -223,13 +223,13 @@ impl SplitRing {
         }
     }
 
-    /// True if an entry can be taken without reading the driver's index again.
+    /// Returns whether an entry can be taken without reading the driver's index again.
     #[inline]
     pub fn has_seen_work(&self) -> bool {
         !self.resubmit.is_empty() || self.avail_idx != self.next_avail
     }
 
-    /// True if an entry can be taken. Reads the driver's index if necessary.
+    /// Returns whether an entry can be taken. Reads the driver's index if necessary.
     ///
     /// # Errors
     /// The driver's index is invalid. The ring must stop.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A step of the world. Its numbers choose among what is possible.
+/// A step of the simulation. Its numbers choose among the possible actions.
 #[derive(Clone, Debug)]
 enum Op {
     Submit(usize),

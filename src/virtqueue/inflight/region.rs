@@ -14,7 +14,7 @@ use super::{ENTRY_LEN, HEADER_LEN, InflightArea, InflightError};
 use crate::memory::{MappedArea, keep_length, memfd};
 use crate::virtqueue::MAX_QUEUE_SIZE;
 
-/// Each queue's part starts at a multiple of this.
+/// The alignment of each queue's part.
 const ALIGNMENT: usize = 64;
 /// Length of the trailer after the queues' parts, in regions made by this program.
 const TRAILER_LEN: usize = 64;

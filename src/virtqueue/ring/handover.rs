@@ -21,8 +21,8 @@ use super::index::slot;
 const NOTE: u32 = 0x686c_0000;
 
 impl SplitRing {
-    /// Leaves `taken` to the next backend of this ring: all chains that were popped and not answered. Those that a
-    /// predecessor left and that were not popped go with them.
+    /// Leaves `taken`, all chains that were popped but not answered, to the next backend of this ring. Chains that a
+    /// predecessor left and that were not popped are left to the next backend as well.
     ///
     /// Call this when everything else is published. Afterwards the ring may only be used to ask for kicks.
     ///
@@ -39,7 +39,7 @@ impl SplitRing {
         }
     }
 
-    /// True if these chains are the last ones in the available ring before the next one to take.
+    /// Returns whether these chains are the last ones in the available ring before the next one to take.
     fn are_last(&self, heads: &[u16]) -> bool {
         let mut left = vec![false; usize::from(self.size)];
         heads.iter().for_each(|&head| left[usize::from(head)] = true);
@@ -176,7 +176,7 @@ mod tests {
         ring.publish();
         ring.leave(&[taken[4], taken[2], taken[3]], true);
         assert_eq!(ring.next_avail(), 0);
-        // A device that does not look for notes.
+        // This device does not look for notes.
         assert_eq!(pop_all(&mut driver.ring(0, false)), taken[2..]);
     }
 
@@ -207,7 +207,7 @@ mod tests {
         ring.publish();
         ring.leave(&taken[..2], true);
         assert_eq!(driver.ring(3, false).adopt(), 0);
-        // Fewer unanswered chains than notes, an element used since, and a head that is noted twice.
+        // Three mismatches: fewer unanswered chains than notes, an element used since, a head that is noted twice.
         assert_eq!(driver.ring(2, false).adopt(), 1);
         let element = |index: usize, word: usize| 4 + 8 * index + 4 * word;
         ring.used_u32(element(2, 1)).store(1, Ordering::Relaxed);

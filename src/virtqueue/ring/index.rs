@@ -18,8 +18,8 @@ pub(super) fn slot(index: Wrapping<u16>, size: u16) -> usize {
     usize::from(index.0 & (size - 1))
 }
 
-/// True if the used index passed `event` when it went from `old` to `new`, so that the driver wants a notification
-/// (2.7.10).
+/// Returns whether the used index passed `event` when it went from `old` to `new`, so that the driver wants a
+/// notification (2.7.10).
 #[inline]
 pub(super) fn need_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> bool {
     new - event - Wrapping(1) < new - old
@@ -30,7 +30,8 @@ mod tests {
     use super::*;
     use crate::virtqueue::MAX_QUEUE_SIZE;
 
-    /// Optimised builds test all pairs of indices; other builds test every 251st (a prime) of one with all of the other.
+    /// Optimised builds test all pairs of indices. Other builds combine every 251st value (a prime) of one index with
+    /// all values of the other.
     const STRIDE: usize = if cfg!(debug_assertions) { 251 } else { 1 };
 
     fn indices() -> impl Iterator<Item = u16> {
