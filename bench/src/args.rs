@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
 
-    /// A ready set of backends and shapes; other options override parts of it [default: quick]
+    /// A predefined set of backends and shapes; other options override parts of it [default: quick]
     #[arg(long, value_enum)]
     pub(crate) preset: Option<Preset>,
 
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long = "shape", value_name = "QxD[xN]", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
 
-    /// Where the image is stored; several are separated by commas [default: from the preset]
+    /// Storage of the image; several kinds are separated by commas [default: from the preset]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) storage: Vec<StorageKind>,
 
@@ -93,7 +93,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) driver_threads: Option<u16>,
 
-    /// How a driving thread waits: it sleeps on the call eventfd, like a guest that takes interrupts, or it spins
+    /// The way a driving thread waits: it sleeps on the call eventfd, like a guest that takes interrupts, or it spins
     /// on the used rings
     #[arg(long, value_enum, default_value_t = Wait::Sleep)]
     pub(crate) wait: Wait,

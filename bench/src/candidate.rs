@@ -9,7 +9,7 @@ use crate::daemon::Daemon;
 use crate::image::Image;
 use crate::limit::Engine;
 
-/// One backend with its options.
+/// A backend with its options.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     /// The name of its rows in the report, as the user wrote it.

@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(5);
 pub(crate) enum Stage {
     Warmup,
     Measure,
-    /// The same load, but each notification is read by itself, which would disturb a measurement.
+    /// The same load, but each notification is counted separately. That would disturb a measurement.
     Census,
     /// Take the completions of requests in flight, then end.
     Stop,
@@ -79,11 +79,11 @@ pub(crate) struct Outcome {
 
 /// Runs `drive` in a thread for each of `workers`, through the stages of `load`.
 ///
-/// Calls `watch` every few milliseconds with the number of completions so far; an error from it ends the run.
-/// The outcome includes what the processes `pids` used during the measurement.
+/// Calls `watch` every few milliseconds with the number of completions so far; an error of `watch` ends the run. The
+/// outcome includes the usage of the processes `pids` during the measurement.
 ///
 /// # Errors
-/// `watch` or a driving thread failed. The error of `watch` comes first: it is the cause of the others.
+/// `watch` or a driving thread failed. If both failed, the error is that of `watch`, which caused the others.
 pub(crate) fn measure<W: Send>(
     load: &Load,
     workers: Vec<W>,

@@ -1,8 +1,8 @@
 //! A driving thread: serves its lanes when their call eventfds fire.
 //!
-//! It looks at a ring only after that ring's eventfd has fired, like a guest that takes interrupts. Waiting costs
-//! one `epoll_wait` per sleep: the eventfds are edge-triggered, and they are read only at the start and the end of
-//! the measurement.
+//! The thread checks a ring only after that ring's eventfd has fired, like a guest that takes interrupts. Waiting costs
+//! one `epoll_wait` per sleep: the eventfds are edge-triggered, and they are read only at the start and the end of the
+//! measurement.
 
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,14 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Passes over all lanes between two checks of the stage, when spinning.
 const SPINS: u32 = 64;
 
-/// Drives `lanes` until `control` says stop and nothing is in flight.
+/// Drives `lanes` through all stages, until nothing is in flight.
 pub(crate) fn drive(lanes: &mut [Lane<'_>], wait: Wait, control: &Control) -> Result<Driven> {
     let mut waiter = Waiter::new(lanes, wait)?;
     lanes.iter_mut().try_for_each(Lane::submit)?;
     run_while(lanes, &mut waiter, control, Stage::Warmup)?;
     let start = Instant::now();
     lanes.iter_mut().try_for_each(Lane::start_counting)?;
-    // Starting to count emptied the eventfds. A notification may have been lost that way, so look at every ring.
+    // `start_counting` reset the eventfds, which may have lost a notification. So check every ring.
     look_again(lanes)?;
     run_while(lanes, &mut waiter, control, Stage::Measure)?;
     let elapsed = start.elapsed();
@@ -112,7 +112,7 @@ impl Waiter {
         })
     }
 
-    /// Waits for notifications and returns the lanes to look at, perhaps none.
+    /// Waits for notifications and returns the lanes to check, perhaps none.
     fn ready(&mut self, lanes: usize) -> Result<&[usize]> {
         self.ready.clear();
         if self.wait == Wait::Spin {

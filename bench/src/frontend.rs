@@ -63,8 +63,8 @@ pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBoo
     Ok(outcome)
 }
 
-/// Returns a function that checks the backends while they are driven. On an error it kills all of them first, so that
-/// no thread goes on waiting for them.
+/// Returns a function that checks the backends while they are driven. On an error it first kills all backends, so that
+/// no thread keeps waiting for them.
 fn watcher<'a>(
     backends: &'a mut [Backend],
     interrupted: &'a AtomicBool,

@@ -1,4 +1,4 @@
-//! Drives the same files without virtio: the most that a backend on this machine could reach.
+//! Drives the same files without virtio, to find the upper limit for any backend on this machine.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -14,7 +14,7 @@ use crate::lane::Counts;
 use crate::limit_uring::Uring;
 use crate::load::{Load, Share, Work};
 
-/// Maximum number of threads; more would only wait for each other.
+/// Maximum number of threads. More threads would only wait for each other.
 const MOST_THREADS: usize = 64;
 
 /// The system calls that do the I/O.

@@ -16,7 +16,7 @@ pub(crate) enum Frontend {
     Native,
     /// fio in Linux in QEMU with KVM (scripts/bench-guest).
     GuestKvm,
-    /// The same, but QEMU emulates the CPUs.
+    /// As `GuestKvm`, but QEMU emulates the CPUs.
     GuestTcg,
 }
 

@@ -17,7 +17,7 @@ pub(crate) struct Machine {
     pub(crate) file_system: String,
     /// Load averages over 1, 5 and 15 minutes before the first run.
     pub(crate) load_before: String,
-    /// The same after the last run.
+    /// Load averages over 1, 5 and 15 minutes after the last run.
     pub(crate) load_after: String,
 }
 
@@ -47,7 +47,7 @@ impl Machine {
     }
 }
 
-/// Returns the type of the file system that `dir` is on: that of the longest mount point above it.
+/// Returns the type of the file system that `dir` is on: the longest mount point above `dir` determines it.
 pub(crate) fn file_system(dir: &Path) -> Option<String> {
     let dir = dir.canonicalize().ok()?;
     let mounts = read("/proc/mounts");
@@ -56,7 +56,7 @@ pub(crate) fn file_system(dir: &Path) -> Option<String> {
         Some((Path::new(words.next()?).to_owned(), words.next()?.to_owned()))
     });
     let above = mounts.filter(|(point, _)| dir.starts_with(point));
-    // Where several are mounted over each other, the last one is visible.
+    // If several file systems are mounted over each other, the last one is visible.
     above
         .max_by_key(|(point, _)| point.as_os_str().len())
         .map(|(_, kind)| kind)

@@ -116,7 +116,7 @@ fn bench(args: &Args) -> Result<()> {
 fn render(samples: &Path, out: Option<&Path>) -> Result<()> {
     let mut measured = Measured::read(samples)?;
     measured.machine.get_or_insert_with(|| {
-        // The load average of this moment says nothing about the measurement.
+        // The current load average is unrelated to the measurement.
         Machine {
             load_before: String::new(),
             ..Machine::here(&std::env::temp_dir())

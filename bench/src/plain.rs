@@ -1,7 +1,7 @@
 //! The plain backend: a minimal disk on the `vhost-user-backend` framework, to compare with.
 //!
-//! It reads and writes the file in the framework's thread, where the kick arrives. It supports only what the
-//! benchmark needs (reads, writes, a capacity) and is not hardened against bad requests.
+//! The backend reads and writes the file in the framework's thread, where the kick arrives. It supports only the
+//! features that the benchmark needs (reads, writes, a capacity) and is not hardened against bad requests.
 
 use std::fs::File;
 use std::io::{self, Error, ErrorKind};

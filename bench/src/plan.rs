@@ -20,7 +20,7 @@ pub(crate) struct Plan {
     pub(crate) rounds: u32,
     pub(crate) image_size: u64,
     pub(crate) fill_size: u64,
-    /// Remarks for the user, e.g. that a backend is left out.
+    /// Notes for the user, e.g. that a backend is left out.
     pub(crate) notes: Vec<String>,
 }
 
@@ -31,7 +31,7 @@ struct Defaults {
     shapes: Vec<Shape>,
     rounds: u32,
     seconds: f64,
-    /// Run every case twice, the second time without EVENT_IDX.
+    /// Every case runs twice, the second time without EVENT_IDX.
     both_suppressions: bool,
 }
 

@@ -100,7 +100,7 @@ pub(crate) struct Summary {
     pub(crate) iops_max: f64,
     /// IOPS divided by those of the reference; none for the reference itself.
     pub(crate) ratio: Option<Interval>,
-    /// The same for the latency at p99.9.
+    /// Latency at p99.9 divided by that of the reference; none for the reference itself.
     pub(crate) p999_ratio: Option<Interval>,
     /// IOPS divided by those of the faster limit; none without `--limit`.
     pub(crate) share_of_limit: Option<f64>,

@@ -1,7 +1,7 @@
 //! Temporary directories that are removed even if this process is killed.
 //!
-//! `Drop` removes them at a normal end and after an error. After a SIGKILL the janitor does: a child process that waits
-//! until the pipe from this process closes, and then removes what is left.
+//! `Drop` removes the directories at a normal end and after an error. After a SIGKILL the janitor removes them: a child
+//! process that waits until the pipe from this process closes, and then removes the directories that still exist.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::process::CommandExt;
@@ -49,7 +49,7 @@ impl Scratch {
     }
 }
 
-/// The child process that outlives this process by a moment.
+/// The child process that removes the directories if this process was killed.
 #[derive(Debug)]
 struct Janitor(Child);
 

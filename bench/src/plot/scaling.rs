@@ -5,7 +5,7 @@ use crate::args::Shape;
 use crate::sample::Summary;
 use crate::units::short;
 
-/// The name of one number of a shape, a function that returns it, and one that returns the other two.
+/// The name of one number of a shape, a function that returns this number, and one that returns the other two numbers.
 type Axis = (&'static str, fn(Shape) -> u16, fn(Shape) -> [u16; 2]);
 
 const AXES: [Axis; 3] = [
