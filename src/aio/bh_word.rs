@@ -3,8 +3,8 @@
 //! A word holds 64 bottom halves. Scheduling a bottom half sets its bit, so repeated requests coalesce; looking for
 //! work loads one word. Words are only ever added, by the context's thread, so the scan takes no lock.
 //!
-//! A bit is freed when the bottom half and all its handles are gone. So a handle that outlives its bottom half can set
-//! a bit that nobody serves, but never the bit of a later bottom half.
+//! A bit is freed when the bottom half and all its handles are gone. So a handle that outlives its bottom half may set
+//! a bit that no callback serves, but never the bit of a later bottom half.
 
 use super::notify::Notify;
 use crate::sync::{Arc, AtomicU64, Ordering};

@@ -26,7 +26,7 @@ use crate::sync::Arc;
 /// The interval at which fds are checked while pollers always find work.
 const FD_INTERVAL: Duration = Duration::from_micros(50);
 
-/// How long a bottom half scheduled with `schedule_idle` waits at most, in ms.
+/// The longest time that a bottom half scheduled with `schedule_idle` waits, in ms.
 const IDLE_DELAY_MS: i32 = 10;
 
 /// An event loop. Clones share the loop, which ends when the last of them is dropped.

@@ -101,7 +101,7 @@ impl IoThread {
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
-        // Fails only if the thread has already ended; the join then says why.
+        // Fails only if the thread has already ended; the join then returns the reason.
         let _ = self.handle.run_on_context(|_| STOP.set(true));
         thread.join()
     }

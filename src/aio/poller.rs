@@ -1,4 +1,4 @@
-//! Adaptive polling: looks at memory for a while, which may avoid the cost of a sleep and a wakeup.
+//! Adaptive polling: checks memory for a while, which may avoid the cost of a sleep and a wakeup.
 
 use std::{
     cell::{Cell, RefCell},

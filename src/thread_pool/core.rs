@@ -68,7 +68,7 @@ pub(super) struct Batch<W> {
     pub(super) serial: bool,
     /// When the first job of the batch was started.
     pub(super) begun: Option<Instant>,
-    /// How long to poll before sleeping.
+    /// The time to poll before sleeping.
     window: PollWindow,
 }
 

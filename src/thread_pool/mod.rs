@@ -7,7 +7,7 @@
 //! The number of workers follows the load. Jobs that do not block need few workers, which then take several jobs at
 //! once. Jobs that block get a worker each, up to the limit. Idle workers end.
 //!
-//! If a thread cannot be created, the pool goes on: the counters are rolled back and the existing workers continue.
+//! If a thread cannot be created, the pool continues: the counters are rolled back and the existing workers stay.
 //! Without any worker the context's thread runs the jobs itself. The pool retries the creation later.
 
 mod core;

@@ -1,4 +1,4 @@
-//! How a pool creates its threads.
+//! The spawner: creates the threads of a pool.
 
 use std::{
     fmt, io,

@@ -167,7 +167,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Adds the rest of a buffer that goes on after the end of a region. Returns whether all of it is mapped.
+    /// Adds the rest of a buffer that continues after the end of a region. Returns whether all of it is mapped.
     #[cold]
     fn add_rest(
         &mut self,

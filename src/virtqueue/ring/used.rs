@@ -71,7 +71,7 @@ impl SplitRing {
     /// published index.
     ///
     /// A driver that is processing the ring right now looks the same, but only briefly. A waiting driver has taken all
-    /// used elements before its event, so the event is at most a ring's size behind the published index. A polling
+    /// used elements before its event, so the published index is at most a ring's size ahead of the event. A polling
     /// driver may leave its event anywhere.
     pub fn missed_event(&self) -> Option<(u16, u16)> {
         let event = self.used_event();
