@@ -33,7 +33,7 @@ struct Place {
 
 #[derive(Arbitrary, Debug)]
 enum Where {
-    /// Region, whether to count from its end, distance.
+    /// The region, whether to count from its end, and the distance.
     In(u8, bool, u16),
     Any(u64),
 }

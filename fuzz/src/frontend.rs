@@ -24,7 +24,7 @@ use crate::guest::memfd;
 use crate::queue::SERIAL;
 
 pub const QUEUES: u16 = 2;
-/// Initial size of the disk, and the number of further bytes in its file that nobody may write.
+/// Initial size of the disk, and the number of further bytes in its file, which must never be written.
 pub const DISK: u64 = 64 << 10;
 pub const TAIL: u64 = 300;
 /// Time limit for anything that does not hang.

@@ -20,7 +20,7 @@ use vhost_user_blk::virtqueue::{RingAddresses, RingFeatures};
 use crate::chains::{AVAIL, DESC, USED};
 use crate::guest::{Guest, RINGS, eventfd, memfd};
 
-/// Size of the disk and of its file. Nobody may write to the rest of the file.
+/// Size of the disk and of its file. The rest of the file must never be written.
 pub const DISK: usize = 64 << 10;
 pub const FILE: usize = DISK + 512;
 pub const SERIAL: [u8; 20] = *b"fuzzed-serial-number";

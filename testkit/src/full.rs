@@ -19,8 +19,8 @@ const FRINGE: u64 = 1 << 20;
 
 /// A small file system with an image and a file that takes all other space.
 ///
-/// It is mounted in a mount namespace of the calling thread, which processes started by the thread share. However the
-/// test ends, the mount goes with them.
+/// The file system is mounted in a mount namespace of the calling thread. Processes that the thread starts share this
+/// namespace. However the test ends, the mount ends with the thread and these processes.
 #[derive(Debug)]
 pub struct SmallDisk {
     dir: TempDir,

@@ -14,7 +14,7 @@ pub fn image() -> Vec<u8> {
         .collect()
 }
 
-/// Starts a daemon with two queues and a pool of fixed size. Also returns its holdings with nobody connected.
+/// Starts a daemon with two queues and a pool of fixed size. Also returns its holdings without a connection.
 pub fn start() -> (Daemon, Holdings) {
     start_with(&options())
 }
