@@ -1,5 +1,5 @@
-//! Engines against real files: requirements for all of them, the choice of one, and a stalled file that must not hold up
-//! anything else.
+//! Engines against real files: requirements for all of them, the choice of one, and a stalled file that must not hold
+//! up anything else.
 
 #![allow(
     clippy::unwrap_used,

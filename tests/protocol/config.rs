@@ -1,4 +1,4 @@
-//! What the device says of itself: features, configuration space, serial number.
+//! The device's features, configuration space and serial number.
 
 use virtio_driver::{VirtioBlkFeatureFlags as Blk, VirtioFeatureFlags as Ring};
 
@@ -86,7 +86,7 @@ fn any_part_of_configuration_space_is_readable() {
 fn unused_bytes_of_the_configuration_space_are_zero() {
     let daemon = Daemon::start(&vec![0; IMAGE], &[]);
     let config = Vm::connect(&daemon, 0).client.config(0, 60).expect("60 bytes");
-    // `unused0` behind `writeback`, `unused1` behind `write_zeroes_may_unmap`, geometry and size_max.
+    // `unused0` after `writeback`, `unused1` after `write_zeroes_may_unmap`, geometry and size_max.
     let unused = [&config[8..12], &config[16..20], &config[33..34], &config[57..60]].concat();
     assert_eq!(unused, vec![0; 12]);
 }

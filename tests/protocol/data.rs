@@ -9,7 +9,7 @@ use testkit::frontend::{Done, Frontend, Op, Queue, SLOT, all_features};
 use testkit::random::Random;
 
 const DEPTH: usize = 64;
-/// Each request in flight has its own area of the disk, so that its result is determined.
+/// Each request in flight has its own area of the disk, so that its result is predictable.
 const AREA: usize = SLOT;
 const SECTOR: usize = 512;
 
@@ -42,7 +42,7 @@ fn random_op(random: &mut Random, area: usize) -> Op {
 #[derive(Clone)]
 struct Model {
     bytes: Vec<u8>,
-    /// Per sector: whether the content is known. After a discard it is not.
+    /// Whether the content of each sector is known. After a discard it is not.
     known: Vec<bool>,
 }
 
@@ -269,7 +269,7 @@ fn read_only_disks_are_announced_and_never_change() {
 
 #[test]
 fn direct_io_serves_buffers_of_any_alignment() {
-    // On a file system without O_DIRECT the daemon must say so; the tests' directory has it normally.
+    // On a file system without O_DIRECT the daemon must say so. The tests' directory normally supports it.
     let image = Random::new(5).bytes(DEPTH * AREA);
     let daemon = Daemon::start(&image, &["--direct"]);
     let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");
@@ -277,7 +277,7 @@ fn direct_io_serves_buffers_of_any_alignment() {
     check_against_model(frontend.queue(0), 0, &mut model, 1000);
 }
 
-/// Writes 32 blocks in sequence with one kick and reads them back. Returns how many requests were merged into another
+/// Writes 32 blocks in sequence with one kick and reads them back. Returns the number of requests merged into another
 /// one.
 fn merged_in_a_sequence(options: &[&str]) -> u64 {
     // Without polling, the daemon takes nothing before the kick.

@@ -1,4 +1,4 @@
-//! While a VM migrates, every guest page that the daemon writes is marked in the log, and no other.
+//! While a VM migrates, every guest page that the daemon writes is marked in the log, and no other page.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -140,7 +140,7 @@ fn get_id_and_refusals_mark_what_they_write() {
 
 #[test]
 fn used_ring_logging_follows_the_frontends_request() {
-    // Polling would write to the used ring at its end as well: the flag that asks the driver for kicks again.
+    // At its end, polling would also write to the used ring: the flag that asks the driver for kicks again.
     let (daemon, _) = start_with(&[&options()[..], &["--poll-max-ns", "0"]].concat());
     let mut migration = Migration::prepare(&daemon);
     let used = GUEST + 0x5_0000;
@@ -231,7 +231,7 @@ fn logging_that_is_refused_leaves_no_trace() {
         let client = &mut migration.vm.client;
         client.mem_region(msg::ADD_MEM_REG, *region, &[memory.fd()])
     };
-    // Beyond the log, which is not in use.
+    // The region lies past the log, which is not in use yet.
     assert_eq!(add(&mut migration, 0), Answer::Ack);
     let features = VERSION_1 | PROTOCOL_FEATURES | LOG_ALL;
     let client = &mut migration.vm.client;

@@ -1,4 +1,4 @@
-//! Frontends are told what is wrong, and the log says who comes, who waits, and what is recovered.
+//! Frontends are told about their errors. The log names frontends that connect or wait, and recovered requests.
 
 use std::os::fd::AsRawFd;
 
@@ -32,14 +32,14 @@ fn a_refusal_without_an_answer_disconnects() {
     // Without the protocol feature, asking for an answer does not help.
     let mut client = Client::new(daemon.connect());
     assert_eq!(client.ask(msg::SET_VRING_NUM, &bad_size(), &[]), Answer::Closed);
-    // Nor does negotiating without asking.
+    // Negotiating the feature without asking for an answer does not help either.
     let mut client = Client::new(daemon.connect());
     client.negotiate(0).expect("negotiate");
     client
         .send(msg::SET_VRING_NUM, 0, &bad_size(), &[])
         .expect("send");
     client.wait_for_end();
-    // A message that the `vhost` crate itself refuses.
+    // The `vhost` crate itself refuses this message.
     let mut client = Client::new(daemon.connect());
     client.send(msg::SET_MEM_TABLE, 0, &[0; 8], &[]).expect("send");
     client.wait_for_end();
@@ -121,7 +121,7 @@ fn recovery_logs_the_number_of_requests() {
     vm.restart_rings();
     assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 1 });
     vm.read_sector(1, 3);
-    // A ring that this frontend stops and starts goes on, too, but there is nothing to recover.
+    // A ring that this frontend stops and starts is also resumed, but there is nothing to recover.
     vm.client.stop_ring(1).expect("stop");
     let ring = vm.rings.pop().expect("two");
     vm.start_ring(1, ring);

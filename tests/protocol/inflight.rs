@@ -1,4 +1,4 @@
-//! A daemon that is killed loses no request and answers none twice, if the frontend keeps its in-flight region.
+//! If the frontend keeps the in-flight region, a killed daemon loses no request and answers none twice.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,7 +19,7 @@ const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const SIZE: u16 = 16;
 
-/// Head `3 * i` has the `i`th GET_ID in two descriptors. The IOThread answers it by itself.
+/// Puts the `i`th GET_ID into two descriptors from head `3 * i` on. The IOThread answers it without a worker.
 fn put_get_id(vm: &Vm, queue: usize, i: u16) -> u16 {
     vm.poke(HEADER, &header(GET_ID, 0));
     let chain = [
@@ -93,7 +93,7 @@ fn a_predecessors_requests_come_first_without_a_kick() {
 #[test]
 fn a_predecessors_possibly_missed_notification_is_sent() {
     let (daemon, _) = start();
-    // It answered one request, and died before or after it cleared the mark and called.
+    // The predecessor answered one request. It died before or after it cleared the mark and signalled the call eventfd.
     let (mut vm, region) = connect(&daemon, |r| r.leave(0, 0, &[(0, 0)]));
     let mut ring = Ring::new(0, SIZE);
     vm.memory.store_u16(ring.used + 2, 1);
@@ -186,8 +186,9 @@ fn regions_that_do_not_fit_are_refused() {
     vm.read_sector(0, 1);
 }
 
-/// The number of requests in flight when the daemon is killed, and their size in bytes.
+/// Number of writes in flight when the daemon is killed.
 const WRITES: u16 = 20;
+/// Bytes of each write.
 const BYTES: usize = 8192;
 
 /// Puts write `i` of a queue, with its own data and place, and returns its head.
@@ -217,7 +218,8 @@ fn survives(signal: libc::c_int, features: u64, seed: u64) {
     survives_with(&["--aio", "threads"], 64, signal, features, seed);
 }
 
-/// The same with an engine, and a region that the frontend asks for rings of `queue_size`; they have 64.
+/// Does the same with an engine, and with a region that the frontend requests for rings of `queue_size`. The rings have
+/// 64 entries.
 fn survives_with(engine: &[&str], queue_size: u16, signal: libc::c_int, features: u64, seed: u64) {
     let options = [&["--num-queues", "2", "--thread-pool-max", "4"], engine].concat();
     let mut daemon = Daemon::start(&vec![0; 64 * BYTES], &options);
@@ -238,7 +240,7 @@ fn survives_with(engine: &[&str], queue_size: u16, signal: libc::c_int, features
                 vm.publish(queue, head);
                 expected.push((queue, i, data));
                 if i == 0 {
-                    // A slow request, so that later ones are answered first.
+                    // A flush is slow, so that later requests are answered first.
                     let flush = put_flush(&vm, queue);
                     vm.publish(queue, flush);
                 }

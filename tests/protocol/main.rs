@@ -1,4 +1,4 @@
-//! The daemon as frontends see it: what the protocol offers, well used.
+//! The daemon as well-behaved frontends see it.
 
 mod config;
 mod data;

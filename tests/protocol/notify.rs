@@ -1,6 +1,6 @@
-//! How many completions a notification covers, counted by the frontend from its call eventfd.
+//! The number of completions that a notification covers, counted by the frontend from its call eventfd.
 //!
-//! Counts, not times: they hold on a slow and noisy machine too.
+//! The tests compare counts, not times, so they also hold on a slow and noisy machine.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use testkit::vm::{DATA, EVENT_IDX, HEADER, STATUS, Vm, header, linked, readable,
 const DEPTH: usize = 64;
 const ROUNDS: usize = 300;
 const BLOCK: usize = 512;
-/// The completions per notification that batching promises at this depth.
+/// The number of completions per notification that batching promises at this depth.
 const ENOUGH: f64 = 16.0;
 
 /// The frontend needs a CPU of its own to see the backend's behaviour, so only one test runs at a time.
@@ -99,7 +99,7 @@ fn read_with(notify: &str, event_idx: bool) -> Counted {
             assert!(done.iter().all(|done| done.ret == 0), "a read failed");
         }
     }
-    // The last notification may come after its completion was seen. None comes after the daemon's exit.
+    // The last notification may arrive after its completion was seen, but not after the daemon's exit.
     let exit = daemon.terminate();
     notifications += queue.pending_notifications();
     Counted {
@@ -109,9 +109,9 @@ fn read_with(notify: &str, event_idx: bool) -> Counted {
     .agree_with(&exit)
 }
 
-/// Completions per notification in the best of a few attempts.
+/// Returns the completions per notification in the best of a few attempts.
 ///
-/// When the CPUs are overloaded the completions themselves come one by one, and there is nothing to batch.
+/// When the CPUs are overloaded, the completions themselves come one by one, and there is nothing to batch.
 fn best(attempt: impl Fn() -> Counted) -> f64 {
     let mut best = 0.0;
     for _ in 0..5 {
@@ -128,7 +128,7 @@ fn each_completion_notifies_without_event_idx() {
     let _alone = alone();
     let each = read_with("each", false);
     let surplus = each.notifications.checked_sub(each.completions as u64);
-    // One more when the call eventfd arrives is legal: something may have completed before.
+    // One extra notification is legal when the call eventfd arrives: a request may have completed before.
     assert!(surplus.is_some_and(|surplus| surplus <= 1), "{each:?}");
 }
 
@@ -141,9 +141,9 @@ fn batches_cover_sixteen_completions_without_event_idx() {
 
 /// Reads with EVENT_IDX and asks for the next notification at once after each completion.
 ///
-/// A backend notifies only a frontend that has seen the completions before, so one that lags behind hides
-/// how often the backend wanted to notify. This one does nothing but look: it moves `used_event` behind
-/// `used.idx`, and leaves statuses and data alone until the round is over.
+/// A backend notifies only a frontend that has seen the earlier completions. A slow frontend hides how often the
+/// backend wanted to notify. So this frontend only moves `used_event` up to `used.idx`, and does not look at statuses
+/// and data until the round is over.
 fn watch_closely(notify: &str) -> Counted {
     let mut daemon = Daemon::start(&vec![0x5a; DEPTH * BLOCK], &["--notify", notify, "--stats"]);
     let mut vm = Vm::start_with(&daemon, 1, 256, EVENT_IDX);

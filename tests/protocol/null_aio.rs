@@ -1,4 +1,4 @@
-//! A disk that a timer completes: storage that is asynchronous by nature goes through every policy.
+//! A disk whose requests complete by a timer. It takes asynchronous storage through every policy.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -15,7 +15,7 @@ use testkit::vm::{DATA, FILL, GUEST, HEADER, MEMORY, Ring, STATUS, Vm, header, l
 const EIO: i32 = -libc::EIO;
 const PAGE: u64 = 4096;
 
-/// A daemon with a null disk of 1 MiB whose requests take this long.
+/// Starts a daemon with a null disk of 1 MiB whose requests take `latency`.
 fn start(latency: Duration, options: &[&str]) -> Daemon {
     let dir = tempfile::tempdir().expect("make a directory");
     let latency = latency.as_nanos().to_string();
@@ -124,7 +124,7 @@ fn a_stopping_ring_waits_for_requests_in_flight() {
         offer_read(&mut vm, i);
     }
     vm.kick(0);
-    // The kick may come after the stop: what was not taken is for the next start.
+    // The kick may come after the stop. Requests that were not taken wait for the next start.
     let base = vm.client.stop_ring(0).expect("stop");
     assert_eq!(u32::from(vm.published(0)), base);
     assert!(vm.peek(STATUS, base as usize).iter().all(|status| *status == 0));
@@ -132,7 +132,8 @@ fn a_stopping_ring_waits_for_requests_in_flight() {
 
 #[test]
 fn stopping_the_last_ring_waits_for_its_flush() {
-    // SET_FEATURES without a cache flushes, and so does the end of the last ring: neither is answered before.
+    // SET_FEATURES without a write cache flushes, and so does the stop of the last ring. Both are answered after the
+    // flush.
     let daemon = start(ms(100), &[]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();

@@ -100,7 +100,7 @@ fn unchanged_and_empty_images_are_not_announced() {
     );
     assert_eq!(capacity(&mut vm), OLD);
     resize(&daemon, 2 * OLD);
-    // This is the first message of all.
+    // The channel has carried no message before this one.
     config_change(&mut channel);
     channel.set_nonblocking(true).expect("do not wait");
     assert!(channel.read(&mut [0]).is_err(), "one change, one message");

@@ -1,4 +1,4 @@
-//! Connections and daemons that come and go leave nothing behind.
+//! Connections and daemons leave nothing behind when they end.
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use testkit::frontend::{Frontend, Op, SLOT, all_features};
 use testkit::vm::{Ring, Vm};
 
 const DEPTH: usize = 64;
-/// A fixed number of workers: their coming and going would hide leaked threads.
+/// The number of workers is fixed: workers that start and end would hide leaked threads.
 const STEADY_POOL: &[&str] = &[
     "--thread-pool-min",
     "2",
@@ -153,7 +153,7 @@ fn ends_well_on(signal: libc::c_int) {
 fn a_stale_socket_is_replaced() {
     let dir = tempfile::tempdir().expect("make a directory");
     std::fs::write(dir.path().join("disk.img"), image()).expect("write the image");
-    // A closed listener leaves its file, as a killed daemon does.
+    // A closed listener leaves its file in place, as a killed daemon does.
     drop(UnixListener::bind(dir.path().join(SOCKET)).expect("bind"));
     let daemon = Daemon::start_in(dir, &["--num-queues", "2"]);
     drop(daemon.connect());
@@ -213,7 +213,7 @@ fn a_frontend_that_shares_no_memory_is_reported() {
         "{}",
         daemon.output()
     );
-    // It may still come.
+    // The frontend may still share its memory later.
     vm.share_memory();
     vm.read_sector(0, 1);
 }

@@ -33,7 +33,7 @@ fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
     vm.publish(0, 3 * i);
 }
 
-/// Checks that the next request completes with OK.
+/// Waits for the next completion and returns its head.
 fn take(vm: &mut Vm) -> u32 {
     match vm.outcome(0) {
         Outcome::Used { id, .. } => id,
@@ -85,7 +85,7 @@ fn stop_is_answered_while_writes_hit_enospc() {
         }
         vm.kick(0);
         for round in 0..30 {
-            // Stop at different moments between the first write being taken and all of them being held.
+            // The ring stops at different moments between the first write being taken and all writes being held.
             wait_for("some to be taken", || {
                 (region.marked(0).len() >= round % 6).then_some(())
             });
@@ -103,7 +103,7 @@ fn stop_is_answered_while_writes_hit_enospc() {
     }
 }
 
-/// Entries of more than one visit.
+/// More requests than one visit takes.
 const MANY: u16 = 80;
 
 /// Publishes many requests, with one kick.
@@ -130,7 +130,7 @@ fn requests_available_before_stop_need_no_kick() {
             let mut ring = vm.rings.pop().expect("it is there");
             let avail_idx = ring.avail_idx;
             ring.avail_idx = u16::try_from(base).expect("16 bits");
-            // Nobody kicks: QEMU hands over the same eventfd, whose count was consumed already.
+            // Nobody kicks: QEMU passes the same eventfd again, and its count was already consumed.
             let _ = ring.kick.read();
             vm.start_ring(0, ring);
             vm.rings[0].avail_idx = avail_idx;

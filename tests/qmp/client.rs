@@ -1,4 +1,4 @@
-//! A client that sees each line, and can send half ones.
+//! A client that sees each line, and can send incomplete lines.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,12 +11,12 @@ use testkit::process::DEADLINE;
 /// A connection to a monitor.
 pub(crate) struct Client {
     socket: BufReader<UnixStream>,
-    /// Events that only we have are seen too.
+    /// Shows the events that only this daemon has, too.
     pub(crate) sees_own_events: bool,
 }
 
 impl Client {
-    /// Connects, and returns the greeting too.
+    /// Connects. Returns the client and the greeting.
     pub(crate) fn greeted(path: &Path) -> (Self, Value) {
         let socket = UnixStream::connect(path).expect("the monitor listens");
         socket.set_read_timeout(Some(DEADLINE)).expect("not zero");
@@ -85,7 +85,7 @@ impl Client {
         self.next()
     }
 
-    /// Runs a command and returns what it returns. Events in between are dropped.
+    /// Runs a command and returns its result. Events before the result are dropped.
     ///
     /// # Panics
     /// The command is refused.
@@ -119,7 +119,7 @@ impl Client {
     /// Reads until the monitor closes the connection. Returns the number of bytes.
     pub(crate) fn drain(&mut self) -> usize {
         let mut bytes = Vec::new();
-        // Unread data at the other end make it a reset.
+        // If the other end had unread data, the connection ends with a reset.
         let _ = self.socket.read_to_end(&mut bytes);
         bytes.len()
     }

@@ -47,7 +47,7 @@ fn clients_are_served_inside_the_sandbox() {
     assert!(ask_with(&mut client, &add, &[file.as_fd()])["return"]["fd"].is_number());
     client.send("complete and utter garbage\n");
     assert_eq!(client.next()["error"]["class"], "GenericError");
-    // Every call that clients can cause has been made by then.
+    // By now the monitor has made every system call that clients can cause.
     let monitor = threads(daemon.pid())
         .into_iter()
         .find(|thread| thread["Name"] == "monitor");

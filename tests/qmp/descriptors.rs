@@ -36,7 +36,7 @@ fn pipe() -> (File, OwnedFd) {
     (OwnedFd::from(reader).into(), writer.into())
 }
 
-/// All copies of the writing end are closed.
+/// Waits for the other end to be closed. Returns whether it was closed without data.
 fn is_closed(mut reader: File) -> bool {
     wait_for("the other end to be closed", || reader.read(&mut [0; 1]).ok()) == 0
 }
@@ -126,7 +126,7 @@ fn sets_grow_and_shrink() {
     );
 }
 
-/// As `qemu.qmp` does it: the descriptor travels with a byte of its own, before the command.
+/// `qemu.qmp` sends the descriptor with a byte of its own, before the command.
 #[test]
 fn a_descriptor_may_precede_its_command() {
     let server = Server::start();
@@ -142,7 +142,7 @@ fn unused_and_surplus_descriptors_are_closed() {
     let server = Server::start();
     let mut client = server.connect();
     let (reader, writer) = pipe();
-    // More than are taken, and nobody asks for them.
+    // These are more descriptors than the monitor keeps, and no command uses them.
     for _ in 0..10 {
         pass(&client, b" ", &[writer.as_fd(); 40]);
     }

@@ -1,4 +1,4 @@
-//! What happens to disks that are served: events, statistics, changes.
+//! Disks that are being served: their events, statistics and changes.
 
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;

@@ -1,4 +1,4 @@
-//! Events: for everybody who has negotiated, in order with answers.
+//! Events reach every client that has negotiated, in order with answers.
 
 use serde_json::{Map, Value, json};
 use vhost_user_blk::qmp::events::{BLOCK_EXPORT_DELETED, BLOCK_IO_ERROR, SHUTDOWN};
@@ -63,7 +63,7 @@ fn a_flood_of_one_event_is_limited() {
         server.events.emit(&BLOCK_IO_ERROR, data(failure));
     }
     assert_eq!(client.next()["data"]["reason"], "0");
-    // The last one follows when the interval is over; what came in between is gone.
+    // The last event follows when the interval is over. The events in between are dropped.
     let last = client.next()["data"]["reason"].clone();
     assert!(
         last.as_str().and_then(|n| n.parse::<u32>().ok()) > Some(100),

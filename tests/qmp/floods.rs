@@ -18,7 +18,7 @@ fn a_hundred_megabytes_of_garbage_are_one_error() {
         for _ in 0..megabytes {
             client.send(&chunk);
         }
-        // Ends whatever it was.
+        // Ends the garbage, whatever it was.
         client.send("\x1f\n{'execute': 'x-echo', 'arguments': {'value': 1}, 'id': 'last'}");
         assert_eq!(client.next()["error"]["class"], "GenericError");
         assert_eq!(client.next(), json!({"return": 1, "id": "last"}));
@@ -69,7 +69,7 @@ fn ten_thousand_connections_are_survived() {
     let server = Server::start();
     let mut faithful = server.connect();
     for _ in 0..100 {
-        // Some leave before they are greeted, some are turned away, some send half a message.
+        // Some clients leave before the greeting, some are refused, and some send half a message.
         let storm: Vec<_> = (0..100)
             .map_while(|_| UnixStream::connect(server.path()).ok())
             .collect();

@@ -1,4 +1,4 @@
-//! Disks that are added and removed while another one works, inside the sandbox: everything comes as descriptors.
+//! Disks that are added and removed while another one works. Inside the sandbox, all files come as descriptors.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -25,7 +25,7 @@ fn run(client: &mut Client, command: &str, arguments: &Value) -> Value {
     client.run(command, arguments)
 }
 
-/// Passes an image and a socket, and serves the image there.
+/// Passes an image and a socket to the daemon, and serves the image on the socket.
 fn add(client: &mut Client, dir: &Path, socket: &str, blockdev: &Value, export: &Value) {
     let image = File::options().read(true).write(true).open(dir.join("hot.img"));
     let add = json!({"execute": "add-fd", "arguments": {"fdset-id": 7}});
@@ -115,7 +115,7 @@ fn disks_are_added_inside_the_sandbox() {
         "blockdev-add",
         &json!({"driver": "null-co", "node-name": "null"}),
     );
-    // What the sandbox keeps from us is refused, and kills nobody.
+    // Commands that the sandbox prevents are refused, and the daemon survives them.
     for (command, arguments) in [
         (
             "blockdev-add",
@@ -169,7 +169,7 @@ fn hot_disks_come_and_go_beside_a_busy_one() {
         };
         (0..8).for_each(&mut come_and_go);
         let mut limit = Holdings::of(pid);
-        // Workers come and go by themselves.
+        // Workers start and end by themselves.
         limit.threads += 4;
         (0..ROUNDS).for_each(&mut come_and_go);
         wait_for("what is left to go", || {
@@ -213,7 +213,7 @@ fn a_hard_removal_leaves_a_stuck_disk_behind() {
         "GenericError",
         "it is still in use"
     );
-    // The other disk does not mind.
+    // The other disk still works.
     let mut other = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
     write_and_read(&mut other, 1, 1);
     drop((other, frontend));

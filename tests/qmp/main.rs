@@ -1,4 +1,4 @@
-//! QMP: real clients on real sockets, honest and otherwise.
+//! QMP with real clients on real sockets, honest and hostile.
 
 mod client;
 mod daemon;

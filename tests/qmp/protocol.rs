@@ -91,7 +91,7 @@ fn slow_commands_delay_only_their_client() {
         "{'execute': 'x-later', 'id': 'a'} {'execute': 'x-echo', 'arguments': {'value': 2}, 'id': 'b'}",
     );
     let reply = server.replies.recv().expect("the command runs");
-    // The other client has answers meanwhile.
+    // The other client is answered meanwhile.
     assert_eq!(second.run("x-echo", &json!({"value": 1})), 1);
     reply.send(Ok(json!("done")));
     assert_eq!(first.next(), json!({"return": "done", "id": "a"}));

@@ -1,4 +1,4 @@
-//! QEMU's own client in Python talks to the daemon.
+//! QEMU's own Python client manages the daemon.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use testkit::skip::skipped;
 
 use crate::daemon::start;
 
-/// Where `scripts/test` puts the client.
+/// The directory where `scripts/test` installs the client.
 const LIBRARY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/python");
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/qmp/client.py");
 
@@ -30,7 +30,7 @@ fn qemus_own_client_manages_the_daemon() {
     let output = python.output().expect("run python3");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}\n{}", daemon.output());
-    // Its last command.
+    // The client's last command ends the daemon.
     let exit = daemon.wait_for_exit();
     assert!(exit.status.success(), "{}", exit.output);
 }

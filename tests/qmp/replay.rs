@@ -1,4 +1,4 @@
-//! The same session with qemu-storage-daemon and with us.
+//! The same session with qemu-storage-daemon and with our daemon.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,7 +12,7 @@ use testkit::skip::skipped;
 use crate::client::Client;
 
 const SESSION: &str = include_str!("session.txt");
-/// What every export of the session has.
+/// Members that every export of the session has.
 const EXPORT: &str = r#""type": "vhost-user-blk", "addr": {"type": "unix", "path": "DIR/v1.sock"}"#;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ enum Peer {
     Ours,
 }
 
-/// A command with its outcome for one of both.
+/// A command with its outcome for one of the two daemons.
 struct Step<'a> {
     command: &'a str,
     arguments: Value,
@@ -61,7 +61,7 @@ fn parse<'a>(line: &'a str, peer: Peer, dir: &Path) -> Step<'a> {
     }
 }
 
-/// Lists of both have orders of their own.
+/// Sorts lists, because each daemon has its own order.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Array(list) => {

@@ -1,4 +1,4 @@
-//! `query-qmp-schema` tells the truth.
+//! `query-qmp-schema` describes the commands as they are.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::client::Client;
 use crate::server::Server;
 
-/// The entities of a schema by name.
+/// Returns the entities of the schema by name.
 pub(crate) fn entities(client: &mut Client) -> BTreeMap<String, Value> {
     let schema = client.run("query-qmp-schema", &json!({}));
     let list = schema.as_array().expect("a list").clone();
@@ -21,7 +21,7 @@ pub(crate) fn entities(client: &mut Client) -> BTreeMap<String, Value> {
     named
 }
 
-/// Every name of a type that an entity refers to.
+/// Returns the names of the types that an entity refers to.
 fn references(entity: &Value) -> Vec<String> {
     let direct = ["arg-type", "ret-type", "element-type"]
         .iter()
@@ -34,7 +34,7 @@ fn references(entity: &Value) -> Vec<String> {
     direct.chain(listed).map(str::to_owned).collect()
 }
 
-/// Makes the `n`th value of a type. With `all`, optional members are there too.
+/// Makes the `n`th value of a type. With `all`, the value has the optional members, too.
 fn sample(types: &BTreeMap<String, Value>, name: &str, all: bool, n: usize) -> Value {
     let entity = &types[name];
     let text = |of: &Value| of.as_str().expect("text").to_owned();
@@ -51,7 +51,7 @@ fn sample(types: &BTreeMap<String, Value>, name: &str, all: bool, n: usize) -> V
         },
         "enum" => nth(&entity["values"]),
         "array" => json!([sample(types, &text(&entity["element-type"]), all, n)]),
-        // Another one below, so that a node does not have itself below it.
+        // `n + 1` selects another member, so that a node is not its own child.
         "alternate" => sample(types, &text(&nth(&entity["members"])["type"]), false, n + 1),
         "object" => object(types, entity, all, n),
         other => panic!("{other} is no type"),
@@ -81,7 +81,8 @@ fn object(types: &BTreeMap<String, Value>, entity: &Value, all: bool, n: usize) 
     Value::Object(object)
 }
 
-/// Runs every command but those in `except`, with arguments made from the schema alone: never of the wrong type.
+/// Runs every command except those in `except`. The arguments are made from the schema alone, so their types must be
+/// right.
 pub(crate) fn take_what_the_schema_says(client: &mut Client, except: &[&str]) {
     let entities = entities(client);
     for (name, entity) in entities
@@ -115,7 +116,7 @@ fn the_schema_is_complete() {
     check(&mut server.connect());
 }
 
-/// Every type that is mentioned is described, and every command is listed.
+/// Checks that every type in use is described and every command is listed.
 pub(crate) fn check(client: &mut Client) {
     let entities = entities(client);
     for entity in entities.values() {

@@ -17,9 +17,9 @@ pub(crate) struct Server {
     dir: TempDir,
     pub(crate) events: Events,
     pub(crate) fdsets: FdSets,
-    /// The replies of the commands `later`, in the order in which they came.
+    /// The replies that the `x-later` commands wait for, in the order of the commands.
     pub(crate) replies: Receiver<Reply>,
-    /// Has a message for each `quit`.
+    /// Receives a message for each `quit`.
     pub(crate) quits: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
@@ -34,7 +34,7 @@ fn echo(
 }
 
 fn later(scope: &mut Scope<'_, Sender<Reply>>, _: Map<String, Value>, reply: Reply) {
-    // The test may have ended.
+    // Sending fails if the test has ended.
     let _ = scope.context.send(reply);
 }
 
@@ -81,7 +81,7 @@ impl Server {
         Client::connect(&self.path())
     }
 
-    /// The monitor works for others.
+    /// Checks that the monitor still serves another client.
     pub(crate) fn check(&self) {
         let mut client = self.connect();
         assert_eq!(client.run("x-echo", &json!({"value": 7})), 7);

@@ -1,4 +1,5 @@
-//! Loop devices as block devices. They need root and the loop driver; without, these tests say that they are skipped.
+//! Loop devices as block devices. The tests need root and the loop driver. Without them, they report that they are
+//! skipped.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,10 +13,10 @@ use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 
-/// A loop device over a file. It goes when the last user closes it, even if the test is killed.
+/// A loop device over a file. It is detached when the last user closes it, even if the test is killed.
 struct LoopDevice {
     path: PathBuf,
-    /// Keeps the device: it is marked to be detached on the last close.
+    /// Keeps the device attached: the kernel detaches it on the last close.
     _file: File,
 }
 
@@ -166,7 +167,7 @@ fn discards_and_zeroes_reach_the_backing_file() {
             return;
         };
         let storage = device.open(direct);
-        // In the page cache of the device, where a stale copy could be left.
+        // The device's page cache now has the data, so a stale copy could remain there.
         read(&storage, 0, 4 << 20).unwrap();
         let full = image.allocated();
         storage.discard(0, MIB).unwrap();
@@ -207,7 +208,7 @@ fn a_block_device_can_be_locked() {
     ImageLock::acquire(&second).unwrap();
 }
 
-/// Flushes that have reached the device, as `/sys/block/loopN/stat` counts them.
+/// Returns the number of flushes that have reached the device, from `/sys/block/loopN/stat`.
 fn flushes(device: &LoopDevice) -> u64 {
     let name = device.path.file_name().unwrap().to_str().unwrap();
     let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();

@@ -1,4 +1,4 @@
-//! When data is stable, according to the kernel's page cache statistics.
+//! Writes become stable at the right time, according to the kernel's page cache statistics.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use crate::support::{Buffers, Image, On, write};
 use testkit::skip::skipped;
 
-/// `struct cachestat` of `linux/mman.h`: pages of a file.
+/// `struct cachestat` of `linux/mman.h`: numbers of a file's pages.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(crate) struct CacheStat {
@@ -19,9 +19,9 @@ pub(crate) struct CacheStat {
     recently_evicted: u64,
 }
 
-/// The `cachestat` system call (Linux 6.5) over a whole file.
+/// Calls `cachestat` (Linux 6.5) for a whole file.
 pub(crate) fn cachestat(file: &File) -> io::Result<CacheStat> {
-    /// The same on all architectures.
+    /// The number is the same on all architectures.
     const SYS_CACHESTAT: libc::c_long = 451;
     let whole = [0u64; 2];
     let mut stat = CacheStat::default();
@@ -33,8 +33,8 @@ pub(crate) fn cachestat(file: &File) -> io::Result<CacheStat> {
     }
 }
 
-/// Whether the kernel tells about a file's pages: it needs Linux 6.5, and a file system that has the pages itself. An
-/// overlay, as in a container, has none of them.
+/// Whether the kernel counts a file's pages. This needs Linux 6.5 and a file system that owns the pages. An overlay, as
+/// in a container, has no pages of its own.
 pub(crate) fn pages_are_counted(image: &Image) -> bool {
     let file = tempfile::tempfile_in(image.dir()).unwrap();
     file.write_all_at(&[1; 4096], 0).unwrap();

@@ -35,7 +35,7 @@ fn nothing_is_done_beyond_the_end() {
             for (i, result) in results.into_iter().enumerate() {
                 let error = result.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::InvalidInput);
-                // We detect this, not the kernel.
+                // The daemon detects this, not the kernel.
                 assert_eq!(
                     error.to_string(),
                     "the range ends past the end of the disk",
@@ -201,7 +201,7 @@ fn direct_io_on_tmpfs_works_or_is_refused() {
         ..image.options()
     }) {
         Ok(storage) => {
-            // No alignment is required, so a guest keeps its 512-byte blocks.
+            // No alignment is required, so a guest can keep its 512-byte blocks.
             assert_eq!(storage.limits().logical_block_size, 512);
             write(&storage, 512, &[5; 1536]).unwrap();
             assert_eq!(image.contents()[512..2048], [5; 1536]);
@@ -227,7 +227,7 @@ fn discard_gives_space_back_and_reads_zero() {
             "{on:?}: {granularity}"
         );
         let full = image.allocated();
-        // Not whole blocks of the file system: its edges are zeroed, the rest is freed.
+        // The range does not consist of whole blocks of the file system. Its edges are zeroed and the rest is freed.
         storage.discard(512, MIB / 2).unwrap();
         assert!(
             image.allocated() <= full - MIB / 4,
@@ -249,7 +249,7 @@ fn discard_gives_space_back_and_reads_zero() {
 
 #[test]
 fn only_unmapping_write_zeroes_frees_space() {
-    // Whether tmpfs knows O_DIRECT depends on the kernel.
+    // Whether tmpfs supports O_DIRECT depends on the kernel.
     for (on, direct) in [(On::Disk, false), (On::Disk, true), (On::Tmpfs, false)] {
         let image = Image::filled(on, 4 * MIB, 7);
         let storage = if direct { image.open_direct() } else { image.open() };

@@ -1,4 +1,4 @@
-//! Image locks, against ourselves and against QEMU's own programs (package `qemu-utils`).
+//! Image locks against other instances of the daemon and against QEMU's programs (package `qemu-utils`).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 struct Qsd(Child);
 
 impl Qsd {
-    /// Starts it and waits until it serves; the error is what it said when it refused.
+    /// Starts the program and waits until it serves. If it refuses, the error is its output.
     fn start(image: &Image, writable: bool) -> Result<Self, String> {
         let socket = image.dir().join("qsd.sock");
         let _ = std::fs::remove_file(&socket);
@@ -58,7 +58,7 @@ impl Drop for Qsd {
     }
 }
 
-/// Runs `qemu-img` and says whether it succeeded, with its words.
+/// Runs `qemu-img`. Returns whether it succeeded, and its error output.
 fn qemu_img(args: &[&str], image: &Image) -> (bool, String) {
     let out = Command::new("qemu-img")
         .args(args)
@@ -68,7 +68,7 @@ fn qemu_img(args: &[&str], image: &Image) -> (bool, String) {
     (out.status.success(), String::from_utf8(out.stderr).unwrap())
 }
 
-/// A command of `qemu-img` that writes to the image.
+/// Arguments for `qemu-img` that write to the image.
 const WRITE_ONCE: [&str; 5] = ["bench", "-w", "-f", "raw", "-c1"];
 
 #[track_caller]
@@ -105,7 +105,7 @@ fn a_refused_lock_leaves_nothing_locked() {
     let (reader, writer) = (image.open_read_only(), image.open());
     let reading = ImageLock::acquire(&reader).unwrap();
     refused(&writer, &image);
-    // The writer's traces would refuse this one.
+    // Locks left by the writer would refuse this reader.
     let other = image.open_read_only();
     ImageLock::acquire(&other).unwrap();
     drop(reading);
@@ -122,7 +122,7 @@ fn a_lock_can_be_retaken_after_release() {
         ImageLock::acquire(&storage),
         Err(LockError::Held { .. })
     ));
-    // The failed attempt must not have released it.
+    // The failed attempt must not release the lock.
     refused(&image.open(), &image);
     drop(lock);
     ImageLock::acquire(&storage).unwrap();
@@ -223,7 +223,7 @@ fn we_use_qsds_image_as_qsd_allows() {
     let image = Image::new(On::Disk, MIB);
     let _qsd = Qsd::start(&image, false).unwrap();
     ImageLock::acquire(&image.open_read_only()).unwrap();
-    // Its export shares all permissions: whoever wants it otherwise tells qsd.
+    // qsd's export shares all permissions unless its user asks otherwise.
     ImageLock::acquire(&image.open()).unwrap();
 }
 

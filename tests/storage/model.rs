@@ -6,17 +6,17 @@ use vhost_user_blk::storage::RawFile;
 
 use crate::support::{Buffers, Image, On, read};
 
-/// More than one bounce buffer, more than one piece of zeroes.
+/// Bytes of the disk: more than one bounce buffer and more than one buffer of zeroes.
 pub(crate) const SIZE: u64 = 3 << 20;
 
-/// A range in raw numbers, brought onto the disk when it is used.
+/// A range of random numbers. [`Self::on`] makes it fit the disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Range {
     offset: u64,
     len: u64,
 }
 
-/// Where the buffers of a request lie.
+/// The memory layout of a request's buffers.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     skew: usize,
@@ -64,7 +64,7 @@ pub(crate) fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 impl Range {
-    /// The range in bytes: on the disk, in multiples of `unit`.
+    /// Returns offset and length of a range on the disk, in multiples of `unit`.
     fn on(self, size: u64, unit: u64) -> (u64, u64) {
         let offset = self.offset % size / unit * unit;
         (offset, self.len.min(size - offset) / unit * unit)
@@ -87,7 +87,7 @@ fn slice(model: &mut [u8], offset: u64, len: u64) -> &mut [u8] {
     &mut model[usize::try_from(offset).unwrap()..][..usize::try_from(len).unwrap()]
 }
 
-/// Does `op` to both; `discard_zeroes`: what a discarded range reads as is known.
+/// Executes `op` on the storage and the model. With `discard_zeroes`, a discarded range must read as zeroes.
 fn step(storage: &RawFile, model: &mut [u8], op: &Op, unit: u64, discard_zeroes: bool) -> TestCaseResult {
     let size = storage.size();
     match op {
@@ -135,7 +135,7 @@ fn step(storage: &RawFile, model: &mut [u8], op: &Op, unit: u64, discard_zeroes:
     Ok(())
 }
 
-/// Runs `ops` and compares all of the disk in the end. `unit`: what ranges are multiples of.
+/// Runs `ops` on ranges in multiples of `unit`, then compares the whole disk with the model.
 pub(crate) fn check(storage: &RawFile, ops: &[Op], unit: u64, discard_zeroes: bool) -> TestCaseResult {
     let size = usize::try_from(storage.size()).unwrap();
     let mut model = read(storage, 0, size)?;
@@ -146,7 +146,7 @@ pub(crate) fn check(storage: &RawFile, ops: &[Op], unit: u64, discard_zeroes: bo
     Ok(())
 }
 
-/// A property test that leaves no file of failures behind.
+/// Makes a property test that writes no file of failures.
 pub(crate) fn runner(cases: u32) -> TestRunner {
     TestRunner::new(ProptestConfig {
         cases,
@@ -155,7 +155,7 @@ pub(crate) fn runner(cases: u32) -> TestRunner {
     })
 }
 
-/// Random requests in multiples of `unit` to a new image each time.
+/// Runs random requests in multiples of the required alignment, on a new image for each case.
 fn check_images(on: On, direct: bool, cases: u32) {
     runner(cases)
         .run(&ops(), |ops| {
@@ -163,7 +163,7 @@ fn check_images(on: On, direct: bool, cases: u32) {
             let storage = if direct { image.open_direct() } else { image.open() };
             let unit = u64::from(storage.limits().request_alignment);
             check(&storage, &ops, unit, true)?;
-            // The same through another open file and the page cache, and not a byte longer.
+            // The file must have the same content and size through another open file and the page cache.
             let whole = read(&storage, 0, usize::try_from(SIZE).unwrap())?;
             prop_assert!(image.contents() == whole);
             Ok(())

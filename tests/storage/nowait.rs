@@ -47,7 +47,7 @@ fn uncached_data_is_not_waited_for() {
     let storage = image.open();
     let mut buffers = Buffers::with(&[0; 4096]);
     drop_cache(&image.file());
-    // The attempt may have started to read ahead, so that only the first one is sure to miss.
+    // The attempt may have started readahead, so only the first one is sure to miss.
     if storage.try_readv(&buffers.iov(), 0) {
         return skipped("the pages of the file stay in the cache");
     }

@@ -1,4 +1,4 @@
-//! Files that can be opened, files that are refused, and the messages.
+//! Files that can be opened, files that are refused, and the messages of the refusals.
 
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -130,13 +130,13 @@ fn direct_io_announces_blocks_that_it_can_serve() {
 fn an_unwritable_file_is_refused_with_the_reason() {
     /// `nobody`.
     const NOBODY: libc::uid_t = 65534;
-    // On tmpfs, because there every user can reach the image.
+    // Every user can reach the image on tmpfs.
     let image = Image::new(On::Tmpfs, 512);
     fs::set_permissions(image.dir(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&image.path, Permissions::from_mode(0o444)).unwrap();
     let nobody = || {
-        // Root may write everything. This changes what files the calling thread may open, and nothing else.
-        // SAFETY: takes and gives a number.
+        // Root may write to every file. This changes only the files that the calling thread may open.
+        // SAFETY: the call takes and returns a number.
         unsafe { libc::setfsuid(NOBODY) };
         let words = [
             image.path.to_str().unwrap(),

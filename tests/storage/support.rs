@@ -8,16 +8,16 @@ use tempfile::TempDir;
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::storage::{Error, OpenOptions, RawFile};
 
-/// Where an image lies.
+/// The file system of an image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum On {
-    /// The file system of the build.
+    /// The file system of the build directory.
     Disk,
-    /// Memory.
+    /// A file system in memory.
     Tmpfs,
 }
 
-/// A disk image in a directory of its own, which is removed with it.
+/// A disk image in a directory of its own. Dropping the image removes the directory.
 pub(crate) struct Image {
     dir: TempDir,
     pub(crate) path: PathBuf,
@@ -48,7 +48,7 @@ impl Image {
         self.dir.path()
     }
 
-    /// How to open it: writable, through the page cache.
+    /// Returns options to open the image for writing, through the page cache.
     pub(crate) fn options(&self) -> OpenOptions {
         options(&self.path)
     }
@@ -75,7 +75,7 @@ impl Image {
         .unwrap()
     }
 
-    /// Opens the file without the storage knowing.
+    /// Opens the file without the storage layer.
     pub(crate) fn file(&self) -> File {
         File::options().read(true).write(true).open(&self.path).unwrap()
     }
@@ -84,7 +84,7 @@ impl Image {
         std::fs::read(&self.path).unwrap()
     }
 
-    /// Bytes that the file system has allocated for it.
+    /// Returns the number of bytes that the file system has allocated for the image.
     pub(crate) fn allocated(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         self.file().sync_all().unwrap();
@@ -116,7 +116,7 @@ pub(crate) fn refusal(options: &OpenOptions) -> String {
     message(&error)
 }
 
-/// Memory of one request: `lens` bytes each, one after the other, from `skew` bytes behind a page boundary.
+/// Memory of one request: consecutive buffers of `lens` bytes, which start `skew` bytes past a page boundary.
 pub(crate) struct Buffers {
     memory: Vec<u8>,
     start: usize,
@@ -132,7 +132,7 @@ impl Buffers {
         Self { memory, start, lens }
     }
 
-    /// One aligned buffer with these bytes in it.
+    /// Makes one aligned buffer that contains `bytes`.
     pub(crate) fn with(bytes: &[u8]) -> Self {
         let mut buffers = Self::new(0, &[bytes.len()]);
         buffers.bytes_mut().copy_from_slice(bytes);

@@ -30,7 +30,8 @@ fn assert_confined(daemon: &Daemon, steady: bool) {
         for set in &sets[..if is_root() { 5 } else { 4 }] {
             assert_eq!(thread[*set], "0000000000000000", "{set} of {name}");
         }
-        // Two filters refuse and one allows. A system call with conditions runs all of them, so there should be no more.
+        // Two filters refuse and one allows. A system call with conditions runs all of them, so there should be no
+        // more.
         let filters: usize = thread["Seccomp_filters"].parse().expect("a number");
         let created_inside = name.starts_with("worker") && !(steady && filters == 3);
         assert_eq!(filters, if created_inside { 4 } else { 3 }, "filters of {name}");
