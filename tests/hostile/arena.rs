@@ -1,4 +1,4 @@
-//! Where cases run, one after the other, and the proof after each that it did no harm.
+//! A daemon on which hostile cases run one after the other, with a check after each that it did no harm.
 
 use std::fs::File;
 use std::ops::Range;
@@ -18,7 +18,7 @@ pub(crate) struct Arena {
     cases: usize,
 }
 
-/// Names the case that failed.
+/// Prints the name of the case when it fails.
 struct Named<'a>(&'a str);
 
 impl Drop for Named<'_> {
@@ -51,7 +51,7 @@ impl Arena {
         self.case(name, |daemon| attack(&mut client(daemon)));
     }
 
-    /// Runs a case that may write to these sectors. Its frontend is gone when `attack` returns.
+    /// Runs a case that may write to these sectors. The case's frontend must be gone when `attack` returns.
     pub(crate) fn case_that_writes(
         &mut self,
         name: &str,

@@ -45,7 +45,7 @@ fn queues_that_do_not_exist_are_refused() {
                 "request {request}, queue {index}"
             );
         }
-        // Only the low eight bits of these are an index.
+        // In these messages only the low eight bits are an index.
         if (2..256).contains(&index) {
             for (request, payload, fds) in
                 [msg::SET_VRING_KICK, msg::SET_VRING_CALL, msg::SET_VRING_ERR].map(fd)
@@ -152,7 +152,7 @@ fn a_message_in_two_parts_is_one_message() {
     let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
     let whole = [words(&[msg::SET_VRING_CALL, 1 | 8, 8]), words(&[0, 0])].concat();
     let mut client = client(&daemon);
-    // Split anywhere, with the descriptor in the first part.
+    // The message is split anywhere, with the descriptor in the first part.
     for cut in 1..whole.len() {
         let before = wait_for("the daemon to sleep", || sleeps(&daemon));
         client
@@ -166,7 +166,7 @@ fn a_message_in_two_parts_is_one_message() {
         client.send_bytes(&[&whole[cut..]], &[]).expect("the second part");
         assert_eq!(client.answer(msg::SET_VRING_CALL), Answer::Ack, "cut at {cut}");
     }
-    // Byte by byte.
+    // The message comes byte by byte.
     for (at, byte) in whole.iter().enumerate() {
         let fds = [event.as_raw_fd()];
         let fds = if at == 0 { &fds[..] } else { &[] };
@@ -260,7 +260,7 @@ fn configuration_reads_outside_of_the_space_are_refused() {
         (u32::MAX - 3, 8),
     ] {
         let reply = client(&daemon).config(offset, len);
-        // Refused (an empty reply or a disconnect), or answered with meaningless bytes.
+        // The message is refused (an empty reply or a disconnect), or answered with meaningless bytes.
         if let Ok(bytes) = reply {
             assert!(
                 bytes.iter().all(|&byte| byte == 0),
@@ -277,7 +277,7 @@ fn ring_messages_in_any_order_are_harmless() {
     let mut vm = Vm::connect(&daemon, 0);
     let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
     event.write(1).expect("kick");
-    // The order makes no sense. Nothing may start or break.
+    // The order of these messages makes no sense. No ring may start or break.
     vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1);
     vm.client
         .vring_fd(msg::SET_VRING_KICK, 0, Some(event.as_raw_fd()));

@@ -1,6 +1,6 @@
 //! Descriptor chains of every shape, good and impossible.
 //!
-//! A chain that can be answered is answered. Any other breaks its ring, and nothing else.
+//! A chain that can be answered is answered. Any other chain breaks its ring, and nothing else.
 
 use testkit::daemon::Daemon;
 use testkit::target::image;
@@ -100,7 +100,7 @@ fn descriptors_of_no_length_hold_nothing() {
         writable(DATA, 0),
         writable(STATUS, 1),
     ];
-    // A driver must not make these. They are skipped or break the ring, and are harmless.
+    // A driver must not make empty descriptors. They are skipped or break the ring, and do no harm.
     if let Some(answer) = vm.request(0, &chain) {
         assert_eq!(answer, (OK, 1025));
         assert_eq!(vm.peek(DATA, 1024), sectors_3_and_4());

@@ -1,7 +1,7 @@
 //! Each type of request in each shape of chain.
 //!
-//! Whatever the shape: the request is answered or its ring breaks, the other ring is served, no byte of the disk outside
-//! of what the request may touch changes, and none of the guest's memory outside of what it may write.
+//! With every shape, the request is answered or its ring breaks, and the other ring is served. Nothing changes on the
+//! disk or in guest memory except the bytes that the request may write.
 
 use crate::arena::Arena;
 use testkit::vm::{
@@ -21,7 +21,7 @@ const END: u64 = GUEST + MEMORY as u64;
 const HEAD: Desc = readable(HEADER, 16);
 const TAIL: Desc = writable(STATUS, 1);
 
-/// What is put into the descriptor table, what into an indirect table, and which head is made available.
+/// Contents of the descriptor table and of an indirect table, and the head that is made available.
 struct Shape {
     name: &'static str,
     descs: Vec<Desc>,
@@ -52,7 +52,7 @@ fn in_table(name: &'static str, len: u32, table: &[Desc]) -> Shape {
     }
 }
 
-/// Data that the device reads or writes, as this type of request has it.
+/// Returns a data descriptor, readable or writable as this type of request needs it.
 fn data(kind: u32, addr: u64, len: u32) -> Desc {
     match kind {
         OUT => readable(addr, len),
@@ -101,7 +101,7 @@ fn bytewise(body: Desc) -> Vec<Desc> {
 
 fn odd_shapes(kind: u32) -> Vec<Shape> {
     let body = data(kind, DATA, 4096);
-    // As a segment it would mean other sectors, and be right.
+    // The header is also a valid segment, which names other sectors.
     let over_header = if matches!(kind, DISCARD | WRITE_ZEROES) {
         DATA
     } else {
@@ -250,7 +250,7 @@ fn sound_chains_are_answered() {
     run(sound_shapes, |kind, shape, outcome, vm| {
         assert!(matches!(outcome, Outcome::Used { .. }), "{outcome:?}");
         let status = match shape.name {
-            // Its last byte is the status.
+            // The last byte of the descriptor is the status.
             "with a status of 100 bytes" => vm.peek(STATUS + 99, 1)[0],
             _ => vm.peek(STATUS, 1)[0],
         };
@@ -263,10 +263,10 @@ fn sound_chains_are_answered() {
 fn odd_chains_are_answered_or_break_their_ring() {
     run(odd_shapes, |_, _, outcome, vm| {
         if let Outcome::Used { len, .. } = outcome {
-            // Nobody may be told of more than there is.
+            // The used length must not exceed the memory.
             assert!(len as usize <= MEMORY, "{len} bytes used");
         }
-        // Beside header, data and status nothing is written.
+        // The device writes nothing except header, data and status.
         assert_eq!(vm.peek(TABLE, 0x1000), [FILL; 0x1000]);
         assert_eq!(vm.peek(DATA + 0x2000, 0x1000), [FILL; 0x1000]);
     });

@@ -12,11 +12,11 @@ use testkit::vm::{DATA, HEADER, REGION, Ring, STATUS, Vm, header, linked, readab
 
 fn owned(fd: RawFd) -> OwnedFd {
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: it was just made and nobody else has it.
+    // SAFETY: the descriptor was just made and has no other owner.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// One descriptor of each kind; none of them is an eventfd, or memory.
+/// Makes one descriptor of each kind. None of them is an eventfd or shared memory.
 fn kinds() -> Vec<(&'static str, OwnedFd)> {
     let (reader, _) = std::io::pipe().expect("make a pipe");
     let (_, writer) = std::io::pipe().expect("make a pipe");
@@ -92,7 +92,7 @@ fn kicks_calls_and_errors_go_to_eventfds_only() {
                         let answer = vm.client.vring_fd(request, 0, Some(fd.as_raw_fd()));
                         assert_eq!(answer, Answer::Nak);
                         if running {
-                            // The old one is still used.
+                            // The old eventfd is still used.
                             vm.read_sector(0, 3);
                             vm.read_sector(1, 4);
                         }
@@ -108,10 +108,10 @@ fn memory_logs_and_regions_are_files_of_memory() {
     let mut arena = Arena::new();
     let event = EventFd::new(0).expect("make an eventfd");
     let (mut kinds, _open) = (kinds(), event.try_clone());
-    // SAFETY: a duplicate that nobody else has.
+    // SAFETY: the duplicate has no other owner.
     kinds.push(("an eventfd", owned(unsafe { libc::dup(event.as_raw_fd()) })));
     for (name, fd) in kinds {
-        // Memory that nobody else sees is as good as any; the others cannot be mapped.
+        // The daemon accepts memory that only it can see. The other kinds cannot be mapped.
         let sound = name == "a device that is always ready";
         let fd = fd.as_raw_fd();
         arena.client(&format!("SET_MEM_TABLE with {name}"), |client| {
@@ -185,7 +185,7 @@ fn eventfds_in_any_state() {
     }
 }
 
-/// Takes back that a file does not block.
+/// Makes a file blocking again.
 fn set_blocking(fd: RawFd) {
     // SAFETY: no memory is involved.
     let set = unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_RDWR) };
@@ -202,7 +202,7 @@ fn eventfds_that_block_after_all() {
                 let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
                 let fd = event.as_raw_fd();
                 assert_eq!(vm.client.vring_fd(request, 0, Some(fd)), Answer::Ack);
-                // The flags are those of the file, which is the frontend's as well.
+                // The flags belong to the open file, which the frontend shares.
                 let _ = event.read();
                 set_blocking(fd);
                 event.write(u64::MAX - 1).expect("fill it");
@@ -210,7 +210,7 @@ fn eventfds_that_block_after_all() {
                     vm.rings[0].kick = event.try_clone().expect("clone it");
                     vm.read_sector(0, 3);
                 }
-                // Answered, and then the IOThread waits for room.
+                // The request is answered, and then the IOThread waits for room in the eventfd.
                 vm.poke(HEADER, &header(0, 3));
                 let status = if request == msg::SET_VRING_ERR {
                     u64::MAX

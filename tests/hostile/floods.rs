@@ -1,4 +1,4 @@
-//! Too much of everything, and memory that does not hold still.
+//! Floods of messages and requests, and memory that changes while it is in use.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,15 +85,15 @@ fn storms_of_kicks() {
 #[test]
 fn memory_that_changes_while_it_is_read() {
     let mut arena = Arena::new();
-    // Headers say read or write of sectors 40..44, and something in between.
+    // The headers ask for a read or a write of sectors 40..44, or for a mixture of both.
     for seed in 0..12 {
         let name = format!("descriptors and headers that change, seed {seed}");
         arena.case_that_writes(&name, 40..44, |daemon| flip(daemon, seed));
     }
 }
 
-/// Flips between sound descriptors and headers of requests for sectors 40..44, field by field and in any order, while
-/// the device looks at them. Any mixture of theirs is either sound, too, or impossible.
+/// Switches between descriptors and headers of requests for sectors 40..44, field by field and in any order, while the
+/// device reads them. Any mixture of them is either sound or impossible.
 fn flip(daemon: &testkit::daemon::Daemon, seed: u64) {
     let mut vm = Vm::start_with(daemon, 2, 16, 0);
     let chains = [
@@ -171,7 +171,7 @@ fn regions_that_go_while_requests_run() {
             vm.kick(0);
             let answer = vm.client.mem_region(msg::REM_MEM_REG, extra, &[]);
             assert_eq!(answer, Answer::Ack, "round {round}");
-            // The request waits if its memory was gone before it was taken.
+            // The request waits if its memory was removed before the device took the request.
             vm.read_sector(1, 3);
             assert_eq!(add(&mut vm), Answer::Ack, "round {round}");
             assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 0x4001 });

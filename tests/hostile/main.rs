@@ -1,7 +1,7 @@
-//! Many hostile cases, generated from tables: after each of them the daemon is as it was before.
+//! Many hostile cases, generated from tables. After each of them the daemon is as it was before.
 //!
-//! Each test has a daemon of its own, so that they run side by side. `chain_shapes`, `bad_messages`, `memory`, `removal`,
-//! `requests`, `rings` and `truncation` tell single stories.
+//! Each test has a daemon of its own, so that they run side by side. `chain_shapes`, `bad_messages`, `memory`,
+//! `removal`, `requests`, `rings` and `truncation` contain single cases.
 
 mod arena;
 mod bad_messages;

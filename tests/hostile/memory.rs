@@ -183,7 +183,7 @@ fn a_ring_pauses_while_its_region_is_away() {
             vm.poke(HEADER, &header(0, u64::from(sector) + 8));
             vm.poke(STATUS, &[FILL]);
             vm.send(0, &chain);
-            // The ring consumes the kick, and nothing else happens.
+            // The ring consumes the kick and does nothing else.
             testkit::process::wait_for("the kick to be taken", || {
                 (!wait_readable(&vm.rings[0].kick, Duration::ZERO)).then_some(())
             });

@@ -1,4 +1,4 @@
-//! Each message there is, and some that there are not, with each wrong header, length and number of descriptors.
+//! Every message, and some undefined ones, with each wrong header, length and number of descriptors.
 
 use std::os::fd::AsRawFd;
 
@@ -9,7 +9,7 @@ use testkit::raw::Verdict;
 
 const NEED_REPLY: u32 = 1 << 3;
 
-/// All of vhost-user's, and some that nobody has defined.
+/// Returns the numbers of all vhost-user messages, and some undefined numbers.
 fn requests() -> impl Iterator<Item = u32> {
     (0..=46).chain([100, 1 << 31, u32::MAX])
 }

@@ -1,4 +1,4 @@
-//! Streams of random messages and random rings, the same in each run.
+//! Streams of random messages and random rings, which are the same in each run.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -11,7 +11,7 @@ use testkit::random::Random;
 use testkit::raw::mem_table;
 use testkit::vm::{GUEST, HEADER, MEMORY, REGION, USER, Vm, header};
 
-/// A number that is more often than not at some edge.
+/// Returns a random number, often one at the edge of a valid range.
 fn number(random: &mut Random) -> u64 {
     let any = random.next();
     let edges = [
@@ -67,7 +67,7 @@ fn messages(daemon: &Daemon, seed: u64) {
     let memory = SharedMemory::new(MEMORY);
     let event = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
     let fds: [RawFd; 3] = [event.as_raw_fd(), memory.fd(), event.as_raw_fd()];
-    // A ring may run all the while.
+    // Up to two rings run meanwhile.
     let mut vm = Vm::start(daemon, random.below(3));
     for _ in 0..30 {
         let request = u32::try_from(random.below(47)).expect("small");
@@ -88,7 +88,7 @@ fn messages(daemon: &Daemon, seed: u64) {
 fn run(seeds: std::ops::Range<u64>, name: &str, attack: impl Fn(&Daemon, u64)) {
     let mut arena = Arena::new();
     for seed in seeds {
-        // Writes of chance go anywhere but to the sectors that prove that all is well.
+        // Random writes may go to all sectors except those that later prove that the daemon works.
         arena.case_that_writes(&format!("{name}, seed {seed}"), 0..64, |daemon| {
             attack(daemon, seed)
         });
@@ -105,7 +105,7 @@ fn more_streams_of_messages() {
     run(100..200, "messages", messages);
 }
 
-/// A descriptor table, indices and headers made of chance; requests among them are sound now and then.
+/// Descriptor tables, indices and headers are random. Some of the requests are sound.
 #[test]
 fn rings_of_noise() {
     run(0..100, "rings", |daemon, seed| {

@@ -1,4 +1,4 @@
-//! Memory regions with numbers that cannot be.
+//! Memory regions with impossible numbers.
 
 use crate::arena::Arena;
 use testkit::memory::SharedMemory;
@@ -29,7 +29,7 @@ fn variant(field: usize, value: u64) -> Region {
     region
 }
 
-/// Whether a region of a file of [`MEMORY`] bytes can be.
+/// Whether a region of a file of [`MEMORY`] bytes is possible.
 fn is_sound(region: Region) -> bool {
     let ends = |start: u64| start.checked_add(region.size).is_some();
     let in_file = region.mmap_offset.checked_add(region.size);

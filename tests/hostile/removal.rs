@@ -17,7 +17,7 @@ use testkit::vm::{
 };
 
 const SIZE: u16 = 16;
-/// Sizes of the regions for rings, headers, status bytes, indirect tables, and data, one after the other.
+/// Sizes of consecutive regions for rings, headers, status bytes, indirect tables, and data.
 const SIZES: [u64; 5] = [0x8_0000, 0x1000, 0x1000, 0xe000, 0x7_0000];
 const RINGS: usize = 0;
 const HEADERS: usize = 1;
@@ -35,7 +35,7 @@ fn region(index: usize) -> Region {
     }
 }
 
-/// A VM whose memory is split into these regions, without rings.
+/// Connects a VM whose memory is split into these regions, without rings.
 fn connect(daemon: &Daemon, features: u64) -> Vm {
     let mut vm = Vm::connect(daemon, features);
     let regions: Vec<Region> = (0..SIZES.len()).map(region).collect();
@@ -60,7 +60,7 @@ fn give_back(client: &mut Client, memory: &SharedMemory, region: Region) {
     assert_eq!(answer, Answer::Ack);
 }
 
-/// Writes the buffers of the `i`th read, of sector `i`. Head `3 * i` has it.
+/// Writes a read of sector `i` to head `3 * i`, and returns the head.
 fn put_read(vm: &Vm, queue: usize, i: u16) -> u16 {
     let (at, data) = (u64::from(i), DATA + 0x1000 * u64::from(i));
     vm.poke(HEADER + 16 * at, &header(0, at));
@@ -244,7 +244,7 @@ fn a_predecessors_requests_wait_as_well() {
     let (daemon, baseline) = start();
     let mut vm = connect(&daemon, 0);
     let inflight = Inflight::get(&mut vm.client, 1, SIZE);
-    // The predecessor took three, and answered the first.
+    // The predecessor took three requests and answered the first.
     inflight.leave(0, 1, &[(3, 1), (6, 2)]);
     assert_eq!(inflight.set(&mut vm.client), Answer::Ack);
     let mut ring = Ring::new(0, SIZE);
@@ -291,7 +291,7 @@ fn a_frontend_may_leave_while_requests_wait() {
     assert_unharmed(daemon, &baseline);
 }
 
-/// Removes regions and gives them back, many times, while the queue always has five reads.
+/// Removes regions and gives them back many times, while the queue always has five reads.
 fn hammer(parts: &[usize]) {
     let (daemon, baseline) = start();
     for features in [0, EVENT_IDX] {

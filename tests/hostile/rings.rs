@@ -17,7 +17,7 @@ fn start(options: &[&str]) -> Daemon {
     Daemon::start(&image(), &[&["--num-queues", "2"], options].concat())
 }
 
-/// Checks that the daemon is alive and serves a connection.
+/// Checks that the daemon runs and serves a connection.
 fn assert_unharmed(daemon: &mut Daemon) {
     assert!(daemon.is_alive());
     let mut vm = Vm::start(daemon, 2);
@@ -294,7 +294,7 @@ fn an_early_kick_is_kept_until_enabled() {
     put_reads(&vm, 0, 1);
     vm.publish(0, 0);
     vm.kick(0);
-    // The daemon handled the answered message after the kick was written. Give the IOThread time to get it wrong.
+    // The daemon answers this message after the kick was written. Give the IOThread time for a wrong reaction.
     vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
     assert!(
         !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
@@ -310,7 +310,7 @@ fn requests_from_before_start_need_no_kick() {
     let daemon = start(&[]);
     let mut vm = Vm::connect(&daemon, 0);
     vm.share_memory();
-    // As after a migration: the previous backend has consumed the kick.
+    // The previous backend has consumed the kick, as after a migration.
     vm.rings.push(Ring::new(0, 16));
     put_reads(&vm, 0, 1);
     vm.publish(0, 0);
@@ -506,7 +506,7 @@ fn any_kind_of_kick_fd_is_harmless() {
     // SAFETY: no memory is involved; the descriptor is checked and owned below.
     let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
     assert!(epoll >= 0);
-    // SAFETY: it was just made and nobody else has it.
+    // SAFETY: the descriptor was just made and has no other owner.
     let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
     let fds = [
         ("a regular file", regular.as_raw_fd()),
@@ -551,7 +551,7 @@ fn overlapping_rings_and_data_are_harmless() {
     vm.share_memory();
     for index in 0..2 {
         let mut ring = Ring::new(0, 16);
-        // Both queues in one place, and the used ring over the descriptors.
+        // Both queues are in the same place, with the used ring over the descriptors.
         ring.used = ring.desc;
         vm.set_up_ring(index, &ring);
         vm.rings.push(ring);
@@ -575,7 +575,7 @@ fn a_read_into_its_ring_is_harmless() {
     let mut daemon = start(&[]);
     let mut vm = Vm::start(&daemon, 2);
     vm.poke(HEADER, &header(0, 0));
-    // 32 KiB of the disk over descriptors, avail ring and used ring of queue 0.
+    // Reads 32 KiB of the disk over descriptors, available ring and used ring of queue 0.
     vm.send(
         0,
         &[readable(HEADER, 16), writable(GUEST, 0x8000), writable(STATUS, 1)],

@@ -1,4 +1,4 @@
-//! Files that the frontend shares and truncates while they are in use: only requests in the lost pages fail.
+//! The frontend truncates shared files while they are in use: only requests in the lost pages fail.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -63,7 +63,7 @@ fn rings_in_truncated_memory_break_and_can_restart() {
 
 #[test]
 fn a_partly_truncated_header_is_not_used() {
-    // The type says write, and the sector lies beyond the cut: sector 0 must not be written.
+    // The header's type is a write, and its sector lies past the cut. The daemon must not write to sector 0.
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 2);
     let at = GUEST + 0x9_0000 - 8;
@@ -203,7 +203,7 @@ fn a_waiting_write_fails_when_its_memory_goes() {
         let mut vm = Vm::start(&daemon, 2);
         begin_write(&mut vm, HEADER, data);
         truncate(&vm.memory, DATA - GUEST);
-        // Another request finds the loss: its header is gone.
+        // Another request detects the loss, because its header is gone.
         vm.send(
             0,
             &[
@@ -285,7 +285,7 @@ fn a_truncated_inflight_region_breaks_its_ring() {
     let mut vm = Vm::connect(&daemon, 0);
     let made = Inflight::get(&mut vm.client, 2, 16);
     assert!(made.file.set_len(0).is_err(), "ours is sealed");
-    // A frontend may hand back another file, which nobody can seal.
+    // A frontend may pass back another file, which nobody can seal.
     let file = tempfile::tempfile_in("/dev/shm").expect("make a file in memory");
     file.set_len(made.size).expect("size it");
     let region = Inflight { file, ..made };

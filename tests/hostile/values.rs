@@ -1,4 +1,4 @@
-//! Well-formed messages with numbers that cannot be.
+//! Well-formed messages with impossible numbers.
 
 use std::os::fd::AsRawFd;
 
@@ -187,7 +187,7 @@ fn inflight_regions() {
                 let mut region = Inflight::get(client, 2, 16);
                 lie(&mut region, field, value);
                 let answer = region.set(client);
-                // Less than there is, and enough.
+                // A value smaller than the real one is accepted if it is large enough for the rings.
                 let less = match field {
                     0 => [4095, 32767].contains(&value),
                     1 => false,

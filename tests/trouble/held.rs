@@ -94,8 +94,8 @@ impl Full {
         self.vm.rings[0].avail_idx = avail_idx;
     }
 
-    /// Moves the guest to another QEMU, with a new daemon or the same one. All that this QEMU knows of the requests in
-    /// flight is the answer to GET_VRING_BASE.
+    /// Moves the guest to another QEMU and restarts the daemon. The answer to GET_VRING_BASE is all that this QEMU knows
+    /// about the requests in flight.
     fn migrate(&mut self, base: u16) {
         self.daemon.restart(libc::SIGTERM);
         let stream = self.daemon.connect();
@@ -173,7 +173,7 @@ fn a_stopping_ring_gives_held_requests_back() {
         let Some(mut full) = Full::new(&[], tracked) else {
             return;
         };
-        // All held requests are the last ones in the available ring: any backend takes them again from there.
+        // The held requests are the last ones in the available ring, so any backend can take them again from there.
         assert_eq!(full.stop(), 0);
         assert_eq!(full.statuses(), [FILL; WRITES as usize]);
         assert_eq!((full.vm.published(0), full.daemon.count("total", "held")), (0, 0));
@@ -184,7 +184,7 @@ fn a_stopping_ring_gives_held_requests_back() {
             "{log}"
         );
         assert!(log.contains("ring stops while requests are held"), "{log}");
-        // As QEMU's `stop` and `cont`, twice.
+        // Does the same as QEMU's `stop` and `cont`, twice.
         full.set_up();
         full.go_on(0);
         full.wait_until_held();
@@ -218,7 +218,7 @@ fn held_requests_outlive_a_stop_with_every_engine() {
         let base = full.stop();
         assert_eq!(full.statuses(), [FILL; WRITES as usize], "{options:?}");
         assert_eq!((full.vm.published(0), full.daemon.count("total", "held")), (0, 0));
-        // As QEMU's `stop` and `cont`.
+        // Does the same as QEMU's `stop` and `cont`.
         full.set_up();
         full.go_on(base);
         full.wait_until_held();
@@ -250,7 +250,7 @@ fn held_requests_older_than_answers_go_back_too() {
         };
         full.put_read(WRITES);
         let log = full.log_dirty_pages();
-        // The read must not be taken again, so the index cannot go back.
+        // The read must not be taken again, so the base cannot go back.
         let base = full.stop();
         assert_eq!((base, full.vm.published(0)), (WRITES + 1, 1));
         assert_eq!(full.statuses(), [FILL; WRITES as usize]);
@@ -373,7 +373,7 @@ fn disconnecting_drops_held_requests() {
     full.vm.memory.store_u16(0x8000 + 2, 0);
     full.vm.rings.clear();
     full.vm.start_ring(0, Ring::new(0, 16));
-    // Held writes must not be done later, while somebody else uses the disk.
+    // Held writes must not be executed later, while another process uses the disk.
     assert_eq!(full.vm.read_sector(0, 0), [0; 512]);
 }
 

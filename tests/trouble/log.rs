@@ -15,7 +15,7 @@ fn a_repeatedly_broken_ring_is_logged_once() {
     vm.share_memory();
     vm.start_ring(1, Ring::new(1, 16));
     for round in 1..=20 {
-        // No such descriptor.
+        // The table has no descriptor 99.
         vm.publish(0, 99);
         vm.kick(0);
         assert_eq!(vm.outcome(0), Outcome::Broken);
@@ -29,7 +29,7 @@ fn a_repeatedly_broken_ring_is_logged_once() {
         vm.start_ring(1, ring);
     }
     assert_eq!(said(&daemon, "virtqueue is broken"), 1, "{}", daemon.output());
-    // Each time with the same reason, the one that it has.
+    // The ring breaks for the same reason each time.
     assert_eq!(
         said(&daemon, "names descriptor 99 of 16"),
         1,

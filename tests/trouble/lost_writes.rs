@@ -1,6 +1,7 @@
 //! Writes that a disk loses after answering them: no flush of any process may report them as stable.
-//! The disk is a loop device over a sparse file on a tmpfs that is full: writes into the page cache of the device succeed,
-//! and their writeback fails. The kernel reports that once.
+//!
+//! The disk is a loop device over a sparse file on a full tmpfs. Writes into the device's page cache succeed, and their
+//! writeback fails. The kernel reports that failure once.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -28,7 +29,7 @@ const IOERR: u8 = 1;
 const FLUSH_FEATURE: u64 = 1 << 9;
 const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGKILL];
 
-/// A disk that has lost what is written to it, and a daemon that serves it. They go in this order.
+/// A disk that loses all writes, and a daemon that serves it. The fields are dropped in this order.
 struct Lossy {
     daemon: Daemon,
     device: LoopDevice,
@@ -133,7 +134,7 @@ fn a_daemons_exit_preserves_the_kernels_writeback_error() {
 fn a_successors_flush_leaves_the_report_as_well() {
     for signal in SIGNALS {
         let Some(mut lossy) = Lossy::start() else { return };
-        // Keeps the written data in the cache: the last close of a device writes it back.
+        // Keeps the device open, and so the data in its cache: the last close would write it back.
         let _other = File::open(lossy.device.path()).expect("open the device");
         let mut vm = Vm::start(&lossy.daemon, 1);
         write(&mut vm);
@@ -228,7 +229,7 @@ fn a_failed_flush_fails_in_later_processes() {
             assert_eq!(vm.read_sector(0, 0), [0; SECTOR], "it can still be read");
             assert_eq!(flush(&mut vm), IOERR, "after {signal} of {signals:?}");
         }
-        // Once the disk is repaired and the kernel's error consumed, a guest can start afresh with a region of its own.
+        // Once the disk is repaired and the kernel's error consumed, a guest can start again with a new region.
         lossy.daemon.stop_with(libc::SIGTERM);
         let device = File::open(lossy.device.path()).expect("open the device");
         device.sync_data().expect_err("the report is there");
@@ -275,7 +276,7 @@ fn a_kill_during_flush_preserves_its_failure() {
     }
 }
 
-/// The device's last close loses the writes, and the next daemon is the first to hear of it.
+/// The device's last close loses the writes, and the next daemon is the first to see the error.
 #[test]
 fn a_kill_while_the_report_is_taken_preserves_it() {
     let Some(mut lossy) = Lossy::start() else { return };
@@ -298,7 +299,7 @@ fn a_kill_while_the_report_is_taken_preserves_it() {
     assert_eq!(flush(&mut vm), IOERR);
 }
 
-/// Byte of the region that says that a flush runs, behind the magic, the device's state and another byte.
+/// Offset of the byte that says that a flush is running, after the magic, the device's state and another byte.
 const FLUSH_RUNNING: u64 = 8 + 1 + 1;
 
 /// Makes a region look as if a daemon had been killed during a flush.
@@ -306,7 +307,7 @@ fn leave_in_flush(region: &Inflight) {
     region.write(region.trailer() + FLUSH_RUNNING, &[1]);
 }
 
-/// Makes a region look as if a daemon had been killed while it took the kernel's report.
+/// Makes a region look as if a daemon had been killed while it asked the kernel for lost writes.
 fn leave_taking_report(region: &Inflight) {
     region.write(region.trailer() + FLUSH_RUNNING, &[2]);
 }
@@ -381,7 +382,7 @@ fn after_a_kill_during_flush_lost_writes_fail() {
             return;
         };
         let path = mount_point.path().join("disk.img");
-        // A daemon that is killed during the flush consumes the file's error and reports it to nobody.
+        // A daemon that is killed during the flush consumes the file's error without reporting it.
         let image = File::options().write(true).open(&path).expect("open the image");
         image
             .write_all_at(&[1; 65536], 512 << 10)

@@ -1,4 +1,4 @@
-//! Disks that are full, truncated, failing or stuck, and scarce resources: the effects on the guest, with every engine.
+//! The effects of full, truncated, failing and stuck disks and of scarce resources on the guest, with every engine.
 
 mod durability;
 mod full;
@@ -68,7 +68,7 @@ fn read(offset: usize, len: usize) -> Op {
     }
 }
 
-/// Counts how often this text is in the daemon's output.
+/// Counts the occurrences of a text in the daemon's output.
 fn said(daemon: &Daemon, what: &str) -> usize {
     daemon.output().matches(what).count()
 }

@@ -1,4 +1,4 @@
-//! Too few file descriptors, threads, bytes of memory: said once, and service goes on.
+//! A lack of file descriptors, threads or memory is logged once, and the daemon keeps serving.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -209,7 +209,7 @@ fn a_memory_limit_does_not_limit_transfers() {
     let Some(group) = Cgroup::new("memory", &files, &(16 * MIB).to_string()) else {
         return;
     };
-    // Temporary files may be in memory, which counts against the limit.
+    // Temporary files may be in memory, which would count against the limit. So the image is on disk.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
     fs::File::create(dir.path().join("disk.img"))
         .and_then(|f| f.set_len(64 << 20))

@@ -8,7 +8,7 @@ use testkit::frontend::{Op, Queue};
 use testkit::full::SmallDisk;
 
 const MIB: usize = 1 << 20;
-/// The new size: it ends in the middle of a block.
+/// The new size, in the middle of a block.
 const END: usize = MIB / 2 + 1000;
 
 fn pattern(offset: usize, len: usize) -> Vec<u8> {
@@ -22,7 +22,7 @@ fn cut(path: &std::path::Path, len: usize) {
     image.set_len(len as u64).expect("cut the image");
 }
 
-/// Serves 1 MiB of data and truncates the image, also in the page cache.
+/// Serves an image of 1 MiB that is in the page cache, and truncates it.
 fn cut_short(options: &[&str]) -> Daemon {
     let daemon = Daemon::start(&pattern(0, MIB), options);
     let mut frontend = connect(&daemon, 1);

@@ -1,9 +1,10 @@
-// A disk that loses power: whatever was written to a file and not synced can be taken back.
+// A disk that loses power: everything that was written to a file and not synced can be undone.
 //
-// Preloaded into the daemon. Before it lets a write through, it appends what the write is about to replace to the
-// journal that LOSE_JOURNAL names: offset, length, bytes. A sync empties the journal, or fails. A write that is stable when it
-// returns (RWF_DSYNC) is not recorded. Whoever plays the journal back in reverse has the disk as a power failure may
-// leave it, at its worst. All of this happens under one lock, so that a sync covers exactly the writes before it.
+// This library is preloaded into the daemon. Before it lets a write through, it appends the data that the write is
+// about to replace to the journal that LOSE_JOURNAL names: offset, length, bytes. A sync empties the journal, or fails.
+// A write that is stable when it returns (RWF_DSYNC) is not recorded. Playing the journal back in reverse gives the
+// disk as a power failure may leave it in the worst case. One lock covers all of this, so that a sync covers exactly
+// the writes before it.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -32,14 +33,14 @@ static void put(const void *bytes, size_t len)
         abort();
 }
 
-// Saves what is about to be replaced.
+// Saves the data that is about to be replaced.
 static void save(int fd, off_t offset, off_t len)
 {
     char old[4096];
     int reader;
     char path[64];
     off_t head[2] = {offset, len};
-    // The file may be open for O_DIRECT, which would want aligned buffers.
+    // The file may be open with O_DIRECT, which would need aligned buffers.
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     reader = open(path, O_RDONLY | O_CLOEXEC);
     if (reader < 0)
@@ -95,7 +96,7 @@ int fallocate(int fd, int mode, off_t offset, off_t len)
     struct stat st;
     int result;
     pthread_mutex_lock(&lock);
-    // At its start the daemon asks for a hole far behind the end, where nothing can be lost.
+    // At its start the daemon punches a hole far past the end, where nothing can be lost.
     if (fstat(fd, &st) == 0 && offset + len <= st.st_size)
         save(fd, offset, len);
     result = real(fd, mode, offset, len);
@@ -105,7 +106,7 @@ int fallocate(int fd, int mode, off_t offset, off_t len)
 
 int fdatasync(int fd)
 {
-    // While there is a file of this name nothing gets from the cache to the disk.
+    // While a file of this name exists, nothing gets from the cache to the disk.
     if (access("broken", F_OK) == 0) {
         errno = EIO;
         return -1;

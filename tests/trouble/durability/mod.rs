@@ -1,6 +1,6 @@
-//! The daemon on a disk that loses everything not synced: whatever the driver was promised must be there.
+//! The daemon on a disk that loses all unsynced data: data that the driver was told is stable must survive.
 //!
-//! The disk is a file; `lose.c` is preloaded into the daemon. Skipped where there is no C compiler.
+//! The disk is a file, and `lose.c` is preloaded into the daemon. The tests are skipped without a C compiler.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -230,7 +230,7 @@ fn a_reenabled_cache_needs_flushes_again() {
     assert_eq!(blocks(&lossy.lose())[..2], [1, 0]);
 }
 
-/// The next driver has neither FLUSH nor CONFIG_WCE.
+/// Restarts with a driver that has neither FLUSH nor CONFIG_WCE.
 fn restart_without_flush(vm: &mut Vm) {
     vm.client.stop_ring(0).expect("stop");
     vm.rings.clear();
