@@ -165,7 +165,7 @@ impl Case {
         Image::filled(self.on, size, 7)
     }
 
-    /// Whether the disk stores what is written.
+    /// Whether the disk stores written data.
     pub(crate) fn stores(self) -> bool {
         self.latency.is_none()
     }

@@ -23,7 +23,7 @@ fn sees_size(guest: &mut Guest, size: u64) {
     assert!(took < SOON, "it took {took:?}");
 }
 
-/// Reads the last MiB up to `size`, and a little past it.
+/// Checks that the disk ends at `size`: reads the last MiB, and tries to read past the end.
 fn ends_at(guest: &mut Guest, size: u64) {
     let last = size / MIB - 1;
     guest.ok(&format!(

@@ -135,7 +135,7 @@ fn set_kick(vm: &mut Vm) -> Answer {
     vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(kick))
 }
 
-/// Sets up another ring, enables both, and expects the request that was made available first.
+/// Starts another ring, then runs `start`, and expects the request that was made available first.
 fn assert_others_run_and_then(vm: &mut Vm, start: impl FnOnce(&mut Vm) -> Answer) {
     vm.start_ring(1, Ring::new(1, 16));
     vm.read_sector_with(1, 3);

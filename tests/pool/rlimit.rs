@@ -55,7 +55,7 @@ fn body_under_limit() {
     rig.wait_for(4);
 }
 
-/// Logs the thread that ran it.
+/// A job that logs the thread that ran it.
 struct Where(Arc<Mutex<Vec<ThreadId>>>);
 
 impl Work for Where {

@@ -54,7 +54,7 @@ impl Model {
         }
     }
 
-    /// Applies `op` once it is done.
+    /// Applies a completed `op` to the model.
     fn apply(&mut self, op: &Op) {
         let at = |offset: u64| usize::try_from(offset).expect("a small disk");
         let (start, len) = match op {

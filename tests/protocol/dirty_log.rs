@@ -47,7 +47,8 @@ impl Migration {
         assert_eq!(answer, Answer::Ack, "SET_FEATURES");
     }
 
-    /// Switches logging of the used ring while it runs. A guest address of its own tells it apart.
+    /// Switches logging of the used ring on or off while the ring runs. The used ring's marks go to the guest address
+    /// `used`, which has no other use.
     fn log_used(&mut self, used: Option<u64>) {
         let ring = &self.vm.rings[0];
         let parts = [ring.desc, ring.used, ring.avail].map(|offset| USER + offset as u64);
@@ -79,7 +80,7 @@ impl Migration {
         self.settle();
     }
 
-    /// Waits until the IOThread has finished. It marks the used ring after publishing the index.
+    /// Waits until the IOThread has finished, because it marks the used ring after publishing the index.
     fn settle(&mut self) {
         let answer = self.vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1);
         assert_eq!(answer, Answer::Ack, "SET_VRING_ENABLE");

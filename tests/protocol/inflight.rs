@@ -31,7 +31,7 @@ fn put_get_id(vm: &Vm, queue: usize, i: u16) -> u16 {
     3 * i
 }
 
-/// A connection with a region that its predecessor left in some state, without rings.
+/// Connects with a region that `leave` puts into the state left by a predecessor. The rings are not set up.
 fn connect(daemon: &Daemon, leave: impl FnOnce(&Inflight)) -> (Vm, Inflight) {
     let mut vm = Vm::connect(daemon, 0);
     let region = Inflight::get(&mut vm.client, 2, SIZE);

@@ -132,7 +132,7 @@ fn a_resize_while_stopped_is_announced_later() {
         channel.set_nonblocking(false).expect("wait");
         silent
     };
-    // One running ring is enough.
+    // One running ring is enough for the announcement.
     let first = vm.client.stop_ring(0).expect("stop");
     resize(&daemon, 2 * OLD);
     config_change(&mut channel);

@@ -43,7 +43,7 @@ async def descriptors(qmp):
 
 
 async def disk(qmp):
-    """Makes a disk with all that belongs to it, changes it, and removes it."""
+    """Makes a disk with all its objects, changes it, and removes it."""
     with open("b.img", "wb") as image:
         image.truncate(1 << 20)
     await qmp.execute("object-add", {"qom-type": "iothread", "id": "io", "poll-max-ns": 0})
@@ -76,7 +76,7 @@ async def disk(qmp):
     assert exports == {stats["qdev"] for stats in await qmp.execute("query-blockstats")}, exports
     with qmp.listener("BLOCK_EXPORT_DELETED") as events:
         await qmp.execute("block-export-del", {"id": "b", "mode": "safe"})
-        # It is there already: it comes before the answer.
+        # The event comes before the answer, so it is already there.
         assert not events.empty()
         assert (await events.get())["data"] == {"id": "b"}
     assert not os.path.exists("b.sock")

@@ -139,7 +139,7 @@ fn a_lock_outlives_its_storage() {
     ImageLock::acquire(&image.open()).unwrap();
 }
 
-/// Locks bytes of an open file as another program would, until it is closed.
+/// Locks bytes of an open file as another program would. Closing the file releases them.
 fn lock_bytes(file: &File, kind: i32, start: i64, len: i64) {
     // SAFETY: all-zero bytes are a valid `struct flock`.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

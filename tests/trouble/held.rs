@@ -94,8 +94,8 @@ impl Full {
         self.vm.rings[0].avail_idx = avail_idx;
     }
 
-    /// Moves the guest to another QEMU and restarts the daemon. The answer to GET_VRING_BASE is all that this QEMU knows
-    /// about the requests in flight.
+    /// Moves the guest to another QEMU and restarts the daemon. All that this QEMU knows about the requests in flight
+    /// is the answer to GET_VRING_BASE.
     fn migrate(&mut self, base: u16) {
         self.daemon.restart(libc::SIGTERM);
         let stream = self.daemon.connect();

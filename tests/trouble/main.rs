@@ -17,7 +17,7 @@ use testkit::skip::skipped;
 use vhost_user_blk::engine::{BlockNode, Choice};
 use vhost_user_blk::storage::OpenOptions;
 
-/// Ways of doing I/O: in the pool, in the IOThread, in the kernel.
+/// Options that select each engine: I/O in the pool, in the IOThread, or in the kernel.
 const ENGINES: [&[&str]; 6] = [
     &["--aio", "threads"],
     &[],

@@ -160,7 +160,7 @@ fn blocks(image: &[u8]) -> Vec<u8> {
     image.chunks(BLOCK).map(whole).collect()
 }
 
-/// Ways of doing I/O that the preloaded library sees.
+/// Options that select engines whose I/O the preloaded library sees.
 const OPTIONS: [&[&str]; 3] = [&["--aio", "threads"], &[], &["--aio", "threads", "--direct"]];
 
 #[test]
