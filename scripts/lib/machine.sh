@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# A backend and a guest on it, and their end whatever happens. Sourced after configs.sh by scripts/guest, whose options
-# (config, backend, image, notify, keep, extra) it reads.
+# Starts a backend and a guest on it, and ends both in any case. Sourced after configs.sh by scripts/guest, whose
+# options (config, backend, image, notify, keep, extra) it reads.
 #
-# Sets workspace (image and socket; removed at the end), logs (kept) and vcpus. Both processes have
-# sessions of their own: Ctrl-C is for the script, which then ends them in order.
+# Sets workspace (image and socket; removed at the end), logs (kept) and vcpus. Both processes have their own sessions,
+# so Ctrl-C only reaches the script, which then ends them in order.
 
 backend_pid='' qemu_pid=''
 
@@ -27,7 +27,7 @@ clean_up() {
         kill "$pid" 2>/dev/null || true
     done
     wait 2>/dev/null || true
-    # Whoever stops the script knows why.
+    # A user who stops the script needs no explanation.
     [ "$status" -eq 0 ] || [ "$status" -gt 128 ] || show_logs
     if [ -n "$keep" ]; then
         say "kept $workspace"
@@ -54,7 +54,7 @@ make_image() {
         "$repo/scripts/lib/make-boot-disk" "$workspace/disk.img" initrd-fio
     else
         say "making a disk of 256 MiB"
-        # Data, not holes: reading a hole costs nothing.
+        # Data instead of holes, because reading a hole costs nothing.
         head -c 256M /dev/urandom >"$workspace/disk.img"
     fi
 }
@@ -91,11 +91,11 @@ boot_guest() {
     }
     qemu_pid=$!
     exec {from_guest}<&"${vm[0]}" {to_guest}>&"${vm[1]}"
-    guest_answer 300 # says that it is ready; slow where the CPUs are busy
+    guest_answer 300 # the guest is ready; this is slow if the CPUs are busy
 }
 
-# guest_answer SECONDS: waits for the guest's next answer; sets guest_output and guest_status. Looks
-# each second whether there is still somebody to wait for.
+# guest_answer SECONDS: waits for the guest's next answer, and sets guest_output and guest_status. Checks each second
+# whether the guest still runs.
 guest_answer() {
     local deadline=$((SECONDS + $1)) part status
     guest_output=''
@@ -105,14 +105,14 @@ guest_answer() {
         guest_output+=$part
         [ "$status" -ne 0 ] || break
         [ "$status" -gt 128 ] || die "QEMU has ended"
-        # Without one, QEMU does the disk I/O itself.
+        # Without a backend, QEMU does the disk I/O itself.
         [ -z "$backend_pid" ] || kill -0 "$backend_pid" 2>/dev/null || die "the backend has ended"
         [ "$SECONDS" -lt "$deadline" ] || die "the guest has not answered for $1 s"
     done
     IFS= read -r -t 10 -u "$from_guest" guest_status || die "QEMU has ended"
 }
 
-# guest_run SECONDS COMMAND...: runs a command in the guest, with its status; sets guest_output.
+# guest_run SECONDS COMMAND...: runs a command in the guest, returns its status and sets guest_output.
 guest_run() {
     local seconds=$1
     shift
@@ -133,7 +133,7 @@ stop_backend() {
     backend_pid=''
 }
 
-# An interactive guest: its console is this terminal.
+# Runs an interactive guest whose console is this terminal.
 run_shell() {
     local initrd=initrd-fio
     ! boots_from_disk || initrd=disk

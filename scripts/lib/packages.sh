@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Installs Debian packages, only the ones that are missing, and builds. Sourced after common.sh.
+# Installs missing Debian packages, and builds. Sourced after common.sh.
 
 apt_root() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@"; }
 
@@ -11,7 +11,7 @@ update_lists() {
     quietly apt_root update
 }
 
-# True if apt can install the packages without taking another one away.
+# Succeeds if apt can install the packages without removing another one.
 installs_cleanly() {
     local plan
     plan=$(apt-get -s "$@" 2>/dev/null) || return 1
@@ -20,14 +20,14 @@ installs_cleanly() {
 
 codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 
-# The mirror that apt uses for this system's own release.
+# Prints the mirror that apt uses for the release of this system.
 debian_mirror() {
     # shellcheck disable=SC2016 # apt expands it
     apt-get indextargets --format '$(REPO_URI)' "Codename: $(codename)" 2>/dev/null | head -n 1
 }
 
-# Installs packages from the release's backports, which need not be among the system's sources: apt
-# reads them from a private file. The system's own sources stay as they are.
+# Installs packages from the release's backports, even if the system's sources lack them: apt reads them from a private
+# file. The system's own sources stay unchanged.
 install_from_backports() {
     local private codename mirror status=0
     codename=$(codename)
@@ -37,7 +37,7 @@ install_from_backports() {
     chmod 755 "$private" # apt reads it as its own user
     echo "deb $mirror $codename-backports main" >"$private/backports.list"
     cat /etc/apt/sources.list "$private/backports.list" >"$private/all.list" 2>/dev/null || true
-    # The lists of the other sources are kept: this update looks at backports alone.
+    # Keep the lists of the other sources: this update only reads backports.
     quietly apt_root update -o Dir::Etc::sourcelist="$private/backports.list" \
         -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 &&
         quietly apt_root install -y --no-install-recommends \
@@ -46,7 +46,7 @@ install_from_backports() {
     return "$status"
 }
 
-# True if there is such a command, or file where a path is given.
+# Succeeds if the command exists, or the file if a path is given.
 present() {
     case $1 in
     /*) [ -e "$1" ] ;;
@@ -64,8 +64,8 @@ missing() {
 
 # need COMMAND=PACKAGE...: installs the packages whose commands are missing.
 #
-# Debian refuses to mix a release's QEMU with parts from backports and would remove the newer ones;
-# then the missing part comes from backports, too.
+# Debian refuses to mix a release's QEMU with parts from backports, and would remove the newer parts. In this case the
+# missing part comes from backports too.
 need() {
     local missing
     mapfile -t missing < <(missing "$@")
@@ -86,17 +86,17 @@ need() {
         die "installed, but without the commands that are needed (this release has them elsewhere): ${missing[*]}"
 }
 
-# QEMU and the programs that come with it. qemu-storage-daemon is part of QEMU in Debian 12, and of qemu-utils in
-# Debian 13: it is looked for once QEMU is there.
+# Installs QEMU and the programs that come with it. qemu-storage-daemon is part of QEMU in Debian 12 and of qemu-utils
+# in Debian 13, so it is looked for after QEMU.
 need_qemu() {
     need qemu-system-x86_64=qemu-system-x86 "$@"
     need qemu-storage-daemon=qemu-utils
 }
 
-# What cargo links with.
+# The linker that cargo uses.
 readonly linker=(cc=gcc /usr/include/stdlib.h=libc6-dev)
 
-# Looks for cargo and rustc, and at their versions. Nothing is installed: a user chooses a toolchain, not a script.
+# Checks cargo and rustc and their versions. Installs nothing, because the choice of a toolchain is the user's.
 check_rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
@@ -115,10 +115,10 @@ need_cargo() {
     need "${linker[@]}"
 }
 
-# Commands built here, and not in the user's own folder.
+# Directory for commands built here, apart from the user's own.
 readonly tools=$target/tools/bin
 
-# cargo-deny, unoptimised: it is built in a minute on two cores, and run for a second.
+# Builds cargo-deny without optimisation: it takes a minute to build on two cores, and runs for a second.
 need_deny() {
     local version=0.20.2
     [ "$("$tools/cargo-deny" --version 2>/dev/null)" != "cargo-deny $version" ] || return 0

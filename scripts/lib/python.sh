@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Fetches qemu.qmp, QEMU's own QMP client in Python, which a test uses. Sourced after packages.sh.
 
-# It is unpacked beside the build, never installed. Without it, the test is skipped.
+# The package is unpacked beside the build and never installed. Without it, the test is skipped.
 fetch_python_qmp() {
     # shellcheck disable=SC2154 # common.sh sets it
     local dir=$cache/python

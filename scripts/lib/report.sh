@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# The table that scripts/guest prints, 80 columns wide. Sourced.
+# Prints the table of scripts/guest, 80 columns wide. Sourced.
 
 report='' counted=(0 0)
 
-# The next row starts from what the daemon has counted by now.
+# Makes the next row start from the current counts of the daemon.
 count_from_here() {
     [ "$backend" = qsd ] || read -ra counted < <(daemon_counts)
 }
 
-# report_job NAME TERSE: adds a row of what fio saw in the guest and what the daemon counted.
+# report_job NAME TERSE: adds a row with the results of fio in the guest and the counts of the daemon.
 report_job() {
     local counts=('' '')
     [ "$backend" = qsd ] || read -ra counts < <(daemon_counts)
@@ -17,10 +17,10 @@ report_job() {
     counted=("${counts[@]}")
 }
 
-# fio_columns NAME TERSE: kIOPS, MiB/s, median and 99th percentile of the latency in us.
+# fio_columns NAME TERSE: prints kIOPS, MiB/s, median and 99th percentile of the latency in us.
 #
-# The fields of the terse format, version 3, that are used: of reads 7 KiB/s, 8 IOPS, and from 18 the
-# percentiles of the completion latency as "99.000000%=NUMBER"; of writes the same 41 fields later.
+# Fields used of the terse format, version 3: for reads 7 KiB/s, 8 IOPS, and from 18 the percentiles of the completion
+# latency as "99.000000%=NUMBER"; for writes the same, 41 fields later.
 fio_columns() {
     awk -F ';' -v name="$1" '
         function percentile(first, wanted,   i, part) {
@@ -37,7 +37,7 @@ fio_columns() {
         }' <<<"$2"
 }
 
-# Completions and notifications since the daemon's start, both on a line.
+# Prints completions and notifications since the start of the daemon on one line.
 daemon_counts() {
     local log=$logs/backend.log reports
     reports=$(grep -c '^stats: .*histogram' "$log" || true)
@@ -50,7 +50,7 @@ daemon_counts() {
         tail -n 1
 }
 
-# daemon_columns COMPLETIONS NOTIFICATIONS: what came since the last row.
+# daemon_columns COMPLETIONS NOTIFICATIONS: prints the difference to the last row.
 daemon_columns() {
     [ -n "$1" ] || return 0
     awk -v completions=$(($1 - counted[0])) -v notifications=$(($2 - counted[1])) 'BEGIN {
@@ -69,7 +69,7 @@ print_report() {
 Completions per notification, and how often:/p' "$logs/backend.log" | tail -n 2 | fold -s
 }
 
-# What runs the guest's CPUs, and what that means for the table.
+# Prints what runs the guest's CPUs, and the effect on the table.
 say_accelerator() {
     if has_kvm; then
         say "QEMU runs the guest with KVM"
@@ -78,7 +78,7 @@ say_accelerator() {
     fi
 }
 
-# What to make of the table, and what to run next.
+# Prints how to read the table, and suggests the next run.
 print_hints() {
     has_kvm || printf '\n%s\n' "\
 Without KVM the speed is that of QEMU's emulated CPUs, not the disk's. The numbers

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Samples of fio in a guest, in the form of docs/bench-schema.md. Sourced by scripts/bench-guest, whose
-# options (runtime, event_idx) it reads.
+# Makes samples of fio in a guest, in the form of docs/bench-schema.md. Sourced by scripts/bench-guest, whose options
+# (runtime, event_idx) it reads.
 
 samples=''
 measured_at=$(date -u +%FT%TZ)
 quantiles=1:10:25:50:75:90:95:99:99.5:99.9:99.99
 
-# fio_command JOBS IODEPTH: each job on a vCPU of its own, and so on a queue of its own.
+# fio_command JOBS IODEPTH: prints a command that runs each job on its own vCPU, and so on its own queue.
 fio_command() {
     echo "fio --name=job --filename=/dev/vda --rw=randread --bs=4k --direct=1 --ioengine=libaio" \
         "--group_reporting --randrepeat=0 --time_based --ramp_time=1 --runtime=$runtime" \
@@ -14,8 +14,8 @@ fio_command() {
         "--percentile_list=$quantiles --minimal --terse-version=3"
 }
 
-# Reads and the interrupts of the disk's queues in the guest; the backend's CPU ticks, context switches
-# and resident KiB. All of them on a line, since the boot.
+# Prints on one line, since the boot: reads and interrupts of the queues of the disk in the guest; CPU ticks, context
+# switches and resident KiB of the backend.
 counters() {
     guest_run 10 'cat /sys/block/vda/stat; grep -e -req /proc/interrupts' >&2
     awk '
@@ -25,7 +25,7 @@ counters() {
     if [ -z "$backend_pid" ]; then
         echo 0 0 0
     else
-        # What follows the command in brackets; user and system time are the 12th and 13th there.
+        # The fields after the command in brackets. User and system time are the 12th and 13th of them.
         sed 's/.*) //' "/proc/$backend_pid/stat" | awk '{ printf "%d ", $12 + $13 }'
         cat "/proc/$backend_pid"/task/*/status | awk '
             /ctxt_switches/ { switches += $2 }
@@ -34,11 +34,11 @@ counters() {
     fi
 }
 
-# add_sample NAME ROUND JOBS IODEPTH TERSE BEFORE AFTER
+# add_sample NAME ROUND JOBS IODEPTH TERSE BEFORE AFTER: adds a sample.
 add_sample() {
     local frontend=guest-tcg
     ! has_kvm || frontend=guest-kvm
-    # Of the terse format, version 3: 8 IOPS, 15 the longest completion latency in us, and from 18 the
+    # Fields used of the terse format, version 3: 8 IOPS, 15 the longest completion latency in us, and from 18 the
     # percentiles as "99.000000%=NUMBER".
     samples+=${samples:+,}$(awk -F ';' -v name="$1" -v round="$2" -v jobs="$3" -v depth="$4" \
         -v before="$6" -v after="$7" -v event_idx="$event_idx" -v frontend="$frontend" -v count=11 '
@@ -65,7 +65,7 @@ add_sample() {
     [ "${samples: -1}" = '}' ] || die "fio printed no figures: $5"
 }
 
-# write_samples COMMAND: all of them, for vhost-user-blk-bench render.
+# write_samples COMMAND: writes all samples, for vhost-user-blk-bench render.
 write_samples() {
     local note
     note="fio in Linux under $(qemu-system-x86_64 --version | head -n 1)"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The list of what was skipped, and why. Sourced after common.sh.
+# Collects and prints the list of skipped tests with the reasons. Sourced after common.sh.
 
-# Makes tests, and the scripts that this one calls, collect it in one file, and prints the list at the exit. Does nothing
-# if the caller collects it already.
+# Makes tests, and scripts called by this one, add to the list in one file, and prints the list at the exit. Does
+# nothing if the caller already collects the list.
 collect_skipped() {
     [ -z "${SKIPPED_TESTS-}" ] || return 0
     SKIPPED_TESTS=$(mktemp)
@@ -10,7 +10,7 @@ collect_skipped() {
     trap list_skipped EXIT
 }
 
-# skipped WHAT REASON: for what is no test. Tests use testkit/src/skip.rs.
+# skipped WHAT REASON: records a skipped step that is not a test. Tests use testkit/src/skip.rs.
 skipped() { echo "skipped: $1: $2" >>"$SKIPPED_TESTS"; }
 
 list_skipped() {
