@@ -47,7 +47,7 @@ pub enum OnOff {
     Off,
 }
 
-/// How strictly the process is confined.
+/// The level of confinement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SandboxMode {
     /// Confine as far as the kernel supports it; log what it does not support.
@@ -71,7 +71,7 @@ impl From<SandboxMode> for sandbox::Mode {
     }
 }
 
-/// When the guest is notified of completions.
+/// The frequency of notifications to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Notify {
     /// Once per batch.

@@ -103,7 +103,7 @@ impl Client {
         self.takes_input() && (self.next < self.input.len() || (self.broken && !self.ended))
     }
 
-    /// Returns whether the connection is over and nothing is left to do for it.
+    /// Returns whether the connection has ended and nothing is left to do for it.
     pub(super) fn is_over(&self) -> bool {
         let done = self.ended && self.awaited.is_none() && self.next == self.input.len();
         self.overrun || (done && self.output.is_empty())

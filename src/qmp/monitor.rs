@@ -111,7 +111,7 @@ impl<C> Monitor<C> {
         self.say_farewell();
     }
 
-    /// Hands queued answers and events to the clients. Returns false if the monitor is to end.
+    /// Hands queued answers and events to the clients. Returns false if the monitor has to end.
     fn deliver(&mut self) -> bool {
         let (items, dropped) = self.mailbox.take();
         if dropped > 0 {

@@ -72,7 +72,7 @@ pub struct Member {
     pub name: &'static str,
     /// The type of the value.
     pub value: Type,
-    /// Whether the member may be left out.
+    /// True if the member may be left out.
     pub optional: bool,
 }
 

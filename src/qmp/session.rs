@@ -13,7 +13,7 @@ const MAX_NAMED: usize = 64;
 /// The state of one client.
 #[derive(Debug, Default)]
 pub(super) struct Session {
-    /// Negotiation is over: commands are accepted, and events are sent.
+    /// True after negotiation: commands are accepted, and events are sent.
     pub(super) negotiated: bool,
     /// The descriptors that came with the latest message that had any. Commands take them from here.
     pub(super) passed: VecDeque<OwnedFd>,

@@ -115,7 +115,7 @@ impl BlockdevOptions {
     }
 }
 
-/// How the host caches the image.
+/// The use of the host's page cache.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Cache {
@@ -125,7 +125,7 @@ pub struct Cache {
     pub no_flush: bool,
 }
 
-/// How discards are executed.
+/// The handling of discards.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Discard {
@@ -138,7 +138,7 @@ pub enum Discard {
     Unmap,
 }
 
-/// How writes of zeroes are executed.
+/// The handling of writes of zeroes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the words of QEMU")]

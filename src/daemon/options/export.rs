@@ -161,13 +161,13 @@ pub struct Mapping {
     pub vqs: Option<Vec<u16>>,
 }
 
-/// How often the guest is notified of completions.
+/// The frequency of notifications to the guest.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NotifyOption {
     /// Once per batch.
     #[default]
     Batch,
-    /// For each completion.
+    /// Once per completion.
     Each,
 }
