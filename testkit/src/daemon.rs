@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,17 @@ use crate::memory::PATIENCE;
 use crate::process::die_with_parent;
 
 /// Returns the path of the daemon. Cargo puts it one folder above the tests.
+///
+/// The first call in a process must come from a thread in the first mount namespace. In another one, and in a chroot, the
+/// kernel gives paths that do not exist there.
 pub fn binary() -> PathBuf {
-    let test = env::current_exe().expect("the test's own path");
-    let folder = test.parent().and_then(Path::parent).expect("cargo's folders");
-    folder.join("vhost-user-blk")
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let test = env::current_exe().expect("the test's own path");
+        let folder = test.parent().and_then(Path::parent).expect("cargo's folders");
+        folder.join("vhost-user-blk")
+    };
+    BINARY.get_or_init(find).clone()
 }
 
 /// The names of the socket and the image in the daemon's directory, as in `qemu-configs/`.

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::daemon::{Daemon, IMAGE, SOCKET};
+use crate::daemon::{Daemon, IMAGE, SOCKET, binary};
 use crate::machine::host;
 use crate::skip::skipped;
 
@@ -149,6 +149,7 @@ fn check(result: i32) -> io::Result<()> {
 
 /// Gives this thread a mount namespace of its own.
 fn leave_namespace() -> io::Result<()> {
+    binary();
     // SAFETY: takes a number only. Concerns this thread alone.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     let (root, private) = (c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
