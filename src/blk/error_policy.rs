@@ -1,4 +1,4 @@
-//! What the guest gets for requests that the disk cannot execute: policies, in QEMU's words.
+//! Policies for requests that the disk cannot execute, in QEMU's words.
 
 use std::io;
 use std::time::Duration;

@@ -19,7 +19,7 @@ const STILL_HELD: Duration = Duration::from_secs(60);
 pub struct Failures {
     /// How the disk deals with them.
     pub policy: ErrorPolicy,
-    /// Who gets to know.
+    /// The listeners to tell.
     pub notices: Notices,
     limit: LogLimit,
     held: Mutex<Held>,

@@ -1,4 +1,4 @@
-//! What managers of a disk get to know, as it happens.
+//! Notices for the managers of a disk.
 //!
 //! The disk's threads tell, and must not wait: whoever listens only takes note. Repetition is limited where a guest could
 //! cause it at will.
@@ -26,7 +26,7 @@ pub enum Notice {
     Failed {
         /// The name of the operation.
         op: &'static str,
-        /// What becomes of it.
+        /// The decision about the request.
         action: Action,
         /// The disk is full.
         no_space: bool,
@@ -55,7 +55,7 @@ pub enum Notice {
     },
 }
 
-/// What becomes of a request that has failed.
+/// The decision about a request that has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The guest gets an error.

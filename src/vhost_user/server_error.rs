@@ -22,7 +22,7 @@ pub enum ServerError {
     Directory {
         /// The socket's path.
         path: PathBuf,
-        /// What is wrong with the directory.
+        /// The fault of the directory.
         why: String,
     },
     /// The socket's file cannot get its owner, group or mode.
@@ -46,7 +46,7 @@ pub enum ServerError {
     BadFd {
         /// Number of the file descriptor.
         fd: i32,
-        /// What is wrong with the file descriptor.
+        /// The fault of the file descriptor.
         reason: &'static str,
     },
     /// The eventfd that stops the server cannot be created.

@@ -1,4 +1,4 @@
-//! What a queue's ring is doing, from its start to its stop. IOThread only.
+//! The phases of a queue's ring, from its start to its stop. IOThread only.
 
 use std::sync::mpsc::Sender;
 
