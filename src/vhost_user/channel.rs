@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{SendFlags, send};
@@ -113,11 +114,14 @@ pub struct Resizer {
     node: Arc<BlockNode>,
     control: Arc<NodeControl>,
     channel: BackendChannel,
+    /// The size that the frontend was told last. Checks may overlap, and other exports of the node resize it too.
+    announced: Arc<AtomicU64>,
 }
 
 impl Resizer {
     pub(super) fn new(node: Arc<BlockNode>, control: Arc<NodeControl>, channel: BackendChannel) -> Self {
         Self {
+            announced: Arc::new(AtomicU64::new(node.size())),
             node,
             control,
             channel,
@@ -131,6 +135,7 @@ impl Resizer {
 
     /// Tells the frontend that the size has changed. Any thread; never waits.
     pub fn announce(&self) {
+        self.announced.store(self.node.size(), Ordering::Relaxed);
         self.channel.config_changed();
     }
 
@@ -142,13 +147,20 @@ impl Resizer {
     /// # Errors
     /// The IOThread has ended.
     pub fn refresh(&self) -> Result<(), Gone> {
-        let (node, channel) = (Arc::clone(&self.node), self.channel.clone());
-        let before = node.size();
+        let (node, channel, announced) = (
+            Arc::clone(&self.node),
+            self.channel.clone(),
+            Arc::clone(&self.announced),
+        );
         self.control.submit(IoOp::RefreshSize, move |result| {
             let (disk, after) = (node.path().display().to_string(), node.size());
             if let Err(error) = result {
                 tracing::error!(disk, %error, "new size of the image cannot be used, and the old one stays");
-            } else if after != before {
+                return;
+            }
+            // Relaxed: no other data depends on this number.
+            let before = announced.swap(after, Ordering::Relaxed);
+            if after != before {
                 tracing::info!(disk, before, after, "disk resized");
                 channel.config_changed();
             }

@@ -107,6 +107,27 @@ fn unchanged_and_empty_images_are_not_announced() {
 }
 
 #[test]
+fn overlapping_checks_announce_a_change_once() {
+    const CHANGES: usize = 50;
+    let (mut daemon, _) = start();
+    let mut vm = Vm::start(&daemon, 1);
+    let mut channel = channel(&mut vm);
+    for change in 1..=CHANGES as u64 {
+        daemon.signal(libc::SIGHUP);
+        resize(&daemon, OLD + change * SECTOR as u64);
+        daemon.signal(libc::SIGHUP);
+        config_change(&mut channel);
+        vm.read_sector(0, 0);
+    }
+    drop(vm);
+    daemon.terminate();
+    assert_eq!(daemon.output().matches("resized").count(), CHANGES);
+    let mut rest = Vec::new();
+    channel.read_to_end(&mut rest).expect("read what is left");
+    assert!(rest.is_empty(), "one change, one message");
+}
+
+#[test]
 fn a_resize_needs_no_channel_or_frontend() {
     let (mut daemon, _) = start();
     resize(&daemon, 2 * OLD);
