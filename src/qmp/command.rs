@@ -27,8 +27,11 @@ pub enum Run<C> {
     /// Answers at once, and never waits.
     Now(fn(&mut Scope<'_, C>, Map<String, Value>) -> Outcome),
     /// Answers later, from any thread.
-    Later(fn(&mut Scope<'_, C>, Map<String, Value>, Reply)),
+    Later(RunLater<C>),
 }
+
+/// Starts to run a command, and never waits.
+pub type RunLater<C> = Box<dyn Fn(&mut Scope<'_, C>, Map<String, Value>, Reply) + Send>;
 
 /// The context of a running command.
 pub struct Scope<'a, C> {
@@ -63,7 +66,7 @@ impl<C> Scope<'_, C> {
         if let Err(refusal) = super::arguments::check(command.arguments, &arguments) {
             return Some(Err(refusal));
         }
-        match command.run {
+        match &command.run {
             Run::Now(run) => Some(run(self, arguments)),
             Run::Later(run) => {
                 run(self, arguments, reply());

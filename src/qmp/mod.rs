@@ -24,7 +24,7 @@ mod session;
 
 pub use arguments::check;
 pub use builtin::typed;
-pub use command::{Command, Run, Scope};
+pub use command::{Command, Run, RunLater, Scope};
 pub use error::{ErrorClass, Outcome, QmpError};
 pub use fdsets::FdSets;
 pub use mailbox::{Events, Reply};

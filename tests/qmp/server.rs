@@ -52,7 +52,7 @@ impl Server {
                 name: "x-later",
                 arguments: Object::EMPTY,
                 returns: Type::Any,
-                run: Run::Later(later),
+                run: Run::Later(Box::new(later)),
             },
         ];
         let (to_test, replies) = mpsc::channel();

@@ -1,20 +1,83 @@
-//! `query-named-block-nodes`.
+//! The commands for block nodes.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::command::{NOTHING, on_registry};
 use super::convert::to_value;
+use super::types;
+use crate::daemon::handle::Handle;
+use crate::daemon::options::BlockdevOptions;
 use crate::daemon::registry::{Node, Registry};
-use crate::qmp::{Outcome, QmpError};
+use crate::qmp::{Command, Outcome, QmpError};
+
+pub(super) fn commands() -> Vec<Command<Handle>> {
+    vec![
+        on_registry("blockdev-add", &types::BLOCKDEV, NOTHING, blockdev_add),
+        on_registry("blockdev-reopen", &types::REOPEN, NOTHING, blockdev_reopen),
+        on_registry("blockdev-del", &types::NODE_NAME, NOTHING, blockdev_del),
+        on_registry(
+            "query-named-block-nodes",
+            &types::FLAT,
+            types::NODES,
+            query_named_block_nodes,
+        ),
+        on_registry("block_resize", &types::RESIZE, NOTHING, block_resize),
+    ]
+}
+
+fn blockdev_add(registry: &mut Registry, options: BlockdevOptions) -> Outcome {
+    registry.blockdev_add(options)?;
+    Ok(json!({}))
+}
+
+#[derive(Debug, Deserialize)]
+struct Reopen {
+    options: Vec<BlockdevOptions>,
+}
+
+fn blockdev_reopen(registry: &mut Registry, Reopen { options }: Reopen) -> Outcome {
+    registry.blockdev_reopen(options)?;
+    Ok(json!({}))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct NodeName {
+    node_name: String,
+}
+
+fn blockdev_del(registry: &mut Registry, NodeName { node_name }: NodeName) -> Outcome {
+    registry.blockdev_del(&node_name)?;
+    Ok(json!({}))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct NewSize {
+    device: Option<String>,
+    node_name: Option<String>,
+    size: i64,
+}
+
+fn block_resize(registry: &mut Registry, arguments: NewSize) -> Outcome {
+    // Both name a node, because there are no other devices.
+    let name = arguments.node_name.or(arguments.device);
+    let name = name.ok_or_else(|| QmpError::generic("Neither 'node-name' nor 'device' is given"))?;
+    let size = u64::try_from(arguments.size).ok().filter(|size| *size > 0);
+    let size = size.ok_or_else(|| QmpError::generic("Parameter 'size' expects a positive number"))?;
+    registry.block_resize(&name, size)?;
+    Ok(json!({}))
+}
 
 /// Accepted and ignored: nodes have no backing files here, so every list is flat.
 #[derive(Debug, Deserialize)]
-pub(super) struct Flat {
+struct Flat {
     #[serde(rename = "flat")]
     _flat: Option<bool>,
 }
 
-pub(super) fn query_named_block_nodes(registry: &mut Registry, _: Flat) -> Outcome {
+fn query_named_block_nodes(registry: &mut Registry, _: Flat) -> Outcome {
     let named = registry.nodes().map(|(name, node)| info(registry, name, node));
     named.collect::<Result<Vec<_>, _>>().map(Value::from)
 }

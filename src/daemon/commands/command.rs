@@ -1,0 +1,48 @@
+//! Commands that run on the main thread, with access to the registry.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::convert::typed;
+use crate::daemon::handle::Handle;
+use crate::daemon::registry::Registry;
+use crate::qmp::schema::{Object, Type};
+use crate::qmp::{Command, Outcome, Reply, Run, Scope};
+
+/// The result of a command that has nothing to report.
+pub(super) const NOTHING: Type = Type::Object(Object::EMPTY);
+
+/// Makes a command that reads its arguments, and does the rest on the main thread.
+pub(super) fn on_registry<T: DeserializeOwned + Send + 'static>(
+    name: &'static str,
+    arguments: &'static Object,
+    returns: Type,
+    run: fn(&mut Registry, T) -> Outcome,
+) -> Command<Handle> {
+    later(
+        name,
+        arguments,
+        returns,
+        move |scope, arguments, reply| match typed(arguments) {
+            Ok(arguments) => scope
+                .context
+                .call(move |registry| reply.send(run(registry, arguments))),
+            Err(refusal) => reply.send(Err(refusal)),
+        },
+    )
+}
+
+/// Makes a command that answers through its reply, once the main thread has done the work.
+pub(super) fn later(
+    name: &'static str,
+    arguments: &'static Object,
+    returns: Type,
+    run: impl Fn(&mut Scope<'_, Handle>, Map<String, Value>, Reply) + Send + 'static,
+) -> Command<Handle> {
+    Command {
+        name,
+        arguments,
+        returns,
+        run: Run::Later(Box::new(run)),
+    }
+}

@@ -1,0 +1,81 @@
+//! The commands for exports.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::blockstats::query_blockstats;
+use super::command::{NOTHING, later, on_registry};
+use super::convert::{Nothing, to_value, typed};
+use super::types;
+use crate::daemon::handle::Handle;
+use crate::daemon::options::{AddressType, ExportOptions};
+use crate::daemon::registry::{OperationError, Registry, RemoveMode};
+use crate::qmp::schema::Object;
+use crate::qmp::{Command, Outcome, QmpError, Reply, Scope};
+
+pub(super) fn commands() -> Vec<Command<Handle>> {
+    vec![
+        later("block-export-add", &types::EXPORT, NOTHING, block_export_add),
+        later("block-export-del", &types::EXPORT_DEL, NOTHING, block_export_del),
+        on_registry(
+            "query-block-exports",
+            Object::EMPTY,
+            types::EXPORTS,
+            query_block_exports,
+        ),
+        on_registry(
+            "query-blockstats",
+            &types::QUERY_NODES,
+            types::BLOCKSTATS,
+            query_blockstats,
+        ),
+    ]
+}
+
+fn block_export_add(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>, reply: Reply) {
+    let socket = typed(arguments).and_then(|options: ExportOptions| {
+        let socket = match (options.addr.kind, options.addr.text.as_deref()) {
+            (AddressType::Fd, Some(name)) if !name.starts_with(|c: char| c.is_ascii_digit()) => {
+                Some(scope.take_named(name)?)
+            }
+            _ => None,
+        };
+        Ok((options, socket))
+    });
+    let (options, socket) = match socket {
+        Ok(found) => found,
+        Err(refusal) => return reply.send(Err(refusal)),
+    };
+    scope.context.call(move |registry| {
+        let added = match socket {
+            Some(socket) => registry.export_add_on(&options, socket),
+            None => registry.export_add(&options),
+        };
+        reply.send(answer(added));
+    });
+}
+
+#[derive(Debug, Deserialize)]
+struct Removal {
+    id: String,
+    #[serde(default)]
+    mode: RemoveMode,
+}
+
+fn block_export_del(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>, reply: Reply) {
+    let Removal { id, mode } = match typed(arguments) {
+        Ok(removal) => removal,
+        Err(refusal) => return reply.send(Err(refusal)),
+    };
+    scope.context.call(move |registry| {
+        registry.export_del(&id, mode, Box::new(move |outcome| reply.send(answer(outcome))));
+    });
+}
+
+fn answer(outcome: Result<(), OperationError>) -> Outcome {
+    outcome.map(|()| json!({})).map_err(QmpError::from)
+}
+
+fn query_block_exports(registry: &mut Registry, _: Nothing) -> Outcome {
+    to_value(&registry.query_exports())
+}
