@@ -1,25 +1,23 @@
 //! Exports: nodes that are served as disks over a socket, or will be.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::error::{OperationError, SocketError, within};
+use super::error::{OperationError, within};
 use super::nodes::Resolved;
 use super::objects::{IoThreadObject, Objects};
-use crate::account::{Account, find_group};
+use super::sockets::Sockets;
 use crate::aio::{AioContext, Gone};
 use crate::blk::device::{BlkDevice, DeviceParams};
 use crate::blk::error_policy::ErrorPolicy;
 use crate::blk::request::ID_LEN;
-use crate::daemon::options::{Address, AddressType, ExportOptions, Mapping, NotifyOption, ValueError};
+use crate::daemon::options::{ExportOptions, Mapping, NotifyOption, ValueError};
 use crate::engine::{FaultRule, Faults, NodeControl};
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::storage::Limits;
-use crate::vhost_user::path::SocketAccess;
 use crate::vhost_user::server::Server;
 
 /// Maximum number of queues of a disk.
@@ -80,7 +78,7 @@ pub(super) fn prepare(
     options: &ExportOptions,
     node: Resolved,
     objects: &Objects,
-    sockets: &mut dyn Sockets,
+    sockets: &mut Sockets,
 ) -> Result<Export, OperationError> {
     let writable = options.writable && !node.read_only;
     let limits = node.leaf.limits_for(options.logical_block_size, !writable)?;
@@ -100,91 +98,6 @@ pub(super) fn prepare(
         iothreads,
         prepared: Some(Box::new(Prepared { node, server, params })),
     })
-}
-
-/// Makes the sockets of exports.
-pub(super) trait Sockets {
-    /// Returns a server for the socket with this address.
-    fn open(&mut self, address: &Address) -> Result<Server, OperationError>;
-}
-
-/// Makes sockets by path with the rights of this process, or takes sockets that were handed over.
-#[derive(Debug, Default)]
-pub(super) struct OwnSockets {
-    /// The user to switch to, who will own the sockets.
-    pub(super) account: Option<Account>,
-    /// Descriptors that were handed over, by number or name.
-    pub(super) descriptors: Vec<(String, OwnedFd)>,
-    /// The socket from the service manager.
-    pub(super) activation: Option<OwnedFd>,
-    /// Sockets can no longer be made.
-    pub(super) confined: bool,
-}
-
-impl Sockets for OwnSockets {
-    fn open(&mut self, address: &Address) -> Result<Server, OperationError> {
-        match address.kind {
-            AddressType::Unix if self.confined => Err(OperationError::ConfinedSocket),
-            AddressType::Unix => self.bind(address),
-            AddressType::Fd => {
-                let name = super::error::require("addr.str", address.text.as_deref())?;
-                let place = self.descriptors.iter().position(|(known, _)| known == name);
-                let place = place.ok_or_else(|| ValueError::Other {
-                    path: "addr.str".to_owned(),
-                    reason: format!("descriptor {name} was not handed over, or is in use already"),
-                })?;
-                let (_, fd) = self.descriptors.swap_remove(place);
-                Server::from_fd(fd).map_err(|error| OperationError::Descriptor(error.into()))
-            }
-            AddressType::ServiceManager => {
-                let fd = self.activation.take();
-                let fd = fd.ok_or_else(|| OperationError::NoActivation(environment()))?;
-                if address.mode.is_some() || address.group.is_some() {
-                    return Err(OperationError::ActivationAccess);
-                }
-                Server::from_fd(fd).map_err(|error| OperationError::Activation(SocketError::from(error)))
-            }
-            AddressType::Inet | AddressType::Vsock => Err(OperationError::AddressType),
-        }
-    }
-}
-
-impl OwnSockets {
-    fn bind(&self, address: &Address) -> Result<Server, OperationError> {
-        let path = super::error::require("addr.path", address.path.as_deref())?;
-        let group = address.group.as_deref().map(find_group).transpose();
-        let group = group.map_err(OperationError::Group)?;
-        let account = self.account.as_ref();
-        let access = SocketAccess {
-            mode: mode(address.mode.as_deref())?,
-            owner: account.map(Account::uid),
-            group: group.or(account.map(Account::gid)),
-        };
-        Ok(Server::bind(path, &access)?)
-    }
-}
-
-/// Explains why the socket of the service manager is missing, if the environment mentions one.
-fn environment() -> String {
-    let Ok(number) = std::env::var("LISTEN_FDS") else {
-        return String::new();
-    };
-    let pid = std::env::var("LISTEN_PID").unwrap_or_default();
-    let own = std::process::id();
-    format!(" (LISTEN_FDS={number} LISTEN_PID={pid} hands none to process {own})")
-}
-
-fn mode(text: Option<&str>) -> Result<libc::mode_t, OperationError> {
-    let Some(text) = text else {
-        return Ok(SocketAccess::default().mode);
-    };
-    let octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-    let mode = u32::from_str_radix(text, 8).ok();
-    let mode = mode.filter(|&mode| octal && mode <= SocketAccess::MODES);
-    Ok(mode.ok_or_else(|| ValueError::Type {
-        path: "addr.mode".to_owned(),
-        expected: "an octal number from 0000 to 0777, as in 0660".to_owned(),
-    })?)
 }
 
 /// Returns the IOThreads of an export, and each queue's index among them.

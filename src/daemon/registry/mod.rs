@@ -5,80 +5,49 @@
 //! threads. Afterwards they take effect at once. Main thread only; other threads send calls through a
 //! [`Handle`](super::Handle).
 
+mod callbacks;
 mod error;
+mod exporting;
 mod exports;
 mod nodes;
 mod objects;
 mod serving;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
+use callbacks::OnDiskNotice;
+pub use callbacks::{DiskListener, Done, Notice, OnNotice};
 pub use error::{OperationError, SocketError};
+pub use exporting::ExportInfo;
 pub use exports::Export;
-use exports::{OwnSockets, prepare, start_confined};
+use exports::start_confined;
 pub use nodes::Node;
 use nodes::Nodes;
 use objects::Objects;
 pub use objects::{IoThreadObject, Object};
+pub use serving::RemoveMode;
+use sockets::Sockets;
 
 use super::disks::{Disk, Disks};
-use super::options::{BlockdevOptions, ExportOptions, IoThreadOptions, ObjectOptions, is_well_formed};
+use super::options::{BlockdevOptions, ObjectOptions};
 use crate::account::Account;
 use crate::engine::BlockNode;
 use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
 use crate::vhost_user::Resizer;
 
-/// The id of the IOThread for exports that name none.
-const DEFAULT_IOTHREAD: &str = "iothread";
-
-/// The ways to remove an export.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RemoveMode {
-    /// Answers when all requests in flight have ended.
-    #[default]
-    Safe,
-    /// Answers soon. A disk that does not answer is left behind, and its node stays in use.
-    Hard,
-}
-
-/// An event that management clients want to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Notice {
-    /// An export has been removed.
-    ExportDeleted {
-        /// The id of the export.
-        id: String,
-    },
-}
-
-/// Is called with each [`Notice`] on the main thread, before the operation that caused it is answered.
-pub type OnNotice = Box<dyn FnMut(&Notice) + Send>;
-
-/// Is called with an export's id, the name of its node, and an event of its disk.
-pub type DiskListener = Box<dyn Fn(&str, &str, crate::blk::notice::Notice) + Send + Sync>;
-
-/// Set later, because disks may be served before there is a listener.
-type OnDiskNotice = Arc<OnceLock<DiskListener>>;
-
-/// Is called when an operation that takes time has ended.
-pub type Done = Box<dyn FnOnce(Result<(), OperationError>) + Send>;
-
 /// The objects, nodes and exports of this process.
 pub struct Registry {
     objects: Objects,
     nodes: Nodes,
     exports: BTreeMap<String, Export>,
-    sockets: OwnSockets,
+    sockets: Sockets,
     /// The IOThread for exports that name none.
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
@@ -102,18 +71,6 @@ struct Leaving {
     deadline: Option<Instant>,
 }
 
-/// A description of an export, for users.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub struct ExportInfo {
-    pub id: String,
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    pub node_name: String,
-    pub shutting_down: bool,
-}
-
 impl Registry {
     /// Makes an empty registry. Sockets will belong to `account`, the user to switch to.
     pub fn new(account: Option<Account>) -> Self {
@@ -121,9 +78,9 @@ impl Registry {
             objects: Objects::default(),
             nodes: Nodes::default(),
             exports: BTreeMap::new(),
-            sockets: OwnSockets {
+            sockets: Sockets {
                 account,
-                ..OwnSockets::default()
+                ..Sockets::default()
             },
             default_iothread: None,
             running: None,
@@ -284,96 +241,6 @@ impl Registry {
             .filter(|resizer| resizer.is_of(&node.leaf))
             .for_each(Resizer::announce);
         Ok(())
-    }
-
-    /// Returns the id of an export of this node, even if it is being removed.
-    fn export_of(&self, node: &str) -> Option<&str> {
-        let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
-        let mut all = self.exports.iter().chain(leaving);
-        all.find_map(|(id, export)| (export.node_name == node).then_some(id.as_str()))
-    }
-
-    /// Serves a node as a disk: at once, or from the start on.
-    ///
-    /// # Errors
-    /// The options are wrong, the node is in use, or the socket cannot be made.
-    pub fn export_add(&mut self, options: &ExportOptions) -> Result<(), OperationError> {
-        let id = options.id.clone();
-        if !is_well_formed(&id) {
-            return Err(OperationError::BadId { id });
-        }
-        let leaving = self
-            .leaving
-            .iter()
-            .any(|leaving| leaving.id == id && leaving.done.is_some());
-        if leaving || self.exports.contains_key(&id) {
-            return Err(OperationError::ExportExists { id });
-        }
-        let node = self.nodes.resolve(&options.node_name)?;
-        if options.writable && node.read_only {
-            let name = options.node_name.clone();
-            return Err(OperationError::ReadOnlyNode { name });
-        }
-        if options.writable
-            && let Some(by) = self.writer_of(&node.leaf)
-        {
-            return Err(OperationError::WritableTwice {
-                name: options.node_name.clone(),
-                by: by.to_owned(),
-            });
-        }
-        let mut export = prepare(options, node, &self.objects, &mut self.sockets)?;
-        if export.iothreads.is_empty() {
-            export.iothreads.push(self.default_iothread());
-        }
-        if self.running.is_some() {
-            self.serve(&id, &mut export)?;
-        }
-        self.exports.insert(id, export);
-        Ok(())
-    }
-
-    /// Serves a node like [`export_add`](Self::export_add), on `socket`, which the address names.
-    ///
-    /// # Errors
-    /// As [`export_add`](Self::export_add), or the socket neither listens nor is connected.
-    pub fn export_add_on(&mut self, options: &ExportOptions, socket: OwnedFd) -> Result<(), OperationError> {
-        let name = options.addr.text.clone().unwrap_or_default();
-        self.sockets.descriptors.push((name.clone(), socket));
-        let added = self.export_add(options);
-        self.sockets.descriptors.retain(|(known, _)| *known != name);
-        added
-    }
-
-    /// Returns the id of the export that may write to this disk.
-    fn writer_of(&self, leaf: &Arc<BlockNode>) -> Option<&str> {
-        let same = |export: &Export| {
-            let node = self.nodes.resolve(&export.node_name);
-            export.writable && node.is_ok_and(|node| Arc::ptr_eq(&node.leaf, leaf))
-        };
-        let mut exports = self.exports.iter();
-        exports.find_map(|(id, export)| same(export).then_some(id.as_str()))
-    }
-
-    fn default_iothread(&mut self) -> Arc<IoThreadObject> {
-        let iothread = self
-            .default_iothread
-            .get_or_insert_with(|| IoThreadObject::new(DEFAULT_IOTHREAD, IoThreadOptions::default()));
-        Arc::clone(iothread)
-    }
-
-    /// Returns the exports.
-    pub fn query_exports(&self) -> Vec<ExportInfo> {
-        let info = |id: &str, export: &Export, shutting_down| ExportInfo {
-            id: id.to_owned(),
-            kind: "vhost-user-blk",
-            node_name: export.node_name.clone(),
-            shutting_down,
-        };
-        let leaving = self.leaving.iter().filter(|leaving| leaving.done.is_some());
-        let leaving = leaving.map(|leaving| info(&leaving.id, &leaving.export, true));
-        let exports = self.exports.iter().map(|(id, export)| info(id, export, false));
-        exports.chain(leaving).collect()
     }
 
     /// Returns whether nothing is served.

@@ -4,11 +4,13 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::exports::{Made, confine, start_confined};
-use super::{
-    Done, Export, IoThreadObject, Leaving, Notice, OnDiskNotice, OperationError, Registry, RemoveMode,
-    Running,
-};
+use serde::{Deserialize, Serialize};
+
+use super::callbacks::{Done, Notice, OnDiskNotice};
+use super::error::OperationError;
+use super::exports::{Export, Made, confine, start_confined};
+use super::objects::IoThreadObject;
+use super::{Leaving, Registry, Running};
 use crate::aio::Gone;
 use crate::daemon::disks::{Disk, Disks, Ended, OnEnd};
 use crate::iothread::IoThread;
@@ -16,6 +18,17 @@ use crate::sandbox::Sandbox;
 
 /// Time that a hard removal waits for requests in flight.
 const HARD_TIME: Duration = Duration::from_secs(1);
+
+/// The ways to remove an export.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemoveMode {
+    /// Answers when all requests in flight have ended.
+    #[default]
+    Safe,
+    /// Answers soon. A disk that does not answer is left behind, and its node stays in use.
+    Hard,
+}
 
 impl Registry {
     /// Serves an export once the registry is running.

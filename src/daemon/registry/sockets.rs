@@ -1,0 +1,87 @@
+//! The sockets of exports: made by path, or handed over to this process.
+
+use std::os::fd::OwnedFd;
+
+use super::error::{OperationError, SocketError, require};
+use crate::account::{Account, find_group};
+use crate::daemon::options::{Address, AddressType, ValueError};
+use crate::vhost_user::path::SocketAccess;
+use crate::vhost_user::server::Server;
+
+/// Makes sockets by path with the rights of this process, or takes sockets that were handed over.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    /// The user to switch to, who will own the sockets.
+    pub(super) account: Option<Account>,
+    /// Descriptors that were handed over, by number or name.
+    pub(super) descriptors: Vec<(String, OwnedFd)>,
+    /// The socket from the service manager.
+    pub(super) activation: Option<OwnedFd>,
+    /// Sockets can no longer be made.
+    pub(super) confined: bool,
+}
+
+impl Sockets {
+    /// Returns a server for the socket with this address.
+    pub(super) fn open(&mut self, address: &Address) -> Result<Server, OperationError> {
+        match address.kind {
+            AddressType::Unix if self.confined => Err(OperationError::ConfinedSocket),
+            AddressType::Unix => self.bind(address),
+            AddressType::Fd => {
+                let name = require("addr.str", address.text.as_deref())?;
+                let place = self.descriptors.iter().position(|(known, _)| known == name);
+                let place = place.ok_or_else(|| ValueError::Other {
+                    path: "addr.str".to_owned(),
+                    reason: format!("descriptor {name} was not handed over, or is in use already"),
+                })?;
+                let (_, fd) = self.descriptors.swap_remove(place);
+                Server::from_fd(fd).map_err(|error| OperationError::Descriptor(error.into()))
+            }
+            AddressType::ServiceManager => {
+                let fd = self.activation.take();
+                let fd = fd.ok_or_else(|| OperationError::NoActivation(environment()))?;
+                if address.mode.is_some() || address.group.is_some() {
+                    return Err(OperationError::ActivationAccess);
+                }
+                Server::from_fd(fd).map_err(|error| OperationError::Activation(SocketError::from(error)))
+            }
+            AddressType::Inet | AddressType::Vsock => Err(OperationError::AddressType),
+        }
+    }
+
+    fn bind(&self, address: &Address) -> Result<Server, OperationError> {
+        let path = require("addr.path", address.path.as_deref())?;
+        let group = address.group.as_deref().map(find_group).transpose();
+        let group = group.map_err(OperationError::Group)?;
+        let account = self.account.as_ref();
+        let access = SocketAccess {
+            mode: mode(address.mode.as_deref())?,
+            owner: account.map(Account::uid),
+            group: group.or(account.map(Account::gid)),
+        };
+        Ok(Server::bind(path, &access)?)
+    }
+}
+
+/// Explains why the socket of the service manager is missing, if the environment mentions one.
+fn environment() -> String {
+    let Ok(number) = std::env::var("LISTEN_FDS") else {
+        return String::new();
+    };
+    let pid = std::env::var("LISTEN_PID").unwrap_or_default();
+    let own = std::process::id();
+    format!(" (LISTEN_FDS={number} LISTEN_PID={pid} hands none to process {own})")
+}
+
+fn mode(text: Option<&str>) -> Result<libc::mode_t, OperationError> {
+    let Some(text) = text else {
+        return Ok(SocketAccess::default().mode);
+    };
+    let octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok();
+    let mode = mode.filter(|&mode| octal && mode <= SocketAccess::MODES);
+    Ok(mode.ok_or_else(|| ValueError::Type {
+        path: "addr.mode".to_owned(),
+        expected: "an octal number from 0000 to 0777, as in 0660".to_owned(),
+    })?)
+}
