@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// `qsd[:AIO]` is qemu-storage-daemon with aio=threads, native or io_uring;
     /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
     /// batch or per completion;
-    /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in.
+    /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in, and {disks}
+    /// with the options of qemu-storage-daemon for all disks.
     #[arg(long = "backend", value_name = "SPEC")]
     pub(crate) backends: Vec<String>,
 
@@ -40,9 +41,13 @@ pub(crate) struct Args {
     /// Queues x iodepth of each queue, e.g. 8x64, or queues x iodepth x disks, e.g. 1x8x16; several are separated
     /// by commas [default: from the preset]
     ///
-    /// Each disk has its own backend process.
+    /// Each disk has its own backend process, except with --one-process.
     #[arg(long = "shape", value_name = "QxD[xN]", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
+
+    /// One backend process serves all disks of a shape, with one IOThread; `ours`, `qsd` and commands with {disks} only
+    #[arg(long)]
+    pub(crate) one_process: bool,
 
     /// Storage of the image; several kinds are separated by commas [default: from the preset]
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -133,6 +138,12 @@ pub(crate) enum Action {
         /// The later report.json
         new: PathBuf,
     },
+    /// Measures what many disks in one process cost: the start, memory, threads, idle CPU time, and the speed of the
+    /// same number of requests in flight on one disk and on many
+    Disks(DisksArgs),
+    /// Adds and removes a disk over QMP, again and again, while another disk of the process works: what that does to
+    /// the other disk's latency, and what leaks
+    Hot(HotArgs),
     /// Makes a report from samples measured elsewhere, or from a report.json
     Render {
         /// JSON with `schema`, `samples` and, if known, `started`, `machine`, `command`, `backends` and `notes`
@@ -142,6 +153,74 @@ pub(crate) enum Action {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+}
+
+/// Options of `disks`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct DisksArgs {
+    /// Number of disks, and of requests in flight
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=256))]
+    pub(crate) disks: u16,
+
+    /// A candidate: `ours[:OPTIONS]`, `qsd[:AIO]` or `NAME=COMMAND` with {disks}; may be repeated [default: ours, qsd]
+    #[arg(long = "backend", value_name = "SPEC")]
+    pub(crate) backends: Vec<String>,
+
+    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+
+    /// Storage of the images; several kinds are separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["null", "tmpfs"])]
+    pub(crate) storage: Vec<StorageKind>,
+
+    /// Size of all images together, at least 1M each
+    #[arg(long, value_parser = units::bytes, default_value = "256M", value_name = "BYTES")]
+    pub(crate) image_size: u64,
+
+    /// Directory for the images of `page-cache` and `direct` [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// Number of rounds
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// Length of each measurement, in seconds
+    #[arg(long, value_parser = units::seconds, default_value = "0.5", value_name = "SECONDS")]
+    pub(crate) runtime: Duration,
+
+    /// Length of the load before each measurement, in seconds
+    #[arg(long, value_parser = units::seconds, default_value = "0.3", value_name = "SECONDS")]
+    pub(crate) warmup: Duration,
+
+    /// Time to watch the idle process, in seconds; in the first round only
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub(crate) idle: u64,
+}
+
+/// Options of `hot`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct HotArgs {
+    /// Number of times that a disk is added and removed
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(25..))]
+    pub(crate) rounds: u32,
+
+    /// Requests in flight on the disk beside
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) depth: usize,
+
+    /// A candidate, `ours[:OPTIONS]` or `qsd`; may be repeated [default: ours, qsd]
+    #[arg(long = "backend", value_name = "SPEC")]
+    pub(crate) backends: Vec<String>,
+
+    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+
+    /// Directory for the images [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -258,10 +337,10 @@ impl std::str::FromStr for Shape {
             }
         };
         // A request takes three descriptors (there are no indirect tables), and a ring has at most 1024.
-        let ranges = [(shape.queues, 256), (shape.iodepth, 341), (shape.disks, 64)];
+        let ranges = [(shape.queues, 256), (shape.iodepth, 341), (shape.disks, 256)];
         if ranges.iter().any(|&(value, most)| value < 1 || value > most) {
             return Err(format!(
-                "{text} is out of range: 1 to 256 queues, iodepth 1 to 341, 1 to 64 disks"
+                "{text} is out of range: 1 to 256 queues, iodepth 1 to 341, 1 to 256 disks"
             ));
         }
         Ok(shape)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::candidate::Candidate;
-use crate::command::Target;
+use crate::command::{Disk, Target};
 use crate::image::Image;
 
 /// Time limit for a backend to listen, and to end after SIGTERM.
@@ -22,29 +22,43 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Backend {
     name: String,
     child: Child,
-    socket: PathBuf,
+    sockets: Vec<PathBuf>,
     log: PathBuf,
 }
 
 impl Backend {
-    /// Starts `candidate` for disk `disk`, with its socket and log in `dir`, and waits until the socket exists.
+    /// Starts `candidate`, which serves one disk per image with `queues` queues each, and waits until all sockets exist.
+    /// The sockets and the log are in `dir`, with numbers from `first` on.
     ///
     /// Call this on the main thread: the kernel kills the backend when the thread that started it ends.
     pub(crate) fn start(
         candidate: &Candidate,
-        image: &Image,
+        images: &[Image],
         queues: u16,
         dir: &Path,
-        disk: usize,
+        first: usize,
     ) -> Result<Self> {
-        let (socket, log) = (dir.join(format!("{disk}.sock")), dir.join(format!("{disk}.log")));
-        let _ = fs::remove_file(&socket);
+        let disk = |(i, image): (usize, &Image)| Disk {
+            socket: dir.join(format!("{}.sock", first + i)),
+            image: image.clone(),
+        };
+        let disks: Vec<Disk> = images.iter().enumerate().map(disk).collect();
+        let sockets: Vec<PathBuf> = disks.iter().map(|disk| disk.socket.clone()).collect();
+        for socket in &sockets {
+            let _ = fs::remove_file(socket);
+        }
         let target = Target {
-            socket: &socket,
-            image,
+            disks: &disks,
             queues,
         };
-        let line = target.command_line(candidate);
+        let log = dir.join(format!("{first}.log"));
+        let mut backend = Self::spawn(&candidate.name, &target.command_line(candidate), sockets, log)?;
+        backend.wait_for_sockets()?;
+        Ok(backend)
+    }
+
+    /// Starts a backend that will create `sockets`, without waiting for them.
+    pub(crate) fn spawn(name: &str, line: &[String], sockets: Vec<PathBuf>, log: PathBuf) -> Result<Self> {
         let output = File::create(&log).context("create the backend's log")?;
         let mut command = Command::new(&line[0]);
         command
@@ -55,19 +69,18 @@ impl Backend {
         die_with_parent(&mut command);
         let child = command
             .spawn()
-            .with_context(|| format!("{}: start {}", candidate.name, line[0]))?;
-        let mut backend = Self {
-            name: candidate.name.clone(),
+            .with_context(|| format!("{name}: start {}", line[0]))?;
+        Ok(Self {
+            name: name.to_owned(),
             child,
-            socket,
+            sockets,
             log,
-        };
-        backend.wait_for_socket()?;
-        Ok(backend)
+        })
     }
 
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+    /// Returns the sockets, one per disk.
+    pub(crate) fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -97,17 +110,27 @@ impl Backend {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    fn wait_for_socket(&mut self) -> Result<()> {
+    fn wait_for_sockets(&mut self) -> Result<()> {
+        self.wait_until("create its socket", |backend| {
+            backend.sockets.iter().all(|socket| socket.exists())
+        })
+    }
+
+    /// Waits until `condition` holds. `what` says what the backend has to do for that.
+    ///
+    /// # Errors
+    /// The backend ends, or the condition does not hold within 5 seconds.
+    pub(crate) fn wait_until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.socket.exists() {
+        while !condition(self) {
             if let Some(status) = self.child.try_wait()? {
                 return Err(self.failure(&format!("ended while starting ({status})")));
             }
             if Instant::now() > deadline {
                 self.kill();
-                return Err(self.failure("did not create its socket within 5 seconds"));
+                return Err(self.failure(&format!("did not {what} within 5 seconds")));
             }
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }

@@ -80,6 +80,15 @@ impl Candidate {
         }
     }
 
+    /// Returns whether one process can serve several disks.
+    pub(crate) fn serves_several(&self) -> bool {
+        match &self.kind {
+            Kind::Ours { .. } | Kind::Qsd { .. } => true,
+            Kind::Command { words } => words.iter().any(|word| word == DISKS),
+            Kind::Plain { .. } | Kind::Limit(_) => false,
+        }
+    }
+
     /// Returns whether the program accepts its options. Only `ours` is asked: it checks them before it prints its
     /// capabilities.
     pub(crate) fn is_available(&self) -> bool {
@@ -148,15 +157,17 @@ impl Kind {
                 "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each] or NAME=COMMAND with {{socket}} in it"
             );
         };
+        let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
         ensure!(
-            command.contains("{socket}"),
-            "{spec}: the command must contain {{socket}}"
+            command.contains("{socket}") || words.iter().any(|word| word == DISKS),
+            "{spec}: the command must contain {{socket}} or {{disks}}"
         );
-        Ok(Self::Command {
-            words: command.split_whitespace().map(str::to_owned).collect(),
-        })
+        Ok(Self::Command { words })
     }
 }
+
+/// Stands for all disks in a command, as options of qemu-storage-daemon.
+pub(crate) const DISKS: &str = "{disks}";
 
 pub(crate) const QSD: &str = "qemu-storage-daemon";
 

@@ -1,15 +1,22 @@
 //! Builds the command line that starts each backend.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::candidate::{Candidate, Kind, QSD};
+use crate::candidate::{Candidate, DISKS, Kind, QSD};
 use crate::image::Image;
 
-/// The socket, the image and the number of queues that a command line is built for.
+/// A disk of a backend: its socket and its image.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    pub(crate) socket: PathBuf,
+    pub(crate) image: Image,
+}
+
+/// The disks that a command line is built for, and the number of queues of each. Only `ours` and `qsd` can serve several
+/// disks.
 #[derive(Clone, Debug)]
 pub(crate) struct Target<'a> {
-    pub(crate) socket: &'a Path,
-    pub(crate) image: &'a Image,
+    pub(crate) disks: &'a [Disk],
     pub(crate) queues: u16,
 }
 
@@ -18,28 +25,32 @@ impl Target<'_> {
     pub(crate) fn command_line(&self, candidate: &Candidate) -> Vec<String> {
         match &candidate.kind {
             Kind::Ours { binary, options } => self.ours(binary, options),
-            Kind::Qsd { aio } => self.qsd(aio),
+            Kind::Qsd { aio } => [vec![QSD.to_owned()], self.exports(Some(aio))].concat(),
             Kind::Plain { each } => self.plain(*each),
             Kind::Command { words } => self.filled_in(words),
             Kind::Limit(_) => Vec::new(),
         }
     }
 
-    /// Returns the image's path, or `null:SIZE`, which the plain backend understands.
+    /// Returns the path of the first disk's image, or `null:SIZE`, which the plain backend understands.
     fn image(&self) -> String {
-        match self.image {
+        match &self.disks[0].image {
             Image::File { path, .. } => path.display().to_string(),
             Image::Null { size } => format!("null:{size}"),
         }
     }
 
+    /// Uses the short form for one disk, and the long form for several. `options` must suit the form.
     fn ours(&self, binary: &Path, options: &[String]) -> Vec<String> {
-        let mut line = vec![
-            binary.display().to_string(),
-            format!("--socket-path={}", self.socket.display()),
-            format!("--num-queues={}", self.queues),
-        ];
-        match self.image {
+        let mut line = vec![binary.display().to_string()];
+        let [Disk { socket, image }] = self.disks else {
+            line.extend(self.exports(None));
+            line.extend_from_slice(options);
+            return line;
+        };
+        line.push(format!("--socket-path={}", socket.display()));
+        line.push(format!("--num-queues={}", self.queues));
+        match image {
             Image::File { path, direct } => {
                 line.push(format!("--blk-file={}", path.display()));
                 line.extend(direct.then(|| "--direct".to_owned()));
@@ -50,40 +61,37 @@ impl Target<'_> {
         line
     }
 
-    fn qsd(&self, aio: &str) -> Vec<String> {
-        let node = match self.image {
-            Image::File { path, direct } => {
-                let direct = if *direct { "on" } else { "off" };
-                format!(
-                    "driver=file,node-name=f,filename={},aio={aio},cache.direct={direct}",
-                    path.display()
-                )
-            }
-            Image::Null { size } => format!("driver=null-co,node-name=f,size={size},read-zeroes=off"),
-        };
-        let export = format!(
-            "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={},writable=on,num-queues={},\
-             iothread=io",
-            self.socket.display(),
-            self.queues
-        );
-        let words = [
-            QSD,
-            "--blockdev",
-            &node,
-            "--object",
-            "iothread,id=io",
-            "--export",
-            &export,
-        ];
-        words.map(str::to_owned).to_vec()
+    /// Returns the options for all disks on one IOThread, in the words of qemu-storage-daemon.
+    fn exports(&self, aio: Option<&str>) -> Vec<String> {
+        let mut words = ["--object", "iothread,id=io"].map(str::to_owned).to_vec();
+        for (i, Disk { socket, image }) in self.disks.iter().enumerate() {
+            let node = match image {
+                Image::File { path, direct } => {
+                    let direct = if *direct { "on" } else { "off" };
+                    let aio = aio.map(|aio| format!(",aio={aio}")).unwrap_or_default();
+                    format!(
+                        "driver=file,node-name=f{i},filename={},cache.direct={direct}{aio}",
+                        path.display()
+                    )
+                }
+                Image::Null { size } => format!("driver=null-co,node-name=f{i},size={size},read-zeroes=off"),
+            };
+            let export = format!(
+                "type=vhost-user-blk,id=e{i},node-name=f{i},addr.type=unix,addr.path={},writable=on,num-queues={},\
+                 iothread=io",
+                socket.display(),
+                self.queues
+            );
+            words.extend(["--blockdev".to_owned(), node, "--export".to_owned(), export]);
+        }
+        words
     }
 
     fn plain(&self, each: bool) -> Vec<String> {
         let mut line = vec![
             std::env::current_exe().unwrap_or_default().display().to_string(),
             "--plain".to_owned(),
-            self.socket.display().to_string(),
+            self.disks[0].socket.display().to_string(),
             self.image(),
             self.queues.to_string(),
         ];
@@ -93,11 +101,16 @@ impl Target<'_> {
 
     fn filled_in(&self, words: &[String]) -> Vec<String> {
         let fill = |word: &String| {
-            word.replace("{socket}", &self.socket.display().to_string())
+            if word == DISKS {
+                return self.exports(None);
+            }
+            let word = word
+                .replace("{socket}", &self.disks[0].socket.display().to_string())
                 .replace("{image}", &self.image())
-                .replace("{queues}", &self.queues.to_string())
+                .replace("{queues}", &self.queues.to_string());
+            vec![word]
         };
-        words.iter().map(fill).collect()
+        words.iter().flat_map(fill).collect()
     }
 }
 
@@ -106,17 +119,26 @@ mod tests {
     use super::*;
     use crate::daemon::Daemon;
 
+    fn disk(socket: &str, image: Image) -> Disk {
+        Disk {
+            socket: socket.into(),
+            image,
+        }
+    }
+
+    fn file() -> Image {
+        Image::File {
+            path: "/i".into(),
+            direct: false,
+        }
+    }
+
     #[test]
     fn a_template_gets_socket_image_and_queues() {
         let candidate =
             Candidate::parse("mine=serve {socket} -f {image} --n={queues}", &Daemon::default()).unwrap();
-        let image = Image::File {
-            path: "/i".into(),
-            direct: false,
-        };
         let target = Target {
-            socket: Path::new("/s"),
-            image: &image,
+            disks: &[disk("/s", file())],
             queues: 4,
         };
         assert_eq!(candidate.name, "mine");
@@ -128,16 +150,43 @@ mod tests {
 
     #[test]
     fn a_null_disk_has_a_size_and_no_path() {
-        let image = Image::Null { size: 4096 };
         let target = Target {
-            socket: Path::new("/s"),
-            image: &image,
+            disks: &[disk("/s", Image::Null { size: 4096 })],
             queues: 1,
         };
         let ours = target.ours(Path::new("/bin/sh"), &[]);
         assert!(
             ours.contains(&"--null=4096".to_owned()) && !ours.iter().any(|word| word.contains("blk-file"))
         );
-        assert!(target.qsd("threads").join(" ").contains("driver=null-co"));
+        assert!(
+            target
+                .exports(Some("threads"))
+                .join(" ")
+                .contains("driver=null-co")
+        );
+    }
+
+    #[test]
+    fn several_disks_share_an_iothread() {
+        let target = Target {
+            disks: &[disk("/s0", file()), disk("/s1", file())],
+            queues: 1,
+        };
+        let line = target
+            .ours(Path::new("/bin/sh"), &["--stats".to_owned()])
+            .join(" ");
+        let template = Candidate::parse("old=serve {disks} -v", &Daemon::default()).unwrap();
+        let filled = target.command_line(&template).join(" ");
+        assert!(
+            filled.starts_with("serve --object") && filled.contains("/s1"),
+            "{filled}"
+        );
+        assert!(filled.ends_with("-v"), "{filled}");
+        assert_eq!(line.matches("--object").count(), 1);
+        assert_eq!(line.matches("iothread=io").count(), 2);
+        assert!(
+            line.contains("addr.path=/s1") && line.ends_with("--stats"),
+            "{line}"
+        );
     }
 }

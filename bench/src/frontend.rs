@@ -1,6 +1,7 @@
 //! One run: connects to the backends, drives all queues for a while, and returns the counts.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -22,25 +23,19 @@ use crate::load::{Load, Work};
 /// Time limit for answers: a backend that completes nothing for so long has stalled.
 const STALL: Duration = Duration::from_secs(5);
 
-/// Drives `backends`, one per disk, with `load`.
+/// Drives all disks of `backends` with `load`.
 ///
 /// # Errors
 /// A backend does not answer, stalls, fails a request or ends, or `interrupted` is set.
 pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBool) -> Result<Outcome> {
-    let (mut transports, mut lanes) = (Vec::new(), Vec::new());
+    let mut connected = Connected::default();
     for backend in backends.iter_mut() {
-        let socket = backend
-            .socket()
-            .to_str()
-            .context("the socket's path is not UTF-8")?
-            .to_owned();
-        let connected = within(STALL, interrupted, backend, || connect(&socket, load))?;
-        let Some((transport, more)) = connected else {
-            return Err(backend.failure("did not finish the set-up of the connection within 5 seconds"));
-        };
-        transports.push(transport);
-        lanes.extend(more);
+        connected.extend(connect_all(backend, load, interrupted)?);
     }
+    let Connected {
+        mut lanes,
+        transports,
+    } = connected;
     let per_thread = lanes.len().div_ceil(usize::from(load.driver_threads));
     let pids: Vec<u32> = backends.iter().map(Backend::pid).collect();
     let mut outcome = measure(
@@ -63,9 +58,45 @@ pub(crate) fn run(backends: &mut [Backend], load: &Load, interrupted: &AtomicBoo
     Ok(outcome)
 }
 
+/// Connections with their queues.
+#[derive(Default)]
+pub(crate) struct Connected<'a> {
+    // Dropped first: the rings are in the transports' memory.
+    pub(crate) lanes: Vec<Lane<'a>>,
+    transports: Vec<Transport>,
+}
+
+impl<'a> Connected<'a> {
+    fn extend(&mut self, mut other: Self) {
+        self.lanes.append(&mut other.lanes);
+        self.transports.append(&mut other.transports);
+    }
+}
+
+/// Connects a frontend to each disk of a backend, and sets up its queues for `load`.
+///
+/// # Errors
+/// The backend does not answer, or refuses the set-up, or `interrupted` is set.
+pub(crate) fn connect_all<'a>(
+    backend: &mut Backend,
+    load: &Load,
+    interrupted: &AtomicBool,
+) -> Result<Connected<'a>> {
+    let mut all = Connected::default();
+    for socket in backend.sockets().to_vec() {
+        let connected = within(STALL, interrupted, backend, || connect(&socket, load))?;
+        let Some((transport, lanes)) = connected else {
+            return Err(backend.failure("did not finish the set-up of the connection within 5 seconds"));
+        };
+        all.transports.push(transport);
+        all.lanes.extend(lanes);
+    }
+    Ok(all)
+}
+
 /// Returns a function that checks the backends while they are driven. On an error it first kills all backends, so that
 /// no thread keeps waiting for them.
-fn watcher<'a>(
+pub(crate) fn watcher<'a>(
     backends: &'a mut [Backend],
     interrupted: &'a AtomicBool,
 ) -> impl FnMut(u64) -> Result<()> + 'a {
@@ -119,20 +150,21 @@ fn within<T: Send>(
         .map_err(|error| backend.failure(&format!("{error:#}")))
 }
 
-type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
+pub(crate) type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
 
-fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a>>)> {
+fn connect<'a>(socket: &Path, load: &Load) -> Result<(Transport, Vec<Lane<'a>>)> {
     // Without FLUSH a device must not cache writes, and not every backend respects that. With it, all do the same.
     let block = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::FLUSH;
     let mut features = VirtioFeatureFlags::VERSION_1.bits() | block.bits();
     if load.event_idx {
         features |= VirtioFeatureFlags::RING_EVENT_IDX.bits();
     }
-    let mut transport = Box::new(open(socket, features)?);
+    let socket = socket.to_str().context("the socket's path is not UTF-8")?;
+    let mut transport = open(socket, features)?;
     let (queues, iodepth) = (usize::from(load.shape.queues), load.shape.iodepth);
     // Three descriptors per request, and at least 256 entries, which is common in QEMU.
     let queue_size = (iodepth * 3).next_power_of_two().max(256);
-    let rings = VirtioBlkQueue::<Slot>::setup_queues(transport.as_mut(), queues, queue_size)
+    let rings = VirtioBlkQueue::<Slot>::setup_queues(&mut transport, queues, queue_size)
         .with_context(|| format!("set up {queues} queues of {queue_size} entries"))?;
     let per_lane = usize::from(iodepth) * usize::try_from(load.block_size)?;
     let memory = shared_memory(&mut transport, queues * per_lane)?;
@@ -162,7 +194,7 @@ fn connect<'a>(socket: &str, load: &Load) -> Result<(Box<Transport>, Vec<Lane<'a
 }
 
 /// Connects, and retries while the socket exists but the backend does not listen on it yet.
-fn open(socket: &str, features: u64) -> Result<Transport> {
+pub(crate) fn open(socket: &str, features: u64) -> Result<Transport> {
     let end = Instant::now() + STALL;
     loop {
         match VhostUser::new(socket, features) {
@@ -176,7 +208,7 @@ fn open(socket: &str, features: u64) -> Result<Transport> {
 }
 
 /// Allocates memory for the requests' data and shares it with the backend.
-fn shared_memory(transport: &mut Transport, len: usize) -> Result<Arc<MmapRegion>> {
+pub(crate) fn shared_memory(transport: &mut Transport, len: usize) -> Result<Arc<MmapRegion>> {
     let file = tempfile::tempfile_in("/dev/shm").context("create shared memory")?;
     file.set_len(len as u64)?;
     let region = MmapRegion::from_file(FileOffset::new(file, 0), len).context("map shared memory")?;

@@ -6,15 +6,19 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use virtio_driver::{EventFd, QueueNotifier, VirtioBlkQueue};
 use vm_memory::MmapRegion;
 
 use crate::batches::Batches;
 use crate::load::Work;
+
+/// Time limit for a single request.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A request in flight: the index of its buffer, and its submission time.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +87,8 @@ pub(crate) struct Lane<'a> {
     work: Work,
     suppress: bool,
     iodepth: u16,
+    /// Requests to keep in flight, at most `iodepth`.
+    depth: u16,
     free: Vec<u16>,
     /// Completions seen before their notification.
     unannounced: u64,
@@ -122,6 +128,7 @@ impl<'a> Lane<'a> {
             work,
             suppress,
             iodepth,
+            depth: iodepth,
             free,
             unannounced: 0,
             counts: Counts::new(),
@@ -130,6 +137,11 @@ impl<'a> Lane<'a> {
 
     pub(crate) fn in_flight(&self) -> usize {
         usize::from(self.iodepth) - self.free.len()
+    }
+
+    /// Keeps fewer requests in flight from now on: `depth`, at most those that the lane was made for.
+    pub(crate) fn set_depth(&mut self, depth: u16) {
+        self.depth = depth.min(self.iodepth);
     }
 
     /// Returns the call eventfd, to wait for. Do not read it.
@@ -202,13 +214,16 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Submits requests until `iodepth` are in flight, and kicks the backend once if it asks for that.
+    /// Submits requests until enough are in flight, and kicks the backend once if it asks for that.
     pub(crate) fn submit(&mut self) -> Result<()> {
-        if self.free.is_empty() {
+        // The buffers that are left for a smaller depth.
+        let spare = usize::from(self.iodepth - self.depth);
+        if self.free.len() <= spare {
             return Ok(());
         }
         let submitted = Instant::now();
-        while let Some(index) = self.free.pop() {
+        while self.free.len() > spare {
+            let index = self.free.pop().expect("more are left");
             self.submit_one(Slot { index, submitted })?;
         }
         // The available index must be visible before we read whether the backend wants a kick. The crate has this
@@ -217,6 +232,21 @@ impl<'a> Lane<'a> {
         if self.queue.avail_notif_needed() {
             self.counts.kicks += 1;
             self.kick.notify().context("kick the backend")?;
+        }
+        Ok(())
+    }
+
+    /// Runs one request, and waits until it has completed.
+    ///
+    /// # Errors
+    /// The backend does not answer within 5 seconds.
+    pub(crate) fn run_one(&mut self) -> Result<()> {
+        self.set_depth(1);
+        self.submit()?;
+        let end = Instant::now() + PATIENCE;
+        while self.reap() == 0 {
+            ensure!(Instant::now() < end, "the backend does not answer");
+            thread::sleep(Duration::from_micros(50));
         }
         Ok(())
     }

@@ -26,6 +26,9 @@ pub(crate) struct Load {
     pub(crate) frontend: Frontend,
     #[serde(flatten)]
     pub(crate) shape: Shape,
+    /// One backend process serves all disks.
+    #[serde(default)]
+    pub(crate) one_process: bool,
     pub(crate) rw: Pattern,
     pub(crate) block_size: u64,
     pub(crate) wait: Wait,

@@ -17,8 +17,10 @@ mod command;
 mod compare;
 mod control;
 mod daemon;
+mod disks;
 mod driver;
 mod frontend;
+mod hot;
 mod html;
 mod image;
 mod lane;
@@ -61,12 +63,14 @@ fn main() -> ExitCode {
         scratch::janitor(std::io::stdin(), &args.janitor);
         return ExitCode::SUCCESS;
     }
-    let result = match &args.action {
+    let result = raise_open_files().and_then(|()| match &args.action {
         Some(Action::Compare { old, new }) => compare::run(old, new),
         Some(Action::Render { samples, out }) => render(samples, out.as_deref()),
+        Some(Action::Disks(args)) => disks::run(args),
+        Some(Action::Hot(args)) => hot::run(args),
         None if args.plain.is_empty() => bench(&args),
         None => plain::serve(&args.plain),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -76,15 +80,29 @@ fn main() -> ExitCode {
     }
 }
 
+/// Raises the limit of open files as far as possible: each disk needs several.
+fn raise_open_files() -> Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: writes the limits into our own structure.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: reads our own structure.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0 {
+            return Ok(());
+        }
+    }
+    Err(std::io::Error::last_os_error()).context("raise the limit of open files")
+}
+
 fn bench(args: &Args) -> Result<()> {
     if let Some(dir) = &args.out {
         output::check_dir(dir)?;
     }
     let mut plan = Plan::new(args)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("handle signals")?;
-    }
+    let interrupted = interrupted()?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut machine = Machine::here(&dir);
     if plan.storage.iter().any(|kind| kind.is_on_disk()) && machine.file_system == "tmpfs" {
@@ -111,6 +129,15 @@ fn bench(args: &Args) -> Result<()> {
         samples,
     };
     show(measured, args.out.as_deref())
+}
+
+/// Returns a flag that is set when this process is asked to end.
+fn interrupted() -> Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("handle signals")?;
+    }
+    Ok(interrupted)
 }
 
 fn render(samples: &Path, out: Option<&Path>) -> Result<()> {

@@ -113,6 +113,13 @@ impl Plan {
             let parse = |spec: &String| Candidate::parse(spec, &daemon);
             args.backends.iter().map(parse).collect::<Result<_>>()?
         };
+        if args.one_process {
+            let alone = candidates.iter().find(|candidate| !candidate.serves_several());
+            ensure!(
+                alone.is_none(),
+                "--one-process: only ours, qsd and commands with {{disks}} can serve several disks"
+            );
+        }
         if args.limit {
             candidates.extend([Engine::Psync, Engine::IoUring].map(Candidate::limit));
         }
@@ -165,7 +172,7 @@ impl Plan {
 }
 
 /// Returns the backends of a preset that this machine has, and notes those that are left out.
-fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
+pub(crate) fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     if !qsd_is_installed() && specs.iter().any(|spec| spec.starts_with("qsd")) {
         notes.push("qsd is left out: qemu-storage-daemon is not in PATH".to_owned());
@@ -224,6 +231,7 @@ fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool) -> Load {
     Load {
         frontend: Frontend::Native,
         shape,
+        one_process: args.one_process,
         rw: args.rw,
         block_size: args.block_size,
         wait: args.wait,

@@ -86,16 +86,14 @@ impl<'a> Runner<'a> {
         if let Kind::Limit(engine) = candidate.kind {
             return limit::run(engine, images, &case.load, self.interrupted);
         }
-        let start = |(disk, image)| {
-            Backend::start(
-                candidate,
-                image,
-                case.load.shape.queues,
-                self.scratch.memory(),
-                disk,
-            )
+        let per_process = if case.load.one_process { images.len() } else { 1 };
+        let start = |(number, images): (usize, &[Image])| {
+            let first = number * per_process;
+            let queues = case.load.shape.queues;
+            Backend::start(candidate, images, queues, self.scratch.memory(), first)
         };
-        let mut backends = images.iter().enumerate().map(start).collect::<Result<Vec<_>>>()?;
+        let groups = images.chunks(per_process).enumerate();
+        let mut backends = groups.map(start).collect::<Result<Vec<_>>>()?;
         let outcome = frontend::run(&mut backends, &case.load, self.interrupted)?;
         backends.into_iter().try_for_each(Backend::stop)?;
         Ok(outcome)

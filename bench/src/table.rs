@@ -49,6 +49,7 @@ fn wrap(text: &str) -> String {
 pub(crate) fn title(row: &Summary) -> String {
     let load = &row.case.load;
     let disks = if load.shape.disks > 1 { " x disks" } else { "" };
+    let process = if load.one_process { " in one process" } else { "" };
     let event_idx = if load.event_idx { "" } else { ", no EVENT_IDX" };
     let frontend = match load.frontend {
         Frontend::Native => "",
@@ -56,7 +57,7 @@ pub(crate) fn title(row: &Summary) -> String {
         Frontend::GuestTcg => "guest (TCG): ",
     };
     format!(
-        "{frontend}{} {} {} B, {} (queues x iodepth{disks}){event_idx}, medians of {}",
+        "{frontend}{} {} {} B, {} (queues x iodepth{disks}){process}{event_idx}, medians of {}",
         name(&row.case.storage),
         name(&load.rw),
         load.block_size,

@@ -128,7 +128,7 @@ fn parse_machine_time(stat: &str) -> Option<MachineTime> {
 }
 
 /// Returns the first number after `name` at the start of a line.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
 }
