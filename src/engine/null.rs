@@ -187,6 +187,12 @@ impl NullAioChannel {
     }
 
     pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
+        // Only requests take time. Whoever looks at the size waits for the answer.
+        let is_short = |request: &IoRequest| matches!(request.op, IoOp::RefreshSize | IoOp::LookAnew);
+        for mut request in batch.extract_if(.., |request| is_short(request)) {
+            self.disk.execute(&mut request);
+            completer.complete(request);
+        }
         let due = Instant::now() + self.latency;
         let mut waiting = self.shared.waiting.borrow_mut();
         for mut request in batch.drain(..) {

@@ -74,6 +74,16 @@ fn requests_of_every_kind_come_back_later() {
 }
 
 #[test]
+fn a_slow_disk_is_served_at_once() {
+    let begun = Instant::now();
+    // A minute is the longest latency.
+    let daemon = start(Duration::from_secs(60), &[]);
+    let frontend = connect(&daemon, 1);
+    assert_eq!(frontend.config().capacity.to_native(), (1 << 20) / 512);
+    assert!(begun.elapsed().as_secs() < 60);
+}
+
+#[test]
 fn error_policies_hold_report_and_ignore() {
     let mut daemon = start(
         ms(1),
