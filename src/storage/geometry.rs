@@ -9,15 +9,12 @@ use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget, major, minor};
 use super::direct::{self, DioAlign};
 use super::error::Error;
 use super::kind::Kind;
+use super::limits::{BLOCK_MAX, Limits, SECTOR};
+use super::options::OpenOptions;
 use super::zero::is_unsupported;
-use super::{Limits, OpenOptions};
 use crate::sys::block_device;
 use crate::sys::file::fallocate;
 
-/// Size of a VIRTIO sector, and the smallest logical block size.
-pub(super) const SECTOR: u32 = 512;
-/// Largest logical block size that can be chosen.
-pub(super) const BLOCK_MAX: u32 = 32768;
 /// Block size of the page cache and of most file systems. Smaller writes need a read first.
 const FILE_BLOCK: u32 = 4096;
 /// Distance past the end of a file at which it is safe to try to punch a hole.

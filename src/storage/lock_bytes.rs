@@ -1,0 +1,96 @@
+//! The bytes of an image that stand for QEMU's permissions, and the locks on them.
+//!
+//! QEMU's permissions on an image are bits: CONSISTENT_READ 0, WRITE 1, WRITE_UNCHANGED 2, RESIZE 3. A program that
+//! *uses* permission `n` holds a shared lock on byte 100 + n of the file. A program that does not let others use it
+//! (does not *share* it) holds a shared lock on byte 200 + n. A program first takes its own locks. Then it checks for
+//! conflicts: whether the "unshared" byte of a permission that it uses is locked by another program, or the "used" byte
+//! of one that it does not share. If two programs start at the same time, both may be refused, but never do both
+//! succeed.
+//!
+//! We take the same permissions as QEMU's virtio-blk device: we use CONSISTENT_READ, and WRITE unless the disk is
+//! read-only. We do not share WRITE.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::sys::ofd_lock;
+
+/// First of the bytes that stand for used permissions.
+const USED: i64 = 100;
+/// First of the bytes that stand for permissions that are not shared.
+const UNSHARED: i64 = 200;
+/// Permission bits. A disk does not need the other two.
+const CONSISTENT_READ: i64 = 0;
+const WRITE: i64 = 1;
+
+/// The use of an image that conflicts with a writer, but not with a reader.
+pub(super) const READER: &str = "another process reads it and does not let others write to it";
+
+/// The place in an open file that refers to its lock, if it has one.
+#[derive(Debug, Default)]
+pub(super) struct LockPlace(Mutex<Weak<Held>>);
+
+impl LockPlace {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Weak<Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The locks of one open file description, released on drop.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// A duplicate that refers to the storage's open file description, and may outlive the storage.
+    fd: OwnedFd,
+    writes: bool,
+}
+
+impl Held {
+    /// `fd` belongs to the image's open file description. Takes no locks yet.
+    pub(super) fn new(fd: OwnedFd, writes: bool) -> Self {
+        Self { fd, writes }
+    }
+
+    /// Returns whether the image is locked for writing.
+    pub(super) fn writes(&self) -> bool {
+        self.writes
+    }
+
+    /// Takes the locks, then checks for conflicting ones. Returns a description of the conflict, if there is one.
+    pub(super) fn apply(&self) -> io::Result<Option<&'static str>> {
+        let (fd, writes) = (self.fd.as_fd(), self.writes);
+        let mine: &[i64] = match writes {
+            true => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
+            false => &[USED + CONSISTENT_READ, UNSHARED + WRITE],
+        };
+        for &byte in mine {
+            match ofd_lock::set(fd, libc::F_RDLCK, byte, 1) {
+                // Shared locks do not conflict with each other, so this is not one of QEMU's programs.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                    return Ok(Some("another process has locked it"));
+                }
+                result => result?,
+            }
+        }
+
+        // Locks of our own open file description are not reported.
+        let other_has = |byte| ofd_lock::is_locked(fd, byte);
+        if other_has(USED + WRITE)? {
+            return Ok(Some("another process has it open for writing"));
+        }
+        if other_has(UNSHARED + CONSISTENT_READ)? {
+            return Ok(Some("another process does not let others read it"));
+        }
+        if writes && other_has(UNSHARED + WRITE)? {
+            return Ok(Some(READER));
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Both groups of bytes and all between them. If this fails, closing the file still unlocks it.
+        let _ = ofd_lock::set(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
+    }
+}
