@@ -11,7 +11,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Effect, Fault, Faults};
+use super::Faults;
+use super::effect::{Effect, Fault};
 use crate::aio::{AioContext, Timer};
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest, Requests, Splitter};

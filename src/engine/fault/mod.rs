@@ -4,35 +4,15 @@
 //! counts.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use crate::io::IoOp;
 
 pub(super) mod channel;
+mod effect;
 mod rule;
 
+use effect::Effect;
 pub use rule::FaultRule;
-
-/// The effect of the rules on a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Effect {
-    /// Additional time that the request takes.
-    pub(super) delay: Duration,
-    pub(super) fault: Option<Fault>,
-}
-
-/// A fault other than a delay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// The request fails with this errno, and nothing is done.
-    Error(i32),
-    /// Half of the data is written, and then the request fails with this errno.
-    Torn(i32),
-    /// The request is done in pieces, as if the kernel had transferred less than requested.
-    Short,
-    /// The IOThread panics.
-    Panic,
-}
 
 /// The rules of a disk, and the progress of each. Any thread.
 #[derive(Debug)]
@@ -96,7 +76,9 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use super::effect::Fault;
     use super::*;
+    use std::time::Duration;
 
     const WRITE: IoOp = IoOp::Write { durable: false };
 

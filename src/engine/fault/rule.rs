@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Effect, Fault};
+use super::effect::{Effect, Fault};
 use crate::io::IoOp;
 
 /// Names and numbers of errors.
