@@ -23,13 +23,15 @@ use crate::io::IoOp;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
 mod cache;
+mod inflight;
 mod log;
 mod recovery;
 mod rings;
 
-pub use log::LOG_ALL;
-use recovery::Inflight;
+use inflight::Inflight;
 
+/// VHOST_F_LOG_ALL: writes to guest memory are logged.
+pub const LOG_ALL: u64 = 1 << 26;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 

@@ -3,13 +3,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::{Result, Session};
+use super::{LOG_ALL, Result, Session};
 use crate::memory::{DirtyLog, GuestMemory, RingLog};
 use crate::vhost_user::SessionError;
 use crate::virtqueue::MAX_QUEUE_SIZE;
-
-/// VHOST_F_LOG_ALL: writes to guest memory are logged.
-pub const LOG_ALL: u64 = 1 << 26;
 
 /// Maximum size of a used ring in bytes.
 const MAX_USED_RING: u64 = 6 + 8 * MAX_QUEUE_SIZE as u64;

@@ -4,68 +4,11 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use super::inflight::{FlushMarks, Inflight, LastFlush};
 use super::{Result, Session};
 use crate::blk::device::DeviceState;
-use crate::storage::FlushWitness;
 use crate::vhost_user::SessionError;
-use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout, SpareByte};
-
-/// Indices of the region's spare bytes.
-const FLUSH_FAILED: usize = 0;
-const FLUSH_RUNNING: usize = 1;
-
-/// Values of the byte at [`FLUSH_RUNNING`].
-const IDLE: u8 = 0;
-const RUNNING: u8 = 1;
-const TAKING_REPORT: u8 = 2;
-
-/// The place where chains in flight are tracked.
-#[derive(Debug)]
-pub(super) enum Inflight {
-    /// The frontend does not use in-flight tracking.
-    Untracked,
-    Region(InflightRegion),
-    /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
-    Refused,
-}
-
-/// The outcome of flushes, in two bytes. Any thread.
-#[derive(Debug)]
-struct FlushMarks {
-    /// 1 if a flush has failed for good: writes are lost.
-    failed: SpareByte,
-    /// The step of a flush that has not ended.
-    running: SpareByte,
-}
-
-impl FlushMarks {
-    /// Returns `None` if the region has no room for the marks.
-    fn of(region: &InflightRegion) -> Option<Self> {
-        Some(Self {
-            failed: region.spare(FLUSH_FAILED)?,
-            running: region.spare(FLUSH_RUNNING)?,
-        })
-    }
-}
-
-impl FlushWitness for FlushMarks {
-    fn taking_report(&self) {
-        self.running.set(TAKING_REPORT);
-    }
-
-    fn begun(&self) {
-        self.running.set(RUNNING);
-    }
-
-    fn succeeded(&self) {
-        self.running.set(IDLE);
-    }
-
-    fn failed(&self) {
-        self.failed.set(1);
-        self.running.set(IDLE);
-    }
-}
+use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout};
 
 impl Session<'_> {
     /// Creates an in-flight region for the frontend to keep.
@@ -108,28 +51,28 @@ impl Session<'_> {
         };
         let state = self.device.state();
         let (disk, node) = (&state.name, &state.node);
-        let step = marks.running.get();
-        let loss = match (marks.failed.get(), step) {
-            (0, TAKING_REPORT) => {
-                Some("the process before this one was killed while it asked whether writes were lost")
-            }
-            (0, _) => None,
-            _ => Some("a flush failed before this process took over: writes are lost"),
-        };
-        if let Some(loss) = loss {
+        let fail = |loss| {
             if !node.flushes_fail() {
                 tracing::error!(disk, "{loss}: all flushes will fail");
             }
             node.fail_flushes();
-        } else if step != IDLE {
-            let outcome = match node.doubt_last_flush() {
-                true => "the next flush checks the whole file system for lost writes",
-                false => "whether it failed is unknown",
-            };
-            tracing::warn!(
-                disk,
-                "the process before this one was killed during a flush: {outcome}"
-            );
+        };
+        match marks.last() {
+            LastFlush::Ended => {}
+            LastFlush::Failed => fail("a flush failed before this process took over: writes are lost"),
+            LastFlush::TakingReport => {
+                fail("the process before this one was killed while it asked whether writes were lost");
+            }
+            LastFlush::Running => {
+                let outcome = match node.doubt_last_flush() {
+                    true => "the next flush checks the whole file system for lost writes",
+                    false => "whether it failed is unknown",
+                };
+                tracing::warn!(
+                    disk,
+                    "the process before this one was killed during a flush: {outcome}"
+                );
+            }
         }
         node.set_flush_witness(Some(Arc::new(marks)));
     }
