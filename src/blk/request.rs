@@ -8,72 +8,16 @@ use virtio_bindings::bindings::virtio_blk as blk;
 use crate::io::{IoOp, IoRequest};
 use crate::virtqueue::Chain;
 
+mod rules;
 mod segments;
 #[cfg(test)]
 mod tests;
 
-/// Length of the serial number: VIRTIO_BLK_ID_BYTES.
-pub const ID_LEN: usize = 20;
+pub use rules::{Action, ID_LEN, Rules, Status};
+use rules::{Refusal, checked_range, word};
+
+/// Length of the header, which precedes the data.
 const HEADER_LEN: usize = 16;
-
-/// The status byte of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// The request succeeded.
-    Ok,
-    /// The request failed.
-    IoErr,
-    /// The device does not support the request.
-    Unsupp,
-}
-
-impl Status {
-    /// Returns the value in guest memory.
-    pub fn byte(self) -> u8 {
-        let value = match self {
-            Self::Ok => blk::VIRTIO_BLK_S_OK,
-            Self::IoErr => blk::VIRTIO_BLK_S_IOERR,
-            Self::Unsupp => blk::VIRTIO_BLK_S_UNSUPP,
-        };
-        value.to_le_bytes()[0]
-    }
-}
-
-/// The rules that requests are checked against.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules<'a> {
-    /// Size of the disk in bytes.
-    pub capacity: u64,
-    /// Granularity of offsets and lengths in bytes: a power of two.
-    pub block_size: u32,
-    /// The disk cannot be written.
-    pub read_only: bool,
-    /// The device has offered DISCARD.
-    pub discard: bool,
-    /// The device has offered WRITE_ZEROES.
-    pub write_zeroes: bool,
-    /// Every write is stable before it completes.
-    pub write_through: bool,
-    /// The answer to GET_ID, padded with NULs.
-    pub serial: &'a [u8; ID_LEN],
-}
-
-/// The next step for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Hand it to the engine.
-    Submit {
-        /// Bytes that the request writes into the chain if it succeeds, without the status.
-        written: u32,
-        /// Bytes of payload, for the statistics.
-        bytes: u64,
-    },
-    /// Answer it at once, with this status, and with this number of bytes written into the chain.
-    Answer(Status, u32),
-}
-
-/// The status of a request that is refused.
-type Refusal = Status;
 
 /// Reads the request in `request.iov`, and fills in the rest. The list is as [`Chain::walk`] left it, without the
 /// status byte.
@@ -141,10 +85,6 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
     }
 }
 
-fn word(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 /// Checks a read or write of the whole `request.iov`.
 fn transfer(request: &mut IoRequest, sector: u64, rules: &Rules<'_>) -> Result<Action, Refusal> {
     let bytes = request.iov.len() as u64;
@@ -156,15 +96,4 @@ fn transfer(request: &mut IoRequest, sector: u64, rules: &Rules<'_>) -> Result<A
         .ok_or(Status::IoErr)?;
     let written = if request.op == IoOp::Read { written } else { 0 };
     Ok(Action::Submit { written, bytes })
-}
-
-/// Returns the byte offset of `sector`. The `bytes` from there must be whole blocks on the disk.
-fn checked_range(sector: u64, bytes: u64, rules: &Rules<'_>) -> Result<u64, Refusal> {
-    let offset = sector.checked_mul(512).ok_or(Status::IoErr)?;
-    let end = offset.checked_add(bytes).ok_or(Status::IoErr)?;
-    let within_block = u64::from(rules.block_size) - 1;
-    if end > rules.capacity || (offset | bytes) & within_block != 0 {
-        return Err(Status::IoErr);
-    }
-    Ok(offset)
 }

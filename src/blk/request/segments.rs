@@ -1,6 +1,6 @@
 //! The payload of a discard or write-zeroes: a list of ranges (VIRTIO 1.3, 5.2.6).
 
-use super::{Action, Refusal, Rules, Status, checked_range, word};
+use super::rules::{Action, Refusal, Rules, Status, checked_range, word};
 use crate::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
 use crate::io::{IoRange, IoRequest};
 
