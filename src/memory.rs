@@ -5,13 +5,13 @@
 //! contents of guest memory.
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 
 mod area;
 mod file;
 mod log;
 mod mapping;
+mod region;
 mod removed;
 mod view;
 
@@ -19,11 +19,10 @@ pub use area::MappedArea;
 pub(crate) use file::{keep_length, memfd};
 pub use log::{DirtyLog, LogError, RingLog};
 use mapping::Mapping;
+pub use region::{MAX_REGIONS, RegionInfo};
+use region::{Region, fits};
 use removed::Removed;
 pub use view::MemoryView;
-
-/// Maximum number of regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
-pub const MAX_REGIONS: usize = 509;
 
 /// The reason why a memory table was refused.
 #[derive(Debug, thiserror::Error)]
@@ -67,32 +66,6 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
-}
-
-/// One region as the frontend describes it. All sizes and offsets are in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RegionInfo {
-    /// Guest physical address of the first byte.
-    pub guest: u64,
-    /// Length of the region.
-    pub len: u64,
-    /// Address of the first byte in the frontend's own address space, which ring addresses refer to.
-    pub user: u64,
-    /// Offset of the region in its file.
-    pub file_offset: u64,
-}
-
-impl RegionInfo {
-    /// The guest addresses of a region that was checked.
-    fn guest_range(&self) -> Range<u64> {
-        self.guest..self.guest + self.len
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Region {
-    info: RegionInfo,
-    mapping: Arc<Mapping>,
 }
 
 /// An immutable snapshot of the memory table, sorted by guest address.
@@ -238,10 +211,6 @@ fn check_eof(file: &File, end: u64) -> Result<(), u64> {
         Ok(metadata) if metadata.is_file() && metadata.len() < end => Err(metadata.len()),
         _ => Ok(()),
     }
-}
-
-fn fits(offset: u64, len: usize, total: u64) -> bool {
-    offset.checked_add(len as u64).is_some_and(|end| end <= total)
 }
 
 #[cfg(test)]

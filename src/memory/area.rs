@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::{Mapping, fits};
+use super::mapping::Mapping;
+use super::region::fits;
 
 /// A resolved range of guest memory that keeps its mapping alive.
 #[derive(Debug)]

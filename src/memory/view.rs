@@ -7,7 +7,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{GuestMemory, Region};
+use super::GuestMemory;
+use super::region::Region;
 
 /// One IOThread's view of a snapshot, without the pages that were known to be lost when the view was made.
 ///
