@@ -8,70 +8,30 @@
 //! The sandbox knows nothing of disks and guests. It cannot give back what it has taken away.
 
 use std::cell::Cell;
-use std::error::Error as StdError;
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 mod calls;
+mod error;
 mod files;
 mod filter;
 mod rights;
+mod thread_kind;
 
 pub use calls::Call;
+pub use error::Error;
 use filter::{Filters, Violation};
+pub use thread_kind::ThreadKind;
 
-use crate::account::{self, Account};
+use crate::account::Account;
 use crate::error_chain::chain;
 use crate::log_limit::LogLimit;
 use crate::sys::seccomp;
 
 /// Limits the warning about a missing filter, which every new worker would repeat.
 static INHERITED_ONLY: LogLimit = LogLimit::new();
-
-/// The kinds of threads, by what they handle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ThreadKind {
-    /// Signals.
-    Main,
-    /// The socket and its messages.
-    Control,
-    /// Rings and requests.
-    IoThread,
-    /// Blocking calls on the disk.
-    Worker,
-    /// QMP clients.
-    Monitor,
-    /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
-    Manager,
-}
-
-impl ThreadKind {
-    /// All kinds.
-    pub const ALL: [Self; 6] = [
-        Self::Main,
-        Self::Control,
-        Self::IoThread,
-        Self::Worker,
-        Self::Monitor,
-        Self::Manager,
-    ];
-}
-
-impl fmt::Display for ThreadKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Main => "main",
-            Self::Control => "control",
-            Self::IoThread => "IOThread",
-            Self::Worker => "worker",
-            Self::Monitor => "monitor",
-            Self::Manager => "manager",
-        })
-    }
-}
 
 /// The sandbox that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,47 +45,6 @@ pub enum Mode {
     Log,
     /// No sandbox.
     Off,
-}
-
-/// The process could not be sandboxed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The process cannot become the other user.
-    #[error(transparent)]
-    Account(#[from] account::Error),
-    /// The kernel lacks a part of the sandbox.
-    #[error("the sandbox is incomplete: {0}")]
-    Missing(String),
-    /// A step that every supported kernel offers failed.
-    #[error("sandbox: {what}")]
-    Rights {
-        /// The step that failed.
-        what: &'static str,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// The filters cannot be compiled for this machine.
-    #[error("sandbox: cannot compile the system call filters")]
-    Compile(#[source] Box<dyn StdError + Send + Sync>),
-    /// The kernel refused a thread's filter.
-    #[error("sandbox: cannot install the {kind} thread's system call filter")]
-    Install {
-        /// The kind of the thread.
-        kind: ThreadKind,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    fn compile(source: impl StdError + Send + Sync + 'static) -> Self {
-        Self::Compile(Box::new(source))
-    }
-
-    fn rights(what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Rights { what, source }
-    }
 }
 
 /// The sockets and the account that the sandboxed process keeps.

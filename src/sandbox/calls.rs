@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Worker};
+use super::thread_kind::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Worker};
 
 /// A system call and the threads that may make it.
 #[derive(Debug)]

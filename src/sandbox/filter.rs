@@ -8,7 +8,8 @@ use seccompiler::{
 };
 
 use super::calls::{Call, Condition, REFUSED, allowed, applies};
-use super::{Error, ThreadKind};
+use super::error::Error;
+use super::thread_kind::ThreadKind;
 use crate::sys::seccomp::install;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;

@@ -1,0 +1,45 @@
+//! The kinds of threads.
+
+use std::fmt;
+
+/// The kinds of threads, by what they handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// Signals.
+    Main,
+    /// The socket and its messages.
+    Control,
+    /// Rings and requests.
+    IoThread,
+    /// Blocking calls on the disk.
+    Worker,
+    /// QMP clients.
+    Monitor,
+    /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
+    Manager,
+}
+
+impl ThreadKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [
+        Self::Main,
+        Self::Control,
+        Self::IoThread,
+        Self::Worker,
+        Self::Monitor,
+        Self::Manager,
+    ];
+}
+
+impl fmt::Display for ThreadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Main => "main",
+            Self::Control => "control",
+            Self::IoThread => "IOThread",
+            Self::Worker => "worker",
+            Self::Monitor => "monitor",
+            Self::Manager => "manager",
+        })
+    }
+}
