@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use vhost_user_blk::cli::{CAPABILITIES, Cli, WRONG_OPTION, explain, one_line};
+use vhost_user_blk::cli::{CAPABILITIES, Cli, WRONG_OPTION, one_line};
 use vhost_user_blk::daemon;
 use vhost_user_blk::panics;
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     match daemon::run(&settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let (text, status) = explain(&error, cli.form());
+            let (text, status) = cli.explain(&error);
             fail(&format!("error: {text}"), status)
         }
     }

@@ -1,5 +1,6 @@
 //! Gives advice in the words of the command line: the option to change for each error.
 
+use super::config::Place;
 use crate::account;
 use crate::blk::device::TakeError;
 use crate::daemon::registry::OperationError;
@@ -82,8 +83,9 @@ pub(super) fn explain_engine(error: &engine::Error) -> String {
     with_advice(chain(error), engine_advice(error, &SHORT).map(str::to_owned))
 }
 
-/// Explains in one line what failed and what to do. Returns the exit status.
-pub fn explain(error: &Error, form: Form) -> (String, u8) {
+/// Explains in one line what failed and what to do. `place` is the table of a configuration file that asked for the
+/// operation that failed. Returns the exit status.
+pub(super) fn explain(error: &Error, form: Form, place: Option<&Place>) -> (String, u8) {
     let advice = match (error, operation(error)) {
         (_, Some(operation)) => operation_advice(operation, form.words()),
         (Error::User(account::Error::Become { .. }), _) | (Error::Sandbox(sandbox::Error::Account(_)), _) => {
@@ -95,9 +97,21 @@ pub fn explain(error: &Error, form: Form) -> (String, u8) {
         _ => None,
     };
     let text = with_advice(chain(error), advice);
-    match option(error, form) {
+    let option = match place {
+        Some(place) => Some(place.told(key(error))),
+        None => option(error, form).map(str::to_owned),
+    };
+    match option {
         Some(option) => (format!("{option}: {text}"), status(error)),
         None => (text, status(error)),
+    }
+}
+
+/// Returns the key whose value is wrong, if it is known.
+fn key(error: &Error) -> &str {
+    match operation(error) {
+        Some(OperationError::Value(error)) => error.path(),
+        _ => "",
     }
 }
 
@@ -264,9 +278,10 @@ mod tests {
     fn told(error: impl Into<OperationError>, form: Form) -> String {
         let error = Error::Operation {
             verb: Verb::Blockdev,
+            number: 0,
             source: Box::new(error.into()),
         };
-        let (text, status) = explain(&error, form);
+        let (text, status) = explain(&error, form, None);
         assert!(!text.contains('\n'), "{text}");
         assert_eq!(status, FAILURE, "{text}");
         text
@@ -367,20 +382,21 @@ mod tests {
             assert!(long.contains(option[1]), "{long}");
         }
         let missing = Error::Sandbox(sandbox::Error::Missing("no Landlock".to_owned()));
-        assert!(explain(&missing, Form::Short).0.contains("--sandbox auto"));
+        assert!(explain(&missing, Form::Short, None).0.contains("--sandbox auto"));
     }
 
     #[test]
     fn wrong_options_have_their_own_status() {
         let unknown = account::Error::NoGroup("7".to_owned());
-        let (text, status) = explain(&Error::User(unknown), Form::Short);
+        let (text, status) = explain(&Error::User(unknown), Form::Short, None);
         assert_eq!(status, WRONG_OPTION);
         assert!(text.starts_with("--user: user 7"), "{text}");
         let missing = Error::Operation {
             verb: Verb::Export,
+            number: 0,
             source: Box::new(OperationError::NoActivation(String::new())),
         };
-        let (text, status) = explain(&missing, Form::Short);
+        let (text, status) = explain(&missing, Form::Short, None);
         assert_eq!(status, WRONG_OPTION);
         assert!(text.starts_with("--socket-path missing"), "{text}");
     }

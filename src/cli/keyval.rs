@@ -12,6 +12,15 @@ use crate::daemon::options::Origin;
 /// # Errors
 /// The text has a mistake. The error is one line.
 pub(super) fn parse(text: &str, implied: &str) -> Result<(Value, Origin), String> {
+    parse_with_words(text, implied, &[])
+}
+
+/// Like [`parse`], with words that stand for a key and its value.
+pub(super) fn parse_with_words(
+    text: &str,
+    implied: &str,
+    words: &[(&str, (&str, &str))],
+) -> Result<(Value, Origin), String> {
     if text.starts_with('{') {
         let value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
         return Ok((value, Origin::Json));
@@ -21,7 +30,10 @@ pub(super) fn parse(text: &str, implied: &str) -> Result<(Value, Origin), String
         let (key, value) = match part.split_once('=') {
             Some((key, value)) => (key.to_owned(), value.to_owned()),
             None if position == 0 => (implied.to_owned(), part),
-            None => return Err(format!("no value for '{part}': write {part}=VALUE")),
+            None => match words.iter().find(|(word, _)| *word == part) {
+                Some((_, (key, value))) => ((*key).to_owned(), (*value).to_owned()),
+                None => return Err(format!("no value for '{part}': write {part}=VALUE")),
+            },
         };
         insert(&mut map, &key, &key, value)?;
     }

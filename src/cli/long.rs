@@ -8,7 +8,8 @@ use crate::daemon::Operation;
 use crate::daemon::options::read;
 
 /// The options that make something, with the key of a first value that is given without a key.
-const MAKERS: [(&str, &str); 3] = [("object", "qom-type"), ("blockdev", "driver"), ("export", "type")];
+pub(super) const MAKERS: [(&str, &str); 3] =
+    [("object", "qom-type"), ("blockdev", "driver"), ("export", "type")];
 
 /// Returns the operations that the command line asks for, in order.
 ///

@@ -8,11 +8,12 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::blk::error_policy::{ReadErrors, WriteErrors};
-use crate::daemon::{Operation, Settings};
+use crate::daemon::{Error, Operation, Settings};
 use crate::engine::{self, FaultRule};
 
 mod advice;
 mod choices;
+pub mod config;
 mod keyval;
 mod long;
 pub mod mapping;
@@ -20,10 +21,11 @@ mod monitor;
 mod short;
 mod values;
 
-pub use advice::{Form, WRONG_OPTION, explain};
+pub use advice::{Form, WRONG_OPTION};
 pub use choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
+use config::{Config, Place};
 use mapping::IoThreadMap;
-use monitor::{Chardev, monitor_paths, parse_chardev, parse_monitor};
+use monitor::{Chardev, Monitor, monitor_paths, parse_chardev, parse_monitor};
 pub use values::{SOCKET_PATH_MAX, Serial};
 use values::{
     number, parse_block_size, parse_fd, parse_mode, parse_queue_size, parse_serial, parse_size,
@@ -104,6 +106,11 @@ pub struct Cli {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_block_size)]
     pub logical_block_size: Option<u32>,
 
+    /// Read the long form's options from this file, as TOML or JSON (docs/config.md). Options given here come after those of
+    /// the file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Make an object, as qemu-storage-daemon does: iothread, throttle-group or secret, with an id and properties, e.g.
     /// iothread,id=io0. Can be repeated, as the next two; they are processed in order.
     #[arg(long, value_name = "TYPE,id=ID[,PROPERTY=VALUE]...")]
@@ -130,9 +137,13 @@ pub struct Cli {
     #[arg(long, hide = true, value_parser = absent("this daemon serves vhost-user-blk only"))]
     pub nbd_server: Option<String>,
 
-    /// The operations that the options above ask for, in order.
+    /// The operations that the configuration file and the options above ask for, in order.
     #[arg(skip)]
     operations: Vec<Operation>,
+
+    /// The places in the configuration file of the first operations.
+    #[arg(skip)]
+    places: Vec<Place>,
 
     /// An option of the short form that was given.
     #[arg(skip)]
@@ -229,7 +240,7 @@ pub struct Cli {
 
     /// Let QMP clients connect to this --chardev and manage the process (docs/qmp.md).
     #[arg(long, value_name = "chardev=ID", value_parser = parse_monitor)]
-    pub monitor: Vec<String>,
+    pub monitor: Vec<Monitor>,
 
     /// Go to the background once everything is served. The log goes on if stderr is a file.
     #[arg(long)]
@@ -292,20 +303,46 @@ impl Cli {
         Ok(())
     }
 
-    /// Reads a command line.
+    /// Reads a command line, and the configuration file that it names.
     ///
     /// # Errors
-    /// An option is unknown or has a wrong value.
+    /// An option is unknown or has a wrong value, or the file cannot be read or has a mistake.
     pub fn from_line(
         line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches_from(line)?;
+        let refusal = |error: String| Self::command().error(ErrorKind::ValueValidation, error);
+        let line: Vec<OsString> = line.into_iter().map(Into::into).collect();
+        let mut matches = Self::command().try_get_matches_from(&line)?;
+        let file = matches.get_one::<PathBuf>("config");
+        let config = file.map(|file| Config::read(file)).transpose().map_err(refusal)?;
+        let config = config.unwrap_or_default();
+        let of_file: Vec<OsString> = config.arguments(&matches).map(OsString::from).collect();
+        if !of_file.is_empty() {
+            let (program, options) = line.split_at(1.min(line.len()));
+            matches = Self::command().try_get_matches_from([program, &of_file, options].concat())?;
+        }
         let mut cli = Self::from_arg_matches(&matches)?;
-        let operations = long::operations(&matches);
-        cli.operations =
-            operations.map_err(|error| Self::command().error(ErrorKind::ValueValidation, error))?;
         cli.short_option = short::option(&matches);
+        (cli.operations, cli.places) = config.operations.into_iter().unzip();
+        cli.operations
+            .extend(long::operations(&matches).map_err(refusal)?);
+        cli.chardev.splice(..0, config.chardevs);
+        cli.monitor.splice(..0, config.monitors);
         Ok(cli)
+    }
+
+    /// Returns what the configuration file and the long form's options make, in order.
+    pub fn operations(&self) -> &[Operation] {
+        &self.operations
+    }
+
+    /// Explains in one line why the daemon failed, and what to do. Returns the exit status as well.
+    pub fn explain(&self, error: &Error) -> (String, u8) {
+        let place = match error {
+            Error::Operation { number, .. } => self.places.get(*number),
+            _ => None,
+        };
+        advice::explain(error, self.form(), place)
     }
 
     /// Returns the settings of the daemon.

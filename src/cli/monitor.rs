@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::SOCKET_PATH_MAX;
+use serde::Deserialize;
+
+use super::config::Place;
+use super::{SOCKET_PATH_MAX, keyval};
+use crate::daemon::options::read;
 
 /// A socket for QMP clients: `--chardev socket,id=ID,path=PATH,server=on,wait=off`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,107 +15,143 @@ pub struct Chardev {
     pub id: String,
     /// The path of the socket.
     pub path: PathBuf,
+    /// The table of a configuration file that describes it, if there is one.
+    place: Option<Place>,
+}
+
+/// A monitor for QMP clients: `--monitor chardev=ID`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitor {
+    /// The id of the character device.
+    pub chardev: String,
+    place: Option<Place>,
+}
+
+/// The options of a character device.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct ChardevOptions {
+    #[serde(rename = "backend")]
+    _backend: Backend,
+    id: String,
+    path: PathBuf,
+    #[serde(default)]
+    server: bool,
+    #[serde(default)]
+    wait: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Backend {
+    Socket,
+}
+
+/// The options of a monitor.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct MonitorOptions {
+    chardev: String,
+    #[serde(rename = "mode", default)]
+    _mode: Mode,
+    #[serde(default)]
+    pretty: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Mode {
+    #[default]
+    Control,
+}
+
+impl Chardev {
+    /// Checks options. `place` is the table of a configuration file that has them.
+    pub(super) fn new(options: ChardevOptions, place: Option<Place>) -> Result<Self, String> {
+        let ChardevOptions {
+            id,
+            path,
+            server,
+            wait,
+            ..
+        } = options;
+        if !server {
+            return Err("server=on is missing: clients connect to this process".to_owned());
+        }
+        if wait {
+            let why = "the disks are served whether a client connects or not";
+            return Err(format!("wait=on is not supported: {why}"));
+        }
+        match (id.len(), path.as_os_str().len()) {
+            (0, _) => Err("the id is empty".to_owned()),
+            (_, 0) => Err("the path is empty".to_owned()),
+            (_, 1..=SOCKET_PATH_MAX) => Ok(Self { id, path, place }),
+            _ => Err(format!("the path is longer than {SOCKET_PATH_MAX} bytes")),
+        }
+    }
+}
+
+impl Monitor {
+    /// Checks options. `place` is the table of a configuration file that has them.
+    pub(super) fn new(options: MonitorOptions, place: Option<Place>) -> Result<Self, String> {
+        if options.pretty {
+            return Err("pretty=on is not supported: each message is one line".to_owned());
+        }
+        let chardev = options.chardev;
+        match chardev.is_empty() {
+            true => Err("the id of the chardev is empty".to_owned()),
+            false => Ok(Self { chardev, place }),
+        }
+    }
 }
 
 /// Parses the value of `--chardev`.
 pub(super) fn parse_chardev(text: &str) -> Result<Chardev, String> {
-    let mut parts = split(text);
-    match parts.next() {
-        Some((kind, None)) if kind == "socket" => {}
-        Some((key, Some(kind))) if key == "backend" && kind == "socket" => {}
-        _ => {
-            return Err("only 'socket' is supported, as in socket,id=ID,path=PATH,server=on,wait=off".into());
-        }
-    }
-    let (mut id, mut path, mut server) = (None, None, false);
-    for (key, value) in parts {
-        match (key.as_str(), value) {
-            ("id", Some(value)) => id = Some(value),
-            ("path", Some(value)) => path = Some(value),
-            ("server", None) => server = true,
-            ("server", Some(value)) => server = switch("server", &value)?,
-            ("wait", Some(value)) if switch("wait", &value)? => {
-                return Err(
-                    "wait=on is not supported: the disks are served whether a client connects or not".into(),
-                );
-            }
-            ("wait", Some(_)) | ("nowait", None) => {}
-            (key, _) => {
-                return Err(format!(
-                    "'{key}' is not supported: use id, path, server=on and wait=off"
-                ));
-            }
-        }
-    }
-    let path = path
-        .filter(|path| !path.is_empty())
-        .ok_or("path=PATH is missing")?;
-    if path.len() > SOCKET_PATH_MAX {
-        return Err(format!("the path is longer than {SOCKET_PATH_MAX} bytes"));
-    }
-    match (id, server) {
-        (Some(id), true) => Ok(Chardev {
-            id,
-            path: path.into(),
-        }),
-        (None, _) => Err("id=ID is missing".into()),
-        (_, false) => Err("server=on is missing: clients connect to this process".into()),
-    }
+    // The notation of QEMU before 6.0.
+    let words = [("server", ("server", "on")), ("nowait", ("wait", "off"))];
+    let (value, origin) = keyval::parse_with_words(text, "backend", &words)?;
+    let options = read(value, origin);
+    let options = options.map_err(|error| {
+        format!("{error}; only 'socket' is supported, as in socket,id=ID,path=PATH,server=on,wait=off")
+    });
+    Chardev::new(options?, None)
 }
 
 /// Parses the value of `--monitor`: the id of a character device.
-pub(super) fn parse_monitor(text: &str) -> Result<String, String> {
-    let mut chardev = None;
-    for (n, (key, value)) in split(text).enumerate() {
-        match (key.as_str(), value) {
-            ("chardev", Some(value)) => chardev = Some(value),
-            (_, None) if n == 0 => chardev = Some(key),
-            ("mode", Some(mode)) if mode == "control" => {}
-            ("pretty", Some(value)) if !switch("pretty", &value)? => {}
-            (key, _) => return Err(format!("'{key}' is not supported: use chardev=ID")),
-        }
-    }
-    chardev
-        .filter(|id| !id.is_empty())
-        .ok_or_else(|| "chardev=ID is missing".into())
+pub(super) fn parse_monitor(text: &str) -> Result<Monitor, String> {
+    let (value, origin) = keyval::parse(text, "chardev")?;
+    let options = read(value, origin);
+    let options = options.map_err(|error| format!("{error}; write chardev=ID"));
+    Monitor::new(options?, None)
 }
 
 /// Returns the sockets of all monitors.
-pub(super) fn monitor_paths(chardevs: &[Chardev], monitors: &[String]) -> Result<Vec<PathBuf>, String> {
+pub(super) fn monitor_paths(chardevs: &[Chardev], monitors: &[Monitor]) -> Result<Vec<PathBuf>, String> {
+    let told = |place: &Option<Place>, option: &str| match place {
+        Some(place) => place.told(""),
+        None => option.to_owned(),
+    };
     for (n, chardev) in chardevs.iter().enumerate() {
-        if chardevs[..n].iter().any(|other| other.id == chardev.id) {
-            return Err(format!("--chardev: the id '{}' is given twice", chardev.id));
+        let (id, told) = (&chardev.id, told(&chardev.place, "--chardev"));
+        if chardevs[..n].iter().any(|other| other.id == *id) {
+            return Err(format!("{told}: the id '{id}' is given twice"));
         }
-        if !monitors.contains(&chardev.id) {
-            let id = &chardev.id;
-            return Err(format!("--chardev {id} is not used: add --monitor chardev={id}"));
+        if !monitors.iter().any(|monitor| monitor.chardev == *id) {
+            return Err(format!(
+                "{told}: '{id}' is not used: add a monitor with chardev={id}"
+            ));
         }
     }
-    let path = |id: &String| {
+    let path = |monitor: &Monitor| {
+        let id = &monitor.chardev;
         let chardev = chardevs.iter().find(|chardev| chardev.id == *id);
-        let unknown = || format!("--monitor: there is no --chardev with id={id}");
+        let unknown = || {
+            let told = told(&monitor.place, "--monitor");
+            format!("{told}: there is no chardev with id={id}")
+        };
         chardev.map(|chardev| chardev.path.clone()).ok_or_else(unknown)
     };
     monitors.iter().map(path).collect()
-}
-
-/// Splits `a,b=c` into keys and values. A comma in a value is doubled.
-fn split(text: &str) -> impl Iterator<Item = (String, Option<String>)> {
-    const COMMA: char = '\0';
-    let text = text.replace(",,", &COMMA.to_string());
-    let parts: Vec<_> = text.split(',').map(str::to_owned).collect();
-    parts.into_iter().map(|part| match part.split_once('=') {
-        Some((key, value)) => (key.to_owned(), Some(value.replace(COMMA, ","))),
-        None => (part.replace(COMMA, ","), None),
-    })
-}
-
-fn switch(key: &str, value: &str) -> Result<bool, String> {
-    match value {
-        "on" | "yes" | "true" | "y" => Ok(true),
-        "off" | "no" | "false" | "n" => Ok(false),
-        _ => Err(format!("'{key}' is on or off, not '{value}'")),
-    }
 }
 
 #[cfg(test)]
@@ -128,11 +168,13 @@ mod tests {
             let expected = Chardev {
                 id: "m".into(),
                 path: "/run/a,b.sock".into(),
+                place: None,
             };
             assert_eq!(parse_chardev(text), Ok(expected), "{text}");
         }
         for text in ["m", "chardev=m", "chardev=m,mode=control,pretty=off"] {
-            assert_eq!(parse_monitor(text).as_deref(), Ok("m"), "{text}");
+            let parsed = parse_monitor(text).map(|monitor| monitor.chardev);
+            assert_eq!(parsed.as_deref(), Ok("m"), "{text}");
         }
     }
 
@@ -145,7 +187,7 @@ mod tests {
             ("socket,id=m,path=p", "server=on"),
             ("socket,id=m,server=on", "path"),
             ("socket,path=p,server=on", "id"),
-            ("socket,id=m,path=p,server=perhaps", "'perhaps'"),
+            ("socket,id=m,path=p,server=perhaps", "'on' or 'off'"),
             ("socket,id=m,path,server=on", "'path'"),
         ] {
             let error = parse_chardev(text).expect_err(text);
@@ -166,12 +208,17 @@ mod tests {
         let chardev = |id: &str| Chardev {
             id: id.into(),
             path: id.into(),
+            place: None,
+        };
+        let monitor = |id: &str| Monitor {
+            chardev: id.into(),
+            place: None,
         };
         let both = [chardev("a"), chardev("b")];
-        let paths = monitor_paths(&both, &["b".into(), "a".into()]);
+        let paths = monitor_paths(&both, &[monitor("b"), monitor("a")]);
         assert_eq!(paths, Ok(vec!["b".into(), "a".into()]));
-        assert!(monitor_paths(&both, &["a".into()]).is_err());
-        assert!(monitor_paths(&[], &["a".into()]).is_err());
-        assert!(monitor_paths(&[chardev("a"), chardev("a")], &["a".into()]).is_err());
+        assert!(monitor_paths(&both, &[monitor("a")]).is_err());
+        assert!(monitor_paths(&[], &[monitor("a")]).is_err());
+        assert!(monitor_paths(&[chardev("a"), chardev("a")], &[monitor("a")]).is_err());
     }
 }

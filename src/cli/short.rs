@@ -13,7 +13,7 @@ use crate::daemon::options::{
 use super::choices::Aio;
 
 /// The options of the one disk, by their names in [`Cli`].
-const OPTIONS: [&str; 28] = [
+pub(super) const OPTIONS: [&str; 28] = [
     "socket_path",
     "fd",
     "socket_mode",

@@ -33,8 +33,10 @@ pub enum Error {
     /// An object, a node or an export cannot be made.
     #[error("{source}")]
     Operation {
-        /// The operation.
+        /// The kind of the operation.
         verb: Verb,
+        /// The number of the operation in the settings, counted from 0.
+        number: usize,
         /// The reason.
         source: Box<OperationError>,
     },

@@ -79,9 +79,10 @@ pub(super) fn start(
     let account = find_account(settings)?;
     let mut registry = Registry::new(account.clone());
     registry.hand_over(handed.descriptors, handed.activation);
-    for operation in &settings.operations {
+    for (number, operation) in settings.operations.iter().enumerate() {
         apply(&mut registry, operation.clone()).map_err(|source| Error::Operation {
             verb: operation.verb(),
+            number,
             source: Box::new(source),
         })?;
     }

@@ -36,6 +36,8 @@ pub mod target;
 pub mod tracer;
 #[cfg(feature = "daemon")]
 pub mod vm;
+#[cfg(feature = "words")]
+pub mod words;
 
 /// The root of the repository.
 #[cfg(feature = "daemon")]

@@ -1,5 +1,6 @@
 //! The daemon as a process: its command line, sandbox, panics, idleness, and successors.
 
+mod config;
 mod exports;
 mod handover;
 mod idle;

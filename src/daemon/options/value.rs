@@ -36,6 +36,14 @@ pub enum ValueError {
 }
 
 impl ValueError {
+    /// Returns the path of the parameter, such as `cache.direct`.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Missing(path) | Self::Unexpected(path) => path,
+            Self::Variant { path, .. } | Self::Type { path, .. } | Self::Other { path, .. } => path,
+        }
+    }
+
     /// Prefixes the path with the name of the surrounding parameter.
     fn within(self, name: &str) -> Self {
         let join = |path: String| match path.is_empty() {
