@@ -1,14 +1,14 @@
 //! Eventfds that the frontend made and shares with us: kicks, calls and errors.
 //!
 //! Their flags belong to the open file, which the frontend (and KVM) use too, so we leave them alone. Nothing here
-//! waits, whether the file is non-blocking or not; for the one exception see [`signal`].
+//! waits, whether the file is non-blocking or not, except for [`signal`].
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSliceMut, Write};
 use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fstat};
+use rustix::fs::fstat;
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use crate::sys;
@@ -59,24 +59,13 @@ fn read_nowait(file: impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     Ok(preadv2(file, &mut bufs, position, ReadWriteFlags::NOWAIT)?)
 }
 
-/// Returns whether reads and writes of the file wait, as its owner has currently set it.
-pub(crate) fn is_blocking(file: &File) -> bool {
-    fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
-}
-
-/// Adds one to the counter. A full counter counts as signalled already.
-///
-/// `blocking` is the result of [`is_blocking`]; if it is set, this first checks whether the counter is full. Only the
-/// owner can fill the counter after that check, or make the file blocking after [`is_blocking`]. Then this waits until
-/// [`make_room`] or the owner ends the wait.
+/// Adds one to the counter. A full counter counts as signalled already, but waits for room if the file is blocking: see
+/// [`Watched`](crate::watchdog::Watched).
 ///
 /// # Errors
 /// The file is no eventfd.
-pub(crate) fn signal(mut file: &File, blocking: bool) -> io::Result<()> {
+pub(crate) fn signal(mut file: &File) -> io::Result<()> {
     loop {
-        if blocking && is_full(file) {
-            return Ok(());
-        }
         match file.write(&1u64.to_ne_bytes()) {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -86,17 +75,8 @@ pub(crate) fn signal(mut file: &File, blocking: bool) -> io::Result<()> {
     }
 }
 
-/// Empties a full eventfd, so that a thread waiting to write to it continues.
-///
-/// No signal is lost: the waiting write makes the eventfd readable again.
-pub(crate) fn make_room(file: &File) {
-    if is_full(file) {
-        // Another reader may have been faster, which is just as good.
-        let _ = drain(file);
-    }
-}
-
-fn is_full(file: &File) -> bool {
+/// Returns whether the counter is so full that nothing can be added.
+pub(crate) fn is_full(file: &File) -> bool {
     let mut polled = [PollFd::new(file, PollFlags::OUT)];
     matches!(poll(&mut polled, Some(&Timespec::default())), Ok(0))
 }
@@ -121,7 +101,6 @@ mod tests {
             // SAFETY: a duplicate that nobody else has.
             let file = unsafe { File::from_raw_fd(event.try_clone().unwrap().into_raw_fd()) };
             assert!(is_eventfd(&file).unwrap());
-            assert!(is_blocking(&file));
             let mut held = [0; 8];
             let read = read_nowait(&file, &mut held);
             assert_eq!(read.is_ok(), count > 0);
@@ -172,17 +151,5 @@ mod tests {
         // By contrast, even a write of 0 wakes waiters.
         event.write(0).unwrap();
         assert_eq!(woken(), 1);
-    }
-
-    #[test]
-    fn a_full_blocking_eventfd_counts_as_signalled() {
-        let event = EventFd::new(0).unwrap();
-        // SAFETY: a duplicate that nobody else has.
-        let file = unsafe { File::from_raw_fd(event.try_clone().unwrap().into_raw_fd()) };
-        event.write(u64::MAX - 1).unwrap();
-        signal(&file, true).unwrap();
-        make_room(&file);
-        signal(&file, true).unwrap();
-        assert_eq!(event.read().unwrap(), 1);
     }
 }

@@ -16,6 +16,7 @@
 //! - [`daemon`]: the start, the registry of disks, signals, the end; [`cli`]: the command line.
 //! - [`qmp`]: clients that manage the process; commands, events.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
+//! - [`watchdog`]: frees IOThreads that wait for a frontend's eventfd.
 //! - [`holders`]: the processes that have a file open, for messages.
 //!
 //! Lower layers know nothing of higher layers: `aio` and the pool know no virtio, storage knows no sectors, and the
@@ -51,3 +52,4 @@ pub mod thread_pool;
 pub mod throttle;
 pub mod vhost_user;
 pub mod virtqueue;
+pub mod watchdog;

@@ -29,7 +29,7 @@ impl Queue {
         let [kick, call] = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).expect("make an eventfd"));
         let device_kick = kick.try_clone().expect("duplicate");
         let start = move |queue: &Rc<BlkQueue>| {
-            queue.set_call(Some(Arc::new(into_file(call))));
+            queue.set_call(Some(into_file(call)));
             queue.start(setup).expect("the ring is good");
             queue.set_enabled(true);
             queue.set_kick(Some(into_file(device_kick))).expect("an eventfd");

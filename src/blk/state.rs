@@ -25,6 +25,8 @@ pub struct DeviceState {
     pub batch_notifications: AtomicBool,
     /// The driver has put a request into one of the rings.
     pub had_requests: AtomicBool,
+    /// A frontend of this disk has filled one of its eventfds.
+    pub fills_eventfds: Arc<AtomicBool>,
     /// Requests that the disk could not execute.
     pub failures: Failures,
     /// Limits the log lines about this disk.
@@ -41,6 +43,7 @@ impl DeviceState {
             serial: [0; ID_LEN],
             batch_notifications: AtomicBool::new(true),
             had_requests: AtomicBool::new(false),
+            fills_eventfds: Arc::default(),
             failures: Failures::default(),
             log: LogLimit::new(),
         }

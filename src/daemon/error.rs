@@ -46,6 +46,9 @@ pub enum Error {
     /// QMP clients cannot be served.
     #[error("cannot serve QMP clients")]
     Monitor(#[source] io::Error),
+    /// The watchdog's thread cannot be created.
+    #[error("cannot create the watchdog's thread")]
+    Watchdog(#[source] io::Error),
     /// The process cannot go to the background.
     #[error("cannot go to the background")]
     Background(#[source] io::Error),

@@ -10,6 +10,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use super::disks::OnEnd;
 use super::error::Error;
@@ -21,8 +23,9 @@ use super::settings::{Operation, Settings};
 use crate::account::Account;
 use crate::limits;
 use crate::readiness::Readiness;
-use crate::sandbox::{Keep, Sandbox};
+use crate::sandbox::{Keep, Sandbox, ThreadKind};
 use crate::vhost_user::inherited;
+use crate::watchdog;
 
 /// The running daemon.
 pub(super) struct Started {
@@ -102,6 +105,7 @@ pub(super) fn start(
         account: account.as_ref(),
     };
     let sandbox = Sandbox::new(settings.sandbox, keep)?;
+    start_watchdog(&sandbox)?;
     registry
         .start(&sandbox, !settings.monitors.is_empty(), on_end)
         .map_err(Error::Serve)?;
@@ -123,6 +127,24 @@ fn apply(registry: &mut Registry, operation: Operation) -> Result<(), OperationE
         Operation::Blockdev(options) => registry.blockdev_add(*options),
         Operation::Export(options) => registry.export_add(&options),
     }
+}
+
+/// Creates the thread that ends writes to full eventfds, and waits until it is confined.
+fn start_watchdog(sandbox: &Sandbox) -> Result<(), Error> {
+    let (sandbox, (reply, confined)) = (sandbox.clone(), mpsc::channel());
+    let body = move || {
+        let entered = sandbox.enter(ThreadKind::Watchdog);
+        let failed = entered.is_err();
+        // Cannot fail: the creator waits for the answer.
+        let _ = reply.send(entered);
+        if !failed {
+            watchdog::run();
+        }
+    };
+    let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(body);
+    thread.map_err(Error::Watchdog)?;
+    confined.recv().expect("the thread answers")?;
+    Ok(())
 }
 
 fn write_pid_file(settings: &Settings) -> Result<Option<PidFile>, Error> {

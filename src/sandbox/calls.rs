@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::thread_kind::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Worker};
+use super::thread_kind::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Watchdog, Worker};
 
 /// A system call and the threads that may make it.
 #[derive(Debug)]
@@ -84,13 +84,14 @@ macro_rules! among {
     };
 }
 
-const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker, Monitor];
-const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor];
-const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor];
+const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker, Monitor, Watchdog];
+const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Watchdog];
+const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Watchdog];
 const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
 const CLIENTS: &[ThreadKind] = &[Control, Monitor];
+const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
 const WAITING: &[ThreadKind] = &[Control, IoThread];
 
 /// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
@@ -217,7 +218,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_fadvise64,
         SYS_ioctl if among!(1: constant [BLKDISCARD, BLKGETSIZE64]),
     ]
-    OF_A_DISK => [SYS_preadv2, SYS_fstatfs]
+    OF_A_DISK => [SYS_fstatfs]
+    EVENTFDS => [SYS_preadv2]
     // The event loop and its queues in the kernel, which were created earlier.
     WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
     &[IoThread] => [
@@ -265,8 +267,6 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_getsockopt if among!(2: libc [SO_ACCEPTCONN]),
         SYS_fcntl if among!(1: libc [F_SETFL]),
     ]
-    // Eventfds that the frontend may have made blocking.
-    &[IoThread] => [SYS_fcntl if among!(1: libc [F_GETFL])]
 };
 
 /// The same calls under names that only older architectures have.

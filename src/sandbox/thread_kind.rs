@@ -15,18 +15,21 @@ pub enum ThreadKind {
     Worker,
     /// QMP clients.
     Monitor,
+    /// Eventfds for which IOThreads wait.
+    Watchdog,
     /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
     Manager,
 }
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
         Self::Worker,
         Self::Monitor,
+        Self::Watchdog,
         Self::Manager,
     ];
 }
@@ -39,6 +42,7 @@ impl fmt::Display for ThreadKind {
             Self::IoThread => "IOThread",
             Self::Worker => "worker",
             Self::Monitor => "monitor",
+            Self::Watchdog => "watchdog",
             Self::Manager => "manager",
         })
     }

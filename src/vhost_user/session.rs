@@ -8,8 +8,7 @@ use std::fs::File;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc;
 
 use super::channel::BackendChannel;
 use super::error::{SessionError, chain};
@@ -18,7 +17,6 @@ use crate::aio::{Gone, Remote};
 use crate::blk::device::{BlkDevice, DeviceState};
 use crate::blk::queue::BlkQueue;
 use crate::engine::NodeControl;
-use crate::eventfd;
 use crate::io::IoOp;
 use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 
@@ -35,9 +33,6 @@ pub const LOG_ALL: u64 = 1 << 26;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-/// Time after which a queue that has not answered counts as slow or stuck.
-const STUCK: Duration = Duration::from_millis(50);
-
 type Result<T> = std::result::Result<T, SessionError>;
 
 /// The state of one connection. Dropping it stops all rings and waits for the requests in flight.
@@ -50,8 +45,6 @@ pub struct Session<'a> {
     /// Rings stop with requests in flight (GET_VRING_BASE_INFLIGHT).
     pub(super) suspends: bool,
     vrings: Vec<Vring>,
-    /// Call and error eventfds, shared with the queues.
-    eventfds: Vec<Arc<File>>,
     inflight: Inflight,
     /// The dirty log. It is used while LOG_ALL is set, but may be set earlier.
     log: Option<Arc<DirtyLog>>,
@@ -73,7 +66,6 @@ impl<'a> Session<'a> {
             acked: 0,
             suspends: false,
             vrings,
-            eventfds: Vec::new(),
             inflight: Inflight::Untracked,
             log: None,
             failed: false,
@@ -117,19 +109,12 @@ impl<'a> Session<'a> {
             // Cannot fail: the wait below ends only with the answer.
             let _ = reply.send(f(queue));
         })?;
-        self.wait(&result)
-    }
-
-    /// Waits for a queue.
-    ///
-    /// The frontend could make a queue wait forever by filling a blocking eventfd, so this makes room in the eventfds.
-    fn wait<R>(&self, result: &mpsc::Receiver<R>) -> Result<R> {
-        Ok(wait(result, &self.eventfds)?)
+        Ok(wait(&result)?)
     }
 
     /// Flushes the disk, and waits for it.
     fn flush(&self) -> io::Result<()> {
-        execute(self.device.control(), IoOp::Flush, &self.eventfds)
+        execute(self.device.control(), IoOp::Flush)
     }
 
     pub(super) fn set_features(&mut self, acked: u64) -> Result<()> {
@@ -198,21 +183,15 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Waits for an IOThread, which may wait for one of the eventfds.
-fn wait<R>(result: &mpsc::Receiver<R>, eventfds: &[Arc<File>]) -> std::result::Result<R, Gone> {
-    loop {
-        match result.recv_timeout(STUCK) {
-            Ok(result) => return Ok(result),
-            Err(RecvTimeoutError::Disconnected) => return Err(Gone),
-            Err(RecvTimeoutError::Timeout) => eventfds.iter().for_each(|file| eventfd::make_room(file)),
-        }
-    }
+/// Waits for an IOThread.
+fn wait<R>(result: &mpsc::Receiver<R>) -> std::result::Result<R, Gone> {
+    result.recv().map_err(|_| Gone)
 }
 
 /// Executes an operation of the disk on an IOThread, and waits for it.
-fn execute(control: &NodeControl, op: IoOp, eventfds: &[Arc<File>]) -> io::Result<()> {
+fn execute(control: &NodeControl, op: IoOp) -> io::Result<()> {
     let started = control.start(op).map_err(io::Error::other)?;
-    wait(&started, eventfds).map_err(io::Error::other)?
+    wait(&started).map_err(io::Error::other)?
 }
 
 impl Drop for Session<'_> {

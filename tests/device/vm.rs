@@ -174,7 +174,7 @@ impl Vm {
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
-            queue.set_call(Some(Arc::new(call)));
+            queue.set_call(Some(call));
             queue.start(setup).unwrap();
             queue.set_enabled(true);
             queue.set_kick(Some(kick)).unwrap();
@@ -354,7 +354,7 @@ impl Vm {
     pub(crate) fn replace_call(&mut self) {
         self.call = eventfd();
         let call = self.call.try_clone().unwrap();
-        self.run(move |queue| queue.set_call(Some(Arc::new(call))));
+        self.run(move |queue| queue.set_call(Some(call)));
     }
 
     /// SET_VRING_KICK with a new eventfd.

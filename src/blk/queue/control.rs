@@ -96,7 +96,7 @@ impl BlkQueue {
 
     /// Replaces the call eventfd. A ring that has started signals the new one once, because a call may have been lost
     /// with the old one. For a driver that waits for nothing this is a spurious interrupt.
-    pub fn set_call(&self, call: Option<Arc<File>>) {
+    pub fn set_call(&self, call: Option<File>) {
         let mut state = self.state.borrow_mut();
         let has_started = state.phase.ring().is_some_and(|ring| ring.has_signalled);
         state.notifier.set_call(call);
@@ -106,7 +106,7 @@ impl BlkQueue {
     }
 
     /// Replaces the eventfd that reports a broken ring.
-    pub fn set_err(&self, err: Option<Arc<File>>) {
+    pub fn set_err(&self, err: Option<File>) {
         self.state.borrow_mut().notifier.set_err(err);
     }
 

@@ -16,7 +16,7 @@ use super::{BlkQueue, State};
 use crate::aio::{AioContext, Timer};
 use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
-use crate::eventfd;
+use crate::watchdog::Watched;
 
 /// Writes notifications, and counts the completions that each covers. IOThread only.
 #[derive(Debug)]
@@ -24,31 +24,10 @@ pub(super) struct Notifier {
     index: u16,
     device: Arc<DeviceState>,
     stats: Arc<QueueStats>,
-    call: Option<Target>,
-    err: Option<Target>,
+    call: Option<Arc<Watched>>,
+    err: Option<Arc<Watched>>,
     /// Completions since the last notification.
     uncovered: u64,
-}
-
-/// An eventfd of the frontend.
-#[derive(Debug)]
-struct Target {
-    file: Arc<File>,
-    /// Whether a full eventfd blocks the writer. Read once, which saves honest frontends a check before each write.
-    blocking: bool,
-}
-
-impl Target {
-    fn new(file: Arc<File>) -> Self {
-        Self {
-            blocking: eventfd::is_blocking(&file),
-            file,
-        }
-    }
-
-    fn signal(&self) -> std::io::Result<()> {
-        eventfd::signal(&self.file, self.blocking)
-    }
 }
 
 impl Notifier {
@@ -63,12 +42,12 @@ impl Notifier {
         }
     }
 
-    pub(super) fn set_call(&mut self, call: Option<Arc<File>>) {
-        self.call = call.map(Target::new);
+    pub(super) fn set_call(&mut self, call: Option<File>) {
+        self.call = call.map(|file| Watched::new(file, &self.device.fills_eventfds));
     }
 
-    pub(super) fn set_err(&mut self, err: Option<Arc<File>>) {
-        self.err = err.map(Target::new);
+    pub(super) fn set_err(&mut self, err: Option<File>) {
+        self.err = err.map(|file| Watched::new(file, &self.device.fills_eventfds));
     }
 
     pub(super) fn ring_stopped(&mut self) {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use super::log::check_log_address;
-use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, chain, execute};
+use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, chain, execute, wait};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
 use crate::blk::queue::{RingSetup, Stop};
@@ -91,7 +91,7 @@ impl Session<'_> {
 
     fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
         let Some(stopped) = stopped else { return Ok(()) };
-        let base = self.wait(&stopped)?;
+        let base = wait(&stopped)?;
         let vring = &mut self.vrings[index];
         vring.base = base;
         vring.draining = false;
@@ -120,36 +120,19 @@ impl Session<'_> {
 
     /// No ring runs any more: makes everything stable, and lets others use the image.
     fn hand_over(&mut self) -> io::Result<()> {
-        let eventfds = &self.eventfds;
-        self.device
-            .deactivate(|control, op| execute(control, op, eventfds))
+        self.device.deactivate(execute)
     }
 
     pub(in crate::vhost_user) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let call = self.share(call)?;
-        self.call(index, move |queue| queue.set_call(call))?;
-        self.forget_eventfds();
-        Ok(())
+        let call = call.map(checked).transpose()?;
+        self.call(index, move |queue| queue.set_call(call))
     }
 
     pub(in crate::vhost_user) fn set_vring_err(&mut self, index: u32, err: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let err = self.share(err)?;
-        self.call(index, move |queue| queue.set_err(err))?;
-        self.forget_eventfds();
-        Ok(())
-    }
-
-    fn share(&mut self, file: Option<File>) -> Result<Option<Arc<File>>> {
-        let file = file.map(checked).transpose()?.map(Arc::new);
-        self.eventfds.extend(file.clone());
-        Ok(file)
-    }
-
-    /// Drops the eventfds that no queue uses any more.
-    fn forget_eventfds(&mut self) {
-        self.eventfds.retain(|file| Arc::strong_count(file) > 1);
+        let err = err.map(checked).transpose()?;
+        self.call(index, move |queue| queue.set_err(err))
     }
 
     pub(in crate::vhost_user) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
@@ -220,8 +203,7 @@ impl Session<'_> {
                 indirect: self.acked & features::INDIRECT_DESC != 0,
             },
         };
-        let eventfds = &self.eventfds;
-        let resized = self.device.activate(|control, op| execute(control, op, eventfds));
+        let resized = self.device.activate(execute);
         let resized = resized.map_err(|source| {
             // Otherwise the driver would wait forever without an error.
             self.failed = true;
