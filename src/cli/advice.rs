@@ -211,6 +211,9 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
 
 fn storage_advice(error: &storage::Error, words: &Words) -> Option<String> {
     Some(match error {
+        storage::Error::Denied { .. } => {
+            "change that (chmod, chgrp, setfacl) or start the daemon as another user".to_owned()
+        }
         storage::Error::NotWritable { .. } => format!("change that, or {}", words.read_only),
         storage::Error::DeviceSize { .. } => words.smaller_block.to_owned(),
         storage::Error::BlockSize { .. } => words.other_block.to_owned(),

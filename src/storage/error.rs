@@ -14,10 +14,7 @@ pub enum Error {
     Missing { path: PathBuf, why: String },
 
     /// The permissions of the image, or of a directory in its path, do not allow this process to read it.
-    #[error(
-        "cannot open {}: {why}; change that (chmod, chgrp, setfacl) or start the daemon as another user",
-        path.display()
-    )]
+    #[error("cannot open {}: {why}", path.display())]
     Denied {
         path: PathBuf,
         why: String,

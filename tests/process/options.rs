@@ -33,7 +33,16 @@ fn refused(args: &[&str], dir: &Path) -> Exit {
     );
     assert!(!exit.output.contains("panicked"), "{args:?}: {}", exit.output);
     assert!(!dir.join("s").exists(), "{args:?} made a socket");
+    assert_said_once(&exit.output);
     exit
+}
+
+/// Checks that no part of an error message is repeated.
+fn assert_said_once(text: &str) {
+    let parts: Vec<&str> = text.trim_end().split(": ").collect();
+    for (i, part) in parts.iter().enumerate() {
+        assert!(!parts[..i].contains(part), "'{part}' is said twice: {text}");
+    }
 }
 
 #[test]
@@ -100,6 +109,7 @@ fn an_open_failure_is_one_line_with_path() {
     let dir = directory();
     let long = "x".repeat(120);
     symlink("gone.img", dir.path().join("link.img")).expect("link to nothing");
+    symlink("loop.img", dir.path().join("loop.img")).expect("link to itself");
     let cases: &[(&[&str], &str)] = &[
         (
             &["--socket-path", "s", "--blk-file", "missing.img"],
@@ -122,6 +132,10 @@ fn an_open_failure_is_one_line_with_path() {
             "there is no such device",
         ),
         (&["--socket-path", "s", "--blk-file", "odd.img"], "odd.img"),
+        (
+            &["--socket-path", "s", "--blk-file", "loop.img"],
+            "cannot open loop.img: Too many levels of symbolic links",
+        ),
         (&["--socket-path", "s", "--blk-file", "empty.img"], "empty.img"),
         (&["--socket-path", "s", "--blk-file", "."], "."),
         (&["--socket-path", "s", "--blk-file", "/dev/null"], "/dev/null"),
@@ -231,14 +245,16 @@ fn an_unreadable_image_reports_the_denied_permission() {
         command
             .args(["--socket-path", "s", "--blk-file", image])
             .args(options);
-        text_of(
+        let text = text_of(
             &command
                 .current_dir(dir.path())
                 .uid(65534)
                 .gid(65534)
                 .output()
                 .expect("run"),
-        )
+        );
+        assert_said_once(&text);
+        text
     };
     let text = as_nobody("secret.img", &[]);
     let told =
@@ -325,6 +341,7 @@ fn fd_that_is_not_a_socket_is_refused() {
                 text.contains(option) && text.contains("descriptor 3") && text.contains(told),
                 "{text}"
             );
+            assert_said_once(&text);
             assert_eq!(
                 (output.status.code(), text.lines().count()),
                 (Some(code), 1),
@@ -484,6 +501,7 @@ fn socket_activation_requires_exactly_one_socket() {
             text.contains(told) && text.lines().count() == 1,
             "{variables:?}: {text}"
         );
+        assert_said_once(&text);
         assert_eq!(output.status.code(), Some(code), "{text}");
     }
 }
