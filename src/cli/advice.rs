@@ -148,6 +148,9 @@ fn status(error: &Error) -> u8 {
 
 /// Returns whether the command line is wrong on any machine.
 fn is_wrong_option(error: &OperationError) -> bool {
+    if let OperationError::Image(storage::Error::BlockSize { .. }) = error {
+        return true;
+    }
     !matches!(
         error,
         OperationError::Format { .. }
@@ -237,6 +240,7 @@ fn engine_advice(error: &engine::Error, words: &Words) -> Option<&'static str> {
 fn server_advice(error: &ServerError, words: &Words) -> Option<String> {
     Some(match error {
         ServerError::InUse(..) => format!("end that first, or {}", words.socket),
+        ServerError::Ours(_) => words.socket.to_owned(),
         ServerError::NotASocket(_) => format!("remove it, or {}", words.socket),
         ServerError::Directory { .. } => format!("change that, or {}", words.socket),
         ServerError::Grant { .. } => {
@@ -252,6 +256,9 @@ fn lock_advice(error: &LockError, words: &Words) -> Option<String> {
     let LockError::InUse { path, how } = error else {
         return None;
     };
+    if *how == LockError::OURSELVES {
+        return Some("give it one export, or make all of its nodes and exports read-only".to_owned());
+    }
     let who = match holders(path) {
         Some(processes) => format!("it is open in {processes}"),
         None => {

@@ -66,6 +66,9 @@ pub enum LockError {
 impl LockError {
     /// The use of an image that conflicts with a writer, but not with a reader.
     pub const READER: &str = lock_bytes::READER;
+
+    /// The conflicting use is by another disk of this process.
+    pub const OURSELVES: &str = lock_bytes::OURSELVES;
 }
 
 /// A lock on an image, held until this is dropped.
@@ -108,9 +111,10 @@ impl ImageLock {
             None => {}
         }
         let fd = file.as_fd().try_clone_to_owned().map_err(failed)?;
-        let held = Arc::new(Held::new(fd, writes));
+        let mut held = Held::new(fd, writes);
         match held.apply() {
             Ok(None) => {
+                let held = Arc::new(held);
                 *present = Arc::downgrade(&held);
                 Ok(lock(Some(held)))
             }

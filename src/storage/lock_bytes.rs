@@ -27,6 +27,15 @@ const WRITE: i64 = 1;
 /// The use of an image that conflicts with a writer, but not with a reader.
 pub(super) const READER: &str = "another process reads it and does not let others write to it";
 
+/// The conflicting use is by another disk of this process.
+pub(super) const OURSELVES: &str = "another disk of this process uses it";
+
+/// The files that this process has locked, for messages. A file may occur several times.
+static LOCKED: Mutex<Vec<FileId>> = Mutex::new(Vec::new());
+
+/// A file, by device and inode number.
+type FileId = (u64, u64);
+
 /// The place in an open file that refers to its lock, if it has one.
 #[derive(Debug, Default)]
 pub(super) struct LockPlace(Mutex<Weak<Held>>);
@@ -43,12 +52,18 @@ pub(super) struct Held {
     /// A duplicate that refers to the storage's open file description, and may outlive the storage.
     fd: OwnedFd,
     writes: bool,
+    /// The entry in `LOCKED`.
+    listed: Option<FileId>,
 }
 
 impl Held {
     /// `fd` belongs to the image's open file description. Takes no locks yet.
     pub(super) fn new(fd: OwnedFd, writes: bool) -> Self {
-        Self { fd, writes }
+        Self {
+            fd,
+            writes,
+            listed: None,
+        }
     }
 
     /// Returns whether the image is locked for writing.
@@ -56,8 +71,22 @@ impl Held {
         self.writes
     }
 
-    /// Takes the locks, then checks for conflicting ones. Returns a description of the conflict, if there is one.
-    pub(super) fn apply(&self) -> io::Result<Option<&'static str>> {
+    /// Takes the locks. Returns a description of the conflict, if there is one.
+    pub(super) fn apply(&mut self) -> io::Result<Option<&'static str>> {
+        let file = rustix::fs::fstat(&self.fd).map(|found| (found.st_dev, found.st_ino));
+        let file = file.ok();
+        let conflict = self.take()?;
+        if conflict.is_none() {
+            self.listed = file;
+            locked().extend(file);
+        } else if file.is_some_and(|file| locked().contains(&file)) {
+            return Ok(Some(OURSELVES));
+        }
+        Ok(conflict)
+    }
+
+    /// Takes the locks, then checks for conflicting ones.
+    fn take(&self) -> io::Result<Option<&'static str>> {
         let (fd, writes) = (self.fd.as_fd(), self.writes);
         let mine: &[i64] = match writes {
             true => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
@@ -88,8 +117,17 @@ impl Held {
     }
 }
 
+fn locked() -> MutexGuard<'static, Vec<FileId>> {
+    LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
+        if let Some(file) = self.listed {
+            let mut locked = locked();
+            let place = locked.iter().position(|&known| known == file);
+            place.map(|place| locked.swap_remove(place));
+        }
         // Both groups of bytes and all between them. If this fails, closing the file still unlocks it.
         let _ = ofd_lock::set(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));
     }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,11 +66,21 @@ impl SocketAccess {
     }
 }
 
+/// A file, by device and inode number.
+type Inode = (u64, u64);
+
+/// The sockets that this process has made and not removed yet.
+static OURS: Mutex<Vec<Inode>> = Mutex::new(Vec::new());
+
+fn ours() -> MutexGuard<'static, Vec<Inode>> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A socket's file. Dropping this removes it, if it is still the same socket.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    inode: (u64, u64),
+    inode: Inode,
 }
 
 impl SocketFile {
@@ -81,6 +92,7 @@ impl SocketFile {
             source,
         })?;
         let path = path.to_owned();
+        ours().push(inode);
         Ok((listener, Self { path, inode }))
     }
 
@@ -91,6 +103,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        ours().retain(|&inode| inode != self.inode);
         if inode(&self.path).is_ok_and(|now| now == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -99,7 +112,7 @@ impl Drop for SocketFile {
     }
 }
 
-fn inode(path: &Path) -> io::Result<(u64, u64)> {
+fn inode(path: &Path) -> io::Result<Inode> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -196,7 +209,7 @@ fn address(path: &Path) -> io::Result<SocketAddrUnix> {
 /// Returns whether there is a stale socket at `path`, or false if nothing is there.
 ///
 /// # Errors
-/// Another process listens at `path`, or the file there is not a socket or cannot be checked.
+/// A process listens at `path`, or the file there is not a socket or cannot be checked.
 fn is_stale(path: &Path) -> Result<bool, ServerError> {
     let failed = |source| bind_error(path, source);
     let Ok(metadata) = fs::symlink_metadata(path) else {
@@ -204,6 +217,9 @@ fn is_stale(path: &Path) -> Result<bool, ServerError> {
     };
     if !metadata.file_type().is_socket() {
         return Err(ServerError::NotASocket(path.to_owned()));
+    }
+    if ours().contains(&(metadata.dev(), metadata.ino())) {
+        return Err(ServerError::Ours(path.to_owned()));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),

@@ -9,6 +9,9 @@ pub enum ServerError {
     /// The named process listens on the socket.
     #[error("socket {0} is in use by {1}")]
     InUse(PathBuf, String),
+    /// This process listens on the socket itself.
+    #[error("this process serves socket {0} already")]
+    Ours(PathBuf),
     /// The socket is stale, but another process may be about to replace it.
     #[error(
         "socket {0} is stale, and another process keeps its directory locked: end that process, or remove the socket"

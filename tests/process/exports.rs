@@ -241,7 +241,13 @@ fn a_daemon_in_the_background_serves_when_its_parent_ends() {
 fn refusals_name_the_option_and_the_parameter() {
     const NODE: [&str; 2] = ["--blockdev", "file,node-name=a,filename=a"];
     const EXPORT: &str = "vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=s,writable=on";
-    let dir = images("a");
+    let again = EXPORT
+        .replace("=s,", "=s2,")
+        .replace("id=e,node-name=a", "id=f,node-name=b");
+    let same = EXPORT
+        .replace("=s,", "=./s,")
+        .replace("id=e,node-name=a", "id=f,node-name=b");
+    let dir = images("ab");
     let with_node = |arguments: &[&str]| {
         [&NODE[..], arguments]
             .concat()
@@ -347,7 +353,7 @@ fn refusals_name_the_option_and_the_parameter() {
         ),
         (export("num-queues=70000"), "Parameter 'num-queues' expects", 2),
         (export("iothread=nosuch"), "iothread 'nosuch' not found", 2),
-        (export("logical-block-size=1000"), "logical block size 1000", 1),
+        (export("logical-block-size=1000"), "logical block size 1000", 2),
         (
             export("addr.type=inet"),
             "Only socket address types 'unix' and 'fd'",
@@ -382,6 +388,30 @@ fn refusals_name_the_option_and_the_parameter() {
             ]),
             "Node 'a' has a writable export already: 'e'",
             2,
+        ),
+        (
+            with_node(&[
+                "--blockdev",
+                "file,node-name=b,filename=./a",
+                "--export",
+                EXPORT,
+                "--export",
+                &again,
+            ]),
+            "./a is in use: another disk of this process uses it; give it one export",
+            1,
+        ),
+        (
+            with_node(&[
+                "--blockdev",
+                "file,node-name=b,filename=b",
+                "--export",
+                EXPORT,
+                "--export",
+                &same,
+            ]),
+            "--export: this process serves socket ./s already; choose another addr.path",
+            1,
         ),
         (
             [
