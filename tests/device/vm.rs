@@ -55,14 +55,25 @@ impl Desc {
 /// A disk with its queues on this thread and one worker.
 pub(crate) struct Disk {
     channel: Channel,
-    pool: ThreadPool,
     device: Arc<DeviceState>,
+    resources: Rc<Resources>,
     // Dropped last: the other fields are registered with it.
     ctx: AioContext,
-    _image: tempfile::NamedTempFile,
+    _image: Option<tempfile::NamedTempFile>,
 }
 
 impl Disk {
+    /// Makes the IOThread's resources for this thread.
+    pub(crate) fn resources() -> Rc<Resources> {
+        let ctx = AioContext::new().unwrap();
+        ctx.set_poll_max(Duration::ZERO);
+        let one = ThreadPoolParams {
+            min_threads: 1,
+            max_threads: 1,
+        };
+        Resources::new(&ctx, ThreadPool::new(&ctx, one))
+    }
+
     pub(crate) fn new(image: &[u8], choice: Choice) -> Rc<Self> {
         // Only a file in memory is certain to be read by the IOThread itself.
         let dir = match choice {
@@ -75,28 +86,36 @@ impl Disk {
             path: file.path().to_owned(),
             ..OpenOptions::default()
         };
+        Self::with(
+            &Self::resources(),
+            BlockNode::open(&options).unwrap(),
+            choice,
+            Some(file),
+        )
+    }
+
+    /// Makes a disk that completes requests at once. It stores nothing.
+    pub(crate) fn null(resources: &Rc<Resources>) -> Rc<Self> {
+        Self::with(resources, BlockNode::null(MEMORY), Choice::Auto, None)
+    }
+
+    fn with(
+        resources: &Rc<Resources>,
+        node: BlockNode,
+        choice: Choice,
+        image: Option<tempfile::NamedTempFile>,
+    ) -> Rc<Self> {
         let device = Arc::new(DeviceState {
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
-            ..DeviceState::new("test", Arc::new(BlockNode::open(&options).unwrap()))
+            ..DeviceState::new("test", Arc::new(node))
         });
-        let ctx = AioContext::new().unwrap();
-        ctx.set_poll_max(Duration::ZERO);
-        let one = ThreadPoolParams {
-            min_threads: 1,
-            max_threads: 1,
-        };
-        let pool = ThreadPool::new(&ctx, one);
         let plan = device.node.plan(choice).unwrap();
-        let channel = device
-            .node
-            .open_channel(&Resources::new(&ctx, pool.clone()), plan)
-            .unwrap();
         Rc::new(Self {
-            channel,
-            pool,
+            channel: device.node.open_channel(resources, plan).unwrap(),
             device,
-            ctx,
-            _image: file,
+            ctx: resources.ctx().clone(),
+            resources: Rc::clone(resources),
+            _image: image,
         })
     }
 }
@@ -131,7 +150,7 @@ impl Vm {
         let mut vm = Self {
             memory: SharedMemory::map(memfd(MEMORY), at(MEMORY)),
             remote: Some(remote),
-            pool: disk.pool.clone(),
+            pool: disk.resources.pool().clone(),
             stats,
             ctx: ctx.clone(),
             kick: eventfd(),
