@@ -99,33 +99,58 @@ impl Execute for NullDisk {
 #[derive(Debug)]
 pub(super) struct NullCoChannel {
     disk: Arc<NullDisk>,
-    threads: Option<(ThreadPool, Rc<Jobs<NullDisk>>)>,
+    threads: Option<Threads>,
+}
+
+/// Completes requests in the thread pool.
+struct Threads {
+    pool: ThreadPool,
+    jobs: Rc<Jobs<NullDisk>>,
+    /// An empty list, kept for its capacity.
+    works: RefCell<Vec<Box<dyn Work>>>,
+}
+
+impl Threads {
+    fn new(pool: ThreadPool, jobs: Rc<Jobs<NullDisk>>) -> Self {
+        Self {
+            pool,
+            jobs,
+            works: RefCell::default(),
+        }
+    }
+
+    fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
+        let mut works = self.works.take();
+        for mut request in batch.drain(..) {
+            request.set_completer(Rc::clone(completer));
+            works.push(self.jobs.job(request));
+        }
+        self.pool.submit_batch(&mut works);
+        self.works.replace(works);
+    }
 }
 
 impl NullCoChannel {
     pub(super) fn new(disk: &Arc<NullDisk>, pool: Option<ThreadPool>) -> Self {
         Self {
             disk: Arc::clone(disk),
-            threads: pool.map(|pool| (pool, Jobs::new(Arc::clone(disk)))),
+            threads: pool.map(|pool| Threads::new(pool, Jobs::new(Arc::clone(disk)))),
         }
     }
 
     pub(super) fn sibling(&self) -> Self {
+        let threads = self.threads.as_ref();
         Self {
             disk: Arc::clone(&self.disk),
-            threads: self.threads.clone(),
+            threads: threads.map(|threads| Threads::new(threads.pool.clone(), Rc::clone(&threads.jobs))),
         }
     }
 
     pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
-        let Some((pool, jobs)) = &self.threads else {
-            return self.answer(batch, completer);
-        };
-        for request in batch.iter_mut() {
-            request.set_completer(Rc::clone(completer));
+        match &self.threads {
+            Some(threads) => threads.submit(batch, completer),
+            None => self.answer(batch, completer),
         }
-        let mut works: Vec<Box<dyn Work>> = batch.drain(..).map(|request| jobs.job(request)).collect();
-        pool.submit_batch(&mut works);
     }
 
     fn answer(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
@@ -225,6 +250,14 @@ impl Later {
             return None;
         }
         waiting.pop_front()
+    }
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Threads")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
     }
 }
 

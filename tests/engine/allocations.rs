@@ -1,16 +1,28 @@
-//! Splitting requests allocates nothing. A global allocator counts the allocations of each thread.
+//! Requests allocate nothing on their way, once everything has been used. A global allocator counts the allocations.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use vhost_user_blk::io::{IoOp, Requests, Splitter};
+use testkit::process::run_alone;
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::defer::DeferScope;
+use vhost_user_blk::engine::{BlockNode, Channel, Choice, Error, Resources};
+use vhost_user_blk::io::{Completer, IoOp, Requests, Splitter};
+use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 
+use crate::disk::CASES;
 use crate::split::{Back, request};
+use crate::support::Buffers;
 
 struct Counting;
 
+/// Allocations of all threads.
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+
 thread_local! {
+    /// Allocations of this thread.
     static COUNT: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -18,6 +30,7 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|count| count.set(count.get() + 1));
+        TOTAL.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller keeps the contract, which is the same.
         unsafe { System.alloc(layout) }
     }
@@ -64,4 +77,132 @@ fn splitting_allocates_nothing_once_warm() {
     let before = COUNT.get();
     (0..50).for_each(|_| round());
     assert_eq!(COUNT.get(), before);
+}
+
+const MIB: usize = 1 << 20;
+/// Ranges of each request. So many do not fit into a list without allocating.
+const RANGES: usize = 20;
+const RANGE: usize = 4096;
+
+/// A channel to a disk, and requests that are used again and again.
+struct Path {
+    channel: Channel,
+    splitter: Rc<Splitter>,
+    back: Rc<Back>,
+    idle: Requests,
+    batch: Requests,
+    ctx: AioContext,
+    _memory: Vec<Buffers>,
+}
+
+impl Path {
+    fn open(node: &BlockNode, choice: Choice, requests: usize) -> Result<Self, Error> {
+        let ctx = AioContext::new().unwrap();
+        // Workers stay, because creating one allocates.
+        let workers = ThreadPoolParams {
+            min_threads: 2,
+            max_threads: 2,
+        };
+        let resources = Resources::new(&ctx, ThreadPool::new(&ctx, workers));
+        let plan = node.plan(choice)?.with_merging(false);
+        let back = Rc::<Back>::default();
+        // Aligned, because O_DIRECT copies other memory through a buffer that it allocates.
+        let mut memory: Vec<_> = (0..requests).map(|_| Buffers::new(0, &[RANGE; RANGES])).collect();
+        let idle = memory.iter_mut().zip(0..).map(|(memory, n)| {
+            let op = match n % 2 {
+                0 => IoOp::Read,
+                _ => IoOp::Write { durable: false },
+            };
+            let mut request = request(op, n * (RANGES * RANGE) as u64, &mut [], &back);
+            request.iov = memory.iov();
+            request
+        });
+        Ok(Self {
+            channel: node.open_channel(&resources, plan)?,
+            splitter: Splitter::new(),
+            idle: idle.collect(),
+            batch: Requests::new(),
+            back,
+            ctx,
+            _memory: memory,
+        })
+    }
+
+    fn submit(&mut self, completer: Rc<dyn Completer>) {
+        let _scope = DeferScope::enter();
+        self.channel.submit(&mut self.batch, &completer);
+    }
+
+    /// Waits until all requests are back.
+    fn wait(&mut self, requests: usize) {
+        while self.idle.len() < requests {
+            match self.back.count() {
+                0 => drop(self.ctx.poll(true)),
+                _ => self.idle.push(self.back.take_one()),
+            }
+        }
+    }
+
+    /// Executes all requests.
+    fn round(&mut self) {
+        let requests = self.idle.len();
+        self.batch.append(&mut self.idle);
+        self.submit(Rc::clone(&self.back) as _);
+        self.wait(requests);
+    }
+
+    /// Executes all requests in four parts each.
+    fn split_round(&mut self) {
+        let requests = self.idle.len();
+        for mut parent in self.idle.drain(..) {
+            parent.set_completer(Rc::clone(&self.back) as _);
+            let split = self.splitter.split(parent);
+            let part = RANGES * RANGE / 4;
+            self.batch.extend((0..4).map(|n| split.child(n * part, part)));
+        }
+        self.submit(Rc::clone(&self.splitter) as _);
+        self.wait(requests);
+    }
+}
+
+/// Runs rounds until several of them in a row allocate nothing. Before, lists grow whenever more requests than ever
+/// before are in them. Returns false if each of these series has allocated something.
+fn settles(mut round: impl FnMut()) -> bool {
+    (0..200).any(|_| {
+        let before = TOTAL.load(Ordering::Relaxed);
+        (0..20).for_each(|_| round());
+        TOTAL.load(Ordering::Relaxed) == before
+    })
+}
+
+fn check(name: &str, node: &BlockNode, choice: Choice) {
+    // If one request in a batch allocated, batches of one would always show it.
+    for requests in [1, 8] {
+        let mut path = match Path::open(node, choice, requests) {
+            Ok(path) => path,
+            Err(error) => return testkit::skip::skipped(format_args!("{name}: {error}")),
+        };
+        assert!(settles(|| path.round()), "{name}: batches of {requests}");
+        assert!(
+            settles(|| path.split_round()),
+            "{name}: parts of {requests} requests"
+        );
+    }
+}
+
+#[test]
+fn engines_allocate_nothing_once_warm() {
+    run_alone("allocations::body_of_allocating_nothing");
+}
+
+#[test]
+#[ignore = "counts the allocations of its process"]
+fn body_of_allocating_nothing() {
+    for case in CASES {
+        let image = case.image(MIB as u64);
+        check(&format!("{case:?}"), &case.node(&image), case.choice);
+    }
+    for choice in [Choice::Auto, Choice::Threads] {
+        check(&format!("null, {choice:?}"), &BlockNode::null(MIB as u64), choice);
+    }
 }

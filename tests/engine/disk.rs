@@ -170,14 +170,18 @@ impl Case {
         self.latency.is_none()
     }
 
-    /// Opens the disk. Reports a skipped test and returns `None` if this machine has no such engine.
-    pub(crate) fn disk(self, ctx: &AioContext, image: &Image) -> Option<Disk> {
-        let node = match self.latency {
+    /// Opens the image.
+    pub(crate) fn node(self, image: &Image) -> BlockNode {
+        match self.latency {
             Some(latency) => BlockNode::null_aio(image.file().metadata().unwrap().len(), latency),
             None if self.direct => image.open_direct().into(),
             None => image.open().into(),
-        };
-        Disk::on(ctx, node, self.choice)
+        }
+    }
+
+    /// Opens the disk. Reports a skipped test and returns `None` if this machine has no such engine.
+    pub(crate) fn disk(self, ctx: &AioContext, image: &Image) -> Option<Disk> {
+        Disk::on(ctx, self.node(image), self.choice)
             .inspect_err(|error| testkit::skip::skipped(format_args!("{self:?}: {error}")))
             .ok()
     }
