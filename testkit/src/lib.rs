@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "many names say it all")]
 
+pub mod allocations;
 pub mod blk;
 #[cfg(feature = "daemon")]
 pub mod daemon;

@@ -1,10 +1,8 @@
 //! Requests allocate nothing on their way, once everything has been used. A global allocator counts the allocations.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use testkit::allocations::{Counting, of_all_threads, of_this_thread, settle};
 use testkit::process::run_alone;
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::defer::DeferScope;
@@ -15,31 +13,6 @@ use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 use crate::disk::CASES;
 use crate::split::{Back, request};
 use crate::support::Buffers;
-
-struct Counting;
-
-/// Allocations of all threads.
-static TOTAL: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    /// Allocations of this thread.
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: the system's allocator does all the work. Counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        TOTAL.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -71,12 +44,8 @@ fn splitting_allocates_nothing_once_warm() {
         }
         assert_eq!(parents.len(), 8);
     };
-    round();
-    // Boxes are not reused in the order in which they were taken. Repeat until each one has held the longest list.
-    (0..200).for_each(|_| round());
-    let before = COUNT.get();
-    (0..50).for_each(|_| round());
-    assert_eq!(COUNT.get(), before);
+    // Boxes are not reused in the order in which they were taken. After some rounds each one has held the longest list.
+    assert!(settle(of_this_thread, &mut round));
 }
 
 const MIB: usize = 1 << 20;
@@ -128,9 +97,9 @@ impl Path {
         })
     }
 
-    fn submit(&mut self, completer: Rc<dyn Completer>) {
+    fn submit(&mut self, completer: &Rc<dyn Completer>) {
         let _scope = DeferScope::enter();
-        self.channel.submit(&mut self.batch, &completer);
+        self.channel.submit(&mut self.batch, completer);
     }
 
     /// Waits until all requests are back.
@@ -147,7 +116,7 @@ impl Path {
     fn round(&mut self) {
         let requests = self.idle.len();
         self.batch.append(&mut self.idle);
-        self.submit(Rc::clone(&self.back) as _);
+        self.submit(&(Rc::clone(&self.back) as _));
         self.wait(requests);
     }
 
@@ -160,19 +129,9 @@ impl Path {
             let part = RANGES * RANGE / 4;
             self.batch.extend((0..4).map(|n| split.child(n * part, part)));
         }
-        self.submit(Rc::clone(&self.splitter) as _);
+        self.submit(&(Rc::clone(&self.splitter) as _));
         self.wait(requests);
     }
-}
-
-/// Runs rounds until several of them in a row allocate nothing. Before, lists grow whenever more requests than ever
-/// before are in them. Returns false if each of these series has allocated something.
-fn settles(mut round: impl FnMut()) -> bool {
-    (0..200).any(|_| {
-        let before = TOTAL.load(Ordering::Relaxed);
-        (0..20).for_each(|_| round());
-        TOTAL.load(Ordering::Relaxed) == before
-    })
 }
 
 fn check(name: &str, node: &BlockNode, choice: Choice) {
@@ -182,9 +141,12 @@ fn check(name: &str, node: &BlockNode, choice: Choice) {
             Ok(path) => path,
             Err(error) => return testkit::skip::skipped(format_args!("{name}: {error}")),
         };
-        assert!(settles(|| path.round()), "{name}: batches of {requests}");
         assert!(
-            settles(|| path.split_round()),
+            settle(of_all_threads, || path.round()),
+            "{name}: batches of {requests}"
+        );
+        assert!(
+            settle(of_all_threads, || path.split_round()),
             "{name}: parts of {requests} requests"
         );
     }

@@ -4,7 +4,7 @@
 //! batch. So the IOThread puts the tail of a long batch on a pile, from which it and the worker take a few requests at
 //! a time. A worker that comes late finds an empty pile, so no request ever waits for a worker.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,6 +105,10 @@ pub(super) struct Sharing {
     futile: Misses,
     /// Number of requests of the next batch that each side takes at a time.
     step: Cell<usize>,
+    /// The last help, for the next batch.
+    idle: RefCell<Option<Box<Help>>>,
+    /// An empty list, kept for its capacity.
+    late: RefCell<Requests>,
 }
 
 impl Sharing {
@@ -116,6 +120,8 @@ impl Sharing {
             got: Cell::new(0),
             futile: Misses::default(),
             step: Cell::new(TAKEN),
+            idle: RefCell::default(),
+            late: RefCell::default(),
         })
     }
 
@@ -136,11 +142,11 @@ impl Sharing {
     /// Puts the tail of `batch` on the pile, and asks a worker to help.
     pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
         let help = self.leave_tail(batch, completer);
-        self.threads.submit_work(Box::new(help));
+        self.threads.submit_work(help);
     }
 
     /// Puts the tail of `batch` on the pile. The caller must submit the returned work.
-    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) -> Help {
+    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) -> Box<Help> {
         let kept = batch.len() / KEPT;
         let mut lists = self.pile.lists();
         lists.step = self.step.get();
@@ -148,13 +154,18 @@ impl Sharing {
         drop(lists);
         self.asked.set(true);
         self.got.set(0);
-        Help {
-            file: Arc::clone(self.threads.file()),
-            pile: Arc::clone(&self.pile),
-            held: Requests::new(),
-            missed: Requests::new(),
-            back: SendWrapper::new((Rc::clone(self), completer)),
-        }
+        let idle = self.idle.borrow_mut().take();
+        let mut help = idle.unwrap_or_else(|| {
+            Box::new(Help {
+                file: Arc::clone(self.threads.file()),
+                pile: Arc::clone(&self.pile),
+                held: Requests::new(),
+                missed: Requests::new(),
+                back: None,
+            })
+        });
+        help.back = Some(SendWrapper::new((Rc::clone(self), completer)));
+        help
     }
 
     /// Takes requests from the pile into `batch`, and the worker's finished ones into `done`. Returns false if there
@@ -181,16 +192,18 @@ impl Sharing {
     /// Ends the worker's help: completes the requests that it finished late, and submits those that it has `left`.
     fn worker_is_back(&self, left: &mut Requests, completer: &Rc<dyn Completer>) {
         self.asked.set(false);
+        let mut done = self.late.take();
         let mut lists = self.pile.lists();
-        let done = std::mem::take(&mut lists.done);
+        std::mem::swap(&mut lists.done, &mut done);
         // A worker that panicked did not reset this.
         self.pile.held.store(0, Ordering::Relaxed);
         drop(lists);
         self.futile
             .tell(self.got.get() + done.len() >= 2 * self.step.get());
-        for request in done {
+        for request in done.drain(..) {
             request.disband(|request| completer.complete(request));
         }
+        self.late.replace(done);
         for request in left.iter_mut() {
             request.set_completer(Rc::clone(completer));
         }
@@ -200,7 +213,11 @@ impl Sharing {
     }
 }
 
+/// The places to which a worker's help and the requests return.
+type Home = SendWrapper<(Rc<Sharing>, Rc<dyn Completer>)>;
+
 /// A worker's help with a batch.
+#[derive(Debug)]
 struct Help {
     file: Arc<RawFile>,
     pile: Arc<Pile>,
@@ -208,7 +225,8 @@ struct Help {
     held: Requests,
     /// Requests that would have had to wait.
     missed: Requests,
-    back: SendWrapper<(Rc<Sharing>, Rc<dyn Completer>)>,
+    /// Set while there is a batch.
+    back: Option<Home>,
 }
 
 impl Help {
@@ -228,9 +246,11 @@ impl Work for Help {
     }
 
     fn complete(mut self: Box<Self>, _ctx: &AioContext, _outcome: Outcome) {
+        let Some(back) = self.back.take() else { return };
         self.missed.append(&mut self.held);
-        let (sharing, completer) = &*self.back;
-        sharing.worker_is_back(&mut self.missed, completer);
+        let (sharing, completer) = back.take();
+        sharing.worker_is_back(&mut self.missed, &completer);
+        sharing.idle.replace(Some(self));
     }
 }
 

@@ -17,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Helps like a worker, but fails to execute every third request without waiting, and panics at one of them.
 struct Clumsy {
-    help: Help,
+    help: Box<Help>,
     panics_at: u16,
     through: Sender<()>,
 }
@@ -32,7 +32,7 @@ impl Work for Clumsy {
     }
 
     fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome) {
-        Box::new(self.help).complete(ctx, outcome);
+        self.help.complete(ctx, outcome);
     }
 }
 
