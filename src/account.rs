@@ -22,6 +22,9 @@ pub enum Error {
     /// No user has this number, so the group is not known.
     #[error("user {0} is not in the user database: give the group too, as {0}:GROUP")]
     NoGroup(String),
+    /// The group was not among those of `/etc/group` at the start.
+    #[error("group {0} was not in /etc/group when this process started: give its number")]
+    Forgotten(String),
     /// The user or group database cannot be read.
     #[error("cannot look up {what} {name}")]
     Lookup {
@@ -138,6 +141,37 @@ pub fn find_group(group: &str) -> Result<libc::gid_t, Error> {
     Ok(entry.ok_or_else(|| unknown("group", group))?.gid.as_raw())
 }
 
+/// The groups of this machine, remembered for a process that cannot look them up any more.
+#[derive(Clone, Debug, Default)]
+pub struct Groups(Vec<(String, libc::gid_t)>);
+
+impl Groups {
+    /// Reads `/etc/group`. Other databases may be too large to remember.
+    #[must_use]
+    pub fn remember() -> Self {
+        let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let entry = |line: &str| {
+            let mut fields = line.split(':');
+            Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
+        };
+        Self(text.lines().filter_map(entry).collect())
+    }
+
+    /// Returns the number of a group, given by name or by number.
+    ///
+    /// # Errors
+    /// The name is not one of those that were remembered.
+    pub fn find(&self, group: &str) -> Result<libc::gid_t, Error> {
+        if let Ok(gid) = group.parse() {
+            return Ok(gid);
+        }
+        let known = self.0.iter().find(|(name, _)| name == group);
+        known
+            .map(|(_, gid)| *gid)
+            .ok_or_else(|| Error::Forgotten(group.to_owned()))
+    }
+}
+
 /// Returns the name of a user, for messages.
 pub fn user_name(uid: libc::uid_t) -> Option<String> {
     let entry = look_up("user", "", || User::from_uid(Uid::from_raw(uid)));
@@ -204,6 +238,22 @@ mod tests {
         assert_eq!(numbers("12345:0"), (12345, 0));
         assert_eq!(numbers("12345:root"), (12345, 0));
         assert_eq!(numbers("root:12345"), (0, 12345));
+    }
+
+    #[test]
+    fn remembered_groups_are_found_by_name_and_number() {
+        let groups = Groups::remember();
+        assert_eq!(
+            (groups.find("root").ok(), groups.find("12345").ok()),
+            (Some(0), Some(12345))
+        );
+        assert!(
+            groups
+                .find("no-such-group")
+                .unwrap_err()
+                .to_string()
+                .contains("its number")
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -23,6 +24,7 @@ mod thread_kind;
 pub use calls::Call;
 pub use error::Error;
 use filter::{Filters, Violation};
+use rustix::thread::{CapabilitySet, set_keep_capabilities};
 pub use thread_kind::ThreadKind;
 
 use crate::account::Account;
@@ -115,6 +117,51 @@ impl Sandbox {
             filters: filters.ok().map(Arc::new),
             allows_names: false,
         })
+    }
+
+    /// Confines a helper process, which has one thread, for good: it can reach names beneath `directories`, and becomes
+    /// the user. It keeps the capabilities that make it independent of the owners of these files, if it has them.
+    ///
+    /// # Errors
+    /// A step failed, or a part is missing and `mode` is [`Mode::On`].
+    pub fn confine_helper(
+        mode: Mode,
+        directories: &[OwnedFd],
+        account: Option<&Account>,
+    ) -> Result<(), Error> {
+        let kept = CapabilitySet::DAC_OVERRIDE | CapabilitySet::CHOWN | CapabilitySet::FOWNER;
+        rights::empty_bounding_set();
+        set_keep_capabilities(true)
+            .map_err(|error| Error::rights("cannot keep capabilities")(error.into()))?;
+        if let Some(account) = account {
+            account.become_it()?;
+        }
+        rights::keep_capabilities(kept).map_err(Error::rights("cannot drop capabilities"))?;
+        rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
+        rights::hide_memory().map_err(Error::rights("cannot hide the process's memory"))?;
+        // After the last change of user and capabilities, which undo this.
+        rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"))?;
+        let rules = files::Rules::beneath(directories.iter().map(OwnedFd::as_fd));
+        // The daemon itself logs what this kernel lacks.
+        match rules.and_then(files::Rules::enforce) {
+            Ok(false) if mode == Mode::On => {
+                return Err(Error::Missing("this kernel has no Landlock".to_owned()));
+            }
+            Err(error) if mode == Mode::On => {
+                return Err(Error::Missing(format!("Landlock: {}", chain(&*error))));
+            }
+            Ok(_) | Err(_) => {}
+        }
+        match Self::filters(mode) {
+            Ok(filters) => filters
+                .install(ThreadKind::Helper, false)
+                .map_err(|source| Error::Install {
+                    kind: ThreadKind::Helper,
+                    source,
+                }),
+            Err(error) if mode == Mode::On => Err(error),
+            Err(_) => Ok(()),
+        }
     }
 
     fn filters(mode: Mode) -> Result<Filters, Error> {

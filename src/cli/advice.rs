@@ -174,6 +174,7 @@ fn option(error: &Error, form: Form) -> Option<&'static str> {
     match (error, form) {
         (Error::User(_), _) => Some("--user"),
         (Error::PidFile { .. }, _) => Some("--pidfile"),
+        (Error::Opener(_), _) => Some("--sandbox-path"),
         (Error::Descriptor(_), Form::Short) => Some("--fd"),
         (Error::Descriptor(_), Form::Long) => Some("--export"),
         (Error::Operation { verb, .. }, Form::Long) => Some(match verb {
@@ -293,7 +294,11 @@ mod tests {
         };
         let (text, status) = explain(&error, form, None);
         assert!(!text.contains('\n'), "{text}");
-        assert_eq!(status, FAILURE, "{text}");
+        let expected = match text.contains("logical block size 1000") {
+            true => WRONG_OPTION,
+            false => FAILURE,
+        };
+        assert_eq!(status, expected, "{text}");
         text
     }
 

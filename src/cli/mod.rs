@@ -28,8 +28,8 @@ use mapping::IoThreadMap;
 use monitor::{Chardev, Monitor, monitor_paths, parse_chardev, parse_monitor};
 pub use values::{SOCKET_PATH_MAX, Serial};
 use values::{
-    number, parse_block_size, parse_fd, parse_mode, parse_queue_size, parse_serial, parse_size,
-    parse_socket_path,
+    number, parse_block_size, parse_directory, parse_fd, parse_mode, parse_queue_size, parse_serial,
+    parse_size, parse_socket_path,
 };
 
 /// Longest latency of a null disk: a minute.
@@ -225,6 +225,11 @@ pub struct Cli {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = SandboxMode::Auto)]
     pub sandbox: SandboxMode,
 
+    /// Directory in which the sandbox leaves names to disks that QMP clients add: images are opened and sockets are made
+    /// beneath it by a small process of its own (docs/security.md). Can be repeated.
+    #[arg(long, value_name = "DIR", value_parser = OsStringValueParser::new().try_map(parse_directory))]
+    pub sandbox_path: Vec<PathBuf>,
+
     /// User to switch to, and the only group to keep, once the image and the socket are open, as names or numbers
     /// [default group: the user's].
     #[arg(long, value_name = "USER[:GROUP]", value_parser = NonEmptyStringValueParser::new())]
@@ -265,6 +270,11 @@ impl Cli {
     /// An option is missing, or options contradict each other. The error is one line that names them and says what to
     /// do.
     pub fn check(&self) -> Result<(), String> {
+        if !self.sandbox_path.is_empty() && self.monitor.is_empty() {
+            return Err(
+                "--sandbox-path is for disks that QMP clients add: add --chardev and --monitor, or leave it out".to_owned(),
+            );
+        }
         if self.form() == Form::Long {
             return match &self.short_option {
                 Some(option) => Err(format!(
@@ -360,6 +370,8 @@ impl Cli {
             daemonize: self.daemonize,
             pid_file: self.pidfile.clone(),
             sandbox: self.sandbox.into(),
+            sandbox_paths: self.sandbox_path.clone(),
+            sandbox_hint: "name its directory with --sandbox-path at the next start, or ",
             user: self.user.clone(),
             print_statistics: self.stats,
         })

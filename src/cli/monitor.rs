@@ -95,7 +95,7 @@ impl Monitor {
     /// Checks options. `place` is the table of a configuration file that has them.
     pub(super) fn new(options: MonitorOptions, place: Option<Place>) -> Result<Self, String> {
         if options.pretty {
-            return Err("pretty=on is not supported: each message is one line".to_owned());
+            return Err("'pretty' is not supported: each message is one line".to_owned());
         }
         let chardev = options.chardev;
         match chardev.is_empty() {

@@ -1,6 +1,6 @@
 //! Parses options whose values have a notation of their own.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -77,6 +77,15 @@ pub(super) fn parse_socket_path(text: &OsStr) -> Result<PathBuf, String> {
         len => Err(format!(
             "{len} bytes long, but a socket's path has at most {SOCKET_PATH_MAX}: choose a shorter or a relative path"
         )),
+    }
+}
+
+/// Parses the path of a directory.
+#[allow(clippy::needless_pass_by_value, reason = "the form that clap calls")]
+pub(super) fn parse_directory(text: OsString) -> Result<PathBuf, String> {
+    match text.is_empty() {
+        true => Err("empty".to_owned()),
+        false => Ok(text.into()),
     }
 }
 

@@ -7,6 +7,7 @@ use super::registry::{OperationError, SocketError};
 use super::settings::Verb;
 use crate::account;
 use crate::kernel::KernelError;
+use crate::opener::StartError;
 use crate::sandbox;
 use crate::vhost_user::server::ServerError;
 
@@ -63,6 +64,9 @@ pub enum Error {
     /// The service manager cannot be reached.
     #[error("cannot connect to the service manager (NOTIFY_SOCKET)")]
     Readiness(#[source] io::Error),
+    /// The names in some directories cannot be left to disks that are added later.
+    #[error(transparent)]
+    Opener(#[from] StartError),
     /// The process cannot be confined.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),

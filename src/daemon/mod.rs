@@ -36,6 +36,9 @@ use crate::sandbox::ThreadKind;
 /// Time for requests in flight once the process is asked to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
 
+/// Time for the opener to remove sockets at the end.
+const OPENER_TIME: Duration = Duration::from_millis(150);
+
 /// Serves what `settings` describe, until a signal or the end of the last disk.
 ///
 /// # Errors
@@ -53,6 +56,7 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let (of_disks, of_monitor) = (events.caller(), events.caller());
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
     let mut started = start::start(settings, handed, on_end, Handle::new(of_monitor))?;
+    events.watch(started.registry.opener_socket());
     if let Some(background) = background {
         background.announce().map_err(Error::Background)?;
     }
@@ -94,6 +98,11 @@ fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) ->
                     return "the frontend left";
                 }
             }
+            Event::Readable => {
+                if !registry.take_answers() {
+                    events.watch(None);
+                }
+            }
             Event::Deadline => registry.follow_up(),
         }
     }
@@ -121,6 +130,7 @@ fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error>
     if let Some(monitor) = monitor {
         monitor.end();
     }
+    registry.end_opener(OPENER_TIME);
     if print {
         ended.all().for_each(print_report);
     }

@@ -19,6 +19,10 @@ pub struct Settings {
     pub pid_file: Option<PathBuf>,
     /// The level of confinement.
     pub sandbox: Mode,
+    /// Directories in which the sandbox leaves names to disks that are added later.
+    pub sandbox_paths: Vec<PathBuf>,
+    /// The advice for all other names. It precedes an alternative.
+    pub sandbox_hint: &'static str,
     /// The `USER[:GROUP]` to switch to.
     pub user: Option<String>,
     /// Print statistics at the end.

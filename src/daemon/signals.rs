@@ -4,16 +4,18 @@
 //! thread sleeps in a read of that socket, so waiting needs no other system call.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::{pipe, signal_name};
 use signal_hook::{SigId, flag, low_level};
+use smallvec::SmallVec;
 
 /// An event for the main thread.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(super) enum Event<T> {
     Print,
     /// A call from another thread.
     Call(T),
+    /// The watched socket is readable.
+    Readable,
     /// The deadline has passed.
     Deadline,
 }
@@ -37,6 +41,7 @@ pub(super) struct Events<T> {
     /// The signal handlers, which are removed when this is dropped.
     ids: Vec<SigId>,
     wakeups: UnixStream,
+    watched: Option<Arc<OwnedFd>>,
     sender: Sender<T>,
     calls: Receiver<T>,
     waker: Arc<UnixStream>,
@@ -80,6 +85,7 @@ impl<T> Events<T> {
             flags: Vec::new(),
             ids: Vec::new(),
             wakeups,
+            watched: None,
             sender,
             calls,
             waker: Arc::new(waker),
@@ -97,6 +103,11 @@ impl<T> Events<T> {
         self.ids.push(pipe::register(signal, self.waker.try_clone()?)?);
         self.flags.push((signal, raised));
         Ok(())
+    }
+
+    /// Watches another socket from now on, or none.
+    pub(super) fn watch(&mut self, socket: Option<Arc<OwnedFd>>) {
+        self.watched = socket;
     }
 
     /// Returns a handle for other threads.
@@ -123,20 +134,31 @@ impl<T> Events<T> {
             if let Ok(call) = self.calls.try_recv() {
                 return Event::Call(call);
             }
-            if !self.sleep(deadline) {
-                return Event::Deadline;
+            match self.sleep(deadline) {
+                Wakeup::Own => {}
+                Wakeup::Watched => return Event::Readable,
+                Wakeup::Deadline => return Event::Deadline,
             }
         }
     }
 
-    /// Waits for a wakeup and drains the socket. Returns false if the deadline comes first.
-    fn sleep(&mut self, deadline: Option<Instant>) -> bool {
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut wakeups = [PollFd::new(&self.wakeups, PollFlags::IN)];
-            match poll(&mut wakeups, left.try_into().ok().as_ref()) {
-                Ok(0) => return false,
-                Err(_) => return true,
+    /// Waits for a wakeup, and drains the socket of our own wakeups.
+    fn sleep(&mut self, deadline: Option<Instant>) -> Wakeup {
+        if deadline.is_some() || self.watched.is_some() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left: Option<Timespec> = left.and_then(|left| left.try_into().ok());
+            let watched = self
+                .watched
+                .iter()
+                .map(|socket| PollFd::new(&**socket, PollFlags::IN));
+            let mut polled: SmallVec<[PollFd<'_>; 2]> = SmallVec::new();
+            polled.push(PollFd::new(&self.wakeups, PollFlags::IN));
+            polled.extend(watched);
+            match poll(&mut polled, left.as_ref()) {
+                Ok(0) => return Wakeup::Deadline,
+                Err(_) => return Wakeup::Own,
+                // Our own wakeups come first, because signals do.
+                Ok(_) if polled[0].revents().is_empty() => return Wakeup::Watched,
                 Ok(_) => {}
             }
         }
@@ -144,9 +166,16 @@ impl<T> Events<T> {
             Err(error) if error.kind() != ErrorKind::Interrupted => {
                 unreachable!("our own socket, both ends of which are open: {error}")
             }
-            _ => true,
+            _ => Wakeup::Own,
         }
     }
+}
+
+/// What ends a sleep.
+enum Wakeup {
+    Own,
+    Watched,
+    Deadline,
 }
 
 impl<T> Drop for Events<T> {

@@ -22,8 +22,9 @@ use super::registry::{OperationError, Registry, SocketError};
 use super::settings::{Operation, Settings};
 use crate::account::Account;
 use crate::limits;
+use crate::opener::Opener;
 use crate::readiness::Readiness;
-use crate::sandbox::{Keep, Sandbox, ThreadKind};
+use crate::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 use crate::vhost_user::inherited;
 use crate::watchdog;
 
@@ -80,7 +81,9 @@ pub(super) fn start(
     limits::survive_file_size_limit();
     let limit = limits::raise_open_files();
     let account = find_account(settings)?;
+    let opener = start_opener(settings, account.as_ref())?;
     let mut registry = Registry::new(account.clone());
+    registry.set_opener(opener, settings.sandbox_hint);
     registry.hand_over(handed.descriptors, handed.activation);
     for (number, operation) in settings.operations.iter().enumerate() {
         apply(&mut registry, operation.clone()).map_err(|source| Error::Operation {
@@ -145,6 +148,15 @@ fn start_watchdog(sandbox: &Sandbox) -> Result<(), Error> {
     thread.map_err(Error::Watchdog)?;
     confined.recv().expect("the thread answers")?;
     Ok(())
+}
+
+/// Starts the process that opens names for disks that are added later, before there are files that it could inherit.
+fn start_opener(settings: &Settings, account: Option<&Account>) -> Result<Option<Opener>, Error> {
+    let directories = &settings.sandbox_paths;
+    if directories.is_empty() || settings.sandbox == Mode::Off {
+        return Ok(None);
+    }
+    Ok(Some(Opener::start(directories, settings.sandbox, account)?))
 }
 
 fn write_pid_file(settings: &Settings) -> Result<Option<PidFile>, Error> {

@@ -45,12 +45,17 @@ impl BlockNode {
         Ok(RawFile::open(options)?.into())
     }
 
-    /// Makes a node of a file that is open already. Its flags become those that `options` ask for.
+    /// Makes a node of a file that is open already. Its flags become those that `options` ask for. `direct` is the same
+    /// file, open for O_DIRECT, if this process cannot open it.
     ///
     /// # Errors
     /// See [`enum@storage::Error`].
-    pub fn from_file(file: File, options: &OpenOptions) -> Result<Self, storage::Error> {
-        Ok(RawFile::from_file(file, options)?.into())
+    pub fn from_file(
+        file: File,
+        direct: Option<File>,
+        options: &OpenOptions,
+    ) -> Result<Self, storage::Error> {
+        Ok(RawFile::from_file(file, direct, options)?.into())
     }
 
     /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers at once.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -100,6 +101,11 @@ impl FdSets {
     /// Closes all sets.
     pub(super) fn clear(&self) {
         self.lock().clear();
+    }
+
+    /// Returns whether a path names a set.
+    pub fn has_name(path: &Path) -> bool {
+        path.to_str().is_some_and(|path| path.starts_with(DIRECTORY))
     }
 
     /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the required access mode.

@@ -6,7 +6,9 @@
 
 use std::borrow::Cow;
 
-use super::thread_kind::ThreadKind::{self, Control, IoThread, Main, Manager, Monitor, Watchdog, Worker};
+use super::thread_kind::ThreadKind::{
+    self, Control, Helper, IoThread, Main, Manager, Monitor, Watchdog, Worker,
+};
 
 /// A system call and the threads that may make it.
 #[derive(Debug)]
@@ -84,14 +86,17 @@ macro_rules! among {
     };
 }
 
-const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker, Monitor, Watchdog];
+const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker, Monitor, Watchdog, Helper];
 const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Watchdog];
 const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Watchdog];
 const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
+const UNLINKING: &[ThreadKind] = &[Main, Control, Helper];
 const CLIENTS: &[ThreadKind] = &[Control, Monitor];
 const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
+const RECEIVING: &[ThreadKind] = &[Control, Monitor, Helper];
+const SENDING: &[ThreadKind] = &[Control, Helper];
 const WAITING: &[ThreadKind] = &[Control, IoThread];
 
 /// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
@@ -231,12 +236,14 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_destroy,
     ]
     // The frontend: connections, messages and the files sent with them.
-    SOCKET => [SYS_recvfrom, SYS_unlinkat]
+    SOCKET => [SYS_recvfrom]
+    UNLINKING => [SYS_unlinkat]
     ALL_BUT_WORKERS => [SYS_ppoll]
-    CLIENTS => [SYS_accept4, SYS_recvmsg]
+    CLIENTS => [SYS_accept4]
+    RECEIVING => [SYS_recvmsg]
+    SENDING => [SYS_sendmsg]
     &[Control] => [
         SYS_epoll_create1,
-        SYS_sendmsg,
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE, SO_PEERCRED]),
         SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
         SYS_ioctl if among!(1: libc [FIONREAD]),
@@ -267,6 +274,19 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_getsockopt if among!(2: libc [SO_ACCEPTCONN]),
         SYS_fcntl if among!(1: libc [F_SETFL]),
     ]
+    // Images and sockets beneath the directories that Landlock leaves to the helper.
+    &[Helper] => [
+        SYS_openat2,
+        SYS_flock,
+        SYS_socket if among!(0: libc [AF_UNIX]),
+        SYS_bind,
+        SYS_listen,
+        SYS_connect,
+        SYS_getsockopt if among!(2: libc [SO_PEERCRED]),
+        SYS_fchmod,
+        SYS_fchmodat,
+        SYS_fchownat,
+    ]
 };
 
 /// The same calls under names that only older architectures have.
@@ -294,9 +314,12 @@ pub(super) static REFUSED: &[(&[Call], i32)] = &[
 ];
 
 /// Returns whether a rule is about threads of this kind. The filter of a thread applies to the threads that it creates as
-/// well, so the manager has the rules of all kinds.
+/// well, so the manager has the rules of all kinds of its process.
 pub(super) fn applies(call: &Call, kind: ThreadKind) -> bool {
-    kind == Manager || call.threads.contains(&kind)
+    match kind {
+        Manager => call.threads.iter().any(|kind| *kind != Helper),
+        _ => call.threads.contains(&kind),
+    }
 }
 
 /// Returns every rule that allows a call to threads of this kind.

@@ -2,6 +2,7 @@
 //!
 //! Files opened earlier stay usable as before, including the image and its device with their ioctls.
 
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -23,14 +24,36 @@ impl Rules {
     /// # Errors
     /// A directory cannot be opened. A kernel without Landlock is no error here.
     pub(super) fn new(sockets: &[&Path]) -> Result<Self, Error> {
-        let mut rules = Ruleset::default()
-            .handle_access(AccessFs::from_all(NEWEST))?
-            .handle_access(AccessNet::from_all(NEWEST))?
-            .scope(Scope::from_all(NEWEST))?
-            .create()?;
+        let mut rules = ruleset()?;
         for socket in sockets {
             let directory = PathFd::new(directory(socket))?;
             rules = rules.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile))?;
+        }
+        Ok(Self(rules))
+    }
+
+    /// Makes rules that allow what disks beneath these directories need: to open images, to make sockets and to remove
+    /// them.
+    ///
+    /// The rights of an image that is opened under these rules include truncation and, for a device, its ioctls. They
+    /// stay with the descriptor in whichever process it is used.
+    ///
+    /// # Errors
+    /// The kernel refuses a rule. A kernel without Landlock is no error here.
+    pub(super) fn beneath<'a>(directories: impl IntoIterator<Item = BorrowedFd<'a>>) -> Result<Self, Error> {
+        let access = AccessFs::ReadFile
+            | AccessFs::WriteFile
+            | AccessFs::Truncate
+            | AccessFs::IoctlDev
+            // The directory of a socket is locked while the socket is made.
+            | AccessFs::ReadDir
+            | AccessFs::MakeSock
+            | AccessFs::RemoveFile
+            // A connection shows whether a socket is stale.
+            | AccessFs::ResolveUnix;
+        let mut rules = ruleset()?;
+        for directory in directories {
+            rules = rules.add_rule(PathBeneath::new(directory, access))?;
         }
         Ok(Self(rules))
     }
@@ -40,6 +63,15 @@ impl Rules {
         let status = self.0.restrict_self()?;
         Ok(status.ruleset != RulesetStatus::NotEnforced)
     }
+}
+
+/// Makes rules that allow nothing yet.
+fn ruleset() -> Result<RulesetCreated, Error> {
+    Ok(Ruleset::default()
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?)
 }
 
 /// Returns the directory that contains `path`.

@@ -2,10 +2,13 @@
 
 use std::io;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Signal, set_dumpable_behavior, set_parent_process_death_signal,
+    setrlimit,
+};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
 /// Removes all capabilities from the bounding set, as far as we may. A program run later gets none of them.
@@ -19,13 +22,21 @@ pub(super) fn empty_bounding_set() {
 
 /// Drops all capabilities of this thread, and so of the threads that it creates.
 pub(super) fn drop_capabilities() -> io::Result<()> {
+    keep_capabilities(CapabilitySet::empty())
+}
+
+/// Drops all capabilities of this thread but these, and but those that it does not have anyway.
+pub(super) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
     // Old kernels do not have the ambient set.
     let _ = clear_ambient_capability_set();
-    let none = CapabilitySet::empty();
+    let kept = match kept.is_empty() {
+        true => kept,
+        false => capabilities(None)?.permitted & kept,
+    };
     let sets = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
     };
     Ok(set_capabilities(None, sets)?)
 }
@@ -43,4 +54,10 @@ pub(super) fn hide_memory() -> io::Result<()> {
     };
     setrlimit(Resource::Core, none)?;
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Makes the kernel kill this process when the thread that has made it ends. The kernel may refuse to do so then, because
+/// that thread has fewer rights by that time.
+pub(super) fn die_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }

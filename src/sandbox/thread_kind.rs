@@ -19,11 +19,13 @@ pub enum ThreadKind {
     Watchdog,
     /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
     Manager,
+    /// Names of images and sockets, in a process of its own: see [`opener`](crate::opener).
+    Helper,
 }
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
@@ -31,6 +33,7 @@ impl ThreadKind {
         Self::Monitor,
         Self::Watchdog,
         Self::Manager,
+        Self::Helper,
     ];
 }
 
@@ -44,6 +47,7 @@ impl fmt::Display for ThreadKind {
             Self::Monitor => "monitor",
             Self::Watchdog => "watchdog",
             Self::Manager => "manager",
+            Self::Helper => "helper",
         })
     }
 }

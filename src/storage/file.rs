@@ -69,21 +69,22 @@ impl RawFile {
         // Checked before it is opened: opening a FIFO blocks, and opening some devices has side effects.
         let meta = fs::metadata(&options.path).map_err(|e| options.open_error(e))?;
         Kind::of(&meta, &options.path)?;
-        Self::with_file(open_file(options)?, options)
+        Self::with_file(open_file(options)?, None, options)
     }
 
-    /// As [`open`](Self::open), with a file that is open already and may have other flags.
+    /// As [`open`](Self::open), with a file that is open already and may have other flags. `direct` is the same file, open
+    /// for O_DIRECT, if this process cannot open it.
     ///
     /// # Errors
     /// See [`enum@Error`].
-    pub fn from_file(file: File, options: &OpenOptions) -> Result<Self, Error> {
+    pub fn from_file(file: File, direct: Option<File>, options: &OpenOptions) -> Result<Self, Error> {
         let mut flags = fcntl_getfl(&file).map_err(|e| options.query_error("flags", e.into()))?;
         flags.set(OFlags::DIRECT, options.direct);
         fcntl_setfl(&file, flags).map_err(|e| options.direct_error(e.into()))?;
-        Self::with_file(file, options)
+        Self::with_file(file, direct, options)
     }
 
-    fn with_file(file: File, options: &OpenOptions) -> Result<Self, Error> {
+    fn with_file(file: File, direct: Option<File>, options: &OpenOptions) -> Result<Self, Error> {
         let meta = file.metadata().map_err(|e| options.query_error("type", e))?;
         let kind = Kind::of(&meta, &options.path)?;
         if kind == Kind::BlockDevice
@@ -97,7 +98,9 @@ impl RawFile {
             nowait: NowaitIo::of(&file, options.direct),
             written_back: match options.direct || options.read_only {
                 true => None,
-                false => WrittenBack::open(&file, kind),
+                false => direct
+                    .map(|direct| WrittenBack::through(direct, kind))
+                    .or_else(|| WrittenBack::open(&file, kind)),
             },
             doubtful: AtomicBool::new(false),
             file,

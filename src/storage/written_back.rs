@@ -36,19 +36,24 @@ pub(super) struct WrittenBack {
 }
 
 impl WrittenBack {
-    /// Opens `file` again. Returns `None` if it does not support direct I/O. The first check of a block device covers
-    /// all chunks: if another process has kept the device open, a predecessor's writes may still be in the cache.
+    /// Opens `file` again. Returns `None` if it does not support direct I/O.
     pub(super) fn open(file: &File, kind: Kind) -> Option<Self> {
         // Its path may name another file by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mut options = fs::OpenOptions::new();
         let file = options.read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
+        Some(Self::through(file, kind))
+    }
+
+    /// Uses a file that is open for O_DIRECT. The first check of a block device covers all chunks: if another process has
+    /// kept the device open, a predecessor's writes may still be in the cache.
+    pub(super) fn through(file: File, kind: Kind) -> Self {
         let before = if kind == Kind::BlockDevice { u64::MAX } else { 0 };
-        Some(Self {
+        Self {
             file,
             touched: Default::default(),
             before: std::array::from_fn(|_| AtomicU64::new(before)),
-        })
+        }
     }
 
     /// Records that a range is about to be written.

@@ -1,9 +1,42 @@
-//! Signals and the end of the process.
+//! Signals, files and the end of the process.
+
+use std::fs;
+use std::io;
+
+use super::status;
 
 /// Ignores a signal from now on.
 pub(crate) fn ignore_signal(signal: libc::c_int) {
     // SAFETY: runs no code of ours.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Closes all descriptors from `first` up to, but not including, `end`: `close_range`, or one `close` for each before
+/// Linux 5.9.
+///
+/// # Safety
+/// Nothing uses these descriptors any more.
+pub(crate) unsafe fn close_from_to(first: u32, end: u32) -> io::Result<()> {
+    if first >= end {
+        return Ok(());
+    }
+    // SAFETY: takes numbers only; the caller promises that the descriptors are unused.
+    let closed = status(unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) });
+    match closed {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+        closed => return closed,
+    }
+    let open = fs::read_dir("/proc/self/fd")?.flatten();
+    let open: Vec<u32> = open
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| (first..end).contains(fd)) {
+        if let Ok(fd) = i32::try_from(fd) {
+            // SAFETY: the caller's promise. The descriptor of the list itself is closed already, so this fails for it.
+            unsafe { libc::close(fd) };
+        }
+    }
+    Ok(())
 }
 
 /// Ends the process immediately, without running handlers or destructors.

@@ -57,10 +57,18 @@ impl Server {
     /// Another process listens at `path`, another file is there, or the path cannot be bound.
     pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ServerError> {
         let (listener, file) = SocketFile::listen(path, access)?;
+        Self::on(listener, file)
+    }
+
+    /// Serves a socket that listens already, and removes its file at the end.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub(crate) fn on(listener: UnixListener, file: SocketFile) -> Result<Self, ServerError> {
         Ok(Self {
+            name: file.path().display().to_string(),
             path: Some(file),
             socket: Socket::Listening(listener),
-            name: path.display().to_string(),
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
         })
@@ -111,9 +119,10 @@ impl Server {
         &self.name
     }
 
-    /// Returns the socket's file, if it is removed with the server.
+    /// Returns the socket's file, if this process removes it with the server.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_ref().map(SocketFile::path)
+        let own = self.path.as_ref().filter(|file| file.is_own());
+        own.map(SocketFile::path)
     }
 
     /// Returns a handle that ends [`Server::run`] from another thread.

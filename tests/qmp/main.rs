@@ -7,6 +7,7 @@ mod disks;
 mod events;
 mod floods;
 mod hot;
+mod names;
 mod protocol;
 mod python;
 mod replay;

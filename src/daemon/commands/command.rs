@@ -1,13 +1,13 @@
 //! Commands that run on the main thread, with access to the registry.
 
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::convert::typed;
 use crate::daemon::handle::Handle;
-use crate::daemon::registry::Registry;
+use crate::daemon::registry::{Done, Registry};
 use crate::qmp::schema::{Object, Type};
-use crate::qmp::{Command, Outcome, Reply, Run, Scope};
+use crate::qmp::{Command, Outcome, QmpError, Reply, Run, Scope};
 
 /// The result of a command that has nothing to report.
 pub(super) const NOTHING: Type = Type::Object(Object::EMPTY);
@@ -30,6 +30,30 @@ pub(super) fn on_registry<T: DeserializeOwned + Send + 'static>(
             Err(refusal) => reply.send(Err(refusal)),
         },
     )
+}
+
+/// Makes a command that the main thread answers when it has ended, and that has nothing to report.
+pub(super) fn in_time<T: DeserializeOwned + Send + 'static>(
+    name: &'static str,
+    arguments: &'static Object,
+    run: fn(&mut Registry, T, Done),
+) -> Command<Handle> {
+    later(
+        name,
+        arguments,
+        NOTHING,
+        move |scope, arguments, reply| match typed(arguments) {
+            Ok(arguments) => scope
+                .context
+                .call(move |registry| run(registry, arguments, done(reply))),
+            Err(refusal) => reply.send(Err(refusal)),
+        },
+    )
+}
+
+/// Answers a command that has nothing to report.
+pub(super) fn done(reply: Reply) -> Done {
+    Box::new(move |outcome| reply.send(outcome.map(|()| json!({})).map_err(QmpError::from)))
 }
 
 /// Makes a command that answers through its reply, once the main thread has done the work.

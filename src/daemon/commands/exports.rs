@@ -1,17 +1,17 @@
 //! The commands for exports.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::blockstats::query_blockstats;
-use super::command::{NOTHING, later, on_registry};
+use super::command::{NOTHING, done, later, on_registry};
 use super::convert::{Nothing, to_value, typed};
 use super::types;
 use crate::daemon::handle::Handle;
 use crate::daemon::options::{AddressType, ExportOptions};
-use crate::daemon::registry::{OperationError, Registry, RemoveMode};
+use crate::daemon::registry::{Registry, RemoveMode};
 use crate::qmp::schema::Object;
-use crate::qmp::{Command, Outcome, QmpError, Reply, Scope};
+use crate::qmp::{Command, Outcome, Reply, Scope};
 
 pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
@@ -46,12 +46,9 @@ fn block_export_add(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>
         Ok(found) => found,
         Err(refusal) => return reply.send(Err(refusal)),
     };
-    scope.context.call(move |registry| {
-        let added = match socket {
-            Some(socket) => registry.export_add_on(&options, socket),
-            None => registry.export_add(&options),
-        };
-        reply.send(answer(added));
+    scope.context.call(move |registry| match socket {
+        Some(socket) => done(reply)(registry.export_add_on(&options, socket)),
+        None => registry.export_add_named(options, done(reply)),
     });
 }
 
@@ -68,12 +65,8 @@ fn block_export_del(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>
         Err(refusal) => return reply.send(Err(refusal)),
     };
     scope.context.call(move |registry| {
-        registry.export_del(&id, mode, Box::new(move |outcome| reply.send(answer(outcome))));
+        registry.export_del(&id, mode, done(reply));
     });
-}
-
-fn answer(outcome: Result<(), OperationError>) -> Outcome {
-    outcome.map(|()| json!({})).map_err(QmpError::from)
 }
 
 fn query_block_exports(registry: &mut Registry, _: Nothing) -> Outcome {

@@ -3,18 +3,18 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::command::{NOTHING, on_registry};
+use super::command::{NOTHING, in_time, on_registry};
 use super::convert::to_value;
 use super::types;
 use crate::daemon::handle::Handle;
 use crate::daemon::options::BlockdevOptions;
-use crate::daemon::registry::{Node, Registry};
+use crate::daemon::registry::{Done, Node, Registry};
 use crate::qmp::{Command, Outcome, QmpError};
 
 pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
-        on_registry("blockdev-add", &types::BLOCKDEV, NOTHING, blockdev_add),
-        on_registry("blockdev-reopen", &types::REOPEN, NOTHING, blockdev_reopen),
+        in_time("blockdev-add", &types::BLOCKDEV, Registry::blockdev_add_named),
+        in_time("blockdev-reopen", &types::REOPEN, blockdev_reopen),
         on_registry("blockdev-del", &types::NODE_NAME, NOTHING, blockdev_del),
         on_registry(
             "query-named-block-nodes",
@@ -26,19 +26,13 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     ]
 }
 
-fn blockdev_add(registry: &mut Registry, options: BlockdevOptions) -> Outcome {
-    registry.blockdev_add(options)?;
-    Ok(json!({}))
-}
-
 #[derive(Debug, Deserialize)]
 struct Reopen {
     options: Vec<BlockdevOptions>,
 }
 
-fn blockdev_reopen(registry: &mut Registry, Reopen { options }: Reopen) -> Outcome {
-    registry.blockdev_reopen(options)?;
-    Ok(json!({}))
+fn blockdev_reopen(registry: &mut Registry, Reopen { options }: Reopen, done: Done) {
+    registry.blockdev_reopen_named(options, done);
 }
 
 #[derive(Debug, Deserialize)]

@@ -57,12 +57,25 @@ pub enum OperationError {
     #[error("no descriptor in {} has the right access mode", path.display())]
     NoDescriptor { path: PathBuf, source: io::Error },
     #[error(
-        "the sandbox keeps this process from opening {}: pass a descriptor (add-fd, and /dev/fdset/N as its name)",
+        "the sandbox keeps this process from opening {}: {hint}pass a descriptor (add-fd, and /dev/fdset/N as its name)",
         path.display()
     )]
-    Confined { path: PathBuf },
-    #[error("the sandbox keeps this process from making sockets: pass one that listens (addr.type=fd)")]
-    ConfinedSocket,
+    Confined { path: PathBuf, hint: &'static str },
+    #[error(
+        "the sandbox keeps this process from making socket {}: {hint}pass one that listens (getfd, and addr.type=fd)",
+        path.display()
+    )]
+    ConfinedSocket { path: PathBuf, hint: &'static str },
+    #[error(
+        "{} leads out of the directory that the sandbox leaves open, by a symbolic link or '..': {hint}pass a descriptor",
+        path.display()
+    )]
+    LeadsOut { path: PathBuf, hint: &'static str },
+    #[error(
+        "the process that opens files beneath the sandbox's directories has ended: restart this daemon, or pass descriptors \
+         (add-fd, getfd)"
+    )]
+    NoOpener,
     #[error("{what} is not supported")]
     Unsupported { what: &'static str },
     #[error("a disk has one throttle node at most")]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Registry;
 use super::error::OperationError;
 use super::exports::{Export, prepare};
+use super::nodes::Resolved;
 use super::objects::IoThreadObject;
 use crate::daemon::options::{ExportOptions, IoThreadOptions, is_well_formed};
 use crate::engine::BlockNode;
@@ -33,6 +34,21 @@ impl Registry {
     /// # Errors
     /// The options are wrong, the node is in use, or the socket cannot be made.
     pub fn export_add(&mut self, options: &ExportOptions) -> Result<(), OperationError> {
+        let node = self.check_export(options)?;
+        let id = options.id.clone();
+        let mut export = prepare(options, node, &self.objects, &mut self.sockets)?;
+        if export.iothreads.is_empty() {
+            export.iothreads.push(self.default_iothread());
+        }
+        if self.running.is_some() {
+            self.serve(&id, &mut export)?;
+        }
+        self.exports.insert(id, export);
+        Ok(())
+    }
+
+    /// Checks whether an export with these options may be added, and returns the disk that it would serve.
+    pub(super) fn check_export(&self, options: &ExportOptions) -> Result<Resolved, OperationError> {
         let id = options.id.clone();
         if !is_well_formed(&id) {
             return Err(OperationError::BadId { id });
@@ -57,15 +73,7 @@ impl Registry {
                 by: by.to_owned(),
             });
         }
-        let mut export = prepare(options, node, &self.objects, &mut self.sockets)?;
-        if export.iothreads.is_empty() {
-            export.iothreads.push(self.default_iothread());
-        }
-        if self.running.is_some() {
-            self.serve(&id, &mut export)?;
-        }
-        self.exports.insert(id, export);
-        Ok(())
+        Ok(node)
     }
 
     /// Serves a node like [`export_add`](Self::export_add), on `socket`, which the address names.

@@ -9,6 +9,7 @@ mod callbacks;
 mod error;
 mod exporting;
 mod exports;
+mod names;
 mod nodes;
 mod objects;
 mod serving;
@@ -27,6 +28,7 @@ pub use error::{OperationError, SocketError};
 pub use exporting::ExportInfo;
 pub use exports::Export;
 use exports::start_confined;
+use names::Names;
 pub use nodes::Node;
 use nodes::Nodes;
 use objects::Objects;
@@ -48,6 +50,7 @@ pub struct Registry {
     nodes: Nodes,
     exports: BTreeMap<String, Export>,
     sockets: Sockets,
+    names: Names,
     /// The IOThread for exports that name none.
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
@@ -66,6 +69,8 @@ struct Leaving {
     id: String,
     export: Export,
     disk: Disk,
+    /// The disk's control thread has ended.
+    ended: bool,
     /// The caller that waits, until it has its answer.
     done: Option<Done>,
     deadline: Option<Instant>,
@@ -82,6 +87,7 @@ impl Registry {
                 account,
                 ..Sockets::default()
             },
+            names: Names::default(),
             default_iothread: None,
             running: None,
             leaving: Vec::new(),

@@ -3,16 +3,21 @@
 mod reopen;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_getfl};
+
 use super::error::{OperationError, refuse, require};
+use super::names::OpenedFile;
 use super::objects::Objects;
 use crate::daemon::options::{
     AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Discard, Driver, OnOffAuto, is_well_formed,
 };
 use crate::engine::{self, BlockNode, Choice};
+use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::storage::{self, OpenOptions, foreign_format};
 use crate::throttle::Group;
@@ -83,6 +88,8 @@ pub(super) struct Nodes {
     anonymous: u64,
     /// File descriptors that QMP clients have passed.
     pub(super) fdsets: FdSets,
+    /// Images that were opened for the operation that runs next.
+    pub(super) opened: Vec<OpenedFile>,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
 }
@@ -175,8 +182,32 @@ impl Nodes {
         Ok(name)
     }
 
+    /// Returns the images that a new node needs by their names, once this process is confined.
+    pub(super) fn named_files(&self, options: &BlockdevOptions) -> Vec<(PathBuf, FileRequest)> {
+        let mut files = Vec::new();
+        let (mut next, mut read_only) = (self.confined.then_some(options), false);
+        while let Some(options) = next {
+            read_only |= options.read_only;
+            if let Some(path) = &options.filename
+                && !FdSets::has_name(path)
+            {
+                let request = FileRequest {
+                    writable: !read_only,
+                    or_read_only: options.auto_read_only,
+                    direct: options.cache.direct,
+                };
+                files.push((path.clone(), request));
+            }
+            next = match options.file.as_deref() {
+                Some(BlockdevRef::New(below)) => Some(below),
+                _ => None,
+            };
+        }
+        files
+    }
+
     /// Opens a file or a block device.
-    fn open(&self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+    fn open(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
         let path = require("filename", options.filename.clone())?;
         // With a migration, the source has checked the format. Reading here would cache data that the source still
         // changes.
@@ -208,20 +239,41 @@ impl Nodes {
         }
     }
 
-    /// Opens a file or a block device by its path, or takes it from a set of descriptors.
-    fn open_as(&self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+    /// Opens a file or a block device by its path, or takes it from a set of descriptors or from those that were opened for
+    /// this operation.
+    fn open_as(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
         let path = options.path.to_str().unwrap_or_default();
         match self.fdsets.open(path, !options.read_only) {
-            Some(Ok(file)) => Ok(BlockNode::from_file(file, options)?),
+            Some(Ok(file)) => Ok(BlockNode::from_file(file, None, options)?),
             Some(Err(source)) => Err(OperationError::NoDescriptor {
                 path: options.path.clone(),
                 source,
             }),
-            None if self.confined => Err(OperationError::Confined {
-                path: options.path.clone(),
-            }),
+            None if self.confined => self.take_opened(options),
             None => Ok(BlockNode::open(options)?),
         }
+    }
+
+    /// Takes an image that was opened for this operation.
+    fn take_opened(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+        let place = self.opened.iter().position(|opened| opened.path == options.path);
+        let path = || options.path.clone();
+        let place = place.ok_or_else(|| OperationError::Confined {
+            path: path(),
+            hint: "",
+        })?;
+        let mode = fcntl_getfl(&self.opened[place].image).map_err(io::Error::from);
+        let mode = mode.map_err(|source| storage::Error::Open { path: path(), source })?;
+        if !options.read_only && mode & OFlags::RWMODE != OFlags::RDWR {
+            return Err(storage::Error::NotWritable {
+                path: path(),
+                why: "it could be opened for reading only".to_owned(),
+                source: io::ErrorKind::PermissionDenied.into(),
+            }
+            .into());
+        }
+        let OpenedFile { image, direct, .. } = self.opened.swap_remove(place);
+        Ok(BlockNode::from_file(image, direct, options)?)
     }
 
     /// Removes an unused node, and the nodes below that were made with it.

@@ -108,26 +108,32 @@ impl Registry {
             id: id.to_owned(),
             export,
             disk,
+            ended: false,
             done: Some(done),
             deadline: (mode == RemoveMode::Hard).then(|| Instant::now() + HARD_TIME),
         });
         self.follow_up();
     }
 
-    /// Finishes removals of disks that have ended, and answers hard removals whose time is over.
+    /// Finishes removals of disks that have ended and whose sockets are gone, and answers removals whose time is over.
     pub(in crate::daemon) fn follow_up(&mut self) {
         let now = Instant::now();
         for mut leaving in mem::take(&mut self.leaving) {
-            let ended = leaving.disk.wait(Duration::ZERO);
+            if !leaving.ended && leaving.disk.wait(Duration::ZERO) {
+                leaving.ended = true;
+                // Another process removes the socket. If that hangs, this removal does not wait for long.
+                leaving.deadline = leaving.deadline.or(Some(now + HARD_TIME));
+            }
             let late = leaving.deadline.is_some_and(|deadline| deadline <= now);
-            if (ended || late)
+            let over = leaving.ended && (late || !self.names.has_socket(leaving.disk.socket()));
+            if (over || late)
                 && let Some(done) = leaving.done.take()
             {
                 let id = leaving.id.clone();
                 (self.on_notice)(&Notice::ExportDeleted { id });
                 done(Ok(()));
             }
-            match ended {
+            match over {
                 true => leaving.disk.join(),
                 false => self.leaving.push(leaving),
             }
@@ -175,10 +181,12 @@ impl Registry {
         };
         let mut ended = running.disks.end(time);
         let leaving = mem::take(&mut self.leaving).into_iter();
-        let leaving = leaving.map(|leaving| leaving.disk);
-        let (finished, busy) = leaving.partition::<Vec<_>, _>(|disk| disk.wait(Duration::ZERO));
-        ended.finished.extend(finished);
-        ended.busy.extend(busy);
+        let has_ended = |leaving: &Leaving| leaving.ended || leaving.disk.wait(Duration::ZERO);
+        let (finished, busy) = leaving.partition::<Vec<_>, _>(has_ended);
+        ended
+            .finished
+            .extend(finished.into_iter().map(|leaving| leaving.disk));
+        ended.busy.extend(busy.into_iter().map(|leaving| leaving.disk));
         for disk in &ended.finished {
             let id = disk.id().to_owned();
             (self.on_notice)(&Notice::ExportDeleted { id });

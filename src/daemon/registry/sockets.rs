@@ -1,10 +1,12 @@
 //! The sockets of exports: made by path, or handed over to this process.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use super::error::{OperationError, SocketError, require};
-use crate::account::{Account, find_group};
+use crate::account::{Account, Groups, find_group};
 use crate::daemon::options::{Address, AddressType, ValueError};
+use crate::opener::SocketRequest;
 use crate::vhost_user::path::SocketAccess;
 use crate::vhost_user::server::Server;
 
@@ -17,16 +19,22 @@ pub(super) struct Sockets {
     pub(super) descriptors: Vec<(String, OwnedFd)>,
     /// The socket from the service manager.
     pub(super) activation: Option<OwnedFd>,
-    /// Sockets can no longer be made.
+    /// The socket that was made for the export that is added next.
+    pub(super) made: Option<Server>,
+    /// Sockets can no longer be made by this process.
     pub(super) confined: bool,
+    /// The groups of this machine as they were at the start, for when they cannot be read any more.
+    pub(super) groups: Groups,
 }
 
 impl Sockets {
     /// Returns a server for the socket with this address.
     pub(super) fn open(&mut self, address: &Address) -> Result<Server, OperationError> {
         match address.kind {
-            AddressType::Unix if self.confined => Err(OperationError::ConfinedSocket),
-            AddressType::Unix => self.bind(address),
+            AddressType::Unix => match self.made.take() {
+                Some(server) => Ok(server),
+                None => self.bind(address),
+            },
             AddressType::Fd => {
                 let name = require("addr.str", address.text.as_deref())?;
                 let place = self.descriptors.iter().position(|(known, _)| known == name);
@@ -47,6 +55,28 @@ impl Sockets {
             }
             AddressType::Inet | AddressType::Vsock => Err(OperationError::AddressType),
         }
+    }
+
+    /// Returns the socket that another process has to make, if this process is confined and the address is a path.
+    pub(super) fn named(
+        &self,
+        address: &Address,
+    ) -> Result<Option<(PathBuf, SocketRequest)>, OperationError> {
+        if !self.confined || address.kind != AddressType::Unix {
+            return Ok(None);
+        }
+        let path = require("addr.path", address.path.clone())?;
+        let group = address
+            .group
+            .as_deref()
+            .map(|group| self.groups.find(group))
+            .transpose();
+        let request = SocketRequest {
+            path: path.clone(),
+            mode: mode(address.mode.as_deref())?,
+            group: group.map_err(OperationError::Group)?,
+        };
+        Ok(Some((path, request)))
     }
 
     fn bind(&self, address: &Address) -> Result<Server, OperationError> {

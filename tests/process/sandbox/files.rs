@@ -3,10 +3,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, Mode as FileMode, OFlags, ResolveFlags, openat2, unlinkat};
+use rustix::io::Errno;
 use testkit::process::run_alone;
 use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 
@@ -87,6 +90,89 @@ fn denied<T>(result: io::Result<T>) -> i32 {
 
 fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or_default()
+}
+
+#[test]
+fn a_helper_reaches_nothing_outside_its_directories() {
+    run_alone("sandbox::files::body_of_the_helper");
+}
+
+/// A helper is asked by a daemon that may have been taken over, so it tries what an intruder would.
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_the_helper() {
+    let (inside, outside) = (tempfile::tempdir(), tempfile::tempdir());
+    let (inside, outside) = (inside.expect("a directory"), outside.expect("a directory"));
+    for dir in [&inside, &outside] {
+        fs::write(dir.path().join("file"), [7; 4096]).expect("make a file");
+    }
+    let directory = OwnedFd::from(File::open(inside.path()).expect("open a directory"));
+    let found = in_child(|| {
+        Sandbox::confine_helper(Mode::On, &[directory], None).expect("confine it");
+        let read_and_write = OFlags::RDWR | OFlags::CLOEXEC;
+        // The kernel wants a mode for new files only.
+        let mode = |flags: OFlags| match flags.contains(OFlags::CREATE) {
+            true => FileMode::RUSR,
+            false => FileMode::empty(),
+        };
+        let open = |path: &Path, flags| openat2(CWD, path, flags, mode(flags), ResolveFlags::empty());
+        // What it is for.
+        open(&inside.path().join("file"), read_and_write).expect("open an image");
+        UnixListener::bind(inside.path().join("socket")).expect("make a socket");
+        UnixStream::connect(inside.path().join("socket")).expect_err("it was closed");
+        let remove = |path: &Path| unlinkat(CWD, path, AtFlags::empty());
+        remove(&inside.path().join("socket")).expect("remove a socket");
+        // What it is not for.
+        let create = read_and_write | OFlags::CREATE;
+        for (what, path, flags) in [
+            ("read", Path::new("/etc/passwd"), OFlags::RDONLY),
+            ("read", &outside.path().join("file"), OFlags::RDONLY),
+            ("read its own memory", Path::new("/proc/self/mem"), OFlags::RDONLY),
+            ("make a file inside", &inside.path().join("new"), create),
+            ("make a file outside", &outside.path().join("new"), create),
+        ] {
+            assert_eq!(open(path, flags).err(), Some(Errno::ACCESS), "{what}");
+        }
+        assert_eq!(
+            denied(UnixListener::bind(outside.path().join("s"))),
+            libc::EACCES,
+            "make a socket"
+        );
+        assert_eq!(
+            remove(&outside.path().join("file")),
+            Err(Errno::ACCESS),
+            "remove a file"
+        );
+        assert_eq!(
+            denied(File::open(inside.path().join("file"))),
+            libc::EACCES,
+            "openat"
+        );
+        0
+    });
+    assert_eq!(found, Outcome::Done);
+    for (what, number) in [
+        ("make a directory", libc::SYS_mkdirat),
+        ("rename", libc::SYS_renameat2),
+        ("link", libc::SYS_linkat),
+        ("make a device", libc::SYS_mknodat),
+        ("mount", libc::SYS_mount),
+        ("run a program", libc::SYS_execve),
+        ("map a file", libc::SYS_remap_file_pages),
+        ("accept a connection", libc::SYS_accept4),
+        ("read a range", libc::SYS_preadv2),
+        ("write a range", libc::SYS_pwrite64),
+        ("poll", libc::SYS_ppoll),
+    ] {
+        let directory = OwnedFd::from(File::open(inside.path()).expect("open a directory"));
+        let found = in_child(|| {
+            Sandbox::confine_helper(Mode::On, &[directory], None).expect("confine it");
+            // SAFETY: without arguments, no memory is involved.
+            unsafe { libc::syscall(number, -1, 0, 0, 0, 0, 0) };
+            0
+        });
+        assert_eq!(found, Outcome::Killed, "{what}");
+    }
 }
 
 #[test]

@@ -1,0 +1,131 @@
+//! The helper process: confines itself, then carries out requests until the daemon ends.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::thread::set_name;
+
+use super::files;
+use super::message::{Outcome, Request, receive, send};
+use super::place::Directory;
+use super::sockets::{self, Made};
+use crate::account::Account;
+use crate::error_chain::chain;
+use crate::sandbox::{Mode, Sandbox};
+use crate::sys::process::{close_from_to, exit_now, ignore_signal};
+
+/// The name of the process, in lists of processes.
+const NAME: &std::ffi::CStr = c"sandbox-path";
+
+/// Does the helper's work in a process that was just forked. Never returns.
+pub(super) fn run(socket: &OwnedFd, directories: Vec<Directory>, mode: Mode, account: Option<&Account>) -> ! {
+    let directories: Vec<OwnedFd> = directories.into_iter().map(|directory| directory.fd).collect();
+    let ready = set_up(socket, &directories, mode, account);
+    let failed = ready.is_err();
+    let told = send(socket.as_fd(), &Outcome::Ready(ready), &[], SendFlags::empty());
+    if !failed && told.is_ok() {
+        serve(socket, &directories);
+    }
+    exit_now(i32::from(failed));
+}
+
+fn set_up(
+    socket: &OwnedFd,
+    directories: &[OwnedFd],
+    mode: Mode,
+    account: Option<&Account>,
+) -> Result<(), String> {
+    // The daemon's handlers write to its descriptors. A service manager or a terminal may signal all processes of a
+    // service, but the helper is needed until the daemon has ended.
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+    ] {
+        ignore_signal(signal);
+    }
+    // A name is a convenience.
+    let _ = set_name(NAME);
+    close_others(socket, directories).map_err(|error| format!("cannot close files: {error}"))?;
+    Sandbox::confine_helper(mode, directories, account).map_err(|error| chain(&error))?;
+    if let Some(directory) = directories.first() {
+        // A filter of a container may lack this call.
+        files::find(directory.as_fd(), ".".as_ref(), rustix::fs::OFlags::DIRECTORY)
+            .map_err(|refusal| format!("openat2 does not work here: {refusal:?}"))?;
+    }
+    Ok(())
+}
+
+/// Closes all files but these, and standard input, output and error.
+fn close_others(socket: &OwnedFd, directories: &[OwnedFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = directories
+        .iter()
+        .chain([socket])
+        .map(|fd| fd.as_raw_fd().unsigned_abs())
+        .collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for end in kept.into_iter().chain([u32::MAX]) {
+        // SAFETY: this process never comes back to the code that owns them.
+        unsafe { close_from_to(first, end) }?;
+        first = first.max(end.saturating_add(1));
+    }
+    Ok(())
+}
+
+fn serve(socket: &OwnedFd, directories: &[OwnedFd]) {
+    let mut made: Vec<Made> = Vec::new();
+    // A request that is no request comes from a daemon that is not itself any more.
+    while let Ok(Some((request, _))) = receive(socket, RecvFlags::empty()) {
+        match request {
+            Request::Open {
+                directory,
+                rest,
+                file,
+            } => {
+                let opened = beneath(directories, directory).and_then(|fd| files::open(fd, &rest, file));
+                let _ = match opened {
+                    Ok((image, sibling)) => {
+                        let fds = [Some(&image), sibling.as_ref()].into_iter().flatten();
+                        answer(socket, &Outcome::File, &fds.map(AsFd::as_fd).collect::<Vec<_>>())
+                    }
+                    Err(refusal) => answer(socket, &Outcome::Refused(refusal), &[]),
+                };
+            }
+            Request::Listen {
+                directory,
+                rest,
+                number,
+                socket: wanted,
+            } => {
+                let listening = beneath(directories, directory)
+                    .and_then(|fd| sockets::listen(fd, &rest, number, &wanted));
+                match listening {
+                    Ok((listener, file)) => match answer(socket, &Outcome::Socket, &[listener.as_fd()]) {
+                        Ok(()) => made.push(file),
+                        Err(_) => file.remove(),
+                    },
+                    Err(refusal) => drop(answer(socket, &Outcome::Refused(refusal), &[])),
+                }
+            }
+            Request::Remove { number } => {
+                made.extract_if(.., |file| file.number == number)
+                    .for_each(|file| file.remove());
+                drop(answer(socket, &Outcome::Removed(number), &[]));
+            }
+            Request::End => return made.iter().for_each(Made::remove),
+        }
+    }
+}
+
+fn beneath(directories: &[OwnedFd], index: usize) -> Result<BorrowedFd<'_>, super::Refusal> {
+    let directory = directories.get(index).map(AsFd::as_fd);
+    directory.ok_or(super::Refusal::Os(libc::EINVAL))
+}
+
+fn answer(socket: &OwnedFd, outcome: &Outcome, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send(socket.as_fd(), outcome, fds, SendFlags::empty())
+}
