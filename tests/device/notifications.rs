@@ -1,5 +1,7 @@
 //! When the driver is notified, and when it is asked for kicks.
 
+use std::time::{Duration, Instant};
+
 use vhost_user_blk::virtqueue::RingFeatures;
 
 use super::vm::Vm;
@@ -129,6 +131,37 @@ fn a_late_used_event_still_gets_a_notification() {
     vm.kick();
     vm.wait_used(1);
     assert_eq!(vm.notifications(), 2);
+}
+
+/// The check for an earlier publication may run right after a later one, before the driver's `used_event` is visible.
+#[test]
+fn a_check_that_comes_too_early_is_repeated() {
+    let mut vm = vm(EVENT_IDX);
+    vm.offer_read(0, 0);
+    vm.kick();
+    vm.wait_used(1);
+    assert_eq!(vm.calls(), 1);
+    vm.set_used_event(0x4000);
+    vm.offer_read(4, 0);
+    vm.kick();
+    vm.wait_used(1);
+    // A check is due in 5 ms. Then another request is ready to be published.
+    let due = Instant::now() + Duration::from_millis(6);
+    let gate = vm.hold();
+    vm.offer_read(8, 0);
+    vm.kick();
+    let taken = vm.stats.kicks.get() + 1;
+    vm.poll_until(|vm| vm.stats.kicks.get() == taken);
+    drop(gate);
+    vm.wait_for_worker();
+    while Instant::now() < due {
+        std::thread::yield_now();
+    }
+    // The same pass publishes and checks.
+    vm.ctx.poll(false);
+    vm.poll_some();
+    vm.set_used_event(2);
+    vm.poll_until(|vm| vm.calls() == 1);
 }
 
 #[test]

@@ -97,6 +97,8 @@ pub(super) struct MissedNotification {
     timer: Timer,
     /// The event and the used index that the last check found. If the next one finds the same, the driver is asleep.
     last: Option<(u16, u16)>,
+    /// Something was published while the timer ran. The next check may come too early for it.
+    renewed: bool,
 }
 
 impl MissedNotification {
@@ -106,12 +108,17 @@ impl MissedNotification {
                 queue.state.borrow_mut().check_missed();
             }
         });
-        Self { timer, last: None }
+        Self {
+            timer,
+            last: None,
+            renewed: false,
+        }
     }
 
-    /// Makes sure that the ring is checked soon.
-    pub(super) fn check_later(&self) {
-        if !self.timer.is_armed() {
+    /// Makes sure that the ring is checked once the driver has had its time.
+    pub(super) fn check_later(&mut self) {
+        self.renewed = self.timer.is_armed();
+        if !self.renewed {
             self.timer.arm_in(INTERVAL);
         }
     }
@@ -121,6 +128,7 @@ impl State {
     fn check_missed(&mut self) {
         let Some(ring) = self.phase.ring_mut() else { return };
         let missed = ring.split.missed_event();
+        let renewed = std::mem::take(&mut self.missed.renewed);
         if missed.is_some() && missed == self.missed.last {
             tracing::debug!(?missed, "notifying a driver that has not seen the used index");
             ring.split.set_notified();
@@ -129,7 +137,7 @@ impl State {
             return;
         }
         self.missed.last = missed;
-        if missed.is_some() {
+        if missed.is_some() || renewed {
             self.missed.check_later();
         }
     }
