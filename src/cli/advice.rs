@@ -1,6 +1,6 @@
 //! Gives advice in the words of the command line: the option to change for each error.
 
-use super::config::Place;
+use super::config::place::Place;
 use crate::account;
 use crate::blk::device::TakeError;
 use crate::daemon::registry::OperationError;

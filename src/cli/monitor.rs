@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::config::Place;
-use super::{SOCKET_PATH_MAX, keyval};
+use super::config::place::Place;
+use super::keyval;
+use super::values::SOCKET_PATH_MAX;
 use crate::daemon::options::read;
 
 /// A socket for QMP clients: `--chardev socket,id=ID,path=PATH,server=on,wait=off`.

@@ -3,14 +3,13 @@
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-use super::{Cli, Notify, OnOff};
+use super::choices::{Aio, Notify, OnOff};
+use super::options::Cli;
 use crate::daemon::Operation;
 use crate::daemon::options::{
     Address, AddressType, AioOption, BlockdevOptions, Cache, Discard, Driver, ExportOptions, Mapping,
     NotifyOption, ObjectOptions, ObjectType,
 };
-
-use super::choices::Aio;
 
 /// The options of the one disk, by their names in [`Cli`].
 pub(super) const OPTIONS: [&str; 28] = [

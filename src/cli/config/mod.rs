@@ -5,6 +5,7 @@
 //! the same checks. All other keys are process-wide options. docs/config.md describes the file for users.
 
 mod document;
+pub(super) mod place;
 mod process_wide;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::document::{Document, Lines};
+pub use self::place::Place;
+use self::place::at;
 use self::process_wide::ProcessOption;
 use super::long::MAKERS;
 use super::monitor::{Chardev, Monitor};
@@ -31,37 +34,6 @@ pub struct Config {
     pub(super) chardevs: Vec<Chardev>,
     pub(super) monitors: Vec<Monitor>,
     options: Vec<ProcessOption>,
-}
-
-/// The table of a configuration file that describes something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    file: String,
-    /// The path of the table in the file, such as `blockdev[1]`.
-    path: String,
-    /// The table as users call it, such as `blockdev 'disk0'`.
-    table: String,
-    lines: Arc<Lines>,
-}
-
-impl Place {
-    /// Returns the file, the line and the table, for the start of an error message. `key` is a key of the table, or
-    /// empty.
-    pub(super) fn told(&self, key: &str) -> String {
-        let path = match key {
-            "" => self.path.clone(),
-            key => format!("{}.{key}", self.path),
-        };
-        format!("{}: {}", at(&self.file, self.lines.of(&path)), self.table)
-    }
-}
-
-/// Returns the file and the line, if it is known.
-fn at(file: &str, line: Option<usize>) -> String {
-    match line {
-        Some(line) => format!("{file}:{line}"),
-        None => file.to_owned(),
-    }
 }
 
 impl Config {

@@ -4,7 +4,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory};
 use serde_json::Value;
 
-use crate::cli::{Cli, one_line, short};
+use crate::cli::options::{Cli, one_line};
+use crate::cli::short;
 
 /// Options that a file cannot have: the tables, options that do not belong to a running daemon, and absent ones.
 const OTHERS: [&str; 11] = [
