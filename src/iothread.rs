@@ -16,6 +16,8 @@ pub struct IoThreadParams {
     pub thread_pool: ThreadPoolParams,
     /// Creates the workers of the pool.
     pub spawner: Spawner,
+    /// Maximum number of requests in one submission to the kernel; 0 for no maximum.
+    pub max_batch: u64,
 }
 
 /// An IOThread. Dropping it ends the thread. All disks that the thread serves must have been dropped before.
@@ -34,13 +36,18 @@ impl IoThread {
     pub fn spawn(name: &str, params: &IoThreadParams) -> Result<Self, aio::Error> {
         let thread = aio::IoThread::spawn(name, params.config)?;
         let IoThreadParams {
-            thread_pool, spawner, ..
+            thread_pool,
+            spawner,
+            max_batch,
+            ..
         } = params.clone();
         let (reply, made) = mpsc::channel();
         let make = move |ctx: &AioContext| {
             let pool = ThreadPool::with_spawner(ctx, thread_pool, spawner, ThreadPool::IDLE_TIME);
+            let resources = Resources::new(ctx, pool);
+            resources.set_max_batch(max_batch);
             // Cannot fail: the creator waits for the answer.
-            let _ = reply.send(Remote::new(ctx, Resources::new(ctx, pool)));
+            let _ = reply.send(Remote::new(ctx, resources));
         };
         thread.handle().run_on_context(make)?;
         let resources = made.recv().map_err(|_| aio::Error::ContextGone)?;

@@ -60,12 +60,22 @@ impl BlockNode {
 
     /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers at once.
     pub fn null(size: u64) -> Self {
-        Self::NullCo(Arc::new(NullDisk::new(size)))
+        Self::null_disk(size, None, false)
+    }
+
+    /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers after `latency`, or at
+    /// once. With `zeroes`, reads return zeroes; without, they leave the memory as it is.
+    pub fn null_disk(size: u64, latency: Option<Duration>, zeroes: bool) -> Self {
+        let disk = Arc::new(NullDisk::new(size, zeroes));
+        match latency {
+            None => Self::NullCo(disk),
+            Some(latency) => Self::NullAio(disk, latency),
+        }
     }
 
     /// Creates a disk of `size` bytes (a positive multiple of 512) that stores nothing and answers after `latency`.
     pub fn null_aio(size: u64, latency: Duration) -> Self {
-        Self::NullAio(Arc::new(NullDisk::new(size)), latency)
+        Self::null_disk(size, Some(latency), false)
     }
 
     /// Returns the path of the image, for messages.

@@ -1,6 +1,6 @@
 //! Disks that store nothing (QEMU's null-co and null-aio), for measuring and testing everything above the storage.
 //!
-//! Writes are discarded, and reads leave the memory unchanged. `NullCo` completes requests during the call. `NullAio`
+//! Writes are discarded. Reads leave the memory unchanged, or return zeroes (`read-zeroes`). `NullCo` completes requests during the call. `NullAio`
 //! completes them later, from a timer of the IOThread, like storage on a network.
 
 use std::cell::RefCell;
@@ -26,11 +26,13 @@ pub struct NullDisk {
     /// The size after the next [`IoOp::RefreshSize`].
     next_size: AtomicU64,
     limits: Limits,
+    /// Reads return zeroes. Otherwise they leave the memory as it is.
+    zeroes: bool,
 }
 
 impl NullDisk {
-    /// Creates a disk of `size` bytes, a positive multiple of 512.
-    pub(super) fn new(size: u64) -> Self {
+    /// Creates a disk of `size` bytes, a positive multiple of 512. With `zeroes`, reads return zeroes.
+    pub(super) fn new(size: u64, zeroes: bool) -> Self {
         let limits = Limits {
             logical_block_size: 512,
             physical_block_size: 512,
@@ -45,6 +47,7 @@ impl NullDisk {
             size: AtomicU64::new(size),
             next_size: AtomicU64::new(size),
             limits,
+            zeroes,
         }
     }
 
@@ -76,6 +79,9 @@ impl NullDisk {
                 request.ranges.iter().all(|range| fits(range.offset, range.len))
             }
         };
+        if self.zeroes && allowed && request.op == IoOp::Read {
+            request.alone().write_zeroes();
+        }
         match allowed {
             true => Ok(()),
             false => Err(io::Error::new(
@@ -156,6 +162,7 @@ impl NullCoChannel {
     fn answer(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
         for request in batch.iter_mut() {
             match request.op {
+                IoOp::Read if self.disk.zeroes => self.disk.execute(request),
                 // The device has checked the range.
                 IoOp::Read | IoOp::Write { .. } | IoOp::Flush => request.result = Ok(()),
                 _ => self.disk.execute(request),

@@ -29,6 +29,8 @@ pub struct Plan {
     /// Adjacent requests of a batch are merged.
     merging: bool,
     pub(in crate::engine) executor: Executor,
+    /// The maximum number of requests in one submission to the kernel, or 0.
+    pub(in crate::engine) max_batch: u64,
 }
 
 /// The executor of requests that the IOThread does not execute itself.
@@ -101,6 +103,12 @@ impl Plan {
         Self { merging, ..self }
     }
 
+    /// Returns the same plan with at most this many requests in one submission to the kernel, or without a maximum for 0.
+    #[must_use]
+    pub fn with_max_batch(self, max_batch: u64) -> Self {
+        Self { max_batch, ..self }
+    }
+
     /// Returns whether a worker may help with requests that the IOThread executes.
     pub(in crate::engine) fn shares(self) -> bool {
         self.inline && self.executor == Executor::Threads
@@ -116,6 +124,7 @@ impl Plan {
             inline,
             merging: true,
             executor,
+            max_batch: 0,
         }
     }
 }

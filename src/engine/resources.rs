@@ -23,6 +23,7 @@ pub struct Resources {
     uring: OnceCell<Rc<KernelEngine<Uring>>>,
     native: OnceCell<Rc<KernelEngine<LinuxAio>>>,
     turns: Rc<Turns>,
+    max_batch: Cell<u64>,
 }
 
 /// The channel that submitted the last batch.
@@ -55,6 +56,7 @@ impl Resources {
             uring: OnceCell::new(),
             native: OnceCell::new(),
             turns: Rc::default(),
+            max_batch: Cell::new(0),
         })
     }
 
@@ -66,6 +68,20 @@ impl Resources {
     /// Returns the thread pool of the IOThread.
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
+    }
+
+    /// Limits the number of requests in one submission to the kernel, for disks from now on. 0 is no limit.
+    pub fn set_max_batch(&self, max_batch: u64) {
+        self.max_batch.set(max_batch);
+    }
+
+    /// Returns the smaller one of two limits: that of a disk and that of the IOThread.
+    pub(super) fn max_batch(&self, of_disk: u64) -> usize {
+        let limits = [of_disk, self.max_batch.get()]
+            .into_iter()
+            .filter(|limit| *limit > 0);
+        let least = limits.min().and_then(|limit| usize::try_from(limit).ok());
+        least.unwrap_or(usize::MAX)
     }
 
     pub(super) fn turns(&self) -> &Rc<Turns> {

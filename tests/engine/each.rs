@@ -191,6 +191,35 @@ fn a_timer_never_completes_during_the_submit_call() {
 }
 
 #[test]
+fn null_disks_return_zeroes_if_told() {
+    let ctx = AioContext::new().unwrap();
+    let latency = std::time::Duration::from_micros(10);
+    for (zeroes, expected) in [(false, 9), (true, 0)] {
+        for (latency, choice) in [
+            (None, Choice::Auto),
+            (None, Choice::Threads),
+            (Some(latency), Choice::Auto),
+        ] {
+            let disk = Disk::on(&ctx, BlockNode::null_disk(MIB, latency, zeroes), choice).unwrap();
+            let mut buffers = [Buffers::new(1, &[512, 1024]), Buffers::new(0, &[4096])];
+            buffers.iter_mut().for_each(|buffers| buffers.bytes_mut().fill(9));
+            let [first, second] = &mut buffers;
+            let batch = vec![
+                disk.request(0, IoOp::Read, 0, first),
+                disk.request(1, IoOp::Read, 1536, second),
+            ];
+            disk.submit_merged(batch);
+            assert_eq!(disk.wait(2).len(), 2);
+            let all = buffers.iter().flat_map(|buffers| buffers.bytes());
+            assert!(
+                all.into_iter().all(|byte| *byte == expected),
+                "{zeroes} {latency:?} {choice:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn freeing_an_engine_waits_for_the_kernel() {
     let ctx = AioContext::new().unwrap();
     for case in CASES.into_iter().filter(|case| case.direct) {

@@ -353,6 +353,11 @@ fn refusals_name_the_option_and_the_parameter() {
         ),
         (export("num-queues=70000"), "Parameter 'num-queues' expects", 2),
         (export("iothread=nosuch"), "iothread 'nosuch' not found", 2),
+        (
+            export("iothread=nosuch,fixed-iothread=on"),
+            "iothread 'nosuch' not found",
+            2,
+        ),
         (export("logical-block-size=1000"), "logical block size 1000", 2),
         (
             export("addr.type=inet"),

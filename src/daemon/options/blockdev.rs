@@ -63,7 +63,7 @@ pub struct BlockdevOptions {
     pub filename: Option<PathBuf>,
     pub locking: Option<OnOffAuto>,
     pub aio: Option<AioOption>,
-    /// Has no effect: batches follow the load.
+    /// Maximum number of requests in one submission to the kernel.
     pub aio_max_batch: Option<u64>,
 
     // raw, throttle
@@ -76,7 +76,7 @@ pub struct BlockdevOptions {
 
     // null-co, null-aio
     pub latency_ns: Option<u64>,
-    /// Has no effect: the data that a null node reads is undefined.
+    /// Reads return zeroes. By default they leave the guest's memory as it is.
     pub read_zeroes: Option<bool>,
 
     // throttle

@@ -35,7 +35,7 @@ pub struct ExportOptions {
     pub logical_block_size: Option<u32>,
     #[serde(default)]
     pub iothread: IoThreadList,
-    /// Has no effect: an export never moves to another IOThread.
+    /// Always holds: an export never moves to another IOThread, and one that names an unknown IOThread is refused.
     #[serde(default)]
     pub fixed_iothread: bool,
     /// Allows an inactive node. The daemon always does: the node becomes active when the first ring starts.

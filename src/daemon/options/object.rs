@@ -31,7 +31,7 @@ pub struct ObjectOptions {
     pub poll_grow: Option<u64>,
     /// Has no effect, as `poll_grow`.
     pub poll_shrink: Option<u64>,
-    /// Has no effect: batches follow the load.
+    /// Maximum number of requests in one submission to the kernel.
     pub aio_max_batch: Option<u64>,
     pub thread_pool_min: Option<u16>,
     pub thread_pool_max: Option<u16>,

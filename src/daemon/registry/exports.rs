@@ -229,7 +229,11 @@ impl Prepared {
     /// Makes the disk and its resources on the IOThreads.
     pub(super) fn make(self, iothreads: Vec<Arc<IoThread>>) -> Result<Made, OperationError> {
         let Self { node, server, params } = self;
-        let engine = node.leaf.plan(node.engine)?.with_merging(params.merging);
+        let engine = node
+            .leaf
+            .plan(node.engine)?
+            .with_merging(params.merging)
+            .with_max_batch(node.max_batch);
         let faults = (!params.faults.is_empty()).then(|| Arc::new(Faults::new(&params.faults)));
         let params = DeviceParams {
             name: params.name,

@@ -52,6 +52,8 @@ pub(super) struct Resolved {
     pub(super) leaf: Arc<BlockNode>,
     /// The engine for its I/O.
     pub(super) engine: Choice,
+    /// The maximum number of requests in one submission to the kernel, or 0 for no maximum of its own.
+    pub(super) max_batch: u64,
     pub(super) group: Option<Arc<Group>>,
     pub(super) read_only: bool,
     /// No other process uses the image now.
@@ -310,6 +312,7 @@ impl Nodes {
             Kind::Leaf(leaf) => Ok(Resolved {
                 leaf: Arc::clone(leaf),
                 engine: node.options.aio.map_or(Choice::Auto, Choice::from),
+                max_batch: node.options.aio_max_batch.unwrap_or(0),
                 group: None,
                 read_only: leaf.limits().read_only,
                 active,
@@ -388,10 +391,13 @@ fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
 
 fn null(options: &BlockdevOptions) -> Arc<BlockNode> {
     let size = options.size.unwrap_or(NULL_SIZE);
-    Arc::new(match options.latency_ns {
-        None | Some(0) => BlockNode::null(size),
-        Some(latency) => BlockNode::null_aio(size, Duration::from_nanos(latency)),
-    })
+    let latency = options.latency_ns.filter(|latency| *latency > 0);
+    let zeroes = options.read_zeroes == Some(true);
+    Arc::new(BlockNode::null_disk(
+        size,
+        latency.map(Duration::from_nanos),
+        zeroes,
+    ))
 }
 
 /// Refuses an image whose format would be exposed to the guest instead of the disk inside.

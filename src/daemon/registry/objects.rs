@@ -102,6 +102,7 @@ impl IoThreadObject {
                 min_threads: options.thread_pool_min.into(),
                 max_threads: options.thread_pool_max.into(),
             },
+            max_batch: options.aio_max_batch,
             spawner: Spawner::new(move |name, body| workers.spawn(ThreadKind::Worker, name, body)),
         };
         let failed = |source| OperationError::IoThread {

@@ -34,12 +34,13 @@ impl Executor {
         let threads = Rc::new(ThreadsEngine::new(file, resources.pool().clone(), || {
             resources.writer()
         }));
+        let max_batch = resources.max_batch(plan.max_batch);
         Ok(match plan.executor {
-            plan::Executor::IoUring => {
-                Self::IoUring(KernelFile::new(resources.uring()?, threads).map_err(Error::IoUring)?)
-            }
+            plan::Executor::IoUring => Self::IoUring(
+                KernelFile::new(resources.uring()?, threads, max_batch).map_err(Error::IoUring)?,
+            ),
             plan::Executor::Native => {
-                Self::Native(KernelFile::new(resources.native()?, threads).map_err(Error::Native)?)
+                Self::Native(KernelFile::new(resources.native()?, threads, max_batch).map_err(Error::Native)?)
             }
             plan::Executor::Nobody | plan::Executor::Threads => Self::Threads(threads),
         })

@@ -117,6 +117,8 @@ struct Registered<Q: KernelQueue> {
     /// Executes requests that the queue does not support.
     threads: Rc<ThreadsEngine>,
     inner: Weak<Inner<Q>>,
+    /// The maximum number of requests in one submission.
+    max_batch: usize,
 }
 
 impl<Q: KernelQueue> Drop for Registered<Q> {
@@ -222,21 +224,27 @@ pub(super) struct KernelFile<Q: KernelQueue> {
 }
 
 impl<Q: KernelQueue> KernelFile<Q> {
-    /// Adds the file of `threads`, which executes requests that the queue does not support.
+    /// Adds the file of `threads`, which executes requests that the queue does not support. A submission has at most
+    /// `max_batch` requests, and at least one.
     ///
     /// # Errors
     /// The queue has no room for another file.
-    pub(super) fn new(engine: Rc<KernelEngine<Q>>, threads: Rc<ThreadsEngine>) -> io::Result<Self> {
+    pub(super) fn new(
+        engine: Rc<KernelEngine<Q>>,
+        threads: Rc<ThreadsEngine>,
+        max_batch: usize,
+    ) -> io::Result<Self> {
         let number = engine.inner.queue.borrow_mut().add_file(threads.file().as_fd())?;
         let file = Rc::new(Registered {
             number,
             threads,
             inner: Rc::downgrade(&engine.inner),
+            max_batch,
         });
         Ok(Self { file, engine })
     }
 
-    /// Starts the batch and empties the list, with one system call if the batch fits into the queue.
+    /// Starts the batch and empties the list, with one system call if the batch fits into the queue and its maximum.
     pub(super) fn submit(&self, batch: &mut Requests) {
         let (inner, threads) = (&*self.engine.inner, &self.file.threads);
         let mut backlog = inner.backlog.borrow_mut();
@@ -267,12 +275,13 @@ impl<Q: KernelQueue> Inner<Q> {
     fn pump(&self) {
         let (mut queue, mut backlog) = (self.queue.borrow_mut(), self.backlog.borrow_mut());
         let mut flights = self.flights.borrow_mut();
-        let mut prepared = self.failing.get();
+        let mut prepared = usize::from(self.failing.get());
         while flights.count < queue.capacity()
             && let Some(pending) = backlog.pop_front()
         {
             let number = flights.begin(pending);
             let Pending { request, file } = flights.get(number);
+            let max_batch = file.max_batch;
             // SAFETY: the box stays in `flights`, unchanged, until the completion is reaped. Its memory stays mapped
             // while the request is in flight (see `IoVecs`).
             if !unsafe { queue.prepare(request, file.number, number as u64) } {
@@ -280,12 +289,18 @@ impl<Q: KernelQueue> Inner<Q> {
                 if !self.submit(&mut queue) {
                     return;
                 }
-                prepared = false;
+                prepared = 0;
                 continue;
             }
-            prepared = true;
+            prepared += 1;
+            if prepared >= max_batch {
+                if !self.submit(&mut queue) {
+                    return;
+                }
+                prepared = 0;
+            }
         }
-        if prepared {
+        if prepared > 0 {
             self.submit(&mut queue);
         }
     }

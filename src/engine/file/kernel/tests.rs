@@ -19,6 +19,7 @@ struct Script {
     failures: usize,
     taken: Vec<u64>,
     most_taken: usize,
+    submissions: usize,
     finished: Vec<Completion>,
 }
 
@@ -54,6 +55,7 @@ impl KernelQueue for Fake {
             script.failures -= 1;
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
+        script.submissions += 1;
         script.taken.append(&mut script.prepared);
         script.most_taken = script.most_taken.max(script.taken.len());
         Ok(())
@@ -99,6 +101,10 @@ struct Setup {
 
 impl Setup {
     fn new(room: usize, failures: usize) -> Self {
+        Self::with_max_batch(room, failures, usize::MAX)
+    }
+
+    fn with_max_batch(room: usize, failures: usize, max_batch: usize) -> Self {
         let ctx = AioContext::new().unwrap();
         let file = super::super::testing::file();
         let script = Rc::new(RefCell::new(Script {
@@ -108,13 +114,14 @@ impl Setup {
             failures,
             taken: Vec::new(),
             most_taken: 0,
+            submissions: 0,
             finished: Vec::new(),
         }));
         let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
         let writer = || Writers::default().take(&ctx, &pool);
         let threads = Rc::new(ThreadsEngine::new(file, pool.clone(), writer));
         let engine = Rc::new(KernelEngine::new(&ctx, Fake(Rc::clone(&script))).unwrap());
-        let engine = KernelFile::new(engine, threads).unwrap();
+        let engine = KernelFile::new(engine, threads, max_batch).unwrap();
         let (done, memory) = (Rc::default(), vec![0; 4096]);
         Self {
             engine,
@@ -175,6 +182,19 @@ fn submissions_never_exceed_the_kernels_capacity() {
             setup.ctx.poll(true);
         }
         assert_eq!(setup.script.borrow().most_taken, CAPACITY, "room {room}");
+    }
+}
+
+#[test]
+fn a_batch_is_submitted_in_parts_of_its_maximum() {
+    for (max_batch, submissions) in [(1, 4), (2, 2), (3, 2), (4, 1), (usize::MAX, 1)] {
+        let mut setup = Setup::with_max_batch(100, 0, max_batch);
+        setup.submit(CAPACITY);
+        assert_eq!(setup.script.borrow().submissions, submissions, "{max_batch}");
+        setup.script.borrow_mut().finish(4096);
+        while setup.done() < CAPACITY {
+            setup.ctx.poll(true);
+        }
     }
 }
 
