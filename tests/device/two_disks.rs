@@ -294,3 +294,34 @@ fn the_end_reports_disks_that_are_busy() {
         disk.join();
     }
 }
+
+#[test]
+fn a_slow_null_disk_can_be_resized() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+    let (iothreads, socket, mut disks) = (iothreads(), dir.path().join("slow.sock"), registry());
+    let node = BlockNode::null_aio(MIB as u64, Duration::from_millis(5));
+    let BlockNode::NullAio(null, _) = &node else {
+        unreachable!("made just now")
+    };
+    let null = Arc::clone(null);
+    serve(&mut disks, "slow", node, &socket, &iothreads);
+    let mut frontend = Frontend::connect(&socket, QUEUES.into(), 1, all_features()).expect("connect");
+    for size in [2 * MIB, MIB / 2] {
+        null.set_len(size as u64);
+        let disk = disks.get("slow").expect("it is there");
+        disk.resizer().refresh().expect("the IOThread runs");
+        testkit::process::wait_for("the new size", || {
+            let config = frontend.transport.get_config().expect("the configuration");
+            (config.capacity.to_native() == (size / 512) as u64).then_some(())
+        });
+        for (offset, works) in [(size - BLOCK, true), (size, false)] {
+            let op = Op::Read {
+                offset: offset as u64,
+                len: BLOCK,
+            };
+            assert_eq!(frontend.queue(1).run(&op).ret == 0, works, "{offset} of {size}");
+        }
+    }
+    drop(frontend);
+    remove(&mut disks, "slow");
+}

@@ -7,3 +7,4 @@ mod idle;
 mod options;
 mod panics;
 mod sandbox;
+mod shared_device;

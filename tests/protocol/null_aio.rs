@@ -118,6 +118,26 @@ fn error_policies_hold_report_and_ignore() {
 }
 
 #[test]
+fn every_error_policy_works() {
+    let read = Op::Read { offset: 0, len: 4096 };
+    let write = write(0, 4096);
+    for (fault, policy, op, ret, held) in [
+        ("read:eio:count=1", ["--rerror", "report"], &read, EIO, 0),
+        ("read:eio:count=1", ["--rerror", "ignore"], &read, 0, 0),
+        ("write:enospc:count=1", ["--werror", "report"], &write, EIO, 0),
+        ("write:eio:count=1", ["--werror", "ignore"], &write, 0, 0),
+        ("write:eio:count=1", ["--werror", "enospc"], &write, EIO, 0),
+        ("write:enospc:count=2", ["--werror", "enospc"], &write, 0, 1),
+    ] {
+        let mut daemon = start(ms(1), &[&["--inject", fault], &policy[..]].concat());
+        let mut frontend = connect(&daemon, 1);
+        let done = frontend.queue(0).run(op);
+        assert_eq!(done.ret, ret, "{fault} {policy:?}");
+        assert_eq!(daemon.count("total", "held_ever"), held, "{fault} {policy:?}");
+    }
+}
+
+#[test]
 fn a_slow_request_is_reported_once() {
     let mut daemon = start(ms(1500), &["--io-timeout", "1"]);
     let mut frontend = connect(&daemon, 1);
