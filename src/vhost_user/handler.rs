@@ -15,7 +15,8 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 
 use super::error::{SessionError, chain};
 use super::region_reply;
-use super::session::Session;
+use super::session::{Session, Suspends};
+use super::skip_drain;
 use crate::blk::device::DeviceState;
 use crate::memory::{MAX_REGIONS, RegionInfo};
 use crate::virtqueue::{RegionLayout, RingAddresses};
@@ -57,6 +58,17 @@ impl Handler<'_> {
     /// True if the refused message must end the connection.
     pub(super) fn must_end(&self) -> bool {
         self.unanswered || self.session.failed
+    }
+
+    /// Reads and answers GET_VRING_BASE_SKIP_DRAIN.
+    ///
+    /// # Errors
+    /// It is refused. There is no error reply for it, so the connection must end.
+    pub(super) fn answer_skip_drain(&mut self) -> Result<()> {
+        let index = skip_drain::read(self.socket).map_err(Error::SocketError)?;
+        let base = self.session.get_vring_base_skip_drain(index);
+        let base = ack(&self.disk, "GET_VRING_BASE_SKIP_DRAIN", base)?;
+        skip_drain::reply(self.socket, index, base).map_err(Error::SocketError)
     }
 }
 
@@ -123,7 +135,8 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
             | F::INFLIGHT_SHMFD
             | F::LOG_SHMFD
             | F::RESET_DEVICE
-            | F::REPLY_ACK)
+            | F::REPLY_ACK
+            | F::from_bits_retain(skip_drain::FEATURE))
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -138,7 +151,11 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         }
         let suspends =
             VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
-        self.session.suspends = features & suspends.bits() == suspends.bits();
+        self.session.suspends = match features & suspends.bits() == suspends.bits() {
+            false => Suspends::Never,
+            true if features & skip_drain::FEATURE != 0 => Suspends::WhenAsked,
+            true => Suspends::Always,
+        };
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use rustix::io::ioctl_fionread;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::skip_drain;
 use crate::sys::socket::set_peek_offset;
 
 /// Length of the header before each payload: request, flags, size.
@@ -69,6 +70,14 @@ impl Preview {
             _ => false,
         };
         answered && self.size > 0 && self.flags & !NEED_REPLY == VERSION
+    }
+
+    /// True if this is a well-formed GET_VRING_BASE_SKIP_DRAIN, which the crate does not know.
+    pub(super) fn is_skip_drain(&self) -> bool {
+        self.request == skip_drain::REQUEST
+            && u32::try_from(self.size) == Ok(skip_drain::PAYLOAD_LEN)
+            && self.fds.is_empty()
+            && self.flags & !NEED_REPLY == VERSION
     }
 
     /// Returns the backend channel's socket, if this message carries one. The crate takes it and does not expose it.

@@ -13,6 +13,7 @@ mod region_reply;
 pub mod server;
 mod server_error;
 pub mod session;
+mod skip_drain;
 mod stopper;
 mod vring;
 

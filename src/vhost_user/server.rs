@@ -256,6 +256,10 @@ impl Server {
                 }
                 Next::End => return Ok(()),
             };
+            if preview.is_skip_drain() {
+                lock(handler).answer_skip_drain()?;
+                continue;
+            }
             let asks = preview.asks();
             let answered = preview.is_answered();
             lock(handler).offered = preview.into_backend_socket();

@@ -35,6 +35,16 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 type Result<T> = std::result::Result<T, SessionError>;
 
+/// The stops that leave requests in flight at once, because the frontend takes the in-flight region along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Suspends {
+    Never,
+    /// Each GET_VRING_BASE, if only GET_VRING_BASE_INFLIGHT is negotiated.
+    Always,
+    /// Each GET_VRING_BASE_SKIP_DRAIN, if that is negotiated as well.
+    WhenAsked,
+}
+
 /// The state of one connection. Dropping it stops all rings and waits for the requests in flight.
 #[derive(Debug)]
 pub struct Session<'a> {
@@ -42,8 +52,7 @@ pub struct Session<'a> {
     channel: BackendChannel,
     memory: Arc<GuestMemory>,
     acked: u64,
-    /// Rings stop with requests in flight (GET_VRING_BASE_INFLIGHT).
-    pub(super) suspends: bool,
+    pub(super) suspends: Suspends,
     vrings: Vec<Vring>,
     inflight: Inflight,
     /// The dirty log. It is used while LOG_ALL is set, but may be set earlier.
@@ -64,7 +73,7 @@ impl<'a> Session<'a> {
             channel,
             memory: Arc::default(),
             acked: 0,
-            suspends: false,
+            suspends: Suspends::Never,
             vrings,
             inflight: Inflight::Untracked,
             log: None,

@@ -28,6 +28,7 @@ pub mod msg {
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
     pub const REM_MEM_REG: u32 = 38;
+    pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
 }
 
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -52,6 +53,8 @@ const RESET_DEVICE: u64 = 1 << 13;
 const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 /// Rings may stop with requests in flight. Tests do not negotiate this protocol feature unless they say so.
 pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+/// Rings stop with requests in flight only if asked by the message of this name.
+pub const GET_VRING_BASE_SKIP_DRAIN: u64 = 1 << 23;
 
 /// The protocol features that these tests negotiate.
 pub const PROTOCOL: u64 =

@@ -13,7 +13,8 @@ use crate::memory::{PATIENCE, wait_readable};
 use crate::message::{self, NEED_REPLY, PROTOCOL, REPLY, REPLY_ACK, VERSION};
 
 pub use crate::message::{
-    GET_VRING_BASE_INFLIGHT, LOG_ALL, NO_FD, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg,
+    GET_VRING_BASE_INFLIGHT, GET_VRING_BASE_SKIP_DRAIN, LOG_ALL, NO_FD, PROTOCOL_FEATURES, Region, VERSION_1,
+    mem_table, msg,
 };
 
 #[derive(Debug)]
@@ -259,7 +260,12 @@ impl Client {
 
     /// Stops the ring with `GET_VRING_BASE` and returns its next available index.
     pub fn stop_ring(&mut self, index: u32) -> io::Result<u32> {
-        let reply = self.call(msg::GET_VRING_BASE, &message::vring_state(index, 0))?;
+        self.stop_ring_by(msg::GET_VRING_BASE, index)
+    }
+
+    /// Stops the ring with this message and returns its next available index.
+    pub fn stop_ring_by(&mut self, request: u32, index: u32) -> io::Result<u32> {
+        let reply = self.call(request, &message::vring_state(index, 0))?;
         Ok(u32::from_le_bytes(reply[4..8].try_into().expect("eight bytes")))
     }
 

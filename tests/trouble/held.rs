@@ -10,7 +10,9 @@ use testkit::full::SmallDisk;
 use testkit::inflight::Inflight;
 use testkit::memory::memfd;
 use testkit::process::wait_for;
-use testkit::raw::{Answer, GET_VRING_BASE_INFLIGHT, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
+use testkit::raw::{
+    Answer, GET_VRING_BASE_INFLIGHT, GET_VRING_BASE_SKIP_DRAIN, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg,
+};
 use testkit::vm::{
     DATA, FILL, GUEST, HEADER, MEMORY, Outcome, Ring, STATUS, USER, Vm, header, linked, readable, writable,
 };
@@ -270,35 +272,83 @@ fn held_requests_older_than_answers_go_back_too() {
     }
 }
 
+/// Stops the ring with `request` after accepting the protocol features, without `refused`. Returns the ring's base.
+fn stop_by(full: &mut Full, request: u32, refused: u64) -> u16 {
+    let client = &mut full.vm.client;
+    let offered = client.get_u64(msg::GET_PROTOCOL_FEATURES).expect("features");
+    let both = GET_VRING_BASE_INFLIGHT | GET_VRING_BASE_SKIP_DRAIN;
+    assert_eq!(offered & both, both);
+    let accepted = (offered & !refused).to_le_bytes();
+    assert_eq!(
+        client.ask(msg::SET_PROTOCOL_FEATURES, &accepted, &[]),
+        Answer::Ack
+    );
+    let base = client.stop_ring_by(request, 0).expect("stop");
+    u16::try_from(base).expect("an index")
+}
+
 #[test]
 fn held_requests_move_with_the_inflight_region() {
+    for (request, refused) in [
+        (msg::GET_VRING_BASE, GET_VRING_BASE_SKIP_DRAIN),
+        (msg::GET_VRING_BASE_SKIP_DRAIN, 0),
+    ] {
+        let Some(mut full) = Full::new(&[], true) else {
+            return;
+        };
+        let base = stop_by(&mut full, request, refused);
+        assert_eq!(base, WRITES, "all have been taken");
+        let region = full.region.as_ref().expect("it is tracked");
+        assert_eq!(region.marked(0).len(), usize::from(WRITES));
+        assert_eq!(full.statuses(), [FILL; WRITES as usize]);
+        // The region goes to another QEMU, with the guest.
+        full.daemon.restart(libc::SIGTERM);
+        let stream = full.daemon.connect();
+        full.vm.reconnect(stream, 0);
+        full.set_up();
+        full.go_on(WRITES);
+        full.wait_until_held();
+        full.disk.make_room();
+        full.assert_done();
+    }
+}
+
+/// QEMU accepts all features, and takes the region along only if it sends GET_VRING_BASE_SKIP_DRAIN.
+#[test]
+fn held_requests_go_back_where_the_region_stays_behind() {
     let Some(mut full) = Full::new(&[], true) else {
         return;
     };
-    let offered = full
-        .vm
-        .client
-        .get_u64(msg::GET_PROTOCOL_FEATURES)
-        .expect("features");
-    assert!(offered & GET_VRING_BASE_INFLIGHT != 0);
-    let set = full
-        .vm
-        .client
-        .ask(msg::SET_PROTOCOL_FEATURES, &offered.to_le_bytes(), &[]);
-    assert_eq!(set, Answer::Ack);
-    assert_eq!(full.stop(), WRITES, "all have been taken");
-    let region = full.region.as_ref().expect("it is tracked");
-    assert_eq!(region.marked(0).len(), usize::from(WRITES));
-    assert_eq!(full.statuses(), [FILL; WRITES as usize]);
-    // The region goes to another QEMU, with the guest.
-    full.daemon.restart(libc::SIGTERM);
-    let stream = full.daemon.connect();
-    full.vm.reconnect(stream, 0);
-    full.set_up();
-    full.go_on(WRITES);
+    assert_eq!(
+        stop_by(&mut full, msg::GET_VRING_BASE, 0),
+        0,
+        "none has been taken"
+    );
+    full.migrate(0);
     full.wait_until_held();
     full.disk.make_room();
     full.assert_done();
+}
+
+#[test]
+fn a_stop_without_draining_must_be_negotiated() {
+    for refused in [
+        GET_VRING_BASE_SKIP_DRAIN,
+        GET_VRING_BASE_INFLIGHT,
+        GET_VRING_BASE_INFLIGHT | GET_VRING_BASE_SKIP_DRAIN,
+    ] {
+        let daemon = Daemon::start(&[0; 1 << 16], &[]);
+        let mut vm = Vm::start(&daemon, 1);
+        let client = &mut vm.client;
+        let offered = client.get_u64(msg::GET_PROTOCOL_FEATURES).expect("features");
+        let accepted = (offered & !refused).to_le_bytes();
+        assert_eq!(
+            client.ask(msg::SET_PROTOCOL_FEATURES, &accepted, &[]),
+            Answer::Ack
+        );
+        let stopped = client.stop_ring_by(msg::GET_VRING_BASE_SKIP_DRAIN, 0);
+        stopped.expect_err("the connection has ended");
+    }
 }
 
 #[test]

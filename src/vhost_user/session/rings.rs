@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use super::log::check_log_address;
-use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, chain, execute, wait};
+use super::{LOG_ALL, PROTOCOL_FEATURES, Result, Session, Suspends, chain, execute, wait};
 use crate::blk::config::features;
 use crate::blk::device::DeviceState;
 use crate::blk::queue::{RingSetup, Stop};
@@ -64,14 +64,24 @@ impl Session<'_> {
     }
 
     /// Stops the ring, waits for its requests in flight, and returns the position at which to continue.
-    ///
-    /// A frontend that has negotiated GET_VRING_BASE_INFLIGHT migrates the in-flight region.
     pub(in crate::vhost_user) fn get_vring_base(&mut self, index: u32) -> Result<u16> {
-        let index = self.index(index)?;
         let stop = match self.suspends {
-            true => Stop::Suspend,
-            false => Stop::HandOver,
+            Suspends::Always => Stop::Suspend,
+            Suspends::Never | Suspends::WhenAsked => Stop::HandOver,
         };
+        self.stop(index, stop)
+    }
+
+    /// As [`get_vring_base`](Self::get_vring_base), but requests that wait for room on the disk stay in flight.
+    pub(in crate::vhost_user) fn get_vring_base_skip_drain(&mut self, index: u32) -> Result<u16> {
+        match self.suspends {
+            Suspends::WhenAsked => self.stop(index, Stop::Suspend),
+            Suspends::Never | Suspends::Always => Err(SessionError::Unsupported),
+        }
+    }
+
+    fn stop(&mut self, index: u32, stop: Stop) -> Result<u16> {
+        let index = self.index(index)?;
         let stopped = self.begin_stop(index, stop)?;
         self.end_stop(index, stopped)?;
         Ok(self.vrings[index].base)
