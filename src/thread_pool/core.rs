@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     figures::Counters,
-    state::{Actions, Next, Queued, State, Woken},
+    state::State,
+    steps::{Actions, Next, Queued, Woken},
 };
 use crate::aio::adaptive::PollWindow;
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};

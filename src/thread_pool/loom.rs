@@ -7,7 +7,8 @@ use loom::{model::Builder, thread};
 use super::{
     core::{Batch, Core, Finished, Host, Outcome},
     figures::ThreadPoolParams,
-    state::{Actions, State},
+    state::State,
+    steps::Actions,
 };
 use crate::{
     aio::{BhHandle, loom::Loop},

@@ -18,6 +18,7 @@ mod loom;
 mod pool;
 mod spawner;
 mod state;
+mod steps;
 mod worker;
 
 pub use self::{

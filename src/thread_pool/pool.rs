@@ -14,7 +14,8 @@ use super::{
     Counters, Spawner, ThreadPoolParams, Work,
     core::{Core, Finished},
     future,
-    state::{Actions, BATCH, State},
+    state::{BATCH, State},
+    steps::Actions,
     worker::{Shared, run_one},
 };
 use crate::{

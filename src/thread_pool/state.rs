@@ -10,6 +10,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::figures::{Counters, ThreadPoolParams};
+use super::steps::{Actions, Next, Queued, Watch, Woken};
 
 #[cfg(all(test, not(loom)))]
 mod model;
@@ -30,59 +31,6 @@ const CAUTION: u8 = 64;
 /// The `State::slowness` at which jobs count as blocking, and its maximum.
 const SLOW: u8 = 4;
 const SLOWEST: u8 = 8;
-
-/// A queued job.
-#[derive(Debug)]
-pub(super) struct Queued<W> {
-    pub(super) id: u64,
-    pub(super) work: W,
-}
-
-/// Actions to carry out after releasing the lock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub(super) struct Actions {
-    /// The number of sleeping workers to wake.
-    pub(super) wake: usize,
-    /// Create a thread from a bottom half of the context (which asks `begin_spawn`).
-    pub(super) spawn: bool,
-    /// Call `tick` after a while.
-    pub(super) watch: Option<Watch>,
-    /// Run queued jobs on the context's thread: no worker exists and none can be created.
-    pub(super) inline: bool,
-}
-
-/// The reason to call `tick`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Watch {
-    /// Jobs are queued, and all workers may be blocked. In a serial pool: the worker may be blocked and not have
-    /// delivered the jobs it finished before.
-    Stall,
-    /// A thread could not be created.
-    Retry,
-}
-
-/// A worker's next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Run the jobs in the batch.
-    Run,
-    /// Wait for a wakeup or for the idle time to pass, then ask `woken`.
-    Sleep,
-    /// End.
-    Exit,
-}
-
-/// A worker's next step after a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Woken {
-    /// Ask for work.
-    Look,
-    /// Keep waiting: the wakeup was not for this worker.
-    SleepOn,
-    /// End.
-    Exit,
-}
 
 #[derive(Debug)]
 pub(super) struct State<W> {

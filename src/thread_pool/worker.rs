@@ -17,7 +17,8 @@ use crate::sync::Mutex;
 use super::{
     Outcome, Spawner, Work,
     core::{Batch, Core, Finished, Host},
-    state::{Actions, QUICK, Watch},
+    state::QUICK,
+    steps::{Actions, Watch},
 };
 use crate::aio::BhHandle;
 use crate::panics;

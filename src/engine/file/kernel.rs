@@ -10,10 +10,12 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::flights::Flights;
+use super::kernel_queue::{Completion, KernelQueue};
 use super::threads::ThreadsEngine;
 use crate::aio::{AioContext, EventSet, FdHandler, Poller, PollerHandle, Timer};
 use crate::defer::DeferScope;
@@ -24,59 +26,6 @@ use crate::storage::RawFile;
 
 /// Pause before a failed submission is retried.
 const RETRY_TIME: Duration = Duration::from_millis(1);
-
-/// A pair of submission and completion queues shared with the kernel. One thread only.
-pub(in crate::engine) trait KernelQueue: 'static {
-    /// Returns the maximum number of requests in the kernel at once, at least 1.
-    fn capacity(&self) -> usize;
-
-    /// Returns the eventfd that signals every completion, unless [`set_signalled`](Self::set_signalled) turned this
-    /// off.
-    fn event_fd(&self) -> RawFd;
-
-    /// Adds a file and returns the number that identifies it in requests. The file must stay open until it is removed.
-    ///
-    /// # Errors
-    /// There is no room for another file.
-    fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<u32>;
-
-    /// Removes a file, without waiting for its requests in flight.
-    fn remove_file(&mut self, file: u32);
-
-    /// Puts a request for a file into the submission queue. `data` comes back with its completion. Returns false if the
-    /// queue is full until the next [`submit`](Self::submit).
-    ///
-    /// # Safety
-    /// Until the completion is reaped, the request must not be moved or changed, and its memory must stay mapped.
-    unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool;
-
-    /// Submits all prepared requests to the kernel.
-    ///
-    /// # Errors
-    /// The kernel lacks a resource. Requests that it did not take stay prepared.
-    fn submit(&mut self) -> io::Result<()>;
-
-    /// Moves the available completions to the end of `done`. Makes no system call unless the kernel requests one.
-    fn reap(&mut self, done: &mut Vec<Completion>);
-
-    /// Blocks until a completion is available.
-    ///
-    /// # Errors
-    /// The system call failed or was interrupted.
-    fn wait(&mut self) -> io::Result<()>;
-
-    /// Turns the signalling of completions on or off. This is a hint.
-    fn set_signalled(&mut self, on: bool);
-}
-
-/// The end of a request in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::engine) struct Completion {
-    /// The value given to [`KernelQueue::prepare`].
-    pub(super) data: u64,
-    /// Number of bytes transferred, or a negative errno.
-    pub(super) result: i64,
-}
 
 /// A kernel queue of an IOThread. That thread only.
 ///
@@ -93,7 +42,7 @@ struct Inner<Q: KernelQueue> {
     queue: RefCell<Q>,
     /// Requests that wait for room in the kernel.
     backlog: RefCell<VecDeque<Pending<Q>>>,
-    flights: RefCell<Flights<Q>>,
+    flights: RefCell<Flights<Pending<Q>>>,
     /// An empty list, kept for its capacity.
     done: RefCell<Vec<Completion>>,
     ended: RefCell<Vec<(Pending<Q>, i64)>>,
@@ -127,50 +76,6 @@ impl<Q: KernelQueue> Drop for Registered<Q> {
         if let Some(inner) = self.inner.upgrade() {
             inner.queue.borrow_mut().remove_file(self.number);
         }
-    }
-}
-
-/// Requests that were prepared and not reaped yet, indexed by the number that comes back with each completion.
-struct Flights<Q: KernelQueue> {
-    slots: Vec<Option<Pending<Q>>>,
-    free: Vec<usize>,
-    count: usize,
-}
-
-impl<Q: KernelQueue> Default for Flights<Q> {
-    fn default() -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            count: 0,
-        }
-    }
-}
-
-impl<Q: KernelQueue> Flights<Q> {
-    /// Keeps a request in place until [`end`](Self::end) is called with the returned number.
-    fn begin(&mut self, pending: Pending<Q>) -> usize {
-        self.count += 1;
-        match self.free.pop() {
-            Some(number) => {
-                self.slots[number] = Some(pending);
-                number
-            }
-            None => {
-                self.slots.push(Some(pending));
-                self.slots.len() - 1
-            }
-        }
-    }
-
-    fn end(&mut self, number: usize) -> Pending<Q> {
-        self.count -= 1;
-        self.free.push(number);
-        self.slots[number].take().expect("each request completes once")
-    }
-
-    fn get(&self, number: usize) -> &Pending<Q> {
-        self.slots[number].as_ref().expect("the request has just begun")
     }
 }
 

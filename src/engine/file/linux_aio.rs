@@ -6,7 +6,7 @@ use std::ptr;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::kernel::{Completion, KernelQueue};
+use super::kernel_queue::{Completion, KernelQueue};
 use crate::io::{IoOp, IoRequest};
 use crate::sys::linux_aio::{Context, IOCB_CMD_PREADV, IOCB_CMD_PWRITEV, IOCB_FLAG_RESFD, IoEvent, Iocb};
 

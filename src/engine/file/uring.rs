@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use io_uring::{Builder, IoUring, cqueue, opcode, register::Restriction, squeue, types::Fixed};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::kernel::{Completion, KernelQueue};
+use super::kernel_queue::{Completion, KernelQueue};
 use crate::io::{IoOp, IoRequest};
 
 /// Number of entries in the submission queue. The completion queue has twice as many.

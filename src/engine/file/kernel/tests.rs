@@ -1,4 +1,5 @@
 use super::*;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use vmm_sys_util::eventfd::EventFd;
 

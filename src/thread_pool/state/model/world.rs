@@ -1,0 +1,344 @@
+//! Simulated workers and one context, which drive the state machine.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use crate::thread_pool::figures::ThreadPoolParams;
+use crate::thread_pool::state::{BATCH, State};
+use crate::thread_pool::steps::{Actions, Next, Queued, Watch, Woken};
+
+/// A step of the simulation. Its numbers choose among the possible actions.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    Submit(usize),
+    Cancel(u64),
+    SetParams(usize, usize),
+    /// The care bottom half runs.
+    Care,
+    Tick,
+    /// A worker takes its next step. A running worker finishes some jobs, the last of them quickly or not.
+    Step(prop::sample::Index, usize, bool),
+    /// A sleeping worker's idle time expires.
+    Expire(prop::sample::Index),
+    /// A sleeping worker wakes up spuriously.
+    Spurious(prop::sample::Index),
+    /// From now on, thread creation succeeds or fails.
+    SetCreatable(bool),
+}
+
+pub(super) fn op() -> impl Strategy<Value = Op> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        4 => (0..20_usize).prop_map(Op::Submit),
+        1 => any::<u64>().prop_map(Op::Cancel),
+        1 => (0..4_usize, 1..5_usize).prop_map(|(min, more)| Op::SetParams(min, min + more - 1)),
+        3 => Just(Op::Care),
+        1 => Just(Op::Tick),
+        16 => (index(), 1..=BATCH, any::<bool>()).prop_map(|(worker, count, quick)| Op::Step(worker, count, quick)),
+        1 => index().prop_map(Op::Expire),
+        1 => index().prop_map(Op::Spurious),
+        1 => any::<bool>().prop_map(Op::SetCreatable),
+    ]
+}
+
+#[derive(Debug)]
+pub(super) enum Worker {
+    Created,
+    Looking {
+        quick: bool,
+    },
+    Running(VecDeque<Queued<u64>>),
+    /// Has released the lock, but does not wait yet.
+    GoesToSleep,
+    Waiting,
+    Signalled,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) state: State<u64>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) creatable: bool,
+    pub(super) care: bool,
+    pub(super) watch: Option<Watch>,
+    /// The ids of jobs that were submitted and have not come back.
+    pub(super) open: BTreeSet<u64>,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let params = ThreadPoolParams {
+            min_threads: 0,
+            max_threads: 3,
+        };
+        Self::with_state(State::new(params))
+    }
+
+    pub(super) fn with_state(state: State<u64>) -> Self {
+        Self {
+            state,
+            workers: Vec::new(),
+            creatable: true,
+            care: false,
+            watch: None,
+            open: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn apply(&mut self, actions: Actions) {
+        for _ in 0..actions.wake {
+            // A signal is lost if no worker waits.
+            if let Some(worker) = self
+                .workers
+                .iter_mut()
+                .find(|worker| matches!(worker, Worker::Waiting))
+            {
+                *worker = Worker::Signalled;
+            }
+        }
+        self.care |= actions.spawn || actions.inline;
+        self.watch = actions.watch.or(self.watch);
+    }
+
+    pub(super) fn run(&mut self, op: &Op) {
+        match op {
+            Op::Submit(count) => self.submit(*count),
+            Op::Cancel(id) => self.cancel(id % (self.state.next_id + 1)),
+            Op::SetParams(..) if self.state.serial => {}
+            Op::SetParams(min_threads, max_threads) => {
+                let actions = self.state.set_params(ThreadPoolParams {
+                    min_threads: *min_threads,
+                    max_threads: *max_threads,
+                });
+                self.apply(actions);
+            }
+            Op::Care => self.care(),
+            Op::Tick => self.tick(),
+            Op::Step(worker, count, quick) => {
+                if let Some(worker) = pick(&self.workers, worker, |_| true) {
+                    self.step(worker, *count, *quick);
+                }
+            }
+            Op::Expire(worker) => self.wake_up(worker, true),
+            Op::Spurious(worker) => self.wake_up(worker, false),
+            Op::SetCreatable(creatable) => self.creatable = *creatable,
+        }
+        self.check();
+    }
+
+    pub(super) fn submit(&mut self, count: usize) {
+        let first = self.state.next_id;
+        let ids = first..first + count as u64;
+        self.open.extend(ids.clone());
+        let (id, actions) = self.state.submit(ids);
+        assert_eq!(id, first);
+        self.apply(actions);
+    }
+
+    pub(super) fn cancel(&mut self, id: u64) {
+        let queued = self.state.queue.iter().any(|queued| queued.id == id);
+        let cancelled = self.state.cancel(id);
+        assert_eq!(
+            cancelled.is_some(),
+            queued,
+            "a job can be cancelled exactly while it is queued"
+        );
+        if let Some(work) = cancelled {
+            self.come_back(work);
+        }
+    }
+
+    pub(super) fn come_back(&mut self, work: u64) {
+        assert!(self.open.remove(&work), "{work} comes back once");
+    }
+
+    pub(super) fn care(&mut self) {
+        if !std::mem::take(&mut self.care) {
+            return;
+        }
+        if self.state.begin_spawn() {
+            self.create();
+        }
+        while let Some(work) = self.state.take_inline() {
+            self.come_back(work);
+        }
+    }
+
+    pub(super) fn create(&mut self) {
+        if self.creatable {
+            self.workers.push(Worker::Created);
+        } else {
+            let actions = self.state.spawn_failed();
+            self.apply(actions);
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        if self.watch.take().is_some() {
+            let actions = self.state.tick();
+            self.apply(actions);
+        }
+    }
+
+    pub(super) fn wake_up(&mut self, worker: &prop::sample::Index, expired: bool) {
+        let waiting = |worker: &Worker| matches!(worker, Worker::Waiting);
+        if let Some(worker) = pick(&self.workers, worker, waiting) {
+            self.woken(worker, expired);
+        }
+    }
+
+    pub(super) fn woken(&mut self, worker: usize, expired: bool) {
+        let (woken, actions) = self.state.woken(expired);
+        match woken {
+            Woken::Look => self.workers[worker] = Worker::Looking { quick: false },
+            Woken::SleepOn => self.workers[worker] = Worker::Waiting,
+            Woken::Exit => drop(self.workers.swap_remove(worker)),
+        }
+        self.apply(actions);
+    }
+
+    pub(super) fn step(&mut self, worker: usize, count: usize, quick: bool) {
+        match &mut self.workers[worker] {
+            Worker::Created => {
+                self.state.worker_started();
+                self.workers[worker] = Worker::Looking { quick: false };
+                if self.state.begin_spawn() {
+                    self.create();
+                }
+            }
+            Worker::Looking { quick } => {
+                let quick = *quick;
+                self.look(worker, quick);
+            }
+            Worker::Running(_) => self.finish(worker, count, quick),
+            Worker::GoesToSleep | Worker::Signalled => self.woken(worker, false),
+            Worker::Waiting => {}
+        }
+    }
+
+    pub(super) fn look(&mut self, worker: usize, quick: bool) {
+        let mut batch = VecDeque::new();
+        let (next, actions) = self.state.next(quick, &mut batch);
+        match next {
+            Next::Run => {
+                assert!(
+                    quick || batch.len() == 1 || self.state.serial,
+                    "no job waits for one that may block"
+                );
+                let in_order = batch
+                    .iter()
+                    .chain(&self.state.queue)
+                    .is_sorted_by_key(|queued| queued.id);
+                assert!(in_order, "jobs are taken in the order of submission");
+                self.workers[worker] = Worker::Running(batch);
+            }
+            Next::Sleep => self.workers[worker] = Worker::GoesToSleep,
+            Next::Exit => drop(self.workers.swap_remove(worker)),
+        }
+        self.apply(actions);
+    }
+
+    pub(super) fn finish(&mut self, worker: usize, count: usize, quick: bool) {
+        let Worker::Running(batch) = &mut self.workers[worker] else {
+            return;
+        };
+        let mut batch = std::mem::take(batch);
+        let count = if quick {
+            batch.len()
+        } else {
+            count.min(batch.len())
+        };
+        for queued in batch.drain(..count) {
+            assert!(self.open.remove(&queued.work), "{} comes back once", queued.work);
+        }
+        self.state.finished(count, quick);
+        self.state.give_back(&mut batch);
+        self.look(worker, quick);
+    }
+
+    pub(super) fn count(&self, which: fn(&Worker) -> bool) -> usize {
+        self.workers.iter().filter(|worker| which(worker)).count()
+    }
+
+    pub(super) fn check(&self) {
+        let state = &self.state;
+        assert_eq!(
+            state.cur,
+            self.workers.len() + state.new,
+            "cur_threads counts all workers, even those not created yet"
+        );
+        assert_eq!(
+            state.pending,
+            self.count(|worker| matches!(worker, Worker::Created))
+        );
+        let sleeping =
+            self.count(|worker| matches!(worker, Worker::GoesToSleep | Worker::Waiting | Worker::Signalled));
+        assert_eq!(state.idle + state.tokens, sleeping, "a woken worker is not idle");
+        assert!(state.pending <= 1, "threads are created one at a time");
+        let running = self.workers.iter().map(|worker| {
+            if let Worker::Running(batch) = worker {
+                batch.len()
+            } else {
+                0
+            }
+        });
+        assert_eq!(state.active, running.sum::<usize>());
+        assert!(
+            state.new == 0 || self.care || state.pending > 0,
+            "a requested thread will be created"
+        );
+        assert!(
+            state.watch.is_none() || self.watch.is_some(),
+            "an expected tick comes"
+        );
+        if state.serial {
+            assert!(self.workers.len() <= 1, "a serial pool has at most one worker");
+            let outstanding = state.active + state.queue.len();
+            assert!(
+                outstanding == 0 || self.watch.is_some(),
+                "a tick will collect jobs not delivered yet"
+            );
+        }
+        if !state.queue.is_empty() {
+            let busy = self.count(|worker| matches!(worker, Worker::Running(_) | Worker::Looking { .. }));
+            let on_the_way = busy + state.tokens + state.new + state.pending;
+            assert!(on_the_way > 0 || self.care, "queued jobs will be taken");
+        }
+    }
+
+    /// Runs every possible step, except ticks and expiry of idle times.
+    pub(super) fn settle(&mut self) {
+        while self.care
+            || self
+                .workers
+                .iter()
+                .any(|worker| !matches!(worker, Worker::Waiting))
+        {
+            self.care();
+            let next = self
+                .workers
+                .iter()
+                .position(|worker| !matches!(worker, Worker::Waiting));
+            if let Some(worker) = next {
+                self.step(worker, 1, false);
+            }
+            self.check();
+        }
+    }
+
+    /// Ends the pool.
+    pub(super) fn stop(&mut self) {
+        let actions = self.state.stop();
+        self.apply(actions);
+        self.settle();
+        assert_eq!(self.state.cur, 0, "every worker ends");
+    }
+}
+
+fn pick(workers: &[Worker], index: &prop::sample::Index, which: impl Fn(&Worker) -> bool) -> Option<usize> {
+    let candidates: Vec<_> = (0..workers.len())
+        .filter(|&worker| which(&workers[worker]))
+        .collect();
+    (!candidates.is_empty()).then(|| *index.get(&candidates))
+}
