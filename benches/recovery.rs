@@ -21,7 +21,7 @@ use vhost_user_blk::memory::{DirtyLog, GuestMemory, RegionInfo, RingLog};
 use vhost_user_blk::storage::OpenOptions;
 use vhost_user_blk::virtqueue::{InflightRegion, RingAddresses, RingFeatures};
 
-use queue::Queue;
+use queue::{Loop, Queue};
 
 const SIZE: u16 = 256;
 const CHAINS: u16 = 64;
@@ -61,6 +61,7 @@ struct Disk {
     memory: SharedMemory,
     driver: DriverRing,
     queue: Queue,
+    on: Loop,
 }
 
 fn main() {
@@ -102,11 +103,13 @@ fn measure(name: &str, batch: u16, node: &dyn Fn() -> BlockNode) {
 impl Disk {
     fn new(node: BlockNode, mode: Mode) -> Self {
         let file = memfd(MEMORY);
-        let queue = Queue::start(node, setup(&file, mode));
+        let on = Loop::new();
+        let queue = Queue::start(&on, node, setup(&file, mode));
         let disk = Self {
             memory: SharedMemory::map(file, at(MEMORY)),
             driver: DriverRing::new(SIZE, 0, at(AVAIL), at(USED)),
             queue,
+            on,
         };
         disk.fill();
         disk
@@ -139,7 +142,7 @@ impl Disk {
                 self.driver.advance(&self.memory, batch);
                 // The device always wants kicks, since it does not poll.
                 let is_answered = || self.driver.published(&self.memory) == self.driver.avail_idx;
-                self.queue.visit(is_answered);
+                self.queue.visit(&self.on, is_answered);
                 requests += f64::from(batch);
             }
         }

@@ -7,14 +7,13 @@ use vhost_user_blk::engine::BlockNode;
 use vhost_user_blk::storage::OpenOptions;
 
 use super::Ring;
-use super::queue::Queue;
+use super::queue::{Loop, Queue};
 
 const DISK: usize = 1 << 20;
 
 /// Makes a disk without storage answer a batch.
 pub(crate) fn null(batch: u16) -> Box<dyn FnMut()> {
-    let mut disk = Disk::new(BlockNode::null(DISK as u64), batch);
-    Box::new(move || disk.visit())
+    Box::new(visits(BlockNode::null(DISK as u64), batch))
 }
 
 /// Makes a disk in the page cache answer a batch. A short batch gets no help from a worker, so every run counts the
@@ -26,10 +25,38 @@ pub(crate) fn page_cache(batch: u16) -> Box<dyn FnMut()> {
         path: image.path().to_owned(),
         ..OpenOptions::default()
     };
-    let mut disk = Disk::new(BlockNode::open(&options).expect("open the image"), batch);
+    let mut visit = visits(BlockNode::open(&options).expect("open the image"), batch);
     Box::new(move || {
         let _image = &image;
-        disk.visit();
+        visit();
+    })
+}
+
+/// Makes each of many disks without storage answer one request. The kicks come together.
+pub(crate) fn many(disks: u16) -> Box<dyn FnMut()> {
+    let on = Loop::new();
+    let mut disks: Vec<Disk> = (0..disks)
+        .map(|_| Disk::on(&on, BlockNode::null(DISK as u64), 1))
+        .collect();
+    Box::new(move || {
+        disks.iter_mut().for_each(Disk::offer);
+        while !disks.iter().all(|disk| disk.ring.is_answered()) {
+            on.ctx.poll(true);
+        }
+    })
+}
+
+/// Makes one of many disks without storage answer a request, while the others have nothing to do.
+pub(crate) fn one_of(disks: u16) -> Box<dyn FnMut()> {
+    let on = Loop::new();
+    let mut disks: Vec<Disk> = (0..disks)
+        .map(|_| Disk::on(&on, BlockNode::null(DISK as u64), 1))
+        .collect();
+    Box::new(move || {
+        disks[0].offer();
+        while !disks[0].ring.is_answered() {
+            on.ctx.poll(true);
+        }
     })
 }
 
@@ -41,16 +68,26 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(node: BlockNode, batch: u16) -> Self {
+    fn on(on: &Loop, node: BlockNode, batch: u16) -> Self {
         let ring = Ring::new();
-        let queue = Queue::start(node, ring.setup());
+        let queue = Queue::start(on, node, ring.setup());
         Self { ring, queue, batch }
     }
 
-    /// Makes a batch available, kicks, and waits until the device has answered all of it.
-    fn visit(&mut self) {
+    /// Makes a batch available, and kicks.
+    fn offer(&mut self) {
         self.ring.offer_reads(self.batch);
-        self.queue.visit(|| self.ring.is_answered());
+        self.queue.kick();
+    }
+}
+
+/// Returns a step that makes a disk answer a batch, and runs the event loop until it has.
+fn visits(node: BlockNode, batch: u16) -> impl FnMut() {
+    let on = Loop::new();
+    let mut disk = Disk::on(&on, node, batch);
+    move || {
+        disk.ring.offer_reads(batch);
+        disk.queue.visit(&on, || disk.ring.is_answered());
     }
 }
 

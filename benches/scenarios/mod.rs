@@ -21,6 +21,9 @@ pub(crate) use ring::Ring;
 /// Number of requests, bottom halves or jobs in one step: as many as an IOThread takes from a ring at once.
 pub(crate) const BATCH: u16 = 64;
 
+/// Number of disks on one IOThread.
+const DISKS: u16 = 64;
+
 /// The idle time of workers: longer than a benchmark takes, so that none ends.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -38,6 +41,8 @@ pub(crate) fn deterministic() -> Vec<Scenario> {
         ("defer_scope", defer_scope()),
         ("device_null", device::null(BATCH)),
         ("device_page_cache", device::page_cache(3)),
+        ("many_disks", device::many(DISKS)),
+        ("one_of_many_disks", device::one_of(DISKS)),
         // No thread can be created, so the context's own thread runs the jobs.
         (
             "pool_without_threads",

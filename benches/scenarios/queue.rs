@@ -17,15 +17,28 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub(crate) struct Queue {
     kick: EventFd,
     _remote: Remote<BlkQueue>,
-    ctx: AioContext,
+}
+
+/// An event loop with what its disks share. It never polls before it waits.
+pub(crate) struct Loop {
+    pub(crate) ctx: AioContext,
+    resources: Rc<Resources>,
+}
+
+impl Loop {
+    pub(crate) fn new() -> Self {
+        let ctx = AioContext::new().expect("make a context");
+        ctx.set_poll_max(Duration::ZERO);
+        let pool = ThreadPool::new(&ctx, ThreadPoolParams::default());
+        let resources = Resources::new(&ctx, pool);
+        Self { ctx, resources }
+    }
 }
 
 impl Queue {
     /// Starts a queue on a disk.
-    pub(crate) fn start(node: BlockNode, setup: RingSetup) -> Self {
-        let ctx = AioContext::new().expect("make a context");
-        ctx.set_poll_max(Duration::ZERO);
-        let remote = create(&ctx, node);
+    pub(crate) fn start(on: &Loop, node: BlockNode, setup: RingSetup) -> Self {
+        let remote = create(on, node);
         let [kick, call] = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).expect("make an eventfd"));
         let device_kick = kick.try_clone().expect("duplicate");
         let start = move |queue: &Rc<BlkQueue>| {
@@ -35,32 +48,32 @@ impl Queue {
             queue.set_kick(Some(into_file(device_kick))).expect("an eventfd");
         };
         remote.post(start).expect("the context lives");
-        ctx.poll(false);
+        on.ctx.poll(false);
         Self {
             kick,
             _remote: remote,
-            ctx,
         }
     }
 
-    /// Kicks the queue, and runs the event loop until `is_done` returns true.
-    pub(crate) fn visit(&self, mut is_done: impl FnMut() -> bool) {
+    pub(crate) fn kick(&self) {
         self.kick.write(1).expect("kick");
+    }
+
+    /// Kicks the queue, and runs its event loop until `is_done` returns true.
+    pub(crate) fn visit(&self, on: &Loop, mut is_done: impl FnMut() -> bool) {
+        self.kick();
         while !is_done() {
-            self.ctx.poll(false);
+            on.ctx.poll(false);
         }
     }
 }
 
-fn create(ctx: &AioContext, node: BlockNode) -> Remote<BlkQueue> {
+fn create(on: &Loop, node: BlockNode) -> Remote<BlkQueue> {
     let node = Arc::new(node);
     let device = Arc::new(DeviceState::new("bench", Arc::clone(&node)));
-    let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
     let plan = node.plan(Choice::Auto).expect("an engine");
-    let channel = node
-        .open_channel(&Resources::new(ctx, pool), plan)
-        .expect("a channel");
-    BlkQueue::create(ctx, 0, device, Arc::default(), channel)
+    let channel = node.open_channel(&on.resources, plan).expect("a channel");
+    BlkQueue::create(&on.ctx, 0, device, Arc::default(), channel)
 }
 
 fn into_file(event: EventFd) -> File {

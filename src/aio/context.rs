@@ -11,7 +11,7 @@ use std::{
 use event_manager::EventSet;
 
 use super::{
-    AioHandle, BottomHalf, Error, FdHandler, Poller, PollerHandle, Timer,
+    AioHandle, BottomHalf, Error, FdHandler, InProgress, Poller, PollerHandle, Timer,
     adaptive::{PollWindow, PollWindows},
     bottom_half::BottomHalves,
     fd::FdHandlers,
@@ -151,6 +151,12 @@ impl AioContext {
         PollerHandle::new(self, poller)
     }
 
+    /// Returns the count of what waits for work in progress. It decides which polling window a wait gets.
+    #[must_use]
+    pub fn in_progress(&self) -> InProgress {
+        self.inner.pollers.in_progress().clone()
+    }
+
     /// Sets `poll-max-ns`, the longest time to poll before blocking. Zero turns polling off; 32768 ns is the default.
     pub fn set_poll_max(&self, max: Duration) {
         self.inner.windows.reset(max);
@@ -220,7 +226,8 @@ impl AioContext {
             inner.block();
             return false;
         }
-        let (start, window) = (Instant::now(), inner.windows.of(inner.pollers.are_busy()));
+        let busy = inner.pollers.in_progress().is_any();
+        let (start, window) = (Instant::now(), inner.windows.of(busy));
         if self.busy_poll(start, window.current()) {
             window.learn(PollWindow::caught);
             return true;
@@ -233,7 +240,7 @@ impl AioContext {
             inner.look_at_fds(0);
             return inner.pollers.poll(self);
         }
-        inner.pollers.sweep(start);
+        inner.pollers.sweep(start, inner.windows.max());
         inner.block();
         window.learn(|window| window.adapt(start.elapsed()));
         false
@@ -302,6 +309,7 @@ impl Inner {
     fn look_at_fds_at_times(&self, now: Instant) {
         if now.duration_since(self.fds_seen.get()) >= FD_INTERVAL {
             self.look_at_fds(0);
+            self.pollers.sweep(now, self.windows.max());
         }
     }
 

@@ -37,7 +37,7 @@ pub use self::{
     fd::FdHandler,
     handle::AioHandle,
     io_thread::{IoThread, IoThreadConfig},
-    poller::{Poller, PollerHandle},
+    poller::{InProgress, Poller, PollerHandle},
     remote::{Gone, Remote},
     timer::Timer,
 };

@@ -9,9 +9,14 @@ use std::{
 
 use super::{AioContext, Inner};
 
-/// A poller that finds nothing for this long (as in QEMU) is no longer polled, until it is [woken](PollerHandle::wake).
-/// So an idle disk costs the other disks nothing. The actual time may be up to twice as long.
-const IDLE_TIME: Duration = Duration::from_secs(7);
+/// A poller that finds nothing for this long is no longer polled, until it is [woken](PollerHandle::wake). So an idle disk
+/// costs the other disks nothing. The actual time may be up to twice as long.
+///
+/// QEMU waits for seven seconds. But polling only helps while other events come every few microseconds, and until then
+/// each wait of a busy disk costs two writes to every idle one's ring.
+const IDLE_TIME: Duration = Duration::from_millis(50);
+/// Where the context polls for very long, the time is at least this many of its longest windows.
+const IDLE_WINDOWS: u32 = 8;
 
 /// A source of work that can be checked without a system call: a virtqueue's ring, a completion queue.
 ///
@@ -28,11 +33,31 @@ pub trait Poller {
     fn poll_end(&self) -> bool {
         false
     }
+}
 
-    /// Returns whether the poller waits for work in progress to finish. How long that takes says nothing about when
-    /// new work arrives, so the two kinds of waits have separate polling windows.
-    fn is_busy(&self) -> bool {
-        false
+/// Counts the parts of a context that wait for work in progress to finish. Clones share the count.
+///
+/// How long that takes says nothing about when new work arrives, so the two kinds of waits have separate polling windows.
+#[derive(Clone, Debug, Default)]
+pub struct InProgress(Rc<Cell<usize>>);
+
+impl InProgress {
+    /// A part has work in progress from now on.
+    #[inline]
+    pub fn begin(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    /// A part has none left.
+    #[inline]
+    pub fn end(&self) {
+        self.0.set(self.0.get() - 1);
+    }
+
+    /// Returns whether any part has work in progress.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.0.get() > 0
     }
 }
 
@@ -47,6 +72,7 @@ pub(super) struct Pollers {
     begun: Cell<bool>,
     /// When `sweep` last looked for idle pollers.
     swept: Cell<Option<Instant>>,
+    in_progress: InProgress,
 }
 
 struct Entry {
@@ -55,10 +81,16 @@ struct Entry {
     running: Cell<bool>,
     /// `poll_begin` was called, and `poll_end` has not followed.
     begun: Cell<bool>,
-    /// The poller has found work since the last sweep.
-    active: Cell<bool>,
-    /// The poller is idle and not polled. Shared with the handle.
-    idle: Rc<Cell<bool>>,
+    activity: Rc<Activity>,
+}
+
+/// The activity of a poller. Its handle has a copy, so that [`PollerHandle::wake`] costs a busy poller next to nothing.
+#[derive(Default)]
+struct Activity {
+    /// The poller has found work, or was woken, since the last sweep.
+    recent: Cell<bool>,
+    /// The poller is idle and not polled.
+    idle: Cell<bool>,
 }
 
 impl Entry {
@@ -70,9 +102,14 @@ impl Entry {
         let _running = Running(&self.running);
         let progress = self.poller.poll(ctx);
         if progress {
-            self.active.set(true);
+            self.activity.recent.set(true);
         }
         progress
+    }
+
+    /// Stops busy polling of this poller. Returns whether it saw work.
+    fn end(&self) -> bool {
+        self.begun.replace(false) && self.poller.poll_end()
     }
 }
 
@@ -93,12 +130,8 @@ impl Pollers {
         self.entries.borrow().is_empty()
     }
 
-    /// Returns whether any poller waits for work in progress.
-    pub(super) fn are_busy(&self) -> bool {
-        self.entries
-            .borrow()
-            .iter()
-            .any(|entry| !entry.removed.get() && entry.poller.is_busy())
+    pub(super) fn in_progress(&self) -> &InProgress {
+        &self.in_progress
     }
 
     /// Returns whether busy polling is on, so that peers need not notify.
@@ -106,11 +139,15 @@ impl Pollers {
         self.begun.get()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Rc<Entry>>)) {
-        let mut entries = self.list().to_vec();
-        change(&mut entries);
+    fn add(&self, entry: Rc<Entry>) {
+        // Copies the list if it is being walked.
+        Rc::make_mut(&mut self.entries.borrow_mut()).push(entry);
+    }
+
+    fn retain(&self, keep: impl Fn(&Rc<Entry>) -> bool) {
+        let kept = self.list().iter().filter(|entry| keep(entry)).cloned().collect();
         // Dropped without a borrow: the old list may be the last owner of a poller, whose drop may call us again.
-        let old = self.entries.replace(Rc::new(entries));
+        let old = self.entries.replace(Rc::new(kept));
         drop(old);
     }
 
@@ -131,31 +168,32 @@ impl Pollers {
         }
     }
 
-    /// Stops polling the pollers that have found nothing for some time. Must be called while no peer relies on polling.
-    pub(super) fn sweep(&self, now: Instant) {
-        debug_assert!(!self.begun.get());
+    /// Stops polling the pollers that have found nothing for some time. `poll_max` is the context's longest window.
+    pub(super) fn sweep(&self, now: Instant, poll_max: Duration) {
+        let idle_time = IDLE_TIME.max(poll_max.saturating_mul(IDLE_WINDOWS));
         match self.swept.get() {
-            Some(swept) if now.saturating_duration_since(swept) < IDLE_TIME => return,
+            Some(swept) if now.saturating_duration_since(swept) < idle_time => return,
             _ => self.swept.set(Some(now)),
         }
-        let is_idle = |entry: &Rc<Entry>| !entry.active.replace(false) && !entry.poller.is_busy();
+        // Its peer may rely on polling, and may have left work just now.
+        let is_idle = |entry: &Rc<Entry>| !entry.activity.recent.replace(false) && !entry.end();
         let idle: Vec<Rc<Entry>> = self.list().iter().filter(|e| is_idle(e)).cloned().collect();
         if idle.is_empty() {
             return;
         }
-        idle.iter().for_each(|entry| entry.idle.set(true));
-        self.change(|entries| entries.retain(|entry| !entry.idle.get()));
+        idle.iter().for_each(|entry| entry.activity.idle.set(true));
+        self.retain(|entry| !entry.activity.idle.get());
         self.idle.borrow_mut().extend(idle);
     }
 
     /// Resumes polling of an idle poller.
     fn wake(&self, entry: &Rc<Entry>) {
-        if !entry.idle.replace(false) {
+        if !entry.activity.idle.replace(false) {
             return;
         }
-        entry.active.set(true);
+        entry.activity.recent.set(true);
         self.idle.borrow_mut().retain(|other| !Rc::ptr_eq(other, entry));
-        self.change(|entries| entries.push(Rc::clone(entry)));
+        self.add(Rc::clone(entry));
     }
 
     /// Ends busy polling. Returns whether a poller saw work; then the context must not block.
@@ -165,7 +203,7 @@ impl Pollers {
         }
         let mut work = false;
         for entry in self.list().iter().filter(|entry| !entry.removed.get()) {
-            work |= entry.begun.replace(false) && entry.poller.poll_end();
+            work |= entry.end();
         }
         work
     }
@@ -177,28 +215,25 @@ pub struct PollerHandle {
     /// Weak, because the list owns the entry: a poller may own its handle without keeping itself alive.
     entry: Weak<Entry>,
     ctx: Weak<Inner>,
-    /// A copy of the entry's flag, so that `wake` costs a busy poller next to nothing.
-    idle: Rc<Cell<bool>>,
+    activity: Rc<Activity>,
 }
 
 impl PollerHandle {
     pub(super) fn new(ctx: &AioContext, poller: Rc<dyn Poller>) -> Self {
-        let idle = Rc::<Cell<bool>>::default();
+        let activity = Rc::<Activity>::default();
+        activity.recent.set(true);
         let entry = Rc::new(Entry {
             poller,
             removed: Cell::new(false),
             running: Cell::new(false),
             begun: Cell::new(false),
-            active: Cell::new(true),
-            idle: Rc::clone(&idle),
+            activity: Rc::clone(&activity),
         });
-        ctx.inner
-            .pollers
-            .change(|entries| entries.push(Rc::clone(&entry)));
+        ctx.inner.pollers.add(Rc::clone(&entry));
         Self {
             entry: Rc::downgrade(&entry),
             ctx: Rc::downgrade(&ctx.inner),
-            idle,
+            activity,
         }
     }
 
@@ -206,8 +241,10 @@ impl PollerHandle {
     /// does not come through polling: a kick, a signal.
     #[inline]
     pub fn wake(&self) {
-        if self.idle.get() {
+        if self.activity.idle.get() {
             self.resume();
+        } else {
+            self.activity.recent.set(true);
         }
     }
 
@@ -230,9 +267,7 @@ impl Drop for PollerHandle {
         inner.pollers.idle.borrow_mut().extend::<Vec<_>>(others);
         // Dropped without a borrow: it may be the last owner of the poller, whose drop may call us again.
         drop::<Vec<_>>(mine);
-        inner
-            .pollers
-            .change(|entries| entries.retain(|other| !Rc::ptr_eq(other, &entry)));
+        inner.pollers.retain(|other| !Rc::ptr_eq(other, &entry));
     }
 }
 
@@ -246,29 +281,29 @@ impl fmt::Debug for PollerHandle {
 mod tests {
     use super::*;
 
-    struct Worker(Cell<bool>);
-
-    impl Poller for Worker {
-        fn poll(&self, _ctx: &AioContext) -> bool {
-            false
-        }
-
-        fn is_busy(&self) -> bool {
-            self.0.get()
-        }
-    }
-
     /// A poller that finds work whenever the test says so.
     #[derive(Default)]
     struct Peer {
         finds: Cell<bool>,
         polls: Cell<u32>,
+        left_work: Cell<bool>,
+        begun: Cell<u32>,
+        ended: Cell<u32>,
     }
 
     impl Poller for Peer {
         fn poll(&self, _ctx: &AioContext) -> bool {
             self.polls.set(self.polls.get() + 1);
             self.finds.get()
+        }
+
+        fn poll_begin(&self) {
+            self.begun.set(self.begun.get() + 1);
+        }
+
+        fn poll_end(&self) -> bool {
+            self.ended.set(self.ended.get() + 1);
+            self.left_work.get()
         }
     }
 
@@ -284,18 +319,18 @@ mod tests {
         };
         let start = Instant::now();
         peers[0].finds.set(true);
-        pollers.sweep(start);
+        pollers.sweep(start, Duration::ZERO);
         assert_eq!(polls(&ctx), [1, 1], "new pollers are not idle");
-        pollers.sweep(start + IDLE_TIME / 2);
+        pollers.sweep(start + IDLE_TIME / 2, Duration::ZERO);
         assert_eq!(polls(&ctx), [1, 1]);
-        pollers.sweep(start + IDLE_TIME);
+        pollers.sweep(start + IDLE_TIME, Duration::ZERO);
         assert_eq!(polls(&ctx), [1, 0]);
         handles[1].wake();
         handles[1].wake();
         assert_eq!(polls(&ctx), [1, 1]);
         peers[0].finds.set(false);
-        pollers.sweep(start + 2 * IDLE_TIME);
-        pollers.sweep(start + 3 * IDLE_TIME);
+        pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
+        pollers.sweep(start + 3 * IDLE_TIME, Duration::ZERO);
         assert!(pollers.is_empty());
         let [first, second] = handles;
         drop(first);
@@ -305,17 +340,22 @@ mod tests {
     }
 
     #[test]
-    fn one_busy_poller_makes_the_context_busy() {
+    fn an_idle_poller_is_asked_for_work_before_it_is_skipped() {
         let ctx = AioContext::new().expect("a context");
-        let workers = [false; 3].map(|busy| Rc::new(Worker(Cell::new(busy))));
-        let [_first, second, _third] = workers
-            .each_ref()
-            .map(|worker| ctx.add_poller(Rc::clone(worker) as _));
-        let is_busy = || ctx.inner.pollers.are_busy();
-        assert!(!is_busy());
-        workers[1].0.set(true);
-        assert!(is_busy());
-        drop(second);
-        assert!(!is_busy());
+        let peer = Rc::new(Peer::default());
+        let _handle = ctx.add_poller(Rc::clone(&peer) as _);
+        let pollers = &ctx.inner.pollers;
+        let start = Instant::now();
+        pollers.sweep(start, Duration::ZERO);
+        // Busy polling goes on, so the peer was told not to notify.
+        pollers.begin();
+        peer.left_work.set(true);
+        pollers.sweep(start + IDLE_TIME, Duration::ZERO);
+        assert!(!pollers.is_empty(), "there is work");
+        pollers.begin();
+        peer.left_work.set(false);
+        pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
+        assert!(pollers.is_empty());
+        assert_eq!((peer.begun.get(), peer.ended.get()), (2, 2));
     }
 }

@@ -23,7 +23,7 @@ impl BlkQueue {
     /// # Errors
     /// An address, a size or an index is invalid, or the in-flight region is.
     pub fn start(&self, setup: RingSetup) -> Result<Option<usize>, RingError> {
-        let (mut ring, predecessor) = Ring::new(setup)?;
+        let (mut ring, predecessor) = Ring::new(setup, self.ctx.in_progress())?;
         if predecessor.lost > 0 {
             self.report_lost_requests(predecessor.lost);
         }

@@ -136,11 +136,6 @@ impl Poller for BlkQueue {
             .active_ring()
             .is_some_and(|ring| ring.split.has_work().unwrap_or(true))
     }
-
-    fn is_busy(&self) -> bool {
-        let state = self.state.borrow();
-        state.phase.ring().is_some_and(|ring| !ring.owned.is_empty())
-    }
 }
 
 impl State {

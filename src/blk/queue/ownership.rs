@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::latencies::Nanos;
+use crate::aio::InProgress;
 use crate::memory::MemoryView;
 
 /// A chain that the queue owns.
@@ -26,15 +27,18 @@ pub(super) struct Slot {
 pub(super) struct Owned {
     slots: Box<[Option<Slot>]>,
     count: u16,
+    /// Tells the event loop whether there are any.
+    in_progress: InProgress,
     /// Chains that stay unanswered when the ring stops.
     left: Vec<u16>,
 }
 
 impl Owned {
-    pub(super) fn new(ring_size: u16) -> Self {
+    pub(super) fn new(ring_size: u16, in_progress: InProgress) -> Self {
         Self {
             slots: std::iter::repeat_with(|| None).take(ring_size.into()).collect(),
             count: 0,
+            in_progress,
             left: Vec::new(),
         }
     }
@@ -52,6 +56,9 @@ impl Owned {
     #[inline]
     pub(super) fn take(&mut self, head: u16, slot: Slot) {
         self.slots[usize::from(head)] = Some(slot);
+        if self.count == 0 {
+            self.in_progress.begin();
+        }
         self.count += 1;
     }
 
@@ -60,6 +67,9 @@ impl Owned {
     pub(super) fn release(&mut self, head: u16) -> Option<Slot> {
         let slot = self.slots.get_mut(usize::from(head))?.take()?;
         self.count -= 1;
+        if self.count == 0 {
+            self.in_progress.end();
+        }
         Some(slot)
     }
 
@@ -73,5 +83,42 @@ impl Owned {
     /// Returns the chains that stay unanswered, in the order in which they were given up.
     pub(super) fn left(&self) -> &[u16] {
         &self.left
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            self.in_progress.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_is_in_progress_while_it_owns_chains() {
+        let slot = || Slot {
+            status: std::ptr::null_mut(),
+            written: 0,
+            bytes: 0,
+            taken: 0,
+            memory: MemoryView::new(std::sync::Arc::default()),
+        };
+        let in_progress = InProgress::default();
+        let mut rings = [(); 2].map(|()| Owned::new(4, in_progress.clone()));
+        for ring in &mut rings {
+            ring.take(0, slot());
+            ring.take(3, slot());
+        }
+        let [mut first, second] = rings;
+        drop(second);
+        assert!(in_progress.is_any() && first.release(3).is_some());
+        assert!(in_progress.is_any());
+        first.leave(0);
+        assert!(!in_progress.is_any() && first.is_empty());
+        assert!(first.release(0).is_none() && !in_progress.is_any());
     }
 }

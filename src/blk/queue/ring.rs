@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::latencies::Latencies;
 use super::ownership::Owned;
-use crate::aio::PollerHandle;
+use crate::aio::{InProgress, PollerHandle};
 use crate::memory::{DirtyLog, GuestMemory, MemoryView, RingLog};
 use crate::virtqueue::{ChainError, InflightArea, RingAddresses, RingError, RingFeatures, SplitRing};
 
@@ -126,7 +126,10 @@ pub(super) struct Predecessor {
 }
 
 impl Ring {
-    pub(super) fn new(setup: RingSetup) -> Result<(Box<Self>, Predecessor), RingError> {
+    pub(super) fn new(
+        setup: RingSetup,
+        in_progress: InProgress,
+    ) -> Result<(Box<Self>, Predecessor), RingError> {
         let mut split = SplitRing::new(
             &setup.memory,
             setup.addresses,
@@ -143,7 +146,7 @@ impl Ring {
         let mut ring = Box::new(Self {
             addresses: setup.addresses,
             memory: MemoryView::new(setup.memory),
-            owned: Owned::new(split.size()),
+            owned: Owned::new(split.size(), in_progress),
             latencies: Latencies::default(),
             split,
             log: None,
