@@ -1,4 +1,4 @@
-//! Sentences that the ratios of one case allow, and warnings about the machine.
+//! Sentences that the ratios of one case support, and warnings about the machine.
 
 use crate::report::Measured;
 use crate::sample::Summary;

@@ -1,4 +1,4 @@
-//! The load that a backend gets.
+//! The load on a backend.
 
 use std::fs::File;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) enum Frontend {
     GuestTcg,
 }
 
-/// A load. All candidates of a case get the same.
+/// A load. All candidates of a case get the same load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Load {
     pub(crate) frontend: Frontend,

@@ -174,7 +174,7 @@ fn an_image_with_lost_writes_is_not_released() {
 
     let mut to = Vm::connect(&destination, 0);
     to.share_memory();
-    assert!(start_is_refused(&mut to), "it would vouch for what is lost");
+    assert!(start_is_refused(&mut to), "a start would vouch for lost writes");
     let exit = run(
         &["--socket-path", "s", "--blk-file", lossy.device.path()],
         lossy.daemon.dir(),
