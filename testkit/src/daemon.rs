@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::memory::PATIENCE;
+use crate::neighbour::Neighbour;
 use crate::process::die_with_parent;
 
 /// Returns the path of the daemon. Cargo puts it one folder above the tests.
@@ -37,6 +38,9 @@ pub const IMAGE: &str = "disk.img";
 /// A running daemon with its image and socket. Dropping it kills the daemon.
 #[derive(Debug)]
 pub struct Daemon {
+    /// The user of a second disk, on the socket and image of these names.
+    neighbour: Option<Neighbour>,
+    neighbours_files: Option<[String; 2]>,
     child: Child,
     dir: TempDir,
     args: Vec<String>,
@@ -51,7 +55,7 @@ pub struct Exit {
     pub took: Duration,
 }
 
-/// The threads, descriptors and mappings that a process holds.
+/// The threads, descriptors and mappings that a process holds, without threads that come and go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holdings {
     pub threads: usize,
@@ -77,10 +81,44 @@ impl Daemon {
     pub fn start_with(dir: TempDir, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect::<Vec<_>>();
         let child = spawn(&dir, &args);
-        let mut daemon = Self { child, dir, args };
+        let mut daemon = Self {
+            neighbour: None,
+            neighbours_files: None,
+            child,
+            dir,
+            args,
+        };
         // The socket file appears a moment before the daemon accepts connections.
         daemon.wait_for(|daemon| daemon.output().contains("serving"), "serve");
         daemon
+    }
+
+    /// Uses a second disk from now on, as long as the daemon runs, and checks its data: see [`Neighbour`].
+    #[must_use]
+    pub fn with_neighbour(mut self, socket: &str, image: &str) -> Self {
+        self.neighbours_files = Some([socket, image].map(str::to_owned));
+        self.start_neighbour();
+        self
+    }
+
+    fn start_neighbour(&mut self) {
+        let start = |[socket, image]: &[String; 2]| {
+            Neighbour::start(&self.dir.path().join(socket), &self.dir.path().join(image))
+        };
+        self.neighbour = self.neighbours_files.as_ref().map(start);
+    }
+
+    fn end_neighbour(&mut self) {
+        if let Some(neighbour) = self.neighbour.take() {
+            neighbour.finish();
+        }
+    }
+
+    /// Checks that the second disk, if any, is served.
+    pub fn check_neighbour(&self) {
+        if let Some(neighbour) = &self.neighbour {
+            neighbour.check();
+        }
     }
 
     /// Ends the daemon with a signal, and starts another one on the same image and socket.
@@ -89,6 +127,7 @@ impl Daemon {
         self.child = spawn(&self.dir, &self.args);
         // A killed daemon leaves its socket file, so only a connection shows that the new one listens.
         drop(self.connect());
+        self.start_neighbour();
     }
 
     /// Starts a daemon with these options after the last one has ended.
@@ -176,6 +215,7 @@ impl Daemon {
 
     /// Sends a signal and waits for the daemon to exit.
     pub fn stop_with(&mut self, signal: libc::c_int) -> Exit {
+        self.end_neighbour();
         self.signal(signal);
         self.wait_for_exit()
     }
@@ -223,10 +263,12 @@ impl Daemon {
 
     /// Returns the holdings of the idle daemon after a first `session` has come and gone.
     pub fn idle_holdings(&mut self, session: impl Fn(&Self)) -> Holdings {
+        let before = self.holdings().mappings;
         session(self);
         // The daemon releases a frontend's memory with its connection, and the rest right after.
-        let is_memory = |name: &String| name.ends_with("(deleted)") && !name.starts_with("/[aio]");
-        let has_memory = |held: &Holdings| held.mappings.keys().any(is_memory);
+        let is_memory = |name: &&String| name.ends_with("(deleted)") && !name.starts_with("/[aio]");
+        let is_new = |name: &String| !before.contains_key(name);
+        let has_memory = |held: &Holdings| held.mappings.keys().filter(is_memory).any(is_new);
         self.wait_for(
             |daemon| !has_memory(&daemon.holdings()),
             "let go of its first connection",
@@ -256,6 +298,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // After a failure, the neighbour may be waiting for a daemon that is gone or stuck.
+        if !thread::panicking() && self.is_alive() {
+            self.end_neighbour();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
@@ -291,7 +337,7 @@ impl Holdings {
             .lines()
             .filter_map(|line| Some(line.get(73..)?.trim()).filter(is_ours));
         Self {
-            threads: list("task").filter(|task| is_own_thread(&task.path())).count(),
+            threads: list("task").filter(|task| stays(&task.path())).count(),
             fds: count(links.map(|link| without_numbers(&link.to_string_lossy()))),
             mappings: count(names.map(str::to_owned)),
         }
@@ -307,9 +353,10 @@ fn seen<T>(result: io::Result<T>, what: &str) -> Option<T> {
     }
 }
 
-/// Returns whether a thread is the daemon's own. The kernel starts and ends io_uring's workers at any time.
-fn is_own_thread(task: &Path) -> bool {
-    !fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("iou-"))
+/// Returns whether a thread stays. Workers start and end with the load, and so do the kernel's for io_uring.
+fn stays(task: &Path) -> bool {
+    let is_worker = |name: String| name.starts_with("worker-") || name.starts_with("iou-");
+    !fs::read_to_string(task.join("comm")).is_ok_and(is_worker)
 }
 
 /// Removes the number from a name like `socket:[123]`, because it changes with each connection.

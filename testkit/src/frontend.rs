@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags as Blk, VirtioBlkQueue,
@@ -192,19 +192,23 @@ impl Queue {
     /// # Panics
     /// Nothing completes for a long time.
     pub fn wait(&mut self) -> (Vec<Done>, u64) {
-        let deadline = Instant::now() + PATIENCE;
+        let completed = self.wait_at_most(PATIENCE);
+        completed.unwrap_or_else(|| panic!("{} requests do not complete", self.in_flight()))
+    }
+
+    /// Like [`wait`](Self::wait), but returns `None` if nothing completes within `time`.
+    pub fn wait_at_most(&mut self, time: Duration) -> Option<(Vec<Done>, u64)> {
+        let deadline = Instant::now() + time;
         let mut notifications = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                wait_readable(&*self.call, left),
-                "{} requests do not complete",
-                self.in_flight()
-            );
+            if !wait_readable(&*self.call, left) {
+                return None;
+            }
             notifications += self.call.read().expect("read the call eventfd");
             let done = self.reap();
             if !done.is_empty() {
-                return (done, notifications);
+                return Some((done, notifications));
             }
         }
     }

@@ -15,6 +15,8 @@ pub mod frontend;
 #[cfg(feature = "daemon")]
 pub mod full;
 #[cfg(feature = "daemon")]
+pub mod fuse;
+#[cfg(feature = "daemon")]
 pub mod guest;
 pub mod inflight;
 #[cfg(feature = "daemon")]
@@ -23,6 +25,8 @@ pub mod loop_device;
 pub mod machine;
 pub mod memory;
 pub mod message;
+#[cfg(feature = "daemon")]
+pub mod neighbour;
 #[cfg(feature = "daemon")]
 pub mod process;
 #[cfg(feature = "daemon")]

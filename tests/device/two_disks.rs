@@ -205,9 +205,7 @@ fn body_of_adding_and_removing() {
         });
         // After these rounds, everything that outlives a disk exists: rings, pools, the C library's caches.
         (0..20).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
-        let mut limit = holdings();
-        // Workers start and end by themselves: those of the pools, and one writer for each disk on each IOThread.
-        limit.threads += usize::from(QUEUES) * (WORKERS + 2);
+        let limit = holdings();
         (0..ROUNDS).for_each(|round| come_and_go(&mut disks, round, dir.path(), &iothreads));
         let deadline = Instant::now() + PATIENCE;
         while !holdings().is_within(&limit) {

@@ -10,7 +10,6 @@ mod allocations;
 mod choice;
 mod disk;
 mod each;
-mod fuse;
 mod merge;
 mod model;
 mod share;

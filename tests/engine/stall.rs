@@ -6,8 +6,8 @@ use vhost_user_blk::io::IoOp;
 use vhost_user_blk::storage::OpenOptions;
 
 use crate::disk::Disk;
-use crate::fuse::StalledFile;
 use crate::support::{Buffers, Image, On};
+use testkit::fuse::StalledFile;
 use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;

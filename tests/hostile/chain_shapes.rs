@@ -3,7 +3,7 @@
 //! A chain that can be answered is answered. Any other chain breaks its ring, and nothing else.
 
 use testkit::daemon::Daemon;
-use testkit::target::image;
+use testkit::target::{image, serve};
 use testkit::vm::{
     DATA, Desc, FILL, GUEST, HEADER, INDIRECT, MEMORY, NEXT, Outcome, SECTOR, SEGMENTS, STATUS, TABLE, Vm,
     header, indirect, linked, readable, writable,
@@ -16,7 +16,7 @@ const IOERR: u8 = 1;
 const END: u64 = GUEST + MEMORY as u64;
 
 fn start() -> (Daemon, Vm) {
-    let daemon = Daemon::start(&image(), &["--num-queues", "2"]);
+    let daemon = serve(&image(), &["--num-queues", "2"]);
     let vm = Vm::start(&daemon, 2);
     (daemon, vm)
 }
@@ -302,7 +302,7 @@ fn impossible_indirect_tables_break_only_their_ring() {
 }
 
 fn break_rings(cases: Vec<Impossible>) {
-    let mut daemon = Daemon::start(&image(), &["--num-queues", "2"]);
+    let mut daemon = serve(&image(), &["--num-queues", "2"]);
     for Impossible {
         name,
         descs,
@@ -336,7 +336,7 @@ fn break_rings(cases: Vec<Impossible>) {
 
 #[test]
 fn data_outside_memory_fails_or_breaks_the_ring() {
-    let mut daemon = Daemon::start(&image(), &["--num-queues", "2"]);
+    let mut daemon = serve(&image(), &["--num-queues", "2"]);
     for (name, addr, len) in [
         ("behind the memory", END, 512),
         ("over the end of the memory", END - 256, 512),

@@ -1,6 +1,6 @@
 //! Requests that a disk must refuse, and the exact answers.
 
-use testkit::daemon::Daemon;
+use testkit::target::serve;
 use testkit::vm::{DATA, FILL, HEADER, SECTOR, SEGMENTS, STATUS, Vm, header, readable, writable};
 
 const OK: u8 = 0;
@@ -61,7 +61,7 @@ fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 
 #[test]
 fn transfers_outside_the_disk_fail_without_effect() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     for (name, sector, len) in [
         ("just behind the end", SECTORS, 512),
@@ -96,7 +96,7 @@ fn transfers_outside_the_disk_fail_without_effect() {
 
 #[test]
 fn reads_never_expose_another_requests_data() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, IN, 7, 512), Some((OK, 513)));
     assert_eq!(transfer(&mut vm, IN, SECTORS, 512), Some((IOERR, 1)));
@@ -105,7 +105,7 @@ fn reads_never_expose_another_requests_data() {
 
 #[test]
 fn a_read_only_disk_refuses_all_writes() {
-    let daemon = Daemon::start(&image(), &["--read-only"]);
+    let daemon = serve(&image(), &["--read-only"]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, OUT, 0, 512), Some((IOERR, 1)));
     assert_eq!(
@@ -126,7 +126,7 @@ fn a_read_only_disk_refuses_all_writes() {
 
 #[test]
 fn unknown_requests_are_unsupported() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     for kind in [2, 3, 5, 7, 9, 10, 12, SECURE_ERASE, 15, 16, 99, 1 << 31, u32::MAX] {
         vm.poke(HEADER, &header(kind, 0));
@@ -139,7 +139,7 @@ fn unknown_requests_are_unsupported() {
 
 #[test]
 fn segments_are_checked_one_by_one() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     let many = segment(0, 1, 0).repeat(4096);
     let cases: Vec<(&str, u32, Vec<u8>, u8)> = vec![
@@ -228,7 +228,7 @@ fn segments_are_checked_one_by_one() {
 
 #[test]
 fn segments_may_be_spread_over_descriptors() {
-    let mut daemon = Daemon::start(&image(), &[]);
+    let mut daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     vm.poke(HEADER, &header(WRITE_ZEROES, 0));
     vm.poke(SEGMENTS, &segment(5, 1, 0));
@@ -244,7 +244,7 @@ fn segments_may_be_spread_over_descriptors() {
 #[test]
 fn write_zeroes_changes_its_range_only() {
     for flags in [0, 1] {
-        let mut daemon = Daemon::start(&image(), &[]);
+        let mut daemon = serve(&image(), &[]);
         let mut vm = Vm::start(&daemon, 1);
         assert_eq!(
             with_segments(&mut vm, WRITE_ZEROES, &segment(7, 20, flags)),
@@ -259,7 +259,7 @@ fn write_zeroes_changes_its_range_only() {
 
 #[test]
 fn a_serial_number_never_exceeds_its_buffer() {
-    let daemon = Daemon::start(&image(), &["--serial", "0123456789abcdefghij"]);
+    let daemon = serve(&image(), &["--serial", "0123456789abcdefghij"]);
     let mut vm = Vm::start(&daemon, 1);
     for len in [1, 5, 19, 20, 21, 512] {
         vm.poke(HEADER, &header(GET_ID, 0));
@@ -288,7 +288,7 @@ fn a_serial_number_never_exceeds_its_buffer() {
 
 #[test]
 fn a_request_with_half_a_header_fails() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     vm.poke(HEADER, &header(FLUSH, 0));
     for len in [1, 8, 15] {
@@ -304,7 +304,7 @@ fn a_request_with_half_a_header_fails() {
 
 #[test]
 fn data_in_the_wrong_direction_is_not_touched() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     // A write whose data is only writable for the device, and a read whose data is only readable.
     for (kind, data) in [(OUT, writable(DATA, 512)), (IN, readable(DATA, 512))] {
@@ -321,7 +321,7 @@ fn data_in_the_wrong_direction_is_not_touched() {
 
 #[test]
 fn a_flush_ignores_what_comes_with_it() {
-    let daemon = Daemon::start(&image(), &[]);
+    let daemon = serve(&image(), &[]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, FLUSH, u64::MAX, 512), Some((OK, 1)));
     assert_eq!(vm.peek(DATA, SECTOR), [FILL; SECTOR]);
@@ -329,7 +329,7 @@ fn a_flush_ignores_what_comes_with_it() {
 
 #[test]
 fn a_large_block_size_binds_every_request() {
-    let daemon = Daemon::start(&image(), &["--logical-block-size", "4096"]);
+    let daemon = serve(&image(), &["--logical-block-size", "4096"]);
     let mut vm = Vm::start(&daemon, 1);
     assert_eq!(transfer(&mut vm, IN, 8, 4096), Some((OK, 4097)));
     // A sector is 512 bytes whatever the block size. A request that splits a block may be served or refused.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use testkit::daemon::Daemon;
 use testkit::memory::{PATIENCE, wait_readable};
 use testkit::raw::{Answer, Region, msg};
-use testkit::target::{SECTORS, image};
+use testkit::target::{SECTORS, image, serve};
 use testkit::vm::{
     DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, TABLE, USER, Vm, header,
     indirect, linked, readable, writable,
@@ -14,7 +14,7 @@ use testkit::vm::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn start(options: &[&str]) -> Daemon {
-    Daemon::start(&image(), &[&["--num-queues", "2"], options].concat())
+    serve(&image(), &[&["--num-queues", "2"], options].concat())
 }
 
 /// Checks that the daemon runs and serves a connection.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use vhost_user_blk::storage::{ImageLock, LockError, RawFile};
 
-use crate::fuse::StalledFile;
 use crate::support::{Image, On, message, options};
+use testkit::fuse::StalledFile;
 use testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;

@@ -7,9 +7,6 @@
 
 mod block_device;
 mod durability;
-#[path = "../engine/fuse.rs"]
-#[allow(dead_code, reason = "shared with the tests of the engines")]
-mod fuse;
 mod io;
 mod lock;
 mod model;

@@ -1,4 +1,4 @@
-//! A file that stalls on request and cannot be locked. It is the root of a FUSE file system that the test serves.
+//! A file that stalls on request and cannot be locked: the root of a FUSE file system that the test serves.
 //!
 //! The mount is in a mount namespace of the calling thread, so that nothing is left over, however the test ends.
 
@@ -6,18 +6,22 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
+use crate::daemon::binary;
+
 /// Operations from `linux/fuse.h`.
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
+const WRITE: u32 = 16;
 const STATFS: u32 = 17;
 const RELEASE: u32 = 18;
+const FSYNC: u32 = 20;
 const INIT: u32 = 26;
 /// GETLK, SETLK, SETLKW.
 const LOCKS: [u32; 3] = [31, 32, 33];
@@ -27,11 +31,11 @@ const MINOR: u32 = 31;
 /// The flag in INIT that makes the server responsible for locks.
 const POSIX_LOCKS: u32 = 1 << 1;
 
-/// Time limit for a read that waits.
-const LONG: Duration = Duration::from_secs(20);
+/// Time limit for a request that waits.
+const LONG: Duration = Duration::from_secs(100);
 
-/// A file full of the byte 1. Its reads wait for [`Self::let_go`].
-pub(crate) struct StalledFile {
+/// A file full of the byte 1. It answers no read, write or flush before [`Self::let_go`].
+pub struct StalledFile {
     mount_point: NamedTempFile,
     gate: Arc<Gate>,
     server: Option<JoinHandle<()>>,
@@ -51,7 +55,8 @@ struct GateState {
 
 impl StalledFile {
     /// Mounts the file, for the calling thread only.
-    pub(crate) fn mount(size: u64) -> io::Result<Self> {
+    pub fn mount(size: u64) -> io::Result<Self> {
+        binary();
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         // SAFETY: takes numbers only.
         check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
@@ -75,18 +80,34 @@ impl StalledFile {
         })
     }
 
-    pub(crate) fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.mount_point.path().to_owned()
     }
 
-    /// Whether a read has begun.
-    pub(crate) fn has_reader(&self) -> bool {
-        self.gate.state.lock().unwrap().arrived
+    /// Whether a request waits.
+    pub fn has_reader(&self) -> bool {
+        self.gate.lock().arrived
     }
 
-    /// Lets waiting and later reads continue.
-    pub(crate) fn let_go(&self) {
-        self.gate.state.lock().unwrap().open = true;
+    /// Lets requests continue when the returned value is dropped. Not even SIGKILL ends a process whose request waits.
+    pub fn let_go_at_the_end(&self) -> impl Drop + use<'_> {
+        struct LetGo<'a>(&'a StalledFile);
+        impl Drop for LetGo<'_> {
+            fn drop(&mut self) {
+                self.0.let_go();
+            }
+        }
+        LetGo(self)
+    }
+
+    /// Makes requests wait again.
+    pub fn stall(&self) {
+        *self.gate.lock() = GateState::default();
+    }
+
+    /// Lets waiting and later requests continue.
+    pub fn let_go(&self) {
+        self.gate.lock().open = true;
         self.gate.changed.notify_all();
     }
 }
@@ -125,7 +146,7 @@ fn mount(
 }
 
 fn c_path(path: &Path) -> std::ffi::CString {
-    std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap()
+    std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL")
 }
 
 fn check(rc: libc::c_int) -> io::Result<()> {
@@ -139,20 +160,20 @@ fn check(rc: libc::c_int) -> io::Result<()> {
 /// Answers requests until the file system is unmounted.
 fn serve(mut device: &File, size: u64, gate: &Gate) {
     let mut buffer = vec![0; 1 << 20];
+    let mut content = vec![1; usize::try_from(size).expect("a small file")];
     loop {
         match device.read(&mut buffer) {
-            Ok(len) => answer(device, &buffer[..len], size, gate),
+            Ok(len) => answer(device, &buffer[..len], &mut content, gate),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }
     }
 }
 
-fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
-    let u32_at = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
-    let opcode = u32_at(4);
+fn answer(mut device: &File, request: &[u8], content: &mut [u8], gate: &Gate) {
+    let u32_at = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().expect("four bytes"));
     let (mut error, mut body) = (0, Vec::new());
-    match opcode {
+    match u32_at(4) {
         INIT => {
             [7, MINOR, 0, POSIX_LOCKS, 0, 1 << 17, 1]
                 .iter()
@@ -161,29 +182,43 @@ fn answer(mut device: &File, request: &[u8], size: u64, gate: &Gate) {
         }
         GETATTR => {
             body.resize(16, 0);
-            attributes(&mut body, size);
+            attributes(&mut body, content.len() as u64);
         }
         OPEN => body.resize(16, 0),
         STATFS => body.resize(80, 0),
         RELEASE => {}
         READ => {
             gate.pass();
-            let offset = u64::from_ne_bytes(request[48..56].try_into().unwrap());
-            let len = u64::from(u32_at(56)).min(size.saturating_sub(offset));
-            body.resize(usize::try_from(len).unwrap(), 1);
+            body.extend(&*part(request, u32_at(56), content));
         }
+        WRITE => {
+            gate.pass();
+            let part = part(request, u32_at(56), content);
+            part.copy_from_slice(&request[80..80 + part.len()]);
+            put(&mut body, u32_at(56));
+            put(&mut body, 0);
+        }
+        FSYNC => gate.pass(),
         // NFS without its lock server answers the same.
-        _ if LOCKS.contains(&opcode) => error = -libc::ENOLCK,
-        _ if SILENT.contains(&opcode) => return,
+        opcode if LOCKS.contains(&opcode) => error = -libc::ENOLCK,
+        opcode if SILENT.contains(&opcode) => return,
         _ => error = -libc::ENOSYS,
     }
     let mut reply = Vec::new();
-    put(&mut reply, u32::try_from(16 + body.len()).unwrap());
+    put(&mut reply, u32::try_from(16 + body.len()).expect("a short reply"));
     reply.extend(i32::to_ne_bytes(error));
     reply.extend(&request[8..16]);
     reply.extend(body);
     // The write fails if the reader is gone.
     let _ = device.write(&reply);
+}
+
+/// Returns the bytes of the file that a read or write of `len` bytes concerns.
+fn part<'a>(request: &[u8], len: u32, content: &'a mut [u8]) -> &'a mut [u8] {
+    let offset = u64::from_ne_bytes(request[48..56].try_into().expect("eight bytes"));
+    let start = usize::try_from(offset).map_or(content.len(), |offset| offset.min(content.len()));
+    let end = content.len().min(start + usize::try_from(len).expect("it fits"));
+    &mut content[start..end]
 }
 
 /// `struct fuse_attr` of a regular file.
@@ -202,11 +237,15 @@ fn put(bytes: &mut Vec<u8>, word: u32) {
 }
 
 impl Gate {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().expect("nobody panics")
+    }
+
     fn pass(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.lock();
         state.arrived = true;
         // The time limit makes a test fail, and not hang, if its own thread waits here.
         let waited = self.changed.wait_timeout_while(state, LONG, |state| !state.open);
-        drop(waited.unwrap());
+        drop(waited.expect("nobody panics"));
     }
 }
