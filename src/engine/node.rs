@@ -221,7 +221,7 @@ impl BlockNode {
                 .channel()
                 .into(),
             Self::NullCo(null) => {
-                let pool = (plan.executor == Executor::Threads).then(|| resources.pool().clone());
+                let pool = (plan.executor == Executor::Threads).then(|| resources.pool().with_share());
                 NullCoChannel::new(null, pool).into()
             }
             Self::NullAio(null, latency) => NullAioChannel::new(resources.ctx(), null, *latency).into(),

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     figures::Counters,
+    shares::ShareId,
     state::State,
     steps::{Actions, Next, Queued, Woken},
 };
@@ -61,6 +62,8 @@ struct Locked<W> {
 pub(super) struct Batch<W> {
     /// Taken from the queue, not started.
     pub(super) taken: VecDeque<Queued<W>>,
+    /// The share that the jobs belong to, from the moment they are taken until the last of them is finished.
+    share: Option<ShareId>,
     /// Finished, not delivered to the context yet.
     pub(super) finished: Vec<Finished<W>>,
     /// The last jobs did not block.
@@ -77,6 +80,7 @@ impl<W> Batch<W> {
     fn new(poll_max: Duration) -> Self {
         Self {
             taken: VecDeque::new(),
+            share: None,
             finished: Vec::new(),
             quick: false,
             serial: false,
@@ -123,8 +127,10 @@ struct Round {
 
 impl<W> Locked<W> {
     fn deliver(&mut self, batch: &mut Batch<W>) {
-        if !batch.finished.is_empty() {
-            self.state.finished(batch.finished.len(), batch.quick);
+        if let Some(share) = batch.share
+            && !batch.finished.is_empty()
+        {
+            self.state.finished(share, batch.finished.len(), batch.quick);
             self.done.append(&mut batch.finished);
         }
     }
@@ -163,8 +169,8 @@ impl<W> Core<W> {
         lock(&self.locked).state.begin_spawn()
     }
 
-    pub(super) fn take_inline(&self) -> Option<W> {
-        lock(&self.locked).state.take_inline()
+    pub(super) fn take_inline(&self, jobs: &mut impl Extend<W>) {
+        lock(&self.locked).state.take_inline(jobs);
     }
 
     /// Moves a queued job to the finished jobs, as cancelled. Returns whether it was still queued.
@@ -208,7 +214,7 @@ impl<W> Core<W> {
             }
             host.apply(round.actions);
             match round.next {
-                Next::Run => {
+                Next::Run(_) => {
                     while host.run(&mut batch) {
                         lock(&self.locked).deliver(&mut batch);
                     }
@@ -249,8 +255,13 @@ impl<W> Core<W> {
         locked.deliver(batch);
         let completed = !locked.told && !locked.done.is_empty();
         locked.told |= completed;
-        locked.state.give_back(&mut batch.taken);
+        if let Some(share) = batch.share.take() {
+            locked.state.end_batch(share, &mut batch.taken);
+        }
         let (next, actions) = locked.state.next(batch.quick, &mut batch.taken);
+        if let Next::Run(share) = next {
+            batch.share = Some(share);
+        }
         (batch.serial, batch.begun) = (locked.state.is_serial(), None);
         let poll = next == Next::Sleep && !locked.polling && !batch.window.current().is_zero();
         locked.polling |= poll;
@@ -359,11 +370,11 @@ mod tests {
             }
         };
         thread::scope(|scope| {
-            let _ = core.with(|state| state.submit(0..1));
+            let _ = core.with(|state| state.submit(ShareId::FIRST, 0..1));
             assert!(core.begin_spawn());
             scope.spawn(|| core.work(&sizes, Duration::from_secs(60)));
             sleeping();
-            let _ = core.with(|state| state.submit(0..8));
+            let _ = core.with(|state| state.submit(ShareId::FIRST, 0..8));
             sleeping();
             let _ = core.with(|state| ((), state.stop()));
         });

@@ -6,6 +6,10 @@ pub struct ThreadPoolParams {
     /// The number of workers kept even when idle; at most `max_threads`.
     pub min_threads: usize,
     /// The highest number of workers; at least 1.
+    ///
+    /// While a pool has several [shares](super::ThreadPool::with_share), a share occupies at most twice as many workers
+    /// as it leaves free, or one. If it finds none at all, the pool makes one more worker for it. So there is at most
+    /// one worker more for each share after the first.
     pub max_threads: usize,
 }
 

@@ -7,6 +7,7 @@ use loom::{model::Builder, thread};
 use super::{
     core::{Batch, Core, Finished, Host, Outcome},
     figures::ThreadPoolParams,
+    shares::ShareId,
     state::State,
     steps::Actions,
 };
@@ -103,7 +104,11 @@ impl Rig {
     }
 
     fn submit(&self, works: impl IntoIterator<Item = usize>) -> u64 {
-        let (id, actions) = self.worker.0.core.with(|state| state.submit(works));
+        let (id, actions) = self
+            .worker
+            .0
+            .core
+            .with(|state| state.submit(ShareId::FIRST, works));
         self.worker.apply(actions);
         id
     }

@@ -4,6 +4,9 @@
 //! order of submission. One bottom half delivers the results, inside one [`DeferScope`](crate::defer::DeferScope) per
 //! batch.
 //!
+//! Each disk has a share of the pool, because its jobs may block for ever. Workers take jobs of the shares in turns, and
+//! no share can occupy the workers that others need.
+//!
 //! The number of workers follows the load. Jobs that do not block need few workers, which then take several jobs at
 //! once. Jobs that block get a worker each, up to the limit. Idle workers end.
 //!
@@ -16,6 +19,7 @@ mod future;
 #[cfg(all(test, loom))]
 mod loom;
 mod pool;
+mod shares;
 mod spawner;
 mod state;
 mod steps;

@@ -10,10 +10,13 @@ use std::{
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{
     Counters, Spawner, ThreadPoolParams, Work,
     core::{Core, Finished},
     future,
+    shares::ShareId,
     state::{BATCH, State},
     steps::Actions,
     worker::{Shared, run_one},
@@ -43,14 +46,23 @@ impl WorkId {
     }
 }
 
-/// A pool of workers, bound to the context whose thread made it. Clones share the pool.
+/// A pool of workers, bound to the context whose thread made it. Clones share the pool, and also the share of its
+/// workers.
 ///
 /// The last clone may be dropped only when no job is in flight. The drop waits for every worker, even for workers that
 /// are still being created. If a job is in flight, the drop first waits for it and completes it; then a debug build
 /// panics.
 #[derive(Clone)]
 pub struct ThreadPool {
+    // Dropped before the pool.
+    share: Rc<Share>,
     inner: Rc<Inner>,
+}
+
+/// A share of a pool. Dropping it removes the share.
+struct Share {
+    pool: Weak<Inner>,
+    id: ShareId,
 }
 
 struct Inner {
@@ -140,7 +152,28 @@ impl ThreadPool {
                 watch: ctx.timer(upgraded(weak, Inner::tick)),
             }
         });
-        Self { inner }
+        let share = Share {
+            pool: Rc::downgrade(&inner),
+            id: ShareId::FIRST,
+        };
+        Self {
+            share: Rc::new(share),
+            inner,
+        }
+    }
+
+    /// Makes a handle of the same pool whose jobs have a share of their own: see [`ThreadPoolParams::max_threads`]. The
+    /// share lasts as long as the handle and its clones.
+    #[must_use]
+    pub fn with_share(&self) -> Self {
+        let share = Share {
+            pool: Rc::downgrade(&self.inner),
+            id: self.inner.change(|state| (state.add_share(), Actions::default())),
+        };
+        Self {
+            share: Rc::new(share),
+            inner: Rc::clone(&self.inner),
+        }
     }
 
     /// Makes another pool for `ctx`, with the spawner and idle time of this one.
@@ -171,13 +204,13 @@ impl ThreadPool {
 
     /// Queues one job.
     pub fn submit(&self, work: Box<dyn Work>) -> WorkId {
-        self.inner.submit(1, std::iter::once(work))
+        self.inner.submit(self.share.id, 1, std::iter::once(work))
     }
 
     /// Queues all of `works` in order, at the cost of queuing one, and leaves the list empty. Returns the id of the
     /// first job; the other ids follow it in order.
     pub fn submit_batch(&self, works: &mut Vec<Box<dyn Work>>) -> WorkId {
-        self.inner.submit(works.len(), works.drain(..))
+        self.inner.submit(self.share.id, works.len(), works.drain(..))
     }
 
     /// Cancels a job that no worker has taken. The job is completed in a later pass, with
@@ -238,9 +271,9 @@ impl ThreadPool {
 }
 
 impl Inner {
-    fn submit(&self, count: usize, works: impl Iterator<Item = Box<dyn Work>>) -> WorkId {
+    fn submit(&self, share: ShareId, count: usize, works: impl Iterator<Item = Box<dyn Work>>) -> WorkId {
         self.in_flight.set(self.in_flight.get() + count);
-        WorkId(self.change(|state| state.submit(works)))
+        WorkId(self.change(|state| state.submit(share, works)))
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State<Box<dyn Work>>) -> (T, Actions)) -> T {
@@ -296,17 +329,33 @@ impl Inner {
         self.run_inline();
     }
 
-    /// Runs some queued jobs on this thread, if there are no workers.
-    fn run_inline(&self) {
-        for _ in 0..BATCH {
-            let Some(work) = self.shared.core.take_inline() else {
-                return;
-            };
+    /// Runs some queued jobs on this thread, if there are no workers. Returns whether there were any.
+    fn run_some(&self) -> bool {
+        let mut jobs = SmallVec::<[Box<dyn Work>; BATCH]>::new();
+        self.shared.core.take_inline(&mut jobs);
+        let any = !jobs.is_empty();
+        for work in jobs {
             let finished = run_one(work);
             self.collected.borrow_mut().push_back(finished);
-            self.completion.schedule();
         }
-        self.shared.care.schedule();
+        any
+    }
+
+    fn run_inline(&self) {
+        if self.run_some() {
+            self.completion.schedule();
+            self.shared.care.schedule();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.id != ShareId::FIRST
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.change(|state| ((), state.remove_share(self.id)));
+        }
     }
 }
 
@@ -315,9 +364,7 @@ impl Drop for Inner {
         self.change(|state| ((), state.stop()));
         self.shared.join();
         let forgotten = self.in_flight.get();
-        while let Some(work) = self.shared.core.take_inline() {
-            self.collected.borrow_mut().push_back(run_one(work));
-        }
+        while self.run_some() {}
         if let Some(ctx) = self.ctx.upgrade() {
             self.complete(&ctx);
         }

@@ -4,12 +4,13 @@
 //!
 //! Invariants, at any time outside a call:
 //! - `idle` workers sleep and have not been woken. A worker leaves `idle` when it is woken, not when it runs.
-//! - While jobs are queued, something will take them: a worker that runs a job, a wakeup not consumed yet, a thread
-//!   requested or created, or (without any worker) `Actions::inline` was returned.
+//! - While jobs are queued that a worker may take (see `shares`), something will take them: a worker that runs a job, a
+//!   wakeup not consumed yet, a thread requested or created, or (without any worker) `Actions::inline` was returned.
 
 use std::{collections::VecDeque, time::Duration};
 
 use super::figures::{Counters, ThreadPoolParams};
+use super::shares::{ShareId, Shares};
 use super::steps::{Actions, Next, Queued, Watch, Woken};
 
 #[cfg(all(test, not(loom)))]
@@ -37,7 +38,7 @@ pub(super) struct State<W> {
     params: ThreadPoolParams,
     /// The pool has at most one worker, which may delay the delivery of finished jobs.
     serial: bool,
-    queue: VecDeque<Queued<W>>,
+    shares: Shares<W>,
     next_id: u64,
     cur: usize,
     idle: usize,
@@ -53,8 +54,6 @@ pub(super) struct State<W> {
     taken_at_tick: u64,
     /// Rises with blocking jobs and falls with quick ones.
     slowness: u8,
-    /// Quick rounds left until workers may take several jobs at once.
-    caution: u8,
     /// The reason for the pending `tick`, if one is pending.
     watch: Option<Watch>,
     wakeups: u64,
@@ -66,7 +65,7 @@ impl<W> State<W> {
         Self {
             params,
             serial: false,
-            queue: VecDeque::new(),
+            shares: Shares::new(),
             next_id: 0,
             cur: 0,
             idle: 0,
@@ -79,7 +78,6 @@ impl<W> State<W> {
             taken_at_ask: 0,
             taken_at_tick: 0,
             slowness: 0,
-            caution: 0,
             watch: None,
             wakeups: 0,
             spawn_failures: 0,
@@ -109,7 +107,7 @@ impl<W> State<W> {
             pending_threads: self.pending,
             min_threads: self.params.min_threads,
             max_threads: self.params.max_threads,
-            queued: self.queue.len(),
+            queued: self.shares.queued(),
             active: self.active,
             wakeups: self.wakeups,
             spawn_failures: self.spawn_failures,
@@ -123,18 +121,17 @@ impl<W> State<W> {
 
     // ---- Called by the context ----
 
-    /// Queues jobs. Returns the id of the first; the other ids follow it in order.
-    pub(super) fn submit(&mut self, works: impl IntoIterator<Item = W>) -> (u64, Actions) {
-        let first = self.next_id;
-        for work in works {
-            self.queue.push_back(Queued {
-                id: self.next_id,
-                work,
-            });
-            self.next_id += 1;
-        }
+    /// Queues jobs of a share. Returns the id of the first; the other ids follow it in order.
+    pub(super) fn submit(&mut self, share: ShareId, works: impl IntoIterator<Item = W>) -> (u64, Actions) {
+        let (first, next) = (self.next_id, &mut self.next_id);
+        let number = |work| {
+            let id = *next;
+            *next += 1;
+            Queued { id, work }
+        };
+        self.shares.queue(share, works.into_iter().map(number));
         let mut actions = self.serve_queue();
-        if self.serial && !self.queue.is_empty() {
+        if self.serial && self.shares.queued() > 0 {
             self.watch(Watch::Stall, &mut actions);
         }
         (first, actions)
@@ -142,22 +139,35 @@ impl<W> State<W> {
 
     /// Removes a job from the queue, unless a worker has taken it.
     pub(super) fn cancel(&mut self, id: u64) -> Option<W> {
-        let index = self.queue.binary_search_by_key(&id, |queued| queued.id).ok()?;
-        self.queue.remove(index).map(|queued| queued.work)
+        self.shares.cancel(id)
+    }
+
+    /// Adds a share.
+    pub(super) fn add_share(&mut self) -> ShareId {
+        self.shares.add()
+    }
+
+    /// Removes a share that has no job left. The others may then have more workers.
+    pub(super) fn remove_share(&mut self, share: ShareId) -> Actions {
+        self.shares.remove(share);
+        let mut actions = self.serve_queue();
+        self.wake(
+            self.cur.saturating_sub(self.most_workers()).min(self.idle),
+            &mut actions,
+        );
+        actions
     }
 
     /// Changes the limits. Missing workers are requested, and surplus workers are woken so that they end.
     pub(super) fn set_params(&mut self, params: ThreadPoolParams) -> Actions {
         self.params = params;
         let mut actions = Actions::default();
-        let uncreated = self.cur.saturating_sub(params.max_threads).min(self.new);
+        let most = self.most_workers();
+        let uncreated = self.cur.saturating_sub(most).min(self.new);
         self.cur -= uncreated;
         self.new -= uncreated;
         self.ask_for_minimum(&mut actions);
-        self.wake(
-            self.cur.saturating_sub(params.max_threads).min(self.idle),
-            &mut actions,
-        );
+        self.wake(self.cur.saturating_sub(most).min(self.idle), &mut actions);
         actions
     }
 
@@ -166,13 +176,13 @@ impl<W> State<W> {
         self.watch = None;
         let mut actions = Actions::default();
         self.ask_for_minimum(&mut actions);
-        if !self.queue.is_empty() && self.idle == 0 && self.may_ask() {
+        if self.has_next() && self.idle == 0 && self.may_ask() {
             if self.is_slow() || self.live() == 0 || self.advanced_little_since(self.taken_at_tick) {
                 self.ask(&mut actions);
             }
             self.watch(Watch::Stall, &mut actions);
         }
-        if self.serial && self.active + self.queue.len() > 0 {
+        if self.serial && self.active + self.shares.queued() > 0 {
             self.watch(Watch::Stall, &mut actions);
         }
         actions
@@ -188,12 +198,11 @@ impl<W> State<W> {
         actions
     }
 
-    /// Takes a queued job to run it on the context's thread, if no worker exists or is being created.
-    pub(super) fn take_inline(&mut self) -> Option<W> {
-        if self.cur > 0 {
-            return None;
+    /// Takes some queued jobs to run them on the context's thread, if no worker exists or is being created.
+    pub(super) fn take_inline(&mut self, jobs: &mut impl Extend<W>) {
+        if self.cur == 0 {
+            self.shares.take_some(BATCH, jobs);
         }
-        self.queue.pop_front().map(|queued| queued.work)
     }
 
     // ---- Creating threads ----
@@ -227,7 +236,7 @@ impl<W> State<W> {
     /// Records that a created thread runs. That thread creates the next one, if `begin_spawn` says so.
     pub(super) fn worker_started(&mut self) {
         self.pending -= 1;
-        let others_needed = self.queue.len() > 1 && self.idle == 0;
+        let others_needed = self.shares.queued() > 1 && self.has_next() && self.idle == 0;
         if others_needed && self.new == 0 && self.may_ask() && self.is_worth_asking() {
             self.ask(&mut Actions::default());
         }
@@ -240,47 +249,52 @@ impl<W> State<W> {
     /// The worker takes several jobs at once only if its last ones were `quick` and no worker's job has blocked for a
     /// while: no job should wait for one that blocks.
     pub(super) fn next(&mut self, quick: bool, batch: &mut VecDeque<Queued<W>>) -> (Next, Actions) {
-        if self.cur > self.params.max_threads || (self.queue.is_empty() && self.stopping) {
+        if self.cur > self.most_workers() || (self.shares.queued() == 0 && self.stopping) {
             return (Next::Exit, self.exit());
         }
-        if self.queue.is_empty() {
+        // At the end, every worker helps.
+        let max = Some(self.params.max_threads).filter(|_| !self.stopping);
+        let serial = self.serial;
+        let took = self.shares.take(max, batch, |caution, queued| {
+            if serial {
+                SERIAL_BATCH.min(queued)
+            } else if quick && caution == 0 {
+                BATCH.min(queued)
+            } else {
+                1
+            }
+        });
+        let Some(share) = took else {
             self.idle += 1;
             return (Next::Sleep, Actions::default());
-        }
-        let count = if self.serial {
-            SERIAL_BATCH.min(self.queue.len())
-        } else if quick && self.caution == 0 {
-            BATCH.min(self.queue.len())
-        } else {
-            1
         };
-        batch.extend(self.queue.drain(..count));
-        self.active += count;
-        self.taken += count as u64;
-        (Next::Run, self.serve_queue())
+        self.active += batch.len();
+        self.taken += batch.len() as u64;
+        (Next::Run(share), self.serve_queue())
     }
 
-    /// Records that the calling worker finished `count` jobs. Either all of them were `quick`, or the last one was not.
-    pub(super) fn finished(&mut self, count: usize, quick: bool) {
+    /// Records that the calling worker finished `count` jobs of a share. Either all of them were `quick`, or the last
+    /// one was not.
+    pub(super) fn finished(&mut self, share: ShareId, count: usize, quick: bool) {
         self.active -= count;
         if quick {
             self.slowness = self.slowness.saturating_sub(1);
-            self.caution = self.caution.saturating_sub(1);
+            self.shares.finished(share, |caution| caution.saturating_sub(1));
         } else {
             self.slowness = (self.slowness + 1).min(SLOWEST);
-            self.caution = CAUTION;
+            self.shares.finished(share, |_| CAUTION);
         }
     }
 
-    /// Puts jobs back into the queue that the calling worker took but did not start, because an earlier job was slow.
-    pub(super) fn give_back(&mut self, batch: &mut VecDeque<Queued<W>>) {
-        self.active -= batch.len();
-        self.taken -= batch.len() as u64;
-        while let Some(queued) = batch.pop_back() {
-            // Other workers may have given jobs back too. The queue stays in the order of submission.
-            let place = self.queue.partition_point(|other| other.id < queued.id);
-            self.queue.insert(place, queued);
+    /// Records the end of a batch that the calling worker took from a share. The jobs that are left were not started,
+    /// because an earlier job was slow; they go back into the queue.
+    pub(super) fn end_batch(&mut self, share: ShareId, left: &mut VecDeque<Queued<W>>) {
+        self.active -= left.len();
+        self.taken -= left.len() as u64;
+        while let Some(job) = left.pop_back() {
+            self.shares.give_back(share, job);
         }
+        self.shares.leave(share);
     }
 
     /// Handles the end of the calling worker's wait: by a wakeup, spuriously, or because the idle time `expired`.
@@ -301,7 +315,7 @@ impl<W> State<W> {
     /// Makes sure that the queued jobs are taken: wakes a sleeping worker, or else asks for a new one.
     fn serve_queue(&mut self) -> Actions {
         let mut actions = Actions::default();
-        if self.queue.is_empty() {
+        if !self.has_next() {
             return actions;
         }
         if self.idle > 0 {
@@ -339,10 +353,25 @@ impl<W> State<W> {
     /// Returns whether a thread may be requested: the limit allows one, none is on the way, none has just failed.
     fn may_ask(&self) -> bool {
         let none_on_the_way = self.new == 0 && self.pending == 0;
-        self.cur < self.params.max_threads
-            && none_on_the_way
-            && self.watch != Some(Watch::Retry)
-            && !self.stopping
+        none_on_the_way && self.watch != Some(Watch::Retry) && !self.stopping && self.has_room()
+    }
+
+    /// Returns whether the limit allows another worker. Beyond `max_threads` there is one only for a share without any.
+    fn has_room(&self) -> bool {
+        self.cur < self.params.max_threads || (self.cur < self.most_workers() && self.shares.is_starved())
+    }
+
+    /// Returns the highest number of workers.
+    fn most_workers(&self) -> usize {
+        self.params.max_threads + self.shares.extra_workers()
+    }
+
+    /// Returns whether a worker may take a queued job.
+    fn has_next(&self) -> bool {
+        match self.stopping {
+            true => self.shares.queued() > 0,
+            false => self.shares.has_next(self.params.max_threads),
+        }
     }
 
     /// Returns whether one more worker would help: the others block, or have done little since the last request.

@@ -1,5 +1,7 @@
 //! The next steps that the pool's state asks for.
 
+use super::shares::ShareId;
+
 /// A queued job.
 #[derive(Debug)]
 pub(super) struct Queued<W> {
@@ -34,8 +36,8 @@ pub(super) enum Watch {
 /// A worker's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Run the jobs in the batch.
-    Run,
+    /// Run the jobs in the batch, which belong to this share.
+    Run(ShareId),
     /// Wait for a wakeup or for the idle time to pass, then ask `woken`.
     Sleep,
     /// End.

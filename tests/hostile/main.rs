@@ -9,6 +9,7 @@ mod chain_shapes;
 mod chains;
 mod descriptors;
 mod floods;
+mod isolation;
 mod memory;
 mod messages;
 mod random;

@@ -31,7 +31,7 @@ enum Executor {
 
 impl Executor {
     fn new(resources: &Resources, plan: Plan, file: Arc<RawFile>) -> Result<Self, Error> {
-        let threads = Rc::new(ThreadsEngine::new(file, resources.pool().clone(), || {
+        let threads = Rc::new(ThreadsEngine::new(file, resources.pool().with_share(), || {
             resources.writer()
         }));
         let max_batch = resources.max_batch(plan.max_batch);

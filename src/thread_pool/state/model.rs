@@ -5,16 +5,20 @@ mod world;
 use proptest::prelude::*;
 
 use super::*;
-use world::{Op, Worker, World, op};
+use world::{Op, SHARES, Worker, World, op};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_job_returns_once_and_every_worker_ends(
-        ops in prop::collection::vec(op(), 0..200), serial: bool,
+        ops in prop::collection::vec(op(), 0..200), serial: bool, shares in 0..=SHARES,
     ) {
-        let mut world = if serial { World::with_state(State::serial()) } else { World::new() };
+        let mut world = match (serial, shares) {
+            (true, _) => World::with_state(State::serial()),
+            (false, 0) => World::new(),
+            (false, shares) => World::new().with_shares(shares),
+        };
         ops.iter().for_each(|op| world.run(op));
         world.settle();
         prop_assert!(world.open.is_empty(), "open: {:?}", world.open);
@@ -55,13 +59,99 @@ proptest! {
             world.tick();
         }
         block_all(&mut world);
-        prop_assert_eq!(world.count(|worker| matches!(worker, Worker::Running(_))), count.min(max));
+        prop_assert_eq!(world.count(|worker| matches!(worker, Worker::Running(..))), count.min(max));
     }
+}
+
+/// Returns how many workers run jobs of each share, once all jobs block.
+fn blocked(world: &mut World) -> Vec<usize> {
+    // New threads are requested one after the other, and partly by the timer.
+    for _ in 0..4 {
+        block_all(world);
+        world.tick();
+    }
+    block_all(world);
+    world
+        .shares
+        .iter()
+        .map(|share| world.count_running(*share))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_share_waits_for_another_ones_jobs(
+        max in 1..70_usize, jobs in prop::collection::vec(0..200_usize, 2..8), order: prop::sample::Index,
+    ) {
+        let mut world = World::new().with_shares(jobs.len());
+        world.run(&Op::SetParams(0, max));
+        let last = order.index(jobs.len());
+        for (share, count) in jobs.iter().enumerate().filter(|(share, _)| *share != last) {
+            world.run(&Op::Submit(share, *count));
+            blocked(&mut world);
+        }
+        world.run(&Op::Submit(last, jobs[last]));
+        let running = blocked(&mut world);
+        let others = running.iter().sum::<usize>() - running[last];
+        prop_assert!(running.iter().zip(&jobs).all(|(running, jobs)| (*running > 0) == (*jobs > 0)));
+        // The last share gets two thirds of what the others have left, and they have left something.
+        let fair = (2 * max.saturating_sub(others) / 3).max(1);
+        prop_assert!(running[last] >= fair.min(jobs[last]), "{:?} of {}", running, max);
+        prop_assert!(running.iter().sum::<usize>() < max + jobs.len());
+    }
+}
+
+#[test]
+fn a_blocked_share_leaves_workers_free() {
+    let mut world = World::new().with_shares(2);
+    world.run(&Op::SetParams(0, 64));
+    world.run(&Op::Submit(0, 1000));
+    assert_eq!(blocked(&mut world), [43, 0]);
+    world.run(&Op::Submit(1, 1000));
+    assert_eq!(blocked(&mut world), [43, 14]);
+}
+
+#[test]
+fn the_only_share_may_occupy_all_workers() {
+    let mut world = World::new().with_shares(1);
+    world.run(&Op::SetParams(0, 64));
+    world.submit(1000);
+    assert_eq!(blocked(&mut world), [64]);
+    // A share that comes later gets a worker all the same.
+    world.shares.push(world.state.add_share());
+    world.run(&Op::Submit(1, 10));
+    assert_eq!(blocked(&mut world), [64, 1]);
+}
+
+#[test]
+fn shares_take_turns() {
+    let mut world = World::new().with_shares(2);
+    world.run(&Op::SetParams(0, 1));
+    for share in [0, 1] {
+        world.run(&Op::Submit(share, 3));
+    }
+    let mut state = world.state;
+    state.cur = 1;
+    let mut batch = VecDeque::new();
+    let mut take = || {
+        let (next, _) = state.next(false, &mut batch);
+        batch.clear();
+        if let Next::Run(share) = next {
+            state.finished(share, 1, false);
+            state.end_batch(share, &mut batch);
+        }
+        next
+    };
+    let [first, second] = [world.shares[0], world.shares[1]].map(Next::Run);
+    let turns: Vec<_> = (0..6).map(|_| take()).collect();
+    assert_eq!(turns, [first, second, first, second, first, second]);
 }
 
 /// Runs every possible step until each worker either waits or runs a job that never ends.
 fn block_all(world: &mut World) {
-    let goes_on = |worker: &Worker| !matches!(worker, Worker::Waiting | Worker::Running(_));
+    let goes_on = |worker: &Worker| !matches!(worker, Worker::Waiting | Worker::Running(..));
     loop {
         world.care();
         let Some(worker) = world.workers.iter().position(goes_on) else {
@@ -76,7 +166,7 @@ fn block_all(world: &mut World) {
 }
 
 fn running(world: &World) -> usize {
-    world.count(|worker| matches!(worker, Worker::Running(_)))
+    world.count(|worker| matches!(worker, Worker::Running(..)))
 }
 
 #[test]
@@ -136,7 +226,7 @@ fn one_worker_takes_quick_jobs_in_batches() {
 #[test]
 fn a_serial_pool_batches_even_slow_jobs() {
     let mut state = State::serial();
-    let _ = state.submit(0..20);
+    let _ = state.submit(ShareId::FIRST, 0..20);
     let mut batch = VecDeque::new();
     let _ = state.next(false, &mut batch);
     assert_eq!(batch.len(), SERIAL_BATCH);
@@ -150,11 +240,12 @@ fn a_blocking_job_suspends_batching() {
     });
     let mut batch = VecDeque::new();
     let mut take = |quick| {
-        let _ = state.submit(0..20);
+        let _ = state.submit(ShareId::FIRST, 0..20);
         let _ = state.next(quick, &mut batch);
         let count = batch.len();
         batch.clear();
-        state.finished(count, quick);
+        state.finished(ShareId::FIRST, count, quick);
+        state.end_batch(ShareId::FIRST, &mut batch);
         count
     };
     assert_eq!(take(true), BATCH);

@@ -5,13 +5,18 @@ use std::collections::{BTreeSet, VecDeque};
 use proptest::prelude::*;
 
 use crate::thread_pool::figures::ThreadPoolParams;
+use crate::thread_pool::shares::ShareId;
 use crate::thread_pool::state::{BATCH, State};
 use crate::thread_pool::steps::{Actions, Next, Queued, Watch, Woken};
+
+/// The number of shares that the simulations have, besides the first.
+pub(super) const SHARES: usize = 3;
 
 /// A step of the simulation. Its numbers choose among the possible actions.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    Submit(usize),
+    /// Jobs of one of the shares.
+    Submit(usize, usize),
     Cancel(u64),
     SetParams(usize, usize),
     /// The care bottom half runs.
@@ -30,7 +35,7 @@ pub(super) enum Op {
 pub(super) fn op() -> impl Strategy<Value = Op> {
     let index = any::<prop::sample::Index>;
     prop_oneof![
-        4 => (0..20_usize).prop_map(Op::Submit),
+        4 => (0..SHARES, 0..20_usize).prop_map(|(share, count)| Op::Submit(share, count)),
         1 => any::<u64>().prop_map(Op::Cancel),
         1 => (0..4_usize, 1..5_usize).prop_map(|(min, more)| Op::SetParams(min, min + more - 1)),
         3 => Just(Op::Care),
@@ -48,7 +53,7 @@ pub(super) enum Worker {
     Looking {
         quick: bool,
     },
-    Running(VecDeque<Queued<u64>>),
+    Running(ShareId, VecDeque<Queued<u64>>),
     /// Has released the lock, but does not wait yet.
     GoesToSleep,
     Waiting,
@@ -58,6 +63,7 @@ pub(super) enum Worker {
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) state: State<u64>,
+    pub(super) shares: Vec<ShareId>,
     pub(super) workers: Vec<Worker>,
     pub(super) creatable: bool,
     pub(super) care: bool,
@@ -78,12 +84,19 @@ impl World {
     pub(super) fn with_state(state: State<u64>) -> Self {
         Self {
             state,
+            shares: vec![ShareId::FIRST],
             workers: Vec::new(),
             creatable: true,
             care: false,
             watch: None,
             open: BTreeSet::new(),
         }
+    }
+
+    /// Adds shares, which `Op::Submit` then uses in place of the first one.
+    pub(super) fn with_shares(mut self, count: usize) -> Self {
+        self.shares = (0..count).map(|_| self.state.add_share()).collect();
+        self
     }
 
     pub(super) fn apply(&mut self, actions: Actions) {
@@ -103,7 +116,7 @@ impl World {
 
     pub(super) fn run(&mut self, op: &Op) {
         match op {
-            Op::Submit(count) => self.submit(*count),
+            Op::Submit(share, count) => self.submit_to(self.shares[share % self.shares.len()], *count),
             Op::Cancel(id) => self.cancel(id % (self.state.next_id + 1)),
             Op::SetParams(..) if self.state.serial => {}
             Op::SetParams(min_threads, max_threads) => {
@@ -128,16 +141,21 @@ impl World {
     }
 
     pub(super) fn submit(&mut self, count: usize) {
+        self.submit_to(self.shares[0], count);
+    }
+
+    fn submit_to(&mut self, share: ShareId, count: usize) {
         let first = self.state.next_id;
         let ids = first..first + count as u64;
         self.open.extend(ids.clone());
-        let (id, actions) = self.state.submit(ids);
+        let (id, actions) = self.state.submit(share, ids);
         assert_eq!(id, first);
         self.apply(actions);
     }
 
     pub(super) fn cancel(&mut self, id: u64) {
-        let queued = self.state.queue.iter().any(|queued| queued.id == id);
+        let mut shares = self.shares.iter();
+        let queued = shares.any(|share| self.state.shares.jobs(*share).any(|queued| queued.id == id));
         let cancelled = self.state.cancel(id);
         assert_eq!(
             cancelled.is_some(),
@@ -160,8 +178,13 @@ impl World {
         if self.state.begin_spawn() {
             self.create();
         }
-        while let Some(work) = self.state.take_inline() {
-            self.come_back(work);
+        loop {
+            let mut jobs = Vec::new();
+            self.state.take_inline(&mut jobs);
+            if jobs.is_empty() {
+                return;
+            }
+            jobs.into_iter().for_each(|work| self.come_back(work));
         }
     }
 
@@ -211,7 +234,7 @@ impl World {
                 let quick = *quick;
                 self.look(worker, quick);
             }
-            Worker::Running(_) => self.finish(worker, count, quick),
+            Worker::Running(..) => self.finish(worker, count, quick),
             Worker::GoesToSleep | Worker::Signalled => self.woken(worker, false),
             Worker::Waiting => {}
         }
@@ -221,17 +244,17 @@ impl World {
         let mut batch = VecDeque::new();
         let (next, actions) = self.state.next(quick, &mut batch);
         match next {
-            Next::Run => {
+            Next::Run(share) => {
                 assert!(
                     quick || batch.len() == 1 || self.state.serial,
                     "no job waits for one that may block"
                 );
                 let in_order = batch
                     .iter()
-                    .chain(&self.state.queue)
+                    .chain(self.state.shares.jobs(share))
                     .is_sorted_by_key(|queued| queued.id);
-                assert!(in_order, "jobs are taken in the order of submission");
-                self.workers[worker] = Worker::Running(batch);
+                assert!(in_order, "jobs of a share are taken in the order of submission");
+                self.workers[worker] = Worker::Running(share, batch);
             }
             Next::Sleep => self.workers[worker] = Worker::GoesToSleep,
             Next::Exit => drop(self.workers.swap_remove(worker)),
@@ -240,9 +263,10 @@ impl World {
     }
 
     pub(super) fn finish(&mut self, worker: usize, count: usize, quick: bool) {
-        let Worker::Running(batch) = &mut self.workers[worker] else {
+        let Worker::Running(share, batch) = &mut self.workers[worker] else {
             return;
         };
+        let share = *share;
         let mut batch = std::mem::take(batch);
         let count = if quick {
             batch.len()
@@ -252,8 +276,8 @@ impl World {
         for queued in batch.drain(..count) {
             assert!(self.open.remove(&queued.work), "{} comes back once", queued.work);
         }
-        self.state.finished(count, quick);
-        self.state.give_back(&mut batch);
+        self.state.finished(share, count, quick);
+        self.state.end_batch(share, &mut batch);
         self.look(worker, quick);
     }
 
@@ -277,7 +301,7 @@ impl World {
         assert_eq!(state.idle + state.tokens, sleeping, "a woken worker is not idle");
         assert!(state.pending <= 1, "threads are created one at a time");
         let running = self.workers.iter().map(|worker| {
-            if let Worker::Running(batch) = worker {
+            if let Worker::Running(_, batch) = worker {
                 batch.len()
             } else {
                 0
@@ -294,17 +318,32 @@ impl World {
         );
         if state.serial {
             assert!(self.workers.len() <= 1, "a serial pool has at most one worker");
-            let outstanding = state.active + state.queue.len();
+            let outstanding = state.active + state.shares.queued();
             assert!(
                 outstanding == 0 || self.watch.is_some(),
                 "a tick will collect jobs not delivered yet"
             );
         }
-        if !state.queue.is_empty() {
-            let busy = self.count(|worker| matches!(worker, Worker::Running(_) | Worker::Looking { .. }));
+        for share in &self.shares {
+            let running = self.count_running(*share);
+            assert_eq!(state.shares.running(*share), running, "workers are counted");
+        }
+        let queued = state.shares.queued() > 0;
+        let all_wait = queued && !state.has_next();
+        assert!(
+            !all_wait || self.count(|worker| matches!(worker, Worker::Running(..))) > 0,
+            "jobs wait only for others of their share"
+        );
+        if state.has_next() {
+            let busy = self.count(|worker| matches!(worker, Worker::Running(..) | Worker::Looking { .. }));
             let on_the_way = busy + state.tokens + state.new + state.pending;
             assert!(on_the_way > 0 || self.care, "queued jobs will be taken");
         }
+    }
+
+    pub(super) fn count_running(&self, share: ShareId) -> usize {
+        let is_its = |worker: &&Worker| matches!(worker, Worker::Running(of, _) if *of == share);
+        self.workers.iter().filter(is_its).count()
     }
 
     /// Runs every possible step, except ticks and expiry of idle times.
