@@ -55,9 +55,10 @@ impl Guest {
         guest
     }
 
-    /// Starts a QEMU that waits for an incoming guest.
-    pub fn incoming(dir: &Path, config: &str, boot: Boot) -> Self {
-        let guest = Self::launch(dir, config, boot, &["-incoming", "defer"]);
+    /// Starts a QEMU that waits for an incoming guest, which was booted with the same options.
+    pub fn incoming(dir: &Path, config: &str, boot: Boot, qemu_options: &[&str]) -> Self {
+        let options = [qemu_options, &["-incoming", "defer"]].concat();
+        let guest = Self::launch(dir, config, boot, &options);
         // QEMU answers when it listens; the socket's file appears before that.
         let uri = format!("unix:{MIGRATION}");
         guest.qmp().execute("migrate-incoming", &json!({ "uri": uri }));

@@ -58,7 +58,7 @@ impl Machine {
 
     /// Starts a QEMU on the disk that waits for an incoming guest.
     pub fn incoming(&self, boot: Boot) -> Guest {
-        Guest::incoming(self.daemon.dir(), &self.config, boot)
+        Guest::incoming(self.daemon.dir(), &self.config, boot, &[])
     }
 
     /// Starts a QEMU on the disk that restores the saved guest.

@@ -1,22 +1,24 @@
-//! QEMU's control socket.
+//! A control socket: QEMU's, or the daemon's.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::process::{DEADLINE, wait_for};
 
-/// A connection to QEMU's monitor.
+/// A connection to a monitor.
 pub struct Qmp {
     socket: BufReader<UnixStream>,
 }
 
 impl Qmp {
-    /// Connects as soon as QEMU listens, and leaves negotiation mode.
+    /// Connects as soon as the monitor listens, and leaves negotiation mode.
     pub fn connect(path: &Path) -> Self {
-        let socket = wait_for("QEMU's monitor", || UnixStream::connect(path).ok());
+        let socket = wait_for("the monitor", || UnixStream::connect(path).ok());
         socket
             .set_read_timeout(Some(DEADLINE))
             .expect("the timeout is not zero");
@@ -32,22 +34,51 @@ impl Qmp {
     ///
     /// # Panics
     ///
-    /// QEMU refuses the command.
+    /// The command is refused.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        let result = self.try_execute(command, arguments);
+        result.unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Runs a command that may be refused.
+    pub fn try_execute(&mut self, command: &str, arguments: &Value) -> Result<Value, Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.socket.get_mut(), "{request}").expect("QEMU runs");
+        writeln!(self.socket.get_mut(), "{request}").expect("the monitor reads");
+        self.result()
+    }
+
+    /// Runs a command that comes with a descriptor.
+    ///
+    /// # Panics
+    ///
+    /// The command is refused.
+    pub fn execute_with(&mut self, command: &str, arguments: &Value, fd: &impl AsRawFd) -> Value {
+        let request = json!({ "execute": command, "arguments": arguments }).to_string();
+        let sent = self
+            .socket
+            .get_ref()
+            .send_with_fd(request.as_bytes(), fd.as_raw_fd());
+        assert_eq!(sent.expect("the monitor reads"), request.len());
+        self.result().unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    fn result(&mut self) -> Result<Value, Value> {
         loop {
             let mut answer = self.next();
-            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            if let Some(error) = answer.get_mut("error") {
+                return Err(error.take());
+            }
             if let Some(result) = answer.get_mut("return") {
-                return result.take();
+                return Ok(result.take());
             }
         }
     }
 
     fn next(&mut self) -> Value {
         let mut line = String::new();
-        self.socket.read_line(&mut line).expect("QEMU answers in time");
-        serde_json::from_str(&line).expect("QEMU speaks JSON")
+        self.socket
+            .read_line(&mut line)
+            .expect("the monitor answers in time");
+        serde_json::from_str(&line).expect("the monitor speaks JSON")
     }
 }

@@ -2,5 +2,6 @@
 
 mod changes;
 mod disk;
+mod disks;
 mod recovery;
 mod trouble;
