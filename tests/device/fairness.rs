@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use vhost_user_blk::virtqueue::RingFeatures;
 
-use super::vm::{Desc, Disk, HEAP, Vm, header};
+use super::vm::{Disk, Vm};
 
 const FEATURES: RingFeatures = RingFeatures {
     event_idx: true,
@@ -29,7 +29,6 @@ struct Busy {
 impl Busy {
     fn new(disk: &Rc<Disk>) -> Self {
         let vm = Vm::on(disk, 256, 0, FEATURES);
-        vm.put(HEAP, &header(0, 0));
         let free = (0..85).map(|request| 3 * request).collect();
         let mut busy = Self { vm, free, done: 0 };
         busy.feed();
@@ -43,19 +42,8 @@ impl Busy {
             self.free.push(head);
             self.done += 1;
         }
-        let buffer = |at, len, writable| Desc {
-            addr: HEAP + at,
-            len,
-            writable,
-        };
-        let descs = [
-            buffer(0, 16, false),
-            buffer(4096, LARGE, true),
-            buffer(512, 1, true),
-        ];
         for head in self.free.drain(..) {
-            let head = self.vm.direct(&[head, head + 1, head + 2], &descs);
-            self.vm.offer(head);
+            self.vm.offer_long_read(head, LARGE);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use vhost_user_blk::engine::Choice;
 use vhost_user_blk::virtqueue::RingFeatures;
 
-use super::vm::{Desc, Disk, HEAP, Vm, header};
+use super::vm::{Disk, Vm};
 
 const FEATURES: RingFeatures = RingFeatures {
     event_idx: false,
@@ -28,20 +28,8 @@ fn queue(disk: &Rc<Disk>) -> Vm {
 
 /// Executes `requests` reads in one visit. Returns the number of notifications.
 fn visit(vm: &mut Vm, requests: u16) -> u64 {
-    let buffer = |at, len, writable| Desc {
-        addr: HEAP + at,
-        len,
-        writable,
-    };
-    let descs = [
-        buffer(0, 16, false),
-        buffer(4096, LEN, true),
-        buffer(512, 1, true),
-    ];
-    vm.put(HEAP, &header(0, 0));
     for head in (0..requests).map(|request| 3 * request) {
-        let head = vm.direct(&[head, head + 1, head + 2], &descs);
-        vm.offer(head);
+        vm.offer_long_read(head, LEN);
     }
     vm.kick();
     vm.wait_used(requests);

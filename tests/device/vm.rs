@@ -422,6 +422,23 @@ impl Vm {
         self.offer(head);
     }
 
+    /// Offers a read of `len` bytes in three descriptors from `head` on. All such reads have the same buffers.
+    pub(crate) fn offer_long_read(&mut self, head: u16, len: u32) {
+        self.put(HEAP, &header(0, 0));
+        let buffer = |at, len, writable| Desc {
+            addr: HEAP + at,
+            len,
+            writable,
+        };
+        let descs = [
+            buffer(0, 16, false),
+            buffer(4096, len, true),
+            buffer(512, 1, true),
+        ];
+        let head = self.direct(&[head, head + 1, head + 2], &descs);
+        self.offer(head);
+    }
+
     /// Returns the data of a read by [`Vm::offer_read`], if its status is OK.
     pub(crate) fn read_result(&self, head: u16) -> Option<Vec<u8>> {
         let at = HEAP + 1024 * u64::from(head);
