@@ -145,11 +145,14 @@ fn check(
 
 fn rules(device: &Device) -> Rules<'_> {
     Rules {
+        start: 0,
         capacity: device.capacity,
         block_size: device.block_size as u32,
         read_only: device.read_only,
+        inactive: false,
         discard: device.discard,
         write_zeroes: device.write_zeroes,
+        unmap: true,
         write_through: false,
         serial: &device.serial,
     }

@@ -71,6 +71,8 @@ impl Queue {
         };
         let pool = ThreadPool::new(&ctx, limits);
         let channel = device
+            .below
+            .view()
             .node
             .open_channel(&Resources::new(&ctx, pool.clone()), plan)
             .ok()?;

@@ -9,20 +9,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::config::{BlkConfig, ConfigError};
 use super::error_policy::ErrorPolicy;
 use super::failures::Failures;
+use super::handle::DiskHandle;
 pub use super::image_lock::TakeError;
-use super::image_lock::Turn;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
+use super::shard::{Created, Route, Shard};
 pub use super::state::DeviceState;
 use super::stats::QueueStats;
 use super::write_cache::WriteCache;
 use crate::aio::{Gone, Remote};
-use crate::engine::{self, BlockNode, Faults, NodeControl, Plan, Resources};
+use crate::engine::{self, DiskView, Faults, NodeControl, Plan, Resources};
 use crate::guard;
 use crate::io::IoOp;
 use crate::iothread::IoThread;
 use crate::storage::Limits;
-use crate::throttle::{Group, Member};
+use crate::throttle::Group;
 
 /// The parameters of a disk.
 #[derive(Clone, Debug)]
@@ -59,9 +60,7 @@ pub struct BlkDevice {
     state: Arc<DeviceState>,
     config: BlkConfig,
     cache: WriteCache,
-    turn: Turn,
-    control: Arc<NodeControl>,
-    engine: Plan,
+    handle: Arc<DiskHandle>,
     queues: Vec<Remote<BlkQueue>>,
     stats: Vec<Arc<QueueStats>>,
 }
@@ -75,12 +74,11 @@ impl BlkDevice {
     /// # Panics
     /// If `iothreads` is empty, or a queue's IOThread is not among them.
     pub fn new(
-        node: Arc<BlockNode>,
+        below: impl Into<DiskView>,
         params: DeviceParams,
         iothreads: &[impl Borrow<IoThread>],
     ) -> Result<Self, CreateError> {
         guard::install().map_err(CreateError::Signal)?;
-        let turn = Turn::new(Arc::clone(&node), !params.limits.read_only);
         let config = BlkConfig {
             limits: params.limits,
             write_through: params.write_through,
@@ -92,36 +90,41 @@ impl BlkDevice {
             serial: params.serial,
             batch_notifications: AtomicBool::new(params.batch_notifications),
             failures: Failures::new(params.error_policy),
-            ..DeviceState::new(params.name, node)
+            ..DeviceState::with_view(params.name, below.into())
         });
         let stats: Vec<Arc<QueueStats>> = (0..params.num_queues).map(|_| Arc::default()).collect();
         let mut queues: Vec<Option<Remote<BlkQueue>>> = stats.iter().map(|_| None).collect();
-        let mut control = None;
-        let member = params.throttle.as_ref().map(Group::join);
+        let (mut control, mut shards) = (None, Vec::new());
+        let route = Route {
+            view: state.below.view(),
+            plan: params.engine,
+            faults: params.faults,
+            member: params.throttle.as_ref().map(Group::join),
+        };
         for (position, iothread) in (0u16..).zip(iothreads) {
             let mine = (0u16..).zip(stats.iter().cloned());
             let mine = mine.filter(|(queue, _)| params.queue_iothreads[usize::from(*queue)] == position);
             let (mine, state) = (mine.collect::<Vec<_>>(), Arc::clone(&state));
-            let (plan, extras) = (params.engine, (params.faults.clone(), member.clone()));
-            let create =
-                move |resources: &Rc<Resources>| create_queues(resources, mine, &state, plan, extras);
-            let created = iothread.borrow().call(create)??;
+            let route = route.clone();
+            let create = move |resources: &Rc<Resources>| Shard::create(resources, mine, &state, &route);
+            let created: Created = iothread.borrow().call(create)??;
             for (index, queue) in created.queues {
                 queues[usize::from(index)] = Some(queue);
             }
             control.get_or_insert(created.control);
+            shards.push(created.shard);
         }
         let queues = queues
             .into_iter()
             .map(|q| q.expect("each queue has an IOThread"))
             .collect();
+        let control = control.expect("there is an IOThread");
+        let writes = !params.limits.read_only;
         Ok(Self {
+            handle: DiskHandle::new(Arc::clone(&state), control, writes, route, shards),
             state,
             config,
             cache: WriteCache::default(),
-            turn,
-            control: Arc::new(control.expect("there is an IOThread")),
-            engine: params.engine,
             queues,
             stats,
         })
@@ -142,9 +145,14 @@ impl BlkDevice {
         &self.queues
     }
 
+    /// The handle for threads that change the node below the disk.
+    pub fn handle(&self) -> &Arc<DiskHandle> {
+        &self.handle
+    }
+
     /// How I/O is executed.
     pub fn engine(&self) -> Plan {
-        self.engine
+        self.handle.engine()
     }
 
     /// The counters of the queues, in order of their index.
@@ -175,9 +183,11 @@ impl BlkDevice {
     }
 
     /// Locks the image, unless that was done already, and drops what this host has cached of it. Call this before a
-    /// ring runs. Returns whether the size of the image has changed.
+    /// ring runs. Returns whether the size of the disk has changed. A disk that [`DiskHandle::deactivate`] has made
+    /// inactive stays so.
     ///
-    /// Waits a moment if another process holds the lock, which may be about to release it.
+    /// Waits a moment if another process holds the lock, which may be about to release it, and while another thread
+    /// changes the node below. `run` executes an operation on an IOThread.
     ///
     /// # Errors
     /// Another process uses the image, or the state in which another host has left it cannot be found out.
@@ -185,12 +195,8 @@ impl BlkDevice {
         &mut self,
         run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>,
     ) -> Result<bool, TakeError> {
-        self.turn.take(|op| run(&self.control, op))
-    }
-
-    /// Returns whether the image may have been used since it was locked.
-    pub fn is_active(&self) -> bool {
-        self.turn.is_taken()
+        let mut turn = self.handle.turn.get();
+        turn.take(&self.state.below, |op| run(&self.handle.control, op))
     }
 
     /// Flushes, and releases the lock of the image, after the last ring has stopped. `run` executes the flush on an
@@ -199,18 +205,20 @@ impl BlkDevice {
     /// # Errors
     /// The flush failed. The image stays locked.
     pub fn deactivate(&mut self, run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>) -> io::Result<()> {
-        self.turn.hand_over(|op| run(&self.control, op))
+        let mut turn = self.handle.turn.get();
+        let view = self.state.below.view();
+        turn.hand_over(&view.node, |op| run(&self.handle.control, op))
     }
 
     /// The process ends: when rings stop from now on, the image is neither flushed nor unlocked. The next process on
     /// this host shares the page cache, and has to see reports of failed writes itself.
     pub fn end(&mut self) {
-        self.turn.end();
+        self.handle.turn.end();
     }
 
     /// Flushes the disk, and reads its size again. An IOThread does that, so the caller does not block.
     pub fn control(&self) -> &Arc<NodeControl> {
-        &self.control
+        &self.handle.control
     }
 
     /// Resets the device for the next driver.
@@ -232,38 +240,4 @@ pub enum CreateError {
     /// The engine is not available on an IOThread.
     #[error(transparent)]
     Engine(#[from] engine::Error),
-}
-
-/// The parts of a disk on one IOThread.
-struct Created {
-    queues: Vec<(u16, Remote<BlkQueue>)>,
-    control: NodeControl,
-}
-
-fn create_queues(
-    resources: &Resources,
-    mine: Vec<(u16, Arc<QueueStats>)>,
-    state: &Arc<DeviceState>,
-    plan: Plan,
-    (faults, member): (Option<Arc<Faults>>, Option<Arc<Member>>),
-) -> Result<Created, engine::Error> {
-    let (ctx, node) = (resources.ctx(), &state.node);
-    let plain = node.open_channel(resources, plan)?;
-    let control = NodeControl::new(ctx, plain.sibling());
-    let channel = match faults {
-        Some(faults) => plain.with_faults(ctx, faults, node.limits().logical_block_size),
-        None => plain,
-    };
-    let channel = match member {
-        Some(member) => channel.with_limits(ctx, &member),
-        None => channel,
-    };
-    let create = |(index, stats)| {
-        let queue = BlkQueue::create(ctx, index, Arc::clone(state), stats, channel.sibling());
-        (index, queue)
-    };
-    Ok(Created {
-        queues: mine.into_iter().map(create).collect(),
-        control,
-    })
 }

@@ -67,7 +67,9 @@ impl ErrorPolicy {
                     ReadErrors::Ignore => Verdict::Ignore,
                 };
             }
-            IoOp::Write { durable } | IoOp::WriteZeroes { durable } => durable,
+            IoOp::Write { durable } | IoOp::ZeroedWrite { durable, .. } | IoOp::WriteZeroes { durable } => {
+                durable
+            }
             IoOp::Flush | IoOp::FlushAtRest => true,
             IoOp::Discard | IoOp::RefreshSize | IoOp::LookAnew => false,
         };

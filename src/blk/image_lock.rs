@@ -2,13 +2,19 @@
 //!
 //! A disk that runs holds the lock. When its last ring has stopped and everything is flushed, it releases the lock.
 //! Then the destination of a migration, which has opened the image earlier, can take over. It drops what its host has
-//! cached of the image. Control thread only.
+//! cached of the image.
+//!
+//! One thread at a time has the turn ([`SharedTurn`]): the disk's control thread, or a thread that changes the node
+//! below. It may wait for the disk meanwhile.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::BlockNode;
+use super::state::Below;
+use crate::engine::{BlockNode, DiskView};
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 use crate::storage::{ImageLock, LockError};
@@ -31,62 +37,164 @@ pub enum TakeError {
     },
 }
 
+/// The right to use an image, which one thread has at a time.
+#[derive(Debug)]
+pub(super) struct SharedTurn {
+    /// `None` while a thread has it.
+    turn: Mutex<Option<Turn>>,
+    is_back: Condvar,
+    /// The process ends, and the lock with it.
+    ending: AtomicBool,
+}
+
+impl SharedTurn {
+    /// Creates the right to use an image. `writes`: also to write to it.
+    pub(super) fn new(writes: bool) -> Self {
+        Self {
+            turn: Mutex::new(Some(Turn::new(writes))),
+            is_back: Condvar::new(),
+            ending: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits until no other thread has the turn.
+    pub(super) fn get(&self) -> HeldTurn<'_> {
+        let mut place = self.lock();
+        loop {
+            if let Some(turn) = place.take() {
+                return HeldTurn {
+                    home: self,
+                    turn: Some(turn),
+                };
+            }
+            place = self.is_back.wait(place).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The process ends, and the lock with it. There is no flush any more: it would take the kernel's report of a failed
+    /// write, which the next process has to see.
+    pub(super) fn end(&self) {
+        // Relaxed: the rings stop after this, and on the same thread.
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Turn>> {
+        // Consistent even after a panic: each change is one assignment.
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The turn of the calling thread, until this is dropped.
+#[derive(Debug)]
+pub(super) struct HeldTurn<'a> {
+    home: &'a SharedTurn,
+    turn: Option<Turn>,
+}
+
+impl HeldTurn<'_> {
+    /// As [`Turn::hand_over`], unless the process ends.
+    ///
+    /// # Errors
+    /// Those of [`Turn::hand_over`].
+    pub(super) fn hand_over(
+        &mut self,
+        node: &BlockNode,
+        run: impl FnOnce(IoOp) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.home.ending.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => (**self).hand_over(node, run),
+        }
+    }
+}
+
+impl Deref for HeldTurn<'_> {
+    type Target = Turn;
+
+    fn deref(&self) -> &Turn {
+        self.turn.as_ref().expect("present until the drop")
+    }
+}
+
+impl DerefMut for HeldTurn<'_> {
+    fn deref_mut(&mut self) -> &mut Turn {
+        self.turn.as_mut().expect("present until the drop")
+    }
+}
+
+impl Drop for HeldTurn<'_> {
+    fn drop(&mut self) {
+        *self.home.lock() = self.turn.take();
+        self.home.is_back.notify_one();
+    }
+}
+
 /// The right to use an image.
 #[derive(Debug)]
 pub(super) struct Turn {
-    node: Arc<BlockNode>,
     writes: bool,
     taken: bool,
     lock: Option<ImageLock>,
-    /// The process ends, and the lock with it.
-    ending: bool,
+    /// Rings may start without the lock. Only reads are executed then.
+    waived: bool,
     /// The last flush before a release of the lock failed.
     unflushed: bool,
     log: LogLimit,
 }
 
 impl Turn {
-    /// Creates the right to use an image. `writes`: also to write to it.
-    pub(super) fn new(node: Arc<BlockNode>, writes: bool) -> Self {
+    fn new(writes: bool) -> Self {
         Self {
-            node,
             writes,
             taken: false,
             lock: None,
-            ending: false,
+            waived: false,
             unflushed: false,
             log: LogLimit::new(),
         }
     }
 
-    /// Takes the lock, unless it is held. `run` then drops what this host has cached of the image. Returns whether the
-    /// size of the image has changed.
-    pub(super) fn take(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> Result<bool, TakeError> {
-        if self.taken {
+    /// Takes the lock, unless it is held or waived. `run` then drops what this host has cached of the image. Returns
+    /// whether the size of the disk has changed.
+    ///
+    /// # Errors
+    /// The image is in use, or its state cannot be found out.
+    pub(super) fn take(
+        &mut self,
+        below: &Below,
+        run: impl FnOnce(IoOp) -> io::Result<()>,
+    ) -> Result<bool, TakeError> {
+        if self.taken || self.waived {
             return Ok(false);
         }
-        let (lock, before) = (self.node.lock(self.writes)?, self.node.size());
+        let view = below.view();
+        let (lock, before) = (view.node.lock(view.lock_mode(self.writes))?, view.size());
         run(IoOp::LookAnew).map_err(|error| TakeError::Look {
-            path: self.node.path().to_owned(),
+            path: view.node.path().to_owned(),
             error,
         })?;
         (self.lock, self.taken) = (lock, true);
-        let resized = self.node.size() != before;
-        tracing::debug!(disk = self.disk(), resized, "image locked");
+        view.activity.set(true);
+        let resized = view.size() != before;
+        tracing::debug!(disk = name(&view.node), resized, "image locked");
         Ok(resized)
     }
 
-    /// Returns whether the image may be in use.
-    pub(super) fn is_taken(&self) -> bool {
-        self.taken
+    /// Lets rings start without the lock from now on, or no longer.
+    pub(super) fn waive(&mut self, waived: bool) {
+        self.waived = waived;
     }
 
     /// Makes everything stable with `run`, and releases the lock.
     ///
     /// # Errors
     /// Not everything is stable. The image stays locked, because nobody should use it as if it were complete.
-    pub(super) fn hand_over(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> io::Result<()> {
-        if self.ending || !self.taken {
+    pub(super) fn hand_over(
+        &mut self,
+        node: &BlockNode,
+        run: impl FnOnce(IoOp) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if !self.taken {
             return Ok(());
         }
         let flushed = run(IoOp::FlushAtRest);
@@ -94,7 +202,7 @@ impl Turn {
         if let Err(error) = flushed {
             if let Some(suppressed) = self.log.pass("unflushed", "") {
                 tracing::error!(
-                    disk = self.disk(), %error, suppressed,
+                    disk = name(node), %error, suppressed,
                     "flush failed before releasing the image: writes may be lost; the image stays locked until this \
                      process ends"
                 );
@@ -102,19 +210,31 @@ impl Turn {
             return Err(error);
         }
         (self.lock, self.taken) = (None, false);
-        tracing::debug!(disk = self.disk(), "image handed over");
+        tracing::debug!(disk = name(node), "image handed over");
         Ok(())
     }
 
-    /// The process ends, and the lock with it. There is no flush: it would take the kernel's report of a failed write,
-    /// which the next process has to see.
-    pub(super) fn end(&mut self) {
-        self.ending = true;
+    /// Locks the node of `next` as the current one is locked, before it takes the place of that.
+    ///
+    /// # Errors
+    /// The image is in use.
+    pub(super) fn lock_next(&self, next: &DiskView) -> Result<Option<ImageLock>, LockError> {
+        match self.taken {
+            true => next.node.lock(next.lock_mode(self.writes)),
+            false => Ok(None),
+        }
     }
 
-    fn disk(&self) -> String {
-        self.node.path().display().to_string()
+    /// Keeps this lock instead of the old one, which is released.
+    pub(super) fn replace(&mut self, lock: Option<ImageLock>) {
+        if self.taken {
+            self.lock = lock;
+        }
     }
+}
+
+fn name(node: &BlockNode) -> String {
+    node.path().display().to_string()
 }
 
 impl Drop for Turn {
@@ -129,17 +249,38 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Instant;
 
     use super::*;
     use crate::storage::OpenOptions;
 
-    fn open(path: &std::path::Path) -> Turn {
+    /// A disk with a turn.
+    struct Disk {
+        turn: Turn,
+        below: Below,
+    }
+
+    impl Disk {
+        fn take(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> Result<bool, TakeError> {
+            self.turn.take(&self.below, run)
+        }
+
+        fn hand_over(&mut self, run: impl FnOnce(IoOp) -> io::Result<()>) -> io::Result<()> {
+            self.turn.hand_over(&self.below.view().node, run)
+        }
+    }
+
+    fn open(path: &std::path::Path) -> Disk {
         let options = OpenOptions {
             path: path.to_owned(),
             ..OpenOptions::default()
         };
-        Turn::new(Arc::new(BlockNode::open(&options).unwrap()), true)
+        let node = Arc::new(BlockNode::open(&options).unwrap());
+        Disk {
+            turn: Turn::new(true),
+            below: Below::new(DiskView::whole(node)),
+        }
     }
 
     /// Succeeds without doing anything.
@@ -147,7 +288,7 @@ mod tests {
         Ok(())
     }
 
-    fn in_use(turn: &mut Turn) -> bool {
+    fn in_use(turn: &mut Disk) -> bool {
         matches!(turn.take(ready), Err(TakeError::Lock(LockError::InUse { .. })))
     }
 
@@ -200,5 +341,31 @@ mod tests {
         old.hand_over(ready).unwrap();
         drop(old);
         new.take(ready).unwrap();
+    }
+
+    #[test]
+    fn a_waived_turn_leaves_the_image_alone() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let [mut waiting, mut other] = [open(image.path()), open(image.path())];
+        waiting.turn.waive(true);
+        waiting.take(|_| panic!("nothing is looked at")).unwrap();
+        other.take(ready).unwrap();
+        other.hand_over(ready).unwrap();
+        waiting.turn.waive(false);
+        waiting.take(ready).unwrap();
+        assert!(in_use(&mut other));
+    }
+
+    #[test]
+    fn a_thread_waits_for_its_turn() {
+        let shared = SharedTurn::new(true);
+        let mut first = shared.get();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| shared.get().waived);
+            first.waive(true);
+            drop(first);
+            assert!(waiter.join().unwrap());
+        });
     }
 }

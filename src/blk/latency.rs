@@ -127,7 +127,7 @@ impl Operation {
     pub fn of(op: IoOp) -> Option<Self> {
         match op {
             IoOp::Read | IoOp::Salvage => Some(Self::Read),
-            IoOp::Write { .. } => Some(Self::Write),
+            IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => Some(Self::Write),
             IoOp::Flush => Some(Self::Flush),
             IoOp::Discard | IoOp::WriteZeroes { .. } => Some(Self::Unmap),
             IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,

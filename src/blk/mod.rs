@@ -1,6 +1,6 @@
 //! The virtio-blk device (VIRTIO 1.3, 5.2).
 //!
-//! The control thread holds a [`device`]. Each [`queue`] serves one virtqueue on its IOThread. [`request`] turns
+//! The control thread holds a [`device`]. A [`handle`] lets other threads change the node below it. Each [`queue`] serves one virtqueue on its IOThread. [`request`] turns
 //! descriptor chains into I/O, and [`config`] has the configuration space. [`error_policy`] decides about requests that
 //! fail, and [`failures`] reports them. [`stats`] and [`latency`] count.
 
@@ -9,11 +9,13 @@ mod counter;
 pub mod device;
 pub mod error_policy;
 pub mod failures;
+pub mod handle;
 mod image_lock;
 pub mod latency;
 pub mod notice;
 pub mod queue;
 pub mod request;
+mod shard;
 mod state;
 pub mod stats;
 pub mod write_cache;

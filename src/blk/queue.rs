@@ -10,13 +10,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
 
 use super::state::DeviceState;
 use super::stats::QueueStats;
 use crate::aio::{AioContext, BottomHalf, Remote};
 use crate::defer::DeferredCall;
-use crate::engine::Channel;
+use crate::engine::{Channel, DiskView};
 use crate::io::Requests;
 
 mod complete;
@@ -30,6 +31,7 @@ mod memory_loss;
 mod notify;
 mod ownership;
 mod phase;
+mod quiesce;
 mod retry;
 mod ring;
 mod timeouts;
@@ -51,7 +53,7 @@ use unshared_memory::UnsharedMemory;
 pub struct BlkQueue {
     index: u16,
     device: Arc<DeviceState>,
-    channel: Channel,
+    channel: RefCell<Channel>,
     ctx: AioContext,
     me: Weak<Self>,
     state: RefCell<State>,
@@ -70,6 +72,14 @@ struct State {
     phase: Phase,
     /// The frontend lets the ring run (SET_VRING_ENABLE).
     enabled: bool,
+    /// The node below must be left alone.
+    quiesced: bool,
+    /// Gets a message when the channel has no request any more.
+    quiescing: Option<Sender<()>>,
+    /// The disk can only be read.
+    inactive: bool,
+    /// The disk below the queue.
+    view: Arc<DiskView>,
     /// The write cache is off: every write is stable before it completes.
     write_through: bool,
     /// Notifications are coalesced.
@@ -84,8 +94,8 @@ struct State {
     /// Present if late requests are reported.
     timeouts: Option<Timeouts>,
     unshared: UnsharedMemory,
-    /// Ends the stop of a ring. Scheduled when its last request is answered.
-    stopped: BottomHalf,
+    /// Ends what waits for requests to come back. Scheduled when the last one is back.
+    drained: BottomHalf,
 }
 
 impl BlkQueue {
@@ -97,6 +107,17 @@ impl BlkQueue {
         stats: Arc<QueueStats>,
         channel: Channel,
     ) -> Remote<Self> {
+        Remote::new(ctx, Self::new(ctx, index, device, stats, channel))
+    }
+
+    /// As [`create`](Self::create), without the handle.
+    pub(super) fn new(
+        ctx: &AioContext,
+        index: u16,
+        device: Arc<DeviceState>,
+        stats: Arc<QueueStats>,
+        channel: Channel,
+    ) -> Rc<Self> {
         let queue = Rc::new_cyclic(|me: &Weak<Self>| {
             let publisher = me.clone();
             let publish = move || {
@@ -106,7 +127,7 @@ impl BlkQueue {
             };
             Self {
                 index,
-                channel,
+                channel: RefCell::new(channel),
                 ctx: ctx.clone(),
                 me: me.clone(),
                 state: RefCell::new(State::new(ctx, index, Arc::clone(&device), stats, me)),
@@ -120,7 +141,7 @@ impl BlkQueue {
             }
         });
         queue.set_batch_notifications(queue.device.batch_notifications.load(Ordering::Relaxed));
-        Remote::new(ctx, queue)
+        queue
     }
 }
 
@@ -144,10 +165,14 @@ impl State {
     ) -> Self {
         let io_timeout = device.failures.policy.io_timeout;
         Self {
+            view: device.below.view(),
             notifier: Notifier::new(index, device, Arc::clone(&stats)),
             stats,
             phase: Phase::Stopped { base: 0 },
             enabled: false,
+            quiesced: false,
+            quiescing: None,
+            inactive: false,
             write_through: false,
             coalescing: true,
             kick: None,
@@ -157,7 +182,11 @@ impl State {
             late_flush: LateFlush::new(ctx, queue),
             timeouts: io_timeout.map(|limit| Timeouts::new(ctx, queue.clone(), limit)),
             unshared: UnsharedMemory::new(ctx, queue.clone()),
-            stopped: bottom_half(ctx, queue, |queue| queue.state.borrow_mut().finish_stop()),
+            drained: bottom_half(ctx, queue, |queue| {
+                let mut state = queue.state.borrow_mut();
+                state.finish_stop();
+                state.finish_quiesce();
+            }),
         }
     }
 }

@@ -59,6 +59,7 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
             };
             transfer(request, sector, rules)
         }
+        blk::VIRTIO_BLK_T_FLUSH if rules.inactive => Err(Status::IoErr),
         blk::VIRTIO_BLK_T_FLUSH => {
             request.iov.clear();
             request.op = IoOp::Flush;
@@ -72,7 +73,11 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
         blk::VIRTIO_BLK_T_DISCARD if rules.discard => {
             request.iov.truncate(readable_ranges);
             request.op = IoOp::Discard;
-            segments::parse(request, rules, &segments::DISCARD)
+            let action = segments::parse(request, rules, &segments::DISCARD)?;
+            Ok(match rules.unmap {
+                true => action,
+                false => Action::Answer(Status::Ok, 0),
+            })
         }
         blk::VIRTIO_BLK_T_WRITE_ZEROES if rules.write_zeroes => {
             request.iov.truncate(readable_ranges);

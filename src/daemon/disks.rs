@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::aio::Gone;
 use crate::blk::device::BlkDevice;
+use crate::blk::handle::DiskHandle;
 use crate::blk::stats::{DiskReport, QueueStats};
-use crate::engine::{BlockNode, Plan};
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::server::Server;
@@ -52,8 +52,7 @@ pub struct Disks {
 pub struct Disk {
     id: String,
     name: String,
-    node: Arc<BlockNode>,
-    engine: Plan,
+    handle: Arc<DiskHandle>,
     stats: Vec<Arc<QueueStats>>,
     /// The socket's path, or the number of its descriptor.
     socket: String,
@@ -91,8 +90,7 @@ impl Disks {
             return Err(AddError::Exists(id.to_owned()));
         }
         let (done, ended) = mpsc::channel();
-        let (name, node) = (device.state().name.clone(), Arc::clone(&device.state().node));
-        let engine = device.engine();
+        let (name, handle) = (device.state().name.clone(), Arc::clone(device.handle()));
         let (stats, resizer) = (device.stats().to_vec(), server.resizer(&device));
         let (socket, path) = (server.name().to_owned(), server.path().map(Path::to_owned));
         let stopper = server.stopper();
@@ -116,8 +114,7 @@ impl Disks {
         let disk = Disk {
             id: id.to_owned(),
             name,
-            node,
-            engine,
+            handle,
             stats,
             socket,
             path,
@@ -203,9 +200,9 @@ impl Disk {
         &self.name
     }
 
-    /// Returns the served block node.
-    pub fn node(&self) -> &Arc<BlockNode> {
-        &self.node
+    /// Returns the handle for threads that change the node below the disk.
+    pub fn handle(&self) -> &Arc<DiskHandle> {
+        &self.handle
     }
 
     /// Returns the path of the disk's socket, or the number of its descriptor.
@@ -220,7 +217,7 @@ impl Disk {
 
     /// Reads the disk's statistics.
     pub fn report(&self) -> DiskReport {
-        DiskReport::new(&self.name, self.engine, &self.stats)
+        DiskReport::new(&self.name, self.handle.engine(), &self.stats)
     }
 
     /// Returns a handle that makes the disk read its size again.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::detect_zeroes::DetectZeroes;
 use super::fault::Faults;
 use super::fault::channel::{FaultyChannel, Submit};
 use super::file::channel::FileChannel;
@@ -104,14 +105,24 @@ impl Channel {
     }
 
     /// Injects `faults` into requests on this channel, and on siblings made from it. `block` is the disk's logical
-    /// block size.
+    /// block size, and `start` its first byte in the node below.
     #[must_use]
-    pub fn with_faults(self, ctx: &AioContext, faults: Arc<Faults>, block: u32) -> Self {
+    pub fn with_faults(self, ctx: &AioContext, faults: Arc<Faults>, block: u32, start: u64) -> Self {
         match self.0 {
             Kind::Unlimited(Unlimited::Plain(plain)) => {
-                let faulty = FaultyChannel::new(ctx, plain, faults, block);
+                let faulty = FaultyChannel::new(ctx, plain, faults, (block, start));
                 Self(Kind::Unlimited(Unlimited::Faulty(faulty)))
             }
+            other => Self(other),
+        }
+    }
+
+    /// Detects writes of zeroes on this channel, and on siblings made from it. Call this before faults and limits are
+    /// added. A null disk ignores it.
+    #[must_use]
+    pub fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
+        match self.0 {
+            Kind::Unlimited(Unlimited::Plain(Plain::File(file))) => file.with_zero_detection(zeroes).into(),
             other => Self(other),
         }
     }

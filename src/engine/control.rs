@@ -1,6 +1,6 @@
 //! Operations on a disk that other threads request. Only an IOThread starts them, and it never blocks.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver};
@@ -10,10 +10,22 @@ use crate::aio::{AioContext, Gone, Remote};
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest};
 
+/// The channel for operations that other threads request. IOThread only.
+#[derive(Debug)]
+pub struct ControlChannel(RefCell<Channel>);
+
+impl ControlChannel {
+    /// Makes later operations use `channel`.
+    pub fn replace(&self, channel: Channel) {
+        let old = self.0.replace(channel);
+        drop(old);
+    }
+}
+
 /// A handle to a channel on an IOThread. Any thread.
 #[derive(Debug)]
 pub struct NodeControl {
-    channel: Remote<Channel>,
+    channel: Remote<ControlChannel>,
 }
 
 /// The completer of a single request.
@@ -28,11 +40,12 @@ impl<F: FnOnce(io::Result<()>)> Completer for Once<F> {
 }
 
 impl NodeControl {
-    /// Creates a handle to `channel`. Call this on the IOThread to which `ctx` belongs.
-    pub fn new(ctx: &AioContext, channel: Channel) -> Self {
-        Self {
-            channel: Remote::new(ctx, Rc::new(channel)),
-        }
+    /// Creates a handle to `channel`, and the place where the channel can be replaced. Call this on the IOThread to
+    /// which `ctx` belongs.
+    pub fn new(ctx: &AioContext, channel: Channel) -> (Self, Rc<ControlChannel>) {
+        let place = Rc::new(ControlChannel(RefCell::new(channel)));
+        let channel = Remote::new(ctx, Rc::clone(&place));
+        (Self { channel }, place)
     }
 
     /// Starts an operation without memory or ranges, such as a flush. `done` is called with the result, on the
@@ -46,7 +59,7 @@ impl NodeControl {
             let mut request = IoRequest::new();
             request.op = op;
             let completer = Rc::new(Once(Cell::new(Some(done)))) as Rc<dyn Completer>;
-            channel.submit(&mut vec![request], &completer);
+            channel.0.borrow().submit(&mut vec![request], &completer);
         })
     }
 

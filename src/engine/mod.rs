@@ -1,7 +1,7 @@
 //! The execution of I/O: the device passes down a batch of requests, and each comes back to its completer, now or
 //! later.
 //!
-//! A [`BlockNode`] is a disk: its properties and its lock. A [`Channel`] leads to a disk from one IOThread.
+//! A [`BlockNode`] is a disk: its properties and its lock. A [`DiskView`] is what an export shows of it. A [`Channel`] leads to a disk from one IOThread.
 //! [`Channel::submit`] is the only way to do I/O. Requests that need not wait are executed during the call. The others
 //! complete later, on the same IOThread, inside a defer scope. The [`Resources`] of an IOThread are shared by its
 //! disks. Other threads request a flush or a new look at the size through a [`NodeControl`]. A [`Plan`] determines how
@@ -9,6 +9,7 @@
 
 mod channel;
 mod control;
+mod detect_zeroes;
 mod error;
 mod fault;
 mod file;
@@ -18,12 +19,15 @@ mod null;
 mod plan;
 mod resources;
 mod throttle;
+mod view;
 
 pub use channel::Channel;
-pub use control::NodeControl;
+pub use control::{ControlChannel, NodeControl};
+pub use detect_zeroes::DetectZeroes;
 pub use error::Error;
 pub use fault::{FaultRule, Faults};
 pub use node::BlockNode;
 pub use null::NullDisk;
 pub use plan::{Choice, Plan};
 pub use resources::Resources;
+pub use view::{Activity, DiskView};

@@ -14,7 +14,7 @@ use super::file::channel::FileShared;
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
 use super::resources::Resources;
-use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, OpenOptions, RawFile};
+use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, LockMode, OpenOptions, RawFile};
 
 /// A disk.
 #[derive(Debug)]
@@ -141,11 +141,15 @@ impl BlockNode {
         }
     }
 
-    /// Sets the witness that records the outcome of flushes through the page cache. It is told at once if flushes have
-    /// failed for good.
-    pub fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
+    /// Replaces `old`, a witness that records the outcome of flushes through the page cache, with `new`, which is told
+    /// at once if flushes have failed for good.
+    pub fn replace_flush_witness(
+        &self,
+        old: Option<&Arc<dyn FlushWitness>>,
+        new: Option<Arc<dyn FlushWitness>>,
+    ) {
         match self {
-            Self::File(file) => file.set_flush_witness(witness),
+            Self::File(file) => file.replace_flush_witness(old, new),
             Self::NullCo(_) | Self::NullAio(..) => {}
         }
     }
@@ -186,15 +190,14 @@ impl BlockNode {
         matches!(self, Self::File(file) if file.is_device())
     }
 
-    /// Locks the image for writing or only for reading, and waits a moment for a predecessor to release it. A disk
-    /// without an image needs no lock.
+    /// Locks the image, and waits a moment for a predecessor to release it. A disk without an image needs no lock.
     ///
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
-    pub fn lock(&self, writes: bool) -> Result<Option<ImageLock>, LockError> {
+    pub fn lock(&self, mode: LockMode) -> Result<Option<ImageLock>, LockError> {
         match self {
             Self::File(file) if !file.locks() => Ok(None),
-            Self::File(file) => ImageLock::acquire_soon(file, writes).map(Some),
+            Self::File(file) => ImageLock::acquire_soon(file, mode).map(Some),
             Self::NullCo(_) | Self::NullAio(..) => Ok(None),
         }
     }

@@ -74,7 +74,9 @@ impl NullDisk {
                 true
             }
             IoOp::Flush | IoOp::FlushAtRest | IoOp::Salvage => true,
-            IoOp::Read | IoOp::Write { .. } => fits(request.offset, request.alone().len() as u64),
+            IoOp::Read | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
+                fits(request.offset, request.alone().len() as u64)
+            }
             IoOp::Discard | IoOp::WriteZeroes { .. } => {
                 request.ranges.iter().all(|range| fits(range.offset, range.len))
             }

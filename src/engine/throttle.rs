@@ -170,7 +170,9 @@ fn take_batch<C>(
 fn cost(request: &IoRequest) -> Option<(Direction, u64)> {
     match request.op {
         IoOp::Read => Some((Direction::Read, request.alone().len() as u64)),
-        IoOp::Write { .. } => Some((Direction::Write, request.alone().len() as u64)),
+        IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
+            Some((Direction::Write, request.alone().len() as u64))
+        }
         IoOp::Discard | IoOp::WriteZeroes { .. } => {
             let bytes = request.ranges.iter().map(|range| range.len).sum();
             Some((Direction::Write, bytes))

@@ -8,6 +8,7 @@ use std::ptr;
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
+use super::zero;
 use crate::guard::{has_lost, losses};
 
 /// The memory ranges of one I/O request, in order.
@@ -218,6 +219,16 @@ impl IoVecs {
             // SAFETY: as in `write_front`.
             unsafe { ptr::write_bytes(own(vec.0.iov_base, self.own_distance), 0, vec.0.iov_len) };
         }
+    }
+
+    /// Returns whether all bytes are zero. Memory that is lost is not: it only reads as zeroes.
+    pub(crate) fn is_zero(&self) -> bool {
+        let is_zero = |range: &IoVec| {
+            let base = own(range.0.iov_base, self.own_distance);
+            // SAFETY: as in `read_front`.
+            unsafe { zero::is_zero(base, range.0.iov_len) }
+        };
+        self.ranges().iter().all(is_zero) && !self.has_lost()
     }
 
     /// Removes the last byte from the list and returns the address at which we access it.

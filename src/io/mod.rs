@@ -6,6 +6,7 @@ mod iovec;
 mod lists;
 mod request;
 mod split;
+mod zero;
 
 pub use iovec::IoVecs;
 pub(crate) use iovec::{own, read_volatile_16};

@@ -28,6 +28,14 @@ pub enum IoOp {
         /// The data must be stable before the request completes (the write cache is off).
         durable: bool,
     },
+    /// A `Write` whose memory was all zero when it was looked at: makes the same bytes read as zeroes, without reading the
+    /// memory again.
+    ZeroedWrite {
+        /// The zeroes must be stable before the request completes.
+        durable: bool,
+        /// The space may be deallocated.
+        unmap: bool,
+    },
     /// Makes every write that has completed stable.
     Flush,
     /// Gives the ranges back to the file system. Their contents are undefined afterwards.
@@ -50,7 +58,7 @@ impl IoOp {
     pub fn name(self) -> &'static str {
         match self {
             Self::Read | Self::Salvage => "read",
-            Self::Write { .. } => "write",
+            Self::Write { .. } | Self::ZeroedWrite { .. } => "write",
             Self::Flush | Self::FlushAtRest => "flush",
             Self::Discard => "discard",
             Self::WriteZeroes { .. } => "write-zeroes",
@@ -60,7 +68,10 @@ impl IoOp {
 
     /// Returns whether the operation moves bytes between the disk and memory.
     pub fn is_transfer(self) -> bool {
-        matches!(self, Self::Read | Self::Salvage | Self::Write { .. })
+        matches!(
+            self,
+            Self::Read | Self::Salvage | Self::Write { .. } | Self::ZeroedWrite { .. }
+        )
     }
 }
 
@@ -146,7 +157,7 @@ impl IoRequest {
     /// Returns the first byte of the request on the disk, or `None` for a flush and other operations without a place.
     pub fn first_byte(&self) -> Option<u64> {
         match self.op {
-            IoOp::Read | IoOp::Salvage | IoOp::Write { .. } => Some(self.offset),
+            IoOp::Read | IoOp::Salvage | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => Some(self.offset),
             IoOp::Discard | IoOp::WriteZeroes { .. } => self.ranges.first().map(|range| range.offset),
             IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,
         }

@@ -77,10 +77,13 @@ impl Flusher {
                 Turn::Over(result) => return result,
                 Turn::Wait => state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Turn::Run => {
-                    let witness = state.witness.clone().filter(|_| state.sticky);
+                    let witnesses = match state.sticky {
+                        true => state.witnesses.clone(),
+                        false => Vec::new(),
+                    };
                     let inherits = state.inherits;
                     drop(state);
-                    let result = run(witness.as_deref(), &check, inherits.then_some(&take), &sync);
+                    let result = run(&witnesses, &check, inherits.then_some(&take), &sync);
                     state = self.lock();
                     state.end(&result);
                     self.ended.notify_all();
@@ -93,14 +96,21 @@ impl Flusher {
     pub(super) fn give_up(&self, errno: i32) {
         let mut state = self.lock();
         state.failed = Some((u64::MAX, errno));
-        state.tell_witness();
+        state.tell_witnesses();
     }
 
-    /// Replaces the witness. The new one is told at once if flushes have failed for good.
-    pub(super) fn set_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
+    /// Replaces a witness. The new one is told at once if flushes have failed for good.
+    pub(super) fn replace_witness(
+        &self,
+        old: Option<&Arc<dyn FlushWitness>>,
+        new: Option<Arc<dyn FlushWitness>>,
+    ) {
         let mut state = self.lock();
-        state.witness = witness;
-        state.tell_witness();
+        state
+            .witnesses
+            .retain(|known| old.is_none_or(|old| !Arc::ptr_eq(known, old)));
+        state.witnesses.extend(new);
+        state.tell_witnesses();
     }
 
     /// Returns whether the last flush failed.
@@ -120,14 +130,14 @@ impl Flusher {
     }
 }
 
-/// Runs the steps of a flush, and tells the witness of each.
+/// Runs the steps of a flush, and tells the witnesses of each.
 fn run(
-    witness: Option<&dyn FlushWitness>,
+    witnesses: &[Arc<dyn FlushWitness>],
     check: impl Fn() -> io::Result<()>,
     take: Option<impl Fn() -> io::Result<()>>,
     sync: impl Fn() -> io::Result<()>,
 ) -> io::Result<()> {
-    let tell = |event: fn(&dyn FlushWitness)| witness.into_iter().for_each(event);
+    let tell = |event: fn(&dyn FlushWitness)| witnesses.iter().for_each(|witness| event(&**witness));
     let steps = || {
         check()?;
         if let Some(take) = take {
@@ -158,7 +168,8 @@ struct State {
     ended: u64,
     /// The last flush that failed (`u64::MAX`: this one and all to come), with its errno.
     failed: Option<(u64, i32)>,
-    witness: Option<Arc<dyn FlushWitness>>,
+    /// One of each disk on the file.
+    witnesses: Vec<Arc<dyn FlushWitness>>,
 }
 
 /// The next step of a caller.
@@ -180,13 +191,14 @@ impl State {
             begun: 0,
             ended: 0,
             failed: None,
-            witness: None,
+            witnesses: Vec::new(),
         }
     }
 
-    fn tell_witness(&self) {
-        if let (Some(witness), Some((u64::MAX, _))) = (&self.witness, self.failed) {
-            witness.failed();
+    /// Tells all witnesses if flushes have failed for good.
+    fn tell_witnesses(&self) {
+        if let Some((u64::MAX, _)) = self.failed {
+            self.witnesses.iter().for_each(|witness| witness.failed());
         }
     }
 
@@ -217,6 +229,8 @@ impl State {
             Err(e) => {
                 let last = if self.sticky { u64::MAX } else { self.ended };
                 self.failed = Some((last, e.raw_os_error().unwrap_or(libc::EIO)));
+                // A witness may have come while the flush was running.
+                self.tell_witnesses();
             }
         }
     }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::file::RawFile;
-use super::lock_bytes::{self, Held, LockPlace};
+use super::lock_bytes::{self, Held, LockMode, LockPlace};
 use crate::log_limit::LogLimit;
 
 /// Limits the warning about missing locks, because a disk takes its lock again whenever its driver resets it.
@@ -87,16 +87,22 @@ impl ImageLock {
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
     pub fn acquire(file: &RawFile) -> Result<Self, LockError> {
-        Self::acquire_for(file, !file.limits().read_only)
+        Self::acquire_for(
+            file,
+            match file.limits().read_only {
+                true => LockMode::Read,
+                false => LockMode::Write,
+            },
+        )
     }
 
-    /// Locks the image, for reading or for writing. Never waits. Any thread.
+    /// Locks the image. Never waits. Any thread.
     ///
     /// If the file system does not support such locks, this logs a warning, and the image is served without a lock.
     ///
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
-    pub fn acquire_for(file: &RawFile, writes: bool) -> Result<Self, LockError> {
+    pub fn acquire_for(file: &RawFile, mode: LockMode) -> Result<Self, LockError> {
         let path = || file.path().to_owned();
         let failed = |source| LockError::Lock { path: path(), source };
         let place = Arc::clone(file.lock_place());
@@ -106,12 +112,12 @@ impl ImageLock {
         };
         let mut present = place.lock();
         match present.upgrade() {
-            Some(held) if !held.writes() && !writes => return Ok(lock(Some(held))),
+            Some(held) if held.covers(mode) => return Ok(lock(Some(held))),
             Some(_) => return Err(LockError::Held { path: path() }),
             None => {}
         }
         let fd = file.as_fd().try_clone_to_owned().map_err(failed)?;
-        let mut held = Held::new(fd, writes);
+        let mut held = Held::new(fd, mode);
         match held.apply() {
             Ok(None) => {
                 let held = Arc::new(held);
@@ -146,10 +152,10 @@ impl ImageLock {
     ///
     /// # Errors
     /// Those of [`acquire_for`](Self::acquire_for).
-    pub fn acquire_soon(file: &RawFile, writes: bool) -> Result<Self, LockError> {
+    pub fn acquire_soon(file: &RawFile, mode: LockMode) -> Result<Self, LockError> {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
-            match Self::acquire_for(file, writes) {
+            match Self::acquire_for(file, mode) {
                 Err(LockError::InUse { .. }) if Instant::now() < deadline => thread::sleep(PAUSE),
                 result => return result,
             }

@@ -8,7 +8,7 @@
 //! succeed.
 //!
 //! We take the same permissions as QEMU's virtio-blk device: we use CONSISTENT_READ, and WRITE unless the disk is
-//! read-only. We do not share WRITE.
+//! read-only. We do not share WRITE, unless a reader is told to (`force-share`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,29 +46,44 @@ impl LockPlace {
     }
 }
 
+/// The use of an image that a lock is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Reads and writes.
+    Write,
+    /// Only reads, and nobody may write.
+    Read,
+    /// Only reads, and others may write meanwhile (QEMU's `force-share`).
+    ReadForceShare,
+}
+
 /// The locks of one open file description, released on drop.
 #[derive(Debug)]
 pub(super) struct Held {
     /// A duplicate that refers to the storage's open file description, and may outlive the storage.
     fd: OwnedFd,
-    writes: bool,
+    mode: LockMode,
     /// The entry in `LOCKED`.
     listed: Option<FileId>,
 }
 
 impl Held {
     /// `fd` belongs to the image's open file description. Takes no locks yet.
-    pub(super) fn new(fd: OwnedFd, writes: bool) -> Self {
+    pub(super) fn new(fd: OwnedFd, mode: LockMode) -> Self {
         Self {
             fd,
-            writes,
+            mode,
             listed: None,
         }
     }
 
-    /// Returns whether the image is locked for writing.
-    pub(super) fn writes(&self) -> bool {
-        self.writes
+    /// Returns whether the same locks serve another disk on this file. Two disks never write to one file.
+    pub(super) fn covers(&self, mode: LockMode) -> bool {
+        match self.mode {
+            LockMode::Write => false,
+            LockMode::Read => mode != LockMode::Write,
+            LockMode::ReadForceShare => mode == LockMode::ReadForceShare,
+        }
     }
 
     /// Takes the locks. Returns a description of the conflict, if there is one.
@@ -87,10 +102,11 @@ impl Held {
 
     /// Takes the locks, then checks for conflicting ones.
     fn take(&self) -> io::Result<Option<&'static str>> {
-        let (fd, writes) = (self.fd.as_fd(), self.writes);
-        let mine: &[i64] = match writes {
-            true => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
-            false => &[USED + CONSISTENT_READ, UNSHARED + WRITE],
+        let (fd, mode) = (self.fd.as_fd(), self.mode);
+        let mine: &[i64] = match mode {
+            LockMode::Write => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
+            LockMode::Read => &[USED + CONSISTENT_READ, UNSHARED + WRITE],
+            LockMode::ReadForceShare => &[USED + CONSISTENT_READ],
         };
         for &byte in mine {
             match ofd_lock::set(fd, libc::F_RDLCK, byte, 1) {
@@ -104,13 +120,13 @@ impl Held {
 
         // Locks of our own open file description are not reported.
         let other_has = |byte| ofd_lock::is_locked(fd, byte);
-        if other_has(USED + WRITE)? {
+        if mode != LockMode::ReadForceShare && other_has(USED + WRITE)? {
             return Ok(Some("another process has it open for writing"));
         }
         if other_has(UNSHARED + CONSISTENT_READ)? {
             return Ok(Some("another process does not let others read it"));
         }
-        if writes && other_has(UNSHARED + WRITE)? {
+        if mode == LockMode::Write && other_has(UNSHARED + WRITE)? {
             return Ok(Some(READER));
         }
         Ok(None)

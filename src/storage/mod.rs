@@ -25,5 +25,6 @@ pub use flush::FlushWitness;
 pub use format::foreign_format;
 pub use limits::Limits;
 pub use lock::{ImageLock, LockError};
+pub use lock_bytes::LockMode;
 pub use nowait::Nowait;
 pub use options::OpenOptions;

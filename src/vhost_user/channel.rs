@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::net::{SendFlags, send};
 
 use crate::aio::Gone;
+use crate::blk::device::DeviceState;
 use crate::engine::{BlockNode, NodeControl};
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
@@ -111,7 +112,7 @@ impl State {
 /// Checks whether the size of a disk has changed, and tells the frontend.
 #[derive(Clone, Debug)]
 pub struct Resizer {
-    node: Arc<BlockNode>,
+    state: Arc<DeviceState>,
     control: Arc<NodeControl>,
     channel: BackendChannel,
     /// The size that the frontend was told last. Checks may overlap, and other exports of the node resize it too.
@@ -119,10 +120,10 @@ pub struct Resizer {
 }
 
 impl Resizer {
-    pub(super) fn new(node: Arc<BlockNode>, control: Arc<NodeControl>, channel: BackendChannel) -> Self {
+    pub(super) fn new(state: Arc<DeviceState>, control: Arc<NodeControl>, channel: BackendChannel) -> Self {
         Self {
-            announced: Arc::new(AtomicU64::new(node.size())),
-            node,
+            announced: Arc::new(AtomicU64::new(state.below.view().size())),
+            state,
             control,
             channel,
         }
@@ -130,13 +131,15 @@ impl Resizer {
 
     /// Returns whether this is about that disk.
     pub fn is_of(&self, node: &Arc<BlockNode>) -> bool {
-        Arc::ptr_eq(&self.node, node)
+        Arc::ptr_eq(&self.state.below.view().node, node)
     }
 
-    /// Tells the frontend that the size has changed. Any thread; never waits.
+    /// Tells the frontend if the size has changed. Any thread; never waits.
     pub fn announce(&self) {
-        self.announced.store(self.node.size(), Ordering::Relaxed);
-        self.channel.config_changed();
+        let after = self.state.below.view().size();
+        if self.announced.swap(after, Ordering::Relaxed) != after {
+            self.channel.config_changed();
+        }
     }
 
     /// Makes an IOThread read the size of the disk again, without waiting for it. Any thread.
@@ -147,13 +150,14 @@ impl Resizer {
     /// # Errors
     /// The IOThread has ended.
     pub fn refresh(&self) -> Result<(), Gone> {
-        let (node, channel, announced) = (
-            Arc::clone(&self.node),
+        let (state, channel, announced) = (
+            Arc::clone(&self.state),
             self.channel.clone(),
             Arc::clone(&self.announced),
         );
         self.control.submit(IoOp::RefreshSize, move |result| {
-            let (disk, after) = (node.path().display().to_string(), node.size());
+            let view = state.below.view();
+            let (disk, after) = (view.node.path().display().to_string(), view.size());
             if let Err(error) = result {
                 tracing::error!(disk, %error, "new size of the image cannot be used, and the old one stays");
                 return;

@@ -132,8 +132,8 @@ impl Server {
 
     /// Returns a handle that applies a changed size of the disk that is to be served.
     pub fn resizer(&self, device: &BlkDevice) -> Resizer {
-        let (node, control) = (Arc::clone(&device.state().node), Arc::clone(device.control()));
-        Resizer::new(node, control, self.channel.clone())
+        let (state, control) = (Arc::clone(device.state()), Arc::clone(device.control()));
+        Resizer::new(state, control, self.channel.clone())
     }
 
     /// Serves frontends until stopped. On a connected socket, it also returns when that frontend leaves.

@@ -217,6 +217,6 @@ impl Drop for Session<'_> {
                 "cannot reset the disk after its frontend left"
             );
         }
-        self.device.state().node.set_flush_witness(None);
+        self.device.state().below.set_flush_witness(None);
     }
 }

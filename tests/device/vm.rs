@@ -109,9 +109,9 @@ impl Disk {
             serial: *b"in-process\0\0\0\0\0\0\0\0\0\0",
             ..DeviceState::new("test", Arc::new(node))
         });
-        let plan = device.node.plan(choice).unwrap();
+        let plan = device.below.view().node.plan(choice).unwrap();
         Rc::new(Self {
-            channel: device.node.open_channel(resources, plan).unwrap(),
+            channel: device.below.view().node.open_channel(resources, plan).unwrap(),
             device,
             ctx: resources.ctx().clone(),
             resources: Rc::clone(resources),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::defer::DeferScope;
-use vhost_user_blk::engine::{BlockNode, Channel, Choice, Error, Plan, Resources};
+use vhost_user_blk::engine::{BlockNode, Channel, Choice, DetectZeroes, Error, Plan, Resources};
 use vhost_user_blk::io::{Completer, IoOp, IoRange, IoRequest, Requests};
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 
@@ -37,6 +37,8 @@ pub(crate) struct Disk {
     channel: Channel,
     /// A second channel, which merges requests.
     merging: Channel,
+    /// One that also detects zeroes.
+    detecting: Channel,
     pub(crate) plan: Plan,
     pub(crate) done: Rc<Done>,
     pub(crate) node: BlockNode,
@@ -45,6 +47,16 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn on(ctx: &AioContext, node: impl Into<BlockNode>, choice: Choice) -> Result<Self, Error> {
+        Self::detecting(ctx, node, choice, DetectZeroes::Unmap)
+    }
+
+    /// Makes a disk whose third channel detects writes of zeroes like this.
+    pub(crate) fn detecting(
+        ctx: &AioContext,
+        node: impl Into<BlockNode>,
+        choice: Choice,
+        zeroes: DetectZeroes,
+    ) -> Result<Self, Error> {
         let node = node.into();
         let pool = ThreadPool::new(ctx, ThreadPoolParams::default());
         let resources = Resources::new(ctx, pool);
@@ -52,6 +64,7 @@ impl Disk {
         Ok(Self {
             channel: node.open_channel(&resources, plan.with_merging(false))?,
             merging: node.open_channel(&resources, plan)?,
+            detecting: node.open_channel(&resources, plan)?.with_zero_detection(zeroes),
             plan,
             done: Rc::default(),
             node,
@@ -80,6 +93,11 @@ impl Disk {
         self.submit_to(&self.merging, batch)
     }
 
+    /// As [`submit_merged`](Self::submit_merged), and detects writes of zeroes.
+    pub(crate) fn submit_detected(&self, batch: Requests) -> usize {
+        self.submit_to(&self.detecting, batch)
+    }
+
     /// Submits requests without merging.
     pub(crate) fn submit(&self, batch: Requests) {
         assert_eq!(self.submit_to(&self.channel, batch), 0);
@@ -94,7 +112,9 @@ impl Disk {
 
     /// Whether a worker that was asked to help has not come back yet.
     pub(crate) fn is_sharing(&self) -> bool {
-        self.channel.is_sharing() || self.merging.is_sharing()
+        [&self.channel, &self.merging, &self.detecting]
+            .iter()
+            .any(|channel| channel.is_sharing())
     }
 
     /// Takes the requests that have completed so far, in the order of their tokens.

@@ -18,3 +18,4 @@ mod stall;
 #[path = "../storage/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the storage")]
 mod support;
+mod zeroes;

@@ -63,7 +63,9 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
     let requests = steps().zip(&mut buffers).map(|((slot, step), buffers)| {
         let offset = offset(slot, step) as u64;
         match step.op {
-            IoOp::Read | IoOp::Salvage | IoOp::Write { .. } => disk.request(slot, step.op, offset, buffers),
+            IoOp::Read | IoOp::Salvage | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
+                disk.request(slot, step.op, offset, buffers)
+            }
             IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {
                 disk.command(slot, step.op, None)
             }
@@ -77,7 +79,10 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
             }
         }
     });
-    disk.submit_merged(requests.collect());
+    match batch.iter().flatten().any(|step| step.seed % 2 == 0) {
+        true => disk.submit_detected(requests.collect()),
+        false => disk.submit_merged(requests.collect()),
+    };
     let done = disk.wait(buffers.len());
     for (((slot, step), request), buffers) in steps().zip(done).zip(&buffers) {
         prop_assert_eq!(request.token, slot);
@@ -87,7 +92,7 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
             IoOp::Read | IoOp::Salvage => {
                 prop_assert!(!case.stores() || buffers.bytes() == range, "{:?}", step)
             }
-            IoOp::Write { .. } => range.copy_from_slice(buffers.bytes()),
+            IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => range.copy_from_slice(buffers.bytes()),
             IoOp::Discard | IoOp::WriteZeroes { .. } => range.fill(0),
             IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {}
         }
@@ -105,6 +110,9 @@ impl Step {
         }
         let mut buffers = Buffers::new(self.skew, &lens);
         let salt = self.seed.wrapping_mul(31).wrapping_add(slot.to_le_bytes()[0]);
+        if self.seed % 4 == 0 {
+            return buffers;
+        }
         for (byte, n) in buffers.bytes_mut().iter_mut().zip(0u32..) {
             *byte = (n % 251).to_le_bytes()[0] ^ salt;
         }

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::ownership::Slot;
-use super::phase::Phase;
 use super::ring::Ring;
 use super::{BlkQueue, State};
 use crate::blk::request::Status;
@@ -119,17 +118,13 @@ impl State {
         self.recycle(request);
     }
 
-    /// Keeps a request that is not in flight any more for reuse, and ends a stop that waits for the last one.
-    ///
-    /// A bottom half ends the stop, because the caller may be in the middle of something.
+    /// Keeps a request that is not in flight any more for reuse, and ends what waits for the last one.
     #[inline]
     pub(super) fn recycle(&mut self, mut request: Box<IoRequest>) {
         request.iov.clear();
         self.free.push(request);
-        if let Phase::Stopping { ring, .. } = &self.phase
-            && ring.owned.is_empty()
-        {
-            self.stopped.schedule();
+        if self.quiesced || self.phase.is_stopping() {
+            self.check_drained();
         }
     }
 
@@ -208,7 +203,7 @@ fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
             stats.reads.add(1);
             stats.read_bytes.add(bytes);
         }
-        IoOp::Write { .. } => {
+        IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
             stats.writes.add(1);
             stats.written_bytes.add(bytes);
         }

@@ -67,7 +67,7 @@ impl BlkQueue {
         drop(state);
         drop(handlers);
         self.release_held();
-        self.channel.release_waiting();
+        self.channel.borrow().release_waiting();
         self.state.borrow_mut().finish_stop();
     }
 

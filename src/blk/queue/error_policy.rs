@@ -28,7 +28,7 @@ impl BlkQueue {
 
     pub(super) fn verdict(&self, request: &IoRequest, error: &std::io::Error) -> Verdict {
         let policy = &self.device.failures.policy;
-        policy.verdict(request.op, error, self.device.node.flushes_fail())
+        policy.verdict(request.op, error, self.device.below.view().node.flushes_fail())
     }
 
     pub(super) fn place(&self, request: &IoRequest) -> Place<'_> {
@@ -36,8 +36,13 @@ impl BlkQueue {
             disk: &self.device.name,
             queue: self.index,
             op: request.op.name(),
-            sector: request.first_byte().map(|byte| byte / 512),
+            sector: request.first_byte().map(|byte| self.sector(byte)),
         }
+    }
+
+    /// Returns the sector of the disk at this byte of the node below.
+    fn sector(&self, byte: u64) -> u64 {
+        byte.saturating_sub(self.device.below.view().start) / 512
     }
 
     /// Tells the guest that all is well. The parts of a read that are really missing read as zeroes.
@@ -45,7 +50,9 @@ impl BlkQueue {
         self.state.borrow().stats.ignored.add(1);
         if request.op == IoOp::Read {
             request.op = IoOp::Salvage;
-            self.channel.submit(&mut vec![request], &self.completer());
+            self.channel
+                .borrow()
+                .submit(&mut vec![request], &self.completer());
             return;
         }
         request.result = Ok(());
@@ -63,6 +70,11 @@ impl BlkQueue {
             return state.recycle(request);
         }
         drop(state);
+        self.report(request);
+    }
+
+    /// Answers a request that cannot be held any longer with its error.
+    pub(super) fn report(&self, request: Box<IoRequest>) {
         if let Err(error) = &request.result {
             self.device
                 .failures

@@ -60,7 +60,7 @@ impl BlkQueue {
             let op = durable(request.op);
             request.op = IoOp::Flush;
             let completer = Rc::new(Flushed { queue, op }) as Rc<dyn Completer>;
-            self.channel.submit(&mut vec![request], &completer);
+            self.channel.borrow().submit(&mut vec![request], &completer);
         }
     }
 }
@@ -77,6 +77,7 @@ impl State {
 fn durable(op: IoOp) -> IoOp {
     match op {
         IoOp::Write { .. } => IoOp::Write { durable: true },
+        IoOp::ZeroedWrite { unmap, .. } => IoOp::ZeroedWrite { durable: true, unmap },
         IoOp::WriteZeroes { .. } => IoOp::WriteZeroes { durable: true },
         other => other,
     }

@@ -87,7 +87,7 @@ impl State {
 
     /// Reads the chains of a batch again. Requests that cannot be executed any more are answered.
     fn take_again(&mut self, device: &DeviceState, batch: &mut Requests) -> Result<(), QueueError> {
-        let rules = device.rules(self.write_through);
+        let rules = device.rules(&self.view, self.write_through, self.inactive);
         let Some(ring) = self.phase.ring_mut() else {
             return Ok(());
         };

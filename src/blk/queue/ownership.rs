@@ -47,6 +47,10 @@ impl Owned {
         self.count == 0
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.count.into()
+    }
+
     #[inline]
     pub(super) fn has(&self, head: u16) -> bool {
         self.slots.get(usize::from(head)).is_some_and(Option::is_some)

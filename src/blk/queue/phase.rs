@@ -140,7 +140,7 @@ impl State {
     #[inline]
     pub(super) fn active_ring(&mut self) -> Option<&mut Ring> {
         match &mut self.phase {
-            Phase::Running(ring) if self.enabled => Some(ring),
+            Phase::Running(ring) if self.enabled && !self.quiesced => Some(ring),
             _ => None,
         }
     }

@@ -15,7 +15,7 @@ use crate::defer::DeferScope;
 use crate::io::{Completer, IoRequest, Requests};
 
 /// Time before the first retry. It doubles with each retry, up to the last one.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// The requests of a queue that wait for room on the disk.
@@ -58,6 +58,18 @@ impl Held {
         if self.trying == 0 && !self.timer.is_armed() {
             self.delay = FIRST_RETRY;
             self.timer.arm_in(self.delay);
+        }
+    }
+
+    /// Returns the number of requests that nobody works on.
+    pub(super) fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Tries again after `delay`, if requests wait.
+    pub(super) fn wait_again(&mut self, delay: Duration) {
+        if !self.waiting.is_empty() {
+            self.timer.arm_in(delay);
         }
     }
 
@@ -105,6 +117,10 @@ impl BlkQueue {
             drop(state);
             return self.give_up(request);
         }
+        if state.inactive {
+            drop(state);
+            return self.report(request);
+        }
         self.device.failures.held(&self.place(&request), error);
         state.stats.held.add(1);
         state.stats.held_ever.add(1);
@@ -112,13 +128,19 @@ impl BlkQueue {
             timeouts.excuse(request.token);
         }
         state.held.push(request);
+        state.check_drained();
     }
 
-    /// Tries the held requests again.
-    fn retry_held(&self) {
+    /// Tries the held requests again, unless the disk must be left alone now.
+    pub(super) fn retry_held(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.quiesced {
+            return;
+        }
         let _scope = DeferScope::enter();
-        let (mut requests, completer) = self.state.borrow_mut().held.begin();
-        self.channel.submit(&mut requests, &completer);
+        let (mut requests, completer) = state.held.begin();
+        drop(state);
+        self.channel.borrow().submit(&mut requests, &completer);
     }
 
     /// A request that was tried again is back.
@@ -129,15 +151,17 @@ impl BlkQueue {
             .is_err_and(|error| self.verdict(&request, error) == Verdict::Hold);
         let mut state = self.state.borrow_mut();
         let over = state.held.end_one(!hold);
-        if hold && !state.phase.is_stopping() {
+        if hold && !state.phase.is_stopping() && !state.inactive {
             state.held.waiting.push(request);
+            state.check_drained();
             drop(state);
         } else {
             state.stats.held.sub(1);
             drop(state);
             self.device.failures.released(&self.device.name, 1);
             match hold {
-                true => self.give_up(request),
+                true if self.state.borrow().phase.is_stopping() => self.give_up(request),
+                true => self.report(request),
                 false => self.complete(request),
             }
         }

@@ -43,7 +43,8 @@ impl Timeouts {
     }
 
     /// These requests go to the engine now.
-    pub(super) fn begin(&mut self, batch: &[Box<IoRequest>]) {
+    /// The disk begins at byte `start` of the node below.
+    pub(super) fn begin(&mut self, batch: &[Box<IoRequest>], start: u64) {
         if batch.is_empty() {
             return;
         }
@@ -56,7 +57,7 @@ impl Timeouts {
             self.begun[head] = Some(Begun {
                 at,
                 op: request.op.name(),
-                sector: request.first_byte().map(|byte| byte / 512),
+                sector: request.first_byte().map(|byte| byte.saturating_sub(start) / 512),
             });
         }
         if !self.timer.is_armed() {

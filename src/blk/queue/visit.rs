@@ -67,8 +67,9 @@ impl BlkQueue {
         if state.may_have_lost() {
             collected = self.take_again(&mut state, batch, collected);
         }
+        let start = state.view.start;
         if let Some(timeouts) = &mut state.timeouts {
-            timeouts.begin(batch);
+            timeouts.begin(batch, start);
         }
         match collected {
             Ok(Collected { missing: None, .. }) => {}
@@ -88,7 +89,7 @@ impl BlkQueue {
     /// Hands the batch to the engine. There may be `more` in the ring.
     fn execute(&self, batch: &mut Requests, more: bool) {
         self.early.set(EarlyNotification::begin(batch.len(), more));
-        let merged = self.channel.submit(batch, &self.completer());
+        let merged = self.channel.borrow().submit(batch, &self.completer());
         if merged > 0 {
             self.state.borrow().stats.merged.add(merged as u64);
         }
@@ -103,10 +104,12 @@ impl State {
         device: &DeviceState,
         batch: &mut Requests,
     ) -> Option<Result<Collected, QueueError>> {
-        let rules = device.rules(self.write_through);
+        let rules = device.rules(&self.view, self.write_through, self.inactive);
         let (stats, free) = (&*self.stats, &mut self.free);
         match &mut self.phase {
-            Phase::Running(ring) if self.enabled => Some(ring.take(&rules, stats, free, batch)),
+            Phase::Running(ring) if self.enabled && !self.quiesced => {
+                Some(ring.take(&rules, stats, free, batch))
+            }
             _ => None,
         }
     }

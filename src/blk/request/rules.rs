@@ -31,16 +31,22 @@ impl Status {
 /// The rules that requests are checked against.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
+    /// First byte of the disk in the node below.
+    pub start: u64,
     /// Size of the disk in bytes.
     pub capacity: u64,
     /// Granularity of offsets and lengths in bytes: a power of two.
     pub block_size: u32,
     /// The disk cannot be written.
     pub read_only: bool,
+    /// The disk can only be read, because another process may be using the image.
+    pub inactive: bool,
     /// The device has offered DISCARD.
     pub discard: bool,
     /// The device has offered WRITE_ZEROES.
     pub write_zeroes: bool,
+    /// Discards have an effect, and zeroes may be deallocated.
+    pub unmap: bool,
     /// Every write is stable before it completes.
     pub write_through: bool,
     /// The answer to GET_ID, padded with NULs.
@@ -69,7 +75,7 @@ pub(super) fn word(bytes: &[u8; 16], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Returns the byte offset of `sector`. The `bytes` from there must be whole blocks on the disk.
+/// Returns the offset of `sector` in the node below. The `bytes` from there must be whole blocks on the disk.
 pub(super) fn checked_range(sector: u64, bytes: u64, rules: &Rules<'_>) -> Result<u64, Refusal> {
     let offset = sector.checked_mul(512).ok_or(Status::IoErr)?;
     let end = offset.checked_add(bytes).ok_or(Status::IoErr)?;
@@ -77,5 +83,6 @@ pub(super) fn checked_range(sector: u64, bytes: u64, rules: &Rules<'_>) -> Resul
     if end > rules.capacity || (offset | bytes) & within_block != 0 {
         return Err(Status::IoErr);
     }
-    Ok(offset)
+    // Cannot overflow: the disk ends where the node ends, at the latest.
+    Ok(offset + rules.start)
 }

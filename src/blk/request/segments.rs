@@ -61,6 +61,6 @@ fn parse_one(segment: &[u8; SEGMENT_LEN], rules: &Rules<'_>, kind: &Kind) -> Res
     Ok(IoRange {
         offset,
         len,
-        unmap: flags & UNMAP != 0,
+        unmap: flags & UNMAP != 0 && rules.unmap,
     })
 }

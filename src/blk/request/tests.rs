@@ -5,11 +5,14 @@ use crate::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTO
 use crate::io::IoVecs;
 
 const RULES: Rules<'static> = Rules {
+    start: 0,
     capacity: 1 << 20,
     block_size: 512,
     read_only: false,
+    inactive: false,
     discard: true,
     write_zeroes: true,
+    unmap: true,
     write_through: false,
     serial: b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
 };
@@ -185,6 +188,58 @@ fn a_read_only_disk_refuses_writes() {
         let action = Case::new(&[&header(request_type, 0), &[0; 512]], &[]).parse(&rules);
         assert_eq!(action, Action::Answer(Status::IoErr, 0), "type {request_type}");
     }
+}
+
+#[test]
+fn a_part_of_a_node_is_addressed_from_its_start() {
+    let rules = Rules {
+        start: 1 << 20,
+        capacity: 4096,
+        ..RULES
+    };
+    let mut case = Case::new(&[&header(0, 7)], &[512]);
+    assert!(matches!(case.parse(&rules), Action::Submit { .. }));
+    assert_eq!(case.request.offset, (1 << 20) + 7 * 512);
+    let mut case = Case::new(&[&header(13, 0), &segment(1, 7, 0)], &[]);
+    assert!(matches!(case.parse(&rules), Action::Submit { .. }));
+    assert_eq!(case.request.ranges[0].offset, (1 << 20) + 512);
+    for (request_type, data) in [(0, vec![]), (1, vec![0; 512]), (13, segment(8, 1, 0))] {
+        let action = Case::new(&[&header(request_type, 8), &data], &[512]).parse(&rules);
+        assert_eq!(action, Action::Answer(Status::IoErr, 0), "type {request_type}");
+    }
+}
+
+#[test]
+fn an_inactive_disk_only_reads() {
+    let rules = Rules {
+        read_only: true,
+        inactive: true,
+        ..RULES
+    };
+    for request_type in [1, 4, 11, 13] {
+        let action = Case::new(&[&header(request_type, 0), &[0; 512]], &[]).parse(&rules);
+        assert_eq!(action, Action::Answer(Status::IoErr, 0), "type {request_type}");
+    }
+    let action = Case::new(&[&header(0, 0)], &[512]).parse(&rules);
+    assert!(matches!(action, Action::Submit { .. }));
+}
+
+#[test]
+fn without_unmap_nothing_is_discarded() {
+    let rules = Rules {
+        unmap: false,
+        ..RULES
+    };
+    for (data, status) in [
+        (segment(0, 8, 0), Status::Ok),
+        (segment(2047, 2, 0), Status::IoErr),
+    ] {
+        let action = Case::new(&[&header(11, 0), &data], &[]).parse(&rules);
+        assert_eq!(action, Action::Answer(status, 0));
+    }
+    let mut case = Case::new(&[&header(13, 0), &segment(0, 8, 1)], &[]);
+    case.parse(&rules);
+    assert!(!case.request.ranges[0].unmap);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::daemon::options::{ExportOptions, Mapping, NotifyOption, ValueError};
 use crate::engine::{FaultRule, Faults, NodeControl};
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
-use crate::storage::Limits;
+use crate::storage::{Limits, LockMode};
 use crate::vhost_user::server::Server;
 
 /// Maximum number of queues of a disk.
@@ -88,7 +88,10 @@ pub(super) fn prepare(
     node.leaf.plan(node.engine)?;
     if node.active {
         // Only a check: the lock is released at once, and taken for good when nothing can fail any more.
-        node.leaf.lock(writable)?;
+        node.leaf.lock(match writable {
+            true => LockMode::Write,
+            false => LockMode::Read,
+        })?;
     }
     announce_faults(&params);
     let server = sockets.open(&options.addr)?;
@@ -268,9 +271,9 @@ impl Made {
     }
 
     pub(super) fn announce(&self) {
-        let (device, node) = (&self.device, &self.device.state().node);
+        let (device, view) = (&self.device, self.device.state().below.view());
         tracing::info!(
-            disk = device.state().name, socket = self.server.name(), bytes = node.size(),
+            disk = device.state().name, socket = self.server.name(), bytes = view.size(),
             queues = device.queues().len(), iothreads = self.iothreads.len(), engine = %device.engine(), "serving"
         );
     }

@@ -38,6 +38,8 @@ struct Inner<C> {
     faults: Arc<Faults>,
     /// Logical block size in bytes.
     block: usize,
+    /// First byte of the disk in the node below. Rules count sectors of the disk.
+    start: u64,
     splitter: Rc<Splitter>,
     /// Requests that were struck, by the time at which they continue. The number preserves their order.
     struck: RefCell<BTreeMap<(Instant, u64), Struck>>,
@@ -52,13 +54,19 @@ struct Struck {
 }
 
 impl<C: Submit + 'static> FaultyChannel<C> {
-    pub(in crate::engine) fn new(ctx: &AioContext, channel: C, faults: Arc<Faults>, block: u32) -> Self {
+    pub(in crate::engine) fn new(
+        ctx: &AioContext,
+        channel: C,
+        faults: Arc<Faults>,
+        (block, start): (u32, u64),
+    ) -> Self {
         let inner = Rc::new_cyclic(|me: &Weak<Inner<C>>| {
             let me = Weak::clone(me);
             Inner {
                 channel,
                 faults,
                 block: block as usize,
+                start,
                 splitter: Splitter::new(),
                 struck: RefCell::default(),
                 next_number: Cell::new(0),
@@ -83,7 +91,12 @@ impl<C: Submit + 'static> FaultyChannel<C> {
     /// Creates another channel with the same faults.
     pub(in crate::engine) fn with(&self, channel: C) -> Self {
         let block = u32::try_from(self.inner.block).expect("created from a u32");
-        Self::new(&self.ctx, channel, Arc::clone(&self.inner.faults), block)
+        Self::new(
+            &self.ctx,
+            channel,
+            Arc::clone(&self.inner.faults),
+            (block, self.inner.start),
+        )
     }
 
     /// Takes the requests that a rule strikes out of `batch`, and passes the others on.
@@ -92,7 +105,7 @@ impl<C: Submit + 'static> FaultyChannel<C> {
         for request in std::mem::take(batch) {
             let effect = match request.op {
                 IoOp::Salvage => Some(Effect::default()),
-                op => inner.faults.strike(op, place(&request)),
+                op => inner.faults.strike(op, inner.place(&request)),
             };
             match effect {
                 None => batch.push(request),
@@ -193,7 +206,8 @@ impl<C: Submit> Inner<C> {
             let before = usize::try_from(place % size as u64).expect("below the size of a piece");
             let piece = (size - before).min(len - at);
             let mut child = split.child(at, piece);
-            let struck = self.faults.strike(IoOp::Read, Some((place, piece as u64)));
+            let on_disk = place.saturating_sub(self.start);
+            let struck = self.faults.strike(IoOp::Read, Some((on_disk, piece as u64)));
             if struck.is_some_and(|effect| effect.fault.is_some()) {
                 child.alone().write_zeroes();
                 child.finish();
@@ -204,6 +218,15 @@ impl<C: Submit> Inner<C> {
             at += piece;
         }
         self.send(spared);
+    }
+
+    /// Returns the first byte on the disk and the length of the request's range.
+    fn place(&self, request: &IoRequest) -> Option<(u64, u64)> {
+        let len = match request.op {
+            IoOp::Discard | IoOp::WriteZeroes { .. } => request.ranges.iter().map(|range| range.len).sum(),
+            _ => request.alone().len() as u64,
+        };
+        Some((request.first_byte()?.saturating_sub(self.start), len))
     }
 
     fn send(&self, mut children: Requests) {
@@ -218,15 +241,6 @@ impl<C: Submit> Inner<C> {
             .max(self.block)
             .min(len.max(1))
     }
-}
-
-/// Returns the first byte and the length of the request's range.
-fn place(request: &IoRequest) -> Option<(u64, u64)> {
-    let len = match request.op {
-        IoOp::Discard | IoOp::WriteZeroes { .. } => request.ranges.iter().map(|range| range.len).sum(),
-        _ => request.alone().len() as u64,
-    };
-    Some((request.first_byte()?, len))
 }
 
 impl<C: fmt::Debug> fmt::Debug for Inner<C> {

@@ -1,4 +1,4 @@
-//! The path of a queue's requests to a file: merge them, try them without waiting, share them with a worker, and pass
+//! The path of a queue's requests to a file: detect zeroes, merge them, try them without waiting, share them with a worker, and pass
 //! the rest on to an executor.
 
 use std::cell::RefCell;
@@ -12,6 +12,8 @@ use super::merge::Merger;
 use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
+use super::zeroes::detect;
+use crate::engine::DetectZeroes;
 use crate::engine::error::Error;
 use crate::engine::plan::{self, Plan};
 use crate::engine::resources::{Resources, Turns};
@@ -86,6 +88,7 @@ impl FileShared {
     /// Creates a channel.
     pub(in crate::engine) fn channel(self: Rc<Self>) -> FileChannel {
         FileChannel {
+            zeroes: DetectZeroes::Off,
             number: self.turns.number(),
             merger: self.plan.merges().then(|| Merger::new(&self.file)),
             inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.file))),
@@ -104,6 +107,7 @@ impl FileShared {
 pub(in crate::engine) struct FileChannel {
     /// Identifies the channel among those of the IOThread.
     number: usize,
+    zeroes: DetectZeroes,
     merger: Option<Merger>,
     inline: Option<Inline>,
     sharing: Option<Rc<Sharing>>,
@@ -115,12 +119,20 @@ pub(in crate::engine) struct FileChannel {
 impl FileChannel {
     /// Creates another channel to the same file on the same IOThread.
     pub(in crate::engine) fn sibling(&self) -> Self {
-        Rc::clone(&self.shared).channel()
+        Rc::clone(&self.shared).channel().with_zero_detection(self.zeroes)
+    }
+
+    /// Detects writes of zeroes on this channel, and on siblings made from it.
+    pub(in crate::engine) fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
+        Self { zeroes, ..self }
     }
 
     /// See [`Channel::submit`](crate::engine::Channel::submit).
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         let alone = self.shared.turns.take(self.number);
+        if self.zeroes != DetectZeroes::Off {
+            detect(batch, self.zeroes);
+        }
         let before = batch.len();
         if let Some(merger) = &self.merger {
             merger.merge(batch);

@@ -12,6 +12,7 @@ pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
         IoOp::Read => file.try_readv(request.whole(), request.offset),
         IoOp::Write { durable: false } => file.try_writev(request.whole(), request.offset),
         IoOp::Write { durable: true }
+        | IoOp::ZeroedWrite { .. }
         | IoOp::Flush
         | IoOp::Discard
         | IoOp::WriteZeroes { .. }
@@ -46,6 +47,10 @@ fn run(file: &RawFile, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
         IoOp::Salvage => file.salvage(memory, request.offset),
         IoOp::Write { durable: false } => file.writev(memory, request.offset),
         IoOp::Write { durable: true } => file.writev_durable(memory, request.offset),
+        IoOp::ZeroedWrite { durable, unmap } => {
+            file.write_zeroes(request.offset, memory.len() as u64, unmap)?;
+            if durable { file.flush() } else { Ok(()) }
+        }
         IoOp::Flush => file.flush(),
         IoOp::FlushAtRest => file.flush_at_rest(),
         IoOp::RefreshSize => file.refresh_size().map(drop),

@@ -64,8 +64,9 @@ impl Inline {
 
     fn try_one(&self, request: &mut IoRequest) -> bool {
         let misses = match request.op {
-            IoOp::Write { .. } => &self.writes,
-            _ => &self.reads,
+            IoOp::Read => &self.reads,
+            IoOp::Write { durable: false } => &self.writes,
+            _ => return false,
         };
         if request.whole().len() > LONGEST || !misses.is_worth_trying() {
             return false;

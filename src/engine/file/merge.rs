@@ -64,7 +64,10 @@ impl Merger {
         let (iov, more) = (leader.whole(), next.alone());
         leader.op == next.op
             && leader.offset.checked_add(iov.len() as u64) == Some(next.offset)
-            && matches!(leader.op, IoOp::Read | IoOp::Write { .. })
+            && matches!(
+                leader.op,
+                IoOp::Read | IoOp::Write { .. } | IoOp::ZeroedWrite { .. }
+            )
             && iov.len() + more.len() <= self.max_bytes
             && iov.as_slice().len() + more.as_slice().len() <= MAX_RANGES
     }

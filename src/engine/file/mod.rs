@@ -15,3 +15,4 @@ mod testing;
 mod threads;
 pub(super) mod uring;
 pub(super) mod writers;
+mod zeroes;

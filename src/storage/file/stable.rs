@@ -61,10 +61,14 @@ impl RawFile {
         self.flusher.give_up(libc::EIO);
     }
 
-    /// Sets the witness that records the outcome of flushes through the page cache. It is told at once if flushes have
-    /// failed for good.
-    pub fn set_flush_witness(&self, witness: Option<Arc<dyn FlushWitness>>) {
-        self.flusher.set_witness(witness);
+    /// Replaces `old`, a witness that records the outcome of flushes through the page cache, with `new`, which is told
+    /// at once if flushes have failed for good. Each disk on this file has a witness of its own.
+    pub fn replace_flush_witness(
+        &self,
+        old: Option<&Arc<dyn FlushWitness>>,
+        new: Option<Arc<dyn FlushWitness>>,
+    ) {
+        self.flusher.replace_witness(old, new);
     }
 
     /// Records that a predecessor was killed during a flush whose outcome is unknown.

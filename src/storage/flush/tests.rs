@@ -112,7 +112,7 @@ impl FlushWitness for Told {
 #[test]
 fn the_witness_knows_before_the_caller() {
     let (flusher, told) = (Flusher::new(true, false), Arc::new(Told::default()));
-    flusher.set_witness(Some(Arc::clone(&told) as _));
+    flusher.replace_witness(None, Some(Arc::clone(&told) as _));
     let sync = || {
         assert_eq!(told.last(), "begun");
         Ok(())
@@ -127,14 +127,33 @@ fn the_witness_knows_before_the_caller() {
         .flush(eio, nothing, || unreachable!("this would take the report"))
         .unwrap_err();
     assert_eq!(told.last(), "failed");
-    flusher.set_witness(Some(Arc::clone(&told) as _));
+    flusher.replace_witness(None, Some(Arc::clone(&told) as _));
     assert_eq!(told.last(), "failed", "a new witness");
+}
+
+#[test]
+fn every_disk_on_a_file_has_a_witness() {
+    let flusher = Flusher::new(true, false);
+    let [first, second, late] = [(); 3].map(|()| Arc::new(Told::default()));
+    let (old, other) = (Arc::clone(&first) as Arc<dyn FlushWitness>, Arc::clone(&second));
+    flusher.replace_witness(None, Some(Arc::clone(&old)));
+    flusher.replace_witness(None, Some(other));
+    flusher.flush(nothing, nothing, nothing).unwrap();
+    assert_eq!((first.last(), second.last()), ("succeeded", "succeeded"));
+    flusher.replace_witness(Some(&old), None);
+    let fails = || {
+        flusher.replace_witness(None, Some(Arc::clone(&late) as _));
+        eio()
+    };
+    flusher.flush(nothing, nothing, fails).unwrap_err();
+    let told = [first, second, late].map(|witness| witness.last());
+    assert_eq!(told, ["", "failed", "failed"]);
 }
 
 #[test]
 fn only_the_first_flush_takes_a_predecessors_report() {
     let (flusher, told) = (Flusher::new(true, true), Arc::new(Told::default()));
-    flusher.set_witness(Some(Arc::clone(&told) as _));
+    flusher.replace_witness(None, Some(Arc::clone(&told) as _));
     let take = || {
         assert_eq!(told.last(), "taking");
         Ok(())
@@ -151,7 +170,7 @@ fn only_the_first_flush_takes_a_predecessors_report() {
 #[test]
 fn a_predecessors_report_fails_all_flushes() {
     let (flusher, told) = (Flusher::new(true, true), Arc::new(Told::default()));
-    flusher.set_witness(Some(Arc::clone(&told) as _));
+    flusher.replace_witness(None, Some(Arc::clone(&told) as _));
     let sync = || unreachable!("the report says enough");
     flusher.flush(nothing, eio, sync).unwrap_err();
     assert_eq!(told.last(), "failed");
@@ -161,7 +180,7 @@ fn a_predecessors_report_fails_all_flushes() {
 #[test]
 fn a_flush_that_can_be_retried_needs_no_witness() {
     let (flusher, told) = (Flusher::new(false, false), Arc::new(Told::default()));
-    flusher.set_witness(Some(Arc::clone(&told) as _));
+    flusher.replace_witness(None, Some(Arc::clone(&told) as _));
     flusher.flush(nothing, nothing, eio).unwrap_err();
     assert!(flusher.has_failed());
     flusher.flush(nothing, nothing, nothing).unwrap();

@@ -33,7 +33,7 @@ impl Session<'_> {
             return Err(SessionError::Running(running));
         }
         self.inflight = Inflight::Refused;
-        self.device.state().node.set_flush_witness(None);
+        self.device.state().below.set_flush_witness(None);
         let region = InflightRegion::map(file, layout)?;
         self.follow_flushes(&region);
         if let Some(writeback) = region.device_state() {
@@ -50,7 +50,7 @@ impl Session<'_> {
             return;
         };
         let state = self.device.state();
-        let (disk, node) = (&state.name, &state.node);
+        let (disk, node) = (&state.name, &state.below.view().node);
         let fail = |loss| {
             if !node.flushes_fail() {
                 tracing::error!(disk, "{loss}: all flushes will fail");
@@ -74,7 +74,7 @@ impl Session<'_> {
                 );
             }
         }
-        node.set_flush_witness(Some(Arc::new(marks)));
+        state.below.set_flush_witness(Some(Arc::new(marks)));
     }
 
     /// Returns the area that tracks the chains of a ring of `size` descriptors.

@@ -1,0 +1,233 @@
+//! A handle to a disk that is being served, for threads that change the node below it.
+//!
+//! Its functions may wait for the disk, so threads that must not wait do not call them.
+
+use std::io;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::image_lock::{HeldTurn, SharedTurn, TakeError};
+use super::shard::{Route, Shard};
+use super::state::DeviceState;
+use crate::aio::{Gone, Remote};
+use crate::engine::{self, DiskView, NodeControl, Plan};
+use crate::storage::{ImageLock, LockError};
+use crate::throttle::{Group, Member};
+
+/// A disk, for threads that change the node below it.
+#[derive(Debug)]
+pub struct DiskHandle {
+    pub(super) state: Arc<DeviceState>,
+    pub(super) control: Arc<NodeControl>,
+    pub(super) turn: SharedTurn,
+    route: Mutex<Route>,
+    shards: Vec<Remote<Shard>>,
+    /// Held while the queues are quiesced.
+    quiescing: Mutex<()>,
+}
+
+/// The reason why a disk cannot use another node.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplaceError {
+    /// An IOThread has ended.
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// The engine is not available on an IOThread.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The image is in use.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+impl DiskHandle {
+    pub(super) fn new(
+        state: Arc<DeviceState>,
+        control: NodeControl,
+        writes: bool,
+        route: Route,
+        shards: Vec<Remote<Shard>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            control: Arc::new(control),
+            turn: SharedTurn::new(writes),
+            route: Mutex::new(route),
+            shards,
+            quiescing: Mutex::new(()),
+        })
+    }
+
+    /// Returns the disk below, as this disk uses it now.
+    pub fn view(&self) -> Arc<DiskView> {
+        self.state.below.view()
+    }
+
+    /// Returns how I/O is executed.
+    pub fn engine(&self) -> Plan {
+        self.route().plan
+    }
+
+    /// Locks the image, drops what this host has cached of it, and executes all requests from then on. Returns whether
+    /// the size of the disk has changed.
+    ///
+    /// # Errors
+    /// The image is in use, or its state cannot be found out. The disk stays inactive.
+    pub fn activate(&self) -> Result<bool, TakeError> {
+        let mut turn = self.turn.get();
+        turn.waive(false);
+        let taken = turn.take(&self.state.below, |op| self.control.run(op));
+        match taken {
+            Ok(_) => self.set_inactive(false),
+            Err(_) => turn.waive(true),
+        }
+        taken
+    }
+
+    /// Executes only reads from now on, makes everything stable, and releases the lock of the image until
+    /// [`activate`](Self::activate).
+    ///
+    /// # Errors
+    /// The flush failed. The disk stays active.
+    pub fn deactivate(self: &Arc<Self>) -> io::Result<()> {
+        self.set_inactive(true);
+        let quiesced = self.quiesce().map_err(io::Error::other)?;
+        // In this order, as in `Quiesced::prepare`.
+        let mut turn = self.turn.get();
+        let handed_over = turn.hand_over(&self.view().node, |op| self.control.run(op));
+        match handed_over {
+            Ok(()) => turn.waive(true),
+            Err(_) => self.set_inactive(false),
+        }
+        drop(quiesced);
+        handed_over
+    }
+
+    fn set_inactive(&self, inactive: bool) {
+        for shard in &self.shards {
+            // Fails only if the IOThread has ended, and then no request is executed.
+            let _ = shard.post(move |shard| shard.set_inactive(inactive));
+        }
+    }
+
+    /// Keeps all requests away from the node below until the result is dropped. Returns when the node has none.
+    ///
+    /// # Errors
+    /// An IOThread has ended.
+    pub fn quiesce(self: &Arc<Self>) -> Result<Quiesced<'_>, Gone> {
+        let quiesced = Quiesced {
+            handle: self,
+            _alone: self.quiescing.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        let (done, drained) = mpsc::channel();
+        for shard in &self.shards {
+            let done = done.clone();
+            shard.post(move |shard| shard.quiesce(&done))?;
+        }
+        drop(done);
+        // Ends when every queue has sent its message, and dropped its sender.
+        while drained.recv().is_ok() {}
+        Ok(quiesced)
+    }
+
+    fn route(&self) -> MutexGuard<'_, Route> {
+        // Consistent even after a panic: each change is one assignment.
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A disk whose node has no request of it. It goes on when this is dropped.
+#[derive(Debug)]
+pub struct Quiesced<'a> {
+    handle: &'a Arc<DiskHandle>,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl<'a> Quiesced<'a> {
+    /// Prepares to use another view, engine and throttle group. Nothing changes yet.
+    ///
+    /// # Errors
+    /// See [`ReplaceError`].
+    pub fn prepare(
+        &'a self,
+        view: DiskView,
+        plan: Plan,
+        group: Option<&Arc<Group>>,
+    ) -> Result<Replacement<'a>, ReplaceError> {
+        let mut route = self.handle.route().clone();
+        route.member = member(route.member.take(), group);
+        (route.view, route.plan) = (Arc::new(view), plan);
+        let turn = self.handle.turn.get();
+        let lock = match Arc::ptr_eq(&route.view.node, &self.handle.view().node) {
+            true => None,
+            false => Some(turn.lock_next(&route.view)?),
+        };
+        let replacement = Replacement {
+            handle: self.handle,
+            turn,
+            lock,
+            route: Some(route.clone()),
+        };
+        for shard in &self.handle.shards {
+            let route = route.clone();
+            shard.call(move |shard| shard.prepare(&route))??;
+        }
+        Ok(replacement)
+    }
+}
+
+/// Returns the disk's membership in `group`: the old one, if that is in the same group.
+fn member(old: Option<Arc<Member>>, group: Option<&Arc<Group>>) -> Option<Arc<Member>> {
+    let group = group?;
+    let same = old.filter(|member| Arc::ptr_eq(member.group(), group));
+    Some(same.unwrap_or_else(|| group.join()))
+}
+
+impl Drop for Quiesced<'_> {
+    fn drop(&mut self) {
+        for shard in &self.handle.shards {
+            // Fails only if the IOThread has ended, and its queues with it.
+            let _ = shard.post(|shard| shard.resume());
+        }
+    }
+}
+
+/// A prepared change. Dropping it without [`commit`](Self::commit) changes nothing.
+#[derive(Debug)]
+pub struct Replacement<'a> {
+    handle: &'a DiskHandle,
+    turn: HeldTurn<'a>,
+    /// The lock of another node.
+    lock: Option<Option<ImageLock>>,
+    route: Option<Route>,
+}
+
+impl Replacement<'_> {
+    /// Changes the disk. Returns whether its size has changed.
+    pub fn commit(mut self) -> bool {
+        let Some(route) = self.route.take() else {
+            return false;
+        };
+        for shard in &self.handle.shards {
+            let _ = shard.post(|shard| shard.commit());
+        }
+        let before = self.handle.state.capacity();
+        self.handle.state.below.replace(Arc::clone(&route.view));
+        if let Some(lock) = self.lock.take() {
+            self.turn.replace(lock);
+        }
+        *self.handle.route() = route;
+        self.handle.state.capacity() != before
+    }
+}
+
+impl Drop for Replacement<'_> {
+    fn drop(&mut self) {
+        if self.route.is_some() {
+            for shard in &self.handle.shards {
+                let _ = shard.post(|shard| shard.cancel());
+            }
+        }
+    }
+}
