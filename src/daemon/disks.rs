@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use crate::aio::Gone;
 use crate::blk::device::BlkDevice;
 use crate::blk::handle::DiskHandle;
 use crate::blk::stats::{DiskReport, QueueStats};
+use crate::engine::Plan;
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::server::Server;
@@ -52,7 +53,9 @@ pub struct Disks {
 pub struct Disk {
     id: String,
     name: String,
-    handle: Arc<DiskHandle>,
+    /// Weak, because the disk's resources belong to its control thread.
+    handle: Weak<DiskHandle>,
+    engine: Plan,
     stats: Vec<Arc<QueueStats>>,
     /// The socket's path, or the number of its descriptor.
     socket: String,
@@ -90,7 +93,8 @@ impl Disks {
             return Err(AddError::Exists(id.to_owned()));
         }
         let (done, ended) = mpsc::channel();
-        let (name, handle) = (device.state().name.clone(), Arc::clone(device.handle()));
+        let (name, handle) = (device.state().name.clone(), Arc::downgrade(device.handle()));
+        let engine = device.engine();
         let (stats, resizer) = (device.stats().to_vec(), server.resizer(&device));
         let (socket, path) = (server.name().to_owned(), server.path().map(Path::to_owned));
         let stopper = server.stopper();
@@ -115,6 +119,7 @@ impl Disks {
             id: id.to_owned(),
             name,
             handle,
+            engine,
             stats,
             socket,
             path,
@@ -200,9 +205,10 @@ impl Disk {
         &self.name
     }
 
-    /// Returns the handle for threads that change the node below the disk.
-    pub fn handle(&self) -> &Arc<DiskHandle> {
-        &self.handle
+    /// Returns the handle for threads that change the node below the disk, or `None` if the disk has ended. The disk's
+    /// IOThreads must live at least as long as the handle.
+    pub fn handle(&self) -> Option<Arc<DiskHandle>> {
+        self.handle.upgrade()
     }
 
     /// Returns the path of the disk's socket, or the number of its descriptor.
@@ -217,7 +223,8 @@ impl Disk {
 
     /// Reads the disk's statistics.
     pub fn report(&self) -> DiskReport {
-        DiskReport::new(&self.name, self.handle.engine(), &self.stats)
+        let engine = self.handle().map_or(self.engine, |handle| handle.engine());
+        DiskReport::new(&self.name, engine, &self.stats)
     }
 
     /// Returns a handle that makes the disk read its size again.
