@@ -100,12 +100,12 @@ fn blockdev(cli: &Cli) -> BlockdevOptions {
         },
         None => BlockdevOptions {
             filename: cli.blk_file.clone(),
-            read_only: cli.read_only,
+            read_only: Some(cli.read_only),
             cache: Cache {
-                direct: cli.direct,
-                no_flush: false,
+                direct: Some(cli.direct),
+                no_flush: None,
             },
-            discard: Discard::Unmap,
+            discard: Some(Discard::Unmap),
             aio: match cli.aio {
                 Aio::Auto => None,
                 Aio::Threads => Some(AioOption::Threads),

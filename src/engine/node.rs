@@ -165,26 +165,6 @@ impl BlockNode {
         }
     }
 
-    /// Returns the limits of a disk on this node. It may have a larger logical block size, or be read-only.
-    ///
-    /// # Errors
-    /// The logical block size is not possible, or the node's size is not a multiple of it.
-    pub fn limits_for(
-        &self,
-        logical_block_size: Option<u32>,
-        read_only: bool,
-    ) -> Result<Limits, storage::Error> {
-        let limits = *self.limits();
-        let limits = match logical_block_size {
-            None => limits,
-            Some(block) => limits.with_logical_block_size(block, self.size(), self.path())?,
-        };
-        Ok(match read_only {
-            true => limits.read_only(),
-            false => limits,
-        })
-    }
-
     /// Returns whether this is a block device.
     pub fn is_device(&self) -> bool {
         matches!(self, Self::File(file) if file.is_device())

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::detect_zeroes::DetectZeroes;
 use super::node::BlockNode;
-use crate::storage::LockMode;
+use crate::storage::{self, Limits, LockMode};
 
 /// Whether nodes are active. A process that has not activated a node leaves the image to others.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +74,36 @@ impl DiskView {
     #[inline]
     pub fn size(&self) -> u64 {
         self.node.size().saturating_sub(self.start).min(self.max_size)
+    }
+
+    /// Returns the limits of a disk with this view. It may have a larger logical block size, or be read-only.
+    ///
+    /// # Errors
+    /// The logical block size is not possible, or the node's size is not a multiple of it.
+    pub fn limits_for(
+        &self,
+        logical_block_size: Option<u32>,
+        read_only: bool,
+    ) -> Result<Limits, storage::Error> {
+        let mut limits = *self.node.limits();
+        if let Some(block) = logical_block_size {
+            let size = match (self.start, self.max_size) {
+                (0, u64::MAX) => self.node.size(),
+                // The end of a part is rounded down, or checked by those who chose it.
+                _ => 0,
+            };
+            limits = limits.with_logical_block_size(block, size, self.node.path())?;
+        }
+        // The guest aligns its requests to the start of the disk.
+        while !self.start.is_multiple_of(limits.physical_block_size.into())
+            && limits.physical_block_size > limits.logical_block_size
+        {
+            limits.physical_block_size /= 2;
+        }
+        Ok(match read_only {
+            true => limits.read_only(),
+            false => limits,
+        })
     }
 
     /// Returns how a disk that `writes` or only reads locks the image.

@@ -19,3 +19,4 @@ mod requests;
 mod rings;
 mod truncation;
 mod values;
+mod zeroes;

@@ -330,8 +330,8 @@ fn refusals_name_the_option_and_the_parameter() {
             2,
         ),
         (
-            plain("--blockdev", "file,node-name=q,filename=a,detect-zeroes=on"),
-            "detect-zeroes is not supported",
+            plain("--blockdev", "file,node-name=q,filename=a,detect-zeroes=unmap"),
+            "without setting discard operation to unmap",
             2,
         ),
         (plain("--export", EXPORT), "Cannot find node-name='a'", 2),

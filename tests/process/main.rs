@@ -4,6 +4,7 @@ mod config;
 mod exports;
 mod handover;
 mod idle;
+mod nodes;
 mod options;
 mod panics;
 mod sandbox;

@@ -8,6 +8,7 @@ mod events;
 mod floods;
 mod hot;
 mod names;
+mod nodes;
 mod protocol;
 mod python;
 mod replay;

@@ -78,22 +78,22 @@ fn query_named_block_nodes(registry: &mut Registry, _: Flat) -> Outcome {
 
 fn info(registry: &Registry, name: &str, node: &Node) -> Outcome {
     let options = node.options();
-    let disk = registry.disk_of(name).map_err(QmpError::from)?;
+    let view = registry.view_of(name).map_err(QmpError::from)?;
     let limits = node.group().map(|group| group.limits()).unwrap_or_default();
-    let filename = disk.path().display().to_string();
+    let filename = registry.filename_of(name);
     Ok(json!({
         "node-name": name,
         "drv": options.driver.name(),
         "file": filename,
-        "ro": options.read_only || disk.limits().read_only,
-        "active": options.active != Some(false),
+        "ro": options.is_read_only() || node.child().is_none() && view.node.limits().read_only,
+        "active": node.is_active(),
         "encrypted": false,
         "detect_zeroes": to_value(&options.detect_zeroes)?,
         "backing_file_depth": 0,
         "bps": limits.bps_total, "bps_rd": limits.bps_read, "bps_wr": limits.bps_write,
         "iops": limits.iops_total, "iops_rd": limits.iops_read, "iops_wr": limits.iops_write,
         "write_threshold": 0,
-        "image": {"filename": filename, "format": options.driver.name(), "virtual-size": disk.size()},
-        "cache": {"writeback": true, "direct": options.cache.direct, "no-flush": options.cache.no_flush},
+        "image": {"filename": filename, "format": options.driver.name(), "virtual-size": view.size()},
+        "cache": {"writeback": true, "direct": options.cache.is_direct(), "no-flush": options.cache.ignores_flushes()},
     }))
 }

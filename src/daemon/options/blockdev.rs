@@ -44,19 +44,16 @@ impl Driver {
 pub struct BlockdevOptions {
     pub driver: Driver,
     pub node_name: Option<String>,
-    #[serde(default)]
-    pub read_only: bool,
-    #[serde(default)]
-    pub auto_read_only: bool,
-    #[serde(default)]
-    pub force_share: bool,
+    // These are options, so that a node that is made with its parent can inherit them.
+    pub read_only: Option<bool>,
+    pub auto_read_only: Option<bool>,
+    pub force_share: Option<bool>,
     #[serde(default)]
     pub cache: Cache,
-    #[serde(default)]
-    pub discard: Discard,
+    pub discard: Option<Discard>,
     #[serde(default)]
     pub detect_zeroes: DetectZeroes,
-    /// `false` if another process uses the image until a frontend starts its rings here, as in a migration.
+    /// `false` if another process may be using the image, as in a migration.
     pub active: Option<bool>,
 
     // file, host_device
@@ -93,11 +90,11 @@ impl BlockdevOptions {
         Self {
             driver,
             node_name: None,
-            read_only: false,
-            auto_read_only: false,
-            force_share: false,
+            read_only: None,
+            auto_read_only: None,
+            force_share: None,
             cache: Cache::default(),
-            discard: Discard::default(),
+            discard: None,
             detect_zeroes: DetectZeroes::default(),
             active: None,
             filename: None,
@@ -113,6 +110,41 @@ impl BlockdevOptions {
             probe: false,
         }
     }
+
+    /// Returns whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.unwrap_or(false)
+    }
+
+    /// Returns whether an image that cannot be written is opened for reading only.
+    pub fn is_auto_read_only(&self) -> bool {
+        self.auto_read_only.unwrap_or(false)
+    }
+
+    /// Returns whether others may write to the image while it is only read here.
+    pub fn shares_writing(&self) -> bool {
+        self.force_share.unwrap_or(false)
+    }
+
+    /// Returns whether discards have an effect.
+    pub fn unmaps(&self) -> bool {
+        self.discard.unwrap_or_default() == Discard::Unmap
+    }
+
+    /// Passes options down to the nodes that are made with this one, unless they have their own, as QEMU does. The
+    /// node above decides about discards, so those below are allowed.
+    pub fn pass_down(&mut self) {
+        let Some(BlockdevRef::New(below)) = self.file.as_deref_mut() else {
+            return;
+        };
+        below.read_only = below.read_only.or(self.read_only);
+        below.auto_read_only = below.auto_read_only.or(self.auto_read_only);
+        below.force_share = below.force_share.or(self.force_share);
+        below.cache.direct = below.cache.direct.or(self.cache.direct);
+        below.cache.no_flush = below.cache.no_flush.or(self.cache.no_flush);
+        below.discard = below.discard.or(Some(Discard::Unmap));
+        below.pass_down();
+    }
 }
 
 /// The use of the host's page cache.
@@ -120,9 +152,21 @@ impl BlockdevOptions {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Cache {
     /// Bypass the host's page cache (O_DIRECT).
-    pub direct: bool,
+    pub direct: Option<bool>,
     /// Ignore flushes.
-    pub no_flush: bool,
+    pub no_flush: Option<bool>,
+}
+
+impl Cache {
+    /// Returns whether the host's page cache is bypassed.
+    pub fn is_direct(self) -> bool {
+        self.direct.unwrap_or(false)
+    }
+
+    /// Returns whether flushes are ignored.
+    pub fn ignores_flushes(self) -> bool {
+        self.no_flush.unwrap_or(false)
+    }
 }
 
 /// The handling of discards.
@@ -210,5 +254,45 @@ impl<'de> Deserialize<'de> for BlockdevRef {
             }
         }
         deserializer.deserialize_any(NameOrOptions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_made_together_share_options() {
+        let below = BlockdevOptions {
+            read_only: Some(false),
+            ..BlockdevOptions::new(Driver::File)
+        };
+        let middle = BlockdevOptions {
+            file: Some(Box::new(BlockdevRef::New(below))),
+            discard: Some(Discard::Ignore),
+            ..BlockdevOptions::new(Driver::Raw)
+        };
+        let mut top = BlockdevOptions {
+            file: Some(Box::new(BlockdevRef::New(middle))),
+            read_only: Some(true),
+            force_share: Some(true),
+            cache: Cache {
+                direct: Some(true),
+                no_flush: None,
+            },
+            ..BlockdevOptions::new(Driver::Raw)
+        };
+        top.pass_down();
+        let below = |options: &BlockdevOptions| match options.file.as_deref() {
+            Some(BlockdevRef::New(below)) => below.clone(),
+            _ => panic!("{options:?}"),
+        };
+        let (middle, file) = (below(&top), below(&below(&top)));
+        assert!(middle.is_read_only() && !file.is_read_only());
+        assert!(file.shares_writing() && file.cache.is_direct() && !file.cache.ignores_flushes());
+        assert_eq!(
+            [top.unmaps(), middle.unmaps(), file.unmaps()],
+            [false, false, true]
+        );
     }
 }

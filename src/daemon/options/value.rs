@@ -362,7 +362,7 @@ mod tests {
         };
         assert_eq!(
             (file.driver, file.size, file.cache.direct),
-            (Driver::NullCo, Some(1 << 20), true)
+            (Driver::NullCo, Some(1 << 20), Some(true))
         );
     }
 

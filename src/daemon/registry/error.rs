@@ -52,6 +52,15 @@ pub enum OperationError {
     OtherDriver { name: String },
     #[error("node '{name}' would be below itself")]
     Circle { name: String },
+    #[error(
+        "Permission conflict on node '{node}': permissions 'resize' are both required by {user} and unshared by node \
+         '{by}' (uses node '{node}' as 'file' child)."
+    )]
+    ResizeConflict { node: String, user: String, by: String },
+    #[error("Cannot resize fixed-size raw disks")]
+    FixedSize,
+    #[error("Disk size too large for the chosen offset")]
+    SizeTooLarge,
     #[error("cannot resize '{name}'")]
     Resize { name: String, source: io::Error },
     #[error("no descriptor in {} has the right access mode", path.display())]
@@ -76,8 +85,31 @@ pub enum OperationError {
          (add-fd, getfd)"
     )]
     NoOpener,
-    #[error("{what} is not supported")]
-    Unsupported { what: &'static str },
+    #[error("Node '{name}' is not owned by the monitor")]
+    NotOwned { name: String },
+    #[error("Inactive '{child}' can't be a file child of active '{name}'")]
+    InactiveChild { child: String, name: String },
+    #[error("Offset ({offset}) cannot be greater than size of the containing file ({whole})")]
+    OffsetPastEnd { offset: u64, whole: u64 },
+    #[error(
+        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the containing \
+         file ({whole})"
+    )]
+    PartPastEnd { offset: u64, size: u64, whole: u64 },
+    #[error("Specified size is not multiple of 512")]
+    PartSize,
+    #[error("offset {offset} is not a multiple of {unit} bytes, which O_DIRECT needs here")]
+    PartAlignment { offset: u64, unit: u32 },
+    #[error(
+        "the size of node '{name}', {size} bytes, is not a multiple of the logical block size, {block} bytes"
+    )]
+    PartOfBlocks { name: String, size: u64, block: u32 },
+    #[error("node '{name}' has no whole block")]
+    NoBlock { name: String },
+    #[error("force-share=on can only be used with read-only images")]
+    ForceShare,
+    #[error("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")]
+    DetectWithoutDiscard,
     #[error("a disk has one throttle node at most")]
     ThrottledTwice,
     #[error("Block export id '{id}' is already in use")]

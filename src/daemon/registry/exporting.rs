@@ -1,5 +1,6 @@
 //! Adds exports, finds them, and lists them. Main thread only.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -66,7 +67,7 @@ impl Registry {
             return Err(OperationError::ReadOnlyNode { name });
         }
         if options.writable
-            && let Some(by) = self.writer_of(&node.leaf)
+            && let Some(by) = self.writer_of(&node.view.node)
         {
             return Err(OperationError::WritableTwice {
                 name: options.node_name.clone(),
@@ -92,7 +93,7 @@ impl Registry {
     fn writer_of(&self, leaf: &Arc<BlockNode>) -> Option<&str> {
         let same = |export: &Export| {
             let node = self.nodes.resolve(&export.node_name);
-            export.writable && node.is_ok_and(|node| Arc::ptr_eq(&node.leaf, leaf))
+            export.writable && node.is_ok_and(|node| Arc::ptr_eq(&node.view.node, leaf))
         };
         let mut exports = self.exports.iter();
         exports.find_map(|(id, export)| same(export).then_some(id.as_str()))
@@ -105,11 +106,12 @@ impl Registry {
         Arc::clone(iothread)
     }
 
-    /// Returns the id of an export of this node, even if it is being removed.
-    pub(super) fn export_of(&self, node: &str) -> Option<&str> {
+    /// Returns the exported nodes with the ids of their exports, even if these are being removed.
+    pub(super) fn exported(&self) -> BTreeMap<String, String> {
         let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
-        let mut all = self.exports.iter().chain(leaving);
-        all.find_map(|(id, export)| (export.node_name == node).then_some(id.as_str()))
+        let all = self.exports.iter().chain(leaving);
+        all.map(|(id, export)| (export.node_name.clone(), id.clone()))
+            .collect()
     }
 
     /// Returns the exports.

@@ -17,7 +17,7 @@ use crate::daemon::options::{ExportOptions, Mapping, NotifyOption, ValueError};
 use crate::engine::{FaultRule, Faults, NodeControl};
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
-use crate::storage::{Limits, LockMode};
+use crate::storage::Limits;
 use crate::vhost_user::server::Server;
 
 /// Maximum number of queues of a disk.
@@ -81,17 +81,15 @@ pub(super) fn prepare(
     sockets: &mut Sockets,
 ) -> Result<Export, OperationError> {
     let writable = options.writable && !node.read_only;
-    let limits = node.leaf.limits_for(options.logical_block_size, !writable)?;
+    let limits = limits(options, &node, writable)?;
     let num_queues = within("num-queues", options.num_queues.unwrap_or(1), 1..=QUEUES_MAX)?;
     let (iothreads, queue_iothreads) = assign(options, num_queues, objects)?;
     let params = params(options, limits, queue_iothreads)?;
-    node.leaf.plan(node.engine)?;
-    if node.active {
+    let view = &node.view;
+    view.node.plan(node.engine)?;
+    if view.activity.get() {
         // Only a check: the lock is released at once, and taken for good when nothing can fail any more.
-        node.leaf.lock(match writable {
-            true => LockMode::Write,
-            false => LockMode::Read,
-        })?;
+        view.node.lock(view.lock_mode(writable))?;
     }
     announce_faults(&params);
     let server = sockets.open(&options.addr)?;
@@ -101,6 +99,21 @@ pub(super) fn prepare(
         iothreads,
         prepared: Some(Box::new(Prepared { node, server, params })),
     })
+}
+
+/// Returns the limits of the disk.
+fn limits(options: &ExportOptions, node: &Resolved, writable: bool) -> Result<Limits, OperationError> {
+    let limits = node.view.limits_for(options.logical_block_size, !writable)?;
+    let (name, size) = (|| options.node_name.clone(), node.view.size());
+    let block = limits.logical_block_size;
+    if node.is_fixed && !size.is_multiple_of(block.into()) {
+        let name = name();
+        return Err(OperationError::PartOfBlocks { name, size, block });
+    }
+    match size < block.into() {
+        true => Err(OperationError::NoBlock { name: name() }),
+        false => Ok(limits),
+    }
 }
 
 /// Returns the IOThreads of an export, and each queue's index among them.
@@ -233,7 +246,8 @@ impl Prepared {
     pub(super) fn make(self, iothreads: Vec<Arc<IoThread>>) -> Result<Made, OperationError> {
         let Self { node, server, params } = self;
         let engine = node
-            .leaf
+            .view
+            .node
             .plan(node.engine)?
             .with_merging(params.merging)
             .with_max_batch(node.max_batch);
@@ -252,11 +266,12 @@ impl Prepared {
             throttle: node.group,
             queue_iothreads: params.queue_iothreads,
         };
+        let active = node.view.activity.get();
         Ok(Made {
-            device: BlkDevice::new(node.leaf, params, &iothreads)?,
+            device: BlkDevice::new(node.view, params, &iothreads)?,
             server,
             iothreads,
-            active: node.active,
+            active,
         })
     }
 }

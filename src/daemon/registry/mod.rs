@@ -39,7 +39,7 @@ use sockets::Sockets;
 use super::disks::{Disk, Disks};
 use super::options::{BlockdevOptions, ObjectOptions};
 use crate::account::Account;
-use crate::engine::BlockNode;
+use crate::engine::DiskView;
 use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
 use crate::vhost_user::Resizer;
@@ -179,14 +179,8 @@ impl Registry {
     /// # Errors
     /// There is no such node, or another node or an export uses it.
     pub fn blockdev_del(&mut self, name: &str) -> Result<(), OperationError> {
-        if let Some(id) = self.export_of(name) {
-            self.nodes.get(name)?;
-            return Err(OperationError::NodeInUse {
-                name: name.to_owned(),
-                by: format!("export '{id}'"),
-            });
-        }
-        self.nodes.remove(name)
+        let exports = self.exported();
+        self.nodes.remove(name, |name| exports.get(name).cloned())
     }
 
     /// Returns all nodes with their names.
@@ -194,12 +188,17 @@ impl Registry {
         self.nodes.iter()
     }
 
-    /// Returns the disk below a node.
+    /// Returns the disk that an export of a node would serve.
     ///
     /// # Errors
     /// There is no such node.
-    pub fn disk_of(&self, name: &str) -> Result<Arc<BlockNode>, OperationError> {
-        Ok(self.nodes.resolve(name)?.leaf)
+    pub fn view_of(&self, name: &str) -> Result<DiskView, OperationError> {
+        Ok(self.nodes.resolve(name)?.view)
+    }
+
+    /// Returns the name of a node's image, in QEMU's words.
+    pub fn filename_of(&self, name: &str) -> String {
+        self.nodes.filename(name)
     }
 
     /// Changes the options of nodes that are not served: of all, or of none.
@@ -239,12 +238,20 @@ impl Registry {
                 "the node is read-only",
             )));
         }
-        let before = node.leaf.size();
-        node.leaf.resize(bytes).map_err(failed)?;
+        if node.is_fixed {
+            return Err(OperationError::FixedSize);
+        }
+        let DiskView {
+            node: leaf, start, ..
+        } = &node.view;
+        self.nodes.check_resize(name)?;
+        let before = node.view.size();
+        let end = start.checked_add(bytes).ok_or(OperationError::SizeTooLarge)?;
+        leaf.resize(end).map_err(failed)?;
         tracing::info!(node = name, before, after = bytes, "disk resized");
         let resizers = self.disks().map(Disk::resizer);
         resizers
-            .filter(|resizer| resizer.is_of(&node.leaf))
+            .filter(|resizer| resizer.is_of(leaf))
             .for_each(Resizer::announce);
         Ok(())
     }

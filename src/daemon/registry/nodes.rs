@@ -1,11 +1,15 @@
 //! Block nodes by name: files, devices and null disks, and the filters above them.
 
+mod filename;
 mod reopen;
+mod resize;
+mod resolve;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -14,13 +18,15 @@ use super::error::{OperationError, refuse, require};
 use super::names::OpenedFile;
 use super::objects::Objects;
 use crate::daemon::options::{
-    AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Discard, Driver, OnOffAuto, is_well_formed,
+    AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Driver, OnOffAuto, is_well_formed,
 };
-use crate::engine::{self, BlockNode, Choice};
+use crate::engine::{self, BlockNode};
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::storage::{self, OpenOptions, foreign_format};
 use crate::throttle::Group;
+
+pub(super) use resolve::Resolved;
 
 /// Default size of a null disk in bytes, as in QEMU.
 const NULL_SIZE: u64 = 1 << 30;
@@ -33,31 +39,27 @@ pub struct Node {
     /// The nodes that use this one.
     parents: Vec<String>,
     /// The node was made together with its parent, and is removed with it.
-    anonymous: bool,
+    owned: bool,
+    /// Another process does not use the image.
+    active: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug)]
 enum Kind {
     /// A disk.
     Leaf(Arc<BlockNode>),
-    /// Passes everything through to the node below.
-    Raw { child: String },
+    /// Shows a part of the node below.
+    Raw { child: String, part: Part },
     /// Limits the I/O to the node below.
     Throttle { child: String, group: Arc<Group> },
 }
 
-/// The disk that an export of a node serves.
-#[derive(Clone, Debug)]
-pub(super) struct Resolved {
-    pub(super) leaf: Arc<BlockNode>,
-    /// The engine for its I/O.
-    pub(super) engine: Choice,
-    /// The maximum number of requests in one submission to the kernel, or 0 for no maximum of its own.
-    pub(super) max_batch: u64,
-    pub(super) group: Option<Arc<Group>>,
-    pub(super) read_only: bool,
-    /// No other process uses the image now.
-    pub(super) active: bool,
+/// A part of a node: all of it, unless `raw` has `offset` or `size`.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    offset: u64,
+    /// `None`: up to the end.
+    size: Option<u64>,
 }
 
 impl Node {
@@ -74,11 +76,17 @@ impl Node {
         }
     }
 
+    /// Returns whether the node is active.
+    pub fn is_active(&self) -> bool {
+        // Relaxed: the image locks order what matters.
+        self.active.load(Ordering::Relaxed)
+    }
+
     /// Returns the name of the node below, if any.
     pub fn child(&self) -> Option<&str> {
         match &self.kind {
             Kind::Leaf(_) => None,
-            Kind::Raw { child } | Kind::Throttle { child, .. } => Some(child),
+            Kind::Raw { child, .. } | Kind::Throttle { child, .. } => Some(child),
         }
     }
 }
@@ -114,7 +122,12 @@ impl Nodes {
     }
 
     /// Makes a node and the nodes below that its options describe.
-    pub(super) fn add(&mut self, options: BlockdevOptions, objects: &Objects) -> Result<(), OperationError> {
+    pub(super) fn add(
+        &mut self,
+        mut options: BlockdevOptions,
+        objects: &Objects,
+    ) -> Result<(), OperationError> {
+        options.pass_down();
         let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
         self.add_as(name, options, false, objects)
     }
@@ -123,38 +136,71 @@ impl Nodes {
         &mut self,
         name: String,
         options: BlockdevOptions,
-        anonymous: bool,
+        owned: bool,
         objects: &Objects,
     ) -> Result<(), OperationError> {
-        if !anonymous && !is_well_formed(&name) {
+        if !(owned && name.starts_with('#')) && !is_well_formed(&name) {
             return Err(OperationError::BadId { id: name });
         }
         if self.nodes.contains_key(&name) {
             return Err(OperationError::NodeExists { name });
         }
         check(&options)?;
+        let active = options.active != Some(false);
         let kind = match options.driver {
             Driver::File | Driver::HostDevice => Kind::Leaf(self.open(&options)?),
             Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
-            Driver::Raw => Kind::Raw {
-                child: self.child(&name, &options, objects)?,
-            },
-            Driver::Throttle => {
-                let group = require("throttle-group", options.throttle_group.as_deref())?;
-                Kind::Throttle {
-                    group: objects.group(group)?,
-                    child: self.child(&name, &options, objects)?,
-                }
+            Driver::Raw | Driver::Throttle => {
+                let group = match options.driver {
+                    Driver::Raw => None,
+                    _ => Some(require("throttle-group", options.throttle_group.as_deref())?),
+                };
+                let group = group.map(|id| objects.group(id)).transpose()?;
+                let child = self.child(&name, &options, objects)?;
+                self.filter(&name, &options, &child, group)
+                    .inspect_err(|_| self.let_go(&child, &name))?
             }
         };
         let node = Node {
             options,
             kind,
             parents: Vec::new(),
-            anonymous,
+            owned,
+            active: Arc::new(AtomicBool::new(active)),
         };
         self.nodes.insert(name, node);
         Ok(())
+    }
+
+    /// Returns the kind of a node above `child`.
+    fn filter(
+        &self,
+        name: &str,
+        options: &BlockdevOptions,
+        child: &str,
+        group: Option<Arc<Group>>,
+    ) -> Result<Kind, OperationError> {
+        if self.nodes.contains_key(name) {
+            // The node below has taken the name.
+            let name = name.to_owned();
+            return Err(OperationError::NodeExists { name });
+        }
+        if options.active != Some(false) && !self.get(child)?.is_active() {
+            return Err(OperationError::InactiveChild {
+                child: child.to_owned(),
+                name: name.to_owned(),
+            });
+        }
+        let below = self.resolve(child)?;
+        let child = child.to_owned();
+        Ok(match group {
+            None => Kind::Raw {
+                part: Part::of(options, &below.view)?,
+                child,
+            },
+            Some(_) if below.group.is_some() => return Err(OperationError::ThrottledTwice),
+            Some(group) => Kind::Throttle { child, group },
+        })
     }
 
     /// Finds or makes the node below `parent`.
@@ -167,15 +213,12 @@ impl Nodes {
         let name = match require("file", options.file.as_deref())? {
             BlockdevRef::Name(name) => name.clone(),
             BlockdevRef::New(child) => {
-                let mut child = child.clone();
-                // As in QEMU, the node below inherits this option.
-                child.read_only |= options.read_only;
-                let anonymous = child.node_name.is_none();
+                let child = child.clone();
                 let name = child.node_name.clone().unwrap_or_else(|| {
                     self.anonymous += 1;
                     format!("#block{:03}", self.anonymous)
                 });
-                self.add_as(name.clone(), child, anonymous, objects)?;
+                self.add_as(name.clone(), child, true, objects)?;
                 name
             }
         };
@@ -186,17 +229,17 @@ impl Nodes {
 
     /// Returns the images that a new node needs by their names, once this process is confined.
     pub(super) fn named_files(&self, options: &BlockdevOptions) -> Vec<(PathBuf, FileRequest)> {
-        let mut files = Vec::new();
-        let (mut next, mut read_only) = (self.confined.then_some(options), false);
+        let (mut files, mut options) = (Vec::new(), options.clone());
+        options.pass_down();
+        let mut next = self.confined.then_some(&options);
         while let Some(options) = next {
-            read_only |= options.read_only;
             if let Some(path) = &options.filename
                 && !FdSets::has_name(path)
             {
                 let request = FileRequest {
-                    writable: !read_only,
-                    or_read_only: options.auto_read_only,
-                    direct: options.cache.direct,
+                    writable: !options.is_read_only(),
+                    or_read_only: options.is_auto_read_only(),
+                    direct: options.cache.is_direct(),
                 };
                 files.push((path.clone(), request));
             }
@@ -218,10 +261,10 @@ impl Nodes {
         }
         let mut open = OpenOptions {
             path,
-            read_only: options.read_only,
-            direct: options.cache.direct,
-            no_flush: options.cache.no_flush,
-            unmap: options.discard == Discard::Unmap,
+            read_only: options.is_read_only(),
+            direct: options.cache.is_direct(),
+            no_flush: options.cache.ignores_flushes(),
+            unmap: options.unmaps(),
             locking: options.locking != Some(OnOffAuto::Off),
             ..OpenOptions::default()
         };
@@ -229,7 +272,7 @@ impl Nodes {
             Err(
                 OperationError::Image(storage::Error::NotWritable { .. })
                 | OperationError::NoDescriptor { .. },
-            ) if options.auto_read_only => {
+            ) if options.is_auto_read_only() => {
                 open.read_only = true;
                 self.open_as(&open)?
             }
@@ -278,65 +321,54 @@ impl Nodes {
         Ok(BlockNode::from_file(image, direct, options)?)
     }
 
-    /// Removes an unused node, and the nodes below that were made with it.
-    pub(super) fn remove(&mut self, name: &str) -> Result<(), OperationError> {
+    /// Removes an unused node, and the nodes below that were made with it. `exported` returns the export of a node.
+    pub(super) fn remove(
+        &mut self,
+        name: &str,
+        exported: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), OperationError> {
         let node = self.get(name)?;
+        if node.owned {
+            return Err(OperationError::NotOwned {
+                name: name.to_owned(),
+            });
+        }
         if let Some(parent) = node.parents.first() {
             return Err(OperationError::NodeInUse {
                 name: name.to_owned(),
                 by: format!("node '{parent}'"),
             });
         }
-        let mut next = Some(name.to_owned());
-        while let Some(name) = next.take() {
-            let Some(child) = self
-                .nodes
-                .remove(&name)
-                .and_then(|node| node.child().map(str::to_owned))
-            else {
-                return Ok(());
-            };
-            if let Some(below) = self.nodes.get_mut(&child) {
-                below.parents.retain(|parent| *parent != name);
-                next = (below.anonymous && below.parents.is_empty()).then_some(child);
+        let mut next = Some(name);
+        while let Some(name) = next {
+            if let Some(id) = exported(name) {
+                return Err(OperationError::NodeInUse {
+                    name: name.to_owned(),
+                    by: format!("export '{id}'"),
+                });
             }
+            let child = self.get(name)?.child();
+            next = child.filter(|child| self.nodes.get(*child).is_some_and(|below| below.owned));
+        }
+        let child = self.nodes.remove(name);
+        if let Some(child) = child.as_ref().and_then(Node::child) {
+            self.let_go(child, name);
         }
         Ok(())
     }
 
-    /// Returns the disk that an export of `name` would serve.
-    pub(super) fn resolve(&self, name: &str) -> Result<Resolved, OperationError> {
-        let node = self.get(name)?;
-        let (read_only, active) = (node.options.read_only, node.options.active != Some(false));
-        match &node.kind {
-            Kind::Leaf(leaf) => Ok(Resolved {
-                leaf: Arc::clone(leaf),
-                engine: node.options.aio.map_or(Choice::Auto, Choice::from),
-                max_batch: node.options.aio_max_batch.unwrap_or(0),
-                group: None,
-                read_only: leaf.limits().read_only,
-                active,
-            }),
-            Kind::Raw { child } => {
-                let below = self.resolve(child)?;
-                Ok(Resolved {
-                    read_only: below.read_only || read_only,
-                    active: below.active && active,
-                    ..below
-                })
-            }
-            Kind::Throttle { child, group } => {
-                let below = self.resolve(child)?;
-                if below.group.is_some() {
-                    return Err(OperationError::ThrottledTwice);
-                }
-                Ok(Resolved {
-                    read_only: below.read_only || read_only,
-                    active: below.active && active,
-                    group: Some(Arc::clone(group)),
-                    ..below
-                })
-            }
+    /// Removes `parent` from the parents of `child`. A node that was made with its parent is removed with the last one.
+    fn let_go(&mut self, child: &str, parent: &str) {
+        let Some(below) = self.nodes.get_mut(child) else {
+            return;
+        };
+        below.parents.retain(|known| known != parent);
+        if below.owned
+            && below.parents.is_empty()
+            && let Some(gone) = self.nodes.remove(child)
+            && let Some(next) = gone.child()
+        {
+            self.let_go(next, child);
         }
     }
 }
@@ -371,22 +403,16 @@ fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             driver != Throttle && options.throttle_group.is_some(),
         ),
     ])?;
-    if options.aio == Some(AioOption::Native) && !options.cache.direct {
+    if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());
     }
-    let missing = [
-        ("force-share=on", options.force_share),
-        ("detect-zeroes", options.detect_zeroes != DetectZeroes::Off),
-        (
-            "'offset' of driver 'raw'",
-            options.offset.is_some_and(|offset| offset != 0),
-        ),
-        ("'size' of driver 'raw'", driver == Raw && options.size.is_some()),
-    ];
-    match missing.iter().find(|(_, given)| *given) {
-        Some((what, _)) => Err(OperationError::Unsupported { what }),
-        None => Ok(()),
+    if options.shares_writing() && !options.is_read_only() {
+        return Err(OperationError::ForceShare);
     }
+    if options.detect_zeroes == DetectZeroes::Unmap && !options.unmaps() {
+        return Err(OperationError::DetectWithoutDiscard);
+    }
+    Ok(())
 }
 
 fn null(options: &BlockdevOptions) -> Arc<BlockNode> {

@@ -62,8 +62,9 @@ impl Merger {
     /// Returns whether `next` starts where `leader` ends, and can be merged into it.
     fn fit(&self, leader: &IoRequest, next: &IoRequest) -> bool {
         let (iov, more) = (leader.whole(), next.alone());
-        leader.op == next.op
-            && leader.offset.checked_add(iov.len() as u64) == Some(next.offset)
+        // The usual difference first.
+        leader.offset.checked_add(iov.len() as u64) == Some(next.offset)
+            && leader.op == next.op
             && matches!(
                 leader.op,
                 IoOp::Read | IoOp::Write { .. } | IoOp::ZeroedWrite { .. }

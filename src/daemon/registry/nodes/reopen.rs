@@ -2,7 +2,7 @@
 
 use super::super::error::OperationError;
 use super::super::objects::Objects;
-use super::{Node, Nodes, no_node};
+use super::{Nodes, no_node};
 use crate::daemon::options::BlockdevOptions;
 
 impl Nodes {
@@ -19,33 +19,26 @@ impl Nodes {
         reopened.inspect_err(|_| self.nodes = before)
     }
 
-    fn reopen_one(&mut self, options: BlockdevOptions, objects: &Objects) -> Result<(), OperationError> {
+    fn reopen_one(&mut self, mut options: BlockdevOptions, objects: &Objects) -> Result<(), OperationError> {
+        options.pass_down();
         let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
         let old = self.nodes.remove(&name).ok_or_else(|| no_node(&name))?;
         if old.options.driver != options.driver {
             return Err(OperationError::OtherDriver { name });
         }
-        self.let_go(&old, &name);
+        if let Some(child) = old.child() {
+            self.let_go(child, &name);
+        }
         // Removed from the map meanwhile, so that a node cannot become its own child.
-        self.add_as(name.clone(), options, old.anonymous, objects)?;
+        self.add_as(name.clone(), options, old.owned, objects)?;
         if self.is_below(&name, &old.parents) {
             return Err(OperationError::Circle { name });
         }
         if let Some(new) = self.nodes.get_mut(&name) {
             new.parents = old.parents;
+            new.active = old.active;
         }
         Ok(())
-    }
-
-    /// Removes a parent from the node below `old`. If that node was made with this parent, it is removed.
-    fn let_go(&mut self, old: &Node, name: &str) {
-        let Some(child) = old.child() else { return };
-        if let Some(below) = self.nodes.get_mut(child) {
-            below.parents.retain(|parent| parent != name);
-            if below.anonymous && below.parents.is_empty() {
-                self.nodes.remove(child);
-            }
-        }
     }
 
     /// Returns whether a node has one of `others` below it.
