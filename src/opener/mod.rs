@@ -5,7 +5,7 @@
 //! guests, and sees no data. Landlock limits it to the directories, `openat2` keeps each path beneath its own directory,
 //! and a filter leaves it a few system calls. It ends with the daemon; the daemon survives its end.
 //!
-//! [`Opener`] is the daemon's side, on the main thread, and never waits. `helper` is the other process, with one thread.
+//! `Opener` is the daemon's side, on the main thread, and never waits. `helper` is the other process, with one thread.
 
 mod client;
 mod files;
