@@ -2,7 +2,7 @@
 //!
 //! The frontend decides whether its eventfds are blocking, and how full they are. The kernel offers no write to an
 //! eventfd that never waits, and to ask first costs a system call for each notification, with an answer that may be out
-//! of date. So writes are watched instead. The watchdog wakes up every [`TICK`] while eventfds are written to, and
+//! of date. So writes are watched instead. The watchdog wakes up every `TICK` while eventfds are written to, and
 //! empties those in which a write has been waiting since the tick before. It sleeps while nothing is written.
 
 use std::fs::File;
