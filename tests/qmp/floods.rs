@@ -5,8 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use serde_json::json;
+use testkit::daemon::IMAGE;
+use testkit::target::Disks;
 
 use crate::client::Client;
+use crate::daemon::MONITOR;
 use crate::server::Server;
 
 #[test]
@@ -106,4 +109,31 @@ fn silent_clients_do_not_delay_others() {
         }
     });
     drop(silent);
+}
+
+#[test]
+fn disks_work_while_clients_misbehave() {
+    let disks = Disks::new(&[]);
+    std::fs::write(disks.dir.path().join(IMAGE), [0; 4096]).expect("write an image");
+    let daemon = disks.serve_with(&MONITOR);
+    let path = daemon.dir().join("qmp.sock");
+    // Each check needs requests of a disk that are served from then on.
+    let mut client = Client::connect(&path);
+    for garbage in *b"x[}{\"" {
+        let chunk = vec![garbage; 1 << 20];
+        for _ in 0..20 {
+            client.send(&chunk);
+            daemon.check_neighbour();
+        }
+        client.send("\x1f\n");
+        assert_eq!(client.next()["error"]["class"], "GenericError");
+    }
+    for _ in 0..100 {
+        let storm: Vec<_> = (0..100).map_while(|_| UnixStream::connect(&path).ok()).collect();
+        for socket in &storm {
+            let _ = (&mut &*socket).write(b"{'execute': ");
+        }
+        daemon.check_neighbour();
+    }
+    client.run("query-version", &json!({}));
 }
