@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use rustix::io::fcntl_dupfd_cloexec;
 
 use super::error::QmpError;
@@ -108,17 +108,18 @@ impl FdSets {
         path.to_str().is_some_and(|path| path.starts_with(DIRECTORY))
     }
 
-    /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the required access mode.
-    /// Returns `None` if the path does not name a set.
+    /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the required access mode,
+    /// preferably one without O_DIRECT. The second file is the same one, open for O_DIRECT, if the set has it and the
+    /// first is not. Returns `None` if the path does not name a set.
     ///
     /// # Errors
     /// The set does not exist, or has no descriptor with that access mode.
-    pub fn open(&self, path: &str, writable: bool) -> Option<io::Result<File>> {
+    pub fn open(&self, path: &str, writable: bool) -> Option<io::Result<(File, Option<File>)>> {
         let id = path.strip_prefix(DIRECTORY)?;
-        Some(self.duplicate(id, writable).map(File::from))
+        Some(self.duplicate(id, writable))
     }
 
-    fn duplicate(&self, id: &str, writable: bool) -> io::Result<OwnedFd> {
+    fn duplicate(&self, id: &str, writable: bool) -> io::Result<(File, Option<File>)> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let id = id.parse::<i64>().map_err(|_| missing())?;
         let sets = self.lock();
@@ -127,12 +128,20 @@ impl FdSets {
             true => OFlags::RDWR,
             false => OFlags::RDONLY,
         };
+        let mut found = None;
         for member in members {
-            if fcntl_getfl(member.fd.as_fd())? & OFlags::RWMODE == wanted {
-                return Ok(fcntl_dupfd_cloexec(member.fd.as_fd(), 0)?);
+            let flags = fcntl_getfl(&member.fd)?;
+            if flags & OFlags::RWMODE != wanted {
+                continue;
             }
+            if !flags.contains(OFlags::DIRECT) {
+                let sibling = direct_sibling(members, &member.fd)?;
+                return Ok((copy(&member.fd)?, sibling));
+            }
+            found = found.or(Some(member));
         }
-        Err(io::ErrorKind::PermissionDenied.into())
+        let found = found.ok_or(io::ErrorKind::PermissionDenied)?;
+        Ok((copy(&found.fd)?, None))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i64, Vec<Member>>> {
@@ -141,9 +150,29 @@ impl FdSets {
     }
 }
 
+/// Returns a descriptor of the same file that is open for O_DIRECT, and can be read.
+fn direct_sibling(members: &[Member], fd: &OwnedFd) -> io::Result<Option<File>> {
+    let same = fstat(fd)?;
+    for Member { fd, .. } in members {
+        let (flags, stat) = (fcntl_getfl(fd)?, fstat(fd)?);
+        if flags.contains(OFlags::DIRECT)
+            && flags & OFlags::RWMODE != OFlags::WRONLY
+            && (stat.st_dev, stat.st_ino, stat.st_rdev) == (same.st_dev, same.st_ino, same.st_rdev)
+        {
+            return copy(fd).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn copy(fd: &OwnedFd) -> io::Result<File> {
+    Ok(fcntl_dupfd_cloexec(fd, 0)?.into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
 
     use super::*;
 
@@ -168,6 +197,37 @@ mod tests {
         assert!(sets.open("/dev/null", true).is_none());
         assert!(sets.open("/dev/fdset/77", true).expect("a set's path").is_err());
         assert!(sets.open("/dev/fdset/x", true).expect("a set's path").is_err());
+    }
+
+    #[test]
+    fn the_same_file_for_direct_io_comes_along() {
+        let [image, other] =
+            [(); 2].map(|()| tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("make"));
+        let open = |file: &tempfile::NamedTempFile, writable, flags| {
+            let mut options = OpenOptions::new();
+            let opened = options
+                .read(true)
+                .write(writable)
+                .custom_flags(flags)
+                .open(file.path());
+            OwnedFd::from(opened.expect("open"))
+        };
+        let sets = FdSets::default();
+        let opened = || {
+            sets.open("/dev/fdset/1", true)
+                .expect("a set's path")
+                .expect("is there")
+        };
+        sets.add(open(&other, false, libc::O_DIRECT), Some(1), None)
+            .expect("add");
+        sets.add(open(&image, true, 0), Some(1), None).expect("add");
+        assert!(opened().1.is_none(), "another file");
+        sets.add(open(&image, false, libc::O_DIRECT), Some(1), None)
+            .expect("add");
+        let (file, direct) = opened();
+        let flags = |file: &File| fcntl_getfl(file).expect("flags");
+        assert!(!flags(&file).contains(OFlags::DIRECT));
+        assert!(flags(&direct.expect("the third")).contains(OFlags::DIRECT));
     }
 
     #[test]

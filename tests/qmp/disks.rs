@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::vm::{HEADER, Outcome, Vm, readable};
 
 use crate::client::Client;
 use crate::daemon::MONITOR;
@@ -88,4 +89,19 @@ fn late_requests_are_reported() {
     assert_eq!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
     let data = event(&mut client, "__vhost-user-blk_REQUEST_LATE");
     assert_eq!((&data["operation"], &data["queue"]), (&json!("read"), &json!(0)));
+}
+
+#[test]
+fn broken_rings_are_reported() {
+    let daemon = Daemon::start(&[7; 1 << 20], &[&MONITOR[..], &["--num-queues", "2"]].concat());
+    let mut client = Client::connect(&daemon.dir().join("qmp.sock"));
+    client.sees_own_events = true;
+    let mut vm = Vm::start(&daemon, 2);
+    // There is no byte for the status.
+    vm.send(1, &[readable(HEADER, 16)]);
+    assert_eq!(vm.outcome(1), Outcome::Broken);
+    let data = event(&mut client, "__vhost-user-blk_RING_BROKEN");
+    assert_eq!(data["queue"], 1);
+    let reason = data["reason"].as_str().expect("a text");
+    assert!(reason.contains("no writable byte for the status"), "{reason}");
 }

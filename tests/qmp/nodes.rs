@@ -1,13 +1,15 @@
 //! Block nodes over QMP, outside of the sandbox: what they show and what they refuse, in QEMU's words.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;
-use testkit::frontend::{Frontend, all_features};
+use testkit::frontend::{Frontend, Op, all_features};
 
 use crate::client::Client;
 use crate::daemon::MONITOR;
+use crate::descriptors::ask_with;
 
 const MIB: u64 = 1 << 20;
 
@@ -131,4 +133,57 @@ fn nodes_made_with_their_parent_go_with_it() {
         .map(|node| node["node-name"].clone())
         .collect();
     assert_eq!(names, ["disk", "f"]);
+}
+
+#[test]
+fn a_set_that_is_gone_cannot_be_opened() {
+    let (daemon, mut client) = start();
+    let image = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(daemon.dir().join("a"));
+    let add_fd = json!({"execute": "add-fd", "arguments": {"fdset-id": 3}});
+    let added = ask_with(&mut client, &add_fd, &[image.expect("open the image").as_fd()]);
+    assert_eq!(added["return"]["fdset-id"], 3, "{added}");
+    client.run("remove-fd", &json!({"fdset-id": 3}));
+    let node = json!({"driver": "file", "node-name": "f", "filename": "/dev/fdset/3"});
+    let (class, desc) = client.refusal("blockdev-add", &node);
+    assert_eq!(class, "GenericError");
+    assert!(desc.contains("no descriptor in /dev/fdset/3"), "{desc}");
+    let names = client.run("query-named-block-nodes", &json!({}));
+    assert_eq!(names.as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn all_exports_of_a_node_are_resized() {
+    let (daemon, mut client) = start();
+    add(
+        &mut client,
+        json!({"driver": "file", "node-name": "f", "filename": "a"}),
+    );
+    for (id, queues, size) in [("one", 1, 16), ("two", 2, 64)] {
+        export(
+            &mut client,
+            id,
+            "f",
+            &json!({"num-queues": queues, "queue-size": size}),
+        );
+    }
+    let connect = |id: &str, queues, depth| {
+        let socket = daemon.dir().join(format!("{id}.sock"));
+        Frontend::connect(&socket, queues, depth, all_features()).expect("connect")
+    };
+    let (mut one, mut two) = (connect("one", 1, 4), connect("two", 2, 16));
+    client.run("block_resize", &resize("f", 2 * MIB));
+    for disk in [&one, &two] {
+        assert_eq!(disk.config().capacity.to_native(), 2 * MIB / 512);
+    }
+    let last = Op::Read {
+        offset: 2 * MIB - 4096,
+        len: 4096,
+    };
+    for queue in [one.queue(0), two.queue(1)] {
+        let done = queue.run(&last);
+        assert!(done.ret == 0 && done.data == [0; 4096]);
+    }
 }

@@ -289,7 +289,7 @@ impl Nodes {
     fn open_as(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
         let path = options.path.to_str().unwrap_or_default();
         match self.fdsets.open(path, !options.read_only) {
-            Some(Ok(file)) => Ok(BlockNode::from_file(file, None, options)?),
+            Some(Ok((file, direct))) => Ok(BlockNode::from_file(file, direct, options)?),
             Some(Err(source)) => Err(OperationError::NoDescriptor {
                 path: options.path.clone(),
                 source,
