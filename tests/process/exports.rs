@@ -8,6 +8,8 @@ use tempfile::TempDir;
 use testkit::daemon::{Daemon, run};
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::{threads, wait_for};
+use testkit::skip::skipped;
+use vhost_user_blk::limits::raise_open_files;
 use virtio_driver::VirtioBlkFeatureFlags as Blk;
 
 const MIB: usize = 1 << 20;
@@ -450,4 +452,52 @@ fn refusals_name_the_option_and_the_parameter() {
         assert_eq!(exit.status.code(), Some(status), "{args:?}: {}", exit.output);
         assert!(!dir.path().join("s").exists(), "{args:?} left a socket");
     }
+}
+
+#[test]
+fn hundreds_of_disks_are_served_by_one_process() {
+    const DISKS: usize = 256;
+    // This process has the frontends.
+    let limit = raise_open_files().expect("raise the limit of open files");
+    if limit < 8192 {
+        return skipped(format!("this process may open only {limit} files"));
+    }
+    let dir = tempfile::tempdir().expect("make a directory");
+    let mut args = ["--object", "iothread,id=io"].map(str::to_owned).to_vec();
+    let content = |disk: usize, block: u64| (disk * 8 + usize::try_from(block).expect("small")).to_le_bytes();
+    for disk in 0..DISKS {
+        let blocks = (0..8).flat_map(|block| content(disk, block).repeat(BLOCK / 8));
+        fs::write(dir.path().join(format!("{disk}.img")), blocks.collect::<Vec<_>>())
+            .expect("write an image");
+        args.extend([
+            "--blockdev".to_owned(),
+            format!("file,node-name=n{disk},filename={disk}.img"),
+            "--export".to_owned(),
+            format!(
+                "vhost-user-blk,id=e{disk},node-name=n{disk},addr.type=unix,addr.path={disk}.sock,writable=on,iothread=io"
+            ),
+        ]);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut daemon = Daemon::start_with(dir, &args);
+    let all = |daemon: &Daemon| daemon.output().matches("serving").count() == DISKS;
+    daemon.wait_for(all, "serve all disks");
+    let mut frontends: Vec<_> = (0..DISKS)
+        .map(|disk| connect(&daemon, &format!("{disk}.sock"), 1))
+        .collect();
+    for (disk, frontend) in frontends.iter_mut().enumerate() {
+        let data = read(frontend, 0, 3 * BLOCK as u64);
+        assert!(data == content(disk, 3).repeat(BLOCK / 8), "disk {disk}");
+        assert_eq!(write(frontend, 0, 0, u8::try_from(disk).expect("256 disks")), 0);
+    }
+    for (disk, frontend) in frontends.iter_mut().enumerate() {
+        assert!(
+            read(frontend, 0, 0).iter().all(|&byte| usize::from(byte) == disk),
+            "disk {disk}"
+        );
+    }
+    drop(frontends);
+    let exit = daemon.terminate();
+    assert!(exit.status.success(), "{}", exit.output);
+    assert!(!daemon.dir().join("255.sock").exists());
 }
