@@ -1,11 +1,15 @@
 //! IOThreads that serve disks: an event loop, and the resources that its disks share.
 
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use crate::aio::{self, AioContext, AioHandle, Gone, IoThreadConfig, Remote};
 use crate::engine::Resources;
 use crate::thread_pool::{Spawner, ThreadPool, ThreadPoolParams};
+
+mod figures;
+
+pub use figures::IoThreadFigures;
 
 /// The settings of IOThreads.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +30,7 @@ pub struct IoThread {
     // Dropped before the thread, because it is released there.
     resources: Remote<Resources>,
     thread: aio::IoThread,
+    figures: Arc<IoThreadFigures>,
 }
 
 impl IoThread {
@@ -44,14 +49,24 @@ impl IoThread {
         let (reply, made) = mpsc::channel();
         let make = move |ctx: &AioContext| {
             let pool = ThreadPool::with_spawner(ctx, thread_pool, spawner, ThreadPool::IDLE_TIME);
+            let figures = pool.figures();
             let resources = Resources::new(ctx, pool);
             resources.set_max_batch(max_batch);
             // Cannot fail: the creator waits for the answer.
-            let _ = reply.send(Remote::new(ctx, resources));
+            let _ = reply.send((Remote::new(ctx, resources), figures));
         };
         thread.handle().run_on_context(make)?;
-        let resources = made.recv().map_err(|_| aio::Error::ContextGone)?;
-        Ok(Self { resources, thread })
+        let (resources, pools) = made.recv().map_err(|_| aio::Error::ContextGone)?;
+        let figures = Arc::new(IoThreadFigures {
+            thread_id: thread.thread_id(),
+            waits: thread.handle().figures(),
+            pools,
+        });
+        Ok(Self {
+            resources,
+            thread,
+            figures,
+        })
     }
 
     /// Runs `f` on the IOThread and waits for its result. Any thread but the IOThread itself.
@@ -63,6 +78,12 @@ impl IoThread {
         f: impl FnOnce(&Rc<Resources>) -> R + Send + 'static,
     ) -> Result<R, Gone> {
         self.resources.call(f)
+    }
+
+    /// Returns the thread's figures.
+    #[must_use]
+    pub fn figures(&self) -> &Arc<IoThreadFigures> {
+        &self.figures
     }
 
     /// Returns the handle through which other threads reach the event loop.

@@ -29,6 +29,7 @@ mod affinity;
 pub mod aio;
 pub mod blk;
 pub mod cli;
+pub mod counter;
 pub mod daemon;
 pub mod defer;
 pub mod engine;

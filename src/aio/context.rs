@@ -80,6 +80,7 @@ impl AioContext {
             shared: Arc::new(Shared {
                 notify: Arc::new(notify),
                 commands: CommandQueue::new(),
+                figures: std::sync::Arc::default(),
             }),
             bottom_halves: BottomHalves::default(),
             fds: FdHandlers::new()?,
@@ -228,14 +229,14 @@ impl AioContext {
         }
         let busy = inner.pollers.in_progress().is_any();
         let (start, window) = (Instant::now(), inner.windows.of(busy));
-        if self.busy_poll(start, window.current()) {
+        let polls = !window.current().is_zero();
+        let progress = self.busy_poll(start, window.current());
+        if progress || inner.has_work() {
             window.learn(PollWindow::caught);
-            return true;
+            inner.count_poll(polls, true);
+            return progress;
         }
-        if inner.has_work() {
-            window.learn(PollWindow::caught);
-            return false;
-        }
+        inner.count_poll(polls, false);
         if inner.pollers.end() {
             inner.look_at_fds(0);
             return inner.pollers.poll(self);
@@ -301,6 +302,14 @@ impl Inner {
         self.bottom_halves.is_pending() || self.fds.is_ready()
     }
 
+    /// Counts a wait that began with busy polling, if it `polls`.
+    fn count_poll(&self, polls: bool, hit: bool) {
+        if polls {
+            self.shared.figures.polls.add(1);
+            self.shared.figures.poll_hits.add(hit.into());
+        }
+    }
+
     fn look_at_fds(&self, timeout_ms: i32) {
         self.fds.wait(timeout_ms);
         self.fds_seen.set(Instant::now());
@@ -318,6 +327,7 @@ impl Inner {
             // Cannot happen with a valid duration.
             tracing::error!(%err, "cannot set the timerfd; timers will run late, at the next wakeup");
         }
+        self.shared.figures.sleeps.add(1);
         self.shared.notify.announce();
         let timeout = if self.has_work() {
             0

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, fmt};
 
-use super::{AioContext, Error, bh_word::BhHandle, notify::Notify};
+use super::{AioContext, Error, bh_word::BhHandle, figures::LoopFigures, notify::Notify};
 use crate::sync::{Arc, Mutex, lock};
 
 pub(super) type Command = Box<dyn FnOnce(&AioContext) + Send>;
@@ -11,6 +11,7 @@ pub(super) type Command = Box<dyn FnOnce(&AioContext) + Send>;
 pub(super) struct Shared {
     pub(super) notify: Arc<Notify>,
     pub(super) commands: CommandQueue<Command>,
+    pub(super) figures: std::sync::Arc<LoopFigures>,
 }
 
 /// A queue that can be closed for good.
@@ -67,6 +68,12 @@ impl AioHandle {
     /// Wakes the context if it sleeps (`aio_notify`).
     pub fn notify(&self) {
         self.shared.notify.notify();
+    }
+
+    /// Returns the context's figures, which outlive it.
+    #[must_use]
+    pub fn figures(&self) -> std::sync::Arc<LoopFigures> {
+        std::sync::Arc::clone(&self.shared.figures)
     }
 
     /// Runs `command` once on the context's thread, after all commands sent before it.

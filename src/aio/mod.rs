@@ -14,6 +14,7 @@ mod bh_word;
 mod bottom_half;
 mod context;
 mod fd;
+mod figures;
 mod handle;
 mod io_thread;
 #[cfg(all(test, loom))]
@@ -35,6 +36,7 @@ pub use self::{
     bottom_half::BottomHalf,
     context::{AioContext, WeakAioContext},
     fd::FdHandler,
+    figures::LoopFigures,
     handle::AioHandle,
     io_thread::{IoThread, IoThreadConfig},
     poller::{InProgress, Poller, PollerHandle},

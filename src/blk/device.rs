@@ -14,6 +14,7 @@ pub use super::image_lock::TakeError;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::shard::{Created, Route, Shard};
+pub use super::frontends::Frontends;
 pub use super::state::DeviceState;
 use super::stats::QueueStats;
 use super::write_cache::WriteCache;

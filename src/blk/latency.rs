@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use super::counter::Counter;
+use crate::counter::Counter;
 use crate::io::IoOp;
 
 /// Buckets in each octave.
@@ -18,6 +18,19 @@ const STEPS: usize = 16;
 /// Number of octaves after the first, which has steps of 1 ns. The last bucket also holds all longer latencies.
 const OCTAVES: usize = 43;
 const BUCKETS: usize = STEPS * OCTAVES;
+
+/// Boundaries for [`Latencies::by_bounds`] in nanoseconds: 1, 2 and 5 of each decade from 10 us to 10 s.
+pub const BOUNDARIES: [u64; 19] = {
+    let (mut boundaries, mut decade, mut n) = ([0; 19], 10_000, 0);
+    while n < boundaries.len() {
+        boundaries[n] = decade * [1, 2, 5][n % 3];
+        if n % 3 == 2 {
+            decade *= 10;
+        }
+        n += 1;
+    }
+    boundaries
+};
 
 /// The latencies of one operation on one queue, with one writer and any number of readers. Memory is only allocated
 /// when the first request is counted.

@@ -5,16 +5,17 @@
 //! fail, and [`failures`] reports them. [`stats`] and [`latency`] count.
 
 pub mod config;
-mod counter;
 pub mod device;
 pub mod error_policy;
 pub mod failures;
+mod frontends;
 pub mod handle;
 mod image_lock;
 pub mod latency;
 pub mod notice;
 pub mod queue;
 pub mod request;
+mod ring_state;
 mod shard;
 mod state;
 pub mod stats;

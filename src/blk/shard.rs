@@ -84,8 +84,9 @@ impl Shard {
         let ctx = resources.ctx();
         let Channels { plain, full } = Channels::open(resources, route)?;
         let (control, channel) = NodeControl::new(ctx, plain);
-        let create = |(index, stats)| {
-            let queue = BlkQueue::new(ctx, index, Arc::clone(state), stats, full.sibling());
+        let create = |(index, stats): (u16, Arc<QueueStats>)| {
+            let channel = full.counting_sibling(&stats.throttle);
+            let queue = BlkQueue::new(ctx, index, Arc::clone(state), stats, channel);
             (index, queue)
         };
         let queues: Vec<(u16, Rc<BlkQueue>)> = mine.into_iter().map(create).collect();
@@ -133,7 +134,7 @@ impl Shard {
             return;
         };
         for queue in &self.queues {
-            queue.replace_channel(channels.full.sibling(), Arc::clone(&view));
+            queue.replace_channel(&channels.full, Arc::clone(&view));
         }
         self.control.replace(channels.plain);
     }

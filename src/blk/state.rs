@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::AtomicBool;
 
 use super::failures::Failures;
+use super::frontends::Frontends;
 use super::notice::Notices;
 use super::request::{ID_LEN, Rules};
 use crate::engine::{BlockNode, DiskView};
@@ -30,6 +31,8 @@ pub struct DeviceState {
     pub fills_eventfds: Arc<AtomicBool>,
     /// Requests that the disk could not execute.
     pub failures: Failures,
+    /// Counts the frontends.
+    pub frontends: Arc<Frontends>,
     /// Limits the log lines about this disk.
     pub log: LogLimit,
 }
@@ -103,6 +106,7 @@ impl DeviceState {
             had_requests: AtomicBool::new(false),
             fills_eventfds: Arc::default(),
             failures: Failures::default(),
+            frontends: Arc::default(),
             log: LogLimit::new(),
         }
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-pub use super::counter::{Counter, RingState, RingStateCell};
 use super::latency::{LatencyFigures, LatencyHistograms};
+pub use super::ring_state::{RingState, RingStateCell};
+pub use crate::counter::Counter;
 use crate::engine::Plan;
+use crate::throttle::Waits;
 
 /// Buckets of the histogram: 1, 2-3, 4-7 and so on. The last one has all larger numbers.
 const BUCKETS: usize = 11;
@@ -25,6 +27,8 @@ macro_rules! counters {
             histogram: [Counter; BUCKETS],
             /// Time from the visit that takes a request to the publication of its answer, if that is OK.
             pub latency: LatencyHistograms,
+            /// Requests that wait for their throttle group.
+            pub throttle: Arc<Waits>,
         }
 
         /// The figures of a queue, or of several queues added up.
@@ -36,6 +40,10 @@ macro_rules! counters {
             pub completions_per_notification: Histogram,
             /// Latencies of requests that succeeded.
             pub latency: LatencyFigures,
+            /// Requests that currently wait for their throttle group.
+            pub throttled: u64,
+            /// Requests that have waited for their throttle group.
+            pub throttled_ever: u64,
         }
 
         impl QueueStats {
@@ -45,6 +53,8 @@ macro_rules! counters {
                     $($name: self.$name.get(),)*
                     completions_per_notification: Histogram(self.histogram.each_ref().map(Counter::get)),
                     latency: self.latency.snapshot(),
+                    throttled: self.throttle.now(),
+                    throttled_ever: self.throttle.ever(),
                 }
             }
         }
@@ -54,6 +64,8 @@ macro_rules! counters {
                 $(self.$name += other.$name;)*
                 self.completions_per_notification += &other.completions_per_notification;
                 self.latency += &other.latency;
+                self.throttled += other.throttled;
+                self.throttled_ever += other.throttled_ever;
             }
         }
     };
@@ -66,19 +78,34 @@ counters! {
     writes,
     /// FLUSH requests that an engine has executed, with or without success.
     flushes,
-    /// All other requests: GET_ID, DISCARD, WRITE_ZEROES, and requests of any type that were refused as soon as they
-    /// were read.
+    /// DISCARD and WRITE_ZEROES requests that an engine has executed, with or without success.
+    unmaps,
+    /// All other requests: GET_ID, and requests of any type that were refused as soon as they were read.
     others,
     /// Bytes of completed reads.
     read_bytes,
     /// Bytes of completed writes.
     written_bytes,
+    /// Bytes of completed discards and write zeroes.
+    unmapped_bytes,
     /// Requests answered with a status other than OK.
     errors,
+    /// Reads among the errors.
+    read_errors,
+    /// Writes among the errors.
+    write_errors,
+    /// Flushes among the errors.
+    flush_errors,
+    /// Discards and write zeroes among the errors.
+    unmap_errors,
     /// Reads and writes that were executed as one with the request before them.
     merged,
+    /// Requests that were taken from the ring and are not answered yet.
+    in_flight,
     /// Wakeups by the driver's kick eventfd.
     kicks,
+    /// Times that polling found requests in the ring.
+    poll_hits,
     /// Answers that were published.
     completions,
     /// Writes to the call eventfd.
@@ -133,6 +160,17 @@ impl Histogram {
     }
 }
 
+impl Histogram {
+    /// Returns each bucket's last number of completions (`None` for the last bucket), and its count.
+    pub fn bounds(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
+        let last = |bucket| (bucket < BUCKETS - 1).then(|| (2_u64 << bucket) - 1);
+        self.0
+            .iter()
+            .enumerate()
+            .map(move |(bucket, count)| (last(bucket), *count))
+    }
+}
+
 impl AddAssign<&Histogram> for Histogram {
     fn add_assign(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(a, b)| *a += b);
@@ -145,12 +183,20 @@ impl Serialize for Histogram {
     }
 }
 
+impl Figures {
+    /// Returns the number of requests of all kinds.
+    pub fn requests(&self) -> u64 {
+        self.reads + self.writes + self.flushes + self.unmaps + self.others
+    }
+}
+
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             reads,
             writes,
             flushes,
+            unmaps,
             others,
             ..
         } = self;
@@ -161,19 +207,25 @@ impl fmt::Display for Figures {
         };
         write!(
             f,
-            "requests={} (read={reads} write={writes} flush={flushes} other={others}) merged={} bytes_read={} \
-             bytes_written={} errors={} held={} held_ever={} ignored={} late={} kicks={} completions={} \
-             notifications={} completions_per_notification={ratio:.2}",
-            reads + writes + flushes + others,
+            "requests={} (read={reads} write={writes} flush={flushes} unmap={unmaps} other={others}) merged={} \
+             bytes_read={} bytes_written={} bytes_unmapped={} errors={} held={} held_ever={} throttled={} \
+             throttled_ever={} ignored={} late={} in_flight={} kicks={} poll_hits={} completions={} notifications={} \
+             completions_per_notification={ratio:.2}",
+            self.requests(),
             self.merged,
             self.read_bytes,
             self.written_bytes,
+            self.unmapped_bytes,
             self.errors,
             self.held,
             self.held_ever,
+            self.throttled,
+            self.throttled_ever,
             self.ignored,
             self.late,
+            self.in_flight,
             self.kicks,
+            self.poll_hits,
             self.completions,
             self.notifications,
         )

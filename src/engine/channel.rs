@@ -11,7 +11,7 @@ use super::null::{NullAioChannel, NullCoChannel};
 use super::throttle::ThrottledChannel;
 use crate::aio::AioContext;
 use crate::io::{Completer, Requests};
-use crate::throttle::Member;
+use crate::throttle::{Member, Waits};
 
 /// A channel to a disk. IOThread only. Each queue has its own. The channels of a disk on one IOThread are siblings,
 /// which share expensive resources.
@@ -98,9 +98,17 @@ impl Channel {
     /// Creates another channel to the same disk, for another queue of the same IOThread.
     #[must_use]
     pub fn sibling(&self) -> Self {
+        self.counting_sibling(&Arc::default())
+    }
+
+    /// Creates a [`sibling`](Self::sibling) that counts the requests waiting for their throttle group in `waits`.
+    #[must_use]
+    pub fn counting_sibling(&self, waits: &Arc<Waits>) -> Self {
         Self(match &self.0 {
             Kind::Unlimited(unlimited) => Kind::Unlimited(unlimited.sibling()),
-            Kind::Throttled(throttled) => Kind::Throttled(throttled.with(throttled.inner().sibling())),
+            Kind::Throttled(throttled) => {
+                Kind::Throttled(throttled.with(throttled.inner().sibling(), Arc::clone(waits)))
+            }
         })
     }
 

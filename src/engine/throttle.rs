@@ -14,13 +14,20 @@ use super::fault::channel::Submit;
 use crate::aio::{AioContext, BottomHalf, Timer};
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
-use crate::throttle::{Direction, Lane, Member, Turn};
+use crate::throttle::{Direction, Lane, Member, Turn, Waits};
 
 /// A channel with limits. IOThread only.
 #[derive(Debug)]
 pub(super) struct ThrottledChannel<C> {
-    channel: Rc<C>,
+    target: Rc<Target<C>>,
     shared: Rc<Shared<C>>,
+}
+
+/// The channel below, and the count of requests that wait for it.
+#[derive(Debug)]
+struct Target<C> {
+    channel: C,
+    waits: Arc<Waits>,
 }
 
 /// The shared state of a disk's queues on one IOThread.
@@ -35,7 +42,7 @@ struct Shared<C> {
 struct Waiting<C> {
     request: Box<IoRequest>,
     completer: Rc<dyn Completer>,
-    channel: Rc<C>,
+    target: Rc<Target<C>>,
 }
 
 impl<C: Submit + 'static> ThrottledChannel<C> {
@@ -58,21 +65,21 @@ impl<C: Submit + 'static> ThrottledChannel<C> {
             }
         });
         Self {
-            channel: Rc::new(channel),
+            target: Target::new(channel, Arc::default()),
             shared,
         }
     }
 
-    /// Makes a channel for another queue of the disk.
-    pub(super) fn with(&self, channel: C) -> Self {
+    /// Makes a channel for another queue of the disk. Its waiting requests are counted in `waits`.
+    pub(super) fn with(&self, channel: C, waits: Arc<Waits>) -> Self {
         Self {
-            channel: Rc::new(channel),
+            target: Target::new(channel, waits),
             shared: Rc::clone(&self.shared),
         }
     }
 
     pub(super) fn inner(&self) -> &C {
-        &self.channel
+        &self.target.channel
     }
 
     pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
@@ -85,7 +92,7 @@ impl<C: Submit + 'static> ThrottledChannel<C> {
         std::mem::swap(batch, &mut free);
         let merged = match batch.is_empty() {
             true => 0,
-            false => self.channel.submit(batch, completer),
+            false => self.target.channel.submit(batch, completer),
         };
         self.shared.follow(turn);
         merged
@@ -102,13 +109,20 @@ impl<C: Submit + 'static> ThrottledChannel<C> {
         let Some((direction, _)) = cost(&request) else {
             return;
         };
+        self.target.waits.begin();
         self.shared.waiting[direction.index()]
             .borrow_mut()
             .push_back(Waiting {
                 request,
                 completer: Rc::clone(completer),
-                channel: Rc::clone(&self.channel),
+                target: Rc::clone(&self.target),
             });
+    }
+}
+
+impl<C> Target<C> {
+    fn new(channel: C, waits: Arc<Waits>) -> Rc<Self> {
+        Rc::new(Self { channel, waits })
     }
 }
 
@@ -130,39 +144,40 @@ impl<C: Submit> Shared<C> {
             loop {
                 // A separate statement ends the borrow, because a completer may submit more requests.
                 let batch = take_batch(&mut waiting.borrow_mut(), &mut left);
-                let Some((mut batch, channel, completer)) = batch else {
+                let Some((mut batch, target, completer)) = batch else {
                     break;
                 };
-                channel.submit(&mut batch, &completer);
+                target.waits.end(batch.len() as u64);
+                target.channel.submit(&mut batch, &completer);
             }
         }
     }
 }
 
+/// Requests of one queue, with their way down and back.
+type Batch<C> = (Requests, Rc<Target<C>>, Rc<dyn Completer>);
+
 /// Takes the first requests that came from one queue, at most `left`.
-fn take_batch<C>(
-    waiting: &mut VecDeque<Waiting<C>>,
-    left: &mut usize,
-) -> Option<(Requests, Rc<C>, Rc<dyn Completer>)> {
+fn take_batch<C>(waiting: &mut VecDeque<Waiting<C>>, left: &mut usize) -> Option<Batch<C>> {
     if *left == 0 {
         return None;
     }
     let Waiting {
         request,
         completer,
-        channel,
+        target,
     } = waiting.pop_front()?;
     *left -= 1;
     let mut batch = vec![request];
     while *left > 0
         && waiting
             .front()
-            .is_some_and(|next| Rc::ptr_eq(&next.channel, &channel))
+            .is_some_and(|next| Rc::ptr_eq(&next.target, &target))
     {
         *left -= 1;
         batch.extend(waiting.pop_front().map(|next| next.request));
     }
-    Some((batch, channel, completer))
+    Some((batch, target, completer))
 }
 
 /// Returns the direction and the bytes that a request is charged for. Flushes and salvage after a failed read are not

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    figures::Counters,
+    figures::{Counters, PoolFigures},
     shares::ShareId,
     state::State,
     steps::{Actions, Next, Queued, Woken},
@@ -42,6 +42,8 @@ pub(super) struct Core<W> {
     all_gone: Condvar,
     /// Wakeups not consumed yet, for a worker that polls. A hint, written under the lock.
     posted: AtomicUsize,
+    /// Written under the lock.
+    figures: std::sync::Arc<PoolFigures>,
     /// The longest time a worker polls before it sleeps.
     poll_max: Duration,
 }
@@ -149,6 +151,7 @@ impl<W> Core<W> {
             wakeup: Condvar::new(),
             all_gone: Condvar::new(),
             posted: AtomicUsize::new(0),
+            figures: std::sync::Arc::default(),
             poll_max,
         }
     }
@@ -161,16 +164,25 @@ impl<W> Core<W> {
         (result, actions)
     }
 
+    pub(super) fn figures(&self) -> &std::sync::Arc<PoolFigures> {
+        &self.figures
+    }
+
     pub(super) fn counters(&self) -> Counters {
         lock(&self.locked).state.counters()
     }
 
     pub(super) fn begin_spawn(&self) -> bool {
-        lock(&self.locked).state.begin_spawn()
+        let mut locked = lock(&self.locked);
+        let spawn = locked.state.begin_spawn();
+        locked.state.show(&self.figures);
+        spawn
     }
 
     pub(super) fn take_inline(&self, jobs: &mut impl Extend<W>) {
-        lock(&self.locked).state.take_inline(jobs);
+        let mut locked = lock(&self.locked);
+        locked.state.take_inline(jobs);
+        locked.state.show_queued(&self.figures);
     }
 
     /// Moves a queued job to the finished jobs, as cancelled. Returns whether it was still queued.
@@ -183,6 +195,7 @@ impl<W> Core<W> {
             work,
             outcome: Outcome::Cancelled,
         });
+        locked.state.show(&self.figures);
         true
     }
 
@@ -198,7 +211,11 @@ impl<W> Core<W> {
     }
 
     pub(super) fn spawn_failed(&self) -> Actions {
-        self.with(|state| ((), state.spawn_failed())).1
+        let failed = |state: &mut State<W>| {
+            self.figures.spawn_failures.add(1);
+            ((), state.spawn_failed())
+        };
+        self.with(failed).1
     }
 
     /// Runs a worker's loop, which ends after the worker has been idle for `idle`.
@@ -245,7 +262,9 @@ impl<W> Core<W> {
     fn worker_started(&self) -> bool {
         let mut locked = lock(&self.locked);
         locked.state.worker_started();
-        locked.state.begin_spawn()
+        let spawn = locked.state.begin_spawn();
+        locked.state.show(&self.figures);
+        spawn
     }
 
     /// Delivers a worker's finished jobs and takes its next ones, under one lock.
@@ -316,6 +335,7 @@ impl<W> Core<W> {
     fn unlock_and_wake(&self, guard: MutexGuard<'_, Locked<W>>, actions: Actions) {
         let posted = guard.state.tokens();
         self.posted.store(posted, Ordering::Relaxed);
+        guard.state.show(&self.figures);
         let sleepers = posted - usize::from(guard.polling).min(posted);
         drop(guard);
         (0..actions.wake.min(sleepers)).for_each(|_| self.wakeup.notify_one());

@@ -1,5 +1,12 @@
 //! The limits and counters of a pool.
 
+use std::{
+    iter,
+    sync::{Arc, OnceLock},
+};
+
+use crate::counter::Counter;
+
 /// Limits on the number of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadPoolParams {
@@ -45,4 +52,60 @@ pub struct Counters {
     pub wakeups: u64,
     /// Failed attempts to create a thread since the pool was made.
     pub spawn_failures: u64,
+}
+
+/// Some counters of a pool, which any thread can read without its lock.
+#[derive(Debug, Default)]
+pub struct PoolFigures {
+    // Written under the pool's lock.
+    pub(super) threads: Counter,
+    pub(super) idle: Counter,
+    pub(super) queued: Counter,
+    pub(super) active: Counter,
+    pub(super) spawn_failures: Counter,
+    /// The figures of another pool of the same family.
+    next: OnceLock<Arc<PoolFigures>>,
+}
+
+/// The counters of a pool and of its siblings, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolTotals {
+    /// All workers, including those not created yet.
+    pub threads: u64,
+    /// Workers that sleep.
+    pub idle: u64,
+    /// Jobs that no worker has taken.
+    pub queued: u64,
+    /// Jobs that were taken but have not finished.
+    pub active: u64,
+    /// Failed attempts to create a thread.
+    pub spawn_failures: u64,
+}
+
+impl PoolFigures {
+    /// Adds up the counters of this pool and of its siblings.
+    pub fn totals(&self) -> PoolTotals {
+        let pools = iter::successors(Some(self), |pool| pool.next.get().map(|next| &**next));
+        pools.fold(PoolTotals::default(), |sum, pool| PoolTotals {
+            threads: sum.threads + pool.threads.get(),
+            idle: sum.idle + pool.idle.get(),
+            queued: sum.queued + pool.queued.get(),
+            active: sum.active + pool.active.get(),
+            spawn_failures: sum.spawn_failures + pool.spawn_failures.get(),
+        })
+    }
+
+    /// Adds the figures of a sibling, for good.
+    pub(super) fn append(&self, sibling: Arc<Self>) {
+        let mut last = self;
+        let mut new = sibling;
+        // Only the thread of the context appends.
+        while let Err(rejected) = last.next.set(new) {
+            new = rejected;
+            match last.next.get() {
+                Some(next) => last = next,
+                None => return,
+            }
+        }
+    }
 }

@@ -27,7 +27,7 @@ mod worker;
 
 pub use self::{
     core::Outcome,
-    figures::{Counters, ThreadPoolParams},
+    figures::{Counters, PoolFigures, PoolTotals, ThreadPoolParams},
     pool::{ThreadPool, WorkId},
     spawner::Spawner,
 };

@@ -13,7 +13,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Counters, Spawner, ThreadPoolParams, Work,
+    Counters, PoolFigures, Spawner, ThreadPoolParams, Work,
     core::{Core, Finished},
     future,
     shares::ShareId,
@@ -186,7 +186,9 @@ impl ThreadPool {
         let Shared {
             spawner, idle_time, ..
         } = &*self.inner.shared;
-        Self::with_spawner(ctx, params, spawner.clone(), *idle_time)
+        let sibling = Self::with_spawner(ctx, params, spawner.clone(), *idle_time);
+        self.figures().append(sibling.figures());
+        sibling
     }
 
     /// Makes another pool for `ctx`, with the spawner and idle time of this one and at most one worker. It is meant for
@@ -199,7 +201,9 @@ impl ThreadPool {
         let Shared {
             spawner, idle_time, ..
         } = &*self.inner.shared;
-        Self::with_state(ctx, State::serial(), spawner.clone(), *idle_time)
+        let sibling = Self::with_state(ctx, State::serial(), spawner.clone(), *idle_time);
+        self.figures().append(sibling.figures());
+        sibling
     }
 
     /// Queues one job.
@@ -248,6 +252,12 @@ impl ThreadPool {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.inner.shared.core.counters()
+    }
+
+    /// Returns figures that any thread can read, of this pool and of the siblings made from it.
+    #[must_use]
+    pub fn figures(&self) -> Arc<PoolFigures> {
+        Arc::clone(self.inner.shared.core.figures())
     }
 
     /// Returns the number of submitted jobs that are not completed yet.

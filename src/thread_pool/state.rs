@@ -9,7 +9,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::figures::{Counters, ThreadPoolParams};
+use super::figures::{Counters, PoolFigures, ThreadPoolParams};
 use super::shares::{ShareId, Shares};
 use super::steps::{Actions, Next, Queued, Watch, Woken};
 
@@ -112,6 +112,21 @@ impl<W> State<W> {
             wakeups: self.wakeups,
             spawn_failures: self.spawn_failures,
         }
+    }
+
+    /// Shows the counters that other threads read. The caller holds the pool's lock.
+    #[inline]
+    pub(super) fn show(&self, figures: &PoolFigures) {
+        figures.threads.set(self.cur as u64);
+        figures.idle.set(self.idle as u64);
+        figures.active.set(self.active as u64);
+        self.show_queued(figures);
+    }
+
+    /// As [`show`](Self::show), if nothing but the queue has changed.
+    #[inline]
+    pub(super) fn show_queued(&self, figures: &PoolFigures) {
+        figures.queued.set(self.shares.queued() as u64);
     }
 
     /// Returns the number of wakeups that no worker has consumed.

@@ -9,8 +9,10 @@ mod bucket;
 mod group;
 mod limits;
 mod queue;
+mod waits;
 
 pub(crate) use group::Turn;
 pub use group::{Group, Lane, Member};
 pub use limits::{LimitsError, ThrottleLimits};
 pub use queue::Direction;
+pub use waits::Waits;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::ownership::Slot;
 use super::ring::Ring;
 use super::{BlkQueue, State};
+use crate::blk::latency::Operation;
 use crate::blk::request::Status;
 use crate::blk::stats::QueueStats;
 use crate::io::{Completer, IoOp, IoRequest, IoVecs, Requests};
@@ -141,6 +142,7 @@ impl State {
         let wanted = ring.split.publish() || !self.coalescing && event_idx;
         ring.latencies.published(&self.stats);
         self.stats.completions.add(completions);
+        self.stats.in_flight.set(ring.owned.len() as u64);
         self.notifier.completed(completions);
         if wanted {
             self.notifier.notify();
@@ -168,8 +170,9 @@ impl Ring {
             Status::IoErr | Status::Unsupp => (0, 0),
         };
         count(stats, request.op, bytes);
-        if status == Status::Ok {
-            self.latencies.answered(request.op, slot.taken);
+        match status {
+            Status::Ok => self.latencies.answered(request.op, slot.taken),
+            Status::IoErr | Status::Unsupp => count_error(stats, request.op),
         }
         // A read that failed may have written as well.
         let data = Some(&request.iov).filter(|_| request.op == IoOp::Read);
@@ -208,8 +211,21 @@ fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
             stats.written_bytes.add(bytes);
         }
         IoOp::Flush => stats.flushes.add(1),
-        IoOp::Discard | IoOp::WriteZeroes { .. } | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {
-            stats.others.add(1);
+        IoOp::Discard | IoOp::WriteZeroes { .. } => {
+            stats.unmaps.add(1);
+            stats.unmapped_bytes.add(bytes);
         }
+        IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => stats.others.add(1),
+    }
+}
+
+#[cold]
+fn count_error(stats: &QueueStats, op: IoOp) {
+    match Operation::of(op) {
+        Some(Operation::Read) => stats.read_errors.add(1),
+        Some(Operation::Write) => stats.write_errors.add(1),
+        Some(Operation::Flush) => stats.flush_errors.add(1),
+        Some(Operation::Unmap) => stats.unmap_errors.add(1),
+        None => {}
     }
 }

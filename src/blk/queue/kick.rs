@@ -107,7 +107,13 @@ impl BlkQueue {
 impl Poller for BlkQueue {
     fn poll(&self, _ctx: &AioContext) -> bool {
         match self.has_work() {
-            Ok(work) => work && self.process(),
+            Ok(work) => {
+                let progress = work && self.process();
+                if progress {
+                    self.state.borrow().stats.poll_hits.add(1);
+                }
+                progress
+            }
             Err(error) => {
                 self.fail(&mut self.state.borrow_mut(), &error.into());
                 true

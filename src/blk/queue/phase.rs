@@ -150,6 +150,14 @@ impl State {
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped { base: 0 });
         self.phase = next(phase);
         self.stats.state.set(self.phase.reported());
+        self.count_in_flight();
+    }
+
+    /// Shows how many chains the queue owns.
+    #[inline]
+    pub(super) fn count_in_flight(&self) {
+        let owned = self.phase.ring().map_or(0, |ring| ring.owned.len());
+        self.stats.in_flight.set(owned as u64);
     }
 
     /// A ring is set up. `kicked`: it need not wait for the first kick.

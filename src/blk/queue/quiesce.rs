@@ -31,10 +31,12 @@ impl BlkQueue {
         self.process();
     }
 
-    /// Uses another channel and view from now on. The queue is quiesced.
-    pub(in crate::blk) fn replace_channel(&self, channel: Channel, view: Arc<DiskView>) {
-        self.state.borrow_mut().view = view;
-        let old = self.channel.replace(channel);
+    /// Uses a sibling of `channel` and another view from now on. The queue is quiesced.
+    pub(in crate::blk) fn replace_channel(&self, channel: &Channel, view: Arc<DiskView>) {
+        let mut state = self.state.borrow_mut();
+        state.view = view;
+        let old = self.channel.replace(channel.counting_sibling(&state.stats.throttle));
+        drop(state);
         drop(old);
     }
 

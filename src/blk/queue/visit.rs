@@ -71,6 +71,7 @@ impl BlkQueue {
         if let Some(timeouts) = &mut state.timeouts {
             timeouts.begin(batch, start);
         }
+        state.count_in_flight();
         match collected {
             Ok(Collected { missing: None, .. }) => {}
             Ok(Collected {

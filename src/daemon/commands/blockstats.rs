@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::convert::to_value;
-use crate::blk::latency::{Latencies, Operation};
+use crate::blk::latency::{BOUNDARIES, Latencies, Operation};
 use crate::blk::stats::Figures;
 use crate::daemon::disks::Disk;
 use crate::daemon::registry::Registry;
@@ -37,19 +37,6 @@ pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcom
         .map(Value::from)
 }
 
-/// Boundaries of the histograms in nanoseconds: 1, 2 and 5 of each decade from 10 us to 10 s.
-const BOUNDARIES: [u64; 19] = {
-    let (mut boundaries, mut decade, mut n) = ([0; 19], 10_000, 0);
-    while n < boundaries.len() {
-        boundaries[n] = decade * [1, 2, 5][n % 3];
-        if n % 3 == 2 {
-            decade *= 10;
-        }
-        n += 1;
-    }
-    boundaries
-};
-
 /// Returns all members that QEMU always has, and latency histograms. Figures that we do not count separately are 0.
 fn stats(figures: &Figures) -> Value {
     let mut stats = counters(figures);
@@ -72,12 +59,12 @@ fn counters(figures: &Figures) -> Value {
     json!({
         "rd_bytes": figures.read_bytes,
         "wr_bytes": figures.written_bytes,
-        "unmap_bytes": 0,
+        "unmap_bytes": figures.unmapped_bytes,
         "zone_append_bytes": 0,
         "rd_operations": figures.reads,
         "wr_operations": figures.writes,
         "flush_operations": figures.flushes,
-        "unmap_operations": figures.latency.of(Operation::Unmap).count(),
+        "unmap_operations": figures.unmaps,
         "zone_append_operations": 0,
         "rd_total_time_ns": time(Operation::Read),
         "wr_total_time_ns": time(Operation::Write),
@@ -89,10 +76,10 @@ fn counters(figures: &Figures) -> Value {
         "wr_merged": 0,
         "unmap_merged": 0,
         "zone_append_merged": 0,
-        "failed_rd_operations": 0,
-        "failed_wr_operations": 0,
-        "failed_flush_operations": 0,
-        "failed_unmap_operations": 0,
+        "failed_rd_operations": figures.read_errors,
+        "failed_wr_operations": figures.write_errors,
+        "failed_flush_operations": figures.flush_errors,
+        "failed_unmap_operations": figures.unmap_errors,
         "failed_zone_append_operations": 0,
         "invalid_rd_operations": 0,
         "invalid_wr_operations": 0,

@@ -7,6 +7,7 @@ use super::convert::{Nothing, to_value, typed};
 use super::types;
 use crate::daemon::options::{IoThreadOptions, ObjectType};
 use crate::daemon::registry::{Object, Registry};
+use crate::iothread::IoThreadFigures;
 use crate::qmp::{ErrorClass, Outcome, QmpError};
 use crate::throttle::Group;
 
@@ -160,11 +161,31 @@ pub(super) fn query_iothreads(registry: &mut Registry, _: Nothing) -> Outcome {
             aio_max_batch,
             ..
         } = iothread.options();
-        let thread_id = iothread.thread().map_or(0, |thread| thread.thread_id());
-        Some(json!({
+        let thread = iothread.thread();
+        let thread_id = thread.map_or(0, |thread| thread.thread_id());
+        let mut info = json!({
             "id": id, "thread-id": thread_id, "poll-max-ns": poll_max_ns, "poll-grow": poll_grow,
             "poll-shrink": poll_shrink, "aio-max-batch": aio_max_batch,
-        }))
+        });
+        if let Some(thread) = thread {
+            info["x-figures"] = figures(thread.figures());
+        }
+        Some(info)
     };
     Ok(registry.objects().filter_map(info).collect())
+}
+
+fn figures(figures: &IoThreadFigures) -> Value {
+    let (waits, pools) = (figures.waits(), figures.pools());
+    json!({
+        "cpu-ns": figures.cpu_nanos().unwrap_or_default(),
+        "polls": waits.polls.get(),
+        "poll-hits": waits.poll_hits.get(),
+        "sleeps": waits.sleeps.get(),
+        "pool-threads": pools.threads,
+        "pool-idle-threads": pools.idle,
+        "pool-queued-jobs": pools.queued,
+        "pool-active-jobs": pools.active,
+        "pool-spawn-failures": pools.spawn_failures,
+    })
 }

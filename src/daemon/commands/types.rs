@@ -298,6 +298,7 @@ static IOTHREAD_INFO: Object = Object::new(
         required("poll-grow", Type::Int),
         required("poll-shrink", Type::Int),
         required("aio-max-batch", Type::Int),
+        optional("x-figures", Type::Any),
     ],
 );
 pub(super) const IOTHREADS: Type = Type::Array(&Type::Object(&IOTHREAD_INFO));

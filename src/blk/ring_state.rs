@@ -1,30 +1,6 @@
-//! Counters and states with one writer and any number of readers.
+//! The state of a ring: one writer, any number of readers.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-
-/// A counter with one writer, which makes it cheaper than an atomic read-modify-write.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`. One thread only.
-    #[inline]
-    pub fn add(&self, n: u64) {
-        // Relaxed: orders no other memory.
-        self.0
-            .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// Subtracts `n`. Only for the thread that adds.
-    pub fn sub(&self, n: u64) {
-        self.add(n.wrapping_neg());
-    }
-
-    /// Returns the value. Any thread.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The state of a queue's ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
