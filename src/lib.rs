@@ -16,6 +16,7 @@
 //! - [`daemon`]: the start, the registry of disks, signals, the end; [`cli`]: the command line.
 //! - [`qmp`]: clients that manage the process; commands, events.
 //! - [`opener`]: a helper process that opens files beneath directories that are left to it.
+//! - [`metrics`]: serves a page of metrics over HTTP.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`watchdog`]: frees IOThreads that wait for a frontend's eventfd.
 //! - [`holders`]: the processes that have a file open, for messages.
@@ -43,6 +44,7 @@ pub mod kernel;
 pub mod limits;
 pub mod log_limit;
 pub mod memory;
+pub mod metrics;
 pub mod opener;
 pub mod panics;
 pub mod qmp;

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::{BlkConfig, ConfigError};
 use super::error_policy::ErrorPolicy;
+pub use super::facts::DiskFacts;
 use super::failures::Failures;
 use super::handle::DiskHandle;
 pub use super::image_lock::TakeError;
 use super::queue::BlkQueue;
 use super::request::ID_LEN;
 use super::shard::{Created, Route, Shard};
-pub use super::frontends::Frontends;
 pub use super::state::DeviceState;
 use super::stats::QueueStats;
 use super::write_cache::WriteCache;

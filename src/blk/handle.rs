@@ -49,6 +49,7 @@ impl DiskHandle {
         route: Route,
         shards: Vec<Remote<Shard>>,
     ) -> Arc<Self> {
+        state.facts.set_engine(route.plan);
         Arc::new(Self {
             state,
             control: Arc::new(control),
@@ -217,6 +218,7 @@ impl Replacement<'_> {
         if let Some(lock) = self.lock.take() {
             self.turn.replace(lock);
         }
+        self.handle.state.facts.set_engine(route.plan);
         *self.handle.route() = route;
         self.handle.state.capacity() != before
     }

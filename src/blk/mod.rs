@@ -7,8 +7,8 @@
 pub mod config;
 pub mod device;
 pub mod error_policy;
+mod facts;
 pub mod failures;
-mod frontends;
 pub mod handle;
 mod image_lock;
 pub mod latency;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use std::sync::atomic::AtomicBool;
 
+use super::facts::DiskFacts;
 use super::failures::Failures;
-use super::frontends::Frontends;
 use super::notice::Notices;
 use super::request::{ID_LEN, Rules};
 use crate::engine::{BlockNode, DiskView};
@@ -31,8 +31,8 @@ pub struct DeviceState {
     pub fills_eventfds: Arc<AtomicBool>,
     /// Requests that the disk could not execute.
     pub failures: Failures,
-    /// Counts the frontends.
-    pub frontends: Arc<Frontends>,
+    /// Facts for threads that show them.
+    pub facts: Arc<DiskFacts>,
     /// Limits the log lines about this disk.
     pub log: LogLimit,
 }
@@ -106,7 +106,7 @@ impl DeviceState {
             had_requests: AtomicBool::new(false),
             fills_eventfds: Arc::default(),
             failures: Failures::default(),
-            frontends: Arc::default(),
+            facts: Arc::default(),
             log: LogLimit::new(),
         }
     }

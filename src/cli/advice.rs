@@ -1,10 +1,11 @@
 //! Gives advice in the words of the command line: the option to change for each error.
 
 use super::config::place::Place;
+use super::metrics;
 use crate::account;
 use crate::blk::device::TakeError;
 use crate::daemon::registry::OperationError;
-use crate::daemon::{Error, Verb};
+use crate::daemon::{Error, MetricsError, Verb};
 use crate::engine;
 use crate::error_chain::chain;
 use crate::holders::holders;
@@ -94,6 +95,7 @@ pub(super) fn explain(error: &Error, form: Form, place: Option<&Place>) -> (Stri
         (Error::Sandbox(sandbox::Error::Missing(_)), _) => {
             Some("--sandbox on does not start without all of it, --sandbox auto would".to_owned())
         }
+        (Error::MetricsSocket(error), _) => metrics::advice(error),
         _ => None,
     };
     let text = with_advice(chain(error), advice);
@@ -136,7 +138,7 @@ fn status(error: &Error) -> u8 {
         |error: &account::Error| matches!(error, account::Error::Unknown { .. } | account::Error::NoGroup(_));
     let wrong = match error {
         Error::Descriptor(_) => true,
-        Error::User(error) => unknown(error),
+        Error::User(error) | Error::MetricsSocket(MetricsError::Group(error)) => unknown(error),
         _ => match operation(error) {
             Some(OperationError::Group(error)) => unknown(error),
             Some(error) => is_wrong_option(error),
@@ -174,6 +176,7 @@ fn option(error: &Error, form: Form) -> Option<&'static str> {
     match (error, form) {
         (Error::User(_), _) => Some("--user"),
         (Error::PidFile { .. }, _) => Some("--pidfile"),
+        (Error::MetricsSocket(_), _) => Some("--metrics"),
         (Error::Opener(_), _) => Some("--sandbox-path"),
         (Error::Descriptor(_), Form::Short) => Some("--fd"),
         (Error::Descriptor(_), Form::Long) => Some("--export"),
@@ -207,7 +210,7 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
         }
         OperationError::Take(TakeError::Lock(error)) => return lock_advice(error, words),
         OperationError::Engine(error) => engine_advice(error, words)?,
-        OperationError::Server(error) => return server_advice(error, words),
+        OperationError::Server(error) => return server_advice(error, words.socket),
         _ => return None,
     };
     Some(told.to_owned())
@@ -238,12 +241,13 @@ fn engine_advice(error: &engine::Error, words: &Words) -> Option<&'static str> {
     })
 }
 
-fn server_advice(error: &ServerError, words: &Words) -> Option<String> {
+/// Explains what to do about a socket. `other` is the advice to choose another one.
+pub(super) fn server_advice(error: &ServerError, other: &str) -> Option<String> {
     Some(match error {
-        ServerError::InUse(..) => format!("end that first, or {}", words.socket),
-        ServerError::Ours(_) => words.socket.to_owned(),
-        ServerError::NotASocket(_) => format!("remove it, or {}", words.socket),
-        ServerError::Directory { .. } => format!("change that, or {}", words.socket),
+        ServerError::InUse(..) => format!("end that first, or {}", other),
+        ServerError::Ours(_) => other.to_owned(),
+        ServerError::NotASocket(_) => format!("remove it, or {}", other),
+        ServerError::Directory { .. } => format!("change that, or {}", other),
         ServerError::Grant { .. } => {
             "only a member of a group may give it a file, and only root may give a file to \
                                       another user"

@@ -110,6 +110,7 @@ impl Cli {
         self.check()?;
         Ok(Settings {
             monitors: monitor_paths(&self.chardev, &self.monitor)?,
+            metrics: self.metrics.clone(),
             operations: match self.form() {
                 Form::Short => short::operations(self)?,
                 Form::Long => self.operations.clone(),

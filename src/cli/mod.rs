@@ -7,6 +7,7 @@ mod keyval;
 mod line;
 mod long;
 pub mod mapping;
+mod metrics;
 mod monitor;
 mod options;
 mod short;

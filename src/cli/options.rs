@@ -9,13 +9,14 @@ use super::advice::Form;
 use super::choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
 use super::config::place::Place;
 use super::mapping::IoThreadMap;
+use super::metrics::parse_metrics;
 use super::monitor::{Chardev, Monitor, parse_chardev, parse_monitor};
 use super::values::{
     Serial, number, parse_block_size, parse_directory, parse_fd, parse_mode, parse_queue_size, parse_serial,
     parse_size, parse_socket_path,
 };
 use crate::blk::error_policy::{ReadErrors, WriteErrors};
-use crate::daemon::Operation;
+use crate::daemon::{MetricsAddress, Operation};
 use crate::engine::FaultRule;
 
 /// Longest latency of a null disk: a minute.
@@ -232,6 +233,11 @@ pub struct Cli {
     /// Let QMP clients connect to this --chardev and manage the process (docs/qmp.md).
     #[arg(long, value_name = "chardev=ID", value_parser = parse_monitor)]
     pub monitor: Vec<Monitor>,
+
+    /// Address at which metrics can be read over HTTP, in OpenMetrics format (docs/metrics.md), e.g. 127.0.0.1:9108. Can
+    /// be repeated.
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH[,mode=MODE][,group=GROUP]", value_parser = parse_metrics)]
+    pub metrics: Vec<MetricsAddress>,
 
     /// Go to the background once everything is served. The log goes on if stderr is a file.
     #[arg(long)]

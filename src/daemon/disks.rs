@@ -11,11 +11,11 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::roster::{DiskFigures, Roster};
 use crate::aio::Gone;
 use crate::blk::device::BlkDevice;
 use crate::blk::handle::DiskHandle;
-use crate::blk::stats::{DiskReport, QueueStats};
-use crate::engine::Plan;
+use crate::blk::stats::DiskReport;
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::server::Server;
@@ -45,6 +45,7 @@ pub enum AddError {
 pub struct Disks {
     disks: BTreeMap<String, Disk>,
     sandbox: Sandbox,
+    roster: Roster,
     on_end: OnEnd,
 }
 
@@ -52,11 +53,9 @@ pub struct Disks {
 #[derive(Debug)]
 pub struct Disk {
     id: String,
-    name: String,
     /// Weak, because the disk's resources belong to its control thread.
     handle: Weak<DiskHandle>,
-    engine: Plan,
-    stats: Vec<Arc<QueueStats>>,
+    figures: Arc<DiskFigures>,
     /// The socket's path, or the number of its descriptor.
     socket: String,
     /// The path of the socket, if this process must remove it.
@@ -74,7 +73,16 @@ impl Disks {
         Self {
             disks: BTreeMap::new(),
             sandbox,
+            roster: Roster::default(),
             on_end,
+        }
+    }
+
+    /// Shows the statistics of the disks in `roster`.
+    pub(super) fn listed_in(self, roster: &Roster) -> Self {
+        Self {
+            roster: roster.clone(),
+            ..self
         }
     }
 
@@ -93,9 +101,9 @@ impl Disks {
             return Err(AddError::Exists(id.to_owned()));
         }
         let (done, ended) = mpsc::channel();
-        let (name, handle) = (device.state().name.clone(), Arc::downgrade(device.handle()));
-        let engine = device.engine();
-        let (stats, resizer) = (device.stats().to_vec(), server.resizer(&device));
+        let handle = Arc::downgrade(device.handle());
+        let figures = Arc::new(DiskFigures::new(id, &device));
+        let resizer = server.resizer(&device);
         let (socket, path) = (server.name().to_owned(), server.path().map(Path::to_owned));
         let stopper = server.stopper();
         let (on_end, own) = (Arc::clone(&self.on_end), id.to_owned());
@@ -115,12 +123,11 @@ impl Disks {
             id: id.to_owned(),
             source,
         })?;
+        self.roster.add_disk(&figures);
         let disk = Disk {
             id: id.to_owned(),
-            name,
             handle,
-            engine,
-            stats,
+            figures,
             socket,
             path,
             stopper,
@@ -134,6 +141,7 @@ impl Disks {
     /// Starts to remove a disk, without waiting: disconnects its frontend, flushes and releases its image.
     pub fn remove(&mut self, id: &str) -> Option<Disk> {
         let disk = self.disks.remove(id)?;
+        self.roster.remove_disk(id);
         disk.stopper.stop();
         Some(disk)
     }
@@ -153,6 +161,7 @@ impl Disks {
         // The threads may not have exited yet.
         let ended = self.iter().filter(|disk| disk.wait(Duration::ZERO));
         let ids: Vec<_> = ended.map(|disk| disk.id().to_owned()).collect();
+        ids.iter().for_each(|id| self.roster.remove_disk(id));
         ids.iter().filter_map(|id| self.disks.remove(id)).collect()
     }
 
@@ -212,7 +221,7 @@ impl Disk {
 
     /// Returns the name of the disk in messages.
     pub fn name(&self) -> &str {
-        &self.name
+        self.figures.name()
     }
 
     /// Returns the handle for threads that change the node below the disk, or `None` if the disk has ended. The disk's
@@ -233,8 +242,7 @@ impl Disk {
 
     /// Reads the disk's statistics.
     pub fn report(&self) -> DiskReport {
-        let engine = self.handle().map_or(self.engine, |handle| handle.engine());
-        DiskReport::new(&self.name, engine, &self.stats)
+        self.figures.report()
     }
 
     /// Returns a handle that makes the disk read its size again.

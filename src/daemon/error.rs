@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::metrics::MetricsError;
 use super::registry::{OperationError, SocketError};
 use super::settings::Verb;
 use crate::account;
@@ -50,6 +51,12 @@ pub enum Error {
     /// The watchdog's thread cannot be created.
     #[error("cannot create the watchdog's thread")]
     Watchdog(#[source] io::Error),
+    /// A socket for metrics cannot be made.
+    #[error(transparent)]
+    MetricsSocket(#[from] MetricsError),
+    /// Metrics cannot be served.
+    #[error("cannot serve metrics")]
+    Metrics(#[source] io::Error),
     /// The process cannot go to the background.
     #[error("cannot go to the background")]
     Background(#[source] io::Error),

@@ -9,10 +9,12 @@ mod commands;
 pub mod disks;
 mod error;
 mod handle;
+mod metrics;
 mod monitor;
 pub mod options;
 mod pid_file;
 pub mod registry;
+mod roster;
 mod settings;
 mod signals;
 mod start;
@@ -25,8 +27,10 @@ use disks::Disk;
 pub use error::Error;
 pub use handle::Handle;
 use handle::Message;
+pub use metrics::MetricsError;
 use registry::Registry;
-pub use settings::{Operation, Settings, Verb};
+use roster::Roster;
+pub use settings::{MetricsAddress, Operation, Settings, Verb};
 use signals::{Event, Events};
 use start::Started;
 
@@ -83,7 +87,10 @@ const QUIT: &str = "quit";
 fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) -> &'static str {
     loop {
         match events.next(registry.deadline()) {
-            Event::Print => registry.disks().for_each(print_report),
+            Event::Print => {
+                print_iothreads(registry.roster());
+                registry.disks().for_each(print_report);
+            }
             Event::Refresh => {
                 if let Err(error) = registry.refresh_sizes() {
                     tracing::error!(%error, "cannot look at the size of an image");
@@ -108,6 +115,12 @@ fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) ->
     }
 }
 
+fn print_iothreads(roster: &Roster) {
+    for (id, figures) in roster.iothreads() {
+        eprintln!("stats: iothread {id}: {figures}");
+    }
+}
+
 fn print_report(disk: &Disk) {
     eprint!("{}", disk.report());
 }
@@ -117,6 +130,7 @@ fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error>
     let Started {
         mut registry,
         monitor,
+        metrics,
         ..
     } = started;
     if let Some(monitor) = &monitor {
@@ -130,8 +144,12 @@ fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error>
     if let Some(monitor) = monitor {
         monitor.end();
     }
+    if let Some(metrics) = metrics {
+        metrics.end();
+    }
     registry.end_opener(OPENER_TIME);
     if print {
+        print_iothreads(registry.roster());
         ended.all().for_each(print_report);
     }
     if !ended.busy.is_empty() {

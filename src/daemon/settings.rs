@@ -1,6 +1,7 @@
 //! The settings for the start of the daemon.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::options::{AddressType, BlockdevOptions, ExportOptions, ObjectOptions};
@@ -13,6 +14,8 @@ pub struct Settings {
     pub operations: Vec<Operation>,
     /// Paths of the sockets for QMP clients.
     pub monitors: Vec<PathBuf>,
+    /// Addresses at which metrics can be read.
+    pub metrics: Vec<MetricsAddress>,
     /// Go to the background once everything is served.
     pub daemonize: bool,
     /// The pid file.
@@ -27,6 +30,22 @@ pub struct Settings {
     pub user: Option<String>,
     /// Print statistics at the end.
     pub print_statistics: bool,
+}
+
+/// An address at which metrics can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// A Unix socket.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Permission bits of its file, instead of 0600.
+        mode: Option<u32>,
+        /// Group of its file, as a name or a number.
+        group: Option<String>,
+    },
+    /// A TCP port. With port 0 the kernel chooses one.
+    Tcp(SocketAddr),
 }
 
 /// An operation that makes something.

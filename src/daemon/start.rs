@@ -16,6 +16,7 @@ use std::thread;
 use super::disks::OnEnd;
 use super::error::Error;
 use super::handle::Handle;
+use super::metrics::{MetricsSockets, MetricsThread};
 use super::monitor::{MonitorSockets, MonitorThread};
 use super::pid_file::PidFile;
 use super::registry::{OperationError, Registry, SocketError};
@@ -33,6 +34,7 @@ pub(super) struct Started {
     pub(super) registry: Registry,
     pub(super) sandbox: Sandbox,
     pub(super) monitor: Option<MonitorThread>,
+    pub(super) metrics: Option<MetricsThread>,
     /// The pid file, which is removed at the end.
     pub(super) _pid_file: Option<PidFile>,
 }
@@ -94,6 +96,7 @@ pub(super) fn start(
     }
     check_open_files(limit, &registry);
     let monitors = MonitorSockets::bind(&settings.monitors, account.as_ref())?;
+    let metrics = MetricsSockets::bind(&settings.metrics, account.as_ref())?;
     let pid_file = write_pid_file(settings)?;
     let readiness = Readiness::connect().map_err(Error::Readiness)?;
     let paths = registry.socket_paths();
@@ -101,6 +104,7 @@ pub(super) fn start(
         .iter()
         .map(PathBuf::as_path)
         .chain(monitors.paths())
+        .chain(metrics.paths())
         .chain(pid_file.as_ref().map(PidFile::path))
         .collect();
     let keep = Keep {
@@ -112,6 +116,9 @@ pub(super) fn start(
     registry
         .start(&sandbox, !settings.monitors.is_empty(), on_end)
         .map_err(Error::Serve)?;
+    let metrics = metrics
+        .serve(&sandbox, registry.roster())
+        .map_err(Error::Metrics)?;
     readiness.announce();
     let monitor = monitors
         .serve(&sandbox, handle, &mut registry)
@@ -120,6 +127,7 @@ pub(super) fn start(
         registry,
         sandbox,
         monitor,
+        metrics,
         _pid_file: pid_file,
     })
 }

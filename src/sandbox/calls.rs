@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use super::thread_kind::ThreadKind::{
-    self, Control, Helper, IoThread, Main, Manager, Monitor, Watchdog, Worker,
+    self, Control, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog, Worker,
 };
 
 /// A system call and the threads that may make it.
@@ -86,14 +86,17 @@ macro_rules! among {
     };
 }
 
-const ALL: &[ThreadKind] = &[Main, Control, IoThread, Worker, Monitor, Watchdog, Helper];
-const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Watchdog];
-const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Watchdog];
+const ALL: &[ThreadKind] = &[
+    Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper,
+];
+const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Metrics, Watchdog];
+const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Metrics, Watchdog];
 const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
+const STREAMS: &[ThreadKind] = &[Main, Control, Metrics];
 const UNLINKING: &[ThreadKind] = &[Main, Control, Helper];
-const CLIENTS: &[ThreadKind] = &[Control, Monitor];
+const CLIENTS: &[ThreadKind] = &[Control, Monitor, Metrics];
 const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
 const RECEIVING: &[ThreadKind] = &[Control, Monitor, Helper];
 const SENDING: &[ThreadKind] = &[Control, Helper];
@@ -236,10 +239,11 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_destroy,
     ]
     // The frontend: connections, messages and the files sent with them.
-    SOCKET => [SYS_recvfrom]
+    STREAMS => [SYS_recvfrom]
     UNLINKING => [SYS_unlinkat]
     ALL_BUT_WORKERS => [SYS_ppoll]
     CLIENTS => [SYS_accept4]
+    &[Metrics] => [SYS_shutdown]
     RECEIVING => [SYS_recvmsg]
     SENDING => [SYS_sendmsg]
     &[Control] => [

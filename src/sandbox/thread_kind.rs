@@ -15,6 +15,8 @@ pub enum ThreadKind {
     Worker,
     /// QMP clients.
     Monitor,
+    /// Clients that read metrics.
+    Metrics,
     /// Eventfds for which IOThreads wait.
     Watchdog,
     /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
@@ -25,12 +27,13 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
         Self::Worker,
         Self::Monitor,
+        Self::Metrics,
         Self::Watchdog,
         Self::Manager,
         Self::Helper,
@@ -45,6 +48,7 @@ impl fmt::Display for ThreadKind {
             Self::IoThread => "IOThread",
             Self::Worker => "worker",
             Self::Monitor => "monitor",
+            Self::Metrics => "metrics",
             Self::Watchdog => "watchdog",
             Self::Manager => "manager",
             Self::Helper => "helper",

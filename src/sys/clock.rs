@@ -12,6 +12,11 @@ pub(crate) fn monotonic_nanos() -> u64 {
     nanos(now)
 }
 
+/// Returns the CPU time of this process in nanoseconds.
+pub(crate) fn process_nanos() -> io::Result<u64> {
+    read(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
 /// Returns the CPU time of a thread of this process in nanoseconds.
 ///
 /// # Errors
@@ -48,6 +53,7 @@ mod tests {
         let own = rustix::thread::gettid().as_raw_pid();
         let before = thread_nanos(own).unwrap();
         while thread_nanos(own).unwrap() == before {}
+        assert!(process_nanos().unwrap() >= thread_nanos(own).unwrap());
         assert!(thread_nanos(1).is_err() || std::process::id() == 1);
     }
 }

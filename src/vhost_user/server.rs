@@ -203,8 +203,8 @@ impl Server {
             }
         };
         let (pid, uid) = peer(&stream);
-        state.frontends.connections.add(1);
-        state.frontends.connected.set(1);
+        state.facts.connections.add(1);
+        state.facts.connected.set(1);
         state.notices().tell(|| Notice::Connected { pid, uid });
         if let Some(suppressed) = log.pass_normal("connected", "") {
             tracing::info!(disk, pid, uid, suppressed, "frontend connected");
@@ -314,7 +314,7 @@ fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
 /// Logs that a frontend left, or why its connection was ended.
 fn log_end(device: &DeviceState, reason: Option<&ConnectionError>, hint: &str) {
     let DeviceState { name: disk, log, .. } = device;
-    device.frontends.connected.set(0);
+    device.facts.connected.set(0);
     device.notices().tell(|| Notice::Disconnected);
     let Some(error) = reason else {
         if let Some(suppressed) = log.pass_normal("left", "") {

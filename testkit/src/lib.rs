@@ -26,6 +26,8 @@ pub mod machine;
 pub mod memory;
 pub mod message;
 #[cfg(feature = "daemon")]
+pub mod metrics;
+#[cfg(feature = "daemon")]
 pub mod neighbour;
 #[cfg(feature = "daemon")]
 pub mod process;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,6 +10,7 @@ use std::thread;
 use serde_json::{Value, json};
 use testkit::daemon::{Daemon, Holdings};
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::metrics::scrape;
 use testkit::process::wait_for;
 
 use crate::client::Client;
@@ -223,4 +224,54 @@ fn a_hard_removal_leaves_a_stuck_disk_behind() {
         Some(1),
         "requests are left behind"
     );
+}
+
+#[test]
+fn metrics_show_hot_disks_while_they_exist() {
+    let mut daemon = start_with(&["--sandbox", "on", "--metrics", "unix:metrics.sock"]);
+    let dir = daemon.dir().to_owned();
+    fs::write(dir.join("hot.img"), vec![0; MIB]).expect("make an image");
+    let mut client = Client::connect(&dir.join("qmp.sock"));
+    let shown = || {
+        let page = scrape(UnixStream::connect(dir.join("metrics.sock")).expect("connect"));
+        let one = |name: &str, label| page.values(&format!("vhost_user_blk_{name}"), &[label]).len();
+        let disk = ("disk", "hot");
+        let iothread = one("iothread_sleeps_total", ("iothread", "new"));
+        (one("disk_info", disk), one("kicks_total", disk), iothread)
+    };
+    let wait_until = |expected| {
+        // A page may be a moment old.
+        wait_for("the metrics", || (shown() == expected).then_some(()));
+    };
+    for _ in 0..3 {
+        wait_until((0, 0, 0));
+        run(
+            &mut client,
+            "object-add",
+            &json!({"qom-type": "iothread", "id": "new"}),
+        );
+        wait_until((0, 0, 1));
+        add(
+            &mut client,
+            &dir,
+            "hot.sock",
+            &json!({}),
+            &json!({"iothread": "new"}),
+        );
+        wait_until((1, 2, 1));
+        let mut frontend = Frontend::connect(&dir.join("hot.sock"), 2, 4, all_features()).expect("connect");
+        write_and_read(&mut frontend, 2, 1);
+        remove(&mut client, "safe");
+        wait_until((0, 0, 1));
+        run(&mut client, "object-del", &json!({"id": "new"}));
+    }
+    wait_until((0, 0, 0));
+    let iothreads = run(&mut client, "query-iothreads", &json!({}));
+    assert!(
+        iothreads[0]["x-figures"]["sleeps"]
+            .as_u64()
+            .is_some_and(|n| n > 0),
+        "{iothreads}"
+    );
+    assert!(daemon.terminate().status.success());
 }

@@ -35,7 +35,9 @@ impl BlkQueue {
     pub(in crate::blk) fn replace_channel(&self, channel: &Channel, view: Arc<DiskView>) {
         let mut state = self.state.borrow_mut();
         state.view = view;
-        let old = self.channel.replace(channel.counting_sibling(&state.stats.throttle));
+        let old = self
+            .channel
+            .replace(channel.counting_sibling(&state.stats.throttle));
         drop(state);
         drop(old);
     }

@@ -14,6 +14,7 @@ use crate::blk::device::{BlkDevice, DeviceParams};
 use crate::blk::error_policy::ErrorPolicy;
 use crate::blk::request::ID_LEN;
 use crate::daemon::options::{ExportOptions, Mapping, NotifyOption, ValueError};
+use crate::daemon::roster::Roster;
 use crate::engine::{FaultRule, Faults, NodeControl};
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -298,8 +299,9 @@ impl Made {
 pub(super) fn start_confined(
     iothread: &Arc<IoThreadObject>,
     sandbox: &Sandbox,
+    roster: &Roster,
 ) -> Result<Arc<IoThread>, OperationError> {
-    let new = iothread.start(sandbox)?;
+    let new = iothread.start(sandbox, roster)?;
     let thread = iothread.thread().ok_or(Gone)?;
     if new {
         thread.call(|resources| resources.prepare())?;

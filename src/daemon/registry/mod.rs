@@ -38,6 +38,7 @@ use sockets::Sockets;
 
 use super::disks::{Disk, Disks};
 use super::options::{BlockdevOptions, ObjectOptions};
+use super::roster::Roster;
 use crate::account::Account;
 use crate::engine::DiskView;
 use crate::qmp::FdSets;
@@ -55,6 +56,7 @@ pub struct Registry {
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
     leaving: Vec<Leaving>,
+    roster: Roster,
     on_notice: OnNotice,
     on_disk_notice: OnDiskNotice,
 }
@@ -91,6 +93,7 @@ impl Registry {
             default_iothread: None,
             running: None,
             leaving: Vec::new(),
+            roster: Roster::default(),
             on_notice: Box::new(|_| ()),
             on_disk_notice: OnDiskNotice::default(),
         }
@@ -105,6 +108,11 @@ impl Registry {
     /// Calls `on_notice` with each notice from now on.
     pub fn set_on_notice(&mut self, on_notice: OnNotice) {
         self.on_notice = on_notice;
+    }
+
+    /// Returns the statistics of the disks and IOThreads, for other threads.
+    pub(super) fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// Hands over the descriptors that exports may name by number, and the one from the service manager.
@@ -129,7 +137,7 @@ impl Registry {
         };
         let started = match &self.running {
             None => Ok(()),
-            Some(running) => start_confined(&iothread, &running.sandbox).map(drop),
+            Some(running) => start_confined(&iothread, &running.sandbox, &self.roster).map(drop),
         };
         started.inspect_err(|_| {
             self.objects.remove(&id);

@@ -9,6 +9,7 @@ use super::error::{OperationError, refuse, within};
 use crate::affinity::pin_thread;
 use crate::aio::{AioContext, Gone, IoThreadConfig};
 use crate::daemon::options::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, is_well_formed};
+use crate::daemon::roster::Roster;
 use crate::iothread::{IoThread, IoThreadParams};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::thread_pool::{Spawner, ThreadPoolParams};
@@ -89,7 +90,7 @@ impl IoThreadObject {
     }
 
     /// Starts the thread if it does not run. Returns whether it was started.
-    pub(super) fn start(&self, sandbox: &Sandbox) -> Result<bool, OperationError> {
+    pub(super) fn start(&self, sandbox: &Sandbox, roster: &Roster) -> Result<bool, OperationError> {
         if self.thread.get().is_some() {
             return Ok(false);
         }
@@ -117,6 +118,7 @@ impl IoThreadObject {
                 source,
             })?;
         }
+        roster.add_iothread(&self.id, thread.figures());
         // Always succeeds: only the main thread starts IOThreads.
         Ok(self.thread.set(Arc::new(thread)).is_ok())
     }

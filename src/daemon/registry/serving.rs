@@ -36,7 +36,7 @@ impl Registry {
         let (Some(running), Some(prepared)) = (&mut self.running, export.prepared.take()) else {
             return Ok(());
         };
-        let start = |iothread: &Arc<IoThreadObject>| start_confined(iothread, &running.sandbox);
+        let start = |iothread: &Arc<IoThreadObject>| start_confined(iothread, &running.sandbox, &self.roster);
         let threads = export
             .iothreads
             .iter()
@@ -54,12 +54,12 @@ impl Registry {
     /// # Errors
     /// A thread cannot be created, or an image is in use.
     pub fn start(&mut self, sandbox: &Sandbox, managed: bool, on_end: OnEnd) -> Result<(), OperationError> {
-        let mut disks = Disks::new(sandbox.clone(), on_end);
+        let mut disks = Disks::new(sandbox.clone(), on_end).listed_in(&self.roster);
         let own = self.objects.iothreads();
         let of_exports = self.exports.values().flat_map(|export| &export.iothreads);
         let mut new = Vec::new();
         for iothread in own.chain(of_exports) {
-            if iothread.start(sandbox)? {
+            if iothread.start(sandbox, &self.roster)? {
                 new.extend(iothread.thread().cloned());
             }
         }
