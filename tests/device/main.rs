@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod allocations;
+mod changes;
 mod fairness;
 mod layouts;
 mod log;
