@@ -21,8 +21,8 @@ pub(crate) fn start() -> (Daemon, Client) {
     (daemon, client)
 }
 
-fn add(client: &mut Client, node: Value) {
-    client.run("blockdev-add", &node);
+fn add(client: &mut Client, node: &Value) {
+    client.run("blockdev-add", node);
 }
 
 pub(crate) fn export(client: &mut Client, id: &str, node: &str, more: &Value) {
@@ -56,15 +56,15 @@ fn parts_are_shown_and_resized_as_in_qemu() {
     let (daemon, mut client) = start();
     add(
         &mut client,
-        json!({"driver": "file", "node-name": "f", "filename": "a"}),
+        &json!({"driver": "file", "node-name": "f", "filename": "a"}),
     );
     add(
         &mut client,
-        json!({"driver": "raw", "node-name": "rest", "file": "f", "offset": 4096}),
+        &json!({"driver": "raw", "node-name": "rest", "file": "f", "offset": 4096}),
     );
     add(
         &mut client,
-        json!({"driver": "raw", "node-name": "plain", "file": "rest"}),
+        &json!({"driver": "raw", "node-name": "plain", "file": "rest"}),
     );
     assert_eq!(size(&mut client, "plain"), MIB - 4096);
     let name = r#"json:{"driver":"raw","file":{"driver":"file","filename":"a"},"offset":4096}"#;
@@ -86,7 +86,7 @@ fn parts_are_shown_and_resized_as_in_qemu() {
 
     add(
         &mut client,
-        json!({"driver": "raw", "node-name": "fixed", "file": "f", "offset": 512, "size": 1024}),
+        &json!({"driver": "raw", "node-name": "fixed", "file": "f", "offset": 512, "size": 1024}),
     );
     let (_, desc) = client.refusal("block_resize", &resize("fixed", 2048));
     assert_eq!(desc, "Cannot resize fixed-size raw disks");
@@ -106,7 +106,7 @@ fn nodes_made_with_their_parent_go_with_it() {
     let below = json!({"driver": "file", "node-name": "f", "filename": "a"});
     add(
         &mut client,
-        json!({"driver": "raw", "node-name": "r", "file": below}),
+        &json!({"driver": "raw", "node-name": "r", "file": below}),
     );
     let del = |name: &str| json!({"node-name": name});
     let (_, desc) = client.refusal("blockdev-del", &del("f"));
@@ -119,7 +119,7 @@ fn nodes_made_with_their_parent_go_with_it() {
     client.refusal("blockdev-del", &del("f"));
     add(
         &mut client,
-        json!({"driver": "file", "node-name": "f", "filename": "a"}),
+        &json!({"driver": "file", "node-name": "f", "filename": "a"}),
     );
     // The name of a node below is taken, too.
     let same = json!({"driver": "raw", "node-name": "x", "file": {"driver": "file", "node-name": "x", "filename": "a"}});
@@ -159,7 +159,7 @@ fn all_exports_of_a_node_are_resized() {
     let (daemon, mut client) = start();
     add(
         &mut client,
-        json!({"driver": "file", "node-name": "f", "filename": "a"}),
+        &json!({"driver": "file", "node-name": "f", "filename": "a"}),
     );
     for (id, queues, size) in [("one", 1, 16), ("two", 2, 64)] {
         export(

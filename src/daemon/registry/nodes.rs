@@ -139,7 +139,8 @@ impl Nodes {
         owned: bool,
         objects: &Objects,
     ) -> Result<(), OperationError> {
-        if !(owned && name.starts_with('#')) && !is_well_formed(&name) {
+        let is_generated = owned && name.starts_with('#');
+        if !is_generated && !is_well_formed(&name) {
             return Err(OperationError::BadId { id: name });
         }
         if self.nodes.contains_key(&name) {
