@@ -43,6 +43,17 @@ pub(crate) fn preadv_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> io
     transferred(unsafe { libc::preadv2(file.as_raw_fd(), iov.as_ptr(), count, offset, libc::RWF_NOWAIT) })
 }
 
+/// Returns whether the kernel accepts `RWF_NOWAIT` for reads of the file. Nothing is read, because there is no memory to
+/// read into.
+pub(crate) fn supports_nowait(file: &File) -> bool {
+    let nothing = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 4096,
+    };
+    let read = preadv_nowait(file, &[nothing], 0);
+    !read.is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP))
+}
+
 /// `pwritev2` with `RWF_NOWAIT`: returns the number of bytes written, or EAGAIN if it would have to wait.
 pub(crate) fn pwritev_nowait(file: &File, iov: &[libc::iovec], offset: u64) -> io::Result<usize> {
     let (count, offset) = (iov_count(iov)?, file_offset(offset)?);

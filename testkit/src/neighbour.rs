@@ -15,7 +15,6 @@ use crate::random::Random;
 /// The size of the disk, and of the largest request.
 const SIZE: usize = 1 << 18;
 const LARGEST: usize = 16 << 10;
-const SECTOR: usize = 512;
 
 /// Requests of a step, which are in flight at the same time.
 const DEPTH: usize = 4;
@@ -48,6 +47,7 @@ impl Neighbour {
     /// Uses the disk from now on.
     pub fn start(socket: &Path, image: &Path) -> Self {
         let frontend = Frontend::connect(socket, 1, DEPTH, all_features()).expect("connect the neighbour");
+        let block = usize::try_from(frontend.config().blk_size.to_native()).expect("it fits");
         let state = Arc::<State>::default();
         let (shared, model) = (Arc::clone(&state), fs::read(image).expect("read the image"));
         let thread = thread::Builder::new()
@@ -56,6 +56,7 @@ impl Neighbour {
                 let mut work = Work {
                     state: Arc::clone(&shared),
                     frontend,
+                    block,
                     model,
                     random: Random::new(1),
                 };
@@ -116,6 +117,8 @@ impl Drop for Neighbour {
 struct Work {
     state: Arc<State>,
     frontend: Frontend,
+    /// The disk's logical block size.
+    block: usize,
     /// The expected content of the disk.
     model: Vec<u8>,
     random: Random,
@@ -175,9 +178,10 @@ impl Work {
 
     /// Makes a request for a part of the disk.
     fn op(&mut self, first: usize, len: usize) -> Op {
-        let count = 1 + self.random.below(LARGEST / SECTOR);
-        let at = first + SECTOR * self.random.below((len - count * SECTOR) / SECTOR + 1);
-        let (offset, len) = (at as u64, count * SECTOR);
+        let block = self.block;
+        let count = 1 + self.random.below(LARGEST / block);
+        let at = first + block * self.random.below((len - count * block) / block + 1);
+        let (offset, len) = (at as u64, count * block);
         match self.random.below(64) {
             // Rare, because many tests share the disk of the machine.
             0 => Op::Flush,

@@ -24,7 +24,11 @@ fn stalled(size: u64) -> Option<StalledFile> {
 /// Serves a stuck file beside a neighbour, with these options for both nodes.
 fn beside_a_stuck_disk(options: &[&str]) {
     let Some(file) = stalled(MIB) else { return };
-    let mut disks = Disks::new(options);
+    let disks = Disks::new(options);
+    beside(&file, disks);
+}
+
+fn beside(file: &StalledFile, mut disks: Disks) {
     symlink(file.path(), disks.dir.path().join(IMAGE)).expect("link to the file");
     for option in ["aio", "cache"] {
         if let Some(value) = disks.node.get(option) {
@@ -67,4 +71,19 @@ fn a_stuck_disk_leaves_workers_to_others() {
     }
     beside_a_stuck_disk(&["--aio", "threads", "--direct"]);
     beside_a_stuck_disk(&[]);
+}
+
+#[test]
+fn a_stuck_file_system_holds_up_no_other() {
+    // The kernel has a few threads for requests to such files, in which they wait.
+    for options in [&["--direct"][..], &["--direct", "--aio", "io_uring"]] {
+        let (Some(file), Some(neighbour)) = (stalled(MIB), stalled(MIB / 4)) else {
+            return;
+        };
+        neighbour.let_go();
+        let mut disks = Disks::new(options);
+        symlink(neighbour.path(), disks.dir.path().join("neighbour.img")).expect("link to the file");
+        disks.neighbours_node["locking"] = json!("off");
+        beside(&file, disks);
+    }
 }

@@ -125,6 +125,8 @@ impl<Q: KernelQueue> KernelEngine<Q> {
 /// A file on a kernel queue. IOThread only.
 pub(super) struct KernelFile<Q: KernelQueue> {
     file: Rc<Registered<Q>>,
+    /// All requests go to the thread pool: in the kernel, a disk that does not answer would hold up the others.
+    avoided: bool,
     engine: Rc<KernelEngine<Q>>,
 }
 
@@ -140,18 +142,26 @@ impl<Q: KernelQueue> KernelFile<Q> {
         max_batch: usize,
     ) -> io::Result<Self> {
         let number = engine.inner.queue.borrow_mut().add_file(threads.file().as_fd())?;
+        let avoided = Q::COMMON_THREADS && !threads.file().supports_nowait();
         let file = Rc::new(Registered {
             number,
             threads,
             inner: Rc::downgrade(&engine.inner),
             max_batch,
         });
-        Ok(Self { file, engine })
+        Ok(Self {
+            file,
+            avoided,
+            engine,
+        })
     }
 
     /// Starts the batch and empties the list, with one system call if the batch fits into the queue and its maximum.
     pub(super) fn submit(&self, batch: &mut Requests) {
         let (inner, threads) = (&*self.engine.inner, &self.file.threads);
+        if self.avoided {
+            return threads.submit(batch);
+        }
         let mut backlog = inner.backlog.borrow_mut();
         for request in batch.extract_if(.., |request| suits(threads.file(), request)) {
             let file = Rc::clone(&self.file);

@@ -7,6 +7,10 @@ use crate::io::IoRequest;
 
 /// A pair of submission and completion queues shared with the kernel. One thread only.
 pub(in crate::engine) trait KernelQueue: 'static {
+    /// True if requests to files whose file system does not support `RWF_NOWAIT` wait in threads of the kernel, which
+    /// are few and common to all files.
+    const COMMON_THREADS: bool;
+
     /// Returns the maximum number of requests in the kernel at once, at least 1.
     fn capacity(&self) -> usize;
 

@@ -52,6 +52,8 @@ impl From<&IoEvent> for Completion {
 }
 
 impl KernelQueue for LinuxAio {
+    const COMMON_THREADS: bool = false;
+
     fn capacity(&self) -> usize {
         ENTRIES
     }

@@ -105,6 +105,8 @@ fn builder() -> Builder {
 }
 
 impl KernelQueue for Uring {
+    const COMMON_THREADS: bool = true;
+
     fn capacity(&self) -> usize {
         // The size of the completion queue, so that it never overflows.
         self.ring.params().cq_entries() as usize

@@ -24,6 +24,11 @@ impl RawFile {
         allowed.is_ok() && !iov.is_empty() && iov.as_slice().len() <= IOV_MAX && !self.needs_bounce(iov)
     }
 
+    /// Returns whether the kernel accepts reads that fail if they would have to wait.
+    pub fn supports_nowait(&self) -> bool {
+        vectored::supports_nowait(&self.file)
+    }
+
     fn needs_bounce(&self, iov: &IoVecs) -> bool {
         !iov.is_aligned(
             self.limits.memory_alignment as usize,

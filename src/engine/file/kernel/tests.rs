@@ -27,6 +27,8 @@ struct Script {
 const CAPACITY: usize = 4;
 
 impl KernelQueue for Fake {
+    const COMMON_THREADS: bool = false;
+
     fn capacity(&self) -> usize {
         CAPACITY
     }
