@@ -110,7 +110,7 @@ impl Step {
         }
         let mut buffers = Buffers::new(self.skew, &lens);
         let salt = self.seed.wrapping_mul(31).wrapping_add(slot.to_le_bytes()[0]);
-        if self.seed % 4 == 0 {
+        if self.seed.is_multiple_of(4) {
             return buffers;
         }
         for (byte, n) in buffers.bytes_mut().iter_mut().zip(0u32..) {
