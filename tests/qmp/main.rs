@@ -14,3 +14,4 @@ mod python;
 mod replay;
 mod schema;
 mod server;
+mod throttled;
