@@ -181,11 +181,19 @@ fn map(members: &[(Key<'_>, Node<'_>)], depth: usize) -> Value {
 fn to_value(node: &Node<'_>, depth: usize) -> Value {
     match node {
         Node::Known(index) => WORDS[usize::from(*index) % WORDS.len()].into(),
-        Node::Text(text) => text.chars().filter(|c| (' '..='~').contains(c)).collect::<String>().into(),
+        Node::Text(text) => text
+            .chars()
+            .filter(|c| (' '..='~').contains(c))
+            .collect::<String>()
+            .into(),
         Node::Switch(on) => (*on).into(),
         Node::Number(number) => (*number).into(),
         Node::Negative(number) => (*number).into(),
-        Node::List(list) if depth < 6 => list.iter().take(6).map(|node| to_value(node, depth + 1)).collect(),
+        Node::List(list) if depth < 6 => list
+            .iter()
+            .take(6)
+            .map(|node| to_value(node, depth + 1))
+            .collect(),
         Node::Table(members) if depth < 6 => map(members, depth),
         Node::List(_) | Node::Table(_) => false.into(),
     }
