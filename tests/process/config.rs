@@ -111,6 +111,7 @@ fn answers(daemon: &Daemon) -> Vec<Value> {
     let mut iothreads = qmp.execute("query-iothreads", &json!({}));
     for iothread in iothreads.as_array_mut().into_iter().flatten() {
         iothread["thread-id"] = Value::Null;
+        iothread["x-figures"] = Value::Null;
     }
     let limits = json!({"path": "/objects/t", "property": "limits"});
     vec![
