@@ -227,7 +227,9 @@ fn freeing_an_engine_waits_for_the_kernel() {
         let Some(disk) = case.disk(&ctx, &image) else {
             continue;
         };
-        if disk.plan.to_string() == "threads" {
+        // The pool is not freed with the engine. io_uring leaves files on an overlay to it.
+        let plan = disk.plan.to_string();
+        if plan == "threads" || plan == "io_uring" && !image.open().supports_nowait() {
             continue;
         }
         let mut buffers: Vec<Buffers> = (0..600).map(|_| Buffers::new(0, &[4096])).collect();
