@@ -91,7 +91,7 @@ impl Queue {
 
     /// Returns the size of the disk as the driver sees it.
     pub fn capacity(&self) -> u64 {
-        self.device.node.size()
+        self.device.capacity()
     }
 
     /// Starts the ring on a guest's memory.
