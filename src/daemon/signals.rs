@@ -171,7 +171,7 @@ impl<T> Events<T> {
     }
 }
 
-/// What ends a sleep.
+/// The event that ends a sleep.
 enum Wakeup {
     Own,
     Watched,

@@ -1,6 +1,6 @@
-//! What to do with writes of zeroes.
+//! The treatment of writes of zeroes.
 
-/// What to do with writes whose memory is all zero.
+/// The treatment of writes whose memory is all zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DetectZeroes {
     /// They are like other writes, and no memory is looked at.

@@ -46,7 +46,7 @@ pub struct DiskView {
     pub start: u64,
     /// Maximum size of the disk in bytes. With `u64::MAX` it ends where the node ends.
     pub max_size: u64,
-    /// What to do with writes of zeroes.
+    /// The treatment of writes of zeroes.
     pub zeroes: DetectZeroes,
     /// Discards, and the permission to deallocate zeroes, are passed on to the node.
     pub unmap: bool,

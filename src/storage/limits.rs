@@ -1,4 +1,4 @@
-//! What a disk can do, and what it requires.
+//! The abilities and requirements of a disk.
 
 use std::path::Path;
 
