@@ -47,6 +47,13 @@ impl Qmp {
         self.result()
     }
 
+    /// Returns the major and the minor version of this QEMU.
+    pub fn version(&mut self) -> (u64, u64) {
+        let version = self.execute("query-version", &json!({}))["qemu"].take();
+        let number = |part: &str| version[part].as_u64().expect("a number");
+        (number("major"), number("minor"))
+    }
+
     /// Runs a command that comes with a descriptor.
     ///
     /// # Panics

@@ -130,9 +130,7 @@ fn plug(guest: &mut Guest) {
 
 /// Returns whether this QEMU connects again without waiting for a second (from 9.2 on).
 fn reconnects_at_once(qmp: &mut Qmp) -> bool {
-    let version = qmp.execute("query-version", &json!({}))["qemu"].take();
-    let number = |part: &str| version[part].as_u64().expect("a number");
-    (number("major"), number("minor")) >= (9, 2)
+    qmp.version() >= (9, 2)
 }
 
 fn unplug(guest: &Guest) {
@@ -284,6 +282,9 @@ fn a_guest_with_two_disks_migrates() {
     }
     let there = serve(dir, 2, ",active=off");
     let mut guest = boot(&here);
+    if !guest.can_migrate() {
+        return;
+    }
     let seconds = seconds().max(12);
     prepare(&mut guest, seconds);
     start_load(&mut guest, "");
