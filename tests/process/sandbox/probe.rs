@@ -4,7 +4,9 @@
 //! one ignored test as its body, and that body forks for every attempt.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use testkit::process::run_alone;
 use vhost_user_blk::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 
 /// The result of an attempt.
@@ -14,12 +16,18 @@ pub(crate) enum Outcome {
     Killed,
     /// The attempt failed with this errno.
     Failed(i32),
-    /// The attempt succeeded, or ended the process in another way.
+    /// The attempt succeeded.
     Done,
+    /// The attempt ended with a panic.
+    Panicked,
+    /// Another signal than SIGSYS ended the process.
+    Signal(i32),
 }
 
 /// Exit status of a child whose attempt succeeded. After a failed attempt, the exit status is the errno.
 const DONE: i32 = 0;
+/// Exit status of a child that has panicked. It is larger than every errno.
+const PANICKED: i32 = 254;
 
 /// Puts this process into the complete sandbox.
 pub(crate) fn confined() -> Sandbox {
@@ -46,7 +54,8 @@ pub(crate) fn in_child(body: impl FnOnce() -> i32) -> Outcome {
     // SAFETY: this process has no other thread that could hold a lock.
     match unsafe { libc::fork() } {
         0 => {
-            let status = body();
+            // A panic must not go on to the parent's copy of the test.
+            let status = catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
             // SAFETY: `_exit` ends the process without running the parent's exit handlers.
             unsafe { libc::_exit(status) }
         }
@@ -60,12 +69,35 @@ fn outcome_of(child: libc::pid_t) -> Outcome {
     // SAFETY: the status is written to a live integer.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(waited, child, "{}", io::Error::last_os_error());
-    if libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS {
-        return Outcome::Killed;
+    if libc::WIFSIGNALED(status) {
+        return match libc::WTERMSIG(status) {
+            libc::SIGSYS => Outcome::Killed,
+            signal => Outcome::Signal(signal),
+        };
     }
+    assert!(libc::WIFEXITED(status), "wait status {status:#x}");
     match libc::WEXITSTATUS(status) {
-        _ if libc::WIFSIGNALED(status) => Outcome::Done,
         DONE => Outcome::Done,
+        PANICKED => Outcome::Panicked,
         errno => Outcome::Failed(errno),
     }
+}
+
+#[test]
+fn each_end_of_a_process_is_told_apart() {
+    run_alone("sandbox::probe::body_of_ends");
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_ends() {
+    // SAFETY: a signal to this process itself.
+    let raise = |signal| unsafe { libc::raise(signal) };
+    for signal in [libc::SIGABRT, libc::SIGTERM, libc::SIGKILL] {
+        assert_eq!(in_child(|| raise(signal)), Outcome::Signal(signal));
+    }
+    assert_eq!(in_child(|| raise(libc::SIGSYS)), Outcome::Killed);
+    assert_eq!(in_child(|| panic!("as asked for")), Outcome::Panicked);
+    assert_eq!(in_child(|| libc::EBADF), Outcome::Failed(libc::EBADF));
+    assert_eq!(in_child(|| DONE), Outcome::Done);
 }
