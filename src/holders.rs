@@ -1,4 +1,4 @@
-//! Finds the processes that have a file open, for error messages.
+//! Finds the processes that have a file open, for error messages, and whether they still run.
 //!
 //! At the start only: the sandbox takes `/proc` away. A process that belongs to another user shows its open files to
 //! root only.
@@ -10,23 +10,55 @@ use std::path::Path;
 
 /// Processes that are named in a message.
 const SHOWN: usize = 3;
+/// The flag in `/proc/PID/stat` of a task that exits (`PF_EXITING`).
+const EXITING: u32 = 4;
 
 /// The other processes that have the file at `path` open, e.g. `process 123 (qemu-system-x86)`; those that hold a lock
 /// on it, if there are any. `None` if none is found.
 pub fn holders(path: &Path) -> Option<String> {
-    let path = fs::canonicalize(path).ok()?;
-    let file = identity(&path)?;
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let others = numbers.filter(|&pid: &u32| pid != std::process::id());
-    let mut found: Vec<(u32, bool)> = others
-        .filter_map(|pid| Some((pid, locks(pid, &path, file)?)))
-        .collect();
+    let mut found = users(path)?;
     if found.iter().any(|&(_, locks)| locks) {
         found.retain(|&(_, locks)| locks);
     }
     let named: Vec<String> = found.iter().take(SHOWN).map(|&(pid, _)| process(pid)).collect();
     (!named.is_empty()).then(|| named.join(", "))
+}
+
+/// Whether a process that is not about to end holds a lock on the file at `path`, as far as this process can see.
+///
+/// The kernel keeps the locks of a killed process until its last I/O is over. The process may be gone by then.
+pub fn is_locked_by_running(path: &Path) -> bool {
+    let users = users(path).unwrap_or_default();
+    users.iter().any(|&(pid, locks)| locks && !is_ending(pid))
+}
+
+/// The other processes that have the file at `path` open, and whether they hold a lock on it.
+fn users(path: &Path) -> Option<Vec<(u32, bool)>> {
+    let path = fs::canonicalize(path).ok()?;
+    let file = identity(&path)?;
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let others = numbers.filter(|&pid: &u32| pid != std::process::id());
+    let found = others.filter_map(|pid| Some((pid, locks(pid, &path, file)?)));
+    Some(found.collect())
+}
+
+/// Whether a process has been killed, is exiting, or is gone.
+fn is_ending(pid: u32) -> bool {
+    let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    // The name, which may contain anything, ends with the last parenthesis. The seventh field after it has the flags.
+    let stat = read("stat");
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace());
+    let flags = fields.and_then(|mut fields| fields.nth(6)?.parse::<u32>().ok());
+    let is_exiting = flags.is_none_or(|flags| flags & EXITING != 0);
+    let status = read("status");
+    let pending = status.lines().filter_map(|line| {
+        let (name, mask) = line.split_once(':')?;
+        let mask = matches!(name, "SigPnd" | "ShdPnd").then_some(mask.trim())?;
+        u64::from_str_radix(mask, 16).ok()
+    });
+    let killed = 1 << (libc::SIGKILL - 1);
+    is_exiting || pending.fold(0, |all, mask| all | mask) & killed != 0
 }
 
 /// A process with its name.
@@ -72,6 +104,18 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn a_killed_process_is_ending() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let before = is_ending(child.id());
+        child.kill().unwrap();
+        // It cannot handle this signal, so it is ending from now on. It stays visible until it is waited for.
+        let after = is_ending(child.id());
+        child.wait().unwrap();
+        assert_eq!((before, after), (false, true));
+        assert!(is_ending(child.id()), "it is gone");
+    }
 
     #[test]
     fn a_process_with_the_file_open_is_named() {

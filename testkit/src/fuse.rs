@@ -1,4 +1,4 @@
-//! A file that stalls on request and cannot be locked: the root of a FUSE file system that the test serves.
+//! A file that stalls on request: the root of a FUSE file system that the test serves.
 //!
 //! The mount is in a mount namespace of the calling thread, so that nothing is left over, however the test ends.
 
@@ -34,6 +34,15 @@ const POSIX_LOCKS: u32 = 1 << 1;
 /// Time limit for a request that waits.
 const LONG: Duration = Duration::from_secs(100);
 
+/// The way a stalled file behaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behavior {
+    /// It cannot be locked, and answers neither reads nor writes nor flushes.
+    StallsAll,
+    /// It can be locked, and answers only reads.
+    StallsWrites,
+}
+
 /// A file full of the byte 1. It answers no read, write or flush before [`Self::let_go`].
 pub struct StalledFile {
     mount_point: NamedTempFile,
@@ -41,8 +50,8 @@ pub struct StalledFile {
     server: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Gate {
+    behavior: Behavior,
     state: Mutex<GateState>,
     changed: Condvar,
 }
@@ -54,8 +63,17 @@ struct GateState {
 }
 
 impl StalledFile {
-    /// Mounts the file, for the calling thread only.
+    /// Mounts a file that cannot be locked, for the calling thread only.
     pub fn mount(size: u64) -> io::Result<Self> {
+        Self::mount_as(size, Behavior::StallsAll)
+    }
+
+    /// Mounts a file that can be locked and read at any time, for the calling thread only.
+    pub fn mount_lockable(size: u64) -> io::Result<Self> {
+        Self::mount_as(size, Behavior::StallsWrites)
+    }
+
+    fn mount_as(size: u64, behavior: Behavior) -> io::Result<Self> {
         binary();
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         // SAFETY: takes numbers only.
@@ -70,7 +88,7 @@ impl StalledFile {
             libc::MS_NOSUID | libc::MS_NODEV,
             &options,
         )?;
-        let gate = Arc::<Gate>::default();
+        let gate = Arc::new(Gate::new(behavior));
         let served = Arc::clone(&gate);
         let server = thread::spawn(move || serve(&device, size, &served));
         Ok(Self {
@@ -160,42 +178,68 @@ fn check(rc: libc::c_int) -> io::Result<()> {
 /// Answers requests until the file system is unmounted.
 fn serve(mut device: &File, size: u64, gate: &Gate) {
     let mut buffer = vec![0; 1 << 20];
-    let mut content = vec![1; usize::try_from(size).expect("a small file")];
-    loop {
-        match device.read(&mut buffer) {
-            Ok(len) => answer(device, &buffer[..len], &mut content, gate),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+    let content = Mutex::new(vec![1; usize::try_from(size).expect("a small file")]);
+    let content = &content;
+    thread::scope(|scope| {
+        loop {
+            let request = match device.read(&mut buffer) {
+                Ok(len) => &buffer[..len],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
+            match (gate.behavior, operation(request)) {
+                (Behavior::StallsWrites, WRITE) => {
+                    let request = request.to_vec();
+                    scope.spawn(move || answer(device, &request, content, gate));
+                }
+                _ => answer(device, request, content, gate),
+            }
         }
-    }
+    });
 }
 
-fn answer(mut device: &File, request: &[u8], content: &mut [u8], gate: &Gate) {
-    let u32_at = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().expect("four bytes"));
+fn u32_at(request: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(request[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn operation(request: &[u8]) -> u32 {
+    u32_at(request, 4)
+}
+
+fn answer(mut device: &File, request: &[u8], content: &Mutex<Vec<u8>>, gate: &Gate) {
+    let lock = || content.lock().expect("nobody panics");
     let (mut error, mut body) = (0, Vec::new());
-    match u32_at(4) {
+    match operation(request) {
         INIT => {
-            [7, MINOR, 0, POSIX_LOCKS, 0, 1 << 17, 1]
+            // Without the flag, the kernel itself keeps the locks.
+            let flags = match gate.behavior {
+                Behavior::StallsAll => POSIX_LOCKS,
+                Behavior::StallsWrites => 0,
+            };
+            [7, MINOR, 0, flags, 0, 1 << 17, 1]
                 .iter()
                 .for_each(|&word: &u32| put(&mut body, word));
             body.resize(64, 0);
         }
         GETATTR => {
             body.resize(16, 0);
-            attributes(&mut body, content.len() as u64);
+            attributes(&mut body, lock().len() as u64);
         }
         OPEN => body.resize(16, 0),
         STATFS => body.resize(80, 0),
         RELEASE => {}
         READ => {
-            gate.pass();
-            body.extend(&*part(request, u32_at(56), content));
+            if gate.behavior == Behavior::StallsAll {
+                gate.pass();
+            }
+            body.extend(&*part(request, &mut lock()));
         }
         WRITE => {
             gate.pass();
-            let part = part(request, u32_at(56), content);
+            let mut content = lock();
+            let part = part(request, &mut content);
             part.copy_from_slice(&request[80..80 + part.len()]);
-            put(&mut body, u32_at(56));
+            put(&mut body, u32_at(request, 56));
             put(&mut body, 0);
         }
         FSYNC => gate.pass(),
@@ -213,8 +257,9 @@ fn answer(mut device: &File, request: &[u8], content: &mut [u8], gate: &Gate) {
     let _ = device.write(&reply);
 }
 
-/// Returns the bytes of the file that a read or write of `len` bytes concerns.
-fn part<'a>(request: &[u8], len: u32, content: &'a mut [u8]) -> &'a mut [u8] {
+/// Returns the bytes of the file that a read or write concerns.
+fn part<'a>(request: &[u8], content: &'a mut [u8]) -> &'a mut [u8] {
+    let len = u32_at(request, 56);
     let offset = u64::from_ne_bytes(request[48..56].try_into().expect("eight bytes"));
     let start = usize::try_from(offset).map_or(content.len(), |offset| offset.min(content.len()));
     let end = content.len().min(start + usize::try_from(len).expect("it fits"));
@@ -237,6 +282,14 @@ fn put(bytes: &mut Vec<u8>, word: u32) {
 }
 
 impl Gate {
+    fn new(behavior: Behavior) -> Self {
+        Self {
+            behavior,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().expect("nobody panics")
     }

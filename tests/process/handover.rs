@@ -8,13 +8,15 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use testkit::daemon::{Daemon, binary, run};
+use testkit::daemon::{Daemon, SOCKET, binary, run};
+use testkit::fuse::StalledFile;
 use testkit::inflight::Inflight;
 use testkit::loop_device::LoopDevice;
-use testkit::process::Process;
+use testkit::process::{Process, wait_for};
 use testkit::raw::{Answer, msg};
+use testkit::skip::skipped;
 use testkit::target::image;
-use testkit::vm::{Ring, SECTOR, USER, Vm};
+use testkit::vm::{DATA, HEADER, Ring, SECTOR, STATUS, USER, Vm, header, readable, writable};
 
 /// Starts a daemon on another daemon's image, with a socket of its own.
 fn beside(other: &Daemon, options: &[&str]) -> Daemon {
@@ -50,9 +52,64 @@ fn a_second_daemon_on_an_image_is_refused() {
     let args = ["--socket-path", "s", "--blk-file", path];
     let exit = run(&args, dir.path());
     assert!(!exit.status.success(), "both serve the image");
-    assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+    // Root sees that the other daemon runs. Others do not, and wait for a killed one.
+    // SAFETY: takes nothing and always succeeds.
+    let lines = if unsafe { libc::geteuid() } == 0 { 1 } else { 2 };
+    assert_eq!(exit.output.lines().count(), lines, "{}", exit.output);
     for word in [path, "in use", "--incoming"] {
         assert!(exit.output.contains(word), "{}", exit.output);
+    }
+}
+
+#[test]
+fn a_successor_waits_for_a_killed_daemons_last_write() {
+    let file = match StalledFile::mount_lockable(1 << 20) {
+        Ok(file) => file,
+        Err(error) => return skipped(format_args!("no FUSE file system can be mounted: {error}")),
+    };
+    let path = file.path();
+    let args = [
+        "--socket-path",
+        SOCKET,
+        "--blk-file",
+        path.to_str().expect("the path is UTF-8"),
+        "--direct",
+        "--aio",
+    ];
+    // A worker of the kernel outlives the process, one of the daemon keeps it from ending.
+    for engine in ["io_uring", "threads"] {
+        file.stall();
+        let start = || {
+            Daemon::start_with(
+                tempfile::tempdir().expect("make a directory"),
+                &[&args[..], &[engine]].concat(),
+            )
+        };
+        let old = start();
+        let _end = file.let_go_at_the_end();
+        let mut vm = Vm::start(&old, 1);
+        vm.poke(HEADER, &header(1, 8));
+        vm.send(
+            0,
+            &[readable(HEADER, 16), readable(DATA, 4096), writable(STATUS, 1)],
+        );
+        wait_for("the write", || file.has_reader().then_some(()));
+        old.signal(libc::SIGKILL);
+        let dir = tempfile::tempdir().expect("make a directory");
+        let mut command = Command::new(binary());
+        let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        command.args(args).arg(engine).current_dir(dir.path());
+        command.stderr(fs::File::create(dir.path().join("log")).expect("make a log"));
+        let mut new = Process::start("vhost-user-blk", command.stdin(Stdio::null()), |_| ()).0;
+        wait_for("the wait", || {
+            assert_eq!(new.ended(), None, "{}", log());
+            log().contains("waiting for a killed one").then_some(())
+        });
+        file.let_go();
+        wait_for("the successor", || {
+            assert_eq!(new.ended(), None, "{}", log());
+            log().contains("serving").then_some(())
+        });
     }
 }
 
@@ -129,12 +186,15 @@ fn on_listener(listener: &UnixListener, dir: &Path) -> Process {
         .stdin(Stdio::null())
         .stderr(Stdio::null());
     let fd = listener.as_raw_fd();
-    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
+    // SAFETY: the closure runs between fork and exec and makes async-signal-safe calls only.
     unsafe {
-        command.pre_exec(move || match libc::dup2(fd, 9) {
-            9 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
+        // If the number is the same, dup2 leaves the descriptor as it is, to be closed.
+        command.pre_exec(
+            move || match (libc::dup2(fd, 9), libc::fcntl(9, libc::F_SETFD, 0)) {
+                (9, 0) => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        );
     }
     Process::start("vhost-user-blk", &mut command, |_| ()).0
 }

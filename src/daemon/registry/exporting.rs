@@ -11,6 +11,7 @@ use super::error::OperationError;
 use super::exports::{Export, prepare};
 use super::nodes::Resolved;
 use super::objects::IoThreadObject;
+use super::predecessor;
 use crate::daemon::options::{ExportOptions, IoThreadOptions, is_well_formed};
 use crate::engine::BlockNode;
 
@@ -37,6 +38,9 @@ impl Registry {
     pub fn export_add(&mut self, options: &ExportOptions) -> Result<(), OperationError> {
         let node = self.check_export(options)?;
         let id = options.id.clone();
+        if self.running.is_none() && node.view.activity.get() {
+            predecessor::wait_for_end(&node.view, options.writable && !node.read_only)?;
+        }
         let mut export = prepare(options, node, &self.objects, &mut self.sockets)?;
         if export.iothreads.is_empty() {
             export.iothreads.push(self.default_iothread());

@@ -12,6 +12,7 @@ mod exports;
 mod names;
 mod nodes;
 mod objects;
+mod predecessor;
 mod serving;
 mod sockets;
 
