@@ -2,8 +2,11 @@
 //!
 //! A request's way through these files: a kick or a poll notices it (`kick`), a visit takes its chain from the `ring`
 //! and hands it to the engine (`visit`), and its completion is answered, published (`complete`), and notified
-//! (`notify`). Between the two, the queue owns the chain (`ownership`). `phase` has the ring's life from start to stop,
-//! and `control` the commands of the control thread. The other files deal with exceptions.
+//! (`notify`). Between the two, the queue owns the chain (`ownership`). A ring goes from one `phase` to another in
+//! `lifecycle`, and `control` has the commands of the control thread. The other files deal with exceptions.
+//!
+//! This file only knows the files that own a part of the queue, and these know no queue. All files with methods of
+//! [`BlkQueue`] use this file.
 //!
 //! The queue is the only user of its ring: there is no lock and no atomic reference count on the request path. Other
 //! threads reach it through a [`Remote`]. It never blocks.
@@ -15,7 +18,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::state::DeviceState;
 use super::stats::QueueStats;
-use crate::aio::{AioContext, BottomHalf, Remote};
+use crate::aio::{AioContext, BottomHalf, Remote, Timer};
 use crate::defer::DeferredCall;
 use crate::engine::{Channel, DiskView};
 use crate::io::Requests;
@@ -23,10 +26,14 @@ use crate::io::Requests;
 mod complete;
 mod control;
 mod dirty_log;
+mod early_notification;
 mod error_policy;
+mod held;
 mod kick;
+mod kick_source;
 mod late_flush;
 mod latencies;
+mod lifecycle;
 mod memory_loss;
 mod notify;
 mod ownership;
@@ -38,12 +45,12 @@ mod timeouts;
 mod unshared_memory;
 mod visit;
 
-use complete::EarlyNotification;
-use kick::KickSource;
+use early_notification::EarlyNotification;
+use held::Held;
+use kick_source::KickSource;
 use late_flush::LateFlush;
 use notify::{MissedNotification, Notifier};
 use phase::Phase;
-use retry::Held;
 pub use ring::{QueueError, RingSetup, Stop};
 use timeouts::Timeouts;
 use unshared_memory::UnsharedMemory;
@@ -143,12 +150,59 @@ impl BlkQueue {
         queue.set_batch_notifications(queue.device.batch_notifications.load(Ordering::Relaxed));
         queue
     }
+
+    /// No request is in flight, or the channel has none: ends what waited for that.
+    fn end_waits(&self) {
+        let mut state = self.state.borrow_mut();
+        state.finish_stop();
+        state.finish_quiesce();
+    }
+
+    fn check_missed_notification(&self) {
+        let State {
+            phase,
+            missed,
+            notifier,
+            ..
+        } = &mut *self.state.borrow_mut();
+        if let Some(ring) = phase.ring_mut() {
+            missed.check(&mut ring.split, notifier);
+        }
+    }
+
+    fn report_late_requests(&self) {
+        let State {
+            phase,
+            timeouts,
+            stats,
+            ..
+        } = &mut *self.state.borrow_mut();
+        if let (Some(timeouts), Some(ring)) = (timeouts, phase.ring()) {
+            timeouts.report(&ring.owned, self.index, &self.device, stats);
+        }
+    }
+
+    fn report_unshared_memory(&self) {
+        if let Some(ring) = self.state.borrow_mut().active_ring() {
+            unshared_memory::report(&ring.split, self.index, &self.device);
+        }
+    }
 }
 
 /// Makes a bottom half that does nothing once the queue is gone.
 fn bottom_half(ctx: &AioContext, queue: &Weak<BlkQueue>, run: impl Fn(&BlkQueue) + 'static) -> BottomHalf {
     let queue = Weak::clone(queue);
     ctx.bottom_half(move |_| {
+        if let Some(queue) = queue.upgrade() {
+            run(&queue);
+        }
+    })
+}
+
+/// Makes a timer that does nothing once the queue is gone.
+fn timer(ctx: &AioContext, queue: &Weak<BlkQueue>, run: impl Fn(&BlkQueue) + 'static) -> Timer {
+    let queue = Weak::clone(queue);
+    ctx.timer(move |_| {
         if let Some(queue) = queue.upgrade() {
             run(&queue);
         }
@@ -163,6 +217,8 @@ impl State {
         stats: Arc<QueueStats>,
         queue: &Weak<BlkQueue>,
     ) -> Self {
+        let timer = |run: fn(&BlkQueue)| timer(ctx, queue, run);
+        let bottom_half = |run: fn(&BlkQueue)| bottom_half(ctx, queue, run);
         let io_timeout = device.failures.policy.io_timeout;
         Self {
             view: device.below.view(),
@@ -176,17 +232,13 @@ impl State {
             write_through: false,
             coalescing: true,
             kick: None,
-            missed: MissedNotification::new(ctx, queue.clone()),
+            missed: MissedNotification::new(timer(BlkQueue::check_missed_notification)),
             free: Vec::new(),
-            held: Held::new(ctx, queue.clone()),
-            late_flush: LateFlush::new(ctx, queue),
-            timeouts: io_timeout.map(|limit| Timeouts::new(ctx, queue.clone(), limit)),
-            unshared: UnsharedMemory::new(ctx, queue.clone()),
-            drained: bottom_half(ctx, queue, |queue| {
-                let mut state = queue.state.borrow_mut();
-                state.finish_stop();
-                state.finish_quiesce();
-            }),
+            held: Held::new(timer(BlkQueue::retry_held)),
+            late_flush: LateFlush::new(bottom_half(BlkQueue::flush_late)),
+            timeouts: io_timeout.map(|limit| Timeouts::new(limit, timer(BlkQueue::report_late_requests))),
+            unshared: UnsharedMemory::new(timer(BlkQueue::report_unshared_memory)),
+            drained: bottom_half(BlkQueue::end_waits),
         }
     }
 }

@@ -4,57 +4,15 @@
 //! used index is published, which happens at the end of the outermost defer scope.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use super::ownership::Slot;
 use super::ring::Ring;
-use super::{BlkQueue, State};
+use super::{BlkQueue, State, late_flush};
 use crate::blk::latency::Operation;
 use crate::blk::request::Status;
 use crate::blk::stats::QueueStats;
+use crate::defer::DeferScope;
 use crate::io::{Completer, IoOp, IoRequest, IoVecs, Requests};
-
-/// A visit that takes longer than this notifies a driver that waits for this queue alone of its first completions. The
-/// driver then works at the same time as we do.
-const LONG_VISIT: Duration = Duration::from_micros(20);
-
-/// Minimum number of completions worth an early notification.
-const WORTH_A_NOTIFICATION: usize = 32;
-
-/// The chance of a visit to notify the driver before its end, once.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct EarlyNotification {
-    /// When the engine got the batch. `None`: no early notification.
-    start: Option<Instant>,
-    completed: usize,
-}
-
-impl EarlyNotification {
-    pub(super) const NONE: Self = Self {
-        start: None,
-        completed: 0,
-    };
-
-    /// A batch of this size goes to the engine. With `more` in the ring, the driver has no time to fall asleep.
-    pub(super) fn begin(batch: usize, more: bool) -> Self {
-        Self {
-            start: (batch > WORTH_A_NOTIFICATION && !more).then(Instant::now),
-            completed: 0,
-        }
-    }
-
-    /// Counts completions. Returns true if the driver should be notified of them now.
-    fn is_due(&mut self, completions: usize, more: bool) -> bool {
-        self.completed += completions;
-        let due = more
-            && self.completed >= WORTH_A_NOTIFICATION
-            && self.start.is_some_and(|start| start.elapsed() > LONG_VISIT);
-        if due {
-            self.start = None;
-        }
-        due
-    }
-}
 
 impl Completer for BlkQueue {
     fn complete(&self, request: Box<IoRequest>) {
@@ -90,6 +48,13 @@ impl BlkQueue {
         self.me.upgrade().expect("called on a live queue")
     }
 
+    /// Flushes the writes that are late.
+    pub(super) fn flush_late(&self) {
+        let _scope = DeferScope::enter();
+        let late = self.state.borrow_mut().late_flush.take();
+        late_flush::submit(late, &self.channel.borrow(), &self.completer());
+    }
+
     /// Answers a request that is over.
     pub(super) fn answer(&self, request: Box<IoRequest>) {
         self.state.borrow_mut().complete(request);
@@ -110,7 +75,7 @@ impl State {
     /// Puts the answer to a request into the ring, or makes its data stable first.
     #[inline]
     pub(super) fn complete(&mut self, request: Box<IoRequest>) {
-        if self.is_unflushed(&request) {
+        if self.write_through && late_flush::is_unflushed(&request) {
             return self.late_flush.push(request);
         }
         if let Some(ring) = self.phase.ring_mut() {

@@ -7,7 +7,6 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use super::phase::Phase;
 use super::ring::{Missing, Ring, RingSetup, Stop};
 use super::{BlkQueue, State};
 use crate::memory::{GuestMemory, RingLog};
@@ -116,10 +115,7 @@ impl BlkQueue {
     /// that its next chain uses, until a table has that again.
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let mut state = self.state.borrow_mut();
-        let missed = match state.phase {
-            Phase::Paused { missing, .. } => Some(missing),
-            _ => None,
-        };
+        let missed = state.phase.missing();
         let Some(ring) = state.phase.ring_mut() else {
             return;
         };

@@ -3,7 +3,7 @@
 //!
 //! IOThread only, and only after a failure: a request that succeeds at once never comes here.
 
-use super::phase::Phase;
+use super::phase::Stage;
 use super::ring::Stop;
 use super::{BlkQueue, State};
 use crate::blk::error_policy::Verdict;
@@ -87,12 +87,12 @@ impl BlkQueue {
 impl State {
     /// True if the ring stops, or will stop, with held requests unanswered.
     pub(super) fn leaves_held_requests(&self) -> bool {
-        match &self.phase {
-            Phase::Stopping {
+        match self.phase.stage() {
+            Some(Stage::Stopping {
                 stop: Stop::HandOver | Stop::Suspend,
                 ..
-            } => true,
-            phase => phase.ring().is_some_and(|ring| ring.split.is_tracked()),
+            }) => true,
+            _ => self.phase.ring().is_some_and(|ring| ring.split.is_tracked()),
         }
     }
 }

@@ -1,26 +1,14 @@
 //! Notices that there are requests: by kicks, by polling, or by a timer if there is no kick eventfd.
 
 use std::fs::File;
-use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::rc::Weak;
 
-use vmm_sys_util::epoll::EventSet;
-
-use super::phase::Phase;
-use super::{BlkQueue, State};
-use crate::aio::{self, AioContext, FdHandler, Poller, Timer};
+use super::kick_source::KickSource;
+use super::phase::{Phase, Stage};
+use super::{BlkQueue, State, timer};
+use crate::aio::{self, AioContext, Poller};
 use crate::eventfd;
 use crate::virtqueue::RingError;
-
-/// How often a ring without a kick eventfd is checked.
-const TIMER_INTERVAL: Duration = Duration::from_millis(1);
-
-/// The source of kicks. Dropping it ends them.
-#[derive(Debug)]
-pub(super) enum KickSource {
-    EventFd { _handler: FdHandler },
-    Timer { _timer: Timer },
-}
 
 impl BlkQueue {
     /// Replaces the kick eventfd. Without one, a timer checks the ring.
@@ -30,10 +18,10 @@ impl BlkQueue {
     pub fn set_kick(&self, kick: Option<File>) -> Result<(), aio::Error> {
         let source = match kick {
             Some(file) => self.kick_from(file)?,
-            None => self.kick_from_timer(),
+            None => KickSource::timer(timer(&self.ctx, &self.me, Self::check_without_kick)),
         };
         let mut state = self.state.borrow_mut();
-        if matches!(source, KickSource::Timer { .. }) {
+        if matches!(source, KickSource::Timer(_)) {
             // No kick will ever start the ring.
             state.kick_ring();
         }
@@ -46,32 +34,24 @@ impl BlkQueue {
     }
 
     fn kick_from(&self, file: File) -> Result<KickSource, aio::Error> {
-        let file = Rc::new(file);
-        let (reader, queue) = (Rc::clone(&file), Weak::clone(&self.me));
-        let handler = self.ctx.add_fd(file, EventSet::IN, move |_, _| {
+        let queue = Weak::clone(&self.me);
+        KickSource::eventfd(&self.ctx, file, move |kick| {
             if let Some(queue) = queue.upgrade() {
-                queue.kicked(&reader);
+                queue.kicked(kick);
             }
-        })?;
-        Ok(KickSource::EventFd { _handler: handler })
+        })
     }
 
-    fn kick_from_timer(&self) -> KickSource {
-        let queue = Weak::clone(&self.me);
-        let timer = self.ctx.timer(move |_| {
-            if let Some(queue) = queue.upgrade() {
-                let progress = queue.process();
-                let state = queue.state.borrow();
-                if progress {
-                    state.wake_poller();
-                }
-                if let Some(KickSource::Timer { _timer: timer }) = &state.kick {
-                    timer.arm_in(TIMER_INTERVAL);
-                }
-            }
-        });
-        timer.arm_in(TIMER_INTERVAL);
-        KickSource::Timer { _timer: timer }
+    /// Checks a ring without a kick eventfd.
+    fn check_without_kick(&self) {
+        let progress = self.process();
+        let state = self.state.borrow();
+        if progress {
+            state.wake_poller();
+        }
+        if let Some(kick) = &state.kick {
+            kick.check_again();
+        }
     }
 
     fn kicked(&self, kick: &File) {
@@ -94,6 +74,24 @@ impl BlkQueue {
         drop(state);
         self.process();
         self.check_shared();
+    }
+
+    /// Checks the ring after a kick, until something was in it.
+    #[inline]
+    fn check_shared(&self) {
+        if !self.state.borrow().unshared.has_seen() {
+            self.look_for_requests();
+        }
+    }
+
+    #[cold]
+    fn look_for_requests(&self) {
+        let mut state = self.state.borrow_mut();
+        let active = state.active_ring().is_some();
+        let State { phase, unshared, .. } = &mut *state;
+        if let Some(ring) = phase.ring() {
+            unshared.look(&ring.split, active, &self.device);
+        }
     }
 
     fn has_work(&self) -> Result<bool, RingError> {
@@ -134,7 +132,11 @@ impl Poller for BlkQueue {
         if let Some(ring) = state.phase.ring_mut() {
             ring.polled = false;
         }
-        if let Phase::Waiting(ring) | Phase::Running(ring) = &mut state.phase {
+        if let Phase::Started {
+            ring,
+            stage: Stage::Waiting | Stage::Running,
+        } = &mut state.phase
+        {
             ring.split.enable_kicks();
         }
         // An error counts as work: `poll` deals with it.

@@ -6,9 +6,8 @@
 
 use std::rc::{Rc, Weak};
 
-use super::{BlkQueue, State, bottom_half};
-use crate::aio::{AioContext, BottomHalf};
-use crate::defer::DeferScope;
+use crate::aio::BottomHalf;
+use crate::engine::Channel;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
 
 /// The writes of a queue that are still to be flushed.
@@ -19,19 +18,12 @@ pub(super) struct LateFlush {
     flush: BottomHalf,
 }
 
-/// Gets the flush of a write back.
-#[derive(Debug)]
-struct Flushed {
-    queue: Weak<BlkQueue>,
-    /// The operation that the write should have been.
-    op: IoOp,
-}
-
 impl LateFlush {
-    pub(super) fn new(ctx: &AioContext, queue: &Weak<BlkQueue>) -> Self {
+    /// `flush` submits what waits.
+    pub(super) fn new(flush: BottomHalf) -> Self {
         Self {
             waiting: Vec::new(),
-            flush: bottom_half(ctx, queue, BlkQueue::flush_late),
+            flush,
         }
     }
 
@@ -40,6 +32,19 @@ impl LateFlush {
         self.waiting.push(request);
         self.flush.schedule();
     }
+
+    /// Returns the writes to flush now.
+    pub(super) fn take(&mut self) -> Requests {
+        std::mem::take(&mut self.waiting)
+    }
+}
+
+/// Gets the flush of a write back.
+#[derive(Debug)]
+struct Flushed {
+    queue: Weak<dyn Completer>,
+    /// The operation that the write should have been.
+    op: IoOp,
 }
 
 impl Completer for Flushed {
@@ -51,26 +56,20 @@ impl Completer for Flushed {
     }
 }
 
-impl BlkQueue {
-    fn flush_late(&self) {
-        let _scope = DeferScope::enter();
-        let requests = std::mem::take(&mut self.state.borrow_mut().late_flush.waiting);
-        for mut request in requests {
-            let queue = Weak::clone(&self.me);
-            let op = durable(request.op);
-            request.op = IoOp::Flush;
-            let completer = Rc::new(Flushed { queue, op }) as Rc<dyn Completer>;
-            self.channel.borrow().submit(&mut vec![request], &completer);
-        }
+/// Submits a flush for each of these writes. `queue` then gets the write, which counts as stable.
+pub(super) fn submit(writes: Requests, channel: &Channel, queue: &Rc<dyn Completer>) {
+    for mut request in writes {
+        let (queue, op) = (Rc::downgrade(queue), durable(request.op));
+        request.op = IoOp::Flush;
+        let completer = Rc::new(Flushed { queue, op }) as Rc<dyn Completer>;
+        channel.submit(&mut vec![request], &completer);
     }
 }
 
-impl State {
-    /// True for a write that has succeeded, that the driver may consider stable, and that may not be stable.
-    #[inline]
-    pub(super) fn is_unflushed(&self, request: &IoRequest) -> bool {
-        self.write_through && request.result.is_ok() && durable(request.op) != request.op
-    }
+/// True for a write that has succeeded, and that may not be stable.
+#[inline]
+pub(super) fn is_unflushed(request: &IoRequest) -> bool {
+    request.result.is_ok() && durable(request.op) != request.op
 }
 
 /// Returns the same operation, stable before it completes.

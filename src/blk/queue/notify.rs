@@ -8,14 +8,13 @@
 
 use std::fs::File;
 use std::io::Error;
-use std::rc::Weak;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BlkQueue, State};
-use crate::aio::{AioContext, Timer};
+use crate::aio::Timer;
 use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
+use crate::virtqueue::SplitRing;
 use crate::watchdog::Watched;
 
 /// Writes notifications, and counts the completions that each covers. IOThread only.
@@ -102,12 +101,8 @@ pub(super) struct MissedNotification {
 }
 
 impl MissedNotification {
-    pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>) -> Self {
-        let timer = ctx.timer(move |_| {
-            if let Some(queue) = queue.upgrade() {
-                queue.state.borrow_mut().check_missed();
-            }
-        });
+    /// `timer` calls [`check`](Self::check).
+    pub(super) fn new(timer: Timer) -> Self {
         Self {
             timer,
             last: None,
@@ -122,23 +117,21 @@ impl MissedNotification {
             self.timer.arm_in(INTERVAL);
         }
     }
-}
 
-impl State {
-    fn check_missed(&mut self) {
-        let Some(ring) = self.phase.ring_mut() else { return };
-        let missed = ring.split.missed_event();
-        let renewed = std::mem::take(&mut self.missed.renewed);
-        if missed.is_some() && missed == self.missed.last {
+    /// Notifies the driver if it has missed the same event twice.
+    pub(super) fn check(&mut self, ring: &mut SplitRing, notifier: &mut Notifier) {
+        let missed = ring.missed_event();
+        let renewed = std::mem::take(&mut self.renewed);
+        if missed.is_some() && missed == self.last {
             tracing::debug!(?missed, "notifying a driver that has not seen the used index");
-            ring.split.set_notified();
-            self.notifier.notify();
-            self.missed.last = None;
+            ring.set_notified();
+            notifier.notify();
+            self.last = None;
             return;
         }
-        self.missed.last = missed;
+        self.last = missed;
         if missed.is_some() || renewed {
-            self.missed.check_later();
+            self.check_later();
         }
     }
 }

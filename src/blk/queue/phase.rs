@@ -1,37 +1,47 @@
-//! The phases of a queue's ring, from its start to its stop. IOThread only.
+//! The phases of a ring. IOThread only.
 
 use std::sync::mpsc::Sender;
 
-use super::ring::{Missing, QueueError, Ring, Stop};
-use super::{BlkQueue, State};
-use crate::blk::notice::Notice;
+use super::ring::{Missing, Ring, Stop};
 use crate::blk::stats::RingState;
 
-/// The life of a ring. Chains are taken only while it is [`Running`](Self::Running); those that were taken before are
-/// answered in every phase.
+/// The life of a ring.
 #[derive(Debug)]
 pub(super) enum Phase {
     /// There is no ring. The next one continues at `base`, if the frontend asks where.
     Stopped { base: u16 },
+    /// The frontend has set up a ring.
+    Started { ring: Box<Ring>, stage: Stage },
+}
+
+/// The stages of a ring that is set up. Chains are taken only while it is [`Running`](Self::Running); those that were
+/// taken before are answered in every stage.
+#[derive(Debug)]
+pub(super) enum Stage {
     /// The first kick has not come yet.
-    Waiting(Box<Ring>),
+    Waiting,
     /// Takes what the driver makes available, unless the frontend has disabled the ring.
-    Running(Box<Ring>),
+    Running,
     /// The frontend has removed memory that the ring needs, and may give it back.
     Paused {
-        ring: Box<Ring>,
         missing: Missing,
         /// The first kick has come.
         kicked: bool,
     },
     /// The driver broke the rules, or memory of the ring is lost. Only another start helps.
-    Broken(Box<Ring>),
+    Broken,
     /// When no chain is left in flight, `done` gets the base.
-    Stopping {
-        ring: Box<Ring>,
-        stop: Stop,
-        done: Sender<u16>,
-    },
+    Stopping { stop: Stop, done: Sender<u16> },
+}
+
+impl Stage {
+    /// A ring runs from its first kick on.
+    pub(super) fn new(kicked: bool) -> Self {
+        match kicked {
+            true => Self::Running,
+            false => Self::Waiting,
+        }
+    }
 }
 
 impl Phase {
@@ -40,11 +50,7 @@ impl Phase {
     pub(super) fn ring(&self) -> Option<&Ring> {
         match self {
             Self::Stopped { .. } => None,
-            Self::Waiting(ring)
-            | Self::Running(ring)
-            | Self::Paused { ring, .. }
-            | Self::Broken(ring)
-            | Self::Stopping { ring, .. } => Some(ring),
+            Self::Started { ring, .. } => Some(ring),
         }
     }
 
@@ -52,229 +58,135 @@ impl Phase {
     pub(super) fn ring_mut(&mut self) -> Option<&mut Ring> {
         match self {
             Self::Stopped { .. } => None,
-            Self::Waiting(ring)
-            | Self::Running(ring)
-            | Self::Paused { ring, .. }
-            | Self::Broken(ring)
-            | Self::Stopping { ring, .. } => Some(ring),
+            Self::Started { ring, .. } => Some(ring),
         }
     }
 
-    fn into_ring(self) -> Option<Box<Ring>> {
-        match self {
-            Self::Stopped { .. } => None,
-            Self::Waiting(ring)
-            | Self::Running(ring)
-            | Self::Paused { ring, .. }
-            | Self::Broken(ring)
-            | Self::Stopping { ring, .. } => Some(ring),
-        }
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        matches!(self, Self::Stopping { .. })
-    }
-
-    pub(super) fn is_broken(&self) -> bool {
-        matches!(self, Self::Broken(_))
-    }
-
-    fn reported(&self) -> RingState {
-        match self {
-            Self::Stopped { .. } => RingState::Stopped,
-            Self::Broken(_) => RingState::Broken,
-            Self::Paused { .. } => RingState::Paused,
-            Self::Waiting(_) | Self::Running(_) | Self::Stopping { .. } => RingState::Running,
-        }
-    }
-}
-
-impl BlkQueue {
-    /// Stops a ring that cannot be trusted any more. Everything else goes on.
-    #[cold]
-    pub(super) fn fail(&self, state: &mut State, error: &QueueError) {
-        // Zeroes in place of lost memory look like all kinds of mistakes.
-        let lost = match state.may_have_lost() {
-            true => self.find_lost(state),
-            false => None,
-        };
-        let error = lost.as_ref().unwrap_or(error);
-        if let Some(suppressed) = self.device.log.pass("broken", self.index) {
-            tracing::error!(
-                disk = self.device.name,
-                queue = self.index,
-                %error,
-                suppressed,
-                "virtqueue is broken: stopped until the frontend sets it up again"
-            );
-        }
-        let (queue, notices) = (self.index, self.device.notices());
-        notices.tell(|| Notice::RingBroken {
-            queue,
-            reason: error.to_string(),
-        });
-        state.stats.broken.add(1);
-        state.break_ring();
-        state.notifier.report_broken();
-    }
-
-    /// Takes nothing from the ring until the frontend gives back the memory that is missing.
-    #[cold]
-    pub(super) fn pause(&self, state: &mut State, missing: Missing) {
-        if state.pause_ring(missing)
-            && let Some(suppressed) = self.device.log.pass("paused", self.index)
-        {
-            tracing::info!(
-                disk = self.device.name,
-                queue = self.index,
-                %missing,
-                suppressed,
-                "ring paused until the frontend gives back memory that it has removed"
-            );
-        }
-    }
-}
-
-impl State {
-    /// Returns the ring if chains may be taken from it.
+    /// Returns the ring if it runs.
     #[inline]
-    pub(super) fn active_ring(&mut self) -> Option<&mut Ring> {
-        match &mut self.phase {
-            Phase::Running(ring) if self.enabled && !self.quiesced => Some(ring),
+    pub(super) fn running_ring(&mut self) -> Option<&mut Ring> {
+        match self {
+            Self::Started {
+                ring,
+                stage: Stage::Running,
+            } => Some(ring),
             _ => None,
         }
     }
 
-    /// The only way from one phase to another.
-    fn change_phase(&mut self, next: impl FnOnce(Phase) -> Phase) {
-        let phase = std::mem::replace(&mut self.phase, Phase::Stopped { base: 0 });
-        self.phase = next(phase);
-        self.stats.state.set(self.phase.reported());
-        self.count_in_flight();
-    }
-
-    /// Shows how many chains the queue owns.
-    #[inline]
-    pub(super) fn count_in_flight(&self) {
-        let owned = self.phase.ring().map_or(0, |ring| ring.owned.len());
-        self.stats.in_flight.set(owned as u64);
-    }
-
-    /// A ring is set up. `kicked`: it need not wait for the first kick.
-    pub(super) fn start_ring(&mut self, ring: Box<Ring>, kicked: bool) {
-        self.change_phase(|_| match kicked {
-            true => Phase::Running(ring),
-            false => Phase::Waiting(ring),
-        });
-    }
-
-    /// A kick starts a ring that waits for the first one.
-    #[inline]
-    pub(super) fn kick_ring(&mut self) {
-        if !matches!(self.phase, Phase::Running(_)) {
-            self.first_kick();
+    pub(super) fn stage(&self) -> Option<&Stage> {
+        match self {
+            Self::Stopped { .. } => None,
+            Self::Started { stage, .. } => Some(stage),
         }
     }
 
-    #[cold]
-    fn first_kick(&mut self) {
-        self.change_phase(|phase| match phase {
-            Phase::Waiting(ring) => Phase::Running(ring),
-            Phase::Paused { ring, missing, .. } => Phase::Paused {
-                ring,
-                missing,
-                kicked: true,
-            },
-            other => other,
-        });
+    fn stage_mut(&mut self) -> Option<&mut Stage> {
+        match self {
+            Self::Stopped { .. } => None,
+            Self::Started { stage, .. } => Some(stage),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.stage(), Some(Stage::Running))
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.stage(), Some(Stage::Stopping { .. }))
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self.stage(), Some(Stage::Broken))
+    }
+
+    /// Returns the memory that a paused ring waits for.
+    pub(super) fn missing(&self) -> Option<Missing> {
+        match self.stage() {
+            Some(Stage::Paused { missing, .. }) => Some(*missing),
+            _ => None,
+        }
+    }
+
+    pub(super) fn reported(&self) -> RingState {
+        match self.stage() {
+            None => RingState::Stopped,
+            Some(Stage::Broken) => RingState::Broken,
+            Some(Stage::Paused { .. }) => RingState::Paused,
+            Some(Stage::Waiting | Stage::Running | Stage::Stopping { .. }) => RingState::Running,
+        }
+    }
+
+    /// The driver has kicked.
+    pub(super) fn kick(&mut self) {
+        match self.stage_mut() {
+            Some(stage @ Stage::Waiting) => *stage = Stage::Running,
+            Some(Stage::Paused { kicked, .. }) => *kicked = true,
+            _ => {}
+        }
     }
 
     /// Memory that the ring needs is away. Returns whether the ring pauses because of that.
-    pub(super) fn pause_ring(&mut self, missing: Missing) -> bool {
-        let mut pauses = false;
-        self.change_phase(|phase| {
-            let (ring, kicked) = match phase {
-                Phase::Running(ring) => (ring, true),
-                Phase::Waiting(ring) => (ring, false),
-                Phase::Paused { ring, kicked, .. } => {
-                    return Phase::Paused {
-                        ring,
-                        missing,
-                        kicked,
-                    };
-                }
-                other => return other,
-            };
-            pauses = true;
-            Phase::Paused {
-                ring,
-                missing,
-                kicked,
-            }
-        });
+    pub(super) fn pause(&mut self, missing: Missing) -> bool {
+        let Some(stage) = self.stage_mut() else {
+            return false;
+        };
+        let (pauses, kicked) = match stage {
+            Stage::Running => (true, true),
+            Stage::Waiting => (true, false),
+            Stage::Paused { kicked, .. } => (false, *kicked),
+            Stage::Broken | Stage::Stopping { .. } => return false,
+        };
+        *stage = Stage::Paused { missing, kicked };
         pauses
     }
 
     /// The memory is back. Returns whether the ring was paused.
-    pub(super) fn resume_ring(&mut self) -> bool {
-        let mut paused = false;
-        self.change_phase(|phase| match phase {
-            Phase::Paused { ring, kicked, .. } => {
-                paused = true;
-                match kicked {
-                    true => Phase::Running(ring),
-                    false => Phase::Waiting(ring),
-                }
+    pub(super) fn resume(&mut self) -> bool {
+        match self.stage_mut() {
+            Some(stage @ &mut Stage::Paused { kicked, .. }) => {
+                *stage = Stage::new(kicked);
+                true
             }
-            other => other,
-        });
-        paused
+            _ => false,
+        }
     }
 
     /// The ring cannot be trusted any more. A stop goes on: the chains in flight are answered.
-    pub(super) fn break_ring(&mut self) {
-        self.change_phase(|phase| match phase {
-            Phase::Waiting(ring) | Phase::Running(ring) | Phase::Paused { ring, .. } => Phase::Broken(ring),
-            other => other,
-        });
+    pub(super) fn fail(&mut self) {
+        if let Some(stage @ (Stage::Waiting | Stage::Running | Stage::Paused { .. })) = self.stage_mut() {
+            *stage = Stage::Broken;
+        }
     }
 
-    /// No more chains are taken.
-    pub(super) fn begin_stop(&mut self, stop: Stop, done: Sender<u16>) {
-        if let Phase::Stopped { base } = self.phase {
-            // The session may be gone.
-            let _ = done.send(base);
-            return;
+    /// No more chains are taken. Without a ring, `done` gets the base at once.
+    pub(super) fn stop(&mut self, stop: Stop, done: Sender<u16>) {
+        match self {
+            Self::Started { stage, .. } => *stage = Stage::Stopping { stop, done },
+            Self::Stopped { base } => {
+                // The session may be gone.
+                let _ = done.send(*base);
+            }
         }
-        self.change_phase(|phase| match phase.into_ring() {
-            Some(ring) => Phase::Stopping { ring, stop, done },
-            None => Phase::Stopped { base: 0 },
-        });
     }
 
-    /// Ends a stop once nothing is in flight.
-    ///
-    /// A worker that was asked to help with a batch may still be on its way (`engine::file::share`). It finds nothing,
-    /// because all requests that it could have taken are back.
-    pub(super) fn finish_stop(&mut self) {
-        match &self.phase {
-            Phase::Stopping { ring, .. } if ring.owned.is_empty() => {}
-            _ => return,
-        }
-        self.publish();
-        let mut stopped = None;
-        self.change_phase(|phase| {
-            let Phase::Stopping { mut ring, stop, done } = phase else {
-                return phase;
-            };
-            let base = ring.hand_over(stop);
-            stopped = Some((done, base));
-            Phase::Stopped { base }
-        });
-        self.notifier.ring_stopped();
-        if let Some((done, base)) = stopped {
-            // The session may be gone.
-            let _ = done.send(base);
-        }
+    /// Returns whether the ring stops, and no chain is in flight.
+    pub(super) fn has_drained(&self) -> bool {
+        self.is_stopping() && self.ring().is_some_and(|ring| ring.owned.is_empty())
+    }
+
+    /// Ends a stop. Returns the base, and the channel that waits for it.
+    pub(super) fn finish_stop(&mut self) -> Option<(Sender<u16>, u16)> {
+        let Self::Started {
+            ring,
+            stage: Stage::Stopping { stop, done },
+        } = self
+        else {
+            return None;
+        };
+        let (base, done) = (ring.hand_over(*stop), done.clone());
+        *self = Self::Stopped { base };
+        Some((done, base))
     }
 }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use super::retry::FIRST_RETRY;
 use super::{BlkQueue, State};
 use crate::engine::{Channel, DiskView};
 
@@ -26,7 +25,7 @@ impl BlkQueue {
     pub(in crate::blk) fn resume(&self) {
         let mut state = self.state.borrow_mut();
         (state.quiesced, state.quiescing) = (false, None);
-        state.held.wait_again(FIRST_RETRY);
+        state.held.try_soon();
         drop(state);
         self.process();
     }

@@ -3,13 +3,13 @@
 //! The clock is read once per batch. A timer checks the requests in flight when the oldest could be too old. IOThread
 //! only.
 
-use std::rc::Weak;
 use std::time::{Duration, Instant};
 
-use super::{BlkQueue, State};
-use crate::aio::{AioContext, Timer};
+use super::ownership::Owned;
+use crate::aio::Timer;
 use crate::blk::failures::Place;
 use crate::blk::state::DeviceState;
+use crate::blk::stats::QueueStats;
 use crate::io::IoRequest;
 
 /// The start of each request in flight.
@@ -29,12 +29,8 @@ struct Begun {
 }
 
 impl Timeouts {
-    pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>, limit: Duration) -> Self {
-        let timer = ctx.timer(move |_| {
-            if let Some(queue) = queue.upgrade() {
-                queue.state.borrow_mut().report_late(queue.index, &queue.device);
-            }
-        });
+    /// `timer` calls [`report`](Self::report).
+    pub(super) fn new(limit: Duration, timer: Timer) -> Self {
         Self {
             limit,
             timer,
@@ -42,8 +38,7 @@ impl Timeouts {
         }
     }
 
-    /// These requests go to the engine now.
-    /// The disk begins at byte `start` of the node below.
+    /// These requests go to the engine now. The disk begins at byte `start` of the node below.
     pub(super) fn begin(&mut self, batch: &[Box<IoRequest>], start: u64) {
         if batch.is_empty() {
             return;
@@ -71,40 +66,35 @@ impl Timeouts {
             *begun = None;
         }
     }
-}
 
-impl State {
     /// Reports each request in flight that has become too old, once.
-    fn report_late(&mut self, index: u16, device: &DeviceState) {
-        let (Some(timeouts), Some(ring)) = (&mut self.timeouts, self.phase.ring()) else {
-            return;
-        };
+    pub(super) fn report(&mut self, owned: &Owned, queue: u16, device: &DeviceState, stats: &QueueStats) {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
-        for (head, entry) in (0u16..).zip(&mut timeouts.begun) {
+        for (head, entry) in (0u16..).zip(&mut self.begun) {
             let Some(begun) = *entry else { continue };
-            if !ring.owned.has(head) {
+            if !owned.has(head) {
                 *entry = None;
                 continue;
             }
             let age = now.saturating_duration_since(begun.at);
-            if age < timeouts.limit {
-                let due = begun.at + timeouts.limit;
+            if age < self.limit {
+                let due = begun.at + self.limit;
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
             *entry = None;
-            self.stats.late.add(1);
+            stats.late.add(1);
             let place = Place {
                 disk: &device.name,
-                queue: index,
+                queue,
                 op: begun.op,
                 sector: begun.sector,
             };
             device.failures.late(&place, age);
         }
         if let Some(next) = next {
-            timeouts.timer.arm(next);
+            self.timer.arm(next);
         }
     }
 }

@@ -4,16 +4,17 @@
 //! The rings that we see stay all zeroes forever, the driver kicks and waits, and nobody says why. So a ring that is
 //! kicked and stays untouched is reported, unless another queue of the disk has had a request. IOThread only.
 
-use std::rc::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::BlkQueue;
-use crate::aio::{AioContext, Timer};
+use crate::aio::Timer;
+use crate::blk::state::DeviceState;
+use crate::virtqueue::SplitRing;
 
 /// A kick comes after its request, so a request in shared memory never takes that long to appear.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The search for the first request in a ring.
 #[derive(Debug)]
 pub(super) struct UnsharedMemory {
     timer: Timer,
@@ -22,12 +23,8 @@ pub(super) struct UnsharedMemory {
 }
 
 impl UnsharedMemory {
-    pub(super) fn new(ctx: &AioContext, queue: Weak<BlkQueue>) -> Self {
-        let timer = ctx.timer(move |_| {
-            if let Some(queue) = queue.upgrade() {
-                queue.report_unshared();
-            }
-        });
+    /// `timer` calls [`report`].
+    pub(super) fn new(timer: Timer) -> Self {
         Self { timer, seen: false }
     }
 
@@ -36,43 +33,37 @@ impl UnsharedMemory {
         self.timer.cancel();
         self.seen = false;
     }
+
+    /// Returns whether something was in the ring.
+    #[inline]
+    pub(super) fn has_seen(&self) -> bool {
+        self.seen
+    }
+
+    /// Looks into the ring after a kick. A ring that is still empty, and `active`, is looked at again later.
+    pub(super) fn look(&mut self, ring: &SplitRing, active: bool, device: &DeviceState) {
+        if !ring.is_untouched() {
+            self.seen = true;
+            // Relaxed: only a report depends on it.
+            device.had_requests.store(true, Ordering::Relaxed);
+        } else if active && !self.timer.is_armed() {
+            self.timer.arm_in(PATIENCE);
+        }
+    }
 }
 
-impl BlkQueue {
-    /// Checks the ring after a kick, until something was in it.
-    #[inline]
-    pub(super) fn check_shared(&self) {
-        if !self.state.borrow().unshared.seen {
-            self.look_for_requests();
-        }
-    }
-
-    #[cold]
-    fn look_for_requests(&self) {
-        let mut state = self.state.borrow_mut();
-        let Some(ring) = state.phase.ring() else { return };
-        if !ring.split.is_untouched() {
-            state.unshared.seen = true;
-            // Relaxed: only a report depends on it.
-            self.device.had_requests.store(true, Ordering::Relaxed);
-        } else if state.active_ring().is_some() && !state.unshared.timer.is_armed() {
-            state.unshared.timer.arm_in(PATIENCE);
-        }
-    }
-
-    fn report_unshared(&self) {
-        let mut state = self.state.borrow_mut();
-        if state.active_ring().is_some_and(|ring| ring.split.is_untouched())
-            && !self.device.had_requests.load(Ordering::Relaxed)
-            && let Some(suppressed) = self.device.log.pass("unshared", "")
-        {
-            tracing::warn!(
-                disk = self.device.name,
-                queue = self.index,
-                suppressed,
-                "the driver has kicked this queue, and there is no request in it: is the guest's memory shared? (QEMU: \
-                 share=on on its memory backend)"
-            );
-        }
+/// Reports that a ring was kicked and is still empty.
+pub(super) fn report(ring: &SplitRing, queue: u16, device: &DeviceState) {
+    if ring.is_untouched()
+        && !device.had_requests.load(Ordering::Relaxed)
+        && let Some(suppressed) = device.log.pass("unshared", "")
+    {
+        tracing::warn!(
+            disk = device.name,
+            queue,
+            suppressed,
+            "the driver has kicked this queue, and there is no request in it: is the guest's memory shared? (QEMU: \
+             share=on on its memory backend)"
+        );
     }
 }

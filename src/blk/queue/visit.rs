@@ -5,10 +5,9 @@
 
 use std::rc::Rc;
 
-use super::complete::EarlyNotification;
+use super::early_notification::EarlyNotification;
 use super::latencies::{self, Nanos};
 use super::ownership::Slot;
-use super::phase::Phase;
 use super::ring::{Missing, QueueError, Ring};
 use super::{BlkQueue, State};
 use crate::blk::request::{self, Action, Rules, Status};
@@ -107,12 +106,11 @@ impl State {
     ) -> Option<Result<Collected, QueueError>> {
         let rules = device.rules(&self.view, self.write_through, self.inactive);
         let (stats, free) = (&*self.stats, &mut self.free);
-        match &mut self.phase {
-            Phase::Running(ring) if self.enabled && !self.quiesced => {
-                Some(ring.take(&rules, stats, free, batch))
-            }
-            _ => None,
+        if !self.enabled || self.quiesced {
+            return None;
         }
+        let ring = self.phase.running_ring()?;
+        Some(ring.take(&rules, stats, free, batch))
     }
 }
 
