@@ -1,7 +1,7 @@
 //! Gives advice in the words of the command line: the option to change for each error.
 
 use super::config::place::Place;
-use super::metrics;
+use super::socket_advice::{metrics_advice, server_advice};
 use crate::account;
 use crate::blk::device::TakeError;
 use crate::daemon::registry::OperationError;
@@ -11,7 +11,6 @@ use crate::error_chain::chain;
 use crate::holders::holders;
 use crate::sandbox;
 use crate::storage::{self, LockError};
-use crate::vhost_user::server::ServerError;
 
 /// Exit status for a wrong command line: another start cannot help.
 pub const WRONG_OPTION: u8 = 2;
@@ -95,7 +94,7 @@ pub(super) fn explain(error: &Error, form: Form, place: Option<&Place>) -> (Stri
         (Error::Sandbox(sandbox::Error::Missing(_)), _) => {
             Some("--sandbox on does not start without all of it, --sandbox auto would".to_owned())
         }
-        (Error::MetricsSocket(error), _) => metrics::advice(error),
+        (Error::MetricsSocket(error), _) => metrics_advice(error),
         _ => None,
     };
     let text = with_advice(chain(error), advice);
@@ -241,22 +240,6 @@ fn engine_advice(error: &engine::Error, words: &Words) -> Option<&'static str> {
     })
 }
 
-/// Explains what to do about a socket. `other` is the advice to choose another one.
-pub(super) fn server_advice(error: &ServerError, other: &str) -> Option<String> {
-    Some(match error {
-        ServerError::InUse(..) => format!("end that first, or {}", other),
-        ServerError::Ours(_) => other.to_owned(),
-        ServerError::NotASocket(_) => format!("remove it, or {}", other),
-        ServerError::Directory { .. } => format!("change that, or {}", other),
-        ServerError::Grant { .. } => {
-            "only a member of a group may give it a file, and only root may give a file to \
-                                      another user"
-                .to_owned()
-        }
-        _ => return None,
-    })
-}
-
 fn lock_advice(error: &LockError, words: &Words) -> Option<String> {
     let LockError::InUse { path, how } = error else {
         return None;
@@ -289,6 +272,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::vhost_user::server::ServerError;
 
     fn told(error: impl Into<OperationError>, form: Form) -> String {
         let error = Error::Operation {

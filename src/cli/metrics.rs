@@ -1,15 +1,13 @@
 //! `--metrics`: addresses at which metrics can be read.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::advice::server_advice;
 use super::keyval;
 use super::values::{parse_mode, parse_socket_path};
+use crate::daemon::MetricsAddress;
 use crate::daemon::options::read;
-use crate::daemon::{MetricsAddress, MetricsError};
 
 /// Parses the value of `--metrics`: `ADDR:PORT` or `unix:PATH[,mode=MODE][,group=GROUP]`.
 pub(super) fn parse_metrics(text: &str) -> Result<MetricsAddress, String> {
@@ -44,21 +42,6 @@ fn parse_unix(text: &str) -> Result<MetricsAddress, String> {
         mode: mode.map_err(|error| format!("mode: {error}"))?,
         group,
     })
-}
-
-/// Explains what to do about an address that cannot be used.
-pub(super) fn advice(error: &MetricsError) -> Option<String> {
-    let told = match error {
-        MetricsError::Unix(error) => return server_advice(error, "choose another --metrics"),
-        MetricsError::Tcp { source, .. } => match source.kind() {
-            ErrorKind::AddrInUse => "end the process that listens there, or choose another port",
-            ErrorKind::AddrNotAvailable => "choose an address of this machine, or 127.0.0.1",
-            ErrorKind::PermissionDenied => "choose a port from 1024 on, or start as root",
-            _ => return None,
-        },
-        MetricsError::Group(_) => return None,
-    };
-    Some(told.to_owned())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod metrics;
 mod monitor;
 mod options;
 mod short;
+mod socket_advice;
 mod values;
 
 pub use advice::{Form, WRONG_OPTION};

@@ -8,6 +8,7 @@ use std::ptr;
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
+use super::volatile::read_volatile_16;
 use super::zero;
 use crate::guard::{has_lost, losses};
 
@@ -262,21 +263,6 @@ pub(crate) fn own(base: *mut libc::c_void, distance: usize) -> *mut u8 {
         // The mapping's provenance is exposed (`memory`).
         _ => ptr::with_exposed_provenance_mut(base.addr().wrapping_sub(distance)),
     }
-}
-
-/// Copies sixteen bytes, each once, that the guest may write at the same time.
-///
-/// # Safety
-/// `ptr` is valid for sixteen bytes (it may be unaligned).
-#[inline]
-pub(crate) unsafe fn read_volatile_16(ptr: *const u8) -> [u8; 16] {
-    // A volatile read of an array would be one read per byte.
-    #[derive(Clone, Copy)]
-    #[repr(C, packed)]
-    struct Unaligned(u128);
-    // SAFETY: valid (the caller's promise), and the type needs no alignment.
-    let Unaligned(word) = unsafe { ptr.cast::<Unaligned>().read_volatile() };
-    word.to_ne_bytes()
 }
 
 #[cfg(test)]

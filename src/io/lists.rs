@@ -7,22 +7,8 @@
 //! - A *part* owns a reference to its parent request. The parent stays in its slot until the part's list is cleared
 //!   (see `split`).
 
-use super::split::Parent;
-use super::{IoRequest, IoVecs, Requests};
-
-/// The lists of a request besides its own. Empty lists are kept for their capacity.
-#[derive(Debug, Default)]
-pub(super) struct Lists {
-    /// The memory of all members of a group, the leader's first.
-    group: IoVecs,
-    followers: Requests,
-    /// The leader's own `iov`, while there are followers.
-    leader: IoVecs,
-    /// A part of another request's memory.
-    part: IoVecs,
-    /// The owner of the part's memory. Declared after `part`, because fields are dropped in this order.
-    parent: Option<Parent>,
-}
+use super::IoVecs;
+use super::request::{IoRequest, Parent};
 
 impl IoRequest {
     /// Returns whether the request has followers.
@@ -98,13 +84,16 @@ impl IoRequest {
         }
     }
 
-    /// Makes this request a child of `parent`, with `len` bytes of the parent's memory from byte `at` on.
-    pub(super) fn become_part(&mut self, parent: Parent, at: usize, len: usize) {
+    /// Makes this request a child of `parent`, with `len` bytes of `memory` from byte `at` on.
+    ///
+    /// # Safety
+    /// `memory` is the list of the request that waits in `parent`, and stays as it is while `parent` exists.
+    pub(super) unsafe fn become_part(&mut self, parent: Parent, memory: &IoVecs, at: usize, len: usize) {
         let lists = self.lists.get_or_insert_default();
         debug_assert!(lists.parent.is_none() && lists.followers.is_empty());
-        // SAFETY: `Parent` keeps the parent request and its list in place, and the part is cleared or dropped before
+        // SAFETY: `parent` keeps the list in place (the caller's promise), and the part is cleared or dropped before
         // it.
-        parent.with_memory(|memory| unsafe { lists.part.append_part(memory, at, len) });
+        unsafe { lists.part.append_part(memory, at, len) };
         lists.parent = Some(parent);
     }
 

@@ -6,9 +6,11 @@ mod iovec;
 mod lists;
 mod request;
 mod split;
+mod volatile;
 mod zero;
 
 pub use iovec::IoVecs;
-pub(crate) use iovec::{own, read_volatile_16};
+pub(crate) use iovec::own;
 pub use request::{Completer, IoOp, IoRange, IoRequest, Requests};
 pub use split::{Split, Splitter};
+pub(crate) use volatile::read_volatile_16;

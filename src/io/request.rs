@@ -8,7 +8,6 @@ use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 
 use super::IoVecs;
-use super::lists::Lists;
 
 /// Requests that are passed on. Boxed, because each of them moves on by itself and is recycled.
 #[allow(clippy::vec_box, reason = "each box moves on without a copy")]
@@ -126,6 +125,27 @@ pub struct IoRequest {
     completer: Option<SendWrapper<Rc<dyn Completer>>>,
     /// Memory besides `iov`: that of the followers, or a part of another request's.
     pub(super) lists: Option<Box<Lists>>,
+}
+
+/// The lists of a request besides its own (see `lists`). Empty lists are kept for their capacity.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    /// The memory of all members of a group, the leader's first.
+    pub(super) group: IoVecs,
+    pub(super) followers: Requests,
+    /// The leader's own `iov`, while there are followers.
+    pub(super) leader: IoVecs,
+    /// A part of another request's memory.
+    pub(super) part: IoVecs,
+    /// The owner of the part's memory. Declared after `part`, because fields are dropped in this order.
+    pub(super) parent: Option<Parent>,
+}
+
+/// A child's reference to its parent, which stays in its slot as long as this exists (see `split`).
+#[derive(Debug)]
+pub(super) struct Parent {
+    pub(super) splitter: SendWrapper<Rc<dyn Completer>>,
+    pub(super) slot: usize,
 }
 
 impl Default for IoRequest {

@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 
 use send_wrapper::SendWrapper;
 
-use super::{Completer, IoRequest, IoVecs, Requests};
+use super::request::{Completer, IoRequest, Parent, Requests};
 
 /// Splits requests into children and combines their results. IOThread only.
 #[derive(Debug)]
@@ -36,22 +36,6 @@ struct Slot {
     left: usize,
     /// The first error of a child.
     error: Option<io::Error>,
-}
-
-/// A child's reference to its parent. The parent stays in its slot as long as this exists.
-#[derive(Debug)]
-pub(super) struct Parent {
-    splitter: SendWrapper<Rc<Splitter>>,
-    slot: usize,
-}
-
-impl Parent {
-    /// Calls `f` with the memory of the parent.
-    pub(super) fn with_memory(&self, f: impl FnOnce(&IoVecs)) {
-        let slots = self.splitter.slots.borrow();
-        let parent = slots.slots[self.slot].parent.as_ref();
-        f(parent.expect("a parent waits for its children").alone());
-    }
 }
 
 impl Splitter {
@@ -101,8 +85,9 @@ impl Splitter {
         child.offset = parent_request.offset.saturating_add(at as u64);
         child.ranges.clear();
         child.result = Ok(());
+        // SAFETY: the parent waits in this slot, without followers, until its last child has left it.
+        unsafe { child.become_part(parent, parent_request.alone(), at, len) };
         drop(slots);
-        child.become_part(parent, at, len);
         child.set_completer(self.me.upgrade().expect("called on a live splitter"));
         child
     }
@@ -134,7 +119,7 @@ impl Completer for Splitter {
     fn complete(&self, mut child: Box<IoRequest>) {
         let parent = child.leave_parent().expect("only children have this completer");
         assert!(
-            std::ptr::eq(&raw const **parent.splitter, self),
+            std::ptr::addr_eq(Rc::as_ptr(&parent.splitter), self),
             "a child of another splitter"
         );
         let error = std::mem::replace(&mut child.result, Ok(())).err();
@@ -155,7 +140,7 @@ impl Split {
     /// operation, token and offset of the parent. The caller may change operation, offset and ranges.
     pub fn child(&self, at: usize, len: usize) -> Box<IoRequest> {
         let parent = Parent {
-            splitter: SendWrapper::new(Rc::clone(&self.splitter)),
+            splitter: SendWrapper::new(Rc::clone(&self.splitter) as _),
             slot: self.slot,
         };
         self.splitter.child(parent, at, len)

@@ -3,7 +3,7 @@
 //! Nearly all memory is not, and the first look at its start, middle and end shows that. So such memory costs a few
 //! cycles, however long it is.
 
-use super::iovec::read_volatile_16;
+use super::volatile::read_volatile_16;
 
 /// Number of bytes that are read between two decisions.
 const BLOCK: usize = 64;

@@ -1,0 +1,16 @@
+//! Reads of guest memory that may change meanwhile.
+
+/// Copies sixteen bytes, each once, that the guest may write at the same time.
+///
+/// # Safety
+/// `ptr` is valid for sixteen bytes (it may be unaligned).
+#[inline]
+pub(crate) unsafe fn read_volatile_16(ptr: *const u8) -> [u8; 16] {
+    // A volatile read of an array would be one read per byte.
+    #[derive(Clone, Copy)]
+    #[repr(C, packed)]
+    struct Unaligned(u128);
+    // SAFETY: valid (the caller's promise), and the type needs no alignment.
+    let Unaligned(word) = unsafe { ptr.cast::<Unaligned>().read_volatile() };
+    word.to_ne_bytes()
+}
