@@ -6,14 +6,11 @@
 //!
 //! Everything here belongs to one thread and takes no lock. In the steady state nothing is allocated.
 
-use std::{
-    any::Any,
-    cell::{Cell, RefCell},
-    fmt, mem,
-    panic::{self, AssertUnwindSafe},
-    rc::Rc,
-    thread,
-};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::{fmt, mem, thread};
 
 thread_local! {
     static QUEUE: Queue = const { Queue { depth: Cell::new(0), next: RefCell::new(Vec::new()), spare: Cell::new(Vec::new()) } };

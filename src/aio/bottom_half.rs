@@ -1,17 +1,13 @@
 //! Bottom halves: callbacks that any thread can schedule.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    fmt,
-    rc::{Rc, Weak},
-};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::{Rc, Weak};
 
-use super::{
-    AioContext, Inner,
-    bh_word::{BhHandle, BhWord},
-    notify::Notify,
-};
+use super::bh_word::{BhHandle, BhWord};
+use super::notify::Notify;
+use super::{AioContext, Inner};
 use crate::sync::Arc;
 
 pub(super) type Callback = Rc<dyn Fn(&AioContext)>;

@@ -1,26 +1,21 @@
 //! The loop itself.
 
-use std::{
-    cell::{Cell, OnceCell, RefCell},
-    fmt,
-    os::fd::AsRawFd,
-    rc::{Rc, Weak},
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt;
+use std::os::fd::AsRawFd;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
 
-use super::{
-    AioHandle, BottomHalf, Error, FdHandler, InProgress, Poller, PollerHandle, Timer,
-    adaptive::{PollWindow, PollWindows},
-    bottom_half::BottomHalves,
-    fd::FdHandlers,
-    handle::{CommandQueue, Shared},
-    notify::Notify,
-    poller::Pollers,
-    task,
-    timer::Timers,
-};
+use super::adaptive::{PollWindow, PollWindows};
+use super::bottom_half::BottomHalves;
+use super::fd::FdHandlers;
+use super::handle::{CommandQueue, Shared};
+use super::notify::Notify;
+use super::poller::Pollers;
+use super::timer::Timers;
+use super::{AioHandle, BottomHalf, Error, FdHandler, InProgress, Poller, PollerHandle, Timer, task};
 use crate::sync::Arc;
 
 /// The interval at which fds are checked while pollers always find work.

@@ -4,13 +4,11 @@
 //! `EventOps` of one subscriber. So the only subscriber just collects the ready fds. The context runs their handlers
 //! after the wait, when they may freely add and remove fds.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    fmt,
-    os::fd::{AsRawFd, RawFd},
-    rc::{Rc, Weak},
-};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::{Rc, Weak};
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,

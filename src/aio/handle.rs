@@ -1,8 +1,12 @@
 //! The handle with which other threads reach a context.
 
-use std::{collections::VecDeque, fmt};
+use std::collections::VecDeque;
+use std::fmt;
 
-use super::{AioContext, Error, bh_word::BhHandle, figures::LoopFigures, notify::Notify};
+use super::bh_word::BhHandle;
+use super::figures::LoopFigures;
+use super::notify::Notify;
+use super::{AioContext, Error};
 use crate::sync::{Arc, Mutex, lock};
 
 pub(super) type Command = Box<dyn FnOnce(&AioContext) + Send>;

@@ -1,15 +1,14 @@
 //! IOThreads: threads that run an event loop.
 
-use std::{
-    cell::Cell,
-    sync::mpsc,
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::cell::Cell;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::thread::gettid;
 
-use super::{AioContext, AioHandle, Error, adaptive::PollWindow};
+use super::adaptive::PollWindow;
+use super::{AioContext, AioHandle, Error};
 use crate::panics::Panic;
 
 /// The settings of an IOThread.

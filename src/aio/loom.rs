@@ -1,16 +1,12 @@
 //! Loom models of the state that a context shares with other threads.
 
-use loom::{
-    model::Builder,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
-};
+use loom::model::Builder;
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::thread;
 
-use super::{
-    bh_word::{BhHandle, BhWord},
-    handle::CommandQueue,
-    notify::Notify,
-};
+use super::bh_word::{BhHandle, BhWord};
+use super::handle::CommandQueue;
+use super::notify::Notify;
 use crate::sync::Arc;
 
 fn model(body: impl Fn() + Sync + Send + 'static) {

@@ -30,19 +30,17 @@ use std::os::fd::RawFd;
 
 pub use event_manager::EventSet;
 
+pub use self::bh_word::BhHandle;
+pub use self::bottom_half::BottomHalf;
 use self::context::Inner;
-pub use self::{
-    bh_word::BhHandle,
-    bottom_half::BottomHalf,
-    context::{AioContext, WeakAioContext},
-    fd::FdHandler,
-    figures::LoopFigures,
-    handle::AioHandle,
-    io_thread::{IoThread, IoThreadConfig},
-    poller::{InProgress, Poller, PollerHandle},
-    remote::{Gone, Remote},
-    timer::Timer,
-};
+pub use self::context::{AioContext, WeakAioContext};
+pub use self::fd::FdHandler;
+pub use self::figures::LoopFigures;
+pub use self::handle::AioHandle;
+pub use self::io_thread::{IoThread, IoThreadConfig};
+pub use self::poller::{InProgress, Poller, PollerHandle};
+pub use self::remote::{Gone, Remote};
+pub use self::timer::Timer;
 
 /// An event loop could not be set up or used.
 #[derive(Debug, thiserror::Error)]

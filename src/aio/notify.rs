@@ -59,7 +59,8 @@ pub(crate) use eventfd::EventNotifier;
 
 #[cfg(not(loom))]
 mod eventfd {
-    use std::{io, os::fd::AsRawFd, os::fd::RawFd};
+    use std::io;
+    use std::os::fd::{AsRawFd, RawFd};
 
     use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -94,7 +95,8 @@ pub(crate) use model::EventNotifier;
 
 #[cfg(loom)]
 mod model {
-    use std::{io, os::fd::AsRawFd, os::fd::RawFd};
+    use std::io;
+    use std::os::fd::{AsRawFd, RawFd};
 
     use crate::sync::{Condvar, Mutex, lock};
 

@@ -1,11 +1,9 @@
 //! Adaptive polling: checks memory for a while, which may avoid the cost of a sleep and a wakeup.
 
-use std::{
-    cell::{Cell, RefCell},
-    fmt, mem,
-    rc::{Rc, Weak},
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+use std::{fmt, mem};
 
 use super::{AioContext, Inner};
 

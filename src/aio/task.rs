@@ -1,12 +1,10 @@
 //! Local tasks: futures that run on the context's thread. Each is woken through its own bottom half.
 
-use std::{
-    cell::{Cell, OnceCell, RefCell},
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Wake, Waker},
-};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 
 use super::{AioContext, BhHandle, BottomHalf};
 

@@ -3,17 +3,16 @@
 //! The timerfd is set only when the context is about to block, and only if it would otherwise fire too late. So a timer
 //! that is armed and cancelled between two waits costs no system call.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
-    fmt,
-    rc::{Rc, Weak},
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{AioContext, Error, Inner, bottom_half::Callback};
+use super::bottom_half::Callback;
+use super::{AioContext, Error, Inner};
 
 /// A deadline and a number that makes the key unique. Timers with equal deadlines run in the order of arming.
 type Key = (Instant, u64);

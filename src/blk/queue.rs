@@ -13,8 +13,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, atomic::Ordering};
 
 use super::state::DeviceState;
 use super::stats::QueueStats;

@@ -1,16 +1,12 @@
 //! The state that the context shares with the workers: one lock, two condition variables.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use super::{
-    figures::{Counters, PoolFigures},
-    shares::ShareId,
-    state::State,
-    steps::{Actions, Next, Queued, Woken},
-};
+use super::figures::{Counters, PoolFigures};
+use super::shares::{Queued, ShareId};
+use super::state::State;
+use super::steps::{Actions, Next, Woken};
 use crate::aio::adaptive::PollWindow;
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
 
@@ -344,7 +340,8 @@ impl<W> Core<W> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{sync::Mutex as StdMutex, thread};
+    use std::sync::Mutex as StdMutex;
+    use std::thread;
 
     use super::*;
     use crate::thread_pool::ThreadPoolParams;

@@ -1,9 +1,7 @@
 //! The limits and counters of a pool.
 
-use std::{
-    iter,
-    sync::{Arc, OnceLock},
-};
+use std::iter;
+use std::sync::{Arc, OnceLock};
 
 use crate::counter::Counter;
 

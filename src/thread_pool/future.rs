@@ -1,10 +1,8 @@
 //! Futures of a job's result.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
-    task::{Context, Poll, Waker},
-};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 
 use super::{Outcome, Work};
 use crate::aio::AioContext;

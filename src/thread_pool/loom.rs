@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
-use loom::{model::Builder, thread};
+use loom::model::Builder;
+use loom::thread;
 
-use super::{
-    core::{Batch, Core, Finished, Host, Outcome},
-    figures::ThreadPoolParams,
-    shares::ShareId,
-    state::State,
-    steps::Actions,
-};
-use crate::{
-    aio::{BhHandle, loom::Loop},
-    sync::Arc,
-};
+use super::core::{Batch, Core, Finished, Host, Outcome};
+use super::figures::ThreadPoolParams;
+use super::shares::ShareId;
+use super::state::State;
+use super::steps::Actions;
+use crate::aio::BhHandle;
+use crate::aio::loom::Loop;
+use crate::sync::Arc;
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();

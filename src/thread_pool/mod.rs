@@ -25,12 +25,10 @@ mod state;
 mod steps;
 mod worker;
 
-pub use self::{
-    core::Outcome,
-    figures::{Counters, PoolFigures, PoolTotals, ThreadPoolParams},
-    pool::{ThreadPool, WorkId},
-    spawner::Spawner,
-};
+pub use self::core::Outcome;
+pub use self::figures::{Counters, PoolFigures, PoolTotals, ThreadPoolParams};
+pub use self::pool::{ThreadPool, WorkId};
+pub use self::spawner::Spawner;
 use crate::aio::AioContext;
 
 /// A job, which may block.

@@ -1,30 +1,23 @@
 //! The part of the pool that the context's thread uses.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    fmt,
-    rc::{Rc, Weak},
-    sync::{Arc, atomic::Ordering},
-    thread,
-    time::Duration,
-};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::{fmt, thread};
 
 use smallvec::SmallVec;
 
-use super::{
-    Counters, PoolFigures, Spawner, ThreadPoolParams, Work,
-    core::{Core, Finished},
-    future,
-    shares::ShareId,
-    state::{BATCH, State},
-    steps::Actions,
-    worker::{Shared, run_one},
-};
-use crate::{
-    aio::{AioContext, BottomHalf, Timer, WeakAioContext},
-    defer::DeferScope,
-};
+use super::core::{Core, Finished};
+use super::shares::ShareId;
+use super::state::{BATCH, State};
+use super::steps::Actions;
+use super::worker::{Shared, run_one};
+use super::{Counters, PoolFigures, Spawner, ThreadPoolParams, Work, future};
+use crate::aio::{AioContext, BottomHalf, Timer, WeakAioContext};
+use crate::defer::DeferScope;
 
 /// The interval at which the pool checks whether it needs more workers, while jobs stay queued.
 const STALL_TIME: Duration = Duration::from_millis(2);

@@ -5,7 +5,12 @@
 
 use std::collections::VecDeque;
 
-use super::steps::Queued;
+/// A queued job.
+#[derive(Debug)]
+pub(super) struct Queued<W> {
+    pub(super) id: u64,
+    pub(super) work: W,
+}
 
 /// Identifies a share of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

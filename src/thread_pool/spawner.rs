@@ -1,10 +1,8 @@
 //! The spawner: creates the threads of a pool.
 
-use std::{
-    fmt, io,
-    sync::Arc,
-    thread::{Builder, JoinHandle},
-};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::{fmt, io};
 
 type Body = Box<dyn FnOnce() + Send>;
 type Spawn = dyn Fn(String, Body) -> io::Result<JoinHandle<()>> + Send + Sync;

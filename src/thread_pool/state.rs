@@ -7,11 +7,12 @@
 //! - While jobs are queued that a worker may take (see `shares`), something will take them: a worker that runs a job, a
 //!   wakeup not consumed yet, a thread requested or created, or (without any worker) `Actions::inline` was returned.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::figures::{Counters, PoolFigures, ThreadPoolParams};
-use super::shares::{ShareId, Shares};
-use super::steps::{Actions, Next, Queued, Watch, Woken};
+use super::shares::{Queued, ShareId, Shares};
+use super::steps::{Actions, Next, Watch, Woken};
 
 #[cfg(all(test, not(loom)))]
 mod model;

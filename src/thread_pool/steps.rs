@@ -2,13 +2,6 @@
 
 use super::shares::ShareId;
 
-/// A queued job.
-#[derive(Debug)]
-pub(super) struct Queued<W> {
-    pub(super) id: u64,
-    pub(super) work: W,
-}
-
 /// Actions to carry out after releasing the lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]

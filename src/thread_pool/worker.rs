@@ -1,25 +1,19 @@
 //! The workers, and the state they share with the context.
 
+use std::sync::Arc;
 #[cfg(not(tsan))]
 use std::sync::Mutex;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 #[cfg(tsan)]
 use crate::sync::Mutex;
 
-use super::{
-    Outcome, Spawner, Work,
-    core::{Batch, Core, Finished, Host},
-    state::QUICK,
-    steps::{Actions, Watch},
-};
+use super::core::{Batch, Core, Finished, Host};
+use super::state::QUICK;
+use super::steps::{Actions, Watch};
+use super::{Outcome, Spawner, Work};
 use crate::aio::BhHandle;
 use crate::panics;
 

@@ -1,12 +1,10 @@
 //! The event loop, driven by hand.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, BottomHalf, EventSet, FdHandler, Timer};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

@@ -1,14 +1,11 @@
 //! IOThreads and local tasks.
 
-use std::{
-    cell::Cell,
-    fs,
-    future::{pending, poll_fn},
-    rc::Rc,
-    sync::{Arc, Mutex, mpsc},
-    task::{Poll, Waker},
-    thread,
-};
+use std::cell::Cell;
+use std::future::{pending, poll_fn};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Poll, Waker};
+use std::{fs, thread};
 
 use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
 

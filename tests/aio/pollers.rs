@@ -1,15 +1,11 @@
 //! Adaptive polling.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, EventSet, Poller, PollerHandle};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

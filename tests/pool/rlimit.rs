@@ -1,13 +1,12 @@
 //! A real limit on the number of threads (RLIMIT_NPROC), in a process of its own.
 
-use std::{
-    sync::{Arc, Mutex},
-    thread::{self, ThreadId},
-};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 
 use crate::support::*;
 use testkit::process::run_alone;
-use vhost_user_blk::{aio::AioContext, thread_pool::Work};
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::thread_pool::Work;
 
 /// A user that owns no other process, because the limit counts per user.
 const LONELY_UID: libc::uid_t = 0x5eed_b10c;

@@ -1,17 +1,13 @@
 //! A pool, jobs with gates, and a log of completions.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    sync::{Arc, Condvar, Mutex},
-    thread,
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use vhost_user_blk::{
-    aio::AioContext,
-    thread_pool::{Spawner, Work},
-};
+use vhost_user_blk::aio::AioContext;
+use vhost_user_blk::thread_pool::{Spawner, Work};
 
 pub(crate) use vhost_user_blk::thread_pool::{Counters, Outcome, ThreadPool, ThreadPoolParams, WorkId};
 

@@ -1,23 +1,16 @@
 //! The thread pool, with jobs that wait at gates.
 
-use std::{
-    cell::Cell,
-    io,
-    rc::Rc,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use crate::support::*;
-use vhost_user_blk::{
-    aio::{AioContext, IoThread, IoThreadConfig},
-    defer::DeferredCall,
-    thread_pool::{Spawner, Work},
-};
+use vhost_user_blk::aio::{AioContext, IoThread, IoThreadConfig};
+use vhost_user_blk::defer::DeferredCall;
+use vhost_user_blk::thread_pool::{Spawner, Work};
 
 /// Returns a gate that is open, for jobs that do not wait.
 fn opened(rig: &Rig) -> Arc<Gate> {

@@ -6,7 +6,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use io_uring::{Builder, IoUring, cqueue, opcode, register::Restriction, squeue, types::Fixed};
+use io_uring::register::Restriction;
+use io_uring::types::Fixed;
+use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::kernel_queue::{Completion, KernelQueue};

@@ -1,5 +1,6 @@
 use super::*;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 
 fn nothing() -> io::Result<()> {
     Ok(())
