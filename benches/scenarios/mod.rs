@@ -79,7 +79,7 @@ fn bottom_halves(count: u16) -> Box<dyn FnMut()> {
     let runs = Rc::new(Cell::new(0_u64));
     let make = |_| {
         let runs = Rc::clone(&runs);
-        ctx.bottom_half(move |_| runs.set(runs.get() + 1))
+        ctx.bottom_half(move || runs.set(runs.get() + 1))
     };
     let bhs: Vec<BottomHalf> = (0..count).map(make).collect();
     let mut expected = 0;

@@ -7,11 +7,10 @@ use std::rc::{Rc, Weak};
 
 use super::bh_word::{BhHandle, BhWord};
 use super::notify::Notify;
-use super::{AioContext, Inner};
 use crate::sync::Arc;
 
-pub(super) type Callback = Rc<dyn Fn(&AioContext)>;
-type Oneshot = Box<dyn FnOnce(&AioContext)>;
+pub(super) type Callback = Rc<dyn Fn()>;
+type Oneshot = Box<dyn FnOnce()>;
 
 /// The bottom halves of one context. Used only by its thread.
 #[derive(Default)]
@@ -97,7 +96,7 @@ impl BottomHalves {
     ///
     /// What callbacks schedule waits for the next pass. A bit stays set until its turn comes, so if a callback runs a
     /// nested pass, that pass serves the rest of this one.
-    pub(super) fn run(&self, ctx: &AioContext) -> bool {
+    pub(super) fn run(&self) -> bool {
         let mut progress = false;
         let mut number = 0;
         while let Some((word, mut due)) = self.snapshot(number) {
@@ -109,12 +108,12 @@ impl BottomHalves {
                 if (word.take_idle(mask) || scheduled)
                     && let Some(callback) = word.callback(mask)
                 {
-                    callback(ctx);
+                    callback();
                     progress |= scheduled;
                 }
             }
         }
-        self.run_oneshots(ctx) | progress
+        self.run_oneshots() | progress
     }
 
     fn snapshot(&self, number: usize) -> Option<(Rc<Word>, u64)> {
@@ -123,7 +122,7 @@ impl BottomHalves {
         Some((Rc::clone(word), word.shared.pending() | word.idle.get()))
     }
 
-    fn run_oneshots(&self, ctx: &AioContext) -> bool {
+    fn run_oneshots(&self) -> bool {
         let mut due = self.oneshots.borrow().len();
         let progress = due > 0;
         while due > 0 {
@@ -131,7 +130,7 @@ impl BottomHalves {
             let Some(callback) = self.oneshots.borrow_mut().pop_front() else {
                 break;
             };
-            callback(ctx);
+            callback();
         }
         progress
     }
@@ -147,8 +146,8 @@ pub struct BottomHalf {
 }
 
 impl BottomHalf {
-    pub(super) fn new(inner: &Inner, callback: Callback) -> Self {
-        let (word, handle) = inner.bottom_halves.add(&inner.shared.notify, callback);
+    pub(super) fn new(bottom_halves: &BottomHalves, notify: &Arc<Notify>, callback: Callback) -> Self {
+        let (word, handle) = bottom_halves.add(notify, callback);
         Self { handle, word }
     }
 

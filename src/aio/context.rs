@@ -1,6 +1,6 @@
 //! The loop itself.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use event_manager::EventSet;
 
 use super::adaptive::{PollWindow, PollWindows};
-use super::bottom_half::BottomHalves;
-use super::fd::FdHandlers;
-use super::handle::{CommandQueue, Shared};
+use super::bottom_half::{BottomHalf, BottomHalves};
+use super::commands::CommandQueue;
+use super::error::Error;
+use super::fd::{FdHandler, FdHandlers};
+use super::figures::LoopFigures;
 use super::notify::Notify;
-use super::poller::Pollers;
-use super::timer::Timers;
-use super::{AioHandle, BottomHalf, Error, FdHandler, InProgress, Poller, PollerHandle, Timer, task};
+use super::poller::{InProgress, Poller, PollerHandle, Pollers};
+use super::timer::{Timer, Timers};
 use crate::sync::Arc;
 
 /// The interval at which fds are checked while pollers always find work.
@@ -50,12 +51,21 @@ impl fmt::Debug for WeakAioContext {
     }
 }
 
+pub(super) type Command = Box<dyn FnOnce(&AioContext) + Send>;
+
+/// The part of a context that other threads may touch.
+pub(super) struct Shared {
+    pub(super) notify: Arc<Notify>,
+    pub(super) commands: CommandQueue<Command>,
+    pub(super) figures: std::sync::Arc<LoopFigures>,
+}
+
 pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
     pub(super) bottom_halves: BottomHalves,
-    pub(super) fds: FdHandlers,
-    pub(super) timers: Timers,
-    pub(super) pollers: Pollers,
+    fds: FdHandlers,
+    timers: Timers,
+    pollers: Pollers,
     /// Runs the commands that other threads sent.
     commands: OnceCell<BottomHalf>,
     windows: PollWindows,
@@ -87,19 +97,15 @@ impl AioContext {
         });
         inner.add_wakeups()?;
         let ctx = Self { inner };
-        let commands = ctx.bottom_half(|ctx| ctx.inner.run_commands(ctx));
+        let weak = ctx.downgrade();
+        let commands = ctx.bottom_half(move || {
+            if let Some(ctx) = weak.upgrade() {
+                ctx.run_commands();
+            }
+        });
         let unset = ctx.inner.commands.set(commands);
         debug_assert!(unset.is_ok());
         Ok(ctx)
-    }
-
-    /// Returns the handle with which other threads reach this context.
-    #[must_use]
-    pub fn handle(&self) -> AioHandle {
-        AioHandle {
-            shared: Arc::clone(&self.inner.shared),
-            commands: self.inner.commands().handle(),
-        }
     }
 
     /// Returns a weak reference, for use in callbacks: a context that its own callbacks own never ends.
@@ -110,13 +116,19 @@ impl AioContext {
         }
     }
 
+    /// Returns the reference that a registration keeps, to undo itself.
+    fn weak(&self) -> Weak<Inner> {
+        Rc::downgrade(&self.inner)
+    }
+
     /// Makes a bottom half. `callback` runs once after it was scheduled.
-    pub fn bottom_half(&self, callback: impl Fn(&Self) + 'static) -> BottomHalf {
-        BottomHalf::new(&self.inner, Rc::new(callback))
+    pub fn bottom_half(&self, callback: impl Fn() + 'static) -> BottomHalf {
+        let notify = &self.inner.shared.notify;
+        BottomHalf::new(&self.inner.bottom_halves, notify, Rc::new(callback))
     }
 
     /// Runs `callback` once, in the next pass.
-    pub fn oneshot(&self, callback: impl FnOnce(&Self) + 'static) {
+    pub fn oneshot(&self, callback: impl FnOnce() + 'static) {
         self.inner.bottom_halves.push_oneshot(Box::new(callback));
     }
 
@@ -132,19 +144,25 @@ impl AioContext {
         &self,
         source: impl AsRawFd + 'static,
         events: EventSet,
-        callback: impl Fn(&Self, EventSet) + 'static,
+        callback: impl Fn(EventSet) + 'static,
     ) -> Result<FdHandler, Error> {
-        FdHandler::new(self, Box::new(source), events, Rc::new(callback))
+        FdHandler::new(
+            &self.inner.fds,
+            self.weak(),
+            Box::new(source),
+            events,
+            Rc::new(callback),
+        )
     }
 
     /// Makes a timer. It is not armed yet.
-    pub fn timer(&self, callback: impl Fn(&Self) + 'static) -> Timer {
-        Timer::new(self, Rc::new(callback))
+    pub fn timer(&self, callback: impl Fn() + 'static) -> Timer {
+        Timer::new(self.weak(), Rc::new(callback))
     }
 
     /// Registers `poller`, which the loop polls before it blocks.
     pub fn add_poller(&self, poller: Rc<dyn Poller>) -> PollerHandle {
-        PollerHandle::new(self, poller)
+        PollerHandle::new(&self.inner.pollers, self.weak(), poller)
     }
 
     /// Returns the count of what waits for work in progress. It decides which polling window a wait gets.
@@ -163,24 +181,17 @@ impl AioContext {
         self.inner.windows.max()
     }
 
-    /// Runs `future` on this context, starting with the next pass.
-    pub fn spawn_local(&self, future: impl Future<Output = ()> + 'static) {
-        task::spawn(self, future);
-    }
-
-    /// Runs the loop until `future` is done.
-    pub fn block_on<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
-        let result = Rc::new(RefCell::new(None));
-        let slot = Rc::clone(&result);
-        self.spawn_local(async move {
-            let value = future.await;
-            slot.replace(Some(value));
-        });
-        loop {
-            if let Some(value) = result.take() {
-                return value;
+    /// Runs the commands sent so far. If a command runs a nested pass, that pass continues with the next command.
+    fn run_commands(&self) {
+        let commands = &self.inner.shared.commands;
+        for _ in 0..commands.len() {
+            let Some((command, more)) = commands.pop() else {
+                return;
+            };
+            if more {
+                self.inner.commands().schedule();
             }
-            self.poll(true);
+            command(self);
         }
     }
 
@@ -191,16 +202,16 @@ impl AioContext {
         let inner = &*self.inner;
         let mut progress = false;
         if !blocking {
-            progress |= inner.pollers.has_begun() && inner.pollers.poll(self);
+            progress |= inner.pollers.has_begun() && inner.pollers.poll();
             inner.look_at_fds(0);
         } else if inner.has_work() {
             progress |= self.poll_while_busy();
         } else {
             progress |= self.wait();
         }
-        progress |= inner.bottom_halves.run(self);
-        progress |= inner.fds.run(self);
-        progress |= inner.timers.run(self);
+        progress |= inner.bottom_halves.run();
+        progress |= inner.fds.run();
+        progress |= inner.timers.run();
         progress
     }
 
@@ -210,7 +221,7 @@ impl AioContext {
             self.inner.look_at_fds(0);
             return false;
         }
-        let progress = self.inner.pollers.poll(self);
+        let progress = self.inner.pollers.poll();
         self.inner.look_at_fds_at_times(Instant::now());
         progress
     }
@@ -234,7 +245,7 @@ impl AioContext {
         inner.count_poll(polls, false);
         if inner.pollers.end() {
             inner.look_at_fds(0);
-            return inner.pollers.poll(self);
+            return inner.pollers.poll();
         }
         inner.pollers.sweep(start, inner.windows.max());
         inner.block();
@@ -255,7 +266,7 @@ impl AioContext {
             .next_deadline()
             .map_or(start + window, |timer| timer.min(start + window));
         loop {
-            let progress = inner.pollers.poll(self);
+            let progress = inner.pollers.poll();
             let now = Instant::now();
             if progress || inner.has_work() {
                 inner.look_at_fds_at_times(now);
@@ -275,21 +286,8 @@ impl Inner {
         self.fds.add_wakeup(self.shared.notify.event())
     }
 
-    fn commands(&self) -> &BottomHalf {
+    pub(super) fn commands(&self) -> &BottomHalf {
         self.commands.get().expect("set in new")
-    }
-
-    /// Runs the commands sent so far. If a command runs a nested pass, that pass continues with the next command.
-    fn run_commands(&self, ctx: &AioContext) {
-        for _ in 0..self.shared.commands.len() {
-            let Some((command, more)) = self.shared.commands.pop() else {
-                return;
-            };
-            if more {
-                self.commands().schedule();
-            }
-            command(ctx);
-        }
     }
 
     /// Returns whether a bottom half or an fd handler is ready to run. Ignores new fd events and expired timers.
@@ -333,6 +331,24 @@ impl Inner {
         };
         self.look_at_fds(timeout);
         self.shared.notify.withdraw();
+    }
+}
+
+impl AsRef<FdHandlers> for Inner {
+    fn as_ref(&self) -> &FdHandlers {
+        &self.fds
+    }
+}
+
+impl AsRef<Timers> for Inner {
+    fn as_ref(&self) -> &Timers {
+        &self.timers
+    }
+}
+
+impl AsRef<Pollers> for Inner {
+    fn as_ref(&self) -> &Pollers {
+        &self.pollers
     }
 }
 

@@ -14,9 +14,9 @@ use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use super::{AioContext, Error, Inner};
+use super::error::Error;
 
-type Callback = Rc<dyn Fn(&AioContext, EventSet)>;
+type Callback = Rc<dyn Fn(EventSet)>;
 
 /// The event data of fds that only wake the context.
 const WAKE_ONLY: u32 = u32::MAX;
@@ -135,7 +135,7 @@ impl FdHandlers {
     /// Runs the handlers of the collected fds.
     ///
     /// The list belongs to the context, so if a callback runs a nested pass, that pass serves the rest of the list.
-    pub(super) fn run(&self, ctx: &AioContext) -> bool {
+    pub(super) fn run(&self) -> bool {
         let mut due = self.table.ready.borrow().len();
         let mut progress = false;
         while due > 0 {
@@ -146,7 +146,7 @@ impl FdHandlers {
             let events = entry.events.replace(EventSet::empty());
             let callback = entry.callback.borrow().clone();
             if let Some(callback) = callback {
-                callback(ctx, events);
+                callback(events);
                 progress = true;
             }
         }
@@ -161,21 +161,22 @@ impl FdHandlers {
 pub struct FdHandler {
     /// Weak, because the table owns the entry: a callback may own its `FdHandler` without keeping itself alive.
     entry: Weak<Entry>,
-    ctx: Weak<Inner>,
+    ctx: Weak<dyn AsRef<FdHandlers>>,
     source: Box<dyn AsRawFd>,
 }
 
 impl FdHandler {
     pub(super) fn new(
-        ctx: &AioContext,
+        handlers: &FdHandlers,
+        ctx: Weak<dyn AsRef<FdHandlers>>,
         source: Box<dyn AsRawFd>,
         events: EventSet,
         callback: Callback,
     ) -> Result<Self, Error> {
-        let entry = ctx.inner.fds.add(source.as_raw_fd(), events, callback)?;
+        let entry = handlers.add(source.as_raw_fd(), events, callback)?;
         Ok(Self {
             entry: Rc::downgrade(&entry),
-            ctx: Rc::downgrade(&ctx.inner),
+            ctx,
             source,
         })
     }
@@ -187,7 +188,7 @@ impl FdHandler {
     /// The context has ended, or `epoll_ctl` failed. The watched events stay as they were.
     pub fn set_events(&self, events: EventSet) -> Result<(), Error> {
         match (self.ctx.upgrade(), self.entry.upgrade()) {
-            (Some(inner), Some(entry)) => inner.fds.modify(&entry, events),
+            (Some(ctx), Some(entry)) => (*ctx).as_ref().modify(&entry, events),
             _ => Err(Error::ContextGone),
         }
     }
@@ -195,10 +196,10 @@ impl FdHandler {
 
 impl Drop for FdHandler {
     fn drop(&mut self) {
-        let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) else {
+        let (Some(ctx), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) else {
             return;
         };
-        inner.fds.remove(&entry);
+        (*ctx).as_ref().remove(&entry);
         let callback = entry.callback.borrow_mut().take();
         // Dropped without a borrow: the callback may own anything, even fd handlers.
         drop(callback);

@@ -1,71 +1,29 @@
 //! The handle with which other threads reach a context.
 
-use std::collections::VecDeque;
 use std::fmt;
 
 use super::bh_word::BhHandle;
+use super::context::{AioContext, Shared};
+use super::error::Error;
 use super::figures::LoopFigures;
-use super::notify::Notify;
-use super::{AioContext, Error};
-use crate::sync::{Arc, Mutex, lock};
-
-pub(super) type Command = Box<dyn FnOnce(&AioContext) + Send>;
-
-/// The part of a context that other threads may touch.
-pub(super) struct Shared {
-    pub(super) notify: Arc<Notify>,
-    pub(super) commands: CommandQueue<Command>,
-    pub(super) figures: std::sync::Arc<LoopFigures>,
-}
-
-/// A queue that can be closed for good.
-#[derive(Debug)]
-pub(super) struct CommandQueue<C> {
-    /// `None` once closed.
-    queue: Mutex<Option<VecDeque<C>>>,
-}
-
-impl<C> CommandQueue<C> {
-    pub(super) fn new() -> Self {
-        Self {
-            queue: Mutex::new(Some(VecDeque::new())),
-        }
-    }
-
-    /// Appends `command`, or gives it back if the queue is closed.
-    pub(super) fn push(&self, command: C) -> Result<(), C> {
-        match lock(&self.queue).as_mut() {
-            Some(queue) => {
-                queue.push_back(command);
-                Ok(())
-            }
-            None => Err(command),
-        }
-    }
-
-    /// Takes the first command, and returns whether there are more.
-    pub(super) fn pop(&self) -> Option<(C, bool)> {
-        let mut guard = lock(&self.queue);
-        let queue = guard.as_mut()?;
-        let command = queue.pop_front()?;
-        Some((command, !queue.is_empty()))
-    }
-
-    pub(super) fn len(&self) -> usize {
-        lock(&self.queue).as_ref().map_or(0, VecDeque::len)
-    }
-
-    /// Closes the queue and returns the commands left in it.
-    pub(super) fn close(&self) -> VecDeque<C> {
-        lock(&self.queue).take().unwrap_or_default()
-    }
-}
+use crate::sync::Arc;
 
 /// Wakes a context and sends it work. Any thread may use the handle.
 #[derive(Clone)]
 pub struct AioHandle {
-    pub(super) shared: Arc<Shared>,
-    pub(super) commands: BhHandle,
+    shared: Arc<Shared>,
+    commands: BhHandle,
+}
+
+impl AioContext {
+    /// Returns the handle with which other threads reach this context.
+    #[must_use]
+    pub fn handle(&self) -> AioHandle {
+        AioHandle {
+            shared: Arc::clone(&self.inner.shared),
+            commands: self.inner.commands().handle(),
+        }
+    }
 }
 
 impl AioHandle {

@@ -5,7 +5,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
 use super::bh_word::{BhHandle, BhWord};
-use super::handle::CommandQueue;
+use super::commands::CommandQueue;
 use super::notify::Notify;
 use crate::sync::Arc;
 

@@ -12,7 +12,9 @@
 pub(crate) mod adaptive;
 mod bh_word;
 mod bottom_half;
+mod commands;
 mod context;
+mod error;
 mod fd;
 mod figures;
 mod handle;
@@ -25,15 +27,12 @@ mod remote;
 mod task;
 mod timer;
 
-use std::io;
-use std::os::fd::RawFd;
-
 pub use event_manager::EventSet;
 
 pub use self::bh_word::BhHandle;
 pub use self::bottom_half::BottomHalf;
-use self::context::Inner;
 pub use self::context::{AioContext, WeakAioContext};
+pub use self::error::Error;
 pub use self::fd::FdHandler;
 pub use self::figures::LoopFigures;
 pub use self::handle::AioHandle;
@@ -41,36 +40,3 @@ pub use self::io_thread::{IoThread, IoThreadConfig};
 pub use self::poller::{InProgress, Poller, PollerHandle};
 pub use self::remote::{Gone, Remote};
 pub use self::timer::Timer;
-
-/// An event loop could not be set up or used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The epoll fd cannot be created.
-    #[error("cannot create an epoll instance")]
-    Epoll(#[source] event_manager::Error),
-    /// The eventfd that wakes the loop cannot be created.
-    #[error("cannot create an eventfd")]
-    EventFd(#[source] io::Error),
-    /// The timerfd cannot be created or set.
-    #[error("cannot create or set a timerfd")]
-    TimerFd(#[source] io::Error),
-    /// An fd cannot be watched: it is no longer open, not pollable (a regular file), or watched already.
-    #[error("cannot watch file descriptor {fd}")]
-    AddFd {
-        /// The file descriptor.
-        fd: RawFd,
-        /// The reason for the refusal.
-        source: event_manager::Error,
-    },
-    /// The context has ended.
-    #[error("the event loop has ended")]
-    ContextGone,
-    /// The thread of an IOThread cannot be created.
-    #[error("cannot create the thread of IOThread {name:?}")]
-    Spawn {
-        /// The IOThread's name.
-        name: String,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-}

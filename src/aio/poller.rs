@@ -5,8 +5,6 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 use std::{fmt, mem};
 
-use super::{AioContext, Inner};
-
 /// A poller that finds nothing for this long is no longer polled, until it is [woken](PollerHandle::wake). So an idle disk
 /// costs the other disks nothing. The actual time may be up to twice as long.
 ///
@@ -21,7 +19,7 @@ const IDLE_WINDOWS: u32 = 8;
 /// All methods are called on the context's thread. If `poll` runs the loop, that loop does not call it again.
 pub trait Poller {
     /// Looks for work and does a bounded amount of it. Returns whether there was any.
-    fn poll(&self, ctx: &AioContext) -> bool;
+    fn poll(&self) -> bool;
 
     /// Busy polling starts: the peer need not notify until [`poll_end`](Self::poll_end).
     fn poll_begin(&self) {}
@@ -92,13 +90,13 @@ struct Activity {
 }
 
 impl Entry {
-    fn poll(&self, ctx: &AioContext) -> bool {
+    fn poll(&self) -> bool {
         if self.removed.get() || self.running.replace(true) {
             return false;
         }
         // A guard, because the poller may panic and the context may survive that.
         let _running = Running(&self.running);
-        let progress = self.poller.poll(ctx);
+        let progress = self.poller.poll();
         if progress {
             self.activity.recent.set(true);
         }
@@ -150,10 +148,10 @@ impl Pollers {
     }
 
     /// Polls each poller once.
-    pub(super) fn poll(&self, ctx: &AioContext) -> bool {
+    pub(super) fn poll(&self) -> bool {
         self.list()
             .iter()
-            .fold(false, |progress, entry| entry.poll(ctx) | progress)
+            .fold(false, |progress, entry| entry.poll() | progress)
     }
 
     /// Starts busy polling: calls `poll_begin` on each poller that has not had that call.
@@ -212,12 +210,12 @@ impl Pollers {
 pub struct PollerHandle {
     /// Weak, because the list owns the entry: a poller may own its handle without keeping itself alive.
     entry: Weak<Entry>,
-    ctx: Weak<Inner>,
+    ctx: Weak<dyn AsRef<Pollers>>,
     activity: Rc<Activity>,
 }
 
 impl PollerHandle {
-    pub(super) fn new(ctx: &AioContext, poller: Rc<dyn Poller>) -> Self {
+    pub(super) fn new(pollers: &Pollers, ctx: Weak<dyn AsRef<Pollers>>, poller: Rc<dyn Poller>) -> Self {
         let activity = Rc::<Activity>::default();
         activity.recent.set(true);
         let entry = Rc::new(Entry {
@@ -227,10 +225,10 @@ impl PollerHandle {
             begun: Cell::new(false),
             activity: Rc::clone(&activity),
         });
-        ctx.inner.pollers.add(Rc::clone(&entry));
+        pollers.add(Rc::clone(&entry));
         Self {
             entry: Rc::downgrade(&entry),
-            ctx: Rc::downgrade(&ctx.inner),
+            ctx,
             activity,
         }
     }
@@ -248,24 +246,25 @@ impl PollerHandle {
 
     #[cold]
     fn resume(&self) {
-        if let (Some(entry), Some(inner)) = (self.entry.upgrade(), self.ctx.upgrade()) {
-            inner.pollers.wake(&entry);
+        if let (Some(entry), Some(ctx)) = (self.entry.upgrade(), self.ctx.upgrade()) {
+            (*ctx).as_ref().wake(&entry);
         }
     }
 }
 
 impl Drop for PollerHandle {
     fn drop(&mut self) {
-        let (Some(inner), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) else {
+        let (Some(ctx), Some(entry)) = (self.ctx.upgrade(), self.entry.upgrade()) else {
             return;
         };
+        let pollers = (*ctx).as_ref();
         entry.removed.set(true);
-        let idle = mem::take(&mut *inner.pollers.idle.borrow_mut());
+        let idle = mem::take(&mut *pollers.idle.borrow_mut());
         let (mine, others) = idle.into_iter().partition(|other| Rc::ptr_eq(other, &entry));
-        inner.pollers.idle.borrow_mut().extend::<Vec<_>>(others);
+        pollers.idle.borrow_mut().extend::<Vec<_>>(others);
         // Dropped without a borrow: it may be the last owner of the poller, whose drop may call us again.
         drop::<Vec<_>>(mine);
-        inner.pollers.retain(|other| !Rc::ptr_eq(other, &entry));
+        pollers.retain(|other| !Rc::ptr_eq(other, &entry));
     }
 }
 
@@ -290,7 +289,7 @@ mod tests {
     }
 
     impl Poller for Peer {
-        fn poll(&self, _ctx: &AioContext) -> bool {
+        fn poll(&self) -> bool {
             self.polls.set(self.polls.get() + 1);
             self.finds.get()
         }
@@ -305,27 +304,37 @@ mod tests {
         }
     }
 
+    impl AsRef<Self> for Pollers {
+        fn as_ref(&self) -> &Self {
+            self
+        }
+    }
+
+    fn add(pollers: &Rc<Pollers>, poller: Rc<dyn Poller>) -> PollerHandle {
+        let ctx = Rc::downgrade(pollers);
+        PollerHandle::new(pollers, ctx, poller)
+    }
+
     #[test]
     fn idle_pollers_are_skipped_until_woken() {
-        let ctx = AioContext::new().expect("a context");
+        let pollers = Rc::<Pollers>::default();
         let peers = [(); 2].map(|()| Rc::new(Peer::default()));
-        let handles = peers.each_ref().map(|peer| ctx.add_poller(Rc::clone(peer) as _));
-        let pollers = &ctx.inner.pollers;
-        let polls = |ctx: &AioContext| {
-            ctx.inner.pollers.poll(ctx);
+        let handles = peers.each_ref().map(|peer| add(&pollers, Rc::clone(peer) as _));
+        let polls = || {
+            pollers.poll();
             peers.each_ref().map(|peer| peer.polls.take())
         };
         let start = Instant::now();
         peers[0].finds.set(true);
         pollers.sweep(start, Duration::ZERO);
-        assert_eq!(polls(&ctx), [1, 1], "new pollers are not idle");
+        assert_eq!(polls(), [1, 1], "new pollers are not idle");
         pollers.sweep(start + IDLE_TIME / 2, Duration::ZERO);
-        assert_eq!(polls(&ctx), [1, 1]);
+        assert_eq!(polls(), [1, 1]);
         pollers.sweep(start + IDLE_TIME, Duration::ZERO);
-        assert_eq!(polls(&ctx), [1, 0]);
+        assert_eq!(polls(), [1, 0]);
         handles[1].wake();
         handles[1].wake();
-        assert_eq!(polls(&ctx), [1, 1]);
+        assert_eq!(polls(), [1, 1]);
         peers[0].finds.set(false);
         pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
         pollers.sweep(start + 3 * IDLE_TIME, Duration::ZERO);
@@ -334,15 +343,14 @@ mod tests {
         drop(first);
         assert_eq!(Rc::strong_count(&peers[0]), 1, "an idle poller can be removed");
         second.wake();
-        assert_eq!(polls(&ctx), [0, 1]);
+        assert_eq!(polls(), [0, 1]);
     }
 
     #[test]
     fn an_idle_poller_is_asked_for_work_before_it_is_skipped() {
-        let ctx = AioContext::new().expect("a context");
+        let pollers = Rc::<Pollers>::default();
         let peer = Rc::new(Peer::default());
-        let _handle = ctx.add_poller(Rc::clone(&peer) as _);
-        let pollers = &ctx.inner.pollers;
+        let _handle = add(&pollers, Rc::clone(&peer) as _);
         let start = Instant::now();
         pollers.sweep(start, Duration::ZERO);
         // Busy polling goes on, so the peer was told not to notify.

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::mpsc;
 
-use super::{AioContext, BhHandle, BottomHalf};
+use super::bh_word::BhHandle;
+use super::bottom_half::BottomHalf;
+use super::context::AioContext;
 
 type Call<T> = Box<dyn FnOnce(&Rc<T>) + Send>;
 
@@ -33,7 +35,7 @@ impl<T: 'static> Remote<T> {
         let (calls, inbox) = mpsc::channel::<Call<T>>();
         let me: Rc<Cell<Option<BottomHalf>>> = Rc::default();
         let own = Rc::clone(&me);
-        let bh = ctx.bottom_half(move |_| {
+        let bh = ctx.bottom_half(move || {
             loop {
                 match inbox.try_recv() {
                     Ok(call) => call(&target),

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
-use super::{AioContext, BhHandle, BottomHalf};
+use super::bh_word::BhHandle;
+use super::bottom_half::BottomHalf;
+use super::context::AioContext;
 
 /// A future and its waker, owned by the callback of its bottom half.
 struct Task {
@@ -55,12 +57,35 @@ impl Task {
     }
 }
 
+impl AioContext {
+    /// Runs `future` on this context, starting with the next pass.
+    pub fn spawn_local(&self, future: impl Future<Output = ()> + 'static) {
+        spawn(self, future);
+    }
+
+    /// Runs the loop until `future` is done.
+    pub fn block_on<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let result = Rc::new(RefCell::new(None));
+        let slot = Rc::clone(&result);
+        self.spawn_local(async move {
+            let value = future.await;
+            slot.replace(Some(value));
+        });
+        loop {
+            if let Some(value) = result.take() {
+                return value;
+            }
+            self.poll(true);
+        }
+    }
+}
+
 /// Makes the context run `future`, starting with its next pass.
-pub(super) fn spawn(ctx: &AioContext, future: impl Future<Output = ()> + 'static) {
+fn spawn(ctx: &AioContext, future: impl Future<Output = ()> + 'static) {
     let task = Rc::new(OnceCell::<Task>::new());
     let bh = ctx.bottom_half({
         let task = Rc::clone(&task);
-        move |_| task.get().expect("set before it is first scheduled").run()
+        move || task.get().expect("set before it is first scheduled").run()
     });
     let waker = Waker::from(Arc::new(BhWaker(bh.handle())));
     let task = task.get_or_init(|| Task {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::bottom_half::Callback;
-use super::{AioContext, Error, Inner};
+use super::error::Error;
 
 /// A deadline and a number that makes the key unique. Timers with equal deadlines run in the order of arming.
 type Key = (Instant, u64);
@@ -90,7 +90,7 @@ impl Timers {
     }
 
     /// Runs the timers that are due. A timer armed by their callbacks waits for the next pass.
-    pub(super) fn run(&self, ctx: &AioContext) -> bool {
+    pub(super) fn run(&self) -> bool {
         if self.armed.borrow().is_empty() {
             return false;
         }
@@ -99,7 +99,7 @@ impl Timers {
         while let Some(entry) = self.take_due(now, numbers) {
             let callback = entry.callback.borrow().clone();
             if let Some(callback) = callback {
-                callback(ctx);
+                callback();
                 progress = true;
             }
         }
@@ -123,26 +123,26 @@ impl Timers {
 /// A timer belongs to the context's thread. The timer owns its callback, so the callback must not own the timer.
 pub struct Timer {
     entry: Rc<Entry>,
-    ctx: Weak<Inner>,
+    ctx: Weak<dyn AsRef<Timers>>,
 }
 
 impl Timer {
-    pub(super) fn new(ctx: &AioContext, callback: Callback) -> Self {
+    pub(super) fn new(ctx: Weak<dyn AsRef<Timers>>, callback: Callback) -> Self {
         let entry = Entry {
             key: Cell::new(None),
             callback: RefCell::new(Some(callback)),
         };
         Self {
             entry: Rc::new(entry),
-            ctx: Rc::downgrade(&ctx.inner),
+            ctx,
         }
     }
 
     /// Runs the callback once at `deadline`, which replaces the previous deadline. If `deadline` has passed, the
     /// callback runs in the next pass.
     pub fn arm(&self, deadline: Instant) {
-        if let Some(inner) = self.ctx.upgrade() {
-            inner.timers.arm(&self.entry, deadline);
+        if let Some(ctx) = self.ctx.upgrade() {
+            (*ctx).as_ref().arm(&self.entry, deadline);
         }
     }
 
@@ -153,8 +153,8 @@ impl Timer {
 
     /// Disarms the timer.
     pub fn cancel(&self) {
-        if let Some(inner) = self.ctx.upgrade() {
-            inner.timers.cancel(&self.entry);
+        if let Some(ctx) = self.ctx.upgrade() {
+            (*ctx).as_ref().cancel(&self.entry);
         }
     }
 

@@ -193,7 +193,7 @@ impl BlkQueue {
 /// Makes a bottom half that does nothing once the queue is gone.
 fn bottom_half(ctx: &AioContext, queue: &Weak<BlkQueue>, run: impl Fn(&BlkQueue) + 'static) -> BottomHalf {
     let queue = Weak::clone(queue);
-    ctx.bottom_half(move |_| {
+    ctx.bottom_half(move || {
         if let Some(queue) = queue.upgrade() {
             run(&queue);
         }
@@ -203,7 +203,7 @@ fn bottom_half(ctx: &AioContext, queue: &Weak<BlkQueue>, run: impl Fn(&BlkQueue)
 /// Makes a timer that does nothing once the queue is gone.
 fn timer(ctx: &AioContext, queue: &Weak<BlkQueue>, run: impl Fn(&BlkQueue) + 'static) -> Timer {
     let queue = Weak::clone(queue);
-    ctx.timer(move |_| {
+    ctx.timer(move || {
         if let Some(queue) = queue.upgrade() {
             run(&queue);
         }

@@ -198,7 +198,7 @@ impl NullAioChannel {
             Later {
                 disk: Arc::clone(disk),
                 waiting: RefCell::default(),
-                timer: ctx.timer(move |_| {
+                timer: ctx.timer(move || {
                     if let Some(later) = me.upgrade() {
                         later.complete();
                     }

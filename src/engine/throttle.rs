@@ -50,7 +50,7 @@ impl<C: Submit + 'static> ThrottledChannel<C> {
         let shared = Rc::new_cyclic(|me: &Weak<Shared<C>>| {
             let look = |me: &Weak<Shared<C>>| {
                 let me = Weak::clone(me);
-                move |_: &AioContext| {
+                move || {
                     if let Some(shared) = me.upgrade() {
                         shared.follow(shared.lane.turn());
                     }

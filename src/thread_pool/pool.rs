@@ -76,11 +76,11 @@ struct Inner {
 }
 
 /// Returns a callback for the context that calls `run` on the pool. It does not keep the pool alive.
-fn upgraded(weak: &Weak<Inner>, run: fn(&Inner, &AioContext)) -> impl Fn(&AioContext) + 'static {
+fn upgraded(weak: &Weak<Inner>, run: fn(&Inner)) -> impl Fn() + 'static {
     let weak = weak.clone();
-    move |ctx| {
+    move || {
         if let Some(inner) = weak.upgrade() {
-            run(&inner, ctx);
+            run(&inner);
         }
     }
 }
@@ -285,8 +285,9 @@ impl Inner {
         result
     }
 
-    /// Runs as the completion bottom half: completes finished jobs.
-    fn complete(&self, ctx: &AioContext) {
+    /// Runs as the completion bottom half: completes finished jobs, unless the context has ended.
+    fn complete(&self) {
+        let Some(ctx) = self.ctx.upgrade() else { return };
         self.collect();
         let _scope = DeferScope::enter();
         loop {
@@ -297,7 +298,7 @@ impl Inner {
                 self.resume.schedule();
             }
             self.in_flight.set(self.in_flight.get() - 1);
-            work.complete(ctx, outcome);
+            work.complete(&ctx, outcome);
         }
         self.resume.cancel();
     }
@@ -310,7 +311,7 @@ impl Inner {
 
     /// Checks whether more workers are needed. In a serial pool, also collects the finished jobs of a worker that now
     /// blocks.
-    fn tick(&self, _ctx: &AioContext) {
+    fn tick(&self) {
         let serial = self.change(|state| (state.is_serial(), state.tick()));
         if serial {
             self.completion.schedule();
@@ -318,7 +319,7 @@ impl Inner {
     }
 
     /// Runs as the care bottom half: creates a thread, runs jobs inline, arms the watch timer.
-    fn care(&self, _ctx: &AioContext) {
+    fn care(&self) {
         let retry = self.shared.care_for.retry.swap(false, Ordering::Relaxed);
         let stall = self.shared.care_for.stall.swap(false, Ordering::Relaxed);
         if retry {
@@ -368,9 +369,7 @@ impl Drop for Inner {
         self.shared.join();
         let forgotten = self.in_flight.get();
         while self.run_some() {}
-        if let Some(ctx) = self.ctx.upgrade() {
-            self.complete(&ctx);
-        }
+        self.complete();
         if forgotten > 0 && !thread::panicking() {
             tracing::error!(
                 forgotten,

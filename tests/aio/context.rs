@@ -39,7 +39,7 @@ mod bottom_halves {
     fn scheduling_twice_runs_once() {
         let ctx = context();
         let (count, seen) = counter();
-        let bh = ctx.bottom_half(move |_| bump(&count));
+        let bh = ctx.bottom_half(move || bump(&count));
         bh.schedule();
         bh.schedule();
         drain(&ctx);
@@ -53,7 +53,7 @@ mod bottom_halves {
     fn a_cancelled_bottom_half_does_not_run() {
         let ctx = context();
         let (count, seen) = counter();
-        let bh = ctx.bottom_half(move |_| bump(&count));
+        let bh = ctx.bottom_half(move || bump(&count));
         bh.schedule();
         bh.schedule_idle();
         bh.cancel();
@@ -68,9 +68,9 @@ mod bottom_halves {
         let other = Rc::new(RefCell::new(None::<BottomHalf>));
         let first = ctx.bottom_half({
             let other = Rc::clone(&other);
-            move |_| other.borrow().as_ref().unwrap().cancel()
+            move || other.borrow().as_ref().unwrap().cancel()
         });
-        other.replace(Some(ctx.bottom_half(move |_| bump(&count))));
+        other.replace(Some(ctx.bottom_half(move || bump(&count))));
         first.schedule();
         other.borrow().as_ref().unwrap().schedule();
         drain(&ctx);
@@ -84,7 +84,7 @@ mod bottom_halves {
         let own = Rc::new(RefCell::new(None::<BottomHalf>));
         let bh = ctx.bottom_half({
             let own = Rc::clone(&own);
-            move |_| {
+            move || {
                 bump(&count);
                 own.borrow().as_ref().unwrap().schedule();
             }
@@ -104,7 +104,7 @@ mod bottom_halves {
         let own = Rc::new(RefCell::new(None::<BottomHalf>));
         let bh = ctx.bottom_half({
             let own = Rc::clone(&own);
-            move |_| {
+            move || {
                 let bh = own.take().unwrap();
                 bh.schedule();
                 drop(bh);
@@ -123,7 +123,7 @@ mod bottom_halves {
         let owned = Rc::new(());
         let bh = ctx.bottom_half({
             let owned = Rc::clone(&owned);
-            move |_| drop(Rc::clone(&owned))
+            move || drop(Rc::clone(&owned))
         });
         drop(bh);
         assert_eq!(Rc::strong_count(&owned), 1);
@@ -132,11 +132,11 @@ mod bottom_halves {
     #[test]
     fn a_stale_handle_schedules_no_other_bottom_half() {
         let ctx = context();
-        let stale = ctx.bottom_half(|_| ()).handle();
+        let stale = ctx.bottom_half(|| ()).handle();
         let counts: Vec<_> = (0..200)
             .map(|_| {
                 let (count, seen) = counter();
-                (ctx.bottom_half(move |_| bump(&count)), seen)
+                (ctx.bottom_half(move || bump(&count)), seen)
             })
             .collect();
         stale.schedule();
@@ -148,13 +148,13 @@ mod bottom_halves {
     fn a_reused_slot_starts_unscheduled() {
         let ctx = context();
         for _ in 0..200 {
-            ctx.bottom_half(|_| ()).schedule();
+            ctx.bottom_half(|| ()).schedule();
         }
         let (count, seen) = counter();
         let _others: Vec<_> = (0..200)
             .map(|_| {
                 let count = Rc::clone(&count);
-                ctx.bottom_half(move |_| bump(&count))
+                ctx.bottom_half(move || bump(&count))
             })
             .collect();
         drain(&ctx);
@@ -168,7 +168,7 @@ mod bottom_halves {
         let all: Vec<_> = (0..200)
             .map(|_| {
                 let count = Rc::clone(&count);
-                ctx.bottom_half(move |_| bump(&count))
+                ctx.bottom_half(move || bump(&count))
             })
             .collect();
         all.iter().for_each(BottomHalf::schedule);
@@ -180,7 +180,7 @@ mod bottom_halves {
     fn idle_bottom_halves_wait_without_counting_as_progress() {
         let ctx = context();
         let (count, seen) = counter();
-        let bh = ctx.bottom_half(move |_| bump(&count));
+        let bh = ctx.bottom_half(move || bump(&count));
         bh.schedule_idle();
         let start = Instant::now();
         assert!(!ctx.poll(true));
@@ -195,8 +195,8 @@ mod bottom_halves {
     fn an_idle_bottom_half_joins_another_wakeup() {
         let ctx = context();
         let (count, seen) = counter();
-        let idle = ctx.bottom_half(move |_| bump(&count));
-        let other = ctx.bottom_half(|_| ());
+        let idle = ctx.bottom_half(move || bump(&count));
+        let other = ctx.bottom_half(|| ());
         idle.schedule_idle();
         other.schedule();
         assert!(ctx.poll(true));
@@ -209,7 +209,7 @@ mod bottom_halves {
         let log = Rc::new(RefCell::new(Vec::new()));
         for n in 0..3 {
             let log = Rc::clone(&log);
-            ctx.oneshot(move |_| log.borrow_mut().push(n));
+            ctx.oneshot(move || log.borrow_mut().push(n));
         }
         drain(&ctx);
         assert_eq!(*log.borrow(), [0, 1, 2]);
@@ -219,7 +219,8 @@ mod bottom_halves {
     fn a_nested_one_shot_waits_for_another_pass() {
         let ctx = context();
         let (count, seen) = counter();
-        ctx.oneshot(move |ctx| ctx.oneshot(move |_| bump(&count)));
+        let inner = ctx.clone();
+        ctx.oneshot(move || inner.oneshot(move || bump(&count)));
         ctx.poll(true);
         assert_eq!(seen.get(), 0);
         ctx.poll(true);
@@ -231,12 +232,13 @@ mod bottom_halves {
         let ctx = context();
         let (count, seen) = counter();
         let inner_count = Rc::clone(&seen);
-        let first = ctx.bottom_half(move |ctx| {
+        let inner = ctx.downgrade();
+        let first = ctx.bottom_half(move || {
             while inner_count.get() == 0 {
-                ctx.poll(true);
+                inner.upgrade().unwrap().poll(true);
             }
         });
-        let second = ctx.bottom_half(move |_| bump(&count));
+        let second = ctx.bottom_half(move || bump(&count));
         first.schedule();
         second.schedule();
         drain(&ctx);
@@ -253,7 +255,7 @@ mod fds {
         let fd = eventfd();
         let (count, seen) = counter();
         let _handler = ctx
-            .add_fd(Rc::clone(&fd), EventSet::IN, move |_, events| {
+            .add_fd(Rc::clone(&fd), EventSet::IN, move |events| {
                 assert_eq!(events, EventSet::IN);
                 bump(&count);
             })
@@ -277,7 +279,7 @@ mod fds {
             fd.write(1).unwrap();
             let (all, count) = (Rc::clone(&handlers), Rc::clone(&count));
             // The first callback to run removes both handlers.
-            let handler = ctx.add_fd(Rc::clone(fd), EventSet::IN, move |_, _| {
+            let handler = ctx.add_fd(Rc::clone(fd), EventSet::IN, move |_| {
                 bump(&count);
                 let all = all.take();
                 drop(all);
@@ -298,13 +300,15 @@ mod fds {
             fd.write(1).unwrap();
             let (all, count, other) = (Rc::clone(&handlers), Rc::clone(&count), Rc::clone(other));
             // The first callback to run replaces the other handler, whose event has been collected already.
-            let handler = ctx.add_fd(Rc::clone(fd), EventSet::IN, move |ctx, _| {
+            let inner = ctx.downgrade();
+            let handler = ctx.add_fd(Rc::clone(fd), EventSet::IN, move |_| {
                 let old = all.take();
                 drop(old);
                 other.read().unwrap();
                 let count = Rc::clone(&count);
+                let ctx = inner.upgrade().unwrap();
                 let new = ctx
-                    .add_fd(Rc::clone(&other), EventSet::IN, move |_, _| bump(&count))
+                    .add_fd(Rc::clone(&other), EventSet::IN, move |_| bump(&count))
                     .unwrap();
                 all.borrow_mut().push(new);
             });
@@ -322,11 +326,11 @@ mod fds {
     fn removing_a_handler_closes_its_fd() {
         let ctx = context();
         let fd = eventfd();
-        let handler = ctx.add_fd(Rc::clone(&fd), EventSet::IN, |_, _| ()).unwrap();
+        let handler = ctx.add_fd(Rc::clone(&fd), EventSet::IN, |_| ()).unwrap();
         assert_eq!(Rc::strong_count(&fd), 2);
         drop(handler);
         assert_eq!(Rc::strong_count(&fd), 1);
-        drop(ctx.add_fd(fd, EventSet::IN, |_, _| ()).unwrap());
+        drop(ctx.add_fd(fd, EventSet::IN, |_| ()).unwrap());
     }
 
     #[test]
@@ -337,7 +341,7 @@ mod fds {
         let handler = ctx
             .add_fd(fd, EventSet::IN, {
                 let log = Rc::clone(&log);
-                move |_, events| log.borrow_mut().push(events)
+                move |events| log.borrow_mut().push(events)
             })
             .unwrap();
         assert!(!ctx.poll(false));
@@ -350,7 +354,7 @@ mod fds {
     fn the_error_names_an_unwatchable_fd() {
         let ctx = context();
         let file = std::fs::File::open("/proc/self/exe").unwrap();
-        let err = ctx.add_fd(file, EventSet::IN, |_, _| ()).unwrap_err();
+        let err = ctx.add_fd(file, EventSet::IN, |_| ()).unwrap_err();
         assert!(
             err.to_string().starts_with("cannot watch file descriptor "),
             "{err}"
@@ -366,12 +370,12 @@ mod fds {
             .iter()
             .map(|fd| {
                 fd.write(1).unwrap();
-                let (fd2, count) = (Rc::clone(fd), Rc::clone(&count));
-                ctx.add_fd(Rc::clone(fd), EventSet::IN, move |ctx, _| {
+                let (fd2, count, inner) = (Rc::clone(fd), Rc::clone(&count), ctx.downgrade());
+                ctx.add_fd(Rc::clone(fd), EventSet::IN, move |_| {
                     fd2.read().expect("no event comes twice");
                     bump(&count);
                     while count.get() < 2 {
-                        ctx.poll(true);
+                        inner.upgrade().unwrap().poll(true);
                     }
                 })
                 .unwrap()
@@ -389,7 +393,7 @@ mod timers {
     fn a_timer_runs_once_at_its_deadline() {
         let ctx = context();
         let (count, seen) = counter();
-        let timer = ctx.timer(move |_| bump(&count));
+        let timer = ctx.timer(move || bump(&count));
         let deadline = Instant::now() + Duration::from_micros(1500);
         timer.arm(deadline);
         assert!(timer.is_armed());
@@ -406,7 +410,7 @@ mod timers {
     fn arming_again_replaces_the_deadline() {
         let ctx = context();
         let (count, seen) = counter();
-        let timer = ctx.timer(move |_| bump(&count));
+        let timer = ctx.timer(move || bump(&count));
         timer.arm(Instant::now());
         timer.arm_in(Duration::from_secs(3600));
         drain(&ctx);
@@ -419,7 +423,7 @@ mod timers {
     #[test]
     fn an_earlier_deadline_replaces_a_later_one() {
         let ctx = context();
-        let late = ctx.timer(|_| panic!("an hour too early"));
+        let late = ctx.timer(|| panic!("an hour too early"));
         late.arm_in(Duration::from_secs(3600));
         let other = ctx.handle();
         thread::scope(|scope| {
@@ -428,7 +432,7 @@ mod timers {
             ctx.poll(true);
         });
         let (count, seen) = counter();
-        let early = ctx.timer(move |_| bump(&count));
+        let early = ctx.timer(move || bump(&count));
         early.arm_in(Duration::from_millis(1));
         while seen.get() == 0 {
             ctx.poll(true);
@@ -443,7 +447,7 @@ mod timers {
         let _timers: Vec<_> = [2, 0, 1]
             .map(|n| {
                 let log = Rc::clone(&log);
-                let timer = ctx.timer(move |_| log.borrow_mut().push(n));
+                let timer = ctx.timer(move || log.borrow_mut().push(n));
                 timer.arm(now - Duration::from_nanos(10 - n));
                 timer
             })
@@ -456,10 +460,10 @@ mod timers {
     fn a_timer_callback_can_cancel_another_timer() {
         let ctx = context();
         let (count, seen) = counter();
-        let second = Rc::new(ctx.timer(move |_| bump(&count)));
+        let second = Rc::new(ctx.timer(move || bump(&count)));
         let first = ctx.timer({
             let second = Rc::clone(&second);
-            move |_| second.cancel()
+            move || second.cancel()
         });
         let now = Instant::now();
         first.arm(now - Duration::from_nanos(2));
@@ -476,7 +480,7 @@ mod timers {
         let own = Rc::new(RefCell::new(None::<Timer>));
         let timer = ctx.timer({
             let own = Rc::clone(&own);
-            move |_| {
+            move || {
                 bump(&count);
                 own.borrow().as_ref().unwrap().arm(past);
             }
@@ -497,7 +501,7 @@ mod timers {
         let own = Rc::new(RefCell::new(None::<Timer>));
         let timer = ctx.timer({
             let own = Rc::clone(&own);
-            move |_| {
+            move || {
                 drop(own.take());
                 bump(&count);
             }
@@ -552,7 +556,7 @@ mod threads {
     fn a_sleeping_context_is_woken_by_each_schedule() {
         let ctx = context();
         let (count, seen) = counter();
-        let bh = ctx.bottom_half(move |_| bump(&count));
+        let bh = ctx.bottom_half(move || bump(&count));
         let handle = bh.handle();
         let (go, gone) = mpsc::channel::<()>();
         let other = thread::spawn(move || gone.iter().for_each(|()| handle.schedule()));

@@ -52,7 +52,7 @@ fn stop_runs_everything_sent_before_it() {
         move |ctx| {
             let bh = Rc::new(Cell::new(None));
             let keep = Rc::clone(&bh);
-            let own = ctx.bottom_half(move |_| {
+            let own = ctx.bottom_half(move || {
                 let _ = &keep;
                 log.lock().unwrap().push("bh");
             });

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const LONG: Duration = Duration::from_secs(20);
 
-type Hook = Box<dyn Fn(&AioContext)>;
+type Hook = Box<dyn Fn()>;
 
 /// The notifications that a poller received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +36,10 @@ struct Source {
 }
 
 impl Poller for Source {
-    fn poll(&self, ctx: &AioContext) -> bool {
+    fn poll(&self) -> bool {
         self.polls.set(self.polls.get() + 1);
         if let Some(hook) = &*self.on_poll.borrow() {
-            hook(ctx);
+            hook();
         }
         let work = self.work.swap(0, Ordering::Relaxed) + u32::from(self.endless.get());
         self.done.set(self.done.get() + work);
@@ -89,7 +89,7 @@ impl Rig {
     fn sleep(&self, time: Duration) -> u32 {
         let fired = Rc::new(Cell::new(false));
         let flag = Rc::clone(&fired);
-        let timer = self.ctx.timer(move |_| flag.set(true));
+        let timer = self.ctx.timer(move || flag.set(true));
         timer.arm_in(time);
         let mut passes = 0;
         while !fired.get() {
@@ -170,14 +170,14 @@ fn endless_polling_starves_no_other_event_source() {
     let (source, on_fd) = (Rc::clone(&fd), logging("fd"));
     let _handler = rig
         .ctx
-        .add_fd(Rc::clone(&fd), EventSet::IN, move |_, _| {
+        .add_fd(Rc::clone(&fd), EventSet::IN, move |_| {
             source.read().unwrap();
             on_fd();
         })
         .unwrap();
     let (on_timer, on_bh) = (logging("timer"), logging("bh"));
-    let timer = rig.ctx.timer(move |_| on_timer());
-    let bh = rig.ctx.bottom_half(move |_| on_bh());
+    let timer = rig.ctx.timer(on_timer);
+    let bh = rig.ctx.bottom_half(on_bh);
     rig.source.endless.set(true);
     rig.ctx.poll(true);
     assert_eq!(rig.calls(), [Call::Begin]);
@@ -196,7 +196,7 @@ fn a_bottom_half_ends_busy_polling() {
     let rig = Rig::with_window(Duration::from_millis(200));
     let ran = Rc::new(Cell::new(false));
     let flag = Rc::clone(&ran);
-    let bh = rig.ctx.bottom_half(move |_| flag.set(true));
+    let bh = rig.ctx.bottom_half(move || flag.set(true));
     let handle = bh.handle();
     // Another thread schedules it once the context polls.
     let (polling, scheduled) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
@@ -212,7 +212,7 @@ fn a_bottom_half_ends_busy_polling() {
     });
     let late_polls = Rc::new(Cell::new(0));
     let late = Rc::clone(&late_polls);
-    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |_| {
+    *rig.source.on_poll.borrow_mut() = Some(Box::new(move || {
         polling.store(1, Ordering::Relaxed);
         late.set(late.get() + scheduled.load(Ordering::Acquire));
     }));
@@ -231,9 +231,10 @@ fn a_poller_that_polls_is_not_reentered() {
     let rig = Rig::with_window(Duration::from_millis(1));
     let depth = Rc::new(Cell::new(0));
     let level = Rc::clone(&depth);
-    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |ctx| {
+    let ctx = rig.ctx.downgrade();
+    *rig.source.on_poll.borrow_mut() = Some(Box::new(move || {
         assert_eq!(level.replace(1), 0);
-        ctx.poll(false);
+        ctx.upgrade().unwrap().poll(false);
         level.set(0);
     }));
     rig.source.endless.set(true);
@@ -259,7 +260,7 @@ fn a_poller_may_be_removed_by_itself() {
     let slot = Rc::new(RefCell::new(None::<PollerHandle>));
     struct Once(Rc<RefCell<Option<PollerHandle>>>, Rc<Cell<u32>>);
     impl Poller for Once {
-        fn poll(&self, _ctx: &AioContext) -> bool {
+        fn poll(&self) -> bool {
             drop(self.0.take());
             self.1.set(self.1.get() + 1);
             true
@@ -278,7 +279,7 @@ fn a_removed_poller_is_skipped_in_that_round() {
     let rig = Rig::with_window(Duration::from_millis(1));
     let victim = Rc::<Source>::default();
     let handle = RefCell::new(Some(rig.ctx.add_poller(Rc::clone(&victim) as Rc<dyn Poller>)));
-    *rig.source.on_poll.borrow_mut() = Some(Box::new(move |_| drop(handle.take())));
+    *rig.source.on_poll.borrow_mut() = Some(Box::new(move || drop(handle.take())));
     rig.source.endless.set(true);
     rig.ctx.poll(true);
     assert_eq!(victim.polls.get(), 0);

@@ -126,7 +126,7 @@ impl Disk {
 
     /// Runs the loop until `count` requests have completed, and takes them.
     pub(crate) fn wait(&self, count: usize) -> Requests {
-        let lost = self.ctx.timer(|_| panic!("requests are lost"));
+        let lost = self.ctx.timer(|| panic!("requests are lost"));
         lost.arm_in(LONG);
         while self.done.0.borrow().len() < count {
             self.ctx.poll(true);

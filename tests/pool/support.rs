@@ -162,13 +162,13 @@ impl Rig {
         let late = Rc::new(Cell::new(false));
         let deadline = self.ctx.timer({
             let late = Rc::clone(&late);
-            move |_| late.set(true)
+            move || late.set(true)
         });
         deadline.arm_in(LONG);
         let tick = Rc::new(RefCell::new(None::<vhost_user_blk::aio::Timer>));
         let timer = self.ctx.timer({
             let tick = Rc::clone(&tick);
-            move |_| tick.borrow().as_ref().unwrap().arm_in(Duration::from_millis(1))
+            move || tick.borrow().as_ref().unwrap().arm_in(Duration::from_millis(1))
         });
         timer.arm_in(Duration::from_millis(1));
         tick.replace(Some(timer));

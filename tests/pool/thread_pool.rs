@@ -571,7 +571,7 @@ mod free {
                 let pool = ThreadPool::new(ctx, params);
                 let own = Rc::new(Cell::new(None));
                 let keep = Rc::clone(&own);
-                let bh = ctx.bottom_half(move |_| {
+                let bh = ctx.bottom_half(move || {
                     let _ = (&pool, &witness, &keep);
                 });
                 own.set(Some(bh));

@@ -6,7 +6,7 @@ use std::rc::Weak;
 use super::kick_source::KickSource;
 use super::phase::{Phase, Stage};
 use super::{BlkQueue, State, timer};
-use crate::aio::{self, AioContext, Poller};
+use crate::aio::{self, Poller};
 use crate::eventfd;
 use crate::virtqueue::RingError;
 
@@ -103,7 +103,7 @@ impl BlkQueue {
 }
 
 impl Poller for BlkQueue {
-    fn poll(&self, _ctx: &AioContext) -> bool {
+    fn poll(&self) -> bool {
         match self.has_work() {
             Ok(work) => {
                 let progress = work && self.process();

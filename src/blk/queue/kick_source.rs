@@ -25,7 +25,7 @@ impl KickSource {
     ) -> Result<Self, Error> {
         let eventfd = Rc::new(eventfd);
         let reader = Rc::clone(&eventfd);
-        let handler = ctx.add_fd(eventfd, EventSet::IN, move |_, _| kicked(&reader))?;
+        let handler = ctx.add_fd(eventfd, EventSet::IN, move |_| kicked(&reader))?;
         Ok(Self::EventFd { _handler: handler })
     }
 

@@ -90,11 +90,24 @@ impl Phase {
 
     #[inline]
     pub(super) fn is_running(&self) -> bool {
-        matches!(self.stage(), Some(Stage::Running))
+        matches!(
+            self,
+            Self::Started {
+                stage: Stage::Running,
+                ..
+            }
+        )
     }
 
+    #[inline]
     pub(super) fn is_stopping(&self) -> bool {
-        matches!(self.stage(), Some(Stage::Stopping { .. }))
+        matches!(
+            self,
+            Self::Started {
+                stage: Stage::Stopping { .. },
+                ..
+            }
+        )
     }
 
     pub(super) fn is_broken(&self) -> bool {

@@ -70,7 +70,7 @@ impl<C: Submit + 'static> FaultyChannel<C> {
                 splitter: Splitter::new(),
                 struck: RefCell::default(),
                 next_number: Cell::new(0),
-                timer: ctx.timer(move |_| {
+                timer: ctx.timer(move || {
                     if let Some(inner) = me.upgrade() {
                         inner.go_on();
                     }

@@ -94,7 +94,7 @@ impl<Q: KernelQueue> KernelEngine<Q> {
                 flights: RefCell::default(),
                 done: RefCell::default(),
                 ended: RefCell::default(),
-                retry: ctx.timer(move |_| {
+                retry: ctx.timer(move || {
                     if let Some(inner) = retried.upgrade() {
                         inner.pump();
                     }
@@ -107,7 +107,7 @@ impl<Q: KernelQueue> KernelEngine<Q> {
         let reaper = Rc::downgrade(&inner);
         // Every signal triggers an edge, so the counter need not be read.
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let events = ctx.add_fd(event_fd, events, move |_, _| {
+        let events = ctx.add_fd(event_fd, events, move |_| {
             if let Some(inner) = reaper.upgrade() {
                 inner.signalled();
             }
@@ -314,7 +314,7 @@ impl Verdict {
 }
 
 impl<Q: KernelQueue> Poller for Inner<Q> {
-    fn poll(&self, _ctx: &AioContext) -> bool {
+    fn poll(&self) -> bool {
         self.reap()
     }
 

@@ -76,7 +76,7 @@ impl Queue {
             max_threads: 1,
         };
         let (pool, file) = (ThreadPool::new(&ctx, one), testing::file());
-        let lost = ctx.timer(|_| panic!("requests are lost"));
+        let lost = ctx.timer(|| panic!("requests are lost"));
         // From now on, work starts without the event loop.
         while pool.counters().idle_threads == 0 {
             ctx.poll(false);
