@@ -1,32 +1,12 @@
 //! The state that the context shares with the workers: one lock, two condition variables.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::batch::{Batch, Finished, Outcome};
 use super::figures::{Counters, PoolFigures};
-use super::shares::{Queued, ShareId};
 use super::state::State;
 use super::steps::{Actions, Next, Woken};
-use crate::aio::adaptive::PollWindow;
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
-
-/// The outcome of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The job ran.
-    Done,
-    /// The job was cancelled before a worker took it, and did not run.
-    Cancelled,
-    /// The job's `run` panicked.
-    Panicked,
-}
-
-/// A job on its way back to the context.
-#[derive(Debug)]
-pub(super) struct Finished<W> {
-    pub(super) work: W,
-    pub(super) outcome: Outcome,
-}
 
 /// A pool without its threads.
 #[derive(Debug)]
@@ -53,43 +33,6 @@ struct Locked<W> {
     told: bool,
     /// A worker is polling and needs no wakeup.
     polling: bool,
-}
-
-/// The jobs of one worker.
-#[derive(Debug)]
-pub(super) struct Batch<W> {
-    /// Taken from the queue, not started.
-    pub(super) taken: VecDeque<Queued<W>>,
-    /// The share that the jobs belong to, from the moment they are taken until the last of them is finished.
-    share: Option<ShareId>,
-    /// Finished, not delivered to the context yet.
-    pub(super) finished: Vec<Finished<W>>,
-    /// The last jobs did not block.
-    pub(super) quick: bool,
-    /// The pool is serial.
-    pub(super) serial: bool,
-    /// When the first job of the batch was started.
-    pub(super) begun: Option<Instant>,
-    /// The time to poll before sleeping.
-    window: PollWindow,
-}
-
-impl<W> Batch<W> {
-    fn new(poll_max: Duration) -> Self {
-        Self {
-            taken: VecDeque::new(),
-            share: None,
-            finished: Vec::new(),
-            quick: false,
-            serial: false,
-            begun: None,
-            window: if cfg!(loom) {
-                PollWindow::open(poll_max)
-            } else {
-                PollWindow::new(poll_max)
-            },
-        }
-    }
 }
 
 /// The operations that a worker's loop needs from its environment.
@@ -345,6 +288,7 @@ mod tests {
 
     use super::*;
     use crate::thread_pool::ThreadPoolParams;
+    use crate::thread_pool::shares::ShareId;
 
     /// Runs every batch at once, and always as quick. Records the size of each batch.
     #[derive(Default)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 use loom::model::Builder;
 use loom::thread;
 
-use super::core::{Batch, Core, Finished, Host, Outcome};
+use super::batch::{Batch, Finished, Outcome};
+use super::core::{Core, Host};
 use super::figures::ThreadPoolParams;
 use super::shares::ShareId;
 use super::state::State;

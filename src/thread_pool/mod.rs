@@ -13,6 +13,7 @@
 //! If a thread cannot be created, the pool continues: the counters are rolled back and the existing workers stay.
 //! Without any worker the context's thread runs the jobs itself. The pool retries the creation later.
 
+mod batch;
 mod core;
 mod figures;
 mod future;
@@ -25,7 +26,7 @@ mod state;
 mod steps;
 mod worker;
 
-pub use self::core::Outcome;
+pub use self::batch::Outcome;
 pub use self::figures::{Counters, PoolFigures, PoolTotals, ThreadPoolParams};
 pub use self::pool::{ThreadPool, WorkId};
 pub use self::spawner::Spawner;

@@ -10,7 +10,8 @@ use std::{fmt, thread};
 
 use smallvec::SmallVec;
 
-use super::core::{Core, Finished};
+use super::batch::Finished;
+use super::core::Core;
 use super::shares::ShareId;
 use super::state::{BATCH, State};
 use super::steps::Actions;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 #[cfg(tsan)]
 use crate::sync::Mutex;
 
-use super::core::{Batch, Core, Finished, Host};
+use super::batch::{Batch, Finished};
+use super::core::{Core, Host};
 use super::state::QUICK;
 use super::steps::{Actions, Watch};
 use super::{Outcome, Spawner, Work};
