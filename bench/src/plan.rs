@@ -107,12 +107,7 @@ impl Plan {
             notes.push("this is a debug build, which is slow; measure with cargo run --release".to_owned());
         }
         let daemon = Daemon::new(args.binary.as_deref());
-        let mut candidates = if args.backends.is_empty() {
-            available(defaults.backends, &daemon, &mut notes)?
-        } else {
-            let parse = |spec: &String| Candidate::parse(spec, &daemon);
-            args.backends.iter().map(parse).collect::<Result<_>>()?
-        };
+        let mut candidates = chosen(&args.backends, defaults.backends, &daemon, &mut notes)?;
         if args.one_process {
             let alone = candidates.iter().find(|candidate| !candidate.serves_several());
             ensure!(
@@ -171,8 +166,21 @@ impl Plan {
     }
 }
 
+/// Returns the backends that the user names, or those of a preset that this machine has.
+pub(crate) fn chosen(
+    named: &[String],
+    preset: &[&str],
+    daemon: &Daemon,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Candidate>> {
+    if named.is_empty() {
+        return available(preset, daemon, notes);
+    }
+    named.iter().map(|spec| Candidate::parse(spec, daemon)).collect()
+}
+
 /// Returns the backends of a preset that this machine has, and notes those that are left out.
-pub(crate) fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
+fn available(specs: &[&str], daemon: &Daemon, notes: &mut Vec<String>) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     if !qsd_is_installed() && specs.iter().any(|spec| spec.starts_with("qsd")) {
         notes.push("qsd is left out: qemu-storage-daemon is not in PATH".to_owned());

@@ -74,9 +74,7 @@ fn coalescing_can_be_switched_while_the_queue_runs() {
 fn no_interrupt_silences_both_modes() {
     let mut vm = vm(PLAIN);
     // The first completion after a start always notifies.
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     assert_eq!(vm.calls(), 1);
     vm.set_no_interrupt(true);
     for batch in [true, false] {
@@ -92,21 +90,15 @@ fn no_interrupt_silences_both_modes() {
 #[test]
 fn used_event_says_which_completion_raises_an_interrupt() {
     let mut vm = vm(EVENT_IDX);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     assert_eq!(vm.calls(), 1);
     // Asks for an interrupt at the fourth completion from here.
     vm.set_used_event(4);
     for i in 1..=3 {
-        vm.offer_read(4 * i, 0);
-        vm.kick();
-        vm.wait_used(1);
+        vm.read(4 * i, 0);
         assert_eq!(vm.calls(), 0, "request {i}");
     }
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     assert_eq!(vm.calls(), 1);
 }
 
@@ -114,22 +106,16 @@ fn used_event_says_which_completion_raises_an_interrupt() {
 #[test]
 fn a_late_used_event_still_gets_a_notification() {
     let mut vm = vm(EVENT_IDX);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     assert_eq!(vm.calls(), 1);
     vm.set_used_event(0x4000);
-    vm.offer_read(4, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(4, 0);
     assert_eq!(vm.calls(), 0);
     // The driver has seen one completion and expects a notification for the next.
     vm.set_used_event(1);
     vm.poll_until(|vm| vm.calls() == 1);
     // The late notification comes only once.
-    vm.offer_read(8, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(8, 0);
     assert_eq!(vm.notifications(), 2);
 }
 
@@ -137,14 +123,10 @@ fn a_late_used_event_still_gets_a_notification() {
 #[test]
 fn a_check_that_comes_too_early_is_repeated() {
     let mut vm = vm(EVENT_IDX);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     assert_eq!(vm.calls(), 1);
     vm.set_used_event(0x4000);
-    vm.offer_read(4, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(4, 0);
     // A check is due in 5 ms. Then another request is ready to be published.
     let due = Instant::now() + Duration::from_millis(6);
     let gate = vm.hold();
@@ -168,16 +150,12 @@ fn a_check_that_comes_too_early_is_repeated() {
 fn an_empty_ring_asks_for_the_next_kick() {
     let mut vm = vm(EVENT_IDX);
     for i in 0..3 {
-        vm.offer_read(0, 0);
-        vm.kick();
-        vm.wait_used(1);
+        vm.read(0, 0);
         vm.ctx.poll(false);
         assert_eq!(vm.avail_event(), i + 1);
     }
     let mut vm = self::vm(PLAIN);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     vm.ctx.poll(false);
     assert!(!vm.kicks_unwanted());
 }
@@ -185,29 +163,21 @@ fn an_empty_ring_asks_for_the_next_kick() {
 #[test]
 fn a_replaced_call_eventfd_is_signalled_once() {
     let mut vm = vm(PLAIN);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     vm.calls();
     vm.replace_call();
     assert_eq!(vm.calls(), 1);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     assert_eq!(vm.calls(), 1);
 }
 
 #[test]
 fn replacing_the_kick_eventfd_loses_no_kick() {
     let mut vm = vm(PLAIN);
-    vm.offer_read(0, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 0);
     // The request is available, but its kick went to an eventfd that is no longer watched.
     vm.offer_read(4, 0);
     vm.replace_kick();
     vm.wait_used(1);
-    vm.offer_read(8, 0);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(8, 0);
 }

@@ -72,12 +72,7 @@ fn stop_drains_and_takes_no_new_requests() {
     vm.poll_some();
     assert!(stopped.try_recv().is_err(), "three requests are in flight");
     drop(gate);
-    let mut base = None;
-    vm.poll_until(|_| {
-        base = stopped.try_recv().ok();
-        base.is_some()
-    });
-    assert_eq!((base, vm.used_idx()), (Some(3), 3));
+    assert_eq!((vm.wait_stopped(&stopped), vm.used_idx()), (3, 3));
     assert_eq!(vm.read_result(12), None, "the fourth was not taken");
     // The request is served once the ring runs again.
     vm.wait_used(3);
@@ -128,12 +123,7 @@ fn features(event_idx: bool) -> RingFeatures {
 
 /// Stops the ring, and returns the index to continue at.
 fn stopped(vm: &Vm) -> u16 {
-    let (stopped, mut base) = (vm.stop(), None);
-    vm.poll_until(|_| {
-        base = stopped.try_recv().ok();
-        base.is_some()
-    });
-    base.unwrap()
+    vm.wait_stopped(&vm.stop())
 }
 
 #[test]
@@ -187,9 +177,7 @@ fn polling_does_not_swallow_the_first_kick() {
         !vm.kicks_unwanted(),
         "nobody looks at the ring before its first kick"
     );
-    vm.offer_read(0, 2);
-    vm.kick();
-    vm.wait_used(1);
+    vm.read(0, 2);
     vm.run(|queue| _ = queue.poll_end());
 }
 

@@ -355,6 +355,23 @@ impl Vm {
         (0..count).map(|_| self.take_used().unwrap()).collect()
     }
 
+    /// Executes a read of one sector in the descriptors from `head` on.
+    pub(crate) fn read(&mut self, head: u16, sector: u64) {
+        self.offer_read(head, sector);
+        self.kick();
+        self.wait_used(1);
+    }
+
+    /// Waits until a ring has stopped. Returns the index to continue at.
+    pub(crate) fn wait_stopped(&self, stopped: &Receiver<u16>) -> u16 {
+        let mut base = None;
+        self.poll_until(|_| {
+            base = stopped.try_recv().ok();
+            base.is_some()
+        });
+        base.expect("it has stopped")
+    }
+
     /// Returns the device's count of notifications, without the one at the start of the ring.
     pub(crate) fn notifications(&self) -> u64 {
         self.stats.notifications.get() - 1

@@ -75,10 +75,5 @@ fn a_stopping_ring_waits_for_the_late_flush() {
     vm.poll_some();
     assert!(stopped.try_recv().is_err(), "the flush is in flight");
     drop(gate);
-    let mut base = None;
-    vm.poll_until(|_| {
-        base = stopped.try_recv().ok();
-        base.is_some()
-    });
-    assert_eq!((base, vm.used_idx()), (Some(1), 1));
+    assert_eq!((vm.wait_stopped(&stopped), vm.used_idx()), (1, 1));
 }

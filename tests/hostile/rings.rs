@@ -1,24 +1,23 @@
-//! Rings in every state: impossible sizes, addresses and indices, and kicks, calls and stops at any time.
+//! Rings in every state: impossible sizes, addresses and indices, and stops at any time.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use testkit::daemon::Daemon;
-use testkit::memory::{PATIENCE, wait_readable};
+use testkit::memory::wait_readable;
 use testkit::raw::{Answer, Region, msg};
 use testkit::target::{SECTORS, image, serve};
 use testkit::vm::{
-    DATA, EVENT_IDX, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, TABLE, USER, Vm, header,
-    indirect, linked, readable, writable,
+    DATA, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, SECTOR, STATUS, TABLE, USER, Vm, header, indirect,
+    linked, readable, writable,
 };
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-fn start(options: &[&str]) -> Daemon {
+pub(super) fn start(options: &[&str]) -> Daemon {
     serve(&image(), &[&["--num-queues", "2"], options].concat())
 }
 
 /// Checks that the daemon runs and serves a connection.
-fn assert_unharmed(daemon: &mut Daemon) {
+pub(super) fn assert_unharmed(daemon: &mut Daemon) {
     assert!(daemon.is_alive());
     let mut vm = Vm::start(daemon, 2);
     for queue in 0..2 {
@@ -70,7 +69,7 @@ fn rings_at_impossible_addresses_never_run() {
     let end = USER + MEMORY as u64;
     let (desc, used, avail) = (USER, USER + 0x8000, USER + 0x5000);
     for (name, desc, used, avail) in [
-        ("descriptors behind the memory", end, used, avail),
+        ("descriptors past the memory", end, used, avail),
         ("descriptors over the end of the memory", end - 128, used, avail),
         ("a used ring over the end of the memory", desc, end - 64, avail),
         ("an avail ring over the end of the memory", desc, used, end - 16),
@@ -283,6 +282,19 @@ fn used_id(vm: &mut Vm) -> u32 {
     }
 }
 
+/// Expects that the first request completes once the ring is enabled, and not before.
+fn assert_waits_until_enabled(vm: &mut Vm) {
+    // The daemon answers this message after a kick was written. Give the IOThread time for a wrong reaction.
+    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
+    assert!(
+        !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
+        "a disabled ring completed something"
+    );
+    assert_eq!(vm.published(0), 0, "a disabled ring was processed");
+    assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1), Answer::Ack);
+    assert_eq!(used_id(vm), 0);
+}
+
 #[test]
 fn an_early_kick_is_kept_until_enabled() {
     let daemon = start(&[]);
@@ -294,15 +306,7 @@ fn an_early_kick_is_kept_until_enabled() {
     put_reads(&vm, 0, 1);
     vm.publish(0, 0);
     vm.kick(0);
-    // The daemon answers this message after the kick was written. Give the IOThread time for a wrong reaction.
-    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
-    assert!(
-        !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
-        "a disabled ring completed something"
-    );
-    assert_eq!(vm.published(0), 0, "a disabled ring was processed");
-    assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1), Answer::Ack);
-    assert_eq!(used_id(&mut vm), 0);
+    assert_waits_until_enabled(&mut vm);
 }
 
 #[test]
@@ -319,14 +323,7 @@ fn requests_from_before_start_need_no_kick() {
     vm.set_up_ring(0, &ring);
     vm.rings.push(ring);
     vm.rings[0].avail_idx = avail_idx;
-    vm.client.get_u64(msg::GET_FEATURES).expect("an answer");
-    assert!(
-        !wait_readable(&vm.rings[0].call, Duration::from_millis(50)),
-        "a disabled ring completed something"
-    );
-    assert_eq!(vm.published(0), 0, "a disabled ring was processed");
-    assert_eq!(vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 1), Answer::Ack);
-    assert_eq!(used_id(&mut vm), 0);
+    assert_waits_until_enabled(&mut vm);
 }
 
 #[test]
@@ -411,137 +408,6 @@ fn get_vring_base_drains_and_nothing_follows() {
             used_id(&mut vm);
         }
     }
-}
-
-#[test]
-fn a_running_rings_call_eventfd_is_replaceable() {
-    let daemon = start(&[]);
-    let mut vm = Vm::start(&daemon, 1);
-    for _ in 0..50 {
-        vm.rings[0].call = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
-        let fd = vm.rings[0].call.as_raw_fd();
-        assert_eq!(vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(fd)), Answer::Ack);
-        vm.read_sector(0, 1);
-        assert!(
-            wait_readable(&vm.rings[0].call, PATIENCE),
-            "the new eventfd is not used"
-        );
-    }
-}
-
-#[test]
-fn a_new_call_eventfd_signals_earlier_completions() {
-    let daemon = start(&[]);
-    for features in [0, EVENT_IDX] {
-        let mut vm = Vm::start_with(&daemon, 1, 16, features);
-        // Without a call eventfd requests complete silently...
-        assert_eq!(vm.client.vring_fd(msg::SET_VRING_CALL, 0, None), Answer::Ack);
-        vm.read_sector(0, 1);
-        // ... and a driver that sets one must look at the ring.
-        let call = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
-        assert_eq!(
-            vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(call.as_raw_fd())),
-            Answer::Ack
-        );
-        assert!(
-            wait_readable(&call, PATIENCE),
-            "features {features:#x}: a notification was lost"
-        );
-    }
-}
-
-#[test]
-fn a_running_rings_kick_eventfd_is_replaceable() {
-    let daemon = start(&[]);
-    let mut vm = Vm::start(&daemon, 1);
-    for _ in 0..50 {
-        vm.rings[0].kick = EventFd::new(EFD_NONBLOCK).expect("make an eventfd");
-        let fd = vm.rings[0].kick.as_raw_fd();
-        assert_eq!(vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(fd)), Answer::Ack);
-        vm.read_sector(0, 1);
-    }
-}
-
-#[test]
-fn any_kind_of_call_fd_is_harmless() {
-    let mut daemon = start(&[]);
-    let path = daemon.dir().join("regular");
-    let regular = std::fs::File::create(&path).expect("make a file");
-    let read_only = std::fs::File::open("/dev/null").expect("open /dev/null");
-    let (reader, writer) = std::io::pipe().expect("make a pipe");
-    drop(reader);
-    let full = EventFd::new(0).expect("make an eventfd");
-    full.write(u64::MAX - 1).expect("fill it");
-    let fds = [
-        ("a regular file", regular.as_raw_fd()),
-        ("a file that cannot be written", read_only.as_raw_fd()),
-        ("a pipe without a reader", writer.as_raw_fd()),
-        ("an eventfd that is full and blocks", full.as_raw_fd()),
-    ];
-    for (name, fd) in fds {
-        let mut vm = Vm::start(&daemon, 2);
-        // The descriptor may be refused. If not, requests must still complete and the other ring must still work.
-        if vm.client.vring_fd(msg::SET_VRING_CALL, 0, Some(fd)) == Answer::Ack {
-            vm.poke(HEADER, &header(0, 1));
-            vm.send(
-                0,
-                &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
-            );
-            vm.outcome(0);
-            vm.read_sector(1, 1);
-        }
-        assert!(daemon.is_alive(), "{name}");
-    }
-    assert_unharmed(&mut daemon);
-}
-
-#[test]
-fn any_kind_of_kick_fd_is_harmless() {
-    let mut daemon = start(&[]);
-    let path = daemon.dir().join("regular");
-    let regular = std::fs::File::create(&path).expect("make a file");
-    let null = std::fs::File::open("/dev/null").expect("open /dev/null");
-    let (reader, writer) = std::io::pipe().expect("make a pipe");
-    drop(writer);
-    // SAFETY: no memory is involved; the descriptor is checked and owned below.
-    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    assert!(epoll >= 0);
-    // SAFETY: the descriptor was just made and has no other owner.
-    let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
-    let fds = [
-        ("a regular file", regular.as_raw_fd()),
-        ("a device that is always ready", null.as_raw_fd()),
-        ("a pipe that ended", reader.as_raw_fd()),
-        ("an epoll", epoll.as_raw_fd()),
-    ];
-    for (name, fd) in fds {
-        let mut vm = Vm::start(&daemon, 2);
-        let _ = vm.client.vring_fd(msg::SET_VRING_KICK, 0, Some(fd));
-        assert!(daemon.is_alive(), "{name}");
-        drop(vm);
-        assert_unharmed(&mut daemon);
-    }
-}
-
-#[test]
-fn a_kick_storm_does_not_starve_others() {
-    let mut daemon = start(&[]);
-    let mut vm = Vm::start(&daemon, 2);
-    let kick = vm.rings[0].kick.try_clone().expect("clone an eventfd");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let _ = kick.write(1);
-            }
-        });
-        for _ in 0..200 {
-            vm.read_sector(1, 1);
-        }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    });
-    drop(vm);
-    assert_unharmed(&mut daemon);
 }
 
 #[test]

@@ -106,20 +106,20 @@ fn connect(daemon: &Daemon) -> Frontend {
     Frontend::connect(&daemon.dir().join("open/hot.sock"), 1, 4, all_features()).expect("connect")
 }
 
+/// Reads the first block.
+fn read(frontend: &mut Frontend) -> Vec<u8> {
+    let read = Op::Read {
+        offset: 0,
+        len: BLOCK,
+    };
+    frontend.queue(0).run(&read).data
+}
+
 fn write_and_read(frontend: &mut Frontend, byte: u8) {
     let data = vec![byte; BLOCK];
     assert_eq!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
     assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
-    assert_eq!(
-        frontend
-            .queue(0)
-            .run(&Op::Read {
-                offset: 0,
-                len: BLOCK
-            })
-            .data,
-        [byte; BLOCK]
-    );
+    assert_eq!(read(frontend), [byte; BLOCK]);
 }
 
 /// Returns the process that opens names for this daemon.
@@ -195,16 +195,7 @@ fn disks_are_added_by_name_with_each_engine() {
     let mut frontend = connect(&daemon);
     let data = vec![0; BLOCK];
     assert_ne!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
-    assert_eq!(
-        frontend
-            .queue(0)
-            .run(&Op::Read {
-                offset: 0,
-                len: BLOCK
-            })
-            .data,
-        [b'h'; BLOCK]
-    );
+    assert_eq!(read(&mut frontend), [b'h'; BLOCK]);
     assert!(daemon.terminate().status.success());
     assert!(
         !daemon.dir().join("open/hot.sock").exists(),

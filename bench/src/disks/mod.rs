@@ -23,7 +23,7 @@ use crate::driver::drive;
 use crate::frontend::{Connected, connect_all, watcher};
 use crate::image::{self, Image};
 use crate::load::{Frontend, Load};
-use crate::plan::available;
+use crate::plan::chosen;
 use crate::scratch::Scratch;
 use footprint::Activity;
 pub(crate) use footprint::{Footprint, all_listen, settle};
@@ -128,12 +128,7 @@ struct Bench<'a> {
 pub(crate) fn run(args: &DisksArgs) -> Result<()> {
     let mut notes = Vec::new();
     let daemon = Daemon::new(args.binary.as_deref());
-    let candidates = if args.backends.is_empty() {
-        available(&["ours", "qsd"], &daemon, &mut notes)?
-    } else {
-        let parse = |spec: &String| Candidate::parse(spec, &daemon);
-        args.backends.iter().map(parse).collect::<Result<_>>()?
-    };
+    let candidates = chosen(&args.backends, &["ours", "qsd"], &daemon, &mut notes)?;
     ensure!(
         candidates.iter().all(Candidate::serves_several),
         "only ours, qsd and commands with {{disks}} can serve several disks"

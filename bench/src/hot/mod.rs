@@ -27,7 +27,7 @@ use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::daemon::Daemon;
 use crate::disks::{Footprint, settle};
-use crate::plan::available;
+use crate::plan::chosen;
 use crate::scratch::Scratch;
 use qmp::Qmp;
 use verify::Verifier;
@@ -92,12 +92,7 @@ struct Managed {
 pub(crate) fn run(args: &HotArgs) -> Result<()> {
     let mut notes = Vec::new();
     let daemon = Daemon::new(args.binary.as_deref());
-    let candidates = if args.backends.is_empty() {
-        available(&["ours", "qsd"], &daemon, &mut notes)?
-    } else {
-        let parse = |spec: &String| Candidate::parse(spec, &daemon);
-        args.backends.iter().map(parse).collect::<Result<_>>()?
-    };
+    let candidates = chosen(&args.backends, &["ours", "qsd"], &daemon, &mut notes)?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     let interrupted = crate::interrupted()?;
     for candidate in &candidates {
