@@ -16,7 +16,7 @@ use std::io;
 use std::mem;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::sys::status;
@@ -25,8 +25,8 @@ use crate::sys::status;
 /// mappings that requests in flight keep alive.
 const SLOTS: usize = 4096;
 
-/// Number of lost pages that are remembered per mapping. If more are lost, the whole mapping counts as lost.
-const PAGES: usize = 16;
+/// Number of ranges of lost pages that are remembered per mapping. If more are lost, the whole mapping counts as lost.
+const RANGES: usize = 64;
 
 static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 /// Index of the first slot that was never used.
@@ -58,10 +58,35 @@ struct Slot {
     /// Size of this mapping's pages in bytes.
     page: AtomicUsize,
     kernel: AtomicBool,
-    /// First addresses of lost pages; 0 in a free entry.
-    lost: [AtomicUsize; PAGES],
-    /// More pages are lost than fit in `lost`.
+    /// Ranges of lost pages: see `pages`.
+    lost: [AtomicU64; RANGES],
+    /// More ranges are lost than fit in `lost`.
     all_lost: AtomicBool,
+}
+
+/// Packs the pages from `first` to before `end`, counted from the start of the mapping. Nothing else is 0.
+const fn packed(first: u32, end: u32) -> u64 {
+    (first as u64) << 32 | end as u64
+}
+
+/// Returns the pages of a packed range. 0 stands for no page.
+#[expect(clippy::cast_possible_truncation, reason = "takes the halves")]
+const fn pages(packed: u64) -> Range<u32> {
+    (packed >> 32) as u32..packed as u32
+}
+
+/// Returns the packed range with one more page, if it is empty, has the page already, or ends or begins next to it.
+fn with(range: u64, page: u32) -> Option<u64> {
+    let Range { start, end } = pages(range);
+    if range == 0 {
+        Some(packed(page, page + 1))
+    } else if (start..end).contains(&page) {
+        Some(range)
+    } else if page == end {
+        Some(packed(start, page + 1))
+    } else {
+        (page + 1 == start).then(|| packed(page, end))
+    }
 }
 
 /// The handler's copy of a slot.
@@ -81,7 +106,7 @@ impl Slot {
             len: AtomicUsize::new(0),
             page: AtomicUsize::new(0),
             kernel: AtomicBool::new(false),
-            lost: [const { AtomicUsize::new(0) }; PAGES],
+            lost: [const { AtomicU64::new(0) }; RANGES],
             all_lost: AtomicBool::new(false),
         }
     }
@@ -96,7 +121,9 @@ impl Slot {
         self.len.store(len, Ordering::Relaxed);
         self.page.store(page, Ordering::Relaxed);
         self.kernel.store(user == User::Kernel, Ordering::Relaxed);
-        self.lost.iter().for_each(|page| page.store(0, Ordering::Relaxed));
+        self.lost
+            .iter()
+            .for_each(|range| range.store(0, Ordering::Relaxed));
         self.all_lost.store(false, Ordering::Relaxed);
         // Release: pairs with the load in `known`. A reader that sees this version sees the stores above.
         self.version.fetch_add(1, Ordering::Release);
@@ -121,31 +148,35 @@ impl Slot {
         (stable && known.start != 0 && inside).then_some(known)
     }
 
-    /// Records that a page is lost. Returns false if too many pages are lost to record it.
-    fn lose(&self, page: usize) -> bool {
-        let remembered =
-            |entry: &AtomicUsize| match entry.compare_exchange(0, page, Ordering::Relaxed, Ordering::Relaxed)
-            {
-                Ok(_) => true,
-                Err(other) => other == page,
-            };
-        let all = !self.lost.iter().any(remembered);
-        if all {
+    /// Records that the page at an address is lost. Returns false if there is no room to record it.
+    fn lose(&self, known: &Known, addr: usize) -> bool {
+        let page = u32::try_from((addr - known.start) / known.page).ok();
+        let remembered = |entry: &AtomicU64, page| {
+            let add = |range| with(range, page);
+            entry
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+                .is_ok()
+        };
+        let recorded = page
+            .filter(|&page| page < u32::MAX)
+            .is_some_and(|page| self.lost.iter().any(|entry| remembered(entry, page)));
+        if !recorded {
             self.all_lost.store(true, Ordering::Relaxed);
         }
-        !all
+        recorded
     }
 
     /// Returns the lost address ranges.
     fn lost(&self) -> impl Iterator<Item = Range<usize>> {
         let page = self.page.load(Ordering::Relaxed);
-        let pages = self.lost.iter().map(|entry| entry.load(Ordering::Relaxed));
-        let pages = pages
-            .filter(|&start| start != 0)
-            .map(move |start| start..start + page);
         let start = self.start.load(Ordering::Relaxed);
+        let ranges = self.lost.iter().map(|entry| entry.load(Ordering::Relaxed));
+        let ranges = ranges.filter(|&range| range != 0).map(move |range| {
+            let Range { start: first, end } = pages(range);
+            start + first as usize * page..start + end as usize * page
+        });
         let all = self.all_lost.load(Ordering::Relaxed);
-        pages.chain(all.then(|| start..start + self.len.load(Ordering::Relaxed)))
+        ranges.chain(all.then(|| start..start + self.len.load(Ordering::Relaxed)))
     }
 
     fn has_lost(&self, range: &Range<usize>) -> bool {
@@ -287,10 +318,10 @@ fn replace(addr: usize) -> bool {
     let offset = addr - known.start;
     let page = known.start + (offset - offset % known.page);
     // Recorded before any zero can be read: see `losses`.
-    let len = if slot.lose(page) {
+    let len = if slot.lose(&known, page) {
         known.page
     } else {
-        // Each replaced page splits the mapping, and the kernel limits the number of mappings. So replace all of the rest.
+        // Each range splits the mapping, and the kernel limits the number of mappings. So replace all of the rest.
         known.start + known.len - page
     };
     // Counted even if another thread has recorded the page, because that thread may not have counted it yet.

@@ -321,7 +321,13 @@ mod tests {
         assert_eq!([0, 1, 2].map(|page| lost(&mapping, page)), [false, true, false]);
         write(&mapping, 2 * 4096, 9);
         assert_eq!((read(&mapping, 0), read(&mapping, 2 * 4096)), (7, 9));
-        assert_eq!(mapping.lost(), [4096..8192, 8192..12288]);
+        assert_eq!(
+            mapping.lost(),
+            [Range {
+                start: 4096,
+                end: 12288
+            }]
+        );
         assert!(neighbour.lost().is_empty());
         drop(mapping);
         let sound = Mapping::new(&other, 0, 4 * 4096).unwrap();
@@ -346,12 +352,37 @@ mod tests {
     }
 
     #[test]
-    fn many_lost_pages_make_the_mapping_lost() {
-        let file = file(64 * PAGE);
-        let mapping = Mapping::new(&file, 0, 64 * 4096).unwrap();
+    fn adjoining_lost_pages_are_one_range() {
+        let file = file(1024 * PAGE);
+        let mapping = Mapping::new(&file, 0, 1024 * 4096).unwrap();
         file.set_len(PAGE).unwrap();
-        assert!((1..64).all(|page| read(&mapping, page * 4096) == 0));
-        assert!(lost(&mapping, 0) && lost(&mapping, 63));
+        assert!(
+            (100..400)
+                .chain((50..100).rev())
+                .all(|page| read(&mapping, page * 4096) == 0)
+        );
+        assert_eq!(
+            mapping.lost(),
+            [Range {
+                start: 50 * 4096,
+                end: 400 * 4096
+            }]
+        );
+        assert_eq!(
+            [49, 50, 399, 400].map(|page| lost(&mapping, page)),
+            [false, true, true, false]
+        );
+    }
+
+    #[test]
+    fn many_lost_ranges_make_the_mapping_lost() {
+        let file = file(200 * PAGE);
+        let mapping = Mapping::new(&file, 0, 200 * 4096).unwrap();
+        file.set_len(PAGE).unwrap();
+        assert!((1..65).all(|range| read(&mapping, 2 * range * 4096) == 0));
+        assert!(!lost(&mapping, 0) && !lost(&mapping, 199));
+        assert_eq!(read(&mapping, 2 * 65 * 4096), 0);
+        assert!(lost(&mapping, 0) && lost(&mapping, 199));
     }
 
     /// Raises SIGBUS as the kernel does for a poisoned page.

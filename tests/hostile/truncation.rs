@@ -267,6 +267,27 @@ fn only_requests_in_lost_pages_fail() {
 }
 
 #[test]
+fn many_lost_pages_of_a_write_leave_the_rings_alone() {
+    let mut args = options();
+    args.push("--direct");
+    let (daemon, baseline) = start_with(&args);
+    let mut vm = Vm::start(&daemon, 2);
+    let gone = DATA + 0x1_0000;
+    truncate(&vm.memory, gone - GUEST);
+    vm.poke(HEADER, &header(OUT, 0));
+    let size = 8 * PAGE;
+    for lost in 0..8 {
+        // O_DIRECT cannot use data at this address, so the daemon copies all of it.
+        let data = readable(gone + lost * size + 512 - 16, size as u32);
+        let chain = [readable(HEADER, 16), data, writable(STATUS, 1)];
+        assert_eq!(vm.request(0, &chain), Some((1, 1)));
+    }
+    (0..2).for_each(|queue| assert_eq!(vm.read_sector(queue, 3), [3; 512]));
+    drop(vm);
+    assert_unharmed(daemon, &baseline);
+}
+
+#[test]
 fn a_lost_table_breaks_only_its_ring() {
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 2);
