@@ -275,10 +275,10 @@ fn many_lost_pages_of_a_write_leave_the_rings_alone() {
     let gone = DATA + 0x1_0000;
     truncate(&vm.memory, gone - GUEST);
     vm.poke(HEADER, &header(OUT, 0));
-    let size = 8 * PAGE;
-    for lost in 0..8 {
+    let size: u32 = 8 * 4096;
+    for lost in (0..8).map(|request| request * u64::from(size)) {
         // O_DIRECT cannot use data at this address, so the daemon copies all of it.
-        let data = readable(gone + lost * size + 512 - 16, size as u32);
+        let data = readable(gone + lost + 496, size);
         let chain = [readable(HEADER, 16), data, writable(STATUS, 1)];
         assert_eq!(vm.request(0, &chain), Some((1, 1)));
     }
