@@ -29,8 +29,8 @@ pub(super) struct Vring {
     pub(super) failed: bool,
     /// The queue runs the ring.
     pub(super) running: bool,
-    /// It was logged that the ring continues after a predecessor.
-    pub(super) resumed: bool,
+    /// This session has started the ring, so it takes nothing over from a predecessor any more.
+    pub(super) was_started: bool,
     /// The queue was told to stop the ring, and has not answered yet.
     pub(super) draining: bool,
 }

@@ -103,6 +103,7 @@ fn recovery_logs_the_number_of_requests() {
     vm.share_memory();
     vm.start_ring(0, Ring::new(0, 16));
     vm.start_ring(1, Ring::new(1, 16));
+    restart_without_requests(&mut vm);
     vm.poke(HEADER, &header(1, 5));
     vm.send(
         0,
@@ -121,16 +122,21 @@ fn recovery_logs_the_number_of_requests() {
     vm.restart_rings();
     assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 1 });
     vm.read_sector(1, 3);
-    // A ring that this frontend stops and starts is also resumed, but there is nothing to recover.
-    vm.client.stop_ring(1).expect("stop");
-    let ring = vm.rings.pop().expect("two");
-    vm.start_ring(1, ring);
-    vm.read_sector(1, 3);
+    restart_without_requests(&mut vm);
     let output = daemon.output();
     let resumed = lines(&output, "ring resumed");
     assert_eq!(resumed.len(), 2, "{output}");
     assert!(resumed[0].contains("queue=0 requests=1"), "{output}");
     assert!(resumed[1].contains("queue=1 requests=0"), "{output}");
+}
+
+/// Stops and starts the second of two rings: nothing is taken over from a predecessor.
+fn restart_without_requests(vm: &mut Vm) {
+    vm.read_sector(1, 3);
+    vm.client.stop_ring(1).expect("stop");
+    let ring = vm.rings.pop().expect("two");
+    vm.start_ring(1, ring);
+    vm.read_sector(1, 3);
 }
 
 fn flags(event: &EventFd) -> i32 {

@@ -174,6 +174,26 @@ fn a_resize_while_stopped_is_announced_later() {
 }
 
 #[test]
+fn nothing_is_announced_when_a_ring_only_stops_and_starts() {
+    let (daemon, _) = start();
+    let mut vm = Vm::connect(&daemon, 0);
+    let region = Inflight::get(&mut vm.client, 1, 16);
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    let mut channel = channel(&mut vm);
+    vm.share_memory();
+    vm.rings.push(Ring::new(0, 16));
+    for _ in 0..3 {
+        vm.restart_rings();
+        vm.read_sector(0, 3);
+        vm.client.stop_ring(0).expect("stop");
+    }
+    drop(vm);
+    let mut said = Vec::new();
+    channel.read_to_end(&mut said).expect("the connection ends");
+    assert!(said.is_empty(), "{said:?}");
+}
+
+#[test]
 fn a_channel_must_be_a_socket() {
     let (daemon, baseline) = start();
     let mut vm = Vm::start(&daemon, 1);

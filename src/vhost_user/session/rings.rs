@@ -223,30 +223,26 @@ impl Session<'_> {
         let resumed = started.map_err(|source| SessionError::Ring { index, source })?;
         self.vrings[index].running = true;
         self.channel.resume();
-        if let Some(requests) = resumed {
+        let predecessors = !std::mem::replace(&mut self.vrings[index].was_started, true);
+        if let Some(requests) = resumed.filter(|&requests| predecessors || requests > 0) {
             self.log_resumed(index, requests);
         }
-        if resumed.is_some() || resized {
+        if predecessors && resumed.is_some() || resized {
             // The predecessor may have served a disk of another size, and another host may have resized it.
             self.channel.config_changed();
         }
         Ok(())
     }
 
-    /// Logs that a ring continues after a predecessor, unless this session stopped the ring itself with nothing in
-    /// flight.
-    fn log_resumed(&mut self, index: usize, requests: usize) {
-        let again = std::mem::replace(&mut self.vrings[index].resumed, true);
+    fn log_resumed(&self, index: usize, requests: usize) {
         let DeviceState { name: disk, log, .. } = &**self.device.state();
-        if (requests > 0 || !again)
-            && let Some(suppressed) = log.pass_normal("resumed", index)
-        {
+        if let Some(suppressed) = log.pass_normal("resumed", index) {
             tracing::info!(
                 disk,
                 queue = index,
                 requests,
                 suppressed,
-                "ring resumed: executing the requests that were in flight again"
+                "ring resumed, with its requests in flight"
             );
         }
     }
