@@ -1,14 +1,17 @@
-//! Image formats other than raw, recognised by their first bytes.
+//! Image formats other than raw, recognised by their first or last bytes.
 //!
 //! Used only at start-up. A guest can write these bytes to its raw disk as well: see `--format` in docs/trouble.md.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-/// Number of bytes that are examined.
+/// Number of bytes that are examined at the start, and the size of a VHD's footer.
 const HEADER: usize = 512;
+
+/// The mark of a VHD's footer. A VHD of fixed size has nothing else: it begins like a raw image.
+const VHD: &[u8] = b"conectix";
 
 /// The offset of each format's magic bytes, the bytes, and the name of the format.
 ///
@@ -20,7 +23,7 @@ const MARKS: [(usize, &[u8], &str); 12] = [
     (0, b"COWD", "VMDK"),
     (0, b"# Disk DescriptorFile", "VMDK"),
     (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
+    (0, VHD, "VHD"),
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
     (0, b"WithoutFreeSpace", "Parallels"),
     (0, b"WithouFreSpacExt", "Parallels"),
@@ -35,18 +38,30 @@ pub fn foreign_format(path: &Path) -> Option<&'static str> {
     if !kind.is_file() && !kind.is_block_device() {
         return None;
     }
+    let file = File::open(path).ok()?;
     let mut header = [0; HEADER];
-    let len = read_start(&File::open(path).ok()?, &mut header).ok()?;
+    let len = read_at(&file, &mut header, 0).ok()?;
     let has =
         |(at, mark, _): &(usize, &[u8], _)| header[..len].get(*at..).is_some_and(|h| h.starts_with(mark));
-    MARKS.iter().find(|format| has(format)).map(|(_, _, name)| *name)
+    let found = MARKS.iter().find(|format| has(format)).map(|(_, _, name)| *name);
+    found.or_else(|| has_vhd_footer(&file).then_some("VHD"))
 }
 
-/// Reads from the start until the buffer is full or the file ends.
-fn read_start(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+fn has_vhd_footer(mut file: &File) -> bool {
+    // The size of a block device is not in its metadata.
+    let size = file.seek(SeekFrom::End(0)).unwrap_or(0);
+    let mut mark = [0; VHD.len()];
+    let read = size
+        .checked_sub(HEADER as u64)
+        .map(|at| read_at(file, &mut mark, at));
+    matches!(read, Some(Ok(_))) && mark == *VHD
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut len = 0;
     while len < buffer.len() {
-        match file.read_at(&mut buffer[len..], len as u64) {
+        match file.read_at(&mut buffer[len..], offset + len as u64) {
             Ok(0) => break,
             Ok(read) => len += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use testkit::daemon::{Daemon, Exit, IMAGE, binary, run};
+use testkit::daemon::{Daemon, Exit, IMAGE, SOCKET, binary, run};
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::{DEADLINE, Process};
 use testkit::skip::skipped;
@@ -184,6 +184,7 @@ fn an_image_of_another_format_is_refused() {
         ("vdi", "", "VDI"),
         ("vhdx", "", "VHDX"),
         ("vpc", "", "VHD"),
+        ("vpc", "subformat=fixed", "VHD"),
         ("qed", "", "QED"),
         ("parallels", "", "Parallels"),
     ] {
@@ -202,6 +203,27 @@ fn an_image_of_another_format_is_refused() {
         assert!(exit.output.contains("--format raw"), "{format}: {}", exit.output);
         assert_eq!(exit.status.code(), Some(1));
         assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+    }
+}
+
+/// The long form names each layer, so that nothing has to be guessed.
+#[test]
+fn a_blockdev_is_served_whatever_its_format() {
+    for driver in [
+        "driver=file,filename=disk.img",
+        "driver=raw,file.driver=file,file.filename=disk.img",
+    ] {
+        let mut content = image();
+        content[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        let dir = directory();
+        fs::write(dir.path().join("disk.img"), &content).expect("write the image");
+        let node = format!("{driver},node-name=n");
+        let export =
+            format!("type=vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path={SOCKET}");
+        let daemon = Daemon::start_with(dir, &["--blockdev", &node, "--export", &export]);
+        let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+        let read = frontend.queue(0).run(&Op::Read { offset: 0, len: 512 });
+        assert_eq!(read.data, content[..512]);
     }
 }
 
