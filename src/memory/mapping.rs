@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::fstatfs;
 
+use super::served;
 use crate::guard::{Guarded, User};
 
 const PAGE: u64 = 4096;
@@ -239,7 +240,12 @@ fn to_usize(value: u64) -> io::Result<usize> {
 }
 
 /// Returns the size of the pages that a mapping of the file consists of.
+///
+/// # Errors
+/// The file is on a file system with a server, or cannot be mapped.
 fn page_size(file: &File) -> io::Result<u64> {
+    let stat = fstatfs(file)?;
+    served::refuse(stat.f_type)?;
     if file.metadata()?.file_type().is_char_device() {
         // Device-DAX memory is mapped in pages of its own size, which only sysfs tells, so try each size.
         return PAGE_SIZES
@@ -247,7 +253,6 @@ fn page_size(file: &File) -> io::Result<u64> {
             .find(|&page| can_be_mapped_in(file, page))
             .ok_or_else(|| io::ErrorKind::InvalidInput.into());
     }
-    let stat = fstatfs(file)?;
     if stat.f_type == libc::HUGETLBFS_MAGIC {
         u64::try_from(stat.f_bsize).map_err(io::Error::other)
     } else {

@@ -13,6 +13,7 @@ mod log;
 mod mapping;
 mod region;
 mod removed;
+mod served;
 mod view;
 
 pub use area::MappedArea;

@@ -1,8 +1,15 @@
 //! Memory regions with impossible numbers.
 
 use crate::arena::Arena;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use testkit::daemon::Daemon;
+use testkit::fuse::StalledFile;
+use testkit::inflight::Inflight;
 use testkit::memory::SharedMemory;
-use testkit::raw::{Region, mem_table, msg};
+use testkit::raw::{Answer, Region, mem_table, msg};
+use testkit::skip::skipped;
+use testkit::target::image;
 use testkit::vm::{GUEST, MEMORY, REGION, Vm};
 
 const VALUES: [u64; 10] = [
@@ -132,4 +139,46 @@ fn a_refused_table_keeps_the_old_table() {
             }
         });
     }
+}
+
+/// An access to such a file waits for its server: this would hold up the IOThread and all of its disks.
+#[test]
+fn memory_on_a_file_system_with_a_server() {
+    let file = match StalledFile::mount(MEMORY as u64) {
+        Ok(file) => file,
+        Err(error) => return skipped(format_args!("no FUSE file system can be mounted: {error}")),
+    };
+    let remote = File::options()
+        .read(true)
+        .write(true)
+        .open(file.path())
+        .expect("open it");
+    let mut daemon = Daemon::start(&image(), &[]);
+    let _end = file.let_go_at_the_end();
+    let mut vm = Vm::start(&daemon, 1);
+    let elsewhere = Region {
+        guest_addr: GUEST + (1 << 30),
+        user_addr: 1 << 40,
+        ..REGION
+    };
+    let fds = [remote.as_raw_fd()];
+    assert_eq!(
+        vm.client.ask(msg::SET_MEM_TABLE, &mem_table(&[REGION]), &fds),
+        Answer::Nak
+    );
+    vm.read_sector(0, 3);
+    assert_eq!(
+        vm.client.mem_region(msg::ADD_MEM_REG, elsewhere, &fds),
+        Answer::Nak
+    );
+    vm.read_sector(0, 4);
+    let mut region = Inflight::get(&mut vm.client, 1, 16);
+    region.file = remote.try_clone().expect("duplicate it");
+    assert_eq!(region.set(&mut vm.client), Answer::Nak, "in-flight region");
+    assert_eq!(vm.client.set_log(4096, 0, remote.as_raw_fd()), None, "dirty log");
+    daemon.wait_for(
+        |daemon| daemon.output().matches("the file is on FUSE").count() > 0,
+        "say why",
+    );
+    Vm::start(&daemon, 1).read_sector(0, 4);
 }
