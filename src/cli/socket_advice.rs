@@ -11,7 +11,7 @@ pub(super) fn server_advice(error: &ServerError, other: &str) -> Option<String> 
         ServerError::InUse(..) => format!("end that first, or {other}"),
         ServerError::Ours(_) => other.to_owned(),
         ServerError::NotASocket(_) => format!("remove it, or {other}"),
-        ServerError::Directory { .. } => format!("change that, or {other}"),
+        ServerError::Directory { .. } => format!("correct that, or {other}"),
         ServerError::Grant { .. } => {
             "only a member of a group may give it a file, and only root may give a file to another user"
                 .to_owned()

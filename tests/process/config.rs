@@ -263,7 +263,7 @@ fn refusals_name_file_line_and_table() {
         ),
         (
             format!("{node}{EXPORT}addr = {{ type = 'unix', path = 'nowhere/s' }}\n"),
-            "vm.conf:6: export 'e': cannot listen on socket nowhere/s: there is no directory nowhere; change that, or choose \
+            "vm.conf:6: export 'e': cannot listen on socket nowhere/s: there is no directory nowhere; correct that, or choose \
              another addr.path",
             1,
         ),

@@ -368,7 +368,7 @@ fn refusals_name_the_option_and_the_parameter() {
         ),
         (
             export("addr.path=nowhere/s"),
-            "there is no directory nowhere; change that, or choose another addr.path",
+            "there is no directory nowhere; correct that, or choose another addr.path",
             1,
         ),
         (

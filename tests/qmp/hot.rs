@@ -88,6 +88,25 @@ fn daemon() -> (Daemon, Client) {
 }
 
 #[test]
+fn secrets_have_exactly_one_source() {
+    let (_daemon, mut client) = daemon();
+    let mut secret = |sources: Value| {
+        let mut arguments = json!({"qom-type": "secret", "id": "s"});
+        arguments
+            .as_object_mut()
+            .expect("it is one")
+            .extend(sources.as_object().expect("it is one").clone());
+        client.refusal("object-add", &arguments)
+    };
+    let error = |desc: &str| ("GenericError".to_owned(), desc.to_owned());
+    assert_eq!(secret(json!({})), error("a secret needs 'data' or 'file'"));
+    let both = json!({"data": "x", "file": "y"});
+    assert_eq!(secret(both), error("a secret has 'data' or 'file', not both"));
+    let arguments = json!({"qom-type": "secret", "id": "s", "data": "x"});
+    client.run("object-add", &arguments);
+}
+
+#[test]
 fn disks_are_added_inside_the_sandbox() {
     let (mut daemon, mut client) = daemon();
     let dir = daemon.dir().to_owned();

@@ -136,6 +136,10 @@ pub enum OperationError {
     Group(account::Error),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error("a secret needs 'data' or 'file'")]
+    NoSecret,
+    #[error("a secret has 'data' or 'file', not both")]
+    TwoSecrets,
     #[error("cannot read the file of secret '{id}'")]
     Secret { id: String, source: io::Error },
     /// The descriptor with the given number cannot be used.

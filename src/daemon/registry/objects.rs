@@ -204,6 +204,11 @@ fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, Operation
 fn secret(options: ObjectOptions) -> Result<SecretOptions, OperationError> {
     refuse_iothread(&options)?;
     refuse(&[("limits", options.limits.is_some())])?;
+    match (&options.data, &options.file) {
+        (None, None) => return Err(OperationError::NoSecret),
+        (Some(_), Some(_)) => return Err(OperationError::TwoSecrets),
+        _ => {}
+    }
     if let Some(source) = options.file.as_ref().and_then(|file| fs::metadata(file).err()) {
         return Err(OperationError::Secret {
             id: options.id,
