@@ -4,16 +4,16 @@
 //! writes, requests that need a bounce buffer, and invalid requests. So do requests that the kernel did only in part: a
 //! worker simply repeats them. This keeps the kernel's part free of special cases.
 //!
-//! One queue serves all files of an IOThread.
+//! One queue serves all files of an IOThread. Each file has a share of it ([`backlog`]).
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use self::backlog::{Backlog, Part, Room};
 use super::flights::Flights;
 use super::kernel_queue::{Completion, KernelQueue};
 use super::threads::ThreadsEngine;
@@ -23,6 +23,8 @@ use crate::engine::error::Error;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
 use crate::storage::RawFile;
+
+mod backlog;
 
 /// Pause before a failed submission is retried.
 const RETRY_TIME: Duration = Duration::from_millis(1);
@@ -40,8 +42,9 @@ pub(in crate::engine) struct KernelEngine<Q: KernelQueue> {
 
 struct Inner<Q: KernelQueue> {
     queue: RefCell<Q>,
-    /// Requests that wait for room in the kernel.
-    backlog: RefCell<VecDeque<Pending<Q>>>,
+    backlog: RefCell<Backlog<Registered<Q>>>,
+    /// Number of files.
+    files: Cell<usize>,
     flights: RefCell<Flights<Pending<Q>>>,
     /// An empty list, kept for its capacity.
     done: RefCell<Vec<Completion>>,
@@ -63,6 +66,7 @@ struct Pending<Q: KernelQueue> {
 /// A file of the queue. It is removed with its last request.
 struct Registered<Q: KernelQueue> {
     number: u32,
+    part: Part,
     /// Executes requests that the queue does not support.
     threads: Rc<ThreadsEngine>,
     inner: Weak<Inner<Q>>,
@@ -75,7 +79,14 @@ impl<Q: KernelQueue> Drop for Registered<Q> {
         // A queue that was dropped has no files.
         if let Some(inner) = self.inner.upgrade() {
             inner.queue.borrow_mut().remove_file(self.number);
+            inner.files.set(inner.files.get() - 1);
         }
+    }
+}
+
+impl<Q: KernelQueue> AsRef<Part> for Registered<Q> {
+    fn as_ref(&self) -> &Part {
+        &self.part
     }
 }
 
@@ -91,6 +102,7 @@ impl<Q: KernelQueue> KernelEngine<Q> {
             Inner {
                 queue: RefCell::new(queue),
                 backlog: RefCell::default(),
+                files: Cell::new(0),
                 flights: RefCell::default(),
                 done: RefCell::default(),
                 ended: RefCell::default(),
@@ -143,8 +155,10 @@ impl<Q: KernelQueue> KernelFile<Q> {
     ) -> io::Result<Self> {
         let number = engine.inner.queue.borrow_mut().add_file(threads.file().as_fd())?;
         let avoided = Q::COMMON_THREADS && !threads.file().supports_nowait();
+        engine.inner.files.set(engine.inner.files.get() + 1);
         let file = Rc::new(Registered {
             number,
+            part: Part::default(),
             threads,
             inner: Rc::downgrade(&engine.inner),
             max_batch,
@@ -162,12 +176,8 @@ impl<Q: KernelQueue> KernelFile<Q> {
         if self.avoided {
             return threads.submit(batch);
         }
-        let mut backlog = inner.backlog.borrow_mut();
-        for request in batch.extract_if(.., |request| suits(threads.file(), request)) {
-            let file = Rc::clone(&self.file);
-            backlog.push_back(Pending { request, file });
-        }
-        drop(backlog);
+        let suited = |request: &IoRequest| suits(threads.file(), request);
+        inner.backlog.borrow_mut().take_from(&self.file, batch, suited);
         if !batch.is_empty() {
             threads.submit(batch);
         }
@@ -191,16 +201,23 @@ impl<Q: KernelQueue> Inner<Q> {
         let (mut queue, mut backlog) = (self.queue.borrow_mut(), self.backlog.borrow_mut());
         let mut flights = self.flights.borrow_mut();
         let mut prepared = usize::from(self.failing.get());
-        while flights.count < queue.capacity()
-            && let Some(pending) = backlog.pop_front()
-        {
-            let number = flights.begin(pending);
+        let capacity = queue.capacity();
+        let room = |in_flight| Room {
+            capacity,
+            left: capacity - in_flight,
+            files: self.files.get(),
+        };
+        while let Some((file, request)) = backlog.next(room(flights.count)) {
+            file.part.begin();
+            let number = flights.begin(Pending { request, file });
             let Pending { request, file } = flights.get(number);
             let max_batch = file.max_batch;
             // SAFETY: the box stays in `flights`, unchanged, until the completion is reaped. Its memory stays mapped
             // while the request is in flight (see `IoVecs`).
             if !unsafe { queue.prepare(request, file.number, number as u64) } {
-                backlog.push_front(flights.end(number));
+                let Pending { request, file } = flights.end(number);
+                file.part.end();
+                backlog.put_back(file, request);
                 if !self.submit(&mut queue) {
                     return;
                 }
@@ -254,7 +271,9 @@ impl<Q: KernelQueue> Inner<Q> {
             let mut flights = self.flights.borrow_mut();
             ended.extend(done.drain(..).map(|completion| {
                 let number = usize::try_from(completion.data).expect("the number was a usize before");
-                (flights.end(number), completion.result)
+                let pending = flights.end(number);
+                pending.file.part.end();
+                (pending, completion.result)
             }));
             drop(flights);
             if !self.backlog.borrow().is_empty() {

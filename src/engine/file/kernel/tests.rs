@@ -13,6 +13,7 @@ struct Fake(Rc<RefCell<Script>>);
 
 struct Script {
     event: EventFd,
+    capacity: usize,
     /// Number of requests that can be prepared before they must be submitted.
     room: usize,
     prepared: Vec<u64>,
@@ -30,7 +31,7 @@ impl KernelQueue for Fake {
     const COMMON_THREADS: bool = false;
 
     fn capacity(&self) -> usize {
-        CAPACITY
+        self.0.borrow().capacity
     }
 
     fn event_fd(&self) -> RawFd {
@@ -112,6 +113,7 @@ impl Setup {
         let file = super::super::testing::file();
         let script = Rc::new(RefCell::new(Script {
             event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            capacity: CAPACITY,
             room,
             prepared: Vec::new(),
             failures,
@@ -158,7 +160,11 @@ impl Setup {
         for _ in 0..count {
             let mut request = IoRequest::new();
             // SAFETY: the memory outlives the engine, and no reference to it exists meanwhile.
-            unsafe { request.iov.push(self.memory.as_mut_ptr(), self.memory.len()) };
+            unsafe {
+                request
+                    .iov
+                    .push(self.memory.as_ptr().cast_mut(), self.memory.len())
+            };
             request.set_completer(Rc::clone(&self.done) as Rc<dyn Completer>);
             batch.push(request);
         }
@@ -185,6 +191,44 @@ fn submissions_never_exceed_the_kernels_capacity() {
             setup.ctx.poll(true);
         }
         assert_eq!(setup.script.borrow().most_taken, CAPACITY, "room {room}");
+    }
+}
+
+#[test]
+fn stuck_files_leave_room_to_others() {
+    let mut setup = Setup::new(100, 0);
+    setup.script.borrow_mut().capacity = 64;
+    let engine = Rc::clone(&setup.engine.engine);
+    let file = |_| {
+        let threads = Rc::clone(&setup.engine.file.threads);
+        KernelFile::new(Rc::clone(&engine), threads, usize::MAX).unwrap()
+    };
+    let others: Vec<_> = (0..7).map(file).collect();
+    // No request completes.
+    let mut taken = 0;
+    for index in 0..8 {
+        let mut batch = setup.batch(100);
+        let file = if index == 0 {
+            &setup.engine
+        } else {
+            &others[index - 1]
+        };
+        file.submit(&mut batch);
+        let now = setup.script.borrow().taken.len();
+        assert!(now - taken >= 2, "file {index} has its part");
+        assert!(now - taken <= 32, "file {index} leaves room");
+        taken = now;
+    }
+    while setup.done() < 800 {
+        setup.script.borrow_mut().finish(4096);
+        setup.ctx.poll(true);
+    }
+    drop(others);
+    setup.submit(100);
+    assert_eq!(setup.script.borrow().taken.len(), 64, "a file alone has all room");
+    while setup.done() < 900 {
+        setup.script.borrow_mut().finish(4096);
+        setup.ctx.poll(true);
     }
 }
 
