@@ -64,12 +64,14 @@ impl Bucket {
         Duration::from_secs_f64(wait) + Duration::from_nanos(1)
     }
 
-    /// Adds an amount that is being done.
-    pub(super) fn fill(&mut self, amount: f64) {
-        if self.is_limited() {
-            self.level += amount;
-            self.burst_level += if self.burst > 1.0 { amount } else { 0.0 };
+    /// Adds an amount that is being done. Returns the time in which it leaks at the average rate.
+    pub(super) fn fill(&mut self, amount: f64) -> Duration {
+        if !self.is_limited() {
+            return Duration::ZERO;
         }
+        self.level += amount;
+        self.burst_level += if self.burst > 1.0 { amount } else { 0.0 };
+        Duration::try_from_secs_f64(amount / self.avg).unwrap_or(Duration::MAX)
     }
 }
 
@@ -124,7 +126,7 @@ mod tests {
     #[test]
     fn an_unlimited_bucket_never_waits() {
         let mut bucket = Bucket::new(0, 0, 1);
-        bucket.fill(1e18);
+        assert_eq!(bucket.fill(1e18), Duration::ZERO);
         assert_eq!(bucket.wait(), Duration::ZERO);
     }
 

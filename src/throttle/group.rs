@@ -36,7 +36,7 @@ struct LaneState {
     wake: BhHandle,
 }
 
-/// A disk in a group. Members take turns. Any thread.
+/// A disk in a group. Members have equal shares of the limits. Any thread.
 #[derive(Debug)]
 pub struct Member {
     group: Arc<Group>,
@@ -129,15 +129,13 @@ impl State {
 
     /// Grants all requests that may go now, and wakes up their lanes, except for `me`.
     fn dispatch(&mut self, me: LaneId, now: Instant) {
-        for direction in Direction::ALL {
-            while let Some(ticket) = self.queue.next(direction, now) {
-                let Some(lane) = self.lanes.get_mut(&ticket.lane) else {
-                    continue;
-                };
-                lane.granted[direction.index()] += 1;
-                if ticket.lane != me {
-                    lane.wake.schedule();
-                }
+        while let Some(ticket) = self.queue.next(now) {
+            let Some(lane) = self.lanes.get_mut(&ticket.lane) else {
+                continue;
+            };
+            lane.granted[ticket.direction.index()] += 1;
+            if ticket.lane != me {
+                lane.wake.schedule();
             }
         }
     }
@@ -215,6 +213,8 @@ impl Lane {
             });
             take(goes, handle);
         }
+        // A request of another lane may be due, too, and the lane that keeps the time may be busy.
+        state.dispatch(self.id, now);
         state.turn(self.id, now)
     }
 

@@ -135,6 +135,18 @@ impl ThrottleLimits {
         Ok(())
     }
 
+    /// Returns whether reads and writes share a limit.
+    pub(super) fn have_total(&self) -> bool {
+        self.iops_total > 0 || self.bps_total > 0
+    }
+
+    /// Returns whether some limit counts only for reads, or only for writes.
+    pub(super) fn distinguish_directions(&self) -> bool {
+        [self.iops_read, self.iops_write, self.bps_read, self.bps_write]
+            .iter()
+            .any(|&limit| limit > 0)
+    }
+
     /// Makes empty buckets, in the order of [`rates`](Self::rates).
     pub(super) fn buckets(&self) -> [Bucket; 6] {
         self.rates()

@@ -1,10 +1,10 @@
 //! Decides which request goes next: the buckets of a group, and the waiting requests of its members. Pure logic; the
 //! caller passes the time.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
+use super::fair::{FairQueue, Used};
 use super::limits::ThrottleLimits;
 
 /// The direction of a request, for the limits.
@@ -17,8 +17,6 @@ pub enum Direction {
 }
 
 impl Direction {
-    pub(crate) const ALL: [Self; 2] = [Self::Read, Self::Write];
-
     pub(crate) fn index(self) -> usize {
         match self {
             Self::Read => 0,
@@ -44,15 +42,10 @@ pub(super) type LaneId = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub(super) lane: LaneId,
+    pub(super) direction: Direction,
+    /// Numbers the tickets of a group in the order of their arrival.
+    pub(super) number: u64,
     bytes: u64,
-}
-
-/// The waiting requests of one direction.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// Members that have tickets. The first member goes next.
-    order: VecDeque<MemberId>,
-    tickets: BTreeMap<MemberId, VecDeque<Ticket>>,
 }
 
 /// The buckets of a group, and the requests that wait for them.
@@ -62,7 +55,11 @@ pub(super) struct Queue {
     buckets: [Bucket; 6],
     /// The time when the buckets leaked last.
     leaked: Instant,
-    waiting: [Waiting; 2],
+    /// If only totals are limited, all requests wait in the first queue. Otherwise each direction has a queue.
+    waiting: [FairQueue; 2],
+    /// The queue whose turn it is, if requests of both may go.
+    turn: usize,
+    tickets: u64,
 }
 
 impl Queue {
@@ -72,6 +69,8 @@ impl Queue {
             buckets: limits.buckets(),
             leaked: now,
             waiting: Default::default(),
+            turn: 0,
+            tickets: 0,
         }
     }
 
@@ -79,9 +78,16 @@ impl Queue {
         &self.limits
     }
 
-    /// Sets other limits and empties the buckets. Waiting requests stay in the queue.
+    /// Sets other limits and empties the buckets. Waiting requests stay, in the order of their arrival.
     pub(super) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) {
         (self.limits, self.buckets, self.leaked) = (limits, limits.buckets(), now);
+        let waiting = self.waiting.iter_mut().flat_map(FairQueue::take_all);
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_unstable_by_key(|(_, ticket)| ticket.number);
+        for (member, ticket) in waiting {
+            let queue = self.queue_of(ticket.direction);
+            self.waiting[queue].push(member, ticket);
+        }
     }
 
     /// Lets a request go at once, or queues it. Returns true if it goes at once.
@@ -92,38 +98,53 @@ impl Queue {
         (member, lane): (MemberId, LaneId),
         now: Instant,
     ) -> bool {
-        if self.waiting[direction.index()].order.is_empty() && self.wait(direction, now).is_zero() {
+        if self.is_first(direction) && self.wait(direction, now).is_zero() {
             self.charge(direction, bytes);
             return true;
         }
-        self.waiting[direction.index()].push(member, Ticket { lane, bytes });
+        self.tickets += 1;
+        let ticket = Ticket {
+            lane,
+            direction,
+            number: self.tickets,
+            bytes,
+        };
+        let queue = self.queue_of(direction);
+        self.waiting[queue].push(member, ticket);
         false
     }
 
     /// Returns the next request that may go now.
-    pub(super) fn next(&mut self, direction: Direction, now: Instant) -> Option<Ticket> {
-        if self.waiting[direction.index()].order.is_empty() || !self.wait(direction, now).is_zero() {
-            return None;
+    pub(super) fn next(&mut self, now: Instant) -> Option<Ticket> {
+        for queue in [self.turn, 1 - self.turn] {
+            let Some(ticket) = self.waiting[queue].first().copied() else {
+                continue;
+            };
+            if self.wait(ticket.direction, now).is_zero() {
+                let used = self.charge(ticket.direction, ticket.bytes);
+                self.turn = 1 - queue;
+                return self.waiting[queue].pop(used);
+            }
         }
-        let ticket = self.waiting[direction.index()].pop()?;
-        self.charge(direction, ticket.bytes);
-        Some(ticket)
+        None
     }
 
     /// Returns the time until the next waiting request may go, or `None` if nothing waits.
     pub(super) fn next_in(&mut self, now: Instant) -> Option<Duration> {
-        let waiting = Direction::ALL.into_iter().filter(|d| self.is_waiting(*d));
-        let waiting: Vec<Direction> = waiting.collect();
-        waiting.into_iter().map(|d| self.wait(d, now)).min()
+        let first = self
+            .waiting
+            .each_ref()
+            .map(|queue| queue.first().map(|ticket| ticket.direction));
+        first.into_iter().flatten().map(|d| self.wait(d, now)).min()
     }
 
     /// Removes all tickets of a lane, because their requests go at once. The requests are charged, so others wait
     /// longer.
     pub(super) fn release(&mut self, member: MemberId, lane: LaneId, now: Instant) {
         self.leak(now);
-        for direction in Direction::ALL {
-            for ticket in self.waiting[direction.index()].remove(member, lane) {
-                self.charge(direction, ticket.bytes);
+        for queue in 0..self.waiting.len() {
+            for ticket in self.waiting[queue].remove(member, lane) {
+                self.charge(ticket.direction, ticket.bytes);
             }
         }
     }
@@ -132,12 +153,28 @@ impl Queue {
     pub(super) fn any_waiting(&self) -> Option<LaneId> {
         self.waiting
             .iter()
-            .find_map(Waiting::first)
+            .find_map(FairQueue::first)
             .map(|ticket| ticket.lane)
     }
 
-    fn is_waiting(&self, direction: Direction) -> bool {
-        !self.waiting[direction.index()].order.is_empty()
+    /// Forgets what a member has used. It has no tickets.
+    pub(super) fn forget(&mut self, member: MemberId) {
+        self.waiting.iter_mut().for_each(|queue| queue.forget(member));
+    }
+
+    fn queue_of(&self, direction: Direction) -> usize {
+        match self.limits.distinguish_directions() {
+            true => direction.index(),
+            false => 0,
+        }
+    }
+
+    /// Returns whether no waiting request may have to go before a new one in this direction.
+    fn is_first(&self, direction: Direction) -> bool {
+        match self.limits.have_total() {
+            true => self.waiting.iter().all(FairQueue::is_empty),
+            false => self.waiting[self.queue_of(direction)].is_empty(),
+        }
     }
 
     fn wait(&mut self, direction: Direction, now: Instant) -> Duration {
@@ -155,7 +192,8 @@ impl Queue {
         }
     }
 
-    fn charge(&mut self, direction: Direction, bytes: u64) {
+    /// Fills the buckets, and returns what the request uses of the limit that it uses most of.
+    fn charge(&mut self, direction: Direction, bytes: u64) -> Used {
         #[allow(clippy::cast_precision_loss, reason = "far below 2^50")]
         let (bytes, unit) = (bytes as f64, self.limits.iops_size as f64);
         let requests = match unit > 0.0 && bytes > unit {
@@ -163,66 +201,15 @@ impl Queue {
             false => 1.0,
         };
         let [total_iops, iops, total_bytes, transferred] = direction.buckets();
-        for (bucket, amount) in [
+        let amounts = [
             (total_iops, requests),
             (iops, requests),
             (total_bytes, bytes),
             (transferred, bytes),
-        ] {
-            self.buckets[bucket].fill(amount);
-        }
-    }
-}
-
-impl Waiting {
-    fn push(&mut self, member: MemberId, ticket: Ticket) {
-        let tickets = self.tickets.entry(member).or_default();
-        if tickets.is_empty() {
-            self.order.push_back(member);
-        }
-        tickets.push_back(ticket);
-    }
-
-    /// Takes the first ticket of the member whose turn it is. The next member gets the next turn.
-    fn pop(&mut self) -> Option<Ticket> {
-        let member = self.order.pop_front()?;
-        let tickets = self.tickets.get_mut(&member)?;
-        let ticket = tickets.pop_front();
-        if !tickets.is_empty() {
-            self.order.push_back(member);
-        }
-        ticket
-    }
-
-    fn first(&self) -> Option<&Ticket> {
-        self.tickets.get(self.order.front()?)?.front()
-    }
-
-    fn remove(&mut self, member: MemberId, lane: LaneId) -> VecDeque<Ticket> {
-        let Some(tickets) = self.tickets.get_mut(&member) else {
-            return VecDeque::new();
-        };
-        let (removed, kept) = std::mem::take(tickets)
-            .into_iter()
-            .partition(|ticket| ticket.lane == lane);
-        *tickets = kept;
-        if tickets.is_empty() {
-            self.order.retain(|waiting| *waiting != member);
-        }
-        removed
-    }
-
-    /// Removes a member without tickets.
-    fn forget(&mut self, member: MemberId) {
-        self.tickets.remove(&member);
-        self.order.retain(|waiting| *waiting != member);
-    }
-}
-
-impl Queue {
-    /// Removes a member whose lanes are gone.
-    pub(super) fn forget(&mut self, member: MemberId) {
-        self.waiting.iter_mut().for_each(|waiting| waiting.forget(member));
+        ];
+        let used = amounts.map(|(bucket, amount)| self.buckets[bucket].fill(amount));
+        let used = used.into_iter().max().unwrap_or_default().as_nanos();
+        Used::try_from(used).unwrap_or(Used::MAX).max(1)
     }
 }
 
@@ -238,60 +225,119 @@ mod tests {
         }
     }
 
-    /// Keeps eight requests of each of members 1 to `members` waiting. Returns the number of requests of each that went
-    /// in ten seconds.
-    fn race(
-        queue: &mut Queue,
-        members: u64,
-        direction: impl Fn(u64) -> Direction,
-        start: Instant,
-    ) -> Vec<u64> {
-        let (mut went, mut now) = (vec![0; usize::try_from(members).unwrap()], start);
-        let mut waiting = went.clone();
+    /// What a member wants: direction and size of its requests, and the number that it keeps waiting.
+    type Wish = (Direction, u64, usize);
+
+    /// Returns the number of requests of each member that went in ten seconds.
+    fn race(limits: ThrottleLimits, wishes: &[Wish]) -> Vec<usize> {
+        let start = Instant::now();
+        let (mut queue, mut now) = (Queue::new(limits, start), start);
+        let (mut went, mut waiting) = (vec![0; wishes.len()], vec![0; wishes.len()]);
         while now < start + Duration::from_secs(10) {
-            for member in 1..=members {
-                let index = usize::try_from(member).unwrap() - 1;
-                while waiting[index] < 8 {
-                    match queue.admit(direction(member), 4096, (member, member), now) {
+            for (index, &(direction, bytes, depth)) in wishes.iter().enumerate() {
+                let member = index as u64;
+                while waiting[index] < depth {
+                    match queue.admit(direction, bytes, (member, member), now) {
                         true => went[index] += 1,
                         false => waiting[index] += 1,
                     }
                 }
             }
             now += queue.next_in(now).expect("somebody waits");
-            for direction in Direction::ALL {
-                while let Some(ticket) = queue.next(direction, now) {
-                    let index = usize::try_from(ticket.lane).unwrap() - 1;
-                    waiting[index] -= 1;
-                    went[index] += 1;
-                }
+            while let Some(ticket) = queue.next(now) {
+                let index = usize::try_from(ticket.lane).unwrap();
+                waiting[index] -= 1;
+                went[index] += 1;
             }
         }
         went
     }
 
+    /// Requires shares of a sum. The first member found an empty bucket, which holds a hundredth of ten seconds.
+    fn assert_shares(went: &[usize], shares: &[usize]) {
+        let all: usize = shares.iter().sum();
+        for (went, share) in went.iter().zip(shares) {
+            assert!(went.abs_diff(*share) <= all / 90, "{went:?} is not {shares:?}");
+        }
+    }
+
     #[test]
     fn members_share_evenly() {
-        let start = Instant::now();
-        let mut queue = Queue::new(iops(1000), start);
-        let went = race(&mut queue, 3, |_| Read, start);
-        let sum: u64 = went.iter().sum();
+        let went = race(iops(1000), &[(Read, 4096, 8); 3]);
+        let sum: usize = went.iter().sum();
         assert!((10_000..10_200).contains(&sum), "{went:?}");
-        // The first request found an empty bucket.
-        assert!(went.iter().all(|n| n.abs_diff(sum / 3) <= 101), "{went:?}");
+        assert_shares(&went, &[3333; 3]);
+    }
+
+    #[test]
+    fn the_depth_of_a_queue_gains_nothing() {
+        let went = race(iops(1000), &[(Read, 4096, 1), (Read, 4096, 64), (Write, 4096, 8)]);
+        assert_shares(&went, &[3333; 3]);
     }
 
     #[test]
     fn readers_and_writers_share_a_total() {
-        let start = Instant::now();
-        let mut queue = Queue::new(iops(1000), start);
-        let went = race(
-            &mut queue,
-            2,
-            |member| if member == 1 { Read } else { Write },
-            start,
-        );
-        assert!((10_000..10_200).contains(&(went[0] + went[1])), "{went:?}");
+        let went = race(iops(1000), &[(Read, 4096, 8), (Write, 4096, 8)]);
+        assert_shares(&went, &[5000; 2]);
+        let mixed = ThrottleLimits {
+            bps_write: 1 << 40,
+            ..iops(1000)
+        };
+        assert_shares(&race(mixed, &[(Read, 4096, 8), (Write, 4096, 8)]), &[5000; 2]);
+    }
+
+    #[test]
+    fn members_share_bytes_whatever_their_sizes() {
+        let limits = ThrottleLimits {
+            bps_total: 10 << 20,
+            ..ThrottleLimits::default()
+        };
+        let went = race(limits, &[(Read, 4096, 8), (Write, 65536, 8)]);
+        // 50 MiB each.
+        assert_shares(&[went[0], went[1] * 16], &[12_800; 2]);
+    }
+
+    /// Lets this number of requests go as time passes. Returns their lanes.
+    fn let_go(queue: &mut Queue, now: &mut Instant, count: usize) -> Vec<LaneId> {
+        let one = |_| {
+            *now += queue.next_in(*now).expect("somebody waits");
+            queue.next(*now).expect("it may go").lane
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn a_member_does_not_make_up_for_idle_time() {
+        let mut now = Instant::now();
+        let mut queue = Queue::new(iops(1000), now);
+        while queue.admit(Read, 1, (1, 1), now) {}
+        assert!((0..1999).all(|_| !queue.admit(Read, 1, (1, 1), now)));
+        let_go(&mut queue, &mut now, 500);
+        assert!((0..1999).all(|_| !queue.admit(Read, 1, (2, 2), now)));
+        let went = let_go(&mut queue, &mut now, 1000);
+        let idle = went.iter().filter(|lane| **lane == 2).count();
+        // What is made up for is a tenth of a second of the limit, half of it at the cost of each.
+        assert!((545..=555).contains(&idle), "{idle}");
+    }
+
+    #[test]
+    fn a_member_that_comes_back_at_once_loses_nothing() {
+        let mut now = Instant::now();
+        let mut queue = Queue::new(iops(1000), now);
+        while queue.admit(Read, 1, (1, 1), now) {}
+        assert!((0..2999).all(|_| !queue.admit(Read, 1, (1, 1), now)));
+        let mut went = [0; 3];
+        for _ in 0..100 {
+            // The second member's next requests come when the first one has had two turns.
+            went[1] += let_go(&mut queue, &mut now, 2).len();
+            assert!((0..4).all(|_| !queue.admit(Read, 1, (2, 2), now)));
+            while went[2] < went[1] {
+                let lane = let_go(&mut queue, &mut now, 1)[0];
+                went[usize::try_from(lane).unwrap()] += 1;
+                assert!(went[1].abs_diff(went[2]) <= 4, "{went:?}");
+            }
+            queue.release(2, 2, now);
+        }
     }
 
     #[test]
@@ -331,7 +377,7 @@ mod tests {
         assert_eq!(queue.any_waiting(), Some(7));
         queue.set_limits(ThrottleLimits::default(), now);
         assert_eq!(queue.next_in(now), Some(Duration::ZERO));
-        let went = std::iter::from_fn(|| queue.next(Read, now)).count();
+        let went = std::iter::from_fn(|| queue.next(now)).count();
         assert_eq!((went, queue.next_in(now)), (waiting, None));
     }
 
@@ -351,7 +397,7 @@ mod tests {
         let wait = queue.next_in(now).unwrap();
         assert!((0.49..0.51).contains(&wait.as_secs_f64()), "{wait:?}");
         let later = now + Duration::from_secs(10);
-        let rest: Vec<LaneId> = std::iter::from_fn(|| queue.next(Read, later))
+        let rest: Vec<LaneId> = std::iter::from_fn(|| queue.next(later))
             .map(|ticket| ticket.lane)
             .collect();
         assert_eq!(rest, [2, 3]);
