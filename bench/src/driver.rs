@@ -87,7 +87,7 @@ fn drain(lanes: &mut [Lane<'_>], control: &Control) -> Result<()> {
 }
 
 /// Finds the lanes whose backend has notified.
-struct Waiter {
+pub(crate) struct Waiter {
     epoll: Epoll,
     events: Vec<EpollEvent>,
     ready: Vec<usize>,
@@ -95,7 +95,7 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn new(lanes: &[Lane<'_>], wait: Wait) -> Result<Self> {
+    pub(crate) fn new(lanes: &[Lane<'_>], wait: Wait) -> Result<Self> {
         let epoll = Epoll::new().context("create an epoll instance")?;
         for (i, lane) in lanes.iter().enumerate() {
             let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, i as u64);
@@ -113,7 +113,7 @@ impl Waiter {
     }
 
     /// Waits for notifications and returns the lanes to check, perhaps none.
-    fn ready(&mut self, lanes: usize) -> Result<&[usize]> {
+    pub(crate) fn ready(&mut self, lanes: usize) -> Result<&[usize]> {
         self.ready.clear();
         if self.wait == Wait::Spin {
             self.ready.extend((0..lanes).cycle().take(lanes * SPINS as usize));

@@ -82,8 +82,21 @@ pub(crate) fn connect_all<'a>(
     load: &Load,
     interrupted: &AtomicBool,
 ) -> Result<Connected<'a>> {
+    let loads = vec![*load; backend.sockets().len()];
+    connect_each(backend, &loads, interrupted)
+}
+
+/// As [`connect_all`], with a load for each disk. Disks beyond the loads get no frontend.
+///
+/// # Errors
+/// The same.
+pub(crate) fn connect_each<'a>(
+    backend: &mut Backend,
+    loads: &[Load],
+    interrupted: &AtomicBool,
+) -> Result<Connected<'a>> {
     let mut all = Connected::default();
-    for socket in backend.sockets().to_vec() {
+    for (socket, load) in backend.sockets().to_vec().into_iter().zip(loads) {
         let connected = within(STALL, interrupted, backend, || connect(&socket, load))?;
         let Some((transport, lanes)) = connected else {
             return Err(backend.failure("did not finish the set-up of the connection within 5 seconds"));

@@ -32,12 +32,14 @@ mod output;
 mod plain;
 mod plan;
 mod plot;
+mod qmp;
 mod report;
 mod runner;
 mod sample;
 mod scratch;
 mod stats;
 mod table;
+mod throttle;
 mod units;
 mod usage;
 
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Some(Action::Render { samples, out }) => render(samples, out.as_deref()),
         Some(Action::Disks(args)) => disks::run(args),
         Some(Action::Hot(args)) => hot::run(args),
+        Some(Action::Throttle(args)) => throttle::run(args),
         None if args.plain.is_empty() => bench(&args),
         None => plain::serve(&args.plain),
     });

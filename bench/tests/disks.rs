@@ -1,4 +1,4 @@
-//! Runs the measurements of many disks in one process, and of disks that come and go.
+//! Runs the measurements of many disks in one process, of disks that come and go, and of throttle groups.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -109,4 +109,25 @@ fn a_disk_comes_and_goes_beside_another() {
     assert!(text.contains("after 25 rounds and at the end: threads"), "{text}");
     let removal = numbers(&text, "hard removal with 64 requests in flight");
     assert!(matches!(removal[..], [took] if took < 2.0), "{text}");
+}
+
+#[test]
+fn the_rate_of_a_limit_is_measured() {
+    let args = ["--backend", "ours", "--runtime", "0.5", "--only", "1 k IOPS"];
+    let text = succeeded("throttle", &args);
+    let found = numbers(&text, "1 k IOPS");
+    // The rate cannot be higher; whether it is reached depends on the machine.
+    assert!(
+        matches!(found[..], [set, rate, ..] if set == 1000.0 && (100.0..1020.0).contains(&rate)),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_group_with_two_disks_is_measured() {
+    let args = ["--backend", "ours", "--runtime", "0.3", "--only", "two IOThreads"];
+    let text = succeeded("throttle", &args);
+    assert_eq!(text.matches("first / second").count(), 2, "{text}");
+    assert!(!run("throttle", &["--backend", "plain"]).status.success());
+    assert!(!run("throttle", &["--only", "no such row"]).status.success());
 }

@@ -6,7 +6,6 @@
 //!
 //! The main thread changes disks; another thread loads and verifies the disk beside them.
 
-mod qmp;
 mod report;
 mod verify;
 
@@ -28,8 +27,8 @@ use crate::candidate::{Candidate, Kind, QSD};
 use crate::daemon::Daemon;
 use crate::disks::{Footprint, settle};
 use crate::plan::chosen;
+use crate::qmp::Qmp;
 use crate::scratch::Scratch;
-use qmp::Qmp;
 use verify::Verifier;
 
 /// Rounds in a segment.

@@ -14,12 +14,12 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection to a monitor.
-pub(super) struct Qmp(BufReader<UnixStream>);
+pub(crate) struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
     /// # Errors
     /// Nobody listens, or the monitor does not answer in time.
-    pub(super) fn connect(path: &Path) -> Result<Self> {
+    pub(crate) fn connect(path: &Path) -> Result<Self> {
         let socket = UnixStream::connect(path).context("connect to the monitor")?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let mut qmp = Self(BufReader::new(socket));
@@ -32,7 +32,7 @@ impl Qmp {
     ///
     /// # Errors
     /// The command is refused, or the monitor does not answer in time.
-    pub(super) fn run(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+    pub(crate) fn run(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         self.run_with(command, arguments, &[])
     }
 
@@ -40,7 +40,7 @@ impl Qmp {
     ///
     /// # Errors
     /// The same.
-    pub(super) fn run_with(
+    pub(crate) fn run_with(
         &mut self,
         command: &str,
         arguments: &Value,
