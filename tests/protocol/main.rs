@@ -10,3 +10,4 @@ mod null_aio;
 mod resize;
 mod session;
 mod stop;
+mod throttled;

@@ -11,12 +11,12 @@ use testkit::vm::{
     DATA, EVENT_IDX, FILL, HEADER, Outcome, Ring, STATUS, Vm, header, linked, readable, writable,
 };
 
-const OUT: u32 = 1;
+pub(super) const OUT: u32 = 1;
 const GET_ID: u32 = 8;
-const BYTES: u32 = 8192;
+pub(super) const BYTES: u32 = 8192;
 
 /// Puts a chain of three descriptors into slot `i`, and makes it available.
-fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
+pub(super) fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
     let slot = u64::from(i);
     let (head, status) = (HEADER + 16 * slot, STATUS + slot);
     vm.poke(head, &header(kind, slot * u64::from(BYTES / 512)));
@@ -34,7 +34,7 @@ fn put(vm: &mut Vm, i: u16, kind: u32, len: u32) {
 }
 
 /// Waits for the next completion and returns its head.
-fn take(vm: &mut Vm) -> u32 {
+pub(super) fn take(vm: &mut Vm) -> u32 {
     match vm.outcome(0) {
         Outcome::Used { id, .. } => id,
         Outcome::Broken => panic!("the ring is broken"),
@@ -42,7 +42,7 @@ fn take(vm: &mut Vm) -> u32 {
 }
 
 /// Starts a ring whose chains in flight are tracked.
-fn tracked(daemon: &Daemon, size: u16) -> (Vm, Inflight) {
+pub(super) fn tracked(daemon: &Daemon, size: u16) -> (Vm, Inflight) {
     let mut vm = Vm::connect(daemon, 0);
     let region = Inflight::get(&mut vm.client, 1, size);
     assert_eq!(region.set(&mut vm.client), Answer::Ack);
