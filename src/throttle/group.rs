@@ -23,8 +23,8 @@ pub struct Group {
 struct State {
     queue: Queue,
     lanes: BTreeMap<LaneId, LaneState>,
-    /// The lane whose timer is armed while requests wait.
-    keeper: Option<LaneId>,
+    /// The lane whose timer is armed while requests wait, and the time when it fires.
+    keeper: Option<(LaneId, Instant)>,
     next_id: u64,
     members: usize,
 }
@@ -140,13 +140,20 @@ impl State {
         }
     }
 
-    /// Takes the requests granted to `me`. If no lane keeps the time, `me` keeps it from now on.
+    /// Takes the requests granted to `me`. If requests wait, and no lane's timer fires in time, `me` keeps the time from
+    /// now on.
     fn turn(&mut self, me: LaneId, now: Instant) -> Turn {
         let wait = self.queue.next_in(now);
-        if wait.is_none() {
-            self.keeper = None;
+        self.keeper = self.keeper.filter(|_| wait.is_some());
+        let is_mine = |due: Instant| {
+            // A timer that should have fired belongs to a busy IOThread.
+            self.keeper
+                .is_none_or(|(keeper, fires)| keeper == me || due < fires || fires < now)
+        };
+        let timer = wait.filter(|wait| is_mine(now + *wait));
+        if let Some(wait) = timer {
+            self.keeper = Some((me, now + wait));
         }
-        let timer = wait.filter(|_| *self.keeper.get_or_insert(me) == me);
         let granted = self
             .lanes
             .get_mut(&me)
@@ -158,7 +165,7 @@ impl State {
     }
 
     fn wake_keeper(&self) {
-        if let Some(lane) = self.keeper.and_then(|id| self.lanes.get(&id)) {
+        if let Some(lane) = self.keeper.and_then(|(id, _)| self.lanes.get(&id)) {
             lane.wake.schedule();
         }
     }
@@ -228,20 +235,21 @@ impl Lane {
 
     /// Removes all waiting requests of the lane from the queue. They go at once, because a caller waits until they end.
     pub(crate) fn release(&self) {
+        let now = Instant::now();
         let mut state = self.member.group.lock();
-        state.queue.release(self.member.id, self.id, Instant::now());
+        state.queue.release(self.member.id, self.id, now);
         if let Some(lane) = state.lanes.get_mut(&self.id) {
             lane.granted = [0; 2];
         }
-        state.give_up_keeping(self.id);
+        state.give_up_keeping(self.id, now);
     }
 }
 
 impl State {
     /// Lets another lane keep the time, if this lane did.
-    fn give_up_keeping(&mut self, me: LaneId) {
-        if self.keeper == Some(me) {
-            self.keeper = self.queue.any_waiting();
+    fn give_up_keeping(&mut self, me: LaneId, now: Instant) {
+        if self.keeper.is_some_and(|(keeper, _)| keeper == me) {
+            self.keeper = self.queue.any_waiting().map(|lane| (lane, now));
             self.wake_keeper();
         }
     }
@@ -249,9 +257,10 @@ impl State {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        let now = Instant::now();
         let mut state = self.member.group.lock();
-        state.queue.release(self.member.id, self.id, Instant::now());
+        state.queue.release(self.member.id, self.id, now);
         state.lanes.remove(&self.id);
-        state.give_up_keeping(self.id);
+        state.give_up_keeping(self.id, now);
     }
 }

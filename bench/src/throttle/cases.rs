@@ -41,7 +41,7 @@ const fn reads(depth: u16, block: u64) -> Wish {
 }
 
 const WRITES: Wish = Wish {
-    depth: 16,
+    depth: 64,
     block: 4096,
     rw: Pattern::Randwrite,
 };
@@ -70,7 +70,7 @@ const fn share(name: &'static str, limits: &'static str, disks: &'static [Wish],
 const WARMUP: Duration = Duration::from_millis(500);
 
 const ONE: &[Wish] = &[reads(64, 4096)];
-const ALIKE: &[Wish] = &[reads(16, 4096), reads(16, 4096)];
+const ALIKE: &[Wish] = &[reads(64, 4096), reads(64, 4096)];
 
 pub(super) const CASES: &[Case] = &[
     rate("1 k IOPS", "iops-total=1000", ONE),
@@ -94,13 +94,13 @@ pub(super) const CASES: &[Case] = &[
     share(
         "reads and writes",
         "iops-total=10000",
-        &[reads(16, 4096), WRITES],
+        &[reads(64, 4096), WRITES],
         false,
     ),
     share(
         "4 KiB and 64 KiB",
         "bps-total=104857600",
-        &[reads(16, 4096), reads(16, 65536)],
+        &[reads(64, 4096), reads(16, 65536)],
         false,
     ),
     Case {

@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use crate::args::ThrottleArgs;
 use crate::candidate::Candidate;
 use crate::daemon::Daemon;
-use crate::plan::available;
+use crate::plan::chosen;
 use crate::scratch::Scratch;
 use crate::stats::median;
 use crate::units::short;
@@ -38,12 +38,7 @@ struct Figure {
 pub(crate) fn run(args: &ThrottleArgs) -> Result<()> {
     let mut notes = Vec::new();
     let daemon = Daemon::new(args.binary.as_deref());
-    let candidates = if args.backends.is_empty() {
-        available(&["ours", "qsd"], &daemon, &mut notes)?
-    } else {
-        let parse = |spec: &String| Candidate::parse(spec, &daemon);
-        args.backends.iter().map(parse).collect::<Result<_>>()?
-    };
+    let candidates = chosen(&args.backends, &["ours", "qsd"], &daemon, &mut notes)?;
     ensure!(
         candidates.iter().all(process::has_groups),
         "only ours and qsd have throttle groups"

@@ -133,6 +133,25 @@ fn released_requests_go_at_once() {
 }
 
 #[test]
+fn slow_writes_of_a_disk_delay_no_reads_of_another() {
+    let ctx = AioContext::new().unwrap();
+    let limits = ThrottleLimits {
+        bps_write: 1,
+        iops_read: 100,
+        ..ThrottleLimits::default()
+    };
+    let group = Group::new("group", limits).unwrap();
+    let [writer, reader] = [(); 2].map(|()| Disk::new(&ctx, &group));
+    // Its timer fires in a day.
+    writer.submit(IoOp::Discard, 0..2);
+    reader.submit(IoOp::Read, 0..15);
+    assert!(reader.done().len() < 15, "some wait");
+    reader.wait_for(&ctx, 15);
+    assert_eq!(writer.done(), [0]);
+    writer.channel.release_waiting();
+}
+
+#[test]
 fn disks_of_several_iothreads_share_a_group() {
     let ctx = AioContext::new().unwrap();
     let iothread = IoThread::spawn("iothread0", &IoThreadParams::default()).unwrap();
