@@ -45,6 +45,7 @@ pub mod limits;
 pub mod log_limit;
 pub mod memory;
 pub mod metrics;
+pub mod nbd;
 pub mod opener;
 pub mod panics;
 pub mod qmp;

@@ -1,0 +1,18 @@
+//! The NBD protocol, client's side, as plain data: NetworkBlockDevice/nbd, doc/proto.md.
+//!
+//! [`negotiate`] is the handshake with a server, over any stream. [`Request`] encodes requests. [`decode`] takes replies
+//! apart: it never waits, never allocates, and checks each number of the server against the request it answers. This
+//! module opens no sockets and knows no guests.
+
+mod address;
+mod export;
+mod handshake;
+mod reply;
+mod request;
+mod wire;
+
+pub use address::{Server, UriError, parse_uri};
+pub use export::{Export, Replies};
+pub use handshake::{HandshakeError, negotiate};
+pub use reply::{Decoded, Event, Expected, HEADER_MAX, ProtocolError, decode, error_of};
+pub use request::{Command, HEADER_LEN_MAX, Request};
