@@ -16,6 +16,7 @@
 //! - [`daemon`]: the start, the registry of disks, signals, the end; [`cli`]: the command line.
 //! - [`qmp`]: clients that manage the process; commands, events.
 //! - [`opener`]: a helper process that opens files beneath directories that are left to it.
+//! - [`nbd`]: the protocol of NBD servers; [`connector`]: helper processes that connect to them.
 //! - [`metrics`]: serves a page of metrics over HTTP.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`watchdog`]: frees IOThreads that wait for a frontend's eventfd.
@@ -30,6 +31,7 @@ mod affinity;
 pub mod aio;
 pub mod blk;
 pub mod cli;
+pub mod connector;
 pub mod counter;
 pub mod daemon;
 pub mod defer;
@@ -47,6 +49,7 @@ pub mod memory;
 pub mod metrics;
 pub mod nbd;
 pub mod opener;
+mod packet;
 pub mod panics;
 pub mod qmp;
 pub mod readiness;

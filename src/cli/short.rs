@@ -1,5 +1,7 @@
 //! The short form of the command line: one disk. It makes the same objects as the long form.
 
+use std::path::Path;
+
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
@@ -10,6 +12,7 @@ use crate::daemon::options::{
     Address, AddressType, AioOption, BlockdevOptions, Cache, Discard, Driver, ExportOptions, Mapping,
     NotifyOption, ObjectOptions, ObjectType,
 };
+use crate::nbd::{Server, parse_uri};
 
 /// The options of the one disk, by their names in [`Cli`].
 pub(super) const OPTIONS: [&str; 28] = [
@@ -61,7 +64,7 @@ pub(super) fn operations(cli: &Cli) -> Result<Vec<Operation>, String> {
     for number in 0..cli.iothreads {
         operations.push(Operation::Object(Box::new(iothread(cli, number)?)));
     }
-    operations.push(Operation::Blockdev(Box::new(blockdev(cli))));
+    operations.push(Operation::Blockdev(Box::new(blockdev(cli)?)));
     operations.push(Operation::Export(Box::new(export(cli)?)));
     Ok(operations)
 }
@@ -81,13 +84,18 @@ fn iothread(cli: &Cli, number: u16) -> Result<ObjectOptions, String> {
     })
 }
 
-fn blockdev(cli: &Cli) -> BlockdevOptions {
+fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
     let common = BlockdevOptions {
         node_name: Some(NAME.to_owned()),
         active: Some(!cli.incoming),
         ..BlockdevOptions::new(Driver::File)
     };
-    match cli.null {
+    let uri = cli.blk_file.as_deref().and_then(Path::to_str).and_then(parse_uri);
+    if let Some(uri) = uri {
+        let (server, export) = uri.map_err(|error| error.to_string())?;
+        return network(cli, common, &server, export);
+    }
+    Ok(match cli.null {
         Some(size) => BlockdevOptions {
             driver: if cli.null_latency_ns.is_some() {
                 Driver::NullAio
@@ -115,7 +123,32 @@ fn blockdev(cli: &Cli) -> BlockdevOptions {
             probe: cli.format.is_none(),
             ..common
         },
+    })
+}
+
+/// Returns the node of a disk on an NBD server.
+fn network(
+    cli: &Cli,
+    common: BlockdevOptions,
+    server: &Server,
+    export: String,
+) -> Result<BlockdevOptions, String> {
+    if cli.aio != Aio::Auto {
+        return Err(
+            "--aio: a disk on an NBD server is served over its connection and has no engine".to_owned(),
+        );
     }
+    if cli.direct {
+        return Err("--direct: the server of an NBD disk decides whether it uses a page cache".to_owned());
+    }
+    Ok(BlockdevOptions {
+        driver: Driver::Nbd,
+        server: Some(Box::new(server.into())),
+        export: Some(export),
+        read_only: Some(cli.read_only),
+        discard: Some(Discard::Unmap),
+        ..common
+    })
 }
 
 fn export(cli: &Cli) -> Result<ExportOptions, String> {

@@ -7,6 +7,7 @@ use super::metrics::MetricsError;
 use super::registry::{OperationError, SocketError};
 use super::settings::Verb;
 use crate::account;
+use crate::connector;
 use crate::kernel::KernelError;
 use crate::opener::StartError;
 use crate::sandbox;
@@ -17,6 +18,9 @@ use crate::vhost_user::server::ServerError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Nothing can connect to an NBD server.
+    #[error(transparent)]
+    Connector(#[from] connector::StartError),
     /// The kernel is not suitable.
     #[error(transparent)]
     Kernel(#[from] KernelError),

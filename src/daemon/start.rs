@@ -10,7 +10,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use super::disks::OnEnd;
@@ -18,11 +18,14 @@ use super::error::Error;
 use super::handle::Handle;
 use super::metrics::{MetricsSockets, MetricsThread};
 use super::monitor::{MonitorSockets, MonitorThread};
+use super::options::NbdServer;
 use super::pid_file::PidFile;
 use super::registry::{OperationError, Registry, SocketError};
 use super::settings::{Operation, Settings};
 use crate::account::Account;
+use crate::connector;
 use crate::limits;
+use crate::nbd::Line;
 use crate::opener::Opener;
 use crate::readiness::Readiness;
 use crate::sandbox::{Keep, Mode, Sandbox, ThreadKind};
@@ -84,7 +87,9 @@ pub(super) fn start(
     let limit = limits::raise_open_files();
     let account = find_account(settings)?;
     let opener = start_opener(settings, account.as_ref())?;
+    let lines = start_connectors(settings, account.as_ref())?;
     let mut registry = Registry::new(account.clone());
+    registry.set_lines(lines);
     registry.set_opener(opener, settings.sandbox_hint);
     registry.hand_over(handed.descriptors, handed.activation);
     for (number, operation) in settings.operations.iter().enumerate() {
@@ -165,6 +170,28 @@ fn start_opener(settings: &Settings, account: Option<&Account>) -> Result<Option
         return Ok(None);
     }
     Ok(Some(Opener::start(directories, settings.sandbox, account)?))
+}
+
+/// Starts the processes that connect to NBD servers, before there are files that they could inherit.
+fn start_connectors(settings: &Settings, account: Option<&Account>) -> Result<Vec<Arc<Line>>, Error> {
+    let mut lines: Vec<Arc<Line>> = Vec::new();
+    for operation in &settings.operations {
+        let Operation::Blockdev(options) = operation else {
+            continue;
+        };
+        for options in options.all() {
+            // The operation itself reports a wrong address.
+            let Some(Ok(server)) = options.server.as_deref().map(NbdServer::address) else {
+                continue;
+            };
+            let export = options.export.as_deref().unwrap_or_default();
+            if !lines.iter().any(|line| line.leads_to(&server, export)) {
+                let line = connector::start_process(&server, export, settings.sandbox, account)?;
+                lines.push(line);
+            }
+        }
+    }
+    Ok(lines)
 }
 
 fn write_pid_file(settings: &Settings) -> Result<Option<PidFile>, Error> {

@@ -7,6 +7,7 @@ use super::detect_zeroes::DetectZeroes;
 use super::fault::Faults;
 use super::fault::channel::{FaultyChannel, Submit};
 use super::file::channel::FileChannel;
+use super::nbd::NbdChannel;
 use super::null::{NullAioChannel, NullCoChannel};
 use super::throttle::ThrottledChannel;
 use crate::aio::AioContext;
@@ -38,6 +39,7 @@ enum Plain {
     File(FileChannel),
     NullCo(NullCoChannel),
     NullAio(NullAioChannel),
+    Nbd(NbdChannel),
 }
 
 impl From<Plain> for Channel {
@@ -61,6 +63,12 @@ impl From<NullCoChannel> for Channel {
 impl From<NullAioChannel> for Channel {
     fn from(channel: NullAioChannel) -> Self {
         Plain::NullAio(channel).into()
+    }
+}
+
+impl From<NbdChannel> for Channel {
+    fn from(channel: NbdChannel) -> Self {
+        Plain::Nbd(channel).into()
     }
 }
 
@@ -92,6 +100,22 @@ impl Channel {
     pub fn release_waiting(&self) {
         if let Kind::Throttled(throttled) = &self.0 {
             throttled.release();
+        }
+    }
+
+    /// Ends requests of this channel with ECANCELED after a while, if their disk is a server that does not answer, because
+    /// a stopping ring waits for them.
+    pub fn give_up_soon(&self) {
+        let unlimited = match &self.0 {
+            Kind::Unlimited(unlimited) => unlimited,
+            Kind::Throttled(throttled) => throttled.inner(),
+        };
+        let plain = match unlimited {
+            Unlimited::Plain(plain) => plain,
+            Unlimited::Faulty(faulty) => faulty.inner(),
+        };
+        if let Plain::Nbd(nbd) = plain {
+            nbd.give_up_soon();
         }
     }
 
@@ -131,6 +155,7 @@ impl Channel {
     pub fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
         match self.0 {
             Kind::Unlimited(Unlimited::Plain(Plain::File(file))) => file.with_zero_detection(zeroes).into(),
+            Kind::Unlimited(Unlimited::Plain(Plain::Nbd(nbd))) => nbd.with_zero_detection(zeroes).into(),
             other => Self(other),
         }
     }
@@ -167,6 +192,7 @@ impl Plain {
             Self::File(channel) => Self::File(channel.sibling()),
             Self::NullCo(channel) => Self::NullCo(channel.sibling()),
             Self::NullAio(channel) => Self::NullAio(channel.sibling()),
+            Self::Nbd(channel) => Self::Nbd(channel.sibling()),
         }
     }
 }
@@ -177,6 +203,7 @@ impl Submit for Plain {
             Self::File(channel) => return channel.submit(batch, completer),
             Self::NullCo(channel) => channel.submit(batch, completer),
             Self::NullAio(channel) => channel.submit(batch, completer),
+            Self::Nbd(channel) => channel.submit(batch, completer),
         }
         0
     }

@@ -28,6 +28,16 @@ pub enum Error {
     #[error("a null disk with a latency is completed by a timer and has no engine")]
     Timer,
 
+    /// An engine was chosen for a disk on an NBD server.
+    #[error("a disk on an NBD server is served over its connection and has no engine")]
+    Network,
+
+    /// Several IOThreads use a disk whose server does not cover several connections with one flush.
+    #[error(
+        "the NBD server does not announce multi-conn, so one IOThread only can serve the disk (qemu-nbd: --shared=0)"
+    )]
+    OneConnection,
+
     /// The completion eventfd cannot be watched.
     #[error("cannot watch the eventfd of the engine's completions")]
     Watch(#[from] aio::Error),

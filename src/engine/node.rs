@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::channel::Channel;
 use super::error::Error;
 use super::file::channel::FileShared;
+use super::nbd::{NbdChannel, NbdDisk};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
 use super::resources::Resources;
@@ -25,11 +26,19 @@ pub enum BlockNode {
     NullCo(Arc<NullDisk>),
     /// A disk that stores nothing and answers after a delay.
     NullAio(Arc<NullDisk>, Duration),
+    /// A disk on an NBD server.
+    Nbd(Arc<NbdDisk>),
 }
 
 impl From<RawFile> for BlockNode {
     fn from(file: RawFile) -> Self {
         Self::File(Arc::new(file))
+    }
+}
+
+impl From<NbdDisk> for BlockNode {
+    fn from(disk: NbdDisk) -> Self {
+        Self::Nbd(Arc::new(disk))
     }
 }
 
@@ -84,6 +93,7 @@ impl BlockNode {
             Self::File(file) => file.path(),
             Self::NullCo(_) => Path::new("null"),
             Self::NullAio(..) => Path::new("null-aio"),
+            Self::Nbd(disk) => disk.path(),
         }
     }
 
@@ -92,6 +102,7 @@ impl BlockNode {
         match self {
             Self::File(file) => file.size(),
             Self::NullCo(null) | Self::NullAio(null, _) => null.size(),
+            Self::Nbd(disk) => disk.size(),
         }
     }
 
@@ -100,6 +111,7 @@ impl BlockNode {
         match self {
             Self::File(file) => file.limits(),
             Self::NullCo(null) | Self::NullAio(null, _) => null.limits(),
+            Self::Nbd(disk) => disk.limits(),
         }
     }
 
@@ -114,6 +126,10 @@ impl BlockNode {
                 io::ErrorKind::Unsupported,
                 "a null disk keeps its size",
             )),
+            Self::Nbd(_) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "an NBD server keeps the size of its export",
+            )),
         }
     }
 
@@ -121,7 +137,7 @@ impl BlockNode {
     pub fn flushes_fail(&self) -> bool {
         match self {
             Self::File(file) => file.flushes_fail(),
-            Self::NullCo(_) | Self::NullAio(..) => false,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => false,
         }
     }
 
@@ -129,7 +145,7 @@ impl BlockNode {
     pub fn last_flush_failed(&self) -> bool {
         match self {
             Self::File(file) => file.last_flush_failed(),
-            Self::NullCo(_) | Self::NullAio(..) => false,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => false,
         }
     }
 
@@ -137,7 +153,7 @@ impl BlockNode {
     pub fn fail_flushes(&self) {
         match self {
             Self::File(file) => file.fail_flushes(),
-            Self::NullCo(_) | Self::NullAio(..) => {}
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => {}
         }
     }
 
@@ -150,7 +166,7 @@ impl BlockNode {
     ) {
         match self {
             Self::File(file) => file.replace_flush_witness(old, new),
-            Self::NullCo(_) | Self::NullAio(..) => {}
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => {}
         }
     }
 
@@ -161,7 +177,7 @@ impl BlockNode {
     pub fn doubt_last_flush(&self) -> bool {
         match self {
             Self::File(file) => file.doubt_last_flush(),
-            Self::NullCo(_) | Self::NullAio(..) => true,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => true,
         }
     }
 
@@ -178,7 +194,7 @@ impl BlockNode {
         match self {
             Self::File(file) if !file.locks() => Ok(None),
             Self::File(file) => ImageLock::acquire_soon(file, mode).map(Some),
-            Self::NullCo(_) | Self::NullAio(..) => Ok(None),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(None),
         }
     }
 
@@ -191,6 +207,7 @@ impl BlockNode {
             Self::File(file) => Plan::for_file(choice, file),
             Self::NullCo(_) => Plan::for_null(choice),
             Self::NullAio(..) => Plan::for_timer(choice),
+            Self::Nbd(_) => Plan::for_server(choice),
         }
     }
 
@@ -207,6 +224,7 @@ impl BlockNode {
                 let pool = (plan.executor == Executor::Threads).then(|| resources.pool().with_share());
                 NullCoChannel::new(null, pool).into()
             }
+            Self::Nbd(disk) => NbdChannel::new(resources.link(disk)?).into(),
             Self::NullAio(null, latency) => NullAioChannel::new(resources.ctx(), null, *latency).into(),
         })
     }

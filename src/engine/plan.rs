@@ -41,6 +41,8 @@ pub(in crate::engine) enum Executor {
     Threads,
     IoUring,
     Native,
+    /// A connection to a server.
+    Socket,
 }
 
 impl Plan {
@@ -97,6 +99,17 @@ impl Plan {
         }
     }
 
+    /// Makes a plan for a disk on a server.
+    ///
+    /// # Errors
+    /// An engine was chosen by name.
+    pub(in crate::engine) fn for_server(choice: Choice) -> Result<Self, Error> {
+        match choice {
+            Choice::Auto => Ok(Self::new(false, Executor::Socket)),
+            Choice::Threads | Choice::IoUring | Choice::Native => Err(Error::Network),
+        }
+    }
+
     /// Returns the same plan with or without merging of adjacent requests. The default is with merging.
     #[must_use]
     pub fn with_merging(self, merging: bool) -> Self {
@@ -138,6 +151,7 @@ impl fmt::Display for Plan {
             Executor::Threads => write!(f, "{inline}threads"),
             Executor::IoUring => write!(f, "{inline}io_uring"),
             Executor::Native => write!(f, "{inline}native"),
+            Executor::Socket => f.write_str("nbd"),
         }
     }
 }

@@ -3,15 +3,17 @@
 //! These are one thread pool, one kernel ring of each kind, and a hint about the last active channel. They stay when a
 //! disk is removed, so removing a disk joins no thread and waits for no I/O.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use super::error::Error;
 use super::file::kernel::KernelEngine;
 use super::file::linux_aio::LinuxAio;
 use super::file::uring::Uring;
 use super::file::writers::{Writer, Writers};
+use super::nbd::{Link, NbdDisk};
 use crate::aio::AioContext;
 use crate::thread_pool::ThreadPool;
 
@@ -24,6 +26,8 @@ pub struct Resources {
     native: OnceCell<Rc<KernelEngine<LinuxAio>>>,
     turns: Rc<Turns>,
     max_batch: Cell<u64>,
+    /// The links to NBD servers.
+    links: RefCell<Vec<Weak<Link>>>,
 }
 
 /// The channel that submitted the last batch.
@@ -57,6 +61,7 @@ impl Resources {
             native: OnceCell::new(),
             turns: Rc::default(),
             max_batch: Cell::new(0),
+            links: RefCell::default(),
         })
     }
 
@@ -98,6 +103,25 @@ impl Resources {
     pub fn prepare(&self) {
         // A disk that needs a missing one will be refused.
         let _ = (self.uring(), self.native());
+    }
+
+    /// Returns the link to the server of a disk, which the disk's channels share.
+    ///
+    /// # Errors
+    /// See [`Link::new`].
+    pub(super) fn link(&self, disk: &Arc<NbdDisk>) -> Result<Rc<Link>, Error> {
+        let mut links = self.links.borrow_mut();
+        links.retain(|link| link.strong_count() > 0);
+        let known = links
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|link| link.is_of(disk));
+        if let Some(link) = known {
+            return Ok(link);
+        }
+        let link = Link::new(&self.ctx, disk)?;
+        links.push(Rc::downgrade(&link));
+        Ok(link)
     }
 
     /// Returns the io_uring of the IOThread, which is created for the first disk that needs it.

@@ -214,6 +214,39 @@ impl IoVecs {
         done
     }
 
+    /// Copies `data` to the list from byte `at` on, as much as fits.
+    pub(crate) fn write_at(&self, at: usize, data: &[u8]) {
+        let mut done = 0;
+        for range in self.part(at, data.len()) {
+            // SAFETY: as in `read_front`; the ranges of a list that is written to are writable.
+            let slice = unsafe { VolatileSlice::new(own(range.iov_base, self.own_distance), range.iov_len) };
+            slice.copy_from(&data[done..done + range.iov_len]);
+            done += range.iov_len;
+        }
+    }
+
+    /// Fills `len` bytes from byte `at` on with zeroes, as far as the list goes.
+    pub(crate) fn zero_at(&self, at: usize, len: usize) {
+        for range in self.part(at, len) {
+            // SAFETY: as in `write_at`.
+            unsafe { ptr::write_bytes(own(range.iov_base, self.own_distance), 0, range.iov_len) };
+        }
+    }
+
+    /// Returns the ranges of `len` bytes from byte `at` on, or of fewer if the list is shorter, for a system call.
+    pub(crate) fn part(&self, at: usize, len: usize) -> impl Iterator<Item = libc::iovec> + '_ {
+        let (mut skipped, mut left) = (at, len);
+        self.as_slice().iter().filter_map(move |range| {
+            let skip = skipped.min(range.iov_len);
+            let taken = (range.iov_len - skip).min(left);
+            (skipped, left) = (skipped - skip, left - taken);
+            (taken > 0).then(|| libc::iovec {
+                iov_base: range.iov_base.wrapping_byte_add(skip),
+                iov_len: taken,
+            })
+        })
+    }
+
     /// Fills all ranges with zeroes.
     pub fn write_zeroes(&self) {
         for vec in self.ranges() {
@@ -316,6 +349,28 @@ mod tests {
         assert_eq!(iov.pop_last_byte().map(<*mut u8>::cast_const), Some(ends[1]));
         assert_eq!((iov.len(), iov.as_slice().len()), (3, 1));
         assert_eq!(IoVecs::new().pop_last_byte(), None);
+    }
+
+    #[test]
+    fn a_part_is_written_wherever_it_lies() {
+        for at in 0..7 {
+            for len in 0..7 {
+                let mut ranges = [vec![1; 2], vec![1; 3], vec![1; 1]];
+                let iov = list(&mut ranges);
+                let part: usize = iov.part(at, len).map(|range| range.iov_len).sum();
+                assert_eq!(part, len.min(6_usize.saturating_sub(at)));
+                iov.write_at(at, &vec![2; len]);
+                iov.zero_at(at + 1, len.saturating_sub(1));
+                let expected: Vec<u8> = (0..6)
+                    .map(|i| match i {
+                        i if i == at && len > 0 => 2,
+                        i if i > at && i < at + len => 0,
+                        _ => 1,
+                    })
+                    .collect();
+                assert_eq!(ranges.concat(), expected, "{at} {len}");
+            }
+        }
     }
 
     #[test]

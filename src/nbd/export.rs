@@ -135,6 +135,14 @@ impl Export {
                 "it is read-only now",
             ),
             (self.min_block > before.min_block, "it has larger blocks"),
+            (
+                self.max_block < before.max_block,
+                "it takes shorter requests only",
+            ),
+            (
+                before.has_df() && !self.has_df(),
+                "it no longer answers in one piece",
+            ),
             (lost(Self::FLUSH), "it no longer flushes"),
             (lost(Self::FUA), "it no longer has FUA"),
             (lost(Self::TRIM), "it no longer takes discards"),
@@ -183,7 +191,7 @@ mod tests {
 
     #[test]
     fn an_export_that_lost_abilities_is_no_substitute() {
-        let all = Export::new(4096, u16::MAX & !Export::READ_ONLY, Replies::Simple).expect("a size");
+        let all = Export::new(4096, !Export::READ_ONLY, Replies::Simple).expect("a size");
         assert_eq!(all.misses(&all), None);
         let larger = Export { size: 8192, ..all };
         assert_eq!(larger.misses(&all), None);

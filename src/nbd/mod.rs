@@ -7,6 +7,7 @@
 mod address;
 mod export;
 mod handshake;
+mod line;
 mod reply;
 mod request;
 mod wire;
@@ -14,5 +15,7 @@ mod wire;
 pub use address::{Server, UriError, parse_uri};
 pub use export::{Export, Replies};
 pub use handshake::{HandshakeError, negotiate};
+pub use line::Line;
+pub(crate) use line::{ATTEMPT_TIME, Answer, Ask, Connected};
 pub use reply::{Decoded, Event, Expected, HEADER_MAX, ProtocolError, decode, error_of};
 pub use request::{Command, HEADER_LEN_MAX, Request};

@@ -11,10 +11,11 @@ use nix::unistd::{ForkResult, fork};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 
-use super::message::{Answer, FileRequest, Outcome, Refusal, Request, SocketRequest, receive, send};
+use super::message::{Answer, FileRequest, Outcome, Refusal, Request, SocketRequest};
 use super::place::{Directory, Names, Place};
 use super::{StartError, helper};
 use crate::account::Account;
+use crate::packet::{receive, send};
 use crate::sandbox::Mode;
 use crate::sys::process::ignore_signal;
 use crate::vhost_user::path::SocketFile;

@@ -7,13 +7,14 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::set_name;
 
 use super::files;
-use super::message::{Outcome, Request, receive, send};
+use super::message::{Outcome, Request};
 use super::place::Directory;
 use super::sockets::{self, Made};
 use crate::account::Account;
 use crate::error_chain::chain;
+use crate::packet::{receive, send};
 use crate::sandbox::{Mode, Sandbox};
-use crate::sys::process::{close_from_to, exit_now, ignore_signal};
+use crate::sys::process::{close_all_but, exit_now, ignore_signal};
 
 /// The name of the process, in lists of processes.
 const NAME: &std::ffi::CStr = c"sandbox-path";
@@ -49,29 +50,18 @@ fn set_up(
     }
     // A name is a convenience.
     let _ = set_name(NAME);
-    close_others(socket, directories).map_err(|error| format!("cannot close files: {error}"))?;
+    let kept: Vec<_> = directories
+        .iter()
+        .chain([socket])
+        .map(AsRawFd::as_raw_fd)
+        .collect();
+    // SAFETY: this process never comes back to the code that owns the other files.
+    unsafe { close_all_but(&kept) }.map_err(|error| format!("cannot close files: {error}"))?;
     Sandbox::confine_helper(mode, directories, account).map_err(|error| chain(&error))?;
     if let Some(directory) = directories.first() {
         // A filter of a container may lack this call.
         files::find(directory.as_fd(), ".".as_ref(), rustix::fs::OFlags::DIRECTORY)
             .map_err(|refusal| format!("openat2 does not work here: {refusal:?}"))?;
-    }
-    Ok(())
-}
-
-/// Closes all files but these, and standard input, output and error.
-fn close_others(socket: &OwnedFd, directories: &[OwnedFd]) -> io::Result<()> {
-    let mut kept: Vec<u32> = directories
-        .iter()
-        .chain([socket])
-        .map(|fd| fd.as_raw_fd().unsigned_abs())
-        .collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for end in kept.into_iter().chain([u32::MAX]) {
-        // SAFETY: this process never comes back to the code that owns them.
-        unsafe { close_from_to(first, end) }?;
-        first = first.max(end.saturating_add(1));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use super::thread_kind::ThreadKind::{
-    self, Control, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog, Worker,
+    self, Connector, Control, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog, Worker,
 };
 
 /// A system call and the threads that may make it.
@@ -87,19 +87,19 @@ macro_rules! among {
 }
 
 const ALL: &[ThreadKind] = &[
-    Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper,
+    Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper, Connector,
 ];
 const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Metrics, Watchdog];
-const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Metrics, Watchdog];
+const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Metrics, Watchdog, Connector];
 const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
-const STREAMS: &[ThreadKind] = &[Main, Control, Metrics];
+const STREAMS: &[ThreadKind] = &[Main, Control, Metrics, Connector];
 const UNLINKING: &[ThreadKind] = &[Main, Control, Helper];
 const CLIENTS: &[ThreadKind] = &[Control, Monitor, Metrics];
 const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
-const RECEIVING: &[ThreadKind] = &[Control, Monitor, Helper];
-const SENDING: &[ThreadKind] = &[Control, Helper];
+const RECEIVING: &[ThreadKind] = &[Control, IoThread, Monitor, Helper, Connector];
+const SENDING: &[ThreadKind] = &[Control, Helper, Connector];
 const WAITING: &[ThreadKind] = &[Control, IoThread];
 
 /// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
@@ -291,6 +291,13 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_fchmodat,
         SYS_fchownat,
     ]
+    // Connections to the NBD server that this process was started for.
+    &[Connector] => [
+        SYS_socket if among!(0: libc [AF_UNIX, AF_INET, AF_INET6]),
+        SYS_connect,
+        SYS_getsockopt if among!(2: libc [SO_ERROR]),
+        SYS_setsockopt if among!(2: libc [SO_KEEPALIVE, TCP_NODELAY]),
+    ]
 };
 
 /// The same calls under names that only older architectures have.
@@ -321,7 +328,10 @@ pub(super) static REFUSED: &[(&[Call], i32)] = &[
 /// well, so the manager has the rules of all kinds of its process.
 pub(super) fn applies(call: &Call, kind: ThreadKind) -> bool {
     match kind {
-        Manager => call.threads.iter().any(|kind| *kind != Helper),
+        Manager => call
+            .threads
+            .iter()
+            .any(|kind| !matches!(kind, Helper | Connector)),
         _ => call.threads.contains(&kind),
     }
 }

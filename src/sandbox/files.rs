@@ -6,11 +6,11 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The newest Landlock ABI that we know. An older kernel enforces the part that it knows.
 const NEWEST: ABI = ABI::V9;
@@ -54,6 +54,23 @@ impl Rules {
         let mut rules = ruleset()?;
         for directory in directories {
             rules = rules.add_rule(PathBeneath::new(directory, access))?;
+        }
+        Ok(Self(rules))
+    }
+
+    /// Makes rules that allow nothing but connections to a Unix socket at this path, or to these TCP ports.
+    ///
+    /// # Errors
+    /// The directory of the socket cannot be opened. A kernel without Landlock is no error here.
+    pub(super) fn connecting(socket: Option<&Path>, ports: &[u16]) -> Result<Self, Error> {
+        let mut rules = ruleset()?;
+        if let Some(socket) = socket {
+            // The server may make its socket later, and again.
+            let directory = PathFd::new(directory(socket))?;
+            rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ResolveUnix))?;
+        }
+        for port in ports {
+            rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
         }
         Ok(Self(rules))
     }

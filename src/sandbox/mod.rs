@@ -130,18 +130,39 @@ impl Sandbox {
         account: Option<&Account>,
     ) -> Result<(), Error> {
         let kept = CapabilitySet::DAC_OVERRIDE | CapabilitySet::CHOWN | CapabilitySet::FOWNER;
-        rights::empty_bounding_set();
-        set_keep_capabilities(true)
-            .map_err(|error| Error::rights("cannot keep capabilities")(error.into()))?;
-        if let Some(account) = account {
-            account.become_it()?;
-        }
-        rights::keep_capabilities(kept).map_err(Error::rights("cannot drop capabilities"))?;
-        rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
-        rights::hide_memory().map_err(Error::rights("cannot hide the process's memory"))?;
-        // After the last change of user and capabilities, which undo this.
-        rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"))?;
+        confine_process(kept, account)?;
         let rules = files::Rules::beneath(directories.iter().map(OwnedFd::as_fd));
+        Self::enter_process(mode, ThreadKind::Helper, rules)
+    }
+
+    /// Confines a process that connects to a server, which has one thread, for good: it can connect to a Unix socket at
+    /// this path, or to these TCP ports, and becomes the user.
+    ///
+    /// # Errors
+    /// As [`confine_helper`](Self::confine_helper).
+    pub fn confine_connector(
+        mode: Mode,
+        socket: Option<&Path>,
+        ports: &[u16],
+        account: Option<&Account>,
+    ) -> Result<(), Error> {
+        if mode == Mode::Off {
+            if let Some(account) = account {
+                account.become_it()?;
+            }
+            return rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"));
+        }
+        let rules = files::Rules::connecting(socket, ports);
+        confine_process(CapabilitySet::empty(), account)?;
+        Self::enter_process(mode, ThreadKind::Connector, rules)
+    }
+
+    /// Enforces the rules and the filter of a helper process.
+    fn enter_process(
+        mode: Mode,
+        kind: ThreadKind,
+        rules: Result<files::Rules, files::Error>,
+    ) -> Result<(), Error> {
         // The daemon itself logs what this kernel lacks.
         match rules.and_then(files::Rules::enforce) {
             Ok(false) if mode == Mode::On => {
@@ -154,11 +175,8 @@ impl Sandbox {
         }
         match Self::filters(mode) {
             Ok(filters) => filters
-                .install(ThreadKind::Helper, false)
-                .map_err(|source| Error::Install {
-                    kind: ThreadKind::Helper,
-                    source,
-                }),
+                .install(kind, false)
+                .map_err(|source| Error::Install { kind, source }),
             Err(error) if mode == Mode::On => Err(error),
             Err(_) => Ok(()),
         }
@@ -234,6 +252,20 @@ impl Sandbox {
             }
         })
     }
+}
+
+/// Takes all rights but these capabilities from a helper process, which becomes the user and ends with the daemon.
+fn confine_process(kept: CapabilitySet, account: Option<&Account>) -> Result<(), Error> {
+    rights::empty_bounding_set();
+    set_keep_capabilities(true).map_err(|error| Error::rights("cannot keep capabilities")(error.into()))?;
+    if let Some(account) = account {
+        account.become_it()?;
+    }
+    rights::keep_capabilities(kept).map_err(Error::rights("cannot drop capabilities"))?;
+    rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
+    rights::hide_memory().map_err(Error::rights("cannot hide the process's memory"))?;
+    // After the last change of user and capabilities, which undo this.
+    rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"))
 }
 
 /// Returns the rules that allow system calls to threads of this kind.

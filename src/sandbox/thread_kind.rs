@@ -23,11 +23,13 @@ pub enum ThreadKind {
     Manager,
     /// Names of images and sockets, in a process of its own: see [`opener`](crate::opener).
     Helper,
+    /// Connections to an NBD server, in a process of its own: see [`connector`](crate::connector).
+    Connector,
 }
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
@@ -37,6 +39,7 @@ impl ThreadKind {
         Self::Watchdog,
         Self::Manager,
         Self::Helper,
+        Self::Connector,
     ];
 }
 
@@ -52,6 +55,7 @@ impl fmt::Display for ThreadKind {
             Self::Watchdog => "watchdog",
             Self::Manager => "manager",
             Self::Helper => "helper",
+            Self::Connector => "connector",
         })
     }
 }

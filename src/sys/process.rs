@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::RawFd;
 
 use super::status;
 
@@ -43,4 +44,20 @@ pub(crate) unsafe fn close_from_to(first: u32, end: u32) -> io::Result<()> {
 pub(crate) fn exit_now(status: libc::c_int) -> ! {
     // SAFETY: takes a number only.
     unsafe { libc::_exit(status) }
+}
+
+/// Closes all files but these, and standard input, output and error.
+///
+/// # Safety
+/// No owner of another file uses it any more.
+pub(crate) unsafe fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for end in kept.into_iter().chain([u32::MAX]) {
+        // SAFETY: the caller's promise.
+        unsafe { close_from_to(first, end) }?;
+        first = first.max(end.saturating_add(1));
+    }
+    Ok(())
 }

@@ -67,6 +67,7 @@ impl BlkQueue {
         drop(handlers);
         self.release_held();
         self.channel.borrow().release_waiting();
+        self.channel.borrow().give_up_soon();
         self.state.borrow_mut().finish_stop();
     }
 

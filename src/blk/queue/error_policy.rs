@@ -17,6 +17,10 @@ impl BlkQueue {
         let Err(error) = &request.result else {
             return self.answer(request);
         };
+        if error.raw_os_error() == Some(libc::ECANCELED) && self.state.borrow().phase.is_stopping() {
+            // The disk did not answer, and the ring cannot wait.
+            return self.give_up(request);
+        }
         let verdict = self.verdict(&request, error);
         self.device.failures.failed(&self.place(&request), verdict, error);
         match verdict {

@@ -12,7 +12,7 @@ macro_rules! words {
 words! {
     OBJECT_TYPE = "ObjectType": "iothread" "throttle-group" "secret";
     SECRET_FORMAT = "QCryptoSecretFormat": "raw" "base64";
-    DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle";
+    DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle" "nbd";
     DISCARD = "BlockdevDiscardOptions": "ignore" "unmap";
     DETECT_ZEROES = "BlockdevDetectZeroesOptions": "off" "on" "unmap";
     ON_OFF_AUTO = "OnOffAuto": "auto" "on" "off";
@@ -146,6 +146,35 @@ static THROTTLE: Object = Object::new(
     ],
 );
 
+static NBD: Object = Object::new(
+    "BlockdevOptionsNbd",
+    &[
+        required("server", Type::Object(&NBD_SERVER)),
+        optional("export", Type::Str),
+        optional("reconnect-delay", Type::U32),
+        optional("open-timeout", Type::U32),
+    ],
+);
+
+static NBD_SERVER: Object = Object::union(
+    "x-NbdSocketAddress",
+    &[required("type", Type::Enum(&ADDRESS_TYPE))],
+    "type",
+    &[
+        (
+            "unix",
+            &Object::new("x-NbdUnixSocketAddress", &[required("path", Type::Str)]),
+        ),
+        (
+            "inet",
+            &Object::new(
+                "x-NbdInetSocketAddress",
+                &[required("host", Type::Str), required("port", Type::Str)],
+            ),
+        ),
+    ],
+);
+
 /// `blockdev-add`.
 pub(super) static BLOCKDEV: Object = Object::union(
     "BlockdevOptions",
@@ -168,6 +197,7 @@ pub(super) static BLOCKDEV: Object = Object::union(
         ("null-co", &NULL),
         ("null-aio", &NULL),
         ("throttle", &THROTTLE),
+        ("nbd", &NBD),
     ],
 );
 

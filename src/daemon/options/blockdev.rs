@@ -7,7 +7,10 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::export::AddressType;
+use super::value::ValueError;
 use crate::engine::Choice;
+use crate::nbd::Server;
 
 /// The kinds of nodes.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -21,6 +24,7 @@ pub enum Driver {
     NullCo,
     NullAio,
     Throttle,
+    Nbd,
 }
 
 impl Driver {
@@ -33,6 +37,7 @@ impl Driver {
             Self::NullCo => "null-co",
             Self::NullAio => "null-aio",
             Self::Throttle => "throttle",
+            Self::Nbd => "nbd",
         }
     }
 }
@@ -79,6 +84,14 @@ pub struct BlockdevOptions {
     // throttle
     pub throttle_group: Option<String>,
 
+    // nbd
+    pub server: Option<Box<NbdServer>>,
+    pub export: Option<String>,
+    /// Seconds.
+    pub reconnect_delay: Option<u32>,
+    /// Seconds.
+    pub open_timeout: Option<u32>,
+
     /// Refuse images that look like another format. Only the short form of the command line sets this.
     #[serde(skip)]
     pub probe: bool,
@@ -107,6 +120,10 @@ impl BlockdevOptions {
             latency_ns: None,
             read_zeroes: None,
             throttle_group: None,
+            server: None,
+            export: None,
+            reconnect_delay: None,
+            open_timeout: None,
             probe: false,
         }
     }
@@ -131,6 +148,14 @@ impl BlockdevOptions {
         self.discard.unwrap_or_default() == Discard::Unmap
     }
 
+    /// Returns these options and those of the nodes that are made with this one.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |options| match options.file.as_deref() {
+            Some(BlockdevRef::New(below)) => Some(below),
+            _ => None,
+        })
+    }
+
     /// Passes options down to the nodes that are made with this one, unless they have their own, as QEMU does. The
     /// node above decides about discards, so those below are allowed.
     pub fn pass_down(&mut self) {
@@ -144,6 +169,60 @@ impl BlockdevOptions {
         below.cache.no_flush = below.cache.no_flush.or(self.cache.no_flush);
         below.discard = below.discard.or(Some(Discard::Unmap));
         below.pass_down();
+    }
+}
+
+/// The address of an NBD server.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct NbdServer {
+    #[serde(rename = "type")]
+    pub kind: AddressType,
+    // unix
+    pub path: Option<PathBuf>,
+    // inet
+    pub host: Option<String>,
+    pub port: Option<String>,
+}
+
+impl NbdServer {
+    /// Returns the server's address.
+    ///
+    /// # Errors
+    /// A member is missing, wrong, or not for this kind of address.
+    pub fn address(&self) -> Result<Server, ValueError> {
+        let wrong = |member: &str, expected: &str| ValueError::Type {
+            path: format!("server.{member}"),
+            expected: expected.to_owned(),
+        };
+        match (self.kind, &self.path, &self.host, &self.port) {
+            (AddressType::Unix, Some(path), None, None) => Ok(Server::Unix(path.clone())),
+            (AddressType::Inet, None, Some(host), Some(port)) => {
+                let port = port.parse().ok().filter(|port| *port > 0);
+                let port = port.ok_or_else(|| wrong("port", "a number from 1 to 65535"))?;
+                Ok(Server::Inet(host.clone(), port))
+            }
+            (AddressType::Unix, ..) => Err(wrong("path", "the path of a socket, without a host and a port")),
+            (AddressType::Inet, ..) => Err(wrong("host", "given together with a port, without a path")),
+            _ => Err(wrong("type", "'unix' or 'inet'")),
+        }
+    }
+}
+
+impl From<&Server> for NbdServer {
+    fn from(server: &Server) -> Self {
+        let (kind, path, inet) = match server {
+            Server::Unix(path) => (AddressType::Unix, Some(path.clone()), None),
+            Server::Inet(host, port) => (AddressType::Inet, None, Some((host.clone(), port.to_string()))),
+        };
+        let (host, port) = inet.unzip();
+        Self {
+            kind,
+            path,
+            host,
+            port,
+        }
     }
 }
 

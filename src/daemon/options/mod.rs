@@ -7,7 +7,7 @@ mod object;
 mod value;
 
 pub use blockdev::{
-    AioOption, BlockdevOptions, BlockdevRef, Cache, DetectZeroes, Discard, Driver, OnOffAuto,
+    AioOption, BlockdevOptions, BlockdevRef, Cache, DetectZeroes, Discard, Driver, NbdServer, OnOffAuto,
 };
 pub use export::{Address, AddressType, ExportOptions, ExportType, IoThreadList, Mapping, NotifyOption};
 pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions};

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use crate::account;
 use crate::aio;
 use crate::blk::device::{CreateError, TakeError};
+use crate::connector;
 use crate::daemon::disks::AddError;
 use crate::daemon::options::ValueError;
-use crate::engine;
+use crate::engine::{self, NbdOpenError};
 use crate::sandbox;
 use crate::storage::{self, LockError};
 use crate::throttle::LimitsError;
@@ -80,6 +81,15 @@ pub enum OperationError {
         path.display()
     )]
     LeadsOut { path: PathBuf, hint: &'static str },
+    #[error(
+        "the sandbox lets this process connect only to exports of NBD servers that were named when it started, not to export \
+         '{export}' of {server}"
+    )]
+    ConfinedServer { server: String, export: String },
+    #[error(transparent)]
+    Connector(#[from] connector::StartError),
+    #[error(transparent)]
+    Nbd(#[from] NbdOpenError),
     #[error(
         "the process that opens files beneath the sandbox's directories has ended: restart this daemon, or pass descriptors \
          (add-fd, getfd)"

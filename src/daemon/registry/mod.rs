@@ -42,6 +42,7 @@ use super::options::{BlockdevOptions, ObjectOptions};
 use super::roster::Roster;
 use crate::account::Account;
 use crate::engine::DiskView;
+use crate::nbd::Line;
 use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
 use crate::vhost_user::Resizer;
@@ -125,6 +126,11 @@ impl Registry {
     /// Uses these sets for images whose path is `/dev/fdset/N`.
     pub fn set_fdsets(&mut self, fdsets: FdSets) {
         self.nodes.fdsets = fdsets;
+    }
+
+    /// Connects to NBD servers over these lines.
+    pub(super) fn set_lines(&mut self, lines: Vec<Arc<Line>>) {
+        self.nodes.lines = lines;
     }
 
     /// Makes an object.

@@ -12,7 +12,6 @@ use super::merge::Merger;
 use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
-use super::zeroes::detect;
 use crate::engine::DetectZeroes;
 use crate::engine::error::Error;
 use crate::engine::plan::{self, Plan};
@@ -44,7 +43,9 @@ impl Executor {
             plan::Executor::Native => {
                 Self::Native(KernelFile::new(resources.native()?, threads, max_batch).map_err(Error::Native)?)
             }
-            plan::Executor::Nobody | plan::Executor::Threads => Self::Threads(threads),
+            plan::Executor::Nobody | plan::Executor::Threads | plan::Executor::Socket => {
+                Self::Threads(threads)
+            }
         })
     }
 
@@ -131,7 +132,7 @@ impl FileChannel {
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         let alone = self.shared.turns.take(self.number);
         if self.zeroes != DetectZeroes::Off {
-            detect(batch, self.zeroes);
+            self.zeroes.apply(batch);
         }
         let before = batch.len();
         if let Some(merger) = &self.merger {

@@ -15,4 +15,3 @@ mod testing;
 mod threads;
 pub(super) mod uring;
 pub(super) mod writers;
-mod zeroes;

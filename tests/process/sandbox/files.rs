@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -175,6 +175,44 @@ fn body_of_the_helper() {
             0
         });
         assert_eq!(found, Outcome::Killed, "{what}");
+    }
+}
+
+#[test]
+fn a_connector_reaches_its_server_only() {
+    run_alone("sandbox::files::body_of_the_connector");
+}
+
+#[test]
+#[ignore = "needs a process of its own"]
+fn body_of_the_connector() {
+    let listen = || TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (server, other) = (listen(), listen());
+    let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
+    let ports = [port(&server), port(&other)];
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("socket");
+    let _listener = UnixListener::bind(&socket).expect("a socket");
+    let tcp = || {
+        Sandbox::confine_connector(Mode::On, None, &ports[..1], None).expect("confine it");
+        TcpStream::connect(("127.0.0.1", ports[0])).expect("its server");
+        let refused = denied(TcpStream::connect(("127.0.0.1", ports[1])));
+        assert_eq!(refused, libc::EACCES, "another port");
+        assert_eq!(denied(File::open("/etc/passwd")), libc::EACCES, "a file");
+    };
+    let unix = || {
+        Sandbox::confine_connector(Mode::On, Some(&socket), &[], None).expect("confine it");
+        UnixStream::connect(&socket).expect("its server");
+        let refused = denied(TcpStream::connect(("127.0.0.1", ports[0])));
+        assert_eq!(refused, libc::EACCES, "a port");
+    };
+    let attempts: [&dyn Fn(); 2] = [&tcp, &unix];
+    for attempt in attempts {
+        let found = in_child(|| {
+            attempt();
+            0
+        });
+        assert_eq!(found, Outcome::Done);
     }
 }
 

@@ -5,7 +5,9 @@ use std::ptr;
 use std::thread;
 
 use testkit::process::run_alone;
-use vhost_user_blk::sandbox::ThreadKind::{self, Control, Helper, IoThread, Main, Manager, Monitor, Worker};
+use vhost_user_blk::sandbox::ThreadKind::{
+    self, Connector, Control, Helper, IoThread, Main, Manager, Monitor, Worker,
+};
 use vhost_user_blk::sandbox::{Sandbox, allowed, applies, refused};
 
 use super::probe::Outcome::{Done, Failed, Killed, Signal};
@@ -82,6 +84,8 @@ fn body_of_what_intruders_want() {
                 (Manager, libc::SYS_io_uring_setup),
                 // Sockets are the helper's work; it can bind them to names beneath its directories only.
                 (Helper, libc::SYS_socket),
+                // It connects to one server, and Landlock leaves it that one only.
+                (Connector, libc::SYS_socket),
             ];
             if needed.contains(&(kind, number)) {
                 continue;

@@ -19,6 +19,7 @@ impl Nodes {
             (Kind::Leaf(_), Driver::File | Driver::HostDevice) => {
                 options.filename.as_ref().map(|path| path.display().to_string())
             }
+            (Kind::Leaf(leaf), Driver::Nbd) => Some(leaf.path().display().to_string()),
             (Kind::Raw { child, .. }, _) if options.offset.is_none() && options.size.is_none() => {
                 Some(self.filename(child)).filter(|name| !name.starts_with(JSON))
             }
@@ -37,6 +38,12 @@ impl Nodes {
             }
         };
         add("driver", Some(options.driver.name().into()));
+        let server = options.server.as_ref();
+        add(
+            "server",
+            server.and_then(|server| serde_json::to_value(server).ok()),
+        );
+        add("export", options.export.clone().map(Value::from));
         let path = options.filename.as_ref();
         add("filename", path.map(|path| path.display().to_string().into()));
         add("offset", options.offset.map(Value::from));

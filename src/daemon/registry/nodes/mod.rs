@@ -1,6 +1,7 @@
 //! Block nodes by name: files, devices and null disks, and the filters above them.
 
 mod filename;
+mod network;
 mod reopen;
 mod resize;
 mod resolve;
@@ -21,6 +22,7 @@ use crate::daemon::options::{
     AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Driver, OnOffAuto, is_well_formed,
 };
 use crate::engine::{self, BlockNode};
+use crate::nbd::Line;
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::storage::{self, OpenOptions, foreign_format};
@@ -100,6 +102,8 @@ pub(super) struct Nodes {
     pub(super) fdsets: FdSets,
     /// Images that were opened for the operation that runs next.
     pub(super) opened: Vec<OpenedFile>,
+    /// The processes that connect to NBD servers.
+    pub(super) lines: Vec<Arc<Line>>,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
 }
@@ -151,6 +155,7 @@ impl Nodes {
         let kind = match options.driver {
             Driver::File | Driver::HostDevice => Kind::Leaf(self.open(&options)?),
             Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
+            Driver::Nbd => Kind::Leaf(self.open_nbd(&options)?),
             Driver::Raw | Driver::Throttle => {
                 let group = match options.driver {
                     Driver::Raw => None,
@@ -382,7 +387,7 @@ fn no_node(name: &str) -> OperationError {
 
 /// Refuses options that do not fit the driver, and options that are not supported.
 fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
-    use Driver::{File, HostDevice, NullAio, NullCo, Raw, Throttle};
+    use Driver::{File, HostDevice, Nbd, NullAio, NullCo, Raw, Throttle};
     let driver = options.driver;
     let file = matches!(driver, File | HostDevice);
     let null = matches!(driver, NullCo | NullAio);
@@ -403,6 +408,13 @@ fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             "throttle-group",
             driver != Throttle && options.throttle_group.is_some(),
         ),
+        ("server", driver != Nbd && options.server.is_some()),
+        ("export", driver != Nbd && options.export.is_some()),
+        (
+            "reconnect-delay",
+            driver != Nbd && options.reconnect_delay.is_some(),
+        ),
+        ("open-timeout", driver != Nbd && options.open_timeout.is_some()),
     ])?;
     if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());

@@ -1,0 +1,28 @@
+//! The addresses of a server.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use super::start_error::StartError;
+use crate::nbd::Server;
+
+/// Where a server can be reached. Names of hosts are looked up once, because a confined process cannot do so.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Unix(PathBuf),
+    Inet(Vec<SocketAddr>),
+}
+
+impl Target {
+    pub(super) fn of(server: &Server) -> Result<Self, StartError> {
+        let (host, port) = match server {
+            Server::Unix(path) => return Ok(Self::Unix(path.clone())),
+            Server::Inet(host, port) => (host.as_str(), *port),
+        };
+        let found = (host, port).to_socket_addrs().map(Iterator::collect);
+        found.map(Self::Inet).map_err(|source| StartError::Resolve {
+            server: server.clone(),
+            source,
+        })
+    }
+}

@@ -1,0 +1,48 @@
+//! Nodes on NBD servers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::error::{OperationError, require};
+use super::Nodes;
+use crate::connector;
+use crate::daemon::options::BlockdevOptions;
+use crate::engine::{BlockNode, NbdDisk, NbdOptions};
+use crate::nbd::{Line, Server};
+
+impl Nodes {
+    /// Connects to the server of a disk.
+    pub(super) fn open_nbd(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+        let server = require("server", options.server.as_deref())?.address()?;
+        let seconds = |given: Option<u32>| Duration::from_secs(given.unwrap_or(0).into());
+        let line = self.line(&server, options.export.as_deref().unwrap_or_default())?;
+        let disk = NbdDisk::open(
+            &line,
+            NbdOptions {
+                reconnect_delay: seconds(options.reconnect_delay),
+                open_timeout: seconds(options.open_timeout),
+                read_only: options.is_read_only(),
+                auto_read_only: options.is_auto_read_only(),
+                unmap: options.unmaps(),
+                no_flush: options.cache.ignores_flushes(),
+            },
+        )?;
+        Ok(Arc::new(disk.into()))
+    }
+
+    /// Returns the line to what connects to this export.
+    fn line(&mut self, server: &Server, export: &str) -> Result<Arc<Line>, OperationError> {
+        if let Some(line) = self.lines.iter().find(|line| line.leads_to(server, export)) {
+            return Ok(Arc::clone(line));
+        }
+        if self.confined {
+            return Err(OperationError::ConfinedServer {
+                server: server.to_string(),
+                export: export.to_owned(),
+            });
+        }
+        let line = connector::start_thread(server, export)?;
+        self.lines.push(Arc::clone(&line));
+        Ok(line)
+    }
+}

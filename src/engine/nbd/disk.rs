@@ -1,0 +1,213 @@
+//! A disk on an NBD server: its properties, and how connections to it are made. Any thread.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::engine::error::Error;
+use crate::nbd::{Export, Line};
+use crate::storage::Limits;
+
+/// The largest block that a disk can have.
+const BLOCK_MAX: u32 = 32768;
+
+/// How a disk is opened.
+#[derive(Clone, Debug, Default)]
+pub struct NbdOptions {
+    /// Time that requests wait while the server is away.
+    pub reconnect_delay: Duration,
+    /// Time in which the first connection is tried again.
+    pub open_timeout: Duration,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Refuse writes if the server does.
+    pub auto_read_only: bool,
+    /// Pass discards on.
+    pub unmap: bool,
+    /// Ignore flushes.
+    pub no_flush: bool,
+}
+
+/// The reason why a disk cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+#[non_exhaustive]
+pub enum OpenError {
+    #[error("NBD server {server}: {why}")]
+    Connect { server: String, why: String },
+    #[error("NBD server {server}: export '{export}' is read-only there")]
+    ReadOnly { server: String, export: String },
+    #[error("NBD server {server}: export '{export}' is empty")]
+    Empty { server: String, export: String },
+    #[error(
+        "NBD server {server}: the size of export '{export}', {size} bytes, is not a multiple of its block size, {block} bytes"
+    )]
+    Size {
+        server: String,
+        export: String,
+        size: u64,
+        block: u32,
+    },
+    #[error("NBD server {server}: the blocks of export '{export}' are larger than {BLOCK_MAX} bytes")]
+    Block { server: String, export: String },
+}
+
+/// A disk on an NBD server.
+#[derive(Debug)]
+pub struct NbdDisk {
+    /// The name in messages.
+    name: PathBuf,
+    line: Line,
+    options: NbdOptions,
+    /// The export when the disk was opened.
+    export: Export,
+    limits: Limits,
+    size: AtomicU64,
+    /// The connection with which the disk was opened, for the first IOThread.
+    first: Mutex<Option<OwnedFd>>,
+    /// The number of IOThreads that use the disk.
+    users: AtomicUsize,
+}
+
+impl NbdDisk {
+    /// Connects to the server of `line`, and waits for that.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(line: &Line, mut options: NbdOptions) -> Result<Self, OpenError> {
+        let server = || line.server().to_string();
+        let name = || line.export().to_owned();
+        let connected = line.connect(options.open_timeout);
+        let (socket, export) = connected.map_err(|why| OpenError::Connect {
+            server: server(),
+            why,
+        })?;
+        let (size, block) = (export.size, export.min_block.max(512));
+        let error = match () {
+            () if export.is_read_only() && !options.read_only && !options.auto_read_only => {
+                Some(OpenError::ReadOnly {
+                    server: server(),
+                    export: name(),
+                })
+            }
+            () if size == 0 => Some(OpenError::Empty {
+                server: server(),
+                export: name(),
+            }),
+            () if block > BLOCK_MAX => Some(OpenError::Block {
+                server: server(),
+                export: name(),
+            }),
+            () if !size.is_multiple_of(block.into()) => Some(OpenError::Size {
+                server: server(),
+                export: name(),
+                size,
+                block,
+            }),
+            () => None,
+        };
+        if let Some(error) = error {
+            return Err(error);
+        }
+        options.read_only |= export.is_read_only();
+        Ok(Self {
+            name: format!("nbd://{}/{}", line.server(), line.export()).into(),
+            line: line.share().map_err(|error| OpenError::Connect {
+                server: server(),
+                why: error.to_string(),
+            })?,
+            limits: limits(&export, &options),
+            options,
+            export,
+            size: AtomicU64::new(size),
+            first: Mutex::new(Some(socket)),
+            users: AtomicUsize::new(0),
+        })
+    }
+
+    pub(in crate::engine) fn path(&self) -> &Path {
+        &self.name
+    }
+
+    pub(in crate::engine) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(in crate::engine) fn size(&self) -> u64 {
+        // Relaxed: no other data depends on this number.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn options(&self) -> &NbdOptions {
+        &self.options
+    }
+
+    pub(super) fn export(&self) -> &Export {
+        &self.export
+    }
+
+    pub(super) fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// Takes the connection with which the disk was opened.
+    pub(super) fn take_first(&self) -> Option<OwnedFd> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Checks whether an export can replace the first one, and takes over its size.
+    pub(super) fn accept(&self, export: &Export) -> Result<(), &'static str> {
+        if let Some(why) = export.misses(&self.export) {
+            return Err(why);
+        }
+        if !export.size.is_multiple_of(self.limits.logical_block_size.into()) {
+            return Err("its size is not a multiple of its block size");
+        }
+        self.size.store(export.size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Another IOThread uses the disk.
+    ///
+    /// # Errors
+    /// There is one already, and the server does not cover several connections with one flush.
+    pub(super) fn join(&self) -> Result<(), Error> {
+        // Relaxed: only the number counts.
+        let before = self.users.fetch_add(1, Ordering::Relaxed);
+        if before == 0 || self.export.is_multi_conn() {
+            return Ok(());
+        }
+        self.leave();
+        Err(Error::OneConnection)
+    }
+
+    pub(super) fn leave(&self) {
+        self.users.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn limits(export: &Export, options: &NbdOptions) -> Limits {
+    let block = export.min_block.max(512);
+    let limits = Limits {
+        logical_block_size: block,
+        physical_block_size: match export.preferred_block {
+            preferred if preferred > block && preferred <= BLOCK_MAX => preferred,
+            _ => block,
+        },
+        optimal_io_size: 0,
+        request_alignment: export.min_block,
+        memory_alignment: 1,
+        discard_granularity: match export.trims() && options.unmap {
+            true => block,
+            false => 0,
+        },
+        write_zeroes: export.writes_zeroes(),
+        read_only: false,
+    };
+    match options.read_only {
+        true => limits.read_only(),
+        false => limits,
+    }
+}

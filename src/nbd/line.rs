@@ -1,0 +1,127 @@
+//! The line to the process or thread that connects to a server for one export.
+//!
+//! Several threads may ask over the same line. Each question is answered once, and an answer is as good for one asker as
+//! for another, because all of them want the same.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvFlags, SendFlags};
+use serde::{Deserialize, Serialize};
+
+use super::address::Server;
+use super::export::Export;
+use crate::packet::receive;
+
+/// The time after which an attempt to connect is given up, together with the handshake.
+pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(10);
+/// The pause between attempts while a node is opened.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A question: another connection.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Ask;
+
+/// An answer. A connection comes beside it as a descriptor, after the handshake.
+pub(crate) type Answer = Result<Export, String>;
+
+/// A connection that is ready for requests, and what the server says of its export.
+pub(crate) type Connected = (OwnedFd, Export);
+
+/// The asker's end of a line. Any thread.
+#[derive(Debug)]
+pub struct Line {
+    server: Server,
+    export: String,
+    socket: Arc<OwnedFd>,
+}
+
+impl Line {
+    pub(crate) fn new(server: Server, export: String, socket: OwnedFd) -> Self {
+        Self {
+            server,
+            export,
+            socket: Arc::new(socket),
+        }
+    }
+
+    /// Makes a line to the same process with a descriptor of its own, which an event loop can watch beside the other one.
+    pub(crate) fn share(&self) -> io::Result<Self> {
+        let socket = self.socket.try_clone()?;
+        Ok(Self::new(self.server.clone(), self.export.clone(), socket))
+    }
+
+    /// Returns whether the line leads to this export of this server.
+    pub fn leads_to(&self, server: &Server, export: &str) -> bool {
+        self.server == *server && self.export == export
+    }
+
+    /// Returns the server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Returns the name of the export.
+    pub fn export(&self) -> &str {
+        &self.export
+    }
+
+    /// Returns the socket, which becomes readable with each answer.
+    pub(crate) fn socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
+    }
+
+    /// Asks for a connection. Does not wait.
+    ///
+    /// # Errors
+    /// The other end is gone, or has too many questions.
+    pub(crate) fn ask(&self) -> io::Result<()> {
+        let packet = serde_json::to_vec(&Ask)?;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::net::send(&*self.socket, &packet, flags)?;
+        Ok(())
+    }
+
+    /// Returns the next answer, or `None` if there is none yet. Does not wait.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub(crate) fn answer(&self) -> io::Result<Option<Result<Connected, String>>> {
+        match receive::<Answer>(self.socket.as_fd(), RecvFlags::DONTWAIT) {
+            Ok(Some((Ok(export), fds))) => Ok(Some(match fds.into_iter().next() {
+                Some(fd) => Ok((fd, export)),
+                None => Err("no file descriptor is left for it (ulimit -n)".to_owned()),
+            })),
+            Ok(Some((Err(why), _))) => Ok(Some(Err(why))),
+            Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Connects, and tries again until `patience` is over. Waits.
+    ///
+    /// # Errors
+    /// The last attempt failed, for this reason.
+    pub(crate) fn connect(&self, patience: Duration) -> Result<Connected, String> {
+        let end = Instant::now() + patience;
+        loop {
+            let gone = |error: io::Error| format!("the process that connects to it has ended ({error})");
+            self.ask().map_err(gone)?;
+            let answer = loop {
+                if let Some(answer) = self.answer().map_err(gone)? {
+                    break answer;
+                }
+                // Each attempt ends by itself.
+                let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], None);
+            };
+            match answer {
+                Err(_) if Instant::now() + PAUSE < end => std::thread::sleep(PAUSE),
+                answer => return answer,
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Disks on NBD servers: qemu-nbd and nbdkit.
+
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
+mod data;
+mod engine;
+mod mistakes;
+mod outage;
+mod server;

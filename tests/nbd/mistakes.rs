@@ -1,0 +1,141 @@
+//! Each mistake gives one clear line.
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::thread;
+
+use testkit::daemon::run;
+
+use crate::server::{DISK, URI, directory, has, long_form, nbdkit, qemu_nbd};
+
+/// Starts a daemon that must end with one line about an error. Returns the line.
+fn refused(args: &[&str], dir: &Path) -> String {
+    let exit = run(args, dir);
+    assert!(!exit.status.success(), "{}", exit.output);
+    let lines: Vec<&str> = exit
+        .output
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert_eq!(
+        (lines.len(), exit.output.lines().count()),
+        (1, 1),
+        "{}",
+        exit.output
+    );
+    lines[0].to_owned()
+}
+
+fn short(uri: &str, more: &[&str], dir: &Path) -> String {
+    refused(&[&["--socket-path", DISK, "--blk-file", uri], more].concat(), dir)
+}
+
+fn long(node: &str, dir: &Path) -> String {
+    let args = long_form(node);
+    refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), dir)
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused() {
+    let dir = directory(512);
+    let dir = dir.path();
+    for (uri, more, why) in [
+        ("nbds://host/x", &[][..], "TLS is not supported"),
+        ("nbd+unix:///x", &[], "a path is missing"),
+        ("nbd://host:99999/", &[], "port"),
+        (URI, &["--aio=threads"], "no engine"),
+        (URI, &["--direct"], "--direct"),
+        ("nbd+unix:///?socket=/none/here", &[], "No such file or directory"),
+    ] {
+        let told = short(uri, more, dir);
+        assert!(told.contains(why), "{told}");
+    }
+    for (node, why) in [
+        (",filename=x", "filename"),
+        (",aio=threads", "aio"),
+        (",server.host=h", "server.path"),
+        (",reconnect-delay=x", "reconnect-delay"),
+    ] {
+        let told = long(node, dir);
+        assert!(told.contains(why), "{told}");
+    }
+}
+
+#[test]
+fn a_missing_server_is_named() {
+    let dir = directory(512);
+    let told = short(URI, &[], dir.path());
+    assert!(
+        told.contains("nbd.sock: cannot connect: No such file or directory"),
+        "{told}"
+    );
+    drop(UnixListener::bind(dir.path().join("nbd.sock")).expect("a stale socket"));
+    let told = short(URI, &[], dir.path());
+    assert!(
+        told.contains("nbd.sock: cannot connect: Connection refused"),
+        "{told}"
+    );
+    // Not before the server is there or the time is over.
+    let told = long(",open-timeout=1", dir.path());
+    assert!(told.contains("Connection refused"), "{told}");
+}
+
+#[test]
+fn refusals_of_real_servers_are_named() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(1 << 20);
+    let _server = qemu_nbd(dir.path(), &["-r"]);
+    let told = short("nbd+unix:///other?socket=nbd.sock", &[], dir.path());
+    assert!(told.contains("the server has no export 'other'"), "{told}");
+    let told = short(URI, &[], dir.path());
+    assert!(told.contains("export 'disk' is read-only there"), "{told}");
+}
+
+#[test]
+fn several_iothreads_need_multi_conn() {
+    if !has("nbdkit") {
+        return;
+    }
+    let dir = directory(1 << 20);
+    let options = ["--filter=multi-conn", "memory", "1M", "multi-conn-mode=disable"];
+    let _server = nbdkit(dir.path(), &options);
+    let told = short(URI, &["--iothreads=2", "--num-queues=2"], dir.path());
+    assert!(told.contains("multi-conn"), "{told}");
+}
+
+#[test]
+fn old_and_foreign_servers_are_named() {
+    let dir = directory(512);
+    let listener = UnixListener::bind(dir.path().join("nbd.sock")).expect("a socket");
+    let greetings: [(&[u8], &str); 3] = [
+        (b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53", "old server"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "not an NBD server"),
+        (b"NBDMAGIC", "closed the connection"),
+    ];
+    let says = greetings.map(|(says, _)| says.to_vec());
+    let server = thread::spawn(move || {
+        for says in says {
+            let (mut client, _) = listener.accept().expect("a client");
+            client.write_all(&says).expect("speak");
+        }
+    });
+    for (_, why) in greetings {
+        let told = short(URI, &[], dir.path());
+        assert!(told.contains(why), "{told}");
+    }
+    server.join().expect("the server");
+}
+
+#[test]
+fn old_handshakes_of_nbdkit_are_named() {
+    if !has("nbdkit") {
+        return;
+    }
+    let dir = directory(512);
+    let _server = nbdkit(dir.path(), &["--oldstyle", "memory", "1M"]);
+    let told = short(URI, &[], dir.path());
+    assert!(told.contains("old server"), "{told}");
+}

@@ -1,0 +1,175 @@
+//! Servers that go away, come back, or do not answer.
+
+use std::time::{Duration, Instant};
+
+use testkit::frontend::{Frontend, Op};
+use testkit::process::wait_for;
+
+use crate::server::{BLOCK, connect, directory, has, image, nbdkit, qemu_nbd, read, start, write};
+
+const MIB: u64 = 1 << 20;
+
+fn data(slot: u64, round: u8) -> Vec<u8> {
+    (0..BLOCK).map(|i| (i / 512) as u8 ^ round ^ slot as u8).collect()
+}
+
+/// Writes a round of data at depth 16, so that requests are in flight when the server goes.
+fn submit(frontend: &mut Frontend, round: u8) {
+    for slot in 0..16 {
+        let (offset, data) = (slot * BLOCK as u64, data(slot, round));
+        frontend.queue(0).submit(&Op::Write { offset, data }, 0);
+    }
+    frontend.queue(0).kick();
+}
+
+#[test]
+fn a_killed_server_is_not_noticed_when_it_comes_back() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let mut server = qemu_nbd(dir.path(), &[]);
+    let daemon = start(dir, ",reconnect-delay=100", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    for round in 0..20 {
+        submit(&mut frontend, round);
+        server.signal(libc::SIGKILL);
+        server.wait();
+        server = qemu_nbd(daemon.dir(), &[]);
+        let done = frontend.queue(0).drain();
+        assert!(done.iter().all(|done| done.ret == 0), "round {round}");
+        for slot in 0..16 {
+            assert_eq!(
+                read(&mut frontend, slot * BLOCK as u64),
+                Ok(data(slot, round)),
+                "round {round}"
+            );
+        }
+    }
+    let stored = std::fs::read(image(&daemon)).expect("the image");
+    assert!((0..16_u64).all(|slot| stored[slot as usize * BLOCK..][..BLOCK] == data(slot, 19)));
+}
+
+#[test]
+fn requests_fail_at_once_without_a_reconnect_delay() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let mut server = qemu_nbd(dir.path(), &[]);
+    let mut daemon = start(dir, "", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    server.signal(libc::SIGKILL);
+    server.wait();
+    assert_ne!(write(&mut frontend, 0, 2), 0);
+    assert!(read(&mut frontend, 0).is_err());
+    let _server = qemu_nbd(daemon.dir(), &[]);
+    let back = wait_for("the server", || read(&mut frontend, 0).ok());
+    assert_eq!(back, [1; BLOCK]);
+    daemon.wait_for(
+        |daemon| daemon.output().contains("connected to the server"),
+        "log it",
+    );
+}
+
+#[test]
+fn requests_wait_for_the_reconnect_delay_only() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let mut server = qemu_nbd(dir.path(), &[]);
+    let daemon = start(dir, ",reconnect-delay=1", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    server.signal(libc::SIGKILL);
+    server.wait();
+    let begin = Instant::now();
+    assert!(read(&mut frontend, 0).is_err());
+    assert!(begin.elapsed() >= Duration::from_millis(900));
+    assert!(
+        daemon.output().contains("requests fail until it is back"),
+        "{}",
+        daemon.output()
+    );
+    let _server = qemu_nbd(daemon.dir(), &[]);
+    wait_for("the server", || read(&mut frontend, 0).ok());
+}
+
+#[test]
+fn another_disk_does_not_take_the_place_of_the_first() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let mut server = qemu_nbd(dir.path(), &[]);
+    let mut daemon = start(dir, "", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    server.signal(libc::SIGKILL);
+    server.wait();
+    let _server = qemu_nbd(daemon.dir(), &["-r"]);
+    assert!(read(&mut frontend, 0).is_err());
+    let told = "its export has changed: it is read-only now";
+    daemon.wait_for(|daemon| daemon.output().contains(told), "log it");
+    assert!(read(&mut frontend, 0).is_err());
+}
+
+#[test]
+fn a_silent_server_does_not_keep_the_daemon() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let server = qemu_nbd(dir.path(), &[]);
+    let mut daemon = start(dir, ",reconnect-delay=100", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    server.signal(libc::SIGSTOP);
+    submit(&mut frontend, 1);
+    let exit = daemon.terminate();
+    server.signal(libc::SIGCONT);
+    assert!(exit.took < Duration::from_secs(5), "{:?}", exit.took);
+}
+
+#[test]
+fn a_silent_server_does_not_keep_a_ring() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let server = qemu_nbd(dir.path(), &[]);
+    let mut daemon = start(dir, ",reconnect-delay=100", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    server.signal(libc::SIGSTOP);
+    submit(&mut frontend, 1);
+    drop(frontend);
+    let told = "the disk has to stop";
+    daemon.wait_for(|daemon| daemon.output().contains(told), "give the requests up");
+    server.signal(libc::SIGCONT);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 9), 0);
+    assert_eq!(read(&mut frontend, 0), Ok(vec![9; BLOCK]));
+}
+
+#[test]
+fn a_slow_server_is_waited_for() {
+    if !has("nbdkit") {
+        return;
+    }
+    let dir = directory(MIB);
+    let _server = nbdkit(
+        dir.path(),
+        &[
+            "--filter=delay",
+            "memory",
+            "1M",
+            "delay-read=200ms",
+            "delay-write=200ms",
+        ],
+    );
+    let daemon = start(dir, "", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    submit(&mut frontend, 3);
+    let done = frontend.queue(0).drain();
+    assert!(done.len() == 16 && done.iter().all(|done| done.ret == 0));
+    assert_eq!(read(&mut frontend, 0), Ok(data(0, 3)));
+}
