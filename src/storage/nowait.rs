@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::fstatfs;
 
+use super::kind::Kind;
 use super::zero::is_unsupported;
 use crate::io::IoVecs;
 use crate::sys::vectored;
@@ -33,13 +34,16 @@ pub(super) struct NowaitIo {
     kind: Nowait,
     /// Reads with `RWF_NOWAIT` have turned out to be refused.
     read_refused: AtomicBool,
-    /// Writes with `RWF_NOWAIT` have turned out to be refused.
+    /// Writes with `RWF_NOWAIT` are not tried, or have turned out to be refused.
     write_refused: AtomicBool,
 }
 
 impl NowaitIo {
     /// `direct`: the file is open with O_DIRECT.
-    pub(super) fn of(file: &File, direct: bool) -> Self {
+    ///
+    /// Writes to a regular file are not tried, because they wait while its file system is frozen (`fsfreeze`), also with
+    /// `RWF_NOWAIT`. File systems in memory cannot be frozen.
+    pub(super) fn of(file: &File, place: Kind, direct: bool) -> Self {
         // On file systems in memory, O_DIRECT changes nothing, if it is accepted at all. But a user who asks for it
         // does not want I/O in the IOThread.
         let kind = match fstatfs(file).map(|stat| stat.f_type) {
@@ -50,7 +54,7 @@ impl NowaitIo {
         Self {
             kind,
             read_refused: AtomicBool::new(false),
-            write_refused: AtomicBool::new(false),
+            write_refused: AtomicBool::new(place == Kind::Regular),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -26,6 +27,22 @@ pub struct SmallDisk {
     dir: TempDir,
     /// The block device under the file system; `None` for a tmpfs.
     _backing: Option<NamedTempFile>,
+}
+
+/// `FIFREEZE` and `FITHAW` in `linux/fs.h`.
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+const FITHAW: libc::c_ulong = 0xc004_5878;
+
+/// A frozen file system. Dropping this thaws it.
+#[derive(Debug)]
+pub struct Frozen(File);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // SAFETY: no memory is involved.
+        let thawed = unsafe { libc::ioctl(self.0.as_raw_fd(), FITHAW, 0) };
+        assert_eq!(thawed, 0, "FITHAW: {}", io::Error::last_os_error());
+    }
 }
 
 impl SmallDisk {
@@ -71,6 +88,15 @@ impl SmallDisk {
     pub fn make_image(&self, size: u64) {
         let image = File::create(self.image()).expect("make the image");
         image.set_len(size).expect("size the image");
+    }
+
+    /// Makes writes to the file system wait until the guard is dropped, as a snapshot of the host does.
+    pub fn freeze(&self) -> Frozen {
+        let root = File::open(self.dir.path()).expect("open the root");
+        // SAFETY: no memory is involved.
+        let frozen = unsafe { libc::ioctl(root.as_raw_fd(), FIFREEZE, 0) };
+        assert_eq!(frozen, 0, "FIFREEZE: {}", io::Error::last_os_error());
+        Frozen(root)
     }
 
     /// Fills the file system, except for `left` bytes.

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 use testkit::daemon::{Daemon, IMAGE};
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::full::SmallDisk;
 use testkit::fuse::StalledFile;
 use testkit::process::wait_for;
 use testkit::skip::skipped;
@@ -85,5 +86,33 @@ fn a_stuck_file_system_holds_up_no_other() {
         symlink(neighbour.path(), disks.dir.path().join("neighbour.img")).expect("link to the file");
         disks.neighbours_node["locking"] = json!("off");
         beside(&file, disks);
+    }
+}
+
+#[test]
+fn a_frozen_file_system_holds_up_no_other() {
+    for options in [&[][..], &["--aio", "threads"]] {
+        let Some(small) = SmallDisk::mount_ext4(16 * MIB) else {
+            return;
+        };
+        small.make_image(MIB);
+        let disks = Disks::new(options);
+        symlink(small.image(), disks.dir.path().join(IMAGE)).expect("link to the image");
+        let daemon = disks.serve();
+        let mut frontend = connect(&daemon);
+        let frozen = small.freeze();
+        let write = Op::Write {
+            offset: 4096,
+            data: vec![1; 4096],
+        };
+        frontend.queue(0).submit(&write, 0);
+        frontend.queue(0).kick();
+        for _ in 0..20 {
+            daemon.check_neighbour();
+        }
+        assert_eq!(frontend.queue(0).reap(), [], "it waits for the thaw");
+        drop(frozen);
+        let done = frontend.queue(0).drain();
+        assert!(done.iter().all(|done| done.ret == 0));
     }
 }

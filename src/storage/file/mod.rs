@@ -95,7 +95,7 @@ impl RawFile {
         }
         let geometry = Geometry::of(&file, &meta, kind, options)?;
         Ok(Self {
-            nowait: NowaitIo::of(&file, options.direct),
+            nowait: NowaitIo::of(&file, kind, options.direct),
             written_back: match options.direct || options.read_only {
                 true => None,
                 false => direct
