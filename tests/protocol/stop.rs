@@ -71,6 +71,35 @@ fn stop_survives_enospc_on_the_last_write() {
 }
 
 #[test]
+fn an_idle_queue_stops_beside_a_stuck_one() {
+    let daemon = Daemon::start(
+        &[0; 1 << 16],
+        &["--num-queues", "2", "--inject", "read:delay=100s"],
+    );
+    let mut vm = Vm::connect(&daemon, 0);
+    let region = Inflight::get(&mut vm.client, 2, 16);
+    assert_eq!(region.set(&mut vm.client), Answer::Ack);
+    vm.share_memory();
+    for queue in 0..2 {
+        vm.start_ring(queue, Ring::new(queue, 16));
+    }
+    vm.poke(HEADER, &header(0, 0));
+    vm.send(
+        1,
+        &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
+    );
+    wait_for("the read to be taken", || {
+        (!region.marked(1).is_empty()).then_some(())
+    });
+    assert_eq!(vm.client.stop_ring(0).expect("the stop is answered"), 0);
+    assert_eq!(
+        (vm.published(1), region.marked(1).len()),
+        (0, 1),
+        "the read is stuck"
+    );
+}
+
+#[test]
 fn stop_is_answered_while_writes_hit_enospc() {
     let Some(disk) = SmallDisk::mount_ext4(16 << 20) else {
         return;
