@@ -186,6 +186,14 @@ impl BlockNode {
         matches!(self, Self::File(file) if file.is_device())
     }
 
+    /// Returns whether this is another node of the same image, and both lock it.
+    pub fn is_twin(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(one), Self::File(other)) => !Arc::ptr_eq(one, other) && one.is_twin(other),
+            _ => false,
+        }
+    }
+
     /// Locks the image, and waits a moment for a predecessor to release it. A disk without an image needs no lock.
     ///
     /// # Errors

@@ -88,6 +88,41 @@ fn daemon() -> (Daemon, Client) {
 }
 
 #[test]
+fn an_image_has_one_writer_also_while_its_frontend_is_away() {
+    let (daemon, mut client) = daemon();
+    let dir = daemon.dir().to_owned();
+    add(&mut client, &dir, "hot.sock", &json!({}), &json!({}));
+    let connect = || Frontend::connect(&dir.join("hot.sock"), 2, 4, all_features()).expect("connect");
+    let frontend = connect();
+    drop(frontend);
+    wait_for("the frontend to be gone", || {
+        daemon.output().contains("frontend left").then_some(())
+    });
+    for writable in [true, false] {
+        let (socket, _peer) = UnixStream::pair().expect("make a socket pair");
+        let getfd = json!({"execute": "getfd", "arguments": {"fdname": "twin"}});
+        ask_with(&mut client, &getfd, &[socket.as_fd()]);
+        let image = File::options().read(true).write(true).open(dir.join("hot.img"));
+        let set = json!({"execute": "add-fd", "arguments": {"fdset-id": 8}});
+        ask_with(&mut client, &set, &[image.expect("open the image").as_fd()]);
+        let node = json!({"driver": "file", "node-name": "twin", "filename": "/dev/fdset/8"});
+        client.run("blockdev-add", &node);
+        let export = json!({
+            "type": "vhost-user-blk", "id": "twin", "node-name": "twin", "writable": writable,
+            "addr": {"type": "fd", "str": "twin"}
+        });
+        let (_, desc) = client.refusal("block-export-add", &export);
+        assert!(
+            desc.contains("is in use: another disk of this process uses it"),
+            "{desc}"
+        );
+        client.run("blockdev-del", &json!({"node-name": "twin"}));
+        client.run("remove-fd", &json!({"fdset-id": 8}));
+    }
+    write_and_read(&mut connect(), 2, 1);
+}
+
+#[test]
 fn secrets_have_exactly_one_source() {
     let (_daemon, mut client) = daemon();
     let mut secret = |sources: Value| {

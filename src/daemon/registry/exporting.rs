@@ -14,6 +14,7 @@ use super::objects::IoThreadObject;
 use super::predecessor;
 use crate::daemon::options::{ExportOptions, IoThreadOptions, is_well_formed};
 use crate::engine::BlockNode;
+use crate::storage::LockError;
 
 /// The id of the IOThread for exports that name none.
 const DEFAULT_IOTHREAD: &str = "iothread";
@@ -78,6 +79,7 @@ impl Registry {
                 by: by.to_owned(),
             });
         }
+        self.check_others(&node.view.node, options.writable)?;
         Ok(node)
     }
 
@@ -101,6 +103,23 @@ impl Registry {
         };
         let mut exports = self.exports.iter();
         exports.find_map(|(id, export)| same(export).then_some(id.as_str()))
+    }
+
+    /// Refuses an image that an export of another node uses, unless both only read.
+    ///
+    /// The lock cannot tell, because an export without a frontend releases it: its guest would lose the disk.
+    fn check_others(&self, leaf: &Arc<BlockNode>, writable: bool) -> Result<(), LockError> {
+        let conflicts = |export: &Export| {
+            let node = self.nodes.resolve(&export.node_name);
+            (writable || export.writable) && node.is_ok_and(|node| node.view.node.is_twin(leaf))
+        };
+        match self.exports.values().any(conflicts) {
+            true => Err(LockError::InUse {
+                path: leaf.path().to_owned(),
+                how: LockError::OURSELVES,
+            }),
+            false => Ok(()),
+        }
     }
 
     fn default_iothread(&mut self) -> Arc<IoThreadObject> {

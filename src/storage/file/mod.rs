@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ mod transfers;
 pub struct RawFile {
     file: File,
     path: PathBuf,
+    /// The file's device and inode numbers; of a block device its own number instead.
+    identity: (u64, u64),
     kind: Kind,
     limits: Limits,
     direct: bool,
@@ -105,6 +108,10 @@ impl RawFile {
             doubtful: AtomicBool::new(false),
             file,
             path: options.path.clone(),
+            identity: match kind {
+                Kind::BlockDevice => (meta.rdev(), 0),
+                _ => (meta.dev(), meta.ino()),
+            },
             kind,
             limits: geometry.limits,
             direct: options.direct,
@@ -135,6 +142,11 @@ impl RawFile {
     /// Returns whether this is a block device.
     pub fn is_device(&self) -> bool {
         self.kind == Kind::BlockDevice
+    }
+
+    /// Returns whether this and `other` are the same image, and both lock it.
+    pub fn is_twin(&self, other: &Self) -> bool {
+        self.locks && other.locks && self.identity == other.identity
     }
 
     /// Returns whether the image must be locked while it is in use.
