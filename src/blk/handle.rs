@@ -11,6 +11,7 @@ use super::shard::{Route, Shard};
 use super::state::DeviceState;
 use crate::aio::{Gone, Remote};
 use crate::engine::{self, DiskView, NodeControl, Plan};
+use crate::io::IoOp;
 use crate::storage::{ImageLock, LockError};
 use crate::throttle::{Group, Member};
 
@@ -39,6 +40,9 @@ pub enum ReplaceError {
     /// The image is in use.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What was written through the old node is not stable.
+    #[error("cannot flush before the node is reopened")]
+    Flush(#[source] io::Error),
 }
 
 impl DiskHandle {
@@ -68,6 +72,19 @@ impl DiskHandle {
     /// Returns how I/O is executed.
     pub fn engine(&self) -> Plan {
         self.route().plan
+    }
+
+    /// Returns the logical block size that the disk announces.
+    pub fn block_size(&self) -> u32 {
+        self.state.limits.logical_block_size
+    }
+
+    /// Waits until the IOThreads have done what they were told before.
+    pub fn settle(&self) {
+        for shard in &self.shards {
+            // Fails only if the IOThread has ended, and then there is nothing to wait for.
+            let _ = shard.call(|_| ());
+        }
     }
 
     /// Locks the image, drops what this host has cached of it, and executes all requests from then on. Returns whether
@@ -159,11 +176,16 @@ impl<'a> Quiesced<'a> {
         let mut route = self.handle.route().clone();
         route.member = member(route.member.take(), group);
         (route.view, route.plan) = (Arc::new(view), plan);
-        let turn = self.handle.turn.get();
-        let lock = match Arc::ptr_eq(&route.view.node, &self.handle.view().node) {
+        let (turn, current) = (self.handle.turn.get(), self.handle.view());
+        let lock = match Arc::ptr_eq(&route.view.node, &current.node) {
             true => None,
-            false => Some(turn.lock_next(&route.view)?),
+            false => Some(turn.lock_next(&current.node, &route.view)?),
         };
+        if lock.is_some() && turn.may_be_dirty() {
+            // A node does not know which writes of another one have failed.
+            let flushed = self.handle.control.run(IoOp::Flush);
+            flushed.map_err(ReplaceError::Flush)?;
+        }
         let replacement = Replacement {
             handle: self.handle,
             turn,

@@ -218,11 +218,28 @@ impl Turn {
     ///
     /// # Errors
     /// The image is in use.
-    pub(super) fn lock_next(&self, next: &DiskView) -> Result<Option<ImageLock>, LockError> {
-        match self.taken {
-            true => next.node.lock(next.lock_mode(self.writes)),
-            false => Ok(None),
+    pub(super) fn lock_next(
+        &self,
+        current: &BlockNode,
+        next: &DiskView,
+    ) -> Result<Option<ImageLock>, LockError> {
+        let mode = next.lock_mode(self.writes);
+        if !self.taken {
+            return Ok(None);
         }
+        if let Some(lock) = &self.lock
+            && current.is_same_image(&next.node)
+            && let Some(shared) = next.node.share_lock(lock, mode)
+        {
+            // There is no moment without the lock.
+            return Ok(Some(shared));
+        }
+        next.node.lock(mode)
+    }
+
+    /// Returns whether the node may have writes of this disk that are not stable.
+    pub(super) fn may_be_dirty(&self) -> bool {
+        self.taken && self.writes
     }
 
     /// Keeps this lock instead of the old one, which is released.

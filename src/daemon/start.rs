@@ -20,7 +20,7 @@ use super::metrics::{MetricsSockets, MetricsThread};
 use super::monitor::{MonitorSockets, MonitorThread};
 use super::options::NbdServer;
 use super::pid_file::PidFile;
-use super::registry::{OperationError, Registry, SocketError};
+use super::registry::{Done, OperationError, Registry, SocketError};
 use super::settings::{Operation, Settings};
 use crate::account::Account;
 use crate::connector;
@@ -125,6 +125,7 @@ pub(super) fn start(
         .serve(&sandbox, registry.roster())
         .map_err(Error::Metrics)?;
     readiness.announce();
+    registry.set_handle(handle.clone());
     let monitor = monitors
         .serve(&sandbox, handle, &mut registry)
         .map_err(Error::Monitor)?;
@@ -140,9 +141,16 @@ pub(super) fn start(
 fn apply(registry: &mut Registry, operation: Operation) -> Result<(), OperationError> {
     match operation {
         Operation::Object(options) => registry.object_add(*options),
-        Operation::Blockdev(options) => registry.blockdev_add(*options),
-        Operation::Export(options) => registry.export_add(&options),
+        Operation::Blockdev(options) => at_once(|done| registry.blockdev_add(*options, done)),
+        Operation::Export(options) => at_once(|done| registry.export_add(*options, None, done)),
     }
+}
+
+/// Runs an operation that ends before it returns, because the registry does not run yet.
+fn at_once(run: impl FnOnce(Done)) -> Result<(), OperationError> {
+    let (reply, outcome) = mpsc::channel();
+    run(Box::new(move |outcome| drop(reply.send(outcome))));
+    outcome.recv().expect("operations end at once before the start")
 }
 
 /// Creates the thread that ends writes to full eventfds, and waits until it is confined.

@@ -194,6 +194,25 @@ impl BlockNode {
         }
     }
 
+    /// Returns whether both are the same file or device, or neither has an image.
+    pub fn is_same_image(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(one), Self::File(other)) => one.is_same_image(other),
+            (Self::Nbd(one), Self::Nbd(other)) => one.path() == other.path(),
+            (Self::NullCo(_) | Self::NullAio(..), Self::NullCo(_) | Self::NullAio(..)) => true,
+            _ => false,
+        }
+    }
+
+    /// Locks the image with the lock of another open file of the same image, which serves both from then on. Returns
+    /// `None` if that lock does not suffice.
+    pub fn share_lock(&self, lock: &ImageLock, mode: LockMode) -> Option<ImageLock> {
+        match self {
+            Self::File(file) => lock.share_with(file, mode),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => None,
+        }
+    }
+
     /// Locks the image, and waits a moment for a predecessor to release it. A disk without an image needs no lock.
     ///
     /// # Errors

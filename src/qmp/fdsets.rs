@@ -110,16 +110,22 @@ impl FdSets {
 
     /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the required access mode,
     /// preferably one without O_DIRECT. The second file is the same one, open for O_DIRECT, if the set has it and the
-    /// first is not. Returns `None` if the path does not name a set.
+    /// first is not. Returns `None` if the path does not name a set. With `direct`, only descriptors that are open with
+    /// or without O_DIRECT are considered.
     ///
     /// # Errors
-    /// The set does not exist, or has no descriptor with that access mode.
-    pub fn open(&self, path: &str, writable: bool) -> Option<io::Result<(File, Option<File>)>> {
+    /// The set does not exist, or has no descriptor with these flags.
+    pub fn open(
+        &self,
+        path: &str,
+        writable: bool,
+        direct: Option<bool>,
+    ) -> Option<io::Result<(File, Option<File>)>> {
         let id = path.strip_prefix(DIRECTORY)?;
-        Some(self.duplicate(id, writable))
+        Some(self.duplicate(id, writable, direct))
     }
 
-    fn duplicate(&self, id: &str, writable: bool) -> io::Result<(File, Option<File>)> {
+    fn duplicate(&self, id: &str, writable: bool, direct: Option<bool>) -> io::Result<(File, Option<File>)> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let id = id.parse::<i64>().map_err(|_| missing())?;
         let sets = self.lock();
@@ -131,10 +137,11 @@ impl FdSets {
         let mut found = None;
         for member in members {
             let flags = fcntl_getfl(&member.fd)?;
-            if flags & OFlags::RWMODE != wanted {
+            let is_direct = flags.contains(OFlags::DIRECT);
+            if flags & OFlags::RWMODE != wanted || direct.is_some_and(|direct| direct != is_direct) {
                 continue;
             }
-            if !flags.contains(OFlags::DIRECT) {
+            if !is_direct {
                 let sibling = direct_sibling(members, &member.fd)?;
                 return Ok((copy(&member.fd)?, sibling));
             }
@@ -186,17 +193,25 @@ mod tests {
         let sets = FdSets::default();
         let (id, _) = sets.add(descriptor(false), None, None).expect("add");
         let path = format!("/dev/fdset/{id}");
-        assert!(sets.open(&path, false).expect("a set's path").is_ok());
+        assert!(sets.open(&path, false, None).expect("a set's path").is_ok());
         let refused = sets
-            .open(&path, true)
+            .open(&path, true, None)
             .expect("a set's path")
             .expect_err("none is writable");
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
         sets.add(descriptor(true), Some(id), None).expect("add");
-        assert!(sets.open(&path, true).expect("a set's path").is_ok());
-        assert!(sets.open("/dev/null", true).is_none());
-        assert!(sets.open("/dev/fdset/77", true).expect("a set's path").is_err());
-        assert!(sets.open("/dev/fdset/x", true).expect("a set's path").is_err());
+        assert!(sets.open(&path, true, None).expect("a set's path").is_ok());
+        assert!(sets.open("/dev/null", true, None).is_none());
+        assert!(
+            sets.open("/dev/fdset/77", true, None)
+                .expect("a set's path")
+                .is_err()
+        );
+        assert!(
+            sets.open("/dev/fdset/x", true, None)
+                .expect("a set's path")
+                .is_err()
+        );
     }
 
     #[test]
@@ -214,7 +229,7 @@ mod tests {
         };
         let sets = FdSets::default();
         let opened = || {
-            sets.open("/dev/fdset/1", true)
+            sets.open("/dev/fdset/1", true, None)
                 .expect("a set's path")
                 .expect("is there")
         };

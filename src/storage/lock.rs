@@ -162,6 +162,22 @@ impl ImageLock {
         }
     }
 
+    /// Makes this lock serve another open file of the same image too, until both are dropped: nobody can take the image
+    /// in between. Returns `None` if the lock is for another use of the image than `mode`.
+    pub fn share_with(&self, file: &RawFile, mode: LockMode) -> Option<Self> {
+        if self.held.as_ref().is_some_and(|held| held.mode() != mode) {
+            return None;
+        }
+        let place = Arc::clone(file.lock_place());
+        if let Some(held) = &self.held {
+            *place.lock() = Arc::downgrade(held);
+        }
+        Some(Self {
+            held: self.held.clone(),
+            place,
+        })
+    }
+
     /// Returns false if the file system does not support locks.
     pub fn is_held(&self) -> bool {
         self.held.is_some()

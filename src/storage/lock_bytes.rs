@@ -77,6 +77,10 @@ impl Held {
         }
     }
 
+    pub(super) fn mode(&self) -> LockMode {
+        self.mode
+    }
+
     /// Returns whether the same locks serve another disk on this file. Two disks never write to one file.
     pub(super) fn covers(&self, mode: LockMode) -> bool {
         match self.mode {

@@ -89,14 +89,20 @@ fn sets_are_shared_until_the_last_client_leaves() {
         json!([{"fdset-id": id, "fds": [{"fd": added["fd"], "opaque": "mine"}]}])
     );
     let path = format!("/dev/fdset/{id}");
-    assert!(server.fdsets.open(&path, true).expect("a set's path").is_ok());
+    assert!(
+        server
+            .fdsets
+            .open(&path, true, None)
+            .expect("a set's path")
+            .is_ok()
+    );
     drop(client);
     assert_eq!(other.run("query-fdsets", &json!({})), sets);
     drop(other);
     wait_for("the sets to be closed", || {
         server
             .fdsets
-            .open(&path, true)
+            .open(&path, true, None)
             .expect("a set's path")
             .is_err()
             .then_some(())

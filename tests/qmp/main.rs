@@ -11,6 +11,7 @@ mod names;
 mod nodes;
 mod protocol;
 mod python;
+mod reopen;
 mod replay;
 mod schema;
 mod server;

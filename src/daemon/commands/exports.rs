@@ -46,10 +46,9 @@ fn block_export_add(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>
         Ok(found) => found,
         Err(refusal) => return reply.send(Err(refusal)),
     };
-    scope.context.call(move |registry| match socket {
-        Some(socket) => done(reply)(registry.export_add_on(&options, socket)),
-        None => registry.export_add_named(options, done(reply)),
-    });
+    scope
+        .context
+        .call(move |registry| registry.export_add(options, socket, done(reply)));
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,28 +1,28 @@
 //! The commands for block nodes.
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::command::{NOTHING, in_time, on_registry};
-use super::convert::to_value;
+use super::command::{NOTHING, done, in_time, later, on_registry};
+use super::convert::{to_value, typed};
 use super::types;
 use crate::daemon::handle::Handle;
 use crate::daemon::options::BlockdevOptions;
 use crate::daemon::registry::{Done, Node, Registry};
-use crate::qmp::{Command, Outcome, QmpError};
+use crate::qmp::{Command, Outcome, QmpError, Reply, Scope};
 
 pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
-        in_time("blockdev-add", &types::BLOCKDEV, Registry::blockdev_add_named),
+        in_time("blockdev-add", &types::BLOCKDEV, Registry::blockdev_add),
         in_time("blockdev-reopen", &types::REOPEN, blockdev_reopen),
-        on_registry("blockdev-del", &types::NODE_NAME, NOTHING, blockdev_del),
+        in_time("blockdev-del", &types::NODE_NAME, blockdev_del),
         on_registry(
             "query-named-block-nodes",
             &types::FLAT,
             types::NODES,
             query_named_block_nodes,
         ),
-        on_registry("block_resize", &types::RESIZE, NOTHING, block_resize),
+        later("block_resize", &types::RESIZE, NOTHING, block_resize),
     ]
 }
 
@@ -32,7 +32,7 @@ struct Reopen {
 }
 
 fn blockdev_reopen(registry: &mut Registry, Reopen { options }: Reopen, done: Done) {
-    registry.blockdev_reopen_named(options, done);
+    registry.blockdev_reopen(options, done);
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,9 +41,8 @@ struct NodeName {
     node_name: String,
 }
 
-fn blockdev_del(registry: &mut Registry, NodeName { node_name }: NodeName) -> Outcome {
-    registry.blockdev_del(&node_name)?;
-    Ok(json!({}))
+fn blockdev_del(registry: &mut Registry, NodeName { node_name }: NodeName, done: Done) {
+    registry.blockdev_del(&node_name, done);
 }
 
 #[derive(Debug, Deserialize)]
@@ -54,14 +53,22 @@ struct NewSize {
     size: i64,
 }
 
-fn block_resize(registry: &mut Registry, arguments: NewSize) -> Outcome {
+fn block_resize(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>, reply: Reply) {
+    match typed(arguments).and_then(new_size) {
+        Ok((name, size)) => scope
+            .context
+            .call(move |registry| registry.block_resize(&name, size, done(reply))),
+        Err(refusal) => reply.send(Err(refusal)),
+    }
+}
+
+fn new_size(arguments: NewSize) -> Result<(String, u64), QmpError> {
     // Both name a node, because there are no other devices.
     let name = arguments.node_name.or(arguments.device);
     let name = name.ok_or_else(|| QmpError::generic("Neither 'node-name' nor 'device' is given"))?;
     let size = u64::try_from(arguments.size).ok().filter(|size| *size > 0);
     let size = size.ok_or_else(|| QmpError::generic("Parameter 'size' expects a positive number"))?;
-    registry.block_resize(&name, size)?;
-    Ok(json!({}))
+    Ok((name, size))
 }
 
 /// Accepted and ignored: nodes have no backing files here, so every list is flat.

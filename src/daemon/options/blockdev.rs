@@ -156,17 +156,27 @@ impl BlockdevOptions {
         })
     }
 
+    /// Returns the options of the node below, if it is made with this one.
+    pub fn below_mut(&mut self) -> Option<&mut Self> {
+        match self.file.as_deref_mut() {
+            Some(BlockdevRef::New(below)) => Some(below),
+            _ => None,
+        }
+    }
+
     /// Passes options down to the nodes that are made with this one, unless they have their own, as QEMU does. The
     /// node above decides about discards, so those below are allowed.
     pub fn pass_down(&mut self) {
-        let Some(BlockdevRef::New(below)) = self.file.as_deref_mut() else {
+        let (read_only, auto_read_only) = (self.read_only, self.auto_read_only);
+        let (force_share, cache) = (self.force_share, self.cache);
+        let Some(below) = self.below_mut() else {
             return;
         };
-        below.read_only = below.read_only.or(self.read_only);
-        below.auto_read_only = below.auto_read_only.or(self.auto_read_only);
-        below.force_share = below.force_share.or(self.force_share);
-        below.cache.direct = below.cache.direct.or(self.cache.direct);
-        below.cache.no_flush = below.cache.no_flush.or(self.cache.no_flush);
+        below.read_only = below.read_only.or(read_only);
+        below.auto_read_only = below.auto_read_only.or(auto_read_only);
+        below.force_share = below.force_share.or(force_share);
+        below.cache.direct = below.cache.direct.or(cache.direct);
+        below.cache.no_flush = below.cache.no_flush.or(cache.no_flush);
         below.discard = below.discard.or(Some(Discard::Unmap));
         below.pass_down();
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::account;
 use crate::aio;
 use crate::blk::device::{CreateError, TakeError};
+use crate::blk::handle::ReplaceError;
 use crate::connector;
 use crate::daemon::disks::AddError;
 use crate::daemon::options::ValueError;
@@ -47,8 +48,29 @@ pub enum OperationError {
     NoNode { name: String },
     #[error("Node '{name}' is in use by {by}")]
     NodeInUse { name: String, by: String },
+    #[error("Node '{name}' is busy: '{by}' has not ended")]
+    Busy { name: String, by: &'static str },
+    #[error("cannot create a thread")]
+    Thread { source: io::Error },
     #[error("'host_device' driver requires '{}' to be a block device", path.display())]
     NoDevice { path: PathBuf },
+    #[error("Failed to find node with node-name='{name}'")]
+    NotFound { name: String },
+    #[error("Cannot change the option '{0}'")]
+    CannotChange(&'static str),
+    #[error("Read-only block node '{name}' cannot support read-write users")]
+    ReadOnlyBelow { name: String },
+    #[error("{} is another image now", path.display())]
+    OtherImage { path: PathBuf },
+    #[error("the disk of export '{id}' has blocks of {block} bytes, and node '{name}' would need {needed}")]
+    BlocksOfExport {
+        id: String,
+        name: String,
+        block: u32,
+        needed: u32,
+    },
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
     #[error("node '{name}' cannot become one of another driver")]
     OtherDriver { name: String },
     #[error("node '{name}' would be below itself")]

@@ -1,20 +1,21 @@
 //! Adds exports, finds them, and lists them. Main thread only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Registry;
 use super::error::OperationError;
-use super::exports::{Export, prepare};
+use super::exports::{Export, Planned, plan, start_confined};
 use super::nodes::Resolved;
 use super::objects::IoThreadObject;
-use super::predecessor;
+use super::sockets::Socket;
+use super::{Done, Registry};
 use crate::daemon::options::{ExportOptions, IoThreadOptions, is_well_formed};
 use crate::engine::BlockNode;
 use crate::storage::LockError;
+use crate::vhost_user::server::Server;
 
 /// The id of the IOThread for exports that name none.
 const DEFAULT_IOTHREAD: &str = "iothread";
@@ -32,24 +33,94 @@ pub struct ExportInfo {
 }
 
 impl Registry {
-    /// Serves a node as a disk: at once, or from the start on.
-    ///
-    /// # Errors
-    /// The options are wrong, the node is in use, or the socket cannot be made.
-    pub fn export_add(&mut self, options: &ExportOptions) -> Result<(), OperationError> {
+    /// Serves a node as a disk: at once, or from the start on. `socket` is the one that the address names, if a client has
+    /// passed it. Calls `done` when the disk is served.
+    pub fn export_add(&mut self, options: ExportOptions, socket: Option<OwnedFd>, done: Done) {
+        let wanted = match socket {
+            None => self.wanted_socket(&options),
+            Some(_) => Ok(VecDeque::new()),
+        };
+        self.run_with(wanted, done, move |registry, given, done| {
+            match registry.plan_export(&options, socket, given.server) {
+                Ok(planned) => registry.start_export(options.id, planned, done),
+                Err(refusal) => done(Err(refusal)),
+            }
+        });
+    }
+
+    /// Checks a new export and reserves its place.
+    fn plan_export(
+        &mut self,
+        options: &ExportOptions,
+        passed: Option<OwnedFd>,
+        made: Option<Server>,
+    ) -> Result<Planned, OperationError> {
         let node = self.check_export(options)?;
-        let id = options.id.clone();
-        if self.running.is_none() && node.view.activity.get() {
-            predecessor::wait_for_end(&node.view, options.writable && !node.read_only)?;
-        }
-        let mut export = prepare(options, node, &self.objects, &mut self.sockets)?;
+        let path = self.nodes.path_down(&options.node_name);
+        path.iter().try_for_each(|name| self.nodes.busy.check(name))?;
+        let socket = match (made, passed) {
+            (Some(server), _) => Socket::Ready(server),
+            (None, Some(socket)) => {
+                let server = Server::from_fd(socket);
+                Socket::Ready(server.map_err(|error| OperationError::Descriptor(error.into()))?)
+            }
+            (None, None) => self.sockets.find(&options.addr)?,
+        };
+        let (mut export, planned) = plan(options, node, &self.objects, socket)?;
         if export.iothreads.is_empty() {
             export.iothreads.push(self.default_iothread());
         }
-        if self.running.is_some() {
-            self.serve(&id, &mut export)?;
-        }
-        self.exports.insert(id, export);
+        self.nodes.busy.mark(&path, "block-export-add")?;
+        self.exports.insert(options.id.clone(), export);
+        Ok(planned)
+    }
+
+    /// Prepares a disk. Serves it if the registry is running.
+    fn start_export(&mut self, id: String, planned: Planned, done: Done) {
+        let Some(running) = &self.running else {
+            let prepared = planned.wait_for_predecessor().and_then(Planned::prepare);
+            return done(self.end_start(&id, prepared, |_, export, prepared| {
+                export.prepared = Some(Box::new(prepared));
+                Ok(())
+            }));
+        };
+        let (sandbox, roster) = (running.sandbox.clone(), self.roster.clone());
+        let iothreads = self.exports.get(&id).map(|export| export.iothreads.clone());
+        let iothreads = iothreads.unwrap_or_default();
+        let work = move || {
+            let prepared = planned.prepare()?;
+            let threads = iothreads
+                .iter()
+                .map(|iothread| start_confined(iothread, &sandbox, &roster))
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut made = prepared.make(threads)?;
+            made.activate()?;
+            Ok(made)
+        };
+        self.run_aside(work, move |registry, made| {
+            let own = id.clone();
+            let served = registry.end_start(&id, made, move |registry, export, made| {
+                registry.serve(&own, &export.node_name, made)
+            });
+            done(served);
+        });
+    }
+
+    /// Ends the reservation of an export, and completes the export with `complete`.
+    fn end_start<T>(
+        &mut self,
+        id: &str,
+        made: Result<T, OperationError>,
+        complete: impl FnOnce(&mut Self, &mut Export, T) -> Result<(), OperationError>,
+    ) -> Result<(), OperationError> {
+        let Some(mut export) = self.exports.remove(id) else {
+            return Err(OperationError::NoExport { id: id.to_owned() });
+        };
+        let path = self.nodes.path_down(&export.node_name);
+        self.nodes.busy.clear(&path);
+        export.starting = false;
+        complete(self, &mut export, made?)?;
+        self.exports.insert(id.to_owned(), export);
         Ok(())
     }
 
@@ -81,18 +152,6 @@ impl Registry {
         }
         self.check_others(&node.view.node, options.writable)?;
         Ok(node)
-    }
-
-    /// Serves a node like [`export_add`](Self::export_add), on `socket`, which the address names.
-    ///
-    /// # Errors
-    /// As [`export_add`](Self::export_add), or the socket neither listens nor is connected.
-    pub fn export_add_on(&mut self, options: &ExportOptions, socket: OwnedFd) -> Result<(), OperationError> {
-        let name = options.addr.text.clone().unwrap_or_default();
-        self.sockets.descriptors.push((name.clone(), socket));
-        let added = self.export_add(options);
-        self.sockets.descriptors.retain(|(known, _)| *known != name);
-        added
     }
 
     /// Returns the id of the export that may write to this disk.
@@ -147,7 +206,8 @@ impl Registry {
         };
         let leaving = self.leaving.iter().filter(|leaving| leaving.done.is_some());
         let leaving = leaving.map(|leaving| info(&leaving.id, &leaving.export, true));
-        let exports = self.exports.iter().map(|(id, export)| info(id, export, false));
+        let exports = self.exports.iter().filter(|(_, export)| !export.starting);
+        let exports = exports.map(|(id, export)| info(id, export, false));
         exports.chain(leaving).collect()
     }
 }

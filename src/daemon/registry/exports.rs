@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::error::{OperationError, within};
 use super::nodes::Resolved;
 use super::objects::{IoThreadObject, Objects};
-use super::sockets::Sockets;
+use super::predecessor;
+use super::sockets::Socket;
 use crate::aio::{AioContext, Gone};
 use crate::blk::device::{BlkDevice, DeviceParams};
 use crate::blk::error_policy::ErrorPolicy;
@@ -35,6 +36,10 @@ pub struct Export {
     pub(super) writable: bool,
     /// The IOThreads, which live at least as long as the export.
     pub(super) iothreads: Vec<Arc<IoThreadObject>>,
+    /// Adjacent requests are merged.
+    pub(super) merging: bool,
+    /// The export is being added, and cannot be seen yet.
+    pub(super) starting: bool,
     /// The disk to serve, until it is served.
     pub(super) prepared: Option<Box<Prepared>>,
 }
@@ -49,6 +54,14 @@ impl Export {
     pub fn is_writable(&self) -> bool {
         self.writable
     }
+}
+
+/// A disk to serve, before its image and socket have been tried.
+#[derive(Debug)]
+pub(super) struct Planned {
+    node: Resolved,
+    socket: Socket,
+    params: Params,
 }
 
 /// A disk that is ready to be served, except for its threads.
@@ -74,32 +87,53 @@ struct Params {
     faults: Vec<FaultRule>,
 }
 
-/// Checks options and acquires everything that needs rights: it makes the socket and checks that the disk can be used.
-pub(super) fn prepare(
+/// Checks the options of an export.
+pub(super) fn plan(
     options: &ExportOptions,
     node: Resolved,
     objects: &Objects,
-    sockets: &mut Sockets,
-) -> Result<Export, OperationError> {
+    socket: Socket,
+) -> Result<(Export, Planned), OperationError> {
     let writable = options.writable && !node.read_only;
     let limits = limits(options, &node, writable)?;
     let num_queues = within("num-queues", options.num_queues.unwrap_or(1), 1..=QUEUES_MAX)?;
     let (iothreads, queue_iothreads) = assign(options, num_queues, objects)?;
     let params = params(options, limits, queue_iothreads)?;
-    let view = &node.view;
-    view.node.plan(node.engine)?;
-    if view.activity.get() {
-        // Only a check: the lock is released at once, and taken for good when nothing can fail any more.
-        view.node.lock(view.lock_mode(writable))?;
-    }
-    announce_faults(&params);
-    let server = sockets.open(&options.addr)?;
-    Ok(Export {
+    let export = Export {
         node_name: options.node_name.clone(),
         writable,
         iothreads,
-        prepared: Some(Box::new(Prepared { node, server, params })),
-    })
+        merging: params.merging,
+        starting: true,
+        prepared: None,
+    };
+    Ok((export, Planned { node, socket, params }))
+}
+
+impl Planned {
+    /// Waits at the start until the kernel has ended the I/O of a killed predecessor.
+    pub(super) fn wait_for_predecessor(self) -> Result<Self, OperationError> {
+        let view = &self.node.view;
+        if view.activity.get() {
+            predecessor::wait_for_end(view, !self.params.limits.read_only)?;
+        }
+        Ok(self)
+    }
+
+    /// Acquires everything that needs rights: checks that the disk can be used, and makes the socket. May wait for the
+    /// file systems of both.
+    pub(super) fn prepare(self) -> Result<Prepared, OperationError> {
+        let Self { node, socket, params } = self;
+        let view = &node.view;
+        view.node.plan(node.engine)?;
+        if view.activity.get() {
+            // Only a check: the lock is released at once, and taken for good when nothing can fail any more.
+            view.node.lock(view.lock_mode(!params.limits.read_only))?;
+        }
+        announce_faults(&params);
+        let server = socket.open()?;
+        Ok(Prepared { node, server, params })
+    }
 }
 
 /// Returns the limits of the disk.

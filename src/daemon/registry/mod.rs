@@ -3,21 +3,23 @@
 //!
 //! Before [`start`](Registry::start), operations only acquire what needs rights (images, sockets), and create no
 //! threads. Afterwards they take effect at once. Main thread only; other threads send calls through a
-//! [`Handle`](super::Handle).
+//! [`Handle`].
 
+mod blockdev;
 mod callbacks;
 mod error;
 mod exporting;
 mod exports;
+mod jobs;
 mod names;
 mod nodes;
 mod objects;
 mod predecessor;
+mod reopen;
 mod serving;
 mod sockets;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,14 +40,14 @@ pub use serving::RemoveMode;
 use sockets::Sockets;
 
 use super::disks::{Disk, Disks};
-use super::options::{BlockdevOptions, ObjectOptions};
+use super::handle::Handle;
+use super::options::ObjectOptions;
 use super::roster::Roster;
 use crate::account::Account;
 use crate::engine::DiskView;
 use crate::nbd::Line;
 use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
-use crate::vhost_user::Resizer;
 
 /// The objects, nodes and exports of this process.
 pub struct Registry {
@@ -58,6 +60,8 @@ pub struct Registry {
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
     leaving: Vec<Leaving>,
+    /// Reaches the main thread, which has this registry.
+    handle: Option<Handle>,
     roster: Roster,
     on_notice: OnNotice,
     on_disk_notice: OnDiskNotice,
@@ -95,6 +99,7 @@ impl Registry {
             default_iothread: None,
             running: None,
             leaving: Vec::new(),
+            handle: None,
             roster: Roster::default(),
             on_notice: Box::new(|_| ()),
             on_disk_notice: OnDiskNotice::default(),
@@ -130,7 +135,7 @@ impl Registry {
 
     /// Connects to NBD servers over these lines.
     pub(super) fn set_lines(&mut self, lines: Vec<Arc<Line>>) {
-        self.nodes.lines = lines;
+        self.nodes.lines.extend(lines);
     }
 
     /// Makes an object.
@@ -181,23 +186,6 @@ impl Registry {
         self.objects.iter()
     }
 
-    /// Makes a node, and opens its image.
-    ///
-    /// # Errors
-    /// The options are wrong, the name is taken, or the image cannot be opened.
-    pub fn blockdev_add(&mut self, options: BlockdevOptions) -> Result<(), OperationError> {
-        self.nodes.add(options, &self.objects)
-    }
-
-    /// Removes a node.
-    ///
-    /// # Errors
-    /// There is no such node, or another node or an export uses it.
-    pub fn blockdev_del(&mut self, name: &str) -> Result<(), OperationError> {
-        let exports = self.exported();
-        self.nodes.remove(name, |name| exports.get(name).cloned())
-    }
-
     /// Returns all nodes with their names.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter()
@@ -214,61 +202,6 @@ impl Registry {
     /// Returns the name of a node's image, in QEMU's words.
     pub fn filename_of(&self, name: &str) -> String {
         self.nodes.filename(name)
-    }
-
-    /// Changes the options of nodes that are not served: of all, or of none.
-    ///
-    /// # Errors
-    /// The options are wrong, a node does not exist, or an export serves a node above it.
-    pub fn blockdev_reopen(&mut self, list: Vec<BlockdevOptions>) -> Result<(), OperationError> {
-        let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
-        for (id, export) in self.exports.iter().chain(leaving) {
-            let names = list.iter().filter_map(|options| options.node_name.as_deref());
-            if let Some(name) = names
-                .into_iter()
-                .find(|name| self.nodes.reaches(&export.node_name, name))
-            {
-                return Err(OperationError::NodeInUse {
-                    name: name.to_owned(),
-                    by: format!("export '{id}'"),
-                });
-            }
-        }
-        self.nodes.reopen(list, &self.objects)
-    }
-
-    /// Changes the size of a disk, and tells the frontends of its exports.
-    ///
-    /// # Errors
-    /// There is no such node, or the disk cannot have that size.
-    pub fn block_resize(&mut self, name: &str, bytes: u64) -> Result<(), OperationError> {
-        let node = self.nodes.resolve(name)?;
-        let failed = |source| OperationError::Resize {
-            name: name.to_owned(),
-            source,
-        };
-        if node.read_only {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "the node is read-only",
-            )));
-        }
-        if node.is_fixed {
-            return Err(OperationError::FixedSize);
-        }
-        let DiskView {
-            node: leaf, start, ..
-        } = &node.view;
-        self.nodes.check_resize(name)?;
-        let before = node.view.size();
-        let end = start.checked_add(bytes).ok_or(OperationError::SizeTooLarge)?;
-        leaf.resize(end).map_err(failed)?;
-        tracing::info!(node = name, before, after = bytes, "disk resized");
-        let resizers = self.disks().map(Disk::resizer);
-        resizers
-            .filter(|resizer| resizer.is_of(leaf))
-            .for_each(Resizer::announce);
-        Ok(())
     }
 
     /// Returns whether nothing is served.

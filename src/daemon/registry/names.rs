@@ -31,19 +31,26 @@ pub(super) struct Names {
     hint: &'static str,
 }
 
-type Run = Box<dyn FnOnce(&mut Registry) -> Result<(), OperationError> + Send>;
+/// Starts an operation, which calls `done` when it has ended.
+type Run = Box<dyn FnOnce(&mut Registry, Given, Done) + Send>;
 
 struct Waiting {
     wanted: VecDeque<Wanted>,
-    files: Vec<OpenedFile>,
-    server: Option<Server>,
+    given: Given,
     run: Run,
     done: Done,
 }
 
+/// What the opener has opened for an operation.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    pub(super) files: Vec<OpenedFile>,
+    pub(super) server: Option<Server>,
+}
+
 /// A name that an operation needs.
 #[derive(Debug)]
-enum Wanted {
+pub(super) enum Wanted {
     File(PathBuf, Place, FileRequest),
     Socket(PathBuf, Place, SocketRequest),
 }
@@ -80,39 +87,14 @@ impl Registry {
         }
     }
 
-    /// Makes a node like [`blockdev_add`](Self::blockdev_add), and calls `done` when that is over.
-    pub fn blockdev_add_named(&mut self, options: BlockdevOptions, done: Done) {
-        let wanted = self.wanted_files(std::slice::from_ref(&options));
-        self.run_with(
-            wanted,
-            Box::new(move |registry| registry.blockdev_add(options)),
-            done,
-        );
-    }
-
-    /// Changes nodes like [`blockdev_reopen`](Self::blockdev_reopen), and calls `done` when that is over.
-    pub fn blockdev_reopen_named(&mut self, list: Vec<BlockdevOptions>, done: Done) {
-        let wanted = self.wanted_files(&list);
-        self.run_with(
-            wanted,
-            Box::new(move |registry| registry.blockdev_reopen(list)),
-            done,
-        );
-    }
-
-    /// Serves a node like [`export_add`](Self::export_add), and calls `done` when that is over.
-    pub fn export_add_named(&mut self, options: ExportOptions, done: Done) {
-        let wanted = self.wanted_socket(&options);
-        self.run_with(
-            wanted,
-            Box::new(move |registry| registry.export_add(&options)),
-            done,
-        );
-    }
-
     /// Returns the images that these nodes need by name.
-    fn wanted_files(&self, list: &[BlockdevOptions]) -> Result<VecDeque<Wanted>, OperationError> {
-        let files = list.iter().flat_map(|options| self.nodes.named_files(options));
+    pub(super) fn wanted_files<'a>(
+        &self,
+        list: impl IntoIterator<Item = &'a BlockdevOptions>,
+    ) -> Result<VecDeque<Wanted>, OperationError> {
+        let files = list
+            .into_iter()
+            .filter_map(|options| self.nodes.named_file(options));
         let wanted = |(path, request): (PathBuf, FileRequest)| match self.names.place(&path) {
             Some(place) => Ok(Wanted::File(path, place, request)),
             None => Err(OperationError::Confined {
@@ -124,7 +106,7 @@ impl Registry {
     }
 
     /// Returns the socket that an export needs by name.
-    fn wanted_socket(&self, options: &ExportOptions) -> Result<VecDeque<Wanted>, OperationError> {
+    pub(super) fn wanted_socket(&self, options: &ExportOptions) -> Result<VecDeque<Wanted>, OperationError> {
         let Some((path, request)) = self.sockets.named(&options.addr)? else {
             return Ok(VecDeque::new());
         };
@@ -142,17 +124,21 @@ impl Registry {
         }
     }
 
-    /// Runs an operation when everything that it wants is open: at once, if it wants nothing.
-    fn run_with(&mut self, wanted: Result<VecDeque<Wanted>, OperationError>, run: Run, done: Done) {
+    /// Starts an operation when everything that it wants is open: at once, if it wants nothing.
+    pub(super) fn run_with(
+        &mut self,
+        wanted: Result<VecDeque<Wanted>, OperationError>,
+        done: Done,
+        run: impl FnOnce(&mut Self, Given, Done) + Send + 'static,
+    ) {
         match wanted {
             Err(refusal) => done(Err(refusal)),
-            Ok(wanted) if wanted.is_empty() => done(run(self)),
+            Ok(wanted) if wanted.is_empty() => run(self, Given::default(), done),
             Ok(wanted) => {
                 self.names.waiting.push_back(Waiting {
                     wanted,
-                    files: Vec::new(),
-                    server: None,
-                    run,
+                    given: Given::default(),
+                    run: Box::new(run),
                     done,
                 });
                 if self.names.waiting.len() == 1 {
@@ -187,10 +173,7 @@ impl Registry {
         let Some(first) = self.names.waiting.pop_front() else {
             return;
         };
-        (self.nodes.opened, self.sockets.made) = (first.files, first.server);
-        let outcome = (first.run)(self);
-        (self.nodes.opened, self.sockets.made) = (Vec::new(), None);
-        (first.done)(outcome);
+        (first.run)(self, first.given, first.done);
     }
 
     fn fail_first(&mut self, error: OperationError) {
@@ -242,7 +225,7 @@ impl Registry {
         };
         match (wanted, answered.answer) {
             (Wanted::File(path, ..), Answer::File(image, direct)) => {
-                first.files.push(OpenedFile {
+                first.given.files.push(OpenedFile {
                     path,
                     image: image.into(),
                     direct: direct.map(File::from),
@@ -252,7 +235,7 @@ impl Registry {
             (Wanted::Socket(path, ..), Answer::Socket(socket)) => {
                 let file = answered.file.ok_or(OperationError::NoOpener)?;
                 tracing::debug!(path = %path.display(), "the opener has made a socket");
-                first.server = Some(Server::on(UnixListener::from(socket), file)?);
+                first.given.server = Some(Server::on(UnixListener::from(socket), file)?);
                 Ok(())
             }
             (Wanted::File(path, ..), Answer::Refused(refusal)) => Err(no_file(path, refusal, hint)),

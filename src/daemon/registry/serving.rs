@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::callbacks::{Done, Notice, OnDiskNotice};
 use super::error::OperationError;
-use super::exports::{Export, Made, confine, start_confined};
-use super::objects::IoThreadObject;
+use super::exports::{Made, confine};
 use super::{Leaving, Registry, Running};
 use crate::aio::Gone;
 use crate::daemon::disks::{Disk, Disks, Ended, OnEnd};
@@ -31,21 +30,13 @@ pub enum RemoveMode {
 }
 
 impl Registry {
-    /// Serves an export once the registry is running.
-    pub(super) fn serve(&mut self, id: &str, export: &mut Export) -> Result<(), OperationError> {
-        let (Some(running), Some(prepared)) = (&mut self.running, export.prepared.take()) else {
-            return Ok(());
-        };
-        let start = |iothread: &Arc<IoThreadObject>| start_confined(iothread, &running.sandbox, &self.roster);
-        let threads = export
-            .iothreads
-            .iter()
-            .map(start)
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut made = prepared.make(threads)?;
-        made.activate()?;
-        listen(&made, id, &export.node_name, &self.on_disk_notice);
-        add(&mut running.disks, id, made)
+    /// Serves a disk whose queues have been made.
+    pub(super) fn serve(&mut self, id: &str, node_name: &str, made: Made) -> Result<(), OperationError> {
+        listen(&made, id, node_name, &self.on_disk_notice);
+        match &mut self.running {
+            Some(running) => add(&mut running.disks, id, made),
+            None => Ok(()),
+        }
     }
 
     /// Starts all IOThreads and serves all exports, confined by `sandbox`. Must be called once. In a `managed` process,
@@ -101,7 +92,9 @@ impl Registry {
     /// Removes an export. `done` is called when the removal is over.
     pub fn export_del(&mut self, id: &str, mode: RemoveMode, done: Done) {
         let disk = self.running.as_mut().and_then(|running| running.disks.remove(id));
-        let (Some(export), Some(disk)) = (self.exports.remove(id), disk) else {
+        // Without a disk, the export is being added.
+        let export = disk.as_ref().and_then(|_| self.exports.remove(id));
+        let (Some(export), Some(disk)) = (export, disk) else {
             return done(Err(OperationError::NoExport { id: id.to_owned() }));
         };
         self.leaving.push(Leaving {

@@ -10,7 +10,25 @@ use crate::opener::SocketRequest;
 use crate::vhost_user::path::SocketAccess;
 use crate::vhost_user::server::Server;
 
-/// Makes sockets by path with the rights of this process, or takes sockets that were handed over.
+/// The socket of an export.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Ready(Server),
+    /// Made by path with the rights of this process. It will belong to the user to switch to.
+    ByPath(Address, Option<Account>),
+}
+
+impl Socket {
+    /// Makes the socket, unless it is ready. May wait for its file system. Any thread.
+    pub(super) fn open(self) -> Result<Server, OperationError> {
+        match self {
+            Self::Ready(server) => Ok(server),
+            Self::ByPath(address, account) => bind(&address, account.as_ref()),
+        }
+    }
+}
+
+/// Plans sockets by path, or takes sockets that were handed over.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
     /// The user to switch to, who will own the sockets.
@@ -19,8 +37,6 @@ pub(super) struct Sockets {
     pub(super) descriptors: Vec<(String, OwnedFd)>,
     /// The socket from the service manager.
     pub(super) activation: Option<OwnedFd>,
-    /// The socket that was made for the export that is added next.
-    pub(super) made: Option<Server>,
     /// Sockets can no longer be made by this process.
     pub(super) confined: bool,
     /// The groups of this machine as they were at the start, for when they cannot be read any more.
@@ -28,13 +44,10 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Returns a server for the socket with this address.
-    pub(super) fn open(&mut self, address: &Address) -> Result<Server, OperationError> {
-        match address.kind {
-            AddressType::Unix => match self.made.take() {
-                Some(server) => Ok(server),
-                None => self.bind(address),
-            },
+    /// Returns the socket with this address.
+    pub(super) fn find(&mut self, address: &Address) -> Result<Socket, OperationError> {
+        let ready = match address.kind {
+            AddressType::Unix => return Ok(Socket::ByPath(address.clone(), self.account.clone())),
             AddressType::Fd => {
                 let name = require("addr.str", address.text.as_deref())?;
                 let place = self.descriptors.iter().position(|(known, _)| known == name);
@@ -54,7 +67,8 @@ impl Sockets {
                 Server::from_fd(fd).map_err(|error| OperationError::Activation(SocketError::from(error)))
             }
             AddressType::Inet | AddressType::Vsock => Err(OperationError::AddressType),
-        }
+        };
+        ready.map(Socket::Ready)
     }
 
     /// Returns the socket that another process has to make, if this process is confined and the address is a path.
@@ -78,19 +92,18 @@ impl Sockets {
         };
         Ok(Some((path, request)))
     }
+}
 
-    fn bind(&self, address: &Address) -> Result<Server, OperationError> {
-        let path = require("addr.path", address.path.as_deref())?;
-        let group = address.group.as_deref().map(find_group).transpose();
-        let group = group.map_err(OperationError::Group)?;
-        let account = self.account.as_ref();
-        let access = SocketAccess {
-            mode: mode(address.mode.as_deref())?,
-            owner: account.map(Account::uid),
-            group: group.or(account.map(Account::gid)),
-        };
-        Ok(Server::bind(path, &access)?)
-    }
+fn bind(address: &Address, account: Option<&Account>) -> Result<Server, OperationError> {
+    let path = require("addr.path", address.path.as_deref())?;
+    let group = address.group.as_deref().map(find_group).transpose();
+    let group = group.map_err(OperationError::Group)?;
+    let access = SocketAccess {
+        mode: mode(address.mode.as_deref())?,
+        owner: account.map(Account::uid),
+        group: group.or(account.map(Account::gid)),
+    };
+    Ok(Server::bind(path, &access)?)
 }
 
 /// Explains why the socket of the service manager is missing, if the environment mentions one.

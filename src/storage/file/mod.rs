@@ -139,6 +139,11 @@ impl RawFile {
         &self.lock_place
     }
 
+    /// Returns whether both are open files of the same file or block device.
+    pub fn is_same_image(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+
     /// Returns whether this is a block device.
     pub fn is_device(&self) -> bool {
         self.kind == Kind::BlockDevice

@@ -2,32 +2,30 @@
 
 mod filename;
 mod network;
+mod open;
 mod reopen;
 mod resize;
 mod resolve;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{OFlags, fcntl_getfl};
-
 use super::error::{OperationError, refuse, require};
+use super::jobs::Busy;
 use super::names::OpenedFile;
 use super::objects::Objects;
-use crate::daemon::options::{
-    AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Driver, OnOffAuto, is_well_formed,
-};
+use crate::daemon::options::{AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Driver, is_well_formed};
 use crate::engine::{self, BlockNode};
-use crate::nbd::Line;
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
-use crate::storage::{self, OpenOptions, foreign_format};
 use crate::throttle::Group;
 
+pub(super) use network::Lines;
+pub(super) use open::Images;
+pub(super) use reopen::Changes;
 pub(super) use resolve::Resolved;
 
 /// Default size of a null disk in bytes, as in QEMU.
@@ -100,10 +98,9 @@ pub(super) struct Nodes {
     anonymous: u64,
     /// File descriptors that QMP clients have passed.
     pub(super) fdsets: FdSets,
-    /// Images that were opened for the operation that runs next.
-    pub(super) opened: Vec<OpenedFile>,
-    /// The processes that connect to NBD servers.
-    pub(super) lines: Vec<Arc<Line>>,
+    pub(super) busy: Busy,
+    /// What connects to NBD servers.
+    pub(super) lines: Lines,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
 }
@@ -125,15 +122,52 @@ impl Nodes {
         })
     }
 
-    /// Makes a node and the nodes below that its options describe.
-    pub(super) fn add(
-        &mut self,
-        mut options: BlockdevOptions,
+    /// Checks new nodes as far as that is possible before their image is open.
+    pub(super) fn check_add(
+        &self,
+        options: &BlockdevOptions,
         objects: &Objects,
     ) -> Result<(), OperationError> {
-        options.pass_down();
+        options.node_name.as_ref().ok_or(OperationError::NoNodeName)?;
+        for options in options.all() {
+            if let Some(name) = &options.node_name {
+                self.check_name(name)?;
+            }
+            check(options)?;
+            if let Some(id) = &options.throttle_group {
+                objects.group(id)?;
+            }
+            if let Some(BlockdevRef::Name(below)) = options.file.as_deref() {
+                self.get(below)?;
+                self.busy.check(below)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), OperationError> {
+        if !is_well_formed(name) {
+            return Err(OperationError::BadId { id: name.to_owned() });
+        }
+        self.busy.check(name)?;
+        match self.nodes.contains_key(name) {
+            true => Err(OperationError::NodeExists {
+                name: name.to_owned(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a node and the nodes below that its options describe. `leaf` is their image.
+    pub(super) fn add(
+        &mut self,
+        options: BlockdevOptions,
+        leaf: Option<Arc<BlockNode>>,
+        objects: &Objects,
+    ) -> Result<(), OperationError> {
+        self.check_add(&options, objects)?;
         let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
-        self.add_as(name, options, false, objects)
+        self.add_as(name, options, false, leaf, objects)
     }
 
     fn add_as(
@@ -141,30 +175,26 @@ impl Nodes {
         name: String,
         options: BlockdevOptions,
         owned: bool,
+        leaf: Option<Arc<BlockNode>>,
         objects: &Objects,
     ) -> Result<(), OperationError> {
-        let is_generated = owned && name.starts_with('#');
-        if !is_generated && !is_well_formed(&name) {
-            return Err(OperationError::BadId { id: name });
-        }
         if self.nodes.contains_key(&name) {
             return Err(OperationError::NodeExists { name });
         }
         check(&options)?;
         let active = options.active != Some(false);
         let kind = match options.driver {
-            Driver::File | Driver::HostDevice => Kind::Leaf(self.open(&options)?),
+            Driver::File | Driver::HostDevice | Driver::Nbd => Kind::Leaf(leaf.expect("the image is open")),
             Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
-            Driver::Nbd => Kind::Leaf(self.open_nbd(&options)?),
             Driver::Raw | Driver::Throttle => {
                 let group = match options.driver {
                     Driver::Raw => None,
                     _ => Some(require("throttle-group", options.throttle_group.as_deref())?),
                 };
                 let group = group.map(|id| objects.group(id)).transpose()?;
-                let child = self.child(&name, &options, objects)?;
+                let child = self.child(&name, &options, leaf, objects)?;
                 self.filter(&name, &options, &child, group)
-                    .inspect_err(|_| self.let_go(&child, &name))?
+                    .inspect_err(|_| self.let_go(&child, &name, &mut Vec::new()))?
             }
         };
         let node = Node {
@@ -214,6 +244,7 @@ impl Nodes {
         &mut self,
         parent: &str,
         options: &BlockdevOptions,
+        leaf: Option<Arc<BlockNode>>,
         objects: &Objects,
     ) -> Result<String, OperationError> {
         let name = match require("file", options.file.as_deref())? {
@@ -224,7 +255,7 @@ impl Nodes {
                     self.anonymous += 1;
                     format!("#block{:03}", self.anonymous)
                 });
-                self.add_as(name.clone(), child, true, objects)?;
+                self.add_as(name.clone(), child, true, leaf, objects)?;
                 name
             }
         };
@@ -233,107 +264,31 @@ impl Nodes {
         Ok(name)
     }
 
-    /// Returns the images that a new node needs by their names, once this process is confined.
-    pub(super) fn named_files(&self, options: &BlockdevOptions) -> Vec<(PathBuf, FileRequest)> {
-        let (mut files, mut options) = (Vec::new(), options.clone());
-        options.pass_down();
-        let mut next = self.confined.then_some(&options);
-        while let Some(options) = next {
-            if let Some(path) = &options.filename
-                && !FdSets::has_name(path)
-            {
-                let request = FileRequest {
-                    writable: !options.is_read_only(),
-                    or_read_only: options.is_auto_read_only(),
-                    direct: options.cache.is_direct(),
-                };
-                files.push((path.clone(), request));
-            }
-            next = match options.file.as_deref() {
-                Some(BlockdevRef::New(below)) => Some(below),
-                _ => None,
-            };
-        }
-        files
-    }
-
-    /// Opens a file or a block device.
-    fn open(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
-        let path = require("filename", options.filename.clone())?;
-        // With a migration, the source has checked the format. Reading here would cache data that the source still
-        // changes.
-        if options.probe && options.active != Some(false) {
-            check_format(&path)?;
-        }
-        let mut open = OpenOptions {
-            path,
-            read_only: options.is_read_only(),
-            direct: options.cache.is_direct(),
-            no_flush: options.cache.ignores_flushes(),
-            unmap: options.unmaps(),
-            locking: options.locking != Some(OnOffAuto::Off),
-            ..OpenOptions::default()
-        };
-        let node = match self.open_as(&open) {
-            Err(
-                OperationError::Image(storage::Error::NotWritable { .. })
-                | OperationError::NoDescriptor { .. },
-            ) if options.is_auto_read_only() => {
-                open.read_only = true;
-                self.open_as(&open)?
-            }
-            opened => opened?,
-        };
-        match (options.driver, node.is_device()) {
-            (Driver::HostDevice, false) => Err(OperationError::NoDevice { path: open.path }),
-            _ => Ok(Arc::new(node)),
+    /// Returns the means to open images, with those that were opened already for this operation.
+    pub(super) fn images(&self, opened: Vec<OpenedFile>) -> Images {
+        Images {
+            fdsets: self.fdsets.clone(),
+            lines: self.lines.clone(),
+            confined: self.confined,
+            opened,
+            keep_flags: false,
         }
     }
 
-    /// Opens a file or a block device by its path, or takes it from a set of descriptors or from those that were opened for
-    /// this operation.
-    fn open_as(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
-        let path = options.path.to_str().unwrap_or_default();
-        match self.fdsets.open(path, !options.read_only) {
-            Some(Ok((file, direct))) => Ok(BlockNode::from_file(file, direct, options)?),
-            Some(Err(source)) => Err(OperationError::NoDescriptor {
-                path: options.path.clone(),
-                source,
-            }),
-            None if self.confined => self.take_opened(options),
-            None => Ok(BlockNode::open(options)?),
-        }
-    }
-
-    /// Takes an image that was opened for this operation.
-    fn take_opened(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
-        let place = self.opened.iter().position(|opened| opened.path == options.path);
-        let path = || options.path.clone();
-        let place = place.ok_or_else(|| OperationError::Confined {
-            path: path(),
-            hint: "",
-        })?;
-        let mode = fcntl_getfl(&self.opened[place].image).map_err(io::Error::from);
-        let mode = mode.map_err(|source| storage::Error::Open { path: path(), source })?;
-        if !options.read_only && mode & OFlags::RWMODE != OFlags::RDWR {
-            return Err(storage::Error::NotWritable {
-                path: path(),
-                why: "it could be opened for reading only".to_owned(),
-                source: io::ErrorKind::PermissionDenied.into(),
-            }
-            .into());
-        }
-        let OpenedFile { image, direct, .. } = self.opened.swap_remove(place);
-        Ok(BlockNode::from_file(image, direct, options)?)
+    /// Returns the image that new nodes need by its name, once this process is confined.
+    pub(super) fn named_file(&self, options: &BlockdevOptions) -> Option<(PathBuf, FileRequest)> {
+        self.confined.then(|| open::named_file(options)).flatten()
     }
 
     /// Removes an unused node, and the nodes below that were made with it. `exported` returns the export of a node.
+    /// Returns what was removed.
     pub(super) fn remove(
         &mut self,
         name: &str,
         exported: impl Fn(&str) -> Option<String>,
-    ) -> Result<(), OperationError> {
+    ) -> Result<Vec<Node>, OperationError> {
         let node = self.get(name)?;
+        self.busy.check(name)?;
         if node.owned {
             return Err(OperationError::NotOwned {
                 name: name.to_owned(),
@@ -354,17 +309,19 @@ impl Nodes {
                 });
             }
             let child = self.get(name)?.child();
+            child.map_or(Ok(()), |child| self.busy.check(child))?;
             next = child.filter(|child| self.nodes.get(*child).is_some_and(|below| below.owned));
         }
-        let child = self.nodes.remove(name);
-        if let Some(child) = child.as_ref().and_then(Node::child) {
-            self.let_go(child, name);
+        let mut removed: Vec<Node> = self.nodes.remove(name).into_iter().collect();
+        if let Some(child) = removed.first().and_then(Node::child).map(str::to_owned) {
+            self.let_go(&child, name, &mut removed);
         }
-        Ok(())
+        Ok(removed)
     }
 
-    /// Removes `parent` from the parents of `child`. A node that was made with its parent is removed with the last one.
-    fn let_go(&mut self, child: &str, parent: &str) {
+    /// Removes `parent` from the parents of `child`. A node that was made with its parent is removed with the last one,
+    /// and added to `removed`.
+    fn let_go(&mut self, child: &str, parent: &str, removed: &mut Vec<Node>) {
         let Some(below) = self.nodes.get_mut(child) else {
             return;
         };
@@ -372,10 +329,18 @@ impl Nodes {
         if below.owned
             && below.parents.is_empty()
             && let Some(gone) = self.nodes.remove(child)
-            && let Some(next) = gone.child()
         {
-            self.let_go(next, child);
+            if let Some(next) = gone.child() {
+                self.let_go(next, child, removed);
+            }
+            removed.push(gone);
         }
+    }
+
+    /// Returns the names of a node and of all nodes below.
+    pub(super) fn path_down(&self, name: &str) -> Vec<String> {
+        let below = |name: &String| self.nodes.get(name).and_then(Node::child).map(str::to_owned);
+        std::iter::successors(Some(name.to_owned()), below).collect()
     }
 }
 
@@ -437,15 +402,4 @@ fn null(options: &BlockdevOptions) -> Arc<BlockNode> {
         latency.map(Duration::from_nanos),
         zeroes,
     ))
-}
-
-/// Refuses an image whose format would be exposed to the guest instead of the disk inside.
-fn check_format(path: &Path) -> Result<(), OperationError> {
-    match foreign_format(path) {
-        None => Ok(()),
-        Some(format) => Err(OperationError::Format {
-            path: path.to_owned(),
-            format,
-        }),
-    }
 }

@@ -1,16 +1,30 @@
 //! Nodes on NBD servers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::super::error::{OperationError, require};
-use super::Nodes;
+use super::Images;
 use crate::connector;
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::{BlockNode, NbdDisk, NbdOptions};
 use crate::nbd::{Line, Server};
 
-impl Nodes {
+/// The lines to NBD servers. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(in super::super) struct Lines(Arc<Mutex<Vec<Arc<Line>>>>);
+
+impl Lines {
+    /// Adds these lines.
+    pub(in super::super) fn extend(&self, lines: Vec<Arc<Line>>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(lines);
+    }
+}
+
+impl Images {
     /// Connects to the server of a disk.
     pub(super) fn open_nbd(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
         let server = require("server", options.server.as_deref())?.address()?;
@@ -32,7 +46,8 @@ impl Nodes {
 
     /// Returns the line to what connects to this export.
     fn line(&mut self, server: &Server, export: &str) -> Result<Arc<Line>, OperationError> {
-        if let Some(line) = self.lines.iter().find(|line| line.leads_to(server, export)) {
+        let mut lines = self.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.iter().find(|line| line.leads_to(server, export)) {
             return Ok(Arc::clone(line));
         }
         if self.confined {
@@ -42,7 +57,7 @@ impl Nodes {
             });
         }
         let line = connector::start_thread(server, export)?;
-        self.lines.push(Arc::clone(&line));
+        lines.push(Arc::clone(&line));
         Ok(line)
     }
 }

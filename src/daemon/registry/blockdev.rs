@@ -1,0 +1,105 @@
+//! Adds, removes and resizes nodes. Main thread only; storage is used on other threads.
+
+use std::io;
+
+use super::error::OperationError;
+use super::{Done, Registry};
+use crate::daemon::disks::Disk;
+use crate::daemon::options::BlockdevOptions;
+use crate::engine::DiskView;
+use crate::vhost_user::Resizer;
+
+impl Registry {
+    /// Makes a node, and opens its image. Calls `done` when that is over.
+    pub fn blockdev_add(&mut self, mut options: BlockdevOptions, done: Done) {
+        options.pass_down();
+        let wanted = self
+            .nodes
+            .check_add(&options, &self.objects)
+            .and_then(|()| self.wanted_files([&options]));
+        self.run_with(wanted, done, move |registry, given, done| {
+            let (mut images, described) = (registry.nodes.images(given.files), options.clone());
+            registry.run_aside(
+                move || images.open_leaf(&described),
+                move |registry, leaf| done(leaf.and_then(|leaf| registry.add_open(options, leaf))),
+            );
+        });
+    }
+
+    /// Makes a node whose image is open.
+    fn add_open(
+        &mut self,
+        options: BlockdevOptions,
+        leaf: Option<std::sync::Arc<crate::engine::BlockNode>>,
+    ) -> Result<(), OperationError> {
+        let kept = leaf.clone();
+        let added = self.nodes.add(options, leaf, &self.objects);
+        if added.is_err() && kept.is_some() {
+            self.drop_aside(kept);
+        }
+        added
+    }
+
+    /// Removes a node. Calls `done` when its image is closed.
+    pub fn blockdev_del(&mut self, name: &str, done: Done) {
+        let exports = self.exported();
+        match self.nodes.remove(name, |name| exports.get(name).cloned()) {
+            Err(refusal) => done(Err(refusal)),
+            Ok(removed) => {
+                let close = move || {
+                    drop(removed);
+                    Ok(())
+                };
+                self.run_aside(close, |_, closed| done(closed));
+            }
+        }
+    }
+
+    /// Changes the size of a disk, and tells the frontends of its exports. Calls `done` when that is over.
+    pub fn block_resize(&mut self, name: &str, bytes: u64, done: Done) {
+        let (view, end) = match self.check_resize(name, bytes) {
+            Ok(checked) => checked,
+            Err(refusal) => return done(Err(refusal)),
+        };
+        let (name, path) = (name.to_owned(), self.nodes.path_down(name));
+        if let Err(refusal) = self.nodes.busy.mark(&path, "block_resize") {
+            return done(Err(refusal));
+        }
+        let (before, leaf) = (view.size(), view.node);
+        let resize = {
+            let (name, leaf) = (name.clone(), leaf.clone());
+            move || {
+                leaf.resize(end)
+                    .map_err(|source| OperationError::Resize { name, source })
+            }
+        };
+        self.run_aside(resize, move |registry, resized| {
+            registry.nodes.busy.clear(&path);
+            if resized.is_ok() {
+                tracing::info!(node = name, before, after = bytes, "disk resized");
+                let resizers = registry.disks().map(Disk::resizer);
+                resizers
+                    .filter(|resizer| resizer.is_of(&leaf))
+                    .for_each(Resizer::announce);
+            }
+            done(resized);
+        });
+    }
+
+    /// Checks whether a node may become `bytes` long. Returns what it shows, and the new size of the image.
+    fn check_resize(&self, name: &str, bytes: u64) -> Result<(DiskView, u64), OperationError> {
+        let node = self.nodes.resolve(name)?;
+        if node.read_only {
+            return Err(OperationError::Resize {
+                name: name.to_owned(),
+                source: io::Error::new(io::ErrorKind::PermissionDenied, "the node is read-only"),
+            });
+        }
+        if node.is_fixed {
+            return Err(OperationError::FixedSize);
+        }
+        self.nodes.check_resize(name)?;
+        let end = node.view.start.checked_add(bytes);
+        Ok((node.view, end.ok_or(OperationError::SizeTooLarge)?))
+    }
+}

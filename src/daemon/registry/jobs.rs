@@ -1,0 +1,93 @@
+//! Work that may wait for storage: opening, closing and resizing images, taking and releasing their locks, quiescing
+//! disks. Each piece runs on a short-lived thread, so that one file system that hangs holds up nothing else.
+//!
+//! Operations check what they can on the main thread, start their work, and come back to the main thread with the
+//! result. What they depend on may have changed by then, unless they have marked it as busy.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+
+use super::Registry;
+use super::error::OperationError;
+use crate::daemon::handle::Handle;
+use crate::sandbox::ThreadKind;
+
+type Outcome<T> = Result<T, OperationError>;
+
+impl Registry {
+    /// Runs work that may wait on other threads from now on. They come back through `handle`.
+    pub(in crate::daemon) fn set_handle(&mut self, handle: Handle) {
+        self.handle = Some(handle);
+    }
+
+    /// Runs `work` on a thread of its own, then `then` with its result on the main thread. At the start, both run at
+    /// once.
+    pub(super) fn run_aside<T, W, F>(&mut self, work: W, then: F)
+    where
+        T: Send + 'static,
+        W: FnOnce() -> Outcome<T> + Send + 'static,
+        F: FnOnce(&mut Self, Outcome<T>) + Send + 'static,
+    {
+        let (Some(handle), Some(running)) = (self.handle.clone(), &self.running) else {
+            let outcome = work();
+            return then(self, outcome);
+        };
+        // Handed over afterwards, because a thread that cannot be created would drop them.
+        let (give, take) = mpsc::channel::<(W, F)>();
+        let body = move || {
+            let Ok((work, then)) = take.recv() else { return };
+            let outcome = work();
+            handle.call(move |registry| then(registry, outcome));
+        };
+        let spawned = running
+            .sandbox
+            .spawn(ThreadKind::Manager, "storage".to_owned(), body);
+        match spawned {
+            // Cannot fail: the thread waits for this.
+            Ok(_) => drop(give.send((work, then))),
+            Err(source) => then(self, Err(OperationError::Thread { source })),
+        }
+    }
+
+    /// Drops `what` on a thread of its own, because closing a file may wait for its file system.
+    pub(super) fn drop_aside(&mut self, what: impl Send + 'static) {
+        self.run_aside(
+            move || {
+                drop(what);
+                Ok(())
+            },
+            |_, _| (),
+        );
+    }
+}
+
+/// The nodes that an operation has not finished with, each with the name of the operation.
+#[derive(Debug, Default)]
+pub(super) struct Busy(BTreeMap<String, &'static str>);
+
+impl Busy {
+    /// Refuses a busy node.
+    pub(super) fn check(&self, name: &str) -> Result<(), OperationError> {
+        match self.0.get(name) {
+            None => Ok(()),
+            Some(by) => Err(OperationError::Busy {
+                name: name.to_owned(),
+                by,
+            }),
+        }
+    }
+
+    /// Marks nodes, none of which may be busy.
+    pub(super) fn mark(&mut self, names: &[String], by: &'static str) -> Result<(), OperationError> {
+        names.iter().try_for_each(|name| self.check(name))?;
+        self.0.extend(names.iter().map(|name| (name.clone(), by)));
+        Ok(())
+    }
+
+    /// Removes the marks.
+    pub(super) fn clear(&mut self, names: &[String]) {
+        for name in names {
+            self.0.remove(name);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Opens the images of nodes. Any thread; the file system may take its time.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, fcntl_getfl};
+
+use super::network::Lines;
+use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
+use crate::daemon::registry::error::{OperationError, require};
+use crate::daemon::registry::names::OpenedFile;
+use crate::engine::BlockNode;
+use crate::opener::FileRequest;
+use crate::qmp::FdSets;
+use crate::storage::{self, OpenOptions, foreign_format};
+
+/// The places that images come from.
+#[derive(Debug)]
+pub(in super::super) struct Images {
+    /// File descriptors that QMP clients have passed.
+    pub(super) fdsets: FdSets,
+    pub(super) lines: Lines,
+    /// Files can no longer be opened by path.
+    pub(super) confined: bool,
+    /// Images that were opened for this operation.
+    pub(super) opened: Vec<OpenedFile>,
+    /// Take descriptors only if their flags are right already, because others may use them meanwhile.
+    pub(super) keep_flags: bool,
+}
+
+/// Returns the image that new nodes need by its name.
+pub(super) fn named_file(top: &BlockdevOptions) -> Option<(PathBuf, FileRequest)> {
+    let options = top.all().last()?;
+    let path = options.filename.as_ref().filter(|path| !FdSets::has_name(path))?;
+    let request = FileRequest {
+        writable: !options.is_read_only(),
+        or_read_only: options.is_auto_read_only(),
+        direct: options.cache.is_direct(),
+    };
+    Some((path.clone(), request))
+}
+
+impl Images {
+    /// Leaves the flags of descriptors alone, because nodes may use them.
+    pub(in super::super) fn for_reopen(self) -> Self {
+        Self {
+            keep_flags: true,
+            ..self
+        }
+    }
+
+    /// Opens the image at the bottom of new nodes, if there is one.
+    pub(in super::super) fn open_leaf(
+        &mut self,
+        top: &BlockdevOptions,
+    ) -> Result<Option<Arc<BlockNode>>, OperationError> {
+        let Some(options) = top.all().last() else {
+            return Ok(None);
+        };
+        match options.driver {
+            Driver::File | Driver::HostDevice => self.open(options).map(Some),
+            Driver::Nbd => self.open_nbd(options).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Opens a file or a block device.
+    fn open(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+        let path = require("filename", options.filename.clone())?;
+        // With a migration, the source has checked the format. Reading here would cache data that the source still
+        // changes.
+        if options.probe && options.active != Some(false) {
+            check_format(&path)?;
+        }
+        let mut open = OpenOptions {
+            path,
+            read_only: options.is_read_only(),
+            direct: options.cache.is_direct(),
+            no_flush: options.cache.ignores_flushes(),
+            unmap: options.unmaps(),
+            locking: options.locking != Some(OnOffAuto::Off),
+            ..OpenOptions::default()
+        };
+        let node = match self.open_as(&open) {
+            Err(
+                OperationError::Image(storage::Error::NotWritable { .. })
+                | OperationError::NoDescriptor { .. },
+            ) if options.is_auto_read_only() => {
+                open.read_only = true;
+                self.open_as(&open)?
+            }
+            opened => opened?,
+        };
+        match (options.driver, node.is_device()) {
+            (Driver::HostDevice, false) => Err(OperationError::NoDevice { path: open.path }),
+            _ => Ok(Arc::new(node)),
+        }
+    }
+
+    /// Opens a file or a block device by its path, or takes it from a set of descriptors or from those that were opened for
+    /// this operation.
+    fn open_as(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+        let path = options.path.to_str().unwrap_or_default();
+        let direct = self.keep_flags.then_some(options.direct);
+        match self.fdsets.open(path, !options.read_only, direct) {
+            Some(Ok((file, direct))) => Ok(BlockNode::from_file(file, direct, options)?),
+            Some(Err(source)) => Err(OperationError::NoDescriptor {
+                path: options.path.clone(),
+                source,
+            }),
+            None if self.confined => self.take_opened(options),
+            None => Ok(BlockNode::open(options)?),
+        }
+    }
+
+    /// Takes an image that was opened for this operation.
+    fn take_opened(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+        let place = self.opened.iter().position(|opened| opened.path == options.path);
+        let path = || options.path.clone();
+        let place = place.ok_or_else(|| OperationError::Confined {
+            path: path(),
+            hint: "",
+        })?;
+        let mode = fcntl_getfl(&self.opened[place].image).map_err(io::Error::from);
+        let mode = mode.map_err(|source| storage::Error::Open { path: path(), source })?;
+        if !options.read_only && mode & OFlags::RWMODE != OFlags::RDWR {
+            return Err(storage::Error::NotWritable {
+                path: path(),
+                why: "it could be opened for reading only".to_owned(),
+                source: io::ErrorKind::PermissionDenied.into(),
+            }
+            .into());
+        }
+        let OpenedFile { image, direct, .. } = self.opened.swap_remove(place);
+        Ok(BlockNode::from_file(image, direct, options)?)
+    }
+}
+
+/// Refuses an image whose format would be exposed to the guest instead of the disk inside.
+fn check_format(path: &Path) -> Result<(), OperationError> {
+    match foreign_format(path) {
+        None => Ok(()),
+        Some(format) => Err(OperationError::Format {
+            path: path.to_owned(),
+            format,
+        }),
+    }
+}
