@@ -1,7 +1,7 @@
 //! Files that can be opened, files that are refused, and the messages of the refusals.
 
 use std::ffi::CString;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -10,7 +10,7 @@ use std::thread;
 
 use vhost_user_blk::storage::{Limits, OpenOptions, RawFile};
 
-use crate::support::{Image, On, options, refusal};
+use crate::support::{Buffers, Image, On, options, refusal};
 
 #[track_caller]
 fn refused(options: &OpenOptions, words: &[&str]) {
@@ -41,6 +41,17 @@ fn a_plain_file_has_sectors_of_512_bytes() {
         read_only: false,
     };
     assert_eq!(*storage.limits(), expected);
+}
+
+#[test]
+fn a_descriptor_that_appends_writes_where_it_is_told() {
+    let image = Image::filled(On::Disk, 8192, 7);
+    let file = File::options().read(true).append(true).open(&image.path).unwrap();
+    let storage = RawFile::from_file(file, None, &options(&image.path)).unwrap();
+    storage.writev(&Buffers::with(&[9; 512]).iov(), 512).unwrap();
+    let mut expected = vec![7; 8192];
+    expected[512..1024].fill(9);
+    assert!(image.contents() == expected);
 }
 
 #[test]

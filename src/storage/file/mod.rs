@@ -82,6 +82,11 @@ impl RawFile {
     /// See [`enum@Error`].
     pub fn from_file(file: File, direct: Option<File>, options: &OpenOptions) -> Result<Self, Error> {
         let mut flags = fcntl_getfl(&file).map_err(|e| options.query_error("flags", e.into()))?;
+        // With O_APPEND every write goes to the end of the file, wherever it belongs.
+        if flags.contains(OFlags::APPEND) {
+            flags.remove(OFlags::APPEND);
+            fcntl_setfl(&file, flags).map_err(|e| options.open_error(e.into()))?;
+        }
         flags.set(OFlags::DIRECT, options.direct);
         fcntl_setfl(&file, flags).map_err(|e| options.direct_error(e.into()))?;
         Self::with_file(file, direct, options)
