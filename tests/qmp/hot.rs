@@ -253,10 +253,24 @@ fn a_hard_removal_leaves_a_stuck_disk_behind() {
         let hot = disks.as_array()?.iter().find(|disk| disk["qdev"] == "hot")?;
         (hot["x-export"]["total"]["kicks"].as_u64()? > 0).then_some(())
     });
-    let del = json!({"execute": "block-export-del", "arguments": {"id": "hot", "mode": "hard"}});
-    client.send(format!("{del}\n"));
-    assert_eq!(client.next()["event"], "BLOCK_EXPORT_DELETED");
-    assert_eq!(client.next(), json!({"return": {}}));
+    let del = |mode| {
+        json!({"execute": "block-export-del", "arguments": {"id": "hot", "mode": mode}}).to_string() + "\n"
+    };
+    let mut patient = Client::connect(&dir.join("qmp.sock"));
+    patient.send(del("safe"));
+    wait_for("the removal", || {
+        let exports = run(&mut client, "query-block-exports", &json!({}));
+        let hot = exports.as_array()?.iter().find(|export| export["id"] == "hot")?;
+        (hot["shutting-down"] == true).then_some(())
+    });
+    let again = json!({"id": "hot", "mode": "safe"});
+    let (_, desc) = client.refusal("block-export-del", &again);
+    assert_eq!(desc, "Export 'hot' is already shutting down");
+    client.send(del("hard"));
+    for client in [&mut client, &mut patient] {
+        assert_eq!(client.next()["event"], "BLOCK_EXPORT_DELETED");
+        assert_eq!(client.next(), json!({"return": {}}));
+    }
     assert_eq!(
         run(&mut client, "query-block-exports", &json!({}))
             .as_array()

@@ -148,6 +148,8 @@ pub enum OperationError {
     ExportExists { id: String },
     #[error("Export '{id}' is not found")]
     NoExport { id: String },
+    #[error("Export '{id}' is already shutting down")]
+    Leaving { id: String },
     #[error("Cannot export read-only node '{name}' as writable")]
     ReadOnlyNode { name: String },
     #[error("Node '{name}' has a writable export already: '{by}'")]

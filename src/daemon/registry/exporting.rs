@@ -133,7 +133,7 @@ impl Registry {
         let leaving = self
             .leaving
             .iter()
-            .any(|leaving| leaving.id == id && leaving.done.is_some());
+            .any(|leaving| leaving.id == id && !leaving.done.is_empty());
         if leaving || self.exports.contains_key(&id) {
             return Err(OperationError::ExportExists { id });
         }
@@ -204,7 +204,7 @@ impl Registry {
             node_name: export.node_name.clone(),
             shutting_down,
         };
-        let leaving = self.leaving.iter().filter(|leaving| leaving.done.is_some());
+        let leaving = self.leaving.iter().filter(|leaving| !leaving.done.is_empty());
         let leaving = leaving.map(|leaving| info(&leaving.id, &leaving.export, true));
         let exports = self.exports.iter().filter(|(_, export)| !export.starting);
         let exports = exports.map(|(id, export)| info(id, export, false));

@@ -79,8 +79,8 @@ struct Leaving {
     disk: Disk,
     /// The disk's control thread has ended.
     ended: bool,
-    /// The caller that waits, until it has its answer.
-    done: Option<Done>,
+    /// The callers that wait, until they have their answers.
+    done: Vec<Done>,
     deadline: Option<Instant>,
 }
 

@@ -90,7 +90,19 @@ impl Registry {
     }
 
     /// Removes an export. `done` is called when the removal is over.
+    ///
+    /// A removal that waits for its disk may become a hard one.
     pub fn export_del(&mut self, id: &str, mode: RemoveMode, done: Done) {
+        let mut waiting = self.leaving.iter_mut().filter(|leaving| !leaving.done.is_empty());
+        if let Some(leaving) = waiting.find(|leaving| leaving.id == id) {
+            if mode == RemoveMode::Safe {
+                return done(Err(OperationError::Leaving { id: id.to_owned() }));
+            }
+            let deadline = Instant::now() + HARD_TIME;
+            leaving.deadline = leaving.deadline.map(|old| old.min(deadline)).or(Some(deadline));
+            leaving.done.push(done);
+            return;
+        }
         let disk = self.running.as_mut().and_then(|running| running.disks.remove(id));
         // Without a disk, the export is being added.
         let export = disk.as_ref().and_then(|_| self.exports.remove(id));
@@ -102,7 +114,7 @@ impl Registry {
             export,
             disk,
             ended: false,
-            done: Some(done),
+            done: vec![done],
             deadline: (mode == RemoveMode::Hard).then(|| Instant::now() + HARD_TIME),
         });
         self.follow_up();
@@ -119,12 +131,10 @@ impl Registry {
             }
             let late = leaving.deadline.is_some_and(|deadline| deadline <= now);
             let over = leaving.ended && (late || !self.names.has_socket(leaving.disk.socket()));
-            if (over || late)
-                && let Some(done) = leaving.done.take()
-            {
+            if (over || late) && !leaving.done.is_empty() {
                 let id = leaving.id.clone();
                 (self.on_notice)(&Notice::ExportDeleted { id });
-                done(Ok(()));
+                leaving.done.drain(..).for_each(|done| done(Ok(())));
             }
             match over {
                 true => leaving.disk.join(),
@@ -147,7 +157,7 @@ impl Registry {
 
     /// Returns the time of the next call to [`follow_up`](Self::follow_up), if nothing else causes one earlier.
     pub(in crate::daemon) fn deadline(&self) -> Option<Instant> {
-        let waiting = self.leaving.iter().filter(|leaving| leaving.done.is_some());
+        let waiting = self.leaving.iter().filter(|leaving| !leaving.done.is_empty());
         waiting.filter_map(|leaving| leaving.deadline).min()
     }
 
