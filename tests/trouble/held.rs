@@ -268,7 +268,7 @@ fn held_requests_older_than_answers_go_back_too() {
         full.disk.make_room();
         full.assert_done();
         assert_eq!(full.stop(), WRITES + 1);
-        assert!(!full.daemon.output().contains("left no word"));
+        assert!(!full.daemon.output().contains("left no record"));
     }
 }
 
@@ -367,7 +367,7 @@ fn requests_unknown_to_the_successor_are_reported() {
         vm.memory.store_u16(ring.used + 2, 1);
         ring.used_idx = 1;
         vm.start_ring(0, ring);
-        let line = "ERROR the queue's last backend took requests and left no word of them";
+        let line = "ERROR the queue's last backend took requests and left no record of them";
         daemon.wait_for(|d| d.output().contains(line), "report it");
         assert!(daemon.output().contains("requests=2"), "{}", daemon.output());
         // The ring serves new requests.

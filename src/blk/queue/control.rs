@@ -50,7 +50,7 @@ impl BlkQueue {
                 queue = self.index,
                 requests,
                 suppressed,
-                "the queue's last backend took requests and left no word of them: they are never answered. If the guest \
+                "the queue's last backend took requests and left no record of them: they are never answered. If the guest \
                  hangs, reset it. To avoid this, stop the other backend when no request is in flight"
             );
         }

@@ -22,7 +22,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// `timer` tries the requests again.
+    /// Creates an empty list. `timer` tries the requests again.
     pub(super) fn new(timer: Timer) -> Self {
         Self {
             waiting: Vec::new(),

@@ -19,7 +19,7 @@ pub(super) struct LateFlush {
 }
 
 impl LateFlush {
-    /// `flush` submits what waits.
+    /// Creates an empty list. `flush` submits what waits in it.
     pub(super) fn new(flush: BottomHalf) -> Self {
         Self {
             waiting: Vec::new(),

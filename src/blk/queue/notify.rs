@@ -101,7 +101,7 @@ pub(super) struct MissedNotification {
 }
 
 impl MissedNotification {
-    /// `timer` calls [`check`](Self::check).
+    /// Creates a check that `timer` makes: it calls [`check`](Self::check).
     pub(super) fn new(timer: Timer) -> Self {
         Self {
             timer,

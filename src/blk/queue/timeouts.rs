@@ -29,7 +29,7 @@ struct Begun {
 }
 
 impl Timeouts {
-    /// `timer` calls [`report`](Self::report).
+    /// Creates an empty list. `timer` calls [`report`](Self::report).
     pub(super) fn new(limit: Duration, timer: Timer) -> Self {
         Self {
             limit,

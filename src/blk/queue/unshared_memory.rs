@@ -1,8 +1,8 @@
 //! Reports a driver whose memory we do not see, because the frontend has not shared it.
 //!
-//! QEMU hands over the file of a memory backend without `share=on`, too, but its guest then writes to a private copy.
-//! The rings that we see stay all zeroes forever, the driver kicks and waits, and nobody says why. So a ring that is
-//! kicked and stays untouched is reported, unless another queue of the disk has had a request. IOThread only.
+//! QEMU hands over the file of a memory backend even without `share=on`. But then the guest writes to a private copy.
+//! The rings that we see stay zero for ever, the driver kicks and waits, and nobody says why. So a ring that is kicked
+//! and stays untouched is reported, unless another queue of the disk has had a request. IOThread only.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) struct UnsharedMemory {
 }
 
 impl UnsharedMemory {
-    /// `timer` calls [`report`].
+    /// Creates a search. `timer` calls [`report`].
     pub(super) fn new(timer: Timer) -> Self {
         Self { timer, seen: false }
     }
