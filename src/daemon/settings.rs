@@ -88,12 +88,12 @@ impl Operation {
 }
 
 impl Settings {
-    /// Returns the descriptors that are handed over, as text and as numbers.
+    /// Returns the descriptors that are handed over, as text and as numbers. Standard input, output and error are not.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = (String, i32)> {
         self.exports().filter_map(|export| match export.addr.kind {
             AddressType::Fd => {
                 let text = export.addr.text.clone()?;
-                let number = text.parse().ok()?;
+                let number = text.parse().ok().filter(|&number| number > 2)?;
                 Some((text, number))
             }
             _ => None,

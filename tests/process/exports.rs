@@ -243,6 +243,10 @@ fn a_daemon_in_the_background_serves_when_its_parent_ends() {
 fn refusals_name_the_option_and_the_parameter() {
     const NODE: [&str; 2] = ["--blockdev", "file,node-name=a,filename=a"];
     const EXPORT: &str = "vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=s,writable=on";
+    let reader = EXPORT
+        .replace("=s,", "=s2,")
+        .replace("id=e", "id=r")
+        .replace("writable=on", "writable=off");
     let again = EXPORT
         .replace("=s,", "=s2,")
         .replace("id=e,node-name=a", "id=f,node-name=b");
@@ -397,6 +401,16 @@ fn refusals_name_the_option_and_the_parameter() {
             2,
         ),
         (
+            with_node(&["--export", EXPORT, "--export", &reader]),
+            "Node 'a' has a writable export already: 'e'",
+            2,
+        ),
+        (
+            with_node(&["--export", &reader, "--export", EXPORT]),
+            "Node 'a' has an export already, 'r': only one that is alone may be writable",
+            2,
+        ),
+        (
             with_node(&[
                 "--blockdev",
                 "file,node-name=b,filename=./a",
@@ -407,6 +421,14 @@ fn refusals_name_the_option_and_the_parameter() {
             ]),
             "./a is in use: another disk of this process uses it; give it one export",
             1,
+        ),
+        (
+            with_node(&[
+                "--export",
+                "vhost-user-blk,id=e,node-name=a,addr.type=fd,addr.str=2",
+            ]),
+            "0, 1 and 2 are standard input, output and error: pass the socket as 3 or above",
+            2,
         ),
         (
             with_node(&[

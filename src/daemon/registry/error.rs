@@ -154,6 +154,8 @@ pub enum OperationError {
     ReadOnlyNode { name: String },
     #[error("Node '{name}' has a writable export already: '{by}'")]
     WritableTwice { name: String, by: String },
+    #[error("Node '{name}' has an export already, '{by}': only one that is alone may be writable")]
+    ReadAlready { name: String, by: String },
     #[error("Only socket address types 'unix' and 'fd' are supported")]
     AddressType,
     #[error("iothread-vq-mapping: {0}")]

@@ -142,26 +142,24 @@ impl Registry {
             let name = options.node_name.clone();
             return Err(OperationError::ReadOnlyNode { name });
         }
-        if options.writable
-            && let Some(by) = self.writer_of(&node.view.node)
-        {
-            return Err(OperationError::WritableTwice {
-                name: options.node_name.clone(),
-                by: by.to_owned(),
+        if let Some((by, other)) = self.rival(&node.view.node, options.writable) {
+            let (name, by) = (options.node_name.clone(), by.to_owned());
+            return Err(match other.writable {
+                true => OperationError::WritableTwice { name, by },
+                false => OperationError::ReadAlready { name, by },
             });
         }
         self.check_others(&node.view.node, options.writable)?;
         Ok(node)
     }
 
-    /// Returns the id of the export that may write to this disk.
-    fn writer_of(&self, leaf: &Arc<BlockNode>) -> Option<&str> {
-        let same = |export: &Export| {
+    /// Returns an export of this disk beside which no other may be, because one of the two writes.
+    fn rival(&self, leaf: &Arc<BlockNode>, writable: bool) -> Option<(&String, &Export)> {
+        let is_rival = |export: &Export| {
             let node = self.nodes.resolve(&export.node_name);
-            export.writable && node.is_ok_and(|node| Arc::ptr_eq(&node.view.node, leaf))
+            (writable || export.writable) && node.is_ok_and(|node| Arc::ptr_eq(&node.view.node, leaf))
         };
-        let mut exports = self.exports.iter();
-        exports.find_map(|(id, export)| same(export).then_some(id.as_str()))
+        self.exports.iter().find(|(_, export)| is_rival(export))
     }
 
     /// Refuses an image that an export of another node uses, unless both only read.

@@ -53,7 +53,13 @@ impl Sockets {
                 let place = self.descriptors.iter().position(|(known, _)| known == name);
                 let place = place.ok_or_else(|| ValueError::Other {
                     path: "addr.str".to_owned(),
-                    reason: format!("descriptor {name} was not handed over, or is in use already"),
+                    reason: match name {
+                        "0" | "1" | "2" => {
+                            "0, 1 and 2 are standard input, output and error: pass the socket as 3 or above"
+                                .to_owned()
+                        }
+                        _ => format!("descriptor {name} was not handed over, or is in use already"),
+                    },
                 })?;
                 let (_, fd) = self.descriptors.swap_remove(place);
                 Server::from_fd(fd).map_err(|error| OperationError::Descriptor(error.into()))
