@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -37,6 +38,8 @@ pub struct Line {
     server: Server,
     export: String,
     socket: Arc<OwnedFd>,
+    /// Answers that nobody waits for any more.
+    abandoned: Arc<AtomicUsize>,
 }
 
 impl Line {
@@ -45,13 +48,17 @@ impl Line {
             server,
             export,
             socket: Arc::new(socket),
+            abandoned: Arc::default(),
         }
     }
 
     /// Makes a line to the same process with a descriptor of its own, which an event loop can watch beside the other one.
     pub(crate) fn share(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
-        Ok(Self::new(self.server.clone(), self.export.clone(), socket))
+        Ok(Self {
+            abandoned: Arc::clone(&self.abandoned),
+            ..Self::new(self.server.clone(), self.export.clone(), socket)
+        })
     }
 
     /// Returns whether the line leads to this export of this server.
@@ -85,11 +92,28 @@ impl Line {
         Ok(())
     }
 
+    /// An asker will not take its answer. The next one that comes is dropped in its place.
+    pub(crate) fn abandon(&self) {
+        // Relaxed: only the number counts.
+        self.abandoned.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns the next answer, or `None` if there is none yet. Does not wait.
     ///
     /// # Errors
     /// The other end is gone.
     pub(crate) fn answer(&self) -> io::Result<Option<Result<Connected, String>>> {
+        loop {
+            let answer = self.next_answer()?;
+            let one_less = |count: usize| count.checked_sub(1);
+            let relaxed = Ordering::Relaxed;
+            if answer.is_none() || self.abandoned.fetch_update(relaxed, relaxed, one_less).is_err() {
+                return Ok(answer);
+            }
+        }
+    }
+
+    fn next_answer(&self) -> io::Result<Option<Result<Connected, String>>> {
         match receive::<Answer>(self.socket.as_fd(), RecvFlags::DONTWAIT) {
             Ok(Some((Ok(export), fds))) => Ok(Some(match fds.into_iter().next() {
                 Some(fd) => Ok((fd, export)),
@@ -123,5 +147,38 @@ impl Line {
                 answer => return answer,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+    use crate::packet::send;
+
+    #[test]
+    fn an_abandoned_question_takes_its_answer_along() {
+        let pair = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let (ours, theirs) = pair.expect("two sockets");
+        let line = Line::new(Server::Unix("s".into()), "e".to_owned(), ours);
+        let other = line.share().expect("a descriptor");
+        other.abandon();
+        let answer = |why: &str| {
+            let answer: Answer = Err(why.to_owned());
+            send(theirs.as_fd(), &answer, &[], SendFlags::empty()).expect("answer");
+        };
+        answer("stale");
+        assert!(line.answer().expect("open").is_none());
+        answer("fresh");
+        let told = line.answer().expect("open").expect("an answer");
+        assert_eq!(told.err(), Some("fresh".to_owned()));
+        drop(theirs);
+        assert!(line.answer().is_err());
     }
 }

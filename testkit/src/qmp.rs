@@ -42,9 +42,14 @@ impl Qmp {
 
     /// Runs a command that may be refused.
     pub fn try_execute(&mut self, command: &str, arguments: &Value) -> Result<Value, Value> {
+        self.send(command, arguments);
+        self.result()
+    }
+
+    /// Sends a command without waiting for its result.
+    pub fn send(&mut self, command: &str, arguments: &Value) {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.socket.get_mut(), "{request}").expect("the monitor reads");
-        self.result()
     }
 
     /// Returns the major and the minor version of this QEMU.

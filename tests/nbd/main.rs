@@ -4,6 +4,7 @@
 
 mod data;
 mod engine;
+mod hot;
 mod mistakes;
 mod outage;
 mod server;

@@ -59,6 +59,11 @@ pub(super) struct Commands {
 }
 
 impl Commands {
+    /// Returns whether no request is in flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
     /// Takes a request, and queues its commands.
     pub(super) fn add(&mut self, request: Box<IoRequest>, channel: u64, disk: &NbdDisk) {
         let (op, export) = (request.op, disk.export());

@@ -19,6 +19,7 @@ use crate::aio::{AioContext, EventSet, FdHandler, Timer};
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
 use crate::io::{Completer, IoOp, Requests};
+use crate::log_limit::LogLimit;
 use crate::nbd::{ATTEMPT_TIME, Command, Export, HEADER_LEN_MAX, Replies, Request};
 
 /// The pause after the first attempt to connect that failed. It doubles with each further one.
@@ -40,6 +41,7 @@ pub(in crate::engine) struct Link {
     patience: Timer,
     /// Ends the wait of rings that stop.
     stop: Timer,
+    log: LogLimit,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +98,7 @@ impl Link {
                 retry: timer(|link| link.ask(&mut link.state.borrow_mut())),
                 patience: timer(Self::lose_patience),
                 stop: timer(Self::end_stop),
+                log: LogLimit::new(),
             }
         });
         let mut state = link.state.borrow_mut();
@@ -164,9 +167,10 @@ impl Link {
         let _scope = DeferScope::enter();
         let mut state = self.state.borrow_mut();
         if state.commands.has_stopping() {
-            self.lose(&mut state, &Lost::Stopped);
+            self.disconnect(&mut state, &Lost::Stopped);
             // The queues know that nobody has answered these.
             state.commands.fail_all(libc::ECANCELED, |active| active.stopping);
+            self.lose(&mut state, &Lost::Stopped);
         }
         drop(state);
         self.complete();
@@ -195,9 +199,9 @@ impl Link {
             let received = connection
                 .incoming
                 .receive(&connection.socket, &mut state.commands, &self.disk);
-            if !state.commands.done.is_empty() && state.outage.take().is_some() {
-                self.patience.cancel();
-                state.pause = FIRST_PAUSE;
+            if !state.commands.done.is_empty() {
+                // The server works.
+                (state.outage, state.pause) = (None, Duration::ZERO);
             }
             match received {
                 Err(lost) => self.lose(state, &lost),
@@ -224,12 +228,20 @@ impl Link {
         }
     }
 
-    /// The connection is of no use any more.
-    fn lose(&self, state: &mut State, why: &Lost) {
-        if state.connection.take().is_some() {
-            tracing::warn!(disk = %self.disk.path().display(), %why, "lost the connection to the server: connecting again");
+    /// Closes the connection, which is of no use any more.
+    fn disconnect(&self, state: &mut State, why: &Lost) {
+        if state.connection.take().is_some()
+            && let Some(suppressed) = self.log.pass_normal("lost", "")
+        {
+            let disk = self.disk.path().display();
+            tracing::warn!(%disk, %why, suppressed, "lost the connection to the server: connecting again");
         }
         state.commands.rewind();
+    }
+
+    /// Connects again, and waits for that as long as the disk's options say.
+    fn lose(&self, state: &mut State, why: &Lost) {
+        self.disconnect(state, why);
         let now = Instant::now();
         let end = *state.outage.get_or_insert(now) + self.patience_time(state);
         if state.failing || end <= now {
@@ -238,7 +250,10 @@ impl Link {
             self.patience.arm(end);
         }
         match state.pause.is_zero() {
-            true => self.ask(state),
+            true => {
+                state.pause = FIRST_PAUSE;
+                self.ask(state);
+            }
             // The last connection brought nothing.
             false => self.pause(state),
         }
@@ -357,6 +372,10 @@ impl Link {
             is_full: false,
         });
         (state.failing, state.had_one) = (false, true);
+        if state.commands.is_empty() {
+            // Nothing waits for an answer that would end the outage.
+            state.outage = None;
+        }
         self.patience.cancel();
         self.retry.cancel();
         Ok(())
@@ -396,6 +415,9 @@ impl Connection {
 impl Drop for Link {
     fn drop(&mut self) {
         self.disk.leave();
+        if self.state.get_mut().asked.is_some() {
+            self.disk.line().abandon();
+        }
         if let Some(connection) = &self.state.get_mut().connection {
             let end = Request {
                 command: Command::Disconnect,
