@@ -144,6 +144,8 @@ pub(crate) enum Action {
     /// Adds and removes a disk over QMP, again and again, while another disk of the process works: what that does to
     /// the other disk's latency, and what leaks
     Hot(HotArgs),
+    /// Measures the latency of a disk while something hostile or slow happens on another disk of its process
+    Neighbours(NeighboursArgs),
     /// Measures throttle groups: the rates that limits give, the shares of two disks of a group, bursts, and changes at
     /// run time
     Throttle(ThrottleArgs),
@@ -222,6 +224,34 @@ pub(crate) struct HotArgs {
     pub(crate) binary: Option<PathBuf>,
 
     /// Directory for the images [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Options of `neighbours`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct NeighboursArgs {
+    /// Length of each segment, in seconds
+    #[arg(long, value_parser = units::seconds, default_value = "0.5", value_name = "SECONDS")]
+    pub(crate) runtime: Duration,
+
+    /// Number of rounds, with three segments each
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// Measure only noises with this text in their name
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) only: String,
+
+    /// A candidate, `ours[:OPTIONS]` or `qsd`; may be repeated [default: ours, qsd]
+    #[arg(long = "backend", value_name = "SPEC")]
+    pub(crate) backends: Vec<String>,
+
+    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+
+    /// Directory for temporary files [default: the temporary directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }

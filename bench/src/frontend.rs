@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use virtio_driver::{
-    VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf, VirtioFeatureFlags,
-    VirtioTransport,
+    VhostUser, VirtioBlkConfig, VirtioBlkQueue, VirtioBlkReqBuf, VirtioFeatureFlags, VirtioTransport,
 };
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -166,14 +165,8 @@ fn within<T: Send>(
 pub(crate) type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
 
 fn connect<'a>(socket: &Path, load: &Load) -> Result<(Transport, Vec<Lane<'a>>)> {
-    // Without FLUSH a device must not cache writes, and not every backend respects that. With it, all do the same.
-    let block = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::FLUSH;
-    let mut features = VirtioFeatureFlags::VERSION_1.bits() | block.bits();
-    if load.event_idx {
-        features |= VirtioFeatureFlags::RING_EVENT_IDX.bits();
-    }
     let socket = socket.to_str().context("the socket's path is not UTF-8")?;
-    let mut transport = open(socket, features)?;
+    let mut transport = open(socket, load.features())?;
     let (queues, iodepth) = (usize::from(load.shape.queues), load.shape.iodepth);
     // Three descriptors per request, and at least 256 entries, which is common in QEMU.
     let queue_size = (iodepth * 3).next_power_of_two().max(256);

@@ -236,6 +236,11 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
+    /// Kicks the backend, whether it wants that or not.
+    pub(crate) fn kick(&self) -> Result<()> {
+        self.kick.notify().context("kick the backend")
+    }
+
     /// Runs one request, and waits until it has completed.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use virtio_driver::{VirtioBlkFeatureFlags, VirtioFeatureFlags};
 
 use crate::args::{Pattern, Shape, Wait};
 use crate::units::Random;
@@ -43,6 +44,17 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// Returns the features that the frontend accepts.
+    pub(crate) fn features(&self) -> u64 {
+        // Without FLUSH a device must not cache writes, and not every backend respects that. With it, all do the same.
+        let block = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::FLUSH;
+        let features = VirtioFeatureFlags::VERSION_1.bits() | block.bits();
+        match self.event_idx {
+            true => features | VirtioFeatureFlags::RING_EVENT_IDX.bits(),
+            false => features,
+        }
+    }
+
     /// Returns how long notifications are counted one by one, after the measurement.
     pub(crate) fn census(&self) -> Duration {
         (self.runtime / 5).min(Duration::from_millis(100))

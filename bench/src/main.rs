@@ -28,6 +28,7 @@ mod limit;
 mod limit_uring;
 mod load;
 mod machine;
+mod neighbours;
 mod output;
 mod plain;
 mod plan;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         Some(Action::Render { samples, out }) => render(samples, out.as_deref()),
         Some(Action::Disks(args)) => disks::run(args),
         Some(Action::Hot(args)) => hot::run(args),
+        Some(Action::Neighbours(args)) => neighbours::run(args),
         Some(Action::Throttle(args)) => throttle::run(args),
         None if args.plain.is_empty() => bench(&args),
         None => plain::serve(&args.plain),

@@ -131,3 +131,15 @@ fn a_group_with_two_disks_is_measured() {
     assert!(!run("throttle", &["--backend", "plain"]).status.success());
     assert!(!run("throttle", &["--only", "no such row"]).status.success());
 }
+
+#[test]
+fn a_neighbours_noise_is_measured() {
+    let args = ["--backend", "ours", "--runtime", "0.1", "--rounds", "1"];
+    for noise in ["connections", "64 requests"] {
+        let text = succeeded("neighbours", &[&args[..], &["--only", noise]].concat());
+        let found = numbers(&text, noise);
+        // p50 and p99 of three kinds of segments, and two ratios.
+        assert!(found.len() >= 8 && found[..6].iter().all(|&n| n > 0.0), "{text}");
+    }
+    assert!(!run("neighbours", &["--backend", "plain"]).status.success());
+}

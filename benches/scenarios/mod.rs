@@ -10,9 +10,10 @@ use std::cell::Cell;
 use std::hint::black_box;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, BottomHalf};
+use vhost_user_blk::blk::latency::{LatencyHistograms, Operation};
 use vhost_user_blk::defer::{DeferScope, DeferredCall};
 use vhost_user_blk::thread_pool::{Outcome, Spawner, ThreadPool, ThreadPoolParams, Work};
 
@@ -39,6 +40,8 @@ pub(crate) fn deterministic() -> Vec<Scenario> {
         ("bottom_half", bottom_halves(1)),
         ("bottom_halves", bottom_halves(BATCH)),
         ("defer_scope", defer_scope()),
+        ("latencies", latencies(BATCH)),
+        ("latency", latencies(1)),
         ("device_null", device::null(BATCH)),
         ("device_page_cache", device::page_cache(3)),
         ("many_disks", device::many(DISKS)),
@@ -71,6 +74,21 @@ fn chains(mut ring: Ring) -> Box<dyn FnMut()> {
 fn used_ring() -> Box<dyn FnMut()> {
     let mut ring = Ring::new();
     Box::new(move || ring.complete_all())
+}
+
+/// Counts the latencies of a batch of requests, as a queue does: one look at the clock for the visit that takes them, one
+/// for the publication of their answers, and an entry in a list for each meanwhile.
+fn latencies(count: u16) -> Box<dyn FnMut()> {
+    let (start, histograms, mut answered) = (Instant::now(), LatencyHistograms::default(), Vec::new());
+    let now = move || u64::try_from(start.elapsed().as_nanos()).expect("a short time");
+    Box::new(move || {
+        let taken = now();
+        answered.extend((0..count).map(|_| (black_box(Operation::Read), black_box(taken))));
+        let published = now();
+        for (operation, taken) in answered.drain(..) {
+            histograms.record(operation, published - taken);
+        }
+    })
 }
 
 /// Schedules bottom halves and lets the loop run them.

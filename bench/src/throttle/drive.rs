@@ -15,7 +15,7 @@ const STALL: Duration = Duration::from_secs(5);
 
 /// Completions of each disk, by time.
 #[derive(Debug)]
-pub(super) struct Timeline {
+pub(crate) struct Timeline {
     start: Instant,
     length: Duration,
     disks: Vec<Vec<u64>>,
@@ -60,7 +60,7 @@ fn slot(time: Duration) -> usize {
 ///
 /// # Errors
 /// The backend does not answer, or a request fails.
-pub(super) fn drive(lanes: &mut [Lane<'_>], length: Duration) -> Result<Timeline> {
+pub(crate) fn drive(lanes: &mut [Lane<'_>], length: Duration) -> Result<Timeline> {
     let mut waiter = Waiter::new(lanes, Wait::Sleep)?;
     let mut timeline = Timeline {
         start: Instant::now(),

@@ -20,6 +20,7 @@ use crate::scratch::Scratch;
 use crate::stats::median;
 use crate::units::short;
 use cases::{CASES, Case};
+pub(crate) use drive::drive;
 
 /// A figure of a case, beside the value that it should have.
 #[derive(Clone, Debug)]
