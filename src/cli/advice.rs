@@ -65,7 +65,7 @@ const LONG: Words = Words {
     no_aio: "leave aio out",
     socket: "choose another addr.path",
     access: "leave addr.mode and addr.group out",
-    incoming: "add active=off to the node",
+    incoming: "add active=off to the node and allow-inactive=on to the export",
     raw: "use driver=raw",
 };
 

@@ -181,6 +181,7 @@ fn export(cli: &Cli) -> Result<ExportOptions, String> {
             Notify::Each => NotifyOption::Each,
         }),
         inject: cli.inject.clone(),
+        allow_inactive: cli.incoming,
         display_name: Some(image.unwrap_or_else(|| null_name(cli).to_owned())),
         ..ExportOptions::new(NAME, NAME, address(cli))
     })

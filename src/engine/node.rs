@@ -115,6 +115,17 @@ impl BlockNode {
         }
     }
 
+    /// Reads the size again and drops clean cached data, because another process has used the image.
+    ///
+    /// # Errors
+    /// See [`RawFile::look_anew`].
+    pub fn look_anew(&self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.look_anew().map(drop),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(()),
+        }
+    }
+
     /// Makes the disk `bytes` long. Requests are checked against the new size from then on.
     ///
     /// # Errors

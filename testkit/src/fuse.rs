@@ -16,12 +16,14 @@ use crate::daemon::binary;
 
 /// Operations from `linux/fuse.h`.
 const GETATTR: u32 = 3;
+const SETATTR: u32 = 4;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
 const STATFS: u32 = 17;
 const RELEASE: u32 = 18;
 const FSYNC: u32 = 20;
+const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 /// GETLK, SETLK, SETLKW.
 const LOCKS: [u32; 3] = [31, 32, 33];
@@ -41,6 +43,8 @@ enum Behavior {
     StallsAll,
     /// It can be locked, and answers only reads.
     StallsWrites,
+    /// It cannot be locked. It is neither opened nor resized nor closed.
+    IsSlowToOpen,
 }
 
 /// A file full of the byte 1. It answers no read, write or flush before [`Self::let_go`].
@@ -71,6 +75,11 @@ impl StalledFile {
     /// Mounts a file that can be locked and read at any time, for the calling thread only.
     pub fn mount_lockable(size: u64) -> io::Result<Self> {
         Self::mount_as(size, Behavior::StallsWrites)
+    }
+
+    /// Mounts a file whose opening, resizing and closing stalls, for the calling thread only.
+    pub fn mount_slow(size: u64) -> io::Result<Self> {
+        Self::mount_as(size, Behavior::IsSlowToOpen)
     }
 
     fn mount_as(size: u64, behavior: Behavior) -> io::Result<Self> {
@@ -213,7 +222,7 @@ fn answer(mut device: &File, request: &[u8], content: &Mutex<Vec<u8>>, gate: &Ga
         INIT => {
             // Without the flag, the kernel itself keeps the locks.
             let flags = match gate.behavior {
-                Behavior::StallsAll => POSIX_LOCKS,
+                Behavior::StallsAll | Behavior::IsSlowToOpen => POSIX_LOCKS,
                 Behavior::StallsWrites => 0,
             };
             [7, MINOR, 0, flags, 0, 1 << 17, 1]
@@ -225,13 +234,22 @@ fn answer(mut device: &File, request: &[u8], content: &Mutex<Vec<u8>>, gate: &Ga
             body.resize(16, 0);
             attributes(&mut body, lock().len() as u64);
         }
-        OPEN => body.resize(16, 0),
+        OPEN => {
+            gate.pass_if(Behavior::IsSlowToOpen);
+            body.resize(16, 0);
+        }
+        SETATTR => {
+            gate.pass_if(Behavior::IsSlowToOpen);
+            let size = u64::from_ne_bytes(request[56..64].try_into().expect("eight bytes"));
+            lock().resize(usize::try_from(size).expect("a small file"), 1);
+            body.resize(16, 0);
+            attributes(&mut body, size);
+        }
+        FLUSH => gate.pass_if(Behavior::IsSlowToOpen),
         STATFS => body.resize(80, 0),
         RELEASE => {}
         READ => {
-            if gate.behavior == Behavior::StallsAll {
-                gate.pass();
-            }
+            gate.pass_if(Behavior::StallsAll);
             body.extend(&*part(request, &mut lock()));
         }
         WRITE => {
@@ -292,6 +310,12 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().expect("nobody panics")
+    }
+
+    fn pass_if(&self, behavior: Behavior) {
+        if self.behavior == behavior {
+            self.pass();
+        }
     }
 
     fn pass(&self) {

@@ -68,7 +68,7 @@ fn serve(dir: TempDir, count: usize, more: &str) -> Daemon {
         args.push("--export".to_owned());
         args.push(format!(
             "vhost-user-blk,id={image},node-name={image},addr.type=unix,addr.path={socket},writable=on,num-queues=2,\
-             iothread=io0"
+             iothread=io0,allow-inactive=on"
         ));
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -15,4 +15,6 @@ mod reopen;
 mod replay;
 mod schema;
 mod server;
+mod set_active;
+mod slow;
 mod throttled;

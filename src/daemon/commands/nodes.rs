@@ -15,6 +15,7 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
         in_time("blockdev-add", &types::BLOCKDEV, Registry::blockdev_add),
         in_time("blockdev-reopen", &types::REOPEN, blockdev_reopen),
+        in_time("blockdev-set-active", &types::SET_ACTIVE, blockdev_set_active),
         in_time("blockdev-del", &types::NODE_NAME, blockdev_del),
         on_registry(
             "query-named-block-nodes",
@@ -33,6 +34,17 @@ struct Reopen {
 
 fn blockdev_reopen(registry: &mut Registry, Reopen { options }: Reopen, done: Done) {
     registry.blockdev_reopen(options, done);
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SetActive {
+    node_name: Option<String>,
+    active: bool,
+}
+
+fn blockdev_set_active(registry: &mut Registry, SetActive { node_name, active }: SetActive, done: Done) {
+    registry.set_active(node_name.as_deref(), active, done);
 }
 
 #[derive(Debug, Deserialize)]

@@ -207,6 +207,12 @@ pub(super) static REOPEN: Object = Object::new(
     &[required("options", Type::Array(&Type::Object(&BLOCKDEV)))],
 );
 
+/// `blockdev-set-active`.
+pub(super) static SET_ACTIVE: Object = Object::new(
+    "q_obj_blockdev-set-active-arg",
+    &[optional("node-name", Type::Str), required("active", Type::Bool)],
+);
+
 pub(super) static NODE_NAME: Object =
     Object::new("q_obj_blockdev-del-arg", &[required("node-name", Type::Str)]);
 

@@ -38,7 +38,7 @@ pub struct ExportOptions {
     /// Always holds: an export never moves to another IOThread, and one that names an unknown IOThread is refused.
     #[serde(default)]
     pub fixed_iothread: bool,
-    /// Allows an inactive node. The daemon always does: the node becomes active when the first ring starts.
+    /// Allows the node to be inactive. Otherwise it becomes active now, and stays so as long as the export exists.
     #[serde(default)]
     pub allow_inactive: bool,
 

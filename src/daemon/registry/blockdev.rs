@@ -89,6 +89,9 @@ impl Registry {
     /// Checks whether a node may become `bytes` long. Returns what it shows, and the new size of the image.
     fn check_resize(&self, name: &str, bytes: u64) -> Result<(DiskView, u64), OperationError> {
         let node = self.nodes.resolve(name)?;
+        if !node.view.activity.get() {
+            return Err(OperationError::ResizeInactive);
+        }
         if node.read_only {
             return Err(OperationError::Resize {
                 name: name.to_owned(),

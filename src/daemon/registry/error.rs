@@ -56,6 +56,16 @@ pub enum OperationError {
     NoDevice { path: PathBuf },
     #[error("Failed to find node with node-name='{name}'")]
     NotFound { name: String },
+    #[error("Node has active parent node")]
+    ActiveParent,
+    #[error("Failed to inactivate node: Operation not permitted")]
+    CannotInactivate,
+    #[error("Failed to inactivate all nodes: Operation not permitted")]
+    CannotInactivateAll,
+    #[error("Failed to inactivate node")]
+    Inactivate { source: io::Error },
+    #[error("Permission 'resize' unavailable on inactive node")]
+    ResizeInactive,
     #[error("Cannot change the option '{0}'")]
     CannotChange(&'static str),
     #[error("Read-only block node '{name}' cannot support read-write users")]

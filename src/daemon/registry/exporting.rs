@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::error::OperationError;
 use super::exports::{Export, Planned, plan, start_confined};
+use super::names::Given;
 use super::nodes::Resolved;
 use super::objects::IoThreadObject;
 use super::sockets::Socket;
@@ -41,11 +42,24 @@ impl Registry {
             Some(_) => Ok(VecDeque::new()),
         };
         self.run_with(wanted, done, move |registry, given, done| {
-            match registry.plan_export(&options, socket, given.server) {
-                Ok(planned) => registry.start_export(options.id, planned, done),
-                Err(refusal) => done(Err(refusal)),
+            let inactive = registry.nodes.resolve(&options.node_name).is_ok_and(is_inactive);
+            if options.allow_inactive || !inactive {
+                return registry.export_active(options, socket, given, done);
             }
+            let name = options.node_name.clone();
+            registry.set_active_then(Some(&name), true, move |registry, activated| match activated {
+                Ok(()) => registry.export_active(options, socket, given, done),
+                Err(refusal) => done(Err(refusal)),
+            });
         });
+    }
+
+    /// Serves a node that is active, or may stay inactive.
+    fn export_active(&mut self, options: ExportOptions, socket: Option<OwnedFd>, given: Given, done: Done) {
+        match self.plan_export(&options, socket, given.server) {
+            Ok(planned) => self.start_export(options.id, planned, done),
+            Err(refusal) => done(Err(refusal)),
+        }
     }
 
     /// Checks a new export and reserves its place.
@@ -208,4 +222,9 @@ impl Registry {
         let exports = exports.map(|(id, export)| info(id, export, false));
         exports.chain(leaving).collect()
     }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for is_ok_and")]
+fn is_inactive(node: Resolved) -> bool {
+    !node.view.activity.get()
 }

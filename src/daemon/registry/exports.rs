@@ -36,6 +36,8 @@ pub struct Export {
     pub(super) writable: bool,
     /// The IOThreads, which live at least as long as the export.
     pub(super) iothreads: Vec<Arc<IoThreadObject>>,
+    /// The node may be inactive.
+    pub(super) allow_inactive: bool,
     /// Adjacent requests are merged.
     pub(super) merging: bool,
     /// The export is being added, and cannot be seen yet.
@@ -103,6 +105,7 @@ pub(super) fn plan(
         node_name: options.node_name.clone(),
         writable,
         iothreads,
+        allow_inactive: options.allow_inactive,
         merging: params.merging,
         starting: true,
         prepared: None,

@@ -17,6 +17,7 @@ mod objects;
 mod predecessor;
 mod reopen;
 mod serving;
+mod set_active;
 mod sockets;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! Block nodes by name: files, devices and null disks, and the filters above them.
 
+mod activity;
 mod filename;
 mod network;
 mod open;
