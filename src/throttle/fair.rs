@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::queue::{LaneId, MemberId, Ticket};
+use super::ticket::{LaneId, MemberId, Ticket};
 
 /// Nanoseconds for which a member's requests would have used up the limit.
 pub(super) type Used = u64;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::limits::{LimitsError, ThrottleLimits};
-use super::queue::{Direction, LaneId, MemberId, Queue};
+use super::queue::Queue;
+use super::ticket::{Direction, LaneId, MemberId};
 use crate::aio::BhHandle;
 use crate::sync::{Mutex, MutexGuard, lock};
 
