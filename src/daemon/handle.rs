@@ -1,9 +1,7 @@
 //! Access to the registry of the main thread, for other threads.
 
-use super::registry::Registry;
+use super::registry::{Call, Registry};
 use super::signals::Caller;
-
-type Call = Box<dyn FnOnce(&mut Registry) + Send>;
 
 /// Runs operations on the registry of the main thread. Any thread. Clones reach the same registry.
 #[derive(Clone)]

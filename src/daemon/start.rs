@@ -125,7 +125,8 @@ pub(super) fn start(
         .serve(&sandbox, registry.roster())
         .map_err(Error::Metrics)?;
     readiness.announce();
-    registry.set_handle(handle.clone());
+    let way_back = handle.clone();
+    registry.set_way_back(move |call| way_back.call(call));
     let monitor = monitors
         .serve(&sandbox, handle, &mut registry)
         .map_err(Error::Monitor)?;

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::error::OperationError;
 use super::exports::{Export, Planned, plan, start_confined};
-use super::names::Given;
 use super::nodes::Resolved;
 use super::objects::IoThreadObject;
 use super::sockets::Socket;
+use super::waiting::Given;
 use super::{Done, Registry};
 use crate::daemon::options::{ExportOptions, IoThreadOptions, is_well_formed};
 use crate::engine::BlockNode;

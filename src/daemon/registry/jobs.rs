@@ -4,20 +4,18 @@
 //! Operations check what they can on the main thread, start their work, and come back to the main thread with the
 //! result. What they depend on may have changed by then, unless they have marked it as busy.
 
-use std::collections::BTreeMap;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
-use super::Registry;
 use super::error::OperationError;
-use crate::daemon::handle::Handle;
+use super::{Call, Registry};
 use crate::sandbox::ThreadKind;
 
 type Outcome<T> = Result<T, OperationError>;
 
 impl Registry {
-    /// Runs work that may wait on other threads from now on. They come back through `handle`.
-    pub(in crate::daemon) fn set_handle(&mut self, handle: Handle) {
-        self.handle = Some(handle);
+    /// Runs work that may wait on other threads from now on. They come back to the main thread through `come_back`.
+    pub(in crate::daemon) fn set_way_back(&mut self, come_back: impl Fn(Call) + Send + Sync + 'static) {
+        self.come_back = Some(Arc::new(come_back));
     }
 
     /// Runs `work` on a thread of its own, then `then` with its result on the main thread. At the start, both run at
@@ -28,7 +26,7 @@ impl Registry {
         W: FnOnce() -> Outcome<T> + Send + 'static,
         F: FnOnce(&mut Self, Outcome<T>) + Send + 'static,
     {
-        let (Some(handle), Some(running)) = (self.handle.clone(), &self.running) else {
+        let (Some(come_back), Some(running)) = (self.come_back.clone(), &self.running) else {
             let outcome = work();
             return then(self, outcome);
         };
@@ -37,7 +35,7 @@ impl Registry {
         let body = move || {
             let Ok((work, then)) = take.recv() else { return };
             let outcome = work();
-            handle.call(move |registry| then(registry, outcome));
+            come_back(Box::new(move |registry| then(registry, outcome)));
         };
         let spawned = running
             .sandbox
@@ -58,36 +56,5 @@ impl Registry {
             },
             |_, _| (),
         );
-    }
-}
-
-/// The nodes that an operation has not finished with, each with the name of the operation.
-#[derive(Debug, Default)]
-pub(super) struct Busy(BTreeMap<String, &'static str>);
-
-impl Busy {
-    /// Refuses a busy node.
-    pub(super) fn check(&self, name: &str) -> Result<(), OperationError> {
-        match self.0.get(name) {
-            None => Ok(()),
-            Some(by) => Err(OperationError::Busy {
-                name: name.to_owned(),
-                by,
-            }),
-        }
-    }
-
-    /// Marks nodes, none of which may be busy.
-    pub(super) fn mark(&mut self, names: &[String], by: &'static str) -> Result<(), OperationError> {
-        names.iter().try_for_each(|name| self.check(name))?;
-        self.0.extend(names.iter().map(|name| (name.clone(), by)));
-        Ok(())
-    }
-
-    /// Removes the marks.
-    pub(super) fn clear(&mut self, names: &[String]) {
-        for name in names {
-            self.0.remove(name);
-        }
     }
 }

@@ -3,9 +3,10 @@
 //!
 //! Before [`start`](Registry::start), operations only acquire what needs rights (images, sockets), and create no
 //! threads. Afterwards they take effect at once. Main thread only; other threads send calls through a
-//! [`Handle`].
+//! [`Handle`](super::handle::Handle).
 
 mod blockdev;
+mod busy;
 mod callbacks;
 mod error;
 mod exporting;
@@ -19,6 +20,7 @@ mod reopen;
 mod serving;
 mod set_active;
 mod sockets;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -32,16 +34,15 @@ pub use error::{OperationError, SocketError};
 pub use exporting::ExportInfo;
 pub use exports::Export;
 use exports::start_confined;
-use names::Names;
 pub use nodes::Node;
 use nodes::Nodes;
 use objects::Objects;
 pub use objects::{IoThreadObject, Object};
 pub use serving::RemoveMode;
 use sockets::Sockets;
+use waiting::Names;
 
 use super::disks::{Disk, Disks};
-use super::handle::Handle;
 use super::options::ObjectOptions;
 use super::roster::Roster;
 use crate::account::Account;
@@ -50,19 +51,22 @@ use crate::nbd::Line;
 use crate::qmp::FdSets;
 use crate::sandbox::Sandbox;
 
+/// A call that another thread wants the main thread to make.
+pub(in crate::daemon) type Call = Box<dyn FnOnce(&mut Registry) + Send>;
+
 /// The objects, nodes and exports of this process.
 pub struct Registry {
     objects: Objects,
     nodes: Nodes,
     exports: BTreeMap<String, Export>,
     sockets: Sockets,
-    names: Names,
+    names: Names<Self>,
     /// The IOThread for exports that name none.
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
     leaving: Vec<Leaving>,
     /// Reaches the main thread, which has this registry.
-    handle: Option<Handle>,
+    come_back: Option<Arc<dyn Fn(Call) + Send + Sync>>,
     roster: Roster,
     on_notice: OnNotice,
     on_disk_notice: OnDiskNotice,
@@ -96,11 +100,11 @@ impl Registry {
                 account,
                 ..Sockets::default()
             },
-            names: Names::default(),
+            names: Names::new(),
             default_iothread: None,
             running: None,
             leaving: Vec::new(),
-            handle: None,
+            come_back: None,
             roster: Roster::default(),
             on_notice: Box::new(|_| ()),
             on_disk_notice: OnDiskNotice::default(),

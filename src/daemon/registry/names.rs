@@ -8,61 +8,19 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::OperationError;
+use super::waiting::{Given, OpenedFile, Waiting, Wanted};
 use super::{Done, Registry};
 use crate::account::Groups;
 use crate::daemon::options::{BlockdevOptions, ExportOptions};
-use crate::opener::{Answer, Answered, FileRequest, Opener, Place, Refusal, SocketRequest};
+use crate::opener::{Answer, Answered, FileRequest, Opener, Refusal};
 use crate::storage;
 use crate::vhost_user::path::is_ours;
 use crate::vhost_user::server::{Server, ServerError};
-
-/// The operations that wait for names.
-#[derive(Default)]
-pub(super) struct Names {
-    opener: Option<Opener>,
-    /// The first operation has asked for the first name that it wants.
-    waiting: VecDeque<Waiting>,
-    /// The advice for names that cannot be opened: what makes them available at the next start.
-    hint: &'static str,
-}
-
-/// Starts an operation, which calls `done` when it has ended.
-type Run = Box<dyn FnOnce(&mut Registry, Given, Done) + Send>;
-
-struct Waiting {
-    wanted: VecDeque<Wanted>,
-    given: Given,
-    run: Run,
-    done: Done,
-}
-
-/// What the opener has opened for an operation.
-#[derive(Debug, Default)]
-pub(super) struct Given {
-    pub(super) files: Vec<OpenedFile>,
-    pub(super) server: Option<Server>,
-}
-
-/// A name that an operation needs.
-#[derive(Debug)]
-pub(super) enum Wanted {
-    File(PathBuf, Place, FileRequest),
-    Socket(PathBuf, Place, SocketRequest),
-}
-
-/// An image that was opened for the next operation.
-#[derive(Debug)]
-pub(super) struct OpenedFile {
-    pub(super) path: PathBuf,
-    pub(super) image: File,
-    /// The same file, open for O_DIRECT.
-    pub(super) direct: Option<File>,
-}
 
 impl Registry {
     /// Opens names through `opener` once the sandbox takes them away. `hint` is the advice for all other names.
@@ -247,19 +205,6 @@ impl Registry {
 
 fn swap<A, B>((a, b): (A, B)) -> (B, A) {
     (b, a)
-}
-
-impl Names {
-    /// Returns whether the opener still has to remove the socket with this name.
-    pub(super) fn has_socket(&self, name: &str) -> bool {
-        self.opener
-            .as_ref()
-            .is_some_and(|opener| opener.has_socket(Path::new(name)))
-    }
-
-    fn place(&self, path: &Path) -> Option<Place> {
-        self.opener.as_ref()?.place(path)
-    }
 }
 
 fn no_file(path: PathBuf, refusal: Refusal, hint: &'static str) -> OperationError {

@@ -2,6 +2,7 @@
 
 mod activity;
 mod filename;
+mod lines;
 mod network;
 mod open;
 mod reopen;
@@ -14,17 +15,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::busy::Busy;
 use super::error::{OperationError, refuse, require};
-use super::jobs::Busy;
-use super::names::OpenedFile;
 use super::objects::Objects;
+use super::waiting::OpenedFile;
 use crate::daemon::options::{AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Driver, is_well_formed};
 use crate::engine::{self, BlockNode};
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::throttle::Group;
 
-pub(super) use network::Lines;
+pub(super) use lines::Lines;
 pub(super) use open::Images;
 pub(super) use reopen::Changes;
 pub(super) use resolve::Resolved;

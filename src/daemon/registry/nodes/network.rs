@@ -1,6 +1,6 @@
 //! Nodes on NBD servers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::super::error::{OperationError, require};
@@ -9,20 +9,6 @@ use crate::connector;
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::{BlockNode, NbdDisk, NbdOptions};
 use crate::nbd::{Line, Server};
-
-/// The lines to NBD servers. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub(in super::super) struct Lines(Arc<Mutex<Vec<Arc<Line>>>>);
-
-impl Lines {
-    /// Adds these lines.
-    pub(in super::super) fn extend(&self, lines: Vec<Arc<Line>>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(lines);
-    }
-}
 
 impl Images {
     /// Connects to the server of a disk.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use super::network::Lines;
+use super::lines::Lines;
 use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
 use crate::daemon::registry::error::{OperationError, require};
-use crate::daemon::registry::names::OpenedFile;
+use crate::daemon::registry::waiting::OpenedFile;
 use crate::engine::BlockNode;
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
