@@ -381,12 +381,12 @@ fn stale_sockets_are_replaced_and_used_ones_are_not() {
     assert!(refusal.contains("in use by another process"), "{refusal}");
     drop((busy, waiting));
     client.run("block-export-add", &export(&json!({})));
-    let refusal = client
-        .refusal(
-            "block-export-add",
-            &export(&json!({"id": "other", "writable": false})),
-        )
-        .1;
+    client.run(
+        "blockdev-add",
+        &json!({"driver": "null-co", "node-name": "other", "read-zeroes": true}),
+    );
+    let other = export(&json!({"id": "other", "node-name": "other"}));
+    let refusal = client.refusal("block-export-add", &other).1;
     assert!(
         refusal.contains("this process serves socket open/hot.sock already"),
         "{refusal}"
