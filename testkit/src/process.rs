@@ -4,12 +4,23 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
 /// The time after which a test gives up. It is long enough that no test fails because the machine is busy.
 pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Sets a flag when it is dropped, so that the threads of a scope end even if the test fails.
+#[derive(Debug)]
+pub struct SetAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Calls `ready` every few milliseconds until it returns something.
 ///

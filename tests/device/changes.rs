@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::SetAtEnd;
 
 use vhost_user_blk::blk::device::{BlkDevice, DeviceParams};
 use vhost_user_blk::blk::error_policy::ErrorPolicy;
@@ -118,6 +119,7 @@ fn the_node_is_replaced_under_load() {
     let group = Group::new("g", limits).unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         let worker = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 assert!(first_block(&mut frontend, 0) < BLOCKS && first_block(&mut frontend, 1) < BLOCKS);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use testkit::daemon::Holdings;
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::memory::PATIENCE;
-use testkit::process::run_alone;
+use testkit::process::{SetAtEnd, run_alone};
 use testkit::random::Random;
 use virtio_driver::VirtioTransport;
 
@@ -194,6 +194,7 @@ fn body_of_adding_and_removing() {
     serve(&mut disks, "staying", open(&staying, false), &socket, &iothreads);
     let stop = AtomicBool::new(false);
     let model = thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         let worker = scope.spawn(|| {
             let mut work = Work::new(&socket, vec![7; MIB]);
             let mut steps = 0;

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use testkit::memory::{PATIENCE, wait_readable};
+use testkit::process::SetAtEnd;
 use testkit::raw::{Answer, msg};
 use testkit::vm::{DATA, EVENT_IDX, HEADER, STATUS, Vm, header, readable, writable};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -126,6 +127,7 @@ fn a_kick_storm_does_not_starve_others() {
     let kick = vm.rings[0].kick.try_clone().expect("clone an eventfd");
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let _ = kick.write(1);
@@ -134,7 +136,6 @@ fn a_kick_storm_does_not_starve_others() {
         for _ in 0..200 {
             vm.read_sector(1, 1);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     drop(vm);
     assert_unharmed(&mut daemon);

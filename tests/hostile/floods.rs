@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
 use testkit::memory::SharedMemory;
+use testkit::process::SetAtEnd;
 use testkit::random::Random;
 use testkit::raw::{Answer, Client, Region, msg};
 use testkit::vm::{
@@ -18,13 +19,13 @@ use testkit::vm::{
 fn while_running(attack: impl Fn() + Sync, meanwhile: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 attack();
             }
         });
         meanwhile();
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use testkit::daemon::{Daemon, SOCKET, run};
 use testkit::frontend::{Frontend, Op, SLOT, all_features};
+use testkit::process::SetAtEnd;
 use testkit::vm::{Ring, Vm};
 
 const DEPTH: usize = 64;
@@ -112,6 +113,7 @@ fn ends_well_on(signal: libc::c_int) {
     let mut frontend = Frontend::connect(&daemon.socket(), 1, DEPTH, all_features()).expect("connect");
     let (stop, started) = (AtomicBool::new(false), AtomicBool::new(false));
     let exit = std::thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         scope.spawn(|| {
             let queue = frontend.queue(0);
             (0..DEPTH).for_each(|i| {

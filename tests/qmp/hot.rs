@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use testkit::daemon::{Daemon, Holdings};
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::metrics::scrape;
-use testkit::process::wait_for;
+use testkit::process::{SetAtEnd, wait_for};
 
 use crate::client::Client;
 use crate::daemon::start_with;
@@ -200,6 +200,7 @@ fn hot_disks_come_and_go_beside_a_busy_one() {
     let stop = AtomicBool::new(false);
     let pid = daemon.pid();
     thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         let work = scope.spawn(|| {
             let mut frontend = Frontend::connect(&socket, 1, 4, all_features()).expect("connect");
             let mut rounds: u8 = 0;

@@ -9,7 +9,7 @@ use std::thread;
 use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::metrics::{answer, request, scrape};
-use testkit::process::threads;
+use testkit::process::{SetAtEnd, threads};
 
 use super::{connect, start};
 
@@ -124,6 +124,7 @@ fn floods_disturb_no_disk() {
     let mut daemon = start(&["--sandbox", "on"]);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         let flood = || {
             while !stop.load(Ordering::Relaxed) {
                 // Fails while the queue of connections is full.
