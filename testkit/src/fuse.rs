@@ -41,7 +41,7 @@ const LONG: Duration = Duration::from_secs(100);
 enum Behavior {
     /// It cannot be locked, and answers neither reads nor writes nor flushes.
     StallsAll,
-    /// It can be locked, and answers only reads.
+    /// It can be locked, and answers everything but writes.
     StallsWrites,
     /// It cannot be locked. It is neither opened nor resized nor closed.
     IsSlowToOpen,
@@ -72,7 +72,7 @@ impl StalledFile {
         Self::mount_as(size, Behavior::StallsAll)
     }
 
-    /// Mounts a file that can be locked and read at any time, for the calling thread only.
+    /// Mounts a file that can be locked and where only writes wait, for the calling thread only.
     pub fn mount_lockable(size: u64) -> io::Result<Self> {
         Self::mount_as(size, Behavior::StallsWrites)
     }
@@ -260,6 +260,7 @@ fn answer(mut device: &File, request: &[u8], content: &Mutex<Vec<u8>>, gate: &Ga
             put(&mut body, u32_at(request, 56));
             put(&mut body, 0);
         }
+        FSYNC if gate.behavior == Behavior::StallsWrites => {}
         FSYNC => gate.pass(),
         // NFS without its lock server answers the same.
         opcode if LOCKS.contains(&opcode) => error = -libc::ENOLCK,
