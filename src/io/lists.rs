@@ -100,6 +100,9 @@ impl IoRequest {
     /// Undoes [`become_part`](Self::become_part).
     pub(super) fn leave_parent(&mut self) -> Option<Parent> {
         assert!(!self.is_merged(), "followers leave first");
+        // A follower, or a child that was executed at once, still has it. The splitter keeps the child, so each would keep
+        // the other for ever.
+        self.completer = None;
         let lists = self.lists.as_mut()?;
         lists.part.clear();
         lists.parent.take()

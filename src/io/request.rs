@@ -122,7 +122,7 @@ pub struct IoRequest {
     /// The result, valid once the request has completed.
     pub result: io::Result<()>,
 
-    completer: Option<SendWrapper<Rc<dyn Completer>>>,
+    pub(super) completer: Option<SendWrapper<Rc<dyn Completer>>>,
     /// Memory besides `iov`: that of the followers, or a part of another request's.
     pub(super) lists: Option<Box<Lists>>,
 }

@@ -122,6 +122,21 @@ fn check(splitter: &Splitter, case: &Case) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A follower completes through its leader, and has a completer of its own nevertheless.
+#[test]
+fn a_splitter_is_freed_with_its_merged_children() {
+    let (splitter, back) = (Splitter::new(), Rc::<Back>::default());
+    let split = splitter.split(request(IoOp::Read, 0, &mut [vec![0; 1024]], &back));
+    let mut group = split.child(0, 512);
+    group.absorb(split.child(512, 512));
+    drop(split);
+    group.finish();
+    assert!(back.take_one().result.is_ok());
+    let freed = Rc::downgrade(&splitter);
+    drop(splitter);
+    assert!(freed.upgrade().is_none(), "its idle children keep it");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
