@@ -18,12 +18,13 @@ const PAGE: u64 = 4096;
 /// Distances from our own mapping of guest memory up to the kernel's, in the order in which they are tried. All pairs
 /// of mappings use the same distance, so that an address in one mapping gives the address in the other.
 ///
-/// Something else may be mapped at a distance (AddressSanitizer reserves 4 TiB). With 39-bit addresses only the short
+/// Something else may be mapped at a distance. Below the first mappings AddressSanitizer reserves more than 4 TiB, of
+/// which a large mapping may miss what later ones hit, so 12 TiB come first. With 39-bit addresses only the short
 /// distances are possible. The last distances put our mapping above the kernel's, in case that starts at a low address
 /// (valgrind).
 const DISTANCES: [usize; 5] = [
-    1 << 42,
     3 << 42,
+    1 << 42,
     1 << 36,
     (1_usize << 42).wrapping_neg(),
     (1_usize << 36).wrapping_neg(),
