@@ -129,6 +129,9 @@ impl Drop for HeldTurn<'_> {
     }
 }
 
+/// Locks that stay until the process ends.
+static KEPT: Mutex<Vec<ImageLock>> = Mutex::new(Vec::new());
+
 /// The right to use an image.
 #[derive(Debug)]
 pub(super) struct Turn {
@@ -259,7 +262,9 @@ impl Drop for Turn {
         if self.unflushed {
             // The process keeps the lock, also after it has removed the disk: nobody should use the image as if it were
             // complete.
-            std::mem::forget(self.lock.take());
+            KEPT.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(self.lock.take());
         }
     }
 }
