@@ -29,6 +29,8 @@ struct Member {
     number: i64,
     fd: OwnedFd,
     opaque: Option<String>,
+    /// A node uses the descriptor, or has used it.
+    used: bool,
 }
 
 /// A set, for `query-fdsets`.
@@ -59,7 +61,12 @@ impl FdSets {
             None => (0..).find(|id| !sets.contains_key(id)).unwrap_or(i64::MAX),
         };
         let number = i64::from(fd.as_raw_fd());
-        sets.entry(id).or_default().push(Member { number, fd, opaque });
+        sets.entry(id).or_default().push(Member {
+            number,
+            fd,
+            opaque,
+            used: false,
+        });
         Ok((id, number))
     }
 
@@ -108,47 +115,64 @@ impl FdSets {
         path.to_str().is_some_and(|path| path.starts_with(DIRECTORY))
     }
 
-    /// Opens a path `/dev/fdset/N`: duplicates the first descriptor of the set that has the required access mode,
-    /// preferably one without O_DIRECT. The second file is the same one, open for O_DIRECT, if the set has it and the
-    /// first is not. Returns `None` if the path does not name a set. With `direct`, only descriptors that are open with
-    /// or without O_DIRECT are considered.
+    /// Opens a path `/dev/fdset/N`: duplicates a descriptor of the set that has the required access mode, and was opened
+    /// with or without O_DIRECT, as `direct` says. The second file is the same one, open for O_DIRECT, if the set has it
+    /// and the first is not. Returns `None` if the path does not name a set.
+    ///
+    /// If no descriptor has the right flag, one is returned whose flag the caller changes, unless `keep_flags`. That
+    /// changes all duplicates, so none of them may be in use.
     ///
     /// # Errors
-    /// The set does not exist, or has no descriptor with these flags.
+    /// The set does not exist, or has no descriptor with the access mode. The kind is `ResourceBusy` if it has one, but
+    /// with the other flag and in use.
     pub fn open(
         &self,
         path: &str,
         writable: bool,
-        direct: Option<bool>,
+        direct: bool,
+        keep_flags: bool,
     ) -> Option<io::Result<(File, Option<File>)>> {
         let id = path.strip_prefix(DIRECTORY)?;
-        Some(self.duplicate(id, writable, direct))
+        Some(self.duplicate(id, writable, direct, keep_flags))
     }
 
-    fn duplicate(&self, id: &str, writable: bool, direct: Option<bool>) -> io::Result<(File, Option<File>)> {
+    fn duplicate(
+        &self,
+        id: &str,
+        writable: bool,
+        direct: bool,
+        keep_flags: bool,
+    ) -> io::Result<(File, Option<File>)> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let id = id.parse::<i64>().map_err(|_| missing())?;
-        let sets = self.lock();
-        let members = sets.get(&id).ok_or_else(missing)?;
+        let mut sets = self.lock();
+        let members = sets.get_mut(&id).ok_or_else(missing)?;
         let wanted = match writable {
             true => OFlags::RDWR,
             false => OFlags::RDONLY,
         };
-        let mut found = None;
-        for member in members {
+        let mut suitable = Vec::new();
+        for (place, member) in members.iter().enumerate() {
             let flags = fcntl_getfl(&member.fd)?;
-            let is_direct = flags.contains(OFlags::DIRECT);
-            if flags & OFlags::RWMODE != wanted || direct.is_some_and(|direct| direct != is_direct) {
-                continue;
+            if flags & OFlags::RWMODE == wanted {
+                suitable.push((place, flags.contains(OFlags::DIRECT) == direct));
             }
-            if !is_direct {
-                let sibling = direct_sibling(members, &member.fd)?;
-                return Ok((copy(&member.fd)?, sibling));
-            }
-            found = found.or(Some(member));
         }
-        let found = found.ok_or(io::ErrorKind::PermissionDenied)?;
-        Ok((copy(&found.fd)?, None))
+        let is_free = |&&(place, _): &&(usize, bool)| !keep_flags && !members[place].used;
+        let found = suitable.iter().find(|(_, fits)| *fits);
+        let Some(&(place, fits)) = found.or_else(|| suitable.iter().find(is_free)) else {
+            return Err(match suitable.is_empty() {
+                true => io::ErrorKind::PermissionDenied.into(),
+                false => io::ErrorKind::ResourceBusy.into(),
+            });
+        };
+        members[place].used = true;
+        let file = copy(&members[place].fd)?;
+        let sibling = match fits && !direct {
+            true => direct_sibling(members, &file)?,
+            false => None,
+        };
+        Ok((file, sibling))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i64, Vec<Member>>> {
@@ -158,15 +182,16 @@ impl FdSets {
 }
 
 /// Returns a descriptor of the same file that is open for O_DIRECT, and can be read.
-fn direct_sibling(members: &[Member], fd: &OwnedFd) -> io::Result<Option<File>> {
-    let same = fstat(fd)?;
-    for Member { fd, .. } in members {
-        let (flags, stat) = (fcntl_getfl(fd)?, fstat(fd)?);
+fn direct_sibling(members: &mut [Member], file: &File) -> io::Result<Option<File>> {
+    let same = fstat(file)?;
+    for member in members {
+        let (flags, stat) = (fcntl_getfl(&member.fd)?, fstat(&member.fd)?);
         if flags.contains(OFlags::DIRECT)
             && flags & OFlags::RWMODE != OFlags::WRONLY
             && (stat.st_dev, stat.st_ino, stat.st_rdev) == (same.st_dev, same.st_ino, same.st_rdev)
         {
-            return copy(fd).map(Some);
+            member.used = true;
+            return copy(&member.fd).map(Some);
         }
     }
     Ok(None)
@@ -193,22 +218,30 @@ mod tests {
         let sets = FdSets::default();
         let (id, _) = sets.add(descriptor(false), None, None).expect("add");
         let path = format!("/dev/fdset/{id}");
-        assert!(sets.open(&path, false, None).expect("a set's path").is_ok());
+        assert!(
+            sets.open(&path, false, false, false)
+                .expect("a set's path")
+                .is_ok()
+        );
         let refused = sets
-            .open(&path, true, None)
+            .open(&path, true, false, false)
             .expect("a set's path")
             .expect_err("none is writable");
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
         sets.add(descriptor(true), Some(id), None).expect("add");
-        assert!(sets.open(&path, true, None).expect("a set's path").is_ok());
-        assert!(sets.open("/dev/null", true, None).is_none());
         assert!(
-            sets.open("/dev/fdset/77", true, None)
+            sets.open(&path, true, false, false)
+                .expect("a set's path")
+                .is_ok()
+        );
+        assert!(sets.open("/dev/null", true, false, false).is_none());
+        assert!(
+            sets.open("/dev/fdset/77", true, false, false)
                 .expect("a set's path")
                 .is_err()
         );
         assert!(
-            sets.open("/dev/fdset/x", true, None)
+            sets.open("/dev/fdset/x", true, false, false)
                 .expect("a set's path")
                 .is_err()
         );
@@ -229,7 +262,7 @@ mod tests {
         };
         let sets = FdSets::default();
         let opened = || {
-            sets.open("/dev/fdset/1", true, None)
+            sets.open("/dev/fdset/1", true, false, false)
                 .expect("a set's path")
                 .expect("is there")
         };
@@ -243,6 +276,22 @@ mod tests {
         let flags = |file: &File| fcntl_getfl(file).expect("flags");
         assert!(!flags(&file).contains(OFlags::DIRECT));
         assert!(flags(&direct.expect("the third")).contains(OFlags::DIRECT));
+    }
+
+    #[test]
+    fn descriptors_in_use_keep_their_flags() {
+        let sets = FdSets::default();
+        let open = |direct, keep_flags| {
+            let opened = sets.open("/dev/fdset/1", false, direct, keep_flags);
+            opened.expect("a set's path").map_err(|error| error.kind())
+        };
+        sets.add(descriptor(false), Some(1), None).expect("add");
+        assert_eq!(open(true, true).err(), Some(io::ErrorKind::ResourceBusy));
+        assert!(open(true, false).is_ok(), "nobody else uses it");
+        assert_eq!(open(true, false).err(), Some(io::ErrorKind::ResourceBusy));
+        assert!(open(false, false).is_ok());
+        sets.add(descriptor(false), Some(1), None).expect("add");
+        assert!(open(true, false).is_ok(), "there is a fresh one");
     }
 
     #[test]

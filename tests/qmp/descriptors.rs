@@ -92,7 +92,7 @@ fn sets_are_shared_until_the_last_client_leaves() {
     assert!(
         server
             .fdsets
-            .open(&path, true, None)
+            .open(&path, true, false, false)
             .expect("a set's path")
             .is_ok()
     );
@@ -102,7 +102,7 @@ fn sets_are_shared_until_the_last_client_leaves() {
     wait_for("the sets to be closed", || {
         server
             .fdsets
-            .open(&path, true, None)
+            .open(&path, true, false, false)
             .expect("a set's path")
             .is_err()
             .then_some(())

@@ -99,6 +99,11 @@ pub enum OperationError {
     #[error("no descriptor in {} has the right access mode", path.display())]
     NoDescriptor { path: PathBuf, source: io::Error },
     #[error(
+        "the descriptors in {} cannot be switched while others use them: add one that was opened {with} O_DIRECT",
+        path.display()
+    )]
+    DescriptorFlags { path: PathBuf, with: &'static str },
+    #[error(
         "the sandbox keeps this process from opening {}: {hint}pass a descriptor (add-fd, and /dev/fdset/N as its name)",
         path.display()
     )]

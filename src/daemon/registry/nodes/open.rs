@@ -102,9 +102,17 @@ impl Images {
     /// this operation.
     fn open_as(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
         let path = options.path.to_str().unwrap_or_default();
-        let direct = self.keep_flags.then_some(options.direct);
-        match self.fdsets.open(path, !options.read_only, direct) {
+        let found = self
+            .fdsets
+            .open(path, !options.read_only, options.direct, self.keep_flags);
+        match found {
             Some(Ok((file, direct))) => Ok(BlockNode::from_file(file, direct, options)?),
+            Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
+                Err(OperationError::DescriptorFlags {
+                    path: options.path.clone(),
+                    with: if options.direct { "with" } else { "without" },
+                })
+            }
             Some(Err(source)) => Err(OperationError::NoDescriptor {
                 path: options.path.clone(),
                 source,
