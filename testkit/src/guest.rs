@@ -86,6 +86,12 @@ impl Guest {
         guest
     }
 
+    /// Returns whether QEMU connects again if the backend ends while QEMU sets the device up. An older QEMU then gives the
+    /// device up.
+    pub fn reconnects_at_any_time(&self) -> bool {
+        self.qmp().version() >= (9, 2)
+    }
+
     /// Returns whether a running guest can migrate here. Reports the test as skipped if not.
     ///
     /// Before version 9.0, QEMU loses memory that a guest without KVM writes during its migration: it clears a page's

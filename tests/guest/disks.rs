@@ -110,7 +110,8 @@ fn remove_third(daemon: &Daemon) {
 /// Plugs the third disk into the guest, and waits until the guest has it.
 fn plug(guest: &mut Guest) {
     let mut qmp = guest.qmp();
-    let again = match reconnects_at_once(&mut qmp) {
+    // QEMU before 9.2 knows whole seconds only.
+    let again = match qmp.version() >= (9, 2) {
         true => json!({"reconnect-ms": 100}),
         false => json!({"reconnect": 1}),
     };
@@ -126,11 +127,6 @@ fn plug(guest: &mut Guest) {
     wait_for("the guest to find the disk", || {
         (guest.run("test -b /dev/vdc").status == "0").then_some(())
     });
-}
-
-/// Returns whether this QEMU connects again without waiting for a second (from 9.2 on).
-fn reconnects_at_once(qmp: &mut Qmp) -> bool {
-    qmp.version() >= (9, 2)
 }
 
 fn unplug(guest: &Guest) {
@@ -238,13 +234,12 @@ fn survives_kills(mut daemon: Daemon, again: impl Fn(&Daemon)) {
     again(&daemon);
     plug(&mut guest);
     start_load(&mut guest, "--name=3 --filename=/dev/vdc");
-    // An older QEMU never connects again if the daemon is killed while a device is being set up.
-    let at_any_time = reconnects_at_once(&mut guest.qmp());
+    let at_any_time = guest.reconnects_at_any_time();
     let (mut kills, end) = (0, Instant::now() + Duration::from_secs(seconds));
     while Instant::now() < end {
         if !at_any_time {
             daemon.wait_for(|daemon| frontends(daemon) == IMAGES.len(), "have all frontends");
-            thread::sleep(Duration::from_millis(300));
+            wait_for("requests", || (in_use(&daemon) == IMAGES.len()).then_some(()));
         }
         thread::sleep(Duration::from_millis(200 + random.next() % 800));
         daemon.restart(libc::SIGKILL);
@@ -254,6 +249,14 @@ fn survives_kills(mut daemon: Daemon, again: impl Fn(&Daemon)) {
     finish(guest);
     println!("{kills} kills in {seconds} s: nothing was lost");
     assert!(kills > seconds / 3, "only {kills} kills");
+}
+
+/// Returns the number of disks that have taken requests.
+fn in_use(daemon: &Daemon) -> usize {
+    let stats = monitor(daemon).execute("query-blockstats", &json!({}));
+    let total = |disk: &Value, name| disk["x-export"]["total"][name].as_u64().expect("a number");
+    let taken = |disk: &&Value| total(disk, "reads") + total(disk, "writes") > 0;
+    stats.as_array().expect("a list").iter().filter(taken).count()
 }
 
 /// Returns the number of connected frontends.
