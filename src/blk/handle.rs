@@ -40,7 +40,7 @@ pub enum ReplaceError {
     /// The image is in use.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// What was written through the old node is not stable.
+    /// The flush of the old node failed, so its writes may not be stable.
     #[error("cannot flush before the node is reopened")]
     Flush(#[source] io::Error),
 }

@@ -21,7 +21,7 @@ pub enum Replies {
     Extended,
 }
 
-/// What a server serves.
+/// The disk that a server offers, and what can be done with it.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Export {
     /// Size in bytes.

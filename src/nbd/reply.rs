@@ -12,7 +12,7 @@ pub const HEADER_MAX: usize = 32 + 12;
 /// The longest text of an error that is skipped.
 const TEXT_MAX: u64 = 64 << 10;
 
-/// What the client expects in answer to a request.
+/// The answer that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// The answer is data: the first byte of the read and its length. `None` for other requests.

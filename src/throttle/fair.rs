@@ -20,7 +20,7 @@ pub(super) struct FairQueue {
     members: BTreeMap<MemberId, Share>,
     /// Members that have tickets. The first member goes next.
     order: BTreeSet<Place>,
-    /// What the members that went had used before, at most. A member that comes back starts near this.
+    /// The most that a member had used before it went. A member that comes back starts near this.
     clock: Used,
 }
 

@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// What a member wants: direction and size of its requests, and the number that it keeps waiting.
+    /// The load of a member: direction and size of its requests, and the number that it keeps waiting.
     type Wish = (Direction, u64, usize);
 
     /// Returns the number of requests of each member that went in ten seconds.

@@ -72,7 +72,7 @@ fn write(disk: &mut Frontend, offset: u64, byte: u8) {
 }
 
 /// Returns whether another process could write to the image.
-fn is_unlocked(daemon: &Daemon) -> bool {
+pub(crate) fn is_unlocked(daemon: &Daemon) -> bool {
     let options = OpenOptions {
         path: daemon.dir().join("a"),
         ..OpenOptions::default()

@@ -5,10 +5,10 @@ use std::os::unix::fs::symlink;
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
-use vhost_user_blk::storage::{ImageLock, OpenOptions, RawFile};
 
 use crate::client::Client;
 use crate::nodes::{export, node, start};
+use crate::reopen::is_unlocked;
 
 const BLOCK: usize = 4096;
 const MIB: u64 = 1 << 20;
@@ -53,14 +53,6 @@ fn first_byte(disk: &mut Frontend) -> u8 {
     });
     assert_eq!(done.ret, 0);
     done.data[0]
-}
-
-fn is_unlocked(daemon: &Daemon) -> bool {
-    let options = OpenOptions {
-        path: daemon.dir().join("a"),
-        ..OpenOptions::default()
-    };
-    ImageLock::acquire(&RawFile::open(&options).expect("open the image")).is_ok()
 }
 
 #[test]

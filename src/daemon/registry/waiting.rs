@@ -27,7 +27,7 @@ pub(super) struct Waiting<R> {
     pub(super) done: Done,
 }
 
-/// What the opener has opened for an operation.
+/// The files and the socket that the opener has opened for an operation.
 #[derive(Debug, Default)]
 pub(super) struct Given {
     pub(super) files: Vec<OpenedFile>,

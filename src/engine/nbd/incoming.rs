@@ -25,7 +25,7 @@ const CALLS_MAX: usize = 16;
 pub(super) struct Incoming {
     replies: Replies,
     buffer: Box<[u8]>,
-    /// What is in the buffer.
+    /// The range of the buffer with bytes that were not decoded yet.
     start: usize,
     end: usize,
     state: State,
@@ -34,7 +34,7 @@ pub(super) struct Incoming {
     ranges: Ranges,
 }
 
-/// What the next byte is.
+/// The meaning of the next byte.
 #[derive(Clone, Copy, Debug)]
 enum State {
     Header,

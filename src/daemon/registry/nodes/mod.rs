@@ -101,7 +101,7 @@ pub(super) struct Nodes {
     /// File descriptors that QMP clients have passed.
     pub(super) fdsets: FdSets,
     pub(super) busy: Busy,
-    /// What connects to NBD servers.
+    /// The helper processes that connect to NBD servers.
     pub(super) lines: Lines,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
