@@ -12,7 +12,7 @@ use crate::error_chain::chain;
 use crate::nbd::{Answer, Ask};
 use crate::packet::{receive, send};
 use crate::sandbox::{Mode, Sandbox};
-use crate::sys::process::{close_all_but, exit_now, ignore_signal};
+use crate::sys::process::{close_all_but, exit_now, ignore_signals_of_daemon};
 
 /// The name of the process, in lists of processes.
 const NAME: &std::ffi::CStr = c"nbd-connect";
@@ -34,16 +34,7 @@ pub(super) fn run(
 }
 
 fn set_up(socket: &OwnedFd, target: &Target, mode: Mode, account: Option<&Account>) -> Result<(), String> {
-    // The daemon's handlers write to its descriptors, and the helper is needed until the daemon has ended.
-    for signal in [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGUSR1,
-    ] {
-        ignore_signal(signal);
-    }
+    ignore_signals_of_daemon();
     // A name is a convenience.
     let _ = set_name(NAME);
     // SAFETY: this process never comes back to the code that owns the other files.

@@ -14,7 +14,7 @@ use crate::account::Account;
 use crate::error_chain::chain;
 use crate::packet::{receive, send};
 use crate::sandbox::{Mode, Sandbox};
-use crate::sys::process::{close_all_but, exit_now, ignore_signal};
+use crate::sys::process::{close_all_but, exit_now, ignore_signals_of_daemon};
 
 /// The name of the process, in lists of processes.
 const NAME: &std::ffi::CStr = c"sandbox-path";
@@ -37,17 +37,7 @@ fn set_up(
     mode: Mode,
     account: Option<&Account>,
 ) -> Result<(), String> {
-    // The daemon's handlers write to its descriptors. A service manager or a terminal may signal all processes of a
-    // service, but the helper is needed until the daemon has ended.
-    for signal in [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGUSR1,
-    ] {
-        ignore_signal(signal);
-    }
+    ignore_signals_of_daemon();
     // A name is a convenience.
     let _ = set_name(NAME);
     let kept: Vec<_> = directories

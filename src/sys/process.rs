@@ -12,6 +12,22 @@ pub(crate) fn ignore_signal(signal: libc::c_int) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// Ignores the daemon's signals in a process that was forked from it.
+///
+/// The daemon's handlers write to its descriptors. A service manager or a terminal may signal all processes of a service,
+/// but a helper is needed until the daemon has ended.
+pub(crate) fn ignore_signals_of_daemon() {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+    ] {
+        ignore_signal(signal);
+    }
+}
+
 /// Closes all descriptors from `first` up to, but not including, `end`: `close_range`, or one `close` for each before
 /// Linux 5.9.
 ///
