@@ -44,14 +44,16 @@ fn body_of_every_system_call() {
     let sandbox = confined();
     for kind in ThreadKind::ALL {
         for number in (0..SYSTEM_CALLS).filter(|number| !UNFILTERED.contains(number)) {
+            // It would go on wherever the bytes on the stack say. `abort` below makes this call after a signal.
+            if number == libc::SYS_rt_sigreturn {
+                continue;
+            }
             let found = attempt(&sandbox, kind, || call(number, [-1; 6]));
             let free = allowed(kind).any(|call| call.number() == number && call.condition().is_empty());
             let refusal = refused().find(|(call, _)| call.number() == number && applies(call, kind));
             match refusal {
                 Some((call, errno)) => assert_eq!(found, Failed(errno), "{} of {kind}", call.name()),
                 None if !free => assert_eq!(found, Killed, "system call {number} of {kind}"),
-                // It finds no signal frame to return to.
-                None if number == libc::SYS_rt_sigreturn => assert_eq!(found, Signal(libc::SIGSEGV)),
                 None => assert!(
                     matches!(found, Done | Failed(_)),
                     "system call {number} of {kind}: {found:?}"
@@ -132,6 +134,8 @@ fn wishes() -> Vec<(&'static str, i64, Vec<i64>)> {
     ]
 }
 
+extern "C" fn return_at_once(_signal: libc::c_int) {}
+
 #[test]
 fn conditions_let_pass_what_is_needed() {
     run_alone("sandbox::filters::body_of_conditions");
@@ -155,9 +159,12 @@ fn body_of_conditions() {
         let found = attempt(&sandbox, kind, || call(libc::SYS_sendto, [-1, 0, 0, 0, 0, 0]));
         assert_eq!(found, not_a_file, "sendto, {kind}");
         // An abort must look like an abort, not like a violation. The filters contain the process's pid, so the child
-        // makes a sandbox of its own.
+        // makes a sandbox of its own. `abort` raises the signal a second time after its handler has returned.
         let found = in_child(|| {
             confined().enter(kind).expect("enter the sandbox");
+            let handler = return_at_once as extern "C" fn(libc::c_int);
+            // SAFETY: the handler does nothing.
+            unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
             std::process::abort()
         });
         assert_eq!(found, Signal(libc::SIGABRT), "abort, {kind}");
