@@ -28,6 +28,8 @@ pub mod message;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
+pub mod nbd;
+#[cfg(feature = "daemon")]
 pub mod neighbour;
 #[cfg(feature = "daemon")]
 pub mod process;

@@ -41,7 +41,12 @@ impl Machine {
         let configured = configured_options(config);
         let mut args: Vec<&str> = configured.split_whitespace().collect();
         args.extend(options);
-        let daemon = Daemon::start_with(dir, &args);
+        Self::with_args(config, dir, &args)
+    }
+
+    /// Serves a disk with these options of the daemon alone, for guests as `config` says.
+    pub fn with_args(config: &str, dir: TempDir, args: &[&str]) -> Self {
+        let daemon = Daemon::start_with(dir, args);
         let config = config.to_owned();
         Self { daemon, config }
     }

@@ -3,5 +3,6 @@
 mod changes;
 mod disk;
 mod disks;
+mod network;
 mod recovery;
 mod trouble;
