@@ -14,11 +14,10 @@ use rustix::net::{
 };
 
 use super::target::Target;
-use crate::nbd::{ATTEMPT_TIME, Connected, negotiate};
+use crate::nbd::{Export, negotiate};
 
-/// Connects, and negotiates the use of an export. The connection does not block.
-pub(super) fn connect(target: &Target, export: &str) -> Result<Connected, String> {
-    let end = Instant::now() + ATTEMPT_TIME;
+/// Connects, and negotiates the use of an export, until `end` at the latest. The connection does not block.
+pub(super) fn connect(target: &Target, export: &str, end: Instant) -> Result<(OwnedFd, Export), String> {
     let socket = dial(target, end).map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => "the server does not answer".to_owned(),
         _ => format!("cannot connect: {error}"),

@@ -1,16 +1,16 @@
-//! The helper: confines itself, then connects whenever it is asked to, until the daemon ends.
+//! The helper: confines itself, then does its work, until the daemon has ended and the server is done with its requests.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use rustix::thread::set_name;
 
-use super::dial;
+use super::service::Service;
 use super::target::Target;
 use crate::account::Account;
 use crate::error_chain::chain;
-use crate::nbd::{Answer, Ask};
-use crate::packet::{receive, send};
+use crate::nbd::Server;
+use crate::packet::send;
 use crate::sandbox::{Mode, Sandbox};
 use crate::sys::process::{close_all_but, exit_now, ignore_signals_of_daemon};
 
@@ -20,43 +20,43 @@ const NAME: &std::ffi::CStr = c"nbd-connect";
 /// Does the helper's work in a process that was just forked. Never returns.
 pub(super) fn run(
     socket: &OwnedFd,
-    (target, export): (&Target, &str),
+    target: Target,
+    (server, export): (&Server, &str),
     mode: Mode,
     account: Option<&Account>,
 ) -> ! {
-    let ready = set_up(socket, target, mode, account);
-    let failed = ready.is_err();
+    let set_up = set_up(socket, target, (server, export), mode, account);
+    let (ready, service) = match set_up {
+        Ok(service) => (Ok(()), Some(service)),
+        Err(why) => (Err(why), None),
+    };
+    let failed = service.is_none();
     let told = send(socket.as_fd(), &ready, &[], SendFlags::empty());
-    if !failed && told.is_ok() {
-        serve(socket, target, export);
+    if let (Some(service), Ok(())) = (service, told) {
+        service.run(socket);
     }
     exit_now(i32::from(failed));
 }
 
-fn set_up(socket: &OwnedFd, target: &Target, mode: Mode, account: Option<&Account>) -> Result<(), String> {
+fn set_up(
+    socket: &OwnedFd,
+    target: Target,
+    (server, export): (&Server, &str),
+    mode: Mode,
+    account: Option<&Account>,
+) -> Result<Service, String> {
     ignore_signals_of_daemon();
     // A name is a convenience.
     let _ = set_name(NAME);
     // SAFETY: this process never comes back to the code that owns the other files.
     unsafe { close_all_but(&[socket.as_raw_fd()]) }
         .map_err(|error| format!("cannot close files: {error}"))?;
-    let (socket, ports) = match target {
-        Target::Unix(path) => (Some(path.as_path()), Vec::new()),
+    let (path, ports) = match &target {
+        Target::Unix(path) => (Some(path.clone()), Vec::new()),
         Target::Inet(addresses) => (None, addresses.iter().map(std::net::SocketAddr::port).collect()),
     };
-    Sandbox::confine_connector(mode, socket, &ports, account).map_err(|error| chain(&error))
-}
-
-/// Answers until the other end is closed.
-pub(super) fn serve(socket: &OwnedFd, target: &Target, export: &str) {
-    while let Ok(Some((Ask, _))) = receive(socket, RecvFlags::empty()) {
-        let (answer, fd): (Answer, _) = match dial::connect(target, export) {
-            Ok((fd, export)) => (Ok(export), Some(fd)),
-            Err(why) => (Err(why), None),
-        };
-        let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
-        if send(socket.as_fd(), &answer, &fds, SendFlags::empty()).is_err() {
-            return;
-        }
-    }
+    let service = Service::new(target, server, export)
+        .map_err(|error| format!("cannot look for earlier processes: {error}"))?;
+    Sandbox::confine_connector(mode, path.as_deref(), &ports, account).map_err(|error| chain(&error))?;
+    Ok(service)
 }

@@ -1,12 +1,17 @@
 //! Connects to NBD servers, because the sandbox lets no thread of the daemon do so.
 //!
 //! Each export has a helper process of its own, which is forked before the daemon opens anything. It can connect to that
-//! server and do nothing else: it has no other files, sees no data of a guest, and ends with the daemon. It also does the
-//! handshake, so that the daemon gets connections that are ready for requests. Without a sandbox, servers that are named
+//! server and do nothing else: it has no other files, and sees no data of a guest. It also does the handshake, so that the
+//! daemon gets connections that are ready for requests. It ends after the daemon, when the server has finished the daemon's
+//! requests: until then no other daemon of this host gets a connection (see `predecessor`). Without a sandbox, servers that are named
 //! later get a thread instead.
 
 mod dial;
+mod ending;
 mod helper;
+mod peer;
+mod predecessor;
+mod service;
 mod start_error;
 mod target;
 
@@ -47,7 +52,7 @@ pub fn start_process(
     ignore_signal(libc::SIGCHLD);
     // SAFETY: there is one thread, so the child finds no lock held.
     match unsafe { fork() }.map_err(|errno| failed(errno.into()))? {
-        ForkResult::Child => helper::run(&theirs, (&target, export), mode, account),
+        ForkResult::Child => helper::run(&theirs, target, (server, export), mode, account),
         ForkResult::Parent { .. } => drop(theirs),
     }
     match receive::<Result<(), String>>(&ours, RecvFlags::empty()).map_err(failed)? {
@@ -71,8 +76,8 @@ pub fn start_thread(server: &Server, export: &str) -> Result<Arc<Line>, StartErr
     };
     let target = Target::of(server)?;
     let (ours, theirs) = pair().map_err(failed)?;
-    let name = export.to_owned();
-    let body = move || helper::serve(&theirs, &target, &name);
+    let service = service::Service::new(target, server, export).map_err(failed)?;
+    let body = move || service.run(&theirs);
     let thread = thread::Builder::new().name("nbd-connect".to_owned()).spawn(body);
     thread.map_err(failed)?;
     Ok(Arc::new(Line::new(server.clone(), export.to_owned(), ours)))

@@ -22,15 +22,69 @@ pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 /// The pause between attempts while a node is opened.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A question: another connection.
+/// A message to the connector.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Ask;
+pub(crate) enum Ask {
+    /// Another connection, once the server is done with those that have ended.
+    Connect,
+    /// The connection with this number is no longer used. This is not answered.
+    End(u64),
+}
 
-/// An answer. A connection comes beside it as a descriptor, after the handshake.
-pub(crate) type Answer = Result<Export, String>;
+/// A connection, which comes beside this as a descriptor, after the handshake.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Offer {
+    pub(crate) export: Export,
+    pub(crate) number: u64,
+    /// The other connections whose end the connector did not know of.
+    pub(crate) others: Vec<u64>,
+}
+
+/// An answer.
+pub(crate) type Answer = Result<Offer, String>;
 
 /// A connection that is ready for requests, and what the server says of its export.
-pub(crate) type Connected = (OwnedFd, Export);
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: OwnedFd,
+    pub(crate) export: Export,
+    pub(crate) ticket: Ticket,
+    others: Vec<u64>,
+}
+
+impl Connected {
+    /// Returns whether the server may still execute requests that were sent over connection `number`.
+    pub(crate) fn is_beside(&self, number: Option<u64>) -> bool {
+        number.is_some_and(|number| self.others.contains(&number))
+    }
+}
+
+/// The use of a connection. Dropping it tells the connector that the connection is no longer used.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    line: Arc<OwnedFd>,
+    number: u64,
+}
+
+impl Ticket {
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // If the connector is gone, it waits for the server by itself.
+        let _ = tell(&self.line, &Ask::End(self.number));
+    }
+}
+
+fn tell(line: &OwnedFd, message: &Ask) -> io::Result<()> {
+    let packet = serde_json::to_vec(message)?;
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::send(line, &packet, flags)?;
+    Ok(())
+}
 
 /// The asker's end of a line. Any thread.
 #[derive(Debug)]
@@ -86,10 +140,7 @@ impl Line {
     /// # Errors
     /// The other end is gone, or has too many questions.
     pub(crate) fn ask(&self) -> io::Result<()> {
-        let packet = serde_json::to_vec(&Ask)?;
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::net::send(&*self.socket, &packet, flags)?;
-        Ok(())
+        tell(&self.socket, &Ask::Connect)
     }
 
     /// An asker will not take its answer. The next one that comes is dropped in its place.
@@ -115,14 +166,28 @@ impl Line {
 
     fn next_answer(&self) -> io::Result<Option<Result<Connected, String>>> {
         match receive::<Answer>(self.socket.as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Some((Ok(export), fds))) => Ok(Some(match fds.into_iter().next() {
-                Some(fd) => Ok((fd, export)),
-                None => Err("no file descriptor is left for it (ulimit -n)".to_owned()),
-            })),
+            Ok(Some((Ok(offer), fds))) => Ok(Some(self.take(offer, fds))),
             Ok(Some((Err(why), _))) => Ok(Some(Err(why))),
             Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    fn take(&self, offer: Offer, fds: Vec<OwnedFd>) -> Result<Connected, String> {
+        // From here on the connector learns of the end of the connection.
+        let ticket = Ticket {
+            line: self.socket(),
+            number: offer.number,
+        };
+        match fds.into_iter().next() {
+            Some(socket) => Ok(Connected {
+                socket,
+                export: offer.export,
+                ticket,
+                others: offer.others,
+            }),
+            None => Err("no file descriptor is left for it (ulimit -n)".to_owned()),
         }
     }
 

@@ -16,6 +16,6 @@ pub use address::{Server, UriError, parse_uri};
 pub use export::{Export, Replies};
 pub use handshake::{HandshakeError, negotiate};
 pub use line::Line;
-pub(crate) use line::{ATTEMPT_TIME, Answer, Ask, Connected};
+pub(crate) use line::{ATTEMPT_TIME, Answer, Ask, Connected, Offer, Ticket};
 pub use reply::{Decoded, Event, Expected, HEADER_MAX, ProtocolError, decode, error_of};
 pub use request::{Command, HEADER_LEN_MAX, Request};

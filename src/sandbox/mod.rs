@@ -131,6 +131,8 @@ impl Sandbox {
     ) -> Result<(), Error> {
         let kept = CapabilitySet::DAC_OVERRIDE | CapabilitySet::CHOWN | CapabilitySet::FOWNER;
         confine_process(kept, account)?;
+        // After the last change of user and capabilities, which undo this.
+        rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"))?;
         let rules = files::Rules::beneath(directories.iter().map(OwnedFd::as_fd));
         Self::enter_process(mode, ThreadKind::Helper, rules)
     }
@@ -147,10 +149,7 @@ impl Sandbox {
         account: Option<&Account>,
     ) -> Result<(), Error> {
         if mode == Mode::Off {
-            if let Some(account) = account {
-                account.become_it()?;
-            }
-            return rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"));
+            return account.map_or(Ok(()), |account| Ok(account.become_it()?));
         }
         let rules = files::Rules::connecting(socket, ports);
         confine_process(CapabilitySet::empty(), account)?;
@@ -254,7 +253,7 @@ impl Sandbox {
     }
 }
 
-/// Takes all rights but these capabilities from a helper process, which becomes the user and ends with the daemon.
+/// Takes all rights but these capabilities from a helper process, which becomes the user.
 fn confine_process(kept: CapabilitySet, account: Option<&Account>) -> Result<(), Error> {
     rights::empty_bounding_set();
     set_keep_capabilities(true).map_err(|error| Error::rights("cannot keep capabilities")(error.into()))?;
@@ -263,9 +262,7 @@ fn confine_process(kept: CapabilitySet, account: Option<&Account>) -> Result<(),
     }
     rights::keep_capabilities(kept).map_err(Error::rights("cannot drop capabilities"))?;
     rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
-    rights::hide_memory().map_err(Error::rights("cannot hide the process's memory"))?;
-    // After the last change of user and capabilities, which undo this.
-    rights::die_with_parent().map_err(Error::rights("cannot follow the daemon"))
+    rights::hide_memory().map_err(Error::rights("cannot hide the process's memory"))
 }
 
 /// Returns the rules that allow system calls to threads of this kind.

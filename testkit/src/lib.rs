@@ -47,6 +47,8 @@ pub mod tracer;
 pub mod vm;
 #[cfg(feature = "words")]
 pub mod words;
+#[cfg(feature = "daemon")]
+pub mod writes;
 
 /// The root of the repository.
 #[cfg(feature = "daemon")]

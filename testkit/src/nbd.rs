@@ -39,6 +39,11 @@ pub fn directory(size: u64) -> TempDir {
 
 /// Starts qemu-nbd on the image of a directory, and waits until it listens.
 pub fn qemu_nbd(dir: &Path, options: &[&str]) -> Process {
+    qemu_nbd_over(dir, &dir.join(IMAGE), options)
+}
+
+/// Starts qemu-nbd on an image, and waits until it listens.
+pub fn qemu_nbd_over(dir: &Path, image: &Path, options: &[&str]) -> Process {
     let socket = dir.join(SOCKET);
     let _ = std::fs::remove_file(&socket);
     let mut command = Command::new("qemu-nbd");
@@ -55,7 +60,7 @@ pub fn qemu_nbd(dir: &Path, options: &[&str]) -> Process {
         ])
         .arg(&socket)
         .args(options)
-        .arg(dir.join(IMAGE))
+        .arg(image)
         .stderr(Stdio::null());
     let (server, ()) = Process::start("qemu-nbd", &mut command, |_| ());
     wait_for("qemu-nbd", || UnixStream::connect(&socket).ok());
@@ -64,7 +69,12 @@ pub fn qemu_nbd(dir: &Path, options: &[&str]) -> Process {
 
 /// Starts nbdkit, and waits until it listens.
 pub fn nbdkit(dir: &Path, options: &[&str]) -> Process {
-    let socket = dir.join(SOCKET);
+    nbdkit_on(dir, SOCKET, options)
+}
+
+/// Starts nbdkit on a socket of this name, and waits until it listens.
+pub fn nbdkit_on(dir: &Path, socket: &str, options: &[&str]) -> Process {
+    let socket = dir.join(socket);
     let _ = std::fs::remove_file(&socket);
     let mut command = Command::new("nbdkit");
     command

@@ -5,6 +5,7 @@
 mod data;
 mod engine;
 mod hot;
+mod killed;
 mod mistakes;
 mod outage;
 mod server;

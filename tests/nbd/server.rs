@@ -6,7 +6,9 @@ use tempfile::TempDir;
 use testkit::daemon::{Daemon, IMAGE};
 use testkit::frontend::{Frontend, Op, all_features};
 
-pub(crate) use testkit::nbd::{SOCKET, directory, has, nbdkit, qemu_nbd, qemu_nbd_on_tcp};
+pub(crate) use testkit::nbd::{
+    SOCKET, directory, has, nbdkit, nbdkit_on, qemu_nbd, qemu_nbd_on_tcp, qemu_nbd_over,
+};
 
 /// The daemon's socket.
 pub(crate) const DISK: &str = "vhost-user-blk.sock";

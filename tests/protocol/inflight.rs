@@ -1,6 +1,5 @@
 //! If the frontend keeps the in-flight region, a killed daemon loses no request and answers none twice.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
@@ -13,10 +12,9 @@ use testkit::random::Random;
 use testkit::raw::{Answer, msg};
 use testkit::target::{assert_serves, image, start};
 use testkit::vm::{DATA, EVENT_IDX, HEADER, Ring, STATUS, Vm, header, linked, readable, writable};
+use testkit::writes::{BYTES, WRITES, assert_all_answered_once, put_flush, put_write};
 
 const GET_ID: u32 = 8;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
 const SIZE: u16 = 16;
 
 /// Puts the `i`th GET_ID into two descriptors from head `3 * i` on. The IOThread answers it without a worker.
@@ -186,33 +184,6 @@ fn regions_that_do_not_fit_are_refused() {
     vm.read_sector(0, 1);
 }
 
-/// Number of writes in flight when the daemon is killed.
-const WRITES: u16 = 20;
-/// Bytes of each write.
-const BYTES: usize = 8192;
-
-/// Puts write `i` of a queue, with its own data and place, and returns its head.
-fn put_write(vm: &Vm, queue: usize, i: u16, data: &[u8]) -> u16 {
-    let slot = u64::from(i) + 32 * queue as u64;
-    let (head, status) = (HEADER + 16 * slot, STATUS + slot);
-    let buffer = DATA + slot * BYTES as u64;
-    vm.poke(head, &header(OUT, slot * (BYTES / 512) as u64));
-    vm.poke(status, &[0xff]);
-    vm.poke(buffer, data);
-    let bytes = u32::try_from(BYTES).expect("small");
-    let chain = [readable(head, 16), readable(buffer, bytes), writable(status, 1)];
-    vm.put_descs(queue, 3 * i, &linked(3 * i, &chain));
-    3 * i
-}
-
-/// Puts a flush after the writes.
-fn put_flush(vm: &Vm, queue: usize) -> u16 {
-    vm.poke(HEADER + 0x800, &header(FLUSH, 0));
-    let chain = [readable(HEADER + 0x800, 16), writable(STATUS + 0x800, 1)];
-    vm.put_descs(queue, 3 * WRITES, &linked(3 * WRITES, &chain));
-    3 * WRITES
-}
-
 /// Kills the daemon under load several times. Checks each time that every write is done, and answered once.
 fn survives(signal: libc::c_int, features: u64, seed: u64) {
     survives_with(&["--aio", "threads"], 64, signal, features, seed);
@@ -258,19 +229,6 @@ fn survives_with(engine: &[&str], queue_size: u16, signal: libc::c_int, features
         }
         assert_written(&vm, &daemon, &expected);
     }
-}
-
-fn assert_all_answered_once(vm: &mut Vm, queue: usize, round: usize) {
-    let mut left: BTreeSet<u32> = (0..=u32::from(WRITES)).map(|i| 3 * i).collect();
-    while !left.is_empty() {
-        match vm.outcome(queue) {
-            testkit::vm::Outcome::Used { id, .. } => {
-                assert!(left.remove(&id), "round {round}: chain {id} is answered twice");
-            }
-            testkit::vm::Outcome::Broken => panic!("round {round}: queue {queue} is broken"),
-        }
-    }
-    assert_eq!(vm.take_used(queue), None);
 }
 
 fn assert_written(vm: &Vm, daemon: &Daemon, expected: &[(usize, u16, Vec<u8>)]) {

@@ -1,13 +1,12 @@
 //! A disk on an NBD server: its properties, and how connections to it are made. Any thread.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::error::Error;
-use crate::nbd::{Export, Line};
+use crate::nbd::{Connected, Export, Line};
 use crate::storage::Limits;
 
 /// The largest block that a disk can have.
@@ -66,7 +65,7 @@ pub struct NbdDisk {
     limits: Limits,
     size: AtomicU64,
     /// The connection with which the disk was opened, for the first IOThread.
-    first: Mutex<Option<OwnedFd>>,
+    first: Mutex<Option<Connected>>,
     /// The number of IOThreads that use the disk.
     users: AtomicUsize,
 }
@@ -80,10 +79,11 @@ impl NbdDisk {
         let server = || line.server().to_string();
         let name = || line.export().to_owned();
         let connected = line.connect(options.open_timeout);
-        let (socket, export) = connected.map_err(|why| OpenError::Connect {
+        let connected = connected.map_err(|why| OpenError::Connect {
             server: server(),
             why,
         })?;
+        let export = connected.export;
         let (size, block) = (export.size, export.min_block.max(512));
         let error = match () {
             () if export.is_read_only() && !options.read_only && !options.auto_read_only => {
@@ -122,7 +122,7 @@ impl NbdDisk {
             options,
             export,
             size: AtomicU64::new(size),
-            first: Mutex::new(Some(socket)),
+            first: Mutex::new(Some(connected)),
             users: AtomicUsize::new(0),
         })
     }
@@ -153,7 +153,7 @@ impl NbdDisk {
     }
 
     /// Takes the connection with which the disk was opened.
-    pub(super) fn take_first(&self) -> Option<OwnedFd> {
+    pub(super) fn take_first(&self) -> Option<Connected> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

@@ -20,7 +20,7 @@ use crate::defer::DeferScope;
 use crate::engine::error::Error;
 use crate::io::{Completer, IoOp, Requests};
 use crate::log_limit::LogLimit;
-use crate::nbd::{ATTEMPT_TIME, Command, Export, HEADER_LEN_MAX, Replies, Request};
+use crate::nbd::{ATTEMPT_TIME, Command, Connected, HEADER_LEN_MAX, Replies, Request, Ticket};
 
 /// The pause after the first attempt to connect that failed. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -56,6 +56,8 @@ struct State {
     outage: Option<Instant>,
     /// There was a connection before.
     had_one: bool,
+    /// The number of the last connection.
+    last: Option<u64>,
     pause: Duration,
     /// The reason why the last attempt failed, which is logged once.
     told: String,
@@ -71,6 +73,7 @@ struct Connection {
     incoming: Incoming,
     /// The socket was full.
     is_full: bool,
+    ticket: Ticket,
 }
 
 impl Link {
@@ -103,7 +106,7 @@ impl Link {
         });
         let mut state = link.state.borrow_mut();
         match disk.take_first() {
-            Some(socket) => link.connect(&mut state, socket, disk.export())?,
+            Some(first) => link.connect(&mut state, first)?,
             None => {
                 state.outage = Some(Instant::now());
                 link.patience.arm_in(link.patience_time(&state));
@@ -330,12 +333,18 @@ impl Link {
             Err(error) => Err(format!("the process that connects to it has ended: {error}")),
         };
         let handler = state.asked.take();
-        let connected = answer.and_then(|(socket, export)| {
+        if let Ok(connected) = &answer
+            && connected.is_beside(state.last)
+        {
+            // The answer to another IOThread. The connector did not know yet that our last connection has ended.
+            drop((answer, handler));
+            return self.ask(state);
+        }
+        let connected = answer.and_then(|connected| {
             self.disk
-                .accept(&export)
+                .accept(&connected.export)
                 .map_err(|why| format!("its export has changed: {why}"))?;
-            self.connect(state, socket, &export)
-                .map_err(|error| error.to_string())
+            self.connect(state, connected).map_err(|error| error.to_string())
         });
         match connected {
             Ok(()) => {
@@ -354,8 +363,8 @@ impl Link {
     }
 
     /// Uses a new connection.
-    fn connect(&self, state: &mut State, socket: OwnedFd, export: &Export) -> Result<(), Error> {
-        let socket = Arc::new(socket);
+    fn connect(&self, state: &mut State, connected: Connected) -> Result<(), Error> {
+        let (replies, socket) = (connected.export.replies, Arc::new(connected.socket));
         let me = Weak::clone(&self.me);
         let on_event = move |_| {
             if let Some(link) = me.upgrade() {
@@ -366,12 +375,17 @@ impl Link {
         state.connection = Some(Connection {
             handler,
             socket,
-            replies: export.replies,
-            outgoing: Outgoing::new(export.replies),
-            incoming: Incoming::new(export.replies),
+            replies,
+            outgoing: Outgoing::new(replies),
+            incoming: Incoming::new(replies),
             is_full: false,
+            ticket: connected.ticket,
         });
         (state.failing, state.had_one) = (false, true);
+        state.last = state
+            .connection
+            .as_ref()
+            .map(|connection| connection.ticket.number());
         if state.commands.is_empty() {
             // Nothing waits for an answer that would end the outage.
             state.outage = None;
