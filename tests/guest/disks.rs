@@ -154,7 +154,7 @@ fn merge(options: &mut Value, more: &Value) {
 
 /// Commands that the guest gets while it is busy must be short: it may lose bytes of a line that is longer than the
 /// FIFO of its serial port.
-fn prepare(guest: &mut Guest, seconds: u64) {
+fn prepare(guest: &mut Guest) {
     guest.ok("echo '[ ! -s /tmp/status ]' >/tmp/runs");
     guest.ok("echo 'until [ -s /tmp/status ]; do sleep 0.1; done; cat /tmp/status' >/tmp/wait");
     guest.ok(&format!(
@@ -162,9 +162,10 @@ fn prepare(guest: &mut Guest, seconds: u64) {
         verify("third", "vdc")
     ));
     guest.ok(&format!(
-        "echo '{} --name=first --filename=/dev/vda --name=second --filename=/dev/vdb \"$@\" \
-                       >/tmp/fio 2>&1; echo $? >/tmp/status' >/tmp/load",
-        timed(seconds)
+        "echo 's=0; until [ -e /tmp/enough ] || [ $s != 0 ]; do \
+                       {} --name=first --filename=/dev/vda --name=second --filename=/dev/vdb \"$@\" >/tmp/fio 2>&1; \
+                       s=$?; done; echo $s >/tmp/status' >/tmp/load",
+        timed(3)
     ));
 }
 
@@ -184,13 +185,15 @@ fn timed(seconds: u64) -> String {
     )
 }
 
-/// Starts a load in the background that fails on the first I/O error and the first wrong byte.
+/// Starts a load in the background that goes on until `finish`, and fails on the first I/O error and the first wrong
+/// byte.
 fn start_load(guest: &mut Guest, more: &str) {
     guest.ok(&format!("sh /tmp/load {more} </dev/null >/dev/null 2>&1 &"));
 }
 
 /// Waits for the load, and checks that the guest has noticed nothing.
 fn finish(mut guest: Guest) {
+    guest.ok("touch /tmp/enough");
     let status = guest.ok("sh /tmp/wait");
     assert_eq!(status, "0", "fio: {}", guest.ok("cat /tmp/fio"));
     let errors = guest.run("dmesg | grep -i -e 'i/o error' -e timeout -e hung");
@@ -206,7 +209,7 @@ fn boot(daemon: &Daemon) -> Guest {
 fn a_third_disk_comes_and_goes_under_load() {
     let daemon = serve(images(), 2, "");
     let mut guest = boot(&daemon);
-    prepare(&mut guest, 15);
+    prepare(&mut guest);
     start_load(&mut guest, "");
     for round in 0..2 {
         add_third(&daemon);
@@ -230,13 +233,13 @@ fn seconds() -> u64 {
 fn survives_kills(mut daemon: Daemon, again: impl Fn(&Daemon)) {
     let (mut random, seconds) = (Random::new(3), seconds());
     let mut guest = boot(&daemon);
-    prepare(&mut guest, seconds);
+    prepare(&mut guest);
     again(&daemon);
     plug(&mut guest);
     start_load(&mut guest, "--name=3 --filename=/dev/vdc");
     let at_any_time = guest.reconnects_at_any_time();
     let (mut kills, end) = (0, Instant::now() + Duration::from_secs(seconds));
-    while Instant::now() < end {
+    while kills < 3 || Instant::now() < end {
         if !at_any_time {
             daemon.wait_for(|daemon| frontends(daemon) == IMAGES.len(), "have all frontends");
             wait_for("requests", || (in_use(&daemon) == IMAGES.len()).then_some(()));
@@ -248,7 +251,6 @@ fn survives_kills(mut daemon: Daemon, again: impl Fn(&Daemon)) {
     }
     finish(guest);
     println!("{kills} kills in {seconds} s: nothing was lost");
-    assert!(kills > seconds / 3, "only {kills} kills");
 }
 
 /// Returns the number of disks that have taken requests.
@@ -289,7 +291,7 @@ fn a_guest_with_two_disks_migrates() {
         return;
     }
     let seconds = seconds().max(12);
-    prepare(&mut guest, seconds);
+    prepare(&mut guest);
     start_load(&mut guest, "");
     let (mut moves, end) = (0, Instant::now() + Duration::from_secs(seconds));
     while moves < 2 || Instant::now() < end {
