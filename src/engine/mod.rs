@@ -27,7 +27,7 @@ pub use control::{ControlChannel, NodeControl};
 pub use detect_zeroes::DetectZeroes;
 pub use error::Error;
 pub use fault::{FaultRule, Faults};
-pub use nbd::{NbdDisk, NbdOptions, OpenError as NbdOpenError};
+pub use nbd::{NbdDisk, NbdOptions, OpenError as NbdOpenError, SizeListener};
 pub use node::BlockNode;
 pub use null::NullDisk;
 pub use plan::{Choice, Plan};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::channel::Channel;
 use super::error::Error;
 use super::file::channel::FileShared;
-use super::nbd::{NbdChannel, NbdDisk};
+use super::nbd::{NbdChannel, NbdDisk, SizeListener};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
 use super::resources::Resources;
@@ -103,6 +103,14 @@ impl BlockNode {
             Self::File(file) => file.size(),
             Self::NullCo(null) | Self::NullAio(null, _) => null.size(),
             Self::Nbd(disk) => disk.size(),
+        }
+    }
+
+    /// Calls `listener` when the size changes without being asked for, as long as the listener lives.
+    pub fn watch_size(&self, listener: &Arc<SizeListener>) {
+        match self {
+            Self::Nbd(disk) => disk.watch_size(listener),
+            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) => {}
         }
     }
 

@@ -15,7 +15,7 @@ use rustix::net::{SendFlags, send};
 
 use crate::aio::Gone;
 use crate::blk::device::DeviceState;
-use crate::engine::{BlockNode, NodeControl};
+use crate::engine::{BlockNode, NodeControl, SizeListener};
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 
@@ -117,15 +117,22 @@ pub struct Resizer {
     channel: BackendChannel,
     /// The size that the frontend was told last. Checks may overlap, and other exports of the node resize it too.
     announced: Arc<AtomicU64>,
+    /// Announces sizes that the disk finds by itself.
+    listener: Arc<SizeListener>,
 }
 
 impl Resizer {
     pub(super) fn new(state: Arc<DeviceState>, control: Arc<NodeControl>, channel: BackendChannel) -> Self {
+        let announced = Arc::new(AtomicU64::new(state.below.view().size()));
+        let own = (Arc::clone(&state), channel.clone(), Arc::clone(&announced));
+        let listener = Arc::new(SizeListener(Box::new(move || announce(&own.0, &own.1, &own.2))));
+        state.below.view().node.watch_size(&listener);
         Self {
-            announced: Arc::new(AtomicU64::new(state.below.view().size())),
+            announced,
             state,
             control,
             channel,
+            listener,
         }
     }
 
@@ -136,10 +143,9 @@ impl Resizer {
 
     /// Tells the frontend if the size has changed. Any thread; never waits.
     pub fn announce(&self) {
-        let after = self.state.below.view().size();
-        if self.announced.swap(after, Ordering::Relaxed) != after {
-            self.channel.config_changed();
-        }
+        // The node may be another one.
+        self.state.below.view().node.watch_size(&self.listener);
+        announce(&self.state, &self.channel, &self.announced);
     }
 
     /// Makes an IOThread read the size of the disk again, without waiting for it. Any thread.
@@ -156,19 +162,26 @@ impl Resizer {
             Arc::clone(&self.announced),
         );
         self.control.submit(IoOp::RefreshSize, move |result| {
-            let view = state.below.view();
-            let (disk, after) = (view.node.path().display().to_string(), view.size());
-            if let Err(error) = result {
-                tracing::error!(disk, %error, "new size of the image cannot be used, and the old one stays");
-                return;
-            }
-            // Relaxed: no other data depends on this number.
-            let before = announced.swap(after, Ordering::Relaxed);
-            if after != before {
-                tracing::info!(disk, before, after, "disk resized");
-                channel.config_changed();
+            match result {
+                Ok(()) => announce(&state, &channel, &announced),
+                Err(error) => {
+                    let view = state.below.view();
+                    let disk = view.node.path().display();
+                    tracing::error!(%disk, %error, "new size of the image cannot be used, and the old one stays");
+                }
             }
         })
+    }
+}
+
+fn announce(state: &DeviceState, channel: &BackendChannel, announced: &AtomicU64) {
+    let view = state.below.view();
+    let (disk, after) = (view.node.path().display(), view.size());
+    // Relaxed: no other data depends on this number.
+    let before = announced.swap(after, Ordering::Relaxed);
+    if after != before {
+        tracing::info!(%disk, before, after, "disk resized");
+        channel.config_changed();
     }
 }
 

@@ -79,3 +79,48 @@ fn a_silent_server_keeps_neither_clients_nor_removals() {
     server.signal(libc::SIGCONT);
     assert!(exit.took < Duration::from_secs(5), "{:?}", exit.took);
 }
+
+#[test]
+fn a_node_is_reopened_under_a_disk_that_works() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let _server = qemu_nbd(dir.path(), &[]);
+    let (daemon, mut qmp) = start(dir);
+    let mut frontend = connect(&daemon, 1, 16);
+    let node = |more: serde_json::Value| {
+        let mut node = json!({"driver": "nbd", "node-name": "n", "export": "disk", "server": {"type": "unix", "path": "nbd.sock"}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            node[key] = value.clone();
+        }
+        json!({"options": [node]})
+    };
+    for round in 0..10_u8 {
+        for slot in 0..16 {
+            let (offset, data) = (slot * BLOCK as u64, vec![round; BLOCK]);
+            frontend
+                .queue(0)
+                .submit(&testkit::frontend::Op::Write { offset, data }, 0);
+        }
+        frontend.queue(0).kick();
+        qmp.execute(
+            "blockdev-reopen",
+            &node(json!({"reconnect-delay": round, "discard": "unmap"})),
+        );
+        assert!(frontend.queue(0).drain().iter().all(|done| done.ret == 0));
+        assert_eq!(read(&mut frontend, 15 * BLOCK as u64), Ok(vec![round; BLOCK]));
+    }
+    for (change, name) in [
+        (json!({"export": "other"}), "export"),
+        (
+            json!({"server": {"type": "unix", "path": "other.sock"}}),
+            "server",
+        ),
+    ] {
+        let refused = qmp.try_execute("blockdev-reopen", &node(change));
+        let told = refused.expect_err("refused").to_string();
+        assert!(told.contains(name), "{told}");
+    }
+    assert_eq!(write(&mut frontend, 0, 3), 0);
+}

@@ -8,4 +8,6 @@ mod hot;
 mod killed;
 mod mistakes;
 mod outage;
+mod resized;
+mod rough;
 mod server;

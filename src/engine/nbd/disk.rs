@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::engine::error::Error;
@@ -53,6 +53,15 @@ pub enum OpenError {
     Block { server: String, export: String },
 }
 
+/// Is called on an IOThread when the size of a disk has changed without being asked for.
+pub struct SizeListener(pub Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for SizeListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SizeListener")
+    }
+}
+
 /// A disk on an NBD server.
 #[derive(Debug)]
 pub struct NbdDisk {
@@ -68,6 +77,7 @@ pub struct NbdDisk {
     first: Mutex<Option<Connected>>,
     /// The number of IOThreads that use the disk.
     users: AtomicUsize,
+    listeners: Mutex<Vec<Weak<SizeListener>>>,
 }
 
 impl NbdDisk {
@@ -124,6 +134,7 @@ impl NbdDisk {
             size: AtomicU64::new(size),
             first: Mutex::new(Some(connected)),
             users: AtomicUsize::new(0),
+            listeners: Mutex::default(),
         })
     }
 
@@ -157,16 +168,38 @@ impl NbdDisk {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Checks whether an export can replace the first one, and takes over its size.
-    pub(super) fn accept(&self, export: &Export) -> Result<(), &'static str> {
+    /// Checks whether an export can replace the first one, and takes over its size. Returns whether that has changed.
+    pub(super) fn accept(&self, export: &Export) -> Result<bool, &'static str> {
         if let Some(why) = export.misses(&self.export) {
             return Err(why);
+        }
+        if export.size < self.size() {
+            return Err("it is smaller");
         }
         if !export.size.is_multiple_of(self.limits.logical_block_size.into()) {
             return Err("its size is not a multiple of its block size");
         }
-        self.size.store(export.size, Ordering::Relaxed);
-        Ok(())
+        Ok(self.size.swap(export.size, Ordering::Relaxed) != export.size)
+    }
+
+    /// Calls `listener` with each change of the size that nobody has asked for, as long as it lives.
+    pub(in crate::engine) fn watch_size(&self, listener: &Arc<SizeListener>) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners
+            .retain(|other| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(listener)));
+        listeners.push(Arc::downgrade(listener));
+    }
+
+    /// Tells the listeners that the size has changed.
+    pub(super) fn tell_size(&self) {
+        let listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for listener in listeners.iter().filter_map(Weak::upgrade) {
+            (listener.0)();
+        }
     }
 
     /// Another IOThread uses the disk.

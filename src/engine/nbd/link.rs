@@ -18,62 +18,67 @@ use super::outgoing::Outgoing;
 use crate::aio::{AioContext, EventSet, FdHandler, Timer};
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
-use crate::io::{Completer, IoOp, Requests};
+use crate::io::{Completer, IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
-use crate::nbd::{ATTEMPT_TIME, Command, Connected, HEADER_LEN_MAX, Replies, Request, Ticket};
+use crate::nbd::{Command, HEADER_LEN_MAX, Replies, Request, Ticket};
 
-/// The pause after the first attempt to connect that failed. It doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// The time that a ring which stops waits for a server that does not answer.
 const STOP_TIME: Duration = Duration::from_secs(3);
 
 /// A link. IOThread only.
 pub(in crate::engine) struct Link {
-    disk: Arc<NbdDisk>,
-    ctx: AioContext,
-    me: Weak<Self>,
-    state: RefCell<State>,
-    channels: Cell<u64>,
+    pub(super) disk: Arc<NbdDisk>,
+    pub(super) ctx: AioContext,
+    pub(super) me: Weak<Self>,
+    pub(super) state: RefCell<State>,
+    pub(super) channels: Cell<u64>,
     /// Asks for a connection again.
-    retry: Timer,
+    pub(super) retry: Timer,
     /// Ends the wait for the server.
-    patience: Timer,
+    pub(super) patience: Timer,
     /// Ends the wait of rings that stop.
-    stop: Timer,
-    log: LogLimit,
+    pub(super) stop: Timer,
+    pub(super) log: LogLimit,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    commands: Commands,
-    connection: Option<Connection>,
+pub(super) struct State {
+    pub(super) commands: Commands,
+    pub(super) connection: Option<Connection>,
     /// The answer to the question for a connection is awaited.
-    asked: Option<FdHandler>,
+    pub(super) asked: Option<FdHandler>,
     /// Requests fail at once.
-    failing: bool,
+    pub(super) failing: bool,
     /// The start of the present outage: it ends with the first answer.
-    outage: Option<Instant>,
+    pub(super) outage: Option<Instant>,
     /// There was a connection before.
-    had_one: bool,
+    pub(super) had_one: bool,
     /// The number of the last connection.
-    last: Option<u64>,
-    pause: Duration,
+    pub(super) last: Option<u64>,
+    pub(super) pause: Duration,
     /// The reason why the last attempt failed, which is logged once.
-    told: String,
+    pub(super) told: String,
+    /// The size has changed, and nobody has been told.
+    pub(super) resized: bool,
+    /// Requests for the size that the answer completes.
+    pub(super) sizing: Requests,
+    /// Requests for the size that came when the question was on its way.
+    pub(super) size_later: Requests,
 }
 
 #[derive(Debug)]
-struct Connection {
+pub(super) struct Connection {
     /// Removed from the event loop before the socket is closed.
-    handler: FdHandler,
-    socket: Arc<OwnedFd>,
-    replies: Replies,
-    outgoing: Outgoing,
-    incoming: Incoming,
+    pub(super) handler: FdHandler,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) replies: Replies,
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
     /// The socket was full.
-    is_full: bool,
-    ticket: Ticket,
+    pub(super) is_full: bool,
+    /// The size of the export when the connection was made. Servers may refuse what is beyond.
+    pub(super) size: u64,
+    pub(super) ticket: Ticket,
 }
 
 impl Link {
@@ -136,21 +141,36 @@ impl Link {
     pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>, channel: u64) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
+        let (mut beyond, size) = (
+            false,
+            state
+                .connection
+                .as_ref()
+                .map_or(u64::MAX, |connection| connection.size),
+        );
         for mut request in batch.drain(..) {
             request.set_completer(Rc::clone(completer));
-            let is_local = matches!(request.op, IoOp::RefreshSize | IoOp::LookAnew);
+            if request.op == IoOp::RefreshSize {
+                self.refresh_size(state, request);
+                continue;
+            }
             let at_rest = request.op == IoOp::FlushAtRest;
-            if state.failing && !is_local {
+            if state.failing && request.op != IoOp::LookAnew {
                 request.result = Err(io::Error::from_raw_os_error(libc::EIO));
                 state.commands.done.push(request);
                 continue;
             }
+            beyond |= end_of(&request) > size;
             state.commands.add(request, channel, &self.disk);
             if at_rest {
                 self.hurry(state, channel);
             }
         }
-        self.send(state);
+        match beyond {
+            // The time for this does not depend on `reconnect-delay`, because the server is there.
+            true => self.replace(state),
+            false => self.send(state),
+        }
         drop(guard);
         self.complete();
     }
@@ -164,6 +184,7 @@ impl Link {
         if state.commands.mark_stopping(channel) {
             self.stop.arm_in(STOP_TIME);
         }
+        Self::give_size(state, Err("the disk has to stop"));
     }
 
     fn end_stop(&self) {
@@ -180,7 +201,7 @@ impl Link {
     }
 
     /// Sends what is to be sent.
-    fn send(&self, state: &mut State) {
+    pub(super) fn send(&self, state: &mut State) {
         let Some(connection) = &mut state.connection else {
             return;
         };
@@ -194,7 +215,7 @@ impl Link {
     }
 
     /// The socket has news.
-    fn on_event(&self) {
+    pub(super) fn on_event(&self) {
         let _scope = DeferScope::enter();
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
@@ -216,11 +237,11 @@ impl Link {
     }
 
     /// Passes on requests that are over. No borrow is live, because their owner may submit others.
-    fn complete(&self) {
+    pub(super) fn complete(&self) {
         loop {
             let mut done = std::mem::take(&mut self.state.borrow_mut().commands.done);
             if done.is_empty() {
-                return;
+                break;
             }
             done.drain(..).for_each(|request| request.finish());
             let mut state = self.state.borrow_mut();
@@ -229,185 +250,20 @@ impl Link {
                 state.commands.done = done;
             }
         }
+        if std::mem::take(&mut self.state.borrow_mut().resized) {
+            self.disk.tell_size();
+        }
     }
+}
 
-    /// Closes the connection, which is of no use any more.
-    fn disconnect(&self, state: &mut State, why: &Lost) {
-        if state.connection.take().is_some()
-            && let Some(suppressed) = self.log.pass_normal("lost", "")
-        {
-            let disk = self.disk.path().display();
-            tracing::warn!(%disk, %why, suppressed, "lost the connection to the server: connecting again");
-        }
-        state.commands.rewind();
-    }
-
-    /// Connects again, and waits for that as long as the disk's options say.
-    fn lose(&self, state: &mut State, why: &Lost) {
-        self.disconnect(state, why);
-        let now = Instant::now();
-        let end = *state.outage.get_or_insert(now) + self.patience_time(state);
-        if state.failing || end <= now {
-            self.fail(state);
-        } else {
-            self.patience.arm(end);
-        }
-        match state.pause.is_zero() {
-            true => {
-                state.pause = FIRST_PAUSE;
-                self.ask(state);
-            }
-            // The last connection brought nothing.
-            false => self.pause(state),
-        }
-    }
-
-    /// Returns how long requests wait for the server.
-    fn patience_time(&self, state: &State) -> Duration {
-        let delay = self.disk.options().reconnect_delay;
-        match state.had_one {
-            true => delay,
-            false => delay.max(ATTEMPT_TIME),
-        }
-    }
-
-    fn lose_patience(&self) {
-        let _scope = DeferScope::enter();
-        let mut state = self.state.borrow_mut();
-        if state.connection.is_none() {
-            self.fail(&mut state);
-        }
-        drop(state);
-        self.complete();
-    }
-
-    /// Fails all requests, and those to come.
-    fn fail(&self, state: &mut State) {
-        if !std::mem::replace(&mut state.failing, true) {
-            let waited = self.patience_time(state).as_secs();
-            tracing::error!(
-                disk = %self.disk.path().display(), waited,
-                "the server is away: requests fail until it is back"
-            );
-        }
-        state.commands.fail_all(libc::EIO, |_| true);
-    }
-
-    /// Asks for a connection.
-    fn ask(&self, state: &mut State) {
-        if state.asked.is_some() || state.connection.is_some() {
-            return;
-        }
-        let me = Weak::clone(&self.me);
-        let answered = move |_| {
-            if let Some(link) = me.upgrade() {
-                link.on_answer();
-            }
-        };
-        let line = self.disk.line();
-        let asked = line.ask();
-        let watched = asked.map_err(|error| error.to_string()).and_then(|()| {
-            let handler = self.ctx.add_fd(line.socket(), EventSet::IN, answered);
-            handler.map_err(|error| error.to_string())
-        });
-        match watched {
-            Ok(handler) => state.asked = Some(handler),
-            Err(error) => {
-                self.tell(
-                    state,
-                    format!("the process that connects to it cannot be asked: {error}"),
-                );
-                self.pause(state);
-            }
-        }
-    }
-
-    fn on_answer(&self) {
-        let _scope = DeferScope::enter();
-        let mut guard = self.state.borrow_mut();
-        let state = &mut *guard;
-        let answer = match self.disk.line().answer() {
-            // Another IOThread has taken it, and its own will follow.
-            Ok(None) => return,
-            Ok(Some(answer)) => answer,
-            Err(error) => Err(format!("the process that connects to it has ended: {error}")),
-        };
-        let handler = state.asked.take();
-        if let Ok(connected) = &answer
-            && connected.is_beside(state.last)
-        {
-            // The answer to another IOThread. The connector did not know yet that our last connection has ended.
-            drop((answer, handler));
-            return self.ask(state);
-        }
-        let connected = answer.and_then(|connected| {
-            self.disk
-                .accept(&connected.export)
-                .map_err(|why| format!("its export has changed: {why}"))?;
-            self.connect(state, connected).map_err(|error| error.to_string())
-        });
-        match connected {
-            Ok(()) => {
-                state.told.clear();
-                tracing::info!(disk = %self.disk.path().display(), "connected to the server");
-                self.send(state);
-            }
-            Err(why) => {
-                self.tell(state, why);
-                self.pause(state);
-            }
-        }
-        drop(guard);
-        drop(handler);
-        self.complete();
-    }
-
-    /// Uses a new connection.
-    fn connect(&self, state: &mut State, connected: Connected) -> Result<(), Error> {
-        let (replies, socket) = (connected.export.replies, Arc::new(connected.socket));
-        let me = Weak::clone(&self.me);
-        let on_event = move |_| {
-            if let Some(link) = me.upgrade() {
-                link.on_event();
-            }
-        };
-        let handler = self.ctx.add_fd(Arc::clone(&socket), EventSet::IN, on_event)?;
-        state.connection = Some(Connection {
-            handler,
-            socket,
-            replies,
-            outgoing: Outgoing::new(replies),
-            incoming: Incoming::new(replies),
-            is_full: false,
-            ticket: connected.ticket,
-        });
-        (state.failing, state.had_one) = (false, true);
-        state.last = state
-            .connection
-            .as_ref()
-            .map(|connection| connection.ticket.number());
-        if state.commands.is_empty() {
-            // Nothing waits for an answer that would end the outage.
-            state.outage = None;
-        }
-        self.patience.cancel();
-        self.retry.cancel();
-        Ok(())
-    }
-
-    /// Tries again later.
-    fn pause(&self, state: &mut State) {
-        state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
-        self.retry.arm_in(state.pause);
-    }
-
-    /// Logs why there is no connection, once for each reason in a row.
-    fn tell(&self, state: &mut State, why: String) {
-        if state.told != why {
-            tracing::warn!(disk = %self.disk.path().display(), why, "cannot connect to the server: trying again");
-            state.told = why;
-        }
-    }
+/// Returns the end of what a request needs of the disk.
+fn end_of(request: &IoRequest) -> u64 {
+    let ranges = request
+        .ranges
+        .iter()
+        .map(|range| range.offset.saturating_add(range.len));
+    let data = request.offset.saturating_add(request.whole().len() as u64);
+    ranges.max().unwrap_or(data)
 }
 
 impl Connection {

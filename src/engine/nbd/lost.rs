@@ -15,6 +15,8 @@ pub(super) enum Lost {
     Protocol(#[from] ProtocolError),
     #[error("memory of the guest has gone away in the middle of a write")]
     Memory,
+    #[error("the export has grown, and the connection is older")]
+    Outgrown,
     #[error("the server does not answer, and the disk has to stop")]
     Stopped,
 }

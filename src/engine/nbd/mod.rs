@@ -15,9 +15,10 @@ mod incoming;
 mod link;
 mod lost;
 mod outgoing;
+mod reconnect;
 mod slab;
 mod stream;
 
 pub(super) use channel::NbdChannel;
-pub use disk::{NbdDisk, NbdOptions, OpenError};
+pub use disk::{NbdDisk, NbdOptions, OpenError, SizeListener};
 pub(super) use link::Link;
