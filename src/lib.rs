@@ -20,6 +20,7 @@
 //! - [`metrics`]: serves a page of metrics over HTTP.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`watchdog`]: frees IOThreads that wait for a frontend's eventfd.
+//! - [`log_format`]: the lines on stderr; [`service_manager`]: messages to systemd.
 //! - [`holders`]: the processes that have a file open, for messages.
 //!
 //! Lower layers know nothing of higher layers: `aio` and the pool know no virtio, storage knows no sectors, and the
@@ -44,6 +45,7 @@ pub mod io;
 pub mod iothread;
 pub mod kernel;
 pub mod limits;
+pub mod log_format;
 pub mod log_limit;
 pub mod memory;
 pub mod metrics;
@@ -52,8 +54,8 @@ pub mod opener;
 mod packet;
 pub mod panics;
 pub mod qmp;
-pub mod readiness;
 pub mod sandbox;
+pub mod service_manager;
 pub mod storage;
 mod sync;
 mod sys;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use vhost_user_blk::cli::{CAPABILITIES, Cli, WRONG_OPTION, one_line};
-use vhost_user_blk::daemon;
 use vhost_user_blk::panics;
+use vhost_user_blk::{daemon, log_format};
 
 fn main() -> ExitCode {
     panics::end_the_process();
@@ -17,12 +17,7 @@ fn main() -> ExitCode {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
     }
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_max_level(tracing::Level::from(cli.log_level))
-        .with_target(false)
-        .init();
+    log_format::init(cli.log_format.into(), cli.log_level.into());
     let settings = match cli.settings() {
         Ok(settings) => settings,
         Err(error) => return fail(&format!("error: {error}"), WRONG_OPTION),
@@ -37,6 +32,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(text: &str, status: u8) -> ExitCode {
-    eprintln!("{text}");
+    log_format::print(tracing::Level::ERROR, text);
     ExitCode::from(status)
 }

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use crate::engine::Choice;
+use crate::log_format;
 use crate::sandbox;
 
 /// The method for executing disk I/O.
@@ -99,6 +100,23 @@ impl From<LogLevel> for tracing::Level {
             LogLevel::Info => Self::INFO,
             LogLevel::Debug => Self::DEBUG,
             LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the words of the command line")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl From<LogFormat> for log_format::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
         }
     }
 }

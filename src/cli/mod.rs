@@ -15,7 +15,7 @@ mod socket_advice;
 mod values;
 
 pub use advice::{Form, WRONG_OPTION};
-pub use choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
+pub use choices::{Aio, ImageFormat, LogFormat, LogLevel, Notify, OnOff, SandboxMode};
 pub use options::{Cli, one_line};
 pub use values::{SOCKET_PATH_MAX, Serial};
 

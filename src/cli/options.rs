@@ -6,7 +6,7 @@ use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser};
 
 use super::advice::Form;
-use super::choices::{Aio, ImageFormat, LogLevel, Notify, OnOff, SandboxMode};
+use super::choices::{Aio, ImageFormat, LogFormat, LogLevel, Notify, OnOff, SandboxMode};
 use super::config::place::Place;
 use super::mapping::IoThreadMap;
 use super::metrics::parse_metrics;
@@ -251,6 +251,11 @@ pub struct Cli {
     /// Level of detail of the log on stderr.
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub log_level: LogLevel,
+
+    /// Form of the lines on stderr: text (with priorities for systemd's journal, if stderr is that), or a JSON object
+    /// per line.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
 }
 
 impl Cli {

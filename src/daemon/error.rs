@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// The service manager cannot be reached.
     #[error("cannot connect to the service manager (NOTIFY_SOCKET)")]
-    Readiness(#[source] io::Error),
+    ServiceManager(#[source] io::Error),
     /// The names in some directories cannot be left to disks that are added later.
     #[error(transparent)]
     Opener(#[from] StartError),

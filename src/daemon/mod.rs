@@ -35,7 +35,9 @@ use signals::{Event, Events};
 use start::Started;
 
 use crate::kernel;
+use crate::log_format;
 use crate::sandbox::ThreadKind;
+use crate::service_manager::ServiceManager;
 
 /// Time for requests in flight once the process is asked to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
@@ -69,7 +71,7 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
         Some(_) => ThreadKind::Manager,
     });
     let reason = match entered {
-        Ok(()) => obey(&mut events, &mut started.registry, started.monitor.is_some()),
+        Ok(()) => obey(&mut events, &mut started),
         Err(_) => "the sandbox",
     };
     let end = end(started, reason, settings.print_statistics);
@@ -83,19 +85,20 @@ const QUIT: &str = "quit";
 
 /// Handles signals and calls until the process has to end, or nothing is left to serve. Returns the reason.
 ///
-/// A process that is `managed` waits for further disks.
-fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) -> &'static str {
+/// A process with QMP sockets waits for further disks.
+fn obey(events: &mut Events<Message>, started: &mut Started) -> &'static str {
+    let managed = started.monitor.is_some();
+    let (registry, service_manager) = (&mut started.registry, &mut started.service_manager);
     loop {
-        match events.next(registry.deadline()) {
+        service_manager.disks(registry.disks().count());
+        service_manager.feed();
+        let deadlines = registry.deadline().into_iter().chain(service_manager.deadline());
+        match events.next(deadlines.min()) {
             Event::Print => {
                 print_iothreads(registry.roster());
                 registry.disks().for_each(print_report);
             }
-            Event::Refresh => {
-                if let Err(error) = registry.refresh_sizes() {
-                    tracing::error!(%error, "cannot look at the size of an image");
-                }
-            }
+            Event::Refresh => refresh(registry, service_manager),
             Event::End(signal) => return signal,
             Event::Call(Message::Call(call)) => call(registry),
             Event::Call(Message::Quit) => return QUIT,
@@ -115,24 +118,38 @@ fn obey(events: &mut Events<Message>, registry: &mut Registry, managed: bool) ->
     }
 }
 
+fn refresh(registry: &mut Registry, service_manager: &mut ServiceManager) {
+    service_manager.reloading();
+    if let Err(error) = registry.refresh_sizes() {
+        tracing::error!(%error, "cannot look at the size of an image");
+    }
+    service_manager.ready(registry.disks().count());
+}
+
 fn print_iothreads(roster: &Roster) {
     for (id, figures) in roster.iothreads() {
-        eprintln!("stats: iothread {id}: {figures}");
+        print(&format!("stats: iothread {id}: {figures}"));
     }
 }
 
 fn print_report(disk: &Disk) {
-    eprint!("{}", disk.report());
+    print(&disk.report().to_string());
+}
+
+fn print(text: &str) {
+    log_format::print(tracing::Level::INFO, text);
 }
 
 /// Ends all disks, within [`SHUTDOWN_TIME`].
-fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error> {
+fn end(started: Started, reason: &'static str, print_statistics: bool) -> Result<(), Error> {
     let Started {
         mut registry,
         monitor,
         metrics,
+        service_manager,
         ..
     } = started;
+    service_manager.stopping(reason);
     if let Some(monitor) = &monitor {
         monitor.announce_end(match reason {
             QUIT => "host-qmp-quit",
@@ -148,7 +165,7 @@ fn end(started: Started, reason: &'static str, print: bool) -> Result<(), Error>
         metrics.end();
     }
     registry.end_opener(OPENER_TIME);
-    if print {
+    if print_statistics {
         print_iothreads(registry.roster());
         ended.all().for_each(print_report);
     }

@@ -100,6 +100,12 @@ impl Settings {
         })
     }
 
+    /// Returns the names of sockets that the service manager passes. A name does not begin with a digit.
+    pub(super) fn named_sockets(&self) -> impl Iterator<Item = String> {
+        let names = self.exports().filter_map(|export| export.addr.name());
+        names.map(str::to_owned)
+    }
+
     /// Returns whether an export uses the socket from the service manager.
     pub(super) fn is_activated(&self) -> bool {
         self.exports()

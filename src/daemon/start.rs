@@ -8,7 +8,7 @@
 //!
 //! Main thread.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -27,9 +27,9 @@ use crate::connector;
 use crate::limits;
 use crate::nbd::Line;
 use crate::opener::Opener;
-use crate::readiness::Readiness;
 use crate::sandbox::{Keep, Mode, Sandbox, ThreadKind};
-use crate::vhost_user::inherited;
+use crate::service_manager::ServiceManager;
+use crate::vhost_user::inherited::{self, InheritedError};
 use crate::watchdog;
 
 /// The running daemon.
@@ -38,6 +38,7 @@ pub(super) struct Started {
     pub(super) sandbox: Sandbox,
     pub(super) monitor: Option<MonitorThread>,
     pub(super) metrics: Option<MetricsThread>,
+    pub(super) service_manager: ServiceManager,
     /// The pid file, which is removed at the end.
     pub(super) _pid_file: Option<PidFile>,
 }
@@ -65,12 +66,54 @@ pub(super) fn handed_over(settings: &Settings) -> Result<Handed, Error> {
         let fd = fd.map_err(|error| Error::Descriptor(error.into()))?;
         handed.descriptors.push((name, fd));
     }
-    if settings.is_activated() {
-        // SAFETY: nothing was opened yet.
-        let fd = unsafe { inherited::from_service_manager() };
-        handed.activation = fd.map_err(|error| Error::Activation(SocketError::from(error)))?;
+    if settings.is_activated() || settings.named_sockets().next().is_some() {
+        take_from_service_manager(settings, &mut handed)
+            .map_err(|error| Error::Activation(SocketError::from(error)))?;
     }
     Ok(handed)
+}
+
+/// Takes over the sockets that exports name, or the only one.
+fn take_from_service_manager(settings: &Settings, handed: &mut Handed) -> Result<(), InheritedError> {
+    let mut passed = inherited::from_service_manager()?;
+    passed.retain(|socket| {
+        handed
+            .descriptors
+            .iter()
+            .all(|(_, fd)| fd.as_raw_fd() != socket.number)
+    });
+    if settings.is_activated() {
+        if passed.len() > 1 {
+            return Err(InheritedError::Several(passed.len()));
+        }
+        // SAFETY: nothing was opened yet, and no number was taken over twice.
+        let taken = passed
+            .pop()
+            .map(|socket| unsafe { inherited::by_number(socket.number) });
+        handed.activation = taken.transpose()?;
+        return Ok(());
+    }
+    for name in settings.named_sockets() {
+        let mut namesakes = passed.extract_if(.., |socket| socket.name == name);
+        let (first, second) = (namesakes.next(), namesakes.next());
+        drop(namesakes);
+        match (first, second) {
+            (_, Some(_)) => return Err(InheritedError::SameName(name)),
+            // SAFETY: as above.
+            (Some(socket), None) => handed
+                .descriptors
+                .push((name, unsafe { inherited::by_number(socket.number) }?)),
+            // The export that names it is refused.
+            (None, None) => {}
+        }
+    }
+    for socket in passed {
+        tracing::warn!(
+            name = socket.name,
+            "no export uses this socket of the service manager (LISTEN_FDNAMES): whoever connects to it waits for ever"
+        );
+    }
+    Ok(())
 }
 
 /// Makes what `settings` describe, confines the process, and serves.
@@ -103,7 +146,7 @@ pub(super) fn start(
     let monitors = MonitorSockets::bind(&settings.monitors, account.as_ref())?;
     let metrics = MetricsSockets::bind(&settings.metrics, account.as_ref())?;
     let pid_file = write_pid_file(settings)?;
-    let readiness = Readiness::connect().map_err(Error::Readiness)?;
+    let mut service_manager = ServiceManager::connect().map_err(Error::ServiceManager)?;
     let paths = registry.socket_paths();
     let sockets: Vec<&Path> = paths
         .iter()
@@ -124,17 +167,18 @@ pub(super) fn start(
     let metrics = metrics
         .serve(&sandbox, registry.roster())
         .map_err(Error::Metrics)?;
-    readiness.announce();
     let way_back = handle.clone();
     registry.set_way_back(move |call| way_back.call(call));
     let monitor = monitors
         .serve(&sandbox, handle, &mut registry)
         .map_err(Error::Monitor)?;
+    service_manager.ready(registry.disks().count());
     Ok(Started {
         registry,
         sandbox,
         monitor,
         metrics,
+        service_manager,
         _pid_file: pid_file,
     })
 }

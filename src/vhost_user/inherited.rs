@@ -18,8 +18,14 @@ pub enum InheritedError {
     #[error("cannot take over the socket from the service manager")]
     Environment(#[source] io::Error),
     /// More than one socket was passed, but a disk has one socket.
-    #[error("{0} sockets were passed for one disk: use a single ListenStream= in the socket unit")]
+    #[error(
+        "{0} sockets were passed for one disk: use a single ListenStream= in the socket unit, or give each disk its own \
+         with --export addr.type=fd,addr.str=NAME"
+    )]
     Several(usize),
+    /// Several sockets have one name, so nothing tells which disk each belongs to.
+    #[error("several sockets are named '{0}': give each socket unit a FileDescriptorName= of its own")]
+    SameName(String),
 }
 
 /// Takes over the descriptor with this number.
@@ -37,19 +43,20 @@ pub unsafe fn by_number(fd: RawFd) -> Result<OwnedFd, InheritedError> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes over the socket passed by a service manager (`LISTEN_FDS`), if there is one.
+/// A socket that a service manager has passed.
+#[derive(Debug)]
+pub struct Passed {
+    /// The number of its descriptor.
+    pub number: RawFd,
+    /// Its name (systemd's `FileDescriptorName=`), or `unknown` if the sockets have no names.
+    pub name: String,
+}
+
+/// Returns the sockets passed by a service manager (`LISTEN_FDS`, `LISTEN_FDNAMES`), and closes them at exec.
 ///
 /// # Errors
-/// There are several sockets, or the environment variables are wrong.
-///
-/// # Safety
-/// Nothing else in this process owns descriptors from 3 on.
-pub unsafe fn from_service_manager() -> Result<Option<OwnedFd>, InheritedError> {
-    let mut fds = sd_notify::listen_fds().map_err(InheritedError::Environment)?;
-    match (fds.next(), fds.len()) {
-        (None, _) => Ok(None),
-        // SAFETY: the caller's promise.
-        (Some(fd), 0) => unsafe { by_number(fd) }.map(Some),
-        (Some(_), more) => Err(InheritedError::Several(1 + more)),
-    }
+/// The environment variables are wrong, or a socket is not open.
+pub fn from_service_manager() -> Result<Vec<Passed>, InheritedError> {
+    let fds = sd_notify::listen_fds_with_names().map_err(InheritedError::Environment)?;
+    Ok(fds.map(|(number, name)| Passed { number, name }).collect())
 }

@@ -1,4 +1,4 @@
-//! The daemon as a process: its command line, sandbox, panics, metrics, idleness, and successors.
+//! The daemon as a process: its command line, sandbox, panics, metrics, idleness, service managers, and successors.
 
 mod config;
 mod exports;
@@ -9,4 +9,5 @@ mod nodes;
 mod options;
 mod panics;
 mod sandbox;
+mod service;
 mod shared_device;

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use testkit::daemon::{Daemon, Exit, IMAGE, SOCKET, binary, run};
 use testkit::frontend::{Frontend, Op, all_features};
-use testkit::process::{DEADLINE, Process};
+use testkit::process::Process;
 use testkit::skip::skipped;
 use testkit::target::image;
 
@@ -444,29 +444,6 @@ fn a_socket_from_a_service_manager_is_served() {
     daemon.signal(libc::SIGTERM);
     daemon.wait();
     assert!(socket.exists(), "the socket is the service manager's");
-}
-
-/// Units that wait for the disk start once it accepts connections, and not before.
-#[test]
-fn service_managers_are_notified_when_serving_starts() {
-    let dir = tempfile::tempdir().expect("make a directory");
-    fs::write(dir.path().join(IMAGE), image()).expect("write the image");
-    let manager = UnixDatagram::bind(dir.path().join("notify")).expect("listen");
-    let mut command = Command::new(binary());
-    command
-        .args(["--socket-path", "s", "--blk-file", IMAGE, "--sandbox", "on"])
-        .current_dir(dir.path())
-        .env("NOTIFY_SOCKET", dir.path().join("notify"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::null());
-    let _daemon = Process::start("vhost-user-blk", &mut command, |_| ());
-    manager.set_read_timeout(Some(DEADLINE)).expect("limit the wait");
-    let mut message = [0; 64];
-    let len = manager.recv(&mut message).expect("a message");
-    assert_eq!(&message[..len], b"READY=1");
-    let mut frontend =
-        Frontend::connect(&dir.path().join("s"), 1, 4, all_features()).expect("connect at once");
-    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::command::{NOTHING, done, later, on_registry};
 use super::convert::{Nothing, to_value, typed};
 use super::types;
 use crate::daemon::handle::Handle;
-use crate::daemon::options::{AddressType, ExportOptions};
+use crate::daemon::options::ExportOptions;
 use crate::daemon::registry::{Registry, RemoveMode};
 use crate::qmp::schema::Object;
 use crate::qmp::{Command, Outcome, Reply, Scope};
@@ -34,12 +34,11 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
 
 fn block_export_add(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>, reply: Reply) {
     let socket = typed(arguments).and_then(|options: ExportOptions| {
-        let socket = match (options.addr.kind, options.addr.text.as_deref()) {
-            (AddressType::Fd, Some(name)) if !name.starts_with(|c: char| c.is_ascii_digit()) => {
-                Some(scope.take_named(name)?)
-            }
-            _ => None,
-        };
+        let socket = options
+            .addr
+            .name()
+            .map(|name| scope.take_named(name))
+            .transpose()?;
         Ok((options, socket))
     });
     let (options, socket) = match socket {

@@ -108,6 +108,14 @@ pub struct Address {
     pub group: Option<String>,
 }
 
+impl Address {
+    /// Returns the name of a descriptor that is given by name, and not by number. Names do not begin with a digit.
+    pub(in crate::daemon) fn name(&self) -> Option<&str> {
+        let text = self.text.as_deref().filter(|_| self.kind == AddressType::Fd)?;
+        (!text.starts_with(|first: char| first.is_ascii_digit())).then_some(text)
+    }
+}
+
 /// The kinds of addresses.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

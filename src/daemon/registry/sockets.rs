@@ -58,6 +58,10 @@ impl Sockets {
                             "0, 1 and 2 are standard input, output and error: pass the socket as 3 or above"
                                 .to_owned()
                         }
+                        _ if address.name().is_some() => format!(
+                            "no socket with the name {name} was handed over, or it is in use already{}",
+                            environment()
+                        ),
                         _ => format!("descriptor {name} was not handed over, or is in use already"),
                     },
                 })?;
@@ -119,6 +123,10 @@ fn environment() -> String {
     };
     let pid = std::env::var("LISTEN_PID").unwrap_or_default();
     let own = std::process::id();
+    if pid == own.to_string() {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        return format!(" (LISTEN_FDNAMES={names})");
+    }
     format!(" (LISTEN_FDS={number} LISTEN_PID={pid} hands none to process {own})")
 }
 
