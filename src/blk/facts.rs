@@ -13,6 +13,8 @@ pub struct DiskFacts {
     pub connected: Counter,
     /// Connections since the disk was made. The control thread writes.
     pub connections: Counter,
+    /// The process of the last frontend, or 0 if the kernel does not tell. The control thread writes.
+    pub frontend_pid: Counter,
     engine: Mutex<Option<Plan>>,
 }
 

@@ -108,6 +108,13 @@ impl Latencies {
         found.map_or(0, |bucket| upper(bucket) - 1)
     }
 
+    /// Returns the buckets that are not empty: the longest latency in nanoseconds, and the number of requests.
+    fn bins(&self) -> impl Iterator<Item = (u64, u64)> {
+        let counts = self.counts.iter().copied().enumerate();
+        let filled = counts.filter(|(_, count)| *count > 0);
+        filled.map(|(bucket, count)| (upper(bucket) - 1, count))
+    }
+
     /// Returns the numbers of requests between `bounds` (nanoseconds, ascending). The first number counts the requests
     /// below the first bound, and the last number those from the last bound on. A bucket counts where its lower end
     /// lies.
@@ -205,6 +212,7 @@ impl Serialize for Latencies {
         for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
             map.serialize_entry(name, &self.quantile(part))?;
         }
+        map.serialize_entry("bins", &self.bins().collect::<Vec<_>>())?;
         map.end()
     }
 }
@@ -306,6 +314,7 @@ mod tests {
             (&4.into(), &400_000.into())
         );
         assert_eq!((&json["write"]["count"], json.get("flush")), (&2.into(), None));
+        assert_eq!(json["write"]["bins"], serde_json::json!([[5119, 2]]));
         let text = figures
             .operations()
             .map(|(name, l)| format!("{name}: {l}"))

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::roster::{DiskFigures, Roster};
 use crate::aio::Gone;
-use crate::blk::device::BlkDevice;
+use crate::blk::device::{BlkDevice, DiskFacts};
 use crate::blk::handle::DiskHandle;
 use crate::blk::stats::DiskReport;
 use crate::iothread::IoThread;
@@ -238,6 +238,11 @@ impl Disk {
     /// Returns the path of the socket, if this process has made it and must remove it.
     pub fn socket_path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Returns facts for threads that show them.
+    pub(super) fn facts(&self) -> &DiskFacts {
+        self.figures.facts()
     }
 
     /// Reads the disk's statistics.

@@ -204,6 +204,8 @@ impl Server {
         };
         let (pid, uid) = peer(&stream);
         state.facts.connections.add(1);
+        let known = pid.and_then(|pid| u64::try_from(pid).ok());
+        state.facts.frontend_pid.set(known.unwrap_or_default());
         state.facts.connected.set(1);
         state.notices().tell(|| Notice::Connected { pid, uid });
         if let Some(suppressed) = log.pass_normal("connected", "") {

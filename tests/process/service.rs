@@ -250,7 +250,10 @@ fn wrong_names_of_sockets_are_refused() {
         let output = activation_refusal(names, disks);
         let text = String::from_utf8_lossy(&output.stderr);
         let last = text.lines().last().unwrap_or_default();
-        assert!(last.starts_with("error: ") && last.contains(told), "{names}: {text}");
+        assert!(
+            last.starts_with("error: ") && last.contains(told),
+            "{names}: {text}"
+        );
         assert_eq!(output.status.code(), Some(status), "{text}");
     }
 }

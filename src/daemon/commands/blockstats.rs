@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::convert::to_value;
+use crate::blk::device::DiskFacts;
 use crate::blk::latency::{BOUNDARIES, Latencies, Operation};
 use crate::blk::stats::Figures;
 use crate::daemon::disks::Disk;
@@ -21,13 +22,16 @@ pub(super) struct QueryNodes {
 pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcome {
     let nodes = registry.query_exports();
     let entry = |disk: &Disk| {
-        let export = nodes.iter().find(|export| export.id == disk.id());
+        let node = nodes.iter().find(|export| export.id == disk.id());
         let report = disk.report();
+        let mut export = to_value(&report)?;
+        export["frontend"] = frontend(disk.facts());
+        export["socket"] = disk.socket().into();
         Ok(json!({
             "qdev": disk.id(),
-            "node-name": export.map(|export| export.node_name.as_str()).unwrap_or_default(),
+            "node-name": node.map(|export| export.node_name.as_str()).unwrap_or_default(),
             "stats": stats(&report.total),
-            "x-export": to_value(&report)?,
+            "x-export": export,
         }))
     };
     registry
@@ -35,6 +39,15 @@ pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcom
         .map(entry)
         .collect::<Result<Vec<Value>, _>>()
         .map(Value::from)
+}
+
+/// Returns the process of the connected frontend, or null without one. Without a number, it is in another PID namespace.
+fn frontend(facts: &DiskFacts) -> Value {
+    match (facts.connected.get(), facts.frontend_pid.get()) {
+        (0, _) => Value::Null,
+        (_, 0) => json!({}),
+        (_, pid) => json!({"pid": pid}),
+    }
 }
 
 /// Returns all members that QEMU always has, and latency histograms. Figures that we do not count separately are 0.
