@@ -228,7 +228,7 @@ fn the_example_serves_its_disks() {
             [byte; 4096]
         );
     }
-    let mut qmp = Qmp::connect(&daemon.dir().join("vm0.qmp"));
+    let mut qmp = Qmp::connect(&daemon.dir().join("qmp.sock"));
     assert_eq!(
         qmp.execute("query-block-exports", &json!({}))
             .as_array()

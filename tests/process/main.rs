@@ -3,6 +3,7 @@
 mod config;
 mod exports;
 mod handover;
+mod hook;
 mod idle;
 mod metrics;
 mod nodes;
