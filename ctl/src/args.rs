@@ -85,12 +85,6 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PATH")]
         image: Vec<PathBuf>,
     },
-    /// Write manual pages and shell completions to a directory, for packages.
-    #[command(hide = true)]
-    Generate {
-        /// The directory.
-        directory: PathBuf,
-    },
 }
 
 #[derive(Args, Debug)]

@@ -65,7 +65,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown, top: usize) {
     ];
     let [title, disks, iothreads, help] = Layout::vertical(parts).areas(frame.area());
     let told = format!(
-        "{} disks, {} frontends, every {} s",
+        "disks: {}   frontends: {}   every {} s",
         shown.count,
         shown.frontends,
         shown.interval.as_secs_f64()
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn the_tables_fit_into_80_columns() {
         let text = screen(0);
-        assert!(text.contains("20 disks, 0 frontends, every 1 s"), "{text}");
+        assert!(text.contains("disks: 20   frontends: 0   every 1 s"), "{text}");
         for cell in [
             "123456",
             "482.2",
