@@ -18,7 +18,11 @@ pub(crate) struct Client {
 impl Client {
     /// Connects. Returns the client and the greeting.
     pub(crate) fn greeted(path: &Path) -> (Self, Value) {
-        let socket = UnixStream::connect(path).expect("the monitor listens");
+        Self::on(UnixStream::connect(path).expect("the monitor listens"))
+    }
+
+    /// Takes a new connection. Returns the client and the greeting.
+    fn on(socket: UnixStream) -> (Self, Value) {
         socket.set_read_timeout(Some(DEADLINE)).expect("not zero");
         let mut client = Self {
             socket: BufReader::new(socket),
@@ -30,7 +34,12 @@ impl Client {
 
     /// Connects and negotiates.
     pub(crate) fn connect(path: &Path) -> Self {
-        let (mut client, _) = Self::greeted(path);
+        Self::negotiate(UnixStream::connect(path).expect("the monitor listens"))
+    }
+
+    /// Takes a new connection and negotiates.
+    pub(crate) fn negotiate(socket: UnixStream) -> Self {
+        let (mut client, _) = Self::on(socket);
         assert_eq!(
             client.ask(&json!({"execute": "qmp_capabilities"})),
             json!({"return": {}})

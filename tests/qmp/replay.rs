@@ -1,6 +1,7 @@
 //! The same session with qemu-storage-daemon and with our daemon.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -107,11 +108,12 @@ fn replay(mut command: Command, peer: Peer) {
         .args(["--chardev", &chardev, "--monitor", "chardev=m"])
         .stdout(Stdio::null());
     let (mut process, ()) = Process::start("the storage daemon", &mut command, |_| ());
-    wait_for("the monitor", || {
+    // One connection only: QEMU may refuse a second one while it has not seen the end of the first.
+    let connection = wait_for("the monitor", || {
         assert!(process.ended().is_none(), "{peer:?} has ended");
-        std::os::unix::net::UnixStream::connect(&socket).ok()
+        UnixStream::connect(&socket).ok()
     });
-    let mut client = Client::connect(&socket);
+    let mut client = Client::negotiate(connection);
     for line in SESSION
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
