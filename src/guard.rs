@@ -21,20 +21,26 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::sys::status;
 
-/// Maximum number of mappings at the same time: enough for two whole memory tables, each mapped twice, and for the
-/// mappings that requests in flight keep alive.
-const SLOTS: usize = 4096;
+/// Maximum number of mappings at the same time. The kernel allows a process fewer than that by default
+/// (`vm.max_map_count`). What one frontend may have is limited elsewhere: see `memory::quota`.
+const SLOTS: usize = 1 << 16;
 
 /// Number of ranges of lost pages that are remembered per mapping. If more are lost, the whole mapping counts as lost.
 const RANGES: usize = 64;
+
+/// Number of ranges of lost pages in all mappings. Further ones make their mapping lost as a whole: each range splits a
+/// mapping, and one frontend must not use up all mappings that the kernel allows the process.
+const ALL_RANGES: usize = 8192;
 
 static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 /// Index of the first slot that was never used.
 static END: AtomicUsize = AtomicUsize::new(0);
 /// Number of accesses that found a page lost.
 static LOSSES: AtomicUsize = AtomicUsize::new(0);
-/// Held while the table changes.
-static CHANGE: Mutex<()> = Mutex::new(());
+/// Number of ranges that are remembered in all slots.
+static REMEMBERED: AtomicUsize = AtomicUsize::new(0);
+/// Held while the table changes. All slots before this index are in use.
+static CHANGE: Mutex<usize> = Mutex::new(0);
 /// The disposition of SIGBUS before our handler was installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -121,9 +127,9 @@ impl Slot {
         self.len.store(len, Ordering::Relaxed);
         self.page.store(page, Ordering::Relaxed);
         self.kernel.store(user == User::Kernel, Ordering::Relaxed);
-        self.lost
-            .iter()
-            .for_each(|range| range.store(0, Ordering::Relaxed));
+        let lost = self.lost.iter().map(|range| range.swap(0, Ordering::Relaxed));
+        let forgotten = lost.filter(|&range| range != 0).count();
+        REMEMBERED.fetch_sub(forgotten, Ordering::Relaxed);
         self.all_lost.store(false, Ordering::Relaxed);
         // Release: pairs with the load in `known`. A reader that sees this version sees the stores above.
         self.version.fetch_add(1, Ordering::Release);
@@ -151,11 +157,14 @@ impl Slot {
     /// Records that the page at an address is lost. Returns false if there is no room to record it.
     fn lose(&self, known: &Known, addr: usize) -> bool {
         let page = u32::try_from((addr - known.start) / known.page).ok();
+        let has_room = REMEMBERED.load(Ordering::Relaxed) < ALL_RANGES;
         let remembered = |entry: &AtomicU64, page| {
-            let add = |range| with(range, page);
-            entry
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
-                .is_ok()
+            let add = |range| with(range, page).filter(|_| range != 0 || has_room);
+            let added = entry.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+            if added == Ok(0) {
+                REMEMBERED.fetch_add(1, Ordering::Relaxed);
+            }
+            added.is_ok()
         };
         let recorded = page
             .filter(|&page| page < u32::MAX)
@@ -198,12 +207,12 @@ impl Guarded {
     /// There are too many mappings, or the handler cannot be installed.
     pub(crate) fn new(start: *mut u8, len: usize, page: usize, user: User) -> io::Result<Self> {
         install()?;
-        let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = |slot: &Slot| slot.start.load(Ordering::Relaxed) == 0;
-        let slot = TABLE
-            .iter()
-            .position(free)
+        let mut used = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = |slot: &usize| TABLE[*slot].start.load(Ordering::Relaxed) == 0;
+        let slot = (*used..SLOTS)
+            .find(is_free)
             .ok_or_else(|| io::Error::other(format!("more than {SLOTS} mappings of shared memory")))?;
+        *used = slot + 1;
         // Release: pairs with the handler's load; the handler may find the slot from now on.
         END.fetch_max(slot + 1, Ordering::Release);
         TABLE[slot].set(start.addr(), len, page, user);
@@ -223,8 +232,9 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
         TABLE[self.slot].set(0, 0, 0, User::Ourselves);
+        *used = self.slot.min(*used);
     }
 }
 

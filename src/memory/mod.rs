@@ -11,6 +11,7 @@ mod area;
 mod file;
 mod log;
 mod mapping;
+mod quota;
 mod region;
 mod removed;
 mod served;
@@ -20,6 +21,7 @@ pub use area::MappedArea;
 pub(crate) use file::{keep_length, memfd};
 pub use log::{DirtyLog, LogError, RingLog};
 use mapping::Mapping;
+use quota::{MAX_MAPPED, Quota};
 pub use region::{MAX_REGIONS, RegionInfo};
 use region::{Region, fits};
 use removed::Removed;
@@ -39,6 +41,12 @@ pub enum Error {
     /// The table has more than [`MAX_REGIONS`] regions.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// The frontend has [`MAX_MAPPED`] regions mapped, with the removed ones that are still in use.
+    #[error(
+        "{MAX_MAPPED} memory regions are mapped already: requests in flight, or rings, still use the ones that were \
+         removed"
+    )]
+    InUse,
     /// REM_MEM_REG named a region that does not exist.
     #[error("no memory region {guest:#x}+{len:#x} to remove")]
     NotFound {
@@ -75,6 +83,7 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// Memory that earlier tables had, and that may be given back.
     removed: Removed,
+    quota: Quota,
 }
 
 impl GuestMemory {
@@ -84,11 +93,13 @@ impl GuestMemory {
     /// There are too many regions, or a region is empty, wraps around, overlaps another one, or cannot be mapped. On an
     /// error, nothing stays mapped.
     pub fn map(table: impl IntoIterator<Item = (RegionInfo, File)>) -> Result<Self, Error> {
+        Self::default().with_regions(table)
+    }
+
+    fn with_regions(self, table: impl IntoIterator<Item = (RegionInfo, File)>) -> Result<Self, Error> {
         table
             .into_iter()
-            .try_fold(Self::default(), |memory, (info, file)| {
-                memory.with_region(info, &file)
-            })
+            .try_fold(self, |memory, (info, file)| memory.with_region(info, &file))
     }
 
     /// Maps a whole table that replaces this one (SET_MEM_TABLE).
@@ -96,7 +107,11 @@ impl GuestMemory {
     /// # Errors
     /// As for [`GuestMemory::map`].
     pub fn replaced_by(&self, table: impl IntoIterator<Item = (RegionInfo, File)>) -> Result<Self, Error> {
-        let mut memory = Self::map(table)?;
+        let none = Self {
+            quota: self.quota.clone(),
+            ..Self::default()
+        };
+        let mut memory = none.with_regions(table)?;
         memory.removed = self.removed.clone();
         self.regions
             .iter()
@@ -137,8 +152,12 @@ impl GuestMemory {
         if self.regions.len() == MAX_REGIONS {
             return Err(Error::TooMany);
         }
-        let mapping =
-            Mapping::of_guest(file, file_offset, size).map_err(|source| Error::Map { guest, len, source })?;
+        let place = self.quota.take().ok_or(Error::InUse)?;
+        let mapping = Mapping::of_guest(file, file_offset, size, place).map_err(|source| Error::Map {
+            guest,
+            len,
+            source,
+        })?;
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.info.guest < guest);
         regions.insert(
@@ -150,7 +169,11 @@ impl GuestMemory {
         );
         let mut removed = self.removed.clone();
         removed.subtract(&(guest..end));
-        Ok(Self { regions, removed })
+        Ok(Self {
+            regions,
+            removed,
+            quota: self.quota.clone(),
+        })
     }
 
     /// Returns this table without one region (REM_MEM_REG). Guest address, user address and length must match.

@@ -171,6 +171,53 @@ fn the_number_of_regions_is_limited() {
     assert_unharmed(daemon, &baseline);
 }
 
+/// Regions that are removed stay mapped while requests in flight use them. The kernel limits the mappings of a process.
+#[test]
+fn stuck_requests_cannot_keep_endless_memory() {
+    const REGIONS: u64 = 500;
+    const MAPPED: u64 = 2 * 509;
+    let mut options = testkit::target::options();
+    options.extend(["--inject", "write:enospc,sector=20"]);
+    let (mut daemon, baseline) = testkit::target::start_with(&options);
+    let mut vm = Vm::start(&daemon, 1);
+    let file = SharedMemory::new(4096);
+    let extra = |i: u64| region((1 << 40) + (i << 20), 4096, (1 << 40) + (i << 20), 0);
+    let mut added = 0;
+    let refused = (0..4).find_map(|round: u64| {
+        for i in 0..REGIONS {
+            match vm.client.mem_region(msg::ADD_MEM_REG, extra(i), &[file.fd()]) {
+                Answer::Ack => added += 1,
+                answer => return Some(answer),
+            }
+        }
+        let slot = u16::try_from(round).expect("small");
+        vm.poke(HEADER, &header(1, 20));
+        vm.put_descs(
+            0,
+            3 * slot,
+            &linked(
+                3 * slot,
+                &[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)],
+            ),
+        );
+        vm.publish(0, 3 * slot);
+        vm.kick(0);
+        daemon.wait_for(|daemon| daemon.output().contains("held"), "hold a write");
+        // The IOThread has seen the kick by then.
+        daemon.check_neighbour();
+        for i in 0..REGIONS {
+            assert_eq!(vm.client.mem_region(msg::REM_MEM_REG, extra(i), &[]), Answer::Ack);
+        }
+        None
+    });
+    assert_eq!(refused, Some(Answer::Nak), "{added} regions were added");
+    assert!(added >= MAPPED - 1, "{added} regions were added");
+    assert!(daemon.output().contains("1018 memory regions are mapped already"));
+    daemon.check_neighbour();
+    drop((vm, file));
+    daemon.wait_for_holdings(&baseline);
+}
+
 #[test]
 fn a_ring_pauses_while_its_region_is_away() {
     let (daemon, baseline) = start();
