@@ -40,6 +40,11 @@ pub trait Work: Send + 'static {
     /// Does the job, on a worker (or on the context's thread if no worker can be created).
     fn run(&mut self);
 
+    /// Whether somebody waits for this job. A pool may be dropped with jobs in flight that nobody waits for.
+    fn is_awaited(&self) -> bool {
+        true
+    }
+
     /// Called exactly once, on the context's thread. It may submit and cancel jobs and run the loop.
     fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome);
 }

@@ -368,8 +368,11 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.change(|state| ((), state.stop()));
         self.shared.join();
-        let forgotten = self.in_flight.get();
         while self.run_some() {}
+        self.collect();
+        let jobs = self.collected.borrow();
+        let forgotten = jobs.iter().filter(|job| job.work.is_awaited()).count();
+        drop(jobs);
         self.complete();
         if forgotten > 0 && !thread::panicking() {
             tracing::error!(

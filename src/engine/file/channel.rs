@@ -163,7 +163,7 @@ impl FileChannel {
         if let Some(sharing) = &self.sharing
             && sharing.pays(batch.len(), inline.cost())
         {
-            sharing.share(batch, Rc::clone(completer));
+            sharing.share(batch, completer);
         }
         let (mut done, mut next) = (self.done.take(), 0);
         loop {

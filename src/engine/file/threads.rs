@@ -13,7 +13,7 @@ use super::writers::Writer;
 use crate::engine::job::Jobs;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::RawFile;
-use crate::thread_pool::{ThreadPool, Work};
+use crate::thread_pool::{ThreadPool, Work, WorkId};
 
 /// An engine in which every request is a job for the thread pool.
 pub(super) struct ThreadsEngine {
@@ -67,8 +67,13 @@ impl ThreadsEngine {
     }
 
     /// Queues another kind of work.
-    pub(super) fn submit_work(&self, work: Box<dyn Work>) {
-        self.pool.submit(work);
+    pub(super) fn submit_work(&self, work: Box<dyn Work>) -> WorkId {
+        self.pool.submit(work)
+    }
+
+    /// Cancels a work that no worker has taken.
+    pub(super) fn cancel(&self, work: WorkId) {
+        self.pool.cancel(work);
     }
 
     /// Queues one request.

@@ -5,7 +5,7 @@
 //! a time. A worker that comes late finds an empty pile, so no request ever waits for a worker.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use super::threads::ThreadsEngine;
 use crate::aio::AioContext;
 use crate::io::{Completer, IoRequest, Requests};
 use crate::storage::RawFile;
-use crate::thread_pool::{Outcome, Work};
+use crate::thread_pool::{Outcome, Work, WorkId};
 
 /// Minimum number of requests and minimum time of a batch to share. Shorter ones end before a worker has woken up.
 const FEWEST: usize = 4;
@@ -99,6 +99,8 @@ pub(super) struct Sharing {
     pile: Arc<Pile>,
     /// A worker was asked to help and has not finished.
     asked: Cell<bool>,
+    /// The last help that was submitted.
+    help: Cell<Option<WorkId>>,
     /// Number of requests of the current batch that the worker has executed.
     got: Cell<usize>,
     /// Misses are batches of which the worker got next to nothing, because it woke up too late or no CPU was free.
@@ -117,6 +119,7 @@ impl Sharing {
             threads,
             pile: Arc::default(),
             asked: Cell::new(false),
+            help: Cell::default(),
             got: Cell::new(0),
             futile: Misses::default(),
             step: Cell::new(TAKEN),
@@ -140,13 +143,13 @@ impl Sharing {
     }
 
     /// Puts the tail of `batch` on the pile, and asks a worker to help.
-    pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) {
+    pub(super) fn share(self: &Rc<Self>, batch: &mut Requests, completer: &Rc<dyn Completer>) {
         let help = self.leave_tail(batch, completer);
-        self.threads.submit_work(help);
+        self.help.set(Some(self.threads.submit_work(help)));
     }
 
     /// Puts the tail of `batch` on the pile. The caller must submit the returned work.
-    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: Rc<dyn Completer>) -> Box<Help> {
+    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: &Rc<dyn Completer>) -> Box<Help> {
         let kept = batch.len() / KEPT;
         let mut lists = self.pile.lists();
         lists.step = self.step.get();
@@ -164,7 +167,7 @@ impl Sharing {
                 back: None,
             })
         });
-        help.back = Some(SendWrapper::new((Rc::clone(self), completer)));
+        help.back = Some(SendWrapper::new((Rc::downgrade(self), Rc::downgrade(completer))));
         help
     }
 
@@ -213,8 +216,19 @@ impl Sharing {
     }
 }
 
-/// The places to which a worker's help and the requests return.
-type Home = SendWrapper<(Rc<Sharing>, Rc<dyn Completer>)>;
+impl Drop for Sharing {
+    fn drop(&mut self) {
+        // A share of a pool is removed with no job in its queue.
+        if let Some(help) = self.help.take().filter(|_| self.asked.get()) {
+            self.threads.cancel(help);
+        }
+    }
+}
+
+/// The places to which a worker's help and the requests return. Their owner keeps them while it has requests in flight.
+/// It need not wait for a worker that came too late for any request. The help must not keep them: they own the pool that
+/// has the help.
+type Home = SendWrapper<(Weak<Sharing>, Weak<dyn Completer>)>;
 
 /// A worker's help with a batch.
 #[derive(Debug)]
@@ -238,6 +252,12 @@ impl Help {
                 .extend(self.held.extract_if(.., |request| !execute(&self.file, request)));
         }
     }
+
+    /// Takes the places to return to, if they still exist.
+    fn take_home(&mut self) -> Option<(Rc<Sharing>, Rc<dyn Completer>)> {
+        let (sharing, completer) = self.back.take()?.take();
+        Some((sharing.upgrade()?, completer.upgrade()?))
+    }
 }
 
 impl Work for Help {
@@ -245,10 +265,17 @@ impl Work for Help {
         self.help(try_execute);
     }
 
+    fn is_awaited(&self) -> bool {
+        self.back
+            .as_ref()
+            .is_some_and(|back| back.0.strong_count() > 0 && back.1.strong_count() > 0)
+    }
+
     fn complete(mut self: Box<Self>, _ctx: &AioContext, _outcome: Outcome) {
-        let Some(back) = self.back.take() else { return };
+        let Some((sharing, completer)) = self.take_home() else {
+            return;
+        };
         self.missed.append(&mut self.held);
-        let (sharing, completer) = back.take();
         sharing.worker_is_back(&mut self.missed, &completer);
         sharing.idle.replace(Some(self));
     }

@@ -63,6 +63,7 @@ struct Queue {
     file: Arc<RawFile>,
     back: Rc<Back>,
     lost: Timer,
+    pool: ThreadPool,
     memory: Box<[u8; 512]>,
     // Dropped after everything that is registered with it.
     ctx: AioContext,
@@ -83,7 +84,7 @@ impl Queue {
         }
         let sharing = Sharing::new(Rc::new(ThreadsEngine::new(
             Arc::clone(&file),
-            pool.clone(),
+            pool.with_share(),
             || Writers::default().take(&ctx, &pool),
         )));
         let back: Rc<Back> = Rc::default();
@@ -92,6 +93,7 @@ impl Queue {
             file,
             back,
             lost,
+            pool,
             memory: Box::new([0; 512]),
             ctx,
         }
@@ -139,7 +141,7 @@ fn a_helpers_panic_loses_no_request() {
     let mut queue = Queue::new();
     for panics_at in BATCH / 5..BATCH {
         let (mut batch, (through, ended)) = (queue.batch(), mpsc::channel());
-        let help = queue.sharing.leave_tail(&mut batch, queue.completer());
+        let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
         queue.sharing.threads.submit_work(Box::new(Clumsy {
             help,
             panics_at,
@@ -151,7 +153,7 @@ fn a_helpers_panic_loses_no_request() {
         queue.assert_all_are_back_once(&format!("a panic at {panics_at}"));
 
         let mut batch = queue.batch();
-        queue.sharing.share(&mut batch, queue.completer());
+        queue.sharing.share(&mut batch, &queue.completer());
         queue.finish(batch);
         queue.assert_all_are_back_once(&format!("after a panic at {panics_at}"));
     }
@@ -163,7 +165,7 @@ fn a_late_worker_returns_merged_requests_individually() {
     let mut batch = queue.batch();
     Merger::up_to(1024).merge(&mut batch);
     assert_eq!(batch.len(), usize::from(BATCH) / 2);
-    let help = queue.sharing.leave_tail(&mut batch, queue.completer());
+    let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
     queue.sharing.threads.submit_work(Box::new(Clumsy {
         help,
         panics_at: BATCH,
@@ -180,4 +182,59 @@ fn a_late_worker_returns_merged_requests_individually() {
     }
     queue.finish(Requests::new());
     queue.assert_all_are_back_once("late");
+}
+
+/// Shares a batch whose worker comes too late for any request. Returns the help.
+fn take_everything_back(queue: &mut Queue) -> Box<Help> {
+    let mut batch = queue.batch();
+    let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
+    while queue.sharing.take_back(&mut batch, &mut Requests::new()) {}
+    assert_eq!(batch.len(), usize::from(BATCH));
+    help
+}
+
+#[test]
+fn a_help_keeps_neither_the_queue_nor_its_pool() {
+    let mut queue = Queue::new();
+    let help = take_everything_back(&mut queue);
+    let work = queue.sharing.threads.submit_work(help);
+    queue.sharing.help.set(Some(work));
+    let Queue {
+        sharing,
+        file,
+        back,
+        pool,
+        lost: _lost,
+        memory: _,
+        ctx: _ctx,
+    } = queue;
+    let left = (Rc::downgrade(&sharing), Arc::downgrade(&file));
+    // The pool ends with them, while the help is in flight.
+    drop((sharing, file, back, pool));
+    assert!(left.0.upgrade().is_none() && left.1.upgrade().is_none());
+}
+
+#[test]
+fn a_queued_help_is_cancelled_with_its_queue() {
+    let mut queue = Queue::new();
+    let (release, gate) = mpsc::channel::<()>();
+    // The only worker waits here.
+    drop(queue.pool.run(move || gate.recv()));
+    let help = take_everything_back(&mut queue);
+    let work = queue.sharing.threads.submit_work(help);
+    queue.sharing.help.set(Some(work));
+    let Queue {
+        sharing,
+        pool,
+        lost: _lost,
+        ctx,
+        ..
+    } = queue;
+    let left = Rc::downgrade(&sharing);
+    drop(sharing);
+    assert!(left.upgrade().is_none());
+    release.send(()).expect("the worker waits");
+    while pool.in_flight() > 0 {
+        ctx.poll(true);
+    }
 }
