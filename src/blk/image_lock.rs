@@ -129,9 +129,6 @@ impl Drop for HeldTurn<'_> {
     }
 }
 
-/// Locks that stay until the process ends.
-static KEPT: Mutex<Vec<ImageLock>> = Mutex::new(Vec::new());
-
 /// The right to use an image.
 #[derive(Debug)]
 pub(super) struct Turn {
@@ -259,12 +256,10 @@ fn name(node: &BlockNode) -> String {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.unflushed {
-            // The process keeps the lock, also after it has removed the disk: nobody should use the image as if it were
-            // complete.
-            KEPT.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(self.lock.take());
+        if let Some(lock) = self.lock.take()
+            && self.unflushed
+        {
+            lock.keep();
         }
     }
 }
@@ -349,8 +344,15 @@ mod tests {
         let [mut old, mut new] = [open(image.path()), open(image.path())];
         old.take(ready).unwrap();
         old.hand_over(|_| Err(io::ErrorKind::Other.into())).unwrap_err();
+        let node = Arc::clone(&old.below.view().node);
         drop(old);
-        assert!(in_use(&mut new));
+        let kept = |result| matches!(result, Err(TakeError::Lock(LockError::Kept { .. })));
+        assert!(kept(new.take(ready)), "another node");
+        let mut again = Disk {
+            turn: Turn::new(true),
+            below: Below::new(DiskView::whole(node)),
+        };
+        assert!(kept(again.take(ready)), "the same node");
     }
 
     #[test]

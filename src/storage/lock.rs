@@ -6,12 +6,12 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::file::RawFile;
-use super::lock_bytes::{self, Held, LockMode, LockPlace};
+use super::lock_bytes::{self, Held, LockMode, LockPlace, file_id};
 use crate::log_limit::LogLimit;
 
 /// Limits the warning about missing locks, because a disk takes its lock again whenever its driver resets it.
@@ -34,8 +34,18 @@ pub enum LockError {
     },
 
     /// The lock of this [`RawFile`] is held already, and at least one of the two uses is for writing.
-    #[error("this disk has locked {} already", path.display())]
+    #[error("another disk of this process has locked {}, and one of the two writes to it", path.display())]
     Held {
+        /// The image.
+        path: PathBuf,
+    },
+
+    /// A disk could not make its writes stable before it released the image: see [`ImageLock::keep`].
+    #[error(
+        "{} stays locked until this process ends: a flush failed when its last user released it, so it may lack writes",
+        path.display()
+    )]
+    Kept {
         /// The image.
         path: PathBuf,
     },
@@ -69,6 +79,14 @@ impl LockError {
 
     /// The conflicting use is by another disk of this process.
     pub const OURSELVES: &str = lock_bytes::OURSELVES;
+}
+
+/// Locks that stay until the process ends.
+static KEPT: Mutex<Vec<Arc<Held>>> = Mutex::new(Vec::new());
+
+fn kept() -> MutexGuard<'static, Vec<Arc<Held>>> {
+    // Consistent even after a panic: the list only grows.
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A lock on an image, held until this is dropped.
@@ -113,6 +131,7 @@ impl ImageLock {
         let mut present = place.lock();
         match present.upgrade() {
             Some(held) if held.covers(mode) => return Ok(lock(Some(held))),
+            Some(_) if is_kept(file) => return Err(LockError::Kept { path: path() }),
             Some(_) => return Err(LockError::Held { path: path() }),
             None => {}
         }
@@ -124,6 +143,7 @@ impl ImageLock {
                 *present = Arc::downgrade(&held);
                 Ok(lock(Some(held)))
             }
+            Ok(Some(_)) if is_kept(file) => Err(LockError::Kept { path: path() }),
             Ok(Some(how)) => Err(LockError::InUse { path: path(), how }),
             Err(e) if is_unsupported(&e) => {
                 if let Some(suppressed) = UNLOCKED.pass("unlocked", path().display()) {
@@ -178,6 +198,12 @@ impl ImageLock {
         })
     }
 
+    /// Keeps the image locked until the process ends: it may lack writes, and nobody should use it as if it were
+    /// complete.
+    pub(crate) fn keep(mut self) {
+        kept().extend(self.held.take());
+    }
+
     /// Returns false if the file system does not support locks.
     pub fn is_held(&self) -> bool {
         self.held.is_some()
@@ -190,6 +216,12 @@ impl Drop for ImageLock {
         let _present = self.place.lock();
         self.held = None;
     }
+}
+
+/// Returns whether the process keeps a lock on this image.
+fn is_kept(file: &RawFile) -> bool {
+    let file = file_id(file.as_fd());
+    file.is_some() && kept().iter().any(|held| held.file() == file)
 }
 
 fn is_unsupported(e: &io::Error) -> bool {

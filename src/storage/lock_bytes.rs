@@ -11,7 +11,7 @@
 //! read-only. We do not share WRITE, unless a reader is told to (`force-share`).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::sys::ofd_lock;
@@ -35,6 +35,11 @@ static LOCKED: Mutex<Vec<FileId>> = Mutex::new(Vec::new());
 
 /// A file, by device and inode number.
 type FileId = (u64, u64);
+
+pub(super) fn file_id(fd: BorrowedFd<'_>) -> Option<FileId> {
+    let found = rustix::fs::fstat(fd).ok()?;
+    Some((found.st_dev, found.st_ino))
+}
 
 /// The place in an open file that refers to its lock, if it has one.
 #[derive(Debug, Default)]
@@ -81,6 +86,11 @@ impl Held {
         self.mode
     }
 
+    /// The locked file. `None` if no lock was taken.
+    pub(super) fn file(&self) -> Option<FileId> {
+        self.listed
+    }
+
     /// Returns whether the same locks serve another disk on this file. Two disks never write to one file.
     pub(super) fn covers(&self, mode: LockMode) -> bool {
         match self.mode {
@@ -92,8 +102,7 @@ impl Held {
 
     /// Takes the locks. Returns a description of the conflict, if there is one.
     pub(super) fn apply(&mut self) -> io::Result<Option<&'static str>> {
-        let file = rustix::fs::fstat(&self.fd).map(|found| (found.st_dev, found.st_ino));
-        let file = file.ok();
+        let file = file_id(self.fd.as_fd());
         let conflict = self.take()?;
         if conflict.is_none() {
             self.listed = file;
