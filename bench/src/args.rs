@@ -204,6 +204,22 @@ pub(crate) struct DisksArgs {
     pub(crate) idle: u64,
 }
 
+/// The backends to compare, and a place for their files.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Rivals {
+    /// A candidate, `ours[:OPTIONS]` or `qsd`; may be repeated [default: ours, qsd]
+    #[arg(long = "backend", value_name = "SPEC")]
+    pub(crate) backends: Vec<String>,
+
+    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+
+    /// Directory for temporary files [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
 /// Options of `hot`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct HotArgs {
@@ -215,17 +231,8 @@ pub(crate) struct HotArgs {
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) depth: usize,
 
-    /// A candidate, `ours[:OPTIONS]` or `qsd`; may be repeated [default: ours, qsd]
-    #[arg(long = "backend", value_name = "SPEC")]
-    pub(crate) backends: Vec<String>,
-
-    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) binary: Option<PathBuf>,
-
-    /// Directory for the images [default: the temporary directory]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rivals: Rivals,
 }
 
 /// Options of `neighbours`.
@@ -243,17 +250,8 @@ pub(crate) struct NeighboursArgs {
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) only: String,
 
-    /// A candidate, `ours[:OPTIONS]` or `qsd`; may be repeated [default: ours, qsd]
-    #[arg(long = "backend", value_name = "SPEC")]
-    pub(crate) backends: Vec<String>,
-
-    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) binary: Option<PathBuf>,
-
-    /// Directory for temporary files [default: the temporary directory]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rivals: Rivals,
 }
 
 /// Options of `throttle`.
@@ -271,17 +269,8 @@ pub(crate) struct ThrottleArgs {
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) only: String,
 
-    /// A candidate, `ours[:OPTIONS]` or `qsd`; may be repeated [default: ours, qsd]
-    #[arg(long = "backend", value_name = "SPEC")]
-    pub(crate) backends: Vec<String>,
-
-    /// The vhost-user-blk that `ours` runs [default: the one next to this program]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) binary: Option<PathBuf>,
-
-    /// Directory for temporary files [default: the temporary directory]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rivals: Rivals,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

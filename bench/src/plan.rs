@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::args::{Args, Preset, Shape, StorageKind};
+use crate::args::{Args, Preset, Rivals, Shape, StorageKind};
 use crate::candidate::{Candidate, qsd_is_installed};
 use crate::daemon::Daemon;
 use crate::limit::Engine;
 use crate::load::{Frontend, Load};
+use crate::scratch::Scratch;
 
 /// The candidates, cases and rounds to run.
 #[derive(Debug)]
@@ -177,6 +178,28 @@ pub(crate) fn chosen(
         return available(preset, daemon, notes);
     }
     named.iter().map(|spec| Candidate::parse(spec, daemon)).collect()
+}
+
+impl Rivals {
+    /// Returns the backends that this machine has, and prints a note for each that it lacks.
+    ///
+    /// # Errors
+    /// A candidate is misspelled.
+    pub(crate) fn candidates(&self) -> Result<Vec<Candidate>> {
+        let mut notes = Vec::new();
+        let daemon = Daemon::new(self.binary.as_deref());
+        let candidates = chosen(&self.backends, &["ours", "qsd"], &daemon, &mut notes)?;
+        notes.iter().for_each(|note| eprintln!("{note}"));
+        Ok(candidates)
+    }
+
+    /// Makes a directory for the files of a backend.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn scratch(&self) -> Result<Scratch> {
+        Scratch::new(&self.dir.clone().unwrap_or_else(std::env::temp_dir))
+    }
 }
 
 /// Returns the backends of a preset that this machine has, and notes those that are left out.

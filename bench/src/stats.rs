@@ -1,6 +1,6 @@
 //! Medians and ratios, and the intervals that tell how certain they are.
 
-use crate::units::Random;
+use crate::units::{Random, short};
 
 const RESAMPLES: usize = 4000;
 /// Minimum number of rounds for a bootstrap. With fewer rounds its interval is too narrow.
@@ -84,6 +84,14 @@ pub(crate) fn ratio(ours: &[f64], reference: &[f64]) -> Option<Interval> {
             .collect()
     };
     Some(Interval::of(value, &mut ratios, bounds))
+}
+
+/// Formats a ratio with its interval.
+pub(crate) fn spelled(ratio: Option<Interval>) -> String {
+    let Some(Interval { value, low, high, .. }) = ratio else {
+        return "-".to_owned();
+    };
+    format!("{} ({}..{})", short(value), short(low), short(high))
 }
 
 /// Returns the median of `new` divided by the median of `old`, for rounds that did not run next to each other.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Life, Round, Row, Speed, Spread};
 use crate::args::{DisksArgs, StorageKind};
-use crate::stats::{Bounds, median, ratio};
+use crate::stats::{Bounds, median, ratio, spelled};
 use crate::units::short;
 
 /// Renders the figures of all backends on one kind of storage.
@@ -128,13 +128,5 @@ fn compared(rounds: &[Round], load: Spread, reference: Spread, pick: fn(&Speed) 
             .map(|round| pick(&round.speeds[&spread]))
             .collect::<Vec<_>>()
     };
-    match ratio(&of(load), &of(reference)) {
-        Some(ratio) => format!(
-            "{} ({}..{})",
-            short(ratio.value),
-            short(ratio.low),
-            short(ratio.high)
-        ),
-        None => "-".to_owned(),
-    }
+    spelled(ratio(&of(load), &of(reference)))
 }

@@ -24,11 +24,8 @@ use serde_json::json;
 use crate::args::HotArgs;
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
-use crate::daemon::Daemon;
 use crate::disks::{Footprint, settle};
-use crate::plan::chosen;
 use crate::qmp::Qmp;
-use crate::scratch::Scratch;
 use verify::Verifier;
 
 /// Rounds in a segment.
@@ -89,13 +86,10 @@ struct Managed {
 /// # Errors
 /// A backend cannot be started. If one fails later, that is part of the result.
 pub(crate) fn run(args: &HotArgs) -> Result<()> {
-    let mut notes = Vec::new();
-    let daemon = Daemon::new(args.binary.as_deref());
-    let candidates = chosen(&args.backends, &["ours", "qsd"], &daemon, &mut notes)?;
-    notes.iter().for_each(|note| eprintln!("{note}"));
+    let candidates = args.rivals.candidates()?;
     let interrupted = crate::interrupted()?;
     for candidate in &candidates {
-        let scratch = Scratch::new(&args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
+        let scratch = args.rivals.scratch()?;
         println!(
             "\n{}: {} rounds, {} requests in flight beside them",
             candidate.name, args.rounds, args.depth

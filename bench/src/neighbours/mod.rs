@@ -16,12 +16,10 @@ use anyhow::{Context, Result, ensure};
 use crate::args::{NeighboursArgs, Pattern, Shape, Wait};
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
-use crate::daemon::Daemon;
 use crate::frontend::{Connected, connect_each};
 use crate::load::{Frontend, Load};
-use crate::plan::chosen;
 use crate::scratch::Scratch;
-use crate::stats::{median, ratio};
+use crate::stats::{median, ratio, spelled};
 use crate::throttle::drive;
 use crate::units::short;
 use noise::{NOISES, Noise};
@@ -52,18 +50,15 @@ struct Pair {
 /// # Errors
 /// A backend cannot be started, or does not answer.
 pub(crate) fn run(args: &NeighboursArgs) -> Result<()> {
-    let mut notes = Vec::new();
-    let daemon = Daemon::new(args.binary.as_deref());
-    let candidates = chosen(&args.backends, &["ours", "qsd"], &daemon, &mut notes)?;
+    let candidates = args.rivals.candidates()?;
     ensure!(
         candidates
             .iter()
             .all(|one| matches!(one.kind, Kind::Ours { .. } | Kind::Qsd { .. })),
         "only ours and qsd can serve two disks"
     );
-    notes.iter().for_each(|note| eprintln!("{note}"));
     let interrupted = crate::interrupted()?;
-    let scratch = Scratch::new(&args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
+    let scratch = args.rivals.scratch()?;
     println!(
         "{:<26} {:<6} {:>12} {:>14} {:>12} {:>26} {:>26}",
         "p50, p99 in us",
@@ -219,15 +214,7 @@ fn line(noise: &str, candidate: &str, segments: &[(Segment, Latency)]) -> String
             short(median(&p99(kind)))
         )
     };
-    let against = |kind| match ratio(&p99(Segment::Here), &p99(kind)) {
-        Some(ratio) => format!(
-            "{} ({}..{})",
-            short(ratio.value),
-            short(ratio.low),
-            short(ratio.high)
-        ),
-        None => "-".to_owned(),
-    };
+    let against = |kind| spelled(ratio(&p99(Segment::Here), &p99(kind)));
     format!(
         "{noise:<26} {candidate:<6} {:>12} {:>14} {:>12} {:>26} {:>26}",
         both(Segment::Alone),

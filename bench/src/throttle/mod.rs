@@ -14,8 +14,6 @@ use anyhow::{Result, ensure};
 
 use crate::args::ThrottleArgs;
 use crate::candidate::Candidate;
-use crate::daemon::Daemon;
-use crate::plan::chosen;
 use crate::scratch::Scratch;
 use crate::stats::median;
 use crate::units::short;
@@ -37,16 +35,13 @@ struct Figure {
 /// # Errors
 /// A backend cannot be started, or does not answer.
 pub(crate) fn run(args: &ThrottleArgs) -> Result<()> {
-    let mut notes = Vec::new();
-    let daemon = Daemon::new(args.binary.as_deref());
-    let candidates = chosen(&args.backends, &["ours", "qsd"], &daemon, &mut notes)?;
+    let candidates = args.rivals.candidates()?;
     ensure!(
         candidates.iter().all(process::has_groups),
         "only ours and qsd have throttle groups"
     );
-    notes.iter().for_each(|note| eprintln!("{note}"));
     let interrupted = crate::interrupted()?;
-    let scratch = Scratch::new(&args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
+    let scratch = args.rivals.scratch()?;
     let wanted: Vec<&Case> = CASES
         .iter()
         .filter(|case| case.name.contains(&args.only))
