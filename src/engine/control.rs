@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 
 use super::channel::Channel;
@@ -26,6 +28,8 @@ impl ControlChannel {
 #[derive(Debug)]
 pub struct NodeControl {
     channel: Remote<ControlChannel>,
+    /// Number of operations that have not ended.
+    pending: Arc<AtomicUsize>,
 }
 
 /// The completer of a single request.
@@ -39,13 +43,30 @@ impl<F: FnOnce(io::Result<()>)> Completer for Once<F> {
     }
 }
 
+/// Counts an operation until this is dropped.
+struct Pending(Arc<AtomicUsize>);
+
+impl Pending {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl NodeControl {
     /// Creates a handle to `channel`, and the place where the channel can be replaced. Call this on the IOThread to
     /// which `ctx` belongs.
     pub fn new(ctx: &AioContext, channel: Channel) -> (Self, Rc<ControlChannel>) {
         let place = Rc::new(ControlChannel(RefCell::new(channel)));
         let channel = Remote::new(ctx, Rc::clone(&place));
-        (Self { channel }, place)
+        let pending = Arc::default();
+        (Self { channel, pending }, place)
     }
 
     /// Starts an operation without memory or ranges, such as a flush. `done` is called with the result, on the
@@ -54,6 +75,11 @@ impl NodeControl {
     /// # Errors
     /// The IOThread has ended. `done` is not called.
     pub fn submit(&self, op: IoOp, done: impl FnOnce(io::Result<()>) + Send + 'static) -> Result<(), Gone> {
+        let pending = Pending::new(&self.pending);
+        let done = move |result| {
+            done(result);
+            drop(pending);
+        };
         self.channel.post(move |channel| {
             let _scope = DeferScope::enter();
             let mut request = IoRequest::new();
@@ -61,6 +87,12 @@ impl NodeControl {
             let completer = Rc::new(Once(Cell::new(Some(done)))) as Rc<dyn Completer>;
             channel.0.borrow().submit(&mut vec![request], &completer);
         })
+    }
+
+    /// Returns whether an operation has not ended. Any thread.
+    pub fn is_busy(&self) -> bool {
+        // Relaxed: no other data depends on this number.
+        self.pending.load(Ordering::Relaxed) > 0
     }
 
     /// Like [`submit`](Self::submit), but returns a receiver of the result.

@@ -141,6 +141,11 @@ impl Resizer {
         Arc::ptr_eq(&self.state.below.view().node, node)
     }
 
+    /// Returns whether an operation of a control thread on this disk has not ended, such as a flush. Any thread.
+    pub fn is_busy(&self) -> bool {
+        self.control.is_busy()
+    }
+
     /// Tells the frontend if the size has changed. Any thread; never waits.
     pub fn announce(&self) {
         // The node may be another one.
