@@ -390,14 +390,19 @@ pub fn run(args: &[&str], dir: &Path) -> Exit {
     }
 }
 
+/// Returns the options that `TEST_DAEMON_OPTIONS` has for each daemon, because some tools (sanitizers, tracers) make system
+/// calls in the daemon that the daemon itself does not make.
+pub fn tool_options() -> Vec<String> {
+    let options = env::var("TEST_DAEMON_OPTIONS").unwrap_or_default();
+    options.split_whitespace().map(str::to_owned).collect()
+}
+
 fn spawn(dir: &TempDir, args: &[String]) -> Child {
     let output = |name| File::create(dir.path().join(name)).expect("make a log");
     let mut command = Command::new(binary());
-    // Some tools make system calls in the daemon that the daemon itself does not make.
-    let options = env::var("TEST_DAEMON_OPTIONS").unwrap_or_default();
     command
         .args(args)
-        .args(options.split_whitespace())
+        .args(tool_options())
         .current_dir(dir.path())
         .stdin(Stdio::null())
         .stdout(output("out"))

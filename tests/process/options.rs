@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use testkit::daemon::{Daemon, Exit, IMAGE, SOCKET, binary, run};
+use testkit::daemon::{Daemon, Exit, IMAGE, SOCKET, binary, run, tool_options};
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::Process;
 use testkit::skip::skipped;
@@ -307,6 +307,7 @@ fn handed_over(dir: &Path, fd: RawFd, args: &[&str], variables: &[(&str, &str)])
         .args(["-c", own])
         .arg(binary())
         .args(args)
+        .args(tool_options())
         .current_dir(dir);
     command.envs(variables.iter().copied()).stdin(Stdio::null());
     // SAFETY: the closure makes async-signal-safe calls between fork and exec. `fcntl` keeps descriptor 9 open at exec,
