@@ -179,7 +179,7 @@ impl Disks {
 
     /// Ends all disks because the process is going to end, and waits for them until none has ended for `time`: on a busy
     /// machine, hundreds of disks take longer than one. A disk that has nothing in flight only needs the processor, so
-    /// this waits longer for it, up to [`SCHEDULING_TIME`].
+    /// this waits for up to ten seconds longer.
     ///
     /// Their images are neither flushed nor unlocked: the next process finds their data in the page cache.
     pub fn end(&mut self, time: Duration) -> Ended {

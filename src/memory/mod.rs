@@ -41,7 +41,7 @@ pub enum Error {
     /// The table has more than [`MAX_REGIONS`] regions.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
-    /// The frontend has [`MAX_MAPPED`] regions mapped, with the removed ones that are still in use.
+    /// The frontend has the regions of two whole tables mapped, with the removed ones that are still in use.
     #[error(
         "{MAX_MAPPED} memory regions are mapped already: requests in flight, or rings, still use the ones that were \
          removed"

@@ -40,7 +40,7 @@ pub enum LockError {
         path: PathBuf,
     },
 
-    /// A disk could not make its writes stable before it released the image: see [`ImageLock::keep`].
+    /// A disk could not make its writes stable before it released the image.
     #[error(
         "{} stays locked until this process ends: a flush failed when its last user released it, so it may lack writes",
         path.display()
