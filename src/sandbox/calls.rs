@@ -213,6 +213,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
         SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),
     ]
+    // Whether a job has slept. The IOThread runs jobs if no worker can be created.
+    DISK => [SYS_getrusage]
     // The disk. Other threads ask these threads for a flush or for a new size.
     DISK => [
         SYS_preadv,

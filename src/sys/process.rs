@@ -28,6 +28,15 @@ pub(crate) fn ignore_signals_of_daemon() {
     }
 }
 
+/// Returns how many times the calling thread has slept: it has given up its CPU by itself.
+pub(crate) fn thread_sleeps() -> libc::c_long {
+    // SAFETY: a struct of numbers, for which all bits 0 are a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the struct. The call cannot fail with these arguments.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    usage.ru_nvcsw
+}
+
 /// Closes all descriptors from `first` up to, but not including, `end`: `close_range`, or one `close` for each before
 /// Linux 5.9.
 ///

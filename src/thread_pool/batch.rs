@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::shares::{Queued, ShareId};
+use super::steps::Pace;
 use crate::aio::adaptive::PollWindow;
 
 /// The outcome of a job.
@@ -33,8 +34,8 @@ pub(super) struct Batch<W> {
     pub(super) share: Option<ShareId>,
     /// Finished, not delivered to the context yet.
     pub(super) finished: Vec<Finished<W>>,
-    /// The last jobs did not block.
-    pub(super) quick: bool,
+    /// The pace of the last jobs.
+    pub(super) pace: Pace,
     /// The pool is serial.
     pub(super) serial: bool,
     /// When the first job of the batch was started.
@@ -49,7 +50,7 @@ impl<W> Batch<W> {
             taken: VecDeque::new(),
             share: None,
             finished: Vec::new(),
-            quick: false,
+            pace: Pace::Blocking,
             serial: false,
             begun: None,
             window: if cfg!(loom) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, Finished, Outcome};
 use super::figures::{Counters, PoolFigures};
 use super::state::State;
-use super::steps::{Actions, Next, Woken};
+use super::steps::{Actions, Next, Pace, Woken};
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
 
 /// A pool without its threads.
@@ -37,6 +37,9 @@ struct Locked<W> {
 
 /// The operations that a worker's loop needs from its environment.
 pub(super) trait Host<W> {
+    /// Returns the number of CPUs that the calling worker may use.
+    fn cpus(&self) -> usize;
+
     /// Creates the next worker. See [`State::begin_spawn`](super::state::State::begin_spawn).
     fn spawn(&self);
 
@@ -71,7 +74,7 @@ impl<W> Locked<W> {
         if let Some(share) = batch.share
             && !batch.finished.is_empty()
         {
-            self.state.finished(share, batch.finished.len(), batch.quick);
+            self.state.finished(share, batch.finished.len(), batch.pace);
             self.done.append(&mut batch.finished);
         }
     }
@@ -159,7 +162,7 @@ impl<W> Core<W> {
 
     /// Runs a worker's loop, which ends after the worker has been idle for `idle`.
     pub(super) fn work(&self, host: &impl Host<W>, idle: Duration) {
-        if self.worker_started() {
+        if self.worker_started(host.cpus()) {
             host.spawn();
         }
         let mut batch = Batch::new(self.poll_max);
@@ -188,7 +191,7 @@ impl<W> Core<W> {
                         batch.window.adapt(start.elapsed());
                     }
                     // The load may have changed during the sleep.
-                    batch.quick = false;
+                    batch.pace = Pace::Blocking;
                     host.apply(actions);
                     if !woken {
                         return;
@@ -198,9 +201,9 @@ impl<W> Core<W> {
         }
     }
 
-    fn worker_started(&self) -> bool {
+    fn worker_started(&self, cpus: usize) -> bool {
         let mut locked = lock(&self.locked);
-        locked.state.worker_started();
+        locked.state.worker_started(cpus);
         let spawn = locked.state.begin_spawn();
         locked.state.show(&self.figures);
         spawn
@@ -216,7 +219,7 @@ impl<W> Core<W> {
         if let Some(share) = batch.share.take() {
             locked.state.end_batch(share, &mut batch.taken);
         }
-        let (next, actions) = locked.state.next(batch.quick, &mut batch.taken);
+        let (next, actions) = locked.state.next(batch.pace == Pace::Quick, &mut batch.taken);
         if let Next::Run(share) = next {
             batch.share = Some(share);
         }
@@ -295,6 +298,10 @@ mod tests {
     struct Sizes(StdMutex<Vec<usize>>);
 
     impl Host<u32> for Sizes {
+        fn cpus(&self) -> usize {
+            1
+        }
+
         fn spawn(&self) {
             unreachable!("this test needs only one worker");
         }
@@ -306,7 +313,7 @@ mod tests {
                 outcome: Outcome::Done,
             });
             batch.finished.extend(done);
-            batch.quick = true;
+            batch.pace = Pace::Quick;
             false
         }
 

@@ -10,7 +10,7 @@ use super::core::{Core, Host};
 use super::figures::ThreadPoolParams;
 use super::shares::ShareId;
 use super::state::State;
-use super::steps::Actions;
+use super::steps::{Actions, Pace};
 use crate::aio::BhHandle;
 use crate::aio::loom::Loop;
 use crate::sync::Arc;
@@ -33,6 +33,10 @@ struct Pool {
 struct Worker(Arc<Pool>);
 
 impl Host<usize> for Worker {
+    fn cpus(&self) -> usize {
+        2
+    }
+
     fn spawn(&self) {
         let host = self.clone();
         thread::spawn(move || host.0.core.work(&host, Duration::ZERO));
@@ -45,7 +49,7 @@ impl Host<usize> for Worker {
             outcome: Outcome::Done,
         });
         batch.finished.extend(works);
-        batch.quick = true;
+        batch.pace = Pace::Quick;
         !batch.taken.is_empty()
     }
 

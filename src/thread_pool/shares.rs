@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use super::steps::Pace;
+
 /// A queued job.
 #[derive(Debug)]
 pub(super) struct Queued<W> {
@@ -24,6 +26,10 @@ impl ShareId {
 /// A share may occupy this many times as many workers as are free.
 const GREED: usize = 2;
 
+/// The number of quick rounds that must follow a slower job before workers take several jobs at once again. With only
+/// an occasional miss of the page cache, no job then waits for another job's miss.
+pub(super) const CAUTION: u8 = 64;
+
 #[derive(Debug)]
 struct Share<W> {
     queue: VecDeque<Queued<W>>,
@@ -31,6 +37,8 @@ struct Share<W> {
     running: usize,
     /// Quick rounds left until workers may take several of its jobs at once.
     caution: u8,
+    /// The most workers that may run its jobs. Falls while these only keep CPUs busy.
+    most: usize,
     /// The owner is gone. The share is reused once no worker runs its jobs.
     closed: bool,
 }
@@ -41,6 +49,7 @@ impl<W> Share<W> {
             queue: VecDeque::new(),
             running: 0,
             caution: 0,
+            most: usize::MAX,
             closed: false,
         }
     }
@@ -135,12 +144,30 @@ impl<W> Shares<W> {
 
     /// Returns whether a worker may run a job of this share, in a pool of at most `max` workers.
     ///
-    /// The only share may occupy all workers. Among several, each may always have one worker. It may have more as long
+    /// The only share may occupy all workers, unless its jobs keep CPUs busy. Among several, each may always have one worker. It may have more as long
     /// as there are free workers in proportion. So the shares whose jobs block leave some workers to the others, the
     /// fewer of them there are, the more. Shares whose jobs do not block hardly notice.
     fn may_run(&self, id: ShareId, max: usize) -> bool {
-        let running = self.share(id).running;
-        self.added <= 1 || running == 0 || running < GREED * max.saturating_sub(self.busy)
+        let Share { running, most, .. } = *self.share(id);
+        let fair = self.added <= 1 || running < GREED * max.saturating_sub(self.busy);
+        running == 0 || (fair && running < most)
+    }
+
+    /// Returns whether jobs are queued only because their shares' other jobs keep CPUs busy.
+    pub(super) fn is_limited(&self) -> bool {
+        self.turns.iter().any(|id| {
+            let share = self.share(*id);
+            share.running > 0 && share.running >= share.most
+        })
+    }
+
+    /// Lets the shares whose jobs are queued have more workers: those that they have may be blocked.
+    pub(super) fn widen(&mut self) {
+        for id in &self.turns {
+            let share = self.list[id.0].as_mut();
+            let share = share.expect("an id is used until the share is removed");
+            share.most = share.most.saturating_mul(2);
+        }
     }
 
     /// Returns whether a worker may take a job now, in a pool of at most `max` workers.
@@ -193,10 +220,19 @@ impl<W> Shares<W> {
         }
     }
 
-    /// A worker has finished jobs of a share. `caution`: the share's new caution, computed from the old one.
-    pub(super) fn finished(&mut self, id: ShareId, caution: impl FnOnce(u8) -> u8) {
+    /// A worker has finished jobs of a share. A share whose jobs keep CPUs busy gets fewer workers each time, down to
+    /// the number of CPUs.
+    pub(super) fn finished(&mut self, id: ShareId, pace: Pace, cpus: usize) {
         let share = self.share_mut(id);
-        share.caution = caution(share.caution);
+        share.caution = match pace {
+            Pace::Quick => share.caution.saturating_sub(1),
+            Pace::Busy | Pace::Blocking => CAUTION,
+        };
+        share.most = match pace {
+            Pace::Quick => share.most,
+            Pace::Busy => share.most.min(share.running).saturating_sub(1).max(cpus),
+            Pace::Blocking => share.most.saturating_add(1),
+        };
     }
 
     /// A worker does no longer run jobs of this share.

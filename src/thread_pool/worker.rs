@@ -12,11 +12,11 @@ use crate::sync::Mutex;
 
 use super::batch::{Batch, Finished};
 use super::core::{Core, Host};
-use super::state::QUICK;
-use super::steps::{Actions, Watch};
+use super::steps::{Actions, Pace, QUICK, Watch};
 use super::{Outcome, Spawner, Work};
 use crate::aio::BhHandle;
-use crate::panics;
+use crate::sys::process::thread_sleeps;
+use crate::{affinity, panics};
 
 /// The interval at which the worker of a serial pool delivers finished jobs while it has more to do. Each delivery
 /// costs a wakeup of the context's thread, and a wakeup of the thread that waits for the jobs.
@@ -124,6 +124,10 @@ impl Shared {
 }
 
 impl Host<Box<dyn Work>> for Arc<Shared> {
+    fn cpus(&self) -> usize {
+        affinity::own_cpus()
+    }
+
     fn spawn(&self) {
         self.spawn_worker();
     }
@@ -132,7 +136,7 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
         if batch.serial {
             return run_next(batch);
         }
-        run_quick(batch);
+        run_some(batch);
         false
     }
 
@@ -153,17 +157,23 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
 }
 
 /// Runs the taken jobs, up to and including the first that is not quick.
-fn run_quick(batch: &mut Batch<Box<dyn Work>>) {
-    let mut quick = true;
+fn run_some(batch: &mut Batch<Box<dyn Work>>) {
+    // Looking costs a system call, which is too much for quick jobs.
+    let sleeps = (batch.pace != Pace::Quick).then(thread_sleeps);
+    batch.pace = Pace::Quick;
     let mut start = Instant::now();
-    while quick && let Some(queued) = batch.taken.pop_front() {
+    while batch.pace == Pace::Quick
+        && let Some(queued) = batch.taken.pop_front()
+    {
         let finished = run_one(queued.work);
         batch.finished.push(finished);
         let end = Instant::now();
-        quick = end.duration_since(start) < QUICK;
+        if end.duration_since(start) >= QUICK {
+            let slept = sleeps.is_none_or(|before| thread_sleeps() != before);
+            batch.pace = if slept { Pace::Blocking } else { Pace::Busy };
+        }
         start = end;
     }
-    batch.quick = quick;
 }
 
 /// Runs one job. Returns whether the context may be told later.

@@ -141,6 +141,46 @@ fn a_blocked_job_delays_no_finished_completion() {
     rig.wait_for(3);
 }
 
+/// A job that keeps a CPU busy.
+struct Busy(Arc<AtomicUsize>);
+
+impl Work for Busy {
+    fn run(&mut self) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(200) {
+            std::hint::spin_loop();
+        }
+    }
+
+    fn complete(self: Box<Self>, _ctx: &AioContext, _outcome: Outcome) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn busy_jobs_run_on_as_many_workers_as_cpus() {
+    let rig = Rig::new(0, 64);
+    // First the pool learns to use all of its workers.
+    (0..64).for_each(|name| _ = rig.submit(rig.gate(), name));
+    rig.wait_until(|rig| rig.gate().arrivals() == 64);
+    rig.gate().open();
+    rig.wait_for(64);
+    let done = Arc::new(AtomicUsize::new(0));
+    let work = || Box::new(Busy(Arc::clone(&done)));
+    (0..64).for_each(|_| _ = rig.pool.submit(work()));
+    let mut active = Vec::new();
+    for count in 1..=1000 {
+        rig.wait_until(|_| done.load(Ordering::Relaxed) >= count);
+        rig.pool.submit(work());
+        active.push(rig.counters().active);
+    }
+    active.sort_unstable();
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    // A busy machine may stop all workers for so long that they look blocked.
+    assert!(active[active.len() / 2] <= 2 * cpus, "{active:?}");
+    rig.wait_until(|_| done.load(Ordering::Relaxed) == 1064);
+}
+
 #[test]
 fn quick_jobs_need_few_threads() {
     struct Quick(Arc<AtomicUsize>);

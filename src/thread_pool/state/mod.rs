@@ -8,11 +8,10 @@
 //!   wakeup not consumed yet, a thread requested or created, or (without any worker) `Actions::inline` was returned.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use super::figures::{Counters, PoolFigures, ThreadPoolParams};
 use super::shares::{Queued, ShareId, Shares};
-use super::steps::{Actions, Next, Watch, Woken};
+use super::steps::{Actions, Next, Pace, Watch, Woken};
 
 #[cfg(all(test, not(loom)))]
 mod model;
@@ -23,13 +22,6 @@ pub(super) const BATCH: usize = 8;
 
 /// The most jobs that the worker of a serial pool takes at once. Jobs left in the queue would wait for it anyway.
 pub(super) const SERIAL_BATCH: usize = 16;
-
-/// A job that took less than this is quick: it did not block.
-pub(super) const QUICK: Duration = Duration::from_micros(5);
-
-/// The number of quick rounds that must follow a blocking job before workers take several jobs at once again. With only
-/// an occasional miss of the page cache, no job then waits for another job's miss.
-const CAUTION: u8 = 64;
 
 /// Maximum of `State::slowness`.
 const SLOWEST: u8 = 8;
@@ -55,6 +47,9 @@ pub(super) struct State<W> {
     taken_at_tick: u64,
     /// Rises with blocking jobs and falls with quick ones, between 0 and [`SLOWEST`].
     slowness: u8,
+    /// The number of CPUs that workers may use: more workers of a share would not make its jobs faster while these keep
+    /// CPUs busy, but they would take the CPUs from the context.
+    cpus: usize,
     /// The reason for the pending `tick`, if one is pending.
     watch: Option<Watch>,
     wakeups: u64,
@@ -79,6 +74,7 @@ impl<W> State<W> {
             taken_at_ask: 0,
             taken_at_tick: 0,
             slowness: 0,
+            cpus: usize::MAX,
             watch: None,
             wakeups: 0,
             spawn_failures: 0,
@@ -191,6 +187,10 @@ impl<W> State<W> {
     pub(super) fn tick(&mut self) -> Actions {
         self.watch = None;
         let mut actions = Actions::default();
+        if self.shares.is_limited() && self.taken == self.taken_at_tick {
+            self.shares.widen();
+            actions = self.serve_queue();
+        }
         self.ask_for_minimum(&mut actions);
         if self.has_next() && self.idle == 0 && self.may_ask() {
             if self.is_slow() || self.live() == 0 || self.advanced_little_since(self.taken_at_tick) {
@@ -198,7 +198,7 @@ impl<W> State<W> {
             }
             self.watch(Watch::Stall, &mut actions);
         }
-        if self.serial && self.active + self.shares.queued() > 0 {
+        if self.shares.is_limited() || (self.serial && self.active + self.shares.queued() > 0) {
             self.watch(Watch::Stall, &mut actions);
         }
         actions
@@ -249,8 +249,10 @@ impl<W> State<W> {
         actions
     }
 
-    /// Records that a created thread runs. That thread creates the next one, if `begin_spawn` says so.
-    pub(super) fn worker_started(&mut self) {
+    /// Records that a created thread runs, which may use `cpus` CPUs. That thread creates the next one, if `begin_spawn`
+    /// says so.
+    pub(super) fn worker_started(&mut self, cpus: usize) {
+        self.cpus = cpus;
         self.pending -= 1;
         let others_needed = self.shares.queued() > 1 && self.has_next() && self.idle == 0;
         if others_needed && self.new == 0 && self.may_ask() && self.is_worth_asking() {
@@ -289,17 +291,14 @@ impl<W> State<W> {
         (Next::Run(share), self.serve_queue())
     }
 
-    /// Records that the calling worker finished `count` jobs of a share. Either all of them were `quick`, or the last
-    /// one was not.
-    pub(super) fn finished(&mut self, share: ShareId, count: usize, quick: bool) {
+    /// Records that the calling worker finished `count` jobs of a share.
+    pub(super) fn finished(&mut self, share: ShareId, count: usize, pace: Pace) {
         self.active -= count;
-        if quick {
-            self.slowness = self.slowness.saturating_sub(1);
-            self.shares.finished(share, |caution| caution.saturating_sub(1));
-        } else {
-            self.slowness = (self.slowness + 1).min(SLOWEST);
-            self.shares.finished(share, |_| CAUTION);
-        }
+        self.slowness = match pace {
+            Pace::Quick | Pace::Busy => self.slowness.saturating_sub(1),
+            Pace::Blocking => (self.slowness + 1).min(SLOWEST),
+        };
+        self.shares.finished(share, pace, self.cpus);
     }
 
     /// Records the end of a batch that the calling worker took from a share. The jobs that are left were not started,

@@ -11,6 +11,9 @@ impl<W> State<W> {
     pub(super) fn serve_queue(&mut self) -> Actions {
         let mut actions = Actions::default();
         if !self.has_next() {
+            if self.shares.is_limited() {
+                self.watch(Watch::Stall, &mut actions);
+            }
             return actions;
         }
         if self.idle > 0 {

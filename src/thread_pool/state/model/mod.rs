@@ -5,7 +5,8 @@ mod world;
 use proptest::prelude::*;
 
 use super::*;
-use world::{Op, SHARES, Worker, World, op};
+use crate::thread_pool::shares::CAUTION;
+use world::{CPUS, Op, SHARES, Worker, World, op};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -63,13 +64,18 @@ proptest! {
     }
 }
 
-/// Returns how many workers run jobs of each share, once all jobs block.
+/// Returns how many workers run jobs of each share, once all jobs block and all threads are there.
 fn blocked(world: &mut World) -> Vec<usize> {
     // New threads are requested one after the other, and partly by the timer.
     for _ in 0..4 {
         block_all(world);
         world.tick();
     }
+    blocked_at_once(world)
+}
+
+/// Returns how many workers run jobs of each share, once all jobs block.
+fn blocked_at_once(world: &mut World) -> Vec<usize> {
     block_all(world);
     world
         .shares
@@ -139,7 +145,7 @@ fn shares_take_turns() {
         let (next, _) = state.next(false, &mut batch);
         batch.clear();
         if let Next::Run(share) = next {
-            state.finished(share, 1, false);
+            state.finished(share, 1, Pace::Blocking);
             state.end_batch(share, &mut batch);
         }
         next
@@ -157,12 +163,52 @@ fn block_all(world: &mut World) {
         let Some(worker) = world.workers.iter().position(goes_on) else {
             break;
         };
-        world.step(worker, 1, false);
+        world.step(worker, 1, Pace::Blocking);
         world.check();
     }
     if world.care {
         block_all(world);
     }
+}
+
+/// Runs every possible step of a world whose jobs take their time without sleeping, `steps` times.
+fn keep_busy(world: &mut World, steps: usize) {
+    for _ in 0..steps {
+        world.care();
+        for worker in (0..world.workers.len()).rev() {
+            world.step(worker, 1, Pace::Busy);
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn busy_jobs_get_a_worker_for_each_cpu() {
+    let mut world = World::new().with_shares(2);
+    world.run(&Op::SetParams(0, 64));
+    world.run(&Op::Submit(0, 10_000));
+    assert_eq!(blocked(&mut world)[0], 43);
+    keep_busy(&mut world, 50);
+    assert_eq!(blocked_at_once(&mut world), [CPUS, 0]);
+    world.run(&Op::Submit(1, 10));
+    assert_eq!(
+        blocked_at_once(&mut world)[1],
+        10,
+        "of the other share nothing is known"
+    );
+}
+
+#[test]
+fn busy_jobs_that_begin_to_block_get_workers_again() {
+    let mut world = World::new().with_shares(1);
+    world.run(&Op::SetParams(0, 64));
+    world.submit(10_000);
+    keep_busy(&mut world, 50);
+    assert_eq!(blocked_at_once(&mut world), [CPUS]);
+    for _ in 0..8 {
+        blocked(&mut world);
+    }
+    assert_eq!(blocked(&mut world), [64]);
 }
 
 fn running(world: &World) -> usize {
@@ -202,8 +248,8 @@ fn a_batch_wakes_workers_one_by_one() {
         .iter()
         .position(|worker| matches!(worker, Worker::Signalled))
         .unwrap();
-    world.step(woken, 1, false);
-    world.step(woken, 1, false);
+    world.step(woken, 1, Pace::Blocking);
+    world.step(woken, 1, Pace::Blocking);
     assert_eq!((running(&world), world.state.idle, world.state.tokens), (1, 1, 1));
 }
 
@@ -212,13 +258,13 @@ fn one_worker_takes_quick_jobs_in_batches() {
     let mut world = World::new();
     world.submit(20);
     world.care();
-    world.step(0, 1, true);
-    world.step(0, 1, true);
+    world.step(0, 1, Pace::Quick);
+    world.step(0, 1, Pace::Quick);
     world.workers.truncate(1);
     world.state.pending = 0;
     world.state.cur = 1;
     for _ in 0..3 {
-        world.step(0, 1, true);
+        world.step(0, 1, Pace::Quick);
     }
     assert_eq!((world.state.taken, world.state.cur), (20, 1));
 }
@@ -239,18 +285,18 @@ fn a_blocking_job_suspends_batching() {
         max_threads: 1,
     });
     let mut batch = VecDeque::new();
-    let mut take = |quick| {
+    let mut take = |pace| {
         let _ = state.submit(ShareId::FIRST, 0..20);
-        let _ = state.next(quick, &mut batch);
+        let _ = state.next(pace == Pace::Quick, &mut batch);
         let count = batch.len();
         batch.clear();
-        state.finished(ShareId::FIRST, count, quick);
+        state.finished(ShareId::FIRST, count, pace);
         state.end_batch(ShareId::FIRST, &mut batch);
         count
     };
-    assert_eq!(take(true), BATCH);
-    take(false);
-    let singles = std::iter::repeat_with(|| take(true))
+    assert_eq!(take(Pace::Quick), BATCH);
+    take(Pace::Blocking);
+    let singles = std::iter::repeat_with(|| take(Pace::Quick))
         .take_while(|&count| count == 1)
         .count();
     assert_eq!(singles, usize::from(CAUTION));

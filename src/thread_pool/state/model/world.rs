@@ -7,10 +7,13 @@ use proptest::prelude::*;
 use crate::thread_pool::figures::ThreadPoolParams;
 use crate::thread_pool::shares::{Queued, ShareId};
 use crate::thread_pool::state::{BATCH, State};
-use crate::thread_pool::steps::{Actions, Next, Watch, Woken};
+use crate::thread_pool::steps::{Actions, Next, Pace, Watch, Woken};
 
 /// The number of shares that the simulations have, besides the first.
 pub(super) const SHARES: usize = 3;
+
+/// The number of CPUs.
+pub(super) const CPUS: usize = 4;
 
 /// A step of the simulation. Its numbers choose among the possible actions.
 #[derive(Clone, Debug)]
@@ -22,8 +25,8 @@ pub(super) enum Op {
     /// The care bottom half runs.
     Care,
     Tick,
-    /// A worker takes its next step. A running worker finishes some jobs, the last of them quickly or not.
-    Step(prop::sample::Index, usize, bool),
+    /// A worker takes its next step. A running worker finishes some jobs.
+    Step(prop::sample::Index, usize, Pace),
     /// A sleeping worker's idle time expires.
     Expire(prop::sample::Index),
     /// A sleeping worker wakes up spuriously.
@@ -40,11 +43,15 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         1 => (0..4_usize, 1..5_usize).prop_map(|(min, more)| Op::SetParams(min, min + more - 1)),
         3 => Just(Op::Care),
         1 => Just(Op::Tick),
-        16 => (index(), 1..=BATCH, any::<bool>()).prop_map(|(worker, count, quick)| Op::Step(worker, count, quick)),
+        16 => (index(), 1..=BATCH, pace()).prop_map(|(worker, count, pace)| Op::Step(worker, count, pace)),
         1 => index().prop_map(Op::Expire),
         1 => index().prop_map(Op::Spurious),
         1 => any::<bool>().prop_map(Op::SetCreatable),
     ]
+}
+
+fn pace() -> impl Strategy<Value = Pace> {
+    prop_oneof![Just(Pace::Quick), Just(Pace::Busy), Just(Pace::Blocking)]
 }
 
 #[derive(Debug)]
@@ -128,9 +135,9 @@ impl World {
             }
             Op::Care => self.care(),
             Op::Tick => self.tick(),
-            Op::Step(worker, count, quick) => {
+            Op::Step(worker, count, pace) => {
                 if let Some(worker) = pick(&self.workers, worker, |_| true) {
-                    self.step(worker, *count, *quick);
+                    self.step(worker, *count, *pace);
                 }
             }
             Op::Expire(worker) => self.wake_up(worker, true),
@@ -221,10 +228,10 @@ impl World {
         self.apply(actions);
     }
 
-    pub(super) fn step(&mut self, worker: usize, count: usize, quick: bool) {
+    pub(super) fn step(&mut self, worker: usize, count: usize, pace: Pace) {
         match &mut self.workers[worker] {
             Worker::Created => {
-                self.state.worker_started();
+                self.state.worker_started(CPUS);
                 self.workers[worker] = Worker::Looking { quick: false };
                 if self.state.begin_spawn() {
                     self.create();
@@ -234,7 +241,7 @@ impl World {
                 let quick = *quick;
                 self.look(worker, quick);
             }
-            Worker::Running(..) => self.finish(worker, count, quick),
+            Worker::Running(..) => self.finish(worker, count, pace),
             Worker::GoesToSleep | Worker::Signalled => self.woken(worker, false),
             Worker::Waiting => {}
         }
@@ -262,7 +269,8 @@ impl World {
         self.apply(actions);
     }
 
-    pub(super) fn finish(&mut self, worker: usize, count: usize, quick: bool) {
+    pub(super) fn finish(&mut self, worker: usize, count: usize, pace: Pace) {
+        let quick = pace == Pace::Quick;
         let Worker::Running(share, batch) = &mut self.workers[worker] else {
             return;
         };
@@ -276,7 +284,7 @@ impl World {
         for queued in batch.drain(..count) {
             assert!(self.open.remove(&queued.work), "{} comes back once", queued.work);
         }
-        self.state.finished(share, count, quick);
+        self.state.finished(share, count, pace);
         self.state.end_batch(share, &mut batch);
         self.look(worker, quick);
     }
@@ -360,7 +368,7 @@ impl World {
                 .iter()
                 .position(|worker| !matches!(worker, Worker::Waiting));
             if let Some(worker) = next {
-                self.step(worker, 1, false);
+                self.step(worker, 1, Pace::Blocking);
             }
             self.check();
         }
