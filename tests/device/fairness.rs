@@ -15,7 +15,7 @@ const FEATURES: RingFeatures = RingFeatures {
 const LARGE: u32 = 1 << 20;
 
 /// Large requests that the IOThread may execute for a queue before another queue has its turn.
-const TURN: u16 = 2;
+const TURN: u16 = 1;
 
 /// A ring that its driver keeps full of large reads.
 struct Busy {

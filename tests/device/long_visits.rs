@@ -13,7 +13,7 @@ const FEATURES: RingFeatures = RingFeatures {
 };
 
 /// Bytes of each read. Half of the reads that one visit can take already make a long visit, even on a fast machine.
-const LEN: u32 = 32 << 10;
+const LEN: u32 = 16 << 10;
 
 /// Number of reads that one visit can take, both in requests and in bytes.
 const MANY: u16 = 60;

@@ -20,7 +20,7 @@ use crate::virtqueue::{Chain, RingError};
 /// Requests taken in one visit, and about how many bytes they may move; then the IOThread's other queues have their
 /// turn.
 const BUDGET: usize = 64;
-const BUDGET_BYTES: usize = 2 << 20;
+const BUDGET_BYTES: usize = 1 << 20;
 
 /// The outcome of taking chains from a ring.
 #[derive(Clone, Copy, Debug, Default)]
