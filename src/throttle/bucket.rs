@@ -71,6 +71,14 @@ impl Bucket {
         }
         self.level += amount;
         self.burst_level += if self.burst > 1.0 { amount } else { 0.0 };
+        self.cost(amount)
+    }
+
+    /// Returns the time in which an amount leaks at the average rate.
+    pub(super) fn cost(&self, amount: f64) -> Duration {
+        if !self.is_limited() {
+            return Duration::ZERO;
+        }
         Duration::try_from_secs_f64(amount / self.avg).unwrap_or(Duration::MAX)
     }
 }

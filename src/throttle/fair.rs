@@ -54,6 +54,14 @@ impl FairQueue {
         }
     }
 
+    /// Returns the number of tickets that can be taken one after the other without any member running out of tickets.
+    pub(super) fn depth(&self) -> usize {
+        let tickets =
+            |(_, _, member): &Place| self.members.get(member).map_or(0, |share| share.tickets.len());
+        let fewest = self.order.iter().map(tickets).min().unwrap_or(0);
+        fewest * self.order.len()
+    }
+
     /// Returns the ticket that goes next.
     pub(super) fn first(&self) -> Option<&Ticket> {
         let (_, _, member) = self.order.first()?;

@@ -135,6 +135,12 @@ impl ThrottleLimits {
         Ok(())
     }
 
+    /// Returns whether there is a limit of this name.
+    pub(crate) fn has(name: &str) -> bool {
+        let limits = serde_json::to_value(Self::default());
+        limits.is_ok_and(|limits| limits.get(name).is_some())
+    }
+
     /// Returns whether reads and writes share a limit.
     pub(super) fn have_total(&self) -> bool {
         self.iops_total > 0 || self.bps_total > 0
