@@ -4,12 +4,13 @@ use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event_manager::EventSet;
 
 use super::adaptive::{PollWindow, PollWindows};
 use super::bottom_half::{BottomHalf, BottomHalves};
+use super::clock::{LoopClock, Nanos};
 use super::commands::CommandQueue;
 use super::error::Error;
 use super::fd::{FdHandler, FdHandlers};
@@ -19,8 +20,8 @@ use super::poller::{InProgress, Poller, PollerHandle, Pollers};
 use super::timer::{Timer, Timers};
 use crate::sync::Arc;
 
-/// The interval at which fds are checked while pollers always find work.
-const FD_INTERVAL: Duration = Duration::from_micros(50);
+/// The interval at which fds are checked while pollers always find work, in nanoseconds.
+const FD_INTERVAL: Nanos = 50_000;
 
 /// The longest time that a bottom half scheduled with `schedule_idle` waits, in ms.
 const IDLE_DELAY_MS: i32 = 10;
@@ -70,7 +71,8 @@ pub(super) struct Inner {
     commands: OnceCell<BottomHalf>,
     windows: PollWindows,
     /// When fds were last checked.
-    fds_seen: Cell<Instant>,
+    fds_seen: Cell<Nanos>,
+    clock: Rc<LoopClock>,
 }
 
 impl AioContext {
@@ -93,7 +95,8 @@ impl AioContext {
             pollers: Pollers::default(),
             commands: OnceCell::new(),
             windows: PollWindows::new(PollWindow::DEFAULT_MAX),
-            fds_seen: Cell::new(Instant::now()),
+            fds_seen: Cell::new(0),
+            clock: Rc::new(LoopClock::new()),
         });
         inner.add_wakeups()?;
         let ctx = Self { inner };
@@ -181,6 +184,11 @@ impl AioContext {
         self.inner.windows.max()
     }
 
+    /// Returns the clock of the loop.
+    pub(crate) fn clock(&self) -> &Rc<LoopClock> {
+        &self.inner.clock
+    }
+
     /// Runs the commands sent so far. If a command runs a nested pass, that pass continues with the next command.
     fn run_commands(&self) {
         let commands = &self.inner.shared.commands;
@@ -222,7 +230,7 @@ impl AioContext {
             return false;
         }
         let progress = self.inner.pollers.poll();
-        self.inner.look_at_fds_at_times(Instant::now());
+        self.inner.look_at_fds_at_times(self.inner.clock.read());
         progress
     }
 
@@ -234,7 +242,7 @@ impl AioContext {
             return false;
         }
         let busy = inner.pollers.in_progress().is_any();
-        let (start, window) = (Instant::now(), inner.windows.of(busy));
+        let (start, window) = (inner.clock.read(), inner.windows.of(busy));
         let polls = !window.current().is_zero();
         let progress = self.busy_poll(start, window.current());
         if progress || inner.has_work() {
@@ -247,32 +255,35 @@ impl AioContext {
             inner.look_at_fds(0);
             return inner.pollers.poll();
         }
-        inner.pollers.sweep(start, inner.windows.max());
+        inner
+            .pollers
+            .sweep(inner.clock.instant(start), inner.windows.max());
         inner.block();
-        window.learn(|window| window.adapt(start.elapsed()));
+        let waited = Duration::from_nanos(inner.clock.last() - start);
+        window.learn(|window| window.adapt(waited));
         false
     }
 
     /// Polls until a poller makes progress, other work arrives or the window ends. Returns whether a poller made
     /// progress.
-    fn busy_poll(&self, start: Instant, window: Duration) -> bool {
+    fn busy_poll(&self, start: Nanos, window: Duration) -> bool {
         let inner = &*self.inner;
         if window.is_zero() {
             return false;
         }
         inner.pollers.begin();
-        let end = inner
-            .timers
-            .next_deadline()
-            .map_or(start + window, |timer| timer.min(start + window));
+        let window = Nanos::try_from(window.as_nanos()).unwrap_or(Nanos::MAX);
+        let end = start.saturating_add(window);
+        let timer = inner.timers.next_deadline();
+        let end = timer.map_or(end, |timer| end.min(inner.clock.nanos(timer)));
         loop {
             let progress = inner.pollers.poll();
-            let now = Instant::now();
+            // Whoever made progress has read the clock, or will look at it soon.
             if progress || inner.has_work() {
-                inner.look_at_fds_at_times(now);
+                inner.look_at_fds_at_times(inner.clock.last());
                 return progress;
             }
-            if now >= end {
+            if inner.clock.read() >= end {
                 return false;
             }
             std::hint::spin_loop();
@@ -305,13 +316,13 @@ impl Inner {
 
     fn look_at_fds(&self, timeout_ms: i32) {
         self.fds.wait(timeout_ms);
-        self.fds_seen.set(Instant::now());
+        self.fds_seen.set(self.clock.read());
     }
 
-    fn look_at_fds_at_times(&self, now: Instant) {
-        if now.duration_since(self.fds_seen.get()) >= FD_INTERVAL {
+    fn look_at_fds_at_times(&self, now: Nanos) {
+        if now.saturating_sub(self.fds_seen.get()) >= FD_INTERVAL {
             self.look_at_fds(0);
-            self.pollers.sweep(now, self.windows.max());
+            self.pollers.sweep(self.clock.instant(now), self.windows.max());
         }
     }
 

@@ -12,6 +12,7 @@
 pub(crate) mod adaptive;
 mod bh_word;
 mod bottom_half;
+pub(crate) mod clock;
 mod commands;
 mod context;
 mod error;

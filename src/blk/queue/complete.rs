@@ -105,7 +105,7 @@ impl State {
         // Without coalescing every completion is notified, whatever `used_event` says: a driver that is slow to wake up
         // suppresses so many notifications that there would be nothing to compare.
         let wanted = ring.split.publish() || !self.coalescing && event_idx;
-        ring.latencies.published(&self.stats);
+        ring.latencies.published(&self.stats, &self.clock);
         self.stats.completions.add(completions);
         self.stats.in_flight.set(ring.owned.len() as u64);
         self.notifier.completed(completions);

@@ -1,14 +1,13 @@
 //! The time from the visit that takes a request to the publication of its answer, for the statistics.
 //!
-//! The clock is read once per visit and once per publication. Requests that fail are not counted. IOThread only.
+//! The clock is read once per publication. A visit begins at the time that the loop has read last, which is when it
+//! noticed the requests, or when another queue published its answers. Requests that fail are not counted. IOThread only.
 
+use crate::aio::clock::LoopClock;
+pub(super) use crate::aio::clock::Nanos;
 use crate::blk::latency::Operation;
 use crate::blk::stats::QueueStats;
 use crate::io::IoOp;
-pub(super) use crate::sys::clock::monotonic_nanos as now;
-
-/// A time of the monotonic clock.
-pub(super) type Nanos = u64;
 
 /// The answers of a ring that are not published yet.
 #[derive(Debug, Default)]
@@ -25,13 +24,13 @@ impl Latencies {
 
     /// Counts the answers since the last publication.
     #[inline]
-    pub(super) fn published(&mut self, stats: &QueueStats) {
+    pub(super) fn published(&mut self, stats: &QueueStats, clock: &LoopClock) {
         if self.0.is_empty() {
             return;
         }
-        let now = now();
+        let now = clock.read();
         for (operation, taken) in self.0.drain(..) {
-            stats.latency.record(operation, now - taken);
+            stats.latency.record(operation, now.saturating_sub(taken));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! per publication. If it has lost its ring, or what belongs to the ring, it breaks. If it has lost other guest memory,
 //! only requests that use that memory fail. System calls need none of this: they fail by themselves.
 
-use super::latencies;
+use super::latencies::Nanos;
 use super::ring::{QueueError, Ring};
 use super::visit::Collected;
 use super::{BlkQueue, State};
@@ -93,7 +93,7 @@ impl State {
         };
         let mut result = Ok(());
         for mut request in std::mem::take(batch) {
-            let again = ring.begin_again(&mut request, &rules, &self.stats);
+            let again = ring.begin_again(&mut request, self.clock.last(), &rules, &self.stats);
             if matches!(again, Ok(true)) {
                 batch.push(request);
                 continue;
@@ -111,14 +111,12 @@ impl Ring {
     fn begin_again(
         &mut self,
         request: &mut IoRequest,
+        now: Nanos,
         rules: &Rules<'_>,
         stats: &QueueStats,
     ) -> Result<bool, QueueError> {
         let head = request.token;
-        let taken = self
-            .owned
-            .release(head)
-            .map_or_else(latencies::now, |slot| slot.taken);
+        let taken = self.owned.release(head).map_or(now, |slot| slot.taken);
         request.iov.clear();
         self.begin(head, taken, request, rules, stats)
     }

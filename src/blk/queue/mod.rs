@@ -19,6 +19,7 @@ use std::sync::mpsc::Sender;
 
 use super::state::DeviceState;
 use super::stats::QueueStats;
+use crate::aio::clock::LoopClock;
 use crate::aio::{AioContext, BottomHalf, Remote, Timer};
 use crate::defer::DeferredCall;
 use crate::engine::{Channel, DiskView};
@@ -76,6 +77,7 @@ pub struct BlkQueue {
 
 #[derive(Debug)]
 struct State {
+    clock: Rc<LoopClock>,
     stats: Arc<QueueStats>,
     phase: Phase,
     /// The frontend lets the ring run (SET_VRING_ENABLE).
@@ -222,6 +224,7 @@ impl State {
         let bottom_half = |run: fn(&BlkQueue)| bottom_half(ctx, queue, run);
         let io_timeout = device.failures.policy.io_timeout;
         Self {
+            clock: Rc::clone(ctx.clock()),
             view: device.below.view(),
             notifier: Notifier::new(index, device, Arc::clone(&stats)),
             stats,

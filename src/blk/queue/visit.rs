@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::early_notification::EarlyNotification;
-use super::latencies::{self, Nanos};
+use super::latencies::Nanos;
 use super::ownership::Slot;
 use super::ring::{Missing, QueueError, Ring};
 use super::{BlkQueue, State};
@@ -110,7 +110,7 @@ impl State {
             return None;
         }
         let ring = self.phase.running_ring()?;
-        Some(ring.take(&rules, stats, free, batch))
+        Some(ring.take((&rules, self.clock.last()), stats, free, batch))
     }
 }
 
@@ -118,14 +118,13 @@ impl Ring {
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
     fn take(
         &mut self,
-        rules: &Rules<'_>,
+        (rules, now): (&Rules<'_>, Nanos),
         stats: &QueueStats,
         free: &mut Requests,
         batch: &mut Requests,
     ) -> Result<Collected, QueueError> {
         let mut collected = Collected::default();
         let mut bytes = 0;
-        let now = latencies::now();
         let left_behind = self.split.left_in_flight();
         for n in 0..BUDGET {
             let Some(head) = self.next_head(n == 0)? else {
