@@ -1,11 +1,14 @@
 //! What a hostile or slow disk does beside a well-behaved one. Runs on a thread of its own.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use testkit::raw::msg;
+use testkit::vm::{Ring, Vm};
 
 use super::load;
 use crate::args::Shape;
@@ -83,6 +86,20 @@ pub(super) const NOISES: &[Noise] = &[
         load: None,
         make: connections,
     },
+    Noise {
+        name: "a storm of messages",
+        node: NULL,
+        export: "",
+        load: None,
+        make: messages,
+    },
+    Noise {
+        name: "broken rings",
+        node: NULL,
+        export: "",
+        load: None,
+        make: broken_rings,
+    },
 ];
 
 fn goes_on(stop: &AtomicBool) -> bool {
@@ -119,6 +136,39 @@ fn connections(_: &mut [Lane<'static>], socket: &Path, stop: &AtomicBool) -> Res
     let socket = socket.to_str().context("the socket's path is not UTF-8")?;
     while goes_on(stop) {
         drop(open(socket, super::load(Shape::new(1, 1, 1), 4096).features())?);
+    }
+    Ok(())
+}
+
+/// Asks for the features, and shares its memory anew, as fast as the backend answers.
+fn messages(_: &mut [Lane<'static>], socket: &Path, stop: &AtomicBool) -> Result<()> {
+    let mut vm = Vm::on(UnixStream::connect(socket)?, 0);
+    while goes_on(stop) {
+        for _ in 0..8 {
+            vm.client.get_u64(msg::GET_FEATURES)?;
+        }
+        vm.share_memory();
+    }
+    Ok(())
+}
+
+/// Connects, starts a ring, breaks it, and leaves.
+fn broken_rings(_: &mut [Lane<'static>], socket: &Path, stop: &AtomicBool) -> Result<()> {
+    while goes_on(stop) {
+        let mut vm = Vm::on(UnixStream::connect(socket)?, 0);
+        vm.share_memory();
+        vm.start_ring(0, Ring::new(0, 16));
+        // The index runs ahead of the ring.
+        vm.rings[0].advance(&vm.memory, 1000);
+        vm.rings[0].kick.write(1)?;
+        let end = Instant::now() + PATIENCE;
+        while vm.rings[0].err.read().is_err() {
+            ensure!(
+                Instant::now() < end,
+                "the backend does not report the broken ring"
+            );
+            thread::sleep(Duration::from_micros(50));
+        }
     }
     Ok(())
 }
