@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use vhost_user_blk::blk::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
-use vhost_user_blk::blk::request::{Action, Rules, parse};
+use vhost_user_blk::blk::request::{Action, Rules, Status, parse};
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::io::{IoOp, IoRequest};
 use vhost_user_blk::memory::{GuestMemory, MemoryView};
@@ -198,8 +198,10 @@ fn check_action(action: Action, bytes: &[u64], request: &IoRequest, meaning: &Me
             assert_eq!(action, submit(0, expected.iter().map(|r| r.1).sum()));
         }
         Operation::Answer { status, data } => {
-            let Action::Answer(found, written) = action else {
-                panic!("{action:?} instead of an answer of {status}");
+            let (found, written) = match action {
+                Action::Answer(found, written) => (found, written),
+                Action::Invalid(_) => (Status::IoErr, 0),
+                Action::Submit { .. } => panic!("{action:?} instead of an answer of {status}"),
             };
             assert_eq!((found.byte(), written as usize), (*status, data.len()));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::latency::{LatencyFigures, LatencyHistograms};
+use super::latency::{LatencyFigures, LatencyHistograms, Operation};
 pub use super::ring_state::{RingState, RingStateCell};
 pub use crate::counter::Counter;
 use crate::engine::Plan;
@@ -98,6 +98,12 @@ counters! {
     flush_errors,
     /// Discards and write zeroes among the errors.
     unmap_errors,
+    /// Reads among the errors that were refused because the disk has no such blocks.
+    invalid_reads,
+    /// Writes among the errors that were refused because the disk has no such blocks.
+    invalid_writes,
+    /// Discards and write zeroes among the errors that were refused because the disk has no such blocks.
+    invalid_unmaps,
     /// Reads and writes that were executed as one with the request before them.
     merged,
     /// Requests that were taken from the ring and are not answered yet.
@@ -123,6 +129,17 @@ counters! {
 }
 
 impl QueueStats {
+    /// Counts a request for blocks that the disk does not have.
+    #[cold]
+    pub(super) fn invalid(&self, operation: Operation) {
+        match operation {
+            Operation::Read => self.invalid_reads.add(1),
+            Operation::Write => self.invalid_writes.add(1),
+            Operation::Unmap => self.invalid_unmaps.add(1),
+            Operation::Flush => {}
+        }
+    }
+
     /// Counts one notification that covers `completions`; 0 if it was sent in case an earlier one was lost.
     #[inline]
     pub fn notified(&self, completions: u64) {

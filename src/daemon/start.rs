@@ -143,6 +143,9 @@ pub(super) fn start(
         })?;
     }
     check_open_files(limit, &registry);
+    if registry.is_idle() && settings.monitors.is_empty() {
+        tracing::warn!("nothing is served: there is no --export, and no --monitor to add one");
+    }
     let monitors = MonitorSockets::bind(&settings.monitors, account.as_ref())?;
     let metrics = MetricsSockets::bind(&settings.metrics, account.as_ref())?;
     let pid_file = write_pid_file(settings)?;

@@ -63,6 +63,35 @@ fn frontends_are_announced_and_counted() {
 }
 
 #[test]
+fn requests_for_missing_blocks_are_counted_as_invalid() {
+    let (_daemon, mut client, mut frontend) = start(&[]);
+    let end = 1 << 20;
+    let (data, offset) = (vec![1; LEN], end - 512);
+    let beyond = [
+        Op::Read {
+            offset: end,
+            len: LEN,
+        },
+        Op::Read { offset, len: LEN },
+        Op::Write { offset, data },
+        Op::WriteZeroes {
+            offset,
+            len: LEN as u64,
+            unmap: false,
+        },
+    ];
+    for op in &beyond {
+        assert_ne!(frontend.queue(0).run(op).ret, 0);
+    }
+    assert_eq!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
+    let stats = client.run("query-blockstats", &json!({}))[0]["stats"].take();
+    let counts = |kind: &str| ["rd", "wr", "unmap"].map(|op| stats[format!("{kind}{op}_operations")].clone());
+    assert_eq!(counts("invalid_"), [json!(2), json!(1), json!(1)]);
+    assert_eq!(counts("failed_"), [json!(0), json!(0), json!(0)]);
+    assert_eq!(counts(""), [json!(1), json!(0), json!(0)]);
+}
+
+#[test]
 fn failed_requests_are_reported() {
     let (_daemon, mut client, mut frontend) = start(&["--inject", "read:eio"]);
     assert_ne!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);

@@ -212,6 +212,11 @@ impl Ring {
                 self.answer_at_once(head, &slot, status, written, request, stats);
                 Ok(false)
             }
+            Action::Invalid(operation) => {
+                stats.invalid(operation);
+                self.answer_at_once(head, &slot, Status::IoErr, 0, request, stats);
+                Ok(false)
+            }
         }
     }
 

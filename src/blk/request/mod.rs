@@ -5,6 +5,7 @@
 
 use virtio_bindings::bindings::virtio_blk as blk;
 
+use crate::blk::latency::Operation;
 use crate::io::{IoOp, IoRequest};
 use crate::virtqueue::Chain;
 
@@ -24,13 +25,18 @@ const HEADER_LEN: usize = 16;
 pub fn parse(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Action {
     match parse_inner(chain, request, rules) {
         Ok(action) => action,
-        Err(status) => Action::Answer(status, 0),
+        Err(Refusal::Status(status)) => Action::Answer(status, 0),
+        // Only a request whose operation is set has a range.
+        Err(Refusal::Range) => match Operation::of(request.op) {
+            Some(operation) => Action::Invalid(operation),
+            None => Action::Answer(Status::IoErr, 0),
+        },
     }
 }
 
 fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Result<Action, Refusal> {
     if chain.fault || chain.readable < HEADER_LEN as u64 {
-        return Err(Status::IoErr);
+        return Err(Status::IoErr.into());
     }
     let ranges = request.iov.as_slice().len();
     let header = request.iov.read_front_16().ok_or(Status::IoErr)?;
@@ -44,7 +50,7 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
         blk::VIRTIO_BLK_T_OUT | blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES
     );
     if needs_write && rules.read_only {
-        return Err(Status::IoErr);
+        return Err(Status::IoErr.into());
     }
     match request_type {
         blk::VIRTIO_BLK_T_IN => {
@@ -59,7 +65,7 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
             };
             transfer(request, sector, rules)
         }
-        blk::VIRTIO_BLK_T_FLUSH if rules.inactive => Err(Status::IoErr),
+        blk::VIRTIO_BLK_T_FLUSH if rules.inactive => Err(Status::IoErr.into()),
         blk::VIRTIO_BLK_T_FLUSH => {
             request.iov.clear();
             request.op = IoOp::Flush;
@@ -86,7 +92,7 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
             };
             segments::parse(request, rules, &segments::WRITE_ZEROES)
         }
-        _ => Err(Status::Unsupp),
+        _ => Err(Status::Unsupp.into()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The rules for requests, and the possible next steps.
 
+use crate::blk::latency::Operation;
 use virtio_bindings::bindings::virtio_blk as blk;
 
 /// Length of the serial number: VIRTIO_BLK_ID_BYTES.
@@ -65,10 +66,24 @@ pub enum Action {
     },
     /// Answer it at once, with this status, and with this number of bytes written into the chain.
     Answer(Status, u32),
+    /// Answer it at once, with [`Status::IoErr`]: the disk has no such blocks.
+    Invalid(Operation),
 }
 
-/// The status of a request that is refused.
-pub(super) type Refusal = Status;
+/// The reason to refuse a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The disk has no such blocks.
+    Range,
+    /// Any other reason, with the status.
+    Status(Status),
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
 
 /// Reads a number from a header or a segment, which are 16 bytes long.
 pub(super) fn word(bytes: &[u8; 16], at: usize) -> u32 {
@@ -77,11 +92,11 @@ pub(super) fn word(bytes: &[u8; 16], at: usize) -> u32 {
 
 /// Returns the offset of `sector` in the node below. The `bytes` from there must be whole blocks on the disk.
 pub(super) fn checked_range(sector: u64, bytes: u64, rules: &Rules<'_>) -> Result<u64, Refusal> {
-    let offset = sector.checked_mul(512).ok_or(Status::IoErr)?;
-    let end = offset.checked_add(bytes).ok_or(Status::IoErr)?;
+    let offset = sector.checked_mul(512).ok_or(Refusal::Range)?;
+    let end = offset.checked_add(bytes).ok_or(Refusal::Range)?;
     let within_block = u64::from(rules.block_size) - 1;
     if end > rules.capacity || (offset | bytes) & within_block != 0 {
-        return Err(Status::IoErr);
+        return Err(Refusal::Range);
     }
     // Cannot overflow: the disk ends where the node ends, at the latest.
     Ok(offset + rules.start)

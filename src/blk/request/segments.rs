@@ -28,7 +28,7 @@ pub(super) const WRITE_ZEROES: Kind = Kind {
 pub(super) fn parse(request: &mut IoRequest, rules: &Rules<'_>, kind: &Kind) -> Result<Action, Refusal> {
     let len = request.iov.len();
     if len == 0 || !len.is_multiple_of(SEGMENT_LEN) || len > SEGMENT_LEN * MAX_RANGES as usize {
-        return Err(Status::IoErr);
+        return Err(Status::IoErr.into());
     }
     request.ranges.clear();
     let mut refused = None;
@@ -36,12 +36,12 @@ pub(super) fn parse(request: &mut IoRequest, rules: &Rules<'_>, kind: &Kind) -> 
         match parse_one(&segment, rules, kind) {
             Ok(range) => request.ranges.push(range),
             // An unknown flag outweighs errors in other segments (5.2.6.2).
-            Err(Status::Unsupp) => return Err(Status::Unsupp),
-            Err(status) => refused = Some(status),
+            Err(Refusal::Status(Status::Unsupp)) => return Err(Status::Unsupp.into()),
+            Err(refusal) => refused = Some(refusal),
         }
     }
-    if let Some(status) = refused {
-        return Err(status);
+    if let Some(refusal) = refused {
+        return Err(refusal);
     }
     let bytes = request.ranges.iter().map(|r| r.len).sum();
     Ok(Action::Submit { written: 0, bytes })
@@ -51,10 +51,10 @@ fn parse_one(segment: &[u8; SEGMENT_LEN], rules: &Rules<'_>, kind: &Kind) -> Res
     let sector = u64::from(word(segment, 0)) | u64::from(word(segment, 4)) << 32;
     let [sectors, flags] = [word(segment, 8), word(segment, 12)];
     if flags & !kind.known_flags != 0 {
-        return Err(Status::Unsupp);
+        return Err(Status::Unsupp.into());
     }
     if sectors > kind.max_sectors {
-        return Err(Status::IoErr);
+        return Err(Status::IoErr.into());
     }
     let len = u64::from(sectors) * 512;
     let offset = checked_range(sector, len, rules)?;

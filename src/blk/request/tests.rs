@@ -152,7 +152,7 @@ fn transfers_past_the_end_or_within_sectors_fail() {
         let (write, _) = parse_case(&[&header(1, sector), &vec![0; len]], &[]);
         assert_eq!(
             [read, write],
-            [Action::Answer(Status::IoErr, 0); 2],
+            [Operation::Read, Operation::Write].map(Action::Invalid),
             "{sector} {len}"
         );
     }
@@ -174,7 +174,7 @@ fn offsets_and_lengths_are_multiples_of_the_block_size() {
     };
     for (sector, len, ok) in [(8, 4096, true), (1, 4096, false), (8, 512, false)] {
         let action = Case::new(&[&header(0, sector)], &[len]).parse(&rules);
-        assert_eq!(action != Action::Answer(Status::IoErr, 0), ok, "{sector} {len}");
+        assert_eq!(action != Action::Invalid(Operation::Read), ok, "{sector} {len}");
     }
 }
 
@@ -203,9 +203,13 @@ fn a_part_of_a_node_is_addressed_from_its_start() {
     let mut case = Case::new(&[&header(13, 0), &segment(1, 7, 0)], &[]);
     assert!(matches!(case.parse(&rules), Action::Submit { .. }));
     assert_eq!(case.request.ranges[0].offset, (1 << 20) + 512);
-    for (request_type, data) in [(0, vec![]), (1, vec![0; 512]), (13, segment(8, 1, 0))] {
+    for (request_type, data, operation) in [
+        (0, vec![], Operation::Read),
+        (1, vec![0; 512], Operation::Write),
+        (13, segment(8, 1, 0), Operation::Unmap),
+    ] {
         let action = Case::new(&[&header(request_type, 8), &data], &[512]).parse(&rules);
-        assert_eq!(action, Action::Answer(Status::IoErr, 0), "type {request_type}");
+        assert_eq!(action, Action::Invalid(operation), "type {request_type}");
     }
 }
 
@@ -230,12 +234,12 @@ fn without_unmap_nothing_is_discarded() {
         unmap: false,
         ..RULES
     };
-    for (data, status) in [
-        (segment(0, 8, 0), Status::Ok),
-        (segment(2047, 2, 0), Status::IoErr),
+    for (data, expected) in [
+        (segment(0, 8, 0), Action::Answer(Status::Ok, 0)),
+        (segment(2047, 2, 0), Action::Invalid(Operation::Unmap)),
     ] {
         let action = Case::new(&[&header(11, 0), &data], &[]).parse(&rules);
-        assert_eq!(action, Action::Answer(status, 0));
+        assert_eq!(action, expected);
     }
     let mut case = Case::new(&[&header(13, 0), &segment(0, 8, 1)], &[]);
     case.parse(&rules);
@@ -278,6 +282,7 @@ fn get_id_writes_at_most_twenty_bytes() {
 fn discard_and_write_zeroes_check_every_segment() {
     let io_err = Action::Answer(Status::IoErr, 0);
     let unsupp = Action::Answer(Status::Unsupp, 0);
+    let invalid = Action::Invalid(Operation::Unmap);
     let good = segment(8, 8, 0);
     let submit = |bytes| Action::Submit { written: 0, bytes };
     for (request_type, data, expected) in [
@@ -290,8 +295,8 @@ fn discard_and_write_zeroes_check_every_segment() {
         (11, vec![], io_err),
         (11, good[..15].to_vec(), io_err),
         (11, good.repeat(MAX_RANGES as usize + 1), io_err),
-        (11, segment(2047, 2, 0), io_err),
-        (11, segment(u64::MAX, 1, 0), io_err),
+        (11, segment(2047, 2, 0), invalid),
+        (11, segment(u64::MAX, 1, 0), invalid),
         (11, segment(0, MAX_DISCARD_SECTORS + 1, 0), io_err),
         (11, segment(0, 1 << 23, 0), io_err),
         (13, segment(0, MAX_WRITE_ZEROES_SECTORS + 1, 0), io_err),

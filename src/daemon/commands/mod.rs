@@ -8,6 +8,7 @@ mod command;
 mod convert;
 mod disk_events;
 mod exports;
+mod limit_types;
 mod nodes;
 mod objects;
 mod qom;

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::convert::{Nothing, to_value, typed};
-use super::types;
+use super::limit_types::SET_LIMITS;
 use crate::daemon::options::{IoThreadOptions, ObjectType};
 use crate::daemon::registry::{Object, Registry};
 use crate::iothread::IoThreadFigures;
@@ -38,6 +38,26 @@ fn find<'a>(registry: &'a Registry, path: &str) -> Result<&'a Object, QmpError> 
     id.and_then(|id| registry.object(id)).ok_or_else(unknown)
 }
 
+/// Returns the last container on a path, or `None` if the path leads elsewhere: `/` has `/objects`.
+fn container(path: &str) -> Result<Option<Container>, QmpError> {
+    match path.trim_matches('/') {
+        "" if path.is_empty() => Err(QmpError::generic("Path '' is ambiguous")),
+        "" => Ok(Some(Container::Root)),
+        "objects" => Ok(Some(Container::Objects)),
+        _ => Ok(None),
+    }
+}
+
+/// The objects that only have children.
+#[derive(Clone, Copy, Debug)]
+enum Container {
+    Root,
+    Objects,
+}
+
+/// The name of their type.
+const CONTAINER: &str = "container";
+
 fn type_name(kind: ObjectType) -> &'static str {
     match kind {
         ObjectType::IoThread => "iothread",
@@ -52,10 +72,18 @@ fn info(name: &str, kind: &str) -> Value {
 
 pub(super) fn qom_list(registry: &mut Registry, Path { path }: Path) -> Outcome {
     let mut list = vec![info("type", "string")];
-    if path.trim_end_matches('/') == OBJECTS {
-        let child = |(id, object): (&str, &Object)| info(id, &format!("child<{}>", type_name(object.kind())));
-        list.extend(registry.objects().map(child));
-        return Ok(list.into());
+    let child = |id: &str, kind: &str| info(id, &format!("child<{kind}>"));
+    match container(&path)? {
+        Some(Container::Root) => {
+            list.push(child("objects", CONTAINER));
+            return Ok(list.into());
+        }
+        Some(Container::Objects) => {
+            let objects = registry.objects();
+            list.extend(objects.map(|(id, object)| child(id, type_name(object.kind()))));
+            return Ok(list.into());
+        }
+        None => {}
     }
     let kind = |name: &str, value: &Value| match (name, value) {
         ("limits", _) => "ThrottleLimits",
@@ -73,19 +101,23 @@ pub(super) fn qom_list(registry: &mut Registry, Path { path }: Path) -> Outcome 
 }
 
 pub(super) fn qom_get(registry: &mut Registry, Property { path, property }: Property) -> Outcome {
+    if container(&path)?.is_some() {
+        return match property.as_str() {
+            "type" => Ok(CONTAINER.into()),
+            _ => Err(unknown(CONTAINER, &property)),
+        };
+    }
     let object = find(registry, &path)?;
+    let kind = type_name(object.kind());
     if property == "type" {
-        return Ok(type_name(object.kind()).into());
+        return Ok(kind.into());
     }
     let value = properties(object)?.remove(&property);
-    value.ok_or_else(|| unknown(object, &property))
+    value.ok_or_else(|| unknown(kind, &property))
 }
 
-fn unknown(object: &Object, property: &str) -> QmpError {
-    QmpError::generic(format!(
-        "Property '{}.{property}' not found",
-        type_name(object.kind())
-    ))
+fn unknown(kind: &str, property: &str) -> QmpError {
+    QmpError::generic(format!("Property '{kind}.{property}' not found"))
 }
 
 /// Returns the readable properties of an object. Secrets cannot be read.
@@ -130,7 +162,13 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
         (object, _) if properties(object)?.contains_key(&property) => {
             return Err(QmpError::generic("Property cannot be set after initialization"));
         }
-        (object, _) => return Err(unknown(object, &property)),
+        (object, "type") => {
+            let kind = type_name(object.kind());
+            return Err(QmpError::generic(format!(
+                "Property '{kind}.type' is not writable"
+            )));
+        }
+        (object, _) => return Err(unknown(type_name(object.kind()), &property)),
     }
     Ok(json!({}))
 }
@@ -138,7 +176,7 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
 /// Changes the given limits, and keeps the others.
 fn set_limits(group: &Group, value: Value) -> Result<(), QmpError> {
     let arguments = Map::from_iter([("limits".to_owned(), value)]);
-    crate::qmp::check(&types::SET_LIMITS, &arguments)?;
+    crate::qmp::check(&SET_LIMITS, &arguments)?;
     let mut limits = to_map(&group.limits())?;
     if let Some(Value::Object(given)) = arguments.into_iter().next().map(|(_, given)| given) {
         limits.extend(given);

@@ -1,6 +1,7 @@
 //! The QAPI types of the arguments and results of commands. The options are those of
 //! [`options`](crate::daemon::options); a test compares the two.
 
+use super::limit_types::THROTTLE_GROUP;
 use crate::qmp::schema::{Alternate, Enum, Object, Type, optional, required};
 
 macro_rules! words {
@@ -29,35 +30,6 @@ const STR_LIST: Type = Type::Array(&Type::Str);
 const U64_LIST: Type = Type::Array(&Type::U64);
 const U16_LIST: Type = Type::Array(&Type::U16);
 
-static LIMITS: Object = Object::new(
-    "ThrottleLimits",
-    &[
-        optional("iops-total", Type::U64),
-        optional("iops-total-max", Type::U64),
-        optional("iops-total-max-length", Type::U64),
-        optional("iops-read", Type::U64),
-        optional("iops-read-max", Type::U64),
-        optional("iops-read-max-length", Type::U64),
-        optional("iops-write", Type::U64),
-        optional("iops-write-max", Type::U64),
-        optional("iops-write-max-length", Type::U64),
-        optional("bps-total", Type::U64),
-        optional("bps-total-max", Type::U64),
-        optional("bps-total-max-length", Type::U64),
-        optional("bps-read", Type::U64),
-        optional("bps-read-max", Type::U64),
-        optional("bps-read-max-length", Type::U64),
-        optional("bps-write", Type::U64),
-        optional("bps-write-max", Type::U64),
-        optional("bps-write-max-length", Type::U64),
-        optional("iops-size", Type::U64),
-    ],
-);
-
-/// The value of a throttle group's property `limits`.
-pub(super) static SET_LIMITS: Object =
-    Object::new("x-SetLimits", &[required("limits", Type::Object(&LIMITS))]);
-
 static IOTHREAD: Object = Object::new(
     "IothreadProperties",
     &[
@@ -69,11 +41,6 @@ static IOTHREAD: Object = Object::new(
         optional("thread-pool-max", Type::U16),
         optional("cpu-affinity", U16_LIST),
     ],
-);
-
-static THROTTLE_GROUP: Object = Object::new(
-    "ThrottleGroupProperties",
-    &[optional("limits", Type::Object(&LIMITS))],
 );
 
 static SECRET: Object = Object::new(

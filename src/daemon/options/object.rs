@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::throttle::ThrottleLimits;
 
@@ -45,6 +46,23 @@ pub struct ObjectOptions {
     pub data: Option<String>,
     pub file: Option<PathBuf>,
     pub format: Option<String>,
+}
+
+/// Moves the limits of a throttle group that are options of their own, such as `x-iops-total`, into `limits`, whose
+/// values come first. QEMU has both forms.
+pub(super) fn gather_limits(options: &mut Map<String, Value>) {
+    if options.get("qom-type").and_then(Value::as_str) != Some("throttle-group") {
+        return;
+    }
+    let is_limit = |name: &str| name.strip_prefix("x-").is_some_and(ThrottleLimits::has);
+    let names: Vec<String> = options.keys().filter(|name| is_limit(name)).cloned().collect();
+    for name in names {
+        let value = options.remove(&name);
+        let limits = options.entry("limits").or_insert_with(|| Map::new().into());
+        if let (Some(limits), Some(value)) = (limits.as_object_mut(), value) {
+            limits.entry(&name["x-".len()..]).or_insert(value);
+        }
+    }
 }
 
 impl ObjectOptions {

@@ -10,6 +10,8 @@ use serde::de::value::{SeqDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 use serde_json::{Map, Value};
 
+use super::object::gather_limits;
+
 /// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -108,7 +110,10 @@ impl de::Error for ValueError {
 ///
 /// # Errors
 /// A parameter is missing, unknown, or has a wrong value.
-pub fn read<T: DeserializeOwned>(value: Value, origin: Origin) -> Result<T, ValueError> {
+pub fn read<T: DeserializeOwned>(mut value: Value, origin: Origin) -> Result<T, ValueError> {
+    if let Value::Object(options) = &mut value {
+        gather_limits(options);
+    }
     T::deserialize(Reader { value, origin })
 }
 

@@ -28,6 +28,8 @@ pub enum OperationError {
         "'{id}' is not a name: it must begin with a letter and have letters, digits, '-', '.' and '_' only"
     )]
     BadId { id: String },
+    #[error("Node name too long")]
+    LongName,
     #[error("there is an object '{id}' already")]
     ObjectExists { id: String },
     #[error("object '{id}' not found")]

@@ -30,6 +30,9 @@ pub(super) use open::Images;
 pub(super) use reopen::Changes;
 pub(super) use resolve::Resolved;
 
+/// The longest name of a node in bytes, as in QEMU.
+const LONGEST_NAME: usize = 31;
+
 /// Default size of a null disk in bytes, as in QEMU.
 const NULL_SIZE: u64 = 1 << 30;
 
@@ -150,6 +153,9 @@ impl Nodes {
     fn check_name(&self, name: &str) -> Result<(), OperationError> {
         if !is_well_formed(name) {
             return Err(OperationError::BadId { id: name.to_owned() });
+        }
+        if name.len() > LONGEST_NAME {
+            return Err(OperationError::LongName);
         }
         self.busy.check(name)?;
         match self.nodes.contains_key(name) {
