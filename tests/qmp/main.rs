@@ -17,4 +17,5 @@ mod schema;
 mod server;
 mod set_active;
 mod slow;
+mod threads;
 mod throttled;
