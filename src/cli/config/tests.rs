@@ -13,72 +13,75 @@ fn refusal(text: &str) -> String {
     error
 }
 
+/// Files with a mistake, and the beginning of the message.
+const MISTAKES: &[(&str, &str)] = &[
+    ("a = ", "vm.toml:1: not valid TOML: "),
+    (
+        "[[blockdev]]\n",
+        "vm.toml:1: blockdev number 1: Parameter 'driver' is missing",
+    ),
+    (
+        "[[blockdev]]\ndriver = 'file'\n[[blockdev]]\nnode-name = 'a'\ndriver = 'file'\nfilenam = 'x'\n",
+        "vm.toml:6: blockdev 'a': Parameter 'filenam' is unexpected",
+    ),
+    (
+        "[[blockdev]]\nnode-name = 'a'\ndriver = 'file'\n\n[blockdev.cache]\ndirekt = true\n",
+        "vm.toml:6: blockdev 'a': Parameter 'cache.direkt' is unexpected",
+    ),
+    (
+        "[[export]]\nid = 'e'\ntype = 'vhost-user-blk'\nnode-name = 'n'\nwritable = 'on'\naddr.type = 'unix'\n",
+        "vm.toml:5: export 'e': Parameter 'writable' expects boolean",
+    ),
+    (
+        "[[object]]\nqom-type = 'iothread'\nid = 'io'\nthread-pool-max = 70000\n",
+        "vm.toml:4: object 'io': Parameter 'thread-pool-max' expects a number",
+    ),
+    (
+        "[blockdev]\n",
+        "vm.toml:1: 'blockdev' is not a list of tables: write [[blockdev]]",
+    ),
+    ("export = [1]\n", "vm.toml:1: 'export' is not a list of tables"),
+    (
+        "\n[[chardev]]\nbackend = 'stdio'\nid = 'c'\npath = 'p'\n",
+        "vm.toml:3: chardev 'c': Parameter 'backend' does not accept value 'stdio'",
+    ),
+    (
+        "[[chardev]]\nbackend = 'socket'\nid = 'c'\npath = 'p'\n",
+        "vm.toml:1: chardev 'c': server=on is missing",
+    ),
+    (
+        "[[monitor]]\nchardev = 'c'\nmode = 'readline'\n",
+        "vm.toml:3: monitor 'c': Parameter 'mode' does not accept value 'readline'",
+    ),
+    (
+        "sandbx = 'on'\n",
+        "vm.toml:1: unknown key 'sandbx': a file has the lists object, ",
+    ),
+    (
+        "\nsandbox = 'maybe'\n",
+        "vm.toml:2: sandbox: invalid value 'maybe' for '--sandbox <WHEN>'",
+    ),
+    (
+        "sandbox = true\n",
+        "vm.toml:1: 'sandbox' expects a string or a number",
+    ),
+    ("stats = 'yes'\n", "vm.toml:1: 'stats' expects true or false"),
+    (
+        "blk-file = 'disk.img'\n",
+        "vm.toml:1: 'blk-file' is for a single disk without a file",
+    ),
+    ("config = 'other.toml'\n", "vm.toml:1: unknown key 'config'"),
+    ("trace = 'vhost*'\n", "vm.toml:1: unknown key 'trace'"),
+    (
+        "{\n  \"blockdev\": [{\"driver\": \"file\", \"node-name\": \"a\", \"x\": 1}]}",
+        "vm.toml: blockdev 'a': Parameter 'x'",
+    ),
+    ("{\n  \"user\" \"x\"}", "vm.toml:2: not valid JSON: expected `:`"),
+];
+
 #[test]
 fn mistakes_name_file_line_table_and_key() {
-    for (text, told) in [
-        ("a = ", "vm.toml:1: not valid TOML: "),
-        (
-            "[[blockdev]]\n",
-            "vm.toml:1: blockdev number 1: Parameter 'driver' is missing",
-        ),
-        (
-            "[[blockdev]]\ndriver = 'file'\n[[blockdev]]\nnode-name = 'a'\ndriver = 'file'\nfilenam = 'x'\n",
-            "vm.toml:6: blockdev 'a': Parameter 'filenam' is unexpected",
-        ),
-        (
-            "[[blockdev]]\nnode-name = 'a'\ndriver = 'file'\n\n[blockdev.cache]\ndirekt = true\n",
-            "vm.toml:6: blockdev 'a': Parameter 'cache.direkt' is unexpected",
-        ),
-        (
-            "[[export]]\nid = 'e'\ntype = 'vhost-user-blk'\nnode-name = 'n'\nwritable = 'on'\naddr.type = 'unix'\n",
-            "vm.toml:5: export 'e': Parameter 'writable' expects boolean",
-        ),
-        (
-            "[[object]]\nqom-type = 'iothread'\nid = 'io'\nthread-pool-max = 70000\n",
-            "vm.toml:4: object 'io': Parameter 'thread-pool-max' expects a number",
-        ),
-        (
-            "[blockdev]\n",
-            "vm.toml:1: 'blockdev' is not a list of tables: write [[blockdev]]",
-        ),
-        ("export = [1]\n", "vm.toml:1: 'export' is not a list of tables"),
-        (
-            "\n[[chardev]]\nbackend = 'stdio'\nid = 'c'\npath = 'p'\n",
-            "vm.toml:3: chardev 'c': Parameter 'backend' does not accept value 'stdio'",
-        ),
-        (
-            "[[chardev]]\nbackend = 'socket'\nid = 'c'\npath = 'p'\n",
-            "vm.toml:1: chardev 'c': server=on is missing",
-        ),
-        (
-            "[[monitor]]\nchardev = 'c'\nmode = 'readline'\n",
-            "vm.toml:3: monitor 'c': Parameter 'mode' does not accept value 'readline'",
-        ),
-        (
-            "sandbx = 'on'\n",
-            "vm.toml:1: unknown key 'sandbx': a file has the lists object, ",
-        ),
-        (
-            "\nsandbox = 'maybe'\n",
-            "vm.toml:2: sandbox: invalid value 'maybe' for '--sandbox <WHEN>'",
-        ),
-        (
-            "sandbox = true\n",
-            "vm.toml:1: 'sandbox' expects a string or a number",
-        ),
-        ("stats = 'yes'\n", "vm.toml:1: 'stats' expects true or false"),
-        (
-            "blk-file = 'disk.img'\n",
-            "vm.toml:1: 'blk-file' is for a single disk without a file",
-        ),
-        ("config = 'other.toml'\n", "vm.toml:1: unknown key 'config'"),
-        ("trace = 'vhost*'\n", "vm.toml:1: unknown key 'trace'"),
-        (
-            "{\n  \"blockdev\": [{\"driver\": \"file\", \"node-name\": \"a\", \"x\": 1}]}",
-            "vm.toml: blockdev 'a': Parameter 'x'",
-        ),
-        ("{\n  \"user\" \"x\"}", "vm.toml:2: not valid JSON: expected `:`"),
-    ] {
+    for (text, told) in MISTAKES {
         let error = refusal(text);
         assert!(error.starts_with(told), "{text}: {error}");
     }
