@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// `ours[:OPTIONS]` is the vhost-user-blk next to this program, e.g. `ours:--notify each`;
     /// `qsd[:AIO]` is qemu-storage-daemon with aio=threads, native or io_uring;
     /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
-    /// batch or per completion;
+    /// batch or per completion; `ours-nbd[:OPTIONS]` and `qsd-nbd` are clients of a qemu-nbd that has the image;
     /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in, and {disks}
     /// with the options of qemu-storage-daemon for all disks.
     #[arg(long = "backend", value_name = "SPEC")]
@@ -284,6 +284,8 @@ pub(crate) enum Preset {
     Peers,
     /// ours with each of its engines, at 1x1, 1x64, 8x64, page cache and O_DIRECT
     Engines,
+    /// ours and qsd as clients of a qemu-nbd of their own, at 1x1, 1x64, 8x64 in tmpfs
+    Nbd,
     /// 1 to 16 queues, iodepth 1 to 256, 1 to 64 disks: the cost of an I/O should not grow with them
     Scaling,
 }

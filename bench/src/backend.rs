@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -10,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, Kind};
 use crate::command::{Disk, Target};
 use crate::image::Image;
+use crate::nbd_server::NbdServer;
+use crate::process::die_with_parent;
 
 /// Time limit for a backend to listen, and to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ pub(crate) struct Backend {
     child: Child,
     sockets: Vec<PathBuf>,
     log: PathBuf,
+    /// The server of its image. Ended after the backend.
+    server: Option<NbdServer>,
 }
 
 impl Backend {
@@ -52,7 +55,12 @@ impl Backend {
             queues,
         };
         let log = dir.join(format!("{first}.log"));
+        let server = match candidate.kind {
+            Kind::Nbd(_) => Some(NbdServer::start(&images[0], &disks[0].server())?),
+            _ => None,
+        };
         let mut backend = Self::spawn(&candidate.name, &target.command_line(candidate), sockets, log)?;
+        backend.server = server;
         backend.wait_for_sockets()?;
         Ok(backend)
     }
@@ -75,6 +83,7 @@ impl Backend {
             child,
             sockets,
             log,
+            server: None,
         })
     }
 
@@ -156,17 +165,6 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Makes the kernel kill the child when the thread that started it ends, however it ends.
-fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe call.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        });
     }
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 use crate::daemon::Daemon;
 use crate::image::Image;
 use crate::limit::Engine;
+use crate::nbd_server::QEMU_NBD;
 
 /// A backend with its options.
 #[derive(Clone, Debug)]
@@ -32,12 +33,21 @@ pub(crate) enum Kind {
     Command {
         words: Vec<String>,
     },
+    /// A client of a qemu-nbd that has the image.
+    Nbd(Client),
     /// The host without a backend.
     Limit(Engine),
 }
 
+/// A backend that is the client of an NBD server.
+#[derive(Clone, Debug)]
+pub(crate) enum Client {
+    Ours { binary: PathBuf, options: Vec<String> },
+    Qsd,
+}
+
 impl Candidate {
-    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]` or `NAME=COMMAND`.
+    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]`, `ours-nbd[:OPTIONS]`, `qsd-nbd` or `NAME=COMMAND`.
     ///
     /// # Errors
     /// The specification has another form, or its program is missing.
@@ -76,7 +86,7 @@ impl Candidate {
             Kind::Qsd { aio } => serves(aio),
             Kind::Plain { .. } => !image.is_direct(),
             Kind::Command { words } => !image.is_null() || !words.iter().any(|word| word.contains("{image}")),
-            Kind::Limit(_) => !image.is_null(),
+            Kind::Nbd(_) | Kind::Limit(_) => !image.is_null(),
         }
     }
 
@@ -85,7 +95,7 @@ impl Candidate {
         match &self.kind {
             Kind::Ours { .. } | Kind::Qsd { .. } => true,
             Kind::Command { words } => words.iter().any(|word| word == DISKS),
-            Kind::Plain { .. } | Kind::Limit(_) => false,
+            Kind::Plain { .. } | Kind::Nbd(_) | Kind::Limit(_) => false,
         }
     }
 
@@ -110,8 +120,8 @@ impl Candidate {
     /// Returns the first line that the program prints for `--version`.
     pub(crate) fn version(&self) -> Option<String> {
         let program = match &self.kind {
-            Kind::Ours { binary, .. } => binary.as_os_str(),
-            Kind::Qsd { .. } => QSD.as_ref(),
+            Kind::Ours { binary, .. } | Kind::Nbd(Client::Ours { binary, .. }) => binary.as_os_str(),
+            Kind::Qsd { .. } | Kind::Nbd(Client::Qsd) => QSD.as_ref(),
             Kind::Plain { .. } | Kind::Limit(_) => {
                 return Some(format!("built in {}", env!("CARGO_PKG_VERSION")));
             }
@@ -137,11 +147,20 @@ impl Kind {
                 ["threads", "native", "io_uring"].contains(&aio),
                 "{spec}: qsd's engine is threads, native or io_uring"
             );
-            ensure!(
-                in_path(QSD),
-                "{spec}: {QSD} is not in PATH; install it, or leave qsd out"
-            );
+            installed(spec, QSD)?;
             return Ok(Self::Qsd { aio: aio.to_owned() });
+        }
+        if let Some(options) = suffix(spec, "ours-nbd") {
+            installed(spec, QEMU_NBD)?;
+            return Ok(Self::Nbd(Client::Ours {
+                binary: daemon.path()?.to_owned(),
+                options: options.split_whitespace().map(str::to_owned).collect(),
+            }));
+        }
+        if spec == "qsd-nbd" {
+            installed(spec, QEMU_NBD)?;
+            installed(spec, QSD)?;
+            return Ok(Self::Nbd(Client::Qsd));
         }
         if let Some(notify) = suffix(spec, "plain") {
             ensure!(
@@ -154,7 +173,7 @@ impl Kind {
         }
         let Some((_, command)) = spec.split_once('=') else {
             bail!(
-                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each] or NAME=COMMAND with {{socket}} in it"
+                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd or NAME=COMMAND with {{socket}} in it"
             );
         };
         let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
@@ -192,6 +211,14 @@ fn suffix<'a>(spec: &'a str, name: &str) -> Option<&'a str> {
     } else {
         rest.strip_prefix(':')
     }
+}
+
+fn installed(spec: &str, program: &str) -> Result<()> {
+    ensure!(
+        in_path(program),
+        "{spec}: {program} is not in PATH; install it, or leave {spec} out"
+    );
+    Ok(())
 }
 
 fn in_path(program: &str) -> bool {

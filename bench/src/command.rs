@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::candidate::{Candidate, DISKS, Kind, QSD};
+use crate::candidate::{Candidate, Client, DISKS, Kind, QSD};
 use crate::image::Image;
 
 /// A disk of a backend: its socket and its image.
@@ -10,6 +10,13 @@ use crate::image::Image;
 pub(crate) struct Disk {
     pub(crate) socket: PathBuf,
     pub(crate) image: Image,
+}
+
+impl Disk {
+    /// Returns the socket of the server that has the image, if the backend is the client of one.
+    pub(crate) fn server(&self) -> PathBuf {
+        self.socket.with_extension("nbd")
+    }
 }
 
 /// The disks that a command line is built for, and the number of queues of each. Only `ours` and `qsd` can serve several
@@ -28,8 +35,38 @@ impl Target<'_> {
             Kind::Qsd { aio } => [vec![QSD.to_owned()], self.exports(Some(aio))].concat(),
             Kind::Plain { each } => self.plain(*each),
             Kind::Command { words } => self.filled_in(words),
+            Kind::Nbd(client) => self.nbd(client),
             Kind::Limit(_) => Vec::new(),
         }
+    }
+
+    fn nbd(&self, client: &Client) -> Vec<String> {
+        let (socket, server) = (self.disks[0].socket.display(), self.disks[0].server());
+        let (server, queues) = (server.display(), self.queues);
+        let words = match client {
+            Client::Ours { binary, options } => {
+                let own = [
+                    binary.display().to_string(),
+                    format!("--socket-path={socket}"),
+                    format!("--num-queues={queues}"),
+                    format!("--blk-file=nbd+unix:///disk?socket={server}"),
+                ];
+                return [&own, &options[..]].concat();
+            }
+            Client::Qsd => [
+                QSD.to_owned(),
+                "--object".to_owned(),
+                "iothread,id=io".to_owned(),
+                "--blockdev".to_owned(),
+                format!("driver=nbd,node-name=n,server.type=unix,server.path={server},export=disk"),
+                "--export".to_owned(),
+                format!(
+                    "type=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={socket},writable=on,num-queues={queues},\
+                     iothread=io"
+                ),
+            ],
+        };
+        words.to_vec()
     }
 
     /// Returns the path of the first disk's image, or `null:SIZE`, which the plain backend understands.
@@ -146,6 +183,28 @@ mod tests {
             target.command_line(&candidate),
             ["serve", "/s", "-f", "/i", "--n=4"]
         );
+    }
+
+    #[test]
+    fn clients_of_a_server_share_its_socket_and_export() {
+        let target = Target {
+            disks: &[disk("/d/0.sock", file())],
+            queues: 8,
+        };
+        let ours = target.nbd(&Client::Ours {
+            binary: "/bin/sh".into(),
+            options: vec!["--stats".to_owned()],
+        });
+        let expected = [
+            "/bin/sh",
+            "--socket-path=/d/0.sock",
+            "--num-queues=8",
+            "--blk-file=nbd+unix:///disk?socket=/d/0.nbd",
+            "--stats",
+        ];
+        assert_eq!(ours, expected);
+        let qsd = target.nbd(&Client::Qsd).join(" ");
+        assert!(qsd.contains("server.path=/d/0.nbd,export=disk") && qsd.contains("addr.path=/d/0.sock"));
     }
 
     #[test]

@@ -78,6 +78,11 @@ impl Defaults {
                 rounds: 5,
                 ..usual
             },
+            Preset::Nbd => Self {
+                backends: &["qsd-nbd", "ours-nbd"],
+                rounds: 9,
+                ..usual
+            },
             Preset::Scaling => Self {
                 backends: &["qsd", "ours"],
                 shapes: scaling(),
