@@ -6,7 +6,8 @@
 use std::io;
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Group, Uid, User, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Group, Uid, User};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 /// A user or group cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -108,20 +109,24 @@ impl Account {
         }
     }
 
-    /// Makes the whole process run as this user, in this group only, for good.
+    /// Makes this thread, and the threads that it creates, run as this user, in this group only, for good. Other threads
+    /// stay as they are.
     ///
     /// # Errors
     /// The process runs neither as root nor as this user and group, or a system call failed.
     pub fn become_it(&self) -> Result<(), Error> {
-        let failed = |errno: Errno| self.not_allowed(errno.into());
-        let groups = setgroups(&[]);
+        let failed = |error: rustix::io::Errno| self.not_allowed(error.into());
+        let groups = set_thread_groups(&[]);
         if groups.is_err() && self.is_ours() {
             return Ok(());
         }
         groups.map_err(failed)?;
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        setresgid(gid, gid, gid).map_err(failed)?;
-        setresuid(uid, uid, uid).map_err(failed)
+        let (uid, gid) = (
+            rustix::process::Uid::from_raw(self.uid),
+            rustix::process::Gid::from_raw(self.gid),
+        );
+        set_thread_res_gid(gid, gid, gid).map_err(failed)?;
+        set_thread_res_uid(uid, uid, uid).map_err(failed)
     }
 
     fn is_ours(&self) -> bool {

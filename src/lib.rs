@@ -17,6 +17,7 @@
 //! - [`qmp`]: clients that manage the process; commands, events.
 //! - [`opener`]: a helper process that opens files beneath directories that are left to it.
 //! - [`nbd`]: the protocol of NBD servers; [`connector`]: helper processes that connect to them.
+//! - [`ceph`]: librbd, loaded at run time, and its threads.
 //! - [`metrics`]: serves a page of metrics over HTTP.
 //! - [`sandbox`]: limits the process's rights while it serves; [`account`]: the user the process runs as.
 //! - [`watchdog`]: frees IOThreads that wait for a frontend's eventfd.
@@ -31,6 +32,7 @@ mod advice;
 mod affinity;
 pub mod aio;
 pub mod blk;
+pub mod ceph;
 pub mod cli;
 pub mod connector;
 pub mod counter;

@@ -2,12 +2,20 @@
 
 use std::process::ExitCode;
 
+use vhost_user_blk::ceph;
 use vhost_user_blk::cli::{CAPABILITIES, Cli, WRONG_OPTION, one_line};
 use vhost_user_blk::panics;
 use vhost_user_blk::{daemon, log_format};
 
 fn main() -> ExitCode {
     panics::end_the_process();
+    let status = serve();
+    ceph::end_process(status);
+    ExitCode::from(status)
+}
+
+/// Returns the exit code.
+fn serve() -> u8 {
     let cli = match Cli::from_line(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return fail(&one_line(&error), WRONG_OPTION),
@@ -15,7 +23,7 @@ fn main() -> ExitCode {
     };
     if cli.print_capabilities {
         println!("{CAPABILITIES}");
-        return ExitCode::SUCCESS;
+        return 0;
     }
     log_format::init(cli.log_format.into(), cli.log_level.into());
     let settings = match cli.settings() {
@@ -23,7 +31,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&format!("error: {error}"), WRONG_OPTION),
     };
     match daemon::run(&settings) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             let (text, status) = cli.explain(&error);
             fail(&format!("error: {text}"), status)
@@ -31,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn fail(text: &str, status: u8) -> ExitCode {
+fn fail(text: &str, status: u8) -> u8 {
     log_format::print(tracing::Level::ERROR, text);
-    ExitCode::from(status)
+    status
 }

@@ -10,9 +10,9 @@ use super::image_lock::{HeldTurn, SharedTurn, TakeError};
 use super::shard::{Route, Shard};
 use super::state::DeviceState;
 use crate::aio::{Gone, Remote};
-use crate::engine::{self, DiskView, NodeControl, Plan};
+use crate::engine::{self, DiskView, NodeControl, NodeLock, Plan};
 use crate::io::IoOp;
-use crate::storage::{ImageLock, LockError};
+use crate::storage::LockError;
 use crate::throttle::{Group, Member};
 
 /// A disk, for threads that change the node below it.
@@ -222,7 +222,7 @@ pub struct Replacement<'a> {
     handle: &'a DiskHandle,
     turn: HeldTurn<'a>,
     /// The lock of another node.
-    lock: Option<Option<ImageLock>>,
+    lock: Option<Option<NodeLock>>,
     route: Option<Route>,
 }
 

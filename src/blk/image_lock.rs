@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::state::Below;
-use crate::engine::{BlockNode, DiskView};
+use crate::engine::{BlockNode, DiskView, NodeLock};
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
-use crate::storage::{ImageLock, LockError};
+use crate::storage::LockError;
 
 /// The reason why an image cannot be used now.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,7 @@ impl Drop for HeldTurn<'_> {
 pub(super) struct Turn {
     writes: bool,
     taken: bool,
-    lock: Option<ImageLock>,
+    lock: Option<NodeLock>,
     /// Rings may start without the lock. Only reads are executed then.
     waived: bool,
     /// The last flush before a release of the lock failed.
@@ -222,7 +222,7 @@ impl Turn {
         &self,
         current: &BlockNode,
         next: &DiskView,
-    ) -> Result<Option<ImageLock>, LockError> {
+    ) -> Result<Option<NodeLock>, LockError> {
         let mode = next.lock_mode(self.writes);
         if !self.taken {
             return Ok(None);
@@ -243,7 +243,7 @@ impl Turn {
     }
 
     /// Keeps this lock instead of the old one, which is released.
-    pub(super) fn replace(&mut self, lock: Option<ImageLock>) {
+    pub(super) fn replace(&mut self, lock: Option<NodeLock>) {
         if self.taken {
             self.lock = lock;
         }
@@ -270,7 +270,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::storage::OpenOptions;
+    use crate::storage::{ImageLock, OpenOptions};
 
     /// A disk with a turn.
     struct Disk {

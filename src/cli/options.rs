@@ -54,7 +54,8 @@ pub struct Cli {
     pub socket_group: Option<String>,
 
     /// Raw disk image: a file or a block device, or an export of an NBD server as nbd://HOST:PORT/EXPORT or
-    /// nbd+unix:///EXPORT?socket=PATH. Its size must be a multiple of 512 bytes.
+    /// nbd+unix:///EXPORT?socket=PATH, or a Ceph RBD image as
+    /// rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT][:id=USER][:conf=PATH]. Its size must be a multiple of 512 bytes.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
 
@@ -105,7 +106,7 @@ pub struct Cli {
     pub object: Vec<String>,
 
     /// Make a block node, as qemu-storage-daemon does, e.g. file,node-name=disk0,filename=disk.img,cache.direct=on.
-    /// Drivers: file, host_device, raw, null-co, null-aio, throttle, nbd.
+    /// Drivers: file, host_device, raw, null-co, null-aio, throttle, nbd, rbd.
     #[arg(long, value_name = "DRIVER,node-name=NAME[,OPTION=VALUE]...")]
     pub blockdev: Vec<String>,
 

@@ -95,6 +95,10 @@ fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
         let (server, export) = uri.map_err(|error| error.to_string())?;
         return network(cli, common, &server, export);
     }
+    let rbd = cli.blk_file.as_deref().and_then(Path::to_str);
+    if let Some(name) = rbd.and_then(|name| name.strip_prefix("rbd:")) {
+        return cluster(cli, common, name);
+    }
     Ok(match cli.null {
         Some(size) => BlockdevOptions {
             driver: if cli.null_latency_ns.is_some() {
@@ -149,6 +153,50 @@ fn network(
         discard: Some(Discard::Unmap),
         ..common
     })
+}
+
+/// Returns the node of a disk in a Ceph cluster: `POOL[/NAMESPACE]/IMAGE[@SNAPSHOT][:id=USER][:conf=PATH]`.
+fn cluster(cli: &Cli, common: BlockdevOptions, name: &str) -> Result<BlockdevOptions, String> {
+    const FORM: &str =
+        "--blk-file: an RBD image is rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT][:id=USER][:conf=PATH]";
+    if cli.aio != Aio::Auto {
+        return Err("--aio: a disk in a Ceph cluster is served by librbd and has no engine".to_owned());
+    }
+    if cli.direct {
+        return Err("--direct: a disk in a Ceph cluster has no page cache on this host".to_owned());
+    }
+    let mut parts = name.split(':');
+    let place: Vec<&str> = parts.next().unwrap_or_default().split('/').collect();
+    let (pool, namespace, image) = match place[..] {
+        [pool, image] => (pool, None, image),
+        [pool, namespace, image] => (pool, Some(namespace), image),
+        _ => return Err(FORM.to_owned()),
+    };
+    let (image, snapshot) = match image.split_once('@') {
+        Some((image, snapshot)) => (image, Some(snapshot)),
+        None => (image, None),
+    };
+    if [Some(pool), namespace, Some(image), snapshot].contains(&Some("")) {
+        return Err(FORM.to_owned());
+    }
+    let mut options = BlockdevOptions {
+        driver: Driver::Rbd,
+        pool: Some(pool.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        image: Some(image.to_owned()),
+        snapshot: snapshot.map(str::to_owned),
+        read_only: Some(cli.read_only),
+        discard: Some(Discard::Unmap),
+        ..common
+    };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("id", user)) => options.user = Some(user.to_owned()),
+            Some(("conf", path)) => options.conf = Some(path.into()),
+            _ => return Err(FORM.to_owned()),
+        }
+    }
+    Ok(options)
 }
 
 fn export(cli: &Cli) -> Result<ExportOptions, String> {

@@ -133,6 +133,7 @@ pub(super) fn start(
     let lines = start_connectors(settings, account.as_ref())?;
     let mut registry = Registry::new(account.clone());
     registry.set_lines(lines);
+    registry.confine_ceph(settings.sandbox);
     registry.set_opener(opener, settings.sandbox_hint);
     registry.hand_over(handed.descriptors, handed.activation);
     for (number, operation) in settings.operations.iter().enumerate() {

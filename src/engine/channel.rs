@@ -9,6 +9,7 @@ use super::fault::channel::{FaultyChannel, Submit};
 use super::file::channel::FileChannel;
 use super::nbd::NbdChannel;
 use super::null::{NullAioChannel, NullCoChannel};
+use super::rbd::RbdChannel;
 use super::throttle::ThrottledChannel;
 use crate::aio::AioContext;
 use crate::io::{Completer, Requests};
@@ -40,6 +41,7 @@ enum Plain {
     NullCo(NullCoChannel),
     NullAio(NullAioChannel),
     Nbd(NbdChannel),
+    Rbd(RbdChannel),
 }
 
 impl From<Plain> for Channel {
@@ -69,6 +71,12 @@ impl From<NullAioChannel> for Channel {
 impl From<NbdChannel> for Channel {
     fn from(channel: NbdChannel) -> Self {
         Plain::Nbd(channel).into()
+    }
+}
+
+impl From<RbdChannel> for Channel {
+    fn from(channel: RbdChannel) -> Self {
+        Plain::Rbd(channel).into()
     }
 }
 
@@ -114,8 +122,10 @@ impl Channel {
             Unlimited::Plain(plain) => plain,
             Unlimited::Faulty(faulty) => faulty.inner(),
         };
-        if let Plain::Nbd(nbd) = plain {
-            nbd.give_up_soon();
+        match plain {
+            Plain::Nbd(nbd) => nbd.give_up_soon(),
+            Plain::Rbd(rbd) => rbd.give_up_soon(),
+            Plain::File(_) | Plain::NullCo(_) | Plain::NullAio(_) => {}
         }
     }
 
@@ -156,6 +166,7 @@ impl Channel {
         match self.0 {
             Kind::Unlimited(Unlimited::Plain(Plain::File(file))) => file.with_zero_detection(zeroes).into(),
             Kind::Unlimited(Unlimited::Plain(Plain::Nbd(nbd))) => nbd.with_zero_detection(zeroes).into(),
+            Kind::Unlimited(Unlimited::Plain(Plain::Rbd(rbd))) => rbd.with_zero_detection(zeroes).into(),
             other => Self(other),
         }
     }
@@ -193,6 +204,7 @@ impl Plain {
             Self::NullCo(channel) => Self::NullCo(channel.sibling()),
             Self::NullAio(channel) => Self::NullAio(channel.sibling()),
             Self::Nbd(channel) => Self::Nbd(channel.sibling()),
+            Self::Rbd(channel) => Self::Rbd(channel.sibling()),
         }
     }
 }
@@ -204,6 +216,7 @@ impl Submit for Plain {
             Self::NullCo(channel) => channel.submit(batch, completer),
             Self::NullAio(channel) => channel.submit(batch, completer),
             Self::Nbd(channel) => channel.submit(batch, completer),
+            Self::Rbd(channel) => channel.submit(batch, completer),
         }
         0
     }

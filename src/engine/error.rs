@@ -32,6 +32,10 @@ pub enum Error {
     #[error("a disk on an NBD server is served over its connection and has no engine")]
     Network,
 
+    /// An engine was chosen for a disk in a Ceph cluster.
+    #[error("a disk in a Ceph cluster is served by librbd and has no engine")]
+    Cluster,
+
     /// Several IOThreads use a disk whose server does not cover several connections with one flush.
     #[error(
         "the NBD server does not announce multi-conn, so one IOThread only can serve the disk (qemu-nbd: --shared=0)"

@@ -11,9 +11,11 @@ use std::time::Duration;
 use super::channel::Channel;
 use super::error::Error;
 use super::file::channel::FileShared;
+use super::lock::NodeLock;
 use super::nbd::{NbdChannel, NbdDisk, SizeListener};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
+use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk};
 use super::resources::Resources;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, LockMode, OpenOptions, RawFile};
 
@@ -28,6 +30,8 @@ pub enum BlockNode {
     NullAio(Arc<NullDisk>, Duration),
     /// A disk on an NBD server.
     Nbd(Arc<NbdDisk>),
+    /// An image in a Ceph cluster.
+    Rbd(Arc<RbdDisk>),
 }
 
 impl From<RawFile> for BlockNode {
@@ -39,6 +43,12 @@ impl From<RawFile> for BlockNode {
 impl From<NbdDisk> for BlockNode {
     fn from(disk: NbdDisk) -> Self {
         Self::Nbd(Arc::new(disk))
+    }
+}
+
+impl From<RbdDisk> for BlockNode {
+    fn from(disk: RbdDisk) -> Self {
+        Self::Rbd(Arc::new(disk))
     }
 }
 
@@ -94,6 +104,7 @@ impl BlockNode {
             Self::NullCo(_) => Path::new("null"),
             Self::NullAio(..) => Path::new("null-aio"),
             Self::Nbd(disk) => disk.path(),
+            Self::Rbd(disk) => disk.path(),
         }
     }
 
@@ -103,6 +114,7 @@ impl BlockNode {
             Self::File(file) => file.size(),
             Self::NullCo(null) | Self::NullAio(null, _) => null.size(),
             Self::Nbd(disk) => disk.size(),
+            Self::Rbd(disk) => disk.size(),
         }
     }
 
@@ -110,7 +122,7 @@ impl BlockNode {
     pub fn watch_size(&self, listener: &Arc<SizeListener>) {
         match self {
             Self::Nbd(disk) => disk.watch_size(listener),
-            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) => {}
+            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) | Self::Rbd(_) => {}
         }
     }
 
@@ -120,6 +132,7 @@ impl BlockNode {
             Self::File(file) => file.limits(),
             Self::NullCo(null) | Self::NullAio(null, _) => null.limits(),
             Self::Nbd(disk) => disk.limits(),
+            Self::Rbd(disk) => disk.limits(),
         }
     }
 
@@ -130,6 +143,7 @@ impl BlockNode {
     pub fn look_anew(&self) -> io::Result<()> {
         match self {
             Self::File(file) => file.look_anew().map(drop),
+            Self::Rbd(disk) => disk.look_anew(),
             Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(()),
         }
     }
@@ -141,6 +155,7 @@ impl BlockNode {
     pub fn resize(&self, bytes: u64) -> io::Result<()> {
         match self {
             Self::File(file) => file.resize(bytes),
+            Self::Rbd(disk) => disk.resize(bytes),
             Self::NullCo(_) | Self::NullAio(..) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "a null disk keeps its size",
@@ -156,7 +171,7 @@ impl BlockNode {
     pub fn flushes_fail(&self) -> bool {
         match self {
             Self::File(file) => file.flushes_fail(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => false,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => false,
         }
     }
 
@@ -164,7 +179,7 @@ impl BlockNode {
     pub fn last_flush_failed(&self) -> bool {
         match self {
             Self::File(file) => file.last_flush_failed(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => false,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => false,
         }
     }
 
@@ -172,7 +187,7 @@ impl BlockNode {
     pub fn fail_flushes(&self) {
         match self {
             Self::File(file) => file.fail_flushes(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => {}
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => {}
         }
     }
 
@@ -185,7 +200,7 @@ impl BlockNode {
     ) {
         match self {
             Self::File(file) => file.replace_flush_witness(old, new),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => {}
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => {}
         }
     }
 
@@ -196,7 +211,7 @@ impl BlockNode {
     pub fn doubt_last_flush(&self) -> bool {
         match self {
             Self::File(file) => file.doubt_last_flush(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => true,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => true,
         }
     }
 
@@ -209,6 +224,7 @@ impl BlockNode {
     pub fn is_twin(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File(one), Self::File(other)) => !Arc::ptr_eq(one, other) && one.is_twin(other),
+            (Self::Rbd(one), Self::Rbd(other)) => !Arc::ptr_eq(one, other) && one.path() == other.path(),
             _ => false,
         }
     }
@@ -218,6 +234,7 @@ impl BlockNode {
         match (self, other) {
             (Self::File(one), Self::File(other)) => one.is_same_image(other),
             (Self::Nbd(one), Self::Nbd(other)) => one.path() == other.path(),
+            (Self::Rbd(one), Self::Rbd(other)) => one.path() == other.path(),
             (Self::NullCo(_) | Self::NullAio(..), Self::NullCo(_) | Self::NullAio(..)) => true,
             _ => false,
         }
@@ -225,10 +242,10 @@ impl BlockNode {
 
     /// Locks the image with the lock of another open file of the same image, which serves both from then on. Returns
     /// `None` if that lock does not suffice.
-    pub fn share_lock(&self, lock: &ImageLock, mode: LockMode) -> Option<ImageLock> {
-        match self {
-            Self::File(file) => lock.share_with(file, mode),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => None,
+    pub fn share_lock(&self, lock: &NodeLock, mode: LockMode) -> Option<NodeLock> {
+        match (self, lock) {
+            (Self::File(file), NodeLock::File(lock)) => lock.share_with(file, mode).map(NodeLock::File),
+            _ => None,
         }
     }
 
@@ -236,10 +253,11 @@ impl BlockNode {
     ///
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
-    pub fn lock(&self, mode: LockMode) -> Result<Option<ImageLock>, LockError> {
+    pub fn lock(&self, mode: LockMode) -> Result<Option<NodeLock>, LockError> {
         match self {
             Self::File(file) if !file.locks() => Ok(None),
-            Self::File(file) => ImageLock::acquire_soon(file, mode).map(Some),
+            Self::File(file) => ImageLock::acquire_soon(file, mode).map(|lock| Some(NodeLock::File(lock))),
+            Self::Rbd(disk) => Ok(disk.lock(mode)?.map(NodeLock::Rbd)),
             Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(None),
         }
     }
@@ -254,6 +272,7 @@ impl BlockNode {
             Self::NullCo(_) => Plan::for_null(choice),
             Self::NullAio(..) => Plan::for_timer(choice),
             Self::Nbd(_) => Plan::for_server(choice),
+            Self::Rbd(_) => Plan::for_cluster(choice),
         }
     }
 
@@ -271,6 +290,7 @@ impl BlockNode {
                 NullCoChannel::new(null, pool).into()
             }
             Self::Nbd(disk) => NbdChannel::new(resources.link(disk)?).into(),
+            Self::Rbd(disk) => RbdChannel::new(RbdLink::new(resources.ctx(), disk)).into(),
             Self::NullAio(null, latency) => NullAioChannel::new(resources.ctx(), null, *latency).into(),
         })
     }

@@ -43,6 +43,8 @@ pub(in crate::engine) enum Executor {
     Native,
     /// A connection to a server.
     Socket,
+    /// librbd.
+    Cluster,
 }
 
 impl Plan {
@@ -110,6 +112,17 @@ impl Plan {
         }
     }
 
+    /// Makes a plan for a disk in a Ceph cluster.
+    ///
+    /// # Errors
+    /// An engine was chosen by name.
+    pub(in crate::engine) fn for_cluster(choice: Choice) -> Result<Self, Error> {
+        match choice {
+            Choice::Auto => Ok(Self::new(false, Executor::Cluster)),
+            Choice::Threads | Choice::IoUring | Choice::Native => Err(Error::Cluster),
+        }
+    }
+
     /// Returns the same plan with or without merging of adjacent requests. The default is with merging.
     #[must_use]
     pub fn with_merging(self, merging: bool) -> Self {
@@ -152,6 +165,7 @@ impl fmt::Display for Plan {
             Executor::IoUring => write!(f, "{inline}io_uring"),
             Executor::Native => write!(f, "{inline}native"),
             Executor::Socket => f.write_str("nbd"),
+            Executor::Cluster => f.write_str("rbd"),
         }
     }
 }

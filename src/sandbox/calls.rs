@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use super::thread_kind::ThreadKind::{
-    self, Connector, Control, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog, Worker,
+    self, Ceph, Connector, Control, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog, Worker,
 };
 
 /// A system call and the threads that may make it.
@@ -87,10 +87,12 @@ macro_rules! among {
 }
 
 const ALL: &[ThreadKind] = &[
-    Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper, Connector,
+    Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper, Connector, Ceph,
 ];
-const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Metrics, Watchdog];
-const ALL_BUT_WORKERS: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Metrics, Watchdog, Connector];
+const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Metrics, Watchdog, Ceph];
+const ALL_BUT_WORKERS: &[ThreadKind] = &[
+    Main, Control, IoThread, Monitor, Metrics, Watchdog, Connector, Ceph,
+];
 const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
@@ -99,8 +101,9 @@ const UNLINKING: &[ThreadKind] = &[Main, Control, Helper];
 const ACCEPTING: &[ThreadKind] = &[Control, Monitor, Metrics, Connector];
 const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
 const RECEIVING: &[ThreadKind] = &[Control, IoThread, Monitor, Helper, Connector];
-const SENDING: &[ThreadKind] = &[Control, Helper, Connector];
-const WAITING: &[ThreadKind] = &[Control, IoThread];
+const SENDING: &[ThreadKind] = &[Control, Helper, Connector, Ceph];
+const WAITING: &[ThreadKind] = &[Control, IoThread, Ceph];
+const CREATING: &[ThreadKind] = &[IoThread, Worker, Ceph];
 
 /// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
 mod constant {
@@ -205,12 +208,14 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     ALL_BUT_MAIN => [SYS_exit]
     // New workers, which start with the rights of their creators.
-    DISK => [
+    CREATING => [
         SYS_clone if A_THREAD,
         SYS_set_robust_list,
         SYS_rseq,
         SYS_sched_getaffinity,
         SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
+    ]
+    DISK => [
         SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),
     ]
     // Whether a job has slept. The IOThread runs jobs if no worker can be created.
@@ -300,6 +305,25 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_getsockopt if among!(2: libc [SO_ERROR]),
         SYS_setsockopt if among!(2: libc [SO_KEEPALIVE, TCP_NODELAY]),
     ]
+    // The threads of librbd: connections to monitors and OSDs, and event loops of their own.
+    &[Ceph] => [
+        SYS_socket if among!(0: libc [AF_INET, AF_INET6]),
+        SYS_connect,
+        SYS_shutdown,
+        SYS_getsockname,
+        SYS_getpeername,
+        SYS_getsockopt if among!(2: libc [SO_ERROR]),
+        SYS_setsockopt if among!(2: libc [SO_KEEPALIVE, SO_RCVBUF, TCP_NODELAY, SO_PRIORITY, IP_TOS]),
+        SYS_epoll_create1,
+        SYS_eventfd2,
+        SYS_pipe2,
+        SYS_timerfd_create,
+        SYS_timerfd_settime,
+        SYS_fcntl if among!(1: libc [F_GETFL, F_SETFL, F_SETFD]),
+        SYS_lseek,
+        SYS_uname,
+        SYS_sysinfo,
+    ]
 };
 
 /// The same calls under names that only older architectures have.
@@ -307,6 +331,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
 pub(super) static ALLOWED_HERE: &[Call] = calls! {
     WAITING => [SYS_epoll_wait]
     SOCKET => [SYS_unlink]
+    &[Ceph] => [SYS_epoll_create]
 };
 
 /// The same calls under names that only older architectures have: none here.
@@ -323,7 +348,7 @@ pub(super) static REFUSED: &[(&[Call], i32)] = &[
     #[cfg(target_arch = "x86_64")]
     (calls! { ALL => [SYS_open, SYS_readlink] }, libc::EACCES),
     // The flags of clone3 are in memory, where no filter sees them. The C library then uses clone instead.
-    (calls! { DISK => [SYS_clone3] }, libc::ENOSYS),
+    (calls! { CREATING => [SYS_clone3] }, libc::ENOSYS),
 ];
 
 /// Returns whether a rule is about threads of this kind. The filter of a thread applies to the threads that it creates as
@@ -333,7 +358,7 @@ pub(super) fn applies(call: &Call, kind: ThreadKind) -> bool {
         Manager => call
             .threads
             .iter()
-            .any(|kind| !matches!(kind, Helper | Connector)),
+            .any(|kind| !matches!(kind, Helper | Connector | Ceph)),
         _ => call.threads.contains(&kind),
     }
 }

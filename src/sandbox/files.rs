@@ -75,6 +75,20 @@ impl Rules {
         Ok(Self(rules))
     }
 
+    /// Makes rules that allow no file, and connections to any TCP port: OSDs choose theirs.
+    ///
+    /// # Errors
+    /// The kernel refuses the rules. A kernel without Landlock is no error here.
+    pub(super) fn to_cluster() -> Result<Self, Error> {
+        Ok(Self(
+            Ruleset::default()
+                .handle_access(AccessFs::from_all(NEWEST))?
+                .handle_access(AccessNet::from_all(NEWEST) & !AccessNet::ConnectTcp)?
+                .scope(Scope::from_all(NEWEST))?
+                .create()?,
+        ))
+    }
+
     /// Enforces the rules on this thread and on threads it creates. Returns false if the kernel has no Landlock.
     pub(super) fn enforce(self) -> Result<bool, Error> {
         let status = self.0.restrict_self()?;

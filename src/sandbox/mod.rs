@@ -156,7 +156,27 @@ impl Sandbox {
         Self::enter_process(mode, ThreadKind::Connector, rules)
     }
 
-    /// Enforces the rules and the filter of a helper process.
+    /// Confines the calling thread, and the threads that it creates, to what librbd needs: connections to any TCP port, and
+    /// no file. The thread becomes the user.
+    ///
+    /// # Errors
+    /// As [`confine_helper`](Self::confine_helper).
+    pub fn confine_ceph(mode: Mode, account: Option<&Account>) -> Result<(), Error> {
+        if mode != Mode::Off {
+            rights::empty_bounding_set();
+        }
+        if let Some(account) = account {
+            account.become_it()?;
+        }
+        if mode == Mode::Off {
+            return Ok(());
+        }
+        rights::drop_capabilities().map_err(Error::rights("cannot drop capabilities"))?;
+        rights::no_new_privileges().map_err(Error::rights("cannot set no_new_privs"))?;
+        Self::enter_process(mode, ThreadKind::Ceph, files::Rules::to_cluster())
+    }
+
+    /// Enforces the rules and the filter of a helper process, or of a thread with its own rules.
     fn enter_process(
         mode: Mode,
         kind: ThreadKind,

@@ -25,11 +25,13 @@ pub enum ThreadKind {
     Helper,
     /// Connections to an NBD server, in a process of its own: see [`connector`](crate::connector).
     Connector,
+    /// Connections to Ceph clusters: librbd and its threads. See [`ceph`](crate::ceph).
+    Ceph,
 }
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
@@ -40,6 +42,7 @@ impl ThreadKind {
         Self::Manager,
         Self::Helper,
         Self::Connector,
+        Self::Ceph,
     ];
 }
 
@@ -56,6 +59,7 @@ impl fmt::Display for ThreadKind {
             Self::Manager => "manager",
             Self::Helper => "helper",
             Self::Connector => "connector",
+            Self::Ceph => "ceph",
         })
     }
 }

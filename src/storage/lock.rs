@@ -63,6 +63,15 @@ pub enum LockError {
         source: io::Error,
     },
 
+    /// A cluster does not give us the image's lock.
+    #[error("cannot use {}: {why}", path.display())]
+    Remote {
+        /// The image.
+        path: PathBuf,
+        /// The cluster's reason.
+        why: String,
+    },
+
     /// The image cannot be locked for another reason.
     #[error("cannot lock {}", path.display())]
     Lock {

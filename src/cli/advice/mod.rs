@@ -167,6 +167,7 @@ fn is_wrong_option(error: &OperationError) -> bool {
             | OperationError::Device(_)
             | OperationError::Sandbox(_)
             | OperationError::Add(_)
+            | OperationError::Ceph(_)
     )
 }
 

@@ -13,7 +13,7 @@ macro_rules! words {
 words! {
     OBJECT_TYPE = "ObjectType": "iothread" "throttle-group" "secret";
     SECRET_FORMAT = "QCryptoSecretFormat": "raw" "base64";
-    DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle" "nbd";
+    DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle" "nbd" "rbd";
     DISCARD = "BlockdevDiscardOptions": "ignore" "unmap";
     DETECT_ZEROES = "BlockdevDetectZeroesOptions": "off" "on" "unmap";
     ON_OFF_AUTO = "OnOffAuto": "auto" "on" "off";
@@ -142,6 +142,18 @@ static NBD_SERVER: Object = Object::union(
     ],
 );
 
+static RBD: Object = Object::new(
+    "BlockdevOptionsRbd",
+    &[
+        required("pool", Type::Str),
+        optional("namespace", Type::Str),
+        required("image", Type::Str),
+        optional("conf", Type::Str),
+        optional("snapshot", Type::Str),
+        optional("user", Type::Str),
+    ],
+);
+
 /// `blockdev-add`.
 pub(super) static BLOCKDEV: Object = Object::union(
     "BlockdevOptions",
@@ -165,6 +177,7 @@ pub(super) static BLOCKDEV: Object = Object::union(
         ("null-aio", &NULL),
         ("throttle", &THROTTLE),
         ("nbd", &NBD),
+        ("rbd", &RBD),
     ],
 );
 

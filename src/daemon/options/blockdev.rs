@@ -25,6 +25,7 @@ pub enum Driver {
     NullAio,
     Throttle,
     Nbd,
+    Rbd,
 }
 
 impl Driver {
@@ -38,6 +39,7 @@ impl Driver {
             Self::NullAio => "null-aio",
             Self::Throttle => "throttle",
             Self::Nbd => "nbd",
+            Self::Rbd => "rbd",
         }
     }
 }
@@ -92,6 +94,16 @@ pub struct BlockdevOptions {
     /// Seconds.
     pub open_timeout: Option<u32>,
 
+    // rbd
+    pub pool: Option<String>,
+    pub namespace: Option<String>,
+    pub image: Option<String>,
+    pub snapshot: Option<String>,
+    /// The path of the cluster's configuration.
+    pub conf: Option<PathBuf>,
+    /// The name of the cluster's user, without `client.`.
+    pub user: Option<String>,
+
     /// Refuse images that look like another format. Only the short form of the command line sets this.
     #[serde(skip)]
     pub probe: bool,
@@ -124,6 +136,12 @@ impl BlockdevOptions {
             export: None,
             reconnect_delay: None,
             open_timeout: None,
+            pool: None,
+            namespace: None,
+            image: None,
+            snapshot: None,
+            conf: None,
+            user: None,
             probe: false,
         }
     }
@@ -317,6 +335,10 @@ impl From<AioOption> for Choice {
 
 /// A reference to the node below: the name of an existing node, or the options of a new one.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there are few, and they are mostly options"
+)]
 pub enum BlockdevRef {
     /// The name of a node.
     Name(String),

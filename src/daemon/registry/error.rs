@@ -7,6 +7,7 @@ use crate::account;
 use crate::aio;
 use crate::blk::device::{CreateError, TakeError};
 use crate::blk::handle::ReplaceError;
+use crate::ceph;
 use crate::connector;
 use crate::daemon::disks::AddError;
 use crate::daemon::options::ValueError;
@@ -125,6 +126,13 @@ pub enum OperationError {
          '{export}' of {server}"
     )]
     ConfinedServer { server: String, export: String },
+    #[error(
+        "the sandbox keeps this process from reading the configuration of a Ceph cluster: only those that were used when it \
+         started can be used"
+    )]
+    ConfinedCluster,
+    #[error(transparent)]
+    Ceph(#[from] ceph::Error),
     #[error(transparent)]
     Connector(#[from] connector::StartError),
     #[error(transparent)]

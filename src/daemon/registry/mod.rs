@@ -49,7 +49,7 @@ use crate::account::Account;
 use crate::engine::DiskView;
 use crate::nbd::Line;
 use crate::qmp::FdSets;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Mode, Sandbox};
 
 /// A call that another thread wants the main thread to make.
 pub(in crate::daemon) type Call = Box<dyn FnOnce(&mut Registry) + Send>;
@@ -141,6 +141,11 @@ impl Registry {
     /// Connects to NBD servers over these lines.
     pub(super) fn set_lines(&mut self, lines: Vec<Arc<Line>>) {
         self.nodes.lines.extend(lines);
+    }
+
+    /// Confines the threads of librbd as `mode` says.
+    pub(super) fn confine_ceph(&self, mode: Mode) {
+        self.nodes.clusters.confine(mode, self.sockets.account.clone());
     }
 
     /// Makes an object.

@@ -43,9 +43,10 @@ impl Executor {
             plan::Executor::Native => {
                 Self::Native(KernelFile::new(resources.native()?, threads, max_batch).map_err(Error::Native)?)
             }
-            plan::Executor::Nobody | plan::Executor::Threads | plan::Executor::Socket => {
-                Self::Threads(threads)
-            }
+            plan::Executor::Nobody
+            | plan::Executor::Threads
+            | plan::Executor::Socket
+            | plan::Executor::Cluster => Self::Threads(threads),
         })
     }
 

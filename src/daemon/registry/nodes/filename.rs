@@ -19,7 +19,7 @@ impl Nodes {
             (Kind::Leaf(_), Driver::File | Driver::HostDevice) => {
                 options.filename.as_ref().map(|path| path.display().to_string())
             }
-            (Kind::Leaf(leaf), Driver::Nbd) => Some(leaf.path().display().to_string()),
+            (Kind::Leaf(leaf), Driver::Nbd | Driver::Rbd) => Some(leaf.path().display().to_string()),
             (Kind::Raw { child, .. }, _) if options.offset.is_none() && options.size.is_none() => {
                 Some(self.filename(child)).filter(|name| !name.starts_with(JSON))
             }
@@ -46,6 +46,10 @@ impl Nodes {
         add("export", options.export.clone().map(Value::from));
         let path = options.filename.as_ref();
         add("filename", path.map(|path| path.display().to_string().into()));
+        add("pool", options.pool.clone().map(Value::from));
+        add("namespace", options.namespace.clone().map(Value::from));
+        add("image", options.image.clone().map(Value::from));
+        add("snapshot", options.snapshot.clone().map(Value::from));
         add("offset", options.offset.map(Value::from));
         add("size", options.size.map(Value::from));
         add("throttle-group", options.throttle_group.clone().map(Value::from));

@@ -5,6 +5,7 @@ mod filename;
 mod lines;
 mod network;
 mod open;
+mod rbd;
 mod reopen;
 mod resize;
 mod resolve;
@@ -27,6 +28,7 @@ use crate::throttle::Group;
 
 pub(super) use lines::Lines;
 pub(super) use open::Images;
+pub(super) use rbd::Clusters;
 pub(super) use reopen::Changes;
 pub(super) use resolve::Resolved;
 
@@ -106,6 +108,8 @@ pub(super) struct Nodes {
     pub(super) busy: Busy,
     /// The helper processes that connect to NBD servers.
     pub(super) lines: Lines,
+    /// The connections to Ceph clusters.
+    pub(super) clusters: Clusters,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
 }
@@ -192,7 +196,9 @@ impl Nodes {
         check(&options)?;
         let active = options.active != Some(false);
         let kind = match options.driver {
-            Driver::File | Driver::HostDevice | Driver::Nbd => Kind::Leaf(leaf.expect("the image is open")),
+            Driver::File | Driver::HostDevice | Driver::Nbd | Driver::Rbd => {
+                Kind::Leaf(leaf.expect("the image is open"))
+            }
             Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
             Driver::Raw | Driver::Throttle => {
                 let group = match options.driver {
@@ -277,6 +283,7 @@ impl Nodes {
         Images {
             fdsets: self.fdsets.clone(),
             lines: self.lines.clone(),
+            clusters: self.clusters.clone(),
             confined: self.confined,
             opened,
             keep_flags: false,
@@ -360,7 +367,7 @@ fn no_node(name: &str) -> OperationError {
 
 /// Refuses options that do not fit the driver, and options that are not supported.
 fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
-    use Driver::{File, HostDevice, Nbd, NullAio, NullCo, Raw, Throttle};
+    use Driver::{File, HostDevice, Nbd, NullAio, NullCo, Raw, Rbd, Throttle};
     let driver = options.driver;
     let file = matches!(driver, File | HostDevice);
     let null = matches!(driver, NullCo | NullAio);
@@ -388,6 +395,12 @@ fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             driver != Nbd && options.reconnect_delay.is_some(),
         ),
         ("open-timeout", driver != Nbd && options.open_timeout.is_some()),
+        ("pool", driver != Rbd && options.pool.is_some()),
+        ("namespace", driver != Rbd && options.namespace.is_some()),
+        ("image", driver != Rbd && options.image.is_some()),
+        ("snapshot", driver != Rbd && options.snapshot.is_some()),
+        ("conf", driver != Rbd && options.conf.is_some()),
+        ("user", driver != Rbd && options.user.is_some()),
     ])?;
     if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::lines::Lines;
+use super::rbd::Clusters;
 use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
 use crate::daemon::registry::error::{OperationError, require};
 use crate::daemon::registry::waiting::OpenedFile;
@@ -21,6 +22,7 @@ pub(in super::super) struct Images {
     /// File descriptors that QMP clients have passed.
     pub(super) fdsets: FdSets,
     pub(super) lines: Lines,
+    pub(super) clusters: Clusters,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
     /// Images that were opened for this operation.
@@ -61,6 +63,7 @@ impl Images {
         match options.driver {
             Driver::File | Driver::HostDevice => self.open(options).map(Some),
             Driver::Nbd => self.open_nbd(options).map(Some),
+            Driver::Rbd => self.open_rbd(options).map(Some),
             _ => Ok(None),
         }
     }

@@ -1,0 +1,311 @@
+//! Connections to Ceph clusters. One for each configuration, shared by all images.
+
+use std::ffi::{CString, c_int};
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::api::{Api, Pointer};
+use super::error::{Error, text};
+use super::threads::Threads;
+
+/// Seconds after which a cluster that does not answer cannot be connected to.
+const CONNECT_TIME: &str = "10";
+/// The configuration that is read if none is given.
+const DEFAULT_CONFIGURATION: &str = "/etc/ceph/ceph.conf";
+/// The largest value of an option that is read.
+const VALUE_MAX: usize = 4096;
+
+/// Options that are the same for all clusters.
+const FIXED: [(&str, &str); 7] = [
+    // A write is copied before it is sent: the guest may change its memory, and the checksums would not match.
+    ("rbd_disable_zero_copy_writes", "true"),
+    // A write that has completed must outlive this process.
+    ("rbd_cache", "false"),
+    // A client whose lock is broken must not write any more.
+    ("rbd_blocklist_on_break_lock", "true"),
+    ("client_mount_timeout", CONNECT_TIME),
+    // Our own log has the errors, and the sandbox has no files.
+    ("log_to_stderr", "false"),
+    ("err_to_stderr", "false"),
+    ("log_file", ""),
+];
+
+/// The configuration of a cluster's connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterOptions {
+    /// The path of the configuration.
+    pub conf: Option<PathBuf>,
+    /// The name of the user, without `client.`.
+    pub user: Option<String>,
+}
+
+impl ClusterOptions {
+    fn user(&self) -> &str {
+        self.user.as_deref().unwrap_or("admin")
+    }
+}
+
+/// A cluster. Any thread.
+pub struct Cluster {
+    options: ClusterOptions,
+    monitors: String,
+    pub(super) api: &'static Api,
+    pub(super) threads: Arc<Threads>,
+    handle: Handle,
+    connected: Mutex<bool>,
+}
+
+/// A `rados_t`, which stays for the rest of the process.
+struct Handle(Pointer);
+
+// SAFETY: librados locks what its threads share.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Cluster {
+    /// Reads the configuration and the key. Connects to nobody, and creates no thread.
+    ///
+    /// # Errors
+    /// librbd or the configuration is missing or wrong.
+    pub fn configure(options: ClusterOptions, threads: &Arc<Threads>) -> Result<Self, Error> {
+        let api = Api::get()?;
+        let (name, user) = (c"ceph", c_string("user", &format!("client.{}", options.user()))?);
+        let mut handle = ptr::null_mut();
+        // SAFETY: all pointers are valid during the call.
+        let code = unsafe { (api.rados_create2)(&raw mut handle, name.as_ptr(), user.as_ptr(), 0) };
+        if code < 0 {
+            return Err(option_error("user", options.user(), code));
+        }
+        let mut cluster = Self {
+            options,
+            monitors: String::new(),
+            api,
+            threads: Arc::clone(threads),
+            handle: Handle(handle),
+            connected: Mutex::new(false),
+        };
+        cluster.read_file()?;
+        for (option, value) in FIXED {
+            cluster.set(option, value).map_err(|error| match error {
+                Error::Option { option, .. } => Error::TooOld { option },
+                error => error,
+            })?;
+        }
+        cluster.read_key()?;
+        cluster.monitors = resolved(&cluster.get("mon_host"));
+        if cluster.monitors.is_empty() {
+            return Err(Error::NoMonitor);
+        }
+        let monitors = cluster.monitors.clone();
+        cluster.set("mon_host", &monitors)?;
+        Ok(cluster)
+    }
+
+    /// Returns the configuration.
+    pub fn options(&self) -> &ClusterOptions {
+        &self.options
+    }
+
+    fn read_file(&self) -> Result<(), Error> {
+        let default = PathBuf::from(DEFAULT_CONFIGURATION);
+        let path = self.options.conf.as_ref().unwrap_or(&default);
+        let failed = |why: String| Error::Configuration {
+            path: path.display().to_string(),
+            why,
+        };
+        // librados does not say why it cannot open a file.
+        fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+        let name = c_string("conf", &path.display().to_string())?;
+        // SAFETY: the handle and the path are valid.
+        match unsafe { (self.api.rados_conf_read_file)(self.handle.0, name.as_ptr()) } {
+            code if code < 0 => Err(failed(text(code))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the user's key, because no file can be opened later.
+    fn read_key(&self) -> Result<(), Error> {
+        if !self.get("key").is_empty() {
+            return Ok(());
+        }
+        let section = format!("[client.{}]", self.options.user());
+        let files = self.get("keyring");
+        for path in files.split([',', ';', ' ']).filter(|path| !path.is_empty()) {
+            let Ok(keys) = fs::read_to_string(path) else {
+                continue;
+            };
+            if let Some(key) = key_of(&keys, &section) {
+                return self.set("key", key);
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&self, option: &'static str, value: &str) -> Result<(), Error> {
+        let (name, c_value) = (c_string(option, option)?, c_string(option, value)?);
+        // SAFETY: the handle and both strings are valid.
+        match unsafe { (self.api.rados_conf_set)(self.handle.0, name.as_ptr(), c_value.as_ptr()) } {
+            code if code < 0 => Err(option_error(option, value, code)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the value of an option. It is empty if it is not set.
+    fn get(&self, option: &'static str) -> String {
+        let Ok(name) = c_string(option, option) else {
+            return String::new();
+        };
+        let mut value = vec![0_u8; VALUE_MAX];
+        // SAFETY: the buffer has as many bytes.
+        let code = unsafe {
+            (self.api.rados_conf_get)(
+                self.handle.0,
+                name.as_ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        let end = value.iter().position(|byte| *byte == 0).unwrap_or(0);
+        match code {
+            code if code < 0 => String::new(),
+            _ => String::from_utf8_lossy(&value[..end]).trim().to_owned(),
+        }
+    }
+
+    /// Connects, if that has not happened yet. Only on a thread of [`Threads`].
+    pub(super) fn connect(&self) -> Result<(), Error> {
+        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if *connected {
+            return Ok(());
+        }
+        // SAFETY: the handle is valid.
+        let code = unsafe { (self.api.rados_connect)(self.handle.0) };
+        if code < 0 {
+            return Err(Error::Connect {
+                monitors: self.monitors.clone(),
+                user: format!("client.{}", self.options.user()),
+                why: connect_reason(code),
+            });
+        }
+        *connected = true;
+        Ok(())
+    }
+
+    /// Opens a pool. Only on a thread of [`Threads`], after [`connect`](Self::connect).
+    pub(super) fn pool(&self, name: &str, namespace: &str) -> Result<Pointer, Error> {
+        let (pool, space) = (c_string("pool", name)?, c_string("namespace", namespace)?);
+        let mut context = ptr::null_mut();
+        // SAFETY: the handle is connected, and the pointers are valid.
+        let code = unsafe { (self.api.rados_ioctx_create)(self.handle.0, pool.as_ptr(), &raw mut context) };
+        if code < 0 {
+            return Err(option_error("pool", name, code));
+        }
+        // SAFETY: the context was made just now.
+        unsafe { (self.api.rados_ioctx_set_namespace)(context, space.as_ptr()) };
+        Ok(context)
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns a C string.
+pub(super) fn c_string(option: &'static str, value: &str) -> Result<CString, Error> {
+    CString::new(value).map_err(|_| Error::Option {
+        option,
+        value: value.replace('\0', "\\0"),
+        why: "it has a zero byte".to_owned(),
+    })
+}
+
+fn option_error(option: &'static str, value: &str, code: c_int) -> Error {
+    Error::Option {
+        option,
+        value: value.to_owned(),
+        why: match (option, -code) {
+            ("pool", libc::ENOENT) => "there is no such pool".to_owned(),
+            _ => text(code),
+        },
+    }
+}
+
+fn connect_reason(code: c_int) -> String {
+    match -code {
+        libc::ETIMEDOUT => "no monitor answers".to_owned(),
+        libc::EACCES | libc::EPERM => "the cluster refuses the key of this user".to_owned(),
+        libc::ENOENT => "there is no key for this user (option 'keyring' of the configuration)".to_owned(),
+        _ => text(code),
+    }
+}
+
+/// Returns the key in a section of a keyring.
+fn key_of<'a>(keys: &'a str, section: &str) -> Option<&'a str> {
+    let mut lines = keys.lines().map(str::trim).skip_while(|line| *line != section);
+    lines.next()?;
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once('='))
+        .find(|(name, _)| name.trim() == "key")
+        .map(|(_, key)| key.trim())
+}
+
+/// Replaces the names of hosts by their addresses, because no name can be looked up later.
+fn resolved(monitors: &str) -> String {
+    let parts = monitors.split([',', ';', ' ']).filter(|part| !part.is_empty());
+    let parts: Vec<String> = parts.map(address).collect();
+    parts.join(",")
+}
+
+fn address(monitor: &str) -> String {
+    let is_address = monitor.starts_with('[')
+        || monitor.starts_with("v1:")
+        || monitor.starts_with("v2:")
+        || monitor.ends_with(']')
+        || monitor.parse::<IpAddr>().is_ok()
+        || monitor.parse::<SocketAddr>().is_ok();
+    let found = match (is_address, monitor.contains(':')) {
+        (true, _) => None,
+        (false, true) => monitor.to_socket_addrs().ok().and_then(|mut all| all.next()),
+        (false, false) => (monitor, 0).to_socket_addrs().ok().and_then(|mut all| all.next()),
+    };
+    match found {
+        Some(found) if found.port() == 0 => found.ip().to_string(),
+        Some(found) => found.to_string(),
+        None => monitor.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_by_their_section() {
+        let keys = "[client.a]\n\tkey = one==\n\tcaps = x\n[client.b]\n key=two\n";
+        assert_eq!(key_of(keys, "[client.a]"), Some("one=="));
+        assert_eq!(key_of(keys, "[client.b]"), Some("two"));
+        assert_eq!(key_of(keys, "[client.c]"), None);
+    }
+
+    #[test]
+    fn addresses_of_monitors_stay_as_they_are() {
+        for monitors in [
+            "v2:127.0.0.1:3300",
+            "[v2:[::1]:3300,v1:[::1]:6789]",
+            "10.0.0.1:6789,::1",
+        ] {
+            assert_eq!(resolved(monitors), monitors);
+        }
+        assert_eq!(resolved("10.0.0.1; 10.0.0.2"), "10.0.0.1,10.0.0.2");
+    }
+}

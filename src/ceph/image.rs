@@ -1,0 +1,429 @@
+//! Open images, and the operations on them.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::fmt;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::api::{Api, FEATURE_EXCLUSIVE_LOCK, LOCK_EXCLUSIVE, Pointer, ZEROES_ALLOCATED};
+use super::cluster::{Cluster, c_string};
+use super::end;
+use super::error::{Error, text};
+
+/// The longest wait for an image to open.
+const OPEN_TIME: Duration = Duration::from_secs(30);
+/// The largest value of an image's metadata that is read.
+const METADATA_MAX: usize = 1024;
+
+/// The name of an image, or of a snapshot of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct ImageName {
+    pub pool: String,
+    pub namespace: Option<String>,
+    pub image: String,
+    pub snapshot: Option<String>,
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.pool)?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(&self.image)?;
+        match &self.snapshot {
+            Some(snapshot) => write!(f, "@{snapshot}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An operation of an IOThread.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation<'a> {
+    /// Reads as many bytes as the buffer of the completion has.
+    Read {
+        /// First byte.
+        offset: u64,
+    },
+    /// Writes this memory, which is copied before the call returns.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The memory.
+        iov: &'a [libc::iovec],
+    },
+    /// Gives space back.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Makes a range read as zeroes.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// The space may be given back.
+        unmap: bool,
+    },
+    /// Makes all writes that have completed stable.
+    Flush,
+}
+
+/// The end of an operation. It moves to a thread of librbd, which calls it.
+pub trait Completion: Send + 'static {
+    /// Returns the buffer of a read.
+    fn buffer(&mut self) -> &mut [u8];
+
+    /// The operation is over, with a number of bytes or a negative error number. On a thread of librbd.
+    fn complete(self: Box<Self>, result: i64);
+}
+
+/// What librbd keeps of an operation.
+struct Call<C> {
+    api: &'static Api,
+    /// The image stays open until the operation is over.
+    _image: Arc<Image>,
+    completion: Box<C>,
+}
+
+/// An open image. Any thread.
+pub struct Image {
+    cluster: Arc<Cluster>,
+    name: String,
+    handles: Handles,
+    /// The image has the feature `exclusive-lock`.
+    pub has_lock: bool,
+}
+
+/// A `rados_ioctx_t`, and a `rbd_image_t` that was opened with it.
+#[derive(Clone, Copy)]
+struct Handles {
+    context: Pointer,
+    image: Pointer,
+}
+
+// SAFETY: librbd locks what its threads share.
+unsafe impl Send for Handles {}
+// SAFETY: as above.
+unsafe impl Sync for Handles {}
+
+impl Image {
+    /// Opens an image, and waits for that with a limit. Any thread but an IOThread.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub fn open(cluster: &Arc<Cluster>, name: &ImageName, read_only: bool) -> Result<Arc<Self>, Error> {
+        let (owner, described) = (Arc::clone(cluster), name.clone());
+        let opened = cluster
+            .threads
+            .run(OPEN_TIME, move || Self::open_here(owner, &described, read_only));
+        opened.unwrap_or_else(|| {
+            Err(Error::Silent {
+                image: name.to_string(),
+            })
+        })
+    }
+
+    fn open_here(cluster: Arc<Cluster>, name: &ImageName, read_only: bool) -> Result<Arc<Self>, Error> {
+        cluster.connect()?;
+        let api = cluster.api;
+        let image_name = c_string("image", &name.image)?;
+        let snapshot = name.snapshot.as_deref();
+        let snapshot = snapshot
+            .map(|snapshot| c_string("snapshot", snapshot))
+            .transpose()?;
+        let context = cluster.pool(&name.pool, name.namespace.as_deref().unwrap_or_default())?;
+        let mut image = ptr::null_mut();
+        let open = match read_only || snapshot.is_some() {
+            true => api.rbd_open_read_only,
+            false => api.rbd_open,
+        };
+        // SAFETY: the context is open, and the pointers are valid.
+        let code = unsafe { open(context, image_name.as_ptr(), &raw mut image, ptr::null()) };
+        let failed = |why: String| Error::Open {
+            image: name.to_string(),
+            why,
+        };
+        if code < 0 {
+            // SAFETY: nobody else has the context.
+            unsafe { (api.rados_ioctx_destroy)(context) };
+            return Err(failed(match -code {
+                libc::ENOENT => "there is no such image".to_owned(),
+                _ => text(code),
+            }));
+        }
+        end::opened();
+        let mut opened = Self {
+            cluster,
+            name: name.to_string(),
+            handles: Handles { context, image },
+            has_lock: false,
+        };
+        if let Some(snapshot) = snapshot {
+            // SAFETY: the image is open.
+            let code = unsafe { (api.rbd_snap_set)(image, snapshot.as_ptr()) };
+            if code < 0 {
+                return Err(failed(match -code {
+                    libc::ENOENT => "there is no such snapshot".to_owned(),
+                    _ => text(code),
+                }));
+            }
+        }
+        let mut features = 0;
+        // SAFETY: the image is open.
+        let code = unsafe { (api.rbd_get_features)(image, &raw mut features) };
+        if code < 0 {
+            return Err(failed(text(code)));
+        }
+        opened.has_lock = features & FEATURE_EXCLUSIVE_LOCK != 0;
+        Ok(Arc::new(opened))
+    }
+
+    /// Returns the name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `work` on a thread that may wait for the cluster. Returns `None` if it takes longer than `limit`.
+    pub fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        limit: Duration,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let image = Arc::clone(self);
+        self.cluster.threads.run(limit, move || work(&image))
+    }
+
+    /// Runs `work` on a thread that may wait for the cluster. Does not wait.
+    pub fn run_later(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) {
+        let image = Arc::clone(self);
+        self.cluster.threads.start_job(move || work(&image));
+    }
+
+    /// Reads the size in bytes. Only within [`run`](Self::run), as all calls below.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn size(&self) -> Result<u64, i32> {
+        let mut size = 0;
+        // SAFETY: the image is open.
+        let code = unsafe { (self.api().rbd_get_size)(self.handles.image, &raw mut size) };
+        checked(code).map(|()| size)
+    }
+
+    /// Changes the size.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn resize(&self, size: u64) -> Result<(), i32> {
+        // SAFETY: the image is open.
+        checked(unsafe { (self.api().rbd_resize)(self.handles.image, size) })
+    }
+
+    /// Returns the client that has the lock, if any.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn owner(&self) -> Result<Option<String>, i32> {
+        let (mut mode, mut owner, mut len) = (0, ptr::null_mut::<c_char>(), 1);
+        // SAFETY: the image is open, and there is room for one owner, which an exclusive lock has at most.
+        let code = unsafe {
+            (self.api().rbd_lock_get_owners)(self.handles.image, &raw mut mode, &raw mut owner, &raw mut len)
+        };
+        match checked(code) {
+            Err(error) if error == -libc::ENOENT => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(()) => {}
+        }
+        if len == 0 || owner.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: librbd has stored a C string.
+        let name = unsafe { CStr::from_ptr(owner) }.to_string_lossy().into_owned();
+        // SAFETY: the string was made for us, and is used no more.
+        unsafe { (self.api().rbd_lock_get_owners_cleanup)(&raw mut owner, len) };
+        Ok(Some(name))
+    }
+
+    /// Takes the lock. Waits for an owner that does not answer until the cluster thinks it dead.
+    ///
+    /// # Errors
+    /// A negative error number, `-EROFS` if the owner keeps it.
+    pub fn lock(&self) -> Result<(), i32> {
+        // SAFETY: the image is open.
+        checked(unsafe { (self.api().rbd_lock_acquire)(self.handles.image, LOCK_EXCLUSIVE) })
+    }
+
+    /// Releases the lock, after all operations.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn unlock(&self) -> Result<(), i32> {
+        // SAFETY: the image is open.
+        checked(unsafe { (self.api().rbd_lock_release)(self.handles.image) })
+    }
+
+    /// Takes the lock away from `owner`. The cluster executes no operation of that client any more.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn break_lock(&self, owner: &str) -> Result<(), i32> {
+        let owner = c_string("owner", owner).map_err(|_| -libc::EINVAL)?;
+        // SAFETY: the image is open, and the name valid.
+        checked(unsafe { (self.api().rbd_lock_break)(self.handles.image, LOCK_EXCLUSIVE, owner.as_ptr()) })
+    }
+
+    /// Returns a value of the image's metadata.
+    pub fn metadata(&self, key: &CStr) -> Option<String> {
+        let (mut value, mut len) = (vec![0_u8; METADATA_MAX], METADATA_MAX);
+        // SAFETY: the image is open, and the buffer has as many bytes.
+        let code = unsafe {
+            (self.api().rbd_metadata_get)(
+                self.handles.image,
+                key.as_ptr(),
+                value.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        checked(code).ok()?;
+        let text = CStr::from_bytes_until_nul(&value).ok()?;
+        text.to_str().ok().map(str::to_owned)
+    }
+
+    /// Stores a value in the image's metadata.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn set_metadata(&self, key: &CStr, value: &str) -> Result<(), i32> {
+        let value = c_string("metadata", value).map_err(|_| -libc::EINVAL)?;
+        // SAFETY: the image is open, and the strings are valid.
+        checked(unsafe { (self.api().rbd_metadata_set)(self.handles.image, key.as_ptr(), value.as_ptr()) })
+    }
+
+    /// Starts an operation, and does not wait. `completion` is called on another thread, unless this fails.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn start<C: Completion>(
+        self: &Arc<Self>,
+        operation: Operation<'_>,
+        completion: Box<C>,
+    ) -> Result<(), i32> {
+        let (api, image) = (self.api(), self.handles.image);
+        let mut call = Box::new(Call {
+            api,
+            _image: Arc::clone(self),
+            completion,
+        });
+        let buffer: *mut [u8] = call.completion.buffer();
+        let argument = Box::into_raw(call);
+        let mut handle = ptr::null_mut();
+        // SAFETY: librbd calls the function once, with this argument, if the operation starts.
+        let created =
+            unsafe { (api.rbd_aio_create_completion)(argument.cast(), completed::<C>, &raw mut handle) };
+        let code = match created {
+            code if code < 0 => code,
+            // SAFETY: the image stays open, as the buffer stays valid, until the operation is over.
+            _ => unsafe { submit(api, image, operation, buffer, handle) },
+        };
+        if code >= 0 {
+            return Ok(());
+        }
+        if created >= 0 {
+            // SAFETY: the operation has not started.
+            unsafe { (api.rbd_aio_release)(handle) };
+        }
+        // SAFETY: made above; librbd does not use it.
+        drop(unsafe { Box::from_raw(argument) });
+        Err(code)
+    }
+
+    fn api(&self) -> &'static Api {
+        self.cluster.api
+    }
+}
+
+/// Starts an operation.
+///
+/// # Safety
+/// The image is open, and the memory valid until the operation is over. (That of a write until this returns.)
+unsafe fn submit(
+    api: &Api,
+    image: Pointer,
+    operation: Operation<'_>,
+    buffer: *mut [u8],
+    handle: Pointer,
+) -> i32 {
+    let too_large = -libc::EINVAL;
+    match operation {
+        Operation::Read { offset } => {
+            let len = buffer.len();
+            // SAFETY: the caller's promise.
+            unsafe { (api.rbd_aio_read)(image, offset, len, buffer.cast(), handle) }
+        }
+        Operation::Write { offset, iov } => match iov.len().try_into() {
+            // SAFETY: the caller's promise. Writes without a copy are disabled for the cluster.
+            Ok(count) => unsafe { (api.rbd_aio_writev)(image, iov.as_ptr(), count, offset, handle) },
+            Err(_) => too_large,
+        },
+        // SAFETY: the caller's promise.
+        Operation::Discard { offset, len } => unsafe { (api.rbd_aio_discard)(image, offset, len, handle) },
+        Operation::WriteZeroes { offset, len, unmap } => {
+            let flags = if unmap { 0 } else { ZEROES_ALLOCATED };
+            match len.try_into() {
+                // SAFETY: the caller's promise.
+                Ok(len) => unsafe { (api.rbd_aio_write_zeroes)(image, offset, len, handle, flags, 0) },
+                Err(_) => too_large,
+            }
+        }
+        // SAFETY: the caller's promise.
+        Operation::Flush => unsafe { (api.rbd_aio_flush)(image, handle) },
+    }
+}
+
+/// The callback of librbd.
+unsafe extern "C" fn completed<C: Completion>(handle: Pointer, argument: *mut c_void) {
+    // SAFETY: `Image::start` has made the argument for this one call.
+    let call = unsafe { Box::from_raw(argument.cast::<Call<C>>()) };
+    // SAFETY: the operation is over.
+    let result = unsafe { (call.api.rbd_aio_get_return_value)(handle) };
+    // SAFETY: as above, and nobody else uses the completion.
+    unsafe { (call.api.rbd_aio_release)(handle) };
+    call.completion.complete(result as i64);
+}
+
+fn checked(code: i32) -> Result<(), i32> {
+    match code {
+        code if code < 0 => Err(code),
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // A thread of librbd may be the last user, and closing waits for its own threads.
+        let (api, handles) = (self.api(), self.handles);
+        self.cluster.threads.start_job(move || {
+            let handles = handles;
+            // SAFETY: nobody uses the image any more.
+            unsafe { (api.rbd_close)(handles.image) };
+            // SAFETY: as above.
+            unsafe { (api.rados_ioctx_destroy)(handles.context) };
+            end::closed();
+        });
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}

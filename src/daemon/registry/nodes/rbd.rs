@@ -1,0 +1,88 @@
+//! Nodes in Ceph clusters.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::super::error::{OperationError, require};
+use super::Images;
+use crate::account::Account;
+use crate::ceph::{Cluster, ClusterOptions, ImageName, Threads};
+use crate::daemon::options::BlockdevOptions;
+use crate::engine::{BlockNode, RbdDisk, RbdOptions};
+use crate::sandbox::Mode;
+
+/// The clusters that nodes use, by their configurations. Clones share them.
+#[derive(Clone, Default)]
+pub(in super::super) struct Clusters(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    mode: Mode,
+    account: Option<Account>,
+    threads: Option<Arc<Threads>>,
+    known: Vec<Arc<Cluster>>,
+}
+
+impl Clusters {
+    /// Confines the threads of librbd, and makes them run as this user.
+    pub(in super::super) fn confine(&self, mode: Mode, account: Option<Account>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.mode, state.account) = (mode, account);
+    }
+
+    /// Returns the cluster with this configuration.
+    fn get(&self, options: ClusterOptions, confined: bool) -> Result<Arc<Cluster>, OperationError> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = state.known.iter().find(|cluster| *cluster.options() == options) {
+            return Ok(Arc::clone(cluster));
+        }
+        if confined {
+            return Err(OperationError::ConfinedCluster);
+        }
+        let threads = match &state.threads {
+            Some(threads) => Arc::clone(threads),
+            None => Arc::new(Threads::start(state.mode, state.account.as_ref())?),
+        };
+        state.threads = Some(Arc::clone(&threads));
+        let cluster = Arc::new(Cluster::configure(options, &threads)?);
+        state.known.push(Arc::clone(&cluster));
+        Ok(cluster)
+    }
+}
+
+impl fmt::Debug for Clusters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clusters")
+    }
+}
+
+impl Images {
+    /// Opens an image in a cluster.
+    pub(super) fn open_rbd(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+        let name = ImageName {
+            pool: require("pool", options.pool.clone())?,
+            namespace: options
+                .namespace
+                .clone()
+                .filter(|namespace| !namespace.is_empty()),
+            image: require("image", options.image.clone())?,
+            snapshot: options.snapshot.clone(),
+        };
+        let cluster = ClusterOptions {
+            conf: options.conf.clone(),
+            user: options.user.clone(),
+        };
+        let cluster = self.clusters.get(cluster, self.confined)?;
+        let disk = RbdDisk::open(
+            &cluster,
+            &name,
+            RbdOptions {
+                read_only: options.is_read_only(),
+                auto_read_only: options.is_auto_read_only(),
+                unmap: options.unmaps(),
+                no_flush: options.cache.ignores_flushes(),
+            },
+        )?;
+        Ok(Arc::new(disk.into()))
+    }
+}

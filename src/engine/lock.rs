@@ -1,0 +1,24 @@
+//! The lock of a disk's image. Any thread but an IOThread.
+
+use super::rbd::RbdLock;
+use crate::storage::ImageLock;
+
+/// A lock, held until this is dropped.
+#[derive(Debug)]
+pub enum NodeLock {
+    /// Of a file or a block device.
+    File(ImageLock),
+    /// Of an image in a Ceph cluster.
+    Rbd(RbdLock),
+}
+
+impl NodeLock {
+    /// Keeps the image locked until the process ends: it may lack writes, and nobody should use it as if it were
+    /// complete.
+    pub(crate) fn keep(self) {
+        match self {
+            Self::File(lock) => lock.keep(),
+            Self::Rbd(lock) => std::mem::forget(lock),
+        }
+    }
+}

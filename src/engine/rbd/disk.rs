@@ -1,0 +1,161 @@
+//! A disk in a Ceph cluster: its properties, and its lock. Any thread.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::lock::RbdLock;
+use super::owner;
+use crate::ceph::{Cluster, Error, Image, ImageName};
+use crate::storage::{Limits, LockError, LockMode};
+
+/// The longest wait for an answer of the cluster.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// How a disk is opened.
+#[derive(Clone, Debug, Default)]
+pub struct RbdOptions {
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Refuse writes to a snapshot, instead of the snapshot.
+    pub auto_read_only: bool,
+    /// Pass discards on.
+    pub unmap: bool,
+    /// Ignore flushes.
+    pub no_flush: bool,
+}
+
+/// A disk in a Ceph cluster.
+#[derive(Debug)]
+pub struct RbdDisk {
+    /// The name in messages.
+    path: PathBuf,
+    image: Arc<Image>,
+    options: RbdOptions,
+    limits: Limits,
+    size: AtomicU64,
+    /// There is an [`RbdLock`].
+    pub(super) locked: AtomicBool,
+}
+
+impl RbdDisk {
+    /// Opens an image, and waits for that.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub fn open(cluster: &Arc<Cluster>, name: &ImageName, mut options: RbdOptions) -> Result<Self, Error> {
+        let failed = |why: String| Error::Open {
+            image: name.to_string(),
+            why,
+        };
+        if name.snapshot.is_some() && !options.read_only {
+            if !options.auto_read_only {
+                return Err(failed("a snapshot is read-only".to_owned()));
+            }
+            options.read_only = true;
+        }
+        // While that can still be found out.
+        let _ = owner::ourselves();
+        let image = Image::open(cluster, name, options.read_only)?;
+        let size = image.run(ANSWER_TIME, Image::size);
+        let size = size.ok_or_else(|| failed("the cluster does not answer".to_owned()))?;
+        let size = size.map_err(|code| failed(io::Error::from_raw_os_error(-code).to_string()))?;
+        if size == 0 || !size.is_multiple_of(512) {
+            return Err(failed(format!(
+                "its size, {size} bytes, is not a positive multiple of 512"
+            )));
+        }
+        Ok(Self {
+            path: format!("rbd:{name}").into(),
+            image,
+            limits: limits(&options),
+            options,
+            size: AtomicU64::new(size),
+            locked: AtomicBool::new(false),
+        })
+    }
+
+    pub(in crate::engine) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(in crate::engine) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(in crate::engine) fn size(&self) -> u64 {
+        // Relaxed: no other data depends on this number.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn options(&self) -> &RbdOptions {
+        &self.options
+    }
+
+    pub(super) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Reads the size again.
+    pub(in crate::engine) fn look_anew(&self) -> io::Result<()> {
+        let size = answer(self.image.run(ANSWER_TIME, Image::size))?;
+        self.accept(size);
+        Ok(())
+    }
+
+    /// Changes the size.
+    pub(in crate::engine) fn resize(&self, bytes: u64) -> io::Result<()> {
+        answer(self.image.run(ANSWER_TIME, move |image| image.resize(bytes)))?;
+        self.accept(bytes);
+        Ok(())
+    }
+
+    /// Takes over the size that the cluster has.
+    pub(super) fn accept(&self, size: u64) {
+        if size.is_multiple_of(self.limits.logical_block_size.into()) {
+            self.size.store(size, Ordering::Relaxed);
+        }
+    }
+
+    /// Locks the image for writing. Readers need no lock. Reads the size again, because others may have changed it.
+    pub(in crate::engine) fn lock(self: &Arc<Self>, mode: LockMode) -> Result<Option<RbdLock>, LockError> {
+        let lock = match (mode, self.options.read_only) {
+            (LockMode::Write, false) => Some(RbdLock::acquire(self)?),
+            _ => None,
+        };
+        self.look_anew().map_err(|source| LockError::Lock {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(lock)
+    }
+}
+
+fn answer<T>(result: Option<Result<T, i32>>) -> io::Result<T> {
+    match result {
+        Some(result) => result.map_err(|code| io::Error::from_raw_os_error(-code)),
+        None => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the cluster does not answer",
+        )),
+    }
+}
+
+fn limits(options: &RbdOptions) -> Limits {
+    let limits = Limits {
+        logical_block_size: 512,
+        physical_block_size: 512,
+        optimal_io_size: 0,
+        request_alignment: 1,
+        memory_alignment: 1,
+        discard_granularity: if options.unmap { 65536 } else { 0 },
+        write_zeroes: true,
+        read_only: false,
+    };
+    match options.read_only {
+        true => limits.read_only(),
+        false => limits,
+    }
+}

@@ -1,0 +1,419 @@
+//! The requests of one IOThread to a disk in a Ceph cluster.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::rc::{Rc, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::disk::RbdDisk;
+use crate::aio::{AioContext, BhHandle, BottomHalf, Timer};
+use crate::ceph::{Completion, Operation};
+use crate::defer::DeferScope;
+use crate::io::{Completer, IoOp, IoRequest, Requests, own};
+
+/// The time that a ring which stops waits for a cluster that does not answer.
+const STOP_TIME: Duration = Duration::from_secs(3);
+
+/// A link. IOThread only.
+pub(in crate::engine) struct Link {
+    disk: Arc<RbdDisk>,
+    mailbox: Arc<Mailbox>,
+    state: RefCell<State>,
+    channels: Cell<u64>,
+    /// Takes results out of the mailbox.
+    _bottom_half: BottomHalf,
+    /// Ends the wait of rings that stop.
+    stop: Timer,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    places: Vec<Place>,
+    free: Vec<usize>,
+    /// Requests that are over.
+    done: Requests,
+}
+
+/// A place for a request.
+#[derive(Debug, Default)]
+struct Place {
+    /// Counts the requests that have had this place.
+    generation: u64,
+    active: Option<Active>,
+}
+
+/// A request and the progress of its operations.
+#[derive(Debug)]
+struct Active {
+    request: Box<IoRequest>,
+    /// The channel that has submitted it.
+    channel: u64,
+    /// Number of its operations that are not over yet.
+    left: u32,
+    /// The first error.
+    error: Option<i32>,
+    /// After the last operation, a flush makes the data stable.
+    flush_after: bool,
+    /// Its ring stops.
+    stopping: bool,
+}
+
+/// The results of operations, from threads of librbd to the IOThread.
+struct Mailbox {
+    results: Mutex<Vec<(Box<Transfer>, i64)>>,
+    /// Set before the first operation.
+    wake: OnceLock<BhHandle>,
+}
+
+/// An operation of librbd.
+struct Transfer {
+    mailbox: Arc<Mailbox>,
+    /// The place of the request, and its generation.
+    owner: (usize, u64),
+    /// The data of a read.
+    buffer: Vec<u8>,
+}
+
+impl Completion for Transfer {
+    fn buffer(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    fn complete(self: Box<Self>, result: i64) {
+        let mailbox = Arc::clone(&self.mailbox);
+        let mut results = mailbox.results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.push((self, result));
+        if results.len() == 1
+            && let Some(wake) = mailbox.wake.get()
+        {
+            wake.schedule();
+        }
+    }
+}
+
+impl Link {
+    pub(in crate::engine) fn new(ctx: &AioContext, disk: &Arc<RbdDisk>) -> Rc<Self> {
+        Rc::new_cyclic(|me: &Weak<Self>| {
+            let upgraded = |run: fn(&Self)| {
+                let me = Weak::clone(me);
+                move || {
+                    if let Some(link) = me.upgrade() {
+                        run(&link);
+                    }
+                }
+            };
+            let bottom_half = ctx.bottom_half(upgraded(Self::take_results));
+            let mailbox = Arc::new(Mailbox {
+                results: Mutex::default(),
+                wake: OnceLock::from(bottom_half.handle()),
+            });
+            Self {
+                disk: Arc::clone(disk),
+                mailbox,
+                state: RefCell::default(),
+                channels: Cell::new(0),
+                _bottom_half: bottom_half,
+                stop: ctx.timer(upgraded(Self::end_stop)),
+            }
+        })
+    }
+
+    /// Returns a number for a new channel.
+    pub(super) fn number(&self) -> u64 {
+        self.channels.set(self.channels.get() + 1);
+        self.channels.get()
+    }
+
+    /// Starts requests of a channel.
+    pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>, channel: u64) {
+        let mut state = self.state.borrow_mut();
+        for mut request in batch.drain(..) {
+            request.set_completer(Rc::clone(completer));
+            let at_rest = request.op == IoOp::FlushAtRest;
+            self.add(&mut state, request, channel);
+            if at_rest {
+                self.hurry(&mut state, channel);
+            }
+        }
+        drop(state);
+        self.complete();
+    }
+
+    /// A ring stops: its requests do not wait for ever.
+    pub(super) fn give_up_soon(&self, channel: u64) {
+        self.hurry(&mut self.state.borrow_mut(), channel);
+    }
+
+    fn hurry(&self, state: &mut State, channel: u64) {
+        let mut any = false;
+        for active in state.actives().filter(|active| active.channel == channel) {
+            (active.stopping, any) = (true, true);
+        }
+        if any {
+            self.stop.arm_in(STOP_TIME);
+        }
+    }
+
+    fn end_stop(&self) {
+        let _scope = DeferScope::enter();
+        let mut state = self.state.borrow_mut();
+        for place in 0..state.places.len() {
+            let stopping = |active: &Active| active.stopping;
+            if state.places[place].active.as_ref().is_some_and(stopping) {
+                // The queues know that nobody has answered these. Their operations go on, without the guest's memory.
+                state.end(place, Some(libc::ECANCELED));
+            }
+        }
+        drop(state);
+        self.complete();
+    }
+
+    /// Takes a request, and starts its operations.
+    fn add(&self, state: &mut State, request: Box<IoRequest>, channel: u64) {
+        let (op, options) = (request.op, self.disk.options());
+        let place = state.insert(request, channel);
+        match op {
+            // The size was read when the image was locked.
+            IoOp::LookAnew => {}
+            IoOp::RefreshSize => self.refresh_size(state, place),
+            IoOp::Flush | IoOp::FlushAtRest => self.flush(state, place),
+            IoOp::Read | IoOp::Salvage => self.read(state, place),
+            IoOp::Write { durable } => {
+                state.flush_after(place, durable);
+                self.write(state, place);
+            }
+            IoOp::ZeroedWrite { durable, unmap } => {
+                state.flush_after(place, durable);
+                let Some(request) = state.request(place) else {
+                    return;
+                };
+                let (offset, len) = (request.offset, request.whole().len() as u64);
+                let unmap = unmap && options.unmap;
+                self.start(state, place, 0, Operation::WriteZeroes { offset, len, unmap });
+            }
+            IoOp::Discard if !options.unmap => {}
+            IoOp::Discard | IoOp::WriteZeroes { .. } => {
+                state.flush_after(place, matches!(op, IoOp::WriteZeroes { durable: true }));
+                let Some(request) = state.request(place) else {
+                    return;
+                };
+                for range in request.ranges.clone() {
+                    let (offset, len) = (range.offset, range.len);
+                    let operation = match op {
+                        IoOp::Discard => Operation::Discard { offset, len },
+                        _ => Operation::WriteZeroes {
+                            offset,
+                            len,
+                            unmap: range.unmap && options.unmap,
+                        },
+                    };
+                    self.start(state, place, 0, operation);
+                }
+            }
+        }
+        self.settle(state, place);
+    }
+
+    /// Reads the size again on a thread that may wait for the cluster.
+    fn refresh_size(&self, state: &mut State, place: usize) {
+        let transfer = self.transfer(state, place, 0);
+        let disk = Arc::clone(&self.disk);
+        self.disk.image().run_later(move |image| {
+            let refreshed = image.size().map(|size| disk.accept(size));
+            transfer.complete(refreshed.err().unwrap_or(0).into());
+        });
+        if let Some(active) = &mut state.places[place].active {
+            active.left += 1;
+        }
+    }
+
+    /// Makes an operation for a request, with a buffer of `len` bytes.
+    fn transfer(&self, state: &State, place: usize, len: usize) -> Box<Transfer> {
+        Box::new(Transfer {
+            mailbox: Arc::clone(&self.mailbox),
+            owner: (place, state.places[place].generation),
+            buffer: vec![0; len],
+        })
+    }
+
+    fn flush(&self, state: &mut State, place: usize) {
+        if !self.disk.options().no_flush {
+            self.start(state, place, 0, Operation::Flush);
+        }
+    }
+
+    fn read(&self, state: &mut State, place: usize) {
+        let Some(request) = state.request(place) else {
+            return;
+        };
+        let (offset, len) = (request.offset, request.whole().len());
+        self.start(state, place, len, Operation::Read { offset });
+    }
+
+    fn write(&self, state: &mut State, place: usize) {
+        let Some(request) = state.request(place) else {
+            return;
+        };
+        let (offset, memory) = (request.offset, request.whole());
+        // Our own mapping: librbd copies the data in this call, and memory that is lost must not end the process.
+        let distance = memory.own_distance();
+        let ours = |range: &libc::iovec| libc::iovec {
+            iov_base: own(range.iov_base, distance).cast(),
+            iov_len: range.iov_len,
+        };
+        let iov: smallvec::SmallVec<[libc::iovec; 8]> = memory.as_slice().iter().map(ours).collect();
+        self.start(state, place, 0, Operation::Write { offset, iov: &iov });
+    }
+
+    /// Starts an operation of a request, with a buffer of `len` bytes.
+    fn start(&self, state: &mut State, place: usize, len: usize, operation: Operation<'_>) {
+        let transfer = self.transfer(state, place, len);
+        let started = self.disk.image().start(operation, transfer);
+        let Some(active) = &mut state.places[place].active else {
+            return;
+        };
+        match started {
+            Ok(()) => active.left += 1,
+            Err(code) => active.error = active.error.or(Some(-code)),
+        }
+    }
+
+    /// Completes a request that has no operation left.
+    fn settle(&self, state: &mut State, place: usize) {
+        let Some(active) = &mut state.places[place].active else {
+            return;
+        };
+        if active.left > 0 {
+            return;
+        }
+        let error = active.error;
+        if std::mem::take(&mut active.flush_after) && error.is_none() {
+            self.flush(state, place);
+            return self.settle(state, place);
+        }
+        state.end(place, error);
+    }
+
+    fn take_results(&self) {
+        let _scope = DeferScope::enter();
+        let results = {
+            let mut mailbox = self
+                .mailbox
+                .results
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *mailbox)
+        };
+        let mut state = self.state.borrow_mut();
+        for (transfer, result) in results {
+            let (place, generation) = transfer.owner;
+            if state.places[place].generation != generation {
+                continue; // Its request was given up.
+            }
+            if let Some(active) = &mut state.places[place].active {
+                active.left -= 1;
+                active.error = active.error.or(active.take(&transfer.buffer, result).err());
+            }
+            self.settle(&mut state, place);
+        }
+        drop(state);
+        self.complete();
+    }
+
+    /// Passes on requests that are over. No borrow is live, because their owner may submit others.
+    fn complete(&self) {
+        loop {
+            let mut done = std::mem::take(&mut self.state.borrow_mut().done);
+            if done.is_empty() {
+                return;
+            }
+            done.drain(..).for_each(|request| request.finish());
+            let mut state = self.state.borrow_mut();
+            if state.done.is_empty() {
+                // Kept for its capacity.
+                state.done = done;
+            }
+        }
+    }
+}
+
+impl Active {
+    /// Takes the result of an operation.
+    fn take(&self, buffer: &[u8], result: i64) -> Result<(), i32> {
+        if result < 0 {
+            return Err(i32::try_from(-result).unwrap_or(libc::EIO));
+        }
+        let is_read = matches!(self.request.op, IoOp::Read | IoOp::Salvage);
+        if !is_read {
+            return Ok(());
+        }
+        if usize::try_from(result) != Ok(buffer.len()) {
+            return Err(libc::EIO);
+        }
+        self.request.whole().write_at(0, buffer);
+        Ok(())
+    }
+}
+
+impl State {
+    fn actives(&mut self) -> impl Iterator<Item = &mut Active> {
+        self.places.iter_mut().filter_map(|place| place.active.as_mut())
+    }
+
+    fn insert(&mut self, request: Box<IoRequest>, channel: u64) -> usize {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            self.places.len() - 1
+        });
+        self.places[place].active = Some(Active {
+            request,
+            channel,
+            left: 0,
+            error: None,
+            flush_after: false,
+            stopping: false,
+        });
+        place
+    }
+
+    fn request(&self, place: usize) -> Option<&IoRequest> {
+        self.places[place].active.as_ref().map(|active| &*active.request)
+    }
+
+    fn flush_after(&mut self, place: usize, durable: bool) {
+        if let Some(active) = &mut self.places[place].active {
+            active.flush_after = durable;
+        }
+    }
+
+    /// Ends a request.
+    fn end(&mut self, place: usize, error: Option<i32>) {
+        let Some(Active { mut request, .. }) = self.places[place].active.take() else {
+            return;
+        };
+        self.places[place].generation += 1;
+        self.free.push(place);
+        request.result = match error {
+            None => Ok(()),
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        };
+        if request.op == IoOp::Salvage {
+            request.op = IoOp::Read;
+            if request.result.is_err() && error != Some(libc::ECANCELED) {
+                request.whole().write_zeroes();
+                request.result = Ok(());
+            }
+        }
+        self.done.push(request);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,17 @@
+//! Disks in Ceph clusters.
+//!
+//! Each IOThread has one link to a disk, which all queues of the disk share there. It starts operations of librbd, which
+//! do not wait. A thread of librbd puts each result into the link's mailbox, and schedules a bottom half of the IOThread
+//! if the mailbox was empty. librbd never has the guest's memory: it copies writes before it returns, and reads go through
+//! a buffer. So a request can be given up while its operation still waits for the cluster.
+
+mod channel;
+mod disk;
+mod link;
+mod lock;
+mod owner;
+
+pub(super) use channel::RbdChannel;
+pub use disk::{RbdDisk, RbdOptions};
+pub(super) use link::Link;
+pub(super) use lock::RbdLock;

@@ -1,0 +1,107 @@
+//! Each mistake gives one clear line.
+
+use std::fs;
+use std::process::Command;
+
+use testkit::daemon::run;
+
+use crate::cluster::{DISK, cluster};
+
+/// Starts a daemon that must end with one line about an error. Returns the line.
+fn refused(file: &str, more: &[&str]) -> String {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let args = ["--socket-path", DISK, "--blk-file", file];
+    let exit = run(&[&args, more].concat(), dir.path());
+    assert!(!exit.status.success(), "{}", exit.output);
+    let lines: Vec<&str> = exit
+        .output
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert_eq!(
+        (lines.len(), exit.output.lines().count()),
+        (1, 1),
+        "{}",
+        exit.output
+    );
+    lines[0].to_owned()
+}
+
+#[test]
+fn wrong_words_are_refused() {
+    for (file, more, why) in [
+        ("rbd:image", &[][..], "an RBD image is rbd:POOL"),
+        ("rbd:p/", &[], "an RBD image is rbd:POOL"),
+        ("rbd:p/i:x=1", &[], "an RBD image is rbd:POOL"),
+        ("rbd:p/i", &["--aio=threads"], "no engine"),
+        ("rbd:p/i", &["--direct"], "--direct"),
+    ] {
+        let told = refused(file, more);
+        assert!(told.contains(why), "{told}");
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    let Some(cluster) = cluster() else { return };
+    let image = cluster.image(4);
+    let conf = cluster.conf();
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (keys, other) = (dir.path().join("keyring"), dir.path().join("ceph.conf"));
+    let made = Command::new("ceph-authtool")
+        .args([
+            "-C",
+            &keys.display().to_string(),
+            "--gen-key",
+            "-n",
+            "client.admin",
+        ])
+        .output()
+        .expect("ceph-authtool");
+    assert!(made.status.success());
+    let text = fs::read_to_string(&conf).expect("read the configuration");
+    let own = conf.with_file_name("keyring").display().to_string();
+    fs::write(&other, text.replace(&own, &keys.display().to_string())).expect("write it");
+    let (conf, other) = (conf.display(), other.display());
+    for (file, why) in [
+        (format!("rbd:none/{image}:conf={conf}"), "there is no such pool"),
+        (format!("rbd:p/none:conf={conf}"), "there is no such image"),
+        (
+            format!("rbd:p/{image}@none:conf={conf}"),
+            "a snapshot is read-only",
+        ),
+        (
+            format!("rbd:p/{image}:conf=/none/here"),
+            "/none/here: No such file or directory",
+        ),
+        (format!("rbd:p/{image}:conf={other}"), "refuses the key"),
+        (
+            format!("rbd:p/{image}:id=stranger:conf={conf}"),
+            "as client.stranger",
+        ),
+    ] {
+        let told = refused(&file, &[]);
+        assert!(told.contains(why), "{told}");
+    }
+    let told = refused(&format!("rbd:p/{image}@none:conf={conf}"), &["--read-only"]);
+    assert!(told.contains("there is no such snapshot"), "{told}");
+}
+
+#[test]
+fn images_without_a_lock_are_not_written() {
+    let Some(cluster) = cluster() else { return };
+    cluster.rbd(&[
+        "create",
+        "unlocked",
+        "--size",
+        "4M",
+        "--image-feature",
+        "layering",
+    ]);
+    let told = refused(&cluster.file("unlocked"), &[]);
+    assert!(
+        told.contains("rbd feature enable p/unlocked exclusive-lock"),
+        "{told}"
+    );
+    drop(cluster.daemon("unlocked", &["--read-only"]));
+}
