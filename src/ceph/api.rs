@@ -13,6 +13,9 @@ pub(super) type Pointer = *mut c_void;
 /// `rbd_callback_t`: runs on a thread of librbd.
 pub(super) type Callback = unsafe extern "C" fn(completion: Pointer, argument: *mut c_void);
 
+/// `rbd_update_callback_t`: runs on a thread of librbd.
+pub(super) type UpdateCallback = unsafe extern "C" fn(argument: *mut c_void);
+
 /// `rbd_lock_mode_t`: one client has the lock until it gives it back.
 pub(super) const LOCK_EXCLUSIVE: c_int = 0;
 /// A flag of `rbd_aio_write_zeroes`: the space stays allocated.
@@ -64,6 +67,10 @@ api! {
         rbd_get_size(image: Pointer, size: *mut u64) -> c_int;
         rbd_get_features(image: Pointer, features: *mut u64) -> c_int;
         rbd_resize(image: Pointer, size: u64) -> c_int;
+        rbd_update_watch(
+            image: Pointer, watch: *mut u64, callback: UpdateCallback, argument: *mut c_void
+        ) -> c_int;
+        rbd_update_unwatch(image: Pointer, watch: u64) -> c_int;
         rbd_lock_acquire(image: Pointer, mode: c_int) -> c_int;
         rbd_lock_release(image: Pointer) -> c_int;
         rbd_lock_get_owners(

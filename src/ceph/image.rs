@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::api::{Api, FEATURE_EXCLUSIVE_LOCK, LOCK_EXCLUSIVE, Pointer, ZEROES_ALLOCATED};
@@ -99,7 +99,17 @@ pub struct Image {
     handles: Handles,
     /// The image has the feature `exclusive-lock`.
     pub has_lock: bool,
+    watch: OnceLock<Watch>,
 }
+
+/// A registration for news of the image.
+struct Watch {
+    number: u64,
+    /// librbd has its address until the registration ends.
+    listener: Box<Listener>,
+}
+
+type Listener = Box<dyn Fn() + Send + Sync>;
 
 /// A `rados_ioctx_t`, and a `rbd_image_t` that was opened with it.
 #[derive(Clone, Copy)]
@@ -164,6 +174,7 @@ impl Image {
             name: name.to_string(),
             handles: Handles { context, image },
             has_lock: false,
+            watch: OnceLock::new(),
         };
         if let Some(snapshot) = snapshot {
             // SAFETY: the image is open.
@@ -224,6 +235,25 @@ impl Image {
     pub fn resize(&self, size: u64) -> Result<(), i32> {
         // SAFETY: the image is open.
         checked(unsafe { (self.api().rbd_resize)(self.handles.image, size) })
+    }
+
+    /// Calls `listener` on a thread of librbd, where it must not wait, when another client has changed the image.
+    ///
+    /// # Errors
+    /// A negative error number.
+    pub fn watch(&self, listener: impl Fn() + Send + Sync + 'static) -> Result<(), i32> {
+        let listener: Box<Listener> = Box::new(Box::new(listener));
+        let (mut number, argument) = (0, (&raw const *listener).cast_mut().cast());
+        // SAFETY: the image is open, and the listener stays where it is until the registration ends.
+        let code =
+            unsafe { (self.api().rbd_update_watch)(self.handles.image, &raw mut number, changed, argument) };
+        checked(code)?;
+        if let Err(second) = self.watch.set(Watch { number, listener }) {
+            // SAFETY: the image is open, and this is its second registration.
+            unsafe { (self.api().rbd_update_unwatch)(self.handles.image, second.number) };
+            drop(second.listener);
+        }
+        Ok(())
     }
 
     /// Returns the client that has the lock, if any.
@@ -398,6 +428,13 @@ unsafe extern "C" fn completed<C: Completion>(handle: Pointer, argument: *mut c_
     call.completion.complete(result as i64);
 }
 
+/// The callback of librbd for news.
+unsafe extern "C" fn changed(argument: *mut c_void) {
+    // SAFETY: `Image::watch` has made the argument, which lives as long as the registration.
+    let listener = unsafe { &*argument.cast::<Listener>() };
+    listener();
+}
+
 fn checked(code: i32) -> Result<(), i32> {
     match code {
         code if code < 0 => Err(code),
@@ -408,9 +445,14 @@ fn checked(code: i32) -> Result<(), i32> {
 impl Drop for Image {
     fn drop(&mut self) {
         // A thread of librbd may be the last user, and closing waits for its own threads.
-        let (api, handles) = (self.api(), self.handles);
+        let (api, handles, watch) = (self.api(), self.handles, self.watch.take());
         self.cluster.threads.start_job(move || {
             let handles = handles;
+            if let Some(watch) = watch {
+                // SAFETY: the image is open. Afterwards librbd calls the listener no more.
+                unsafe { (api.rbd_update_unwatch)(handles.image, watch.number) };
+                drop(watch.listener);
+            }
             // SAFETY: nobody uses the image any more.
             unsafe { (api.rbd_close)(handles.image) };
             // SAFETY: as above.

@@ -55,7 +55,7 @@ pub struct Cli {
 
     /// Raw disk image: a file or a block device, or an export of an NBD server as nbd://HOST:PORT/EXPORT or
     /// nbd+unix:///EXPORT?socket=PATH, or a Ceph RBD image as
-    /// rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT][:id=USER][:conf=PATH]. Its size must be a multiple of 512 bytes.
+    /// rbd:POOL/IMAGE or rbd:POOL/IMAGE:id=USER:conf=PATH. Its size must be a multiple of 512 bytes.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
 

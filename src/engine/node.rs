@@ -122,7 +122,8 @@ impl BlockNode {
     pub fn watch_size(&self, listener: &Arc<SizeListener>) {
         match self {
             Self::Nbd(disk) => disk.watch_size(listener),
-            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) | Self::Rbd(_) => {}
+            Self::Rbd(disk) => disk.watch_size(listener),
+            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) => {}
         }
     }
 

@@ -166,7 +166,6 @@ fn a_new_size_is_announced() {
     let mut frontend = connect(&daemon, 1, 16);
     assert_eq!(write(&mut frontend, 0, 1), 0);
     cluster.rbd(&["resize", &image, "--size", "8M"]);
-    daemon.signal(libc::SIGHUP);
     daemon.wait_for(
         |_| frontend.config().capacity.to_native() == mib(8) / 512,
         "see the new size",

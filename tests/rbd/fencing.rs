@@ -81,3 +81,25 @@ fn a_stolen_lock_is_an_error() {
     assert_ne!(write(&mut frontend, 0, 2), 0, "written without the lock");
     assert_eq!(cluster.contents(&image)[..BLOCK], [1; BLOCK]);
 }
+
+#[test]
+fn a_destination_waits_for_the_lock() {
+    let Some(cluster) = cluster() else { return };
+    let image = cluster.image(4);
+    let mut source = cluster.daemon(&image, &[]);
+    let mut frontend = connect(&source, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    let destination = cluster.daemon(&image, &["--incoming"]);
+    assert_eq!(
+        write(&mut frontend, 0, 2),
+        0,
+        "the destination has taken the lock"
+    );
+    drop(frontend);
+    assert!(source.terminate().status.success());
+    let mut frontend = connect(&destination, 1, 16);
+    assert_eq!(read(&mut frontend, 0), Ok(vec![2; BLOCK]));
+    assert_eq!(write(&mut frontend, 0, 3), 0);
+    let locks = cluster.rbd(&["lock", "ls", &image]);
+    assert!(locks.contains("client."), "{locks}");
+}

@@ -105,3 +105,22 @@ fn images_without_a_lock_are_not_written() {
     );
     drop(cluster.daemon("unlocked", &["--read-only"]));
 }
+
+#[test]
+fn a_missing_library_is_named() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    // The loader finds this one first, and it is no library.
+    fs::write(dir.path().join("librados.so.2"), "none").expect("write a file");
+    let output = Command::new(testkit::daemon::binary())
+        .args(["--socket-path", DISK, "--blk-file", "rbd:p/i"])
+        .env("LD_LIBRARY_PATH", dir.path())
+        .current_dir(dir.path())
+        .output()
+        .expect("run the daemon");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{told}");
+    assert!(
+        told.contains("install the package librbd1") && told.lines().count() == 1,
+        "{told}"
+    );
+}

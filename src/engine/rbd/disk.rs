@@ -2,17 +2,21 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::lock::RbdLock;
 use super::owner;
 use crate::ceph::{Cluster, Error, Image, ImageName};
+use crate::engine::nbd::SizeListener;
 use crate::storage::{Limits, LockError, LockMode};
 
 /// The longest wait for an answer of the cluster.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// The logical block size.
+const BLOCK: u32 = 512;
 
 /// How a disk is opened.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +31,13 @@ pub struct RbdOptions {
     pub no_flush: bool,
 }
 
+/// The size of a disk, and who wants to know of changes.
+#[derive(Debug)]
+struct Size {
+    bytes: AtomicU64,
+    listeners: Mutex<Vec<Weak<SizeListener>>>,
+}
+
 /// A disk in a Ceph cluster.
 #[derive(Debug)]
 pub struct RbdDisk {
@@ -35,7 +46,7 @@ pub struct RbdDisk {
     image: Arc<Image>,
     options: RbdOptions,
     limits: Limits,
-    size: AtomicU64,
+    size: Arc<Size>,
     /// There is an [`RbdLock`].
     pub(super) locked: AtomicBool,
 }
@@ -62,17 +73,22 @@ impl RbdDisk {
         let size = image.run(ANSWER_TIME, Image::size);
         let size = size.ok_or_else(|| failed("the cluster does not answer".to_owned()))?;
         let size = size.map_err(|code| failed(io::Error::from_raw_os_error(-code).to_string()))?;
-        if size == 0 || !size.is_multiple_of(512) {
+        if size == 0 || !size.is_multiple_of(BLOCK.into()) {
             return Err(failed(format!(
                 "its size, {size} bytes, is not a positive multiple of 512"
             )));
         }
+        let size = Arc::new(Size {
+            bytes: AtomicU64::new(size),
+            listeners: Mutex::default(),
+        });
+        watch(&image, &size);
         Ok(Self {
             path: format!("rbd:{name}").into(),
             image,
             limits: limits(&options),
             options,
-            size: AtomicU64::new(size),
+            size,
             locked: AtomicBool::new(false),
         })
     }
@@ -87,7 +103,7 @@ impl RbdDisk {
 
     pub(in crate::engine) fn size(&self) -> u64 {
         // Relaxed: no other data depends on this number.
-        self.size.load(Ordering::Relaxed)
+        self.size.bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn options(&self) -> &RbdOptions {
@@ -114,9 +130,15 @@ impl RbdDisk {
 
     /// Takes over the size that the cluster has.
     pub(super) fn accept(&self, size: u64) {
-        if size.is_multiple_of(self.limits.logical_block_size.into()) {
-            self.size.store(size, Ordering::Relaxed);
-        }
+        self.size.accept(size);
+    }
+
+    /// Calls `listener` with each change of the size that nobody here has asked for, as long as it lives.
+    pub(in crate::engine) fn watch_size(&self, listener: &Arc<SizeListener>) {
+        let mut listeners = self.size.listeners();
+        listeners
+            .retain(|other| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(listener)));
+        listeners.push(Arc::downgrade(listener));
     }
 
     /// Locks the image for writing. Readers need no lock. Reads the size again, because others may have changed it.
@@ -133,6 +155,47 @@ impl RbdDisk {
     }
 }
 
+impl Size {
+    fn listeners(&self) -> MutexGuard<'_, Vec<Weak<SizeListener>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over the size that the cluster has. Returns whether it has changed.
+    fn accept(&self, size: u64) -> bool {
+        let is_valid = size > 0 && size.is_multiple_of(BLOCK.into());
+        is_valid && self.bytes.swap(size, Ordering::Relaxed) != size
+    }
+
+    fn tell(&self) {
+        let listeners = self.listeners().clone();
+        for listener in listeners.iter().filter_map(Weak::upgrade) {
+            (listener.0)();
+        }
+    }
+}
+
+/// Looks at the size when another client has changed the image.
+fn watch(image: &Arc<Image>, size: &Arc<Size>) {
+    let (weak, size) = (Arc::downgrade(image), Arc::clone(size));
+    let look = move || {
+        let size = Arc::clone(&size);
+        if let Some(image) = weak.upgrade() {
+            image.run_later(move |image| {
+                if image.size().is_ok_and(|bytes| size.accept(bytes)) {
+                    size.tell();
+                }
+            });
+        }
+    };
+    let watched = image.run(ANSWER_TIME, |image| image.watch(look));
+    if !matches!(watched, Some(Ok(()))) {
+        tracing::warn!(
+            disk = image.name(),
+            "cannot watch the size of the image: SIGHUP looks at it"
+        );
+    }
+}
+
 fn answer<T>(result: Option<Result<T, i32>>) -> io::Result<T> {
     match result {
         Some(result) => result.map_err(|code| io::Error::from_raw_os_error(-code)),
@@ -145,8 +208,8 @@ fn answer<T>(result: Option<Result<T, i32>>) -> io::Result<T> {
 
 fn limits(options: &RbdOptions) -> Limits {
     let limits = Limits {
-        logical_block_size: 512,
-        physical_block_size: 512,
+        logical_block_size: BLOCK,
+        physical_block_size: BLOCK,
         optimal_io_size: 0,
         request_alignment: 1,
         memory_alignment: 1,
