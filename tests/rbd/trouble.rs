@@ -47,7 +47,7 @@ fn requests_wait_for_a_silent_cluster() {
         frontend.queue(0).submit(&Op::Write { offset, data }, 0);
     }
     frontend.queue(0).kick();
-    assert!(frontend.queue(0).wait_at_most(Duration::from_secs(5)).is_none());
+    assert!(frontend.queue(0).wait_at_most(Duration::from_secs(20)).is_none());
     drop(stopped);
     assert!(frontend.queue(0).drain().iter().all(|done| done.ret == 0));
     assert_eq!(read(&mut frontend, 0), Ok(vec![2; BLOCK]));
