@@ -13,11 +13,14 @@ const HEADER: usize = 512;
 /// The mark of a VHD's footer. A VHD of fixed size has nothing else: it begins like a raw image.
 const VHD: &[u8] = b"conectix";
 
+/// The mark of qcow2.
+pub(super) const QCOW2: &[u8] = b"QFI\xfb";
+
 /// The offset of each format's magic bytes, the bytes, and the name of the format.
 ///
 /// LUKS is left out on purpose: a guest that encrypts its whole disk writes that header itself.
 const MARKS: [(usize, &[u8], &str); 12] = [
-    (0, b"QFI\xfb", "qcow2"),
+    (0, QCOW2, "qcow2"),
     (0, b"QED\0", "QED"),
     (0, b"KDMV", "VMDK"),
     (0, b"COWD", "VMDK"),
@@ -45,6 +48,15 @@ pub fn foreign_format(path: &Path) -> Option<&'static str> {
         |(at, mark, _): &(usize, &[u8], _)| header[..len].get(*at..).is_some_and(|h| h.starts_with(mark));
     let found = MARKS.iter().find(|format| has(format)).map(|(_, _, name)| *name);
     found.or_else(|| has_vhd_footer(&file).then_some("VHD"))
+}
+
+/// Returns whether a file begins like a qcow2 image. The file may be open for O_DIRECT.
+pub(super) fn is_qcow2(file: &File) -> bool {
+    const ALIGN: usize = 4096;
+    let mut buffer = [0; 2 * ALIGN];
+    let skip = buffer.as_ptr().align_offset(ALIGN);
+    let header = &mut buffer[skip..skip + ALIGN];
+    read_at(file, header, 0).is_ok_and(|len| header[..len].starts_with(QCOW2))
 }
 
 fn has_vhd_footer(mut file: &File) -> bool {

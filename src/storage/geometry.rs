@@ -8,6 +8,7 @@ use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget, major, minor};
 
 use super::direct::{self, DioAlign};
 use super::error::Error;
+use super::format;
 use super::kind::Kind;
 use super::limits::{BLOCK_MAX, Limits, SECTOR};
 use super::options::OpenOptions;
@@ -45,7 +46,10 @@ impl Geometry {
         };
         let dio = direct_alignment(file, device_block, options)?;
         let block = logical_block_size(device_block, dio, options)?;
-        check_size(size, block, kind, options)?;
+        let size = match kind == Kind::Regular && (options.any_size || may_end_anywhere(file, size, block)) {
+            true => size - size % u64::from(block),
+            false => check_size(size, block, kind, options).map(|()| size)?,
+        };
         let limits = Limits {
             logical_block_size: block,
             physical_block_size: match kind {
@@ -112,6 +116,11 @@ fn logical_block_size(
         }),
         Some(size) => Ok(size),
     }
+}
+
+/// Returns whether a file that has no whole number of blocks is a qcow2 image: qemu-img makes such files.
+fn may_end_anywhere(file: &File, size: u64, block: u32) -> bool {
+    !size.is_multiple_of(block.into()) && format::is_qcow2(file)
 }
 
 fn check_size(size: u64, block: u32, kind: Kind, options: &OpenOptions) -> Result<(), Error> {

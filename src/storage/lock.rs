@@ -106,6 +106,8 @@ fn kept() -> MutexGuard<'static, Vec<Arc<Held>>> {
 pub struct ImageLock {
     held: Option<Arc<Held>>,
     place: Arc<LockPlace>,
+    /// The locks of the other files of an image: its backing files and its data file.
+    others: Vec<ImageLock>,
 }
 
 impl ImageLock {
@@ -136,6 +138,7 @@ impl ImageLock {
         let lock = |held| Self {
             held,
             place: Arc::clone(file.lock_place()),
+            others: Vec::new(),
         };
         let mut present = place.lock();
         match present.upgrade() {
@@ -204,13 +207,20 @@ impl ImageLock {
         Some(Self {
             held: self.held.clone(),
             place,
+            others: Vec::new(),
         })
+    }
+
+    /// Holds `other`, the lock of another file of the same image, as long as this.
+    pub fn add(&mut self, other: Self) {
+        self.others.push(other);
     }
 
     /// Keeps the image locked until the process ends: it may lack writes, and nobody should use it as if it were
     /// complete.
     pub(crate) fn keep(mut self) {
         kept().extend(self.held.take());
+        self.others.drain(..).for_each(Self::keep);
     }
 
     /// Returns false if the file system does not support locks.

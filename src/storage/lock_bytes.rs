@@ -8,7 +8,8 @@
 //! succeed.
 //!
 //! We take the same permissions as QEMU's virtio-blk device: we use CONSISTENT_READ, and WRITE unless the disk is
-//! read-only. We do not share WRITE, unless a reader is told to (`force-share`).
+//! read-only. We do not share WRITE, unless a reader is told to (`force-share`). The files of an image format must
+//! keep their size as well, so RESIZE is not shared there.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,9 +21,10 @@ use crate::sys::ofd_lock;
 const USED: i64 = 100;
 /// First of the bytes that stand for permissions that are not shared.
 const UNSHARED: i64 = 200;
-/// Permission bits. A disk does not need the other two.
+/// Permission bits. WRITE_UNCHANGED is not needed.
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
 
 /// The use of an image that conflicts with a writer, but not with a reader.
 pub(super) const READER: &str = "another process reads it and does not let others write to it";
@@ -60,6 +62,8 @@ pub enum LockMode {
     Read,
     /// Only reads, and others may write meanwhile (QEMU's `force-share`).
     ReadForceShare,
+    /// Only reads a file of an image format, and nobody may write to it or resize it.
+    ReadFormat,
 }
 
 /// The locks of one open file description, released on drop.
@@ -95,8 +99,9 @@ impl Held {
     pub(super) fn covers(&self, mode: LockMode) -> bool {
         match self.mode {
             LockMode::Write => false,
-            LockMode::Read => mode != LockMode::Write,
+            LockMode::Read => matches!(mode, LockMode::Read | LockMode::ReadForceShare),
             LockMode::ReadForceShare => mode == LockMode::ReadForceShare,
+            LockMode::ReadFormat => mode != LockMode::Write,
         }
     }
 
@@ -120,6 +125,7 @@ impl Held {
             LockMode::Write => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
             LockMode::Read => &[USED + CONSISTENT_READ, UNSHARED + WRITE],
             LockMode::ReadForceShare => &[USED + CONSISTENT_READ],
+            LockMode::ReadFormat => &[USED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE],
         };
         for &byte in mine {
             match ofd_lock::set(fd, libc::F_RDLCK, byte, 1) {
@@ -135,6 +141,9 @@ impl Held {
         let other_has = |byte| ofd_lock::is_locked(fd, byte);
         if mode != LockMode::ReadForceShare && other_has(USED + WRITE)? {
             return Ok(Some("another process has it open for writing"));
+        }
+        if mode == LockMode::ReadFormat && other_has(USED + RESIZE)? {
+            return Ok(Some("another process may resize it"));
         }
         if other_has(UNSHARED + CONSISTENT_READ)? {
             return Ok(Some("another process does not let others read it"));

@@ -26,6 +26,9 @@ pub struct OpenOptions {
     pub unmap: bool,
     /// Lock the image while it is in use.
     pub locking: bool,
+    /// The file may have any size. The rest after the last whole block is not part of a raw disk. Without it, only qcow2
+    /// images may have any size.
+    pub any_size: bool,
 }
 
 impl Default for OpenOptions {
@@ -38,6 +41,7 @@ impl Default for OpenOptions {
             no_flush: false,
             unmap: true,
             locking: true,
+            any_size: false,
         }
     }
 }

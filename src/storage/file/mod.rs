@@ -23,6 +23,7 @@ use super::written_back::WrittenBack;
 use super::zero::Missing;
 use crate::sys::block_device;
 
+mod parts;
 mod size;
 mod stable;
 mod transfers;

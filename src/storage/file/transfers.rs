@@ -164,7 +164,7 @@ impl RawFile {
         zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, vectored::pwritev))
     }
 
-    fn bounce_alignment(&self) -> usize {
+    pub(super) fn bounce_alignment(&self) -> usize {
         self.limits.memory_alignment.max(self.limits.request_alignment) as usize
     }
 
