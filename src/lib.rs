@@ -9,6 +9,7 @@
 //! - [`vhost_user`]: the control thread of a disk; sockets, messages, sessions.
 //! - [`blk`]: the virtio-blk device; [`virtqueue`]: split rings; [`memory`]: the guest's memory.
 //! - [`engine`]: executes I/O; [`storage`]: holds the bytes; [`io`]: the requests that both pass around.
+//! - [`qcow2`]: the format of qcow2 images, as plain data.
 //! - [`throttle`]: limits that several disks share.
 //! - [`iothread`]: an IOThread with everything that its disks share.
 //! - [`aio`]: the event loop of an IOThread; [`thread_pool`]: runs blocking jobs for it; [`defer`]: one notification
@@ -55,6 +56,7 @@ pub mod nbd;
 pub mod opener;
 mod packet;
 pub mod panics;
+pub mod qcow2;
 pub mod qmp;
 pub mod sandbox;
 pub mod service_manager;

@@ -1,0 +1,25 @@
+//! L1 entries: the places of the L2 tables.
+
+use super::cluster::ClusterSize;
+use super::error::Corruption;
+
+/// Bits of the offset of an L2 table.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// An entry of the L1 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct L1Entry(pub u64);
+
+impl L1Entry {
+    /// Returns the offset of the L2 table, or `None` if all its clusters are unallocated.
+    ///
+    /// # Errors
+    /// The offset is not a multiple of the cluster size.
+    pub fn l2_table(self, cluster: ClusterSize) -> Result<Option<u64>, Corruption> {
+        match self.0 & OFFSET {
+            0 => Ok(None),
+            offset if cluster.divides(offset) => Ok(Some(offset)),
+            _ => Err(Corruption::L1Entry(self.0)),
+        }
+    }
+}
