@@ -36,6 +36,8 @@ impl From<Aio> for Choice {
 pub enum ImageFormat {
     /// The image holds the disk's bytes and nothing else.
     Raw,
+    /// qcow2; only with --read-only.
+    Qcow2,
 }
 
 /// A switch that is on by default.

@@ -168,7 +168,7 @@ mod tests {
             &["--fd", "3"],
             &["--poll-max-ns", "-1"],
             &["--request-merging", "maybe"],
-            &["--format", "qcow2"],
+            &["--format", "vmdk"],
             &["--logical-block-size", "1000"],
             &["--log-level", "loud"],
             &["--iothread-vq-mapping", "0:1"],

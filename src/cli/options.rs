@@ -53,16 +53,21 @@ pub struct Cli {
     #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
     pub socket_group: Option<String>,
 
-    /// Raw disk image: a file or a block device, or an export of an NBD server as nbd://HOST:PORT/EXPORT or
+    /// Disk image: a file or a block device, or an export of an NBD server as nbd://HOST:PORT/EXPORT or
     /// nbd+unix:///EXPORT?socket=PATH, or a Ceph RBD image as
     /// rbd:POOL/IMAGE or rbd:POOL/IMAGE:id=USER:conf=PATH. Its size must be a multiple of 512 bytes.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
 
     /// Format of the image. Without this option, an image that looks like qcow2, VMDK, VDI, VHDX or a similar format is
-    /// refused; with it, the image is not probed.
+    /// refused; with `raw`, the image is not probed. The disk in a qcow2 image is served with --read-only only.
     #[arg(long, value_name = "FORMAT", value_enum, conflicts_with = "null")]
     pub format: Option<ImageFormat>,
+
+    /// Open the backing files and the data file that a qcow2 image names. Only for images that are trusted: the names may
+    /// be those of any files.
+    #[arg(long)]
+    pub follow_names: bool,
 
     /// Serve a disk of SIZE bytes that stores nothing, for benchmarks (suffixes K, M, G and T are powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true,
@@ -106,7 +111,7 @@ pub struct Cli {
     pub object: Vec<String>,
 
     /// Make a block node, as qemu-storage-daemon does, e.g. file,node-name=disk0,filename=disk.img,cache.direct=on.
-    /// Drivers: file, host_device, raw, null-co, null-aio, throttle, nbd, rbd.
+    /// Drivers: file, host_device, raw, null-co, null-aio, throttle, nbd, rbd, qcow2.
     #[arg(long, value_name = "DRIVER,node-name=NAME[,OPTION=VALUE]...")]
     pub blockdev: Vec<String>,
 

@@ -5,23 +5,24 @@ use std::path::Path;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-use super::choices::{Aio, Notify, OnOff};
+use super::choices::{Aio, ImageFormat, Notify, OnOff};
 use super::options::Cli;
 use crate::daemon::Operation;
 use crate::daemon::options::{
-    Address, AddressType, AioOption, BlockdevOptions, Cache, Discard, Driver, ExportOptions, Mapping,
-    NotifyOption, ObjectOptions, ObjectType,
+    Address, AddressType, AioOption, BlockdevOptions, BlockdevRef, Cache, Discard, Driver, ExportOptions,
+    Mapping, NotifyOption, ObjectOptions, ObjectType,
 };
 use crate::nbd::{Server, parse_uri};
 
 /// The options of the one disk, by their names in [`Cli`].
-pub(super) const OPTIONS: [&str; 28] = [
+pub(super) const OPTIONS: [&str; 29] = [
     "socket_path",
     "fd",
     "socket_mode",
     "socket_group",
     "blk_file",
     "format",
+    "follow_names",
     "null",
     "null_latency_ns",
     "read_only",
@@ -99,6 +100,9 @@ fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
     if let Some(name) = rbd.and_then(|name| name.strip_prefix("rbd:")) {
         return cluster(cli, common, name);
     }
+    if cli.follow_names && cli.format != Some(ImageFormat::Qcow2) {
+        return Err("--follow-names: only images with --format qcow2 name other files".to_owned());
+    }
     Ok(match cli.null {
         Some(size) => BlockdevOptions {
             driver: if cli.null_latency_ns.is_some() {
@@ -110,24 +114,47 @@ fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
             latency_ns: cli.null_latency_ns,
             ..common
         },
-        None => BlockdevOptions {
-            filename: cli.blk_file.clone(),
-            read_only: Some(cli.read_only),
-            cache: Cache {
-                direct: Some(cli.direct),
-                no_flush: None,
+        None => in_format(
+            cli,
+            BlockdevOptions {
+                filename: cli.blk_file.clone(),
+                read_only: Some(cli.read_only),
+                cache: Cache {
+                    direct: Some(cli.direct),
+                    no_flush: None,
+                },
+                discard: Some(Discard::Unmap),
+                aio: match cli.aio {
+                    Aio::Auto => None,
+                    Aio::Threads => Some(AioOption::Threads),
+                    Aio::IoUring => Some(AioOption::IoUring),
+                    Aio::Native => Some(AioOption::Native),
+                },
+                probe: cli.format.is_none(),
+                ..common
             },
-            discard: Some(Discard::Unmap),
-            aio: match cli.aio {
-                Aio::Auto => None,
-                Aio::Threads => Some(AioOption::Threads),
-                Aio::IoUring => Some(AioOption::IoUring),
-                Aio::Native => Some(AioOption::Native),
-            },
-            probe: cli.format.is_none(),
-            ..common
-        },
+        ),
     })
+}
+
+/// Returns the node of the image in the given format. `file` is the node of the image itself.
+fn in_format(cli: &Cli, file: BlockdevOptions) -> BlockdevOptions {
+    if cli.format != Some(ImageFormat::Qcow2) {
+        return file;
+    }
+    BlockdevOptions {
+        node_name: file.node_name.clone(),
+        active: file.active,
+        read_only: file.read_only,
+        cache: file.cache,
+        discard: file.discard,
+        follow_names: Some(cli.follow_names),
+        file: Some(Box::new(BlockdevRef::New(Box::new(BlockdevOptions {
+            node_name: None,
+            ..file
+        })))),
+        ..BlockdevOptions::new(Driver::Qcow2)
+    }
 }
 
 /// Returns the node of a disk on an NBD server.

@@ -9,6 +9,7 @@ use super::fault::channel::{FaultyChannel, Submit};
 use super::file::channel::FileChannel;
 use super::nbd::NbdChannel;
 use super::null::{NullAioChannel, NullCoChannel};
+use super::qcow2::Qcow2Channel;
 use super::rbd::RbdChannel;
 use super::throttle::ThrottledChannel;
 use crate::aio::AioContext;
@@ -42,6 +43,7 @@ enum Plain {
     NullAio(NullAioChannel),
     Nbd(NbdChannel),
     Rbd(RbdChannel),
+    Qcow2(Qcow2Channel),
 }
 
 impl From<Plain> for Channel {
@@ -77,6 +79,12 @@ impl From<NbdChannel> for Channel {
 impl From<RbdChannel> for Channel {
     fn from(channel: RbdChannel) -> Self {
         Plain::Rbd(channel).into()
+    }
+}
+
+impl From<Qcow2Channel> for Channel {
+    fn from(channel: Qcow2Channel) -> Self {
+        Plain::Qcow2(channel).into()
     }
 }
 
@@ -125,7 +133,7 @@ impl Channel {
         match plain {
             Plain::Nbd(nbd) => nbd.give_up_soon(),
             Plain::Rbd(rbd) => rbd.give_up_soon(),
-            Plain::File(_) | Plain::NullCo(_) | Plain::NullAio(_) => {}
+            Plain::File(_) | Plain::Qcow2(_) | Plain::NullCo(_) | Plain::NullAio(_) => {}
         }
     }
 
@@ -205,6 +213,7 @@ impl Plain {
             Self::NullAio(channel) => Self::NullAio(channel.sibling()),
             Self::Nbd(channel) => Self::Nbd(channel.sibling()),
             Self::Rbd(channel) => Self::Rbd(channel.sibling()),
+            Self::Qcow2(channel) => Self::Qcow2(channel.sibling()),
         }
     }
 }
@@ -217,6 +226,7 @@ impl Submit for Plain {
             Self::NullAio(channel) => channel.submit(batch, completer),
             Self::Nbd(channel) => channel.submit(batch, completer),
             Self::Rbd(channel) => channel.submit(batch, completer),
+            Self::Qcow2(channel) => channel.submit(batch, completer),
         }
         0
     }

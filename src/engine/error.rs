@@ -36,6 +36,10 @@ pub enum Error {
     #[error("a disk in a Ceph cluster is served by librbd and has no engine")]
     Cluster,
 
+    /// A kernel engine was chosen for a disk in an image format.
+    #[error("a disk in a qcow2 image is read by the thread pool, not by io_uring or Linux AIO")]
+    Format,
+
     /// Several IOThreads use a disk whose server does not cover several connections with one flush.
     #[error(
         "the NBD server does not announce multi-conn, so one IOThread only can serve the disk (qemu-nbd: --shared=0)"

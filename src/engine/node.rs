@@ -15,6 +15,7 @@ use super::lock::NodeLock;
 use super::nbd::{NbdChannel, NbdDisk, SizeListener};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
+use super::qcow2::{Qcow2Channel, Qcow2Disk};
 use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk};
 use super::resources::Resources;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, LockMode, OpenOptions, RawFile};
@@ -32,6 +33,8 @@ pub enum BlockNode {
     Nbd(Arc<NbdDisk>),
     /// An image in a Ceph cluster.
     Rbd(Arc<RbdDisk>),
+    /// A disk in a qcow2 image.
+    Qcow2(Arc<Qcow2Disk>),
 }
 
 impl From<RawFile> for BlockNode {
@@ -49,6 +52,12 @@ impl From<NbdDisk> for BlockNode {
 impl From<RbdDisk> for BlockNode {
     fn from(disk: RbdDisk) -> Self {
         Self::Rbd(Arc::new(disk))
+    }
+}
+
+impl From<Qcow2Disk> for BlockNode {
+    fn from(disk: Qcow2Disk) -> Self {
+        Self::Qcow2(Arc::new(disk))
     }
 }
 
@@ -105,6 +114,7 @@ impl BlockNode {
             Self::NullAio(..) => Path::new("null-aio"),
             Self::Nbd(disk) => disk.path(),
             Self::Rbd(disk) => disk.path(),
+            Self::Qcow2(disk) => disk.path(),
         }
     }
 
@@ -115,6 +125,7 @@ impl BlockNode {
             Self::NullCo(null) | Self::NullAio(null, _) => null.size(),
             Self::Nbd(disk) => disk.size(),
             Self::Rbd(disk) => disk.size(),
+            Self::Qcow2(disk) => disk.size(),
         }
     }
 
@@ -123,7 +134,7 @@ impl BlockNode {
         match self {
             Self::Nbd(disk) => disk.watch_size(listener),
             Self::Rbd(disk) => disk.watch_size(listener),
-            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) => {}
+            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) | Self::Qcow2(_) => {}
         }
     }
 
@@ -134,6 +145,7 @@ impl BlockNode {
             Self::NullCo(null) | Self::NullAio(null, _) => null.limits(),
             Self::Nbd(disk) => disk.limits(),
             Self::Rbd(disk) => disk.limits(),
+            Self::Qcow2(disk) => disk.limits(),
         }
     }
 
@@ -145,6 +157,7 @@ impl BlockNode {
         match self {
             Self::File(file) => file.look_anew().map(drop),
             Self::Rbd(disk) => disk.look_anew(),
+            Self::Qcow2(disk) => disk.look_anew(),
             Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(()),
         }
     }
@@ -165,6 +178,10 @@ impl BlockNode {
                 io::ErrorKind::Unsupported,
                 "an NBD server keeps the size of its export",
             )),
+            Self::Qcow2(_) => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the image is read-only",
+            )),
         }
     }
 
@@ -172,7 +189,7 @@ impl BlockNode {
     pub fn flushes_fail(&self) -> bool {
         match self {
             Self::File(file) => file.flushes_fail(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => false,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => false,
         }
     }
 
@@ -180,7 +197,7 @@ impl BlockNode {
     pub fn last_flush_failed(&self) -> bool {
         match self {
             Self::File(file) => file.last_flush_failed(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => false,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => false,
         }
     }
 
@@ -188,7 +205,7 @@ impl BlockNode {
     pub fn fail_flushes(&self) {
         match self {
             Self::File(file) => file.fail_flushes(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => {}
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => {}
         }
     }
 
@@ -201,7 +218,7 @@ impl BlockNode {
     ) {
         match self {
             Self::File(file) => file.replace_flush_witness(old, new),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => {}
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => {}
         }
     }
 
@@ -212,7 +229,7 @@ impl BlockNode {
     pub fn doubt_last_flush(&self) -> bool {
         match self {
             Self::File(file) => file.doubt_last_flush(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => true,
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => true,
         }
     }
 
@@ -236,6 +253,7 @@ impl BlockNode {
             (Self::File(one), Self::File(other)) => one.is_same_image(other),
             (Self::Nbd(one), Self::Nbd(other)) => one.path() == other.path(),
             (Self::Rbd(one), Self::Rbd(other)) => one.path() == other.path(),
+            (Self::Qcow2(one), Self::Qcow2(other)) => one.is_same_image(other),
             (Self::NullCo(_) | Self::NullAio(..), Self::NullCo(_) | Self::NullAio(..)) => true,
             _ => false,
         }
@@ -259,6 +277,7 @@ impl BlockNode {
             Self::File(file) if !file.locks() => Ok(None),
             Self::File(file) => ImageLock::acquire_soon(file, mode).map(|lock| Some(NodeLock::File(lock))),
             Self::Rbd(disk) => Ok(disk.lock(mode)?.map(NodeLock::Rbd)),
+            Self::Qcow2(disk) => Ok(disk.lock(mode)?.map(NodeLock::File)),
             Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(None),
         }
     }
@@ -274,6 +293,7 @@ impl BlockNode {
             Self::NullAio(..) => Plan::for_timer(choice),
             Self::Nbd(_) => Plan::for_server(choice),
             Self::Rbd(_) => Plan::for_cluster(choice),
+            Self::Qcow2(disk) => Plan::for_format(choice, disk.data()),
         }
     }
 
@@ -292,6 +312,7 @@ impl BlockNode {
             }
             Self::Nbd(disk) => NbdChannel::new(resources.link(disk)?).into(),
             Self::Rbd(disk) => RbdChannel::new(RbdLink::new(resources.ctx(), disk)).into(),
+            Self::Qcow2(disk) => Qcow2Channel::new(disk, resources.pool().with_share(), plan.inline).into(),
             Self::NullAio(null, latency) => NullAioChannel::new(resources.ctx(), null, *latency).into(),
         })
     }

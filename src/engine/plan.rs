@@ -123,6 +123,19 @@ impl Plan {
         }
     }
 
+    /// Makes a plan for a disk in an image format, whose data is in `file`.
+    ///
+    /// # Errors
+    /// A kernel engine was chosen.
+    pub(in crate::engine) fn for_format(choice: Choice, file: &RawFile) -> Result<Self, Error> {
+        let cached = file.nowait() != Nowait::No;
+        match choice {
+            Choice::Auto => Ok(Self::new(cached, Executor::Threads)),
+            Choice::Threads => Ok(Self::new(false, Executor::Threads)),
+            Choice::IoUring | Choice::Native => Err(Error::Format),
+        }
+    }
+
     /// Returns the same plan with or without merging of adjacent requests. The default is with merging.
     #[must_use]
     pub fn with_merging(self, merging: bool) -> Self {

@@ -150,7 +150,9 @@ fn a_new_size_applies_after_refreshing_it() {
         let resize = |size| match &disk.node {
             BlockNode::File(_) => image.file().set_len(size).unwrap(),
             BlockNode::NullCo(null) | BlockNode::NullAio(null, _) => null.set_len(size),
-            BlockNode::Nbd(_) | BlockNode::Rbd(_) => unreachable!("no server is used here"),
+            BlockNode::Nbd(_) | BlockNode::Rbd(_) | BlockNode::Qcow2(_) => {
+                unreachable!("no server is used here")
+            }
         };
         let write = |offset| {
             let mut buffers = Buffers::new(0, &[4096]);

@@ -291,8 +291,8 @@ fn refusals_name_the_option_and_the_parameter() {
             2,
         ),
         (
-            plain("--blockdev", "qcow2,node-name=q,filename=a"),
-            "Parameter 'driver' does not accept value 'qcow2'",
+            plain("--blockdev", "vmdk,node-name=q,filename=a"),
+            "Parameter 'driver' does not accept value 'vmdk'",
             2,
         ),
         (

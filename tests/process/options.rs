@@ -67,7 +67,7 @@ fn invalid_options_are_refused() {
         &["--thread-pool-min", "65"],
         &["--no-such-option"],
         &["--fd", "3"],
-        &["--format", "qcow2"],
+        &["--format", "vmdk"],
         &["--aio", "native"],
         &["--request-merging", "perhaps"],
         &["--iothread-vq-mapping", "0:1"],

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -12,6 +13,7 @@ use testkit::daemon::{Daemon, Holdings};
 use testkit::frontend::{Frontend, Op, all_features};
 use testkit::metrics::scrape;
 use testkit::process::{SetAtEnd, wait_for};
+use testkit::skip::skipped;
 
 use crate::client::Client;
 use crate::daemon::start_with;
@@ -190,6 +192,102 @@ fn disks_are_added_inside_the_sandbox() {
         );
     }
     run(&mut client, "object-del", &json!({"id": "new"}));
+    assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn qcow2_disks_are_added_inside_the_sandbox() {
+    let (mut daemon, mut client) = daemon();
+    let dir = daemon.dir().to_owned();
+    let qemu_img = |args: &[&str]| {
+        let run = Command::new("qemu-img").args(args).current_dir(&dir).output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    fs::write(dir.join("raw"), vec![7; MIB]).expect("write an image");
+    if !qemu_img(&["convert", "-c", "-O", "qcow2", "raw", "base"]) {
+        return skipped("no qemu-img");
+    }
+    assert!(qemu_img(&[
+        "create", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"
+    ]));
+    for (number, name) in [(1, "base"), (2, "top")] {
+        let image = File::open(dir.join(name)).expect("open an image");
+        let add = json!({"execute": "add-fd", "arguments": {"fdset-id": number}});
+        ask_with(&mut client, &add, &[image.as_fd()]);
+    }
+    let file = |number: u8| json!({"driver": "file", "filename": format!("/dev/fdset/{number}")});
+    let mut node = |name: &str, number, more: &Value| {
+        let mut node = json!({"driver": "qcow2", "node-name": name, "file": file(number), "read-only": true});
+        merge(&mut node, more);
+        client.ask(&json!({"execute": "blockdev-add", "arguments": node}))
+    };
+    assert_eq!(node("base", 1, &json!({"backing": null})), json!({"return": {}}));
+    let refused = |answer: Value, words: &str| {
+        let desc = answer["error"]["desc"].as_str().unwrap_or_default().to_owned();
+        assert!(desc.contains(words), "{answer}");
+    };
+    refused(node("top", 2, &json!({})), "names the backing file 'base'");
+    refused(
+        node("top", 2, &json!({"follow-names": true})),
+        "the sandbox keeps this process",
+    );
+    refused(
+        node("top", 2, &json!({"read-only": false})),
+        "can only be read so far",
+    );
+    refused(node("top", 2, &json!({"active": false})), "cannot be inactive");
+    assert_eq!(node("top", 2, &json!({"backing": "base"})), json!({"return": {}}));
+    let listener = UnixListener::bind(dir.join("hot.sock")).expect("listen");
+    let getfd = json!({"execute": "getfd", "arguments": {"fdname": "hot"}});
+    ask_with(&mut client, &getfd, &[listener.as_fd()]);
+    let mut export = json!({
+        "type": "vhost-user-blk", "id": "hot", "node-name": "top", "addr": {"type": "fd", "str": "hot"}, "writable": true
+    });
+    refused(
+        client.ask(&json!({"execute": "block-export-add", "arguments": export})),
+        "read-only",
+    );
+    // The refused command has taken the socket.
+    let listener = listener.try_clone().expect("duplicate the socket");
+    ask_with(&mut client, &getfd, &[listener.as_fd()]);
+    export["writable"] = json!(false);
+    run(&mut client, "block-export-add", &export);
+    let mut frontend = Frontend::connect(&dir.join("hot.sock"), 1, 4, all_features()).expect("connect");
+    let done = frontend.queue(0).run(&Op::Read {
+        offset: 5000 / 512 * 512,
+        len: 8192,
+    });
+    assert!(done.ret == 0 && done.data == [7; 8192]);
+    for (command, arguments, words) in [
+        (
+            "blockdev-del",
+            json!({"node-name": "base"}),
+            "in use by node 'top'",
+        ),
+        (
+            "block_resize",
+            json!({"node-name": "base", "size": 2 * MIB}),
+            "read-only",
+        ),
+        (
+            "blockdev-reopen",
+            json!({"options": [{"driver": "qcow2", "node-name": "top", "file": "x"}]}),
+            "reopened",
+        ),
+    ] {
+        refused(
+            client.ask(&json!({"execute": command, "arguments": arguments})),
+            words,
+        );
+    }
+    drop(frontend);
+    let del = json!({"execute": "block-export-del", "arguments": {"id": "hot", "mode": "hard"}});
+    client.send(format!("{del}\n"));
+    assert_eq!(client.next()["event"], "BLOCK_EXPORT_DELETED");
+    assert_eq!(client.next(), json!({"return": {}}));
+    for name in ["top", "base"] {
+        run(&mut client, "blockdev-del", &json!({"node-name": name}));
+    }
     assert!(daemon.terminate().status.success());
 }
 

@@ -39,6 +39,7 @@ struct Words {
     access: &'static str,
     incoming: &'static str,
     raw: &'static str,
+    qcow2: &'static str,
 }
 
 const SHORT: Words = Words {
@@ -53,6 +54,7 @@ const SHORT: Words = Words {
     access: "leave --socket-mode and --socket-group out, they are for --socket-path",
     incoming: "use --incoming",
     raw: "add --format raw",
+    qcow2: "add --format qcow2 and --read-only to serve the disk inside",
 };
 
 const LONG: Words = Words {
@@ -67,6 +69,7 @@ const LONG: Words = Words {
     access: "leave addr.mode and addr.group out",
     incoming: "add active=off to the node and allow-inactive=on to the export",
     raw: "use driver=raw",
+    qcow2: "use driver=qcow2 and read-only=on to serve the disk inside",
 };
 
 impl Form {
@@ -156,6 +159,7 @@ fn is_wrong_option(error: &OperationError) -> bool {
         error,
         OperationError::Format { .. }
             | OperationError::Image(_)
+            | OperationError::Qcow2(_)
             | OperationError::Take(_)
             | OperationError::Engine(_)
             | OperationError::Server(_)
@@ -201,6 +205,12 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
         OperationError::NoActivation(_) => "name the socket to listen on, e.g. --socket-path disk.sock",
         OperationError::ActivationAccess => words.access,
         OperationError::Image(error) => return storage_advice(error, words),
+        OperationError::Format { format: "qcow2", .. } => {
+            return Some(format!(
+                "{}, or {} if it is a raw disk whose guest has written that",
+                words.qcow2, words.raw
+            ));
+        }
         OperationError::Format { path, .. } => {
             let (path, raw) = (path.display(), words.raw);
             return Some(format!(

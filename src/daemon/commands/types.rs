@@ -13,7 +13,7 @@ macro_rules! words {
 words! {
     OBJECT_TYPE = "ObjectType": "iothread" "throttle-group" "secret";
     SECRET_FORMAT = "QCryptoSecretFormat": "raw" "base64";
-    DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle" "nbd" "rbd";
+    DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle" "nbd" "rbd" "qcow2";
     DISCARD = "BlockdevDiscardOptions": "ignore" "unmap";
     DETECT_ZEROES = "BlockdevDetectZeroesOptions": "off" "on" "unmap";
     ON_OFF_AUTO = "OnOffAuto": "auto" "on" "off";
@@ -123,6 +123,21 @@ static NBD: Object = Object::new(
     ],
 );
 
+static QCOW2: Object = Object::new(
+    "BlockdevOptionsQcow2",
+    &[
+        required("file", Type::Alternate(&BLOCKDEV_REF)),
+        optional("backing", Type::Alternate(&BACKING_REF)),
+        optional("data-file", Type::Str),
+        optional("follow-names", Type::Bool),
+    ],
+);
+
+static BACKING_REF: Alternate = Alternate {
+    name: "x-BackingRef",
+    cases: &[Type::Str, Type::Null],
+};
+
 static NBD_SERVER: Object = Object::union(
     "x-NbdSocketAddress",
     &[required("type", Type::Enum(&ADDRESS_TYPE))],
@@ -178,6 +193,7 @@ pub(super) static BLOCKDEV: Object = Object::union(
         ("throttle", &THROTTLE),
         ("nbd", &NBD),
         ("rbd", &RBD),
+        ("qcow2", &QCOW2),
     ],
 );
 

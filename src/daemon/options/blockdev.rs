@@ -1,13 +1,11 @@
 //! `blockdev-add` and `--blockdev`.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::export::AddressType;
+use super::reference::{BackingRef, BlockdevRef, backing};
 use super::value::ValueError;
 use crate::engine::Choice;
 use crate::nbd::Server;
@@ -26,6 +24,7 @@ pub enum Driver {
     Throttle,
     Nbd,
     Rbd,
+    Qcow2,
 }
 
 impl Driver {
@@ -40,6 +39,7 @@ impl Driver {
             Self::Throttle => "throttle",
             Self::Nbd => "nbd",
             Self::Rbd => "rbd",
+            Self::Qcow2 => "qcow2",
         }
     }
 }
@@ -70,7 +70,7 @@ pub struct BlockdevOptions {
     /// Maximum number of requests in one submission to the kernel.
     pub aio_max_batch: Option<u64>,
 
-    // raw, throttle
+    // raw, throttle, qcow2
     pub file: Option<Box<BlockdevRef>>,
 
     // raw: the start of the disk in the node below; null: ignored
@@ -103,6 +103,14 @@ pub struct BlockdevOptions {
     pub conf: Option<PathBuf>,
     /// The name of the cluster's user, without `client.`.
     pub user: Option<String>,
+    // qcow2
+    /// The node of the backing file, or none, instead of the file that the image names.
+    #[serde(default, deserialize_with = "backing")]
+    pub backing: Option<BackingRef>,
+    /// The node of the external data file, instead of the file that the image names.
+    pub data_file: Option<String>,
+    /// Open the files that the image names, which may be any files.
+    pub follow_names: Option<bool>,
 
     /// Refuse images that look like another format. Only the short form of the command line sets this.
     #[serde(skip)]
@@ -142,6 +150,9 @@ impl BlockdevOptions {
             snapshot: None,
             conf: None,
             user: None,
+            backing: None,
+            data_file: None,
+            follow_names: None,
             probe: false,
         }
     }
@@ -169,7 +180,7 @@ impl BlockdevOptions {
     /// Returns these options and those of the nodes that are made with this one.
     pub fn all(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |options| match options.file.as_deref() {
-            Some(BlockdevRef::New(below)) => Some(below),
+            Some(BlockdevRef::New(below)) => Some(&**below),
             _ => None,
         })
     }
@@ -333,41 +344,6 @@ impl From<AioOption> for Choice {
     }
 }
 
-/// A reference to the node below: the name of an existing node, or the options of a new one.
-#[derive(Clone, Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "there are few, and they are mostly options"
-)]
-pub enum BlockdevRef {
-    /// The name of a node.
-    Name(String),
-    /// The options of a new node.
-    New(BlockdevOptions),
-}
-
-impl<'de> Deserialize<'de> for BlockdevRef {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NameOrOptions;
-        impl<'de> Visitor<'de> for NameOrOptions {
-            type Value = BlockdevRef;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a node or its options")
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<BlockdevRef, E> {
-                Ok(BlockdevRef::Name(name.to_owned()))
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(self, options: A) -> Result<BlockdevRef, A::Error> {
-                BlockdevOptions::deserialize(MapAccessDeserializer::new(options)).map(BlockdevRef::New)
-            }
-        }
-        deserializer.deserialize_any(NameOrOptions)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,12 +355,12 @@ mod tests {
             ..BlockdevOptions::new(Driver::File)
         };
         let middle = BlockdevOptions {
-            file: Some(Box::new(BlockdevRef::New(below))),
+            file: Some(Box::new(BlockdevRef::New(Box::new(below)))),
             discard: Some(Discard::Ignore),
             ..BlockdevOptions::new(Driver::Raw)
         };
         let mut top = BlockdevOptions {
-            file: Some(Box::new(BlockdevRef::New(middle))),
+            file: Some(Box::new(BlockdevRef::New(Box::new(middle)))),
             read_only: Some(true),
             force_share: Some(true),
             cache: Cache {
@@ -395,7 +371,7 @@ mod tests {
         };
         top.pass_down();
         let below = |options: &BlockdevOptions| match options.file.as_deref() {
-            Some(BlockdevRef::New(below)) => below.clone(),
+            Some(BlockdevRef::New(below)) => (**below).clone(),
             _ => panic!("{options:?}"),
         };
         let (middle, file) = (below(&top), below(&below(&top)));

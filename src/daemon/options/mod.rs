@@ -4,13 +4,13 @@
 mod blockdev;
 mod export;
 mod object;
+mod reference;
 mod value;
 
-pub use blockdev::{
-    AioOption, BlockdevOptions, BlockdevRef, Cache, DetectZeroes, Discard, Driver, NbdServer, OnOffAuto,
-};
+pub use blockdev::{AioOption, BlockdevOptions, Cache, DetectZeroes, Discard, Driver, NbdServer, OnOffAuto};
 pub use export::{Address, AddressType, ExportOptions, ExportType, IoThreadList, Mapping, NotifyOption};
 pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions};
+pub use reference::{BackingRef, BlockdevRef};
 pub(crate) use value::bytes;
 pub use value::{Origin, ValueError, read};
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::error::OperationError;
+use super::nodes::Opened;
 use super::{Done, Registry};
 use crate::daemon::disks::Disk;
 use crate::daemon::options::BlockdevOptions;
@@ -19,22 +20,25 @@ impl Registry {
             .and_then(|()| self.wanted_files([&options]));
         self.run_with(wanted, done, move |registry, given, done| {
             let (mut images, described) = (registry.nodes.images(given.files), options.clone());
+            // Files are opened in the meantime, and the nodes may be removed: they are checked again when a node is made.
+            let parts = match registry.nodes.parts(&options) {
+                Ok(parts) => parts,
+                Err(refusal) => return done(Err(refusal)),
+            };
             registry.run_aside(
-                move || images.open_leaf(&described),
-                move |registry, leaf| done(leaf.and_then(|leaf| registry.add_open(options, leaf))),
+                move || images.open_all(&described, parts),
+                move |registry, opened| {
+                    done(opened.and_then(|opened| registry.add_open(options, opened)));
+                },
             );
         });
     }
 
     /// Makes a node whose image is open.
-    fn add_open(
-        &mut self,
-        options: BlockdevOptions,
-        leaf: Option<std::sync::Arc<crate::engine::BlockNode>>,
-    ) -> Result<(), OperationError> {
-        let kept = leaf.clone();
-        let added = self.nodes.add(options, leaf, &self.objects);
-        if added.is_err() && kept.is_some() {
+    fn add_open(&mut self, options: BlockdevOptions, opened: Opened) -> Result<(), OperationError> {
+        let kept = opened.clone();
+        let added = self.nodes.add(options, opened, &self.objects);
+        if added.is_err() && kept.leaf.is_some() {
             self.drop_aside(kept);
         }
         added

@@ -11,7 +11,7 @@ use crate::ceph;
 use crate::connector;
 use crate::daemon::disks::AddError;
 use crate::daemon::options::ValueError;
-use crate::engine::{self, NbdOpenError};
+use crate::engine::{self, NbdOpenError, Qcow2OpenError};
 use crate::sandbox;
 use crate::storage::{self, LockError};
 use crate::throttle::LimitsError;
@@ -142,6 +142,27 @@ pub enum OperationError {
          (add-fd, getfd)"
     )]
     NoOpener,
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2OpenError),
+    #[error("qcow2 images can only be read so far: a qcow2 node needs read-only=on (--read-only)")]
+    WritableFormat,
+    #[error("a qcow2 node cannot be inactive so far")]
+    InactiveFormat,
+    #[error("a qcow2 image must be in a node with driver 'file' or 'host_device', not '{driver}'")]
+    FormatChild { driver: &'static str },
+    #[error(
+        "node '{name}' cannot be part of a qcow2 image: it is only a part of another node, or has limits"
+    )]
+    FormatPart { name: String },
+    #[error("node '{name}' cannot be part of a qcow2 image while it is inactive")]
+    InactivePart { name: String },
+    #[error("node '{name}' is part of a qcow2 image, which cannot be reopened so far")]
+    ReopenFormat { name: String },
+    #[error(
+        "the sandbox keeps this process from opening the files that an image names: make a node of each one (backing=NODE, \
+         data-file=NODE)"
+    )]
+    ConfinedNames,
     #[error("Node '{name}' is not owned by the monitor")]
     NotOwned { name: String },
     #[error("Inactive '{child}' can't be a file child of active '{name}'")]
@@ -185,7 +206,7 @@ pub enum OperationError {
     AddressType,
     #[error("iothread-vq-mapping: {0}")]
     Mapping(String),
-    #[error("{} looks like a {format} image, and images are served as they are, byte by byte", path.display())]
+    #[error("{} looks like a {format} image, and its format is not given: the guest would get the bytes of the image itself", path.display())]
     Format { path: PathBuf, format: &'static str },
     #[error(transparent)]
     Image(#[from] storage::Error),

@@ -16,7 +16,7 @@ use crate::blk::error_policy::ErrorPolicy;
 use crate::blk::request::ID_LEN;
 use crate::daemon::options::{ExportOptions, Mapping, NotifyOption, ValueError};
 use crate::daemon::roster::Roster;
-use crate::engine::{FaultRule, Faults, NodeControl};
+use crate::engine::{BlockNode, DiskView, FaultRule, Faults, NodeControl};
 use crate::iothread::IoThread;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::storage::Limits;
@@ -133,9 +133,26 @@ impl Planned {
             // Only a check: the lock is released at once, and taken for good when nothing can fail any more.
             view.node.lock(view.lock_mode(!params.limits.read_only))?;
         }
+        if view.activity.get() {
+            warn_of_header(view);
+        }
         announce_faults(&params);
         let server = socket.open()?;
         Ok(Prepared { node, server, params })
+    }
+}
+
+/// Logs a warning if a raw disk begins like a qcow2 image. It may be right: a guest can write such a header.
+fn warn_of_header(view: &DiskView) {
+    if let BlockNode::File(file) = &*view.node
+        && view.start == 0
+        && matches!(file.has_qcow2_header(), Ok(true))
+    {
+        tracing::warn!(
+            disk = file.path().display().to_string(),
+            "the disk has a qcow2 header and is served as raw data: the guest gets the bytes of the image itself; \
+             driver=qcow2 serves the disk inside"
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use crate::io::{IoOp, IoRequest, Requests};
 use crate::storage::{Nowait, RawFile};
 
 /// Maximum length in bytes of a request that the IOThread executes. Longer copies are better done by another CPU.
-const LONGEST: usize = 128 << 10;
+pub(in crate::engine) const LONGEST: usize = 128 << 10;
 
 /// Number of requests that are executed between two clock readings.
 const SLICE: u32 = 16;
@@ -81,7 +81,7 @@ impl Inline {
 ///
 /// After a run of misses, attempts pause for a number of requests that grows with the run, up to `PAUSE`.
 #[derive(Debug, Default)]
-pub(super) struct Misses {
+pub(in crate::engine) struct Misses {
     run: Cell<u32>,
     pause: Cell<u32>,
 }
@@ -91,13 +91,13 @@ const CHANCE: u32 = 4;
 const PAUSE: u32 = 64;
 
 impl Misses {
-    pub(super) fn is_worth_trying(&self) -> bool {
+    pub(in crate::engine) fn is_worth_trying(&self) -> bool {
         let pause = self.pause.get();
         self.pause.set(pause.saturating_sub(1));
         pause == 0
     }
 
-    pub(super) fn tell(&self, hit: bool) {
+    pub(in crate::engine) fn tell(&self, hit: bool) {
         if hit {
             self.run.set(0);
             return;

@@ -4,7 +4,7 @@
 pub(super) mod channel;
 mod execute;
 mod flights;
-mod inline;
+pub(super) mod inline;
 pub(super) mod kernel;
 pub(super) mod kernel_queue;
 pub(super) mod linux_aio;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Kind, Node, Nodes};
-use crate::daemon::options::Driver;
+use crate::daemon::options::{BackingRef, Driver};
 
 impl Nodes {
     /// Returns the name of a node's image.
@@ -21,6 +21,9 @@ impl Nodes {
             }
             (Kind::Leaf(leaf), Driver::Nbd | Driver::Rbd) => Some(leaf.path().display().to_string()),
             (Kind::Raw { child, .. }, _) if options.offset.is_none() && options.size.is_none() => {
+                Some(self.filename(child)).filter(|name| !name.starts_with(JSON))
+            }
+            (Kind::Format { child, .. }, _) if options.backing.is_none() && options.data_file.is_none() => {
                 Some(self.filename(child)).filter(|name| !name.starts_with(JSON))
             }
             _ => None,
@@ -54,6 +57,13 @@ impl Nodes {
         add("size", options.size.map(Value::from));
         add("throttle-group", options.throttle_group.clone().map(Value::from));
         let below = node.child().and_then(|child| self.nodes.get(child));
+        for (role, other) in node.others() {
+            let other = self.nodes.get(other);
+            add(role, other.map(|other| self.description(other).into()));
+        }
+        if options.backing == Some(BackingRef::None) {
+            add("backing", Some(Value::Null));
+        }
         add("file", below.map(|below| self.description(below).into()));
         all
     }

@@ -1,7 +1,9 @@
 //! Block nodes by name: files, devices and null disks, and the filters above them.
 
 mod activity;
+mod check;
 mod filename;
+mod format;
 mod lines;
 mod network;
 mod open;
@@ -17,15 +19,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::busy::Busy;
-use super::error::{OperationError, refuse, require};
+use super::error::{OperationError, require};
 use super::objects::Objects;
 use super::waiting::OpenedFile;
-use crate::daemon::options::{AioOption, BlockdevOptions, BlockdevRef, DetectZeroes, Driver, is_well_formed};
-use crate::engine::{self, BlockNode};
+use crate::daemon::options::{BlockdevOptions, BlockdevRef, Driver, is_well_formed};
+use crate::engine::BlockNode;
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::throttle::Group;
 
+use check::check;
 pub(super) use lines::Lines;
 pub(super) use open::Images;
 pub(super) use rbd::Clusters;
@@ -59,6 +62,21 @@ enum Kind {
     Raw { child: String, part: Part },
     /// Limits the I/O to the node below.
     Throttle { child: String, group: Arc<Group> },
+    /// A disk in an image format. `others` are its backing file and its data file, if they are nodes.
+    Format {
+        child: String,
+        others: Vec<(&'static str, String)>,
+        disk: Arc<BlockNode>,
+    },
+}
+
+/// The images that were opened for new nodes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Opened {
+    /// The file, the device or the server at the bottom.
+    pub(super) leaf: Option<Arc<BlockNode>>,
+    /// The disk in an image format.
+    pub(super) disk: Option<Arc<BlockNode>>,
 }
 
 /// A part of a node: all of it, unless `raw` has `offset` or `size`.
@@ -93,7 +111,27 @@ impl Node {
     pub fn child(&self) -> Option<&str> {
         match &self.kind {
             Kind::Leaf(_) => None,
-            Kind::Raw { child, .. } | Kind::Throttle { child, .. } => Some(child),
+            Kind::Raw { child, .. } | Kind::Throttle { child, .. } | Kind::Format { child, .. } => {
+                Some(child)
+            }
+        }
+    }
+
+    /// Returns the names of all nodes that this node uses.
+    fn below(&self) -> Vec<String> {
+        let others = self.others().iter().map(|(_, name)| name.as_str());
+        self.child()
+            .into_iter()
+            .chain(others)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Returns the names of the nodes besides the [`child`](Self::child) that this node uses, each with its role.
+    fn others(&self) -> &[(&'static str, String)] {
+        match &self.kind {
+            Kind::Format { others, .. } => others,
+            _ => &[],
         }
     }
 }
@@ -150,6 +188,7 @@ impl Nodes {
                 self.get(below)?;
                 self.busy.check(below)?;
             }
+            self.check_format(options)?;
         }
         Ok(())
     }
@@ -170,16 +209,16 @@ impl Nodes {
         }
     }
 
-    /// Makes a node and the nodes below that its options describe. `leaf` is their image.
+    /// Makes a node and the nodes below that its options describe, with the images that were opened for them.
     pub(super) fn add(
         &mut self,
         options: BlockdevOptions,
-        leaf: Option<Arc<BlockNode>>,
+        opened: Opened,
         objects: &Objects,
     ) -> Result<(), OperationError> {
         self.check_add(&options, objects)?;
         let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
-        self.add_as(name, options, false, leaf, objects)
+        self.add_as(name, options, false, opened, objects)
     }
 
     fn add_as(
@@ -187,7 +226,7 @@ impl Nodes {
         name: String,
         options: BlockdevOptions,
         owned: bool,
-        leaf: Option<Arc<BlockNode>>,
+        opened: Opened,
         objects: &Objects,
     ) -> Result<(), OperationError> {
         if self.nodes.contains_key(&name) {
@@ -197,16 +236,22 @@ impl Nodes {
         let active = options.active != Some(false);
         let kind = match options.driver {
             Driver::File | Driver::HostDevice | Driver::Nbd | Driver::Rbd => {
-                Kind::Leaf(leaf.expect("the image is open"))
+                Kind::Leaf(opened.leaf.expect("the image is open"))
             }
             Driver::NullCo | Driver::NullAio => Kind::Leaf(null(&options)),
+            Driver::Qcow2 => {
+                let disk = opened.disk.clone().expect("the image is open");
+                let child = self.child(&name, &options, opened, objects)?;
+                self.format(&name, &options, &child, disk)
+                    .inspect_err(|_| self.let_go(&child, &name, &mut Vec::new()))?
+            }
             Driver::Raw | Driver::Throttle => {
                 let group = match options.driver {
                     Driver::Raw => None,
                     _ => Some(require("throttle-group", options.throttle_group.as_deref())?),
                 };
                 let group = group.map(|id| objects.group(id)).transpose()?;
-                let child = self.child(&name, &options, leaf, objects)?;
+                let child = self.child(&name, &options, opened, objects)?;
                 self.filter(&name, &options, &child, group)
                     .inspect_err(|_| self.let_go(&child, &name, &mut Vec::new()))?
             }
@@ -258,18 +303,18 @@ impl Nodes {
         &mut self,
         parent: &str,
         options: &BlockdevOptions,
-        leaf: Option<Arc<BlockNode>>,
+        opened: Opened,
         objects: &Objects,
     ) -> Result<String, OperationError> {
         let name = match require("file", options.file.as_deref())? {
             BlockdevRef::Name(name) => name.clone(),
             BlockdevRef::New(child) => {
-                let child = child.clone();
+                let child = (**child).clone();
                 let name = child.node_name.clone().unwrap_or_else(|| {
                     self.anonymous += 1;
                     format!("#block{:03}", self.anonymous)
                 });
-                self.add_as(name.clone(), child, true, leaf, objects)?;
+                self.add_as(name.clone(), child, true, opened, objects)?;
                 name
             }
         };
@@ -328,8 +373,8 @@ impl Nodes {
             next = child.filter(|child| self.nodes.get(*child).is_some_and(|below| below.owned));
         }
         let mut removed: Vec<Node> = self.nodes.remove(name).into_iter().collect();
-        if let Some(child) = removed.first().and_then(Node::child).map(str::to_owned) {
-            self.let_go(&child, name, &mut removed);
+        for below in removed.first().map(Node::below).unwrap_or_default() {
+            self.let_go(&below, name, &mut removed);
         }
         Ok(removed)
     }
@@ -345,8 +390,8 @@ impl Nodes {
             && below.parents.is_empty()
             && let Some(gone) = self.nodes.remove(child)
         {
-            if let Some(next) = gone.child() {
-                self.let_go(next, child, removed);
+            for next in gone.below() {
+                self.let_go(&next, child, removed);
             }
             removed.push(gone);
         }
@@ -363,55 +408,6 @@ fn no_node(name: &str) -> OperationError {
     OperationError::NoNode {
         name: name.to_owned(),
     }
-}
-
-/// Refuses options that do not fit the driver, and options that are not supported.
-fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
-    use Driver::{File, HostDevice, Nbd, NullAio, NullCo, Raw, Rbd, Throttle};
-    let driver = options.driver;
-    let file = matches!(driver, File | HostDevice);
-    let null = matches!(driver, NullCo | NullAio);
-    refuse(&[
-        ("filename", !file && options.filename.is_some()),
-        ("locking", !file && options.locking.is_some()),
-        ("aio", !file && options.aio.is_some()),
-        ("aio-max-batch", !file && options.aio_max_batch.is_some()),
-        (
-            "file",
-            !matches!(driver, Raw | Throttle) && options.file.is_some(),
-        ),
-        ("offset", driver != Raw && options.offset.is_some()),
-        ("size", driver != Raw && !null && options.size.is_some()),
-        ("latency-ns", !null && options.latency_ns.is_some()),
-        ("read-zeroes", !null && options.read_zeroes.is_some()),
-        (
-            "throttle-group",
-            driver != Throttle && options.throttle_group.is_some(),
-        ),
-        ("server", driver != Nbd && options.server.is_some()),
-        ("export", driver != Nbd && options.export.is_some()),
-        (
-            "reconnect-delay",
-            driver != Nbd && options.reconnect_delay.is_some(),
-        ),
-        ("open-timeout", driver != Nbd && options.open_timeout.is_some()),
-        ("pool", driver != Rbd && options.pool.is_some()),
-        ("namespace", driver != Rbd && options.namespace.is_some()),
-        ("image", driver != Rbd && options.image.is_some()),
-        ("snapshot", driver != Rbd && options.snapshot.is_some()),
-        ("conf", driver != Rbd && options.conf.is_some()),
-        ("user", driver != Rbd && options.user.is_some()),
-    ])?;
-    if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
-        return Err(engine::Error::NativeBuffered.into());
-    }
-    if options.shares_writing() && !options.is_read_only() {
-        return Err(OperationError::ForceShare);
-    }
-    if options.detect_zeroes == DetectZeroes::Unmap && !options.unmaps() {
-        return Err(OperationError::DetectWithoutDiscard);
-    }
-    Ok(())
 }
 
 fn null(options: &BlockdevOptions) -> Arc<BlockNode> {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::super::error::OperationError;
 use super::super::objects::Objects;
-use super::{Kind, Node, Nodes, Resolved, check};
+use super::check::check;
+use super::{Kind, Node, Nodes, Opened, Resolved};
 use crate::daemon::options::{BlockdevOptions, Driver};
 use crate::engine::BlockNode;
 
@@ -37,8 +38,15 @@ impl Nodes {
         }
         for options in options.all() {
             check(options)?;
+            if options.driver == Driver::Qcow2 {
+                return Err(OperationError::ReopenFormat { name });
+            }
             if let Some(name) = &options.node_name {
                 self.busy.check(name)?;
+                if self.is_in_format(name) {
+                    let name = name.clone();
+                    return Err(OperationError::ReopenFormat { name });
+                }
                 if let Some(old) = self.nodes.get(name) {
                     check_fixed(&old.options, options)?;
                 }
@@ -138,11 +146,12 @@ impl Nodes {
         let name = options.node_name.clone().ok_or(OperationError::NoNodeName)?;
         let old = self.nodes.remove(&name);
         let old = old.ok_or_else(|| OperationError::NotFound { name: name.clone() })?;
-        if let Some(child) = old.child() {
-            self.let_go(child, &name, &mut Vec::new());
+        for below in old.below() {
+            self.let_go(&below, &name, &mut Vec::new());
         }
         // Removed from the map meanwhile, so that a node cannot become its own child.
-        self.add_as(name.clone(), options, old.owned, leaf, objects)?;
+        let opened = Opened { leaf, disk: None };
+        self.add_as(name.clone(), options, old.owned, opened, objects)?;
         if self.is_below(&name, &old.parents) {
             return Err(OperationError::Circle { name });
         }

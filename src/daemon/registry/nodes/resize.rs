@@ -36,6 +36,7 @@ impl Nodes {
             return false;
         };
         match &node.kind {
+            Kind::Format { .. } => true,
             Kind::Raw { part, .. } if part.offset > 0 || part.size.is_some() => true,
             _ => node.parents.iter().any(|parent| self.needs_size(parent)),
         }

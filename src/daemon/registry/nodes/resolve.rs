@@ -40,9 +40,23 @@ impl Nodes {
                 is_fixed: false,
             },
             Kind::Raw { child, .. } | Kind::Throttle { child, .. } => self.resolve(child)?,
+            Kind::Format { child, disk, .. } => {
+                let below = self.resolve(child)?;
+                Resolved {
+                    view: DiskView {
+                        activity: below.view.activity,
+                        force_share: below.view.force_share,
+                        ..DiskView::whole(Arc::clone(disk))
+                    },
+                    read_only: disk.limits().read_only,
+                    group: None,
+                    is_fixed: false,
+                    ..below
+                }
+            }
         };
         match &node.kind {
-            Kind::Leaf(_) => {}
+            Kind::Leaf(_) | Kind::Format { .. } => {}
             Kind::Raw { part, .. } => resolved.narrow(part),
             Kind::Throttle { group, .. } => {
                 if resolved.group.replace(Arc::clone(group)).is_some() {

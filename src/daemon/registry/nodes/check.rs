@@ -1,0 +1,57 @@
+//! Which options fit which driver.
+
+use super::super::error::{OperationError, refuse};
+use crate::daemon::options::{AioOption, BlockdevOptions, DetectZeroes, Driver};
+use crate::engine;
+
+/// Refuses options that do not fit the driver, and options that are not supported.
+pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
+    use Driver::{File, HostDevice, Nbd, NullAio, NullCo, Qcow2, Raw, Rbd, Throttle};
+    let driver = options.driver;
+    let file = matches!(driver, File | HostDevice);
+    let null = matches!(driver, NullCo | NullAio);
+    refuse(&[
+        ("filename", !file && options.filename.is_some()),
+        ("locking", !file && options.locking.is_some()),
+        ("aio", !file && options.aio.is_some()),
+        ("aio-max-batch", !file && options.aio_max_batch.is_some()),
+        (
+            "file",
+            !matches!(driver, Raw | Throttle | Qcow2) && options.file.is_some(),
+        ),
+        ("offset", driver != Raw && options.offset.is_some()),
+        ("size", driver != Raw && !null && options.size.is_some()),
+        ("latency-ns", !null && options.latency_ns.is_some()),
+        ("read-zeroes", !null && options.read_zeroes.is_some()),
+        (
+            "throttle-group",
+            driver != Throttle && options.throttle_group.is_some(),
+        ),
+        ("server", driver != Nbd && options.server.is_some()),
+        ("export", driver != Nbd && options.export.is_some()),
+        (
+            "reconnect-delay",
+            driver != Nbd && options.reconnect_delay.is_some(),
+        ),
+        ("open-timeout", driver != Nbd && options.open_timeout.is_some()),
+        ("pool", driver != Rbd && options.pool.is_some()),
+        ("namespace", driver != Rbd && options.namespace.is_some()),
+        ("image", driver != Rbd && options.image.is_some()),
+        ("snapshot", driver != Rbd && options.snapshot.is_some()),
+        ("conf", driver != Rbd && options.conf.is_some()),
+        ("user", driver != Rbd && options.user.is_some()),
+        ("backing", driver != Qcow2 && options.backing.is_some()),
+        ("data-file", driver != Qcow2 && options.data_file.is_some()),
+        ("follow-names", driver != Qcow2 && options.follow_names.is_some()),
+    ])?;
+    if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
+        return Err(engine::Error::NativeBuffered.into());
+    }
+    if options.shares_writing() && !options.is_read_only() {
+        return Err(OperationError::ForceShare);
+    }
+    if options.detect_zeroes == DetectZeroes::Unmap && !options.unmaps() {
+        return Err(OperationError::DetectWithoutDiscard);
+    }
+    Ok(())
+}

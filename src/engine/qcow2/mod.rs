@@ -1,0 +1,19 @@
+//! Disks in qcow2 images. They are only read so far.
+//!
+//! A [`Qcow2Disk`] has the files of an image, and leads to its backing files. [`Tables`](tables::Tables) are what is in
+//! memory of one image: the header, the L1 table, a cache of slices of L2 tables and a few decompressed clusters. The
+//! IOThread executes reads whose tables and data are in memory; workers do the rest with blocking calls.
+
+mod backing;
+mod channel;
+mod disk;
+mod error;
+mod execute;
+mod open;
+mod read;
+mod tables;
+
+pub(super) use channel::Qcow2Channel;
+pub use disk::Qcow2Disk;
+pub use error::OpenError;
+pub use open::{BackingOption, Qcow2Options};

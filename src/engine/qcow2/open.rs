@@ -1,0 +1,212 @@
+//! Opens images, with their backing files and data files. Any thread; the file system may take its time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::backing::Backing;
+use super::disk::Qcow2Disk;
+use super::error::OpenError;
+use super::tables::Tables;
+use crate::engine::node::BlockNode;
+use crate::qcow2::{BackingFormat, Header, HeaderError};
+use crate::storage::{OpenOptions, RawFile};
+
+/// Maximum number of images below each other. Reads go through them by recursion.
+const DEPTH_MAX: usize = 64;
+
+/// What the data comes from that an image does not have.
+#[derive(Clone, Debug, Default)]
+pub enum BackingOption {
+    /// From the backing file that the header names.
+    #[default]
+    Header,
+    /// From nowhere: it reads as zeroes.
+    None,
+    /// From a node.
+    Node(Arc<BlockNode>),
+}
+
+/// How an image is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Qcow2Options {
+    /// The backing file.
+    pub backing: BackingOption,
+    /// The node of the external data file, instead of the one that the header names.
+    pub data_file: Option<Arc<BlockNode>>,
+    /// Open files that the image names. Only for images that are trusted: the names may be those of any files.
+    pub follow_names: bool,
+    /// The options for files that the image names. Their path is not used.
+    pub files: OpenOptions,
+}
+
+impl Qcow2Disk {
+    /// Opens the image in `file` for reading.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(file: &Arc<BlockNode>, options: &Qcow2Options) -> Result<Self, OpenError> {
+        open(&file_of(file)?, options, &[])
+    }
+}
+
+/// Opens an image that is below the images in `above`.
+fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Result<Qcow2Disk, OpenError> {
+    let path = || file.path().to_owned();
+    if above.iter().any(|other| other.is_same_image(file)) {
+        return Err(OpenError::Loop { path: path() });
+    }
+    if above.len() >= DEPTH_MAX {
+        return Err(too_deep(above[0].path()));
+    }
+    let tables = Tables::read(file)?;
+    let data_file = data_file(file, &tables.header, options)?;
+    let above: Vec<&RawFile> = above.iter().copied().chain([&**file]).collect();
+    let backing = match &options.backing {
+        BackingOption::None => Backing::None,
+        BackingOption::Node(node) => backing_node(node)?,
+        BackingOption::Header => backing_file(file, &tables.header, options, &above)?,
+    };
+    if above.len() + backing.depth() > DEPTH_MAX {
+        return Err(too_deep(file.path()));
+    }
+    let below = backing.files();
+    let others = below.iter().map(|file| &***file).chain(data_file.as_deref());
+    if others.clone().any(|other| other.is_same_image(file)) {
+        return Err(OpenError::Loop { path: path() });
+    }
+    Ok(Qcow2Disk::new(Arc::clone(file), data_file, backing, tables))
+}
+
+fn too_deep(path: &Path) -> OpenError {
+    OpenError::Depth {
+        path: path.to_owned(),
+        max: DEPTH_MAX - 1,
+    }
+}
+
+/// Returns the file of a node that has one.
+fn file_of(node: &BlockNode) -> Result<Arc<RawFile>, OpenError> {
+    match node {
+        BlockNode::File(file) => Ok(Arc::clone(file)),
+        other => Err(OpenError::NoFile {
+            path: other.path().to_owned(),
+        }),
+    }
+}
+
+fn backing_node(node: &Arc<BlockNode>) -> Result<Backing, OpenError> {
+    match &**node {
+        BlockNode::Qcow2(disk) => Ok(Backing::Qcow2(Arc::clone(disk))),
+        node => file_of(node).map(Backing::Raw),
+    }
+}
+
+fn data_file(
+    image: &RawFile,
+    header: &Header,
+    options: &Qcow2Options,
+) -> Result<Option<Arc<RawFile>>, OpenError> {
+    let path = || image.path().to_owned();
+    match (header.external_data, &options.data_file) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(OpenError::NoDataFile { path: path() }),
+        (true, Some(node)) => file_of(node).map(Some),
+        (true, None) => {
+            let name = header.extensions.data_file.clone();
+            let name = name.ok_or_else(|| OpenError::Header {
+                path: path(),
+                source: HeaderError::NoDataFile,
+            })?;
+            if !options.follow_names {
+                return Err(OpenError::DataFile { path: path(), name });
+            }
+            named_file(image, &name, options).map(Some)
+        }
+    }
+}
+
+/// Opens the backing file that the header names.
+fn backing_file(
+    image: &RawFile,
+    header: &Header,
+    options: &Qcow2Options,
+    above: &[&RawFile],
+) -> Result<Backing, OpenError> {
+    let path = || image.path().to_owned();
+    let Some(name) = header.backing_file.clone() else {
+        return Ok(Backing::None);
+    };
+    if !options.follow_names {
+        return Err(OpenError::Backing { path: path(), name });
+    }
+    match &header.extensions.backing_format {
+        None => Err(OpenError::NoFormat { path: path(), name }),
+        Some(BackingFormat::Other(format)) => Err(OpenError::Format {
+            path: path(),
+            name,
+            format: format.clone(),
+        }),
+        Some(BackingFormat::Raw) => named_file(image, &name, options).map(Backing::Raw),
+        Some(BackingFormat::Qcow2) => {
+            let file = named_file(image, &name, options)?;
+            let below = Qcow2Options {
+                backing: BackingOption::Header,
+                data_file: None,
+                ..options.clone()
+            };
+            Ok(Backing::Qcow2(Arc::new(open(&file, &below, above)?)))
+        }
+    }
+}
+
+/// Opens a file that an image names, for reading.
+fn named_file(image: &RawFile, name: &str, options: &Qcow2Options) -> Result<Arc<RawFile>, OpenError> {
+    let path = path_of(image.path(), name).ok_or_else(|| OpenError::Protocol {
+        path: image.path().to_owned(),
+        name: name.to_owned(),
+    })?;
+    let options = OpenOptions {
+        path,
+        read_only: true,
+        any_size: true,
+        ..options.files.clone()
+    };
+    Ok(Arc::new(RawFile::open(&options)?))
+}
+
+/// Returns the path that `name` in the image at `image` means. A relative path begins in the directory of the image.
+/// `None`: it is not a path, but begins with a protocol.
+fn path_of(image: &Path, name: &str) -> Option<PathBuf> {
+    let name = name.strip_prefix("file:").unwrap_or(name);
+    let before_slash = name.split('/').next().unwrap_or_default();
+    if name.is_empty() || before_slash.contains(':') {
+        return None;
+    }
+    let directory = image.parent().unwrap_or(Path::new(""));
+    Some(directory.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_names_begin_where_the_image_is() {
+        let path = |name| path_of(Path::new("dir/top.qcow2"), name);
+        assert_eq!(path("base"), Some("dir/base".into()));
+        assert_eq!(path("../base"), Some("dir/../base".into()));
+        assert_eq!(path("/base"), Some("/base".into()));
+        assert_eq!(path("file:base"), Some("dir/base".into()));
+        assert_eq!(path("./a:b"), Some("dir/./a:b".into()));
+        for name in [
+            "nbd://host/export",
+            "json:{}",
+            "rbd:pool/image",
+            "file:nbd:x",
+            "",
+            "file:",
+        ] {
+            assert_eq!(path(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Reads: from a guest offset to the files, through all backing files. Any thread.
+
+use std::io;
+
+use super::backing::Backing;
+use super::disk::Qcow2Disk;
+use crate::io::IoVecs;
+use crate::qcow2::Place;
+
+/// Size of the pieces of a salvage in bytes.
+const SALVAGE_PIECE: usize = 4096;
+
+impl Qcow2Disk {
+    /// Fills `iov` from a guest offset on.
+    ///
+    /// # Errors
+    /// The range is not on the disk, the image is corrupt, or a file cannot be read.
+    pub fn read(&self, iov: &IoVecs, guest: u64) -> io::Result<()> {
+        let len = iov.len() as u64;
+        if guest.checked_add(len).is_none_or(|end| end > self.size()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the range ends past the end of the disk",
+            ));
+        }
+        self.read_part(iov, 0, iov.len(), guest)?;
+        lost(iov)
+    }
+
+    /// Fills `iov` from a guest offset on, with zeroes in place of the data that cannot be read.
+    ///
+    /// # Errors
+    /// EFAULT: the memory of `iov` is lost.
+    pub(super) fn salvage(&self, iov: &IoVecs, guest: u64) -> io::Result<()> {
+        for at in (0..iov.len()).step_by(SALVAGE_PIECE) {
+            let len = SALVAGE_PIECE.min(iov.len() - at);
+            if self
+                .read_part(iov, at, len, guest.saturating_add(at as u64))
+                .is_err()
+            {
+                iov.zero_at(at, len);
+            }
+        }
+        lost(iov)
+    }
+
+    /// Fills `len` bytes of `iov` from byte `at` on, with the data from a guest offset on. What is past the end of the
+    /// disk is zero.
+    pub(super) fn read_part(&self, iov: &IoVecs, at: usize, len: usize, guest: u64) -> io::Result<()> {
+        let tables = self.tables();
+        let mut done = 0;
+        while done < len {
+            let (at, guest, left) = (at + done, guest + done as u64, len - done);
+            let on_disk = tables.header.size.saturating_sub(guest).min(left as u64);
+            if on_disk == 0 {
+                iov.zero_at(at, left);
+                break;
+            }
+            let extent = tables.find(&self.file, guest, on_disk)?;
+            let len = usize::try_from(extent.len).expect("at most the length of the request");
+            match extent.place {
+                Place::Data(offset) => self.data().read_part(iov, at, len, offset)?,
+                Place::Zero => iov.zero_at(at, len),
+                Place::Backing => self.backing.read(iov, at, len, guest)?,
+                Place::Compressed(compressed, within) => {
+                    let cluster = tables.decompressed(&self.file, compressed)?;
+                    let within = usize::try_from(within).expect("within a cluster");
+                    iov.write_at(at, &cluster[within..within + len]);
+                }
+            }
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Like [`read`](Self::read), but never waits. Returns false if it would have to wait, if the data is in several
+    /// places, or after an error.
+    pub fn try_read(&self, iov: &IoVecs, guest: u64) -> bool {
+        let len = iov.len() as u64;
+        let mut disk = self;
+        loop {
+            let tables = disk.tables();
+            if guest.checked_add(len).is_none_or(|end| end > tables.header.size) {
+                return false;
+            }
+            let found = tables.find_cached(guest, len);
+            let Some(extent) = found.filter(|extent| extent.len == len) else {
+                return false;
+            };
+            match (extent.place, &disk.backing) {
+                (Place::Data(offset), _) => return disk.data().try_readv(iov, offset),
+                (Place::Zero, _) | (Place::Backing, Backing::None) => {
+                    iov.write_zeroes();
+                    return !iov.has_lost();
+                }
+                (Place::Backing, Backing::Raw(file)) => return file.try_readv(iov, guest),
+                (Place::Backing, Backing::Qcow2(below)) => disk = below,
+                (Place::Compressed(..), _) => return false,
+            }
+        }
+    }
+}
+
+/// Fails if memory was lost while we wrote to it.
+fn lost(iov: &IoVecs) -> io::Result<()> {
+    match iov.has_lost() {
+        false => Ok(()),
+        true => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
+}

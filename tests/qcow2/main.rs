@@ -1,0 +1,7 @@
+//! Disks in qcow2 images, compared with what qemu-img and QEMU make of the same images.
+
+mod chains;
+mod locks;
+mod matrix;
+mod refusals;
+mod support;
