@@ -81,12 +81,11 @@ pub fn nbdkit_on(dir: &Path, socket: &str, options: &[&str]) -> Process {
         .args(["-f", "-U"])
         .arg(&socket)
         .args(options)
-        // Where the plugins keep their files: a killed server does not remove them.
-        .env("TMPDIR", dir)
         .stderr(Stdio::null());
     let (server, ()) = Process::start("nbdkit", &mut command, |_| ());
     wait_for("nbdkit", || UnixStream::connect(&socket).ok());
-    server
+    // Its plugins keep files in /tmp.
+    server.asked_first()
 }
 
 /// Starts qemu-nbd with a TCP socket that this test has opened. Returns the port.

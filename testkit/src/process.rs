@@ -38,10 +38,14 @@ pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The time that a child has to end by itself when it is asked to.
+const LEAVE: Duration = Duration::from_secs(5);
+
 /// A child process. It is killed and reaped on drop, also when a test panics.
 pub struct Process {
     child: Child,
     name: &'static str,
+    asked_first: bool,
 }
 
 impl Process {
@@ -54,7 +58,19 @@ impl Process {
         die_with_parent(command);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let pipes = pipes(&mut child);
-        (Self { child, name }, pipes)
+        let process = Self {
+            child,
+            name,
+            asked_first: false,
+        };
+        (process, pipes)
+    }
+
+    /// Makes the drop ask the child to end before it is killed, so that it removes its files.
+    #[must_use]
+    pub fn asked_first(mut self) -> Self {
+        self.asked_first = true;
+        self
     }
 
     pub fn pid(&self) -> u32 {
@@ -108,6 +124,13 @@ pub fn run_alone(test: &str) {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.asked_first && matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(libc::SIGTERM);
+            let end = Instant::now() + LEAVE;
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
         // Both calls fail only if the child has exited already, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
