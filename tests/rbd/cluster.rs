@@ -228,7 +228,12 @@ fn start_servers(dir: &Path, port: u16) -> [Process; 2] {
     );
     let start = |name: &'static str, id: &str| {
         let mut command = Command::new(name);
-        command.current_dir(dir).args(["-c", "ceph.conf", "-i", id, "-f"]);
+        // Debian 13's OSD looks for its classes in a relative directory.
+        command
+            .current_dir("/")
+            .arg("-c")
+            .arg(dir.join("ceph.conf"))
+            .args(["-i", id, "-f"]);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
