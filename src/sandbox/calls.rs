@@ -120,6 +120,7 @@ mod constant {
     pub(super) const IORING_REGISTER_FILES: u32 = 2;
     pub(super) const IORING_REGISTER_RESTRICTIONS: u32 = 11;
     pub(super) const IORING_REGISTER_FILES_UPDATE: u32 = 6;
+    pub(super) const PR_GET_NAME: i32 = 16;
     pub(super) const PR_SET_NAME: i32 = 15;
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
 }
@@ -213,7 +214,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_set_robust_list,
         SYS_rseq,
         SYS_sched_getaffinity,
-        SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
+        SYS_prctl if among!(0: constant [PR_GET_NAME, PR_SET_NAME, PR_SET_VMA]),
     ]
     DISK => [
         SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),
