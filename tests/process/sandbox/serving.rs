@@ -8,7 +8,7 @@ use super::socket::is_root;
 use testkit::daemon::{Daemon, IMAGE, SOCKET};
 use testkit::frontend::{Done, Frontend, Op, Queue, all_features};
 use testkit::loop_device::LoopDevice;
-use testkit::process::threads;
+use testkit::process::{threads, wait_for};
 use testkit::target::image;
 use testkit::vm::Vm;
 
@@ -18,7 +18,11 @@ const MIB: usize = 1 << 20;
 ///
 /// `steady`: the pool has workers from the start, which do not inherit an IOThread's filter.
 fn assert_confined(daemon: &Daemon, steady: bool) {
-    let threads = threads(daemon.pid());
+    // A worker that an IOThread has just created gets its own filter a moment later.
+    let threads = wait_for("the filters of each thread", || {
+        Some(threads(daemon.pid()))
+            .filter(|threads| threads.iter().all(|thread| has_its_filters(thread, steady)))
+    });
     assert!(threads.len() >= 3, "{threads:#?}");
     for thread in threads {
         let name = &thread["Name"];
@@ -30,16 +34,19 @@ fn assert_confined(daemon: &Daemon, steady: bool) {
         for set in &sets[..if is_root() { 5 } else { 4 }] {
             assert_eq!(thread[*set], "0000000000000000", "{set} of {name}");
         }
-        // Two filters refuse and one allows. A system call with conditions runs all of them, so there should be no
-        // more.
-        let filters: usize = thread["Seccomp_filters"].parse().expect("a number");
-        let created_inside = name.starts_with("worker") && !(steady && filters == 3);
-        assert_eq!(filters, if created_inside { 4 } else { 3 }, "filters of {name}");
     }
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).expect("limits");
     let core = limits.lines().find(|line| line.starts_with("Max core file size"));
     let core: Vec<_> = core.expect("a limit").split_whitespace().collect();
     assert_eq!(core[4..6], ["0", "0"], "core files");
+}
+
+/// Two filters refuse and one allows. A system call with conditions runs all of them, so there should be no more, but a
+/// worker has those of its creator.
+fn has_its_filters(thread: &BTreeMap<String, String>, steady: bool) -> bool {
+    let filters = thread["Seccomp_filters"].as_str();
+    let created_inside = thread["Name"].starts_with("worker") && !(steady && filters == "3");
+    filters == if created_inside { "4" } else { "3" }
 }
 
 /// Bytes of each request.
