@@ -84,7 +84,7 @@ pub trait Completion: Send + 'static {
     fn complete(self: Box<Self>, result: i64);
 }
 
-/// What librbd keeps of an operation.
+/// The state of an operation that librbd executes.
 struct Call<C> {
     api: &'static Api,
     /// The image stays open until the operation is over.

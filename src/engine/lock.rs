@@ -6,9 +6,9 @@ use crate::storage::ImageLock;
 /// A lock, held until this is dropped.
 #[derive(Debug)]
 pub enum NodeLock {
-    /// Of a file or a block device.
+    /// The lock of a file or a block device.
     File(ImageLock),
-    /// Of an image in a Ceph cluster.
+    /// The lock of an image in a Ceph cluster.
     Rbd(RbdLock),
 }
 

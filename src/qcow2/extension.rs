@@ -22,7 +22,7 @@ pub enum BackingFormat {
     Other(String),
 }
 
-/// What the header extensions of an image say. Unknown extensions are ignored, as the specification asks.
+/// The contents of an image's header extensions. Unknown extensions are ignored, as the specification asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     /// The format of the backing file.

@@ -144,9 +144,9 @@ impl<W> Shares<W> {
 
     /// Returns whether a worker may run a job of this share, in a pool of at most `max` workers.
     ///
-    /// The only share may occupy all workers, unless its jobs keep CPUs busy. Among several, each may always have one worker. It may have more as long
-    /// as there are free workers in proportion. So the shares whose jobs block leave some workers to the others, the
-    /// fewer of them there are, the more. Shares whose jobs do not block hardly notice.
+    /// The only share may occupy all workers, unless its jobs keep CPUs busy. Among several, each may always have one
+    /// worker. It may have more as long as there are free workers in proportion. So the shares whose jobs block leave
+    /// some workers to the others, the fewer of them there are, the more. Shares whose jobs do not block hardly notice.
     fn may_run(&self, id: ShareId, max: usize) -> bool {
         let Share { running, most, .. } = *self.share(id);
         let fair = self.added <= 1 || running < GREED * max.saturating_sub(self.busy);

@@ -1,4 +1,4 @@
-//! What is below an image: another image, a raw file, or nothing. Any thread.
+//! The layer below an image: another image, a raw file, or nothing. Any thread.
 
 use std::io;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use crate::storage::{OpenOptions, RawFile};
 /// Maximum number of images below each other. Reads go through them by recursion.
 const DEPTH_MAX: usize = 64;
 
-/// What the data comes from that an image does not have.
+/// The source of the data that an image does not have.
 #[derive(Clone, Debug, Default)]
 pub enum BackingOption {
     /// From the backing file that the header names.

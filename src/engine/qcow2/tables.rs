@@ -1,4 +1,4 @@
-//! What is in memory of one image. Any thread.
+//! The tables of one image that are in memory. Any thread.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

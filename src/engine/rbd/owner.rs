@@ -1,4 +1,4 @@
-//! Who holds the lock of an image: a note in the image's metadata, so that a successor need not wait until the cluster
+//! The holder of an image's lock: a note in the image's metadata, so that a successor need not wait until the cluster
 //! thinks a killed process dead.
 
 use std::fs;
