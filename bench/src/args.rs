@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::contention::Contention;
+use crate::shape::Shape;
 use crate::units;
 
 /// Compares vhost-user block backends side by side: throughput, latency, notifications, CPU.
@@ -102,6 +104,10 @@ pub(crate) struct Args {
     /// on the used rings
     #[arg(long, value_enum, default_value_t = Wait::Sleep)]
     pub(crate) wait: Wait,
+
+    /// Competition for the CPUs; several kinds are separated by commas [default: from the preset]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) contention: Vec<Contention>,
 
     /// Do not negotiate EVENT_IDX
     #[arg(long)]
@@ -286,6 +292,9 @@ pub(crate) enum Preset {
     Engines,
     /// ours and qsd as clients of a qemu-nbd of their own, at 1x1, 1x64, 8x64 in tmpfs
     Nbd,
+    /// ours with and without polling, and qsd, at 1x1, 1x64, 8x64 with each kind of contention; null, tmpfs, page cache
+    /// and O_DIRECT
+    Contended,
     /// 1 to 16 queues, iodepth 1 to 256, 1 to 64 disks: the cost of an I/O should not grow with them
     Scaling,
 }
@@ -334,67 +343,4 @@ impl Pattern {
 pub(crate) enum Wait {
     Sleep,
     Spin,
-}
-
-/// Number of disks, of queues per disk, and of requests in flight per queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Shape {
-    pub(crate) queues: u16,
-    pub(crate) iodepth: u16,
-    pub(crate) disks: u16,
-}
-
-impl Shape {
-    pub(crate) const fn new(queues: u16, iodepth: u16, disks: u16) -> Self {
-        Self {
-            queues,
-            iodepth,
-            disks,
-        }
-    }
-
-    /// Number of queues, over all disks.
-    pub(crate) fn lanes(self) -> usize {
-        usize::from(self.queues) * usize::from(self.disks)
-    }
-
-    /// Number of requests in flight, over all queues.
-    pub(crate) fn in_flight(self) -> usize {
-        self.lanes() * usize::from(self.iodepth)
-    }
-}
-
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.queues, self.iodepth)?;
-        if self.disks > 1 {
-            write!(f, "x{}", self.disks)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::str::FromStr for Shape {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers: Result<Vec<u16>, _> = text.split('x').map(str::parse).collect();
-        let shape = match numbers.as_deref() {
-            Ok(&[queues, iodepth]) => Self::new(queues, iodepth, 1),
-            Ok(&[queues, iodepth, disks]) => Self::new(queues, iodepth, disks),
-            _ => {
-                return Err(format!(
-                    "{text:?} is not QUEUESxIODEPTH, e.g. 8x64, or QUEUESxIODEPTHxDISKS"
-                ));
-            }
-        };
-        // A request takes three descriptors (there are no indirect tables), and a ring has at most 1024.
-        let ranges = [(shape.queues, 256), (shape.iodepth, 341), (shape.disks, 256)];
-        if ranges.iter().any(|&(value, most)| value < 1 || value > most) {
-            return Err(format!(
-                "{text} is out of range: 1 to 256 queues, iodepth 1 to 341, 1 to 256 disks"
-            ));
-        }
-        Ok(shape)
-    }
 }

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use anyhow::{Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::contention::Contention;
 use crate::report::read_json;
 use crate::stats::{Bounds, Interval, unpaired_ratio};
 use crate::units::short;
@@ -13,8 +15,11 @@ use crate::units::short;
 /// A smaller change is not worth acting on, however certain it is.
 const TOLERANCE: f64 = 0.03;
 
+/// The value of `contention` in reports that lack it.
+static IDLE: LazyLock<Value> = LazyLock::new(|| json!(Contention::Idle));
+
 /// Fields that two comparable samples have in common: all settings, and nothing that was measured.
-const KEY: [&str; 12] = [
+const KEY: [&str; 13] = [
     "backend",
     "frontend",
     "storage",
@@ -24,6 +29,7 @@ const KEY: [&str; 12] = [
     "iodepth",
     "disks",
     "wait",
+    "contention",
     "event_idx",
     "suppress",
     "driver_threads",
@@ -105,7 +111,11 @@ fn samples(report: &Value) -> &[Value] {
 }
 
 fn key(sample: &Value) -> Vec<&Value> {
-    KEY.iter().map(|&field| &sample[field]).collect()
+    let of = |&field: &&'static str| match &sample[field] {
+        Value::Null if field == "contention" => &*IDLE,
+        value => value,
+    };
+    KEY.iter().map(of).collect()
 }
 
 fn figures(samples: &[Value], wanted: &[&Value], field: &str) -> Vec<f64> {
@@ -124,8 +134,12 @@ fn name(sample: &Value) -> String {
     } else {
         " -event_idx"
     };
+    let contention = match sample["contention"].as_str() {
+        None | Some("idle") => String::new(),
+        Some(contention) => format!(" {contention}"),
+    };
     format!(
-        "{}x{}{disks} {}{event_idx} {}",
+        "{}x{}{disks} {}{event_idx}{contention} {}",
         sample["queues"],
         sample["iodepth"],
         text("storage"),
@@ -162,7 +176,6 @@ fn legend(rows: &[Row]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn report(backend: &str, iops: &[f64]) -> Value {
         let sample = |iops| {
@@ -205,6 +218,19 @@ mod tests {
     #[test]
     fn cases_of_one_report_alone_are_left_out() {
         assert!(rows(&report("ours", &OLD), &report("qsd", &OLD)).is_empty());
+    }
+
+    #[test]
+    fn reports_without_contention_are_idle_ones() {
+        let with = |contention: &str| {
+            let mut report = report("ours", &OLD);
+            for sample in report["samples"].as_array_mut().unwrap() {
+                sample["contention"] = contention.into();
+            }
+            report
+        };
+        assert_eq!(rows(&report("ours", &OLD), &with("idle")).len(), 1);
+        assert!(rows(&report("ours", &OLD), &with("one-cpu")).is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::claims::{busy, busy_before, claims};
 use crate::machine::Machine;
 use crate::plot::{Row, bars, batches, curves, escape, latency, mark, ratios};
 use crate::report::{Report, Version};
-use crate::sample::Summary;
+use crate::sample::{Case, Summary};
 use crate::stats::Bounds;
 use crate::table::{known, per_notification, ratio, ratio_title, title};
 use crate::units::short;
@@ -39,7 +39,8 @@ pub(crate) fn page(report: &Report) -> String {
 /// Returns whether two cases differ only in their shape.
 fn is_one_sweep(a: &Row, b: &Row) -> bool {
     let (a, b) = (a.summary.case, b.summary.case);
-    a.storage == b.storage && a.load.event_idx == b.load.event_idx
+    let of = |case: Case| (case.storage, case.load.event_idx, case.load.contention);
+    of(a) == of(b)
 }
 
 fn about(out: &mut String, report: &Report) {

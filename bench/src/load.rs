@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use virtio_driver::{VirtioBlkFeatureFlags, VirtioFeatureFlags};
 
-use crate::args::{Pattern, Shape, Wait};
+use crate::args::{Pattern, Wait};
+use crate::contention::Contention;
+use crate::shape::Shape;
 use crate::units::Random;
 
 /// The program that drives the queues.
@@ -33,6 +35,8 @@ pub(crate) struct Load {
     pub(crate) rw: Pattern,
     pub(crate) block_size: u64,
     pub(crate) wait: Wait,
+    #[serde(default)]
+    pub(crate) contention: Contention,
     /// Whether EVENT_IDX is offered to the backend.
     pub(crate) event_idx: bool,
     pub(crate) suppress: bool,

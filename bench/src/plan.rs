@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::args::{Args, Preset, Rivals, Shape, StorageKind};
+use crate::args::{Args, Preset, Rivals, StorageKind};
 use crate::candidate::{Candidate, qsd_is_installed};
+use crate::contention::Contention;
 use crate::daemon::Daemon;
 use crate::limit::Engine;
 use crate::load::{Frontend, Load};
 use crate::scratch::Scratch;
+use crate::shape::Shape;
 
 /// The candidates, cases and rounds to run.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ struct Defaults {
     backends: &'static [&'static str],
     storage: &'static [StorageKind],
     shapes: Vec<Shape>,
+    contention: &'static [Contention],
     rounds: u32,
     seconds: f64,
     /// Every case runs twice, the second time without EVENT_IDX.
@@ -42,11 +45,12 @@ const fn shape(queues: u16, iodepth: u16) -> Shape {
 
 impl Defaults {
     fn of(preset: Preset) -> Self {
-        use StorageKind::{Direct, PageCache, Tmpfs};
+        use StorageKind::{Direct, Null, PageCache, Tmpfs};
         let usual = Self {
             backends: &["qsd", "ours", "ours:--notify each"],
             storage: &[Tmpfs],
             shapes: vec![shape(1, 1), shape(1, 64), shape(8, 64)],
+            contention: &[Contention::Idle],
             rounds: 3,
             seconds: 1.0,
             both_suppressions: false,
@@ -81,6 +85,14 @@ impl Defaults {
             Preset::Nbd => Self {
                 backends: &["qsd-nbd", "ours-nbd"],
                 rounds: 9,
+                ..usual
+            },
+            Preset::Contended => Self {
+                backends: &["qsd", "qsd:io_uring", "ours", "ours:--poll-max-ns 0"],
+                storage: &[Null, Tmpfs, PageCache, Direct],
+                contention: &[Contention::Idle, Contention::OneCpu, Contention::BusyLoops],
+                rounds: 5,
+                seconds: 0.5,
                 ..usual
             },
             Preset::Scaling => Self {
@@ -132,14 +144,17 @@ impl Plan {
             (false, true) => &[true, false],
             (false, false) => &[true],
         };
-        let loads = event_idx
-            .iter()
-            .flat_map(|&event_idx| {
-                shapes
-                    .iter()
-                    .map(move |&shape| load(args, shape, runtime, event_idx))
-            })
-            .collect();
+        let contention = match &args.contention[..] {
+            [] => defaults.contention,
+            given => given,
+        };
+        let mut loads = Vec::new();
+        for &event_idx in event_idx {
+            for &contention in contention {
+                let of = |&shape| load(args, shape, runtime, event_idx, contention);
+                loads.extend(shapes.iter().map(of));
+            }
+        }
         let mut storage = args.storage.clone();
         if storage.is_empty() {
             storage.extend(defaults.storage);
@@ -258,7 +273,7 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool) -> Load {
+fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool, contention: Contention) -> Load {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args
         .driver_threads
@@ -271,6 +286,7 @@ fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool) -> Load {
         rw: args.rw,
         block_size: args.block_size,
         wait: args.wait,
+        contention,
         event_idx,
         suppress: args.suppress,
         driver_threads: u16::try_from(threads).unwrap_or(1),
@@ -307,6 +323,22 @@ mod tests {
         };
         assert_eq!(modes(&[]), [true, false]);
         assert_eq!(modes(&["--no-event-idx"]), [false]);
+    }
+
+    #[test]
+    fn the_contended_preset_runs_each_shape_with_each_contention() {
+        let runs = |args: &[&str]| -> Vec<(Contention, String)> {
+            let plan = plan(&[&["--preset", "contended"], args].concat()).unwrap();
+            let run = |load: &Load| (load.contention, load.shape.to_string());
+            plan.loads.iter().map(run).collect()
+        };
+        let all = runs(&[]);
+        assert_eq!(
+            (all.len(), &all[8]),
+            (9, &(Contention::BusyLoops, "8x64".to_owned()))
+        );
+        let some = runs(&["--contention", "one-cpu", "--shape", "1x1"]);
+        assert_eq!(some, [(Contention::OneCpu, "1x1".to_owned())]);
     }
 
     #[test]

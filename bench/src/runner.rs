@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind};
+use crate::contention::Contended;
 use crate::control::Outcome;
 use crate::image::{self, Image};
 use crate::plan::Plan;
@@ -83,6 +84,7 @@ impl<'a> Runner<'a> {
         if self.interrupted.load(Ordering::Relaxed) {
             bail!("interrupted");
         }
+        let _contended = Contended::start(case.load.contention)?;
         if let Kind::Limit(engine) = candidate.kind {
             return limit::run(engine, images, &case.load, self.interrupted);
         }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::claims::{busy, busy_before, claims};
+use crate::contention::Contention;
 use crate::load::Frontend;
 use crate::report::{Report, is_limit};
 use crate::sample::Summary;
@@ -15,7 +16,7 @@ const WIDTH: usize = 80;
 pub(crate) fn table(report: &Report) -> String {
     let mut out = report.date().map_or(String::new(), |date| format!("{date}\n"));
     for group in report.groups() {
-        let _ = write!(out, "\n{}\n{}\n", title(&group[0]), head(group));
+        let _ = write!(out, "\n{}{}\n", wrap(&title(&group[0])), head(group));
         for row in group {
             let _ = writeln!(out, "{}", line(row));
         }
@@ -51,13 +52,18 @@ pub(crate) fn title(row: &Summary) -> String {
     let disks = if load.shape.disks > 1 { " x disks" } else { "" };
     let process = if load.one_process { " in one process" } else { "" };
     let event_idx = if load.event_idx { "" } else { ", no EVENT_IDX" };
+    let contention = match load.contention {
+        Contention::Idle => "",
+        Contention::OneCpu => ", one CPU",
+        Contention::BusyLoops => ", CPUs with busy loops",
+    };
     let frontend = match load.frontend {
         Frontend::Native => "",
         Frontend::GuestKvm => "guest (KVM): ",
         Frontend::GuestTcg => "guest (TCG): ",
     };
     format!(
-        "{frontend}{} {} {} B, {} (queues x iodepth{disks}){process}{event_idx}, medians of {}",
+        "{frontend}{} {} {} B, {} (queues x iodepth{disks}){process}{event_idx}{contention}, medians of {}",
         name(&row.case.storage),
         name(&load.rw),
         load.block_size,

@@ -171,6 +171,17 @@ fn the_schema_documents_every_field() {
     }
 }
 
+#[test]
+fn each_contention_is_a_case_of_its_own() {
+    let out = tempfile::tempdir().expect("create a directory");
+    let kinds = ["idle", "one-cpu", "busy-loops"];
+    let args = ["--backend", "plain", "--shape", "1x1", "--contention"];
+    let report = report(out.path(), &[&args[..], &[&kinds.join(",")]].concat());
+    let rows = report["summaries"].as_array().expect("summaries");
+    let measured: Vec<_> = rows.iter().map(|row| row["contention"].as_str()).collect();
+    assert_eq!(measured, kinds.map(Some));
+}
+
 /// Sets a flag when dropped, even if the test fails. The threads that check it end then.
 struct StopOnDrop<'a>(&'a AtomicBool);
 

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{DisksArgs, Pattern, Shape, StorageKind, Wait};
+use crate::args::{DisksArgs, Pattern, StorageKind, Wait};
 use crate::backend::Backend;
 use crate::candidate::Candidate;
 use crate::command::{Disk, Target};
+use crate::contention::Contention;
 use crate::control::{Outcome, measure};
 use crate::daemon::Daemon;
 use crate::driver::drive;
@@ -25,6 +26,7 @@ use crate::image::{self, Image};
 use crate::load::{Frontend, Load};
 use crate::plan::chosen;
 use crate::scratch::Scratch;
+use crate::shape::Shape;
 use footprint::Activity;
 pub(crate) use footprint::{Footprint, all_listen, settle};
 
@@ -277,6 +279,7 @@ impl Bench<'_> {
             rw: Pattern::Randread,
             block_size: 4096,
             wait: Wait::Sleep,
+            contention: Contention::Idle,
             event_idx: true,
             suppress: false,
             driver_threads: 1,

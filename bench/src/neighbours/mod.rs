@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{NeighboursArgs, Pattern, Shape, Wait};
+use crate::args::{NeighboursArgs, Pattern, Wait};
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
+use crate::contention::Contention;
 use crate::frontend::{Connected, connect_each};
 use crate::load::{Frontend, Load};
 use crate::scratch::Scratch;
+use crate::shape::Shape;
 use crate::stats::{median, ratio, spelled};
 use crate::throttle::drive;
 use crate::units::short;
@@ -192,6 +194,7 @@ const fn load(shape: Shape, block_size: u64) -> Load {
         rw: Pattern::Randread,
         block_size,
         wait: Wait::Sleep,
+        contention: Contention::Idle,
         event_idx: true,
         suppress: false,
         driver_threads: 1,

@@ -11,11 +11,11 @@ use testkit::raw::msg;
 use testkit::vm::{Ring, Vm};
 
 use super::load;
-use crate::args::Shape;
 use crate::candidate::{Candidate, Kind};
 use crate::frontend::open;
 use crate::lane::Lane;
 use crate::load::Load;
+use crate::shape::Shape;
 
 /// Time limit for the answers of the noisy disk.
 const PATIENCE: Duration = Duration::from_secs(3);

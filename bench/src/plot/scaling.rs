@@ -1,8 +1,8 @@
 use std::fmt::Write as _;
 
 use super::{Frame, Row, open, step};
-use crate::args::Shape;
 use crate::sample::Summary;
+use crate::shape::Shape;
 use crate::units::short;
 
 /// The name of one number of a shape, a function that returns this number, and one that returns the other two numbers.

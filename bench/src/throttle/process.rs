@@ -6,13 +6,15 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 
 use super::cases::{Case, Wish};
-use crate::args::{Shape, Wait};
+use crate::args::Wait;
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
+use crate::contention::Contention;
 use crate::frontend::{Connected, connect_each};
 use crate::lane::Lane;
 use crate::load::{Frontend, Load};
 use crate::qmp::Qmp;
+use crate::shape::Shape;
 
 /// A process with a frontend for each disk.
 pub(super) struct Run {
@@ -115,6 +117,7 @@ fn load(wish: &Wish) -> Load {
         rw: wish.rw,
         block_size: wish.block,
         wait: Wait::Sleep,
+        contention: Contention::Idle,
         event_idx: true,
         suppress: false,
         driver_threads: 1,
