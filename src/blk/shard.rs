@@ -1,4 +1,4 @@
-//! A disk's queues on one IOThread. IOThread only; other threads reach it through a [`Remote`](crate::aio::Remote).
+//! A disk's queues on one IOThread. IOThread only; other threads reach it through a [`Remote`].
 
 use std::cell::RefCell;
 use std::rc::Rc;
