@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -13,18 +14,63 @@ use rustix::net::{
     recv, send, socket_with,
 };
 
+use super::relay;
 use super::target::Target;
-use crate::nbd::{Export, negotiate};
+use super::tls::TlsClient;
+use crate::nbd::{Export, HandshakeError, choose_export, greet, start_tls};
 
-/// Connects, and negotiates the use of an export, until `end` at the latest. The connection does not block.
-pub(super) fn connect(target: &Target, export: &str, end: Instant) -> Result<(OwnedFd, Export), String> {
+/// A connection that is ready for requests. It does not block.
+pub(super) struct Dialled {
+    /// The connection itself.
+    pub(super) network: Arc<OwnedFd>,
+    /// The daemon's end of a relay, if the connection is encrypted.
+    pub(super) relayed: Option<OwnedFd>,
+    pub(super) export: Export,
+}
+
+/// Connects, and negotiates the use of an export, until `end` at the latest.
+pub(super) fn connect(
+    target: &Target,
+    export: &str,
+    tls: Option<&TlsClient>,
+    end: Instant,
+) -> Result<Dialled, String> {
     let socket = dial(target, end).map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => "the server does not answer".to_owned(),
         _ => format!("cannot connect: {error}"),
     })?;
     let mut stream = Stream { socket, end };
-    let export = negotiate(&mut stream, export).map_err(|error| error.to_string())?;
-    Ok((stream.socket, export))
+    let clear = |error: HandshakeError| error.to_string();
+    let greeting = greet(&mut stream).map_err(clear)?;
+    let Some(tls) = tls else {
+        let export = choose_export(&mut stream, greeting, export).map_err(clear)?;
+        return Ok(Dialled {
+            network: Arc::new(stream.socket),
+            relayed: None,
+            export,
+        });
+    };
+    start_tls(&mut stream, greeting).map_err(clear)?;
+    let mut encrypted = tls.handshake(&mut stream)?;
+    let negotiated = choose_export(
+        &mut rustls::Stream::new(&mut encrypted, &mut stream),
+        greeting,
+        export,
+    );
+    let export = negotiated.map_err(|error| match error {
+        // Servers check the client's certificate when the client thinks that the handshake is over.
+        HandshakeError::Closed | HandshakeError::ExportClosed(_) => tls.closed(),
+        HandshakeError::Io(error) => tls.failure(&error),
+        error => error.to_string(),
+    })?;
+    let network = Arc::new(stream.socket);
+    let relayed = relay::start(encrypted, &network);
+    let relayed = relayed.map_err(|error| format!("nothing can encrypt the connection: {error}"))?;
+    Ok(Dialled {
+        network,
+        relayed: Some(relayed),
+        export,
+    })
 }
 
 fn dial(target: &Target, end: Instant) -> io::Result<OwnedFd> {

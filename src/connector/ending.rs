@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,9 +21,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Ending {
     /// Connections whose server may still send something.
-    open: Vec<OwnedFd>,
+    open: Vec<Arc<OwnedFd>>,
     /// Connections whose stream has ended, but which the server may not have closed.
-    ended: Vec<OwnedFd>,
+    ended: Vec<Arc<OwnedFd>>,
     /// `None`: the end of a stream has to do, as it does for connections over a network.
     peers: Option<Peers>,
 }
@@ -36,7 +37,7 @@ impl Ending {
         }
     }
 
-    pub(super) fn push(&mut self, socket: OwnedFd) {
+    pub(super) fn push(&mut self, socket: Arc<OwnedFd>) {
         // It fails if the connection is broken already.
         let _ = shutdown(&socket, Shutdown::Write);
         self.open.push(socket);
@@ -87,7 +88,7 @@ impl Ending {
 
 /// Drops what the server has sent. Returns whether there can be more.
 #[allow(clippy::ptr_arg, reason = "the type that partition passes")]
-fn may_send_more(socket: &OwnedFd) -> bool {
+fn may_send_more(socket: &Arc<OwnedFd>) -> bool {
     let mut dropped = [0; 4096];
     loop {
         match recv(socket, &mut dropped[..], RecvFlags::DONTWAIT) {

@@ -9,7 +9,7 @@ use super::service::Service;
 use super::target::Target;
 use crate::account::Account;
 use crate::error_chain::chain;
-use crate::nbd::Server;
+use crate::nbd::Remote;
 use crate::packet::send;
 use crate::sandbox::{Mode, Sandbox};
 use crate::sys::process::{close_all_but, exit_now, ignore_signals_of_daemon};
@@ -21,11 +21,11 @@ const NAME: &std::ffi::CStr = c"nbd-connect";
 pub(super) fn run(
     socket: &OwnedFd,
     target: Target,
-    (server, export): (&Server, &str),
+    remote: &Remote,
     mode: Mode,
     account: Option<&Account>,
 ) -> ! {
-    let set_up = set_up(socket, target, (server, export), mode, account);
+    let set_up = set_up(socket, target, remote, mode, account);
     let (ready, service) = match set_up {
         Ok(service) => (Ok(()), Some(service)),
         Err(why) => (Err(why), None),
@@ -41,7 +41,7 @@ pub(super) fn run(
 fn set_up(
     socket: &OwnedFd,
     target: Target,
-    (server, export): (&Server, &str),
+    remote: &Remote,
     mode: Mode,
     account: Option<&Account>,
 ) -> Result<Service, String> {
@@ -55,8 +55,7 @@ fn set_up(
         Target::Unix(path) => (Some(path.clone()), Vec::new()),
         Target::Inet(addresses) => (None, addresses.iter().map(std::net::SocketAddr::port).collect()),
     };
-    let service = Service::new(target, server, export)
-        .map_err(|error| format!("cannot look for earlier processes: {error}"))?;
+    let service = Service::new(target, remote)?;
     Sandbox::confine_connector(mode, path.as_deref(), &ports, account).map_err(|error| chain(&error))?;
     Ok(service)
 }

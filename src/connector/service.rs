@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::dial;
+use super::dial::{self, Dialled};
 use super::ending::Ending;
 use super::peer::Peers;
 use super::predecessor::{Predecessors, Presence, answer_alive};
 use super::target::Target;
-use crate::nbd::{ATTEMPT_TIME, Answer, Ask, Offer, Server};
+use super::tls::TlsClient;
+use crate::nbd::{ATTEMPT_TIME, Answer, Ask, Offer, Remote, Server};
 use crate::packet::{receive, send};
 
 /// The state of a helper.
@@ -20,33 +22,40 @@ use crate::packet::{receive, send};
 pub(super) struct Service {
     target: Target,
     export: String,
+    tls: Option<TlsClient>,
     predecessors: Predecessors,
     presence: Option<Presence>,
     /// Later helpers that wait for an answer.
     asking: Vec<OwnedFd>,
     /// Connections that the daemon uses.
-    used: BTreeMap<u64, OwnedFd>,
+    used: BTreeMap<u64, Arc<OwnedFd>>,
     ending: Ending,
     last: u64,
 }
 
 impl Service {
-    /// Makes the service for an export. This opens sockets that a confined process could not open.
-    pub(super) fn new(target: Target, server: &Server, export: &str) -> std::io::Result<Self> {
-        let name = match server {
+    /// Makes the service for an export. This opens sockets and files that a confined process could not open.
+    ///
+    /// # Errors
+    /// The credentials cannot be used, or there is no room for another socket.
+    pub(super) fn new(target: Target, remote: &Remote) -> Result<Self, String> {
+        let tls = remote.tls.as_ref().map(TlsClient::load).transpose()?;
+        let look = |error: std::io::Error| format!("cannot look for earlier processes: {error}");
+        let name = match &remote.server {
             // Whatever the working directory is.
-            Server::Unix(path) => std::path::absolute(path)?.display().to_string(),
-            Server::Inet(..) => server.to_string(),
+            Server::Unix(path) => std::path::absolute(path).map_err(look)?.display().to_string(),
+            Server::Inet(..) => remote.server.to_string(),
         };
-        let predecessors = Predecessors::find(&name, export)?;
-        let presence = Presence::announce(&name, export)?;
+        let predecessors = Predecessors::find(&name, &remote.export).map_err(look)?;
+        let presence = Presence::announce(&name, &remote.export).map_err(look)?;
         let peers = match target {
             Target::Unix(_) => Peers::new().ok(),
             Target::Inet(_) => None,
         };
         Ok(Self {
             target,
-            export: export.to_owned(),
+            export: remote.export.clone(),
+            tls,
             predecessors,
             presence,
             asking: Vec::new(),
@@ -94,24 +103,28 @@ impl Service {
     /// Makes a connection. Returns false if the daemon has ended.
     fn connect(&mut self, line: &OwnedFd) -> bool {
         let others = self.used.keys().copied().collect();
-        let answer: Answer = self.try_connect().map(|(socket, export)| {
-            self.last += 1;
-            self.used.insert(self.last, socket);
-            Offer {
+        let (answer, fd): (Answer, _) = match self.try_connect() {
+            Err(why) => (Err(why), None),
+            Ok(Dialled {
+                network,
+                relayed,
                 export,
-                number: self.last,
-                others,
+            }) => {
+                self.last += 1;
+                self.used.insert(self.last, Arc::clone(&network));
+                let offer = Offer {
+                    export,
+                    number: self.last,
+                    others,
+                };
+                (Ok(offer), Some(relayed.map_or(network, Arc::new)))
             }
-        });
-        let made = answer
-            .as_ref()
-            .ok()
-            .and_then(|offer| self.used.get(&offer.number));
-        let fds: Vec<_> = made.iter().map(|socket| socket.as_fd()).collect();
+        };
+        let fds: Vec<_> = fd.iter().map(|socket| socket.as_fd()).collect();
         send(line.as_fd(), &answer, &fds, SendFlags::empty()).is_ok()
     }
 
-    fn try_connect(&mut self) -> Result<(OwnedFd, crate::nbd::Export), String> {
+    fn try_connect(&mut self) -> Result<Dialled, String> {
         let end = Instant::now() + ATTEMPT_TIME;
         if !self.predecessors.wait(end) {
             return Err("it still executes requests of an earlier process".to_owned());
@@ -119,6 +132,6 @@ impl Service {
         if !self.ending.finish(Some(end)) {
             return Err("it still executes requests of an earlier connection".to_owned());
         }
-        dial::connect(&self.target, &self.export, end)
+        dial::connect(&self.target, &self.export, self.tls.as_ref(), end)
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! Main thread.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -18,9 +19,9 @@ use super::error::Error;
 use super::handle::Handle;
 use super::metrics::{MetricsSockets, MetricsThread};
 use super::monitor::{MonitorSockets, MonitorThread};
-use super::options::NbdServer;
+use super::options::{Driver, ObjectType};
 use super::pid_file::PidFile;
-use super::registry::{Done, OperationError, Registry, SocketError};
+use super::registry::{Done, OperationError, Registry, SocketError, tls_creds};
 use super::settings::{Operation, Settings};
 use crate::account::Account;
 use crate::connector;
@@ -232,18 +233,27 @@ fn start_opener(settings: &Settings, account: Option<&Account>) -> Result<Option
 /// Starts the processes that connect to NBD servers, before there are files that they could inherit.
 fn start_connectors(settings: &Settings, account: Option<&Account>) -> Result<Vec<Arc<Line>>, Error> {
     let mut lines: Vec<Arc<Line>> = Vec::new();
+    let mut credentials = BTreeMap::new();
     for operation in &settings.operations {
-        let Operation::Blockdev(options) = operation else {
-            continue;
-        };
-        for options in options.all() {
-            // The operation itself reports a wrong address.
-            let Some(Ok(server)) = options.server.as_deref().map(NbdServer::address) else {
+        let options = match operation {
+            Operation::Object(options) => {
+                if options.qom_type == ObjectType::TlsCredsX509
+                    && let Ok(creds) = tls_creds(options)
+                {
+                    credentials.insert(options.id.as_str(), creds);
+                }
                 continue;
-            };
-            let export = options.export.as_deref().unwrap_or_default();
-            if !lines.iter().any(|line| line.leads_to(&server, export)) {
-                let line = connector::start_process(&server, export, settings.sandbox, account)?;
+            }
+            Operation::Blockdev(options) => options,
+            Operation::Export(_) => continue,
+        };
+        for options in options.all().filter(|options| options.driver == Driver::Nbd) {
+            let creds = options.tls_creds.as_deref();
+            let tls = creds.and_then(|id| credentials.get(id));
+            // The operation itself reports a wrong address, and credentials that are missing.
+            let Ok(remote) = options.remote(tls) else { continue };
+            if creds.is_some() == tls.is_some() && lines.iter().all(|line| *line.remote() != remote) {
+                let line = connector::start_process(&remote, settings.sandbox, account)?;
                 lines.push(line);
             }
         }

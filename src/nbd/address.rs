@@ -44,7 +44,7 @@ pub fn parse_uri(text: &str) -> Option<Result<(Server, String), UriError>> {
     let parsed = match scheme {
         "nbd" => inet(rest),
         "nbd+unix" => unix(rest),
-        "nbds" | "nbds+unix" => Err("TLS is not supported yet"),
+        "nbds" | "nbds+unix" => Err("TLS needs --blockdev driver=nbd with tls-creds=ID"),
         _ => return None,
     };
     Some(parsed.map_err(|why| UriError {

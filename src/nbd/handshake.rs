@@ -6,10 +6,9 @@
 use std::io::{self, Read, Write};
 
 use super::export::{Export, Replies};
+use super::option::{Answer, answer, bytes, send};
 use super::wire::{self, u16_at, u32_at, u64_at};
 
-/// The longest answer to an option.
-const ANSWER_MAX: u32 = 64 << 10;
 /// The largest number of answers to one option.
 const ANSWERS_MAX: usize = 64;
 /// The longest name of an export that the protocol allows.
@@ -30,8 +29,12 @@ pub enum HandshakeError {
     NotNbd,
     #[error("it is an old server (oldstyle handshake), which is not supported")]
     OldStyle,
-    #[error("it demands TLS, which is not supported yet")]
+    #[error("it demands TLS: give tls-creds=ID, the id of a tls-creds-x509 object")]
     Tls,
+    #[error("it has no TLS: leave tls-creds out, or let the server offer TLS")]
+    NoTls,
+    #[error("it refuses TLS: {0}")]
+    TlsRefused(&'static str),
     #[error("the server has no export '{0}'")]
     NoExport(String),
     #[error(
@@ -59,16 +62,32 @@ impl From<io::Error> for HandshakeError {
     }
 }
 
-/// Negotiates the use of an export with the server at the other end of `stream`. Afterwards the stream is ready for
-/// requests, and not a byte too much was read.
+/// The server's part of the greetings.
+#[derive(Clone, Copy, Debug)]
+pub struct Greeting(u16);
+
+/// Negotiates the use of an export with the server at the other end of `stream`, without TLS. Afterwards the stream is
+/// ready for requests, and not a byte too much was read.
 ///
 /// # Errors
 /// The server refuses, violates the protocol, or needs something that this client lacks.
 pub fn negotiate(stream: &mut (impl Read + Write), name: &str) -> Result<Export, HandshakeError> {
+    let greeting = greet(stream)?;
+    choose_export(stream, greeting, name)
+}
+
+/// Negotiates the use of an export after the greetings, and after the start of TLS if there is TLS.
+///
+/// # Errors
+/// As [`negotiate`].
+pub fn choose_export(
+    stream: &mut (impl Read + Write),
+    Greeting(flags): Greeting,
+    name: &str,
+) -> Result<Export, HandshakeError> {
     if name.len() > NAME_MAX {
         return Err(HandshakeError::LongName);
     }
-    let flags = greet(stream)?;
     if flags & wire::FIXED_NEWSTYLE == 0 {
         return choose_by_name(stream, name, flags, Replies::Simple);
     }
@@ -79,8 +98,30 @@ pub fn negotiate(stream: &mut (impl Read + Write), name: &str) -> Result<Export,
     }
 }
 
-/// Exchanges the greetings. Returns the server's flags.
-fn greet(stream: &mut (impl Read + Write)) -> Result<u16, HandshakeError> {
+/// Asks for TLS. The handshake of TLS begins with the next byte in both directions.
+///
+/// # Errors
+/// The server has no TLS, or violates the protocol.
+pub fn start_tls(stream: &mut (impl Read + Write), Greeting(flags): Greeting) -> Result<(), HandshakeError> {
+    if flags & wire::FIXED_NEWSTYLE == 0 {
+        return Err(HandshakeError::NoTls);
+    }
+    send(stream, wire::OPT_STARTTLS, &[])?;
+    match answer(stream, wire::OPT_STARTTLS)?.kind {
+        wire::REP_ACK => Ok(()),
+        wire::REP_ERR_UNSUP => Err(HandshakeError::NoTls),
+        // qemu-nbd without credentials.
+        wire::REP_ERR_POLICY => Err(HandshakeError::TlsRefused("its policy forbids it")),
+        kind if kind & wire::REP_ERROR != 0 => Err(HandshakeError::TlsRefused("it gives no known reason")),
+        _ => Err(HandshakeError::Protocol("an answer without a question")),
+    }
+}
+
+/// Exchanges the greetings.
+///
+/// # Errors
+/// The other end is no server of this protocol, or an old one.
+pub fn greet(stream: &mut (impl Read + Write)) -> Result<Greeting, HandshakeError> {
     if u64_at(&bytes::<8>(stream)?, 0) != wire::INIT_MAGIC {
         return Err(HandshakeError::NotNbd);
     }
@@ -92,7 +133,7 @@ fn greet(stream: &mut (impl Read + Write)) -> Result<u16, HandshakeError> {
     let flags = u16_at(&bytes::<2>(stream)?, 0);
     let known = flags & (wire::FIXED_NEWSTYLE | wire::NO_ZEROES);
     stream.write_all(&u32::from(known).to_be_bytes())?;
-    Ok(flags)
+    Ok(Greeting(flags))
 }
 
 /// Negotiates the best form of replies.
@@ -210,43 +251,6 @@ fn refusal(kind: u32, name: &str, data: &[u8]) -> HandshakeError {
         false => format!("{why} ({text})"),
     };
     HandshakeError::Refused { export, why }
-}
-
-fn send(stream: &mut impl Write, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
-    let mut message = wire::OPTION_MAGIC.to_be_bytes().to_vec();
-    message.extend(option.to_be_bytes());
-    let len = u32::try_from(data.len()).map_err(|_| HandshakeError::LongName)?;
-    message.extend(len.to_be_bytes());
-    message.extend(data);
-    Ok(stream.write_all(&message)?)
-}
-
-struct Answer {
-    kind: u32,
-    data: Vec<u8>,
-}
-
-fn answer(stream: &mut impl Read, option: u32) -> Result<Answer, HandshakeError> {
-    let header = bytes::<20>(stream)?;
-    if u64_at(&header, 0) != wire::OPTION_REPLY_MAGIC || u32_at(&header, 8) != option {
-        return Err(HandshakeError::Protocol("an answer to another question"));
-    }
-    let len = u32_at(&header, 16);
-    if len > ANSWER_MAX {
-        return Err(HandshakeError::Protocol("an answer that is too long"));
-    }
-    let mut data = vec![0; len as usize];
-    stream.read_exact(&mut data)?;
-    Ok(Answer {
-        kind: u32_at(&header, 12),
-        data,
-    })
-}
-
-fn bytes<const N: usize>(stream: &mut impl Read) -> Result<[u8; N], HandshakeError> {
-    let mut bytes = [0; N];
-    stream.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -391,6 +395,29 @@ mod tests {
         );
         assert!(refused(&[plain()]).contains("closed the connection"));
         assert!(refused(&[greeting(0)]).contains("no export 'e'"));
+    }
+
+    #[test]
+    fn tls_begins_only_after_consent() {
+        let start = |flags, kind| {
+            let parts = [greeting(flags), reply(wire::OPT_STARTTLS, kind, &[]), vec![22; 5]];
+            let mut script = Script {
+                says: io::Cursor::new(parts.concat()),
+                heard: Vec::new(),
+            };
+            let greeted = greet(&mut script).expect("a greeting");
+            let started = start_tls(&mut script, greeted).map_err(|error| error.to_string());
+            (
+                started,
+                script.says.get_ref().len() as u64 - script.says.position(),
+            )
+        };
+        assert_eq!(start(FIXED, wire::REP_ACK), (Ok(()), 5));
+        let why = |flags, kind| start(flags, kind).0.expect_err("refused");
+        assert!(why(0, wire::REP_ACK).contains("it has no TLS"));
+        assert!(why(FIXED, wire::REP_ERR_UNSUP).contains("it has no TLS"));
+        assert!(why(FIXED, wire::REP_ERR_POLICY).contains("its policy"));
+        assert!(why(FIXED, wire::REP_INFO).contains("without a question"));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
-use super::address::Server;
 use super::export::Export;
+use super::remote::Remote;
 use crate::packet::receive;
 
 /// The time after which an attempt to connect is given up, together with the handshake.
@@ -89,18 +89,16 @@ fn tell(line: &OwnedFd, message: &Ask) -> io::Result<()> {
 /// The asker's end of a line. Any thread.
 #[derive(Debug)]
 pub struct Line {
-    server: Server,
-    export: String,
+    remote: Remote,
     socket: Arc<OwnedFd>,
     /// Answers that nobody waits for any more.
     abandoned: Arc<AtomicUsize>,
 }
 
 impl Line {
-    pub(crate) fn new(server: Server, export: String, socket: OwnedFd) -> Self {
+    pub(crate) fn new(remote: Remote, socket: OwnedFd) -> Self {
         Self {
-            server,
-            export,
+            remote,
             socket: Arc::new(socket),
             abandoned: Arc::default(),
         }
@@ -111,23 +109,13 @@ impl Line {
         let socket = self.socket.try_clone()?;
         Ok(Self {
             abandoned: Arc::clone(&self.abandoned),
-            ..Self::new(self.server.clone(), self.export.clone(), socket)
+            ..Self::new(self.remote.clone(), socket)
         })
     }
 
-    /// Returns whether the line leads to this export of this server.
-    pub fn leads_to(&self, server: &Server, export: &str) -> bool {
-        self.server == *server && self.export == export
-    }
-
-    /// Returns the server.
-    pub fn server(&self) -> &Server {
-        &self.server
-    }
-
-    /// Returns the name of the export.
-    pub fn export(&self) -> &str {
-        &self.export
+    /// Returns the export that the line leads to.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
     }
 
     /// Returns the socket, which becomes readable with each answer.
@@ -220,6 +208,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
+    use crate::nbd::Server;
     use crate::packet::send;
 
     #[test]
@@ -231,7 +220,12 @@ mod tests {
             None,
         );
         let (ours, theirs) = pair.expect("two sockets");
-        let line = Line::new(Server::Unix("s".into()), "e".to_owned(), ours);
+        let remote = Remote {
+            server: Server::Unix("s".into()),
+            export: "e".to_owned(),
+            tls: None,
+        };
+        let line = Line::new(remote, ours);
         let other = line.share().expect("a descriptor");
         other.abandon();
         let answer = |why: &str| {

@@ -1,6 +1,7 @@
 //! The NBD protocol, client's side, as plain data: NetworkBlockDevice/nbd, doc/proto.md.
 //!
-//! [`negotiate`] is the handshake with a server, over any stream. [`Request`] encodes requests. [`decode`] takes replies
+//! [`negotiate`] is the handshake with a server, over any stream; its parts leave room for TLS
+//! after the greeting. [`Request`] encodes requests. [`decode`] takes replies
 //! apart: it never waits, never allocates, and checks each number of the server against the request it answers. This
 //! module opens no sockets and knows no guests.
 
@@ -8,14 +9,17 @@ mod address;
 mod export;
 mod handshake;
 mod line;
+mod option;
+mod remote;
 mod reply;
 mod request;
 mod wire;
 
 pub use address::{Server, UriError, parse_uri};
 pub use export::{Export, Replies};
-pub use handshake::{HandshakeError, negotiate};
+pub use handshake::{Greeting, HandshakeError, choose_export, greet, negotiate, start_tls};
 pub use line::Line;
 pub(crate) use line::{ATTEMPT_TIME, Answer, Ask, Connected, Offer, Ticket};
+pub use remote::{Remote, Tls};
 pub use reply::{Decoded, Event, Expected, HEADER_MAX, ProtocolError, decode, error_of};
 pub use request::{Command, HEADER_LEN_MAX, Request};

@@ -16,6 +16,7 @@ pub(super) const FIXED_NEWSTYLE: u16 = 1 << 0;
 pub(super) const NO_ZEROES: u16 = 1 << 1;
 
 pub(super) const OPT_EXPORT_NAME: u32 = 1;
+pub(super) const OPT_STARTTLS: u32 = 5;
 pub(super) const OPT_GO: u32 = 7;
 pub(super) const OPT_STRUCTURED_REPLY: u32 = 8;
 pub(super) const OPT_EXTENDED_HEADERS: u32 = 11;

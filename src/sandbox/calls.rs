@@ -89,7 +89,9 @@ macro_rules! among {
 const ALL: &[ThreadKind] = &[
     Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper, Connector, Ceph,
 ];
-const ALL_BUT_MAIN: &[ThreadKind] = &[Control, IoThread, Worker, Monitor, Metrics, Watchdog, Ceph];
+const ALL_BUT_MAIN: &[ThreadKind] = &[
+    Control, IoThread, Worker, Monitor, Metrics, Watchdog, Connector, Ceph,
+];
 const ALL_BUT_WORKERS: &[ThreadKind] = &[
     Main, Control, IoThread, Monitor, Metrics, Watchdog, Connector, Ceph,
 ];
@@ -103,7 +105,7 @@ const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
 const RECEIVING: &[ThreadKind] = &[Control, IoThread, Monitor, Helper, Connector];
 const SENDING: &[ThreadKind] = &[Control, Helper, Connector, Ceph];
 const WAITING: &[ThreadKind] = &[Control, IoThread, Ceph];
-const CREATING: &[ThreadKind] = &[IoThread, Worker, Ceph];
+const CREATING: &[ThreadKind] = &[IoThread, Worker, Connector, Ceph];
 
 /// Constants that the `libc` crate lacks, or does not have in the same type everywhere.
 mod constant {
@@ -208,7 +210,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_exit_group,
     ]
     ALL_BUT_MAIN => [SYS_exit]
-    // New workers, which start with the rights of their creators.
+    // New workers, and threads that encrypt, which start with the rights of their creators.
     CREATING => [
         SYS_clone if A_THREAD,
         SYS_set_robust_list,
@@ -302,6 +304,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
     // Connections to the NBD server that this process was started for.
     &[Connector] => [
         SYS_socket if among!(0: libc [AF_UNIX, AF_INET, AF_INET6]),
+        SYS_socketpair if among!(0: libc [AF_UNIX]),
         SYS_connect,
         SYS_getsockopt if among!(2: libc [SO_ERROR]),
         SYS_setsockopt if among!(2: libc [SO_KEEPALIVE, TCP_NODELAY]),

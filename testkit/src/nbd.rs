@@ -89,7 +89,7 @@ pub fn nbdkit_on(dir: &Path, socket: &str, options: &[&str]) -> Process {
 }
 
 /// Starts qemu-nbd with a TCP socket that this test has opened. Returns the port.
-pub fn qemu_nbd_on_tcp(dir: &Path) -> (Process, u16) {
+pub fn qemu_nbd_on_tcp(dir: &Path, options: &[&str]) -> (Process, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let mut command = Command::new("sh");
@@ -105,6 +105,7 @@ pub fn qemu_nbd_on_tcp(dir: &Path) -> (Process, u16) {
             "-x",
             "disk",
         ])
+        .args(options)
         .arg(dir.join(IMAGE))
         .env("LISTEN_FDS", "1")
         .stderr(Stdio::null());

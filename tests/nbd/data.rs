@@ -37,7 +37,7 @@ fn random_request(random: &mut Random, model: &mut [u8], zone: usize, round: u8)
 const ZONE: usize = MIB as usize / 4;
 
 /// Runs random requests at depth 16 and compares every read, and at the end `stored`, with a model.
-fn verify(frontend: &mut Frontend, stored: impl FnOnce() -> Vec<u8>) {
+pub(crate) fn verify(frontend: &mut Frontend, stored: impl FnOnce() -> Vec<u8>) {
     let mut random = Random::new(7);
     let mut model = vec![0; 16 * ZONE];
     for round in 0..20_u8 {
@@ -81,7 +81,7 @@ fn a_server_is_reached_over_tcp() {
         return;
     }
     let dir = directory(4 * MIB);
-    let (_server, port) = qemu_nbd_on_tcp(dir.path());
+    let (_server, port) = qemu_nbd_on_tcp(dir.path(), &[]);
     let uri = format!("nbd://127.0.0.1:{port}/disk");
     let daemon = Daemon::start_with(
         dir,

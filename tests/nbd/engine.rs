@@ -10,7 +10,7 @@ use vhost_user_blk::connector;
 use vhost_user_blk::defer::DeferScope;
 use vhost_user_blk::engine::{BlockNode, Channel, Choice, NbdDisk, NbdOptions, Resources};
 use vhost_user_blk::io::{Completer, IoOp, IoRange, IoRequest, Requests};
-use vhost_user_blk::nbd::Server;
+use vhost_user_blk::nbd::{Remote, Server};
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
 
 use crate::server::{SOCKET, directory, has, nbdkit, qemu_nbd};
@@ -38,7 +38,12 @@ struct Disk {
 impl Disk {
     fn on(server: Process, dir: TempDir, export: &str) -> Self {
         let ctx = AioContext::new().expect("a context");
-        let line = connector::start_thread(&Server::Unix(dir.path().join(SOCKET)), export).expect("a line");
+        let remote = Remote {
+            server: Server::Unix(dir.path().join(SOCKET)),
+            export: export.to_owned(),
+            tls: None,
+        };
+        let line = connector::start_thread(&remote).expect("a line");
         let options = NbdOptions {
             unmap: true,
             ..NbdOptions::default()

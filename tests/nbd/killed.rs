@@ -16,7 +16,8 @@ use testkit::vm::{EVENT_IDX, Ring, STATUS, Vm};
 use testkit::writes::{BYTES, WRITES, assert_all_answered_once, put_flush, put_write};
 
 use crate::server::{
-    BLOCK, connect, directory, has, image, nbdkit, nbdkit_on, qemu_nbd, qemu_nbd_over, start, write,
+    BLOCK, connect, directory, has, image, nbdkit, nbdkit_on, qemu_nbd, qemu_nbd_over, start, start_after,
+    write,
 };
 
 /// Starts an nbdkit on the image of a directory. While there is a file `hold`, its writes wait until there is a file
@@ -118,10 +119,11 @@ fn a_new_connection_waits_for_the_old_ones_requests() {
 
 /// Kills the daemon under load again and again. Each time every write must be done and answered once, and what is written
 /// afterwards must stay.
-fn survives(rounds: u32, mut server: impl FnMut(&Path) -> Process) {
+pub(crate) fn survives(rounds: u32, node: &str, before: &[&str], server: impl FnOnce(&Path) -> Process) {
     let dir = directory(64 * BYTES as u64);
     let _server = server(dir.path());
-    let mut daemon = start(dir, ",reconnect-delay=100,open-timeout=100", &[]);
+    let node = format!(",reconnect-delay=100,open-timeout=100{node}");
+    let mut daemon = start_after(dir, before, &node, &[]);
     let mut random = Random::new(3);
     let mut vm = Vm::connect(&daemon, EVENT_IDX);
     let region = Inflight::get(&mut vm.client, 1, 64);
@@ -177,14 +179,14 @@ fn assert_written(vm: &Vm, daemon: &Daemon, expected: &[Vec<u8>]) {
 #[test]
 fn a_daemon_killed_50_times_loses_nothing() {
     if has("qemu-nbd") {
-        survives(50, |dir| qemu_nbd(dir, &[]));
+        survives(50, "", &[], |dir| qemu_nbd(dir, &[]));
     }
 }
 
 #[test]
 fn a_daemon_killed_on_a_slow_server_loses_nothing() {
     if has("nbdkit") {
-        survives(10, |dir| {
+        survives(10, "", &[], |dir| {
             let file = format!("file={}", dir.join("disk.img").display());
             let slow = ["--filter=delay", "file", &file, "delay-write=20ms"];
             nbdkit(dir, &slow)

@@ -11,3 +11,4 @@ mod outage;
 mod resized;
 mod rough;
 mod server;
+mod tls;

@@ -10,7 +10,7 @@ use testkit::daemon::run;
 use crate::server::{DISK, URI, directory, has, long_form, nbdkit, qemu_nbd};
 
 /// Starts a daemon that must end with one line about an error. Returns the line.
-fn refused(args: &[&str], dir: &Path) -> String {
+pub(crate) fn refused(args: &[&str], dir: &Path) -> String {
     let exit = run(args, dir);
     assert!(!exit.status.success(), "{}", exit.output);
     let lines: Vec<&str> = exit
@@ -41,7 +41,11 @@ fn options_that_do_not_fit_are_refused() {
     let dir = directory(512);
     let dir = dir.path();
     for (uri, more, why) in [
-        ("nbds://host/x", &[][..], "TLS is not supported"),
+        (
+            "nbds://host/x",
+            &[][..],
+            "TLS needs --blockdev driver=nbd with tls-creds",
+        ),
         ("nbd+unix:///x", &[], "a path is missing"),
         ("nbd://host:99999/", &[], "port"),
         (URI, &["--aio=threads"], "no engine"),

@@ -28,10 +28,17 @@ pub(crate) fn long_form(node: &str) -> Vec<String> {
 
 /// Starts a daemon with the long form's options.
 pub(crate) fn start(dir: TempDir, node: &str, more: &[&str]) -> Daemon {
+    start_after(dir, &[], node, more)
+}
+
+/// Starts a daemon with the long form's options after others.
+pub(crate) fn start_after(dir: TempDir, before: &[&str], node: &str, more: &[&str]) -> Daemon {
     let args = long_form(node);
-    let args: Vec<&str> = args
+    let args = args.iter().map(String::as_str);
+    let args: Vec<&str> = before
         .iter()
-        .map(String::as_str)
+        .copied()
+        .chain(args)
         .chain(more.iter().copied())
         .collect();
     Daemon::start_with(dir, &args)

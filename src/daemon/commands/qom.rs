@@ -63,6 +63,7 @@ fn type_name(kind: ObjectType) -> &'static str {
         ObjectType::IoThread => "iothread",
         ObjectType::ThrottleGroup => "throttle-group",
         ObjectType::Secret => "secret",
+        ObjectType::TlsCredsX509 => "tls-creds-x509",
     }
 }
 
@@ -89,6 +90,7 @@ pub(super) fn qom_list(registry: &mut Registry, Path { path }: Path) -> Outcome 
         ("limits", _) => "ThrottleLimits",
         (_, Value::String(_)) => "string",
         (_, Value::Array(_)) => "list",
+        (_, Value::Bool(_)) => "bool",
         _ => "int",
     };
     let properties = properties(find(registry, &path)?)?;
@@ -135,6 +137,7 @@ fn properties(object: &Object) -> Result<Map<String, Value>, QmpError> {
             Ok(properties)
         }
         Object::Secret(_) => Ok(Map::new()),
+        Object::TlsCreds(creds) => to_map(creds),
     }
 }
 

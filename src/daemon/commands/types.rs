@@ -11,7 +11,8 @@ macro_rules! words {
 }
 
 words! {
-    OBJECT_TYPE = "ObjectType": "iothread" "throttle-group" "secret";
+    OBJECT_TYPE = "ObjectType": "iothread" "throttle-group" "secret" "tls-creds-x509";
+    TLS_ENDPOINT = "QCryptoTLSCredsEndpoint": "client" "server";
     SECRET_FORMAT = "QCryptoSecretFormat": "raw" "base64";
     DRIVER = "BlockdevDriver": "file" "host_device" "raw" "null-co" "null-aio" "throttle" "nbd" "rbd" "qcow2";
     DISCARD = "BlockdevDiscardOptions": "ignore" "unmap";
@@ -52,6 +53,15 @@ static SECRET: Object = Object::new(
     ],
 );
 
+static TLS_CREDS_X509: Object = Object::new(
+    "TlsCredsX509Properties",
+    &[
+        optional("dir", Type::Str),
+        optional("endpoint", Type::Enum(&TLS_ENDPOINT)),
+        optional("verify-peer", Type::Bool),
+    ],
+);
+
 /// `object-add`.
 pub(super) static OBJECT: Object = Object::union(
     "ObjectOptions",
@@ -64,6 +74,7 @@ pub(super) static OBJECT: Object = Object::union(
         ("iothread", &IOTHREAD),
         ("throttle-group", &THROTTLE_GROUP),
         ("secret", &SECRET),
+        ("tls-creds-x509", &TLS_CREDS_X509),
     ],
 );
 
@@ -120,6 +131,8 @@ static NBD: Object = Object::new(
         optional("export", Type::Str),
         optional("reconnect-delay", Type::U32),
         optional("open-timeout", Type::U32),
+        optional("tls-creds", Type::Str),
+        optional("tls-hostname", Type::Str),
     ],
 );
 

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::export::AddressType;
+use super::object::TlsCredsOptions;
 use super::reference::{BackingRef, BlockdevRef, backing};
 use super::value::ValueError;
 use crate::engine::Choice;
-use crate::nbd::Server;
+use crate::nbd::{Remote, Server, Tls};
 
 /// The kinds of nodes.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -93,6 +94,10 @@ pub struct BlockdevOptions {
     pub reconnect_delay: Option<u32>,
     /// Seconds.
     pub open_timeout: Option<u32>,
+    /// The id of a `tls-creds-x509` object.
+    pub tls_creds: Option<String>,
+    /// The name that the server's certificate must have.
+    pub tls_hostname: Option<String>,
 
     // rbd
     pub pool: Option<String>,
@@ -144,6 +149,8 @@ impl BlockdevOptions {
             export: None,
             reconnect_delay: None,
             open_timeout: None,
+            tls_creds: None,
+            tls_hostname: None,
             pool: None,
             namespace: None,
             image: None,
@@ -175,6 +182,30 @@ impl BlockdevOptions {
     /// Returns whether discards have an effect.
     pub fn unmaps(&self) -> bool {
         self.discard.unwrap_or_default() == Discard::Unmap
+    }
+
+    /// Returns the export of an NBD server that a node with driver `nbd` uses. `tls` are the credentials that it names.
+    ///
+    /// # Errors
+    /// The address is missing or wrong.
+    pub fn remote(&self, tls: Option<&TlsCredsOptions>) -> Result<Remote, ValueError> {
+        let server = self.server.as_deref();
+        let server = server.ok_or_else(|| ValueError::Missing("server".to_owned()))?;
+        let server = server.address()?;
+        let tls = tls.map(|creds| Tls {
+            dir: creds.dir.clone(),
+            verify_peer: creds.verify_peer,
+            hostname: match (&self.tls_hostname, &server) {
+                (Some(name), _) => Some(name.clone()),
+                (None, Server::Inet(host, _)) => Some(host.clone()),
+                (None, Server::Unix(_)) => None,
+            },
+        });
+        Ok(Remote {
+            server,
+            export: self.export.clone().unwrap_or_default(),
+            tls,
+        })
     }
 
     /// Returns these options and those of the nodes that are made with this one.

@@ -9,7 +9,7 @@ mod value;
 
 pub use blockdev::{AioOption, BlockdevOptions, Cache, DetectZeroes, Discard, Driver, NbdServer, OnOffAuto};
 pub use export::{Address, AddressType, ExportOptions, ExportType, IoThreadList, Mapping, NotifyOption};
-pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions};
+pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, TlsCredsOptions, TlsEndpoint};
 pub use reference::{BackingRef, BlockdevRef};
 pub(crate) use value::bytes;
 pub use value::{Origin, ValueError, read};

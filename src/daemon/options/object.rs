@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::value::ValueError;
 use crate::throttle::ThrottleLimits;
 
 /// The types of objects.
@@ -16,6 +17,8 @@ pub enum ObjectType {
     IoThread,
     ThrottleGroup,
     Secret,
+    #[serde(rename = "tls-creds-x509")]
+    TlsCredsX509,
 }
 
 /// The options of a new object. The type decides which properties are allowed.
@@ -46,6 +49,21 @@ pub struct ObjectOptions {
     pub data: Option<String>,
     pub file: Option<PathBuf>,
     pub format: Option<String>,
+
+    // tls-creds-x509
+    pub dir: Option<PathBuf>,
+    pub endpoint: Option<TlsEndpoint>,
+    pub verify_peer: Option<bool>,
+}
+
+/// The side of a connection that has credentials.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum TlsEndpoint {
+    #[default]
+    Client,
+    Server,
 }
 
 /// Moves the limits of a throttle group that are options of their own, such as `x-iops-total`, into `limits`, whose
@@ -62,6 +80,18 @@ pub(super) fn gather_limits(options: &mut Map<String, Value>) {
         if let (Some(limits), Some(value)) = (limits.as_object_mut(), value) {
             limits.entry(&name["x-".len()..]).or_insert(value);
         }
+    }
+}
+
+/// Refuses credentials that QEMU has and this program has not.
+pub(super) fn refuse_psk(options: &Map<String, Value>) -> Result<(), ValueError> {
+    match options.get("qom-type").and_then(Value::as_str) {
+        Some("tls-creds-psk") => Err(ValueError::Other {
+            path: "qom-type".to_owned(),
+            reason: "tls-creds-psk is not supported, because the TLS library has no pre-shared keys: use tls-creds-x509"
+                .to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -82,6 +112,9 @@ impl ObjectOptions {
             data: None,
             file: None,
             format: None,
+            dir: None,
+            endpoint: None,
+            verify_peer: None,
         }
     }
 }
@@ -127,4 +160,14 @@ impl std::fmt::Debug for SecretOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SecretOptions")
     }
+}
+
+/// The properties of credentials for TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub struct TlsCredsOptions {
+    pub dir: PathBuf,
+    pub endpoint: TlsEndpoint,
+    pub verify_peer: bool,
 }

@@ -10,7 +10,7 @@ use serde::de::value::{SeqDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 use serde_json::{Map, Value};
 
-use super::object::gather_limits;
+use super::object::{gather_limits, refuse_psk};
 
 /// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,7 @@ impl de::Error for ValueError {
 pub fn read<T: DeserializeOwned>(mut value: Value, origin: Origin) -> Result<T, ValueError> {
     if let Value::Object(options) = &mut value {
         gather_limits(options);
+        refuse_psk(options)?;
     }
     T::deserialize(Reader { value, origin })
 }

@@ -19,7 +19,7 @@ impl Registry {
             .check_add(&options, &self.objects)
             .and_then(|()| self.wanted_files([&options]));
         self.run_with(wanted, done, move |registry, given, done| {
-            let (mut images, described) = (registry.nodes.images(given.files), options.clone());
+            let (mut images, described) = (Self::images(registry, given.files), options.clone());
             // Files are opened in the meantime, and the nodes may be removed: they are checked again when a node is made.
             let parts = match registry.nodes.parts(&options) {
                 Ok(parts) => parts,

@@ -218,6 +218,18 @@ pub enum OperationError {
     Group(account::Error),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error("endpoint=server: this program is a client of servers (use endpoint=client)")]
+    ServerCreds,
+    #[error("cannot read directory {} of tls-creds-x509 '{id}'", dir.display())]
+    CredsDirectory {
+        id: String,
+        dir: PathBuf,
+        source: io::Error,
+    },
+    #[error("there is no tls-creds-x509 object '{id}' (--object comes before the nodes that use it)")]
+    NoTlsCreds { id: String },
+    #[error("tls-hostname needs tls-creds")]
+    HostnameWithoutCreds,
     #[error("a secret needs 'data' or 'file'")]
     NoSecret,
     #[error("a secret has 'data' or 'file', not both")]

@@ -37,6 +37,7 @@ use exports::start_confined;
 pub use nodes::Node;
 use nodes::Nodes;
 use objects::Objects;
+pub(super) use objects::tls_creds;
 pub use objects::{IoThreadObject, Object};
 pub use serving::RemoveMode;
 use sockets::Sockets;
@@ -180,10 +181,24 @@ impl Registry {
                     return Err(OperationError::ObjectInUse { id: id() });
                 }
             }
+            Some(Object::TlsCreds(_)) => {
+                let mut used = self
+                    .nodes
+                    .iter()
+                    .filter_map(|(_, node)| node.options().tls_creds.as_ref());
+                if used.any(|used| *used == id()) {
+                    return Err(OperationError::ObjectInUse { id: id() });
+                }
+            }
             Some(_) => {}
         }
         self.objects.remove(&id());
         Ok(())
+    }
+
+    /// Returns the places that images come from, with files that were opened for this operation.
+    fn images(&self, opened: Vec<waiting::OpenedFile>) -> nodes::Images {
+        self.nodes.images(opened, self.objects.credentials())
     }
 
     /// Returns an object.

@@ -5,10 +5,12 @@ use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::error::{OperationError, refuse, within};
+use super::error::{OperationError, refuse, require, within};
 use crate::affinity::pin_thread;
 use crate::aio::{AioContext, Gone, IoThreadConfig};
-use crate::daemon::options::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, is_well_formed};
+use crate::daemon::options::{
+    IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, TlsCredsOptions, TlsEndpoint, is_well_formed,
+};
 use crate::daemon::roster::Roster;
 use crate::iothread::{IoThread, IoThreadParams};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -24,6 +26,8 @@ pub enum Object {
     Throttle(Arc<Group>),
     /// A secret.
     Secret(SecretOptions),
+    /// Credentials for TLS.
+    TlsCreds(TlsCredsOptions),
 }
 
 impl Object {
@@ -33,6 +37,7 @@ impl Object {
             Self::IoThread(_) => ObjectType::IoThread,
             Self::Throttle(_) => ObjectType::ThrottleGroup,
             Self::Secret(_) => ObjectType::Secret,
+            Self::TlsCreds(_) => ObjectType::TlsCredsX509,
         }
     }
 }
@@ -124,6 +129,12 @@ impl IoThreadObject {
     }
 }
 
+/// The objects that nodes use to prove who they are, by id.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Credentials {
+    pub(super) tls: BTreeMap<String, TlsCredsOptions>,
+}
+
 /// The objects, by id.
 #[derive(Debug, Default)]
 pub(super) struct Objects(BTreeMap<String, Object>);
@@ -158,6 +169,22 @@ impl Objects {
         }
     }
 
+    pub(super) fn tls_creds(&self, id: &str) -> Result<&TlsCredsOptions, OperationError> {
+        match self.0.get(id) {
+            Some(Object::TlsCreds(creds)) => Ok(creds),
+            _ => Err(OperationError::NoTlsCreds { id: id.to_owned() }),
+        }
+    }
+
+    /// Returns the credentials by id, for other threads.
+    pub(super) fn credentials(&self) -> Credentials {
+        let tls = self.0.iter().filter_map(|(id, object)| match object {
+            Object::TlsCreds(creds) => Some((id.clone(), creds.clone())),
+            _ => None,
+        });
+        Credentials { tls: tls.collect() }
+    }
+
     /// Makes an object. An IOThread is not started yet.
     pub(super) fn add(&mut self, options: ObjectOptions) -> Result<&Object, OperationError> {
         let id = options.id.clone();
@@ -172,9 +199,11 @@ impl Objects {
             ObjectType::ThrottleGroup => {
                 refuse_iothread(&options)?;
                 refuse_secret(&options)?;
+                refuse_tls(&options)?;
                 Object::Throttle(Group::new(&id, options.limits.unwrap_or_default())?)
             }
             ObjectType::Secret => Object::Secret(secret(options)?),
+            ObjectType::TlsCredsX509 => Object::TlsCreds(tls_creds(&options)?),
         };
         Ok(self.0.entry(id).or_insert(object))
     }
@@ -186,6 +215,7 @@ impl Objects {
 
 fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, OperationError> {
     refuse_secret(&options)?;
+    refuse_tls(&options)?;
     refuse(&[("limits", options.limits.is_some())])?;
     let defaults = IoThreadOptions::default();
     let max = options.thread_pool_max.unwrap_or(defaults.thread_pool_max);
@@ -203,6 +233,7 @@ fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, Operation
 
 fn secret(options: ObjectOptions) -> Result<SecretOptions, OperationError> {
     refuse_iothread(&options)?;
+    refuse_tls(&options)?;
     refuse(&[("limits", options.limits.is_some())])?;
     match (&options.data, &options.file) {
         (None, None) => return Err(OperationError::NoSecret),
@@ -238,5 +269,34 @@ fn refuse_secret(options: &ObjectOptions) -> Result<(), OperationError> {
         ("data", options.data.is_some()),
         ("file", options.file.is_some()),
         ("format", options.format.is_some()),
+    ])?)
+}
+
+/// Checks credentials for TLS. The processes that use them read the files.
+pub(crate) fn tls_creds(options: &ObjectOptions) -> Result<TlsCredsOptions, OperationError> {
+    refuse_iothread(options)?;
+    refuse_secret(options)?;
+    refuse(&[("limits", options.limits.is_some())])?;
+    let endpoint = options.endpoint.unwrap_or_default();
+    if endpoint == TlsEndpoint::Server {
+        return Err(OperationError::ServerCreds);
+    }
+    let dir = require("dir", options.dir.clone())?;
+    if let Some(source) = fs::metadata(&dir).err() {
+        let id = options.id.clone();
+        return Err(OperationError::CredsDirectory { id, dir, source });
+    }
+    Ok(TlsCredsOptions {
+        dir,
+        endpoint,
+        verify_peer: options.verify_peer.unwrap_or(true),
+    })
+}
+
+fn refuse_tls(options: &ObjectOptions) -> Result<(), OperationError> {
+    Ok(refuse(&[
+        ("dir", options.dir.is_some()),
+        ("endpoint", options.endpoint.is_some()),
+        ("verify-peer", options.verify_peer.is_some()),
     ])?)
 }

@@ -58,7 +58,7 @@ impl Registry {
         let opened = list.iter().filter(|asked| asked.opens());
         let wanted = self.wanted_files(opened.map(|asked| &asked.options));
         self.run_with(wanted, done, move |registry, given, done| {
-            let images = registry.nodes.images(given.files).for_reopen();
+            let images = Self::images(registry, given.files).for_reopen();
             registry.run_aside(
                 move || open(images, list),
                 move |registry, list| registry.go_on_with(list, done),

@@ -86,8 +86,8 @@ impl NbdDisk {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(line: &Line, mut options: NbdOptions) -> Result<Self, OpenError> {
-        let server = || line.server().to_string();
-        let name = || line.export().to_owned();
+        let server = || line.remote().server.to_string();
+        let name = || line.remote().export.clone();
         let connected = line.connect(options.open_timeout);
         let connected = connected.map_err(|why| OpenError::Connect {
             server: server(),
@@ -123,7 +123,10 @@ impl NbdDisk {
         }
         options.read_only |= export.is_read_only();
         Ok(Self {
-            name: format!("nbd://{}/{}", line.server(), line.export()).into(),
+            name: {
+                let (scheme, remote) = (scheme_of(line), line.remote());
+                format!("{scheme}://{}/{}", remote.server, remote.export).into()
+            },
             line: line.share().map_err(|error| OpenError::Connect {
                 server: server(),
                 why: error.to_string(),
@@ -218,6 +221,13 @@ impl NbdDisk {
 
     pub(super) fn leave(&self) {
         self.users.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn scheme_of(line: &Line) -> &'static str {
+    match line.remote().tls {
+        Some(_) => "nbds",
+        None => "nbd",
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             driver != Nbd && options.reconnect_delay.is_some(),
         ),
         ("open-timeout", driver != Nbd && options.open_timeout.is_some()),
+        ("tls-creds", driver != Nbd && options.tls_creds.is_some()),
+        ("tls-hostname", driver != Nbd && options.tls_hostname.is_some()),
         ("pool", driver != Rbd && options.pool.is_some()),
         ("namespace", driver != Rbd && options.namespace.is_some()),
         ("image", driver != Rbd && options.image.is_some()),
@@ -46,6 +48,9 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
     ])?;
     if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());
+    }
+    if options.tls_hostname.is_some() && options.tls_creds.is_none() {
+        return Err(OperationError::HostnameWithoutCreds);
     }
     if options.shares_writing() && !options.is_read_only() {
         return Err(OperationError::ForceShare);

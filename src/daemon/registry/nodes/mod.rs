@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::busy::Busy;
 use super::error::{OperationError, require};
-use super::objects::Objects;
+use super::objects::{Credentials, Objects};
 use super::waiting::OpenedFile;
 use crate::daemon::options::{BlockdevOptions, BlockdevRef, Driver, is_well_formed};
 use crate::engine::BlockNode;
@@ -184,6 +184,9 @@ impl Nodes {
             if let Some(id) = &options.throttle_group {
                 objects.group(id)?;
             }
+            if let Some(id) = &options.tls_creds {
+                objects.tls_creds(id)?;
+            }
             if let Some(BlockdevRef::Name(below)) = options.file.as_deref() {
                 self.get(below)?;
                 self.busy.check(below)?;
@@ -324,8 +327,9 @@ impl Nodes {
     }
 
     /// Returns the means to open images, with those that were opened already for this operation.
-    pub(super) fn images(&self, opened: Vec<OpenedFile>) -> Images {
+    pub(super) fn images(&self, opened: Vec<OpenedFile>, credentials: Credentials) -> Images {
         Images {
+            credentials,
             fdsets: self.fdsets.clone(),
             lines: self.lines.clone(),
             clusters: self.clusters.clone(),

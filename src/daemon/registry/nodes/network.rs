@@ -3,19 +3,20 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::super::error::{OperationError, require};
+use super::super::error::OperationError;
 use super::Images;
 use crate::connector;
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::{BlockNode, NbdDisk, NbdOptions};
-use crate::nbd::{Line, Server};
+use crate::nbd::{Line, Remote};
 
 impl Images {
     /// Connects to the server of a disk.
     pub(super) fn open_nbd(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
-        let server = require("server", options.server.as_deref())?.address()?;
+        let tls = options.tls_creds.as_ref();
+        let tls = tls.and_then(|id| self.credentials.tls.get(id));
         let seconds = |given: Option<u32>| Duration::from_secs(given.unwrap_or(0).into());
-        let line = self.line(&server, options.export.as_deref().unwrap_or_default())?;
+        let line = self.line(&options.remote(tls)?)?;
         let disk = NbdDisk::open(
             &line,
             NbdOptions {
@@ -31,18 +32,18 @@ impl Images {
     }
 
     /// Returns the line to what connects to this export.
-    fn line(&mut self, server: &Server, export: &str) -> Result<Arc<Line>, OperationError> {
+    fn line(&mut self, remote: &Remote) -> Result<Arc<Line>, OperationError> {
         let mut lines = self.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = lines.iter().find(|line| line.leads_to(server, export)) {
+        if let Some(line) = lines.iter().find(|line| line.remote() == remote) {
             return Ok(Arc::clone(line));
         }
         if self.confined {
             return Err(OperationError::ConfinedServer {
-                server: server.to_string(),
-                export: export.to_owned(),
+                server: remote.server.to_string(),
+                export: remote.export.clone(),
             });
         }
-        let line = connector::start_thread(server, export)?;
+        let line = connector::start_thread(remote)?;
         lines.push(Arc::clone(&line));
         Ok(line)
     }

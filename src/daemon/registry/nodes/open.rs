@@ -10,6 +10,7 @@ use super::lines::Lines;
 use super::rbd::Clusters;
 use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
 use crate::daemon::registry::error::{OperationError, require};
+use crate::daemon::registry::objects::Credentials;
 use crate::daemon::registry::waiting::OpenedFile;
 use crate::engine::BlockNode;
 use crate::opener::FileRequest;
@@ -23,6 +24,7 @@ pub(in super::super) struct Images {
     pub(super) fdsets: FdSets,
     pub(super) lines: Lines,
     pub(super) clusters: Clusters,
+    pub(super) credentials: Credentials,
     /// Files can no longer be opened by path.
     pub(super) confined: bool,
     /// Images that were opened for this operation.

@@ -187,6 +187,8 @@ fn check_fixed(old: &BlockdevOptions, new: &BlockdevOptions) -> Result<(), Opera
         ("aio", old.aio != new.aio),
         ("server", old.server != new.server),
         ("export", old.export != new.export),
+        ("tls-creds", old.tls_creds != new.tls_creds),
+        ("tls-hostname", old.tls_hostname != new.tls_hostname),
         ("force-share", old.shares_writing() != new.shares_writing()),
     ];
     match changes.iter().find(|(_, changed)| *changed) {
