@@ -225,6 +225,17 @@ impl IoVecs {
         }
     }
 
+    /// Copies bytes from byte `at` of the list on, each once. What is past the end of the list stays as it is.
+    pub(crate) fn read_at(&self, at: usize, data: &mut [u8]) {
+        let mut done = 0;
+        for range in self.part(at, data.len()) {
+            // SAFETY: as in `read_front`.
+            let slice = unsafe { VolatileSlice::new(own(range.iov_base, self.own_distance), range.iov_len) };
+            slice.copy_to(&mut data[done..done + range.iov_len]);
+            done += range.iov_len;
+        }
+    }
+
     /// Fills `len` bytes from byte `at` on with zeroes, as far as the list goes.
     pub(crate) fn zero_at(&self, at: usize, len: usize) {
         for range in self.part(at, len) {
@@ -360,6 +371,11 @@ mod tests {
                 let part: usize = iov.part(at, len).map(|range| range.iov_len).sum();
                 assert_eq!(part, len.min(6_usize.saturating_sub(at)));
                 iov.write_at(at, &vec![2; len]);
+                let mut copy = vec![9; len];
+                iov.read_at(at, &mut copy);
+                assert!(
+                    copy[..part].iter().all(|byte| *byte == 2) && copy[part..].iter().all(|byte| *byte == 9)
+                );
                 iov.zero_at(at + 1, len.saturating_sub(1));
                 let expected: Vec<u8> = (0..6)
                     .map(|i| match i {

@@ -64,6 +64,8 @@ pub enum LockMode {
     ReadForceShare,
     /// Only reads a file of an image format, and nobody may write to it or resize it.
     ReadFormat,
+    /// Reads and writes a file of an image format, and nobody else may write to it or resize it.
+    WriteFormat,
 }
 
 /// The locks of one open file description, released on drop.
@@ -98,10 +100,10 @@ impl Held {
     /// Returns whether the same locks serve another disk on this file. Two disks never write to one file.
     pub(super) fn covers(&self, mode: LockMode) -> bool {
         match self.mode {
-            LockMode::Write => false,
+            LockMode::Write | LockMode::WriteFormat => false,
             LockMode::Read => matches!(mode, LockMode::Read | LockMode::ReadForceShare),
             LockMode::ReadForceShare => mode == LockMode::ReadForceShare,
-            LockMode::ReadFormat => mode != LockMode::Write,
+            LockMode::ReadFormat => !matches!(mode, LockMode::Write | LockMode::WriteFormat),
         }
     }
 
@@ -126,6 +128,13 @@ impl Held {
             LockMode::Read => &[USED + CONSISTENT_READ, UNSHARED + WRITE],
             LockMode::ReadForceShare => &[USED + CONSISTENT_READ],
             LockMode::ReadFormat => &[USED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE],
+            LockMode::WriteFormat => &[
+                USED + CONSISTENT_READ,
+                USED + WRITE,
+                USED + RESIZE,
+                UNSHARED + WRITE,
+                UNSHARED + RESIZE,
+            ],
         };
         for &byte in mine {
             match ofd_lock::set(fd, libc::F_RDLCK, byte, 1) {
@@ -142,14 +151,17 @@ impl Held {
         if mode != LockMode::ReadForceShare && other_has(USED + WRITE)? {
             return Ok(Some("another process has it open for writing"));
         }
-        if mode == LockMode::ReadFormat && other_has(USED + RESIZE)? {
+        if matches!(mode, LockMode::ReadFormat | LockMode::WriteFormat) && other_has(USED + RESIZE)? {
             return Ok(Some("another process may resize it"));
         }
         if other_has(UNSHARED + CONSISTENT_READ)? {
             return Ok(Some("another process does not let others read it"));
         }
-        if mode == LockMode::Write && other_has(UNSHARED + WRITE)? {
+        if matches!(mode, LockMode::Write | LockMode::WriteFormat) && other_has(UNSHARED + WRITE)? {
             return Ok(Some(READER));
+        }
+        if mode == LockMode::WriteFormat && other_has(UNSHARED + RESIZE)? {
+            return Ok(Some("another process does not let others resize it"));
         }
         Ok(None)
     }

@@ -20,7 +20,7 @@ mod written_back;
 mod zero;
 
 pub use error::Error;
-pub use file::RawFile;
+pub use file::{Gathered, RawFile};
 pub use flush::FlushWitness;
 pub use format::foreign_format;
 pub use limits::Limits;
@@ -28,3 +28,4 @@ pub use lock::{ImageLock, LockError};
 pub use lock_bytes::LockMode;
 pub use nowait::Nowait;
 pub use options::OpenOptions;
+pub(crate) use zero::zero_memory;

@@ -62,25 +62,30 @@ impl Missing {
     }
 }
 
+/// Returns a list of zeroes to write: `len` bytes, or fewer if those are many.
+pub(crate) fn zero_memory(len: u64) -> IoVecs {
+    let piece = usize::try_from(len).unwrap_or(PIECE).min(PIECE);
+    let mut iov = IoVecs::new();
+    while iov.len() < piece {
+        let part = (piece - iov.len()).min(ZEROES.0.len());
+        // SAFETY: a static, which is always valid. It is only read, because the list is only a source.
+        unsafe { iov.push(ZEROES.0.as_ptr().cast_mut(), part) };
+    }
+    iov
+}
+
 /// Writes zeroes in pieces, with `write(list, offset)`.
 pub(super) fn write_zeroes(
     offset: u64,
     len: u64,
     mut write: impl FnMut(&IoVecs, u64) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut iov = IoVecs::new();
     let end = offset + len;
     let mut at = offset;
     while at < end {
-        let piece = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-        iov.clear();
-        while iov.len() < piece {
-            let part = (piece - iov.len()).min(ZEROES.0.len());
-            // SAFETY: a static, which is always valid. It is only read, because `write` only reads from the list.
-            unsafe { iov.push(ZEROES.0.as_ptr().cast_mut(), part) };
-        }
+        let iov = zero_memory(end - at);
         write(&iov, at)?;
-        at += piece as u64;
+        at += iov.len() as u64;
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
@@ -23,10 +23,13 @@ use super::written_back::WrittenBack;
 use super::zero::Missing;
 use crate::sys::block_device;
 
+mod format_writes;
 mod parts;
 mod size;
 mod stable;
 mod transfers;
+
+pub use format_writes::Gathered;
 
 /// A raw disk image, or a block device.
 ///
@@ -47,6 +50,8 @@ pub struct RawFile {
     missing: Missing,
     nowait: NowaitIo,
     flusher: Flusher,
+    /// Held while a part of a block is changed with O_DIRECT.
+    patching: Mutex<()>,
     /// The check for failed writebacks that leaves the kernel's report in place, if it is possible.
     written_back: Option<WrittenBack>,
     /// A predecessor may have taken the kernel's report of a failed writeback without answering a flush.
@@ -124,6 +129,7 @@ impl RawFile {
             size: AtomicU64::new(geometry.size),
             missing: Missing::default(),
             flusher: Flusher::new(!options.direct, !options.direct && kind == Kind::BlockDevice),
+            patching: Mutex::default(),
             lock_place: Arc::default(),
             flushes: !options.no_flush,
             unmap: options.unmap,
