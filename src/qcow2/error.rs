@@ -64,6 +64,8 @@ pub enum Corruption {
     L2Entry(u64),
     #[error("the qcow2 image is corrupt: the subcluster bitmap {0:#x} is invalid")]
     Bitmap(u64),
+    #[error("the qcow2 image is corrupt: {0}")]
+    Refcounts(&'static str),
     #[error("the qcow2 image is corrupt: a compressed cluster cannot be decompressed")]
     Compressed,
 }

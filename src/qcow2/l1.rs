@@ -10,7 +10,25 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct L1Entry(pub u64);
 
+const COPIED: u64 = 1 << 63;
+
 impl L1Entry {
+    /// Makes the entry of an L2 table that only this L1 table uses.
+    pub fn of_own(l2_table: u64) -> Self {
+        Self(l2_table | COPIED)
+    }
+
+    /// Returns whether the entry says that no snapshot uses the L2 table.
+    pub fn is_copied(self) -> bool {
+        self.0 & COPIED != 0
+    }
+
+    /// Returns the entry of an L2 table that snapshots use as well.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        Self(self.0 & !COPIED)
+    }
+
     /// Returns the offset of the L2 table, or `None` if all its clusters are unallocated.
     ///
     /// # Errors

@@ -11,11 +11,15 @@ mod extension;
 mod header;
 mod l1;
 mod l2;
+mod refcount;
+mod snapshot;
 
 pub use cluster::ClusterSize;
 pub use compressed::{CompressedCluster, decompress};
 pub use error::{Corruption, HeaderError};
 pub use extension::{BackingFormat, Extensions};
-pub use header::{CompressionType, HEADER_MAX, Header, MAGIC};
+pub use header::{CompressionType, Field, HEADER_MAX, Header, MAGIC};
 pub use l1::L1Entry;
-pub use l2::{Extent, Place, Slice, SliceLayout};
+pub use l2::{Entry, Extent, Place, Reference, Slice, SliceLayout, Target};
+pub use refcount::{RefcountWidth, Refcounts};
+pub use snapshot::SnapshotEntry;

@@ -53,6 +53,8 @@ pub struct Header {
     pub l1_table_offset: u64,
     /// The number of L1 entries that the disk needs.
     pub l1_entries: u32,
+    /// The number of L1 entries that the image has: at least as many.
+    pub l1_size: u32,
     /// The offset of the refcount table.
     pub refcount_table_offset: u64,
     /// The size of the refcount table in clusters.
@@ -61,6 +63,12 @@ pub struct Header {
     pub refcount_order: u32,
     /// The number of internal snapshots.
     pub snapshots: u32,
+    /// The offset of the snapshot table.
+    pub snapshots_offset: u64,
+    /// All incompatible features.
+    pub incompatible: u64,
+    /// All autoclear features.
+    pub autoclear: u64,
     /// Refcounts may be wrong.
     pub dirty: bool,
     /// The image is marked as corrupt.
@@ -77,7 +85,46 @@ pub struct Header {
     pub extensions: Extensions,
 }
 
+/// Fields of the header that change while the image is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The size of the disk in bytes.
+    Size,
+    /// The number of L1 entries (32 bits), and the offset of the L1 table (64 bits).
+    L1Table,
+    /// The offset of the refcount table (64 bits), and its number of clusters (32 bits).
+    RefcountTable,
+    /// The incompatible features. Only in version 3.
+    Incompatible,
+    /// The autoclear features. Only in version 3.
+    Autoclear,
+}
+
+impl Field {
+    /// Returns the offset of the field in the image.
+    pub fn offset(self) -> u64 {
+        match self {
+            Self::Size => 24,
+            Self::L1Table => 36,
+            Self::RefcountTable => 48,
+            Self::Incompatible => 72,
+            Self::Autoclear => 88,
+        }
+    }
+}
+
 impl Header {
+    /// Incompatible feature: refcounts may be wrong.
+    pub const DIRTY: u64 = DIRTY;
+    /// Incompatible feature: the image is corrupt.
+    pub const CORRUPT: u64 = CORRUPT;
+    /// Largest number of L1 entries.
+    pub const L1_ENTRIES_MAX: u32 = 1 << 22;
+    /// Autoclear feature: the bitmaps are right.
+    pub const BITMAPS: u64 = 1 << 0;
+    /// Autoclear feature: the external data file has the disk's bytes as a raw image has them.
+    pub const RAW_DATA: u64 = 1 << 1;
+
     /// Parses the header at the start of an image. `bytes` are the first [`HEADER_MAX`] bytes, or all if the image is
     /// shorter. An image that is marked as corrupt is refused unless it is only read.
     ///
@@ -109,6 +156,7 @@ impl Header {
             size: fields.u64(24)?,
             l1_table_offset: fields.u64(40)?,
             l1_entries: 0,
+            l1_size: fields.u32(36)?,
             refcount_table_offset: fields.u64(48)?,
             refcount_table_clusters: fields.u32(56)?,
             refcount_order: match version {
@@ -116,6 +164,12 @@ impl Header {
                 _ => fields.u32(96)?,
             },
             snapshots: fields.u32(60)?,
+            snapshots_offset: fields.u64(64)?,
+            incompatible: features,
+            autoclear: match version {
+                2 => 0,
+                _ => fields.u64(88)?,
+            },
             dirty: features & DIRTY != 0,
             corrupt: features & CORRUPT != 0,
             external_data: features & EXTERNAL_DATA != 0,
@@ -124,11 +178,11 @@ impl Header {
             backing_file: backing_file(first, fields)?,
             extensions,
         };
-        header.check(fields.u32(36)?)
+        header.check()
     }
 
-    /// Checks the values, and computes the number of L1 entries. `l1_size` is the length of the L1 table in entries.
-    fn check(mut self, l1_size: u32) -> Result<Self, HeaderError> {
+    /// Checks the values, and computes the number of L1 entries.
+    fn check(mut self) -> Result<Self, HeaderError> {
         if self.size == 0 || !self.size.is_multiple_of(512) {
             return Err(HeaderError::DiskSize(self.size));
         }
@@ -143,7 +197,7 @@ impl Header {
             return Err(HeaderError::DiskTooLarge(self.size));
         }
         self.l1_entries = u32::try_from(needed).expect("at most 2^22");
-        if l1_size < self.l1_entries {
+        if self.l1_size < self.l1_entries {
             return Err(HeaderError::L1Size);
         }
         self.place("L1 table", self.l1_table_offset, needed * 8)?;

@@ -3,10 +3,16 @@
 //! L2 tables are read and kept in slices of at most 4 KiB, so that one cluster of 2 MiB does not need a table of 2 MiB
 //! in memory.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::cluster::ClusterSize;
 use super::compressed::CompressedCluster;
 use super::error::Corruption;
 use super::header::Header;
+
+mod entry;
+
+pub use entry::{Entry, Reference, Target};
 
 /// Bits of the host offset of a cluster.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -58,8 +64,31 @@ impl SliceLayout {
         }
     }
 
-    fn entry_bytes(self) -> u64 {
+    /// Returns the length of a cluster in bytes.
+    pub fn cluster_bytes(self) -> u64 {
+        self.cluster.bytes()
+    }
+
+    /// Returns the length of an entry in bytes.
+    pub fn entry_bytes(self) -> u64 {
         if self.extended { 16 } else { 8 }
+    }
+
+    /// Returns the index of the first word of a guest offset's entry in its slice.
+    fn word(self, guest: u64) -> usize {
+        let index = guest % self.bytes_per_slice() / self.cluster.bytes();
+        let words = if self.extended { 2 } else { 1 };
+        usize::try_from(index).expect("within a slice") * words
+    }
+
+    /// Returns the length of a subcluster in bytes.
+    fn subcluster(self) -> u64 {
+        self.cluster.bytes() / SUBCLUSTERS
+    }
+
+    /// Returns the offset in its slice of a guest offset's entry.
+    pub fn entry_in_slice(self, guest: u64) -> u64 {
+        self.word(guest) as u64 * 8
     }
 
     /// Returns the number of bytes of the disk that one L2 table maps.
@@ -83,12 +112,12 @@ impl SliceLayout {
     }
 }
 
-/// A part of an L2 table.
+/// A part of an L2 table. Any thread may read it while others change it.
 #[derive(Debug)]
 pub struct Slice {
     layout: SliceLayout,
     /// The entries. An extended entry is two words: the entry and the bitmap.
-    words: Box<[u64]>,
+    words: Box<[AtomicU64]>,
 }
 
 impl Slice {
@@ -97,7 +126,10 @@ impl Slice {
         let (words, _) = bytes.as_chunks::<8>();
         Self {
             layout,
-            words: words.iter().map(|word| u64::from_be_bytes(*word)).collect(),
+            words: words
+                .iter()
+                .map(|word| AtomicU64::new(u64::from_be_bytes(*word)))
+                .collect(),
         }
     }
 
@@ -123,51 +155,64 @@ impl Slice {
 
     /// Finds the place of the rest of the cluster or subcluster from a guest offset on.
     fn part(&self, guest: u64) -> Result<Extent, Corruption> {
-        let (cluster, within) = (self.layout.cluster, self.layout.cluster.within(guest));
-        let index = guest % self.layout.bytes_per_slice() / cluster.bytes();
-        let words = if self.layout.extended { 2 } else { 1 };
-        let at = usize::try_from(index).expect("within a slice") * words;
-        let entry = self.words.get(at).copied().unwrap_or(0);
-        if entry & COMPRESSED != 0 {
-            return Ok(Extent {
-                len: cluster.bytes() - within,
-                place: self.compressed(entry, within)?,
-            });
-        }
-        let offset = entry & OFFSET;
-        if !cluster.divides(offset) {
-            return Err(Corruption::L2Entry(entry));
-        }
-        // In a data file, a cluster may be at offset 0.
-        let is_allocated = offset != 0 || self.layout.external_data && entry & COPIED != 0;
-        if !self.layout.extended {
-            let place = match (entry & ZERO != 0, is_allocated) {
-                (true, _) => Place::Zero,
-                (false, true) => Place::Data(offset + within),
-                (false, false) => Place::Backing,
-            };
-            let len = cluster.bytes() - within;
-            return Ok(Extent { len, place });
-        }
-        let bitmap = self.words.get(at + 1).copied().unwrap_or(0);
-        let size = cluster.bytes() / SUBCLUSTERS;
-        let place = match subcluster(bitmap, within / size, is_allocated)? {
-            Subcluster::Zero => Place::Zero,
-            Subcluster::Data => Place::Data(offset + within),
-            Subcluster::Unallocated => Place::Backing,
-        };
-        let len = size - within % size;
-        Ok(Extent { len, place })
+        let within = self.layout.cluster.within(guest);
+        self.entry(guest).part(self.layout, within)
     }
 
-    fn compressed(&self, entry: u64, within: u64) -> Result<Place, Corruption> {
-        match self.layout.external_data {
-            // Compressed clusters are not allowed with a data file.
-            true => Err(Corruption::L2Entry(entry)),
-            false => Ok(Place::Compressed(
-                CompressedCluster::of_entry(entry, self.layout.cluster),
-                within,
-            )),
+    /// Finds the place of up to `len` bytes from a guest offset on to which data can be written without a change of
+    /// tables. Returns its offset and length, or `None` if the first cluster has none.
+    ///
+    /// # Errors
+    /// The first entry is invalid.
+    pub fn in_place(&self, guest: u64, len: u64) -> Result<Option<(u64, u64)>, Corruption> {
+        let (size, within) = (self.layout.cluster.bytes(), self.layout.cluster.within(guest));
+        let piece = |at: u64, within: u64, len: u64| {
+            let end = size.min(within.saturating_add(len));
+            let target = self.entry(at).target(self.layout, within..end)?;
+            Ok((target, end - within))
+        };
+        let (Target::InPlace(host), mut found) = piece(guest, within, len)? else {
+            return Ok(None);
+        };
+        let slice = self.layout.bytes_per_slice();
+        let left = slice - guest % slice;
+        while found < len.min(left) {
+            match piece(guest + found, 0, len - found) {
+                Ok((Target::InPlace(next), more)) if next == host + within + found => found += more,
+                _ => break,
+            }
+        }
+        Ok(Some((host + within, found)))
+    }
+
+    /// Returns the entry of the cluster at a guest offset.
+    pub fn entry(&self, guest: u64) -> Entry {
+        let at = self.layout.word(guest);
+        // The bitmap first, because it is stored last: a new bitmap never comes with an old entry. Acquire pairs with the
+        // stores in `set`.
+        let bitmap = match self.layout.extended {
+            true => self
+                .words
+                .get(at + 1)
+                .map_or(0, |word| word.load(Ordering::Acquire)),
+            false => 0,
+        };
+        let word = self.words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
+        Entry { word, bitmap }
+    }
+
+    /// Replaces the entry of the cluster at a guest offset. The image has the new one already. Only the thread that has
+    /// claimed the cluster calls this.
+    pub fn set(&self, guest: u64, entry: Entry) {
+        let at = self.layout.word(guest);
+        // Release: who sees the entry also sees the data that was written before.
+        if let Some(word) = self.words.get(at) {
+            word.store(entry.word, Ordering::Release);
+        }
+        if self.layout.extended
+            && let Some(bitmap) = self.words.get(at + 1)
+        {
+            bitmap.store(entry.bitmap, Ordering::Release);
         }
     }
 }
@@ -178,23 +223,6 @@ fn follows(extent: &Extent, next: &Extent) -> bool {
         (Place::Data(at), Place::Data(next)) => at + extent.len == next,
         (Place::Zero, Place::Zero) | (Place::Backing, Place::Backing) => true,
         _ => false,
-    }
-}
-
-enum Subcluster {
-    Zero,
-    Data,
-    Unallocated,
-}
-
-/// Reads the state of a subcluster: the low half of the bitmap says what is allocated, the high half what is zero.
-fn subcluster(bitmap: u64, index: u64, is_allocated: bool) -> Result<Subcluster, Corruption> {
-    match (bitmap >> index & 1, bitmap >> (index + SUBCLUSTERS) & 1) {
-        (1, 1) => Err(Corruption::Bitmap(bitmap)),
-        (1, _) if !is_allocated => Err(Corruption::Bitmap(bitmap)),
-        (1, _) => Ok(Subcluster::Data),
-        (_, 1) => Ok(Subcluster::Zero),
-        _ => Ok(Subcluster::Unallocated),
     }
 }
 
