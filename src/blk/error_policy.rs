@@ -71,7 +71,7 @@ impl ErrorPolicy {
                 durable
             }
             IoOp::Flush | IoOp::FlushAtRest => true,
-            IoOp::Discard | IoOp::RefreshSize | IoOp::LookAnew => false,
+            IoOp::Leave | IoOp::Discard | IoOp::RefreshSize | IoOp::LookAnew => false,
         };
         match self.write_errors {
             WriteErrors::Report => Verdict::Report,

@@ -102,7 +102,13 @@ impl HeldTurn<'_> {
         run: impl FnOnce(IoOp) -> io::Result<()>,
     ) -> io::Result<()> {
         match self.home.ending.load(Ordering::Relaxed) {
-            true => Ok(()),
+            true => {
+                // This does no harm if it fails.
+                if self.may_be_dirty() && node.needs_leave() {
+                    let _ = run(IoOp::Leave);
+                }
+                Ok(())
+            }
             false => (**self).hand_over(node, run),
         }
     }

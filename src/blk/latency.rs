@@ -150,7 +150,7 @@ impl Operation {
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => Some(Self::Write),
             IoOp::Flush => Some(Self::Flush),
             IoOp::Discard | IoOp::WriteZeroes { .. } => Some(Self::Unmap),
-            IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,
+            IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => None,
         }
     }
 }

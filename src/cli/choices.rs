@@ -36,7 +36,7 @@ impl From<Aio> for Choice {
 pub enum ImageFormat {
     /// The image holds the disk's bytes and nothing else.
     Raw,
-    /// qcow2; only with --read-only.
+    /// qcow2.
     Qcow2,
 }
 

@@ -60,7 +60,7 @@ pub struct Cli {
     pub blk_file: Option<PathBuf>,
 
     /// Format of the image. Without this option, an image that looks like qcow2, VMDK, VDI, VHDX or a similar format is
-    /// refused; with `raw`, the image is not probed. The disk in a qcow2 image is served with --read-only only.
+    /// refused; with `raw`, the image is not probed.
     #[arg(long, value_name = "FORMAT", value_enum, conflicts_with = "null")]
     pub format: Option<ImageFormat>,
 

@@ -175,6 +175,9 @@ impl Channel {
             Kind::Unlimited(Unlimited::Plain(Plain::File(file))) => file.with_zero_detection(zeroes).into(),
             Kind::Unlimited(Unlimited::Plain(Plain::Nbd(nbd))) => nbd.with_zero_detection(zeroes).into(),
             Kind::Unlimited(Unlimited::Plain(Plain::Rbd(rbd))) => rbd.with_zero_detection(zeroes).into(),
+            Kind::Unlimited(Unlimited::Plain(Plain::Qcow2(qcow2))) => {
+                qcow2.with_zero_detection(zeroes).into()
+            }
             other => Self(other),
         }
     }

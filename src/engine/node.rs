@@ -178,10 +178,7 @@ impl BlockNode {
                 io::ErrorKind::Unsupported,
                 "an NBD server keeps the size of its export",
             )),
-            Self::Qcow2(_) => Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "the image is read-only",
-            )),
+            Self::Qcow2(disk) => disk.resize(bytes),
         }
     }
 
@@ -189,7 +186,8 @@ impl BlockNode {
     pub fn flushes_fail(&self) -> bool {
         match self {
             Self::File(file) => file.flushes_fail(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => false,
+            Self::Qcow2(disk) => disk.own_files().any(|file| file.flushes_fail()),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => false,
         }
     }
 
@@ -197,7 +195,8 @@ impl BlockNode {
     pub fn last_flush_failed(&self) -> bool {
         match self {
             Self::File(file) => file.last_flush_failed(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => false,
+            Self::Qcow2(disk) => disk.own_files().any(|file| file.last_flush_failed()),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => false,
         }
     }
 
@@ -205,7 +204,8 @@ impl BlockNode {
     pub fn fail_flushes(&self) {
         match self {
             Self::File(file) => file.fail_flushes(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => {}
+            Self::Qcow2(disk) => disk.own_files().for_each(|file| file.fail_flushes()),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => {}
         }
     }
 
@@ -218,7 +218,10 @@ impl BlockNode {
     ) {
         match self {
             Self::File(file) => file.replace_flush_witness(old, new),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => {}
+            Self::Qcow2(disk) => disk
+                .own_files()
+                .for_each(|file| file.replace_flush_witness(old, new.clone())),
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => {}
         }
     }
 
@@ -229,8 +232,18 @@ impl BlockNode {
     pub fn doubt_last_flush(&self) -> bool {
         match self {
             Self::File(file) => file.doubt_last_flush(),
-            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) | Self::Qcow2(_) => true,
+            Self::Qcow2(disk) => {
+                // Each of them is told.
+                let answers: Vec<bool> = disk.own_files().map(|file| file.doubt_last_flush()).collect();
+                !answers.contains(&false)
+            }
+            Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) | Self::Rbd(_) => true,
         }
+    }
+
+    /// Returns whether [`IoOp::Leave`](crate::io::IoOp::Leave) does something.
+    pub(crate) fn needs_leave(&self) -> bool {
+        matches!(self, Self::Qcow2(_))
     }
 
     /// Returns whether this is a block device.

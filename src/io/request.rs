@@ -41,6 +41,8 @@ pub enum IoOp {
     Discard,
     /// Flushes while nothing is being written, before another process uses the disk.
     FlushAtRest,
+    /// Leaves an image as clean as possible without a flush, because the process ends and nothing is being written.
+    Leave,
     /// Reads the size of the disk again.
     RefreshSize,
     /// Drops cached data and reads the size again, because another process may have used the disk.
@@ -58,7 +60,7 @@ impl IoOp {
         match self {
             Self::Read | Self::Salvage => "read",
             Self::Write { .. } | Self::ZeroedWrite { .. } => "write",
-            Self::Flush | Self::FlushAtRest => "flush",
+            Self::Flush | Self::FlushAtRest | Self::Leave => "flush",
             Self::Discard => "discard",
             Self::WriteZeroes { .. } => "write-zeroes",
             Self::RefreshSize | Self::LookAnew => "refresh-size",
@@ -179,7 +181,7 @@ impl IoRequest {
         match self.op {
             IoOp::Read | IoOp::Salvage | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => Some(self.offset),
             IoOp::Discard | IoOp::WriteZeroes { .. } => self.ranges.first().map(|range| range.offset),
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => None,
         }
     }
 

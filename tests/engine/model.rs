@@ -66,7 +66,7 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
             IoOp::Read | IoOp::Salvage | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
                 disk.request(slot, step.op, offset, buffers)
             }
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => {
                 disk.command(slot, step.op, None)
             }
             IoOp::Discard | IoOp::WriteZeroes { .. } => {
@@ -94,7 +94,7 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
             }
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => range.copy_from_slice(buffers.bytes()),
             IoOp::Discard | IoOp::WriteZeroes { .. } => range.fill(0),
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => {}
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => {}
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The locks on images and their backing files, as QEMU sees them.
 
-use super::support::{directory, qemu_img, serve, try_run};
+use super::support::{directory, qemu_img, serve, serve_writable, try_run};
 
 #[test]
 fn images_and_backing_files_are_locked_against_writers() {
@@ -27,4 +27,31 @@ fn images_and_backing_files_are_locked_against_writers() {
     for image in ["base", "top"] {
         write(image).expect("nobody uses the image");
     }
+}
+
+#[test]
+fn images_that_are_written_have_one_user() {
+    let Some(dir) = directory() else { return };
+    let dir = dir.path();
+    qemu_img(dir, &["create", "-q", "-f", "qcow2", "base", "1M"]);
+    qemu_img(
+        dir,
+        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
+    );
+    let (mut daemon, frontend) = serve_writable(dir, "top", &["--follow-names"]);
+    let command =
+        |image, options: &[&str]| try_run(dir, "qemu-io", &[&["-f", "qcow2"], options, &[image]].concat());
+    for (image, options) in [
+        ("top", &["-c", "write 0 64k"][..]),
+        ("top", &["-r", "-c", "read 0 64k"]),
+        ("base", &["-c", "write 0 64k"]),
+    ] {
+        let told = command(image, options).expect_err("the image is in use");
+        assert!(told.contains("lock"), "{image}: {told}");
+    }
+    command("base", &["-r", "-c", "read 0 64k"]).expect("backing files are shared");
+    command("top", &["-U", "-r", "-c", "read 0 64k"]).expect("force-share reads");
+    drop(frontend);
+    daemon.terminate();
+    command("top", &["-c", "write 0 64k"]).expect("nobody uses the image");
 }

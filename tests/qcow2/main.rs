@@ -1,7 +1,9 @@
 //! Disks in qcow2 images, compared with what qemu-img and QEMU make of the same images.
 
 mod chains;
+mod killed;
 mod locks;
 mod matrix;
 mod refusals;
 mod support;
+mod writes;

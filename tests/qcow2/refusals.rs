@@ -35,12 +35,9 @@ fn formats_are_never_guessed() {
 }
 
 #[test]
-fn writable_disks_are_refused() {
+fn raw_images_name_no_files() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "1M"]);
-    let told = refusal(dir, &["--format", "qcow2"]);
-    assert!(told.contains("can only be read so far"), "{told}");
     let told = refusal(dir, &["--format", "raw", "--follow-names"]);
     assert!(told.contains("--follow-names"), "{told}");
 }

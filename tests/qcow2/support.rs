@@ -11,13 +11,22 @@ use testkit::skip::skipped;
 
 /// Makes a directory for images, or skips the test without QEMU's tools.
 pub(crate) fn directory() -> Option<TempDir> {
+    directory_in(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// Makes a directory for images in memory, where flushes cost nothing, or skips the test without QEMU's tools.
+pub(crate) fn directory_in_memory() -> Option<TempDir> {
+    directory_in("/dev/shm")
+}
+
+fn directory_in(parent: &str) -> Option<TempDir> {
     for tool in ["qemu-img", "qemu-io"] {
         if Command::new(tool).arg("--version").output().is_err() {
             skipped(format!("no {tool}"));
             return None;
         }
     }
-    Some(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory"))
+    Some(tempfile::tempdir_in(parent).expect("make a directory"))
 }
 
 /// Runs a tool in a directory. Returns its error output if it fails.
@@ -86,6 +95,26 @@ pub(crate) fn serve(dir: &Path, image: &str, options: &[&str]) -> (Daemon, Front
         "--read-only",
     ];
     connect(&[&args, options].concat())
+}
+
+/// Serves an image for writing with these options of the short form.
+pub(crate) fn serve_writable(dir: &Path, image: &str, options: &[&str]) -> (Daemon, Frontend) {
+    let path = dir.join(image);
+    let path = path.to_str().expect("a name in UTF-8");
+    let args = ["--socket-path", "s", "--blk-file", path, "--format", "qcow2"];
+    connect(&[&args, options].concat())
+}
+
+/// Fails unless qemu-img finds no errors and no leaks in an image.
+pub(crate) fn check_clean(dir: &Path, image: &str) {
+    let output = Command::new("qemu-img")
+        .args(["check", "-f", "qcow2", image])
+        .current_dir(dir)
+        .output();
+    let output = output.expect("run qemu-img");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success(), "qemu-img check: {text}");
 }
 
 /// Starts a daemon and connects to its socket `s`.

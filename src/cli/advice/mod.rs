@@ -54,7 +54,7 @@ const SHORT: Words = Words {
     access: "leave --socket-mode and --socket-group out, they are for --socket-path",
     incoming: "use --incoming",
     raw: "add --format raw",
-    qcow2: "add --format qcow2 and --read-only to serve the disk inside",
+    qcow2: "add --format qcow2 to serve the disk inside",
 };
 
 const LONG: Words = Words {
@@ -69,7 +69,7 @@ const LONG: Words = Words {
     access: "leave addr.mode and addr.group out",
     incoming: "add active=off to the node and allow-inactive=on to the export",
     raw: "use driver=raw",
-    qcow2: "use driver=qcow2 and read-only=on to serve the disk inside",
+    qcow2: "use driver=qcow2 to serve the disk inside",
 };
 
 impl Form {

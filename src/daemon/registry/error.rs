@@ -144,8 +144,6 @@ pub enum OperationError {
     NoOpener,
     #[error(transparent)]
     Qcow2(#[from] Qcow2OpenError),
-    #[error("qcow2 images can only be read so far: a qcow2 node needs read-only=on (--read-only)")]
-    WritableFormat,
     #[error("a qcow2 node cannot be inactive so far")]
     InactiveFormat,
     #[error("a qcow2 image must be in a node with driver 'file' or 'host_device', not '{driver}'")]

@@ -17,6 +17,7 @@ pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
         | IoOp::Discard
         | IoOp::WriteZeroes { .. }
         | IoOp::FlushAtRest
+        | IoOp::Leave
         | IoOp::RefreshSize
         | IoOp::LookAnew
         | IoOp::Salvage => false,
@@ -53,6 +54,7 @@ fn run(file: &RawFile, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
         }
         IoOp::Flush => file.flush(),
         IoOp::FlushAtRest => file.flush_at_rest(),
+        IoOp::Leave => Ok(()),
         IoOp::RefreshSize => file.refresh_size().map(drop),
         IoOp::LookAnew => file.look_anew().map(drop),
         IoOp::Discard => request

@@ -95,7 +95,7 @@ impl Commands {
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
                 self.transfer(owner, Command::Write { fua }, offset, len, disk);
             }
-            IoOp::Flush | IoOp::FlushAtRest => self.flush(owner, disk),
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave => self.flush(owner, disk),
             IoOp::Discard if export.trims() && disk.options().unmap => {
                 for range in &ranges {
                     self.range(owner, Command::Trim, range.offset, range.len);

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::disk::Qcow2Disk;
+use crate::engine::DetectZeroes;
 use crate::engine::file::inline::{LONGEST, Misses};
 use crate::engine::job::Jobs;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
@@ -14,17 +15,20 @@ use crate::thread_pool::{ThreadPool, Work};
 /// Number of requests that are executed here before their driver is told.
 const SLICE: usize = 16;
 
-/// A channel: reads whose tables and data are in memory are executed here, and all others in the thread pool.
+/// A channel: reads and writes whose tables and data are in memory are executed here, and all others in the thread
+/// pool.
 pub(in crate::engine) struct Qcow2Channel {
     disk: Arc<Qcow2Disk>,
     pool: ThreadPool,
     jobs: Rc<Jobs<Qcow2Disk>>,
     /// Reads may be executed here.
     inline: bool,
-    misses: Misses,
+    reads: Misses,
+    writes: Misses,
     /// Empty lists, kept for their capacity.
     done: RefCell<Requests>,
     works: RefCell<Vec<Box<dyn Work>>>,
+    zeroes: DetectZeroes,
 }
 
 impl Qcow2Channel {
@@ -33,23 +37,34 @@ impl Qcow2Channel {
         Self::with_jobs(disk, pool, jobs, inline)
     }
 
+    /// Detects writes of zeroes on this channel, and on siblings made from it.
+    pub(in crate::engine) fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
+        Self { zeroes, ..self }
+    }
+
     fn with_jobs(disk: &Arc<Qcow2Disk>, pool: ThreadPool, jobs: Rc<Jobs<Qcow2Disk>>, inline: bool) -> Self {
         Self {
+            zeroes: DetectZeroes::Off,
             disk: Arc::clone(disk),
             pool,
             jobs,
             inline,
-            misses: Misses::default(),
+            reads: Misses::default(),
+            writes: Misses::default(),
             done: RefCell::default(),
             works: RefCell::default(),
         }
     }
 
     pub(in crate::engine) fn sibling(&self) -> Self {
-        Self::with_jobs(&self.disk, self.pool.clone(), Rc::clone(&self.jobs), self.inline)
+        let jobs = Rc::clone(&self.jobs);
+        Self::with_jobs(&self.disk, self.pool.clone(), jobs, self.inline).with_zero_detection(self.zeroes)
     }
 
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
+        if self.zeroes != DetectZeroes::Off {
+            self.zeroes.apply(batch);
+        }
         let mut done = self.done.take();
         let mut works = self.works.take();
         for mut request in batch.drain(..) {
@@ -74,17 +89,23 @@ impl Qcow2Channel {
         self.works.replace(works);
     }
 
-    /// Executes a read, unless it would have to wait.
+    /// Executes a read, or a write that changes no tables, unless it would have to wait.
     fn try_here(&self, request: &IoRequest) -> bool {
-        if !self.inline || request.op != IoOp::Read {
-            return false;
-        }
+        let misses = match request.op {
+            _ if !self.inline => return false,
+            IoOp::Read => &self.reads,
+            IoOp::Write { durable: false } => &self.writes,
+            _ => return false,
+        };
         let memory = request.alone();
-        if memory.len() > LONGEST || !self.misses.is_worth_trying() {
+        if memory.len() > LONGEST || !misses.is_worth_trying() {
             return false;
         }
-        let done = self.disk.try_read(memory, request.offset);
-        self.misses.tell(done);
+        let done = match request.op {
+            IoOp::Read => self.disk.try_read(memory, request.offset),
+            _ => self.disk.try_write(memory, request.offset),
+        };
+        misses.tell(done);
         done
     }
 }

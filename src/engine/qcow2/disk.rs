@@ -3,10 +3,11 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::backing::Backing;
 use super::error::OpenError;
+use super::state::State;
 use super::tables::Tables;
 use crate::storage::{ImageLock, Limits, LockError, LockMode, RawFile};
 
@@ -21,8 +22,9 @@ pub struct Qcow2Disk {
     limits: Limits,
     /// Size in bytes.
     size: AtomicU64,
-    /// Replaced as a whole when another process has used the image.
-    tables: RwLock<Arc<Tables>>,
+    /// Replaced as a whole when another process has used the image. Requests lock them for reading.
+    tables: RwLock<Tables>,
+    pub(super) state: State,
 }
 
 impl Qcow2Disk {
@@ -31,16 +33,23 @@ impl Qcow2Disk {
         data_file: Option<Arc<RawFile>>,
         backing: Backing,
         tables: Tables,
+        read_only: bool,
     ) -> Self {
+        let data = data_file.as_ref().unwrap_or(&file).limits();
+        let cluster = u32::try_from(tables.header.cluster.bytes()).expect("at most 2 MiB");
         let limits = Limits {
-            logical_block_size: 512,
-            physical_block_size: file.limits().physical_block_size,
+            logical_block_size: match read_only {
+                true => 512,
+                // Requests of parts of blocks would change the same block at the same time.
+                false => data.request_alignment.max(512),
+            },
+            physical_block_size: data.physical_block_size,
             optimal_io_size: 0,
             request_alignment: 1,
             memory_alignment: 1,
-            discard_granularity: 0,
-            write_zeroes: false,
-            read_only: true,
+            discard_granularity: if read_only { 0 } else { cluster },
+            write_zeroes: !read_only,
+            read_only,
         };
         Self {
             file,
@@ -48,7 +57,8 @@ impl Qcow2Disk {
             backing,
             limits,
             size: AtomicU64::new(tables.header.size),
-            tables: RwLock::new(Arc::new(tables)),
+            tables: RwLock::new(tables),
+            state: State::default(),
         }
     }
 
@@ -86,13 +96,24 @@ impl Qcow2Disk {
         files
     }
 
+    /// Returns the files that are written to.
+    pub(in crate::engine) fn own_files(&self) -> impl Iterator<Item = &Arc<RawFile>> {
+        [&self.file].into_iter().chain(&self.data_file)
+    }
+
     /// Returns whether both have the same image.
     pub(in crate::engine) fn is_same_image(&self, other: &Self) -> bool {
         self.file.is_same_image(&other.file)
     }
 
-    pub(super) fn tables(&self) -> Arc<Tables> {
-        Arc::clone(&self.tables.read().unwrap_or_else(PoisonError::into_inner))
+    /// Locks the tables for reading. A thread that has locked them does not do so again.
+    pub(super) fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks the tables for reading, unless that would have to wait.
+    pub(super) fn try_tables(&self) -> Option<RwLockReadGuard<'_, Tables>> {
+        self.tables.try_read().ok()
     }
 
     /// Reads the header and the tables again, here and in the backing files, because another process has used them.
@@ -104,11 +125,11 @@ impl Qcow2Disk {
         let data_file = self.data_file.as_ref();
         data_file.map_or(Ok(false), |file| file.look_anew())?;
         self.file.look_anew()?;
-        let new = Tables::read(&self.file).map_err(|error| match error {
+        let mut before = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let new = Tables::read(&self.file, self.limits.read_only).map_err(|error| match error {
             OpenError::Read { source, .. } => source,
             other => io::Error::new(io::ErrorKind::InvalidData, other),
         })?;
-        let before = self.tables();
         let named = |tables: &Tables| {
             let header = &tables.header;
             let data_file = header.external_data.then(|| header.extensions.data_file.clone());
@@ -121,8 +142,12 @@ impl Qcow2Disk {
             ));
         }
         self.size.store(new.header.size, Ordering::Relaxed);
-        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-        Ok(())
+        self.state.look_anew(&new.header);
+        *before = new;
+        match self.state.may_write() {
+            true => self.prepare_for_writes(&before),
+            false => Ok(()),
+        }
     }
 
     /// Locks all files of the image and of its backing files, as QEMU does.
@@ -130,21 +155,27 @@ impl Qcow2Disk {
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
     pub(in crate::engine) fn lock(&self, mode: LockMode) -> Result<Option<ImageLock>, LockError> {
-        let mode = match mode {
+        let below = match mode {
             LockMode::ReadForceShare => LockMode::ReadForceShare,
             _ => LockMode::ReadFormat,
         };
+        let own = match mode {
+            LockMode::Write => LockMode::WriteFormat,
+            _ => below,
+        };
+        let own_files = 1 + usize::from(self.data_file.is_some());
         let mut first: Option<ImageLock> = None;
-        for file in self.files() {
+        for (number, file) in self.files().into_iter().enumerate() {
             if !file.locks() {
                 continue;
             }
-            let lock = ImageLock::acquire_soon(file, mode)?;
+            let lock = ImageLock::acquire_soon(file, if number < own_files { own } else { below })?;
             match &mut first {
                 None => first = Some(lock),
                 Some(first) => first.add(lock),
             }
         }
+        self.state.set_may_write(mode == LockMode::Write);
         Ok(first)
     }
 }

@@ -45,6 +45,13 @@ pub enum OpenError {
     },
     #[error("{} names '{name}', which is not the path of a file: name a node", path.display())]
     Protocol { path: PathBuf, name: String },
+    #[error("the external data file of {} is read-only", path.display())]
+    ReadOnlyData { path: PathBuf },
+    #[error(
+        "{} cannot be written with direct I/O: its clusters and its disk size must be multiples of {block} bytes",
+        path.display()
+    )]
+    DirectBlocks { path: PathBuf, block: u64 },
     #[error("{} is its own backing file", path.display())]
     Loop { path: PathBuf },
     #[error("{} has more than {max} backing files", path.display())]

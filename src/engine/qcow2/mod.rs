@@ -6,12 +6,20 @@
 
 mod backing;
 mod channel;
+mod claims;
+mod clusters;
 mod disk;
 mod error;
 mod execute;
 mod open;
 mod read;
+mod refcounts;
+mod repair;
+mod resize;
+mod state;
 mod tables;
+mod write;
+mod zeroes;
 
 pub(super) use channel::Qcow2Channel;
 pub use disk::Qcow2Disk;

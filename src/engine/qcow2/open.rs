@@ -33,6 +33,8 @@ pub struct Qcow2Options {
     pub backing: BackingOption,
     /// The node of the external data file, instead of the one that the header names.
     pub data_file: Option<Arc<BlockNode>>,
+    /// Only read the image.
+    pub read_only: bool,
     /// Open files that the image names. Only for images that are trusted: the names may be those of any files.
     pub follow_names: bool,
     /// The options for files that the image names. Their path is not used.
@@ -40,7 +42,7 @@ pub struct Qcow2Options {
 }
 
 impl Qcow2Disk {
-    /// Opens the image in `file` for reading.
+    /// Opens the image in `file`, for reading only if that is asked for or the file was opened so.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -58,8 +60,9 @@ fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Resu
     if above.len() >= DEPTH_MAX {
         return Err(too_deep(above[0].path()));
     }
-    let tables = Tables::read(file)?;
-    let data_file = data_file(file, &tables.header, options)?;
+    let read_only = options.read_only || !above.is_empty() || file.limits().read_only;
+    let tables = Tables::read(file, read_only)?;
+    let data_file = data_file(file, &tables.header, options, read_only)?;
     let above: Vec<&RawFile> = above.iter().copied().chain([&**file]).collect();
     let backing = match &options.backing {
         BackingOption::None => Backing::None,
@@ -74,7 +77,33 @@ fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Resu
     if others.clone().any(|other| other.is_same_image(file)) {
         return Err(OpenError::Loop { path: path() });
     }
-    Ok(Qcow2Disk::new(Arc::clone(file), data_file, backing, tables))
+    if !read_only {
+        check_writable(file, data_file.as_deref(), &tables.header)?;
+    }
+    Ok(Qcow2Disk::new(
+        Arc::clone(file),
+        data_file,
+        backing,
+        tables,
+        read_only,
+    ))
+}
+
+/// Checks whether an image can be written to.
+fn check_writable(file: &RawFile, data: Option<&RawFile>, header: &Header) -> Result<(), OpenError> {
+    let path = || file.path().to_owned();
+    if let Some(data) = data
+        && data.limits().read_only
+    {
+        return Err(OpenError::ReadOnlyData { path: path() });
+    }
+    let files = [Some(file), data];
+    let block = files.iter().flatten().map(|file| file.limits().request_alignment);
+    let block = u64::from(block.max().unwrap_or(1));
+    match header.cluster.bytes() < block || !header.size.is_multiple_of(block) {
+        true => Err(OpenError::DirectBlocks { path: path(), block }),
+        false => Ok(()),
+    }
 }
 
 fn too_deep(path: &Path) -> OpenError {
@@ -105,6 +134,7 @@ fn data_file(
     image: &RawFile,
     header: &Header,
     options: &Qcow2Options,
+    read_only: bool,
 ) -> Result<Option<Arc<RawFile>>, OpenError> {
     let path = || image.path().to_owned();
     match (header.external_data, &options.data_file) {
@@ -120,7 +150,7 @@ fn data_file(
             if !options.follow_names {
                 return Err(OpenError::DataFile { path: path(), name });
             }
-            named_file(image, &name, options).map(Some)
+            named_file(image, &name, options, read_only).map(Some)
         }
     }
 }
@@ -146,9 +176,9 @@ fn backing_file(
             name,
             format: format.clone(),
         }),
-        Some(BackingFormat::Raw) => named_file(image, &name, options).map(Backing::Raw),
+        Some(BackingFormat::Raw) => named_file(image, &name, options, true).map(Backing::Raw),
         Some(BackingFormat::Qcow2) => {
-            let file = named_file(image, &name, options)?;
+            let file = named_file(image, &name, options, true)?;
             let below = Qcow2Options {
                 backing: BackingOption::Header,
                 data_file: None,
@@ -159,15 +189,20 @@ fn backing_file(
     }
 }
 
-/// Opens a file that an image names, for reading.
-fn named_file(image: &RawFile, name: &str, options: &Qcow2Options) -> Result<Arc<RawFile>, OpenError> {
+/// Opens a file that an image names.
+fn named_file(
+    image: &RawFile,
+    name: &str,
+    options: &Qcow2Options,
+    read_only: bool,
+) -> Result<Arc<RawFile>, OpenError> {
     let path = path_of(image.path(), name).ok_or_else(|| OpenError::Protocol {
         path: image.path().to_owned(),
         name: name.to_owned(),
     })?;
     let options = OpenOptions {
         path,
-        read_only: true,
+        read_only,
         any_size: true,
         ..options.files.clone()
     };

@@ -4,6 +4,7 @@ use std::io;
 
 use super::backing::Backing;
 use super::disk::Qcow2Disk;
+use super::tables::Tables;
 use crate::io::IoVecs;
 use crate::qcow2::Place;
 
@@ -47,7 +48,18 @@ impl Qcow2Disk {
     /// Fills `len` bytes of `iov` from byte `at` on, with the data from a guest offset on. What is past the end of the
     /// disk is zero.
     pub(super) fn read_part(&self, iov: &IoVecs, at: usize, len: usize, guest: u64) -> io::Result<()> {
-        let tables = self.tables();
+        self.read_from(&self.tables(), iov, at, len, guest)
+    }
+
+    /// As [`read_part`](Self::read_part), with `tables` that the caller has locked.
+    pub(super) fn read_from(
+        &self,
+        tables: &Tables,
+        iov: &IoVecs,
+        at: usize,
+        len: usize,
+        guest: u64,
+    ) -> io::Result<()> {
         let mut done = 0;
         while done < len {
             let (at, guest, left) = (at + done, guest + done as u64, len - done);
@@ -56,12 +68,16 @@ impl Qcow2Disk {
                 iov.zero_at(at, left);
                 break;
             }
-            let extent = tables.find(&self.file, guest, on_disk)?;
+            // Held while the data is read, so that the place stays that of the data.
+            let (extent, held) = tables.find(&self.file, guest, on_disk)?;
             let len = usize::try_from(extent.len).expect("at most the length of the request");
             match extent.place {
                 Place::Data(offset) => self.data().read_part(iov, at, len, offset)?,
                 Place::Zero => iov.zero_at(at, len),
-                Place::Backing => self.backing.read(iov, at, len, guest)?,
+                Place::Backing => {
+                    drop(held);
+                    self.backing.read(iov, at, len, guest)?;
+                }
                 Place::Compressed(compressed, within) => {
                     let cluster = tables.decompressed(&self.file, compressed)?;
                     let within = usize::try_from(within).expect("within a cluster");
@@ -79,16 +95,18 @@ impl Qcow2Disk {
         let len = iov.len() as u64;
         let mut disk = self;
         loop {
-            let tables = disk.tables();
+            let Some(tables) = disk.try_tables() else {
+                return false;
+            };
             if guest.checked_add(len).is_none_or(|end| end > tables.header.size) {
                 return false;
             }
             let found = tables.find_cached(guest, len);
-            let Some(extent) = found.filter(|extent| extent.len == len) else {
+            let Some((extent, _held)) = found.filter(|(extent, _)| extent.len == len) else {
                 return false;
             };
             match (extent.place, &disk.backing) {
-                (Place::Data(offset), _) => return disk.data().try_readv(iov, offset),
+                (Place::Data(offset), _) => return disk.data().try_read_growing(iov, offset),
                 (Place::Zero, _) | (Place::Backing, Backing::None) => {
                     iov.write_zeroes();
                     return !iov.has_lost();

@@ -1,7 +1,9 @@
 //! The tables of one image that are in memory. Any thread.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::qcow2::{CompressedCluster, Extent, HEADER_MAX, Header, L1Entry, Place, Slice, decompress};
 use crate::storage::RawFile;
@@ -17,7 +19,7 @@ const DECOMPRESSED: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) header: Header,
-    l1: Box<[L1Entry]>,
+    l1: Box<[AtomicU64]>,
     /// Slices of L2 tables. The place of a slice follows from the guest offset, so a disk whose slices all fit has no
     /// conflicts.
     slices: Box<[RwLock<Option<Cached>>]>,
@@ -25,71 +27,130 @@ pub(super) struct Tables {
     clusters: Mutex<Vec<(u64, Arc<[u8]>)>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Cached {
     /// The offset of the slice in the image.
     offset: u64,
-    slice: Arc<Slice>,
+    slice: Slice,
+}
+
+/// A slice in memory. While this exists, the slice stays there, and no entry loses the cluster that it has. So whoever
+/// reads or writes data in a cluster holds this meanwhile, and waits for nothing but that I/O.
+#[derive(Debug)]
+pub(super) struct HeldSlice<'a>(RwLockReadGuard<'a, Option<Cached>>);
+
+impl Deref for HeldSlice<'_> {
+    type Target = Slice;
+
+    fn deref(&self) -> &Slice {
+        &self.0.as_ref().expect("it was there, and is locked").slice
+    }
+}
+
+/// A slice in memory that nobody else uses, so entries may lose their clusters.
+#[derive(Debug)]
+pub(super) struct SliceAlone<'a>(RwLockWriteGuard<'a, Option<Cached>>);
+
+impl Deref for SliceAlone<'_> {
+    type Target = Slice;
+
+    fn deref(&self) -> &Slice {
+        &self.0.as_ref().expect("it was there, and is locked").slice
+    }
 }
 
 impl Tables {
-    /// Reads the header and the L1 table of an image that is only read.
+    /// Reads the header and the L1 table of an image.
     ///
     /// # Errors
     /// The header is refused, or the file cannot be read.
-    pub(super) fn read(file: &RawFile) -> Result<Self, OpenError> {
+    pub(super) fn read(file: &RawFile, read_only: bool) -> Result<Self, OpenError> {
         let path = || file.path().to_owned();
         let failed = |source| OpenError::Read { path: path(), source };
         let mut bytes = vec![0; HEADER_MAX];
         let len = file.read_bytes(&mut bytes, 0).map_err(failed)?;
-        let header = Header::parse(&bytes[..len], true)
+        let header = Header::parse(&bytes[..len], read_only)
             .map_err(|source| OpenError::Header { path: path(), source })?;
         let mut table = vec![0; header.l1_entries as usize * 8];
         read_whole(file, &mut table, header.l1_table_offset).map_err(failed)?;
         let (entries, _) = table.as_chunks::<8>();
+        let entries = entries.iter().map(|entry| u64::from_be_bytes(*entry));
+        Ok(Self::new(header, entries))
+    }
+
+    /// Makes tables with an empty cache.
+    fn new(header: Header, l1: impl Iterator<Item = u64>) -> Self {
         let slices = header.size.div_ceil(header.slices().bytes_per_slice());
         let places = slices.min(CACHE_MAX / header.slices().slice_bytes() as u64);
-        Ok(Self {
-            l1: entries
-                .iter()
-                .map(|entry| L1Entry(u64::from_be_bytes(*entry)))
-                .collect(),
+        Self {
+            l1: l1.map(AtomicU64::new).collect(),
             slices: (0..places).map(|_| RwLock::default()).collect(),
             clusters: Mutex::default(),
             header,
-        })
-    }
-
-    /// Finds the place of up to `len` bytes from a guest offset on, which is on the disk.
-    ///
-    /// # Errors
-    /// The tables are corrupt or cannot be read.
-    pub(super) fn find(&self, file: &RawFile, guest: u64, len: u64) -> io::Result<Extent> {
-        let Some(offset) = self.slice_offset(guest)? else {
-            return Ok(self.unallocated(guest, len));
-        };
-        let slice = match self.cached(guest, offset) {
-            Some(slice) => slice,
-            None => self.load(file, guest, offset)?,
-        };
-        slice.find(guest, len).map_err(corrupt)
-    }
-
-    /// Like [`find`](Self::find), but returns `None` if the tables are not in memory, or are corrupt.
-    pub(super) fn find_cached(&self, guest: u64, len: u64) -> Option<Extent> {
-        match self.slice_offset(guest).ok()? {
-            None => Some(self.unallocated(guest, len)),
-            Some(offset) => self.cached(guest, offset)?.find(guest, len).ok(),
         }
     }
 
+    /// Finds the place of up to `len` bytes from a guest offset on, which is on the disk. Returns the slice that says so,
+    /// if there is one.
+    ///
+    /// # Errors
+    /// The tables are corrupt or cannot be read.
+    pub(super) fn find(
+        &self,
+        file: &RawFile,
+        guest: u64,
+        len: u64,
+    ) -> io::Result<(Extent, Option<HeldSlice<'_>>)> {
+        let Some(offset) = self.slice_offset(guest)? else {
+            return Ok((self.unallocated(guest, len), None));
+        };
+        let slice = self.slice(file, guest, offset)?;
+        Ok((slice.find(guest, len).map_err(corrupt)?, Some(slice)))
+    }
+
+    /// Like [`find`](Self::find), but returns `None` if the tables are not in memory, are being changed, or are corrupt.
+    pub(super) fn find_cached(&self, guest: u64, len: u64) -> Option<(Extent, Option<HeldSlice<'_>>)> {
+        let Some(offset) = self.slice_offset(guest).ok()? else {
+            return Some((self.unallocated(guest, len), None));
+        };
+        let slice = self.try_slice(guest, offset)?;
+        Some((slice.find(guest, len).ok()?, Some(slice)))
+    }
+
+    /// Returns the L1 entry for a guest offset.
+    pub(super) fn l1_entry(&self, guest: u64) -> L1Entry {
+        // Acquire: pairs with the store in `set_l1_entry`.
+        self.l1
+            .get(self.l1_index(guest))
+            .map_or(L1Entry(0), |entry| L1Entry(entry.load(Ordering::Acquire)))
+    }
+
+    /// Replaces the L1 entry for a guest offset. The image has the new one already.
+    pub(super) fn set_l1_entry(&self, guest: u64, entry: L1Entry) {
+        if let Some(place) = self.l1.get(self.l1_index(guest)) {
+            // Release: the L2 table was written before.
+            place.store(entry.0, Ordering::Release);
+        }
+    }
+
+    /// Returns the index in the L1 table for a guest offset.
+    pub(super) fn l1_index(&self, guest: u64) -> usize {
+        let index = guest / self.header.slices().bytes_per_table();
+        usize::try_from(index).expect("in the L1 table")
+    }
+
+    /// Returns all L1 entries that the disk needs.
+    pub(super) fn l1_entries(&self) -> impl Iterator<Item = L1Entry> + '_ {
+        self.l1.iter().map(|entry| L1Entry(entry.load(Ordering::Acquire)))
+    }
+
     /// Returns the offset of the slice for a guest offset, or `None` if there is no L2 table.
-    fn slice_offset(&self, guest: u64) -> io::Result<Option<u64>> {
-        let layout = self.header.slices();
-        let index = usize::try_from(guest / layout.bytes_per_table()).expect("in the L1 table");
-        let entry = self.l1.get(index).copied().unwrap_or(L1Entry(0));
-        let table = entry.l2_table(self.header.cluster).map_err(corrupt)?;
-        Ok(table.map(|table| table + layout.slice_in_table(guest)))
+    pub(super) fn slice_offset(&self, guest: u64) -> io::Result<Option<u64>> {
+        let table = self
+            .l1_entry(guest)
+            .l2_table(self.header.cluster)
+            .map_err(corrupt)?;
+        Ok(table.map(|table| table + self.header.slices().slice_in_table(guest)))
     }
 
     /// Returns what a missing L2 table says.
@@ -106,22 +167,44 @@ impl Tables {
         &self.slices[usize::try_from(number).expect("an index")]
     }
 
-    fn cached(&self, guest: u64, offset: u64) -> Option<Arc<Slice>> {
-        let place = self.place(guest).read().unwrap_or_else(PoisonError::into_inner);
-        let cached = place.as_ref().filter(|cached| cached.offset == offset);
-        cached.map(|cached| Arc::clone(&cached.slice))
+    /// Returns the slice for a guest offset, which begins at `offset` in the image, unless that would have to wait.
+    pub(super) fn try_slice(&self, guest: u64, offset: u64) -> Option<HeldSlice<'_>> {
+        let place = self.place(guest).try_read().ok()?;
+        let is_right = place.as_ref().is_some_and(|cached| cached.offset == offset);
+        is_right.then_some(HeldSlice(place))
     }
 
-    fn load(&self, file: &RawFile, guest: u64, offset: u64) -> io::Result<Arc<Slice>> {
-        let layout = self.header.slices();
-        let mut bytes = vec![0; layout.slice_bytes()];
-        read_whole(file, &mut bytes, offset)?;
-        let slice = Arc::new(Slice::parse(layout, &bytes));
-        *self.place(guest).write().unwrap_or_else(PoisonError::into_inner) = Some(Cached {
-            offset,
-            slice: Arc::clone(&slice),
-        });
-        Ok(slice)
+    /// Returns the slice for a guest offset, which begins at `offset` in the image. Reads it if it is not in memory.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn slice(&self, file: &RawFile, guest: u64, offset: u64) -> io::Result<HeldSlice<'_>> {
+        loop {
+            let place = self.place(guest).read().unwrap_or_else(PoisonError::into_inner);
+            if place.as_ref().is_some_and(|cached| cached.offset == offset) {
+                return Ok(HeldSlice(place));
+            }
+            drop(place);
+            // Another thread may replace it before it is locked again.
+            drop(self.slice_alone(file, guest, offset)?);
+        }
+    }
+
+    /// Waits until nobody uses the slice for a guest offset, which begins at `offset` in the image, and returns it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn slice_alone(&self, file: &RawFile, guest: u64, offset: u64) -> io::Result<SliceAlone<'_>> {
+        let mut place = self.place(guest).write().unwrap_or_else(PoisonError::into_inner);
+        if place.as_ref().is_none_or(|cached| cached.offset != offset) {
+            let layout = self.header.slices();
+            let mut bytes = vec![0; layout.slice_bytes()];
+            // Under the lock, so that no entry is changed in the image meanwhile.
+            read_whole(file, &mut bytes, offset)?;
+            let slice = Slice::parse(layout, &bytes);
+            *place = Some(Cached { offset, slice });
+        }
+        Ok(SliceAlone(place))
     }
 
     /// Returns a decompressed cluster.
@@ -154,7 +237,7 @@ impl Tables {
 }
 
 /// Reads a table, all of which must be in the file.
-fn read_whole(file: &RawFile, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+pub(super) fn read_whole(file: &RawFile, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     match file.read_bytes(bytes, offset)? == bytes.len() {
         true => Ok(()),
         false => Err(io::Error::new(
@@ -164,6 +247,6 @@ fn read_whole(file: &RawFile, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     }
 }
 
-fn corrupt(error: crate::qcow2::Corruption) -> io::Error {
+pub(super) fn corrupt(error: crate::qcow2::Corruption) -> io::Error {
     io::Error::other(error)
 }

@@ -178,7 +178,7 @@ impl Link {
             // The size was read when the image was locked.
             IoOp::LookAnew => {}
             IoOp::RefreshSize => self.refresh_size(state, place),
-            IoOp::Flush | IoOp::FlushAtRest => self.flush(state, place),
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave => self.flush(state, place),
             IoOp::Read | IoOp::Salvage => self.read(state, place),
             IoOp::Write { durable } => {
                 state.flush_after(place, durable);

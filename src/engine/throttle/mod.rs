@@ -192,7 +192,12 @@ fn cost(request: &IoRequest) -> Option<(Direction, u64)> {
             let bytes = request.ranges.iter().map(|range| range.len).sum();
             Some((Direction::Write, bytes))
         }
-        IoOp::Salvage | IoOp::Flush | IoOp::FlushAtRest | IoOp::RefreshSize | IoOp::LookAnew => None,
+        IoOp::Salvage
+        | IoOp::Flush
+        | IoOp::FlushAtRest
+        | IoOp::Leave
+        | IoOp::RefreshSize
+        | IoOp::LookAnew => None,
     }
 }
 

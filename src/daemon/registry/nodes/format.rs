@@ -22,9 +22,6 @@ impl Nodes {
         if options.driver != Driver::Qcow2 {
             return Ok(());
         }
-        if !options.is_read_only() && !options.is_auto_read_only() {
-            return Err(OperationError::WritableFormat);
-        }
         if options.active == Some(false) {
             return Err(OperationError::InactiveFormat);
         }
@@ -143,6 +140,7 @@ impl Images {
         let described = Qcow2Options {
             backing: parts.backing,
             data_file: parts.data_file,
+            read_only: options.is_read_only(),
             follow_names,
             files: OpenOptions {
                 direct: options.cache.is_direct(),

@@ -1,0 +1,253 @@
+//! What an image that is written to needs besides its tables. Any thread.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::claims::Claims;
+use super::clusters::{Clusters, Run};
+use super::disk::Qcow2Disk;
+use super::tables::Tables;
+use crate::qcow2::{Corruption, Field, Header};
+
+/// The state of an image that is written to.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The image was locked for writing.
+    may_write: AtomicBool,
+    /// The image turned out to be corrupt. Nothing is written any more.
+    is_corrupt: AtomicBool,
+    /// The incompatible features in the image.
+    features: AtomicU64,
+    /// Clusters whose entries are being changed.
+    pub(super) claims: Claims,
+    /// Held while an L2 table is made.
+    pub(super) l1: Mutex<()>,
+    /// Present from the first allocation on, until the image is at rest.
+    clusters: Mutex<Option<Clusters>>,
+}
+
+impl State {
+    /// Says whether the image is locked for writing.
+    pub(super) fn set_may_write(&self, may_write: bool) {
+        // Relaxed: requests come only after the lock was taken, which orders this.
+        self.may_write.store(may_write, Ordering::Relaxed);
+    }
+
+    pub(super) fn may_write(&self) -> bool {
+        self.may_write.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what it knows, because another process has used the image.
+    pub(super) fn look_anew(&self, header: &Header) {
+        self.features.store(header.incompatible, Ordering::Relaxed);
+        self.is_corrupt.store(header.corrupt, Ordering::Relaxed);
+        *self.clusters() = None;
+    }
+
+    fn clusters(&self) -> MutexGuard<'_, Option<Clusters>> {
+        // After a panic, clusters may be leaked, but none is used twice: they are taken before they are used.
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Qcow2Disk {
+    /// Fails unless the image can be written to.
+    ///
+    /// # Errors
+    /// It was opened for reading (EROFS), or is corrupt (EIO).
+    pub(super) fn check_writable(&self) -> io::Result<()> {
+        if self.limits().read_only {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        match self.state.is_corrupt.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs `work` on the clusters of the image. The image is marked as dirty before.
+    pub(super) fn with_clusters<T>(
+        &self,
+        tables: &Tables,
+        work: impl FnOnce(&mut Clusters) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut clusters = self.state.clusters();
+        if clusters.is_none() {
+            let new = Clusters::read(&self.file, tables)?;
+            self.set_dirty(tables, true)?;
+            *clusters = Some(new);
+        }
+        work(clusters.as_mut().expect("just made"))
+    }
+
+    /// Takes up to `count` new clusters that are side by side.
+    pub(super) fn allocate(&self, tables: &Tables, count: u64) -> io::Result<Run> {
+        self.with_clusters(tables, |clusters| clusters.take(&self.file, tables, count))
+    }
+
+    /// Releases clusters that have lost an entry. The image has the new entry already.
+    pub(super) fn release(&self, tables: &Tables, list: Vec<Range<u64>>) -> io::Result<()> {
+        /// Number of releases that cause a flush.
+        const MANY: usize = 4096;
+        if list.is_empty() {
+            return Ok(());
+        }
+        let waiting = self.with_clusters(tables, |clusters| {
+            clusters.release(list);
+            Ok(clusters.waiting())
+        })?;
+        match waiting > MANY {
+            true => self.flush_with(tables),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes all completed writes stable, and frees the clusters that are not in use any more.
+    ///
+    /// # Errors
+    /// Those of [`RawFile::flush`](crate::storage::RawFile::flush), or the refcounts are corrupt.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let tables = self.tables();
+        self.flush_with(&tables)
+    }
+
+    fn flush_with(&self, tables: &Tables) -> io::Result<()> {
+        let released = match &mut *self.state.clusters() {
+            Some(clusters) => clusters.take_released(),
+            None => Vec::new(),
+        };
+        let flushed = self.flush_data().and_then(|()| match &self.data_file {
+            Some(_) => self.file.flush(),
+            None => Ok(()),
+        });
+        if released.is_empty() {
+            return flushed;
+        }
+        self.with_clusters(tables, |clusters| match flushed {
+            Ok(()) => {
+                let unused = clusters.free(&self.file, released)?;
+                self.give_back(tables, &unused);
+                Ok(())
+            }
+            Err(error) => {
+                clusters.release(released);
+                Err(error)
+            }
+        })
+    }
+
+    /// Makes data stable that has been written to clusters.
+    pub(super) fn flush_data(&self) -> io::Result<()> {
+        self.data().flush()
+    }
+
+    /// Makes everything stable while nothing is being written, and leaves the image as clean as it can be: no cluster is
+    /// reserved, and the dirty bit is clear.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush).
+    pub(super) fn flush_at_rest(&self) -> io::Result<()> {
+        let tables = self.tables();
+        self.flush_with(&tables)?;
+        self.leave_clean(&tables)?;
+        if let Some(data) = &self.data_file {
+            data.flush_at_rest()?;
+        }
+        self.file.flush_at_rest()
+    }
+
+    /// Gives up what is reserved, and clears the dirty bit, before the process ends. This does not flush, so that the next
+    /// process sees the kernel's reports of failed writes. Call it while nothing is being written.
+    ///
+    /// # Errors
+    /// The file cannot be written. The image stays marked as dirty then.
+    pub(super) fn leave(&self) -> io::Result<()> {
+        self.check_writable()?;
+        let tables = self.tables();
+        if let Some(clusters) = &mut *self.state.clusters() {
+            let released = clusters.take_released();
+            if !released.is_empty() {
+                // After a power cut, old entries may be back. So the dirty bit stays, and so does the data.
+                clusters.give_up_reserved(&self.file)?;
+                clusters.free(&self.file, released)?;
+                return Ok(());
+            }
+        }
+        self.leave_clean(&tables)
+    }
+
+    /// Gives the space of clusters that nobody uses back to the file system.
+    fn give_back(&self, tables: &Tables, unused: &VecDeque<Range<u64>>) {
+        let bits = tables.header.cluster.bits();
+        for range in unused {
+            // Only the space is at stake.
+            let _ = self
+                .file
+                .give_back(range.start << bits, (range.end - range.start) << bits);
+        }
+    }
+
+    fn leave_clean(&self, tables: &Tables) -> io::Result<()> {
+        let mut place = self.state.clusters();
+        let Some(clusters) = &mut *place else {
+            return Ok(());
+        };
+        // Each step leaves the image consistent: at worst, clusters are leaked after a power cut.
+        clusters.give_up_reserved(&self.file)?;
+        if clusters.waiting() > 0 || self.check_writable().is_err() {
+            return Ok(());
+        }
+        *place = None;
+        self.set_dirty(tables, false)
+    }
+
+    /// Sets or clears the dirty bit. A set bit is stable before this returns.
+    pub(super) fn set_dirty(&self, tables: &Tables, dirty: bool) -> io::Result<()> {
+        let old = self.state.features.load(Ordering::Relaxed);
+        let new = match dirty {
+            true => old | Header::DIRTY,
+            false => old & !Header::DIRTY,
+        };
+        if tables.header.version < 3 || old == new {
+            return Ok(());
+        }
+        self.write_features(new)?;
+        if dirty { self.file.flush() } else { Ok(()) }
+    }
+
+    fn write_features(&self, features: u64) -> io::Result<()> {
+        self.file
+            .write_bytes(&features.to_be_bytes(), Field::Incompatible.offset())?;
+        self.state.features.store(features, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Marks the image as corrupt if an error of a request says so. Nothing is written to it from then on.
+    pub(super) fn watch(&self, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result
+            && let Some(corruption) = error
+                .get_ref()
+                .and_then(|source| source.downcast_ref::<Corruption>())
+            && self.state.may_write()
+            && !self.state.is_corrupt.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(
+                disk = self.path().display().to_string(), error = %corruption,
+                "the image is marked as corrupt, and nothing is written to it any more: repair it with qemu-img check -r all"
+            );
+            let version = self.tables().header.version;
+            let features = self.state.features.load(Ordering::Relaxed) | Header::CORRUPT;
+            let marked = match version {
+                2 => Ok(()),
+                _ => self.write_features(features).and_then(|()| self.file.flush()),
+            };
+            if let Err(error) = marked {
+                tracing::error!(%error, "the image cannot be marked as corrupt");
+            }
+        }
+        result
+    }
+}
