@@ -10,6 +10,7 @@ use event_manager::EventSet;
 
 use super::adaptive::{PollWindow, PollWindows};
 use super::bottom_half::{BottomHalf, BottomHalves};
+use super::busy_wait::Crowd;
 use super::clock::{LoopClock, Nanos};
 use super::commands::CommandQueue;
 use super::error::Error;
@@ -70,9 +71,10 @@ pub(super) struct Inner {
     /// Runs the commands that other threads sent.
     commands: OnceCell<BottomHalf>,
     windows: PollWindows,
+    pub(super) crowd: Crowd,
     /// When fds were last checked.
     fds_seen: Cell<Nanos>,
-    clock: Rc<LoopClock>,
+    pub(super) clock: Rc<LoopClock>,
 }
 
 impl AioContext {
@@ -83,6 +85,7 @@ impl AioContext {
     /// The epoll instance, the eventfd or the timerfd cannot be created.
     pub fn new() -> Result<Self, Error> {
         let notify = Notify::new().map_err(Error::EventFd)?;
+        let clock = Rc::new(LoopClock::new());
         let inner = Rc::new(Inner {
             shared: Arc::new(Shared {
                 notify: Arc::new(notify),
@@ -95,8 +98,9 @@ impl AioContext {
             pollers: Pollers::default(),
             commands: OnceCell::new(),
             windows: PollWindows::new(PollWindow::DEFAULT_MAX),
+            crowd: Crowd::new(&clock),
             fds_seen: Cell::new(0),
-            clock: Rc::new(LoopClock::new()),
+            clock,
         });
         inner.add_wakeups()?;
         let ctx = Self { inner };
@@ -184,6 +188,11 @@ impl AioContext {
         self.inner.windows.max()
     }
 
+    /// Returns what the context knows about the other threads on its CPU.
+    pub(crate) fn crowd(&self) -> Crowd {
+        self.inner.crowd.clone()
+    }
+
     /// Returns the clock of the loop.
     pub(crate) fn clock(&self) -> &Rc<LoopClock> {
         &self.inner.clock
@@ -243,8 +252,9 @@ impl AioContext {
         }
         let busy = inner.pollers.in_progress().is_any();
         let (start, window) = (inner.clock.read(), inner.windows.of(busy));
-        let polls = !window.current().is_zero();
-        let progress = self.busy_poll(start, window.current());
+        let may_poll = !inner.crowd.is_dense();
+        let polls = may_poll && !window.current().is_zero();
+        let progress = polls && self.busy_poll(start, window.current());
         if progress || inner.has_work() {
             window.learn(PollWindow::caught);
             inner.count_poll(polls, true);
@@ -260,34 +270,28 @@ impl AioContext {
             .sweep(inner.clock.instant(start), inner.windows.max());
         inner.block();
         let waited = Duration::from_nanos(inner.clock.last() - start);
-        window.learn(|window| window.adapt(waited));
+        if may_poll {
+            window.learn(|window| window.adapt(waited));
+        }
         false
     }
 
-    /// Polls until a poller makes progress, other work arrives or the window ends. Returns whether a poller made
-    /// progress.
+    /// Polls until a poller makes progress, other work arrives or the window ends. Returns whether there was any.
     fn busy_poll(&self, start: Nanos, window: Duration) -> bool {
         let inner = &*self.inner;
-        if window.is_zero() {
-            return false;
-        }
         inner.pollers.begin();
         let window = Nanos::try_from(window.as_nanos()).unwrap_or(Nanos::MAX);
         let end = start.saturating_add(window);
         let timer = inner.timers.next_deadline();
         let end = timer.map_or(end, |timer| end.min(inner.clock.nanos(timer)));
-        loop {
-            let progress = inner.pollers.poll();
+        let found = inner
+            .crowd
+            .busy_wait((start, end), || inner.pollers.poll() || inner.has_work());
+        if found {
             // Whoever made progress has read the clock, or will look at it soon.
-            if progress || inner.has_work() {
-                inner.look_at_fds_at_times(inner.clock.last());
-                return progress;
-            }
-            if inner.clock.read() >= end {
-                return false;
-            }
-            std::hint::spin_loop();
+            inner.look_at_fds_at_times(inner.clock.last());
         }
+        found
     }
 }
 
@@ -332,6 +336,7 @@ impl Inner {
             tracing::error!(%err, "cannot set the timerfd; timers will run late, at the next wakeup");
         }
         self.shared.figures.sleeps.add(1);
+        let asleep = self.clock.last();
         self.shared.notify.announce();
         let timeout = if self.has_work() {
             0
@@ -342,6 +347,7 @@ impl Inner {
         };
         self.look_at_fds(timeout);
         self.shared.notify.withdraw();
+        self.crowd.slept(asleep);
     }
 }
 

@@ -12,9 +12,11 @@
 pub(crate) mod adaptive;
 mod bh_word;
 mod bottom_half;
+pub(crate) mod busy_wait;
 pub(crate) mod clock;
 mod commands;
 mod context;
+pub(crate) mod crowding;
 mod error;
 mod fd;
 mod figures;

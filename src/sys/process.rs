@@ -6,6 +6,14 @@ use std::os::fd::RawFd;
 
 use super::status;
 
+/// The CPU time that a thread has used, and the number of times that it lost its CPU to another thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CpuUsage {
+    /// Nanoseconds, in steps of microseconds.
+    pub(crate) cpu: u64,
+    pub(crate) preemptions: u64,
+}
+
 /// Ignores a signal from now on.
 pub(crate) fn ignore_signal(signal: libc::c_int) {
     // SAFETY: runs no code of ours.
@@ -30,11 +38,25 @@ pub(crate) fn ignore_signals_of_daemon() {
 
 /// Returns how many times the calling thread has slept: it has given up its CPU by itself.
 pub(crate) fn thread_sleeps() -> libc::c_long {
+    thread_rusage().ru_nvcsw
+}
+
+/// Returns the CPU time of the calling thread, and how many times it has lost its CPU to another thread.
+pub(crate) fn thread_usage() -> CpuUsage {
+    let usage = thread_rusage();
+    let micros = |time: libc::timeval| u64::try_from(time.tv_sec * 1_000_000 + time.tv_usec).unwrap_or(0);
+    CpuUsage {
+        cpu: (micros(usage.ru_utime) + micros(usage.ru_stime)) * 1000,
+        preemptions: u64::try_from(usage.ru_nivcsw).unwrap_or(0),
+    }
+}
+
+fn thread_rusage() -> libc::rusage {
     // SAFETY: a struct of numbers, for which all bits 0 are a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the struct. The call cannot fail with these arguments.
     unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
-    usage.ru_nvcsw
+    usage
 }
 
 /// Closes all descriptors from `first` up to, but not including, `end`: `close_range`, or one `close` for each before

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::shares::{Queued, ShareId};
 use super::steps::Pace;
 use crate::aio::adaptive::PollWindow;
+use crate::aio::crowding::Crowding;
 
 /// The outcome of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(super) struct Batch<W> {
     pub(super) begun: Option<Instant>,
     /// The time to poll before sleeping.
     pub(super) window: PollWindow,
+    /// What the worker knows about others on its CPU.
+    pub(super) crowding: Crowding,
 }
 
 impl<W> Batch<W> {
@@ -53,6 +56,7 @@ impl<W> Batch<W> {
             pace: Pace::Blocking,
             serial: false,
             begun: None,
+            crowding: Crowding::default(),
             window: if cfg!(loom) {
                 PollWindow::open(poll_max)
             } else {

@@ -55,8 +55,8 @@ pub(super) trait Host<W> {
     /// Asks the context to carry out the actions that a worker cannot.
     fn apply(&self, actions: Actions);
 
-    /// Waits until `woken` returns true, for `window` at most, without sleeping.
-    fn poll(&self, window: Duration, woken: impl Fn() -> bool);
+    /// Waits until `woken` returns true, for the batch's window at most, without sleeping.
+    fn poll(&self, batch: &mut Batch<W>, woken: impl Fn() -> bool);
 }
 
 /// The result of a worker's round.
@@ -183,7 +183,7 @@ impl<W> Core<W> {
                     let start = Instant::now();
                     if round.poll {
                         // Relaxed: a hint, which `sleep` checks under the lock.
-                        host.poll(batch.window.current(), || self.posted.load(Ordering::Relaxed) > 0);
+                        host.poll(&mut batch, || self.posted.load(Ordering::Relaxed) > 0);
                     }
                     let (woken, actions) = self.sleep(idle, round.poll);
                     // A model has no clock: there, a worker always polls or never does.
@@ -319,7 +319,7 @@ mod tests {
 
         fn completed(&self) {}
 
-        fn poll(&self, _window: Duration, _woken: impl Fn() -> bool) {}
+        fn poll(&self, _batch: &mut Batch<u32>, _woken: impl Fn() -> bool) {}
 
         fn apply(&self, _actions: Actions) {}
     }

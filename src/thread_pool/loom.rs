@@ -57,7 +57,7 @@ impl Host<usize> for Worker {
         self.0.completion.schedule();
     }
 
-    fn poll(&self, _window: Duration, woken: impl Fn() -> bool) {
+    fn poll(&self, _batch: &mut Batch<usize>, woken: impl Fn() -> bool) {
         if !woken() {
             thread::yield_now();
         }

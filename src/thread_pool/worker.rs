@@ -15,6 +15,10 @@ use super::core::{Core, Host};
 use super::steps::{Actions, Pace, QUICK, Watch};
 use super::{Outcome, Spawner, Work};
 use crate::aio::BhHandle;
+use crate::aio::busy_wait::busy_wait;
+use crate::aio::clock::Nanos;
+use crate::aio::crowding::Way;
+use crate::sys::clock::monotonic_nanos;
 use crate::sys::process::thread_sleeps;
 use crate::{affinity, panics};
 
@@ -148,10 +152,15 @@ impl Host<Box<dyn Work>> for Arc<Shared> {
         Shared::apply(self, actions);
     }
 
-    fn poll(&self, window: Duration, woken: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !woken() && start.elapsed() < window {
-            std::hint::spin_loop();
+    fn poll(&self, batch: &mut Batch<Box<dyn Work>>, woken: impl Fn() -> bool) {
+        let start = monotonic_nanos();
+        if batch.crowding.way(start) != Way::Off {
+            let window = Nanos::try_from(batch.window.current().as_nanos()).unwrap_or(Nanos::MAX);
+            let times = (start, start.saturating_add(window));
+            busy_wait(&mut batch.crowding, monotonic_nanos, times, woken);
+            // Jobs sleep, so a sample would say little about the CPU. But looking takes no time.
+            let end = monotonic_nanos();
+            batch.crowding.overran(end, end.saturating_sub(times.1));
         }
     }
 }

@@ -1,0 +1,180 @@
+//! Busy polling, with regard to the other threads on the CPU.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::thread;
+
+use super::clock::{LoopClock, Nanos};
+use super::crowding::{Crowding, Way};
+use crate::sys::process::thread_usage;
+
+/// What a context knows about the other threads on its CPU. Clones share it. The context's thread only.
+#[derive(Clone, Debug)]
+pub(crate) struct Crowd {
+    crowding: Rc<Cell<Crowding>>,
+    clock: Rc<LoopClock>,
+}
+
+impl Crowd {
+    pub(super) fn new(clock: &Rc<LoopClock>) -> Self {
+        Self {
+            crowding: Rc::default(),
+            clock: Rc::clone(clock),
+        }
+    }
+
+    /// Looks as [`busy_wait`] does, until the time `end`. Samples the use of the CPU now and then.
+    ///
+    /// A nested wait may learn something too, but less. It is forgotten.
+    pub(super) fn busy_wait(&self, (start, end): (Nanos, Nanos), look: impl FnMut() -> bool) -> bool {
+        let mut crowding = self.crowding.get();
+        if crowding.wants_sample(start) {
+            crowding.sample(start, thread_usage());
+        }
+        let found = busy_wait(&mut crowding, || self.clock.read(), (start, end), look);
+        self.crowding.set(crowding);
+        found
+    }
+
+    /// The context has slept since this time.
+    pub(super) fn slept(&self, since: Nanos) {
+        let mut crowding = self.crowding.get();
+        crowding.slept(self.clock.last() - since);
+        self.crowding.set(crowding);
+    }
+
+    /// Returns whether other threads take so much of the CPU that the context does not poll.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.crowding.get().way(self.clock.last()) == Way::Off
+    }
+}
+
+/// Looks until `look` finds something or the time `end` has come. Returns whether it found something. `clock` reads the
+/// time, and the caller has read it at `start`, just now.
+///
+/// Must not be called while `Way::Off` applies.
+pub(crate) fn busy_wait(
+    crowding: &mut Crowding,
+    clock: impl Fn() -> Nanos,
+    (start, end): (Nanos, Nanos),
+    mut look: impl FnMut() -> bool,
+) -> bool {
+    let mut yields = crowding.way(start) == Way::Yield;
+    loop {
+        if look() {
+            return true;
+        }
+        let now = clock();
+        let last = now >= end;
+        // The last time, this costs little in comparison with the sleep that follows, and shows whether the CPU is
+        // shared with the thread that this one waits for.
+        if yields || last {
+            thread::yield_now();
+            let back = clock();
+            let found = look();
+            crowding.yielded(back, back - now, found);
+            if found || last || Crowding::has_switched(back - now) {
+                return found;
+            }
+            yields = false;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::aio::{AioContext, Poller};
+
+    const US: Nanos = 1_000;
+    const MS: Nanos = 1_000_000;
+
+    /// Waits for up to 10 us. Each look takes 1 us, and only look number `found` finds something. A yield, which is
+    /// between two readings of the clock without a look, takes `yields`. Returns whether something was found and how
+    /// often the wait looked.
+    fn wait(crowding: &mut Crowding, found: u32, yields: Nanos) -> (bool, u32) {
+        let (time, looks, read) = (Cell::new(0), Cell::new(0), Cell::new(true));
+        let clock = || {
+            if read.replace(true) {
+                time.set(time.get() + yields);
+            }
+            time.get()
+        };
+        let look = || {
+            read.set(false);
+            time.set(time.get() + US);
+            looks.set(looks.get() + 1);
+            looks.get() == found
+        };
+        let result = busy_wait(crowding, clock, (0, 10 * US), look);
+        (result, looks.get())
+    }
+
+    #[test]
+    fn a_look_that_finds_something_ends_the_wait() {
+        assert_eq!(wait(&mut Crowding::default(), 4, 0), (true, 4));
+    }
+
+    #[test]
+    fn a_vain_wait_yields_and_looks_once_more() {
+        let mut crowding = Crowding::default();
+        assert_eq!(wait(&mut crowding, 0, US / 4), (false, 11));
+        assert_eq!(crowding.way(0), Way::Spin);
+        assert_eq!(wait(&mut crowding, 11, 5 * US), (true, 11));
+        assert_eq!(crowding.way(0), Way::Yield);
+    }
+
+    #[test]
+    fn a_wait_for_a_thread_on_the_same_cpu_yields_first() {
+        let mut crowding = Crowding::default();
+        wait(&mut crowding, 11, 5 * US);
+        assert_eq!(wait(&mut crowding, 2, 5 * US), (true, 2));
+        assert_eq!(
+            wait(&mut crowding, 0, 5 * US),
+            (false, 2),
+            "another thread has run"
+        );
+        assert_eq!(wait(&mut crowding, 5, US / 4), (true, 5), "nobody else has run");
+    }
+
+    #[test]
+    fn a_late_yield_ends_polling() {
+        let mut crowding = Crowding::default();
+        assert_eq!(wait(&mut crowding, 0, 3 * MS), (false, 11));
+        assert_eq!(crowding.way(3 * MS), Way::Off);
+    }
+
+    struct Nothing;
+
+    impl Poller for Nothing {
+        fn poll(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_context_on_a_crowded_cpu_blocks_at_once() {
+        let ctx = AioContext::new().unwrap();
+        ctx.set_poll_max(Duration::from_secs(10));
+        let _poller = ctx.add_poller(Rc::new(Nothing));
+        let timer = ctx.timer(|| {});
+        let polls_in_ten_waits = || {
+            let before = ctx.inner.shared.figures.polls.get();
+            for _ in 0..10 {
+                timer.arm_in(Duration::from_millis(1));
+                ctx.poll(true);
+            }
+            ctx.inner.shared.figures.polls.get() - before
+        };
+        // The first wait opens the window.
+        assert!(polls_in_ten_waits() > 0);
+        let mut crowding = Crowding::default();
+        crowding.yielded(ctx.inner.clock.read() + 3600 * 1000 * MS, 3 * MS, false);
+        ctx.inner.crowd.crowding.set(crowding);
+        assert_eq!(polls_in_ten_waits(), 0);
+        assert!(ctx.inner.crowd.is_dense());
+    }
+}

@@ -1,0 +1,318 @@
+//! The policy of polling on a CPU that other threads want, too. This module uses no clock and makes no system calls.
+//!
+//! A thread that polls keeps all others from its CPU, and perhaps the very thread that it waits for. It matters how long
+//! the others run:
+//!
+//! - Briefly, such as a driver on the same CPU, which submits a request and sleeps. Then this thread looks once, yields
+//!   its CPU, and looks again: the driver has run meanwhile, and its request needed neither a kick nor a wakeup.
+//! - For whole time slices. Then a yield comes back late, and the time spent polling is missing for the work, because the
+//!   scheduler gives each thread only its share. So polling stops, and is tried again rarely.
+
+use super::clock::Nanos;
+use crate::sys::process::CpuUsage;
+
+/// A yield that takes this long has let another thread run.
+const SWITCH: Nanos = 1_500;
+
+/// A thread that runs for this long does not sleep soon.
+const LATE: Nanos = 500_000;
+
+/// Number of yields in a row that brought nothing, after which this thread no longer yields before it polls.
+const FRUITLESS: u8 = 16;
+
+/// Minimum time between two samples.
+const PERIOD: Nanos = 8_000_000;
+
+/// Number of samples in a row that show a crowded CPU, after which polling stops. A single one may be chance.
+const STRIKES: u8 = 2;
+
+/// Two long preemptions while polling within this time show a crowded CPU, too.
+const OVERRUNS: Nanos = 20_000_000;
+
+/// Number of samples in a row that show no crowd, after which the next pause is a short one.
+const CALM: u8 = 8;
+
+/// The shortest and the longest time without polling.
+const FIRST_PAUSE: Nanos = 80_000_000;
+const LAST_PAUSE: Nanos = 1_280_000_000;
+
+/// How to poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Look again and again.
+    Spin,
+    /// Look, yield the CPU, and look again. If nobody else has run, go on as `Spin`.
+    Yield,
+    /// Do not poll.
+    Off,
+}
+
+/// What one thread knows about the other threads on its CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crowding {
+    yields: bool,
+    fruitless: u8,
+    /// The end of the pause.
+    until: Nanos,
+    /// The length of the next pause.
+    pause: Nanos,
+    strikes: u8,
+    calm: u8,
+    /// The last sample since polling began or was resumed.
+    last: Option<(Nanos, CpuUsage)>,
+    /// When this thread last lost its CPU while it polled.
+    overran: Option<Nanos>,
+    /// Time since `last` in which this thread slept.
+    slept: Nanos,
+}
+
+impl Default for Crowding {
+    fn default() -> Self {
+        Self {
+            yields: false,
+            fruitless: 0,
+            until: 0,
+            pause: FIRST_PAUSE,
+            strikes: 0,
+            calm: 0,
+            last: None,
+            overran: None,
+            slept: 0,
+        }
+    }
+}
+
+impl Crowding {
+    /// Returns how to poll at the time `now`.
+    pub(crate) fn way(&self, now: Nanos) -> Way {
+        match self.yields {
+            _ if now < self.until => Way::Off,
+            true => Way::Yield,
+            false => Way::Spin,
+        }
+    }
+
+    /// Returns whether it is time for a sample. During a pause it never is.
+    pub(crate) fn wants_sample(&self, now: Nanos) -> bool {
+        now >= self.until && self.last.is_none_or(|(last, _)| now - last >= PERIOD)
+    }
+
+    /// Learns from the CPU time that this thread has used since its start.
+    ///
+    /// The time in which it neither ran nor slept was taken by other threads.
+    pub(crate) fn sample(&mut self, now: Nanos, usage: CpuUsage) {
+        let slept = std::mem::take(&mut self.slept);
+        let Some((since, before)) = self.last.replace((now, usage)) else {
+            return;
+        };
+        let (wall, ran) = (now - since, usage.cpu.saturating_sub(before.cpu));
+        let lost = wall.saturating_sub(ran + slept);
+        let each = lost / (usage.preemptions - before.preemptions).max(1);
+        if each < LATE || lost < wall / 4 {
+            (self.strikes, self.calm) = (0, self.calm.saturating_add(1));
+            if self.calm >= CALM {
+                self.pause = FIRST_PAUSE;
+            }
+            return;
+        }
+        (self.strikes, self.calm) = (self.strikes + 1, 0);
+        if self.strikes >= STRIKES {
+            self.stop(now);
+        }
+    }
+
+    /// This thread has slept for this long.
+    pub(crate) fn slept(&mut self, time: Nanos) {
+        self.slept += time;
+    }
+
+    /// This thread has yielded its CPU, and was back after `took`, at `now`. `found`: then there was something to do.
+    pub(crate) fn yielded(&mut self, now: Nanos, took: Nanos, found: bool) {
+        if took >= LATE {
+            self.stop(now);
+        } else if took >= SWITCH && found {
+            (self.yields, self.fruitless) = (true, 0);
+        } else if self.yields {
+            self.fruitless += 1;
+            if self.fruitless >= FRUITLESS {
+                (self.yields, self.fruitless) = (false, 0);
+            }
+        }
+    }
+
+    /// Returns whether another thread has run during a yield that took this long.
+    pub(crate) fn has_switched(took: Nanos) -> bool {
+        took >= SWITCH
+    }
+
+    /// This thread looked for something for `overrun` longer than it wanted to, until `now`: another thread has run. It
+    /// need not be sampled then.
+    pub(crate) fn overran(&mut self, now: Nanos, overrun: Nanos) {
+        if overrun < LATE {
+            return;
+        }
+        let before = self.overran.replace(now);
+        if before.is_some_and(|before| now - before < OVERRUNS) {
+            self.stop(now);
+        }
+    }
+
+    fn stop(&mut self, now: Nanos) {
+        *self = Self {
+            until: now + self.pause,
+            pause: (2 * self.pause).min(LAST_PAUSE),
+            ..Self::default()
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Nanos = 1_000;
+    const MS: Nanos = 1_000_000;
+
+    /// A thread with a clock, on a CPU that the tests share out.
+    #[derive(Default)]
+    struct Thread {
+        crowding: Crowding,
+        now: Nanos,
+        usage: CpuUsage,
+    }
+
+    impl Thread {
+        /// Runs, sleeps and waits for its CPU for these times, and samples if it is time.
+        fn period(&mut self, ran: Nanos, slept: Nanos, lost: Nanos, preemptions: u64) {
+            self.now += ran + slept + lost;
+            self.usage.cpu += ran;
+            self.usage.preemptions += preemptions;
+            self.crowding.slept(slept);
+            if self.crowding.wants_sample(self.now) {
+                self.crowding.sample(self.now, self.usage);
+            }
+        }
+
+        fn way(&self) -> Way {
+            self.crowding.way(self.now)
+        }
+
+        /// Shares its CPU with a thread that never sleeps until it stops polling. Returns the time that this took.
+        fn until_off(&mut self) -> Nanos {
+            let start = self.now;
+            while self.way() != Way::Off {
+                assert!(self.now - start < 100 * MS, "a crowd goes unnoticed");
+                self.period(3 * MS, 0, 3 * MS, 1);
+            }
+            self.now - start
+        }
+
+        /// Waits until it polls again. Returns the time that this took.
+        fn until_on(&mut self) -> Nanos {
+            let start = self.now;
+            while self.way() == Way::Off {
+                self.period(0, MS, 0, 0);
+            }
+            self.now - start
+        }
+    }
+
+    #[test]
+    fn a_thread_alone_on_its_cpu_spins() {
+        let mut thread = Thread::default();
+        for _ in 0..1000 {
+            thread.period(MS, 2 * MS, 20 * US, 1);
+            assert_eq!(thread.way(), Way::Spin);
+        }
+    }
+
+    #[test]
+    fn polling_stops_on_a_crowded_cpu_and_is_tried_ever_more_rarely() {
+        let mut thread = Thread::default();
+        let pauses: Vec<Nanos> = (0..7)
+            .map(|_| {
+                assert!(thread.until_off() < 40 * MS);
+                thread.until_on() / MS
+            })
+            .collect();
+        assert_eq!(pauses, [80, 160, 320, 640, 1280, 1280, 1280]);
+        // Once the crowd has gone, the next one leads to a short pause.
+        for _ in 0..20 {
+            thread.period(8 * MS, 0, 0, 0);
+            assert_eq!(thread.way(), Way::Spin);
+        }
+        thread.until_off();
+        assert_eq!(thread.until_on() / MS, 80);
+    }
+
+    #[test]
+    fn a_single_long_preemption_is_chance() {
+        let mut thread = Thread::default();
+        for _ in 0..100 {
+            thread.period(5 * MS, 0, 4 * MS, 1);
+            thread.period(9 * MS, 0, 0, 0);
+            assert_eq!(thread.way(), Way::Spin);
+        }
+    }
+
+    #[test]
+    fn brief_preemptions_are_no_crowd() {
+        let mut thread = Thread::default();
+        for _ in 0..1000 {
+            // A driver on the same CPU: 5 us for each request.
+            thread.period(5 * MS, 0, 5 * MS, 1000);
+            assert_eq!(thread.way(), Way::Spin);
+        }
+    }
+
+    #[test]
+    fn sleep_is_no_preemption() {
+        let mut thread = Thread::default();
+        for _ in 0..100 {
+            thread.period(MS, 50 * MS, 0, 0);
+            assert_eq!(thread.way(), Way::Spin);
+        }
+    }
+
+    #[test]
+    fn a_yield_that_brings_work_is_repeated_until_it_brings_none() {
+        let mut crowding = Crowding::default();
+        crowding.yielded(0, 300, true);
+        assert_eq!(crowding.way(0), Way::Spin, "nobody has run, so it was chance");
+        crowding.yielded(0, 5 * US, false);
+        assert_eq!(crowding.way(0), Way::Spin);
+        crowding.yielded(0, 5 * US, true);
+        for _ in 0..1000 {
+            crowding.yielded(0, 300, false);
+            crowding.yielded(0, 5 * US, true);
+            assert_eq!(crowding.way(0), Way::Yield);
+        }
+        for i in 1..=FRUITLESS {
+            assert_eq!(crowding.way(0), Way::Yield, "{i}");
+            crowding.yielded(0, 300, false);
+        }
+        assert_eq!(crowding.way(0), Way::Spin);
+    }
+
+    #[test]
+    fn polling_stops_after_two_overruns_in_a_short_time() {
+        let mut crowding = Crowding::default();
+        for now in [MS, 101 * MS, 201 * MS] {
+            crowding.overran(now, 3 * MS);
+            crowding.overran(now, 50 * US);
+            assert_eq!(crowding.way(now), Way::Spin);
+        }
+        crowding.overran(210 * MS, 3 * MS);
+        assert_eq!(crowding.way(210 * MS), Way::Off);
+    }
+
+    #[test]
+    fn a_late_yield_stops_polling_at_once() {
+        let mut crowding = Crowding::default();
+        crowding.yielded(0, 5 * US, true);
+        crowding.yielded(3 * MS, 3 * MS, true);
+        assert_eq!(crowding.way(3 * MS), Way::Off);
+        assert!(!crowding.wants_sample(50 * MS));
+        assert_eq!(crowding.way(83 * MS), Way::Spin);
+    }
+}
