@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::engine::Choice;
 use vhost_user_blk::io::IoOp;
@@ -46,6 +48,9 @@ fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
 
 /// Reads until workers were asked to help `times` times. Every batch must be complete.
 fn read_until_shared(on: On, times: usize) {
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
+        return skipped("this needs two CPUs");
+    }
     let ctx = AioContext::new().unwrap();
     let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);
     if !image.open().try_readv(&Buffers::new(0, &[BLOCK]).iov(), 0) {
@@ -64,6 +69,20 @@ fn read_until_shared(on: On, times: usize) {
             ctx.poll(true);
         }
     }
+}
+
+#[test]
+fn a_single_cpu_is_not_shared_with_a_worker() {
+    let pinned = thread::spawn(|| {
+        let mut one = CpuSet::new();
+        one.set(sched_getcpu());
+        sched_setaffinity(None, &one).unwrap();
+        let ctx = AioContext::new().unwrap();
+        let image = Image::filled(On::Tmpfs, u64::from(BATCH) * BLOCK as u64, 5);
+        let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
+        assert!((0..200).all(|_| !read_all(&disk, &image, false)));
+    });
+    pinned.join().unwrap();
 }
 
 /// Makes the kernel drop its cache of a clean file.

@@ -12,6 +12,8 @@ use super::merge::Merger;
 use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
+use crate::affinity::own_cpus;
+use crate::aio::busy_wait::Crowd;
 use crate::engine::DetectZeroes;
 use crate::engine::error::Error;
 use crate::engine::plan::{self, Plan};
@@ -67,6 +69,7 @@ pub(in crate::engine) struct FileShared {
     file: Arc<RawFile>,
     executor: Executor,
     turns: Rc<Turns>,
+    crowd: Crowd,
 }
 
 impl FileShared {
@@ -84,6 +87,7 @@ impl FileShared {
             executor: Executor::new(resources, plan, Arc::clone(&file))?,
             file,
             turns: Rc::clone(resources.turns()),
+            crowd: resources.ctx().crowd(),
         }))
     }
 
@@ -95,7 +99,9 @@ impl FileShared {
             merger: self.plan.merges().then(|| Merger::new(&self.file)),
             inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.file))),
             sharing: match &self.executor {
-                Executor::Threads(threads) if self.plan.shares() => Some(Sharing::new(Rc::clone(threads))),
+                Executor::Threads(threads) if self.plan.shares() && own_cpus() > 1 => {
+                    Some(Sharing::new(Rc::clone(threads)))
+                }
                 _ => None,
             },
             done: RefCell::default(),
@@ -162,6 +168,7 @@ impl FileChannel {
         alone: bool,
     ) {
         if let Some(sharing) = &self.sharing
+            && !self.shared.crowd.is_dense()
             && sharing.pays(batch.len(), inline.cost())
         {
             sharing.share(batch, completer);
