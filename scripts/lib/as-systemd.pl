@@ -46,7 +46,8 @@ sub listener {
 }
 
 my $path = value("$template.socket", 'ListenStream');
-$path =~ m{(.*)/} and mkdir $1;
+my $directory = $path =~ s{/[^/]*$}{}r;
+mkdir $directory;
 my $socket = listener($path, SOCK_STREAM);
 my $messages = "/run/as-systemd.$$";
 my $notify = listener($messages, SOCK_DGRAM);
@@ -113,4 +114,5 @@ expect_message('STOPPING=1');
 waitpid $service, 0;
 my $status = $?;
 unlink $path, $messages;
+rmdir $directory;
 $status == 0 or die "the service ended with status $status\n";
