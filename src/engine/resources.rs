@@ -25,7 +25,7 @@ pub struct Resources {
     uring: OnceCell<Rc<KernelEngine<Uring>>>,
     native: OnceCell<Rc<KernelEngine<LinuxAio>>>,
     turns: Rc<Turns>,
-    max_batch: Cell<u64>,
+    max_batch: Rc<Cell<u64>>,
     /// The links to NBD servers.
     links: RefCell<Vec<Weak<Link>>>,
 }
@@ -50,6 +50,24 @@ impl Turns {
     }
 }
 
+/// `aio-max-batch`: the most requests in one submission to the kernel. That of the IOThread may change. 0 is no limit.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MaxBatch {
+    pub(super) of_disk: u64,
+    pub(super) of_iothread: Rc<Cell<u64>>,
+}
+
+impl MaxBatch {
+    /// Returns the smaller one of the two limits.
+    pub(super) fn get(&self) -> usize {
+        let limits = [self.of_disk, self.of_iothread.get()];
+        let least = limits.into_iter().filter(|limit| *limit > 0).min();
+        least
+            .and_then(|limit| usize::try_from(limit).ok())
+            .unwrap_or(usize::MAX)
+    }
+}
+
 impl Resources {
     /// Creates the resources of the calling thread, which owns `ctx` and `pool`.
     pub fn new(ctx: &AioContext, pool: ThreadPool) -> Rc<Self> {
@@ -60,7 +78,7 @@ impl Resources {
             uring: OnceCell::new(),
             native: OnceCell::new(),
             turns: Rc::default(),
-            max_batch: Cell::new(0),
+            max_batch: Rc::default(),
             links: RefCell::default(),
         })
     }
@@ -75,18 +93,17 @@ impl Resources {
         &self.pool
     }
 
-    /// Limits the number of requests in one submission to the kernel, for disks from now on. 0 is no limit.
+    /// Limits the number of requests in one submission to the kernel. 0 is no limit.
     pub fn set_max_batch(&self, max_batch: u64) {
         self.max_batch.set(max_batch);
     }
 
-    /// Returns the smaller one of two limits: that of a disk and that of the IOThread.
-    pub(super) fn max_batch(&self, of_disk: u64) -> usize {
-        let limits = [of_disk, self.max_batch.get()]
-            .into_iter()
-            .filter(|limit| *limit > 0);
-        let least = limits.min().and_then(|limit| usize::try_from(limit).ok());
-        least.unwrap_or(usize::MAX)
+    /// Returns the limit of a disk's submissions, where `of_disk` is the disk's own.
+    pub(super) fn max_batch(&self, of_disk: u64) -> MaxBatch {
+        MaxBatch {
+            of_disk,
+            of_iothread: Rc::clone(&self.max_batch),
+        }
     }
 
     pub(super) fn turns(&self) -> &Rc<Turns> {

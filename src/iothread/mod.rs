@@ -80,6 +80,24 @@ impl IoThread {
         self.resources.call(f)
     }
 
+    /// Changes the settings while the thread runs, all but the spawner. Does not wait for it.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn adapt(&self, params: &IoThreadParams) -> Result<(), Gone> {
+        let IoThreadParams {
+            config,
+            thread_pool,
+            max_batch,
+            ..
+        } = *params;
+        self.resources.post(move |resources| {
+            resources.ctx().set_poll_max(config.poll_max);
+            resources.pool().update_params(thread_pool);
+            resources.set_max_batch(max_batch);
+        })
+    }
+
     /// Returns the thread's figures.
     #[must_use]
     pub fn figures(&self) -> &Arc<IoThreadFigures> {

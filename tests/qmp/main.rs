@@ -7,6 +7,7 @@ mod disks;
 mod events;
 mod floods;
 mod hot;
+mod iothreads;
 mod names;
 mod nodes;
 mod protocol;

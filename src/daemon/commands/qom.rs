@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::convert::{Nothing, to_value, typed};
 use super::limit_types::SET_LIMITS;
 use crate::daemon::options::{IoThreadOptions, ObjectType};
-use crate::daemon::registry::{Object, Registry};
+use crate::daemon::registry::{IoThreadProperty, Object, Registry};
 use crate::iothread::IoThreadFigures;
 use crate::qmp::{ErrorClass, Outcome, QmpError};
 use crate::throttle::Group;
@@ -154,26 +154,30 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
         property,
         value,
     } = arguments;
-    match (find(registry, &path)?, property.as_str()) {
-        (Object::Throttle(group), "limits") => set_limits(group, value)?,
-        (Object::IoThread(iothread), "poll-max-ns") => {
-            let nanoseconds = value.as_u64();
-            let nanoseconds =
-                nanoseconds.ok_or_else(|| QmpError::generic("Parameter 'value' expects uint64"))?;
-            iothread.set_poll_max(nanoseconds)?;
-        }
-        (object, _) if properties(object)?.contains_key(&property) => {
-            return Err(QmpError::generic("Property cannot be set after initialization"));
-        }
-        (object, "type") => {
-            let kind = type_name(object.kind());
-            return Err(QmpError::generic(format!(
-                "Property '{kind}.type' is not writable"
-            )));
-        }
-        (object, _) => return Err(unknown(type_name(object.kind()), &property)),
+    match find(registry, &path)? {
+        Object::Throttle(group) if property == "limits" => set_limits(group, value)?,
+        object => match (object, IoThreadProperty::named(&property)) {
+            (Object::IoThread(iothread), Some(known)) => {
+                let value = value.as_u64();
+                let value = value.ok_or_else(|| QmpError::generic("Parameter 'value' expects uint64"))?;
+                iothread.set(known, value)?;
+            }
+            _ => return Err(not_settable(object, &property)?),
+        },
     }
     Ok(json!({}))
+}
+
+/// Returns the reason why a property cannot be set.
+fn not_settable(object: &Object, property: &str) -> Result<QmpError, QmpError> {
+    let kind = type_name(object.kind());
+    Ok(match property {
+        "type" => QmpError::generic(format!("Property '{kind}.type' is not writable")),
+        _ if properties(object)?.contains_key(property) => {
+            QmpError::generic("Property cannot be set after initialization")
+        }
+        _ => unknown(kind, property),
+    })
 }
 
 /// Changes the given limits, and keeps the others.

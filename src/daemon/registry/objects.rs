@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::error::{OperationError, refuse, require, within};
+use super::iothread_property::{IoThreadProperty, MOST_THREADS};
 use crate::affinity::pin_thread;
-use crate::aio::{AioContext, Gone, IoThreadConfig};
+use crate::aio::IoThreadConfig;
 use crate::daemon::options::{
     IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, TlsCredsOptions, TlsEndpoint, is_well_formed,
 };
@@ -69,18 +70,17 @@ impl IoThreadObject {
         self.lock().clone()
     }
 
-    /// Changes the maximum polling time, at once if the thread runs.
+    /// Changes a property, and also the thread if it runs: soon, without waiting for it.
     ///
     /// # Errors
-    /// The number is too large, or the thread has ended.
-    pub fn set_poll_max(&self, nanoseconds: u64) -> Result<(), OperationError> {
-        let nanoseconds = within("poll-max-ns", nanoseconds, 0..=i64::MAX.unsigned_abs())?;
-        self.lock().poll_max_ns = nanoseconds;
-        let Some(thread) = self.thread.get() else {
-            return Ok(());
-        };
-        let set = move |ctx: &AioContext| ctx.set_poll_max(Duration::from_nanos(nanoseconds));
-        thread.handle().run_on_context(set).map_err(|_| Gone)?;
+    /// The number is impossible, or the thread has ended.
+    pub fn set(&self, property: IoThreadProperty, value: u64) -> Result<(), OperationError> {
+        let mut options = self.options();
+        property.set(&mut options, value)?;
+        *self.lock() = options.clone();
+        if let Some(thread) = self.thread.get() {
+            thread.adapt(&params(&options))?;
+        }
         Ok(())
     }
 
@@ -101,15 +101,8 @@ impl IoThreadObject {
         }
         let (workers, options) = (sandbox.clone(), self.options());
         let params = IoThreadParams {
-            config: IoThreadConfig {
-                poll_max: Duration::from_nanos(options.poll_max_ns),
-            },
-            thread_pool: ThreadPoolParams {
-                min_threads: options.thread_pool_min.into(),
-                max_threads: options.thread_pool_max.into(),
-            },
-            max_batch: options.aio_max_batch,
             spawner: Spawner::new(move |name, body| workers.spawn(ThreadKind::Worker, name, body)),
+            ..params(&options)
         };
         let failed = |source| OperationError::IoThread {
             id: self.id.clone(),
@@ -126,6 +119,21 @@ impl IoThreadObject {
         roster.add_iothread(&self.id, thread.figures());
         // Always succeeds: only the main thread starts IOThreads.
         Ok(self.thread.set(Arc::new(thread)).is_ok())
+    }
+}
+
+/// Returns the settings of an IOThread with these properties.
+fn params(options: &IoThreadOptions) -> IoThreadParams {
+    IoThreadParams {
+        config: IoThreadConfig {
+            poll_max: Duration::from_nanos(options.poll_max_ns),
+        },
+        thread_pool: ThreadPoolParams {
+            min_threads: options.thread_pool_min.into(),
+            max_threads: options.thread_pool_max.into(),
+        },
+        max_batch: options.aio_max_batch,
+        ..IoThreadParams::default()
     }
 }
 
@@ -225,7 +233,7 @@ fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, Operation
         poll_grow: options.poll_grow.unwrap_or_default(),
         poll_shrink: options.poll_shrink.unwrap_or_default(),
         aio_max_batch: options.aio_max_batch.unwrap_or_default(),
-        thread_pool_max: within("thread-pool-max", max, 1..=1024)?,
+        thread_pool_max: within("thread-pool-max", max, 1..=MOST_THREADS)?,
         thread_pool_min: within("thread-pool-min", options.thread_pool_min.unwrap_or(0), 0..=max)?,
         cpu_affinity: options.cpu_affinity,
     })

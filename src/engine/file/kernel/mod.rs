@@ -20,6 +20,7 @@ use super::threads::ThreadsEngine;
 use crate::aio::{AioContext, EventSet, FdHandler, Poller, PollerHandle, Timer};
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
+use crate::engine::resources::MaxBatch;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
 use crate::storage::RawFile;
@@ -70,8 +71,7 @@ struct Registered<Q: KernelQueue> {
     /// Executes requests that the queue does not support.
     threads: Rc<ThreadsEngine>,
     inner: Weak<Inner<Q>>,
-    /// The maximum number of requests in one submission.
-    max_batch: usize,
+    max_batch: MaxBatch,
 }
 
 impl<Q: KernelQueue> Drop for Registered<Q> {
@@ -151,7 +151,7 @@ impl<Q: KernelQueue> KernelFile<Q> {
     pub(super) fn new(
         engine: Rc<KernelEngine<Q>>,
         threads: Rc<ThreadsEngine>,
-        max_batch: usize,
+        max_batch: MaxBatch,
     ) -> io::Result<Self> {
         let number = engine.inner.queue.borrow_mut().add_file(threads.file().as_fd())?;
         let avoided = Q::COMMON_THREADS && !threads.file().supports_nowait();
@@ -211,7 +211,7 @@ impl<Q: KernelQueue> Inner<Q> {
             file.part.begin();
             let number = flights.begin(Pending { request, file });
             let Pending { request, file } = flights.get(number);
-            let max_batch = file.max_batch;
+            let max_batch = file.max_batch.get();
             // SAFETY: the box stays in `flights`, unchanged, until the completion is reaped. Its memory stays mapped
             // while the request is in flight (see `IoVecs`).
             if !unsafe { queue.prepare(request, file.number, number as u64) } {

@@ -105,10 +105,10 @@ struct Setup {
 
 impl Setup {
     fn new(room: usize, failures: usize) -> Self {
-        Self::with_max_batch(room, failures, usize::MAX)
+        Self::with_max_batch(room, failures, 0)
     }
 
-    fn with_max_batch(room: usize, failures: usize, max_batch: usize) -> Self {
+    fn with_max_batch(room: usize, failures: usize, max_batch: u64) -> Self {
         let ctx = AioContext::new().unwrap();
         let file = super::super::testing::file();
         let script = Rc::new(RefCell::new(Script {
@@ -126,7 +126,15 @@ impl Setup {
         let writer = || Writers::default().take(&ctx, &pool);
         let threads = Rc::new(ThreadsEngine::new(file, pool.clone(), writer));
         let engine = Rc::new(KernelEngine::new(&ctx, Fake(Rc::clone(&script))).unwrap());
-        let engine = KernelFile::new(engine, threads, max_batch).unwrap();
+        let engine = KernelFile::new(
+            engine,
+            threads,
+            MaxBatch {
+                of_disk: max_batch,
+                ..MaxBatch::default()
+            },
+        )
+        .unwrap();
         let (done, memory) = (Rc::default(), vec![0; 4096]);
         Self {
             engine,
@@ -201,7 +209,7 @@ fn stuck_files_leave_room_to_others() {
     let engine = Rc::clone(&setup.engine.engine);
     let file = |_| {
         let threads = Rc::clone(&setup.engine.file.threads);
-        KernelFile::new(Rc::clone(&engine), threads, usize::MAX).unwrap()
+        KernelFile::new(Rc::clone(&engine), threads, MaxBatch::default()).unwrap()
     };
     let others: Vec<_> = (0..7).map(file).collect();
     // No request completes.
@@ -234,7 +242,7 @@ fn stuck_files_leave_room_to_others() {
 
 #[test]
 fn a_batch_is_submitted_in_parts_of_its_maximum() {
-    for (max_batch, submissions) in [(1, 4), (2, 2), (3, 2), (4, 1), (usize::MAX, 1)] {
+    for (max_batch, submissions) in [(1, 4), (2, 2), (3, 2), (4, 1), (0, 1)] {
         let mut setup = Setup::with_max_batch(100, 0, max_batch);
         setup.submit(CAPACITY);
         assert_eq!(setup.script.borrow().submissions, submissions, "{max_batch}");

@@ -1,0 +1,48 @@
+//! Properties of IOThreads that change while they serve disks.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use testkit::frontend::{Frontend, Op, all_features};
+
+use crate::client::Client;
+use crate::daemon::start;
+
+/// A deadline in case of a hang.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Returns the number of workers of the first IOThread.
+fn workers(client: &mut Client) -> u64 {
+    let iothreads = client.run("query-iothreads", &json!({}));
+    iothreads[0]["x-figures"]["pool-threads"]
+        .as_u64()
+        .expect("a number")
+}
+
+#[test]
+fn the_pool_of_a_running_iothread_follows_its_limits() {
+    let (daemon, socket) = start(&[]);
+    let mut client = Client::connect(&socket);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+    let set = |client: &mut Client, property: &str, value: u64| {
+        let path = "/objects/iothread0";
+        client.run(
+            "qom-set",
+            &json!({"path": path, "property": property, "value": value}),
+        );
+        let get = json!({"path": path, "property": property});
+        assert_eq!(client.run("qom-get", &get), Value::from(value));
+    };
+    for (min, max) in [(7, 9), (2, 3), (12, 12)] {
+        // One after the other, so that no pair is impossible.
+        set(&mut client, "thread-pool-min", 0);
+        set(&mut client, "thread-pool-max", max);
+        set(&mut client, "thread-pool-min", min);
+        let start = Instant::now();
+        while !(min..=max).contains(&workers(&mut client)) {
+            assert!(start.elapsed() < DEADLINE, "{min} to {max} workers");
+        }
+        let done = frontend.queue(0).run(&Op::Flush);
+        assert_eq!(done.ret, 0);
+    }
+}
