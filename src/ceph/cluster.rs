@@ -41,6 +41,20 @@ pub struct ClusterOptions {
     pub conf: Option<PathBuf>,
     /// The name of the user, without `client.`.
     pub user: Option<String>,
+    /// The addresses of monitors, instead of those in the configuration.
+    pub monitors: Vec<String>,
+    /// The user's key, instead of the one in the configuration.
+    pub key: Option<Key>,
+}
+
+/// A key in base64. It is shown nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(pub String);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key")
+    }
 }
 
 impl ClusterOptions {
@@ -96,7 +110,13 @@ impl Cluster {
                 error => error,
             })?;
         }
+        if let Some(Key(key)) = &cluster.options.key {
+            cluster.set("key", key)?;
+        }
         cluster.read_key()?;
+        if !cluster.options.monitors.is_empty() {
+            cluster.set("mon_host", &cluster.options.monitors.join(","))?;
+        }
         cluster.monitors = resolved(&cluster.get("mon_host"));
         if cluster.monitors.is_empty() {
             return Err(Error::NoMonitor);
@@ -119,7 +139,11 @@ impl Cluster {
             why,
         };
         // librados does not say why it cannot open a file.
-        fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+        match fs::File::open(path) {
+            // As in QEMU: who names the monitors needs no configuration.
+            Err(_) if self.options.conf.is_none() && !self.options.monitors.is_empty() => return Ok(()),
+            opened => opened.map(drop).map_err(|error| failed(error.to_string()))?,
+        }
         let name = c_string("conf", &path.display().to_string())?;
         // SAFETY: the handle and the path are valid.
         match unsafe { (self.api.rados_conf_read_file)(self.handle.0, name.as_ptr()) } {
@@ -189,7 +213,11 @@ impl Cluster {
             return Err(Error::Connect {
                 monitors: self.monitors.clone(),
                 user: format!("client.{}", self.options.user()),
-                why: connect_reason(code),
+                why: match (-code, self.options.monitors.is_empty()) {
+                    // An unusual port is tried with both protocols, and the failure of one hides the refusal of the other.
+                    (libc::ETIMEDOUT, false) => "no monitor answers, or none accepts the key".to_owned(),
+                    _ => connect_reason(code),
+                },
             });
         }
         *connected = true;
@@ -231,7 +259,10 @@ pub(super) fn c_string(option: &'static str, value: &str) -> Result<CString, Err
 fn option_error(option: &'static str, value: &str, code: c_int) -> Error {
     Error::Option {
         option,
-        value: value.to_owned(),
+        value: match option {
+            "key" => "(the key)".to_owned(),
+            _ => value.to_owned(),
+        },
         why: match (option, -code) {
             ("pool", libc::ENOENT) => "there is no such pool".to_owned(),
             _ => text(code),
@@ -243,7 +274,9 @@ fn connect_reason(code: c_int) -> String {
     match -code {
         libc::ETIMEDOUT => "no monitor answers".to_owned(),
         libc::EACCES | libc::EPERM => "the cluster refuses the key of this user".to_owned(),
-        libc::ENOENT => "there is no key for this user (option 'keyring' of the configuration)".to_owned(),
+        libc::ENOENT => {
+            "there is no key for this user (key-secret, or option 'keyring' of the configuration)".to_owned()
+        }
         _ => text(code),
     }
 }

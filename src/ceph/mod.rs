@@ -14,7 +14,7 @@ mod error;
 mod image;
 mod threads;
 
-pub use cluster::{Cluster, ClusterOptions};
+pub use cluster::{Cluster, ClusterOptions, Key};
 pub use end::end_process;
 pub use error::Error;
 pub use image::{Completion, Image, ImageName, Operation};

@@ -105,8 +105,8 @@ pub struct Cli {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Make an object, as qemu-storage-daemon does: iothread, throttle-group or secret, with an id and properties, e.g.
-    /// iothread,id=io0. Can be repeated, as the next two; they are processed in order.
+    /// Make an object, as qemu-storage-daemon does: iothread, throttle-group, secret or tls-creds-x509, with an id and
+    /// properties, e.g. iothread,id=io0. Can be repeated, as the next two; they are processed in order.
     #[arg(long, value_name = "TYPE,id=ID[,PROPERTY=VALUE]...")]
     pub object: Vec<String>,
 

@@ -10,7 +10,7 @@ use super::options::Cli;
 use crate::daemon::Operation;
 use crate::daemon::options::{
     Address, AddressType, AioOption, BlockdevOptions, BlockdevRef, Cache, Discard, Driver, ExportOptions,
-    Mapping, NotifyOption, ObjectOptions, ObjectType,
+    Mapping, NotifyOption, ObjectOptions, ObjectType, ServerOption,
 };
 use crate::nbd::{Server, parse_uri};
 
@@ -174,7 +174,7 @@ fn network(
     }
     Ok(BlockdevOptions {
         driver: Driver::Nbd,
-        server: Some(Box::new(server.into())),
+        server: Some(Box::new(ServerOption::Nbd(server.into()))),
         export: Some(export),
         read_only: Some(cli.read_only),
         discard: Some(Discard::Unmap),

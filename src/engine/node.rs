@@ -16,7 +16,7 @@ use super::nbd::{NbdChannel, NbdDisk, SizeListener};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
 use super::qcow2::{Qcow2Channel, Qcow2Disk};
-use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk};
+use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk, RbdOptions};
 use super::resources::Resources;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, LockMode, OpenOptions, RawFile};
 
@@ -272,11 +272,20 @@ impl BlockNode {
         }
     }
 
+    /// Returns an image in a cluster with other options, without another lock. `None`: it has to be opened again.
+    pub fn rbd_reopened(&self, options: RbdOptions) -> Option<Self> {
+        match self {
+            Self::Rbd(disk) => Some(disk.reopened(options)?.into()),
+            _ => None,
+        }
+    }
+
     /// Locks the image with the lock of another open file of the same image, which serves both from then on. Returns
     /// `None` if that lock does not suffice.
     pub fn share_lock(&self, lock: &NodeLock, mode: LockMode) -> Option<NodeLock> {
         match (self, lock) {
             (Self::File(file), NodeLock::File(lock)) => lock.share_with(file, mode).map(NodeLock::File),
+            (Self::Rbd(disk), NodeLock::Rbd(lock)) => lock.share_with(disk).map(NodeLock::Rbd),
             _ => None,
         }
     }

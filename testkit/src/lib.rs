@@ -8,6 +8,8 @@
 
 pub mod allocations;
 pub mod blk;
+#[cfg(feature = "daemon")]
+pub mod ceph;
 #[cfg(feature = "tls")]
 pub mod certificates;
 #[cfg(feature = "daemon")]

@@ -6,4 +6,6 @@ mod cluster;
 mod data;
 mod fencing;
 mod mistakes;
+mod options;
+mod reopened;
 mod trouble;

@@ -9,9 +9,14 @@ use crate::cluster::{DISK, cluster};
 
 /// Starts a daemon that must end with one line about an error. Returns the line.
 fn refused(file: &str, more: &[&str]) -> String {
-    let dir = tempfile::tempdir().expect("make a directory");
     let args = ["--socket-path", DISK, "--blk-file", file];
-    let exit = run(&[&args, more].concat(), dir.path());
+    refused_with(&[&args, more].concat())
+}
+
+/// Starts a daemon with these options that must end with one line about an error. Returns the line.
+pub(crate) fn refused_with(args: &[&str]) -> String {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let exit = run(args, dir.path());
     assert!(!exit.status.success(), "{}", exit.output);
     let lines: Vec<&str> = exit
         .output

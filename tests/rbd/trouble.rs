@@ -3,10 +3,14 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use testkit::frontend::Op;
+use serde_json::json;
+use testkit::daemon::Daemon;
+use testkit::frontend::{Frontend, Op, all_features};
+use testkit::neighbour::Neighbour;
 use testkit::process::{threads, wait_for};
+use testkit::qmp::Qmp;
 
-use crate::cluster::{BLOCK, Cluster, cluster, connect, read, write};
+use crate::cluster::{BLOCK, Cluster, DISK, cluster, connect, read, write};
 
 /// Continues the OSD, also when a test fails.
 struct Stopped<'a>(&'a Cluster);
@@ -69,4 +73,70 @@ fn a_silent_cluster_keeps_no_daemon() {
     let _ = daemon.terminate();
     // A busy machine gets some time more.
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}
+
+/// Starts a daemon with an image in the cluster, a file and a monitor.
+fn with_a_file(cluster: &Cluster) -> (Daemon, Qmp) {
+    let dir = tempfile::tempdir().expect("make a directory");
+    Neighbour::make_image(&dir.path().join("file.img"));
+    let (image, conf) = (cluster.image(4), cluster.conf());
+    let node = format!(
+        "driver=rbd,node-name=n,pool=p,image={image},conf={}",
+        conf.display()
+    );
+    let export = format!("vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={DISK},writable=on");
+    let args = [
+        "--blockdev",
+        &node,
+        "--export",
+        &export,
+        "--blockdev",
+        "driver=file,node-name=f,filename=file.img",
+        "--export",
+        "vhost-user-blk,id=g,node-name=f,addr.type=unix,addr.path=file.sock,writable=on",
+        "--chardev",
+        "socket,id=m,path=qmp.sock,server=on,wait=off",
+        "--monitor",
+        "chardev=m",
+    ];
+    let daemon = Daemon::start_with(dir, &args);
+    let qmp = Qmp::connect(&daemon.dir().join("qmp.sock"));
+    (daemon, qmp)
+}
+
+#[test]
+fn a_file_works_beside_a_silent_cluster() {
+    let Some(cluster) = cluster() else { return };
+    let _turn = TURN.lock();
+    let (daemon, mut qmp) = with_a_file(&cluster);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    let stopped = Stopped::new(&cluster);
+    let data = vec![2; BLOCK];
+    frontend.queue(0).submit(&Op::Write { offset: 0, data }, 0);
+    frontend.queue(0).kick();
+    assert!(
+        frontend
+            .queue(0)
+            .wait_at_most(Duration::from_millis(500))
+            .is_none()
+    );
+    let file = daemon.dir().join("file.sock");
+    let mut file = Frontend::connect(&file, 1, 4, all_features()).expect("connect");
+    for round in 0..100 {
+        assert_eq!(write(&mut file, 0, round), 0);
+        assert_eq!(read(&mut file, 0), Ok(vec![round; BLOCK]));
+    }
+    // Neither commands nor the removal of the disk wait for the cluster.
+    let begin = Instant::now();
+    qmp.execute("query-named-block-nodes", &json!({}));
+    qmp.execute("block-export-del", &json!({"id": "e", "mode": "hard"}));
+    wait_for("the removal", || {
+        let exports = qmp.execute("query-block-exports", &json!({})).to_string();
+        (!exports.contains("\"e\"")).then_some(())
+    });
+    assert_eq!(write(&mut file, 0, 7), 0);
+    // 3 s, and more on a busy machine.
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    drop(stopped);
 }

@@ -170,6 +170,11 @@ static NBD_SERVER: Object = Object::union(
     ],
 );
 
+static MONITOR: Object = Object::new(
+    "InetSocketAddressBase",
+    &[required("host", Type::Str), required("port", Type::Str)],
+);
+
 static RBD: Object = Object::new(
     "BlockdevOptionsRbd",
     &[
@@ -179,6 +184,8 @@ static RBD: Object = Object::new(
         optional("conf", Type::Str),
         optional("snapshot", Type::Str),
         optional("user", Type::Str),
+        optional("key-secret", Type::Str),
+        optional("server", Type::Array(&Type::Object(&MONITOR))),
     ],
 );
 

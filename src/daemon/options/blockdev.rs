@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::export::AddressType;
 use super::object::TlsCredsOptions;
 use super::reference::{BackingRef, BlockdevRef, backing};
+use super::server::ServerOption;
 use super::value::ValueError;
 use crate::engine::Choice;
 use crate::nbd::{Remote, Server, Tls};
@@ -87,8 +87,10 @@ pub struct BlockdevOptions {
     // throttle
     pub throttle_group: Option<String>,
 
+    // nbd, rbd
+    pub server: Option<Box<ServerOption>>,
+
     // nbd
-    pub server: Option<Box<NbdServer>>,
     pub export: Option<String>,
     /// Seconds.
     pub reconnect_delay: Option<u32>,
@@ -108,6 +110,9 @@ pub struct BlockdevOptions {
     pub conf: Option<PathBuf>,
     /// The name of the cluster's user, without `client.`.
     pub user: Option<String>,
+    /// The id of a `secret` object with the user's key.
+    pub key_secret: Option<String>,
+
     // qcow2
     /// The node of the backing file, or none, instead of the file that the image names.
     #[serde(default, deserialize_with = "backing")]
@@ -157,6 +162,7 @@ impl BlockdevOptions {
             snapshot: None,
             conf: None,
             user: None,
+            key_secret: None,
             backing: None,
             data_file: None,
             follow_names: None,
@@ -189,9 +195,11 @@ impl BlockdevOptions {
     /// # Errors
     /// The address is missing or wrong.
     pub fn remote(&self, tls: Option<&TlsCredsOptions>) -> Result<Remote, ValueError> {
-        let server = self.server.as_deref();
-        let server = server.ok_or_else(|| ValueError::Missing("server".to_owned()))?;
-        let server = server.address()?;
+        let server = match self.server.as_deref() {
+            Some(ServerOption::Nbd(server)) => server.address()?,
+            Some(ServerOption::Monitors(_)) => return Err(ServerOption::wrong("the address of one server")),
+            None => return Err(ValueError::Missing("server".to_owned())),
+        };
         let tls = tls.map(|creds| Tls {
             dir: creds.dir.clone(),
             verify_peer: creds.verify_peer,
@@ -206,6 +214,20 @@ impl BlockdevOptions {
             export: self.export.clone().unwrap_or_default(),
             tls,
         })
+    }
+
+    /// Returns the addresses of the monitors that a node with driver `rbd` names.
+    ///
+    /// # Errors
+    /// There is one address, and not a list.
+    pub fn monitors(&self) -> Result<Vec<String>, ValueError> {
+        match self.server.as_deref() {
+            None => Ok(Vec::new()),
+            Some(ServerOption::Monitors(list)) => Ok(list.iter().map(ToString::to_string).collect()),
+            Some(ServerOption::Nbd(_)) => Err(ServerOption::wrong(
+                "a list, such as server.0.host=HOST,server.0.port=PORT",
+            )),
+        }
     }
 
     /// Returns these options and those of the nodes that are made with this one.
@@ -239,60 +261,6 @@ impl BlockdevOptions {
         below.cache.no_flush = below.cache.no_flush.or(cache.no_flush);
         below.discard = below.discard.or(Some(Discard::Unmap));
         below.pass_down();
-    }
-}
-
-/// The address of an NBD server.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub struct NbdServer {
-    #[serde(rename = "type")]
-    pub kind: AddressType,
-    // unix
-    pub path: Option<PathBuf>,
-    // inet
-    pub host: Option<String>,
-    pub port: Option<String>,
-}
-
-impl NbdServer {
-    /// Returns the server's address.
-    ///
-    /// # Errors
-    /// A member is missing, wrong, or not for this kind of address.
-    pub fn address(&self) -> Result<Server, ValueError> {
-        let wrong = |member: &str, expected: &str| ValueError::Type {
-            path: format!("server.{member}"),
-            expected: expected.to_owned(),
-        };
-        match (self.kind, &self.path, &self.host, &self.port) {
-            (AddressType::Unix, Some(path), None, None) => Ok(Server::Unix(path.clone())),
-            (AddressType::Inet, None, Some(host), Some(port)) => {
-                let port = port.parse().ok().filter(|port| *port > 0);
-                let port = port.ok_or_else(|| wrong("port", "a number from 1 to 65535"))?;
-                Ok(Server::Inet(host.clone(), port))
-            }
-            (AddressType::Unix, ..) => Err(wrong("path", "the path of a socket, without a host and a port")),
-            (AddressType::Inet, ..) => Err(wrong("host", "given together with a port, without a path")),
-            _ => Err(wrong("type", "'unix' or 'inet'")),
-        }
-    }
-}
-
-impl From<&Server> for NbdServer {
-    fn from(server: &Server) -> Self {
-        let (kind, path, inet) = match server {
-            Server::Unix(path) => (AddressType::Unix, Some(path.clone()), None),
-            Server::Inet(host, port) => (AddressType::Inet, None, Some((host.clone(), port.to_string()))),
-        };
-        let (host, port) = inet.unzip();
-        Self {
-            kind,
-            path,
-            host,
-            port,
-        }
     }
 }
 

@@ -5,12 +5,16 @@ mod blockdev;
 mod export;
 mod object;
 mod reference;
+mod server;
 mod value;
 
-pub use blockdev::{AioOption, BlockdevOptions, Cache, DetectZeroes, Discard, Driver, NbdServer, OnOffAuto};
+pub use blockdev::{AioOption, BlockdevOptions, Cache, DetectZeroes, Discard, Driver, OnOffAuto};
 pub use export::{Address, AddressType, ExportOptions, ExportType, IoThreadList, Mapping, NotifyOption};
-pub use object::{IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, TlsCredsOptions, TlsEndpoint};
+pub use object::{
+    IoThreadOptions, ObjectOptions, ObjectType, SecretFormat, SecretOptions, TlsCredsOptions, TlsEndpoint,
+};
 pub use reference::{BackingRef, BlockdevRef};
+pub use server::{Monitor, NbdServer, ServerOption};
 pub(crate) use value::bytes;
 pub use value::{Origin, ValueError, read};
 

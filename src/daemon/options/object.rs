@@ -48,12 +48,22 @@ pub struct ObjectOptions {
     // secret
     pub data: Option<String>,
     pub file: Option<PathBuf>,
-    pub format: Option<String>,
+    pub format: Option<SecretFormat>,
 
     // tls-creds-x509
     pub dir: Option<PathBuf>,
     pub endpoint: Option<TlsEndpoint>,
     pub verify_peer: Option<bool>,
+}
+
+/// The form in which a secret is given.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the words of QEMU")]
+pub enum SecretFormat {
+    #[default]
+    Raw,
+    Base64,
 }
 
 /// The side of a connection that has credentials.
@@ -148,13 +158,9 @@ impl Default for IoThreadOptions {
     }
 }
 
-/// The properties of a secret. Nothing uses secrets yet.
+/// A secret. It is shown nowhere.
 #[derive(Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub struct SecretOptions {
-    pub data: Option<String>,
-    pub file: Option<PathBuf>,
-}
+pub struct SecretOptions(pub Vec<u8>);
 
 impl std::fmt::Debug for SecretOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

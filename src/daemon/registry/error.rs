@@ -232,6 +232,10 @@ pub enum OperationError {
     NoSecret,
     #[error("a secret has 'data' or 'file', not both")]
     TwoSecrets,
+    #[error("secret '{id}' is not base64")]
+    NoBase64 { id: String },
+    #[error("there is no secret object '{id}' (--object comes before the nodes that use it)")]
+    MissingSecret { id: String },
     #[error("cannot read the file of secret '{id}'")]
     Secret { id: String, source: io::Error },
     /// The descriptor with the given number cannot be used.

@@ -183,16 +183,16 @@ impl Registry {
                     return Err(OperationError::ObjectInUse { id: id() });
                 }
             }
-            Some(Object::TlsCreds(_)) => {
-                let mut used = self
-                    .nodes
-                    .iter()
-                    .filter_map(|(_, node)| node.options().tls_creds.as_ref());
+            Some(Object::TlsCreds(_) | Object::Secret(_)) => {
+                let mut used = self.nodes.iter().flat_map(|(_, node)| {
+                    let options = node.options();
+                    [&options.tls_creds, &options.key_secret].into_iter().flatten()
+                });
                 if used.any(|used| *used == id()) {
                     return Err(OperationError::ObjectInUse { id: id() });
                 }
             }
-            Some(_) => {}
+            Some(Object::IoThread(_)) => {}
         }
         self.objects.remove(&id());
         Ok(())

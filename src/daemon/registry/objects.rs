@@ -5,12 +5,16 @@ use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::error::{OperationError, refuse, require, within};
 use super::iothread_property::{IoThreadProperty, MOST_THREADS};
 use crate::affinity::pin_thread;
 use crate::aio::IoThreadConfig;
 use crate::daemon::options::{
-    IoThreadOptions, ObjectOptions, ObjectType, SecretOptions, TlsCredsOptions, TlsEndpoint, is_well_formed,
+    IoThreadOptions, ObjectOptions, ObjectType, SecretFormat, SecretOptions, TlsCredsOptions, TlsEndpoint,
+    is_well_formed,
 };
 use crate::daemon::roster::Roster;
 use crate::iothread::{IoThread, IoThreadParams};
@@ -141,6 +145,7 @@ fn params(options: &IoThreadOptions) -> IoThreadParams {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Credentials {
     pub(super) tls: BTreeMap<String, TlsCredsOptions>,
+    pub(super) secrets: BTreeMap<String, SecretOptions>,
 }
 
 /// The objects, by id.
@@ -184,13 +189,27 @@ impl Objects {
         }
     }
 
+    pub(super) fn secret(&self, id: &str) -> Result<&SecretOptions, OperationError> {
+        match self.0.get(id) {
+            Some(Object::Secret(secret)) => Ok(secret),
+            _ => Err(OperationError::MissingSecret { id: id.to_owned() }),
+        }
+    }
+
     /// Returns the credentials by id, for other threads.
     pub(super) fn credentials(&self) -> Credentials {
+        let secrets = self.0.iter().filter_map(|(id, object)| match object {
+            Object::Secret(secret) => Some((id.clone(), secret.clone())),
+            _ => None,
+        });
         let tls = self.0.iter().filter_map(|(id, object)| match object {
             Object::TlsCreds(creds) => Some((id.clone(), creds.clone())),
             _ => None,
         });
-        Credentials { tls: tls.collect() }
+        Credentials {
+            tls: tls.collect(),
+            secrets: secrets.collect(),
+        }
     }
 
     /// Makes an object. An IOThread is not started yet.
@@ -210,7 +229,7 @@ impl Objects {
                 refuse_tls(&options)?;
                 Object::Throttle(Group::new(&id, options.limits.unwrap_or_default())?)
             }
-            ObjectType::Secret => Object::Secret(secret(options)?),
+            ObjectType::Secret => Object::Secret(secret(&options)?),
             ObjectType::TlsCredsX509 => Object::TlsCreds(tls_creds(&options)?),
         };
         Ok(self.0.entry(id).or_insert(object))
@@ -239,25 +258,27 @@ fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, Operation
     })
 }
 
-fn secret(options: ObjectOptions) -> Result<SecretOptions, OperationError> {
-    refuse_iothread(&options)?;
-    refuse_tls(&options)?;
+fn secret(options: &ObjectOptions) -> Result<SecretOptions, OperationError> {
+    refuse_iothread(options)?;
+    refuse_tls(options)?;
     refuse(&[("limits", options.limits.is_some())])?;
     match (&options.data, &options.file) {
         (None, None) => return Err(OperationError::NoSecret),
         (Some(_), Some(_)) => return Err(OperationError::TwoSecrets),
         _ => {}
     }
-    if let Some(source) = options.file.as_ref().and_then(|file| fs::metadata(file).err()) {
-        return Err(OperationError::Secret {
-            id: options.id,
-            source,
-        });
-    }
-    Ok(SecretOptions {
-        data: options.data,
-        file: options.file,
-    })
+    let id = || options.id.clone();
+    let text = match (&options.data, &options.file) {
+        (Some(data), _) => data.clone().into_bytes(),
+        (None, file) => fs::read(file.as_deref().unwrap_or("".as_ref()))
+            .map_err(|source| OperationError::Secret { id: id(), source })?,
+    };
+    Ok(SecretOptions(match options.format.unwrap_or_default() {
+        SecretFormat::Raw => text,
+        SecretFormat::Base64 => BASE64_STANDARD
+            .decode(text.trim_ascii())
+            .map_err(|_| OperationError::NoBase64 { id: id() })?,
+    }))
 }
 
 fn refuse_iothread(options: &ObjectOptions) -> Result<(), OperationError> {

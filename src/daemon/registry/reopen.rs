@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::error::OperationError;
-use super::nodes::{Changes, Images};
+use super::nodes::{Changes, Images, reopened};
 use super::objects::IoThreadObject;
 use super::{Done, Registry};
 use crate::blk::handle::DiskHandle;
@@ -186,6 +186,9 @@ impl Registry {
 fn open(mut images: Images, list: Vec<Asked>) -> Result<Vec<New>, OperationError> {
     let open = |Asked { options, before }: Asked| {
         if let Some((leaf, true)) = before {
+            return Ok((options, Some(leaf)));
+        }
+        if let Some(leaf) = before.as_ref().and_then(|(old, _)| reopened(old, &options)) {
             return Ok((options, Some(leaf)));
         }
         let leaf = images.open_leaf(&options)?;

@@ -19,7 +19,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const BLOCK: u32 = 512;
 
 /// How a disk is opened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RbdOptions {
     /// Refuse writes.
     pub read_only: bool,
@@ -89,6 +89,24 @@ impl RbdDisk {
             limits: limits(&options),
             options,
             size,
+            locked: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns a disk with other options on the same open image. `None`: the image is open for reading only, and the disk
+    /// would write.
+    pub fn reopened(&self, options: RbdOptions) -> Option<Self> {
+        let read_only = options.read_only || (options.auto_read_only && self.options.read_only);
+        if self.options.read_only && !read_only {
+            return None;
+        }
+        let options = RbdOptions { read_only, ..options };
+        Some(Self {
+            path: self.path.clone(),
+            image: Arc::clone(&self.image),
+            limits: limits(&options),
+            options,
+            size: Arc::clone(&self.size),
             locked: AtomicBool::new(false),
         })
     }

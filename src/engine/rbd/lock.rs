@@ -20,9 +20,13 @@ const LOCK_TIME: Duration = Duration::from_secs(45);
 /// The longest wait for a release. The process may be ending.
 const RELEASE_TIME: Duration = Duration::from_millis(500);
 
-/// The lock, held until this is dropped.
+/// The lock, held until its last part is dropped.
 #[derive(Debug)]
-pub struct RbdLock {
+pub struct RbdLock(Arc<Held>);
+
+/// The lock of an open image.
+#[derive(Debug)]
+struct Held {
     disk: Arc<RbdDisk>,
 }
 
@@ -33,9 +37,9 @@ impl RbdLock {
             return Err(LockError::Held { path: path(disk) });
         }
         // Released again if this fails.
-        let lock = Self {
+        let lock = Self(Arc::new(Held {
             disk: Arc::clone(disk),
-        };
+        }));
         let failed = |why: String| LockError::Remote {
             path: path(disk),
             why,
@@ -85,6 +89,13 @@ impl RbdLock {
     }
 }
 
+impl RbdLock {
+    /// Returns the same lock for a disk with other options, if it uses the same open image.
+    pub(in crate::engine) fn share_with(&self, disk: &Arc<RbdDisk>) -> Option<Self> {
+        Arc::ptr_eq(self.0.disk.image(), disk.image()).then(|| Self(Arc::clone(&self.0)))
+    }
+}
+
 fn path(disk: &RbdDisk) -> PathBuf {
     disk.path().to_owned()
 }
@@ -123,7 +134,7 @@ fn take(image: &Arc<Image>) -> Result<(), i32> {
     }
 }
 
-impl Drop for RbdLock {
+impl Drop for Held {
     fn drop(&mut self) {
         let released = self.disk.image().run(RELEASE_TIME, |image| image.unlock());
         match released {

@@ -27,7 +27,8 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             "throttle-group",
             driver != Throttle && options.throttle_group.is_some(),
         ),
-        ("server", driver != Nbd && options.server.is_some()),
+        ("server", !matches!(driver, Nbd | Rbd) && options.server.is_some()),
+        ("key-secret", driver != Rbd && options.key_secret.is_some()),
         ("export", driver != Nbd && options.export.is_some()),
         (
             "reconnect-delay",

@@ -31,7 +31,7 @@ use crate::throttle::Group;
 use check::check;
 pub(super) use lines::Lines;
 pub(super) use open::Images;
-pub(super) use rbd::Clusters;
+pub(super) use rbd::{Clusters, reopened};
 pub(super) use reopen::Changes;
 pub(super) use resolve::Resolved;
 
@@ -186,6 +186,9 @@ impl Nodes {
             }
             if let Some(id) = &options.tls_creds {
                 objects.tls_creds(id)?;
+            }
+            if let Some(id) = &options.key_secret {
+                objects.secret(id)?;
             }
             if let Some(BlockdevRef::Name(below)) = options.file.as_deref() {
                 self.get(below)?;

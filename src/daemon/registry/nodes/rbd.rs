@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::super::error::{OperationError, require};
 use super::Images;
 use crate::account::Account;
-use crate::ceph::{Cluster, ClusterOptions, ImageName, Threads};
+use crate::ceph::{Cluster, ClusterOptions, ImageName, Key, Threads};
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::{BlockNode, RbdDisk, RbdOptions};
 use crate::sandbox::Mode;
@@ -68,21 +71,31 @@ impl Images {
             image: require("image", options.image.clone())?,
             snapshot: options.snapshot.clone(),
         };
+        let secret = options.key_secret.as_ref();
+        let secret = secret.and_then(|id| self.credentials.secrets.get(id));
         let cluster = ClusterOptions {
             conf: options.conf.clone(),
             user: options.user.clone(),
+            monitors: options.monitors()?,
+            key: secret.map(|secret| Key(BASE64_STANDARD.encode(&secret.0))),
         };
         let cluster = self.clusters.get(cluster, self.confined)?;
-        let disk = RbdDisk::open(
-            &cluster,
-            &name,
-            RbdOptions {
-                read_only: options.is_read_only(),
-                auto_read_only: options.is_auto_read_only(),
-                unmap: options.unmaps(),
-                no_flush: options.cache.ignores_flushes(),
-            },
-        )?;
+        let disk = RbdDisk::open(&cluster, &name, rbd_options(options))?;
         Ok(Arc::new(disk.into()))
     }
+}
+
+fn rbd_options(options: &BlockdevOptions) -> RbdOptions {
+    RbdOptions {
+        read_only: options.is_read_only(),
+        auto_read_only: options.is_auto_read_only(),
+        unmap: options.unmaps(),
+        no_flush: options.cache.ignores_flushes(),
+    }
+}
+
+/// Returns an open image with other options, whose lock stays. `None`: it has to be opened again.
+pub(in super::super) fn reopened(old: &BlockNode, options: &BlockdevOptions) -> Option<Arc<BlockNode>> {
+    let options = options.all().last()?;
+    old.rbd_reopened(rbd_options(options)).map(Arc::new)
 }

@@ -172,7 +172,8 @@ impl Nodes {
 
 /// Refuses changes of options that stay the same as long as a node exists, as in QEMU.
 fn check_fixed(old: &BlockdevOptions, new: &BlockdevOptions) -> Result<(), OperationError> {
-    if old.driver != new.driver || !matches!(old.driver, Driver::File | Driver::HostDevice | Driver::Nbd) {
+    use Driver::{File, HostDevice, Nbd, Rbd};
+    if old.driver != new.driver || !matches!(old.driver, File | HostDevice | Nbd | Rbd) {
         return match old.shares_writing() == new.shares_writing() {
             true => Ok(()),
             false => Err(OperationError::CannotChange("force-share")),
@@ -189,6 +190,13 @@ fn check_fixed(old: &BlockdevOptions, new: &BlockdevOptions) -> Result<(), Opera
         ("export", old.export != new.export),
         ("tls-creds", old.tls_creds != new.tls_creds),
         ("tls-hostname", old.tls_hostname != new.tls_hostname),
+        ("pool", old.pool != new.pool),
+        ("namespace", old.namespace != new.namespace),
+        ("image", old.image != new.image),
+        ("snapshot", old.snapshot != new.snapshot),
+        ("conf", old.conf != new.conf),
+        ("user", old.user != new.user),
+        ("key-secret", old.key_secret != new.key_secret),
         ("force-share", old.shares_writing() != new.shares_writing()),
     ];
     match changes.iter().find(|(_, changed)| *changed) {
