@@ -61,6 +61,7 @@ pub mod qmp;
 pub mod sandbox;
 pub mod service_manager;
 pub mod storage;
+mod succession;
 mod sync;
 mod sys;
 pub mod thread_pool;

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -53,6 +54,30 @@ impl ServiceManager {
             }),
             disks: None,
         })
+    }
+
+    /// Uses the connection of a predecessor instead of one of this process. `watchdog` is the time within which the service
+    /// manager wants to hear something.
+    pub(crate) fn passed(socket: OwnedFd, watchdog: Option<Duration>) -> Self {
+        Self {
+            socket: Some(socket.into()),
+            watchdog: watchdog.map(|limit| Watchdog {
+                interval: limit / 2,
+                due: Instant::now(),
+            }),
+            disks: None,
+        }
+    }
+
+    /// Returns the connection, and the time within which the service manager wants to hear something.
+    pub(crate) fn to_pass(&self) -> Option<(&UnixDatagram, Option<Duration>)> {
+        let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.interval * 2);
+        self.socket.as_ref().map(|socket| (socket, watchdog))
+    }
+
+    /// Says that another process is this service from now on. The one that says this may end.
+    pub(crate) fn main_process(&self, pid: u32) {
+        self.send(&[NotifyState::MainPid(pid)]);
     }
 
     /// Says that frontends of this number of disks are served from now on.

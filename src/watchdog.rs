@@ -103,7 +103,7 @@ impl Watchdog {
 /// An eventfd of a frontend to which one thread writes.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    file: File,
+    file: Arc<File>,
     /// Counts twice for each write, when it begins and when it ends.
     writes: AtomicU32,
     /// The count at the last tick.
@@ -119,7 +119,8 @@ fn is_writing(writes: u32) -> bool {
 
 impl Watched {
     /// Has writes to this eventfd watched. The eventfds of one disk share `suspect`.
-    pub(crate) fn new(file: File, suspect: &Arc<AtomicBool>) -> Arc<Self> {
+    pub(crate) fn new(file: impl Into<Arc<File>>, suspect: &Arc<AtomicBool>) -> Arc<Self> {
+        let file = file.into();
         suspect.fetch_or(eventfd::is_full(&file), Ordering::Relaxed);
         let watched = Arc::new(Self {
             suspect: Arc::clone(suspect),

@@ -42,10 +42,12 @@ impl Queue {
         let [kick, call] = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).expect("make an eventfd"));
         let device_kick = kick.try_clone().expect("duplicate");
         let start = move |queue: &Rc<BlkQueue>| {
-            queue.set_call(Some(into_file(call)));
+            queue.set_call(Some(into_file(call).into()));
             queue.start(setup).expect("the ring is good");
             queue.set_enabled(true);
-            queue.set_kick(Some(into_file(device_kick))).expect("an eventfd");
+            queue
+                .set_kick(Some(into_file(device_kick).into()))
+                .expect("an eventfd");
         };
         remote.post(start).expect("the context lives");
         on.ctx.poll(false);

@@ -113,7 +113,7 @@ impl Queue {
         self.run(move |queue| {
             queue.start(setup).expect("a ring like any other");
             queue.set_enabled(true);
-            queue.set_kick(Some(kick)).expect("an eventfd");
+            queue.set_kick(Some(kick.into())).expect("an eventfd");
         });
     }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use crate::engine::{self, DiskView, Faults, NodeControl, Plan, Resources};
 use crate::guard;
 use crate::io::IoOp;
 use crate::iothread::IoThread;
-use crate::storage::Limits;
+use crate::storage::{Limits, LockError};
 use crate::throttle::Group;
 
 /// The parameters of a disk.
@@ -214,7 +215,28 @@ impl BlkDevice {
     /// The process ends: when rings stop from now on, the image is neither flushed nor unlocked. The next process on
     /// this host shares the page cache, and has to see reports of failed writes itself.
     pub fn end(&mut self) {
-        self.handle.turn.end();
+        self.handle.turn.keep(true);
+    }
+
+    /// Another process is about to take over: when rings stop, the image is neither flushed nor unlocked. Without
+    /// `keep`, it is again.
+    pub fn keep_image(&self, keep: bool) {
+        self.handle.turn.keep(keep);
+    }
+
+    /// Uses the lock of another process, as [`with_image`](Self::with_image) shows it there.
+    ///
+    /// # Errors
+    /// Others use the image.
+    pub fn inherit_image(&self, lock: Option<OwnedFd>) -> Result<(), LockError> {
+        self.handle.turn.get().inherit(&self.state.below, lock)
+    }
+
+    /// Shows the open file that has the lock of the image, or `None` where there are no locks. Returns `None` if the
+    /// image is not taken.
+    pub fn with_image<T>(&self, show: impl FnOnce(Option<BorrowedFd<'_>>) -> T) -> Option<T> {
+        let turn = self.handle.turn.get();
+        turn.taken().map(show)
     }
 
     /// Flushes the disk, and reads its size again. An IOThread does that, so the caller does not block.

@@ -3,8 +3,9 @@
 //! Its functions may wait for the disk, so threads that must not wait do not call them.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::image_lock::{HeldTurn, SharedTurn, TakeError};
 use super::shard::{Route, Shard};
@@ -79,6 +80,11 @@ impl DiskHandle {
         self.state.limits.logical_block_size
     }
 
+    /// Returns whether the disk was made inactive, and does not need the image's lock.
+    pub fn is_inactive(&self) -> bool {
+        self.turn.get().is_waived()
+    }
+
     /// Waits until the IOThreads have done what they were told before.
     pub fn settle(&self) {
         for shard in &self.shards {
@@ -134,6 +140,30 @@ impl DiskHandle {
     /// # Errors
     /// An IOThread has ended.
     pub fn quiesce(self: &Arc<Self>) -> Result<Quiesced<'_>, Gone> {
+        let (quiesced, drained) = self.begin_quiesce()?;
+        // Ends when every queue has sent its message, and dropped its sender.
+        while drained.recv().is_ok() {}
+        Ok(quiesced)
+    }
+
+    /// As [`quiesce`](Self::quiesce), but gives up at `deadline`. Returns `None` then, and the disk goes on.
+    ///
+    /// # Errors
+    /// An IOThread has ended.
+    pub fn quiesce_until(self: &Arc<Self>, deadline: Instant) -> Result<Option<Quiesced<'_>>, Gone> {
+        let (quiesced, drained) = self.begin_quiesce()?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match drained.recv_timeout(left) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Some(quiesced)),
+            }
+        }
+    }
+
+    /// Tells all queues to leave the node alone. The receiver is disconnected when they do.
+    fn begin_quiesce(self: &Arc<Self>) -> Result<(Quiesced<'_>, Receiver<()>), Gone> {
         let quiesced = Quiesced {
             handle: self,
             _alone: self.quiescing.lock().unwrap_or_else(PoisonError::into_inner),
@@ -143,10 +173,7 @@ impl DiskHandle {
             let done = done.clone();
             shard.post(move |shard| shard.quiesce(&done))?;
         }
-        drop(done);
-        // Ends when every queue has sent its message, and dropped its sender.
-        while drained.recv().is_ok() {}
-        Ok(quiesced)
+        Ok((quiesced, drained))
     }
 
     fn route(&self) -> MutexGuard<'_, Route> {

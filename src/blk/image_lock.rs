@@ -9,6 +9,7 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,8 +44,8 @@ pub(super) struct SharedTurn {
     /// `None` while a thread has it.
     turn: Mutex<Option<Turn>>,
     is_back: Condvar,
-    /// The process ends, and the lock with it.
-    ending: AtomicBool,
+    /// The process ends, or another one takes over: the image stays locked, and is not flushed.
+    keeping: AtomicBool,
 }
 
 impl SharedTurn {
@@ -53,7 +54,7 @@ impl SharedTurn {
         Self {
             turn: Mutex::new(Some(Turn::new(writes))),
             is_back: Condvar::new(),
-            ending: AtomicBool::new(false),
+            keeping: AtomicBool::new(false),
         }
     }
 
@@ -71,11 +72,11 @@ impl SharedTurn {
         }
     }
 
-    /// The process ends, and the lock with it. There is no flush any more: it would take the kernel's report of a failed
-    /// write, which the next process has to see.
-    pub(super) fn end(&self) {
+    /// The process ends, and the lock with it, or another process takes over both. There is no flush any more: it would
+    /// take the kernel's report of a failed write, which the next process has to see.
+    pub(super) fn keep(&self, keep: bool) {
         // Relaxed: the rings stop after this, and on the same thread.
-        self.ending.store(true, Ordering::Relaxed);
+        self.keeping.store(keep, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Turn>> {
@@ -92,7 +93,7 @@ pub(super) struct HeldTurn<'a> {
 }
 
 impl HeldTurn<'_> {
-    /// As [`Turn::hand_over`], unless the process ends.
+    /// As [`Turn::hand_over`], unless the image is [kept](SharedTurn::keep).
     ///
     /// # Errors
     /// Those of [`Turn::hand_over`].
@@ -101,7 +102,7 @@ impl HeldTurn<'_> {
         node: &BlockNode,
         run: impl FnOnce(IoOp) -> io::Result<()>,
     ) -> io::Result<()> {
-        match self.home.ending.load(Ordering::Relaxed) {
+        match self.home.keeping.load(Ordering::Relaxed) {
             true => {
                 // This does no harm if it fails.
                 if self.may_be_dirty() && node.needs_leave() {
@@ -184,6 +185,28 @@ impl Turn {
         let resized = view.size() != before;
         tracing::debug!(disk = name(&view.node), resized, "image locked");
         Ok(resized)
+    }
+
+    /// Takes the lock that another process has passed: the open file that has it, or `None` where there are no locks. What
+    /// this host has cached of the image is not stale.
+    ///
+    /// # Errors
+    /// The image is in use by others.
+    pub(super) fn inherit(&mut self, below: &Below, lock: Option<OwnedFd>) -> Result<(), LockError> {
+        let view = below.view();
+        let mode = view.lock_mode(self.writes);
+        (self.lock, self.taken) = (view.node.inherit_lock(mode, lock)?, true);
+        Ok(())
+    }
+
+    /// Returns the open file that has the lock, if there is one. The outer `None` means that the image is not taken.
+    pub(super) fn taken(&self) -> Option<Option<BorrowedFd<'_>>> {
+        self.taken.then(|| self.lock.as_ref().and_then(NodeLock::file))
+    }
+
+    /// Returns whether rings may start without the lock.
+    pub(super) fn is_waived(&self) -> bool {
+        self.waived
     }
 
     /// Lets rings start without the lock from now on, or no longer.

@@ -69,6 +69,19 @@ impl WriteCache {
         self.state == State::On
     }
 
+    /// Returns the settings and whether the queues cache writes, or `None` if completed writes still have to be flushed.
+    pub fn settled(&self) -> Option<(CacheMode, bool)> {
+        (self.state != State::Unflushed).then_some((self.mode, self.is_on()))
+    }
+
+    /// Makes the state that [`settled`](Self::settled) has returned.
+    pub fn restore(mode: CacheMode, on: bool) -> Self {
+        Self {
+            mode,
+            state: if on { State::On } else { State::Off },
+        }
+    }
+
     /// Resets the settings for the next driver. The queues follow when that driver has accepted its features.
     pub fn reset(&mut self) {
         self.mode = CacheMode::RESET;

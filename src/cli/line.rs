@@ -27,6 +27,9 @@ impl Cli {
                 "--sandbox-path is for disks that QMP clients add: add --chardev and --monitor, or leave it out".to_owned(),
             );
         }
+        if self.take_over.is_some() && self.short_option.is_none() {
+            return Ok(());
+        }
         if self.form() == Form::Long {
             return match &self.short_option {
                 Some(option) => Err(format!(
@@ -112,6 +115,7 @@ impl Cli {
             monitors: monitor_paths(&self.chardev, &self.monitor)?,
             metrics: self.metrics.clone(),
             operations: match self.form() {
+                Form::Short if self.take_over.is_some() && self.short_option.is_none() => Vec::new(),
                 Form::Short => short::operations(self)?,
                 Form::Long => self.operations.clone(),
             },
@@ -121,6 +125,9 @@ impl Cli {
             sandbox_paths: self.sandbox_path.clone(),
             sandbox_hint: "name its directory with --sandbox-path at the next start, or ",
             user: self.user.clone(),
+            hand_over: self.hand_over.clone(),
+            take_over: self.take_over.clone(),
+            fail_point: self.fail_take_over,
             print_statistics: self.stats,
         })
     }

@@ -16,7 +16,7 @@ use super::values::{
     parse_size, parse_socket_path,
 };
 use crate::blk::error_policy::{ReadErrors, WriteErrors};
-use crate::daemon::{MetricsAddress, Operation};
+use crate::daemon::{FailPoint, MetricsAddress, Operation};
 use crate::engine::FaultRule;
 
 /// Longest latency of a null disk: a minute.
@@ -245,6 +245,22 @@ pub struct Cli {
     /// be repeated.
     #[arg(long, value_name = "ADDR:PORT|unix:PATH[,mode=MODE][,group=GROUP]", value_parser = parse_metrics)]
     pub metrics: Vec<MetricsAddress>,
+
+    /// Socket on which a newer version may ask to take over this process's disks while guests run (docs/operations.md).
+    /// Only root and the user of this process may.
+    #[arg(long, value_name = "PATH", conflicts_with = "take_over",
+          value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
+    pub hand_over: Option<PathBuf>,
+
+    /// Take over the disks of the process with this --hand-over socket, and its other sockets, and go on with them in its
+    /// place. The options for disks are not needed.
+    #[arg(long, value_name = "PATH",
+          value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
+    pub take_over: Option<PathBuf>,
+
+    /// For tests: kill the process at this point of a take-over.
+    #[arg(long, value_name = "POINT", hide = true)]
+    pub fail_take_over: Option<FailPoint>,
 
     /// Go to the background once everything is served. The log goes on if stderr is a file.
     #[arg(long)]

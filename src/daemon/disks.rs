@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
@@ -17,9 +18,10 @@ use crate::blk::device::{BlkDevice, DiskFacts};
 use crate::blk::handle::DiskHandle;
 use crate::blk::stats::DiskReport;
 use crate::iothread::IoThread;
+use crate::memory::keeps_files;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::server::Server;
-use crate::vhost_user::{Resizer, Stopper};
+use crate::vhost_user::{Parking, Resizer, Stopper};
 
 /// Is called with the id of a disk, on its control thread, just before that thread ends.
 pub type OnEnd = Arc<dyn Fn(&str) + Send + Sync>;
@@ -63,6 +65,10 @@ pub struct Disk {
     socket: String,
     /// The path of the socket, if this process must remove it.
     path: Option<PathBuf>,
+    /// A duplicate of the socket, if another process may take over.
+    listener: Option<OwnedFd>,
+    /// The path of the socket's file, if this process or its helper removes it.
+    file: Option<PathBuf>,
     stopper: Stopper,
     resizer: Resizer,
     /// Receives a message when the control thread has released the disk.
@@ -108,6 +114,8 @@ impl Disks {
         let figures = Arc::new(DiskFigures::new(id, &device));
         let resizer = server.resizer(&device);
         let (socket, path) = (server.name().to_owned(), server.path().map(Path::to_owned));
+        let file = server.file().map(Path::to_owned);
+        let listener = keeps_files().then(|| server.duplicate().ok()).flatten();
         let stopper = server.stopper();
         let (on_end, own) = (Arc::clone(&self.on_end), id.to_owned());
         let body = move || {
@@ -133,6 +141,8 @@ impl Disks {
             figures,
             socket,
             path,
+            listener,
+            file,
             stopper,
             resizer,
             ended,
@@ -243,6 +253,21 @@ impl Disk {
     /// Returns the path of the socket, if this process has made it and must remove it.
     pub fn socket_path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Returns the path of the socket's file, if this process or its helper removes it.
+    pub(super) fn socket_file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Returns a duplicate of the socket, if another process may take over.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Parks the disk for another process. Requests in flight are waited for until `deadline`.
+    pub(super) fn park(&self, deadline: Instant) -> Parking {
+        self.stopper.park(deadline)
     }
 
     /// Returns facts for threads that show them.

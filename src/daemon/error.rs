@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::metrics::MetricsError;
 use super::registry::{OperationError, SocketError};
 use super::settings::Verb;
+use super::succession::TakeOverError;
 use crate::account;
 use crate::connector;
 use crate::kernel::KernelError;
@@ -81,6 +82,9 @@ pub enum Error {
     /// The process cannot be confined.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// Nothing is taken over.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// The disks cannot be served.
     #[error(transparent)]
     Serve(OperationError),

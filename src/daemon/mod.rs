@@ -18,6 +18,7 @@ mod roster;
 mod settings;
 mod signals;
 mod start;
+mod succession;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,11 +34,15 @@ use roster::Roster;
 pub use settings::{MetricsAddress, Operation, Settings, Verb};
 use signals::{Event, Events};
 use start::Started;
+pub use succession::FailPoint;
+pub use succession::TakeOverError;
+use succession::{HandOverSocket, Outcome, Rest};
 
 use crate::kernel;
 use crate::log_format;
 use crate::sandbox::ThreadKind;
 use crate::service_manager::ServiceManager;
+use crate::sys::process::exit_now;
 
 /// Time for requests in flight once the process is asked to end.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(800);
@@ -63,6 +68,7 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
     let mut started = start::start(settings, handed, on_end, Handle::new(of_monitor))?;
     events.watch(started.registry.opener_socket());
+    events.watch_successors(started.hand_over.as_ref().map(HandOverSocket::socket));
     if let Some(background) = background {
         background.announce().map_err(Error::Background)?;
     }
@@ -71,7 +77,7 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
         Some(_) => ThreadKind::Manager,
     });
     let reason = match entered {
-        Ok(()) => obey(&mut events, &mut started),
+        Ok(()) => obey(&mut events, &mut started, settings.print_statistics),
         Err(_) => "the sandbox",
     };
     let end = end(started, reason, settings.print_statistics);
@@ -86,10 +92,10 @@ const QUIT: &str = "quit";
 /// Handles signals and calls until the process has to end, or nothing is left to serve. Returns the reason.
 ///
 /// A process with QMP sockets waits for further disks.
-fn obey(events: &mut Events<Message>, started: &mut Started) -> &'static str {
+fn obey(events: &mut Events<Message>, started: &mut Started, print_statistics: bool) -> &'static str {
     let managed = started.monitor.is_some();
-    let (registry, service_manager) = (&mut started.registry, &mut started.service_manager);
     loop {
+        let (registry, service_manager) = (&mut started.registry, &mut started.service_manager);
         service_manager.disks(registry.disks().count());
         service_manager.feed();
         let deadlines = registry.deadline().into_iter().chain(service_manager.deadline());
@@ -113,9 +119,41 @@ fn obey(events: &mut Events<Message>, started: &mut Started) -> &'static str {
                     events.watch(None);
                 }
             }
+            Event::Successor => {
+                if let Some(pid) = hand_over(started) {
+                    leave(started, pid, print_statistics);
+                }
+            }
             Event::Deadline => registry.follow_up(),
         }
     }
+}
+
+/// Hands everything over to a process that asks. Returns its number if it serves from now on.
+fn hand_over(started: &Started) -> Option<u32> {
+    let rest = Rest {
+        monitor: started.monitor.as_ref(),
+        metrics: started.metrics.as_ref(),
+        pid_file: started.pid_file.as_ref(),
+        service_manager: &started.service_manager,
+    };
+    let socket = started.hand_over.as_ref()?;
+    match socket.serve(&started.registry, &rest) {
+        Outcome::GoesOn => None,
+        Outcome::HandedOver(pid) => Some(pid),
+    }
+}
+
+/// Ends the process without touching what another process serves from now on.
+fn leave(started: &Started, pid: u32, print_statistics: bool) -> ! {
+    started.service_manager.main_process(pid);
+    if print_statistics {
+        let Started { registry: all, .. } = started;
+        print_iothreads(all.roster());
+        all.disks().for_each(print_report);
+    }
+    tracing::info!(pid, "everything is handed over");
+    exit_now(0)
 }
 
 fn refresh(registry: &mut Registry, service_manager: &mut ServiceManager) {

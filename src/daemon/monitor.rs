@@ -1,6 +1,7 @@
 //! The monitor thread and its sockets, as the main thread sees them.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use super::error::Error;
 use super::handle::Handle;
 use super::registry::Registry;
 use crate::account::Account;
+use crate::memory::keeps_files;
 use crate::qmp::events::SHUTDOWN;
 use crate::qmp::{Events, Monitor};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -34,9 +36,19 @@ impl MonitorSockets {
         Ok(Self(sockets.collect::<Result<_, _>>()?))
     }
 
+    /// Returns whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the paths of the sockets.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(_, file)| file.path())
+    }
+
+    /// Adds sockets of a predecessor.
+    pub(super) fn add(&mut self, sockets: Vec<(UnixListener, SocketFile)>) {
+        self.0.extend(sockets);
     }
 
     /// Serves the sockets on a thread of its own. Clients use the registry through `handle`.
@@ -54,8 +66,11 @@ impl MonitorSockets {
         }
         let quit = handle.clone();
         let mut monitor = Monitor::new(handle, commands(), move || quit.quit())?;
-        let mut files = Vec::new();
+        let (mut files, mut listeners) = (Vec::new(), Vec::new());
         for (listener, file) in self.0 {
+            if keeps_files() {
+                listeners.push(listener.as_fd().try_clone_to_owned()?);
+            }
             monitor.listen(listener)?;
             files.push(file);
         }
@@ -72,7 +87,8 @@ impl MonitorSockets {
         Ok(Some(MonitorThread {
             events,
             thread,
-            _files: files,
+            files,
+            listeners,
         }))
     }
 }
@@ -83,10 +99,17 @@ pub(super) struct MonitorThread {
     events: Events,
     thread: JoinHandle<()>,
     /// The files of the sockets, which are removed when the monitor has ended.
-    _files: Vec<SocketFile>,
+    files: Vec<SocketFile>,
+    /// Duplicates of the sockets, if another process may take over.
+    listeners: Vec<OwnedFd>,
 }
 
 impl MonitorThread {
+    /// Returns the sockets with their paths, if another process may take over.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&Path, &OwnedFd)> {
+        self.files.iter().map(SocketFile::path).zip(&self.listeners)
+    }
+
     /// Tells clients that the process is about to end.
     pub(super) fn announce_end(&self, reason: &str) {
         let data = [

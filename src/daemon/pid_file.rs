@@ -1,17 +1,19 @@
 //! The pid file.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::succession;
+
 /// A file with the pid of this process. It is locked while the process runs and removed at the end.
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl PidFile {
@@ -32,8 +34,27 @@ impl PidFile {
         writeln!(file, "{}", std::process::id())?;
         Ok(Self {
             path: path.to_owned(),
-            _file: file,
+            file,
         })
+    }
+
+    /// Uses the file of a predecessor. It still has that one's pid.
+    pub(super) fn passed(path: PathBuf, file: File) -> Self {
+        Self { path, file }
+    }
+
+    /// Writes the pid of this process to a file that was passed.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn rewrite(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{}", std::process::id())
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -43,6 +64,9 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        if !succession::may_clean_up() {
+            return;
+        }
         // The process ends: nothing is left to do if this fails.
         let _ = std::fs::remove_file(&self.path);
     }

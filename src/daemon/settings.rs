@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::options::{AddressType, BlockdevOptions, ExportOptions, ObjectOptions};
+use super::succession::FailPoint;
 use crate::sandbox::Mode;
 
 /// The settings of the daemon.
@@ -28,6 +29,12 @@ pub struct Settings {
     pub sandbox_hint: &'static str,
     /// The `USER[:GROUP]` to switch to.
     pub user: Option<String>,
+    /// The socket on which another process may ask to take over.
+    pub hand_over: Option<PathBuf>,
+    /// The socket of the process to take over from. The operations are not run then.
+    pub take_over: Option<PathBuf>,
+    /// The point of a take-over at which to kill the process, for tests.
+    pub fail_point: Option<FailPoint>,
     /// Print statistics at the end.
     pub print_statistics: bool,
 }
@@ -46,6 +53,15 @@ pub enum MetricsAddress {
     },
     /// A TCP port. With port 0 the kernel chooses one.
     Tcp(SocketAddr),
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
 }
 
 /// An operation that makes something.

@@ -30,6 +30,8 @@ pub(super) enum Event<T> {
     Call(T),
     /// The watched socket is readable.
     Readable,
+    /// A successor asks.
+    Successor,
     /// The deadline has passed.
     Deadline,
 }
@@ -42,6 +44,7 @@ pub(super) struct Events<T> {
     ids: Vec<SigId>,
     wakeups: UnixStream,
     watched: Option<Arc<OwnedFd>>,
+    successors: Option<Arc<OwnedFd>>,
     sender: Sender<T>,
     calls: Receiver<T>,
     waker: Arc<UnixStream>,
@@ -86,6 +89,7 @@ impl<T> Events<T> {
             ids: Vec::new(),
             wakeups,
             watched: None,
+            successors: None,
             sender,
             calls,
             waker: Arc::new(waker),
@@ -108,6 +112,11 @@ impl<T> Events<T> {
     /// Watches another socket from now on, or none.
     pub(super) fn watch(&mut self, socket: Option<Arc<OwnedFd>>) {
         self.watched = socket;
+    }
+
+    /// Watches the socket on which successors ask.
+    pub(super) fn watch_successors(&mut self, socket: Option<Arc<OwnedFd>>) {
+        self.successors = socket;
     }
 
     /// Returns a handle for other threads.
@@ -137,6 +146,7 @@ impl<T> Events<T> {
             match self.sleep(deadline) {
                 Wakeup::Own => {}
                 Wakeup::Watched => return Event::Readable,
+                Wakeup::Successor => return Event::Successor,
                 Wakeup::Deadline => return Event::Deadline,
             }
         }
@@ -144,21 +154,25 @@ impl<T> Events<T> {
 
     /// Waits for a wakeup, and drains the socket of our own wakeups.
     fn sleep(&mut self, deadline: Option<Instant>) -> Wakeup {
-        if deadline.is_some() || self.watched.is_some() {
+        if deadline.is_some() || self.watched.is_some() || self.successors.is_some() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let left: Option<Timespec> = left.and_then(|left| left.try_into().ok());
-            let watched = self
-                .watched
-                .iter()
-                .map(|socket| PollFd::new(&**socket, PollFlags::IN));
-            let mut polled: SmallVec<[PollFd<'_>; 2]> = SmallVec::new();
+            let others = self.watched.iter().chain(&self.successors);
+            let mut polled: SmallVec<[PollFd<'_>; 3]> = SmallVec::new();
             polled.push(PollFd::new(&self.wakeups, PollFlags::IN));
-            polled.extend(watched);
+            polled.extend(others.map(|socket| PollFd::new(&**socket, PollFlags::IN)));
             match poll(&mut polled, left.as_ref()) {
                 Ok(0) => return Wakeup::Deadline,
                 Err(_) => return Wakeup::Own,
                 // Our own wakeups come first, because signals do.
-                Ok(_) if polled[0].revents().is_empty() => return Wakeup::Watched,
+                Ok(_) if polled[0].revents().is_empty() => {
+                    let watched = self.watched.is_some() && !polled[1].revents().is_empty();
+                    return if watched {
+                        Wakeup::Watched
+                    } else {
+                        Wakeup::Successor
+                    };
+                }
                 Ok(_) => {}
             }
         }
@@ -175,6 +189,7 @@ impl<T> Events<T> {
 enum Wakeup {
     Own,
     Watched,
+    Successor,
     Deadline,
 }
 

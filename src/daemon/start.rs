@@ -22,10 +22,12 @@ use super::monitor::{MonitorSockets, MonitorThread};
 use super::options::{Driver, ObjectType};
 use super::pid_file::PidFile;
 use super::registry::{Done, OperationError, Registry, SocketError, tls_creds};
-use super::settings::{Operation, Settings};
+use super::settings::{MetricsAddress, Operation, Settings};
+use super::succession::{HandOverSocket, Successor};
 use crate::account::Account;
 use crate::connector;
 use crate::limits;
+use crate::memory;
 use crate::nbd::Line;
 use crate::opener::Opener;
 use crate::sandbox::{Keep, Mode, Sandbox, ThreadKind};
@@ -41,7 +43,9 @@ pub(super) struct Started {
     pub(super) metrics: Option<MetricsThread>,
     pub(super) service_manager: ServiceManager,
     /// The pid file, which is removed at the end.
-    pub(super) _pid_file: Option<PidFile>,
+    pub(super) pid_file: Option<PidFile>,
+    /// The socket on which another process may ask to take over.
+    pub(super) hand_over: Option<HandOverSocket>,
 }
 
 /// The sockets that this process was started with.
@@ -130,6 +134,7 @@ pub(super) fn start(
     limits::survive_file_size_limit();
     let limit = limits::raise_open_files();
     let account = find_account(settings)?;
+    let mut successor = ask_predecessor(settings)?;
     let opener = start_opener(settings, account.as_ref())?;
     let lines = start_connectors(settings, account.as_ref())?;
     let mut registry = Registry::new(account.clone());
@@ -137,7 +142,11 @@ pub(super) fn start(
     registry.confine_ceph(settings.sandbox);
     registry.set_opener(opener, settings.sandbox_hint);
     registry.hand_over(handed.descriptors, handed.activation);
-    for (number, operation) in settings.operations.iter().enumerate() {
+    if let Some(successor) = &mut successor {
+        successor.restore(&mut registry)?;
+    }
+    let operations = settings.operations.iter().enumerate();
+    for (number, operation) in operations.filter(|_| successor.is_none()) {
         apply(&mut registry, operation.clone()).map_err(|source| Error::Operation {
             verb: operation.verb(),
             number,
@@ -145,13 +154,18 @@ pub(super) fn start(
         })?;
     }
     check_open_files(limit, &registry);
-    if registry.is_idle() && settings.monitors.is_empty() {
+    let is_idle = Registry::is_idle(&registry) && successor.is_none();
+    if is_idle && settings.monitors.is_empty() {
         tracing::warn!("nothing is served: there is no --export, and no --monitor to add one");
     }
-    let monitors = MonitorSockets::bind(&settings.monitors, account.as_ref())?;
-    let metrics = MetricsSockets::bind(&settings.metrics, account.as_ref())?;
-    let pid_file = write_pid_file(settings)?;
-    let mut service_manager = ServiceManager::connect().map_err(Error::ServiceManager)?;
+    let Sockets {
+        monitors,
+        metrics,
+        mut pid_file,
+        mut service_manager,
+        hand_over,
+    } = make_sockets(settings, account.as_ref(), successor.as_mut())?;
+    let managed = !monitors.is_empty();
     let paths = registry.socket_paths();
     let sockets: Vec<&Path> = paths
         .iter()
@@ -159,6 +173,7 @@ pub(super) fn start(
         .chain(monitors.paths())
         .chain(metrics.paths())
         .chain(pid_file.as_ref().map(PidFile::path))
+        .chain(hand_over.as_ref().map(HandOverSocket::path))
         .collect();
     let keep = Keep {
         sockets: &sockets,
@@ -166,9 +181,11 @@ pub(super) fn start(
     };
     let sandbox = Sandbox::new(settings.sandbox, keep)?;
     start_watchdog(&sandbox)?;
-    registry
-        .start(&sandbox, !settings.monitors.is_empty(), on_end)
-        .map_err(Error::Serve)?;
+    Registry::start(&mut registry, &sandbox, managed, on_end).map_err(Error::Serve)?;
+    if let Some(successor) = successor {
+        successor.take_over()?;
+        rewrite(pid_file.as_mut());
+    }
     let metrics = metrics
         .serve(&sandbox, registry.roster())
         .map_err(Error::Metrics)?;
@@ -184,8 +201,85 @@ pub(super) fn start(
         monitor,
         metrics,
         service_manager,
-        _pid_file: pid_file,
+        pid_file,
+        hand_over,
     })
+}
+
+/// The sockets and files of the process that belong to no disk.
+struct Sockets {
+    monitors: MonitorSockets,
+    metrics: MetricsSockets,
+    pid_file: Option<PidFile>,
+    service_manager: ServiceManager,
+    hand_over: Option<HandOverSocket>,
+}
+
+/// Makes what no predecessor passes.
+fn make_sockets(
+    settings: &Settings,
+    account: Option<&Account>,
+    successor: Option<&mut Successor>,
+) -> Result<Sockets, Error> {
+    let Some(successor) = successor else {
+        let bind = |path: &PathBuf| HandOverSocket::bind(path, account, settings.fail_point);
+        return Ok(Sockets {
+            monitors: MonitorSockets::bind(&settings.monitors, account)?,
+            metrics: MetricsSockets::bind(&settings.metrics, account)?,
+            pid_file: write_pid_file(settings)?,
+            service_manager: ServiceManager::connect().map_err(Error::ServiceManager)?,
+            hand_over: settings.hand_over.as_ref().map(bind).transpose()?,
+        });
+    };
+    let passed = successor.monitors()?;
+    let is_new = |path: &&PathBuf| passed.iter().all(|(_, file)| file.path() != **path);
+    let new: Vec<PathBuf> = settings.monitors.iter().filter(is_new).cloned().collect();
+    let mut monitors = MonitorSockets::bind(&new, account)?;
+    monitors.add(passed);
+    let passed = successor.metrics()?;
+    let is_new = |new: &&MetricsAddress| passed.iter().all(|(old, _)| *old != new.to_string());
+    let new: Vec<MetricsAddress> = settings.metrics.iter().filter(is_new).cloned().collect();
+    let mut metrics = MetricsSockets::bind(&new, account)?;
+    for (address, socket) in passed {
+        metrics.add(address, socket);
+    }
+    let pid_file = match successor.pid_file()? {
+        Some(file) => Some(file),
+        None => write_pid_file(settings)?,
+    };
+    let service_manager = match successor.service_manager()? {
+        Some(passed) => passed,
+        None => ServiceManager::connect().map_err(Error::ServiceManager)?,
+    };
+    Ok(Sockets {
+        monitors,
+        metrics,
+        pid_file,
+        service_manager,
+        hand_over: Some(successor.hand_over_socket(account)?),
+    })
+}
+
+/// Asks the process to take over from, before anything is made.
+fn ask_predecessor(settings: &Settings) -> Result<Option<Successor>, Error> {
+    let Some(path) = &settings.take_over else {
+        return Ok(None);
+    };
+    if !settings.operations.is_empty() {
+        tracing::info!("the disks of the old process are taken over, whatever the options say");
+    }
+    memory::keep_files();
+    Ok(Some(Successor::ask(path, settings.fail_point)?))
+}
+
+/// Writes this process's number to a file that a predecessor has passed.
+fn rewrite(pid_file: Option<&mut PidFile>) {
+    if let Some(file) = pid_file
+        && let Err(error) = file.rewrite()
+    {
+        let path = file.path().display();
+        tracing::warn!(%path, %error, "cannot write the process's number");
+    }
 }
 
 fn apply(registry: &mut Registry, operation: Operation) -> Result<(), OperationError> {

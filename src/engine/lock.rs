@@ -1,5 +1,7 @@
 //! The lock of a disk's image. Any thread but an IOThread.
 
+use std::os::fd::BorrowedFd;
+
 use super::rbd::RbdLock;
 use crate::storage::ImageLock;
 
@@ -13,6 +15,14 @@ pub enum NodeLock {
 }
 
 impl NodeLock {
+    /// Returns the open file that has the lock.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::File(lock) => lock.file(),
+            Self::Rbd(_) => None,
+        }
+    }
+
     /// Keeps the image locked until the process ends: it may lack writes, and nobody should use it as if it were
     /// complete.
     pub(crate) fn keep(self) {

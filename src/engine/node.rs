@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -301,6 +302,28 @@ impl BlockNode {
             Self::Rbd(disk) => Ok(disk.lock(mode)?.map(NodeLock::Rbd)),
             Self::Qcow2(disk) => Ok(disk.lock(mode)?.map(NodeLock::File)),
             Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(None),
+        }
+    }
+
+    /// Uses the lock that another process has passed: the file that has it, or `None` where there are no locks. A disk
+    /// without an image needs no lock.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn inherit_lock(&self, mode: LockMode, lock: Option<OwnedFd>) -> Result<Option<NodeLock>, LockError> {
+        match self {
+            Self::File(file) if file.locks() => {
+                Ok(Some(NodeLock::File(ImageLock::inherit(file, mode, lock)?)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns the open image and the same file open for O_DIRECT, if this is a file or a block device.
+    pub fn files(&self) -> Option<(BorrowedFd<'_>, Option<BorrowedFd<'_>>)> {
+        match self {
+            Self::File(file) => Some((file.as_fd(), file.sibling())),
+            _ => None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! contents of guest memory.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 mod area;
@@ -18,7 +19,7 @@ mod served;
 mod view;
 
 pub use area::MappedArea;
-pub(crate) use file::{keep_length, memfd};
+pub(crate) use file::{keep_files, keep_length, keeps_files, kept, memfd};
 pub use log::{DirtyLog, LogError, RingLog};
 use mapping::Mapping;
 use quota::{MAX_MAPPED, Quota};
@@ -153,11 +154,9 @@ impl GuestMemory {
             return Err(Error::TooMany);
         }
         let place = self.quota.take().ok_or(Error::InUse)?;
-        let mapping = Mapping::of_guest(file, file_offset, size, place).map_err(|source| Error::Map {
-            guest,
-            len,
-            source,
-        })?;
+        let unmapped = |source| Error::Map { guest, len, source };
+        let mapping = Mapping::of_guest(file, file_offset, size, place).map_err(unmapped)?;
+        let file = kept(file).map_err(unmapped)?;
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.info.guest < guest);
         regions.insert(
@@ -165,6 +164,7 @@ impl GuestMemory {
             Region {
                 info,
                 mapping: Arc::new(mapping),
+                file,
             },
         );
         let mut removed = self.removed.clone();
@@ -196,6 +196,26 @@ impl GuestMemory {
     /// True if an earlier table had this guest address, and this one does not.
     pub fn was_removed(&self, guest: u64) -> bool {
         self.removed.contains(guest)
+    }
+
+    /// Returns the regions with their files, or `None` if the files were not kept.
+    pub(crate) fn regions(&self) -> Option<Vec<(RegionInfo, Arc<File>)>> {
+        let file = |region: &Region| Some((region.info, Arc::clone(region.file.as_ref()?)));
+        self.regions.iter().map(file).collect()
+    }
+
+    /// Returns the guest addresses that earlier tables had.
+    pub(crate) fn removed_ranges(&self) -> &[Range<u64>] {
+        self.removed.ranges()
+    }
+
+    /// Adds guest addresses that earlier tables had.
+    pub(crate) fn with_removed(mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
+        ranges.into_iter().for_each(|range| self.removed.add(range));
+        self.regions
+            .iter()
+            .for_each(|region| self.removed.subtract(&region.info.guest_range()));
+        self
     }
 
     /// True if the frontend has not shared any memory yet.

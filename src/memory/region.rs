@@ -1,5 +1,6 @@
 //! A region of the memory table.
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ impl RegionInfo {
 pub(super) struct Region {
     pub(super) info: RegionInfo,
     pub(super) mapping: Arc<Mapping>,
+    /// The file, if another process may take over.
+    pub(super) file: Option<Arc<File>>,
 }
 
 /// Returns whether `len` bytes from `offset` on are among the first `total` bytes.

@@ -38,6 +38,10 @@ impl Removed {
         self.ranges.drain(..excess);
     }
 
+    pub(super) fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
     pub(super) fn contains(&self, guest: u64) -> bool {
         self.ranges.iter().any(|range| range.contains(&guest))
     }

@@ -100,10 +100,10 @@ const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
 const STREAMS: &[ThreadKind] = &[Main, Control, Metrics, Connector];
 const UNLINKING: &[ThreadKind] = &[Main, Control, Helper];
-const ACCEPTING: &[ThreadKind] = &[Control, Monitor, Metrics, Connector];
+const ACCEPTING: &[ThreadKind] = &[Main, Control, Monitor, Metrics, Connector];
 const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
-const RECEIVING: &[ThreadKind] = &[Control, IoThread, Monitor, Helper, Connector];
-const SENDING: &[ThreadKind] = &[Control, Helper, Connector, Ceph];
+const RECEIVING: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Helper, Connector];
+const SENDING: &[ThreadKind] = &[Main, Control, Helper, Connector, Ceph];
 const WAITING: &[ThreadKind] = &[Control, IoThread, Ceph];
 const CREATING: &[ThreadKind] = &[IoThread, Worker, Connector, Ceph];
 
@@ -253,11 +253,12 @@ pub(super) static ALLOWED: &[Call] = calls! {
     UNLINKING => [SYS_unlinkat]
     ALL_BUT_WORKERS => [SYS_ppoll]
     ACCEPTING => [SYS_accept4]
-    &[Metrics, Connector] => [SYS_shutdown]
+    &[Main, Metrics, Connector] => [SYS_shutdown]
     RECEIVING => [SYS_recvmsg]
     SENDING => [SYS_sendmsg]
     &[Control] => [
         SYS_epoll_create1,
+        SYS_dup3,
         SYS_getsockopt if among!(2: libc [SO_DOMAIN, SO_TYPE, SO_PEERCRED]),
         SYS_setsockopt if among!(2: libc [SO_PEEK_OFF]),
         SYS_ioctl if among!(1: libc [FIONREAD]),
@@ -268,6 +269,11 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_fcntl if among!(1: libc [
             F_DUPFD_CLOEXEC, F_OFD_GETLK, F_OFD_SETLK, F_ADD_SEALS, F_GET_SEALS
         ]),
+    ]
+    // Another process that takes over.
+    &[Main] => [
+        SYS_getsockopt if among!(2: libc [SO_PEERCRED]),
+        SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC]),
     ]
     // Descriptors that QMP clients have passed.
     &[Monitor] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC, F_GETFL])]

@@ -4,7 +4,7 @@
 //! open file description (OFD), not to the process. So two disks of one process exclude each other as well.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -132,6 +132,35 @@ impl ImageLock {
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
     pub fn acquire_for(file: &RawFile, mode: LockMode) -> Result<Self, LockError> {
+        Self::acquire_through(file, mode, || file.as_fd().try_clone_to_owned())
+    }
+
+    /// Uses the lock that another process has taken and passed with `fd`, which belongs to the locked open file. Both
+    /// processes have the lock then. Without `fd`, the file system does not support locks.
+    ///
+    /// # Errors
+    /// The lock is not that process's any more.
+    pub fn inherit(file: &RawFile, mode: LockMode, fd: Option<OwnedFd>) -> Result<Self, LockError> {
+        match fd {
+            Some(fd) => Self::acquire_through(file, mode, || Ok(fd)),
+            None => Ok(Self {
+                held: None,
+                place: Arc::clone(file.lock_place()),
+                others: Vec::new(),
+            }),
+        }
+    }
+
+    /// Returns the open file that has the lock.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.held.as_ref().map(|held| held.fd())
+    }
+
+    fn acquire_through(
+        file: &RawFile,
+        mode: LockMode,
+        fd: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<Self, LockError> {
         let path = || file.path().to_owned();
         let failed = |source| LockError::Lock { path: path(), source };
         let place = Arc::clone(file.lock_place());
@@ -147,7 +176,7 @@ impl ImageLock {
             Some(_) => return Err(LockError::Held { path: path() }),
             None => {}
         }
-        let fd = file.as_fd().try_clone_to_owned().map_err(failed)?;
+        let fd = fd().map_err(failed)?;
         let mut held = Held::new(fd, mode);
         match held.apply() {
             Ok(None) => {

@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::succession;
 use crate::sys::ofd_lock;
 
 /// First of the bytes that stand for used permissions.
@@ -86,6 +87,10 @@ impl Held {
             mode,
             listed: None,
         }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     pub(super) fn mode(&self) -> LockMode {
@@ -177,6 +182,10 @@ impl Drop for Held {
             let mut locked = locked();
             let place = locked.iter().position(|&known| known == file);
             place.map(|place| locked.swap_remove(place));
+        }
+        if !succession::may_clean_up() {
+            // The predecessor has the same lock.
+            return;
         }
         // Both groups of bytes and all between them. If this fails, closing the file still unlocks it.
         let _ = ofd_lock::set(self.fd.as_fd(), libc::F_UNLCK, USED, 2 * (UNSHARED - USED));

@@ -67,6 +67,13 @@ impl BackendChannel {
         *self.lock() = State::default();
     }
 
+    /// Returns the socket, and whether a message is pending, for another process.
+    pub(super) fn parked(&self) -> (Option<File>, bool) {
+        let state = self.lock();
+        let socket = state.peer.as_ref().and_then(|peer| peer.socket.try_clone().ok());
+        (socket, state.changed)
+    }
+
     /// Records that no ring runs any more.
     pub(super) fn suspend(&self) {
         self.lock().running = false;

@@ -31,6 +31,11 @@ pub(super) struct Answers {
 }
 
 impl Answers {
+    /// Returns whether protocol features were offered.
+    pub(super) fn is_offered(self) -> bool {
+        self.offered
+    }
+
     pub(super) fn are_given(self) -> bool {
         self.offered && self.accepted
     }
@@ -52,6 +57,8 @@ pub(super) struct Handler<'a> {
     pub(super) socket: &'a UnixStream,
     /// The current message was replied to here. The crate was given an error, so that it does not reply too.
     pub(super) replied: bool,
+    /// The protocol features that the frontend has accepted.
+    pub(super) protocol_features: Option<u64>,
 }
 
 impl Handler<'_> {
@@ -151,6 +158,7 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         }
         let suspends =
             VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        self.protocol_features = Some(features);
         self.session.suspends = match features & suspends.bits() == suspends.bits() {
             false => Suspends::Never,
             true if features & skip_drain::FEATURE != 0 => Suspends::WhenAsked,

@@ -15,8 +15,12 @@ mod server_error;
 pub mod session;
 mod skip_drain;
 mod stopper;
+mod succession;
 mod vring;
 
 pub use channel::{BackendChannel, Resizer};
 pub use error::SessionError;
+pub(crate) use session::parked::ParkedDisk;
+pub(crate) use stopper::Parking;
 pub use stopper::Stopper;
+pub(crate) use succession::{Heir, inheritance};

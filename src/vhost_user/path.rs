@@ -21,6 +21,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use super::server_error::ServerError;
 use crate::advice;
 use crate::holders::process;
+use crate::succession;
 use crate::sys;
 
 /// Maximum number of connections that wait to be accepted.
@@ -122,6 +123,15 @@ impl SocketFile {
         Ok((listener, Self::new(path, Some(inode), Removal::Own)))
     }
 
+    /// Describes the file of a socket that another process has passed, which this process removes. Returns `None` if the
+    /// socket does not have this path, or the path names another file by now.
+    pub(crate) fn passed(path: &Path, listener: &UnixListener) -> Option<Self> {
+        let address = listener.local_addr().ok()?;
+        let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let is_it = address.as_pathname() == Some(path) && FileType::from_raw_mode(stat.st_mode).is_socket();
+        is_it.then(|| Self::new(path, Some((stat.st_dev, stat.st_ino)), Removal::Own))
+    }
+
     /// Describes a file that another process has made, and removes when `remove` is called.
     pub(crate) fn elsewhere(path: &Path, remove: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self::new(
@@ -155,7 +165,8 @@ impl Drop for SocketFile {
         ours().retain(|&inode| Some(inode) != self.inode);
         match &mut self.removal {
             Removal::Own => {
-                if inode(None, &self.path).ok() == self.inode
+                if succession::may_clean_up()
+                    && inode(None, &self.path).ok() == self.inode
                     && let Err(error) = fs::remove_file(&self.path)
                 {
                     tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");

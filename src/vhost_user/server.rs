@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::channel::{BackendChannel, Resizer};
+use super::error::SessionError;
 use super::error::chain;
 use super::handler::{Answers, Handler};
 use super::inbox::{Inbox, InboxError, Next};
@@ -22,6 +23,7 @@ use super::path::{SocketAccess, SocketFile};
 pub use super::server_error::ServerError;
 use super::session::Session;
 use super::stopper::Stopper;
+use super::succession::Inheritance;
 use crate::blk::device::{BlkDevice, DeviceState};
 use crate::blk::notice::Notice;
 use crate::limits::{is_out_of_files, out_of_files};
@@ -48,6 +50,8 @@ pub struct Server {
     name: String,
     stop: Stopper,
     channel: BackendChannel,
+    /// The session of a predecessor, which comes first.
+    inheritance: Option<Inheritance>,
 }
 
 impl Server {
@@ -71,7 +75,37 @@ impl Server {
             socket: Socket::Listening(listener),
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
+            inheritance: None,
         })
+    }
+
+    /// As [`from_fd`](Self::from_fd), for a socket that a predecessor has passed together with its name in messages.
+    ///
+    /// # Errors
+    /// The descriptor is not such a socket.
+    pub(crate) fn passed(fd: OwnedFd, name: String, path: Option<&Path>) -> Result<Self, ServerError> {
+        let mut server = Self::from_fd(fd)?;
+        server.name = name;
+        if let (Some(path), Socket::Listening(listener)) = (path, &server.socket) {
+            server.path = SocketFile::passed(path, listener);
+        }
+        Ok(server)
+    }
+
+    /// Returns the path of the socket's file, if this process or its helper removes it.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.path.as_ref().map(SocketFile::path)
+    }
+
+    /// Returns a duplicate of the socket.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        match &self.socket {
+            Socket::Listening(listener) => listener.as_fd().try_clone_to_owned(),
+            Socket::Connected(stream) => stream.as_fd().try_clone_to_owned(),
+        }
     }
 
     /// Serves an inherited socket that either listens or is connected to a frontend.
@@ -111,7 +145,12 @@ impl Server {
             name,
             stop: Stopper::new().map_err(ServerError::EventFd)?,
             channel: BackendChannel::default(),
+            inheritance: None,
         })
+    }
+
+    pub(super) fn channel(&self) -> &BackendChannel {
+        &self.channel
     }
 
     /// Returns the socket's path, or the number of the inherited file descriptor.
@@ -123,6 +162,11 @@ impl Server {
     pub fn path(&self) -> Option<&Path> {
         let own = self.path.as_ref().filter(|file| file.is_own());
         own.map(SocketFile::path)
+    }
+
+    /// Makes the server go on with the session of a predecessor first.
+    pub(crate) fn inherit(&mut self, inheritance: Inheritance) {
+        self.inheritance = Some(inheritance);
     }
 
     /// Returns a handle that ends [`Server::run`] from another thread.
@@ -139,7 +183,12 @@ impl Server {
     /// Serves frontends until stopped. On a connected socket, it also returns when that frontend leaves.
     ///
     /// No request is in flight when this returns.
-    pub fn run(self, device: &mut BlkDevice) {
+    pub fn run(mut self, device: &mut BlkDevice) {
+        if let Some(inheritance) = self.inheritance.take()
+            && !self.serve_inherited(inheritance, device)
+        {
+            return;
+        }
         match &self.socket {
             Socket::Connected(stream) => match stream.try_clone() {
                 Ok(stream) => self.serve(stream, device),
@@ -149,7 +198,7 @@ impl Server {
                 }
             },
             Socket::Listening(listener) => {
-                while let Some(stream) = self.accept(listener, device.state()) {
+                while let Some(stream) = self.accept(listener, device) {
                     self.serve(stream, device);
                 }
             }
@@ -157,12 +206,16 @@ impl Server {
     }
 
     /// Waits for the next frontend. Returns `None` when stopped.
-    fn accept(&self, listener: &UnixListener, device: &DeviceState) -> Option<UnixStream> {
-        let DeviceState { name: disk, log, .. } = device;
+    fn accept(&self, listener: &UnixListener, device: &BlkDevice) -> Option<UnixStream> {
+        let DeviceState { name: disk, log, .. } = &**device.state();
         let (mut failing, mut told) = (false, false);
         loop {
             if self.stop.wait(Some(listener.as_fd()), None) {
-                return None;
+                match self.stop.take_park() {
+                    Some(park) => park.without_session(device),
+                    None => return None,
+                }
+                continue;
             }
             match listener.accept() {
                 Ok((stream, _)) => {
@@ -202,11 +255,7 @@ impl Server {
                 return;
             }
         };
-        let (pid, uid) = peer(&stream);
-        state.facts.connections.add(1);
-        let known = pid.and_then(|pid| u64::try_from(pid).ok());
-        state.facts.frontend_pid.set(known.unwrap_or_default());
-        state.facts.connected.set(1);
+        let (pid, uid) = count_frontend(&state, &stream);
         state.notices().tell(|| Notice::Connected { pid, uid });
         if let Some(suppressed) = log.pass_normal("connected", "") {
             tracing::info!(disk, pid, uid, suppressed, "frontend connected");
@@ -219,12 +268,22 @@ impl Server {
             offered: None,
             socket: &socket,
             replied: false,
+            protocol_features: None,
         };
         let handler = Arc::new(Mutex::new(handler));
-        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
-        let reason = self
-            .serve_requests(&socket, &mut requests, &handler, &state)
-            .err();
+        let requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
+        self.serve_to_end(&socket, requests, handler, &state);
+    }
+
+    /// Serves the frontend until it leaves, and ends the session.
+    pub(super) fn serve_to_end<'a>(
+        &self,
+        socket: &UnixStream,
+        mut requests: BackendReqHandler<Mutex<Handler<'a>>>,
+        handler: Arc<Mutex<Handler<'a>>>,
+        state: &Arc<DeviceState>,
+    ) {
+        let reason = self.serve_requests(socket, &mut requests, &handler, state).err();
         // Checked while the connection's descriptors are still open: the kernel may have dropped a descriptor that came
         // with a message because none was free.
         let hint = files_hint(reason.is_some() && out_of_files());
@@ -235,7 +294,7 @@ impl Server {
         lock(&handler).session.finish();
         drop(requests);
         drop(handler);
-        log_end(&state, reason.as_ref(), hint);
+        log_end(state, reason.as_ref(), hint);
     }
 
     /// Handles messages until the frontend leaves or the server is stopped.
@@ -258,7 +317,14 @@ impl Server {
                     log_waiting(disk, socket);
                     continue;
                 }
-                Next::End => return Ok(()),
+                Next::End => match self.stop.take_park() {
+                    None => return Ok(()),
+                    Some(park) => {
+                        park.session(socket, &mut lock(handler))?;
+                        inbox.go_on();
+                        continue;
+                    }
+                },
             };
             if preview.is_skip_drain() {
                 lock(handler).answer_skip_drain()?;
@@ -304,6 +370,16 @@ fn log_waiting(device: &DeviceState, served: &UnixStream) {
     }
 }
 
+/// Shows a frontend in the statistics. Returns its process and user.
+pub(super) fn count_frontend(state: &DeviceState, stream: &UnixStream) -> (Option<i32>, Option<u32>) {
+    let (pid, uid) = peer(stream);
+    state.facts.connections.add(1);
+    let known = pid.and_then(|pid| u64::try_from(pid).ok());
+    state.facts.frontend_pid.set(known.unwrap_or_default());
+    state.facts.connected.set(1);
+    (pid, uid)
+}
+
 /// Returns the process and user at the other end, as far as they are visible.
 fn peer(socket: &UnixStream) -> (Option<i32>, Option<u32>) {
     let peer = sys::socket::peer_credentials(socket.as_fd());
@@ -347,6 +423,9 @@ enum ConnectionError {
     /// A message failed, and there is no error reply for it.
     #[error(transparent)]
     Message(#[from] VhostError),
+    /// The session was parked for another process, which did not take over, and cannot go on.
+    #[error(transparent)]
+    Parked(#[from] SessionError),
     /// A message was refused, and the protocol gives the frontend no answer to it.
     #[error("a message was refused, and only this can tell the frontend (no REPLY_ACK): {0}")]
     Untold(String),
@@ -359,7 +438,7 @@ impl From<io::Error> for ConnectionError {
 }
 
 /// Locks a mutex, even after a panic of another holder: a panic leaves the guarded data consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

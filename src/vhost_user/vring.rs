@@ -1,6 +1,7 @@
 //! The state of one vring as the frontend has set it up so far, in any order of messages.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use crate::virtqueue::RingAddresses;
 
@@ -11,9 +12,9 @@ pub(super) enum Kick {
     #[default]
     Unset,
     /// Set, but not handed to the queue yet. `None` means that the frontend uses no eventfd.
-    Pending(Option<File>),
+    Pending(Option<Arc<File>>),
     /// Handed to the queue.
-    Taken,
+    Taken(Option<Arc<File>>),
 }
 
 /// The state of one vring in a session.
@@ -25,6 +26,8 @@ pub(super) struct Vring {
     pub(super) log: Option<u64>,
     pub(super) base: u16,
     pub(super) kick: Kick,
+    pub(super) call: Option<Arc<File>>,
+    pub(super) err: Option<Arc<File>>,
     /// The ring could not start, and no message since then could change that.
     pub(super) failed: bool,
     /// The queue runs the ring.
@@ -33,6 +36,8 @@ pub(super) struct Vring {
     pub(super) was_started: bool,
     /// The queue was told to stop the ring, and has not answered yet.
     pub(super) draining: bool,
+    /// The ring ran when the session was parked.
+    pub(super) parked: bool,
 }
 
 impl Vring {

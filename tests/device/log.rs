@@ -30,15 +30,15 @@ fn logged(body: impl FnOnce()) -> String {
 }
 
 /// Returns a file that nothing can be written to.
-fn full() -> Option<File> {
-    Some(File::options().write(true).open("/dev/full").unwrap())
+fn full() -> Option<Arc<File>> {
+    Some(File::options().write(true).open("/dev/full").unwrap().into())
 }
 
 fn use_what_cannot_be_used(vm: &mut Vm) {
     let (kick, mut other) = UnixStream::pair().unwrap();
     other.shutdown(Shutdown::Write).unwrap();
     other.set_nonblocking(true).unwrap();
-    let kick = OwnedFd::from(kick).into();
+    let kick = File::from(OwnedFd::from(kick)).into();
     vm.run(|queue| queue.set_kick(Some(kick)).unwrap());
     // The queue closes the descriptor that it cannot read.
     vm.poll_until(|_| other.read(&mut [0]).is_ok());

@@ -193,10 +193,10 @@ impl Vm {
         };
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
         self.run(move |queue| {
-            queue.set_call(Some(call));
+            queue.set_call(Some(call.into()));
             queue.start(setup).unwrap();
             queue.set_enabled(true);
-            queue.set_kick(Some(kick)).unwrap();
+            queue.set_kick(Some(kick.into())).unwrap();
         });
         assert!(self.calls() > 0, "a ring that starts signals once");
     }
@@ -390,14 +390,14 @@ impl Vm {
     pub(crate) fn replace_call(&mut self) {
         self.call = eventfd();
         let call = self.call.try_clone().unwrap();
-        self.run(move |queue| queue.set_call(Some(call)));
+        self.run(move |queue| queue.set_call(Some(call.into())));
     }
 
     /// SET_VRING_KICK with a new eventfd.
     pub(crate) fn replace_kick(&mut self) {
         self.kick = eventfd();
         let kick = self.kick.try_clone().unwrap();
-        self.run(move |queue| queue.set_kick(Some(kick)).unwrap());
+        self.run(move |queue| queue.set_kick(Some(kick.into())).unwrap());
     }
 
     pub(crate) fn byte(&self, addr: u64) -> u8 {

@@ -12,3 +12,4 @@ mod panics;
 mod sandbox;
 mod service;
 mod shared_device;
+mod take_over;

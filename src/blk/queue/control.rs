@@ -12,6 +12,17 @@ use super::{BlkQueue, State};
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::RingError;
 
+/// The state of a queue, as far as it matters to a process that takes over.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// The ring may run (SET_VRING_ENABLE).
+    pub enabled: bool,
+    /// Number of chains that the queue owns.
+    pub owned: usize,
+    /// The ring waits for memory.
+    pub paused: bool,
+}
+
 impl BlkQueue {
     /// Sets up the ring. It runs from the first kick on, so set the kick eventfd after this.
     ///
@@ -71,6 +82,16 @@ impl BlkQueue {
         self.state.borrow_mut().finish_stop();
     }
 
+    /// Returns what matters to a process that takes over.
+    pub fn standing(&self) -> Standing {
+        let state = self.state.borrow();
+        Standing {
+            enabled: state.enabled,
+            owned: state.phase.ring().map_or(0, |ring| ring.owned.len()),
+            paused: state.phase.missing().is_some(),
+        }
+    }
+
     /// Enables or disables the ring (SET_VRING_ENABLE).
     pub fn set_enabled(&self, enabled: bool) {
         let mut state = self.state.borrow_mut();
@@ -96,7 +117,7 @@ impl BlkQueue {
 
     /// Replaces the call eventfd. A ring that has started signals the new one once, because a call may have been lost
     /// with the old one. For a driver that waits for nothing this is a spurious interrupt.
-    pub fn set_call(&self, call: Option<File>) {
+    pub fn set_call(&self, call: Option<Arc<File>>) {
         let mut state = self.state.borrow_mut();
         let has_started = state.phase.ring().is_some_and(|ring| ring.has_signalled);
         state.notifier.set_call(call);
@@ -106,7 +127,7 @@ impl BlkQueue {
     }
 
     /// Replaces the eventfd that reports a broken ring.
-    pub fn set_err(&self, err: Option<File>) {
+    pub fn set_err(&self, err: Option<Arc<File>>) {
         self.state.borrow_mut().notifier.set_err(err);
     }
 

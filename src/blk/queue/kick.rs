@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::rc::Weak;
+use std::sync::Arc;
 
 use super::kick_source::KickSource;
 use super::phase::{Phase, Stage};
@@ -15,7 +16,7 @@ impl BlkQueue {
     ///
     /// # Errors
     /// The file cannot be watched. The old one stays.
-    pub fn set_kick(&self, kick: Option<File>) -> Result<(), aio::Error> {
+    pub fn set_kick(&self, kick: Option<Arc<File>>) -> Result<(), aio::Error> {
         let source = match kick {
             Some(file) => self.kick_from(file)?,
             None => KickSource::timer(timer(&self.ctx, &self.me, Self::check_without_kick)),
@@ -33,7 +34,7 @@ impl BlkQueue {
         Ok(())
     }
 
-    fn kick_from(&self, file: File) -> Result<KickSource, aio::Error> {
+    fn kick_from(&self, file: Arc<File>) -> Result<KickSource, aio::Error> {
         let queue = Weak::clone(&self.me);
         KickSource::eventfd(&self.ctx, file, move |kick| {
             if let Some(queue) = queue.upgrade() {

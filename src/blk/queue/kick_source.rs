@@ -1,7 +1,7 @@
 //! The source of a queue's kicks: an eventfd, or a timer if the frontend gives none. IOThread only.
 
 use std::fs::File;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::aio::{AioContext, Error, EventSet, FdHandler, Timer};
@@ -20,11 +20,10 @@ impl KickSource {
     /// Calls `kicked` with the eventfd whenever that can be read.
     pub(super) fn eventfd(
         ctx: &AioContext,
-        eventfd: File,
+        eventfd: Arc<File>,
         kicked: impl Fn(&File) + 'static,
     ) -> Result<Self, Error> {
-        let eventfd = Rc::new(eventfd);
-        let reader = Rc::clone(&eventfd);
+        let reader = Arc::clone(&eventfd);
         let handler = ctx.add_fd(eventfd, EventSet::IN, move |_| kicked(&reader))?;
         Ok(Self::EventFd { _handler: handler })
     }

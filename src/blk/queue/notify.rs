@@ -41,11 +41,11 @@ impl Notifier {
         }
     }
 
-    pub(super) fn set_call(&mut self, call: Option<File>) {
+    pub(super) fn set_call(&mut self, call: Option<Arc<File>>) {
         self.call = call.map(|file| Watched::new(file, &self.device.fills_eventfds));
     }
 
-    pub(super) fn set_err(&mut self, err: Option<File>) {
+    pub(super) fn set_err(&mut self, err: Option<Arc<File>>) {
         self.err = err.map(|file| Watched::new(file, &self.device.fills_eventfds));
     }
 

@@ -7,6 +7,8 @@ mod page;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -14,6 +16,7 @@ use std::time::SystemTime;
 use super::roster::Roster;
 use super::settings::MetricsAddress;
 use crate::account::{self, Account, find_group};
+use crate::memory::keeps_files;
 use crate::metrics::{Listener, Server, Stop};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::path::{SocketAccess, SocketFile};
@@ -44,6 +47,8 @@ pub enum MetricsError {
 pub(super) struct MetricsSockets {
     listeners: Vec<Listener>,
     files: Vec<SocketFile>,
+    /// The addresses of the listeners.
+    addresses: Vec<String>,
 }
 
 impl MetricsSockets {
@@ -57,6 +62,7 @@ impl MetricsSockets {
     ) -> Result<Self, MetricsError> {
         let mut sockets = Self::default();
         for address in addresses {
+            sockets.addresses.push(address.to_string());
             match address {
                 MetricsAddress::Unix { path, mode, group } => {
                     let group = group.as_deref().map(find_group).transpose()?;
@@ -76,6 +82,19 @@ impl MetricsSockets {
         Ok(sockets)
     }
 
+    /// Adds the socket of a predecessor.
+    pub(super) fn add(&mut self, address: String, socket: OwnedFd) {
+        match address.strip_prefix("unix:") {
+            None => self.listeners.push(Listener::Tcp(socket.into())),
+            Some(path) => {
+                let listener = UnixListener::from(socket);
+                self.files.extend(SocketFile::passed(Path::new(path), &listener));
+                self.listeners.push(Listener::Unix(listener));
+            }
+        }
+        self.addresses.push(address);
+    }
+
     /// Returns the paths of the Unix sockets.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(SocketFile::path)
@@ -89,6 +108,11 @@ impl MetricsSockets {
         if self.listeners.is_empty() {
             return Ok(None);
         }
+        let duplicate = |listener: &Listener| listener.as_fd().try_clone_to_owned();
+        let kept = match keeps_files() {
+            true => self.listeners.iter().map(duplicate).collect::<io::Result<_>>()?,
+            false => Vec::new(),
+        };
         let (roster, start) = (roster.clone(), SystemTime::now());
         let server = Server::new(self.listeners, move |format| page::page(&roster, start, format))?;
         let stop = server.stopper();
@@ -97,6 +121,7 @@ impl MetricsSockets {
             stop,
             thread,
             _files: self.files,
+            sockets: self.addresses.into_iter().zip(kept).collect(),
         }))
     }
 }
@@ -117,9 +142,16 @@ pub(super) struct MetricsThread {
     thread: JoinHandle<()>,
     /// The files of the Unix sockets, which are removed when the thread has ended.
     _files: Vec<SocketFile>,
+    /// Duplicates of the sockets with their addresses, if another process may take over.
+    sockets: Vec<(String, OwnedFd)>,
 }
 
 impl MetricsThread {
+    /// Returns the sockets with their addresses, if another process may take over.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &(String, OwnedFd)> {
+        self.sockets.iter()
+    }
+
     /// Ends the thread.
     pub(super) fn end(self) {
         self.stop.stop();

@@ -46,7 +46,7 @@ impl Driver {
 }
 
 /// The options of a new node. The driver decides which options are allowed.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
 pub struct BlockdevOptions {
@@ -115,7 +115,11 @@ pub struct BlockdevOptions {
 
     // qcow2
     /// The node of the backing file, or none, instead of the file that the image names.
-    #[serde(default, deserialize_with = "backing")]
+    #[serde(
+        default,
+        deserialize_with = "backing",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub backing: Option<BackingRef>,
     /// The node of the external data file, instead of the file that the image names.
     pub data_file: Option<String>,

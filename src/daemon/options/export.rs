@@ -18,7 +18,7 @@ pub enum ExportType {
 }
 
 /// The options of a new export.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
 pub struct ExportOptions {
@@ -91,7 +91,7 @@ impl ExportOptions {
 }
 
 /// The address of a socket.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
 pub struct Address {
@@ -131,7 +131,7 @@ pub enum AddressType {
 }
 
 /// One IOThread, or several that share the queues.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IoThreadList(pub Vec<String>);
 
 impl<'de> Deserialize<'de> for IoThreadList {
@@ -161,7 +161,7 @@ impl<'de> Deserialize<'de> for IoThreadList {
 }
 
 /// An IOThread and the queues it serves, as in QEMU's `iothread-vq-mapping`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
 pub struct Mapping {

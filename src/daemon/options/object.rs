@@ -22,7 +22,7 @@ pub enum ObjectType {
 }
 
 /// The options of a new object. The type decides which properties are allowed.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the words of QEMU")]
 pub struct ObjectOptions {

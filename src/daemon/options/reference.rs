@@ -4,12 +4,13 @@ use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::blockdev::BlockdevOptions;
 
 /// A reference to the node below: the name of an existing node, or the options of a new one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
 pub enum BlockdevRef {
     /// The name of a node.
     Name(String),
@@ -41,7 +42,8 @@ impl<'de> Deserialize<'de> for BlockdevRef {
 }
 
 /// A reference to a backing file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum BackingRef {
     /// There is none: what the image does not have reads as zeroes.
     None,

@@ -27,6 +27,11 @@ impl Busy {
         Ok(())
     }
 
+    /// Returns a busy node, if there is one.
+    pub(super) fn first(&self) -> Option<&str> {
+        self.0.keys().next().map(String::as_str)
+    }
+
     /// Removes the marks.
     pub(super) fn clear(&mut self, names: &[String]) {
         for name in names {

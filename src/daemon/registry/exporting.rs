@@ -193,7 +193,7 @@ impl Registry {
         }
     }
 
-    fn default_iothread(&mut self) -> Arc<IoThreadObject> {
+    pub(super) fn default_iothread(&mut self) -> Arc<IoThreadObject> {
         let iothread = self
             .default_iothread
             .get_or_insert_with(|| IoThreadObject::new(DEFAULT_IOTHREAD, IoThreadOptions::default()));

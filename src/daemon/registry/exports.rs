@@ -32,6 +32,7 @@ const TIMEOUT_MAX: u64 = 86_400;
 /// An export.
 #[derive(Debug)]
 pub struct Export {
+    pub(super) options: ExportOptions,
     pub(super) node_name: String,
     pub(super) writable: bool,
     /// The IOThreads, which live at least as long as the export.
@@ -72,6 +73,8 @@ pub(super) struct Prepared {
     node: Resolved,
     server: Server,
     params: Params,
+    /// The image's lock comes from a predecessor.
+    inherited: bool,
 }
 
 /// The parameters of a disk.
@@ -102,6 +105,7 @@ pub(super) fn plan(
     let (iothreads, queue_iothreads) = assign(options, num_queues, objects)?;
     let params = params(options, limits, queue_iothreads)?;
     let export = Export {
+        options: options.clone(),
         node_name: options.node_name.clone(),
         writable,
         iothreads,
@@ -138,7 +142,25 @@ impl Planned {
         }
         announce_faults(&params);
         let server = socket.open()?;
-        Ok(Prepared { node, server, params })
+        Ok(Prepared {
+            node,
+            server,
+            params,
+            inherited: false,
+        })
+    }
+
+    /// As [`prepare`](Self::prepare), for a disk that a predecessor serves: its image is in use, and its socket exists.
+    pub(super) fn inherit(self) -> Result<Prepared, OperationError> {
+        let Self { node, socket, params } = self;
+        node.view.node.plan(node.engine)?;
+        announce_faults(&params);
+        Ok(Prepared {
+            node,
+            server: socket.open()?,
+            params,
+            inherited: true,
+        })
     }
 }
 
@@ -286,6 +308,8 @@ pub(super) struct Made {
     pub(super) server: Server,
     pub(super) iothreads: Vec<Arc<IoThread>>,
     active: bool,
+    /// A predecessor serves it until it is taken over.
+    inherited: bool,
 }
 
 impl Prepared {
@@ -299,7 +323,12 @@ impl Prepared {
 
     /// Makes the disk and its resources on the IOThreads.
     pub(super) fn make(self, iothreads: Vec<Arc<IoThread>>) -> Result<Made, OperationError> {
-        let Self { node, server, params } = self;
+        let Self {
+            node,
+            server,
+            params,
+            inherited,
+        } = self;
         let engine = node
             .view
             .node
@@ -321,12 +350,13 @@ impl Prepared {
             throttle: node.group,
             queue_iothreads: params.queue_iothreads,
         };
-        let active = node.view.activity.get();
+        let active = node.view.activity.get() && !inherited;
         Ok(Made {
             device: BlkDevice::new(node.view, params, &iothreads)?,
             server,
             iothreads,
             active,
+            inherited,
         })
     }
 }
@@ -341,6 +371,9 @@ impl Made {
     }
 
     pub(super) fn announce(&self) {
+        if self.inherited {
+            return;
+        }
         let (device, view) = (&self.device, self.device.state().below.view());
         tracing::info!(
             disk = device.state().name, socket = self.server.name(), bytes = view.size(),

@@ -21,6 +21,7 @@ mod reopen;
 mod serving;
 mod set_active;
 mod sockets;
+mod succession;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ pub(super) use objects::tls_creds;
 pub use objects::{IoThreadObject, Object};
 pub use serving::RemoveMode;
 use sockets::Sockets;
+pub(super) use succession::ParkedRegistry;
 use waiting::Names;
 
 use super::disks::{Disk, Disks};

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::effect::{Effect, Fault};
 use crate::io::IoOp;
@@ -27,8 +27,8 @@ const ERRORS: [(&str, i32); 10] = [
 const OPERATIONS: [&str; 6] = ["read", "write", "flush", "discard", "write-zeroes", "any"];
 
 /// A rule of fault injection.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct FaultRule {
     text: String,
     operation: String,
@@ -48,6 +48,12 @@ pub struct FaultRule {
 impl fmt::Display for FaultRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl From<FaultRule> for String {
+    fn from(rule: FaultRule) -> Self {
+        rule.text
     }
 }
 

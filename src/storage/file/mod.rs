@@ -156,6 +156,11 @@ impl RawFile {
         self.identity == other.identity
     }
 
+    /// Returns the same file, open for O_DIRECT, if there is one.
+    pub fn sibling(&self) -> Option<BorrowedFd<'_>> {
+        self.written_back.as_ref().map(WrittenBack::file)
+    }
+
     /// Returns whether this is a block device.
     pub fn is_device(&self) -> bool {
         self.kind == Kind::BlockDevice

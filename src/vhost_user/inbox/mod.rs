@@ -142,6 +142,11 @@ impl<'a> Inbox<'a> {
         })
     }
 
+    /// Goes on after the end, because the server was only woken up.
+    pub(super) fn go_on(&mut self) {
+        self.stopped = false;
+    }
+
     /// Waits for a whole message, another frontend, or the end.
     ///
     /// # Errors

@@ -1,14 +1,18 @@
 //! The in-flight region of a session, and the outcome of flushes that is recorded there.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use crate::storage::FlushWitness;
-use crate::virtqueue::{InflightRegion, SpareByte};
+use crate::virtqueue::{InflightRegion, RegionLayout, SpareByte};
 
 /// The place where chains in flight are tracked.
 #[derive(Debug)]
 pub(super) enum Inflight {
     /// The frontend does not use in-flight tracking.
     Untracked,
-    Region(InflightRegion),
+    /// The region, and its file if another process may take over.
+    Region(InflightRegion, Option<(Arc<File>, RegionLayout)>),
     /// The frontend's region was refused. Serving the rings without it would lose or repeat requests.
     Refused,
 }

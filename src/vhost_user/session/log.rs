@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::{LOG_ALL, Result, Session};
-use crate::memory::{DirtyLog, GuestMemory, RingLog};
+use crate::memory::{DirtyLog, GuestMemory, LogError, RingLog, kept};
 use crate::vhost_user::SessionError;
 use crate::virtqueue::MAX_QUEUE_SIZE;
 
@@ -25,6 +25,9 @@ impl Session<'_> {
         let log = DirtyLog::map(file, offset, size)?;
         log.check_covers(self.memory.end())?;
         self.log = Some(Arc::new(log));
+        self.log_file = kept(file)
+            .map_err(LogError::from)?
+            .map(|file| (file, offset, size));
         self.apply_log()
     }
 
@@ -43,6 +46,7 @@ impl Session<'_> {
         }
         if before && !now {
             self.log = None;
+            self.log_file = None;
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use crate::memory::{DirtyLog, GuestMemory, RegionInfo};
 mod cache;
 mod inflight;
 mod log;
+pub(super) mod parked;
 mod recovery;
 mod rings;
 
@@ -57,6 +58,8 @@ pub struct Session<'a> {
     inflight: Inflight,
     /// The dirty log. It is used while LOG_ALL is set, but may be set earlier.
     log: Option<Arc<DirtyLog>>,
+    /// Its file, offset and size, if another process may take over.
+    log_file: Option<(Arc<File>, u64, u64)>,
     /// A ring that should run cannot: the frontend must reconnect.
     pub(super) failed: bool,
 }
@@ -77,6 +80,7 @@ impl<'a> Session<'a> {
             vrings,
             inflight: Inflight::Untracked,
             log: None,
+            log_file: None,
             failed: false,
         }
     }

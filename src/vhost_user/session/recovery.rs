@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::inflight::{FlushMarks, Inflight, LastFlush};
 use super::{Result, Session};
 use crate::blk::device::DeviceState;
+use crate::memory::kept;
 use crate::vhost_user::SessionError;
-use crate::virtqueue::{InflightArea, InflightRegion, RegionLayout};
+use crate::virtqueue::{InflightArea, InflightRegion, RegionError, RegionLayout};
 
 impl Session<'_> {
     /// Creates an in-flight region for the frontend to keep.
@@ -39,7 +40,8 @@ impl Session<'_> {
         if let Some(writeback) = region.device_state() {
             self.recall_writeback(writeback != 0)?;
         }
-        self.inflight = Inflight::Region(region);
+        let kept = kept(file).map_err(RegionError::from)?;
+        self.inflight = Inflight::Region(region, kept.map(|file| (file, layout)));
         self.record_writeback();
         self.start_ready()
     }
@@ -81,11 +83,11 @@ impl Session<'_> {
     pub(super) fn inflight_area(&self, index: usize, size: u32) -> Result<Option<InflightArea>> {
         match &self.inflight {
             Inflight::Untracked => Ok(None),
-            Inflight::Region(region) if !region.has_room_for(size) => {
+            Inflight::Region(region, _) if !region.has_room_for(size) => {
                 self.warn_of_untracked(index, size);
                 Ok(None)
             }
-            Inflight::Region(region) => Ok(Some(region.queue(index, size)?)),
+            Inflight::Region(region, _) => Ok(Some(region.queue(index, size)?)),
             Inflight::Refused => Err(SessionError::InflightRefused(index)),
         }
     }
@@ -106,7 +108,7 @@ impl Session<'_> {
 
     /// Records the cache mode that the driver has seen, for a successor.
     pub(super) fn record_writeback(&self) {
-        if let Inflight::Region(region) = &self.inflight {
+        if let Inflight::Region(region, _) = &self.inflight {
             region.set_device_state(u8::from(self.device.cache().mode().writeback));
         }
     }

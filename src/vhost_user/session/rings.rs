@@ -87,7 +87,7 @@ impl Session<'_> {
         Ok(self.vrings[index].base)
     }
 
-    fn begin_stop(&mut self, index: usize, stop: Stop) -> Result<Option<mpsc::Receiver<u16>>> {
+    pub(super) fn begin_stop(&mut self, index: usize, stop: Stop) -> Result<Option<mpsc::Receiver<u16>>> {
         let vring = &mut self.vrings[index];
         vring.kick = Kick::Unset;
         if !std::mem::take(&mut vring.running) {
@@ -99,7 +99,7 @@ impl Session<'_> {
         Ok(Some(stopped))
     }
 
-    fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
+    pub(super) fn end_stop(&mut self, index: usize, stopped: Option<mpsc::Receiver<u16>>) -> Result<()> {
         let Some(stopped) = stopped else { return Ok(()) };
         let base = wait(&stopped)?;
         let vring = &mut self.vrings[index];
@@ -118,10 +118,13 @@ impl Session<'_> {
 
     pub(in crate::vhost_user) fn set_vring_kick(&mut self, index: u32, kick: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let kick = kick.map(checked).transpose()?;
+        let kick = kick.map(checked).transpose()?.map(Arc::new);
         if self.vrings[index].running {
-            let set = self.call(index, move |queue| queue.set_kick(kick))?;
-            return set.map_err(|source| SessionError::Kick { index, source });
+            let new = kick.clone();
+            let set = self.call(index, move |queue| queue.set_kick(new))?;
+            set.map_err(|source| SessionError::Kick { index, source })?;
+            self.vrings[index].kick = Kick::Taken(kick);
+            return Ok(());
         }
         self.vrings[index].kick = Kick::Pending(kick);
         self.vrings[index].failed = false;
@@ -135,13 +138,15 @@ impl Session<'_> {
 
     pub(in crate::vhost_user) fn set_vring_call(&mut self, index: u32, call: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let call = call.map(checked).transpose()?;
+        let call = call.map(checked).transpose()?.map(Arc::new);
+        self.vrings[index].call.clone_from(&call);
         self.call(index, move |queue| queue.set_call(call))
     }
 
     pub(in crate::vhost_user) fn set_vring_err(&mut self, index: u32, err: Option<File>) -> Result<()> {
         let index = self.index(index)?;
-        let err = err.map(checked).transpose()?;
+        let err = err.map(checked).transpose()?.map(Arc::new);
+        self.vrings[index].err.clone_from(&err);
         self.call(index, move |queue| queue.set_err(err))
     }
 
@@ -185,7 +190,7 @@ impl Session<'_> {
     /// Starts a ring if it is ready. Frontends differ in the order of their messages.
     ///
     /// If the ring cannot start, it keeps its kick eventfd and waits for other addresses, memory or in-flight region.
-    fn start_if_ready(&mut self, index: usize) -> Result<()> {
+    pub(super) fn start_if_ready(&mut self, index: usize) -> Result<()> {
         let vring = &self.vrings[index];
         let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {
             return Ok(());
@@ -261,9 +266,11 @@ impl Session<'_> {
     }
 
     fn hand_over_kick(&mut self, index: usize) -> Result<()> {
-        let Kick::Pending(kick) = std::mem::replace(&mut self.vrings[index].kick, Kick::Taken) else {
+        let Kick::Pending(kick) = &self.vrings[index].kick else {
             return Ok(());
         };
+        let kick = kick.clone();
+        self.vrings[index].kick = Kick::Taken(kick.clone());
         // Without this feature there is no SET_VRING_ENABLE, and a running ring is enabled.
         let enable = self.acked & PROTOCOL_FEATURES == 0;
         let set = self.call(index, move |queue| {
@@ -310,7 +317,13 @@ impl Session<'_> {
     pub(in crate::vhost_user) fn reset_device(&mut self) -> Result<()> {
         self.stop_all()?;
         self.disable_all()?;
-        self.vrings.fill_with(Vring::default);
+        for vring in &mut self.vrings {
+            *vring = Vring {
+                call: vring.call.take(),
+                err: vring.err.take(),
+                ..Vring::default()
+            };
+        }
         Ok(())
     }
 }

@@ -72,21 +72,12 @@ impl Images {
 
     /// Opens a file or a block device.
     fn open(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
-        let path = require("filename", options.filename.clone())?;
+        let mut open = open_options(options)?;
         // With a migration, the source has checked the format. Reading here would cache data that the source still
         // changes.
         if options.probe && options.active != Some(false) {
-            check_format(&path)?;
+            check_format(&open.path)?;
         }
-        let mut open = OpenOptions {
-            path,
-            read_only: options.is_read_only(),
-            direct: options.cache.is_direct(),
-            no_flush: options.cache.ignores_flushes(),
-            unmap: options.unmaps(),
-            locking: options.locking != Some(OnOffAuto::Off),
-            ..OpenOptions::default()
-        };
         let node = match self.open_as(&open) {
             Err(
                 OperationError::Image(storage::Error::NotWritable { .. })
@@ -148,6 +139,19 @@ impl Images {
         let OpenedFile { image, direct, .. } = self.opened.swap_remove(place);
         Ok(BlockNode::from_file(image, direct, options)?)
     }
+}
+
+/// Returns the options to open an image with.
+pub(super) fn open_options(options: &BlockdevOptions) -> Result<OpenOptions, OperationError> {
+    Ok(OpenOptions {
+        path: require("filename", options.filename.clone())?,
+        read_only: options.is_read_only(),
+        direct: options.cache.is_direct(),
+        no_flush: options.cache.ignores_flushes(),
+        unmap: options.unmaps(),
+        locking: options.locking != Some(OnOffAuto::Off),
+        ..OpenOptions::default()
+    })
 }
 
 /// Refuses an image whose format would be exposed to the guest instead of the disk inside.

@@ -1,0 +1,70 @@
+//! Points at which a test kills the process.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A point in a take-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum FailPoint {
+    // The process that takes over.
+    Connected,
+    Described,
+    Made,
+    Ready,
+    Received,
+    Restored,
+    Taken,
+    // The process that hands over.
+    Asked,
+    Passed,
+    Parking,
+    Parked,
+    HandedOver,
+}
+
+impl FailPoint {
+    /// All points, with their names.
+    pub const ALL: [(&'static str, Self); 12] = [
+        ("connected", Self::Connected),
+        ("described", Self::Described),
+        ("made", Self::Made),
+        ("ready", Self::Ready),
+        ("received", Self::Received),
+        ("restored", Self::Restored),
+        ("taken", Self::Taken),
+        ("asked", Self::Asked),
+        ("passed", Self::Passed),
+        ("parking", Self::Parking),
+        ("parked", Self::Parked),
+        ("handed-over", Self::HandedOver),
+    ];
+
+    /// Kills the process if `chosen` is this point.
+    pub(super) fn reached(self, chosen: Option<Self>) {
+        if chosen == Some(self) {
+            tracing::warn!(point = %self, "killed on purpose");
+            // Cannot fail for a signal of our own.
+            let _ = signal_hook::low_level::raise(signal_hook::consts::SIGKILL);
+        }
+    }
+}
+
+impl fmt::Display for FailPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(_, point)| point == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
+}
+
+impl FromStr for FailPoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let point = Self::ALL.iter().find(|(name, _)| *name == text);
+        point.map(|(_, point)| *point).ok_or_else(|| {
+            let names = Self::ALL.map(|(name, _)| name);
+            format!("'{text}' is not a point of a take-over: use {}", names.join(", "))
+        })
+    }
+}

@@ -1,0 +1,30 @@
+//! One process takes over from another while guests run, and no frontend notices.
+//!
+//! The old process ([`predecessor`]) listens on a socket for the new one ([`successor`]). They exchange the messages of
+//! [`message`]:
+//!
+//! 1. Both agree on a format. The old process describes its registry and passes images, sockets and the rest. From here on
+//!    its main thread answers nobody else.
+//! 2. The new process makes all that, confines itself, and waits. Until now the old one has served as ever.
+//! 3. The old process parks all disks: it takes no more requests and waits for those in flight. It passes the sessions of
+//!    the frontends.
+//! 4. The new process restores the sessions, and then says that it takes over. With this message the disks are its own.
+//! 5. It says that it starts the rings, and does so. The old process ends.
+//!
+//! Whatever fails before the message of step 4, the old process goes on. It also goes on if the new one ends between
+//! steps 4 and 5. If the old one ends after it has parked its disks, the new one goes on with them. If it ends earlier, its
+//! requests may still be executed, so the new one ends too, and the service manager starts another.
+
+mod fail;
+mod message;
+mod predecessor;
+mod successor;
+
+pub use fail::FailPoint;
+pub(super) use predecessor::{HandOverSocket, Outcome, Rest};
+pub(super) use successor::Successor;
+
+/// The reason why nothing is taken over.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TakeOverError(String);

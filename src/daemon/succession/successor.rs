@@ -1,0 +1,268 @@
+//! The process that takes over: asks the old one, makes what it describes, and goes on with its disks.
+//!
+//! Main thread.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::TakeOverError;
+use super::fail::FailPoint;
+use super::message::{Everything, Hello, LONG, Message, ParkedRest, RESTORE, SHORT};
+use super::predecessor::HandOverSocket;
+use crate::account::Account;
+use crate::daemon::pid_file::PidFile;
+use crate::daemon::registry::{ParkedRegistry, Registry};
+use crate::error_chain::chain;
+use crate::service_manager::ServiceManager;
+use crate::succession::{self, Bundle, Line, LineError};
+use crate::sys::socket::peer_credentials;
+use crate::vhost_user::Heir;
+use crate::vhost_user::path::SocketFile;
+
+/// A take-over that has begun.
+#[derive(Debug)]
+pub(in crate::daemon) struct Successor {
+    line: Line,
+    /// The old process, if it is visible.
+    process: Option<OwnedFd>,
+    path: PathBuf,
+    parked: Option<ParkedRegistry>,
+    rest: ParkedRest,
+    bundle: Bundle,
+    heirs: BTreeMap<String, Heir>,
+    fail_point: Option<FailPoint>,
+}
+
+type Result<T> = std::result::Result<T, TakeOverError>;
+
+/// A socket that the old process has passed, with its path.
+pub(in crate::daemon) type PassedSocket = (UnixListener, SocketFile);
+
+impl Successor {
+    /// Asks the process that listens at `path`, and receives what it describes.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the process refuses. It goes on.
+    pub(in crate::daemon) fn ask(path: &Path, fail_point: Option<FailPoint>) -> Result<Self> {
+        let told =
+            |reason: String| TakeOverError(format!("cannot take over at {}: {reason}", path.display()));
+        let stream = UnixStream::connect(path).map_err(|error| {
+            told(format!(
+                "{error}: name the socket that the old process was given with --hand-over"
+            ))
+        })?;
+        FailPoint::Connected.reached(fail_point);
+        let peer = peer_credentials(stream.as_fd()).ok();
+        let peer = peer.and_then(|peer| Pid::from_raw(peer.pid));
+        let process = peer.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let line = Line::new(stream);
+        let deadline = Instant::now() + SHORT;
+        let failed = |error: LineError| told(chain(&error));
+        line.send(&Message::Hello(Hello::new()), &Bundle::default(), deadline)
+            .map_err(failed)?;
+        match line.receive(deadline).map_err(failed)?.0 {
+            Message::Hello(hello) => {
+                let program = hello.program;
+                tracing::info!(path = %path.display(), program, "taking over");
+            }
+            Message::Refused { reason } => return Err(told(reason)),
+            _ => return Err(told("the other process does not speak this protocol".to_owned())),
+        }
+        // From here on both processes have the images and the sockets.
+        succession::begin();
+        let (everything, bundle) = match line.receive(deadline).map_err(failed)? {
+            (Message::Everything(everything), bundle) => (*everything, bundle),
+            (Message::Refused { reason }, _) => return Err(told(reason)),
+            _ => return Err(told("an unexpected message has come".to_owned())),
+        };
+        FailPoint::Described.reached(fail_point);
+        let Everything { registry, rest } = everything;
+        Ok(Self {
+            process,
+            line,
+            path: path.to_owned(),
+            parked: Some(registry),
+            rest,
+            bundle,
+            heirs: BTreeMap::new(),
+            fail_point,
+        })
+    }
+
+    fn told(&self, error: &(dyn std::error::Error + 'static)) -> TakeOverError {
+        self.refuse(chain(error))
+    }
+
+    /// Tells the other process why it goes on. Returns the error for the user.
+    fn refuse(&self, reason: String) -> TakeOverError {
+        let error = TakeOverError(format!("cannot take over at {}: {reason}", self.path.display()));
+        let refused = Message::Refused { reason };
+        // The other process may have ended.
+        let _ = self
+            .line
+            .send(&refused, &Bundle::default(), Instant::now() + SHORT);
+        error
+    }
+
+    /// Makes the objects, nodes and exports of the old process.
+    ///
+    /// # Errors
+    /// One cannot be made here.
+    pub(in crate::daemon) fn restore(&mut self, all: &mut Registry) -> Result<()> {
+        let Some(parked) = self.parked.take() else {
+            return Ok(());
+        };
+        let restored = all.restore(parked, &mut self.bundle);
+        self.heirs = restored.map_err(|error| self.told(&error))?;
+        FailPoint::Made.reached(self.fail_point);
+        Ok(())
+    }
+
+    /// Returns the sockets for QMP clients.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub(in crate::daemon) fn monitors(&mut self) -> Result<Vec<PassedSocket>> {
+        let sockets = std::mem::take(&mut self.rest.monitors).into_iter();
+        sockets.map(|(path, place)| self.socket(&path, place)).collect()
+    }
+
+    fn socket(&mut self, path: &Path, place: usize) -> Result<PassedSocket> {
+        let listener: OwnedFd = self.take(place)?;
+        let listener = UnixListener::from(listener);
+        let file = SocketFile::passed(path, &listener);
+        let file = file.ok_or_else(|| self.refuse(format!("there is another file at {}", path.display())))?;
+        Ok((listener, file))
+    }
+
+    fn take(&mut self, place: usize) -> Result<OwnedFd> {
+        let taken = self.bundle.take(place);
+        taken.map_err(|error| self.told(&error))
+    }
+
+    /// Returns the sockets for metrics, with their addresses.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub(in crate::daemon) fn metrics(&mut self) -> Result<Vec<(String, OwnedFd)>> {
+        let sockets = std::mem::take(&mut self.rest.metrics).into_iter();
+        sockets
+            .map(|(address, place)| Ok((address, self.take(place)?)))
+            .collect()
+    }
+
+    /// Returns the pid file.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub(in crate::daemon) fn pid_file(&mut self) -> Result<Option<PidFile>> {
+        let Some((path, place)) = self.rest.pid_file.take() else {
+            return Ok(None);
+        };
+        Ok(Some(PidFile::passed(path, self.take(place)?.into())))
+    }
+
+    /// Returns the connection to the service manager.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub(in crate::daemon) fn service_manager(&mut self) -> Result<Option<ServiceManager>> {
+        let Some(parked) = self.rest.service_manager.take() else {
+            return Ok(None);
+        };
+        let watchdog = parked.watchdog_us.map(Duration::from_micros);
+        Ok(Some(ServiceManager::passed(self.take(parked.socket)?, watchdog)))
+    }
+
+    /// Returns the socket for the next take-over.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub(in crate::daemon) fn hand_over_socket(
+        &mut self,
+        account: Option<&Account>,
+    ) -> Result<HandOverSocket> {
+        let (path, place) = std::mem::take(&mut self.rest.successors);
+        let (listener, file) = self.socket(&path, place)?;
+        Ok(HandOverSocket::on(listener, file, account, self.fail_point))
+    }
+
+    /// Takes over the disks. All of them have their control threads, which wait.
+    ///
+    /// # Errors
+    /// The old process goes on.
+    pub(in crate::daemon) fn take_over(mut self) -> Result<()> {
+        let deadline = Instant::now() + LONG;
+        let none = Bundle::default();
+        let sent = self.line.send(&Message::Ready, &none, deadline);
+        sent.map_err(|error| self.told(&error))?;
+        FailPoint::Ready.reached(self.fail_point);
+        let mut waiting = std::mem::take(&mut self.heirs);
+        let mut heirs = Vec::new();
+        loop {
+            match self.line.receive(deadline) {
+                Ok((Message::Disk { export, disk }, bundle)) => {
+                    let Some(heir) = waiting.remove(&export) else {
+                        return Err(self.refuse(format!("there is no export '{export}'")));
+                    };
+                    heir.hand_over(*disk, bundle);
+                    heirs.push((export, heir));
+                }
+                Ok((Message::Parked, _)) => break,
+                Ok((Message::Refused { reason }, _)) => {
+                    let path = self.path.display();
+                    return Err(TakeOverError(format!("cannot take over at {path}: {reason}")));
+                }
+                Ok(_) => return Err(self.refuse("an unexpected message has come".to_owned())),
+                Err(error) => return Err(self.told(&error)),
+            }
+        }
+        FailPoint::Received.reached(self.fail_point);
+        if let Some(export) = waiting.keys().next() {
+            return Err(self.refuse(format!("export '{export}' was not passed")));
+        }
+        let deadline = Instant::now() + RESTORE;
+        for (export, heir) in &heirs {
+            let restored = heir.wait(deadline);
+            restored.map_err(|error| self.refuse(format!("export '{export}': {}", chain(&error))))?;
+        }
+        FailPoint::Restored.reached(self.fail_point);
+        match self.line.send(&Message::Taken, &none, deadline) {
+            Ok(()) => {}
+            Err(LineError::Closed) if self.has_ended() => {
+                tracing::warn!(
+                    "the old process has ended, after it has parked its disks: going on with them"
+                );
+            }
+            Err(error) => return Err(self.told(&error)),
+        }
+        succession::is_over();
+        FailPoint::Taken.reached(self.fail_point);
+        // Before the rings are touched: if this process ends earlier, the old one goes on where it has stopped. It ends
+        // when it hears this, or nothing.
+        let _ = self.line.send(&Message::Starts, &none, deadline);
+        heirs.iter().for_each(|(_, heir)| heir.start());
+        tracing::info!(disks = heirs.len(), "serving, in place of the old process");
+        Ok(())
+    }
+
+    /// Returns whether the old process has ended. One that only closes the line serves its disks.
+    fn has_ended(&self) -> bool {
+        let Some(process) = &self.process else {
+            return false;
+        };
+        let mut polled = [PollFd::new(process, PollFlags::IN)];
+        // It closes its files before it has ended.
+        let second = Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        poll(&mut polled, Some(&second)).is_ok_and(|ready| ready > 0)
+    }
+}

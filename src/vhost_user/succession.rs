@@ -1,0 +1,214 @@
+//! A server's part when one process takes over from another: parks its session, or goes on with that of a predecessor.
+//!
+//! Runs on the disk's control thread.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use rustix::io::dup3;
+use vhost::vhost_user::BackendReqHandler;
+
+use super::error::SessionError;
+use super::handler::{Answers, Handler};
+use super::server::{Server, count_frontend, lock};
+use super::session::Session;
+use super::session::parked::{Negotiated, ParkError, ParkedDisk, ParkedSession};
+use super::stopper::{Never, Park};
+use crate::blk::device::BlkDevice;
+use crate::succession::Bundle;
+
+/// Requests of the protocol, with which a session's features are restored.
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+/// Flags of a message: protocol version 1.
+const VERSION: u32 = 1;
+
+impl Park {
+    /// Answers while no frontend is connected, and waits. Returns if the other process has not taken over.
+    pub(super) fn without_session(self, device: &BlkDevice) {
+        let mut bundle = Bundle::default();
+        let disk = ParkedDisk::new(device, None, &mut bundle);
+        self.answer(disk.map(|disk| (disk, bundle)));
+    }
+
+    /// Parks the session of a frontend, and waits. Returns if the other process has not taken over.
+    ///
+    /// # Errors
+    /// The session cannot go on.
+    pub(super) fn session(self, socket: &UnixStream, handler: &mut Handler<'_>) -> Result<(), SessionError> {
+        let negotiated = Negotiated {
+            offered: handler.answers.is_offered(),
+            protocol_features: handler.protocol_features,
+        };
+        let parked = handler.session.park(socket, negotiated, self.deadline);
+        self.answer(parked);
+        handler.session.unpark()
+    }
+
+    fn answer(self, parked: Result<(ParkedDisk, Bundle), ParkError>) {
+        if self.parked.send(parked).is_ok() {
+            // Ends only with an error.
+            let _: Result<Never, _> = self.goes_on.recv();
+        }
+    }
+}
+
+/// What a new process goes on with, as its server sees it.
+#[derive(Debug)]
+pub(crate) struct Inheritance {
+    disk: Receiver<(ParkedDisk, Bundle)>,
+    restored: Sender<Result<(), ParkError>>,
+    starts: Receiver<()>,
+    /// A connection on which the features are negotiated again.
+    negotiation: (UnixStream, UnixStream),
+}
+
+/// The other end of an [`Inheritance`]. Dropping it makes the server end.
+#[derive(Debug)]
+pub(crate) struct Heir {
+    disk: Sender<(ParkedDisk, Bundle)>,
+    restored: Receiver<Result<(), ParkError>>,
+    starts: Sender<()>,
+}
+
+/// Makes both ends.
+///
+/// # Errors
+/// No file descriptor is left.
+pub(crate) fn inheritance() -> io::Result<(Heir, Inheritance)> {
+    let (disk, parked) = mpsc::channel();
+    let (reply, restored) = mpsc::channel();
+    let (starts, start) = mpsc::channel();
+    let heir = Heir {
+        disk,
+        restored,
+        starts,
+    };
+    let inheritance = Inheritance {
+        disk: parked,
+        restored: reply,
+        starts: start,
+        negotiation: UnixStream::pair()?,
+    };
+    Ok((heir, inheritance))
+}
+
+impl Heir {
+    /// Hands over what the predecessor has parked.
+    pub(crate) fn hand_over(&self, disk: ParkedDisk, bundle: Bundle) {
+        // The server's end shows in `wait`.
+        let _ = self.disk.send((disk, bundle));
+    }
+
+    /// Waits until the disk and the session are restored.
+    ///
+    /// # Errors
+    /// They cannot be, or not in time.
+    pub(crate) fn wait(&self, deadline: Instant) -> Result<(), ParkError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.restored.recv_timeout(left) {
+            Ok(restored) => restored,
+            Err(RecvTimeoutError::Timeout) => Err(ParkError::Busy),
+            Err(RecvTimeoutError::Disconnected) => Err(ParkError::Ended),
+        }
+    }
+
+    /// The predecessor has let go: the rings start.
+    pub(crate) fn start(&self) {
+        let _ = self.starts.send(());
+    }
+}
+
+impl Server {
+    /// Goes on with the session of a predecessor until the frontend leaves. Returns false if the take-over failed.
+    pub(super) fn serve_inherited(&self, inheritance: Inheritance, device: &mut BlkDevice) -> bool {
+        let Ok((disk, bundle)) = inheritance.disk.recv() else {
+            return false;
+        };
+        let restored = inheritance.restored.clone();
+        match self.go_on(disk, bundle, device, inheritance) {
+            Ok(started) => started,
+            Err(error) => {
+                // The other end reports it, and then the process ends.
+                let _ = restored.send(Err(error));
+                false
+            }
+        }
+    }
+
+    fn go_on(
+        &self,
+        disk: ParkedDisk,
+        mut bundle: Bundle,
+        device: &mut BlkDevice,
+        inheritance: Inheritance,
+    ) -> Result<bool, ParkError> {
+        let Inheritance {
+            restored,
+            starts,
+            negotiation: (ours, mut messages),
+            ..
+        } = inheritance;
+        disk.restore_image(device, &mut bundle)?;
+        let Some(parked) = disk.session else {
+            return Ok(restored.send(Ok(())).is_ok() && starts.recv().is_ok());
+        };
+        let state = Arc::clone(device.state());
+        let socket = UnixStream::from(bundle.take(parked.connection)?);
+        let number = ours.as_raw_fd();
+        let handler = Handler {
+            session: Session::new(device, self.channel().clone()),
+            disk: Arc::clone(&state),
+            unanswered: false,
+            answers: Answers::default(),
+            offered: None,
+            socket: &socket,
+            replied: false,
+            protocol_features: None,
+        };
+        let handler = Arc::new(Mutex::new(handler));
+        let mut requests = BackendReqHandler::from_stream(ours, Arc::clone(&handler));
+        lock(&handler).session.restore_cache(&parked)?;
+        negotiate(&mut requests, &mut messages, &parked)?;
+        // SAFETY: `requests` owns this descriptor, and is alive. It is not closed here.
+        let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+        dup3(&socket, &mut place, rustix::io::DupFlags::CLOEXEC).map_err(io::Error::from)?;
+        lock(&handler).session.restore(&parked, &mut bundle)?;
+        if restored.send(Ok(())).is_err() || starts.recv().is_err() {
+            return Ok(false);
+        }
+        lock(&handler).session.start_restored();
+        count_frontend(&state, &socket);
+        self.serve_to_end(&socket, requests, handler, &state);
+        Ok(true)
+    }
+}
+
+/// Makes the `vhost` crate's part of a connection know the features that the frontend has negotiated, by messages on
+/// another connection.
+fn negotiate(
+    requests: &mut BackendReqHandler<Mutex<Handler<'_>>>,
+    messages: &mut UnixStream,
+    parked: &ParkedSession,
+) -> Result<(), ParkError> {
+    let offered = parked.features_offered.then_some((GET_FEATURES, None));
+    let acked = (parked.features != 0).then_some((SET_FEATURES, Some(parked.features)));
+    let protocol = parked
+        .protocol_features
+        .map(|features| (SET_PROTOCOL_FEATURES, Some(features)));
+    for (request, value) in [offered, protocol, acked].into_iter().flatten() {
+        let len: u32 = if value.is_some() { 8 } else { 0 };
+        let mut message = [request, VERSION, len].map(u32::to_ne_bytes).concat();
+        message.extend(value.into_iter().flat_map(u64::to_ne_bytes));
+        io::Write::write_all(messages, &message)?;
+        let handled = requests.handle_request();
+        handled.map_err(|error| ParkError::Features(error.to_string()))?;
+    }
+    Ok(())
+}

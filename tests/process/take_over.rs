@@ -1,0 +1,474 @@
+//! A new daemon takes over from an old one while frontends work.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::json;
+use testkit::daemon::{Daemon, SOCKET, binary, run};
+use testkit::frontend::{Frontend, Op, Queue, all_features};
+use testkit::process::{Process, SetAtEnd, wait_for};
+use testkit::qmp::Qmp;
+use testkit::skip::skipped;
+
+const HAND_OVER: &str = "hand-over.sock";
+const BLOCK: usize = 4096;
+const QUEUES: usize = 8;
+const DEPTH: usize = 64;
+
+/// A service: its first process, and those that have taken over.
+struct Service {
+    first: Daemon,
+    later: Vec<Process>,
+}
+
+impl Service {
+    fn start(options: &[&str]) -> Self {
+        let image = vec![0; QUEUES * DEPTH * BLOCK];
+        let options = [&["--hand-over", HAND_OVER, "--num-queues", "8"], options].concat();
+        Self {
+            first: Daemon::start(&image, &options),
+            later: Vec::new(),
+        }
+    }
+
+    fn dir(&self) -> &Path {
+        self.first.dir()
+    }
+
+    fn log(&self, number: usize) -> String {
+        fs::read_to_string(self.dir().join(format!("log{number}"))).unwrap_or_default()
+    }
+
+    /// Starts a process that takes over.
+    fn start_successor(&mut self, options: &[&str]) -> usize {
+        let number = self.later.len();
+        let log = File::create(self.dir().join(format!("log{number}"))).expect("make a log");
+        let mut command = Command::new(binary());
+        command.args(["--take-over", HAND_OVER]).args(options);
+        command.current_dir(self.dir()).stdin(Stdio::null()).stderr(log);
+        self.later
+            .push(Process::start("vhost-user-blk", &mut command, |_| ()).0);
+        number
+    }
+
+    /// Makes another process take over.
+    fn take_over(&mut self, options: &[&str]) {
+        let number = self.start_successor(options);
+        let status = match number {
+            0 => self.first.wait_for_exit().status,
+            _ => self.later[number - 1].wait(),
+        };
+        let log = self.log(number);
+        assert!(status.success(), "{status}: {}{log}", self.first.output());
+        assert!(self.later[number].ended().is_none(), "{log}");
+    }
+
+    fn connect(&self, queues: usize, depth: usize) -> Frontend {
+        let socket = self.dir().join(SOCKET);
+        Frontend::connect(&socket, queues, depth, all_features()).expect("connect")
+    }
+}
+
+fn block(queue: usize, tag: usize, version: u64) -> Vec<u8> {
+    let word = version << 16 | (queue * DEPTH + tag) as u64;
+    word.to_le_bytes().repeat(BLOCK / 8)
+}
+
+fn offset(queue: usize, tag: usize) -> u64 {
+    ((queue * DEPTH + tag) * BLOCK) as u64
+}
+
+/// Writes and verifies with all requests that the queue takes, until `stop`. Each place of the queue has a block of its
+/// own, which it writes and reads in turns. Returns the last version of each.
+fn work(number: usize, queue: &mut Queue, stop: &AtomicBool, completed: &AtomicUsize) -> Vec<u64> {
+    let mut versions = vec![0; DEPTH];
+    let mut writing = [true; DEPTH];
+    let write = |tag: usize, version: u64| Op::Write {
+        offset: offset(number, tag),
+        data: block(number, tag, version),
+    };
+    for (tag, version) in versions.iter_mut().enumerate() {
+        *version = 1;
+        queue.submit(&write(tag, 1), tag);
+    }
+    queue.kick();
+    while queue.in_flight() > 0 {
+        for done in queue.wait().0 {
+            let tag = done.tag;
+            assert_eq!(done.ret, 0, "queue {number}, tag {tag}");
+            completed.fetch_add(1, Ordering::Relaxed);
+            let was_write = writing[tag];
+            writing[tag] = !was_write;
+            if !was_write {
+                assert!(
+                    done.data == block(number, tag, versions[tag]),
+                    "queue {number}, tag {tag}"
+                );
+            }
+            match (was_write, stop.load(Ordering::Relaxed)) {
+                (true, _) => {
+                    let (offset, len) = (offset(number, tag), BLOCK);
+                    queue.submit(&Op::Read { offset, len }, tag);
+                }
+                (false, true) => {}
+                (false, false) => {
+                    versions[tag] += 1;
+                    queue.submit(&write(tag, versions[tag]), tag);
+                }
+            }
+        }
+        queue.kick();
+    }
+    versions
+}
+
+/// Runs `change` while all queues work, and checks the image afterwards.
+fn under_load(service: &mut Service, change: impl FnOnce(&mut Service, &AtomicUsize)) {
+    let mut frontend = service.connect(QUEUES, DEPTH);
+    let (stop, completed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let image = service.first.image_path();
+    let versions: Vec<Vec<u64>> = thread::scope(|scope| {
+        let (stop, completed) = (&stop, &completed);
+        let _end = SetAtEnd(stop);
+        let queues = frontend.queues().iter_mut().enumerate();
+        let workers: Vec<_> = queues
+            .map(|(number, queue)| scope.spawn(move || work(number, queue, stop, completed)))
+            .collect();
+        change(service, completed);
+        stop.store(true, Ordering::Relaxed);
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("a worker"))
+            .collect()
+    });
+    let image = File::open(image).expect("open the image");
+    let mut found = vec![0; BLOCK];
+    for (queue, versions) in versions.iter().enumerate() {
+        for (tag, version) in versions.iter().enumerate() {
+            image
+                .read_exact_at(&mut found, offset(queue, tag))
+                .expect("read the image");
+            assert!(found == block(queue, tag, *version), "queue {queue}, tag {tag}");
+        }
+    }
+}
+
+fn wait_for_more(completed: &AtomicUsize) {
+    let before = completed.load(Ordering::Relaxed);
+    wait_for("completions", || {
+        (completed.load(Ordering::Relaxed) > before + 1000).then_some(())
+    });
+}
+
+#[test]
+fn many_take_overs_under_load_lose_nothing() {
+    let mut service = Service::start(&[]);
+    under_load(&mut service, |service, completed| {
+        for _ in 0..10 {
+            wait_for_more(completed);
+            service.take_over(&[]);
+        }
+        wait_for_more(completed);
+    });
+    drop(UnixStream::connect(service.dir().join(SOCKET)).expect("the last process listens"));
+}
+
+/// The points at which the new process is killed.
+const NEW: [&str; 7] = [
+    "connected",
+    "described",
+    "made",
+    "ready",
+    "received",
+    "restored",
+    "taken",
+];
+/// The points at which the old process is killed, before it has passed its disks.
+const OLD: [&str; 4] = ["asked", "passed", "parking", "parked"];
+
+#[test]
+fn the_old_process_serves_when_the_new_one_is_killed() {
+    let mut service = Service::start(&[]);
+    under_load(&mut service, |service, completed| {
+        for point in NEW {
+            wait_for_more(completed);
+            let number = service.start_successor(&["--fail-take-over", point]);
+            service.later[number].wait();
+            assert!(service.log(number).contains(point), "{}", service.log(number));
+            service.later.pop();
+            assert!(service.first.is_alive(), "{point}: {}", service.first.output());
+            wait_for_more(completed);
+        }
+        service.take_over(&[]);
+        wait_for_more(completed);
+    });
+}
+
+#[test]
+fn the_new_process_serves_when_the_old_one_is_killed() {
+    let mut service = Service::start(&["--fail-take-over", "handed-over"]);
+    under_load(&mut service, |service, completed| {
+        wait_for_more(completed);
+        let number = service.start_successor(&[]);
+        assert!(!service.first.wait_for_exit().status.success());
+        wait_for_more(completed);
+        assert!(service.later[number].ended().is_none(), "{}", service.log(number));
+    });
+}
+
+#[test]
+fn a_new_process_ends_if_the_old_one_is_killed_too_early() {
+    for point in OLD {
+        let mut service = Service::start(&["--fail-take-over", point]);
+        let mut frontend = service.connect(1, 1);
+        let number = service.start_successor(&[]);
+        assert!(!service.later[number].wait().success());
+        let log = service.log(number);
+        assert_eq!(log.matches("cannot take over").count(), 1, "{log}");
+        assert!(!service.first.wait_for_exit().status.success());
+        let write = Op::Write {
+            offset: 0,
+            data: vec![1; BLOCK],
+        };
+        frontend.queue(0).submit(&write, 0);
+        drop(frontend);
+        // As a service manager does.
+        service
+            .first
+            .start_again(&["--hand-over", HAND_OVER, "--num-queues", "8"]);
+        drop(service.first.connect());
+        assert_eq!(service.connect(1, 1).queue(0).run(&write).ret, 0);
+    }
+}
+
+/// Asserts that the old process refuses for this reason, and goes on.
+fn assert_refused(service: &mut Service, reason: &str) {
+    let number = service.start_successor(&[]);
+    assert!(!service.later[number].wait().success());
+    let log = service.log(number);
+    assert!(log.lines().count() <= 2 && log.contains(reason), "{log}");
+    service.later.pop();
+    assert!(service.first.is_alive() && service.first.output().contains(reason));
+}
+
+#[test]
+fn stuck_requests_stay_with_the_old_process() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let disk = [
+        "--socket-path",
+        SOCKET,
+        "--null",
+        "1M",
+        "--null-latency-ns",
+        "5000000000",
+    ];
+    let first = Daemon::start_with(dir, &[&disk[..], &["--hand-over", HAND_OVER]].concat());
+    let mut service = Service {
+        first,
+        later: Vec::new(),
+    };
+    let mut frontend = service.connect(1, 1);
+    frontend.queue(0).submit(&Op::Read { offset: 0, len: 512 }, 7);
+    frontend.queue(0).kick();
+    service.first.wait_for(|_| true, "serve");
+    assert_refused(&mut service, "export 'disk': requests are still in flight");
+    let done = frontend.queue(0).drain();
+    assert_eq!((done.len(), done[0].tag, done[0].ret), (1, 7, 0));
+    service.take_over(&[]);
+    assert_eq!(frontend.queue(0).run(&Op::Read { offset: 0, len: 512 }).ret, 0);
+}
+
+#[test]
+fn drivers_without_hand_over_are_refused_by_name() {
+    let image = tempfile::NamedTempFile::new().expect("make a file");
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(image.path())
+        .arg("1M")
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        return skipped("qemu-img makes the image");
+    }
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = image.path().to_str().expect("the path is UTF-8");
+    let disk = [
+        "--socket-path",
+        SOCKET,
+        "--blk-file",
+        path,
+        "--format",
+        "qcow2",
+        "--read-only",
+    ];
+    let first = Daemon::start_with(dir, &[&disk[..], &["--hand-over", HAND_OVER]].concat());
+    let mut service = Service {
+        first,
+        later: Vec::new(),
+    };
+    assert_refused(&mut service, "driver 'qcow2', which cannot be handed over so far");
+    assert_eq!(
+        service
+            .connect(1, 1)
+            .queue(0)
+            .run(&Op::Read { offset: 0, len: 512 })
+            .ret,
+        0
+    );
+}
+
+/// Sends a message as another version does. Returns the answer.
+fn ask(service: &Service, text: &str) -> String {
+    let mut stream = UnixStream::connect(service.dir().join(HAND_OVER)).expect("connect");
+    let len = u32::try_from(text.len()).expect("a short text");
+    let frame = [b"vubt", &len.to_le_bytes()[..], &[0; 4], text.as_bytes()].concat();
+    stream.write_all(&frame).expect("send");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("receive");
+    let len = u32::from_le_bytes([4, 5, 6, 7].map(|at: usize| answer[at]));
+    let mut text = vec![0; len as usize];
+    stream.read_exact(&mut text).expect("receive");
+    String::from_utf8(text).expect("the answer is text")
+}
+
+#[test]
+fn versions_without_a_common_format_are_told() {
+    let mut service = Service::start(&[]);
+    let newer = r#"{"hello":{"newest":9,"oldest":7,"program":"vhost-user-blk 9.9.9","more":[]}}"#;
+    let refusal = ask(&service, newer);
+    for words in [
+        "refused",
+        "hands over in format 1",
+        "9.9.9 takes over in formats 7 to 9",
+    ] {
+        assert!(refusal.contains(words), "{refusal}");
+    }
+    let output = service.first.output();
+    assert_eq!(output.matches("nothing is handed over").count(), 1, "{output}");
+    for foreign in [r#"{"hello":{}}"#, r#"{"colour":"green"}"#, "{", r#""ready""#] {
+        assert!(ask(&service, foreign).contains("refused"), "{foreign}");
+    }
+    service.take_over(&[]);
+}
+
+#[test]
+fn a_process_that_cannot_be_reached_is_named() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let exit = run(&["--take-over", "none.sock"], dir.path());
+    assert!(!exit.status.success());
+    assert_eq!(exit.output.lines().count(), 1, "{}", exit.output);
+    for words in ["none.sock", "--hand-over"] {
+        assert!(exit.output.contains(words), "{}", exit.output);
+    }
+}
+
+#[test]
+fn objects_nodes_exports_and_monitors_are_taken_over() {
+    let monitor = [
+        "--chardev",
+        "socket,id=m,path=qmp.sock,server=on,wait=off",
+        "--monitor",
+        "m",
+    ];
+    let null = [
+        "--blockdev",
+        "null-co,node-name=n,size=1M",
+        "--export",
+        "vhost-user-blk,id=x,node-name=n,addr.type=unix,addr.path=x.sock",
+    ];
+    let dir = tempfile::tempdir().expect("make a directory");
+    let first = Daemon::start_with(
+        dir,
+        &[
+            &monitor[..],
+            &null,
+            &[
+                "--hand-over",
+                HAND_OVER,
+                "--sandbox-path",
+                ".",
+                "--pidfile",
+                "pid",
+            ],
+        ]
+        .concat(),
+    );
+    let mut service = Service {
+        first,
+        later: Vec::new(),
+    };
+    let image = service.dir().join("disk.img");
+    fs::write(&image, vec![7; 1 << 20]).expect("make an image");
+    let connect = |service: &Service| Qmp::connect(&service.dir().join("qmp.sock"));
+    let mut client = connect(&service);
+    let socket = service.dir().join("added.sock");
+    for (command, arguments) in [
+        (
+            "object-add",
+            json!({"qom-type": "iothread", "id": "io0", "poll-max-ns": 5000}),
+        ),
+        (
+            "object-add",
+            json!({"qom-type": "throttle-group", "id": "g",
+            "limits": {"iops-total": 100_000}}),
+        ),
+        (
+            "blockdev-add",
+            json!({"driver": "throttle", "node-name": "t", "throttle-group": "g",
+            "file": {"driver": "raw", "offset": 4096, "file": {"driver": "file", "filename": image}}}),
+        ),
+        (
+            "block-export-add",
+            json!({"type": "vhost-user-blk", "id": "e", "node-name": "t",
+            "writable": true, "iothread": "io0", "serial": "abc",
+            "addr": {"type": "unix", "path": socket}}),
+        ),
+        (
+            "qom-set",
+            json!({"path": "/objects/g", "property": "limits",
+            "value": {"iops-total": 90_000}}),
+        ),
+    ] {
+        client.execute(command, &arguments);
+    }
+    let queries = [
+        ("query-named-block-nodes", json!({})),
+        ("query-block-exports", json!({})),
+        ("query-iothreads", json!({})),
+        ("qom-get", json!({"path": "/objects/g", "property": "limits"})),
+    ];
+    let state = |client: &mut Qmp| {
+        let mut all = queries
+            .each_ref()
+            .map(|(query, arguments)| client.execute(query, arguments));
+        // Threads have new numbers, and count from zero.
+        for iothread in all[2].as_array_mut().into_iter().flatten() {
+            iothread["thread-id"] = 0.into();
+            iothread["x-figures"] = 0.into();
+        }
+        all
+    };
+    let before = state(&mut client);
+    drop(client);
+    let mut frontend = Frontend::connect(&socket, 1, 1, all_features()).expect("connect");
+    for _ in 0..2 {
+        service.take_over(&[]);
+        let mut client = connect(&service);
+        assert_eq!(state(&mut client), before);
+        let read = frontend.queue(0).run(&Op::Read { offset: 0, len: 512 });
+        assert!(read.ret == 0 && read.data == [7; 512]);
+    }
+    let pid = fs::read_to_string(service.dir().join("pid")).expect("the pid file");
+    let last = service.later.last_mut().expect("a process");
+    assert_eq!(pid.trim(), last.pid().to_string());
+    last.signal(libc::SIGTERM);
+    assert!(last.wait().success());
+    for name in ["pid", "qmp.sock", "added.sock", "x.sock", HAND_OVER] {
+        assert!(!service.dir().join(name).exists(), "{name} is left");
+    }
+}
