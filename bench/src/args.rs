@@ -30,7 +30,8 @@ pub(crate) struct Args {
     /// `ours[:OPTIONS]` is the vhost-user-blk next to this program, e.g. `ours:--notify each`;
     /// `qsd[:AIO]` is qemu-storage-daemon with aio=threads, native or io_uring;
     /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
-    /// batch or per completion; `ours-nbd[:OPTIONS]` and `qsd-nbd` are clients of a qemu-nbd that has the image;
+    /// batch or per completion; `ours-nbd[:OPTIONS]` and `qsd-nbd` are clients of a qemu-nbd that has the image,
+    /// `ours-nbd-tls` and `qsd-nbd-tls` of one with TLS, `ours-rbd` and `qsd-rbd` of a Ceph cluster in memory;
     /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in, and {disks}
     /// with the options of qemu-storage-daemon for all disks.
     #[arg(long = "backend", value_name = "SPEC")]
@@ -292,6 +293,10 @@ pub(crate) enum Preset {
     Engines,
     /// ours and qsd as clients of a qemu-nbd of their own, at 1x1, 1x64, 8x64 in tmpfs
     Nbd,
+    /// the same with encrypted connections
+    NbdTls,
+    /// ours and qsd on an image in a Ceph cluster that this program starts, at 1x1, 1x32, 8x32
+    Rbd,
     /// ours with and without polling, and qsd, at 1x1, 1x64, 8x64 with each kind of contention; null, tmpfs, page cache
     /// and O_DIRECT
     Contended,

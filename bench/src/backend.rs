@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 use crate::candidate::{Candidate, Kind};
 use crate::command::{Disk, Target};
 use crate::image::Image;
-use crate::nbd_server::NbdServer;
 use crate::process::die_with_parent;
+use crate::store::Server;
 
 /// Time limit for a backend to listen, and to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ pub(crate) struct Backend {
     sockets: Vec<PathBuf>,
     log: PathBuf,
     /// The server of its image. Ended after the backend.
-    server: Option<NbdServer>,
+    server: Option<Server>,
 }
 
 impl Backend {
@@ -55,8 +55,8 @@ impl Backend {
             queues,
         };
         let log = dir.join(format!("{first}.log"));
-        let server = match candidate.kind {
-            Kind::Nbd(_) => Some(NbdServer::start(&images[0], &disks[0].server())?),
+        let server = match &candidate.kind {
+            Kind::Network { store, .. } => Some(store.start(&images[0], &disks[0].server())?),
             _ => None,
         };
         let mut backend = Self::spawn(&candidate.name, &target.command_line(candidate), sockets, log)?;

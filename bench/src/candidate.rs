@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use crate::daemon::Daemon;
 use crate::image::Image;
 use crate::limit::Engine;
-use crate::nbd_server::QEMU_NBD;
+use crate::store::Store;
 
 /// A backend with its options.
 #[derive(Clone, Debug)]
@@ -33,13 +33,16 @@ pub(crate) enum Kind {
     Command {
         words: Vec<String>,
     },
-    /// A client of a qemu-nbd that has the image.
-    Nbd(Client),
+    /// A client of a store on a network, which has the image.
+    Network {
+        store: Store,
+        client: Client,
+    },
     /// The host without a backend.
     Limit(Engine),
 }
 
-/// A backend that is the client of an NBD server.
+/// A backend that is the client of a store.
 #[derive(Clone, Debug)]
 pub(crate) enum Client {
     Ours { binary: PathBuf, options: Vec<String> },
@@ -47,7 +50,8 @@ pub(crate) enum Client {
 }
 
 impl Candidate {
-    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]`, `ours-nbd[:OPTIONS]`, `qsd-nbd` or `NAME=COMMAND`.
+    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]`, `ours-nbd[:OPTIONS]`, `qsd-nbd`, the same with `-nbd-tls` and
+    /// `-rbd`, or `NAME=COMMAND`.
     ///
     /// # Errors
     /// The specification has another form, or its program is missing.
@@ -86,7 +90,7 @@ impl Candidate {
             Kind::Qsd { aio } => serves(aio),
             Kind::Plain { .. } => !image.is_direct(),
             Kind::Command { words } => !image.is_null() || !words.iter().any(|word| word.contains("{image}")),
-            Kind::Nbd(_) | Kind::Limit(_) => !image.is_null(),
+            Kind::Network { .. } | Kind::Limit(_) => !image.is_null(),
         }
     }
 
@@ -95,7 +99,7 @@ impl Candidate {
         match &self.kind {
             Kind::Ours { .. } | Kind::Qsd { .. } => true,
             Kind::Command { words } => words.iter().any(|word| word == DISKS),
-            Kind::Plain { .. } | Kind::Nbd(_) | Kind::Limit(_) => false,
+            Kind::Plain { .. } | Kind::Network { .. } | Kind::Limit(_) => false,
         }
     }
 
@@ -120,8 +124,15 @@ impl Candidate {
     /// Returns the first line that the program prints for `--version`.
     pub(crate) fn version(&self) -> Option<String> {
         let program = match &self.kind {
-            Kind::Ours { binary, .. } | Kind::Nbd(Client::Ours { binary, .. }) => binary.as_os_str(),
-            Kind::Qsd { .. } | Kind::Nbd(Client::Qsd) => QSD.as_ref(),
+            Kind::Ours { binary, .. }
+            | Kind::Network {
+                client: Client::Ours { binary, .. },
+                ..
+            } => binary.as_os_str(),
+            Kind::Qsd { .. }
+            | Kind::Network {
+                client: Client::Qsd, ..
+            } => QSD.as_ref(),
             Kind::Plain { .. } | Kind::Limit(_) => {
                 return Some(format!("built in {}", env!("CARGO_PKG_VERSION")));
             }
@@ -150,17 +161,20 @@ impl Kind {
             installed(spec, QSD)?;
             return Ok(Self::Qsd { aio: aio.to_owned() });
         }
-        if let Some(options) = suffix(spec, "ours-nbd") {
-            installed(spec, QEMU_NBD)?;
-            return Ok(Self::Nbd(Client::Ours {
-                binary: daemon.path()?.to_owned(),
-                options: options.split_whitespace().map(str::to_owned).collect(),
-            }));
-        }
-        if spec == "qsd-nbd" {
-            installed(spec, QEMU_NBD)?;
-            installed(spec, QSD)?;
-            return Ok(Self::Nbd(Client::Qsd));
+        for store in [Store::Nbd, Store::NbdTls, Store::Rbd] {
+            let client = if let Some(options) = suffix(spec, &format!("ours-{}", store.suffix())) {
+                Client::Ours {
+                    binary: daemon.path()?.to_owned(),
+                    options: options.split_whitespace().map(str::to_owned).collect(),
+                }
+            } else if spec == format!("qsd-{}", store.suffix()) {
+                installed(spec, QSD)?;
+                Client::Qsd
+            } else {
+                continue;
+            };
+            store.check(spec, in_path)?;
+            return Ok(Self::Network { store, client });
         }
         if let Some(notify) = suffix(spec, "plain") {
             ensure!(
@@ -173,7 +187,7 @@ impl Kind {
         }
         let Some((_, command)) = spec.split_once('=') else {
             bail!(
-                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd or NAME=COMMAND with {{socket}} in it"
+                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd (also -nbd-tls and -rbd) or NAME=COMMAND with {{socket}} in it"
             );
         };
         let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();

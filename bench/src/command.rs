@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use testkit::ceph::POOL;
+
 use crate::candidate::{Candidate, Client, DISKS, Kind, QSD};
 use crate::image::Image;
+use crate::store::{Store, name};
 
 /// A disk of a backend: its socket and its image.
 #[derive(Clone, Debug)]
@@ -35,38 +38,56 @@ impl Target<'_> {
             Kind::Qsd { aio } => [vec![QSD.to_owned()], self.exports(Some(aio))].concat(),
             Kind::Plain { each } => self.plain(*each),
             Kind::Command { words } => self.filled_in(words),
-            Kind::Nbd(client) => self.nbd(client),
+            Kind::Network { store, client } => self.network(*store, client),
             Kind::Limit(_) => Vec::new(),
         }
     }
 
-    fn nbd(&self, client: &Client) -> Vec<String> {
-        let (socket, server) = (self.disks[0].socket.display(), self.disks[0].server());
-        let (server, queues) = (server.display(), self.queues);
-        let words = match client {
-            Client::Ours { binary, options } => {
+    /// Uses the short form for `ours` unless the store needs an object. The options must suit the form.
+    fn network(&self, store: Store, client: &Client) -> Vec<String> {
+        let (disk, queues) = (&self.disks[0], self.queues);
+        let (socket, place) = (disk.socket.display(), disk.server());
+        let file = match store {
+            Store::Nbd => Some(format!("nbd+unix:///disk?socket={}", place.display())),
+            Store::Rbd => Some(format!(
+                "rbd:{POOL}/{}:conf={}",
+                name(&disk.image),
+                place.display()
+            )),
+            Store::NbdTls => None,
+        };
+        let (program, export, options) = match (client, file) {
+            (Client::Ours { binary, options }, Some(file)) => {
                 let own = [
                     binary.display().to_string(),
                     format!("--socket-path={socket}"),
                     format!("--num-queues={queues}"),
-                    format!("--blk-file=nbd+unix:///disk?socket={server}"),
+                    format!("--blk-file={file}"),
                 ];
                 return [&own, &options[..]].concat();
             }
-            Client::Qsd => [
-                QSD.to_owned(),
-                "--object".to_owned(),
-                "iothread,id=io".to_owned(),
-                "--blockdev".to_owned(),
-                format!("driver=nbd,node-name=n,server.type=unix,server.path={server},export=disk"),
-                "--export".to_owned(),
-                format!(
-                    "type=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={socket},writable=on,num-queues={queues},\
-                     iothread=io"
-                ),
-            ],
+            (Client::Ours { binary, options }, None) => {
+                (binary.display().to_string(), "vhost-user-blk", options.clone())
+            }
+            (Client::Qsd, _) => (QSD.to_owned(), "type=vhost-user-blk", Vec::new()),
         };
-        words.to_vec()
+        let mut words = vec![program, "--object".to_owned(), "iothread,id=io".to_owned()];
+        words.extend(
+            store
+                .object(&place)
+                .into_iter()
+                .flat_map(|object| ["--object".to_owned(), object]),
+        );
+        words.extend([
+            "--blockdev".to_owned(),
+            store.node(&place, &disk.image),
+            "--export".to_owned(),
+            format!(
+                "{export},id=e,node-name=n,addr.type=unix,addr.path={socket},writable=on,num-queues={queues},iothread=io"
+            ),
+        ]);
+        words.extend(options);
+        words
     }
 
     /// Returns the path of the first disk's image, or `null:SIZE`, which the plain backend understands.
@@ -191,10 +212,11 @@ mod tests {
             disks: &[disk("/d/0.sock", file())],
             queues: 8,
         };
-        let ours = target.nbd(&Client::Ours {
+        let client = Client::Ours {
             binary: "/bin/sh".into(),
             options: vec!["--stats".to_owned()],
-        });
+        };
+        let ours = target.network(Store::Nbd, &client);
         let expected = [
             "/bin/sh",
             "--socket-path=/d/0.sock",
@@ -203,8 +225,22 @@ mod tests {
             "--stats",
         ];
         assert_eq!(ours, expected);
-        let qsd = target.nbd(&Client::Qsd).join(" ");
+        let qsd = target.network(Store::Nbd, &Client::Qsd).join(" ");
         assert!(qsd.contains("server.path=/d/0.nbd,export=disk") && qsd.contains("addr.path=/d/0.sock"));
+        for client in [&client, &Client::Qsd] {
+            let line = target.network(Store::NbdTls, client).join(" ");
+            assert!(
+                line.contains("dir=/d/0.tls,endpoint=client") && line.contains("tls-creds=tls0"),
+                "{line}"
+            );
+        }
+        let ours = target.network(Store::Rbd, &client).join(" ");
+        assert!(ours.contains("--blk-file=rbd:p/i:conf=/d/0.nbd"), "{ours}");
+        let qsd = target.network(Store::Rbd, &Client::Qsd).join(" ");
+        assert!(
+            qsd.contains("driver=rbd,node-name=n,pool=p,image=i,conf=/d/0.nbd"),
+            "{qsd}"
+        );
     }
 
     #[test]

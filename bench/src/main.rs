@@ -29,7 +29,6 @@ mod limit;
 mod limit_uring;
 mod load;
 mod machine;
-mod nbd_server;
 mod neighbours;
 mod output;
 mod plain;
@@ -43,6 +42,7 @@ mod sample;
 mod scratch;
 mod shape;
 mod stats;
+mod store;
 mod table;
 mod throttle;
 mod units;
@@ -126,6 +126,7 @@ fn bench(args: &Args) -> Result<()> {
     eprintln!("runs: {}, about {:.0} s", plan.runs(), plan.seconds());
     let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let scratch = Scratch::new(&dir)?;
+    let _at_end = store::AtEnd;
     let samples = Runner::new(&plan, &scratch, &interrupted).run()?;
     machine.finish();
     let measured = Measured {

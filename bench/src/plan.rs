@@ -87,6 +87,17 @@ impl Defaults {
                 rounds: 9,
                 ..usual
             },
+            Preset::NbdTls => Self {
+                backends: &["qsd-nbd-tls", "ours-nbd-tls"],
+                rounds: 5,
+                ..usual
+            },
+            Preset::Rbd => Self {
+                backends: &["qsd-rbd", "ours-rbd"],
+                shapes: vec![shape(1, 1), shape(1, 32), shape(8, 32)],
+                rounds: 5,
+                ..usual
+            },
             Preset::Contended => Self {
                 backends: &["qsd", "qsd:io_uring", "ours", "ours:--poll-max-ns 0"],
                 storage: &[Null, Tmpfs, PageCache, Direct],

@@ -10,9 +10,9 @@ use crate::sample::Summary;
 use crate::stats::{Bounds, Verdict};
 use crate::units::short;
 
-const WIDTH: usize = 80;
+const WIDTH: usize = 85;
 
-/// Renders all summaries, at most 80 columns wide.
+/// Renders all summaries, at most 85 columns wide.
 pub(crate) fn table(report: &Report) -> String {
     let mut out = report.date().map_or(String::new(), |date| format!("{date}\n"));
     for group in report.groups() {
@@ -74,14 +74,15 @@ pub(crate) fn title(row: &Summary) -> String {
 
 fn head(rows: &[Summary]) -> String {
     format!(
-        "{:<18} {:>5} {:>11} {:>19} {:>5} {:>5} {:>6} {:>4}",
+        "{:<18} {:>5} {:>11} {:>19} {:>5} {:>5} {:>5} {:>5} {:>4}",
         "backend",
         "kIOPS",
         "min..max",
         ratio_title(rows),
         "c/n",
         "p50us",
-        "p999us",
+        "p99",
+        "p99.9",
         "cpu"
     )
 }
@@ -107,10 +108,11 @@ fn line(row: &Summary) -> String {
     let ratio = ratio(row);
     let backend: String = row.backend.chars().take(18).collect();
     format!(
-        "{backend:<18} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>6} {:>4}",
+        "{backend:<18} {:>5} {range:>11} {ratio:>19} {:>5} {:>5} {:>5} {:>5} {:>4}",
         kilo(row.iops),
         per_notification(row),
         short(row.p50_us),
+        short(row.p99_us),
         short(row.p999_us),
         known(row.cpu_us_per_io),
     )

@@ -148,6 +148,11 @@ impl Cluster {
         name
     }
 
+    /// Makes an image with the contents of a file.
+    pub fn import(&self, file: &Path, name: &str) {
+        self.rbd(&["import", &file.display().to_string(), name]);
+    }
+
     /// Returns the value of `--blk-file` for an image.
     pub fn file(&self, image: &str) -> String {
         format!("rbd:{POOL}/{image}:conf={}", self.conf().display())

@@ -44,26 +44,29 @@ pub fn qemu_nbd(dir: &Path, options: &[&str]) -> Process {
 
 /// Starts qemu-nbd on an image, and waits until it listens.
 pub fn qemu_nbd_over(dir: &Path, image: &Path, options: &[&str]) -> Process {
-    let socket = dir.join(SOCKET);
-    let _ = std::fs::remove_file(&socket);
+    qemu_nbd_at(
+        &dir.join(SOCKET),
+        image,
+        &[&["--discard=unmap"], options].concat(),
+    )
+}
+
+/// Starts qemu-nbd on an image and a socket, and waits until it listens. The export is `disk`.
+pub fn qemu_nbd_at(socket: &Path, image: &Path, options: &[&str]) -> Process {
+    let _ = std::fs::remove_file(socket);
     let mut command = Command::new("qemu-nbd");
     command
-        .args([
-            "-t",
-            "-f",
-            "raw",
-            "-x",
-            "disk",
-            "--shared=0",
-            "--discard=unmap",
-            "-k",
-        ])
-        .arg(&socket)
+        .args(["-t", "-f", "raw", "-x", "disk", "--shared=0", "-k"])
+        .arg(socket)
         .args(options)
         .arg(image)
         .stderr(Stdio::null());
-    let (server, ()) = Process::start("qemu-nbd", &mut command, |_| ());
-    wait_for("qemu-nbd", || UnixStream::connect(&socket).ok());
+    let (mut server, ()) = Process::start("qemu-nbd", &mut command, |_| ());
+    wait_for("qemu-nbd", || {
+        let ended = server.ended();
+        assert!(ended.is_none(), "qemu-nbd has ended: {ended:?}");
+        UnixStream::connect(socket).ok()
+    });
     server
 }
 

@@ -1,6 +1,7 @@
 //! Linux guests under QEMU.
 
 mod changes;
+mod cluster;
 mod disk;
 mod disks;
 mod network;

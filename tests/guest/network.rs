@@ -28,7 +28,11 @@ fn machine() -> (Machine, Process) {
 }
 
 /// Runs the load, and meanwhile `trouble` again and again.
-fn under_load(machine: &mut Machine, guest: &mut Guest, mut trouble: impl FnMut(&mut Machine)) -> Answer {
+pub(crate) fn under_load(
+    machine: &mut Machine,
+    guest: &mut Guest,
+    mut trouble: impl FnMut(&mut Machine),
+) -> Answer {
     let mut random = Random::new(15);
     let at_any_time = guest.reconnects_at_any_time();
     guest.start(LOAD);
@@ -46,7 +50,7 @@ fn under_load(machine: &mut Machine, guest: &mut Guest, mut trouble: impl FnMut(
 }
 
 /// Checks that the guest has seen no error.
-fn finish(mut guest: Guest, load: &Answer) {
+pub(crate) fn finish(mut guest: Guest, load: &Answer) {
     assert_eq!(load.status, "0", "fio: {}", load.output);
     let errors = guest.run("dmesg | grep -i -e 'i/o error' -e 'timeout' -e 'hung'");
     assert_eq!(errors.output, "", "the guest's kernel complains");
