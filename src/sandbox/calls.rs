@@ -237,6 +237,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_ioctl if among!(1: constant [BLKDISCARD, BLKGETSIZE64]),
     ]
     OF_A_DISK => [SYS_fstatfs]
+    // In-flight regions are made by control threads, and images grow with the clusters that workers allocate.
+    OF_A_DISK => [SYS_ftruncate]
     EVENTFDS => [SYS_preadv2]
     // The event loop and its queues in the kernel, which were created earlier.
     WAITING => [SYS_epoll_pwait, SYS_epoll_ctl]
@@ -264,7 +266,6 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_ioctl if among!(1: libc [FIONREAD]),
         SYS_pread64,
         SYS_pwrite64,
-        SYS_ftruncate,
         SYS_memfd_create,
         SYS_fcntl if among!(1: libc [
             F_DUPFD_CLOEXEC, F_OFD_GETLK, F_OFD_SETLK, F_ADD_SEALS, F_GET_SEALS

@@ -36,6 +36,8 @@ pub mod nbd;
 #[cfg(feature = "daemon")]
 pub mod neighbour;
 #[cfg(feature = "daemon")]
+pub mod preload;
+#[cfg(feature = "daemon")]
 pub mod process;
 #[cfg(feature = "daemon")]
 pub mod qmp;

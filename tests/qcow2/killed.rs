@@ -130,7 +130,7 @@ fn load(frontend: &mut Frontend, model: &mut Model, random: &mut Random, complet
 }
 
 /// Fails if qemu-img finds errors. Leaks are allowed if the image says that its refcounts may be wrong.
-fn check_no_errors(dir: &Path, image: &str) {
+pub(crate) fn check_no_errors(dir: &Path, image: &str) {
     let output = Command::new("qemu-img")
         .args(["check", "-f", "qcow2", image])
         .current_dir(dir)

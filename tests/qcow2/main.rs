@@ -4,6 +4,7 @@ mod chains;
 mod killed;
 mod locks;
 mod matrix;
+mod powercut;
 mod refusals;
 mod support;
 mod writes;

@@ -233,7 +233,7 @@ fn qcow2_disks_are_added_inside_the_sandbox() {
     );
     refused(
         node("top", 2, &json!({"read-only": false})),
-        "can only be read so far",
+        "has the right access mode",
     );
     refused(node("top", 2, &json!({"active": false})), "cannot be inactive");
     assert_eq!(node("top", 2, &json!({"backing": "base"})), json!({"return": {}}));

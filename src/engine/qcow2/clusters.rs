@@ -127,6 +127,9 @@ impl Clusters {
         for run in &found {
             self.blocks.change(file, run.clone(), |_, _| Ok(1))?;
         }
+        // An entry must not point past the end of the file, whatever a power cut leaves of the data.
+        let end = found.back().map_or(0, |run| run.end);
+        file.set_end(end << bits, false)?;
         file.flush()?;
         (self.reserved, self.search_from) = (found, at);
         Ok(())
@@ -205,11 +208,17 @@ impl Clusters {
         Ok(unused)
     }
 
-    /// Gives up all clusters that are reserved and not in use.
+    /// Gives up all clusters that are reserved and not in use, and shortens the file if it ends with them.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(super) fn give_up_reserved(&mut self, file: &RawFile) -> io::Result<()> {
+    pub(super) fn give_up_reserved(&mut self, file: &RawFile, tables: &Tables) -> io::Result<()> {
+        let cluster = tables.header.cluster;
+        if let Some(last) = self.reserved.back()
+            && file.end()? <= last.end << cluster.bits()
+        {
+            file.set_end(last.start << cluster.bits(), true)?;
+        }
         for range in mem::take(&mut self.reserved) {
             self.search_from = self.search_from.min(range.start);
             self.blocks.change(file, range, |_, _| Ok(0))?;

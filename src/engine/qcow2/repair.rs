@@ -69,6 +69,8 @@ impl Qcow2Disk {
         let blocks = RefcountBlocks::read(&self.file, &tables.header)?;
         let references = References::count(&self.file, tables, &blocks)?;
         let mistakes = references.correct(&self.file, &blocks)?;
+        self.file
+            .set_end(references.end() << tables.header.cluster.bits(), true)?;
         if mistakes.low > 0 {
             references.correct_flags(&self.file, tables)?;
         }
@@ -124,6 +126,12 @@ impl References {
             }
         }
         Ok(())
+    }
+
+    /// Returns the end of the clusters that are in use.
+    fn end(&self) -> u64 {
+        let last = self.few.iter().rposition(|count| *count > 0);
+        last.map_or(0, |last| last as u64 + 1)
     }
 
     fn get(&self, cluster: u64) -> u64 {

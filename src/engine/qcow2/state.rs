@@ -152,7 +152,7 @@ impl Qcow2Disk {
     pub(super) fn flush_at_rest(&self) -> io::Result<()> {
         let tables = self.tables();
         self.flush_with(&tables)?;
-        self.leave_clean(&tables)?;
+        self.leave_clean(&tables, || self.file.flush())?;
         if let Some(data) = &self.data_file {
             data.flush_at_rest()?;
         }
@@ -171,12 +171,13 @@ impl Qcow2Disk {
             let released = clusters.take_released();
             if !released.is_empty() {
                 // After a power cut, old entries may be back. So the dirty bit stays, and so does the data.
-                clusters.give_up_reserved(&self.file)?;
+                clusters.give_up_reserved(&self.file, &tables)?;
                 clusters.free(&self.file, released)?;
                 return Ok(());
             }
         }
-        self.leave_clean(&tables)
+        // After a power cut, clusters may be leaked although the dirty bit is clear.
+        self.leave_clean(&tables, || Ok(()))
     }
 
     /// Gives the space of clusters that nobody uses back to the file system.
@@ -190,17 +191,20 @@ impl Qcow2Disk {
         }
     }
 
-    fn leave_clean(&self, tables: &Tables) -> io::Result<()> {
+    /// Gives up what is reserved, and clears the dirty bit. `flush` makes refcounts stable before that.
+    fn leave_clean(&self, tables: &Tables, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut place = self.state.clusters();
         let Some(clusters) = &mut *place else {
             return Ok(());
         };
-        // Each step leaves the image consistent: at worst, clusters are leaked after a power cut.
-        clusters.give_up_reserved(&self.file)?;
+        clusters.give_up_reserved(&self.file, tables)?;
         if clusters.waiting() > 0 || self.check_writable().is_err() {
             return Ok(());
         }
         *place = None;
+        if tables.header.version > 2 {
+            flush()?;
+        }
         self.set_dirty(tables, false)
     }
 

@@ -188,6 +188,19 @@ impl RawFile {
         }
     }
 
+    /// Makes a regular file end at `end` bytes, if it ends before (`shorten`: after) that.
+    ///
+    /// # Errors
+    /// `ftruncate` failed.
+    pub fn set_end(&self, end: u64, shorten: bool) -> io::Result<()> {
+        let now = self.end()?;
+        let is_right = if shorten { now <= end } else { now >= end };
+        match is_right || self.kind == Kind::BlockDevice {
+            true => Ok(()),
+            false => self.file.set_len(end),
+        }
+    }
+
     fn check_growing_write(&self, offset: u64, len: u64) -> io::Result<()> {
         if self.limits.read_only {
             return Err(io::Error::from_raw_os_error(libc::EROFS));

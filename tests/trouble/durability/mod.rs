@@ -5,16 +5,15 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 use testkit::daemon::binary;
 use testkit::inflight::Inflight;
+use testkit::preload;
 use testkit::process::{Process, wait_for};
 use testkit::random::Random;
 use testkit::raw::{Answer, Client, PROTOCOL_FEATURES, VERSION_1, msg};
-use testkit::skip::skipped;
 use testkit::vm::{
     BLK, DATA, Desc, HEADER, Outcome, Ring, SECTOR, SEGMENTS, STATUS, Vm, header, linked, readable, writable,
 };
@@ -37,7 +36,7 @@ struct Lossy {
 impl Lossy {
     fn start(options: &[&str]) -> Option<Self> {
         let dir = tempfile::tempdir().expect("make a directory");
-        let library = compile(dir.path())?;
+        let library = preload::build("tests/trouble/durability/lose.c", dir.path())?;
         fs::write(dir.path().join("disk.img"), vec![0; BLOCKS * BLOCK]).expect("write the image");
         let mut command = Command::new(binary());
         command
@@ -86,27 +85,6 @@ impl Lossy {
             disk.write_all_at(old, *offset).expect("take a write back");
         }
         fs::read(path).expect("read the image")
-    }
-}
-
-/// Builds `lose.c`. Returns `None` without a compiler.
-fn compile(dir: &Path) -> Option<PathBuf> {
-    let library = dir.join("lose.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/trouble/durability/lose.c");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
-        .arg(&library)
-        .args([source, "-ldl", "-lpthread"])
-        .status();
-    match built {
-        Ok(status) => {
-            assert!(status.success(), "{source} does not compile");
-            Some(library)
-        }
-        Err(error) => {
-            skipped(format_args!("no C compiler: {error}"));
-            None
-        }
     }
 }
 
