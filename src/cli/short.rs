@@ -100,6 +100,9 @@ fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
     if let Some(name) = rbd.and_then(|name| name.strip_prefix("rbd:")) {
         return cluster(cli, common, name);
     }
+    if cli.null.is_some() {
+        refuse_format(cli, "a null disk stores nothing")?;
+    }
     if cli.follow_names && cli.format != Some(ImageFormat::Qcow2) {
         return Err("--follow-names: only images with --format qcow2 name other files".to_owned());
     }
@@ -157,6 +160,15 @@ fn in_format(cli: &Cli, file: BlockdevOptions) -> BlockdevOptions {
     }
 }
 
+/// Refuses a format other than raw, and options for it. `why` says why there is none.
+fn refuse_format(cli: &Cli, why: &str) -> Result<(), String> {
+    match cli.format {
+        Some(ImageFormat::Qcow2) => Err(format!("--format qcow2: {why}")),
+        _ if cli.follow_names => Err(format!("--follow-names: {why}")),
+        _ => Ok(()),
+    }
+}
+
 /// Returns the node of a disk on an NBD server.
 fn network(
     cli: &Cli,
@@ -172,6 +184,10 @@ fn network(
     if cli.direct {
         return Err("--direct: the server of an NBD disk decides whether it uses a page cache".to_owned());
     }
+    refuse_format(
+        cli,
+        "an export of an NBD server is served as a raw disk; serve the disk in the image there (qemu-nbd -f qcow2)",
+    )?;
     Ok(BlockdevOptions {
         driver: Driver::Nbd,
         server: Some(Box::new(ServerOption::Nbd(server.into()))),
@@ -192,6 +208,7 @@ fn cluster(cli: &Cli, common: BlockdevOptions, name: &str) -> Result<BlockdevOpt
     if cli.direct {
         return Err("--direct: a disk in a Ceph cluster has no page cache on this host".to_owned());
     }
+    refuse_format(cli, "an RBD image is served as a raw disk")?;
     let mut parts = name.split(':');
     let place: Vec<&str> = parts.next().unwrap_or_default().split('/').collect();
     let (pool, namespace, image) = match place[..] {

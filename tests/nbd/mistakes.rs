@@ -11,6 +11,11 @@ use crate::server::{DISK, URI, directory, has, long_form, nbdkit, qemu_nbd};
 
 /// Starts a daemon that must end with one line about an error. Returns the line.
 pub(crate) fn refused(args: &[&str], dir: &Path) -> String {
+    refused_with(args, dir).1
+}
+
+/// Returns the exit status as well.
+fn refused_with(args: &[&str], dir: &Path) -> (i32, String) {
     let exit = run(args, dir);
     assert!(!exit.status.success(), "{}", exit.output);
     let lines: Vec<&str> = exit
@@ -24,7 +29,20 @@ pub(crate) fn refused(args: &[&str], dir: &Path) -> String {
         "{}",
         exit.output
     );
-    lines[0].to_owned()
+    let status = exit.status.code().expect("it was not killed");
+    (status, lines[0].to_owned())
+}
+
+#[test]
+fn trouble_with_a_server_is_no_wrong_command_line() {
+    let dir = directory(512);
+    let dir = dir.path();
+    // Nobody listens: as after a reboot, before the server has started. The next start may succeed.
+    let uri = "nbd+unix:///?socket=nobody.sock";
+    let (status, told) = refused_with(&["--socket-path", DISK, "--blk-file", uri], dir);
+    assert_eq!(status, 1, "{told}");
+    let (status, told) = refused_with(&["--socket-path", DISK, "--blk-file", URI, "--direct"], dir);
+    assert_eq!(status, 2, "{told}");
 }
 
 fn short(uri: &str, more: &[&str], dir: &Path) -> String {
@@ -50,6 +68,9 @@ fn options_that_do_not_fit_are_refused() {
         ("nbd://host:99999/", &[], "port"),
         (URI, &["--aio=threads"], "no engine"),
         (URI, &["--direct"], "--direct"),
+        (URI, &["--format=qcow2"], "--format qcow2"),
+        (URI, &["--format=qcow2", "--follow-names"], "--format qcow2"),
+        (URI, &["--follow-names"], "--follow-names"),
         ("nbd+unix:///?socket=/none/here", &[], "No such file or directory"),
     ] {
         let told = short(uri, more, dir);

@@ -34,12 +34,10 @@ pub(super) fn look(path: &Path) -> Vec<Finding> {
         let what = format!("{shown} is neither a file nor a block device");
         return vec![Finding::error(what, "name a raw image or a block device")];
     }
-    let checks = [
-        size(&meta, &shown),
-        format(path, &shown),
-        locked(path, &shown),
-        volatile(path, &shown),
-    ];
+    let format = format(path, &shown);
+    // The length of an image in another format says nothing about its disk.
+    let size = format.is_none().then(|| size(&meta, &shown)).flatten();
+    let checks = [size, format, locked(path, &shown), volatile(path, &shown)];
     checks.into_iter().flatten().collect()
 }
 
@@ -61,10 +59,14 @@ fn format(path: &Path, shown: &str) -> Option<Finding> {
     let mut start = [0; 8];
     File::open(path).ok()?.read_exact(&mut start).ok()?;
     let (_, name) = FORMATS.iter().find(|(magic, _)| start.starts_with(magic))?;
-    Some(Finding::error(
-        format!("{shown} looks like {name}, and the daemon serves raw images"),
-        format!("convert it: qemu-img convert -O raw {shown} {shown}.raw"),
-    ))
+    let convert = format!("convert it: qemu-img convert -O raw {shown} {shown}.raw");
+    Some(match *name {
+        "qcow2" => Finding::error(
+            format!("{shown} looks like qcow2, and is not served as a raw image"),
+            format!("serve the disk inside with --format qcow2, or {convert}"),
+        ),
+        name => Finding::error(format!("{shown} looks like {name}, which is not served"), convert),
+    })
 }
 
 /// Looks for locks that QEMU and the daemon take on an image that they write: one on the byte that says so, and one on the

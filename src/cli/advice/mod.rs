@@ -172,6 +172,9 @@ fn is_wrong_option(error: &OperationError) -> bool {
             | OperationError::Sandbox(_)
             | OperationError::Add(_)
             | OperationError::Ceph(_)
+            | OperationError::Connector(_)
+            | OperationError::Nbd(_)
+            | OperationError::Thread { .. }
     )
 }
 
