@@ -115,7 +115,7 @@ impl Cli {
             monitors: monitor_paths(&self.chardev, &self.monitor)?,
             metrics: self.metrics.clone(),
             operations: match self.form() {
-                Form::Short if self.take_over.is_some() && self.short_option.is_none() => Vec::new(),
+                _ if self.take_over.is_some() => Vec::new(),
                 Form::Short => short::operations(self)?,
                 Form::Long => self.operations.clone(),
             },

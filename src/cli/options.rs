@@ -248,12 +248,12 @@ pub struct Cli {
 
     /// Socket on which a newer version may ask to take over this process's disks while guests run (docs/operations.md).
     /// Only root and the user of this process may.
-    #[arg(long, value_name = "PATH", conflicts_with = "take_over",
+    #[arg(long, value_name = "PATH",
           value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
     pub hand_over: Option<PathBuf>,
 
     /// Take over the disks of the process with this --hand-over socket, and its other sockets, and go on with them in its
-    /// place. The options for disks are not needed.
+    /// place. Options that describe disks are ignored.
     #[arg(long, value_name = "PATH",
           value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
     pub take_over: Option<PathBuf>,

@@ -265,9 +265,6 @@ fn ask_predecessor(settings: &Settings) -> Result<Option<Successor>, Error> {
     let Some(path) = &settings.take_over else {
         return Ok(None);
     };
-    if !settings.operations.is_empty() {
-        tracing::info!("the disks of the old process are taken over, whatever the options say");
-    }
     memory::keep_files();
     Ok(Some(Successor::ask(path, settings.fail_point)?))
 }

@@ -34,6 +34,8 @@ pub fn binary() -> PathBuf {
 /// The names of the socket and the image in the daemon's directory, as in `qemu-configs/`.
 pub const SOCKET: &str = "vhost-user-blk.sock";
 pub const IMAGE: &str = "disk.img";
+/// The name of the socket for [`Daemon::take_over`].
+pub const HAND_OVER: &str = "hand-over.sock";
 
 /// A running daemon with its image and socket. Dropping it kills the daemon.
 #[derive(Debug)]
@@ -128,6 +130,26 @@ impl Daemon {
         // A killed daemon leaves its socket file, so only a connection shows that the new one listens.
         drop(self.connect());
         self.start_neighbour();
+    }
+
+    /// Makes a new process take over, and waits until the old one has ended. That was started with
+    /// `--hand-over` [`HAND_OVER`].
+    ///
+    /// # Panics
+    /// Nothing is taken over.
+    pub fn take_over(&mut self, options: &[&str]) {
+        // The old process keeps its own log.
+        for name in ["out", "err"] {
+            fs::remove_file(self.dir.path().join(name)).expect("there is a log");
+        }
+        let args = [&["--take-over", HAND_OVER], options].concat();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        let mut old = std::mem::replace(&mut self.child, spawn(&self.dir, &args));
+        let status = crate::process::wait_for("the old process to end", || {
+            assert!(self.is_alive(), "nothing is taken over: {}", self.output());
+            old.try_wait().expect("wait for the daemon")
+        });
+        assert!(status.success(), "the old process: {status}");
     }
 
     /// Starts a daemon with these options after the last one has ended.

@@ -10,13 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::json;
-use testkit::daemon::{Daemon, SOCKET, binary, run};
+use testkit::daemon::{Daemon, HAND_OVER, SOCKET, binary, run};
 use testkit::frontend::{Frontend, Op, Queue, all_features};
 use testkit::process::{Process, SetAtEnd, wait_for};
 use testkit::qmp::Qmp;
 use testkit::skip::skipped;
 
-const HAND_OVER: &str = "hand-over.sock";
 const BLOCK: usize = 4096;
 const QUEUES: usize = 8;
 const DEPTH: usize = 64;
@@ -456,8 +455,12 @@ fn objects_nodes_exports_and_monitors_are_taken_over() {
     let before = state(&mut client);
     drop(client);
     let mut frontend = Frontend::connect(&socket, 1, 1, all_features()).expect("connect");
-    for _ in 0..2 {
-        service.take_over(&[]);
+    // What the options say about disks does not count.
+    for options in [
+        vec![],
+        [&["--hand-over", HAND_OVER], &null[..], &monitor].concat(),
+    ] {
+        service.take_over(&options);
         let mut client = connect(&service);
         assert_eq!(state(&mut client), before);
         let read = frontend.queue(0).run(&Op::Read { offset: 0, len: 512 });
