@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use testkit::daemon::HAND_OVER;
 use testkit::guest::{Answer, Boot, Guest};
 use testkit::machine::{MIB, Machine};
 use testkit::process::wait_for;
@@ -71,6 +72,31 @@ fn a_guest_never_notices_a_killed_backend() {
 #[test]
 fn a_guest_never_notices_an_upgraded_backend() {
     survives(libc::SIGTERM, 2);
+}
+
+#[test]
+fn a_guest_never_notices_a_take_over() {
+    let mut machine = Machine::new("recovery", 80 * MIB, &["--hand-over", HAND_OVER]);
+    let mut guest = machine.boot(Boot::KernelWithFio);
+    let seconds = seconds();
+    guest.start(&load(seconds));
+    let (mut count, end) = (0, Instant::now() + Duration::from_secs(seconds));
+    while Instant::now() < end {
+        wait_for("requests", || {
+            (machine.daemon.count("total", "requests") > 0).then_some(())
+        });
+        machine.daemon.take_over(&[]);
+        count += 1;
+    }
+    finish(&mut guest);
+    println!("{count} take-overs in {seconds} s: nothing was lost");
+    assert!(count > 1, "only {count} take-overs");
+    let log = machine.daemon.output();
+    assert!(
+        !log.contains("frontend connected"),
+        "QEMU has connected again: {log}"
+    );
+    guest.power_off();
 }
 
 /// Fills the disk with data that contains its own checksums. The load reads and checks that data, so it fails if a

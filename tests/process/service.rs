@@ -72,6 +72,34 @@ impl Manager {
 
 const DISK: [&str; 4] = ["--socket-path", "s", "--blk-file", IMAGE];
 
+#[test]
+fn managers_learn_which_process_has_taken_over() {
+    let manager = Manager::new();
+    let mut old = manager.start(
+        &[&DISK[..], &["--hand-over", "h"]].concat(),
+        &[("WATCHDOG_USEC", "60000000")],
+    );
+    assert_eq!(manager.next_state(), "READY=1\nSTATUS=serving 1 disk");
+    // As a process that the manager starts to reload the service: it has no socket of its own.
+    let mut command = Command::new(binary());
+    command
+        .args(["--sandbox", "on", "--take-over", "h"])
+        .current_dir(manager.dir.path());
+    command
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .env_remove("NOTIFY_SOCKET");
+    let mut new = Process::start("vhost-user-blk", &mut command, |_| ()).0;
+    assert!(old.wait().success());
+    let mut told = [manager.next_state(), manager.next_state()];
+    told.sort();
+    let main = format!("MAINPID={}", new.pid());
+    assert_eq!(told, [main, "READY=1\nSTATUS=serving 1 disk".to_owned()]);
+    new.signal(libc::SIGTERM);
+    assert_eq!(manager.next_state(), "STOPPING=1\nSTATUS=stopping: SIGTERM");
+    assert!(new.wait().success());
+}
+
 /// Units that wait for the disk start once it accepts connections, and not before.
 #[test]
 fn managers_learn_of_start_reload_and_end() {
