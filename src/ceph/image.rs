@@ -1,4 +1,4 @@
-//! Open images, and the operations on them.
+//! Open images: what is asked of them once in a while. `operation` has what IOThreads do.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
@@ -6,97 +6,22 @@ use std::ptr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::api::{Api, FEATURE_EXCLUSIVE_LOCK, LOCK_EXCLUSIVE, Pointer, ZEROES_ALLOCATED};
+use super::api::{Api, FEATURE_EXCLUSIVE_LOCK, LOCK_EXCLUSIVE, Pointer};
 use super::cluster::{Cluster, c_string};
 use super::end;
 use super::error::{Error, text};
+use super::image_name::ImageName;
 
 /// The longest wait for an image to open.
 const OPEN_TIME: Duration = Duration::from_secs(30);
 /// The largest value of an image's metadata that is read.
 const METADATA_MAX: usize = 1024;
 
-/// The name of an image, or of a snapshot of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub struct ImageName {
-    pub pool: String,
-    pub namespace: Option<String>,
-    pub image: String,
-    pub snapshot: Option<String>,
-}
-
-impl fmt::Display for ImageName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/", self.pool)?;
-        if let Some(namespace) = &self.namespace {
-            write!(f, "{namespace}/")?;
-        }
-        f.write_str(&self.image)?;
-        match &self.snapshot {
-            Some(snapshot) => write!(f, "@{snapshot}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// An operation of an IOThread.
-#[derive(Clone, Copy, Debug)]
-pub enum Operation<'a> {
-    /// Reads as many bytes as the buffer of the completion has.
-    Read {
-        /// First byte.
-        offset: u64,
-    },
-    /// Writes this memory, which is copied before the call returns.
-    Write {
-        /// First byte.
-        offset: u64,
-        /// The memory.
-        iov: &'a [libc::iovec],
-    },
-    /// Gives space back.
-    Discard {
-        /// First byte.
-        offset: u64,
-        /// Number of bytes.
-        len: u64,
-    },
-    /// Makes a range read as zeroes.
-    WriteZeroes {
-        /// First byte.
-        offset: u64,
-        /// Number of bytes.
-        len: u64,
-        /// The space may be given back.
-        unmap: bool,
-    },
-    /// Makes all writes that have completed stable.
-    Flush,
-}
-
-/// The end of an operation. It moves to a thread of librbd, which calls it.
-pub trait Completion: Send + 'static {
-    /// Returns the buffer of a read.
-    fn buffer(&mut self) -> &mut [u8];
-
-    /// The operation is over, with a number of bytes or a negative error number. On a thread of librbd.
-    fn complete(self: Box<Self>, result: i64);
-}
-
-/// The state of an operation that librbd executes.
-struct Call<C> {
-    api: &'static Api,
-    /// The image stays open until the operation is over.
-    _image: Arc<Image>,
-    completion: Box<C>,
-}
-
 /// An open image. Any thread.
 pub struct Image {
     cluster: Arc<Cluster>,
     name: String,
-    handles: Handles,
+    pub(super) handles: Handles,
     /// The image has the feature `exclusive-lock`.
     pub has_lock: bool,
     watch: OnceLock<Watch>,
@@ -113,9 +38,9 @@ type Listener = Box<dyn Fn() + Send + Sync>;
 
 /// A `rados_ioctx_t`, and a `rbd_image_t` that was opened with it.
 #[derive(Clone, Copy)]
-struct Handles {
+pub(super) struct Handles {
     context: Pointer,
-    image: Pointer,
+    pub(super) image: Pointer,
 }
 
 // SAFETY: librbd locks what its threads share.
@@ -336,96 +261,9 @@ impl Image {
         checked(unsafe { (self.api().rbd_metadata_set)(self.handles.image, key.as_ptr(), value.as_ptr()) })
     }
 
-    /// Starts an operation, and does not wait. `completion` is called on another thread, unless this fails.
-    ///
-    /// # Errors
-    /// A negative error number.
-    pub fn start<C: Completion>(
-        self: &Arc<Self>,
-        operation: Operation<'_>,
-        completion: Box<C>,
-    ) -> Result<(), i32> {
-        let (api, image) = (self.api(), self.handles.image);
-        let mut call = Box::new(Call {
-            api,
-            _image: Arc::clone(self),
-            completion,
-        });
-        let buffer: *mut [u8] = call.completion.buffer();
-        let argument = Box::into_raw(call);
-        let mut handle = ptr::null_mut();
-        // SAFETY: librbd calls the function once, with this argument, if the operation starts.
-        let created =
-            unsafe { (api.rbd_aio_create_completion)(argument.cast(), completed::<C>, &raw mut handle) };
-        let code = match created {
-            code if code < 0 => code,
-            // SAFETY: the image stays open, as the buffer stays valid, until the operation is over.
-            _ => unsafe { submit(api, image, operation, buffer, handle) },
-        };
-        if code >= 0 {
-            return Ok(());
-        }
-        if created >= 0 {
-            // SAFETY: the operation has not started.
-            unsafe { (api.rbd_aio_release)(handle) };
-        }
-        // SAFETY: made above; librbd does not use it.
-        drop(unsafe { Box::from_raw(argument) });
-        Err(code)
-    }
-
-    fn api(&self) -> &'static Api {
+    pub(super) fn api(&self) -> &'static Api {
         self.cluster.api
     }
-}
-
-/// Starts an operation.
-///
-/// # Safety
-/// The image is open, and the memory valid until the operation is over. (That of a write until this returns.)
-unsafe fn submit(
-    api: &Api,
-    image: Pointer,
-    operation: Operation<'_>,
-    buffer: *mut [u8],
-    handle: Pointer,
-) -> i32 {
-    let too_large = -libc::EINVAL;
-    match operation {
-        Operation::Read { offset } => {
-            let len = buffer.len();
-            // SAFETY: the caller's promise.
-            unsafe { (api.rbd_aio_read)(image, offset, len, buffer.cast(), handle) }
-        }
-        Operation::Write { offset, iov } => match iov.len().try_into() {
-            // SAFETY: the caller's promise. Writes without a copy are disabled for the cluster.
-            Ok(count) => unsafe { (api.rbd_aio_writev)(image, iov.as_ptr(), count, offset, handle) },
-            Err(_) => too_large,
-        },
-        // SAFETY: the caller's promise.
-        Operation::Discard { offset, len } => unsafe { (api.rbd_aio_discard)(image, offset, len, handle) },
-        Operation::WriteZeroes { offset, len, unmap } => {
-            let flags = if unmap { 0 } else { ZEROES_ALLOCATED };
-            match len.try_into() {
-                // SAFETY: the caller's promise.
-                Ok(len) => unsafe { (api.rbd_aio_write_zeroes)(image, offset, len, handle, flags, 0) },
-                Err(_) => too_large,
-            }
-        }
-        // SAFETY: the caller's promise.
-        Operation::Flush => unsafe { (api.rbd_aio_flush)(image, handle) },
-    }
-}
-
-/// The callback of librbd.
-unsafe extern "C" fn completed<C: Completion>(handle: Pointer, argument: *mut c_void) {
-    // SAFETY: `Image::start` has made the argument for this one call.
-    let call = unsafe { Box::from_raw(argument.cast::<Call<C>>()) };
-    // SAFETY: the operation is over.
-    let result = unsafe { (call.api.rbd_aio_get_return_value)(handle) };
-    // SAFETY: as above, and nobody else uses the completion.
-    unsafe { (call.api.rbd_aio_release)(handle) };
-    call.completion.complete(result as i64);
 }
 
 /// The callback of librbd for news.

@@ -12,10 +12,14 @@ mod cluster;
 mod end;
 mod error;
 mod image;
+mod image_name;
+mod operation;
 mod threads;
 
 pub use cluster::{Cluster, ClusterOptions, Key};
 pub use end::end_process;
 pub use error::Error;
-pub use image::{Completion, Image, ImageName, Operation};
+pub use image::Image;
+pub use image_name::ImageName;
+pub use operation::{Completion, Operation};
 pub use threads::Threads;

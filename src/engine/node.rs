@@ -13,12 +13,13 @@ use super::channel::Channel;
 use super::error::Error;
 use super::file::channel::FileShared;
 use super::lock::NodeLock;
-use super::nbd::{NbdChannel, NbdDisk, SizeListener};
+use super::nbd::{NbdChannel, NbdDisk};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
 use super::qcow2::{Qcow2Channel, Qcow2Disk};
 use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk, RbdOptions};
 use super::resources::Resources;
+use super::size_listener::SizeListener;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, LockMode, OpenOptions, RawFile};
 
 /// A disk.
@@ -133,8 +134,8 @@ impl BlockNode {
     /// Calls `listener` when the size changes without being asked for, as long as the listener lives.
     pub fn watch_size(&self, listener: &Arc<SizeListener>) {
         match self {
-            Self::Nbd(disk) => disk.watch_size(listener),
-            Self::Rbd(disk) => disk.watch_size(listener),
+            Self::Nbd(disk) => disk.size_listeners().add(listener),
+            Self::Rbd(disk) => disk.size_listeners().add(listener),
             Self::File(_) | Self::NullCo(_) | Self::NullAio(..) | Self::Qcow2(_) => {}
         }
     }

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::error::Error;
+use crate::engine::size_listener::SizeListeners;
 use crate::nbd::{Connected, Export, Line};
 use crate::storage::Limits;
 
@@ -53,15 +54,6 @@ pub enum OpenError {
     Block { server: String, export: String },
 }
 
-/// Is called on an IOThread when the size of a disk has changed without being asked for.
-pub struct SizeListener(pub Box<dyn Fn() + Send + Sync>);
-
-impl std::fmt::Debug for SizeListener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SizeListener")
-    }
-}
-
 /// A disk on an NBD server.
 #[derive(Debug)]
 pub struct NbdDisk {
@@ -77,7 +69,7 @@ pub struct NbdDisk {
     first: Mutex<Option<Connected>>,
     /// The number of IOThreads that use the disk.
     users: AtomicUsize,
-    listeners: Mutex<Vec<Weak<SizeListener>>>,
+    listeners: SizeListeners,
 }
 
 impl NbdDisk {
@@ -137,7 +129,7 @@ impl NbdDisk {
             size: AtomicU64::new(size),
             first: Mutex::new(Some(connected)),
             users: AtomicUsize::new(0),
-            listeners: Mutex::default(),
+            listeners: SizeListeners::default(),
         })
     }
 
@@ -185,24 +177,8 @@ impl NbdDisk {
         Ok(self.size.swap(export.size, Ordering::Relaxed) != export.size)
     }
 
-    /// Calls `listener` with each change of the size that nobody has asked for, as long as it lives.
-    pub(in crate::engine) fn watch_size(&self, listener: &Arc<SizeListener>) {
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners
-            .retain(|other| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(listener)));
-        listeners.push(Arc::downgrade(listener));
-    }
-
-    /// Tells the listeners that the size has changed.
-    pub(super) fn tell_size(&self) {
-        let listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for listener in listeners.iter().filter_map(Weak::upgrade) {
-            (listener.0)();
-        }
+    pub(in crate::engine) fn size_listeners(&self) -> &SizeListeners {
+        &self.listeners
     }
 
     /// Another IOThread uses the disk.

@@ -18,6 +18,7 @@ use super::outgoing::Outgoing;
 use crate::aio::{AioContext, EventSet, FdHandler, Timer};
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
+use crate::engine::link_channel::RemoteLink;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
 use crate::nbd::{Command, HEADER_LEN_MAX, Replies, Request, Ticket};
@@ -126,60 +127,6 @@ impl Link {
         Arc::ptr_eq(&self.disk, disk)
     }
 
-    /// Returns whether the server takes requests to write zeroes.
-    pub(super) fn writes_zeroes(&self) -> bool {
-        self.disk.export().writes_zeroes()
-    }
-
-    /// Returns a number for a new channel.
-    pub(super) fn number(&self) -> u64 {
-        self.channels.set(self.channels.get() + 1);
-        self.channels.get()
-    }
-
-    /// Starts requests of a channel.
-    pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>, channel: u64) {
-        let mut guard = self.state.borrow_mut();
-        let state = &mut *guard;
-        let (mut beyond, size) = (
-            false,
-            state
-                .connection
-                .as_ref()
-                .map_or(u64::MAX, |connection| connection.size),
-        );
-        for mut request in batch.drain(..) {
-            request.set_completer(Rc::clone(completer));
-            if request.op == IoOp::RefreshSize {
-                self.refresh_size(state, request);
-                continue;
-            }
-            let at_rest = request.op == IoOp::FlushAtRest;
-            if state.failing && request.op != IoOp::LookAnew {
-                request.result = Err(io::Error::from_raw_os_error(libc::EIO));
-                state.commands.done.push(request);
-                continue;
-            }
-            beyond |= end_of(&request) > size;
-            state.commands.add(request, channel, &self.disk);
-            if at_rest {
-                self.hurry(state, channel);
-            }
-        }
-        match beyond {
-            // The time for this does not depend on `reconnect-delay`, because the server is there.
-            true => self.replace(state),
-            false => self.send(state),
-        }
-        drop(guard);
-        self.complete();
-    }
-
-    /// A ring stops: its requests do not wait for ever.
-    pub(super) fn give_up_soon(&self, channel: u64) {
-        self.hurry(&mut self.state.borrow_mut(), channel);
-    }
-
     fn hurry(&self, state: &mut State, channel: u64) {
         if state.commands.mark_stopping(channel) {
             self.stop.arm_in(STOP_TIME);
@@ -251,7 +198,7 @@ impl Link {
             }
         }
         if std::mem::take(&mut self.state.borrow_mut().resized) {
-            self.disk.tell_size();
+            self.disk.size_listeners().tell();
         }
     }
 }
@@ -279,6 +226,58 @@ impl Connection {
         self.handler
             .set_events(events)
             .map_err(|error| Lost::Io(io::Error::other(error)))
+    }
+}
+
+impl RemoteLink for Link {
+    fn writes_zeroes(&self) -> bool {
+        self.disk.export().writes_zeroes()
+    }
+
+    fn number(&self) -> u64 {
+        self.channels.set(self.channels.get() + 1);
+        self.channels.get()
+    }
+
+    fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>, channel: u64) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let (mut beyond, size) = (
+            false,
+            state
+                .connection
+                .as_ref()
+                .map_or(u64::MAX, |connection| connection.size),
+        );
+        for mut request in batch.drain(..) {
+            request.set_completer(Rc::clone(completer));
+            if request.op == IoOp::RefreshSize {
+                self.refresh_size(state, request);
+                continue;
+            }
+            let at_rest = request.op == IoOp::FlushAtRest;
+            if state.failing && request.op != IoOp::LookAnew {
+                request.result = Err(io::Error::from_raw_os_error(libc::EIO));
+                state.commands.done.push(request);
+                continue;
+            }
+            beyond |= end_of(&request) > size;
+            state.commands.add(request, channel, &self.disk);
+            if at_rest {
+                self.hurry(state, channel);
+            }
+        }
+        match beyond {
+            // The time for this does not depend on `reconnect-delay`, because the server is there.
+            true => self.replace(state),
+            false => self.send(state),
+        }
+        drop(guard);
+        self.complete();
+    }
+
+    fn give_up_soon(&self, channel: u64) {
+        self.hurry(&mut self.state.borrow_mut(), channel);
     }
 }
 

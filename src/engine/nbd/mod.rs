@@ -8,7 +8,6 @@
 //! `reconnect-delay` says, those that were sent and not answered as well: they are sent again. From then on requests fail
 //! at once, until the server is back.
 
-mod channel;
 mod commands;
 mod disk;
 mod incoming;
@@ -19,6 +18,9 @@ mod reconnect;
 mod slab;
 mod stream;
 
-pub(super) use channel::NbdChannel;
-pub use disk::{NbdDisk, NbdOptions, OpenError, SizeListener};
+use crate::engine::link_channel::LinkChannel;
+pub use disk::{NbdDisk, NbdOptions, OpenError};
 pub(super) use link::Link;
+
+/// The channel of a queue to a disk on a server.
+pub(super) type NbdChannel = LinkChannel<Link>;

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::lock::RbdLock;
 use super::owner;
 use crate::ceph::{Cluster, Error, Image, ImageName};
-use crate::engine::nbd::SizeListener;
+use crate::engine::size_listener::SizeListeners;
 use crate::storage::{Limits, LockError, LockMode};
 
 /// The longest wait for an answer of the cluster.
@@ -35,7 +35,7 @@ pub struct RbdOptions {
 #[derive(Debug)]
 struct Size {
     bytes: AtomicU64,
-    listeners: Mutex<Vec<Weak<SizeListener>>>,
+    listeners: SizeListeners,
 }
 
 /// A disk in a Ceph cluster.
@@ -80,7 +80,7 @@ impl RbdDisk {
         }
         let size = Arc::new(Size {
             bytes: AtomicU64::new(size),
-            listeners: Mutex::default(),
+            listeners: SizeListeners::default(),
         });
         watch(&image, &size);
         Ok(Self {
@@ -151,12 +151,8 @@ impl RbdDisk {
         self.size.accept(size);
     }
 
-    /// Calls `listener` with each change of the size that nobody here has asked for, as long as it lives.
-    pub(in crate::engine) fn watch_size(&self, listener: &Arc<SizeListener>) {
-        let mut listeners = self.size.listeners();
-        listeners
-            .retain(|other| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(listener)));
-        listeners.push(Arc::downgrade(listener));
+    pub(in crate::engine) fn size_listeners(&self) -> &SizeListeners {
+        &self.size.listeners
     }
 
     /// Locks the image for writing. Readers need no lock. Reads the size again, because others may have changed it.
@@ -174,21 +170,10 @@ impl RbdDisk {
 }
 
 impl Size {
-    fn listeners(&self) -> MutexGuard<'_, Vec<Weak<SizeListener>>> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes over the size that the cluster has. Returns whether it has changed.
     fn accept(&self, size: u64) -> bool {
         let is_valid = size > 0 && size.is_multiple_of(BLOCK.into());
         is_valid && self.bytes.swap(size, Ordering::Relaxed) != size
-    }
-
-    fn tell(&self) {
-        let listeners = self.listeners().clone();
-        for listener in listeners.iter().filter_map(Weak::upgrade) {
-            (listener.0)();
-        }
     }
 }
 
@@ -200,7 +185,7 @@ fn watch(image: &Arc<Image>, size: &Arc<Size>) {
         if let Some(image) = weak.upgrade() {
             image.run_later(move |image| {
                 if image.size().is_ok_and(|bytes| size.accept(bytes)) {
-                    size.tell();
+                    size.listeners.tell();
                 }
             });
         }

@@ -2,15 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::active::{Active, State};
 use super::disk::RbdDisk;
-use crate::aio::{AioContext, BhHandle, BottomHalf, Timer};
+use super::mailbox::{Mailbox, Transfer};
+use crate::aio::{AioContext, BottomHalf, Timer};
 use crate::ceph::{Completion, Operation};
 use crate::defer::DeferScope;
+use crate::engine::link_channel::RemoteLink;
 use crate::io::{Completer, IoOp, IoRequest, Requests, own};
 
 /// The time that a ring which stops waits for a cluster that does not answer.
@@ -26,71 +28,6 @@ pub(in crate::engine) struct Link {
     _bottom_half: BottomHalf,
     /// Ends the wait of rings that stop.
     stop: Timer,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    places: Vec<Place>,
-    free: Vec<usize>,
-    /// Requests that are over.
-    done: Requests,
-}
-
-/// A place for a request.
-#[derive(Debug, Default)]
-struct Place {
-    /// Counts the requests that have had this place.
-    generation: u64,
-    active: Option<Active>,
-}
-
-/// A request and the progress of its operations.
-#[derive(Debug)]
-struct Active {
-    request: Box<IoRequest>,
-    /// The channel that has submitted it.
-    channel: u64,
-    /// Number of its operations that are not over yet.
-    left: u32,
-    /// The first error.
-    error: Option<i32>,
-    /// After the last operation, a flush makes the data stable.
-    flush_after: bool,
-    /// Its ring stops.
-    stopping: bool,
-}
-
-/// The results of operations, from threads of librbd to the IOThread.
-struct Mailbox {
-    results: Mutex<Vec<(Box<Transfer>, i64)>>,
-    /// Set before the first operation.
-    wake: OnceLock<BhHandle>,
-}
-
-/// An operation of librbd.
-struct Transfer {
-    mailbox: Arc<Mailbox>,
-    /// The place of the request, and its generation.
-    owner: (usize, u64),
-    /// The data of a read.
-    buffer: Vec<u8>,
-}
-
-impl Completion for Transfer {
-    fn buffer(&mut self) -> &mut [u8] {
-        &mut self.buffer
-    }
-
-    fn complete(self: Box<Self>, result: i64) {
-        let mailbox = Arc::clone(&self.mailbox);
-        let mut results = mailbox.results.lock().unwrap_or_else(PoisonError::into_inner);
-        results.push((self, result));
-        if results.len() == 1
-            && let Some(wake) = mailbox.wake.get()
-        {
-            wake.schedule();
-        }
-    }
 }
 
 impl Link {
@@ -118,32 +55,6 @@ impl Link {
                 stop: ctx.timer(upgraded(Self::end_stop)),
             }
         })
-    }
-
-    /// Returns a number for a new channel.
-    pub(super) fn number(&self) -> u64 {
-        self.channels.set(self.channels.get() + 1);
-        self.channels.get()
-    }
-
-    /// Starts requests of a channel.
-    pub(super) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>, channel: u64) {
-        let mut state = self.state.borrow_mut();
-        for mut request in batch.drain(..) {
-            request.set_completer(Rc::clone(completer));
-            let at_rest = request.op == IoOp::FlushAtRest;
-            self.add(&mut state, request, channel);
-            if at_rest {
-                self.hurry(&mut state, channel);
-            }
-        }
-        drop(state);
-        self.complete();
-    }
-
-    /// A ring stops: its requests do not wait for ever.
-    pub(super) fn give_up_soon(&self, channel: u64) {
-        self.hurry(&mut self.state.borrow_mut(), channel);
     }
 
     fn hurry(&self, state: &mut State, channel: u64) {
@@ -339,74 +250,32 @@ impl Link {
     }
 }
 
-impl Active {
-    /// Takes the result of an operation.
-    fn take(&self, buffer: &[u8], result: i64) -> Result<(), i32> {
-        if result < 0 {
-            return Err(i32::try_from(-result).unwrap_or(libc::EIO));
-        }
-        let is_read = matches!(self.request.op, IoOp::Read | IoOp::Salvage);
-        if !is_read {
-            return Ok(());
-        }
-        if usize::try_from(result) != Ok(buffer.len()) {
-            return Err(libc::EIO);
-        }
-        self.request.whole().write_at(0, buffer);
-        Ok(())
-    }
-}
-
-impl State {
-    fn actives(&mut self) -> impl Iterator<Item = &mut Active> {
-        self.places.iter_mut().filter_map(|place| place.active.as_mut())
+impl RemoteLink for Link {
+    fn number(&self) -> u64 {
+        self.channels.set(self.channels.get() + 1);
+        self.channels.get()
     }
 
-    fn insert(&mut self, request: Box<IoRequest>, channel: u64) -> usize {
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
-            self.places.len() - 1
-        });
-        self.places[place].active = Some(Active {
-            request,
-            channel,
-            left: 0,
-            error: None,
-            flush_after: false,
-            stopping: false,
-        });
-        place
-    }
-
-    fn request(&self, place: usize) -> Option<&IoRequest> {
-        self.places[place].active.as_ref().map(|active| &*active.request)
-    }
-
-    fn flush_after(&mut self, place: usize, durable: bool) {
-        if let Some(active) = &mut self.places[place].active {
-            active.flush_after = durable;
-        }
-    }
-
-    /// Ends a request.
-    fn end(&mut self, place: usize, error: Option<i32>) {
-        let Some(Active { mut request, .. }) = self.places[place].active.take() else {
-            return;
-        };
-        self.places[place].generation += 1;
-        self.free.push(place);
-        request.result = match error {
-            None => Ok(()),
-            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        };
-        if request.op == IoOp::Salvage {
-            request.op = IoOp::Read;
-            if request.result.is_err() && error != Some(libc::ECANCELED) {
-                request.whole().write_zeroes();
-                request.result = Ok(());
+    fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>, channel: u64) {
+        let mut state = self.state.borrow_mut();
+        for mut request in batch.drain(..) {
+            request.set_completer(Rc::clone(completer));
+            let at_rest = request.op == IoOp::FlushAtRest;
+            self.add(&mut state, request, channel);
+            if at_rest {
+                self.hurry(&mut state, channel);
             }
         }
-        self.done.push(request);
+        drop(state);
+        self.complete();
+    }
+
+    fn give_up_soon(&self, channel: u64) {
+        self.hurry(&mut self.state.borrow_mut(), channel);
+    }
+
+    fn writes_zeroes(&self) -> bool {
+        true
     }
 }
 

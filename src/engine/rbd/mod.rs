@@ -5,13 +5,17 @@
 //! if the mailbox was empty. librbd never has the guest's memory: it copies writes before it returns, and reads go through
 //! a buffer. So a request can be given up while its operation still waits for the cluster.
 
-mod channel;
+mod active;
 mod disk;
 mod link;
 mod lock;
+mod mailbox;
 mod owner;
 
-pub(super) use channel::RbdChannel;
+use crate::engine::link_channel::LinkChannel;
 pub use disk::{RbdDisk, RbdOptions};
 pub(super) use link::Link;
 pub(super) use lock::RbdLock;
+
+/// The channel of a queue to a disk in a cluster.
+pub(super) type RbdChannel = LinkChannel<Link>;
