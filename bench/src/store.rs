@@ -86,7 +86,7 @@ impl Store {
         let nbd = format!("driver=nbd,node-name=n,server.type=unix,server.path={place},export=disk");
         match self {
             Self::Nbd => nbd,
-            Self::NbdTls => format!("{nbd},tls-creds=tls0"),
+            Self::NbdTls => format!("{nbd},tls-creds=tls0,tls-hostname=localhost"),
             Self::Rbd => format!(
                 "driver=rbd,node-name=n,pool={POOL},image={},conf={place}",
                 name(image)

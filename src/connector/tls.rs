@@ -22,6 +22,8 @@ const CA: &str = "ca-cert.pem";
 const REVOKED: &str = "ca-crl.pem";
 const CERTIFICATE: &str = "client-cert.pem";
 const KEY: &str = "client-key.pem";
+/// As in QEMU, a certificate is never accepted for whatever name it has.
+const NO_NAME: &str = "a server on a Unix socket needs tls-hostname=NAME, the name in its certificate";
 
 /// The client's side of TLS connections to a server.
 pub(super) struct TlsClient {
@@ -37,6 +39,9 @@ impl TlsClient {
     /// # Errors
     /// A file is missing or has something else in it.
     pub(super) fn load(tls: &Tls) -> Result<Self, String> {
+        if tls.verify_peer && tls.hostname.is_none() {
+            return Err(NO_NAME.to_owned());
+        }
         let provider = Arc::new(ring::default_provider());
         let verifier = Arc::new(Verifier::load(tls, &provider)?);
         let builder = ClientConfig::builder_with_provider(provider)
@@ -55,7 +60,7 @@ impl TlsClient {
         // Each connection checks the server's certificate.
         config.resumption = Resumption::disabled();
         config.enable_sni = tls.hostname.is_some();
-        // Without a name to check, this one is neither checked nor sent.
+        // Without verification, this one is neither checked nor sent.
         let name = tls.hostname.as_deref().unwrap_or("localhost").to_owned();
         Ok(Self {
             config: Arc::new(config),
@@ -162,12 +167,11 @@ fn own_certificate(dir: &Path) -> Result<Option<Own>, String> {
     Ok(Some((chain, found)))
 }
 
-/// Checks certificates of servers as QEMU does: the name only if there is one to check.
+/// Checks certificates of servers, unless they are not to be verified.
 #[derive(Debug)]
 struct Verifier {
     /// `None`: every certificate is accepted.
     authorities: Option<Arc<WebPkiServerVerifier>>,
-    any_name: bool,
     provider: Arc<CryptoProvider>,
 }
 
@@ -194,7 +198,6 @@ impl Verifier {
         let built = built.map_err(|error| format!("{}: {error}", tls.dir.display()))?;
         Ok(Self {
             authorities: tls.verify_peer.then_some(built),
-            any_name: tls.hostname.is_none(),
             provider: Arc::clone(provider),
         })
     }
@@ -209,20 +212,11 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        use CertificateError::{NotValidForName, NotValidForNameContext};
-        let Some(authorities) = &self.authorities else {
-            return Ok(ServerCertVerified::assertion());
-        };
-        let verified =
-            authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        match verified {
-            // The name is looked at last, when everything else is right.
-            Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
-                if self.any_name =>
-            {
-                Ok(ServerCertVerified::assertion())
+        match &self.authorities {
+            None => Ok(ServerCertVerified::assertion()),
+            Some(authorities) => {
+                authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             }
-            verified => verified,
         }
     }
 

@@ -11,7 +11,7 @@ pub struct Tls {
     pub dir: PathBuf,
     /// Accept only servers whose certificate one of the authorities has signed.
     pub verify_peer: bool,
-    /// The name that the server's certificate must have. `None`: any.
+    /// The name that the server's certificate must have.
     pub hostname: Option<String>,
 }
 

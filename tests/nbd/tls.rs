@@ -23,7 +23,7 @@ use crate::server::{
 
 const MIB: u64 = 1 << 20;
 /// The node option for the credentials, and the object before.
-const NODE: &str = ",tls-creds=tls0";
+const NODE: &str = ",tls-creds=tls0,tls-hostname=localhost";
 const OBJECT: [&str; 2] = ["--object", "tls-creds-x509,id=tls0,dir=tls,endpoint=client"];
 /// The directory with all files.
 const FILES: &str = "tls";
@@ -80,7 +80,7 @@ fn the_host_is_checked_over_tcp() {
     let (_server, port) = qemu_nbd_on_tcp(dir.path(), &options.each_ref().map(String::as_str));
     let args = |name: &str| {
         let node = format!(
-            "driver=nbd,node-name=n,export=disk,server.type=inet,server.host=127.0.0.1,server.port={port}{NODE}{name}"
+            "driver=nbd,node-name=n,export=disk,server.type=inet,server.host=127.0.0.1,server.port={port},tls-creds=tls0{name}"
         );
         let export = format!("vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={DISK},writable=on");
         [OBJECT[0], OBJECT[1], "--blockdev", &node, "--export", &export].map(str::to_owned)
@@ -250,6 +250,7 @@ fn wrong_credentials_are_named() {
         (FILES, ",verify-peer=perhaps", NODE, "verify-peer"),
         (FILES, ",priority=NORMAL", NODE, "priority"),
         (FILES, "", ",tls-creds=other", "no tls-creds-x509 object 'other'"),
+        (FILES, "", ",tls-creds=tls0", "needs tls-hostname=NAME"),
         (FILES, "", ",tls-hostname=h", "tls-hostname needs tls-creds"),
         (
             FILES,
@@ -332,7 +333,7 @@ fn wrong_certificates_are_named() {
     authority.trust(&at("anonymous"));
     authority.trust(&at("stranger"));
     other.certify(&at("stranger"), "client", &["x"], 2090);
-    let host = format!("{NODE},tls-hostname=localhost");
+    let host = NODE;
     for (servers, clients, node, why) in [
         (
             FILES,
@@ -340,18 +341,18 @@ fn wrong_certificates_are_named() {
             ",tls-creds=tls0,tls-hostname=elsewhere",
             "not for 'elsewhere' but for",
         ),
-        ("expired", FILES, &host, "its certificate has expired"),
+        ("expired", FILES, host, "its certificate has expired"),
         (
             "foreign",
             FILES,
-            &host,
+            host,
             "none of the authorities in tls/ca-cert.pem has signed its certificate",
         ),
-        (FILES, "anonymous", &host, "There is no anonymous/client-cert.pem"),
+        (FILES, "anonymous", host, "There is no anonymous/client-cert.pem"),
         (
             FILES,
             "stranger",
-            &host,
+            host,
             "does it accept stranger/client-cert.pem?",
         ),
     ] {
@@ -374,7 +375,7 @@ fn the_server_is_anybody_if_it_is_not_verified() {
     let object = format!("tls-creds-x509,id=s,dir={files},endpoint=server,sanity-check=off,verify-peer=off");
     let _server = qemu_nbd(dir.path(), &["--object", &object, "--tls-creds=s"]);
     let object = ["--object", "tls-creds-x509,id=tls0,dir=tls,verify-peer=off"];
-    let daemon = start_after(dir, &object, &format!("{NODE},tls-hostname=h"), &[]);
+    let daemon = start_after(dir, &object, ",tls-creds=tls0", &[]);
     let mut frontend = connect(&daemon, 1, 16);
     assert_eq!(write(&mut frontend, 0, 4), 0);
     assert_eq!(read(&mut frontend, 0), Ok(vec![4; BLOCK]));
