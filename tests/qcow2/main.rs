@@ -6,5 +6,7 @@ mod locks;
 mod matrix;
 mod powercut;
 mod refusals;
+mod repair;
+mod resize;
 mod support;
 mod writes;

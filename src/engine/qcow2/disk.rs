@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::backing::Backing;
 use super::error::OpenError;
@@ -111,6 +111,15 @@ impl Qcow2Disk {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until no request uses the tables, and locks them.
+    pub(super) fn tables_alone(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_size(&self, bytes: u64) {
+        self.size.store(bytes, Ordering::Relaxed);
+    }
+
     /// Locks the tables for reading, unless that would have to wait.
     pub(super) fn try_tables(&self) -> Option<RwLockReadGuard<'_, Tables>> {
         self.tables.try_read().ok()
@@ -125,7 +134,7 @@ impl Qcow2Disk {
         let data_file = self.data_file.as_ref();
         data_file.map_or(Ok(false), |file| file.look_anew())?;
         self.file.look_anew()?;
-        let mut before = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before = self.tables_alone();
         let new = Tables::read(&self.file, self.limits.read_only).map_err(|error| match error {
             OpenError::Read { source, .. } => source,
             other => io::Error::new(io::ErrorKind::InvalidData, other),
@@ -145,7 +154,11 @@ impl Qcow2Disk {
         self.state.look_anew(&new.header);
         *before = new;
         match self.state.may_write() {
-            true => self.prepare_for_writes(&before),
+            true => {
+                self.prepare_for_writes(&before)?;
+                self.state.set_in_use(true);
+                Ok(())
+            }
             false => Ok(()),
         }
     }

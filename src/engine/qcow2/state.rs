@@ -17,6 +17,8 @@ use crate::qcow2::{Corruption, Field, Header};
 pub(super) struct State {
     /// The image was locked for writing.
     may_write: AtomicBool,
+    /// The image is ready for writes, and locked.
+    in_use: AtomicBool,
     /// The image turned out to be corrupt. Nothing is written any more.
     is_corrupt: AtomicBool,
     /// The incompatible features in the image.
@@ -38,6 +40,15 @@ impl State {
 
     pub(super) fn may_write(&self) -> bool {
         self.may_write.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the image is ready for writes, and locked.
+    pub(super) fn set_in_use(&self, in_use: bool) {
+        self.in_use.store(in_use, Ordering::Relaxed);
+    }
+
+    pub(super) fn in_use(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed)
     }
 
     /// Forgets what it knows, because another process has used the image.
@@ -114,7 +125,7 @@ impl Qcow2Disk {
         self.flush_with(&tables)
     }
 
-    fn flush_with(&self, tables: &Tables) -> io::Result<()> {
+    pub(super) fn flush_with(&self, tables: &Tables) -> io::Result<()> {
         let released = match &mut *self.state.clusters() {
             Some(clusters) => clusters.take_released(),
             None => Vec::new(),
@@ -156,7 +167,9 @@ impl Qcow2Disk {
         if let Some(data) = &self.data_file {
             data.flush_at_rest()?;
         }
-        self.file.flush_at_rest()
+        self.file.flush_at_rest()?;
+        self.state.set_in_use(false);
+        Ok(())
     }
 
     /// Gives up what is reserved, and clears the dirty bit, before the process ends. This does not flush, so that the next

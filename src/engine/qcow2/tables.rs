@@ -71,8 +71,26 @@ impl Tables {
         let len = file.read_bytes(&mut bytes, 0).map_err(failed)?;
         let header = Header::parse(&bytes[..len], read_only)
             .map_err(|source| OpenError::Header { path: path(), source })?;
+        Self::with_header(file, header).map_err(failed)
+    }
+
+    /// Makes the tables of the same image with another size of the disk, for which its L1 table has room.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn resized(file: &RawFile, header: &Header, size: u64) -> io::Result<Self> {
+        let entries = size.div_ceil(header.slices().bytes_per_table());
+        let header = Header {
+            size,
+            l1_entries: u32::try_from(entries).map_err(io::Error::other)?,
+            ..header.clone()
+        };
+        Self::with_header(file, header)
+    }
+
+    fn with_header(file: &RawFile, header: Header) -> io::Result<Self> {
         let mut table = vec![0; header.l1_entries as usize * 8];
-        read_whole(file, &mut table, header.l1_table_offset).map_err(failed)?;
+        read_whole(file, &mut table, header.l1_table_offset)?;
         let (entries, _) = table.as_chunks::<8>();
         let entries = entries.iter().map(|entry| u64::from_be_bytes(*entry));
         Ok(Self::new(header, entries))

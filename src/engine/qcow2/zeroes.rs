@@ -42,17 +42,34 @@ impl Qcow2Disk {
         self.check_writable()?;
         let tables = self.tables();
         let range = on_disk(&tables, offset, len)?;
-        if self.zeroes_as_data(&tables) {
-            return self.write_zero_bytes(&tables, range);
-        }
-        let (before, whole, after) = split(&tables, range);
-        self.write_zero_bytes(&tables, before)?;
         let change = match may_unmap {
             true => Change::Discard,
             false => Change::Zero,
         };
-        self.change_range(&tables, whole, change)?;
-        self.write_zero_bytes(&tables, after)
+        self.zero_range(&tables, range, change)
+    }
+
+    fn zero_range(&self, tables: &Tables, range: Range<u64>, change: Change) -> io::Result<()> {
+        if self.zeroes_as_data(tables) {
+            return self.write_zero_bytes(tables, range);
+        }
+        let (before, whole, after) = split(tables, range);
+        self.write_zero_bytes(tables, before)?;
+        self.change_range(tables, whole, change)?;
+        self.write_zero_bytes(tables, after)
+    }
+
+    /// Makes a new part of the disk read as zeroes.
+    pub(super) fn zero_part(&self, tables: &Tables, range: Range<u64>) -> io::Result<()> {
+        self.zero_range(tables, range, Change::Discard)
+    }
+
+    /// Frees the clusters of a range that will not be part of the disk any more.
+    pub(super) fn forget(&self, tables: &Tables, range: Range<u64>) -> io::Result<()> {
+        match range.is_empty() || self.zeroes_as_data(tables) {
+            true => Ok(()),
+            false => self.change_range(tables, range, Change::Discard),
+        }
     }
 
     /// Returns whether zeroes are written as data, because the image cannot say that a cluster is zero.

@@ -1,0 +1,129 @@
+//! Images that are not as they should be when they are written to.
+
+use std::fs;
+use std::path::Path;
+
+use testkit::frontend::Op;
+
+use super::killed::check_no_errors;
+use super::support::{
+    check_clean, directory_in_memory, expected, qemu_img, qemu_io, serve_writable, try_run,
+};
+
+fn word(image: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(image[at..at + 8].try_into().expect("8 bytes"))
+}
+
+fn place(value: u64) -> usize {
+    usize::try_from(value & !(1 << 63)).expect("small")
+}
+
+/// Serves and closes an image, and checks it.
+fn close(dir: &Path, image: &str) {
+    let (mut daemon, mut frontend) = serve_writable(dir, image, &[]);
+    let data = vec![3; 4096];
+    assert_eq!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
+    drop(frontend);
+    assert!(daemon.terminate().status.success());
+    check_clean(dir, image);
+}
+
+#[test]
+fn refcounts_that_qemu_left_open_are_repaired() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    let create = ["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on"];
+    qemu_img(dir, &[&create[..], &["image", "8M"]].concat());
+    let commands = ["-c", "write -P 9 1M 2M", "-c", "flush", "-c", "abort"];
+    let args = [&["-f", "qcow2"], &commands[..], &["image"]].concat();
+    assert!(try_run(dir, "qemu-io", &args).is_err());
+    assert!(
+        try_run(dir, "qemu-img", &["check", "-q", "image"]).is_err(),
+        "refcounts are wrong"
+    );
+    close(dir, "image");
+    let found = expected(dir, "image");
+    assert!(found[1 << 20..3 << 20].iter().all(|byte| *byte == 9));
+}
+
+#[test]
+fn leaks_of_version_2_are_repaired() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    qemu_img(
+        dir,
+        &["create", "-q", "-f", "qcow2", "-o", "compat=0.10", "image", "8M"],
+    );
+    qemu_io(dir, "image", &["write -P 9 1M 2M"]);
+    // A reference is removed.
+    let mut image = fs::read(dir.join("image")).expect("read");
+    let l2 = place(word(&image, place(word(&image, 40))));
+    image[l2 + 20 * 8..][..8].fill(0);
+    fs::write(dir.join("image"), image).expect("write");
+    assert!(
+        try_run(dir, "qemu-img", &["check", "-q", "image"]).is_err(),
+        "a cluster is leaked"
+    );
+    close(dir, "image");
+}
+
+#[test]
+fn corrupt_images_are_marked() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "8M"]);
+    qemu_io(dir, "image", &["write -P 9 0 1M"]);
+    let mut image = fs::read(dir.join("image")).expect("read");
+    let l2 = place(word(&image, place(word(&image, 40))));
+    // The second cluster has no alignment any more.
+    image[l2 + 8 + 6] |= 2;
+    fs::write(dir.join("image"), image).expect("write");
+    let (mut daemon, mut frontend) = serve_writable(dir, "image", &[]);
+    let mut write = |offset| {
+        let data = vec![1; 4096];
+        frontend.queue(0).run(&Op::Write { offset, data }).ret
+    };
+    assert_eq!(write(0), 0);
+    assert_ne!(write(64 << 10), 0);
+    assert_ne!(write(0), 0, "nothing is written any more");
+    let done = frontend.queue(0).run(&Op::Read { offset: 0, len: 4096 });
+    assert!(done.ret == 0 && done.data == [1; 4096], "it can still be read");
+    drop(frontend);
+    let told = daemon.terminate().output;
+    assert_eq!(told.matches("marked as corrupt").count(), 1, "{told}");
+    assert_eq!(fs::read(dir.join("image")).expect("read")[79] & 2, 2);
+    let refused = testkit::daemon::run(
+        &["--socket-path", "s", "--blk-file", "image", "--format", "qcow2"],
+        dir,
+    );
+    assert!(refused.output.contains("marked as corrupt"), "{}", refused.output);
+}
+
+#[test]
+fn tables_marked_as_free_are_not_overwritten() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "8M"]);
+    qemu_io(dir, "image", &["write -P 9 0 1M"]);
+    check_no_errors(dir, "image");
+    let mut image = fs::read(dir.join("image")).expect("read");
+    let (l1, block) = (
+        place(word(&image, 40)),
+        place(word(&image, place(word(&image, 48)))),
+    );
+    // The refcount of the L1 table is 0.
+    image[block + (l1 >> 16) * 2..][..2].fill(0);
+    fs::write(dir.join("image"), image).expect("write");
+    let (mut daemon, mut frontend) = serve_writable(dir, "image", &[]);
+    let data = vec![1; 4096];
+    let done = frontend.queue(0).run(&Op::Write {
+        offset: 4 << 20,
+        data,
+    });
+    assert_ne!(done.ret, 0);
+    drop(frontend);
+    daemon.terminate();
+    let image = fs::read(dir.join("image")).expect("read");
+    assert_eq!(image[79] & 2, 2);
+    assert!(word(&image, l1) != 0, "the table is as it was");
+}
