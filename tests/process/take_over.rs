@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::json;
-use testkit::daemon::{Daemon, HAND_OVER, SOCKET, binary, run};
+use testkit::daemon::{Daemon, HAND_OVER, IMAGE, SOCKET, binary, run};
 use testkit::frontend::{Frontend, Op, Queue, all_features};
 use testkit::process::{Process, SetAtEnd, wait_for};
 use testkit::qmp::Qmp;
@@ -174,6 +174,15 @@ fn many_take_overs_under_load_lose_nothing() {
             service.take_over(&[]);
         }
         wait_for_more(completed);
+        let other = run(
+            &["--socket-path", "other.sock", "--blk-file", IMAGE],
+            service.dir(),
+        );
+        assert!(
+            other.output.contains("in use"),
+            "the image is not locked: {}",
+            other.output
+        );
     });
     drop(UnixStream::connect(service.dir().join(SOCKET)).expect("the last process listens"));
 }
@@ -253,6 +262,9 @@ fn assert_refused(service: &mut Service, reason: &str) {
     let log = service.log(number);
     assert!(log.lines().count() <= 2 && log.contains(reason), "{log}");
     service.later.pop();
+    for socket in [SOCKET, HAND_OVER] {
+        assert!(service.dir().join(socket).exists(), "{socket} is gone");
+    }
     assert!(service.first.is_alive() && service.first.output().contains(reason));
 }
 
