@@ -1,6 +1,7 @@
 //! Disks in qcow2 images, compared with what qemu-img and QEMU make of the same images.
 
 mod chains;
+mod concurrent;
 mod killed;
 mod locks;
 mod matrix;
