@@ -1,6 +1,6 @@
 //! Refcounts that are counted again, because the image was not left cleanly. One thread, while nothing uses the image.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ struct References {
     bits: u32,
     /// Up to 255, where `more` begins.
     few: Vec<u8>,
-    more: HashMap<u64, u64>,
+    more: BTreeMap<u64, u64>,
 }
 
 /// What was wrong.
@@ -102,7 +102,7 @@ impl References {
         let mut references = Self {
             bits,
             few: vec![0; usize::try_from(clusters).map_err(io::Error::other)?],
-            more: HashMap::new(),
+            more: BTreeMap::new(),
         };
         references.add(0..1)?;
         references.add(blocks.table_clusters.clone())?;
