@@ -12,6 +12,8 @@ use crate::sys::process::thread_usage;
 #[derive(Clone, Debug)]
 pub(crate) struct Crowd {
     crowding: Rc<Cell<Crowding>>,
+    /// Other threads on the CPU do not count.
+    is_blind: Rc<Cell<bool>>,
     clock: Rc<LoopClock>,
 }
 
@@ -19,6 +21,7 @@ impl Crowd {
     pub(super) fn new(clock: &Rc<LoopClock>) -> Self {
         Self {
             crowding: Rc::default(),
+            is_blind: Rc::default(),
             clock: Rc::clone(clock),
         }
     }
@@ -32,8 +35,16 @@ impl Crowd {
             crowding.sample(start, thread_usage());
         }
         let found = busy_wait(&mut crowding, || self.clock.read(), (start, end), look);
-        self.crowding.set(crowding);
+        if !self.is_blind.get() {
+            self.crowding.set(crowding);
+        }
         found
+    }
+
+    /// Polls from now on as if no other thread wanted the CPU.
+    pub(super) fn look_away(&self) {
+        self.is_blind.set(true);
+        self.crowding.take();
     }
 
     /// The context has slept since this time.

@@ -188,6 +188,12 @@ impl AioContext {
         self.inner.windows.max()
     }
 
+    /// Polls from now on as if no other thread wanted the CPU. For tests of what polling does, on loaded machines.
+    #[doc(hidden)]
+    pub fn poll_on_crowded_cpus(&self) {
+        self.inner.crowd.look_away();
+    }
+
     /// Returns what the context knows about the other threads on its CPU.
     pub(crate) fn crowd(&self) -> Crowd {
         self.inner.crowd.clone()

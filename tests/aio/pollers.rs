@@ -66,6 +66,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let ctx = AioContext::new().unwrap();
+        ctx.poll_on_crowded_cpus();
         let source = Rc::<Source>::default();
         let poller = Some(ctx.add_poller(Rc::clone(&source) as Rc<dyn Poller>));
         Self { ctx, source, poller }

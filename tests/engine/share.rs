@@ -52,6 +52,7 @@ fn read_until_shared(on: On, times: usize) {
         return skipped("this needs two CPUs");
     }
     let ctx = AioContext::new().unwrap();
+    ctx.poll_on_crowded_cpus();
     let image = Image::filled(on, u64::from(BATCH) * BLOCK as u64, 5);
     if !image.open().try_readv(&Buffers::new(0, &[BLOCK]).iov(), 0) {
         return skipped(format_args!("{on:?} refuses RWF_NOWAIT (overlay)"));
