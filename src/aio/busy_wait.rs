@@ -8,7 +8,7 @@ use super::clock::{LoopClock, Nanos};
 use super::crowding::{Crowding, Way};
 use crate::sys::process::thread_usage;
 
-/// What a context knows about the other threads on its CPU. Clones share it. The context's thread only.
+/// The record of a context about the other threads on its CPU. Clones share it. The context's thread only.
 #[derive(Clone, Debug)]
 pub(crate) struct Crowd {
     crowding: Rc<Cell<Crowding>>,

@@ -47,7 +47,7 @@ pub(crate) enum Way {
     Off,
 }
 
-/// What one thread knows about the other threads on its CPU.
+/// The record of one thread about the other threads on its CPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowding {
     yields: bool,

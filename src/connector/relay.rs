@@ -24,7 +24,7 @@ struct Relay {
     tls: ClientConnection,
     network: Arc<OwnedFd>,
     daemon: OwnedFd,
-    /// What was read last.
+    /// The bytes that were read last.
     buffer: Vec<u8>,
     /// Decrypted bytes for the daemon, from `sent` on.
     clear: Vec<u8>,

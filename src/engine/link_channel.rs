@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::DetectZeroes;
 use crate::io::{Completer, Requests};
 
-/// What an IOThread has of such a disk: the connection, and the requests that wait for its answers.
+/// The part of such a disk that an IOThread has: the connection, and the requests that wait for its answers.
 pub(in crate::engine) trait RemoteLink {
     /// Returns a number for a new channel.
     fn number(&self) -> u64;

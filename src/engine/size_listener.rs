@@ -1,4 +1,4 @@
-//! Who wants to know that the size of a disk has changed without being asked for. Any thread.
+//! Listeners for sizes that a server has changed by itself. Any thread.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

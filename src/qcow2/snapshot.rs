@@ -1,6 +1,6 @@
 //! Entries of the snapshot table.
 
-/// What a snapshot refers to.
+/// The places in the image that a snapshot refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotEntry {
     /// The offset of its L1 table.

@@ -44,7 +44,7 @@ pub(crate) enum LineError {
     /// The other process did not answer in time.
     #[error("the other process has not answered in time")]
     Late,
-    /// What has come is not a frame.
+    /// The bytes that have come are not a frame.
     #[error("the other process does not speak this protocol")]
     Foreign,
     /// The text is not one that is expected.

@@ -43,7 +43,7 @@ pub(super) struct Batch<W> {
     pub(super) begun: Option<Instant>,
     /// The time to poll before sleeping.
     pub(super) window: PollWindow,
-    /// What the worker knows about others on its CPU.
+    /// The worker's record about other threads on its CPU.
     pub(super) crowding: Crowding,
 }
 

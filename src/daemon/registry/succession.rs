@@ -28,7 +28,7 @@ use crate::vhost_user::{Heir, inheritance};
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(in crate::daemon) struct ParkedRegistry {
     objects: Vec<ObjectOptions>,
-    /// Those below come before those above.
+    /// In an order in which they can be made: a node comes after those below it.
     nodes: Vec<ParkedNode>,
     /// Number of nodes that were named by the process.
     anonymous: u64,

@@ -48,7 +48,7 @@ pub(super) enum Message {
     Starts,
 }
 
-/// What a process can do. The new one names all formats that it has, the old one chooses.
+/// The formats and the name of a program. The new process names all formats that it has, and the old one chooses.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Hello {

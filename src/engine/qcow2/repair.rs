@@ -24,9 +24,10 @@ struct References {
     more: BTreeMap<u64, u64>,
 }
 
-/// What was wrong.
+/// Numbers of refcounts that were wrong.
 #[derive(Debug, Default)]
 struct Mistakes {
+    /// Clusters whose refcount was too high.
     leaked: u64,
     /// Clusters whose refcount was too low.
     low: u64,

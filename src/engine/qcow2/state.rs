@@ -1,4 +1,4 @@
-//! What an image that is written to needs besides its tables. Any thread.
+//! The state of an image that is written to, besides its tables. Any thread.
 
 use std::collections::VecDeque;
 use std::io;
