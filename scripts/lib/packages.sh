@@ -62,11 +62,22 @@ missing() {
     done | sort -u
 }
 
-# need COMMAND=PACKAGE...: installs the packages whose commands are missing.
+# need COMMAND=PACKAGE...: installs the packages whose commands are missing. Waits for a script that does the same.
+need() {
+    local lock
+    exec {lock}<"$repo"
+    flock "$lock"
+    install_missing "$@"
+    # Not only closed, because a program that was started may have inherited the file.
+    flock --unlock "$lock"
+    exec {lock}<&-
+}
+
+# install_missing COMMAND=PACKAGE...: installs the packages whose commands are missing.
 #
 # Debian refuses to mix a release's QEMU with parts from backports, and would remove the newer parts. In this case the
 # missing part comes from backports too.
-need() {
+install_missing() {
     local missing
     mapfile -t missing < <(missing "$@")
     [ "${#missing[@]}" -ne 0 ] || return 0
