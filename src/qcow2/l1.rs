@@ -23,10 +23,11 @@ impl L1Entry {
         self.0 & COPIED != 0
     }
 
-    /// Returns the entry of an L2 table that snapshots use as well.
+    /// Returns the entry with the flag that says whether no snapshot uses the L2 table.
     #[must_use]
-    pub fn shared(self) -> Self {
-        Self(self.0 & !COPIED)
+    pub fn with_copied(self, is_copied: bool) -> Self {
+        let flag = if is_copied { COPIED } else { 0 };
+        Self(self.0 & !COPIED | flag)
     }
 
     /// Returns the offset of the L2 table, or `None` if all its clusters are unallocated.

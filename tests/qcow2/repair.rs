@@ -68,6 +68,23 @@ fn leaks_of_version_2_are_repaired() {
 }
 
 #[test]
+fn clusters_have_one_user_again_after_a_repair() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    qemu_img(
+        dir,
+        &["create", "-q", "-f", "qcow2", "-o", "compat=0.10", "image", "8M"],
+    );
+    qemu_io(dir, "image", &["write -P 9 1M 2M"]);
+    qemu_img(dir, &["snapshot", "-c", "lost", "image"]);
+    // The list of snapshots is emptied, so all refcounts are too high, as if a removal had been interrupted.
+    let mut image = fs::read(dir.join("image")).expect("read");
+    image[60..72].fill(0);
+    fs::write(dir.join("image"), image).expect("write");
+    close(dir, "image");
+}
+
+#[test]
 fn corrupt_images_are_marked() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();

@@ -72,9 +72,11 @@ impl Qcow2Disk {
         let mistakes = references.correct(&self.file, &blocks)?;
         self.file
             .set_end(references.end() << tables.header.cluster.bits(), true)?;
-        if mistakes.low > 0 {
-            references.correct_flags(&self.file, tables)?;
+        if mistakes.leaked + mistakes.low > 0 {
+            self.file.flush()?;
         }
+        // Always, because an earlier repair may have ended between the refcounts and the flags.
+        references.correct_flags(&self.file, tables)?;
         self.file.flush()?;
         if mistakes.leaked + mistakes.low > 0 {
             tracing::info!(
@@ -238,26 +240,27 @@ impl References {
         Ok(mistakes)
     }
 
-    /// Clears the flags in the active layer which say that nobody else uses a cluster, if others do.
+    /// Corrects the flags in the active layer which say that nobody else uses a cluster.
     fn correct_flags(&self, file: &RawFile, tables: &Tables) -> io::Result<()> {
         let header = &tables.header;
         let layout = header.slices();
-        let is_shared = |cluster: u64| self.get(cluster) > 1;
         for (number, l1) in (0..).zip(tables.l1_entries()) {
             let Some(table) = l1.l2_table(header.cluster).map_err(corrupt)? else {
                 continue;
             };
-            let guest = number * layout.bytes_per_table();
-            if l1.is_copied() && is_shared(table >> self.bits) {
+            let right = l1.with_copied(self.get(table >> self.bits) == 1);
+            if right != l1 {
                 let place = header.l1_table_offset + number * 8;
-                file.write_bytes(&l1.shared().0.to_be_bytes(), place)?;
-                tables.set_l1_entry(guest, l1.shared());
+                file.write_bytes(&right.0.to_be_bytes(), place)?;
+                tables.set_l1_entry(number * layout.bytes_per_table(), right);
             }
             for (number, entry) in (0..).zip(l2_table(file, header, table)?) {
-                let reference = entry.reference(layout).map_err(corrupt)?;
-                if entry.is_copied() && reference.is_some_and(|reference| is_shared(reference.clusters.start))
-                {
-                    let bytes: Vec<u8> = entry.shared().to_bytes(layout).collect();
+                let Some(reference) = entry.reference(layout).map_err(corrupt)? else {
+                    continue;
+                };
+                let right = entry.with_copied(self.get(reference.clusters.start) == 1);
+                if right != entry {
+                    let bytes: Vec<u8> = right.to_bytes(layout).collect();
                     file.write_bytes(&bytes, table + number * layout.entry_bytes())?;
                 }
             }

@@ -215,11 +215,15 @@ impl Entry {
         self.word & COPIED != 0 && self.word & COMPRESSED == 0
     }
 
-    /// Returns the entry of a cluster that others use as well.
+    /// Returns the entry with the flag that says whether nobody else uses its cluster. Compressed data never has it.
     #[must_use]
-    pub fn shared(self) -> Self {
+    pub fn with_copied(self, is_copied: bool) -> Self {
+        let flag = match is_copied && self.word & COMPRESSED == 0 {
+            true => COPIED,
+            false => 0,
+        };
         Self {
-            word: self.word & !COPIED,
+            word: self.word & !COPIED | flag,
             ..self
         }
     }
