@@ -24,6 +24,8 @@ pub mod fuse;
 pub mod guest;
 pub mod inflight;
 #[cfg(feature = "daemon")]
+pub mod kills;
+#[cfg(feature = "daemon")]
 pub mod loop_device;
 #[cfg(feature = "daemon")]
 pub mod machine;
@@ -31,6 +33,8 @@ pub mod memory;
 pub mod message;
 #[cfg(feature = "daemon")]
 pub mod metrics;
+#[cfg(feature = "daemon")]
+pub mod model;
 #[cfg(feature = "daemon")]
 pub mod nbd;
 #[cfg(feature = "daemon")]

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use testkit::ceph::{Cluster, DISK, cluster};
 use testkit::guest::Boot;
-use testkit::machine::{MIB, Machine, host};
+use testkit::machine::{Machine, host};
 
-use crate::network::{finish, under_load};
+use crate::network::{finish, kill_backends, under_load, use_a_file_system};
 
 /// Serves an image to a guest with two vCPUs. Returns the image's name too.
 fn machine() -> Option<(Machine, Arc<Cluster>, String)> {
@@ -32,17 +32,7 @@ fn a_guests_file_system_in_a_cluster_is_clean() {
     let Some((mut machine, cluster, image)) = machine() else {
         return;
     };
-    let mut guest = machine.boot(Boot::Kernel);
-    assert_eq!(guest.ok("blockdev --getsize64 /dev/vda"), (48 * MIB).to_string());
-    guest.ok("mkfs.ext4 -q /dev/vda && mount -t ext4 -o discard /dev/vda /mnt");
-    guest.ok(
-        "for i in 1 2 3 4 5 6; do dd if=/dev/urandom of=/mnt/$i bs=64k count=$((i * i)) status=none; done",
-    );
-    let written = guest.ok("md5sum /mnt/?");
-    guest.ok("umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount -t ext4 /dev/vda /mnt");
-    assert_eq!(guest.ok("md5sum /mnt/?"), written);
-    guest.ok("rm /mnt/6 && umount /mnt");
-    guest.power_off();
+    use_a_file_system(&machine);
     assert!(machine.daemon.terminate().status.success());
     let copy = machine.daemon.dir().join("copy.img");
     fs::write(&copy, cluster.contents(&image)).expect("write the copy");
@@ -51,18 +41,9 @@ fn a_guests_file_system_in_a_cluster_is_clean() {
 
 #[test]
 fn a_guest_in_a_cluster_never_notices_a_killed_backend() {
-    let Some((mut machine, _cluster, _)) = machine() else {
-        return;
-    };
-    let mut guest = machine.boot(Boot::KernelWithFio);
-    let mut kills = 0;
-    let load = under_load(&mut machine, &mut guest, |machine| {
-        machine.daemon.restart(libc::SIGKILL);
-        kills += 1;
-    });
-    finish(guest, &load);
-    println!("{kills} backends were killed: nothing was lost");
-    assert!(kills > 3, "only {kills} kills");
+    if let Some((machine, _cluster, _)) = machine() {
+        kill_backends(machine);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op};
-use testkit::random::Random;
+use testkit::model;
 
 use crate::server::{
     BLOCK, DISK, URI, connect, directory, has, image, nbdkit, qemu_nbd, qemu_nbd_on_tcp, read, start, write,
@@ -13,50 +13,9 @@ use crate::server::{
 
 const MIB: u64 = 1 << 20;
 
-/// Makes a random request in a zone of the disk, and does the same with `model`. Returns the data that a read has to give.
-fn random_request(random: &mut Random, model: &mut [u8], zone: usize, round: u8) -> (Op, Vec<u8>) {
-    let len = BLOCK * (1 + random.below(15));
-    let start = zone * ZONE + random.below((ZONE - len) / 512) * 512;
-    let (offset, place) = (start as u64, &mut model[start..start + len]);
-    match random.below(5) {
-        0 | 1 => (Op::Read { offset, len }, place.to_vec()),
-        2 => {
-            place.fill(0);
-            let (len, unmap) = (len as u64, round.is_multiple_of(2));
-            (Op::WriteZeroes { offset, len, unmap }, Vec::new())
-        }
-        _ => {
-            let data: Vec<u8> = (0..len).map(|i| (i / 512) as u8 ^ round).collect();
-            place.copy_from_slice(&data);
-            (Op::Write { offset, data }, Vec::new())
-        }
-    }
-}
-
-/// Size of the zone of one request in flight.
-const ZONE: usize = MIB as usize / 4;
-
-/// Runs random requests at depth 16 and compares every read, and at the end `stored`, with a model.
+/// Runs random requests and compares every read, and at the end `stored`, with a model.
 pub(crate) fn verify(frontend: &mut Frontend, stored: impl FnOnce() -> Vec<u8>) {
-    let mut random = Random::new(7);
-    let mut model = vec![0; 16 * ZONE];
-    for round in 0..20_u8 {
-        let mut expected = Vec::new();
-        for zone in 0..16 {
-            let (op, data) = random_request(&mut random, &mut model, zone, round);
-            frontend.queue(0).submit(&op, zone);
-            expected.push(data);
-        }
-        frontend.queue(0).kick();
-        for done in frontend.queue(0).drain() {
-            assert!(
-                done.ret == 0 && done.data == expected[done.tag],
-                "round {round}, {}",
-                done.tag
-            );
-        }
-    }
-    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
+    let model = model::verify(frontend, 1);
     assert!(stored() == model, "the server has other data");
 }
 

@@ -1,19 +1,14 @@
 //! A killed daemon loses no request, and none of its requests is executed after those of its successor.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use testkit::daemon::Daemon;
-use testkit::inflight::Inflight;
+use testkit::kills;
 use testkit::process::{Process, wait_for};
-use testkit::random::Random;
-use testkit::raw::Answer;
-use testkit::vm::{EVENT_IDX, Ring, STATUS, Vm};
-use testkit::writes::{BYTES, WRITES, assert_all_answered_once, put_flush, put_write};
 
 use crate::server::{
     BLOCK, connect, directory, has, image, nbdkit, nbdkit_on, qemu_nbd, qemu_nbd_over, start, start_after,
@@ -117,63 +112,15 @@ fn a_new_connection_waits_for_the_old_ones_requests() {
     }
 }
 
-/// Kills the daemon under load again and again. Each time every write must be done and answered once, and what is written
-/// afterwards must stay.
-pub(crate) fn survives(rounds: u32, node: &str, before: &[&str], server: impl FnOnce(&Path) -> Process) {
-    let dir = directory(64 * BYTES as u64);
+/// Kills the daemon under load again and again.
+pub(crate) fn survives(rounds: usize, node: &str, before: &[&str], server: impl FnOnce(&Path) -> Process) {
+    let dir = directory(kills::DISK as u64);
     let _server = server(dir.path());
     let node = format!(",reconnect-delay=100,open-timeout=100{node}");
     let mut daemon = start_after(dir, before, &node, &[]);
-    let mut random = Random::new(3);
-    let mut vm = Vm::connect(&daemon, EVENT_IDX);
-    let region = Inflight::get(&mut vm.client, 1, 64);
-    vm.rings = vec![Ring::new(0, 64)];
-    let mut again = false;
-    for round in 0..rounds {
-        let mut expected = Vec::new();
-        for killed in [true, false] {
-            if std::mem::replace(&mut again, true) {
-                vm.reconnect(daemon.connect(), EVENT_IDX);
-            }
-            assert_eq!(region.set(&mut vm.client), Answer::Ack, "{}", daemon.output());
-            vm.share_memory();
-            vm.restart_rings();
-            if !killed {
-                assert_all_answered_once(&mut vm, 0, round as usize);
-                assert_written(&vm, &daemon, &expected);
-            }
-            // What is written now replaces what the dead daemon has written.
-            expected.clear();
-            for i in 0..WRITES {
-                let data = random.bytes(BYTES);
-                let head = put_write(&vm, 0, i, &data);
-                vm.publish(0, head);
-                expected.push(data);
-            }
-            let flush = put_flush(&vm, 0);
-            vm.publish(0, flush);
-            vm.kick(0);
-            if killed {
-                thread::sleep(Duration::from_micros(random.next() % 2000));
-                daemon.restart(libc::SIGKILL);
-            } else {
-                assert_all_answered_once(&mut vm, 0, round as usize);
-            }
-        }
-        assert_written(&vm, &daemon, &expected);
-    }
-}
-
-fn assert_written(vm: &Vm, daemon: &Daemon, expected: &[Vec<u8>]) {
-    let image = File::open(image(daemon)).expect("open the image");
-    for (i, data) in expected.iter().enumerate() {
-        assert_eq!(vm.peek(STATUS + i as u64, 1), [0], "status of {i}");
-        let mut written = vec![0; BYTES];
-        image
-            .read_exact_at(&mut written, (i * BYTES) as u64)
-            .expect("read the image");
-        assert!(written == *data, "write {i} is lost");
-    }
+    kills::survives(rounds, &mut daemon, |daemon| {
+        fs::read(image(daemon)).expect("read the image")
+    });
 }
 
 #[test]

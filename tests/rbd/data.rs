@@ -2,58 +2,9 @@
 
 use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op};
-use testkit::random::Random;
+use testkit::model;
 
 use crate::cluster::{BLOCK, DISK, cluster, connect, mib, read, write};
-
-/// Size of the zone of one request in flight.
-const ZONE: usize = 1 << 18;
-
-/// Makes a random request in a zone of the disk, and does the same with `model`. Returns the data that a read has to give.
-fn random_request(random: &mut Random, model: &mut [u8], zone: usize, round: u8) -> (Op, Vec<u8>) {
-    let len = BLOCK * (1 + random.below(15));
-    let start = zone * ZONE + random.below((ZONE - len) / 512) * 512;
-    let (offset, place) = (start as u64, &mut model[start..start + len]);
-    match random.below(5) {
-        0 | 1 => (Op::Read { offset, len }, place.to_vec()),
-        2 => {
-            place.fill(0);
-            let (len, unmap) = (len as u64, round.is_multiple_of(2));
-            (Op::WriteZeroes { offset, len, unmap }, Vec::new())
-        }
-        _ => {
-            let data: Vec<u8> = (0..len).map(|i| (i / 512) as u8 ^ round).collect();
-            place.copy_from_slice(&data);
-            (Op::Write { offset, data }, Vec::new())
-        }
-    }
-}
-
-/// Runs random requests at depth 16 on each queue in turn, and compares every read with a model. Returns the model.
-fn verify(frontend: &mut Frontend, queues: usize) -> Vec<u8> {
-    let mut random = Random::new(7);
-    let mut model = vec![0; 16 * ZONE];
-    for round in 0..20_u8 {
-        let queue = usize::from(round) % queues;
-        let mut expected = Vec::new();
-        for zone in 0..16 {
-            let (op, data) = random_request(&mut random, &mut model, zone, round);
-            frontend.queue(queue).submit(&op, zone);
-            expected.push(data);
-        }
-        frontend.queue(queue).kick();
-        for done in frontend.queue(queue).drain() {
-            assert!(
-                done.ret == 0 && done.data == expected[done.tag],
-                "round {round}, {}: {}",
-                done.tag,
-                done.ret
-            );
-        }
-    }
-    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
-    model
-}
 
 #[test]
 fn the_cluster_stores_what_the_guest_writes() {
@@ -62,7 +13,7 @@ fn the_cluster_stores_what_the_guest_writes() {
     let mut daemon = cluster.daemon(&image, &["--num-queues=2", "--iothreads=2"]);
     let mut frontend = connect(&daemon, 2, 16);
     assert_eq!(frontend.config().capacity.to_native(), mib(4) / 512);
-    let model = verify(&mut frontend, 2);
+    let model = model::verify(&mut frontend, 2);
     drop(frontend);
     assert!(daemon.terminate().status.success());
     assert!(cluster.contents(&image) == model, "the cluster has other data");

@@ -1,7 +1,7 @@
 //! One writer at a time.
 
 use testkit::daemon::run;
-use testkit::frontend::Op;
+use testkit::kills;
 
 use crate::cluster::{BLOCK, DISK, cluster, connect, read, write};
 
@@ -23,40 +23,25 @@ fn a_live_owner_keeps_its_image() {
     assert_eq!(read(&mut frontend, 0), Ok(vec![2; BLOCK]));
 }
 
+/// Kills daemons under load. What they have not answered is done by their successors, and nothing of the dead is executed
+/// after that.
+fn survives(rounds: usize) {
+    let Some(cluster) = cluster() else { return };
+    let image = cluster.image(1);
+    let mut daemon = cluster.daemon(&image, &[]);
+    kills::survives(rounds, &mut daemon, |_| cluster.contents(&image));
+    assert!(daemon.output().contains("taking it over"), "{}", daemon.output());
+}
+
 #[test]
 fn killed_daemons_lose_nothing() {
-    let Some(cluster) = cluster() else { return };
-    let image = cluster.image(4);
-    let mut daemon = cluster.daemon(&image, &[]);
-    let mut frontend = connect(&daemon, 1, 16);
-    for round in 1..=5_u8 {
-        for slot in 0..8_u64 {
-            assert_eq!(write(&mut frontend, slot * BLOCK as u64, round), 0);
-        }
-        // These may be executed or not, but never after a write of the successor.
-        for slot in 8..16_u64 {
-            let (offset, data) = (slot * BLOCK as u64, vec![100 + round; BLOCK]);
-            frontend.queue(0).submit(&Op::Write { offset, data }, 0);
-        }
-        frontend.queue(0).kick();
-        daemon.restart(libc::SIGKILL);
-        frontend = connect(&daemon, 1, 16);
-        for slot in 0..8_u64 {
-            let stored = read(&mut frontend, slot * BLOCK as u64);
-            assert_eq!(stored, Ok(vec![round; BLOCK]), "round {round}");
-        }
-        for slot in 8..16_u64 {
-            let stored = read(&mut frontend, slot * BLOCK as u64).expect("read");
-            let known = [round - 1, 100 + round];
-            assert!(
-                stored.iter().all(|byte| known.contains(byte)),
-                "round {round}: {}",
-                stored[0]
-            );
-            assert_eq!(write(&mut frontend, slot * BLOCK as u64, round), 0);
-        }
-    }
-    assert!(daemon.output().contains("taking it over"), "{}", daemon.output());
+    survives(5);
+}
+
+#[test]
+#[ignore = "takes a minute: cargo test --test rbd -- --ignored"]
+fn daemons_killed_50_times_lose_nothing() {
+    survives(50);
 }
 
 #[test]
