@@ -187,6 +187,13 @@ fn disks_are_added_resized_limited_and_removed() {
 }
 
 #[test]
+fn top_without_a_terminal_is_explained() {
+    let daemon = daemon(&[]);
+    let told = refused(&run(&daemon, &["top"]));
+    assert!(told.contains("top needs a terminal; 'top --once'"), "{told}");
+}
+
+#[test]
 fn top_shows_the_rates_of_an_interval() {
     let daemon = daemon(&["--num-queues", "2", "--iothreads", "1"]);
     let socket = daemon.socket();

@@ -12,7 +12,7 @@ use crate::daemon::options::{
     Address, AddressType, AioOption, BlockdevOptions, BlockdevRef, Cache, Discard, Driver, ExportOptions,
     Mapping, NotifyOption, ObjectOptions, ObjectType, ServerOption,
 };
-use crate::nbd::{Server, parse_uri};
+use crate::nbd::{Server, parse_uri, uri_of_old_form};
 
 /// The options of the one disk, by their names in [`Cli`].
 pub(super) const OPTIONS: [&str; 29] = [
@@ -91,14 +91,20 @@ fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
         active: Some(!cli.incoming),
         ..BlockdevOptions::new(Driver::File)
     };
-    let uri = cli.blk_file.as_deref().and_then(Path::to_str).and_then(parse_uri);
-    if let Some(uri) = uri {
-        let (server, export) = uri.map_err(|error| error.to_string())?;
-        return network(cli, common, &server, export);
-    }
-    let rbd = cli.blk_file.as_deref().and_then(Path::to_str);
-    if let Some(name) = rbd.and_then(|name| name.strip_prefix("rbd:")) {
-        return cluster(cli, common, name);
+    if let Some(name) = cli.blk_file.as_deref().and_then(Path::to_str) {
+        if let Some(uri) = parse_uri(name) {
+            let (server, export) = uri.map_err(|error| error.to_string())?;
+            return network(cli, common, &server, export);
+        }
+        if let Some(uri) = uri_of_old_form(name) {
+            return Err(format!(
+                "--blk-file: {name} is an older form of the address of an NBD server; write {uri} (a file of this name is \
+                 ./{name})"
+            ));
+        }
+        if let Some(name) = name.strip_prefix("rbd:") {
+            return cluster(cli, common, name);
+        }
     }
     if cli.null.is_some() {
         refuse_format(cli, "a null disk stores nothing")?;
@@ -194,6 +200,7 @@ fn network(
         export: Some(export),
         read_only: Some(cli.read_only),
         discard: Some(Discard::Unmap),
+        probe: cli.format.is_none(),
         ..common
     })
 }
@@ -231,6 +238,7 @@ fn cluster(cli: &Cli, common: BlockdevOptions, name: &str) -> Result<BlockdevOpt
         snapshot: snapshot.map(str::to_owned),
         read_only: Some(cli.read_only),
         discard: Some(Discard::Unmap),
+        probe: cli.format.is_none(),
         ..common
     };
     for part in parts {

@@ -17,7 +17,8 @@ use super::nbd::{NbdChannel, NbdDisk};
 use super::null::{NullAioChannel, NullCoChannel, NullDisk};
 use super::plan::{Choice, Executor, Plan};
 use super::qcow2::{Qcow2Channel, Qcow2Disk};
-use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk, RbdOptions};
+use super::rbd::{Link as RbdLink, RbdChannel, RbdDisk};
+use super::remote_disk::RemoteOptions;
 use super::resources::Resources;
 use super::size_listener::SizeListener;
 use crate::storage::{self, FlushWitness, ImageLock, Limits, LockError, LockMode, OpenOptions, RawFile};
@@ -151,6 +152,15 @@ impl BlockNode {
         }
     }
 
+    /// Returns the format of the image on a disk on another machine when it was opened, unless it seemed to be raw.
+    pub fn foreign_format(&self) -> Option<&'static str> {
+        match self {
+            Self::Nbd(disk) => disk.foreign_format(),
+            Self::Rbd(disk) => disk.foreign_format(),
+            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) | Self::Qcow2(_) => None,
+        }
+    }
+
     /// Reads the size again and drops clean cached data, because another process has used the image.
     ///
     /// # Errors
@@ -275,7 +285,7 @@ impl BlockNode {
     }
 
     /// Returns an image in a cluster with other options, without another lock. `None`: it has to be opened again.
-    pub fn rbd_reopened(&self, options: RbdOptions) -> Option<Self> {
+    pub fn rbd_reopened(&self, options: RemoteOptions) -> Option<Self> {
         match self {
             Self::Rbd(disk) => Some(disk.reopened(options)?.into()),
             _ => None,

@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 /// The port of NBD servers.
 const PORT: u16 = 10809;
 
+/// The longest path of a Unix socket in bytes.
+pub const SOCKET_PATH_MAX: usize = 107;
+/// The longest name of an export in bytes.
+pub const EXPORT_MAX: usize = 4096;
+
 /// The address of a server.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Server {
@@ -80,7 +85,15 @@ fn inet(rest: &str) -> Result<(Server, String), &'static str> {
     if host.is_empty() {
         return Err("a host is missing: nbd://HOST[:PORT]/EXPORT");
     }
-    Ok((Server::Inet(host, port), decoded(export)?))
+    Ok((Server::Inet(host, port), export_name(export)?))
+}
+
+fn export_name(text: &str) -> Result<String, &'static str> {
+    let name = decoded(text)?;
+    match name.len() > EXPORT_MAX {
+        true => Err("the name of the export is longer than 4096 bytes"),
+        false => Ok(name),
+    }
 }
 
 fn unix(rest: &str) -> Result<(Server, String), &'static str> {
@@ -99,7 +112,29 @@ fn unix(rest: &str) -> Result<(Server, String), &'static str> {
     if socket.is_empty() {
         return Err(FORM);
     }
-    Ok((Server::Unix(socket.into()), decoded(export)?))
+    if socket.len() > SOCKET_PATH_MAX {
+        return Err("the path of the socket is longer than 107 bytes");
+    }
+    Ok((Server::Unix(socket.into()), export_name(export)?))
+}
+
+/// Returns the URI for an address in an older form of QEMU: `nbd:HOST:PORT[:exportname=NAME]` or
+/// `nbd:unix:PATH[:exportname=NAME]`. `None`: the text has another form.
+pub fn uri_of_old_form(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("nbd:").filter(|rest| !rest.starts_with("//"))?;
+    let (address, export) = rest.split_once(":exportname=").unwrap_or((rest, ""));
+    let encoded = |text: &str| {
+        let text = text.replace('%', "%25").replace('?', "%3f");
+        text.replace('#', "%23").replace('&', "%26")
+    };
+    let export = encoded(export);
+    Some(match (address.strip_prefix("unix:"), address.rsplit_once(':')) {
+        (Some(path), _) if !path.is_empty() => format!("nbd+unix:///{export}?socket={}", encoded(path)),
+        (None, Some((host, port))) if !host.is_empty() && !port.is_empty() => {
+            format!("nbd://{host}:{port}/{export}")
+        }
+        _ => "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH".to_owned(),
+    })
 }
 
 /// Decodes `%XX`.
@@ -153,6 +188,50 @@ mod tests {
         for name in ["disk.img", "/a://b", "nbd:host", "https://host/", "nbd", ""] {
             assert_eq!(parsed(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn old_forms_have_a_uri() {
+        for (old, uri) in [
+            ("nbd:host:10809", Some("nbd://host:10809/")),
+            ("nbd:[::1]:1:exportname=a%b", Some("nbd://[::1]:1/a%25b")),
+            ("nbd:unix:/run/s", Some("nbd+unix:///?socket=/run/s")),
+            ("nbd:unix:s:exportname=e", Some("nbd+unix:///e?socket=s")),
+            ("nbd://host/", None),
+            ("disk.img", None),
+        ] {
+            assert_eq!(uri_of_old_form(old).as_deref(), uri, "{old}");
+            assert!(
+                uri.is_none_or(|uri| matches!(parse_uri(uri), Some(Ok(_)))),
+                "{old}"
+            );
+        }
+        for wrong in ["nbd:host", "nbd:unix:", "nbd:", "nbd::1"] {
+            assert!(
+                uri_of_old_form(wrong).expect("told").contains("HOST:PORT"),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn long_names_are_refused() {
+        let uri = |path: usize, export: usize| {
+            let (path, export) = ("p".repeat(path), "e".repeat(export));
+            [
+                format!("nbd+unix:///{export}?socket={path}"),
+                format!("nbd://h/{export}"),
+            ]
+        };
+        for uri in uri(SOCKET_PATH_MAX, EXPORT_MAX) {
+            assert!(matches!(parsed(&uri), Some(Ok(_))), "{uri}");
+        }
+        let refused = |uri: &str| parsed(uri).expect("a URI").expect_err("refused");
+        for uri in uri(1, EXPORT_MAX + 1) {
+            assert!(refused(&uri).contains("longer than 4096 bytes"));
+        }
+        let [uri, _] = uri(SOCKET_PATH_MAX + 1, 1);
+        assert!(refused(&uri).contains("longer than 107 bytes"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod reply;
 mod request;
 mod wire;
 
-pub use address::{Server, UriError, parse_uri};
+pub use address::{EXPORT_MAX, SOCKET_PATH_MAX, Server, UriError, parse_uri, uri_of_old_form};
 pub use export::{Export, Replies};
 pub use handshake::{Greeting, HandshakeError, choose_export, greet, negotiate, start_tls};
 pub use line::Line;

@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-/// Number of bytes that are examined at the start, and the size of a VHD's footer.
+/// Number of bytes that are examined at the start and at the end: the size of a VHD's footer.
 const HEADER: usize = 512;
 
 /// The mark of a VHD's footer. A VHD of fixed size has nothing else: it begins like a raw image.
@@ -44,10 +44,19 @@ pub fn foreign_format(path: &Path) -> Option<&'static str> {
     let file = File::open(path).ok()?;
     let mut header = [0; HEADER];
     let len = read_at(&file, &mut header, 0).ok()?;
-    let has =
-        |(at, mark, _): &(usize, &[u8], _)| header[..len].get(*at..).is_some_and(|h| h.starts_with(mark));
-    let found = MARKS.iter().find(|format| has(format)).map(|(_, _, name)| *name);
-    found.or_else(|| has_vhd_footer(&file).then_some("VHD"))
+    format_of_header(&header[..len]).or_else(|| format_of_footer(&footer(&file)?))
+}
+
+/// Returns the format of an image that begins like this, or `None` if it seems to be raw. 512 bytes are enough.
+pub fn format_of_header(bytes: &[u8]) -> Option<&'static str> {
+    let has = |(at, mark, _): &(usize, &[u8], _)| bytes.get(*at..).is_some_and(|rest| rest.starts_with(mark));
+    MARKS.iter().find(|format| has(format)).map(|(_, _, name)| *name)
+}
+
+/// Returns the format of an image that ends with these 512 bytes or more, or `None` if it seems to be raw.
+pub fn format_of_footer(bytes: &[u8]) -> Option<&'static str> {
+    let at = bytes.len().checked_sub(HEADER)?;
+    bytes[at..].starts_with(VHD).then_some("VHD")
 }
 
 /// Returns whether a file begins like a qcow2 image. The file may be open for O_DIRECT.
@@ -59,14 +68,13 @@ pub(super) fn is_qcow2(file: &File) -> bool {
     read_at(file, header, 0).is_ok_and(|len| header[..len].starts_with(QCOW2))
 }
 
-fn has_vhd_footer(mut file: &File) -> bool {
+/// Returns the last bytes of an image.
+fn footer(mut file: &File) -> Option<[u8; HEADER]> {
     // The size of a block device is not in its metadata.
-    let size = file.seek(SeekFrom::End(0)).unwrap_or(0);
-    let mut mark = [0; VHD.len()];
-    let read = size
-        .checked_sub(HEADER as u64)
-        .map(|at| read_at(file, &mut mark, at));
-    matches!(read, Some(Ok(_))) && mark == *VHD
+    let size = file.seek(SeekFrom::End(0)).ok()?;
+    let mut bytes = [0; HEADER];
+    let read = read_at(file, &mut bytes, size.checked_sub(HEADER as u64)?);
+    (read.ok()? == HEADER).then_some(bytes)
 }
 
 /// Reads until the buffer is full or the file ends.

@@ -8,7 +8,7 @@ use testkit::process::Process;
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::connector;
 use vhost_user_blk::defer::DeferScope;
-use vhost_user_blk::engine::{BlockNode, Channel, Choice, NbdDisk, NbdOptions, Resources};
+use vhost_user_blk::engine::{BlockNode, Channel, Choice, NbdDisk, NbdOptions, RemoteOptions, Resources};
 use vhost_user_blk::io::{Completer, IoOp, IoRange, IoRequest, Requests};
 use vhost_user_blk::nbd::{Remote, Server};
 use vhost_user_blk::thread_pool::{ThreadPool, ThreadPoolParams};
@@ -44,8 +44,12 @@ impl Disk {
             tls: None,
         };
         let line = connector::start_thread(&remote).expect("a line");
-        let options = NbdOptions {
+        let remote = RemoteOptions {
             unmap: true,
+            ..RemoteOptions::default()
+        };
+        let options = NbdOptions {
+            remote,
             ..NbdOptions::default()
         };
         let node = BlockNode::from(NbdDisk::open(&line, options).expect("a disk"));

@@ -1,13 +1,15 @@
 //! Each mistake gives one clear line.
 
+use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
 
-use testkit::daemon::run;
+use testkit::daemon::{Daemon, run};
+use testkit::process::Process;
 
-use crate::server::{DISK, URI, directory, has, long_form, nbdkit, qemu_nbd};
+use crate::server::{DISK, URI, connect, directory, has, long_form, nbdkit, qemu_nbd, read};
 
 /// Starts a daemon that must end with one line about an error. Returns the line.
 pub(crate) fn refused(args: &[&str], dir: &Path) -> String {
@@ -72,6 +74,22 @@ fn options_that_do_not_fit_are_refused() {
         (URI, &["--format=qcow2", "--follow-names"], "--format qcow2"),
         (URI, &["--follow-names"], "--follow-names"),
         ("nbd+unix:///?socket=/none/here", &[], "No such file or directory"),
+        ("nbd:host:10809", &[], "write nbd://host:10809/ ("),
+        (
+            "nbd:unix:nbd.sock:exportname=disk",
+            &[],
+            "write nbd+unix:///disk?socket=nbd.sock (",
+        ),
+        (
+            &format!("nbd+unix:///?socket=/{}", "p".repeat(107)),
+            &[],
+            "longer than 107 bytes",
+        ),
+        (
+            &format!("nbd://host/{}", "e".repeat(4097)),
+            &[],
+            "longer than 4096 bytes",
+        ),
     ] {
         let told = short(uri, more, dir);
         assert!(told.contains(why), "{told}");
@@ -117,6 +135,60 @@ fn refusals_of_real_servers_are_named() {
     assert!(told.contains("the server has no export 'other'"), "{told}");
     let told = short(URI, &[], dir.path());
     assert!(told.contains("export 'disk' is read-only there"), "{told}");
+}
+
+/// Starts a server whose disk begins or ends like this.
+fn server_with(dir: &Path, header: &[u8], footer: &[u8]) -> Process {
+    let mut disk = vec![0; 1 << 20];
+    disk[..header.len()].copy_from_slice(header);
+    let end = disk.len() - 512;
+    disk[end..end + footer.len()].copy_from_slice(footer);
+    fs::write(dir.join("disk.img"), disk).expect("write the image");
+    qemu_nbd(dir, &[])
+}
+
+#[test]
+fn images_of_another_format_are_refused() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(1 << 20);
+    let dir = dir.path();
+    for (header, footer, name) in [
+        (&b"QFI\xfb\0\0\0\x03"[..], &b""[..], "qcow2"),
+        (b"", b"conectix", "VHD"),
+    ] {
+        let _server = server_with(dir, header, footer);
+        let told = short(URI, &[], dir);
+        assert!(told.contains(&format!("looks like a {name} image")), "{told}");
+        assert!(
+            told.contains("qemu-nbd -f FORMAT") && told.contains("add --format raw"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn an_image_of_another_format_is_served_as_raw_if_that_is_said() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let header = b"QFI\xfb\0\0\0\x03";
+    for args in [
+        ["--socket-path", DISK, "--blk-file", URI, "--format=raw"]
+            .map(str::to_owned)
+            .to_vec(),
+        long_form(""),
+    ] {
+        let dir = directory(1 << 20);
+        let _server = server_with(dir.path(), header, b"");
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let daemon = Daemon::start_with(dir, &args);
+        let first = read(&mut connect(&daemon, 1, 16), 0).expect("read");
+        assert!(first.starts_with(header));
+        let told = "the disk has a qcow2 header and is served as raw data";
+        assert!(daemon.output().contains(told), "{}", daemon.output());
+    }
 }
 
 #[test]

@@ -180,6 +180,27 @@ fn a_killed_server_is_reached_again_over_tls() {
 }
 
 #[test]
+fn the_end_of_a_server_is_noticed_without_requests() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    fill(dir.path());
+    let mut running = server(dir.path(), FILES);
+    let mut daemon = start_after(dir, &OBJECT, NODE, &["--sandbox", "auto"]);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    running.signal(libc::SIGKILL);
+    running.wait();
+    let told = |what: &'static str| move |daemon: &Daemon| daemon.output().contains(what);
+    daemon.wait_for(told("lost the connection to the server"), "notice it");
+    running = server(daemon.dir(), FILES);
+    daemon.wait_for(told("connected to the server"), "connect again");
+    assert_eq!(read(&mut frontend, 0), Ok(vec![1; BLOCK]));
+    drop(running);
+}
+
+#[test]
 fn a_silent_server_does_not_keep_an_encrypted_disk() {
     if !has("qemu-nbd") {
         return;

@@ -93,6 +93,24 @@ fn mistakes_are_named() {
 }
 
 #[test]
+fn images_of_another_format_are_refused() {
+    let Some(cluster) = cluster() else { return };
+    let dir = tempfile::tempdir().expect("make a directory");
+    let mut disk = vec![0; 1 << 20];
+    disk[..4].copy_from_slice(b"QFI\xfb");
+    fs::write(dir.path().join("disk"), disk).expect("write the image");
+    cluster.import(&dir.path().join("disk"), "container");
+    let told = refused(&cluster.file("container"), &[]);
+    assert!(
+        told.contains("rbd:p/container looks like a qcow2 image") && told.contains("add --format raw"),
+        "{told}"
+    );
+    let daemon = cluster.daemon("container", &["--format=raw"]);
+    let told = "the disk has a qcow2 header and is served as raw data";
+    assert!(daemon.output().contains(told), "{}", daemon.output());
+}
+
+#[test]
 fn images_without_a_lock_are_not_written() {
     let Some(cluster) = cluster() else { return };
     cluster.rbd(&[

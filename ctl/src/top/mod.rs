@@ -3,11 +3,11 @@
 mod rows;
 mod screen;
 
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdin, stdout};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::qmp::Qmp;
 use crate::snapshot::Snapshot;
@@ -15,6 +15,10 @@ use crate::text::table;
 
 /// Shows the rates of each interval until the user ends it, or those of one interval.
 pub(crate) fn run(qmp: &mut Qmp, interval: Duration, once: bool) -> Result<()> {
+    ensure!(
+        once || (stdin().is_terminal() && stdout().is_terminal()),
+        "top needs a terminal; 'top --once' prints the rates of one interval"
+    );
     let before = Snapshot::take(qmp)?;
     if once {
         thread::sleep(interval);

@@ -4,6 +4,7 @@ use super::config::place::Place;
 use super::socket_advice::{metrics_advice, server_advice};
 use crate::account;
 use crate::blk::device::TakeError;
+use crate::daemon::options::Driver;
 use crate::daemon::registry::OperationError;
 use crate::daemon::{Error, MetricsError, Verb};
 use crate::engine;
@@ -208,6 +209,27 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
         OperationError::NoActivation(_) => "name the socket to listen on, e.g. --socket-path disk.sock",
         OperationError::ActivationAccess => words.access,
         OperationError::Image(error) => return storage_advice(error, words),
+        OperationError::Format {
+            driver: Driver::Nbd, ..
+        } => {
+            return Some(format!(
+                "let the server serve the disk inside ('qemu-nbd -f FORMAT'), or {} if it is a raw disk whose guest has \
+                 written that",
+                words.raw
+            ));
+        }
+        OperationError::Format {
+            path,
+            driver: Driver::Rbd,
+            ..
+        } => {
+            return Some(format!(
+                "convert it ('qemu-img convert -O raw {}' takes such names too), or {} if it is a raw disk whose guest has \
+                 written that",
+                path.display(),
+                words.raw
+            ));
+        }
         OperationError::Format { format: "qcow2", .. } => {
             return Some(format!(
                 "{}, or {} if it is a raw disk whose guest has written that",

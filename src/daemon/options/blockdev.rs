@@ -9,7 +9,7 @@ use super::reference::{BackingRef, BlockdevRef, backing};
 use super::server::ServerOption;
 use super::value::ValueError;
 use crate::engine::Choice;
-use crate::nbd::{Remote, Server, Tls};
+use crate::nbd::{EXPORT_MAX, Remote, Server, Tls};
 
 /// The kinds of nodes.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -197,7 +197,7 @@ impl BlockdevOptions {
     /// Returns the export of an NBD server that a node with driver `nbd` uses. `tls` are the credentials that it names.
     ///
     /// # Errors
-    /// The address is missing or wrong.
+    /// The address is missing or wrong, or the name of the export is too long.
     pub fn remote(&self, tls: Option<&TlsCredsOptions>) -> Result<Remote, ValueError> {
         let server = match self.server.as_deref() {
             Some(ServerOption::Nbd(server)) => server.address()?,
@@ -213,11 +213,14 @@ impl BlockdevOptions {
                 (None, Server::Unix(_)) => None,
             },
         });
-        Ok(Remote {
-            server,
-            export: self.export.clone().unwrap_or_default(),
-            tls,
-        })
+        let export = self.export.clone().unwrap_or_default();
+        if export.len() > EXPORT_MAX {
+            return Err(ValueError::Type {
+                path: "export".to_owned(),
+                expected: format!("a name of at most {EXPORT_MAX} bytes"),
+            });
+        }
+        Ok(Remote { server, export, tls })
     }
 
     /// Returns the addresses of the monitors that a node with driver `rbd` names.
@@ -350,6 +353,22 @@ impl From<AioOption> for Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_exports_have_a_limit() {
+        let address = Server::Unix("s".into());
+        let remote = |len: usize| {
+            let options = BlockdevOptions {
+                server: Some(Box::new(ServerOption::Nbd((&address).into()))),
+                export: Some("e".repeat(len)),
+                ..BlockdevOptions::new(Driver::Nbd)
+            };
+            options.remote(None).map(|remote| remote.export.len())
+        };
+        assert_eq!(remote(EXPORT_MAX), Ok(EXPORT_MAX));
+        let told = remote(EXPORT_MAX + 1).expect_err("refused").to_string();
+        assert_eq!(told, "Parameter 'export' expects a name of at most 4096 bytes");
+    }
 
     #[test]
     fn nodes_made_together_share_options() {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::export::AddressType;
 use super::value::ValueError;
-use crate::nbd::Server;
+use crate::nbd::{SOCKET_PATH_MAX, Server};
 
 /// The option `server`. Its form depends on the driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -98,12 +98,16 @@ impl NbdServer {
             expected: expected.to_owned(),
         };
         match (self.kind, &self.path, &self.host, &self.port) {
+            (AddressType::Unix, Some(path), None, None) if path.as_os_str().len() > SOCKET_PATH_MAX => Err(
+                wrong("path", &format!("a path of at most {SOCKET_PATH_MAX} bytes")),
+            ),
             (AddressType::Unix, Some(path), None, None) => Ok(Server::Unix(path.clone())),
             (AddressType::Inet, None, Some(host), Some(port)) => {
                 let port = port.parse().ok().filter(|port| *port > 0);
                 let port = port.ok_or_else(|| wrong("port", "a number from 1 to 65535"))?;
                 Ok(Server::Inet(host.clone(), port))
             }
+            (AddressType::Inet, None, Some(_), None) => Err(ValueError::Missing("server.port".to_owned())),
             (AddressType::Unix, ..) => Err(wrong("path", "the path of a socket, without a host and a port")),
             (AddressType::Inet, ..) => Err(wrong("host", "given together with a port, without a path")),
             _ => Err(wrong("type", "'unix' or 'inet'")),
@@ -124,5 +128,31 @@ impl From<&Server> for NbdServer {
             host,
             port,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_addresses_are_named() {
+        let inet = |host: Option<&str>, port: Option<&str>| NbdServer {
+            kind: AddressType::Inet,
+            path: None,
+            host: host.map(str::to_owned),
+            port: port.map(str::to_owned),
+        };
+        let unix = |len: usize| NbdServer {
+            kind: AddressType::Unix,
+            path: Some("p".repeat(len).into()),
+            ..inet(None, None)
+        };
+        let told = |server: &NbdServer| server.address().expect_err("refused").to_string();
+        assert_eq!(told(&inet(Some("h"), None)), "Parameter 'server.port' is missing");
+        assert!(told(&inet(None, Some("1"))).contains("server.host"));
+        assert!(told(&inet(Some("h"), Some("0"))).contains("1 to 65535"));
+        assert!(told(&unix(SOCKET_PATH_MAX + 1)).contains("at most 107 bytes"));
+        assert!(unix(SOCKET_PATH_MAX).address().is_ok());
     }
 }

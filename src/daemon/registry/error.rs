@@ -10,7 +10,7 @@ use crate::blk::handle::ReplaceError;
 use crate::ceph;
 use crate::connector;
 use crate::daemon::disks::AddError;
-use crate::daemon::options::ValueError;
+use crate::daemon::options::{Driver, ValueError};
 use crate::engine::{self, NbdOpenError, Qcow2OpenError};
 use crate::sandbox;
 use crate::storage::{self, LockError};
@@ -205,7 +205,11 @@ pub enum OperationError {
     #[error("iothread-vq-mapping: {0}")]
     Mapping(String),
     #[error("{} looks like a {format} image, and its format is not given: the guest would get the bytes of the image itself", path.display())]
-    Format { path: PathBuf, format: &'static str },
+    Format {
+        path: PathBuf,
+        format: &'static str,
+        driver: Driver,
+    },
     #[error(transparent)]
     Image(#[from] storage::Error),
     #[error(transparent)]

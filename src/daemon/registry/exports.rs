@@ -166,14 +166,20 @@ impl Planned {
 
 /// Logs a warning if a raw disk begins like a qcow2 image. It may be right: a guest can write such a header.
 fn warn_of_header(view: &DiskView) {
-    if let BlockNode::File(file) = &*view.node
-        && view.start == 0
-        && matches!(file.has_qcow2_header(), Ok(true))
-    {
+    let (found, advice) = match &*view.node {
+        BlockNode::File(file) => (
+            matches!(file.has_qcow2_header(), Ok(true)),
+            "driver=qcow2 serves the disk inside",
+        ),
+        node => (
+            node.foreign_format() == Some("qcow2"),
+            "let the server serve the disk inside (qemu-nbd -f qcow2), or convert the image",
+        ),
+    };
+    if found && view.start == 0 {
         tracing::warn!(
-            disk = file.path().display().to_string(),
-            "the disk has a qcow2 header and is served as raw data: the guest gets the bytes of the image itself; \
-             driver=qcow2 serves the disk inside"
+            disk = view.node.path().display().to_string(),
+            "the disk has a qcow2 header and is served as raw data: the guest gets the bytes of the image itself; {advice}"
         );
     }
 }

@@ -89,14 +89,14 @@ impl Commands {
                 self.transfer(owner, Command::Read { whole: false }, offset, len, disk)
             }
             IoOp::ZeroedWrite { unmap, .. } if export.writes_zeroes() => {
-                let no_hole = !unmap || !disk.options().unmap;
+                let no_hole = !unmap || !disk.options().remote.unmap;
                 self.range(owner, Command::WriteZeroes { fua, no_hole }, offset, len as u64);
             }
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
                 self.transfer(owner, Command::Write { fua }, offset, len, disk);
             }
             IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave => self.flush(owner, disk),
-            IoOp::Discard if export.trims() && disk.options().unmap => {
+            IoOp::Discard if export.trims() && disk.options().remote.unmap => {
                 for range in &ranges {
                     self.range(owner, Command::Trim, range.offset, range.len);
                 }
@@ -105,7 +105,7 @@ impl Commands {
             IoOp::Discard => {}
             IoOp::WriteZeroes { .. } if export.writes_zeroes() => {
                 for range in &ranges {
-                    let no_hole = !range.unmap || !disk.options().unmap;
+                    let no_hole = !range.unmap || !disk.options().remote.unmap;
                     self.range(
                         owner,
                         Command::WriteZeroes { fua, no_hole },
@@ -121,7 +121,7 @@ impl Commands {
     }
 
     fn flush(&mut self, owner: u64, disk: &NbdDisk) {
-        if disk.export().flushes() && !disk.options().no_flush {
+        if disk.export().flushes() && !disk.options().remote.no_flush {
             self.push(owner, Command::Flush, 0, 0, 0);
         }
     }

@@ -3,15 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::look;
 use crate::engine::error::Error;
+use crate::engine::remote_disk::{RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
 use crate::nbd::{Connected, Export, Line};
 use crate::storage::Limits;
 
 /// The largest block that a disk can have.
 const BLOCK_MAX: u32 = 32768;
+
+/// The longest time for a look at the image.
+const LOOK_TIME: Duration = Duration::from_secs(5);
 
 /// How a disk is opened.
 #[derive(Clone, Debug, Default)]
@@ -20,14 +25,8 @@ pub struct NbdOptions {
     pub reconnect_delay: Duration,
     /// Time in which the first connection is tried again.
     pub open_timeout: Duration,
-    /// Refuse writes.
-    pub read_only: bool,
-    /// Refuse writes if the server does.
-    pub auto_read_only: bool,
-    /// Pass discards on.
-    pub unmap: bool,
-    /// Ignore flushes.
-    pub no_flush: bool,
+    /// What all disks on other machines have.
+    pub remote: RemoteOptions,
 }
 
 /// The reason why a disk cannot be opened.
@@ -64,6 +63,8 @@ pub struct NbdDisk {
     /// The export when the disk was opened.
     export: Export,
     limits: Limits,
+    /// The format of the image on the disk when it was opened, unless it seemed to be raw.
+    format: Option<&'static str>,
     size: AtomicU64,
     /// The connection with which the disk was opened, for the first IOThread.
     first: Mutex<Option<Connected>>,
@@ -88,7 +89,7 @@ impl NbdDisk {
         let export = connected.export;
         let (size, block) = (export.size, export.min_block.max(512));
         let error = match () {
-            () if export.is_read_only() && !options.read_only && !options.auto_read_only => {
+            () if export.is_read_only() && !options.remote.read_only && !options.remote.auto_read_only => {
                 Some(OpenError::ReadOnly {
                     server: server(),
                     export: name(),
@@ -113,21 +114,27 @@ impl NbdDisk {
         if let Some(error) = error {
             return Err(error);
         }
-        options.read_only |= export.is_read_only();
+        options.remote.read_only |= export.is_read_only();
+        let name = {
+            let (scheme, remote) = (scheme_of(line), line.remote());
+            format!("{scheme}://{}/{}", remote.server, remote.export)
+        };
+        let (first, format) = match options.remote.look {
+            true => looked(connected, &name, block),
+            false => (Some(connected), None),
+        };
         Ok(Self {
-            name: {
-                let (scheme, remote) = (scheme_of(line), line.remote());
-                format!("{scheme}://{}/{}", remote.server, remote.export).into()
-            },
+            name: name.into(),
             line: line.share().map_err(|error| OpenError::Connect {
                 server: server(),
                 why: error.to_string(),
             })?,
-            limits: limits(&export, &options),
+            limits: limits(&export, &options.remote),
+            format,
             options,
             export,
             size: AtomicU64::new(size),
-            first: Mutex::new(Some(connected)),
+            first: Mutex::new(first),
             users: AtomicUsize::new(0),
             listeners: SizeListeners::default(),
         })
@@ -139,6 +146,10 @@ impl NbdDisk {
 
     pub(in crate::engine) fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    pub(in crate::engine) fn foreign_format(&self) -> Option<&'static str> {
+        self.format
     }
 
     pub(in crate::engine) fn size(&self) -> u64 {
@@ -207,7 +218,25 @@ fn scheme_of(line: &Line) -> &'static str {
     }
 }
 
-fn limits(export: &Export, options: &NbdOptions) -> Limits {
+/// Looks for the format of the image on a disk. Returns the connection too, unless it is of no use any more.
+fn looked(connected: Connected, disk: &str, block: u32) -> (Option<Connected>, Option<&'static str>) {
+    let (end, mut lost) = (Instant::now() + LOOK_TIME, None);
+    let format = foreign_format(connected.export.size, block, |offset, len| {
+        look::read(&connected, offset, len, end).unwrap_or_else(|why| {
+            lost = Some(why);
+            None
+        })
+    });
+    match lost {
+        None => (Some(connected), format),
+        Some(why) => {
+            tracing::warn!(disk, %why, "cannot look for the format of the image: the disk is taken for raw");
+            (None, None)
+        }
+    }
+}
+
+fn limits(export: &Export, options: &RemoteOptions) -> Limits {
     let block = export.min_block.max(512);
     let limits = Limits {
         logical_block_size: block,
@@ -225,8 +254,5 @@ fn limits(export: &Export, options: &NbdOptions) -> Limits {
         write_zeroes: export.writes_zeroes(),
         read_only: false,
     };
-    match options.read_only {
-        true => limits.read_only(),
-        false => limits,
-    }
+    options.apply(limits)
 }

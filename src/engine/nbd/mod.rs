@@ -12,6 +12,7 @@ mod commands;
 mod disk;
 mod incoming;
 mod link;
+mod look;
 mod lost;
 mod outgoing;
 mod reconnect;

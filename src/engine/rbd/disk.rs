@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::lock::RbdLock;
+use super::look;
 use super::owner;
 use crate::ceph::{Cluster, Error, Image, ImageName};
+use crate::engine::remote_disk::{RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
 use crate::storage::{Limits, LockError, LockMode};
 
@@ -17,19 +19,6 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// The logical block size.
 const BLOCK: u32 = 512;
-
-/// How a disk is opened.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RbdOptions {
-    /// Refuse writes.
-    pub read_only: bool,
-    /// Refuse writes to a snapshot, instead of the snapshot.
-    pub auto_read_only: bool,
-    /// Pass discards on.
-    pub unmap: bool,
-    /// Ignore flushes.
-    pub no_flush: bool,
-}
 
 /// The size of a disk, and who wants to know of changes.
 #[derive(Debug)]
@@ -44,8 +33,10 @@ pub struct RbdDisk {
     /// The name in messages.
     path: PathBuf,
     image: Arc<Image>,
-    options: RbdOptions,
+    options: RemoteOptions,
     limits: Limits,
+    /// The format of the image on the disk when it was opened, unless it seemed to be raw.
+    format: Option<&'static str>,
     size: Arc<Size>,
     /// There is an [`RbdLock`].
     pub(super) locked: AtomicBool,
@@ -56,7 +47,7 @@ impl RbdDisk {
     ///
     /// # Errors
     /// See [`enum@Error`].
-    pub fn open(cluster: &Arc<Cluster>, name: &ImageName, mut options: RbdOptions) -> Result<Self, Error> {
+    pub fn open(cluster: &Arc<Cluster>, name: &ImageName, mut options: RemoteOptions) -> Result<Self, Error> {
         let failed = |why: String| Error::Open {
             image: name.to_string(),
             why,
@@ -78,6 +69,10 @@ impl RbdDisk {
                 "its size, {size} bytes, is not a positive multiple of 512"
             )));
         }
+        let format = match options.look {
+            true => foreign_format(size, BLOCK, |offset, len| look::read(&image, offset, len)),
+            false => None,
+        };
         let size = Arc::new(Size {
             bytes: AtomicU64::new(size),
             listeners: SizeListeners::default(),
@@ -87,6 +82,7 @@ impl RbdDisk {
             path: format!("rbd:{name}").into(),
             image,
             limits: limits(&options),
+            format,
             options,
             size,
             locked: AtomicBool::new(false),
@@ -95,16 +91,17 @@ impl RbdDisk {
 
     /// Returns a disk with other options on the same open image. `None`: the image is open for reading only, and the disk
     /// would write.
-    pub fn reopened(&self, options: RbdOptions) -> Option<Self> {
+    pub fn reopened(&self, options: RemoteOptions) -> Option<Self> {
         let read_only = options.read_only || (options.auto_read_only && self.options.read_only);
         if self.options.read_only && !read_only {
             return None;
         }
-        let options = RbdOptions { read_only, ..options };
+        let options = RemoteOptions { read_only, ..options };
         Some(Self {
             path: self.path.clone(),
             image: Arc::clone(&self.image),
             limits: limits(&options),
+            format: self.format,
             options,
             size: Arc::clone(&self.size),
             locked: AtomicBool::new(false),
@@ -119,12 +116,16 @@ impl RbdDisk {
         &self.limits
     }
 
+    pub(in crate::engine) fn foreign_format(&self) -> Option<&'static str> {
+        self.format
+    }
+
     pub(in crate::engine) fn size(&self) -> u64 {
         // Relaxed: no other data depends on this number.
         self.size.bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn options(&self) -> &RbdOptions {
+    pub(super) fn options(&self) -> &RemoteOptions {
         &self.options
     }
 
@@ -209,7 +210,7 @@ fn answer<T>(result: Option<Result<T, i32>>) -> io::Result<T> {
     }
 }
 
-fn limits(options: &RbdOptions) -> Limits {
+fn limits(options: &RemoteOptions) -> Limits {
     let limits = Limits {
         logical_block_size: BLOCK,
         physical_block_size: BLOCK,
@@ -220,8 +221,5 @@ fn limits(options: &RbdOptions) -> Limits {
         write_zeroes: true,
         read_only: false,
     };
-    match options.read_only {
-        true => limits.read_only(),
-        false => limits,
-    }
+    options.apply(limits)
 }

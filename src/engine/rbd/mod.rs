@@ -9,11 +9,12 @@ mod active;
 mod disk;
 mod link;
 mod lock;
+mod look;
 mod mailbox;
 mod owner;
 
 use crate::engine::link_channel::LinkChannel;
-pub use disk::{RbdDisk, RbdOptions};
+pub use disk::RbdDisk;
 pub(super) use link::Link;
 pub(super) use lock::RbdLock;
 

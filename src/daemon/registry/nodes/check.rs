@@ -1,7 +1,7 @@
 //! Which options fit which driver.
 
 use super::super::error::{OperationError, refuse};
-use crate::daemon::options::{AioOption, BlockdevOptions, DetectZeroes, Driver};
+use crate::daemon::options::{AioOption, BlockdevOptions, DetectZeroes, Driver, ValueError};
 use crate::engine;
 
 /// Refuses options that do not fit the driver, and options that are not supported.
@@ -47,6 +47,16 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
         ("data-file", driver != Qcow2 && options.data_file.is_some()),
         ("follow-names", driver != Qcow2 && options.follow_names.is_some()),
     ])?;
+    if options
+        .filename
+        .as_ref()
+        .is_some_and(|path| path.as_os_str().is_empty())
+    {
+        return Err(OperationError::Value(ValueError::Type {
+            path: "filename".to_owned(),
+            expected: "the path of a file or a device".to_owned(),
+        }));
+    }
     if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());
     }
@@ -60,4 +70,23 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
         return Err(OperationError::DetectWithoutDiscard);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_filename_is_named() {
+        let options = |path: &str| BlockdevOptions {
+            filename: Some(path.into()),
+            ..BlockdevOptions::new(Driver::File)
+        };
+        let told = check(&options("")).expect_err("refused").to_string();
+        assert_eq!(
+            told,
+            "Parameter 'filename' expects the path of a file or a device"
+        );
+        assert!(check(&options("x")).is_ok());
+    }
 }

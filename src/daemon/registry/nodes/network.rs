@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::error::OperationError;
 use super::Images;
+use super::open::remote_options;
 use crate::connector;
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::{BlockNode, NbdDisk, NbdOptions};
@@ -12,23 +13,17 @@ use crate::nbd::{Line, Remote};
 
 impl Images {
     /// Connects to the server of a disk.
-    pub(super) fn open_nbd(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+    pub(super) fn open_nbd(&mut self, options: &BlockdevOptions) -> Result<BlockNode, OperationError> {
         let tls = options.tls_creds.as_ref();
         let tls = tls.and_then(|id| self.credentials.tls.get(id));
         let seconds = |given: Option<u32>| Duration::from_secs(given.unwrap_or(0).into());
         let line = self.line(&options.remote(tls)?)?;
-        let disk = NbdDisk::open(
-            &line,
-            NbdOptions {
-                reconnect_delay: seconds(options.reconnect_delay),
-                open_timeout: seconds(options.open_timeout),
-                read_only: options.is_read_only(),
-                auto_read_only: options.is_auto_read_only(),
-                unmap: options.unmaps(),
-                no_flush: options.cache.ignores_flushes(),
-            },
-        )?;
-        Ok(Arc::new(disk.into()))
+        let options = NbdOptions {
+            reconnect_delay: seconds(options.reconnect_delay),
+            open_timeout: seconds(options.open_timeout),
+            remote: remote_options(options),
+        };
+        Ok(NbdDisk::open(&line, options)?.into())
     }
 
     /// Returns the line to what connects to this export.

@@ -12,7 +12,7 @@ use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
 use crate::daemon::registry::error::{OperationError, require};
 use crate::daemon::registry::objects::Credentials;
 use crate::daemon::registry::waiting::OpenedFile;
-use crate::engine::BlockNode;
+use crate::engine::{BlockNode, RemoteOptions};
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::storage::{self, OpenOptions, foreign_format};
@@ -64,9 +64,24 @@ impl Images {
         };
         match options.driver {
             Driver::File | Driver::HostDevice => self.open(options).map(Some),
-            Driver::Nbd => self.open_nbd(options).map(Some),
-            Driver::Rbd => self.open_rbd(options).map(Some),
+            Driver::Nbd | Driver::Rbd => self.open_remote(options).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Opens a disk on another machine.
+    fn open_remote(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+        let node = match options.driver {
+            Driver::Rbd => self.open_rbd(options)?,
+            _ => self.open_nbd(options)?,
+        };
+        match node.foreign_format().filter(|_| options.probe) {
+            None => Ok(Arc::new(node)),
+            Some(format) => Err(OperationError::Format {
+                path: node.path().to_owned(),
+                format,
+                driver: options.driver,
+            }),
         }
     }
 
@@ -161,6 +176,19 @@ fn check_format(path: &Path) -> Result<(), OperationError> {
         Some(format) => Err(OperationError::Format {
             path: path.to_owned(),
             format,
+            driver: Driver::File,
         }),
+    }
+}
+
+/// Returns the options to open a disk on another machine with.
+pub(super) fn remote_options(options: &BlockdevOptions) -> RemoteOptions {
+    RemoteOptions {
+        read_only: options.is_read_only(),
+        auto_read_only: options.is_auto_read_only(),
+        unmap: options.unmaps(),
+        no_flush: options.cache.ignores_flushes(),
+        // As for files: with a migration, the source has checked the format.
+        look: options.active != Some(false),
     }
 }

@@ -8,10 +8,11 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::super::error::{OperationError, require};
 use super::Images;
+use super::open::remote_options;
 use crate::account::Account;
 use crate::ceph::{Cluster, ClusterOptions, ImageName, Key, Threads};
 use crate::daemon::options::BlockdevOptions;
-use crate::engine::{BlockNode, RbdDisk, RbdOptions};
+use crate::engine::{BlockNode, RbdDisk};
 use crate::sandbox::Mode;
 
 /// The clusters that nodes use, by their configurations. Clones share them.
@@ -61,7 +62,7 @@ impl fmt::Debug for Clusters {
 
 impl Images {
     /// Opens an image in a cluster.
-    pub(super) fn open_rbd(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+    pub(super) fn open_rbd(&mut self, options: &BlockdevOptions) -> Result<BlockNode, OperationError> {
         let name = ImageName {
             pool: require("pool", options.pool.clone())?,
             namespace: options
@@ -80,22 +81,12 @@ impl Images {
             key: secret.map(|secret| Key(BASE64_STANDARD.encode(&secret.0))),
         };
         let cluster = self.clusters.get(cluster, self.confined)?;
-        let disk = RbdDisk::open(&cluster, &name, rbd_options(options))?;
-        Ok(Arc::new(disk.into()))
-    }
-}
-
-fn rbd_options(options: &BlockdevOptions) -> RbdOptions {
-    RbdOptions {
-        read_only: options.is_read_only(),
-        auto_read_only: options.is_auto_read_only(),
-        unmap: options.unmaps(),
-        no_flush: options.cache.ignores_flushes(),
+        Ok(RbdDisk::open(&cluster, &name, remote_options(options))?.into())
     }
 }
 
 /// Returns an open image with other options, whose lock stays. `None`: it has to be opened again.
 pub(in super::super) fn reopened(old: &BlockNode, options: &BlockdevOptions) -> Option<Arc<BlockNode>> {
     let options = options.all().last()?;
-    old.rbd_reopened(rbd_options(options)).map(Arc::new)
+    old.rbd_reopened(remote_options(options)).map(Arc::new)
 }

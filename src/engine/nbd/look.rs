@@ -1,0 +1,151 @@
+//! Reads over a connection before an IOThread has it. On the thread that opens the disk, which waits with a limit.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use super::lost::Lost;
+use crate::nbd::{
+    Command, Connected, Decoded, Event, Expected, HEADER_LEN_MAX, ProtocolError, Request, decode,
+};
+
+/// The number of the command. Those of an IOThread are larger.
+const NUMBER: u64 = 0;
+
+/// Reads a range, until `end` at the latest. Returns `None` if the server cannot. After an error, the connection is of no use.
+pub(super) fn read(
+    connected: &Connected,
+    offset: u64,
+    len: u32,
+    end: Instant,
+) -> Result<Option<Vec<u8>>, Lost> {
+    let (export, mut answer) = (&connected.export, Answer::new(&connected.socket, end));
+    let mut header = [0; HEADER_LEN_MAX];
+    let request = Request {
+        command: Command::Read {
+            whole: export.has_df(),
+        },
+        cookie: NUMBER,
+        offset,
+        len,
+    };
+    let used = request.encode(export.replies, &mut header);
+    send(&connected.socket, &header[..used], end)?;
+    let (mut data, mut received, mut failed) = (vec![0; len as usize], 0_u32, false);
+    let expected = Expected {
+        read: Some((offset, len)),
+    };
+    loop {
+        let find = |number| (number == NUMBER).then_some(expected);
+        let (used, event) = match decode(&answer.bytes[answer.done..], export.replies, find)? {
+            Decoded::More(needed) => {
+                answer.fill(needed)?;
+                continue;
+            }
+            Decoded::Header(used, event) => (used, event),
+        };
+        let last = match event {
+            Event::Data { at, len, last, .. } => {
+                let payload = answer.payload(used, len)?;
+                data[at as usize..][..len as usize].copy_from_slice(payload);
+                received = received.saturating_add(len);
+                last
+            }
+            Event::Hole { len, last, .. } => {
+                answer.payload(used, 0)?;
+                received = received.saturating_add(len);
+                last
+            }
+            Event::Error { skip, last, .. } => {
+                answer.payload(used, skip)?;
+                failed = true;
+                last
+            }
+            Event::Done { .. } => true,
+        };
+        if last && failed {
+            return Ok(None);
+        }
+        if received > len || (last && received < len) {
+            return Err(ProtocolError::Amount.into());
+        }
+        if last {
+            return Ok(Some(data));
+        }
+    }
+}
+
+/// An answer, as far as it has come.
+struct Answer<'a> {
+    socket: &'a OwnedFd,
+    end: Instant,
+    bytes: Vec<u8>,
+    /// Bytes at the start that are done with.
+    done: usize,
+}
+
+impl<'a> Answer<'a> {
+    fn new(socket: &'a OwnedFd, end: Instant) -> Self {
+        Self {
+            socket,
+            end,
+            bytes: Vec::new(),
+            done: 0,
+        }
+    }
+
+    /// Receives until there are `needed` bytes, and no more.
+    fn fill(&mut self, needed: usize) -> Result<(), Lost> {
+        self.bytes.drain(..std::mem::take(&mut self.done));
+        let mut len = self.bytes.len();
+        self.bytes.resize(needed.max(len), 0);
+        while len < needed {
+            wait(self.socket, PollFlags::IN, self.end)?;
+            match rustix::io::read(self.socket, &mut self.bytes[len..]) {
+                Ok(0) => return Err(Lost::Closed),
+                Ok(more) => len += more,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the `len` bytes after a header of `header` bytes. Both are done with then.
+    fn payload(&mut self, header: usize, len: u32) -> Result<&[u8], Lost> {
+        let whole = header + len as usize;
+        self.fill(whole)?;
+        self.done = whole;
+        Ok(&self.bytes[header..whole])
+    }
+}
+
+fn send(socket: &OwnedFd, mut bytes: &[u8], end: Instant) -> Result<(), Lost> {
+    while !bytes.is_empty() {
+        wait(socket, PollFlags::OUT, end)?;
+        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the socket is ready.
+fn wait(socket: &OwnedFd, events: PollFlags, end: Instant) -> Result<(), Lost> {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match poll(&mut [PollFd::new(socket, events)], left.try_into().ok().as_ref()) {
+            // A server that sends without end gets no more time either.
+            Ok(ready) if ready > 0 && !left.is_zero() => return Ok(()),
+            Ok(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+}
