@@ -32,6 +32,7 @@ pub(crate) struct Args {
     /// `plain[:each]` is a minimal backend on the vhost-user-backend framework, with one notification per
     /// batch or per completion; `ours-nbd[:OPTIONS]` and `qsd-nbd` are clients of a qemu-nbd that has the image,
     /// `ours-nbd-tls` and `qsd-nbd-tls` of one with TLS, `ours-rbd` and `qsd-rbd` of a Ceph cluster in memory;
+    /// `fio-rbd` is fio's own client of that cluster, without virtio;
     /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in, and {disks}
     /// with the options of qemu-storage-daemon for all disks.
     #[arg(long = "backend", value_name = "SPEC")]

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail, ensure};
 
 use crate::daemon::Daemon;
+use crate::fio::{self, FIO};
 use crate::image::Image;
 use crate::limit::Engine;
 use crate::store::Store;
@@ -38,6 +39,8 @@ pub(crate) enum Kind {
         store: Store,
         client: Client,
     },
+    /// fio with its engine for Ceph clusters.
+    FioRbd,
     /// The host without a backend.
     Limit(Engine),
 }
@@ -51,7 +54,7 @@ pub(crate) enum Client {
 
 impl Candidate {
     /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]`, `ours-nbd[:OPTIONS]`, `qsd-nbd`, the same with `-nbd-tls` and
-    /// `-rbd`, or `NAME=COMMAND`.
+    /// `-rbd`, `fio-rbd`, or `NAME=COMMAND`.
     ///
     /// # Errors
     /// The specification has another form, or its program is missing.
@@ -90,7 +93,7 @@ impl Candidate {
             Kind::Qsd { aio } => serves(aio),
             Kind::Plain { .. } => !image.is_direct(),
             Kind::Command { words } => !image.is_null() || !words.iter().any(|word| word.contains("{image}")),
-            Kind::Network { .. } | Kind::Limit(_) => !image.is_null(),
+            Kind::Network { .. } | Kind::FioRbd | Kind::Limit(_) => !image.is_null(),
         }
     }
 
@@ -99,7 +102,7 @@ impl Candidate {
         match &self.kind {
             Kind::Ours { .. } | Kind::Qsd { .. } => true,
             Kind::Command { words } => words.iter().any(|word| word == DISKS),
-            Kind::Plain { .. } | Kind::Network { .. } | Kind::Limit(_) => false,
+            Kind::Plain { .. } | Kind::Network { .. } | Kind::FioRbd | Kind::Limit(_) => false,
         }
     }
 
@@ -133,6 +136,7 @@ impl Candidate {
             | Kind::Network {
                 client: Client::Qsd, ..
             } => QSD.as_ref(),
+            Kind::FioRbd => FIO.as_ref(),
             Kind::Plain { .. } | Kind::Limit(_) => {
                 return Some(format!("built in {}", env!("CARGO_PKG_VERSION")));
             }
@@ -161,6 +165,11 @@ impl Kind {
             installed(spec, QSD)?;
             return Ok(Self::Qsd { aio: aio.to_owned() });
         }
+        if spec == fio::NAME {
+            installed(spec, FIO)?;
+            Store::Rbd.check(spec, in_path)?;
+            return Ok(Self::FioRbd);
+        }
         for store in [Store::Nbd, Store::NbdTls, Store::Rbd] {
             let client = if let Some(options) = suffix(spec, &format!("ours-{}", store.suffix())) {
                 Client::Ours {
@@ -187,7 +196,7 @@ impl Kind {
         }
         let Some((_, command)) = spec.split_once('=') else {
             bail!(
-                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd (also -nbd-tls and -rbd) or NAME=COMMAND with {{socket}} in it"
+                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd (also -nbd-tls and -rbd), fio-rbd or NAME=COMMAND with {{socket}} in it"
             );
         };
         let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();

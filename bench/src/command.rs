@@ -39,7 +39,7 @@ impl Target<'_> {
             Kind::Plain { each } => self.plain(*each),
             Kind::Command { words } => self.filled_in(words),
             Kind::Network { store, client } => self.network(*store, client),
-            Kind::Limit(_) => Vec::new(),
+            Kind::FioRbd | Kind::Limit(_) => Vec::new(),
         }
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct Outcome {
     /// Completions per second, summed over the driving threads.
     pub(crate) iops: f64,
     pub(crate) cpu: Duration,
+    /// The part of it that is not of librbd's threads; unknown if there are none.
+    pub(crate) own_cpu: Option<Duration>,
     pub(crate) context_switches: u64,
     pub(crate) rss_kib: u64,
     /// Share of the machine's CPU time that other programs used; unknown if /proc/stat cannot be read.
@@ -114,6 +116,7 @@ pub(crate) fn measure<W: Send>(
         counts: Counts::new(),
         iops: 0.0,
         cpu: after.cpu.saturating_sub(before.cpu),
+        own_cpu: after.has_librbd.then(|| after.own.saturating_sub(before.own)),
         context_switches: after.context_switches.saturating_sub(before.context_switches),
         rss_kib: after.rss_kib,
         others_cpu,

@@ -20,6 +20,7 @@ mod control;
 mod daemon;
 mod disks;
 mod driver;
+mod fio;
 mod frontend;
 mod hot;
 mod html;

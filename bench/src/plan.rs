@@ -93,7 +93,7 @@ impl Defaults {
                 ..usual
             },
             Preset::Rbd => Self {
-                backends: &["qsd-rbd", "ours-rbd"],
+                backends: &["qsd-rbd", "ours-rbd", "fio-rbd"],
                 shapes: vec![shape(1, 1), shape(1, 32), shape(8, 32)],
                 rounds: 5,
                 ..usual

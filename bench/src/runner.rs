@@ -13,7 +13,7 @@ use crate::image::{self, Image};
 use crate::plan::Plan;
 use crate::sample::{Case, Figures, Sample};
 use crate::scratch::Scratch;
-use crate::{frontend, limit};
+use crate::{fio, frontend, limit};
 
 /// Runs a plan.
 pub(crate) struct Runner<'a> {
@@ -87,6 +87,9 @@ impl<'a> Runner<'a> {
         let _contended = Contended::start(case.load.contention)?;
         if let Kind::Limit(engine) = candidate.kind {
             return limit::run(engine, images, &case.load, self.interrupted);
+        }
+        if let Kind::FioRbd = candidate.kind {
+            return fio::run(&images[0], &case.load, self.scratch);
         }
         let per_process = if case.load.one_process { images.len() } else { 1 };
         let start = |(number, images): (usize, &[Image])| {

@@ -1,5 +1,7 @@
 //! One sample per candidate, case and round, and the summary over rounds.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::args::StorageKind;
@@ -49,6 +51,9 @@ pub(crate) struct Figures {
     /// Microseconds at each of [`QUANTILES`].
     pub(crate) latency_us: Vec<f64>,
     pub(crate) cpu_us_per_io: f64,
+    /// Without librbd's threads, if there are any.
+    #[serde(default)]
+    pub(crate) own_cpu_us_per_io: Option<f64>,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: u64,
     /// Share of the machine's CPU time that other programs used; unknown if it was not measured.
@@ -62,6 +67,7 @@ impl From<&Outcome> for Figures {
     fn from(outcome: &Outcome) -> Self {
         let counts = &outcome.counts;
         let per_io = |value: u64| value as f64 / counts.completions.max(1) as f64;
+        let cpu_per_io = |time: Duration| time.as_secs_f64() * 1e6 / counts.completions.max(1) as f64;
         let percentile = |quantile| counts.latency.value_at_quantile(quantile) as f64 / 1e3;
         Self {
             iops: outcome.iops,
@@ -79,7 +85,8 @@ impl From<&Outcome> for Figures {
             p999_us: percentile(0.999),
             max_us: counts.latency.max() as f64 / 1e3,
             latency_us: QUANTILES.iter().map(|&quantile| percentile(quantile)).collect(),
-            cpu_us_per_io: outcome.cpu.as_secs_f64() * 1e6 / counts.completions.max(1) as f64,
+            cpu_us_per_io: cpu_per_io(outcome.cpu),
+            own_cpu_us_per_io: outcome.own_cpu.map(cpu_per_io),
             context_switches_per_io: per_io(outcome.context_switches),
             rss_kib: outcome.rss_kib,
             others_cpu: outcome.others_cpu,
@@ -112,6 +119,7 @@ pub(crate) struct Summary {
     /// Microseconds at each of [`QUANTILES`].
     pub(crate) latency_us: Vec<f64>,
     pub(crate) cpu_us_per_io: f64,
+    pub(crate) own_cpu_us_per_io: Option<f64>,
     pub(crate) context_switches_per_io: f64,
     pub(crate) rss_kib: f64,
     pub(crate) others_cpu: Option<f64>,
@@ -128,7 +136,10 @@ impl Summary {
             let theirs: Vec<f64> = reference?.iter().map(|s| pick(&s.figures)).collect();
             ratio(&all(pick), &theirs)
         };
-        let others_cpu: Vec<f64> = samples.iter().filter_map(|s| s.figures.others_cpu).collect();
+        let known = |pick: fn(&Figures) -> Option<f64>| {
+            let all: Vec<f64> = samples.iter().filter_map(|s| pick(&s.figures)).collect();
+            (!all.is_empty()).then(|| median(&all))
+        };
         Some(Self {
             backend: first.backend.clone(),
             case: first.case,
@@ -158,9 +169,10 @@ impl Summary {
                 })
                 .collect(),
             cpu_us_per_io: of(|f| f.cpu_us_per_io),
+            own_cpu_us_per_io: known(|f| f.own_cpu_us_per_io),
             context_switches_per_io: of(|f| f.context_switches_per_io),
             rss_kib: of(|f| f.rss_kib as f64),
-            others_cpu: (!others_cpu.is_empty()).then(|| median(&others_cpu)),
+            others_cpu: known(|f| f.others_cpu),
         })
     }
 }

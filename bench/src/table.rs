@@ -24,6 +24,7 @@ pub(crate) fn table(report: &Report) -> String {
             out.push_str(&wrap(&claim.text));
         }
         out.push_str(&shares(group));
+        out.push_str(&own_threads(group));
         out.extend(busy(group).map(|warning| wrap(&warning)));
     }
     out.extend(busy_before(&report.measured).map(|warning| "\n".to_owned() + &wrap(&warning)));
@@ -132,6 +133,21 @@ fn shares(rows: &[Summary]) -> String {
         }
     }
     lines.join("\n").trim_end_matches(';').to_owned() + "\n"
+}
+
+/// Lists the CPU time of each backend apart from librbd's threads, if there are any.
+fn own_threads(rows: &[Summary]) -> String {
+    let known = rows.iter().filter_map(|row| Some((row, row.own_cpu_us_per_io?)));
+    let items: Vec<String> = known
+        .map(|(row, own)| format!("{} {}", row.backend, short(own)))
+        .collect();
+    match items.is_empty() {
+        true => String::new(),
+        false => wrap(&format!(
+            "CPU us per I/O apart from librbd's threads: {}",
+            items.join("; ")
+        )),
+    }
 }
 
 /// Formats the ratio to the reference, with its interval and a mark of doubt.

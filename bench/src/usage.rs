@@ -11,6 +11,10 @@ use anyhow::{Context, Result};
 pub(crate) struct Usage {
     /// User and system time of all threads, including those that have ended, in steps of 10 ms.
     pub(crate) cpu: Duration,
+    /// The part of it of threads that exist now and do not belong to librbd, exact.
+    pub(crate) own: Duration,
+    /// There are threads of librbd.
+    pub(crate) has_librbd: bool,
     /// Resident memory in KiB, including guest memory that the process has mapped and touched.
     pub(crate) rss_kib: u64,
     /// Voluntary and involuntary context switches of the threads that exist now.
@@ -24,6 +28,8 @@ impl Usage {
             let one = Self::of(pid)?;
             Ok(Self {
                 cpu: sum.cpu + one.cpu,
+                own: sum.own + one.own,
+                has_librbd: sum.has_librbd || one.has_librbd,
                 rss_kib: sum.rss_kib + one.rss_kib,
                 context_switches: sum.context_switches + one.context_switches,
             })
@@ -37,19 +43,52 @@ impl Usage {
             let path = dir.join(name);
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
         };
-        let mut context_switches = 0;
+        let (mut context_switches, mut own, mut has_librbd) = (0, Duration::ZERO, false);
         for task in fs::read_dir(dir.join("task"))? {
             // A thread may end between listing and reading.
-            let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            let task = task?.path();
+            let read = |name| fs::read_to_string(task.join(name)).unwrap_or_default();
+            let status = read("status");
+            match is_librbds(read("comm").trim()) {
+                true => has_librbd = true,
+                false => own += run_time(&read("schedstat")),
+            }
             context_switches += field(&status, "voluntary_ctxt_switches:").unwrap_or(0)
                 + field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
         }
         Ok(Self {
             cpu: cpu_time(&read("stat")?).context("/proc/PID/stat has an unknown format")?,
             rss_kib: field(&read("status")?, "VmRSS:").unwrap_or(0),
+            own,
+            has_librbd,
             context_switches,
         })
     }
+}
+
+/// Returns whether a thread with this name belongs to librbd.
+fn is_librbds(name: &str) -> bool {
+    const STARTS: [&str; 9] = [
+        "msgr-worker",
+        "io_context_pool",
+        "safe_timer",
+        "ms_",
+        "fn_",
+        "fn-",
+        "taskfin",
+        "ceph_timer",
+        "tp_librbd",
+    ];
+    ["log", "service", "admin_socket"].contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
+}
+
+/// Returns the time that a thread has run: the first number, in nanoseconds.
+fn run_time(schedstat: &str) -> Duration {
+    let nanos = schedstat
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }
 
 /// Measures the CPU time that programs outside of the benchmark use.
@@ -149,6 +188,21 @@ mod tests {
     fn cpu_time_is_found_after_any_command_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 111 0 0 0 25 17 0 0 20 0 1 0 99 0 0";
         assert_eq!(cpu_time(stat), Some(Duration::from_millis(420)));
+    }
+
+    #[test]
+    fn threads_of_librbd_are_known_by_their_names() {
+        assert!(
+            ["log", "msgr-worker-1", "io_context_pool", "ms_dispatch"]
+                .iter()
+                .all(|name| is_librbds(name))
+        );
+        assert!(
+            !["iothread0", "qemu-storage-da", "ceph", "ceph-job", "login"]
+                .iter()
+                .any(|name| is_librbds(name))
+        );
+        assert_eq!(run_time("123456789 5 6\n"), Duration::from_nanos(123_456_789));
     }
 
     #[test]
