@@ -166,26 +166,47 @@ mod tests {
         }
     }
 
+    /// Returns the number of waits, of ten, in which the context polls.
+    fn polls_in_ten_waits(ctx: &AioContext) -> u64 {
+        let timer = ctx.timer(|| {});
+        let before = ctx.inner.shared.figures.polls.get();
+        for _ in 0..10 {
+            timer.arm_in(Duration::from_millis(1));
+            ctx.poll(true);
+        }
+        ctx.inner.shared.figures.polls.get() - before
+    }
+
+    #[test]
+    fn a_context_that_waits_for_others_does_not_poll() {
+        let ctx = AioContext::new().unwrap();
+        ctx.poll_on_crowded_cpus();
+        ctx.set_poll_max(Duration::from_secs(10));
+        let _poller = ctx.add_poller(Rc::new(Nothing));
+        let [one, other] = [(); 2].map(|()| ctx.remote_work());
+        // The first wait opens the window.
+        assert!(polls_in_ten_waits(&ctx) > 0);
+        one.set(true);
+        other.set(true);
+        other.set(true);
+        assert_eq!(polls_in_ten_waits(&ctx), 0);
+        other.set(false);
+        assert_eq!(polls_in_ten_waits(&ctx), 0);
+        drop(one);
+        assert!(polls_in_ten_waits(&ctx) > 0);
+    }
+
     #[test]
     fn a_context_on_a_crowded_cpu_blocks_at_once() {
         let ctx = AioContext::new().unwrap();
         ctx.set_poll_max(Duration::from_secs(10));
         let _poller = ctx.add_poller(Rc::new(Nothing));
-        let timer = ctx.timer(|| {});
-        let polls_in_ten_waits = || {
-            let before = ctx.inner.shared.figures.polls.get();
-            for _ in 0..10 {
-                timer.arm_in(Duration::from_millis(1));
-                ctx.poll(true);
-            }
-            ctx.inner.shared.figures.polls.get() - before
-        };
         // The first wait opens the window.
-        assert!(polls_in_ten_waits() > 0);
+        assert!(polls_in_ten_waits(&ctx) > 0);
         let mut crowding = Crowding::default();
         crowding.yielded(ctx.inner.clock.read() + 3600 * 1000 * MS, 3 * MS, false);
         ctx.inner.crowd.crowding.set(crowding);
-        assert_eq!(polls_in_ten_waits(), 0);
+        assert_eq!(polls_in_ten_waits(&ctx), 0);
         assert!(ctx.inner.crowd.is_dense());
     }
 }

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::fd::{FdHandler, FdHandlers};
 use super::figures::LoopFigures;
 use super::notify::Notify;
-use super::poller::{InProgress, Poller, PollerHandle, Pollers};
+use super::poller::{InProgress, Poller, PollerHandle, Pollers, RemoteWork};
 use super::timer::{Timer, Timers};
 use crate::sync::Arc;
 
@@ -178,6 +178,12 @@ impl AioContext {
         self.inner.pollers.in_progress().clone()
     }
 
+    /// Makes a part of the context that waits for other processes, during which the context does not poll.
+    #[must_use]
+    pub fn remote_work(&self) -> RemoteWork {
+        RemoteWork::new(self.inner.pollers.remote())
+    }
+
     /// Sets `poll-max-ns`, the longest time to poll before blocking. Zero turns polling off; 32768 ns is the default.
     pub fn set_poll_max(&self, max: Duration) {
         self.inner.windows.reset(max);
@@ -258,7 +264,7 @@ impl AioContext {
         }
         let busy = inner.pollers.in_progress().is_any();
         let (start, window) = (inner.clock.read(), inner.windows.of(busy));
-        let may_poll = !inner.crowd.is_dense();
+        let may_poll = !inner.crowd.is_dense() && !inner.pollers.remote().is_any();
         let polls = may_poll && !window.current().is_zero();
         let progress = polls && self.busy_poll(start, window.current());
         if progress || inner.has_work() {

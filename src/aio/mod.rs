@@ -40,6 +40,6 @@ pub use self::fd::FdHandler;
 pub use self::figures::LoopFigures;
 pub use self::handle::AioHandle;
 pub use self::io_thread::{IoThread, IoThreadConfig};
-pub use self::poller::{InProgress, Poller, PollerHandle};
+pub use self::poller::{InProgress, Poller, PollerHandle, RemoteWork};
 pub use self::remote::{Gone, Remote};
 pub use self::timer::Timer;

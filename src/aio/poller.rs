@@ -57,6 +57,40 @@ impl InProgress {
     }
 }
 
+/// A part of a context that waits at times for another process or machine. The context's thread only.
+///
+/// Busy polling would not see the answer, and may take the CPU from the process that has to give it. So a context does
+/// not poll while any part of it waits like this.
+#[derive(Debug)]
+pub struct RemoteWork {
+    waiting: InProgress,
+    waits: Cell<bool>,
+}
+
+impl RemoteWork {
+    pub(super) fn new(waiting: &InProgress) -> Self {
+        Self {
+            waiting: waiting.clone(),
+            waits: Cell::new(false),
+        }
+    }
+
+    /// Notes whether the part waits.
+    pub fn set(&self, waits: bool) {
+        match (self.waits.replace(waits), waits) {
+            (false, true) => self.waiting.begin(),
+            (true, false) => self.waiting.end(),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for RemoteWork {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
 /// The pollers of one context. Used only by its thread.
 #[derive(Default)]
 pub(super) struct Pollers {
@@ -69,6 +103,8 @@ pub(super) struct Pollers {
     /// When `sweep` last looked for idle pollers.
     swept: Cell<Option<Instant>>,
     in_progress: InProgress,
+    /// Counts each [`RemoteWork`] that waits.
+    remote: InProgress,
 }
 
 struct Entry {
@@ -128,6 +164,10 @@ impl Pollers {
 
     pub(super) fn in_progress(&self) -> &InProgress {
         &self.in_progress
+    }
+
+    pub(super) fn remote(&self) -> &InProgress {
+        &self.remote
     }
 
     /// Returns whether busy polling is on, so that peers need not notify.

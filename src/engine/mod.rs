@@ -19,6 +19,7 @@ mod lock;
 mod nbd;
 mod node;
 mod null;
+mod pace;
 mod plan;
 mod qcow2;
 mod rbd;

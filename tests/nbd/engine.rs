@@ -158,6 +158,37 @@ fn long_requests_are_cut_for_servers_with_limits() {
 }
 
 #[test]
+fn hundreds_of_requests_are_exact() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(8 * MIB as u64);
+    let server = qemu_nbd(dir.path(), &[]);
+    let disk = Disk::on(server, dir, "disk");
+    let mut data = pattern(4 * MIB, 3);
+    let expected = data.clone();
+    let writes = data.chunks_mut(8192).enumerate();
+    let write = |(i, part): (usize, &mut [u8])| {
+        let mut write = transfer(IoOp::Write { durable: false }, (i * 8192) as u64, part, 4096);
+        write.token = i as u16;
+        write
+    };
+    let done = disk.run(writes.map(write).collect());
+    assert!(done.len() == 512 && done.iter().all(|write| write.result.is_ok()));
+    // In another order, and several times, because answers gather only when the speed of the server is known.
+    for round in 0..4 {
+        let mut read = vec![0; expected.len()];
+        let parts = read.chunks_mut(4096).enumerate();
+        let mut reads: Requests = parts
+            .map(|(i, part)| transfer(IoOp::Read, (i * 4096) as u64, part, 4096))
+            .collect();
+        reads.reverse();
+        assert!(disk.run(reads).iter().all(|read| read.result.is_ok()));
+        assert!(read == expected, "round {round}");
+    }
+}
+
+#[test]
 fn ranges_without_data_are_exact() {
     if !has("qemu-nbd") {
         return;

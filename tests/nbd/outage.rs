@@ -15,7 +15,11 @@ fn data(slot: u64, round: u8) -> Vec<u8> {
 
 /// Writes a round of data at depth 16, so that requests are in flight when the server goes.
 fn submit(frontend: &mut Frontend, round: u8) {
-    for slot in 0..16 {
+    submit_slots(frontend, 16, round);
+}
+
+fn submit_slots(frontend: &mut Frontend, slots: u64, round: u8) {
+    for slot in 0..slots {
         let (offset, data) = (slot * BLOCK as u64, data(slot, round));
         frontend.queue(0).submit(&Op::Write { offset, data }, 0);
     }
@@ -48,6 +52,30 @@ fn a_killed_server_is_not_noticed_when_it_comes_back() {
     }
     let stored = std::fs::read(image(&daemon)).expect("the image");
     assert!((0..16_u64).all(|slot| stored[slot as usize * BLOCK..][..BLOCK] == data(slot, 19)));
+}
+
+#[test]
+fn a_server_that_ends_while_answers_gather_is_noticed() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let mut server = qemu_nbd(dir.path(), &[]);
+    let daemon = start(dir, ",reconnect-delay=100", &[]);
+    let mut frontend = connect(&daemon, 1, 128);
+    for round in 0..5 {
+        submit_slots(&mut frontend, 128, round);
+        // Some are answered, and more than enough are not.
+        while frontend.queue(0).in_flight() > 100 {
+            assert!(frontend.queue(0).wait().0.iter().all(|done| done.ret == 0));
+        }
+        server.signal(libc::SIGKILL);
+        server.wait();
+        server = qemu_nbd(daemon.dir(), &[]);
+        assert!(frontend.queue(0).drain().iter().all(|done| done.ret == 0));
+    }
+    let stored = std::fs::read(image(&daemon)).expect("the image");
+    assert!((0..128_u64).all(|slot| stored[slot as usize * BLOCK..][..BLOCK] == data(slot, 4)));
 }
 
 #[test]

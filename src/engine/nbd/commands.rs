@@ -59,9 +59,14 @@ pub(super) struct Commands {
 }
 
 impl Commands {
+    /// Returns the number of requests in flight.
+    pub(super) fn len(&self) -> usize {
+        self.active.len()
+    }
+
     /// Returns whether no request is in flight.
     pub(super) fn is_empty(&self) -> bool {
-        self.active.is_empty()
+        self.len() == 0
     }
 
     /// Takes a request, and queues its commands.

@@ -15,10 +15,11 @@ use super::disk::NbdDisk;
 use super::incoming::Incoming;
 use super::lost::Lost;
 use super::outgoing::Outgoing;
-use crate::aio::{AioContext, EventSet, FdHandler, Timer};
+use crate::aio::{AioContext, EventSet, FdHandler, RemoteWork, Timer};
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
 use crate::engine::link_channel::RemoteLink;
+use crate::engine::pace::Pace;
 use crate::io::{Completer, IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
 use crate::nbd::{Command, HEADER_LEN_MAX, Replies, Request, Ticket};
@@ -39,6 +40,9 @@ pub(in crate::engine) struct Link {
     pub(super) patience: Timer,
     /// Ends the wait of rings that stop.
     pub(super) stop: Timer,
+    /// Ends the time in which answers gather.
+    gather: Timer,
+    remote: RemoteWork,
     pub(super) log: LogLimit,
 }
 
@@ -77,6 +81,9 @@ pub(super) struct Connection {
     pub(super) incoming: Incoming,
     /// The socket was full.
     pub(super) is_full: bool,
+    /// Answers gather: the arrival of more is no news.
+    pub(super) gathers: bool,
+    pub(super) pace: Pace,
     /// The size of the export when the connection was made. Servers may refuse what is beyond.
     pub(super) size: u64,
     pub(super) ticket: Ticket,
@@ -107,6 +114,8 @@ impl Link {
                 retry: timer(|link| link.ask(&mut link.state.borrow_mut())),
                 patience: timer(Self::lose_patience),
                 stop: timer(Self::end_stop),
+                gather: timer(Self::take_answers),
+                remote: ctx.remote_work(),
                 log: LogLimit::new(),
             }
         });
@@ -155,14 +164,14 @@ impl Link {
         let sent = connection
             .outgoing
             .send(&connection.socket, &mut state.commands, &self.disk);
-        let changed = sent.and_then(|all| connection.set_full(!all));
+        let changed = sent.and_then(|all| connection.watch(!all, connection.gathers));
         if let Err(lost) = changed {
             self.lose(state, &lost);
         }
     }
 
-    /// The socket has news.
-    pub(super) fn on_event(&self) {
+    /// Takes the answers that have come.
+    pub(super) fn take_answers(&self) {
         let _scope = DeferScope::enter();
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
@@ -170,11 +179,17 @@ impl Link {
             let received = connection
                 .incoming
                 .receive(&connection.socket, &mut state.commands, &self.disk);
-            if !state.commands.done.is_empty() {
+            let answers = state.commands.done.len();
+            if answers > 0 {
                 // The server works.
                 (state.outage, state.pause) = (None, Duration::ZERO);
             }
-            match received {
+            let now = self.ctx.clock().read();
+            let time = connection.pace.taken(now, answers, state.commands.len());
+            if let Some(time) = time {
+                self.gather.arm_in(time);
+            }
+            match received.and_then(|()| connection.watch(connection.is_full, time.is_some())) {
                 Err(lost) => self.lose(state, &lost),
                 Ok(()) => self.send(state),
             }
@@ -197,7 +212,12 @@ impl Link {
                 state.commands.done = done;
             }
         }
-        if std::mem::take(&mut self.state.borrow_mut().resized) {
+        let mut state = self.state.borrow_mut();
+        self.remote
+            .set(state.connection.is_some() && !state.commands.is_empty());
+        let resized = std::mem::take(&mut state.resized);
+        drop(state);
+        if resized {
             self.disk.size_listeners().tell();
         }
     }
@@ -214,15 +234,16 @@ fn end_of(request: &IoRequest) -> u64 {
 }
 
 impl Connection {
-    /// Notes whether the socket is full, and waits for room.
-    fn set_full(&mut self, full: bool) -> Result<(), Lost> {
-        if std::mem::replace(&mut self.is_full, full) == full {
+    /// Notes whether the socket is full, and whether answers gather. Waits for what matters: room, or answers.
+    fn watch(&mut self, full: bool, gathers: bool) -> Result<(), Lost> {
+        let before = (self.is_full, self.gathers);
+        (self.is_full, self.gathers) = (full, gathers);
+        if before == (full, gathers) {
             return Ok(());
         }
-        let events = match full {
-            true => EventSet::IN | EventSet::OUT,
-            false => EventSet::IN,
-        };
+        let mut events = EventSet::empty();
+        events.set(EventSet::OUT, full);
+        events.set(EventSet::IN, !gathers);
         self.handler
             .set_events(events)
             .map_err(|error| Lost::Io(io::Error::other(error)))

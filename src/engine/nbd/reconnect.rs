@@ -12,6 +12,7 @@ use super::outgoing::Outgoing;
 use crate::aio::EventSet;
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
+use crate::engine::pace::Pace;
 use crate::io::IoRequest;
 use crate::nbd::{ATTEMPT_TIME, Connected};
 
@@ -204,7 +205,7 @@ impl Link {
         let me = Weak::clone(&self.me);
         let on_event = move |_| {
             if let Some(link) = me.upgrade() {
-                link.on_event();
+                link.take_answers();
             }
         };
         let handler = self.ctx.add_fd(Arc::clone(&socket), EventSet::IN, on_event)?;
@@ -215,6 +216,8 @@ impl Link {
             outgoing: Outgoing::new(replies),
             incoming: Incoming::new(replies),
             is_full: false,
+            gathers: false,
+            pace: Pace::default(),
             size,
             ticket: connected.ticket,
         });

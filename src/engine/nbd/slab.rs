@@ -67,8 +67,9 @@ impl<T> Slab<T> {
         })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.free.len() == self.entries.len()
+    /// Returns the number of values.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
@@ -96,6 +97,7 @@ mod tests {
         assert_eq!(slab.get(first), None);
         assert_eq!(slab.get_mut(second), Some(&mut 'b'));
         assert_eq!(slab.get(second + 1), None);
+        assert_eq!(slab.len(), 1);
         assert_eq!(slab.iter().collect::<Vec<_>>(), [(second, &'b')]);
     }
 }

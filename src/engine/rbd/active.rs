@@ -56,6 +56,11 @@ impl Active {
 }
 
 impl State {
+    /// Returns the number of requests that are not over.
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
     pub(super) fn actives(&mut self) -> impl Iterator<Item = &mut Active> {
         self.places.iter_mut().filter_map(|place| place.active.as_mut())
     }

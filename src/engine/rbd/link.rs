@@ -3,16 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::{Rc, Weak};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::active::{Active, State};
 use super::disk::RbdDisk;
-use super::mailbox::{Mailbox, Transfer};
-use crate::aio::{AioContext, BottomHalf, Timer};
+use super::mailbox::{Mailbox, Results, Transfer};
+use crate::aio::clock::LoopClock;
+use crate::aio::{AioContext, BottomHalf, RemoteWork, Timer};
 use crate::ceph::{Completion, Operation};
 use crate::defer::DeferScope;
 use crate::engine::link_channel::RemoteLink;
+use crate::engine::pace::Pace;
 use crate::io::{Completer, IoOp, IoRequest, Requests, own};
 
 /// The time that a ring which stops waits for a cluster that does not answer.
@@ -28,6 +30,13 @@ pub(in crate::engine) struct Link {
     _bottom_half: BottomHalf,
     /// Ends the wait of rings that stop.
     stop: Timer,
+    /// Ends the time in which results gather.
+    gather: Timer,
+    pace: RefCell<Pace>,
+    clock: Rc<LoopClock>,
+    remote: RemoteWork,
+    /// The place for the next results, kept for its capacity.
+    spare: Cell<Results>,
 }
 
 impl Link {
@@ -42,10 +51,7 @@ impl Link {
                 }
             };
             let bottom_half = ctx.bottom_half(upgraded(Self::take_results));
-            let mailbox = Arc::new(Mailbox {
-                results: Mutex::default(),
-                wake: OnceLock::from(bottom_half.handle()),
-            });
+            let mailbox = Arc::new(Mailbox::new(bottom_half.handle()));
             Self {
                 disk: Arc::clone(disk),
                 mailbox,
@@ -53,6 +59,11 @@ impl Link {
                 channels: Cell::new(0),
                 _bottom_half: bottom_half,
                 stop: ctx.timer(upgraded(Self::end_stop)),
+                gather: ctx.timer(upgraded(Self::take_results)),
+                pace: RefCell::default(),
+                clock: Rc::clone(ctx.clock()),
+                remote: ctx.remote_work(),
+                spare: Cell::default(),
             }
         })
     }
@@ -209,16 +220,10 @@ impl Link {
 
     fn take_results(&self) {
         let _scope = DeferScope::enter();
-        let results = {
-            let mut mailbox = self
-                .mailbox
-                .results
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *mailbox)
-        };
+        let mut results = self.mailbox.take(self.spare.take());
+        let answers = results.len();
         let mut state = self.state.borrow_mut();
-        for (transfer, result) in results {
+        for (transfer, result) in results.drain(..) {
             let (place, generation) = transfer.owner;
             if state.places[place].generation != generation {
                 continue; // Its request was given up.
@@ -229,6 +234,13 @@ impl Link {
             }
             self.settle(&mut state, place);
         }
+        self.spare.set(results);
+        let now = self.clock.read();
+        let time = self.pace.borrow_mut().taken(now, answers, state.len());
+        if let Some(time) = time {
+            self.gather.arm_in(time);
+        }
+        self.mailbox.set_gathers(time.is_some());
         drop(state);
         self.complete();
     }
@@ -238,7 +250,7 @@ impl Link {
         loop {
             let mut done = std::mem::take(&mut self.state.borrow_mut().done);
             if done.is_empty() {
-                return;
+                break;
             }
             done.drain(..).for_each(|request| request.finish());
             let mut state = self.state.borrow_mut();
@@ -247,6 +259,7 @@ impl Link {
                 state.done = done;
             }
         }
+        self.remote.set(self.state.borrow().len() > 0);
     }
 }
 
