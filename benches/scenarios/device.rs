@@ -1,4 +1,4 @@
-//! Requests from the kick to the call, on a disk without storage and on a disk in the page cache.
+//! Requests from the kick to the call, on a disk without storage, in the page cache, and in memory.
 
 use std::io::Write;
 
@@ -19,7 +19,17 @@ pub(crate) fn null(batch: u16) -> Box<dyn FnMut()> {
 /// Makes a disk in the page cache answer a batch. A short batch gets no help from a worker, so every run counts the
 /// same instructions.
 pub(crate) fn page_cache(batch: u16) -> Box<dyn FnMut()> {
-    let mut image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("make an image");
+    file(env!("CARGO_TARGET_TMPDIR"), batch)
+}
+
+/// Makes a disk on tmpfs answer a batch, which is copied from its mapping.
+pub(crate) fn memory(batch: u16) -> Box<dyn FnMut()> {
+    file("/dev/shm", batch)
+}
+
+/// Makes a disk with an image in this directory answer a batch.
+fn file(dir: &str, batch: u16) -> Box<dyn FnMut()> {
+    let mut image = tempfile::NamedTempFile::new_in(dir).expect("make an image");
     image.write_all(&vec![1; DISK]).expect("fill it");
     let options = OpenOptions {
         path: image.path().to_owned(),

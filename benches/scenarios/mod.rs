@@ -44,6 +44,7 @@ pub(crate) fn deterministic() -> Vec<Scenario> {
         ("latency", latencies(1)),
         ("device_null", device::null(BATCH)),
         ("device_page_cache", device::page_cache(3)),
+        ("device_memory", device::memory(3)),
         ("many_disks", device::many(DISKS)),
         ("one_of_many_disks", device::one_of(DISKS)),
         // No thread can be created, so the context's own thread runs the jobs.

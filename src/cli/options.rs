@@ -170,6 +170,10 @@ pub struct Cli {
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Aio::Auto)]
     pub aio: Aio,
 
+    /// Map an image on tmpfs, and read and write it without system calls.
+    #[arg(long, value_name = "on|off", value_enum, default_value_t = OnOff::On, hide_possible_values = true)]
+    pub mmap: OnOff,
+
     /// Merge adjacent requests of a batch.
     #[arg(long, value_name = "on|off", value_enum, default_value_t = OnOff::On, hide_possible_values = true)]
     pub request_merging: OnOff,

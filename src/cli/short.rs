@@ -15,7 +15,7 @@ use crate::daemon::options::{
 use crate::nbd::{Server, parse_uri, uri_of_old_form};
 
 /// The options of the one disk, by their names in [`Cli`].
-pub(super) const OPTIONS: [&str; 29] = [
+pub(super) const OPTIONS: [&str; 30] = [
     "socket_path",
     "fd",
     "socket_mode",
@@ -35,6 +35,7 @@ pub(super) const OPTIONS: [&str; 29] = [
     "iothread_vq_mapping",
     "iothread_cpus",
     "aio",
+    "mmap",
     "request_merging",
     "direct",
     "thread_pool_min",
@@ -139,6 +140,7 @@ fn blockdev(cli: &Cli) -> Result<BlockdevOptions, String> {
                     Aio::IoUring => Some(AioOption::IoUring),
                     Aio::Native => Some(AioOption::Native),
                 },
+                mmap: Some(cli.mmap == OnOff::On),
                 probe: cli.format.is_none(),
                 ..common
             },

@@ -13,6 +13,7 @@ mod kind;
 mod limits;
 mod lock;
 mod lock_bytes;
+mod mapped;
 mod nowait;
 mod options;
 mod transfer;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::fstatfs;
 
 use super::kind::Kind;
+use super::mapped::Mapped;
 use super::zero::is_unsupported;
 use crate::io::IoVecs;
 use crate::sys::vectored;
@@ -16,6 +17,9 @@ const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 /// File systems that keep their files in memory.
 const MEMORY: [libc::c_long; 3] = [libc::TMPFS_MAGIC, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC];
+
+/// Those that report holes, so that their files can be mapped.
+const MAPPABLE: [libc::c_long; 1] = [libc::TMPFS_MAGIC];
 
 /// Whether reads and writes can complete without waiting for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub enum Nowait {
 #[derive(Debug)]
 pub(super) struct NowaitIo {
     kind: Nowait,
+    /// The file's mapping, if it is in memory and may be mapped.
+    mapped: Option<Mapped>,
     /// Reads with `RWF_NOWAIT` have turned out to be refused.
     read_refused: AtomicBool,
     /// Writes with `RWF_NOWAIT` are not tried, or have turned out to be refused.
@@ -53,8 +59,29 @@ impl NowaitIo {
         };
         Self {
             kind,
+            mapped: None,
             read_refused: AtomicBool::new(false),
             write_refused: AtomicBool::new(place == Kind::Regular),
+        }
+    }
+
+    /// Maps a file in memory, so that it can be read and written without system calls. What a file grows by later is
+    /// accessed in the mapping too, up to twice the `size`.
+    pub(super) fn map(&mut self, file: &File, size: u64) {
+        let mappable = fstatfs(file).is_ok_and(|stat| MAPPABLE.contains(&stat.f_type));
+        if self.kind != Nowait::Memory || !mappable {
+            return;
+        }
+        match Mapped::new(file, size) {
+            Ok(mapped) => self.mapped = Some(mapped),
+            Err(error) => tracing::debug!(%error, "cannot map the image: using system calls"),
+        }
+    }
+
+    /// A range may have become a hole.
+    pub(super) fn forget(&self, offset: u64, len: u64) {
+        if let Some(mapped) = &self.mapped {
+            mapped.forget(offset, len);
         }
     }
 
@@ -62,8 +89,27 @@ impl NowaitIo {
         self.kind
     }
 
-    /// Fills all of `iov`. Returns false if that would have to wait, or failed.
+    /// Fills all of `iov`. Returns false if that would have to wait, or failed. The caller knows that the file has all of
+    /// the range.
     pub(super) fn read(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
+        match &self.mapped {
+            None => self.read_by_call(file, iov, offset),
+            Some(mapped) => mapped.read(iov, offset) || self.read_and_learn(mapped, file, iov, offset),
+        }
+    }
+
+    #[cold]
+    fn read_and_learn(&self, mapped: &Mapped, file: &File, iov: &IoVecs, offset: u64) -> bool {
+        let done = self.read_by_call(file, iov, offset);
+        if done {
+            mapped.learn(file, offset, iov.len(), false);
+        }
+        done
+    }
+
+    /// Like [`read`](Self::read), but returns false if the file ends within the range.
+    #[inline]
+    pub(super) fn read_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
             Nowait::Memory => whole(&vectored::preadv(file, iov, offset), len),
@@ -74,8 +120,27 @@ impl NowaitIo {
         }
     }
 
-    /// Writes all of `iov`. Returns false if that would have to wait, or failed. Then a part may have been written.
+    /// Writes all of `iov`. Returns false if that would have to wait, or failed. Then a part may have been written. The
+    /// caller knows that the file has all of the range.
     pub(super) fn write(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
+        match &self.mapped {
+            None => self.write_by_call(file, iov, offset),
+            Some(mapped) => mapped.write(iov, offset) || self.write_and_learn(mapped, file, iov, offset),
+        }
+    }
+
+    #[cold]
+    fn write_and_learn(&self, mapped: &Mapped, file: &File, iov: &IoVecs, offset: u64) -> bool {
+        let done = self.write_by_call(file, iov, offset);
+        if done {
+            mapped.learn(file, offset, iov.len(), true);
+        }
+        done
+    }
+
+    /// Like [`write`](Self::write), but the file may end before or within the range.
+    #[inline]
+    pub(super) fn write_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
             Nowait::Memory => whole(&vectored::pwritev(file, iov, offset), len),

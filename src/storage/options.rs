@@ -26,6 +26,8 @@ pub struct OpenOptions {
     pub unmap: bool,
     /// Lock the image while it is in use.
     pub locking: bool,
+    /// Map a file in memory (tmpfs), and access it without system calls where that is possible.
+    pub map: bool,
     /// The file may have any size. The rest after the last whole block is not part of a raw disk. Without it, only qcow2
     /// images may have any size.
     pub any_size: bool,
@@ -41,6 +43,7 @@ impl Default for OpenOptions {
             no_flush: false,
             unmap: true,
             locking: true,
+            map: true,
             any_size: false,
         }
     }

@@ -83,6 +83,8 @@ impl Disk {
         let mut file = tempfile::NamedTempFile::new_in(dir).unwrap();
         file.write_all(image).unwrap();
         let options = OpenOptions {
+            // Long visits need reads that take their time.
+            map: false,
             path: file.path().to_owned(),
             ..OpenOptions::default()
         };

@@ -9,6 +9,7 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use vhost_user_blk::aio::AioContext;
 use vhost_user_blk::engine::Choice;
 use vhost_user_blk::io::IoOp;
+use vhost_user_blk::storage::{OpenOptions, RawFile};
 
 use crate::disk::Disk;
 use crate::support::{Buffers, Image, On};
@@ -46,6 +47,15 @@ fn read_all(disk: &Disk, image: &Image, merged: bool) -> bool {
     shared
 }
 
+/// Opens an image to be read with system calls. Copies may be too quick to be shared.
+fn open(image: &Image) -> RawFile {
+    let options = OpenOptions {
+        map: false,
+        ..image.options()
+    };
+    RawFile::open(&options).unwrap()
+}
+
 /// Reads until workers were asked to help `times` times. Every batch must be complete.
 fn read_until_shared(on: On, times: usize) {
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
@@ -57,7 +67,7 @@ fn read_until_shared(on: On, times: usize) {
     if !image.open().try_readv(&Buffers::new(0, &[BLOCK]).iov(), 0) {
         return skipped(format_args!("{on:?} refuses RWF_NOWAIT (overlay)"));
     }
-    let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
+    let disk = Disk::on(&ctx, open(&image), Choice::Auto).unwrap();
     let (start, mut shared, mut merged) = (Instant::now(), 0, false);
     while shared < times {
         assert!(
@@ -80,7 +90,7 @@ fn a_single_cpu_is_not_shared_with_a_worker() {
         sched_setaffinity(None, &one).unwrap();
         let ctx = AioContext::new().unwrap();
         let image = Image::filled(On::Tmpfs, u64::from(BATCH) * BLOCK as u64, 5);
-        let disk = Disk::on(&ctx, image.open(), Choice::Auto).unwrap();
+        let disk = Disk::on(&ctx, open(&image), Choice::Auto).unwrap();
         assert!((0..200).all(|_| !read_all(&disk, &image, false)));
     });
     pinned.join().unwrap();

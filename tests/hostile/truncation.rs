@@ -5,11 +5,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
-use testkit::daemon::{Daemon, Holdings};
+use tempfile::TempDir;
+use testkit::daemon::{Daemon, Holdings, IMAGE};
 use testkit::inflight::Inflight;
 use testkit::memory::{PATIENCE, SharedMemory, memfd, wait_readable};
 use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg};
-use testkit::target::{assert_serves, assert_unharmed, image, options, start, start_with};
+use testkit::target::{Disks, assert_serves, assert_unharmed, image, options, start, start_with};
 use testkit::vm::{
     DATA, GUEST, HEADER, MEMORY, Outcome, REGION, Ring, STATUS, USER, Vm, header, readable, writable,
 };
@@ -109,6 +110,29 @@ fn truncated_data_fails_its_request() {
         fs::write(daemon.image_path(), image()).expect("restore the image");
         assert_unharmed(daemon, &baseline);
     }
+}
+
+#[test]
+fn lost_memory_never_reaches_an_image_on_tmpfs() {
+    let disks = Disks {
+        dir: TempDir::new_in("/dev/shm").expect("make a directory"),
+        ..Disks::new(&options())
+    };
+    fs::write(disks.dir.path().join(IMAGE), image()).expect("write the image");
+    let mut daemon = disks.serve();
+    let baseline = daemon.idle_holdings(assert_serves);
+    let mut vm = Vm::start(&daemon, 2);
+    vm.poke(HEADER, &header(OUT, 40));
+    vm.poke(DATA, &image()[40 * 512..56 * 512]);
+    let write = [readable(HEADER, 16), readable(DATA, 8192), writable(STATUS, 1)];
+    // From the second write on, the daemon copies the data itself.
+    for _ in 0..3 {
+        assert_eq!(vm.request(0, &write), Some((0, 1)));
+    }
+    truncate(&vm.memory, DATA - GUEST + PAGE);
+    assert_eq!(vm.request(0, &write), Some((1, 1)));
+    drop(vm);
+    assert_unharmed(daemon, &baseline);
 }
 
 #[test]

@@ -155,6 +155,29 @@ fn signal(pid: u32, signal: i32) {
 }
 
 #[test]
+fn images_on_tmpfs_are_mapped_inside_the_sandbox() {
+    let dir = TempDir::new_in("/dev/shm").expect("make a directory");
+    fs::create_dir(dir.path().join("open")).expect("make a directory");
+    for image in [IMAGE, "open/hot.img"] {
+        fs::write(dir.path().join(image), vec![b'h'; MIB]).expect("write an image");
+    }
+    let (daemon, mut client) = start_in(dir, &[]);
+    let maps = || fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).expect("read the maps");
+    assert!(maps().contains(IMAGE));
+    for mmap in [true, false] {
+        add(&mut client, &json!({"mmap": mmap}), &json!({}));
+        assert_eq!(maps().contains("open/hot.img"), mmap);
+        let mut frontend = connect(&daemon);
+        for round in 0..3 {
+            write_and_read(&mut frontend, round);
+        }
+        drop(frontend);
+        remove(&mut client);
+        assert!(!maps().contains("open/hot.img"));
+    }
+}
+
+#[test]
 fn disks_are_added_by_name_with_each_engine() {
     let (mut daemon, mut client) = start(&[]);
     client.run("object-add", &json!({"qom-type": "iothread", "id": "new"}));

@@ -157,6 +157,7 @@ fn a_refused_reopen_changes_nothing() {
             file(&json!({"aio": "io_uring"})),
             "Cannot change the option 'aio'",
         ),
+        (file(&json!({"mmap": false})), "Cannot change the option 'mmap'"),
         (
             file(&json!({"locking": "off"})),
             "Cannot change the option 'locking'",

@@ -1,9 +1,13 @@
 //! An image that is truncated while it is served.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use tempfile::TempDir;
 
 use crate::{EIO, connect, engines, read, said, write};
-use testkit::daemon::Daemon;
+use testkit::daemon::{Daemon, IMAGE};
 use testkit::frontend::{Op, Queue};
 use testkit::full::SmallDisk;
 
@@ -130,15 +134,59 @@ fn writes_and_zeroes_extend_the_image_again() {
 
 #[test]
 fn a_truncated_tmpfs_image_behaves_the_same() {
+    for options in [&[][..], &["--mmap", "off"]] {
+        let dir = TempDir::new_in("/dev/shm").expect("make a directory");
+        std::fs::write(dir.path().join(IMAGE), pattern(0, MIB)).expect("write the image");
+        let daemon = Daemon::start_in(dir, options);
+        let mut frontend = connect(&daemon, 1);
+        let queue = frontend.queue(0);
+        // The second time, a mapped image is copied from.
+        for _ in 0..2 {
+            for offset in (0..MIB).step_by(65_536) {
+                let done = queue.run(&read(offset, 65_536));
+                assert!(done.data == pattern(offset, 65_536), "{offset}");
+            }
+        }
+        cut(&daemon.image_path(), END);
+        for (offset, len, there) in PLACES {
+            let done = queue.run(&read(offset, len));
+            assert_eq!(
+                done.ret,
+                if there { 0 } else { EIO },
+                "{options:?}: {offset}+{len}"
+            );
+        }
+        let first = 768 << 10;
+        extends(queue, &daemon, &write(first, &[7; 4096]), first + 4096);
+        assert_eq!(queue.run(&read(first, 4096)).data, [7; 4096]);
+        assert!(queue.run(&read(first - 4096, 4096)).data == [0; 4096]);
+    }
+}
+
+#[test]
+fn a_full_tmpfs_fails_writes_to_holes_of_a_mapped_image() {
     let Some(disk) = SmallDisk::mount(4 << 20) else {
         return;
     };
     std::fs::write(disk.image(), pattern(0, MIB)).expect("write the image");
-    let daemon = disk.daemon(&[]);
-    cut(&disk.image(), END);
+    let daemon = disk.daemon(&["--werror", "report"]);
     let mut frontend = connect(&daemon, 1);
-    for (offset, len, there) in PLACES {
-        let done = frontend.queue(0).run(&read(offset, len));
-        assert_eq!(done.ret, if there { 0 } else { EIO }, "{offset}+{len}");
+    let queue = frontend.queue(0);
+    for _ in 0..3 {
+        assert_eq!(queue.run(&write(8192, &[7; 8192])).ret, 0);
     }
+    // The daemon does not learn that these blocks are gone.
+    let image = OpenOptions::new()
+        .write(true)
+        .open(disk.image())
+        .expect("open the image");
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&image, punch, 8192, 8192).expect("punch a hole");
+    let other = disk.image().with_file_name("other");
+    let mut filler = File::create(other).expect("create a file");
+    while filler.write_all(&[1; 4096]).is_ok() {}
+    assert_ne!(queue.run(&write(8192, &[8; 4096])).ret, 0);
+    assert_eq!(queue.run(&write(32_768, &[8; 4096])).ret, 0, "this block exists");
+    assert_eq!(queue.run(&read(32_768, 4096)).data, [8; 4096]);
+    assert!(queue.run(&read(8192, 4096)).data == [0; 4096]);
 }

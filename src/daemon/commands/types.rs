@@ -95,6 +95,7 @@ static FILE: Object = Object::new(
         optional("locking", Type::Enum(&ON_OFF_AUTO)),
         optional("aio", Type::Enum(&AIO)),
         optional("aio-max-batch", Type::U64),
+        optional("mmap", Type::Bool),
     ],
 );
 

@@ -70,6 +70,8 @@ pub struct BlockdevOptions {
     pub aio: Option<AioOption>,
     /// Maximum number of requests in one submission to the kernel.
     pub aio_max_batch: Option<u64>,
+    /// Map a file in memory. The default is on.
+    pub mmap: Option<bool>,
 
     // raw, throttle, qcow2
     pub file: Option<Box<BlockdevRef>>,
@@ -148,6 +150,7 @@ impl BlockdevOptions {
             locking: None,
             aio: None,
             aio_max_batch: None,
+            mmap: None,
             file: None,
             offset: None,
             size: None,

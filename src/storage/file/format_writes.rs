@@ -129,14 +129,14 @@ impl RawFile {
     /// wait, or failed. Then a part may have been written.
     pub fn try_write_growing(&self, memory: &IoVecs, offset: u64) -> bool {
         self.check_growing_write(offset, memory.len() as u64).is_ok()
-            && self.nowait.write(&self.file, memory, offset)
+            && self.nowait.write_by_call(&self.file, memory, offset)
     }
 
     /// Fills all of `memory` from `offset` on, but never waits. Returns false if it would have to wait, or failed, or if
     /// the file ends before.
     pub fn try_read_growing(&self, memory: &IoVecs, offset: u64) -> bool {
         offset.is_multiple_of(self.limits.request_alignment.into())
-            && self.nowait.read(&self.file, memory, offset)
+            && self.nowait.read_by_call(&self.file, memory, offset)
     }
 
     /// Gives the space of a range that nobody uses back to the file system, if the file was opened with `unmap` and that
@@ -150,7 +150,9 @@ impl RawFile {
             return Ok(());
         }
         let block = u64::from(self.limits.logical_block_size);
-        self.missing.discard(&self.file, self.kind, block, offset, len)
+        let result = self.missing.discard(&self.file, self.kind, block, offset, len);
+        self.nowait.forget(offset, len);
+        result
     }
 
     /// Makes a range read as zeroes. A regular file grows as needed.
@@ -161,8 +163,9 @@ impl RawFile {
         self.check_growing_write(offset, len)?;
         let zeroed = self
             .missing
-            .zero(&self.file, offset, len, may_unmap && self.unmap)?;
-        if zeroed && (self.kind == Kind::BlockDevice || self.end()? >= offset + len) {
+            .zero(&self.file, offset, len, may_unmap && self.unmap);
+        self.nowait.forget(offset, len);
+        if zeroed? && (self.kind == Kind::BlockDevice || self.end()? >= offset + len) {
             return Ok(());
         }
         crate::storage::zero::write_zeroes(offset, len, |iov, at| {

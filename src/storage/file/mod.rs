@@ -108,8 +108,12 @@ impl RawFile {
             return Err(options.open_error(io::Error::from_raw_os_error(libc::EROFS)));
         }
         let geometry = Geometry::of(&file, &meta, kind, options)?;
+        let mut nowait = NowaitIo::of(&file, kind, options.direct);
+        if options.map {
+            nowait.map(&file, geometry.size);
+        }
         Ok(Self {
-            nowait: NowaitIo::of(&file, kind, options.direct),
+            nowait,
             written_back: match options.direct || options.read_only {
                 true => None,
                 false => direct

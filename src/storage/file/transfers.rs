@@ -136,7 +136,9 @@ impl RawFile {
             return Ok(());
         }
         let block = u64::from(self.limits.logical_block_size);
-        self.missing.discard(&self.file, self.kind, block, offset, len)
+        let result = self.missing.discard(&self.file, self.kind, block, offset, len);
+        self.nowait.forget(offset, len);
+        result
     }
 
     /// Makes a range read as zeroes. With `may_unmap` its space is deallocated, if it then reads as zeroes. Without,
@@ -150,10 +152,11 @@ impl RawFile {
         if len == 0 {
             return Ok(());
         }
-        if self
+        let zeroed = self
             .missing
-            .zero(&self.file, offset, len, may_unmap && self.unmap)?
-        {
+            .zero(&self.file, offset, len, may_unmap && self.unmap);
+        self.nowait.forget(offset, len);
+        if zeroed? {
             if self.kind == Kind::BlockDevice || self.end_of_file()? >= end {
                 return Ok(());
             }

@@ -15,6 +15,7 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
         ("locking", !file && options.locking.is_some()),
         ("aio", !file && options.aio.is_some()),
         ("aio-max-batch", !file && options.aio_max_batch.is_some()),
+        ("mmap", !file && options.mmap.is_some()),
         (
             "file",
             !matches!(driver, Raw | Throttle | Qcow2) && options.file.is_some(),

@@ -165,6 +165,7 @@ pub(super) fn open_options(options: &BlockdevOptions) -> Result<OpenOptions, Ope
         no_flush: options.cache.ignores_flushes(),
         unmap: options.unmaps(),
         locking: options.locking != Some(OnOffAuto::Off),
+        map: options.mmap != Some(false),
         ..OpenOptions::default()
     })
 }

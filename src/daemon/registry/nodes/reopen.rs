@@ -186,6 +186,7 @@ fn check_fixed(old: &BlockdevOptions, new: &BlockdevOptions) -> Result<(), Opera
             old.locking.unwrap_or_default() != new.locking.unwrap_or_default(),
         ),
         ("aio", old.aio != new.aio),
+        ("mmap", old.mmap != new.mmap),
         ("server", old.server != new.server),
         ("export", old.export != new.export),
         ("tls-creds", old.tls_creds != new.tls_creds),

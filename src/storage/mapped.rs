@@ -1,0 +1,258 @@
+//! Files in memory, mapped: reads and writes are copies instead of system calls. Any thread.
+//!
+//! Only pages that exist are accessed. An access to a hole would allocate a page, even to read it, and could find the
+//! file system full. So a map of bits has the pages that are known to exist, and the caller executes all other requests
+//! with system calls. A page may disappear again: a discard forgets its pages here, and if another process punches a
+//! hole, the access allocates a page of zeroes, which is what a hole reads as.
+//!
+//! If another process truncates the file, or the file system is full, the access raises SIGBUS. `guard` then puts a page
+//! of zeroes in its place. From then on, requests for this page are left to system calls, too. In the last page of a file
+//! that was truncated, the bytes past the end exist, without a signal: they read as zeroes, and writes to them are lost.
+//! But the next page is gone then. So each request ends with a look at the page after its range, which must exist as well.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::guard::{Guarded, User, losses};
+use crate::io::{IoVecs, own};
+
+/// Size of a page in bytes.
+const PAGE: usize = 4096;
+
+/// Maximum number of bytes that are mapped. The map of bits takes up to 1/32768 of that.
+const LONGEST: usize = 1 << 40;
+
+/// Vain looks for new pages in a row, after which only one request in `PAUSE` is worth a look.
+const CHANCE: u32 = 8;
+const PAUSE: u32 = 16;
+
+/// A file in memory, mapped.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    /// A bit for each page that is known to exist.
+    present: Box<[AtomicU64]>,
+    /// Number of vain or omitted looks for new pages since the last one that found any. Only a hint.
+    vain: AtomicU32,
+    /// Dropped before the memory is unmapped: the handler must not touch memory that is no longer ours.
+    guarded: Guarded,
+    pages: Pages,
+}
+
+/// The mapped pages. There may be more than the file has, because it may grow.
+#[derive(Debug)]
+struct Pages {
+    start: *mut u8,
+    len: usize,
+    writable: bool,
+}
+
+// SAFETY: the address stays valid until the drop, and the memory is shared with other processes anyway.
+unsafe impl Send for Pages {}
+// SAFETY: as above. Accesses at the same time can only mix up the data of requests that overlap.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Maps a file for reading, and for writing if that is allowed: a file may be open for reading only, or be sealed.
+    fn map(file: &File, len: usize) -> io::Result<Self> {
+        let map = |protection| {
+            // SAFETY: a new mapping at an address that the kernel chooses.
+            let start = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0) }?;
+            io::Result::Ok(Self {
+                start: start.cast(),
+                len,
+                writable: protection.contains(ProtFlags::WRITE),
+            })
+        };
+        map(ProtFlags::READ | ProtFlags::WRITE).or_else(|_| map(ProtFlags::READ))
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length, and used by nobody any more.
+        let _ = unsafe { munmap(self.start.cast(), self.len) };
+    }
+}
+
+impl Mapped {
+    /// Maps a file of `size` bytes, and some room to grow. What does not fit in the mapping is left to system calls.
+    ///
+    /// # Errors
+    /// The file cannot be mapped, or the kernel has larger pages.
+    pub(super) fn new(file: &File, size: u64) -> io::Result<Self> {
+        // SAFETY: reads a constant.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        if usize::try_from(page) != Ok(PAGE) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let size = usize::try_from(size).unwrap_or(LONGEST);
+        let len = size.saturating_mul(2).min(LONGEST).next_multiple_of(PAGE * 64);
+        let pages = Pages::map(file, len)?;
+        Ok(Self {
+            present: zeroes(len / PAGE / 64),
+            vain: AtomicU32::new(0),
+            guarded: Guarded::new(pages.start, len, PAGE, User::Ourselves)?,
+            pages,
+        })
+    }
+
+    /// Fills all of `iov` from `offset` on. Returns false if that needs system calls. Then a part may have been read.
+    pub(super) fn read(&self, iov: &IoVecs, offset: u64) -> bool {
+        let Some(Range { mut start, end }) = self.existing(offset, iov.len()) else {
+            return false;
+        };
+        let first = start;
+        for range in iov.as_slice() {
+            let guest = own(range.iov_base, iov.own_distance());
+            // SAFETY: the source is in the mapping, see `existing`. The owner of the list guarantees the range. Accesses
+            // by others at the same time can only spoil this data.
+            unsafe { ptr::copy_nonoverlapping(self.pages.start.add(start), guest, range.iov_len) };
+            start += range.iov_len;
+        }
+        self.still_exist(first..end) && !iov.has_lost()
+    }
+
+    /// Writes all of `iov` at `offset`. Returns false if that needs system calls. Then a part may have been written.
+    ///
+    /// The data is copied twice. Guest memory that is lost reads as zeroes, and these must not get into the file.
+    pub(super) fn write(&self, iov: &IoVecs, offset: u64) -> bool {
+        let Some(Range { mut start, end }) = self.existing(offset, iov.len()) else {
+            return false;
+        };
+        if !self.pages.writable {
+            return false;
+        }
+        let first = start;
+        let mut piece = [MaybeUninit::<u8>::uninit(); PAGE];
+        for range in iov.as_slice() {
+            let guest = own(range.iov_base, iov.own_distance());
+            for from in (0..range.iov_len).step_by(PAGE) {
+                let len = (range.iov_len - from).min(PAGE);
+                // SAFETY: the owner of the list guarantees the range, and the piece has a page.
+                unsafe { ptr::copy_nonoverlapping(guest.add(from), piece.as_mut_ptr().cast(), len) };
+                if iov.has_lost() {
+                    return false;
+                }
+                // SAFETY: the target is in the mapping, see `existing`. Accesses by others at the same time can only
+                // spoil this data.
+                unsafe { ptr::copy_nonoverlapping(piece.as_ptr().cast(), self.pages.start.add(start), len) };
+                start += len;
+            }
+        }
+        self.still_exist(first..end)
+    }
+
+    /// Records which pages of a range exist. Call this after a system call has transferred all of them. If they were
+    /// `written`, they exist; otherwise the kernel is asked.
+    pub(super) fn learn(&self, file: &File, offset: u64, len: usize, written: bool) {
+        let Some(range) = self.range(offset, len) else {
+            return;
+        };
+        let (mut page, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
+        if written {
+            (page..end).for_each(|page| self.mark(page));
+            page = end;
+        }
+        // With the page after it: see `existing`.
+        let end = (end + 1).min(self.pages.len / PAGE);
+        // Relaxed, here and below: a hint.
+        let vain = self.vain.load(Ordering::Relaxed);
+        self.vain.store(vain.wrapping_add(1), Ordering::Relaxed);
+        if vain >= CHANCE && !vain.is_multiple_of(PAUSE) {
+            return;
+        }
+        while page < end {
+            if !self.is_present(page) {
+                // In a hole, this finds the next data. Seeking is harmless, because nothing uses the position.
+                let data = seek(file, SeekFrom::Data((page * PAGE) as u64)).unwrap_or(u64::MAX);
+                let data = usize::try_from(data).map_or(end, |data| data / PAGE);
+                if data > page {
+                    page = data;
+                    continue;
+                }
+                self.mark(page);
+                self.vain.store(0, Ordering::Relaxed);
+            }
+            page += 1;
+        }
+    }
+
+    /// Forgets the pages of a range, which may have become a hole.
+    pub(super) fn forget(&self, offset: u64, len: u64) {
+        let Some(range) = usize::try_from(len).ok().and_then(|len| self.range(offset, len)) else {
+            return;
+        };
+        // Whole words: the pages around the range are found again.
+        for word in range.start / PAGE / 64..range.end.div_ceil(PAGE * 64) {
+            self.present[word].store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the part of the mapping with these bytes of the file, if it has them.
+    fn range(&self, offset: u64, len: usize) -> Option<Range<usize>> {
+        let start = usize::try_from(offset).ok()?;
+        let end = start.checked_add(len)?;
+        (end <= self.pages.len).then_some(start..end)
+    }
+
+    /// Returns the place of these bytes in the mapping, if all of their pages and the page after them are known to exist
+    /// and none is lost.
+    fn existing(&self, offset: u64, len: usize) -> Option<Range<usize>> {
+        let range = self.range(offset, len)?;
+        let whole = with_next(&range);
+        if whole.end > self.pages.len {
+            return None;
+        }
+        let mut pages = whole.start / PAGE..whole.end / PAGE;
+        let exist = pages.all(|page| self.is_present(page)) && !self.has_lost(whole);
+        exist.then_some(range)
+    }
+
+    /// Returns whether the pages of a range that [`existing`](Self::existing) returned are still those of the file. Call
+    /// this after they have been accessed.
+    fn still_exist(&self, range: Range<usize>) -> bool {
+        let whole = with_next(&range);
+        // SAFETY: in the mapping, see `existing`.
+        unsafe { self.pages.start.add(whole.end - PAGE).read_volatile() };
+        !self.has_lost(whole)
+    }
+
+    fn is_present(&self, page: usize) -> bool {
+        self.present[page / 64].load(Ordering::Relaxed) & 1 << (page % 64) != 0
+    }
+
+    /// Records that a page exists.
+    fn mark(&self, page: usize) {
+        if !self.is_present(page) {
+            // Relaxed: a hint. The kernel keeps the data itself coherent.
+            self.present[page / 64].fetch_or(1 << (page % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether an access has found a page of this range lost.
+    fn has_lost(&self, range: Range<usize>) -> bool {
+        losses() > 0
+            && self
+                .guarded
+                .has_lost(self.pages.start.wrapping_add(range.start), range.len())
+    }
+}
+
+/// Returns the pages of a range, and the one after it.
+fn with_next(range: &Range<usize>) -> Range<usize> {
+    range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE) + PAGE
+}
+
+/// Returns that many words of zeroes. Those that are never touched take no memory.
+fn zeroes(words: usize) -> Box<[AtomicU64]> {
+    let words = vec![0_u64; words].into_boxed_slice();
+    // SAFETY: both types have the same layout.
+    unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) }
+}
