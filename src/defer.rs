@@ -13,13 +13,25 @@ use std::rc::Rc;
 use std::{fmt, mem, thread};
 
 thread_local! {
-    static QUEUE: Queue = const { Queue { depth: Cell::new(0), next: RefCell::new(Vec::new()), spare: Cell::new(Vec::new()) } };
+    static QUEUE: Queue = const {
+        Queue {
+            depth: Cell::new(0),
+            weight: Cell::new(0),
+            next: RefCell::new(Vec::new()),
+            spare: Cell::new(Vec::new()),
+        }
+    };
 }
+
+/// The weight of a batch that is run before the outermost scope ends.
+pub const ENOUGH: usize = 128 << 10;
 
 /// The deferred calls of the current thread.
 struct Queue {
     /// The number of open scopes.
     depth: Cell<usize>,
+    /// The weight of the batch: see [`DeferScope::weigh`].
+    weight: Cell<usize>,
     /// The batch being collected, in the order of first deferral.
     next: RefCell<Vec<Rc<Target>>>,
     /// The last batch's storage, kept for its capacity.
@@ -103,25 +115,44 @@ impl DeferScope {
             _thread: std::marker::PhantomData,
         }
     }
+
+    /// Announces work of this weight, whose calls will be deferred. Calls that were deferred before run first if the batch
+    /// would weigh more than [`ENOUGH`].
+    ///
+    /// A batch that weighs so much is run at the end of this scope, also if there is one scope around it.
+    pub fn weigh(&self, weight: usize) {
+        QUEUE.with(|queue| {
+            let is_empty = queue.next.borrow().is_empty();
+            if !is_empty && queue.weight.get() + weight > ENOUGH {
+                resume(queue.run_all());
+            }
+            queue.weight.set(queue.weight.get() + weight);
+        });
+    }
 }
 
 impl Drop for DeferScope {
     fn drop(&mut self) {
         let panic = QUEUE.with(|queue| {
             // The scope stays open while its calls run, so that the calls they defer are deferred too.
-            let panic = if queue.depth.get() == 1 {
-                queue.run_all()
-            } else {
-                None
+            let panic = match queue.depth.get() {
+                1 => queue.run_all(),
+                2 if queue.weight.get() >= ENOUGH => queue.run_all(),
+                _ => None,
             };
             queue.depth.set(queue.depth.get() - 1);
             panic
         });
-        if let Some(payload) = panic
-            && !thread::panicking()
-        {
-            panic::resume_unwind(payload);
-        }
+        resume(panic);
+    }
+}
+
+/// Resumes a panic, unless the thread is panicking already.
+fn resume(panic: Option<Box<dyn Any + Send>>) {
+    if let Some(payload) = panic
+        && !thread::panicking()
+    {
+        panic::resume_unwind(payload);
     }
 }
 
@@ -129,6 +160,7 @@ impl Queue {
     /// Runs batch after batch until no call is deferred. Returns the first panic.
     fn run_all(&self) -> Option<Box<dyn Any + Send>> {
         let mut first_panic = None;
+        self.weight.set(0);
         while !self.next.borrow().is_empty() {
             let mut batch = self.next.replace(self.spare.take());
             for target in batch.drain(..) {
@@ -183,6 +215,44 @@ mod tests {
         a.defer();
         drop(scope);
         assert_eq!(*log.borrow(), ["a", "b"]);
+    }
+
+    /// Enters a scope, announces work of this weight, and defers a call.
+    fn weighed(weight: usize, call: &DeferredCall) {
+        let scope = DeferScope::enter();
+        scope.weigh(weight);
+        call.defer();
+    }
+
+    #[test]
+    fn a_heavy_batch_does_not_wait_for_the_outermost_scope() {
+        let log = Log::default();
+        let (a, b) = (logging(&log, "a"), logging(&log, "b"));
+        let _scope = DeferScope::enter();
+        for expected in [&["a", "b"][..], &["a", "b", "a", "b"]] {
+            weighed(ENOUGH / 2, &a);
+            assert!(log.borrow().len() < expected.len() - 1);
+            weighed(ENOUGH / 2, &b);
+            assert_eq!(*log.borrow(), expected);
+        }
+    }
+
+    #[test]
+    fn heavy_work_does_not_delay_earlier_calls() {
+        let log = Log::default();
+        let (a, b) = (logging(&log, "a"), logging(&log, "b"));
+        let outer = DeferScope::enter();
+        weighed(1, &a);
+        assert!(log.borrow().is_empty());
+        let inner = DeferScope::enter();
+        inner.weigh(ENOUGH);
+        assert_eq!(*log.borrow(), ["a"]);
+        b.defer();
+        assert_eq!(*log.borrow(), ["a"]);
+        drop(inner);
+        assert_eq!(*log.borrow(), ["a", "b"]);
+        drop(outer);
+        assert_eq!(log.borrow().len(), 2);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use event_manager::{
 };
 
 use super::error::Error;
+use crate::defer::DeferScope;
 
 type Callback = Rc<dyn Fn(EventSet)>;
 
@@ -137,6 +138,8 @@ impl FdHandlers {
     /// The list belongs to the context, so if a callback runs a nested pass, that pass serves the rest of the list.
     pub(super) fn run(&self) -> bool {
         let mut due = self.table.ready.borrow().len();
+        // A handler that is alone needs no scope in common with others.
+        let _scope = (due > 1).then(DeferScope::enter);
         let mut progress = false;
         while due > 0 {
             due -= 1;

@@ -5,6 +5,8 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 use std::{fmt, mem};
 
+use crate::defer::DeferScope;
+
 /// A poller that finds nothing for this long is no longer polled, until it is [woken](PollerHandle::wake). So an idle disk
 /// costs the other disks nothing. The actual time may be up to twice as long.
 ///
@@ -189,9 +191,10 @@ impl Pollers {
 
     /// Polls each poller once.
     pub(super) fn poll(&self) -> bool {
-        self.list()
-            .iter()
-            .fold(false, |progress, entry| entry.poll() | progress)
+        let list = self.list();
+        // A poller that is alone needs no scope in common with others.
+        let _scope = (list.len() > 1).then(DeferScope::enter);
+        list.iter().fold(false, |progress, entry| entry.poll() | progress)
     }
 
     /// Starts busy polling: calls `poll_begin` on each poller that has not had that call.
@@ -317,6 +320,7 @@ impl fmt::Debug for PollerHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::defer::DeferredCall;
 
     /// A poller that finds work whenever the test says so.
     #[derive(Default)]
@@ -403,5 +407,30 @@ mod tests {
         pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
         assert!(pollers.is_empty());
         assert_eq!((peer.begun.get(), peer.ended.get()), (2, 2));
+    }
+
+    /// A poller that defers the same call as others.
+    struct Deferring(Rc<DeferredCall>);
+
+    impl Poller for Deferring {
+        fn poll(&self) -> bool {
+            self.0.defer();
+            true
+        }
+    }
+
+    #[test]
+    fn calls_of_all_pollers_run_together() {
+        let pollers = Rc::<Pollers>::default();
+        let runs = Rc::new(Cell::new(0));
+        let call = Rc::new(DeferredCall::new({
+            let runs = Rc::clone(&runs);
+            move || runs.set(runs.get() + 1)
+        }));
+        let _handles = [(); 3].map(|()| add(&pollers, Rc::new(Deferring(Rc::clone(&call)))));
+        for expected in 1..3 {
+            assert!(pollers.poll());
+            assert_eq!(runs.get(), expected);
+        }
     }
 }

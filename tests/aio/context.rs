@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vhost_user_blk::aio::{AioContext, BottomHalf, EventSet, FdHandler, Timer};
+use vhost_user_blk::defer::DeferredCall;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn context() -> AioContext {
@@ -267,6 +268,22 @@ mod fds {
         assert_eq!(seen.get(), 2);
         fd.read().unwrap();
         assert!(!ctx.poll(false));
+    }
+
+    #[test]
+    fn calls_of_all_ready_handlers_run_together() {
+        let ctx = context();
+        let (count, seen) = counter();
+        let call = Rc::new(DeferredCall::new(move || bump(&count)));
+        let fds = [eventfd(), eventfd(), eventfd()];
+        let _handlers = fds.each_ref().map(|fd| {
+            fd.write(1).unwrap();
+            let call = Rc::clone(&call);
+            ctx.add_fd(Rc::clone(fd), EventSet::IN, move |_| call.defer())
+                .unwrap()
+        });
+        ctx.poll(true);
+        assert_eq!(seen.get(), 1);
     }
 
     #[test]

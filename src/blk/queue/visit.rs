@@ -22,6 +22,9 @@ use crate::virtqueue::{Chain, RingError};
 const BUDGET: usize = 64;
 const BUDGET_BYTES: usize = 1 << 20;
 
+/// The time that a request takes, in bytes that could be copied meanwhile.
+const WEIGHT: usize = 4096;
+
 /// The outcome of taking chains from a ring.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Collected {
@@ -29,6 +32,8 @@ pub(super) struct Collected {
     pub(super) answered: bool,
     /// The budget was used up.
     pub(super) more: bool,
+    /// Number of bytes in the requests for the engine.
+    pub(super) bytes: usize,
     /// The next chain uses memory that the frontend has removed.
     pub(super) missing: Option<Missing>,
 }
@@ -38,11 +43,12 @@ impl BlkQueue {
     ///
     /// Returns whether there was anything.
     pub(super) fn process(&self) -> bool {
-        let _scope = DeferScope::enter();
+        let scope = DeferScope::enter();
         let mut batch = self.batch.take();
         let collected = self.collect(&mut batch);
         let progress = !batch.is_empty() || collected.answered;
         if !batch.is_empty() {
+            scope.weigh(batch.len() * WEIGHT + collected.bytes);
             self.execute(&mut batch, collected.more);
         }
         self.batch.replace(batch);
@@ -124,7 +130,6 @@ impl Ring {
         batch: &mut Requests,
     ) -> Result<Collected, QueueError> {
         let mut collected = Collected::default();
-        let mut bytes = 0;
         let left_behind = self.split.left_in_flight();
         for n in 0..BUDGET {
             let Some(head) = self.next_head(n == 0)? else {
@@ -133,9 +138,9 @@ impl Ring {
             let mut request = free.pop().unwrap_or_default();
             match self.begin(head, now, &mut request, rules, stats) {
                 Ok(true) => {
-                    bytes += request.iov.len();
+                    collected.bytes += request.iov.len();
                     batch.push(request);
-                    if bytes >= BUDGET_BYTES {
+                    if collected.bytes >= BUDGET_BYTES {
                         break;
                     }
                 }
