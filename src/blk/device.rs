@@ -24,7 +24,7 @@ use crate::engine::{self, DiskView, Faults, NodeControl, Plan, Resources};
 use crate::guard;
 use crate::io::IoOp;
 use crate::iothread::IoThread;
-use crate::storage::{Limits, LockError};
+use crate::storage::Limits;
 use crate::throttle::Group;
 
 /// The parameters of a disk.
@@ -194,7 +194,7 @@ impl BlkDevice {
     /// # Errors
     /// Another process uses the image, or the state in which another host has left it cannot be found out.
     pub fn activate(
-        &mut self,
+        &self,
         run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>,
     ) -> Result<bool, TakeError> {
         let mut turn = self.handle.turn.get();
@@ -224,17 +224,33 @@ impl BlkDevice {
         self.handle.turn.keep(keep);
     }
 
-    /// Uses the lock of another process, as [`with_image`](Self::with_image) shows it there.
+    /// Leaves the image as another process can take it over, while nothing is being written. Returns true if that process
+    /// has to lock it, because this one does not any more until the next [`activate`](Self::activate).
     ///
     /// # Errors
-    /// Others use the image.
-    pub fn inherit_image(&self, lock: Option<OwnedFd>) -> Result<(), LockError> {
-        self.handle.turn.get().inherit(&self.state.below, lock)
+    /// The image cannot be left so, or `run` fails.
+    pub fn settle(&self, run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>) -> io::Result<bool> {
+        let mut turn = self.handle.turn.get();
+        let view = self.state.below.view();
+        turn.settle(&view.node, |op| run(&self.handle.control, op))
     }
 
-    /// Shows the open file that has the lock of the image, or `None` where there are no locks. Returns `None` if the
+    /// Uses the locks of another process, as [`with_image`](Self::with_image) shows them there.
+    ///
+    /// # Errors
+    /// Others use the image, or it cannot be read.
+    pub fn inherit_image(
+        &self,
+        locks: Vec<Option<OwnedFd>>,
+        run: impl FnOnce(&NodeControl, IoOp) -> io::Result<()>,
+    ) -> Result<(), TakeError> {
+        let mut turn = self.handle.turn.get();
+        turn.inherit(&self.state.below, locks, |op| run(&self.handle.control, op))
+    }
+
+    /// Shows the open files that have the locks of the image, or `None` where there are no locks. Returns `None` if the
     /// image is not taken.
-    pub fn with_image<T>(&self, show: impl FnOnce(Option<BorrowedFd<'_>>) -> T) -> Option<T> {
+    pub fn with_image<T>(&self, show: impl FnOnce(Vec<Option<BorrowedFd<'_>>>) -> T) -> Option<T> {
         let turn = self.handle.turn.get();
         turn.taken().map(show)
     }

@@ -71,7 +71,12 @@ impl ErrorPolicy {
                 durable
             }
             IoOp::Flush | IoOp::FlushAtRest => true,
-            IoOp::Leave | IoOp::Discard | IoOp::RefreshSize | IoOp::LookAnew => false,
+            IoOp::Leave
+            | IoOp::Settle
+            | IoOp::Inherit
+            | IoOp::Discard
+            | IoOp::RefreshSize
+            | IoOp::LookAnew => false,
         };
         match self.write_errors {
             WriteErrors::Report => Verdict::Report,

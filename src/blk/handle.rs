@@ -103,7 +103,11 @@ impl DiskHandle {
         turn.waive(false);
         let taken = turn.take(&self.state.below, |op| self.control.run(op));
         match taken {
-            Ok(_) => self.set_inactive(false),
+            Ok(_) => {
+                self.set_inactive(false);
+                // Whoever has asked for this may write at once.
+                self.settle();
+            }
             Err(_) => turn.waive(true),
         }
         taken
@@ -126,6 +130,21 @@ impl DiskHandle {
         }
         drop(quiesced);
         handed_over
+    }
+
+    /// Starts a flush, so that little is left for the one that lets another process take over. Returns `None` if there will
+    /// be none.
+    pub(crate) fn flush_ahead(&self) -> Option<Receiver<io::Result<()>>> {
+        match self.view().node.needs_settling() {
+            true => self.control.start(IoOp::Flush).ok(),
+            false => None,
+        }
+    }
+
+    /// Makes the disk inactive as it was in another process. It has no requests yet, and no lock.
+    pub(crate) fn inherit_inactive(&self) {
+        self.set_inactive(true);
+        self.turn.get().waive(true);
     }
 
     fn set_inactive(&self, inactive: bool) {

@@ -187,21 +187,52 @@ impl Turn {
         Ok(resized)
     }
 
-    /// Takes the lock that another process has passed: the open file that has it, or `None` where there are no locks. What
-    /// this host has cached of the image is not stale.
+    /// Takes the locks that another process has passed: the open files that have them, or `None` where there are no locks.
+    /// `run` reads again what that process has changed.
     ///
     /// # Errors
-    /// The image is in use by others.
-    pub(super) fn inherit(&mut self, below: &Below, lock: Option<OwnedFd>) -> Result<(), LockError> {
+    /// The image is in use by others, or cannot be read.
+    pub(super) fn inherit(
+        &mut self,
+        below: &Below,
+        locks: Vec<Option<OwnedFd>>,
+        run: impl FnOnce(IoOp) -> io::Result<()>,
+    ) -> Result<(), TakeError> {
         let view = below.view();
         let mode = view.lock_mode(self.writes);
-        (self.lock, self.taken) = (view.node.inherit_lock(mode, lock)?, true);
-        Ok(())
+        (self.lock, self.taken) = (view.node.inherit_lock(mode, locks)?, true);
+        if !view.node.needs_leave() {
+            return Ok(());
+        }
+        run(IoOp::Inherit).map_err(|error| TakeError::Look {
+            path: view.node.path().to_owned(),
+            error,
+        })
     }
 
-    /// Returns the open file that has the lock, if there is one. The outer `None` means that the image is not taken.
-    pub(super) fn taken(&self) -> Option<Option<BorrowedFd<'_>>> {
-        self.taken.then(|| self.lock.as_ref().and_then(NodeLock::file))
+    /// Leaves the image as another process of this host can take it over, while nothing is being written. Returns true if
+    /// that process has to take the lock itself, because it is released.
+    ///
+    /// # Errors
+    /// The image cannot be left so. It stays locked.
+    pub(super) fn settle(
+        &mut self,
+        node: &BlockNode,
+        run: impl FnOnce(IoOp) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        if self.taken && !node.passes_lock() {
+            return self.hand_over(node, run).map(|()| true);
+        }
+        if self.may_be_dirty() && node.needs_settling() {
+            run(IoOp::Settle)?;
+        }
+        Ok(false)
+    }
+
+    /// Returns the open files that have the locks, if the image is taken. `None` among them: there are no locks.
+    pub(super) fn taken(&self) -> Option<Vec<Option<BorrowedFd<'_>>>> {
+        self.taken
+            .then(|| self.lock.as_ref().map(NodeLock::files).unwrap_or_default())
     }
 
     /// Returns whether rings may start without the lock.

@@ -7,8 +7,8 @@ use std::fmt;
 use std::ops::AddAssign;
 use std::sync::OnceLock;
 
-use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::counter::Counter;
 use crate::io::IoOp;
@@ -45,11 +45,25 @@ impl LatencyHistogram {
     /// Counts one request with its latency in nanoseconds. One thread only.
     #[inline]
     pub fn record(&self, nanos: u64) {
-        let counts = self
-            .counts
-            .get_or_init(|| (0..BUCKETS).map(|_| Counter::default()).collect());
-        counts[bucket(nanos)].add(1);
+        self.counts()[bucket(nanos)].add(1);
         self.sum.add(nanos);
+    }
+
+    /// Adds the requests of a process that was taken over. One thread only.
+    fn restore(&self, parked: &ParkedLatencies) {
+        for &(bucket, count) in &parked.counts {
+            let counts = self.counts();
+            if let Some(counter) = counts.get(bucket) {
+                counter.add(count);
+            }
+        }
+        self.sum.add(parked.sum);
+    }
+
+    #[inline]
+    fn counts(&self) -> &[Counter] {
+        self.counts
+            .get_or_init(|| (0..BUCKETS).map(|_| Counter::default()).collect())
     }
 
     /// Reads all counters. The result may lack requests that are being counted meanwhile.
@@ -150,7 +164,12 @@ impl Operation {
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => Some(Self::Write),
             IoOp::Flush => Some(Self::Flush),
             IoOp::Discard | IoOp::WriteZeroes { .. } => Some(Self::Unmap),
-            IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => None,
+            IoOp::FlushAtRest
+            | IoOp::Leave
+            | IoOp::Settle
+            | IoOp::Inherit
+            | IoOp::RefreshSize
+            | IoOp::LookAnew => None,
         }
     }
 }
@@ -169,6 +188,36 @@ impl LatencyHistograms {
     /// Reads the figures of all operations.
     pub fn snapshot(&self) -> LatencyFigures {
         LatencyFigures(self.0.each_ref().map(LatencyHistogram::snapshot))
+    }
+}
+
+/// The latencies of an operation, for another process.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct ParkedLatencies {
+    /// The buckets that are not empty, with their numbers.
+    counts: Vec<(usize, u64)>,
+    sum: u64,
+}
+
+impl LatencyHistograms {
+    /// Describes the latencies for another process, by operation.
+    pub(super) fn park(&self) -> Vec<ParkedLatencies> {
+        let park = |latencies: &Latencies| {
+            let counts = latencies.counts.iter().copied().enumerate();
+            ParkedLatencies {
+                counts: counts.filter(|(_, count)| *count > 0).collect(),
+                sum: latencies.sum,
+            }
+        };
+        self.snapshot().0.iter().map(park).collect()
+    }
+
+    /// Adds the latencies of a process that was taken over. One thread only.
+    pub(super) fn restore(&self, parked: &[ParkedLatencies]) {
+        for (histogram, parked) in self.0.iter().zip(parked) {
+            histogram.restore(parked);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod handle;
 mod image_lock;
 pub mod latency;
 pub mod notice;
+mod parked_stats;
 pub mod queue;
 pub mod request;
 mod ring_state;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::latency::{LatencyFigures, LatencyHistograms, Operation};
+pub(crate) use super::parked_stats::ParkedQueueStats;
 pub use super::ring_state::{RingState, RingStateCell};
 pub use crate::counter::Counter;
 use crate::engine::Plan;
@@ -24,7 +25,7 @@ macro_rules! counters {
             /// The state of the ring.
             pub state: RingStateCell,
             /// Notifications by the number of completions each covered.
-            histogram: [Counter; BUCKETS],
+            pub(super) histogram: [Counter; BUCKETS],
             /// Time from the visit that takes a request to the publication of its answer, if that is OK.
             pub latency: LatencyHistograms,
             /// Requests that wait for their throttle group.
@@ -56,6 +57,13 @@ macro_rules! counters {
                     throttled: self.throttle.now(),
                     throttled_ever: self.throttle.ever(),
                 }
+            }
+        }
+
+        impl QueueStats {
+            /// Returns all counters with their names, among them those that go up and down.
+            pub(super) fn counters(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+                [$((stringify!($name), &self.$name),)*].into_iter()
             }
         }
 

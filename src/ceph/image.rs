@@ -261,6 +261,17 @@ impl Image {
         checked(unsafe { (self.api().rbd_metadata_set)(self.handles.image, key.as_ptr(), value.as_ptr()) })
     }
 
+    /// Closes the image of a process that is about to end without destructors, so that the cluster need not find out and
+    /// no other client waits for this one. Nobody may use the image afterwards.
+    pub fn close_at_end(&self) {
+        if let Some(watch) = self.watch.get() {
+            // SAFETY: the image is open. Afterwards librbd calls the listener no more.
+            unsafe { (self.api().rbd_update_unwatch)(self.handles.image, watch.number) };
+        }
+        // SAFETY: the caller promises that nobody uses the image any more.
+        unsafe { (self.api().rbd_close)(self.handles.image) };
+    }
+
     pub(super) fn api(&self) -> &'static Api {
         self.cluster.api
     }

@@ -115,7 +115,8 @@ impl Cli {
             monitors: monitor_paths(&self.chardev, &self.monitor)?,
             metrics: self.metrics.clone(),
             operations: match self.form() {
-                _ if self.take_over.is_some() => Vec::new(),
+                // Such a process makes nothing.
+                Form::Short if self.blk_file.is_none() && self.null.is_none() => Vec::new(),
                 Form::Short => short::operations(self)?,
                 Form::Long => self.operations.clone(),
             },

@@ -257,7 +257,8 @@ pub struct Cli {
     pub hand_over: Option<PathBuf>,
 
     /// Take over the disks of the process with this --hand-over socket, and its other sockets, and go on with them in its
-    /// place. Options that describe disks are ignored.
+    /// place. Options that describe disks make none. A sandboxed process connects only to those NBD servers and Ceph
+    /// clusters of the old process that its options name, too.
     #[arg(long, value_name = "PATH",
           value_parser = OsStringValueParser::new().try_map(|path| parse_socket_path(&path)))]
     pub take_over: Option<PathBuf>,

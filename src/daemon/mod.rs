@@ -147,6 +147,7 @@ fn hand_over(started: &Started) -> Option<u32> {
 /// Ends the process without touching what another process serves from now on.
 fn leave(started: &Started, pid: u32, print_statistics: bool) -> ! {
     started.service_manager.main_process(pid);
+    started.registry.leave();
     if print_statistics {
         let Started { registry: all, .. } = started;
         print_iothreads(all.roster());

@@ -31,7 +31,8 @@ pub struct Settings {
     pub user: Option<String>,
     /// The socket on which another process may ask to take over.
     pub hand_over: Option<PathBuf>,
-    /// The socket of the process to take over from. The operations are not run then.
+    /// The socket of the process to take over from. The operations are not run then, but allow connections to the servers
+    /// and clusters that they name.
     pub take_over: Option<PathBuf>,
     /// The point of a take-over at which to kill the process, for tests.
     pub fail_point: Option<FailPoint>,
@@ -129,9 +130,10 @@ impl Settings {
     }
 
     fn exports(&self) -> impl Iterator<Item = &ExportOptions> {
-        self.operations.iter().filter_map(|operation| match operation {
+        let exports = self.operations.iter().filter_map(|operation| match operation {
             Operation::Export(export) => Some(&**export),
             _ => None,
-        })
+        });
+        exports.filter(|_| self.take_over.is_none())
     }
 }

@@ -143,7 +143,7 @@ pub(super) fn start(
     registry.set_opener(opener, settings.sandbox_hint);
     registry.hand_over(handed.descriptors, handed.activation);
     if let Some(successor) = &mut successor {
-        successor.restore(&mut registry)?;
+        successor.restore(&mut registry, settings)?;
     }
     let operations = settings.operations.iter().enumerate();
     for (number, operation) in operations.filter(|_| successor.is_none()) {

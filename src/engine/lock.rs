@@ -15,11 +15,11 @@ pub enum NodeLock {
 }
 
 impl NodeLock {
-    /// Returns the open file that has the lock.
-    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+    /// Returns the open files that have the lock, in order. `None` where there are no locks.
+    pub(crate) fn files(&self) -> Vec<Option<BorrowedFd<'_>>> {
         match self {
-            Self::File(lock) => lock.file(),
-            Self::Rbd(_) => None,
+            Self::File(lock) => lock.files(),
+            Self::Rbd(_) => Vec::new(),
         }
     }
 

@@ -73,7 +73,9 @@ impl NullDisk {
                     .store(self.next_size.load(Ordering::Relaxed), Ordering::Relaxed);
                 true
             }
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::Salvage => true,
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::Settle | IoOp::Inherit | IoOp::Salvage => {
+                true
+            }
             IoOp::Read | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
                 fits(request.offset, request.alone().len() as u64)
             }

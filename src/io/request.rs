@@ -43,6 +43,10 @@ pub enum IoOp {
     FlushAtRest,
     /// Leaves an image as clean as possible without a flush, because the process ends and nothing is being written.
     Leave,
+    /// Leaves the disk as another process of this host can take it over, while nothing is being written.
+    Settle,
+    /// Reads again what a process has changed that has settled the disk and passed its locks.
+    Inherit,
     /// Reads the size of the disk again.
     RefreshSize,
     /// Drops cached data and reads the size again, because another process may have used the disk.
@@ -60,10 +64,10 @@ impl IoOp {
         match self {
             Self::Read | Self::Salvage => "read",
             Self::Write { .. } | Self::ZeroedWrite { .. } => "write",
-            Self::Flush | Self::FlushAtRest | Self::Leave => "flush",
+            Self::Flush | Self::FlushAtRest | Self::Leave | Self::Settle => "flush",
             Self::Discard => "discard",
             Self::WriteZeroes { .. } => "write-zeroes",
-            Self::RefreshSize | Self::LookAnew => "refresh-size",
+            Self::RefreshSize | Self::LookAnew | Self::Inherit => "refresh-size",
         }
     }
 
@@ -181,7 +185,13 @@ impl IoRequest {
         match self.op {
             IoOp::Read | IoOp::Salvage | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => Some(self.offset),
             IoOp::Discard | IoOp::WriteZeroes { .. } => self.ranges.first().map(|range| range.offset),
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => None,
+            IoOp::Flush
+            | IoOp::FlushAtRest
+            | IoOp::Leave
+            | IoOp::Settle
+            | IoOp::Inherit
+            | IoOp::RefreshSize
+            | IoOp::LookAnew => None,
         }
     }
 

@@ -151,9 +151,12 @@ impl ImageLock {
         }
     }
 
-    /// Returns the open file that has the lock.
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.held.as_ref().map(|held| held.fd())
+    /// Returns the open files that have the lock and those [added](Self::add) to it, in order. `None` where there are no
+    /// locks.
+    pub fn files(&self) -> Vec<Option<BorrowedFd<'_>>> {
+        let mut files = vec![self.held.as_ref().map(|held| held.fd())];
+        files.extend(self.others.iter().flat_map(Self::files));
+        files
     }
 
     fn acquire_through(

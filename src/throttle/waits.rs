@@ -20,6 +20,11 @@ impl Waits {
         self.ever.get()
     }
 
+    /// Goes on counting after these.
+    pub(crate) fn restore(&self, ever: u64) {
+        self.ever.set(ever);
+    }
+
     /// A request begins to wait.
     pub(crate) fn begin(&self) {
         self.now.add(1);

@@ -17,7 +17,7 @@ use super::error::SessionError;
 use super::handler::{Answers, Handler};
 use super::server::{Server, count_frontend, lock};
 use super::session::Session;
-use super::session::parked::{Negotiated, ParkError, ParkedDisk, ParkedSession};
+use super::session::parked::{Negotiated, ParkError, ParkedDisk, ParkedSession, take_back};
 use super::stopper::{Never, Park};
 use crate::blk::device::BlkDevice;
 use crate::succession::Bundle;
@@ -33,8 +33,13 @@ impl Park {
     /// Answers while no frontend is connected, and waits. Returns if the other process has not taken over.
     pub(super) fn without_session(self, device: &BlkDevice) {
         let mut bundle = Bundle::default();
-        let disk = ParkedDisk::new(device, None, &mut bundle);
+        let settled = ParkedDisk::settle(device, self.deadline);
+        let released = settled.as_ref().is_ok_and(|released| *released);
+        let disk = settled.and_then(|released| ParkedDisk::new(device, released, None, &mut bundle));
         self.answer(disk.map(|disk| (disk, bundle)));
+        if released {
+            take_back(device);
+        }
     }
 
     /// Parks the session of a frontend, and waits. Returns if the other process has not taken over.
@@ -114,7 +119,7 @@ impl Heir {
         let left = deadline.saturating_duration_since(Instant::now());
         match self.restored.recv_timeout(left) {
             Ok(restored) => restored,
-            Err(RecvTimeoutError::Timeout) => Err(ParkError::Busy),
+            Err(RecvTimeoutError::Timeout) => Err(ParkError::Late),
             Err(RecvTimeoutError::Disconnected) => Err(ParkError::Ended),
         }
     }
@@ -156,6 +161,7 @@ impl Server {
             ..
         } = inheritance;
         disk.restore_image(device, &mut bundle)?;
+        disk.restore_statistics(device);
         let Some(parked) = disk.session else {
             return Ok(restored.send(Ok(())).is_ok() && starts.recv().is_ok());
         };

@@ -152,6 +152,17 @@ impl Daemon {
         assert!(status.success(), "the old process: {status}");
     }
 
+    /// Makes a new process fail to take over. Returns its exit.
+    ///
+    /// # Panics
+    /// It takes over, or the old process ends.
+    pub fn fail_take_over(&mut self, options: &[&str]) -> Exit {
+        let exit = run(&[&["--take-over", HAND_OVER], options].concat(), self.dir());
+        assert!(!exit.status.success(), "{}", exit.output);
+        assert!(self.is_alive(), "{}{}", self.output(), exit.output);
+        exit
+    }
+
     /// Starts a daemon with these options after the last one has ended.
     pub fn start_again(&mut self, options: &[&str]) {
         let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];

@@ -59,7 +59,7 @@ impl Rig {
             faults: None,
             throttle: None,
         };
-        let mut device = BlkDevice::new(node, params, &iothreads).unwrap();
+        let device = BlkDevice::new(node, params, &iothreads).unwrap();
         device.activate(NodeControl::run).unwrap();
         let handle = Arc::clone(device.handle());
         let sandbox = Sandbox::new(Mode::Off, Keep::default()).unwrap();

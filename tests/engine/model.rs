@@ -66,9 +66,13 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
             IoOp::Read | IoOp::Salvage | IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
                 disk.request(slot, step.op, offset, buffers)
             }
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => {
-                disk.command(slot, step.op, None)
-            }
+            IoOp::Flush
+            | IoOp::FlushAtRest
+            | IoOp::Leave
+            | IoOp::Settle
+            | IoOp::Inherit
+            | IoOp::RefreshSize
+            | IoOp::LookAnew => disk.command(slot, step.op, None),
             IoOp::Discard | IoOp::WriteZeroes { .. } => {
                 let range = IoRange {
                     offset,
@@ -94,7 +98,13 @@ fn run_batch(case: Case, disk: &Disk, model: &mut [u8], batch: &[Option<Step>]) 
             }
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => range.copy_from_slice(buffers.bytes()),
             IoOp::Discard | IoOp::WriteZeroes { .. } => range.fill(0),
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => {}
+            IoOp::Flush
+            | IoOp::FlushAtRest
+            | IoOp::Leave
+            | IoOp::Settle
+            | IoOp::Inherit
+            | IoOp::RefreshSize
+            | IoOp::LookAnew => {}
         }
     }
     Ok(())

@@ -11,4 +11,5 @@ mod outage;
 mod resized;
 mod rough;
 mod server;
+mod take_over;
 mod tls;

@@ -296,7 +296,7 @@ fn stuck_requests_stay_with_the_old_process() {
 }
 
 #[test]
-fn drivers_without_hand_over_are_refused_by_name() {
+fn a_version_that_knows_no_images_in_a_format_is_refused() {
     let image = tempfile::NamedTempFile::new().expect("make a file");
     let made = Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2"])
@@ -308,53 +308,90 @@ fn drivers_without_hand_over_are_refused_by_name() {
     }
     let dir = tempfile::tempdir().expect("make a directory");
     let path = image.path().to_str().expect("the path is UTF-8");
-    let disk = [
-        "--socket-path",
-        SOCKET,
-        "--blk-file",
-        path,
-        "--format",
-        "qcow2",
-        "--read-only",
-    ];
+    let disk = ["--socket-path", SOCKET, "--blk-file", path, "--format", "qcow2"];
     let first = Daemon::start_with(dir, &[&disk[..], &["--hand-over", HAND_OVER]].concat());
     let mut service = Service {
         first,
         later: Vec::new(),
     };
-    assert_refused(&mut service, "driver 'qcow2', which cannot be handed over so far");
-    assert_eq!(
-        service
-            .connect(1, 1)
-            .queue(0)
-            .run(&Op::Read { offset: 0, len: 512 })
-            .ret,
-        0
+    let [hello, refusal] = answers(&service, &hello(1, 1));
+    assert!(hello.contains("hello"), "{hello}");
+    assert!(
+        refusal.contains("driver 'qcow2', which cannot be handed over"),
+        "{refusal}"
     );
+    let mut frontend = service.connect(1, 1);
+    service.take_over(&[]);
+    assert_eq!(frontend.queue(0).run(&Op::Read { offset: 0, len: 512 }).ret, 0);
 }
 
-/// Sends a message as another version does. Returns the answer.
+#[test]
+fn format_1_has_no_fields_of_format_2() {
+    let service = Service::start(&[]);
+    let [_, everything] = answers(&service, &hello(1, 1));
+    assert!(everything.contains("\"node"), "{everything}");
+    assert!(!everything.contains("files"), "{everything}");
+}
+
+/// What a program with these formats says first.
+fn hello(oldest: u32, newest: u32) -> String {
+    format!(
+        r#"{{"hello":{{"newest":{newest},"oldest":{oldest},"program":"vhost-user-blk 9.9.9","more":[]}}}}"#
+    )
+}
+
+/// Sends a message as another version does. Returns the first answer.
 fn ask(service: &Service, text: &str) -> String {
+    let [answer] = answers(service, text);
+    answer
+}
+
+/// Sends a message as another version does. Returns the first answers.
+fn answers<const NUMBER: usize>(service: &Service, text: &str) -> [String; NUMBER] {
     let mut stream = UnixStream::connect(service.dir().join(HAND_OVER)).expect("connect");
     let len = u32::try_from(text.len()).expect("a short text");
     let frame = [b"vubt", &len.to_le_bytes()[..], &[0; 4], text.as_bytes()].concat();
     stream.write_all(&frame).expect("send");
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).expect("receive");
-    let len = u32::from_le_bytes([4, 5, 6, 7].map(|at: usize| answer[at]));
-    let mut text = vec![0; len as usize];
-    stream.read_exact(&mut text).expect("receive");
-    String::from_utf8(text).expect("the answer is text")
+    [(); NUMBER].map(|()| {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).expect("receive");
+        let len = u32::from_le_bytes([4, 5, 6, 7].map(|at: usize| answer[at]));
+        let mut text = vec![0; len as usize];
+        stream.read_exact(&mut text).expect("receive");
+        String::from_utf8(text).expect("the answer is text")
+    })
+}
+
+#[test]
+fn statistics_go_on() {
+    let mut daemon = Daemon::start(&vec![0; BLOCK * 8], &["--hand-over", HAND_OVER]);
+    let mut frontend = Frontend::connect(&daemon.socket(), 1, 4, all_features()).expect("connect");
+    for requests in [3, 5] {
+        for _ in 0..requests {
+            let read = Op::Read {
+                offset: 0,
+                len: BLOCK,
+            };
+            assert_eq!(frontend.queue(0).run(&read).ret, 0);
+        }
+        daemon.take_over(&[]);
+    }
+    assert_eq!(daemon.count("queue 0", "read"), 8);
+    assert_eq!(daemon.count("total", "bytes_read"), 8 * BLOCK as u64);
+    assert!(
+        daemon.output().contains("latency of read: count=8 "),
+        "{}",
+        daemon.output()
+    );
 }
 
 #[test]
 fn versions_without_a_common_format_are_told() {
     let mut service = Service::start(&[]);
-    let newer = r#"{"hello":{"newest":9,"oldest":7,"program":"vhost-user-blk 9.9.9","more":[]}}"#;
-    let refusal = ask(&service, newer);
+    let refusal = ask(&service, &hello(7, 9));
     for words in [
         "refused",
-        "hands over in format 1",
+        "hands over in formats 1 to 2",
         "9.9.9 takes over in formats 7 to 9",
     ] {
         assert!(refusal.contains(words), "{refusal}");

@@ -19,7 +19,7 @@ const SIZE: &str = "16M";
 
 /// What the blocks of the disk may have.
 #[derive(Clone, Debug)]
-struct Model {
+pub(crate) struct Model {
     /// The value of each block after the last completed request, and after the one in flight, if there is one.
     values: Vec<Vec<u32>>,
     /// The blocks of the requests in flight, by tag.
@@ -28,7 +28,7 @@ struct Model {
 }
 
 impl Model {
-    fn of(image: &[u8]) -> Self {
+    pub(crate) fn of(image: &[u8]) -> Self {
         Self {
             values: image.chunks(BLOCK).map(|block| vec![value(block)]).collect(),
             busy: vec![None; DEPTH],
@@ -76,7 +76,7 @@ impl Model {
         })
     }
 
-    fn complete(&mut self, tag: usize) {
+    pub(crate) fn complete(&mut self, tag: usize) {
         for block in self.busy[tag].take().expect("it was in flight") {
             let last = self.values[block].pop().expect("the request's value");
             self.values[block] = vec![last];
@@ -84,7 +84,7 @@ impl Model {
     }
 
     /// Compares the image with the model, which then has what the image has.
-    fn compare(&mut self, image: &[u8]) {
+    pub(crate) fn compare(&mut self, image: &[u8]) {
         self.busy = vec![None; DEPTH];
         for (number, (block, values)) in image.chunks(BLOCK).zip(&mut self.values).enumerate() {
             let found = value(block);
@@ -102,12 +102,17 @@ fn value(block: &[u8]) -> u32 {
     u32::from_le_bytes(block[..4].try_into().expect("four bytes"))
 }
 
-/// Keeps requests in flight, and returns after some have completed.
-fn load(frontend: &mut Frontend, model: &mut Model, random: &mut Random, completions: usize) {
+/// Keeps requests in flight while `goes_on` returns true, which gets the number of those that have completed.
+pub(crate) fn load(
+    frontend: &mut Frontend,
+    model: &mut Model,
+    random: &mut Random,
+    goes_on: impl Fn(usize) -> bool,
+) {
     let queue = frontend.queue(0);
     let mut idle: Vec<usize> = (0..DEPTH).collect();
     let mut done = 0;
-    while done < completions {
+    while goes_on(done) {
         let mut attempts = 0;
         while let Some(tag) = idle.pop() {
             match model.request(tag, random) {
@@ -154,7 +159,8 @@ fn kill(dir: &Path, image: &str, options: &[&str], rounds: usize, seed: u64) {
     let mut model = Model::of(&expected(dir, image));
     for round in 0..rounds {
         let (mut daemon, mut frontend) = serve_writable(dir, image, options);
-        load(&mut frontend, &mut model, &mut random, 1 + round * 37 % 300);
+        let completions = 1 + round * 37 % 300;
+        load(&mut frontend, &mut model, &mut random, |done| done < completions);
         daemon.signal(libc::SIGKILL);
         daemon.wait_for_exit();
         drop(frontend);

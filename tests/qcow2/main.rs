@@ -10,4 +10,5 @@ mod refusals;
 mod repair;
 mod resize;
 mod support;
+mod take_over;
 mod writes;

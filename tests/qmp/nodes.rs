@@ -15,7 +15,15 @@ const MIB: u64 = 1 << 20;
 
 /// Starts a daemon that may open files, and a client. The file `a` is an image of a MiB.
 pub(crate) fn start() -> (Daemon, Client) {
-    let daemon = Daemon::start(&[0; 1 << 16], &[&MONITOR[..], &["--sandbox", "off"]].concat());
+    start_with(&[])
+}
+
+/// Starts a daemon with these options, too.
+pub(crate) fn start_with(options: &[&str]) -> (Daemon, Client) {
+    let daemon = Daemon::start(
+        &[0; 1 << 16],
+        &[&MONITOR[..], &["--sandbox", "off"], options].concat(),
+    );
     fs::write(daemon.dir().join("a"), vec![7; 1 << 20]).expect("write an image");
     let client = Client::connect(&daemon.dir().join("qmp.sock"));
     (daemon, client)

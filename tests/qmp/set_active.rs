@@ -3,11 +3,11 @@
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
-use testkit::daemon::Daemon;
+use testkit::daemon::{Daemon, HAND_OVER};
 use testkit::frontend::{Frontend, Op, all_features};
 
 use crate::client::Client;
-use crate::nodes::{export, node, start};
+use crate::nodes::{export, node, start, start_with};
 use crate::reopen::is_unlocked;
 
 const BLOCK: usize = 4096;
@@ -141,4 +141,25 @@ fn nodes_are_active_as_in_qemu() {
     assert_eq!(desc, "Failed to inactivate all nodes: Operation not permitted");
     client.run("block-export-del", &json!({"id": "e"}));
     client.run("blockdev-set-active", &node_active("r", false));
+}
+
+#[test]
+fn inactive_disks_are_taken_over() {
+    let (mut daemon, mut client) = start_with(&["--hand-over", HAND_OVER]);
+    add(&mut client, true);
+    serve(&mut client);
+    let mut disk = connect(&daemon);
+    assert_eq!(write(&mut disk, 1), 0);
+    client.run("blockdev-set-active", &node_active("r", false));
+    for _ in 0..2 {
+        drop(client);
+        daemon.take_over(&[]);
+        client = Client::connect(&daemon.dir().join("qmp.sock"));
+        assert_eq!(activity(&mut client), [json!(false), json!(false)]);
+        assert!(is_unlocked(&daemon));
+        assert_eq!((write(&mut disk, 2), first_byte(&mut disk)), (-libc::EIO, 1));
+    }
+    client.run("blockdev-set-active", &node_active("r", true));
+    assert_eq!(write(&mut disk, 2), 0);
+    assert!(!is_unlocked(&daemon));
 }

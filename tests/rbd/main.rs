@@ -8,4 +8,5 @@ mod fencing;
 mod mistakes;
 mod options;
 mod reopened;
+mod take_over;
 mod trouble;

@@ -180,7 +180,12 @@ fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
             stats.unmaps.add(1);
             stats.unmapped_bytes.add(bytes);
         }
-        IoOp::FlushAtRest | IoOp::Leave | IoOp::RefreshSize | IoOp::LookAnew => stats.others.add(1),
+        IoOp::FlushAtRest
+        | IoOp::Leave
+        | IoOp::Settle
+        | IoOp::Inherit
+        | IoOp::RefreshSize
+        | IoOp::LookAnew => stats.others.add(1),
     }
 }
 

@@ -131,6 +131,11 @@ pub enum OperationError {
          started can be used"
     )]
     ConfinedCluster,
+    #[error(
+        "it is on another machine, and the options of this process do not name that: start it with the options or the \
+         configuration file of the old one, beside --take-over"
+    )]
+    UnnamedRemote,
     #[error(transparent)]
     Ceph(#[from] ceph::Error),
     #[error(transparent)]

@@ -4,7 +4,6 @@
 //! process may not open them. What cannot be handed over is refused by name.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,9 +15,14 @@ use super::Registry;
 use super::error::OperationError;
 use super::exports::plan;
 use super::nodes::ParkedNode;
-use super::objects::Object;
+use super::objects::{Object, Objects};
 use super::sockets::Socket;
-use crate::daemon::options::{Address, AddressType, ExportOptions, ObjectOptions, ObjectType, SecretFormat};
+use crate::daemon::options::{
+    Address, AddressType, Driver, ExportOptions, ObjectOptions, ObjectType, SecretFormat,
+};
+use crate::daemon::settings::{Operation, Settings};
+use crate::sandbox::Mode;
+use crate::storage;
 use crate::succession::{Bundle, MissingFile};
 use crate::vhost_user::server::{Server, ServerError};
 use crate::vhost_user::{Heir, inheritance};
@@ -57,12 +61,12 @@ pub(in crate::daemon) enum ParkError {
     Export(String),
     #[error("an operation waits for a file or a socket: try again")]
     Waiting,
-    #[error("export '{0}' is inactive (blockdev-set-active)")]
-    Inactive(String),
     #[error("export '{id}' uses IOThread '{iothread}', which was deleted")]
     IoThread { id: String, iothread: String },
     #[error("a flush of {} has failed: restart the process when that is mended", .0.display())]
     Flush(PathBuf),
+    #[error("cannot use {}, which the old process has passed", path.display())]
+    File { path: PathBuf, source: storage::Error },
     #[error(transparent)]
     Missing(#[from] MissingFile),
     #[error(transparent)]
@@ -83,14 +87,14 @@ impl Registry {
     ///
     /// # Errors
     /// Something cannot be handed over, or not now.
-    pub(in crate::daemon) fn describe(&self, bundle: &mut Bundle) -> Result<ParkedRegistry> {
+    pub(in crate::daemon) fn describe(&self, format: u32, bundle: &mut Bundle) -> Result<ParkedRegistry> {
         if let Some(leaving) = self.leaving.first() {
             return Err(ParkError::Export(leaving.id.clone()));
         }
         if !self.names.waiting.is_empty() {
             return Err(ParkError::Waiting);
         }
-        let (nodes, anonymous) = self.nodes.describe(bundle)?;
+        let (nodes, anonymous) = self.nodes.describe(format, bundle)?;
         let exports = self.exports.iter();
         Ok(ParkedRegistry {
             objects: self
@@ -106,6 +110,11 @@ impl Registry {
         })
     }
 
+    /// Leaves everything to the other process, which has it now. This one ends.
+    pub(in crate::daemon) fn leave(&self) {
+        self.nodes.leaves().for_each(|leaf| leaf.close_at_end());
+    }
+
     fn describe_export(
         &self,
         id: &str,
@@ -115,9 +124,7 @@ impl Registry {
         let changing = || ParkError::Export(id.to_owned());
         let disk = self.running.as_ref().and_then(|running| running.disks.get(id));
         let disk = disk.ok_or_else(changing)?;
-        if disk.handle().ok_or_else(changing)?.is_inactive() {
-            return Err(ParkError::Inactive(id.to_owned()));
-        }
+        disk.handle().ok_or_else(changing)?;
         let export = self.exports.get(id).filter(|export| !export.starting);
         let export = export.ok_or_else(changing)?;
         for iothread in &export.iothreads {
@@ -152,13 +159,15 @@ impl Registry {
     }
 
     /// Makes what another process has described, before [`start`](Self::start). Returns the ends through which the disks
-    /// will get their sessions.
+    /// will get their sessions. A process with a sandbox connects only to servers and clusters that its own `settings`
+    /// name.
     ///
     /// # Errors
     /// A part cannot be made here.
     pub(in crate::daemon) fn restore(
         &mut self,
         parked: ParkedRegistry,
+        settings: &Settings,
         bundle: &mut Bundle,
     ) -> Result<BTreeMap<String, Heir>> {
         let failed = |what: String| {
@@ -174,6 +183,11 @@ impl Registry {
             self.object_add(object)
                 .map_err(failed(format!("object '{id}'")))?;
         }
+        if parked.nodes.iter().any(ParkedNode::is_in_cluster) {
+            let known = self.know_clusters(&settings.operations);
+            known.map_err(failed("the options of this process".to_owned()))?;
+        }
+        self.nodes.confined = settings.sandbox != Mode::Off;
         self.nodes.set_anonymous(parked.anonymous);
         for node in parked.nodes {
             let name = node.name().to_owned();
@@ -204,6 +218,23 @@ impl Registry {
         Ok(heirs)
     }
 
+    fn know_clusters(&self, operations: &[Operation]) -> std::result::Result<(), OperationError> {
+        let mut objects = Objects::default();
+        for operation in operations {
+            match operation {
+                Operation::Object(options) if options.qom_type == ObjectType::Secret => {
+                    objects.add((**options).clone())?;
+                }
+                Operation::Blockdev(options) => {
+                    let mut all = options.all().filter(|options| options.driver == Driver::Rbd);
+                    all.try_for_each(|options| self.nodes.clusters.know(options, &objects.credentials()))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn restore_export(
         &mut self,
         options: &ExportOptions,
@@ -220,9 +251,6 @@ impl Registry {
         Ok(())
     }
 }
-
-/// The files of a node's image: the image, and the same file open for O_DIRECT.
-pub(super) type ImageFiles = Option<(File, Option<File>)>;
 
 fn describe(id: &str, object: &Object) -> ObjectOptions {
     match object {

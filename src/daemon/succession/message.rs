@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::registry::ParkedRegistry;
 use crate::vhost_user::ParkedDisk;
 
-/// The newest format that this program has, and the oldest.
-pub(super) const NEWEST: u32 = 1;
+/// The newest format that this program has, and the oldest. Format 2 added images in a format, disks on other machines,
+/// inactive disks, and statistics.
+pub(super) const NEWEST: u32 = 2;
 pub(super) const OLDEST: u32 = 1;
 
 /// This program, for messages to people.
@@ -142,7 +143,7 @@ mod tests {
     #[test]
     fn programs_without_a_common_format_are_named() {
         for (oldest, newest, told) in [
-            (NEWEST + 1, NEWEST + 3, "takes over in formats 2 to 4"),
+            (NEWEST + 1, NEWEST + 3, "takes over in formats 3 to 5"),
             (0, 0, "format 0"),
         ] {
             let refusal = hello(oldest, newest).format().unwrap_err();

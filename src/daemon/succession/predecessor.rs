@@ -17,6 +17,7 @@ use super::message::{
     DRAIN, Everything, Hello, LONG, Message, PROGRAM, ParkedRest, ParkedServiceManager, RESTORE, SHORT,
 };
 use crate::account::Account;
+use crate::daemon::disks::Disk;
 use crate::daemon::metrics::MetricsThread;
 use crate::daemon::monitor::MonitorThread;
 use crate::daemon::pid_file::PidFile;
@@ -143,11 +144,11 @@ impl HandOverSocket {
         let Message::Hello(hello) = receive(line, soon())? else {
             return Err(unexpected());
         };
-        hello.format().map_err(Refusal)?;
+        let format = hello.format().map_err(Refusal)?;
         line.send(&Message::Hello(Hello::new()), &none, soon())?;
         let mut bundle = Bundle::default();
         let everything = Everything {
-            registry: all.describe(&mut bundle)?,
+            registry: all.describe(format, &mut bundle)?,
             rest: self.describe(rest, &mut bundle)?,
         };
         line.send(&Message::Everything(Box::new(everything)), &bundle, soon())?;
@@ -156,7 +157,7 @@ impl HandOverSocket {
         let Message::Ready = receive(line, Instant::now() + LONG)? else {
             return Err(unexpected());
         };
-        self.hand_over_disks(line, all)
+        self.hand_over_disks(line, all, format)
     }
 
     fn describe(&self, rest: &Rest<'_>, bundle: &mut Bundle) -> io::Result<ParkedRest> {
@@ -183,7 +184,8 @@ impl HandOverSocket {
     }
 
     /// Parks all disks and passes them. The disks go on unless the other process has taken them.
-    fn hand_over_disks(&self, line: &Line, all: &Registry) -> Result<(), Refusal> {
+    fn hand_over_disks(&self, line: &Line, all: &Registry, format: u32) -> Result<(), Refusal> {
+        flush_ahead(all);
         FailPoint::Parking.reached(self.fail_point);
         let begin = Instant::now();
         let drained = begin + DRAIN;
@@ -191,7 +193,10 @@ impl HandOverSocket {
         let mut parked = Vec::new();
         for (id, parking) in &disks {
             // A control thread that is busy with a message answers later.
-            let disk = parking.wait(drained + DRAIN);
+            let disk = parking.wait(drained + DRAIN).and_then(|(disk, bundle)| {
+                let disk = if format < 2 { disk.for_format_1()? } else { disk };
+                Ok((disk, bundle))
+            });
             let (disk, bundle) =
                 disk.map_err(|error| Refusal(format!("export '{id}': {}", chain(&error))))?;
             parked.push((*id, disk, bundle));
@@ -221,6 +226,16 @@ impl HandOverSocket {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Flushes the disks that will flush once their guests wait. Failures show then.
+fn flush_ahead(all: &Registry) {
+    let handles = all.disks().filter_map(Disk::handle);
+    let flushes: Vec<_> = handles.filter_map(|handle| handle.flush_ahead()).collect();
+    let deadline = Instant::now() + SHORT;
+    for flush in flushes {
+        let _ = flush.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -18,6 +18,7 @@ use super::predecessor::HandOverSocket;
 use crate::account::Account;
 use crate::daemon::pid_file::PidFile;
 use crate::daemon::registry::{ParkedRegistry, Registry};
+use crate::daemon::settings::Settings;
 use crate::error_chain::chain;
 use crate::service_manager::ServiceManager;
 use crate::succession::{self, Bundle, Line, LineError};
@@ -114,11 +115,11 @@ impl Successor {
     ///
     /// # Errors
     /// One cannot be made here.
-    pub(in crate::daemon) fn restore(&mut self, all: &mut Registry) -> Result<()> {
+    pub(in crate::daemon) fn restore(&mut self, all: &mut Registry, settings: &Settings) -> Result<()> {
         let Some(parked) = self.parked.take() else {
             return Ok(());
         };
-        let restored = all.restore(parked, &mut self.bundle);
+        let restored = all.restore(parked, settings, &mut self.bundle);
         self.heirs = restored.map_err(|error| self.told(&error))?;
         FailPoint::Made.reached(self.fail_point);
         Ok(())

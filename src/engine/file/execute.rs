@@ -18,6 +18,8 @@ pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
         | IoOp::WriteZeroes { .. }
         | IoOp::FlushAtRest
         | IoOp::Leave
+        | IoOp::Settle
+        | IoOp::Inherit
         | IoOp::RefreshSize
         | IoOp::LookAnew
         | IoOp::Salvage => false,
@@ -54,7 +56,7 @@ fn run(file: &RawFile, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
         }
         IoOp::Flush => file.flush(),
         IoOp::FlushAtRest => file.flush_at_rest(),
-        IoOp::Leave => Ok(()),
+        IoOp::Leave | IoOp::Settle | IoOp::Inherit => Ok(()),
         IoOp::RefreshSize => file.refresh_size().map(drop),
         IoOp::LookAnew => file.look_anew().map(drop),
         IoOp::Discard => request

@@ -100,7 +100,7 @@ impl Commands {
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
                 self.transfer(owner, Command::Write { fua }, offset, len, disk);
             }
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave => self.flush(owner, disk),
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::Settle => self.flush(owner, disk),
             IoOp::Discard if export.trims() && disk.options().remote.unmap => {
                 for range in &ranges {
                     self.range(owner, Command::Trim, range.offset, range.len);
@@ -120,7 +120,7 @@ impl Commands {
                 }
             }
             IoOp::WriteZeroes { .. } => self.fail(owner, libc::EOPNOTSUPP),
-            IoOp::RefreshSize | IoOp::LookAnew => {}
+            IoOp::RefreshSize | IoOp::LookAnew | IoOp::Inherit => {}
         }
         self.settle(owner, disk);
     }

@@ -165,6 +165,11 @@ impl NbdDisk {
         &self.export
     }
 
+    /// Returns whether a flush over one connection covers the others.
+    pub(in crate::engine) fn is_multi_conn(&self) -> bool {
+        self.export.is_multi_conn()
+    }
+
     pub(super) fn line(&self) -> &Line {
         &self.line
     }

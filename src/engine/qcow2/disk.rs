@@ -1,6 +1,7 @@
 //! A disk in a qcow2 image. Any thread.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -101,6 +102,16 @@ impl Qcow2Disk {
         [&self.file].into_iter().chain(&self.data_file)
     }
 
+    /// Returns the files that were opened because the image names them: its data file if `data_file` says so, and its
+    /// backing files if `backing` does.
+    pub fn named_files(&self, data_file: bool, backing: bool) -> Vec<&Arc<RawFile>> {
+        let mut files: Vec<_> = self.data_file.iter().filter(|_| data_file).collect();
+        if backing {
+            files.extend(self.backing.files());
+        }
+        files
+    }
+
     /// Returns whether both have the same image.
     pub(in crate::engine) fn is_same_image(&self, other: &Self) -> bool {
         self.file.is_same_image(&other.file)
@@ -134,6 +145,35 @@ impl Qcow2Disk {
         let data_file = self.data_file.as_ref();
         data_file.map_or(Ok(false), |file| file.look_anew())?;
         self.file.look_anew()?;
+        let tables = self.read_again()?;
+        match self.state.may_write() {
+            true => {
+                self.prepare_for_writes(&tables)?;
+                self.state.set_in_use(true);
+                Ok(())
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Reads the header and the tables again, because a process that has passed its locks has changed them. That process
+    /// has settled the image ([`settle`](Self::settle)), and goes on with it if this fails: nothing is written here.
+    ///
+    /// # Errors
+    /// As for [`look_anew`](Self::look_anew), or the image was not settled.
+    pub(super) fn inherit(&self) -> io::Result<()> {
+        let tables = self.read_again()?;
+        if self.state.may_write() {
+            if tables.header.dirty {
+                return Err(io::Error::other("the old process has left the image dirty"));
+            }
+            self.state.set_in_use(true);
+        }
+        Ok(())
+    }
+
+    /// Reads the header and the tables again. Returns them locked.
+    fn read_again(&self) -> io::Result<RwLockWriteGuard<'_, Tables>> {
         let mut before = self.tables_alone();
         let new = Tables::read(&self.file, self.limits.read_only).map_err(|error| match error {
             OpenError::Read { source, .. } => source,
@@ -153,14 +193,7 @@ impl Qcow2Disk {
         self.size.store(new.header.size, Ordering::Relaxed);
         self.state.look_anew(&new.header);
         *before = new;
-        match self.state.may_write() {
-            true => {
-                self.prepare_for_writes(&before)?;
-                self.state.set_in_use(true);
-                Ok(())
-            }
-            false => Ok(()),
-        }
+        Ok(before)
     }
 
     /// Locks all files of the image and of its backing files, as QEMU does.
@@ -168,6 +201,29 @@ impl Qcow2Disk {
     /// # Errors
     /// See [`LockError`]. No lock is kept then.
     pub(in crate::engine) fn lock(&self, mode: LockMode) -> Result<Option<ImageLock>, LockError> {
+        self.lock_files(mode, ImageLock::acquire_soon)
+    }
+
+    /// Uses the locks that another process has passed, in the order of [`ImageLock::files`].
+    ///
+    /// # Errors
+    /// See [`LockError`]. No lock is kept then.
+    pub(in crate::engine) fn inherit_locks(
+        &self,
+        mode: LockMode,
+        locks: Vec<Option<OwnedFd>>,
+    ) -> Result<Option<ImageLock>, LockError> {
+        let mut locks = locks.into_iter();
+        self.lock_files(mode, |file, mode| {
+            ImageLock::inherit(file, mode, locks.next().flatten())
+        })
+    }
+
+    fn lock_files(
+        &self,
+        mode: LockMode,
+        mut lock: impl FnMut(&RawFile, LockMode) -> Result<ImageLock, LockError>,
+    ) -> Result<Option<ImageLock>, LockError> {
         let below = match mode {
             LockMode::ReadForceShare => LockMode::ReadForceShare,
             _ => LockMode::ReadFormat,
@@ -182,7 +238,7 @@ impl Qcow2Disk {
             if !file.locks() {
                 continue;
             }
-            let lock = ImageLock::acquire_soon(file, if number < own_files { own } else { below })?;
+            let lock = lock(file, if number < own_files { own } else { below })?;
             match &mut first {
                 None => first = Some(lock),
                 Some(first) => first.add(lock),

@@ -56,6 +56,8 @@ pub enum OpenError {
     Loop { path: PathBuf },
     #[error("{} has more than {max} backing files", path.display())]
     Depth { path: PathBuf, max: usize },
+    #[error("the old process has not passed {}, which an image names", path.display())]
+    NotPassed { path: PathBuf },
     #[error(transparent)]
     Storage(#[from] storage::Error),
 }

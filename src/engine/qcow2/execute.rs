@@ -33,10 +33,12 @@ fn run(disk: &Qcow2Disk, request: &IoRequest) -> io::Result<()> {
             when(durable)
         }
         // Nothing was written.
-        IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave if disk.limits().read_only => Ok(()),
+        IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::Settle if disk.limits().read_only => Ok(()),
         IoOp::Flush => disk.flush(),
         IoOp::FlushAtRest => disk.flush_at_rest(),
         IoOp::Leave => disk.leave(),
+        IoOp::Settle => disk.settle(),
+        IoOp::Inherit => disk.inherit(),
         IoOp::Discard => request
             .ranges
             .iter()

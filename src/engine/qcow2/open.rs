@@ -37,6 +37,8 @@ pub struct Qcow2Options {
     pub read_only: bool,
     /// Open files that the image names. Only for images that are trusted: the names may be those of any files.
     pub follow_names: bool,
+    /// The files that the image names, if another process has passed them. No others are opened then.
+    pub passed: Option<Vec<Arc<RawFile>>>,
     /// The options for files that the image names. Their path is not used.
     pub files: OpenOptions,
 }
@@ -200,6 +202,10 @@ fn named_file(
         path: image.path().to_owned(),
         name: name.to_owned(),
     })?;
+    if let Some(passed) = &options.passed {
+        let mut files = passed.iter().filter(|file| file.path() == path);
+        return files.next().cloned().ok_or(OpenError::NotPassed { path });
+    }
     let options = OpenOptions {
         path,
         read_only,

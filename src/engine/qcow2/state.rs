@@ -193,6 +193,27 @@ impl Qcow2Disk {
         self.leave_clean(&tables, || Ok(()))
     }
 
+    /// Gives up what is reserved, and clears the dirty bit, so that another process of this host can take over the image
+    /// without a repair. Flushes only if clusters have lost their entries: these must be gone for good before the clusters
+    /// are used again. Call it while nothing is being written.
+    ///
+    /// # Errors
+    /// The image is corrupt, or cannot be written or flushed. The dirty bit stays then.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        if self.check_writable().is_err() {
+            return Err(io::Error::other(
+                "the image is corrupt: repair it with qemu-img check -r all",
+            ));
+        }
+        let tables = self.tables();
+        let has_released = |clusters: &Clusters| clusters.waiting() > 0;
+        if self.state.clusters().as_ref().is_some_and(has_released) {
+            self.flush_with(&tables)?;
+        }
+        // A power cut may leak clusters, as after `leave`.
+        self.leave_clean(&tables, || Ok(()))
+    }
+
     /// Gives the space of clusters that nobody uses back to the file system.
     fn give_back(&self, tables: &Tables, unused: &VecDeque<Range<u64>>) {
         let bits = tables.header.cluster.bits();

@@ -17,6 +17,9 @@ use crate::storage::{Limits, LockError, LockMode};
 /// The longest wait for an answer of the cluster.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
+/// The longest wait for an image to be closed at the end.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
 /// The logical block size.
 const BLOCK: u32 = 512;
 
@@ -138,6 +141,12 @@ impl RbdDisk {
         let size = answer(self.image.run(ANSWER_TIME, Image::size))?;
         self.accept(size);
         Ok(())
+    }
+
+    /// Closes the image of a process that ends now, because another one has taken over. It has no requests.
+    pub(in crate::engine) fn close_at_end(&self) {
+        // Without an answer, the cluster finds out by itself.
+        let _ = self.image.run(CLOSE_TIME, Image::close_at_end);
     }
 
     /// Changes the size.

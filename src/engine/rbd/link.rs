@@ -98,9 +98,9 @@ impl Link {
         let place = state.insert(request, channel);
         match op {
             // The size was read when the image was locked.
-            IoOp::LookAnew => {}
+            IoOp::LookAnew | IoOp::Inherit => {}
             IoOp::RefreshSize => self.refresh_size(state, place),
-            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave => self.flush(state, place),
+            IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::Settle => self.flush(state, place),
             IoOp::Read | IoOp::Salvage => self.read(state, place),
             IoOp::Write { durable } => {
                 state.flush_after(place, durable);

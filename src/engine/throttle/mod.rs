@@ -196,6 +196,8 @@ fn cost(request: &IoRequest) -> Option<(Direction, u64)> {
         | IoOp::Flush
         | IoOp::FlushAtRest
         | IoOp::Leave
+        | IoOp::Settle
+        | IoOp::Inherit
         | IoOp::RefreshSize
         | IoOp::LookAnew => None,
     }

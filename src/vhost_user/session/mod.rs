@@ -60,6 +60,8 @@ pub struct Session<'a> {
     log: Option<Arc<DirtyLog>>,
     /// Its file, offset and size, if another process may take over.
     log_file: Option<(Arc<File>, u64, u64)>,
+    /// The image's lock was released for another process.
+    released: bool,
     /// A ring that should run cannot: the frontend must reconnect.
     pub(super) failed: bool,
 }
@@ -81,6 +83,7 @@ impl<'a> Session<'a> {
             inflight: Inflight::Untracked,
             log: None,
             log_file: None,
+            released: false,
             failed: false,
         }
     }

@@ -6,7 +6,7 @@ use super::super::error::{OperationError, require};
 use super::{Images, Kind, Nodes, Opened};
 use crate::daemon::options::{BackingRef, BlockdevOptions, BlockdevRef, Driver, OnOffAuto};
 use crate::engine::{BackingOption, BlockNode, Qcow2Disk, Qcow2Options};
-use crate::storage::OpenOptions;
+use crate::storage::{OpenOptions, RawFile};
 
 /// The nodes that a new node of an image format uses and that exist already.
 #[derive(Debug, Default)]
@@ -89,12 +89,7 @@ impl Nodes {
             let name = name.to_owned();
             return Err(OperationError::NodeExists { name });
         }
-        let backing = match &options.backing {
-            Some(BackingRef::Name(name)) => Some(("backing", name.clone())),
-            _ => None,
-        };
-        let data_file = options.data_file.clone().map(|name| ("data-file", name));
-        let others: Vec<_> = backing.into_iter().chain(data_file).collect();
+        let others = others(options);
         for (_, other) in &others {
             self.get(other)?;
         }
@@ -110,6 +105,31 @@ impl Nodes {
         })
     }
 
+    /// Makes the kind of a node of another process again, with the files that its image names. The nodes that it uses
+    /// exist, and know it.
+    pub(super) fn restore_format(
+        &self,
+        options: &BlockdevOptions,
+        child: String,
+        named: Vec<Arc<RawFile>>,
+    ) -> Result<Kind, OperationError> {
+        let parts = self.parts_of(options)?;
+        let described = Qcow2Options {
+            backing: parts.backing,
+            data_file: parts.data_file,
+            read_only: options.is_read_only(),
+            follow_names: options.follow_names == Some(true),
+            passed: Some(named),
+            ..Qcow2Options::default()
+        };
+        let disk = Qcow2Disk::open(&self.part(&child)?, &described)?;
+        Ok(Kind::Format {
+            child,
+            others: others(options),
+            disk: Arc::new(disk.into()),
+        })
+    }
+
     /// Returns whether a node, or one above it, is of an image format.
     pub(super) fn is_in_format(&self, name: &str) -> bool {
         self.nodes.get(name).is_some_and(|node| {
@@ -117,6 +137,16 @@ impl Nodes {
                 || node.parents.iter().any(|parent| self.is_in_format(parent))
         })
     }
+}
+
+/// Returns the nodes besides the file that a node of an image format uses, with their roles.
+fn others(options: &BlockdevOptions) -> Vec<(&'static str, String)> {
+    let backing = match &options.backing {
+        Some(BackingRef::Name(name)) => Some(("backing", name.clone())),
+        _ => None,
+    };
+    let data_file = options.data_file.clone().map(|name| ("data-file", name));
+    backing.into_iter().chain(data_file).collect()
 }
 
 impl Images {
@@ -142,6 +172,7 @@ impl Images {
             data_file: parts.data_file,
             read_only: options.is_read_only(),
             follow_names,
+            passed: None,
             files: OpenOptions {
                 direct: options.cache.is_direct(),
                 locking,

@@ -70,7 +70,10 @@ impl Images {
     }
 
     /// Opens a disk on another machine.
-    fn open_remote(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
+    pub(super) fn open_remote(
+        &mut self,
+        options: &BlockdevOptions,
+    ) -> Result<Arc<BlockNode>, OperationError> {
         let node = match options.driver {
             Driver::Rbd => self.open_rbd(options)?,
             _ => self.open_nbd(options)?,

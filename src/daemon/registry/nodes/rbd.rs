@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::super::error::{OperationError, require};
+use super::super::objects::Credentials;
 use super::Images;
 use super::open::remote_options;
 use crate::account::Account;
@@ -72,17 +73,36 @@ impl Images {
             image: require("image", options.image.clone())?,
             snapshot: options.snapshot.clone(),
         };
-        let secret = options.key_secret.as_ref();
-        let secret = secret.and_then(|id| self.credentials.secrets.get(id));
-        let cluster = ClusterOptions {
-            conf: options.conf.clone(),
-            user: options.user.clone(),
-            monitors: options.monitors()?,
-            key: secret.map(|secret| Key(BASE64_STANDARD.encode(&secret.0))),
-        };
-        let cluster = self.clusters.get(cluster, self.confined)?;
+        let cluster = self
+            .clusters
+            .get(cluster_options(options, &self.credentials)?, self.confined)?;
         Ok(RbdDisk::open(&cluster, &name, remote_options(options))?.into())
     }
+}
+
+impl Clusters {
+    /// Gets to know the cluster that these options name.
+    pub(in super::super) fn know(
+        &self,
+        options: &BlockdevOptions,
+        credentials: &Credentials,
+    ) -> Result<(), OperationError> {
+        self.get(cluster_options(options, credentials)?, false).map(drop)
+    }
+}
+
+fn cluster_options(
+    options: &BlockdevOptions,
+    credentials: &Credentials,
+) -> Result<ClusterOptions, OperationError> {
+    let secret = options.key_secret.as_ref();
+    let secret = secret.and_then(|id| credentials.secrets.get(id));
+    Ok(ClusterOptions {
+        conf: options.conf.clone(),
+        user: options.user.clone(),
+        monitors: options.monitors()?,
+        key: secret.map(|secret| Key(BASE64_STANDARD.encode(&secret.0))),
+    })
 }
 
 /// Returns an open image with other options, whose lock stays. `None`: it has to be opened again.

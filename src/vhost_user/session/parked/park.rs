@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{
     Negotiated, ParkError, ParkedDisk, ParkedInflight, ParkedKick, ParkedLog, ParkedRegion, ParkedRing,
-    ParkedSession, Result,
+    ParkedSession, Result, take_back,
 };
 use crate::blk::queue::Stop;
 use crate::memory::RegionInfo;
@@ -32,13 +32,14 @@ impl Session<'_> {
         let handle = Arc::clone(self.device.handle());
         let quiesced = handle.quiesce_until(deadline)?.ok_or(ParkError::Busy)?;
         self.check_parkable()?;
+        self.released = ParkedDisk::settle(self.device, deadline)?;
         self.device.keep_image(true);
         let stopped = self.stop_to_park();
         drop(quiesced);
         stopped?;
         let mut bundle = Bundle::default();
         let session = self.describe(connection, negotiated, &mut bundle)?;
-        let disk = ParkedDisk::new(self.device, Some(session), &mut bundle)?;
+        let disk = ParkedDisk::new(self.device, self.released, Some(session), &mut bundle)?;
         Ok((disk, bundle))
     }
 
@@ -48,6 +49,9 @@ impl Session<'_> {
     /// A ring cannot be started again.
     pub(in crate::vhost_user) fn unpark(&mut self) -> std::result::Result<(), SessionError> {
         self.device.keep_image(false);
+        if std::mem::take(&mut self.released) {
+            take_back(self.device);
+        }
         let mut started = Ok(());
         for index in 0..self.vrings.len() {
             if std::mem::take(&mut self.vrings[index].parked) {
