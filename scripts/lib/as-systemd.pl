@@ -3,8 +3,8 @@
 #   perl as-systemd.pl vhost-user-blk@NAME COMMAND...
 #
 # The service gets the socket of its .socket unit (LISTEN_FDS, LISTEN_FDNAMES), and must say READY=1 to NOTIFY_SOCKET. A
-# frontend then asks for its features, before and after COMMAND, on the same connection and on a new one. At last the
-# service gets SIGTERM, and must end with status 0.
+# frontend then asks for its features, before and after COMMAND, and after a reload, in which another process takes over.
+# At last the service gets SIGTERM, and must end.
 use strict;
 use warnings;
 use Fcntl;
@@ -12,6 +12,7 @@ use IO::Select;
 use IO::Socket::UNIX;
 use POSIX ();
 use Socket;
+require './scripts/lib/frontend.pl';
 
 # A net against hanging.
 use constant DEADLINE => 120;
@@ -19,24 +20,31 @@ use constant DEADLINE => 120;
 my ($unit, @command) = @ARGV;
 my ($template, $name) = split /(?<=@)/, $unit;
 
-# Returns the value of a key of a unit file.
-sub value {
+# Returns the values of a key of a unit file.
+sub values_of {
     my ($file, $key) = @_;
     open my $unit_file, '<', "/usr/lib/systemd/system/$file" or die "$file: $!\n";
-    my @values = map { /^$key=(.*)/ ? $1 : () } <$unit_file>;
-    @values == 1 or die "$file has " . @values . " values of $key\n";
-    return $values[0] =~ s/%i/$name/gr;
+    return map { /^$key=(.*)/ ? $1 =~ s/%i/$name/gr : () } <$unit_file>;
 }
 
-# Returns the words of the command line, with variables from the EnvironmentFile: ${WORD} is one word, $WORDS are several.
-sub command_line {
+# Returns the only value of a key of a unit file.
+sub value {
+    my ($file, $key) = @_;
+    my @values = values_of($file, $key);
+    @values == 1 or die "$file has " . @values . " values of $key\n";
+    return $values[0];
+}
+
+# Returns the words of a command line, with variables from the EnvironmentFile: ${WORD} is one word, $WORDS are several.
+sub words {
+    my ($line) = @_;
     my %variables;
     my $path = value("$template.service", 'EnvironmentFile');
     open my $conf, '<', $path or die "$path: $!\n";
     /^(\w+)="?(.*?)"?$/ and $variables{$1} = $2 while <$conf>;
     return map {
         /^\$\{(\w+)\}$/ ? $variables{$1} : /^\$(\w+)$/ ? split(' ', $variables{$1}) : $_
-    } split ' ', value("$template.service", 'ExecStart');
+    } split ' ', $line;
 }
 
 sub listener {
@@ -48,10 +56,12 @@ sub listener {
 my $path = value("$template.socket", 'ListenStream');
 my $directory = $path =~ s{/[^/]*$}{}r;
 mkdir $directory;
+my $own = '/run/' . value("$template.service", 'RuntimeDirectory');
+mkdir $own;
 my $socket = listener($path, SOCK_STREAM);
 my $messages = "/run/as-systemd.$$";
 my $notify = listener($messages, SOCK_DGRAM);
-my @line = command_line();
+my @line = words(value("$template.service", 'ExecStart'));
 
 my $service = fork // die "fork: $!\n";
 if (!$service) {
@@ -71,7 +81,7 @@ sub end {
     die @_, "\n";
 }
 
-# Waits for a message that contains a line.
+# Waits for a message that contains a line which begins so. Returns the message.
 sub expect_message {
     my ($line) = @_;
     my $until = time + DEADLINE;
@@ -79,40 +89,45 @@ sub expect_message {
         IO::Select->new($notify)->can_read(1) or next;
         $notify->recv(my $message, 4096) // end "recv: $!";
         print "the service says: $message\n";
-        return if $message =~ /^\Q$line\E$/m;
+        return $message if $message =~ /^\Q$line\E/m;
     }
     end "the service did not say $line";
 }
 
-# VHOST_USER_GET_FEATURES: the request, the flags of version 1, no payload.
-sub get_features {
+# Checks that a connection is served.
+sub served {
     my ($frontend, $when) = @_;
-    $frontend->syswrite(pack 'L3', 1, 1, 0) // end "$when: $!";
-    my $reply = '';
-    while (length $reply < 20) {
-        IO::Select->new($frontend)->can_read(DEADLINE) or end "$when: no answer";
-        $frontend->sysread($reply, 20 - length $reply, length $reply) or end "$when: the connection ended";
-    }
-    my ($request, $flags, $size, $features) = unpack 'L3 Q', $reply;
-    # A reply; VIRTIO_F_VERSION_1.
-    $request == 1 && $flags == 5 && $size == 8 && $features >> 32 & 1 or end "$when: a wrong answer";
+    $frontend or end "$when: $path: $!";
+    my ($features, $why) = get_features($frontend, DEADLINE);
+    $features or end "$when: $why";
     printf "%s: features %#x\n", $when, $features;
 }
 
-sub frontend { IO::Socket::UNIX->new(Peer => $path, Type => SOCK_STREAM) // end "$path: $!" }
-
 expect_message('READY=1');
-my $frontend = frontend();
-get_features($frontend, 'started');
+my $frontend = frontend($path);
+served($frontend, 'started');
 system(@command) == 0 or end "@command: status $?";
-get_features($frontend, 'the same connection afterwards');
+served($frontend, 'the same connection afterwards');
+
+# The last command of a reload makes the installed version take over.
+my ($take_over) = grep { /--take-over/ } values_of("$template.service", 'ExecReload');
+system(words($take_over)) == 0 or end "$take_over: status $?";
+my ($new) = expect_message('MAINPID=') =~ /MAINPID=(\d+)/;
+expect_message('READY=1');
+waitpid $service, 0;
+my $status = $?;
+$service = $new;
+$status == 0 or end "the old process ended with status $status";
+served($frontend, 'the same connection with the new process');
 close $frontend;
-get_features(frontend(), 'a new connection afterwards');
+served(frontend($path), 'a new connection');
 
 kill TERM => $service;
 expect_message('STOPPING=1');
-waitpid $service, 0;
-my $status = $?;
+# It is not a child of this process.
+my $until = time + DEADLINE;
+select undef, undef, undef, 0.05
+    while kill(0 => $service) && time < $until;
+kill(0 => $service) and end "the service has not ended";
 unlink $path, $messages;
-rmdir $directory;
-$status == 0 or die "the service ended with status $status\n";
+rmdir $directory, $own;

@@ -6,11 +6,13 @@
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::fs::{FileType, fstat};
-use rustix::process::setsid;
+use rustix::process::{getppid, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 /// A background process whose parent still waits.
@@ -18,7 +20,12 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 pub(super) struct Background {
     parent: io::PipeWriter,
     null: File,
+    /// The parent's number.
+    pid: Option<rustix::process::Pid>,
 }
+
+/// Time for the parent to end.
+const END: Duration = Duration::from_secs(1);
 
 impl Background {
     /// Continues in a child with a session of its own. The parent never returns.
@@ -36,12 +43,16 @@ impl Background {
             }
             ForkResult::Child => {
                 setsid()?;
-                Ok(Self { parent, null })
+                let pid = getppid();
+                Ok(Self { parent, null, pid })
             }
         }
     }
 
-    /// Lets the parent end, and closes the terminal. Logging continues if stderr is a file.
+    /// Lets the parent end, waits for that, and closes the terminal. Logging continues if stderr is a file.
+    ///
+    /// Afterwards this process is a child of systemd if a service runs it. systemd kills a main process at once that is not
+    /// its child, when the service stops.
     pub(super) fn announce(mut self) -> io::Result<()> {
         dup2_stdin(&self.null)?;
         dup2_stdout(&self.null)?;
@@ -49,7 +60,12 @@ impl Background {
         if !to_file.unwrap_or(false) {
             dup2_stderr(&self.null)?;
         }
-        self.parent.write_all(&[0])
+        self.parent.write_all(&[0])?;
+        let end = Instant::now() + END;
+        while getppid() == self.pid && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 }
 

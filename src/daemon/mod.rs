@@ -36,7 +36,7 @@ use signals::{Event, Events};
 use start::Started;
 pub use succession::FailPoint;
 pub use succession::TakeOverError;
-use succession::{HandOverSocket, Outcome, Rest};
+use succession::{HandOverSocket, Heir, Outcome, Rest};
 
 use crate::kernel;
 use crate::log_format;
@@ -72,6 +72,11 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     if let Some(background) = background {
         background.announce().map_err(Error::Background)?;
     }
+    if let Some(old) = started.old.take() {
+        old.end();
+    }
+    let disks = started.registry.disks().count();
+    started.service_manager.ready(disks);
     let entered = started.sandbox.enter(match started.monitor {
         None => ThreadKind::Main,
         Some(_) => ThreadKind::Manager,
@@ -120,8 +125,8 @@ fn obey(events: &mut Events<Message>, started: &mut Started, print_statistics: b
                 }
             }
             Event::Successor => {
-                if let Some(pid) = hand_over(started) {
-                    leave(started, pid, print_statistics);
+                if let Some(heir) = hand_over(started) {
+                    leave(started, &heir, print_statistics);
                 }
             }
             Event::Deadline => registry.follow_up(),
@@ -129,8 +134,8 @@ fn obey(events: &mut Events<Message>, started: &mut Started, print_statistics: b
     }
 }
 
-/// Hands everything over to a process that asks. Returns its number if it serves from now on.
-fn hand_over(started: &Started) -> Option<u32> {
+/// Hands everything over to a process that asks. Returns that process if it serves from now on.
+fn hand_over(started: &Started) -> Option<Heir> {
     let rest = Rest {
         monitor: started.monitor.as_ref(),
         metrics: started.metrics.as_ref(),
@@ -140,14 +145,16 @@ fn hand_over(started: &Started) -> Option<u32> {
     let socket = started.hand_over.as_ref()?;
     match socket.serve(&started.registry, &rest) {
         Outcome::GoesOn => None,
-        Outcome::HandedOver(pid) => Some(pid),
+        Outcome::HandedOver(heir) => Some(heir),
     }
 }
 
 /// Ends the process without touching what another process serves from now on.
-fn leave(started: &Started, pid: u32, print_statistics: bool) -> ! {
-    started.service_manager.main_process(pid);
+fn leave(started: &Started, heir: &Heir, print_statistics: bool) -> ! {
+    let pid = heir.pid;
     started.registry.leave();
+    heir.wait();
+    started.service_manager.main_process(pid);
     if print_statistics {
         let Started { registry: all, .. } = started;
         print_iothreads(all.roster());

@@ -23,7 +23,7 @@ use super::options::{Driver, ObjectType};
 use super::pid_file::PidFile;
 use super::registry::{Done, OperationError, Registry, SocketError, tls_creds};
 use super::settings::{MetricsAddress, Operation, Settings};
-use super::succession::{HandOverSocket, Successor};
+use super::succession::{HandOverSocket, Left, Successor};
 use crate::account::Account;
 use crate::connector;
 use crate::limits;
@@ -46,6 +46,8 @@ pub(super) struct Started {
     pub(super) pid_file: Option<PidFile>,
     /// The socket on which another process may ask to take over.
     pub(super) hand_over: Option<HandOverSocket>,
+    /// The process that this one has taken over from.
+    pub(super) old: Option<Left>,
 }
 
 /// The sockets that this process was started with.
@@ -162,7 +164,7 @@ pub(super) fn start(
         monitors,
         metrics,
         mut pid_file,
-        mut service_manager,
+        service_manager,
         hand_over,
     } = make_sockets(settings, account.as_ref(), successor.as_mut())?;
     let managed = !monitors.is_empty();
@@ -182,8 +184,8 @@ pub(super) fn start(
     let sandbox = Sandbox::new(settings.sandbox, keep)?;
     start_watchdog(&sandbox)?;
     Registry::start(&mut registry, &sandbox, managed, on_end).map_err(Error::Serve)?;
-    if let Some(successor) = successor {
-        successor.take_over()?;
+    let old = successor.map(Successor::take_over).transpose()?;
+    if old.is_some() {
         rewrite(pid_file.as_mut());
     }
     let metrics = metrics
@@ -194,7 +196,6 @@ pub(super) fn start(
     let monitor = monitors
         .serve(&sandbox, handle, &mut registry)
         .map_err(Error::Monitor)?;
-    service_manager.ready(registry.disks().count());
     Ok(Started {
         registry,
         sandbox,
@@ -203,6 +204,7 @@ pub(super) fn start(
         service_manager,
         pid_file,
         hand_over,
+        old,
     })
 }
 

@@ -24,6 +24,8 @@ pub(super) const SHORT: Duration = Duration::from_secs(10);
 pub(super) const LONG: Duration = Duration::from_secs(60);
 /// Time for requests in flight to end.
 pub(super) const DRAIN: Duration = Duration::from_millis(500);
+/// Time for the old process to end.
+pub(super) const LEAVE: Duration = Duration::from_secs(2);
 /// Time for the new process to restore the sessions, while guests wait.
 pub(super) const RESTORE: Duration = Duration::from_secs(3);
 

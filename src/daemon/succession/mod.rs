@@ -9,7 +9,8 @@
 //! 3. The old process parks all disks: it takes no more requests and waits for those in flight. It passes the sessions of
 //!    the frontends.
 //! 4. The new process restores the sessions, and then says that it takes over. With this message the disks are its own.
-//! 5. It says that it starts the rings, and does so. The old process ends.
+//! 5. It says that it starts the rings, and does so.
+//! 6. It closes the line. The old process names it to the service manager, and ends.
 //!
 //! Whatever fails before the message of step 4, the old process goes on. It also goes on if the new one ends between
 //! steps 4 and 5. If the old one ends after it has parked its disks, the new one goes on with them. If it ends earlier, its
@@ -21,8 +22,8 @@ mod predecessor;
 mod successor;
 
 pub use fail::FailPoint;
-pub(super) use predecessor::{HandOverSocket, Outcome, Rest};
-pub(super) use successor::Successor;
+pub(super) use predecessor::{HandOverSocket, Heir, Outcome, Rest};
+pub(super) use successor::{Left, Successor};
 
 /// The reason why nothing is taken over.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use rustix::process::geteuid;
 
 use super::fail::FailPoint;
 use super::message::{
-    DRAIN, Everything, Hello, LONG, Message, PROGRAM, ParkedRest, ParkedServiceManager, RESTORE, SHORT,
+    DRAIN, Everything, Hello, LEAVE, LONG, Message, PROGRAM, ParkedRest, ParkedServiceManager, RESTORE, SHORT,
 };
 use crate::account::Account;
 use crate::daemon::disks::Disk;
@@ -50,12 +50,27 @@ pub(in crate::daemon) struct Rest<'a> {
 }
 
 /// The end of a take-over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in crate::daemon) enum Outcome {
     /// This process goes on.
     GoesOn,
-    /// The process with this number serves the disks.
-    HandedOver(u32),
+    /// Another process serves the disks.
+    HandedOver(Heir),
+}
+
+/// The process that serves the disks.
+#[derive(Debug)]
+pub(in crate::daemon) struct Heir {
+    pub(in crate::daemon) pid: u32,
+    line: Line,
+}
+
+impl Heir {
+    /// Waits until this process is not needed any more.
+    pub(in crate::daemon) fn wait(&self) {
+        // Nothing is sent, and the line ends.
+        let _ = self.line.receive::<Message>(Instant::now() + LEAVE);
+    }
 }
 
 /// Refuses with a sentence for the other process.
@@ -127,7 +142,7 @@ impl HandOverSocket {
         tracing::info!(pid, "a process asks to take over");
         FailPoint::Asked.reached(self.fail_point);
         match self.hand_over(&line, registry, rest) {
-            Ok(()) => Outcome::HandedOver(pid),
+            Ok(()) => Outcome::HandedOver(Heir { pid, line }),
             Err(Refusal(reason)) => {
                 tracing::warn!(pid, "nothing is handed over, and this process goes on: {reason}");
                 let refused = Message::Refused { reason };

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::TakeOverError;
 use super::fail::FailPoint;
-use super::message::{Everything, Hello, LONG, Message, ParkedRest, RESTORE, SHORT};
+use super::message::{Everything, Hello, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
 use super::predecessor::HandOverSocket;
 use crate::account::Account;
 use crate::daemon::pid_file::PidFile;
@@ -44,6 +44,23 @@ type Result<T> = std::result::Result<T, TakeOverError>;
 
 /// A socket that the old process has passed, with its path.
 pub(in crate::daemon) type PassedSocket = (UnixListener, SocketFile);
+
+/// The old process, which has nothing to serve any more.
+#[derive(Debug)]
+pub(in crate::daemon) struct Left {
+    line: Line,
+    process: Option<OwnedFd>,
+}
+
+impl Left {
+    /// Makes the old process name this one to the service manager, which believes nobody else, and end. Waits for that.
+    pub(in crate::daemon) fn end(self) {
+        drop(self.line);
+        if let (Some(process), Ok(time)) = (&self.process, Timespec::try_from(LEAVE)) {
+            let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&time));
+        }
+    }
+}
 
 impl Successor {
     /// Asks the process that listens at `path`, and receives what it describes.
@@ -198,7 +215,7 @@ impl Successor {
     ///
     /// # Errors
     /// The old process goes on.
-    pub(in crate::daemon) fn take_over(mut self) -> Result<()> {
+    pub(in crate::daemon) fn take_over(mut self) -> Result<Left> {
         let deadline = Instant::now() + LONG;
         let none = Bundle::default();
         let sent = self.line.send(&Message::Ready, &none, deadline);
@@ -250,7 +267,10 @@ impl Successor {
         let _ = self.line.send(&Message::Starts, &none, deadline);
         heirs.iter().for_each(|(_, heir)| heir.start());
         tracing::info!(disks = heirs.len(), "serving, in place of the old process");
-        Ok(())
+        Ok(Left {
+            line: self.line,
+            process: self.process,
+        })
     }
 
     /// Returns whether the old process has ended. One that only closes the line serves its disks.
