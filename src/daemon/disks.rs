@@ -120,6 +120,8 @@ impl Disks {
         let (on_end, own) = (Arc::clone(&self.on_end), id.to_owned());
         let body = move || {
             server.run(&mut device);
+            // The size may be looked at (SIGHUP).
+            device.control().wait_until_idle();
             // The queues must be dropped before their threads.
             drop(device);
             drop(iothreads);

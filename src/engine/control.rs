@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
 
 use super::channel::Channel;
 use crate::aio::{AioContext, Gone, Remote};
@@ -93,6 +95,14 @@ impl NodeControl {
     pub fn is_busy(&self) -> bool {
         // Relaxed: no other data depends on this number.
         self.pending.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits until all operations have ended. Any thread but an IOThread. Call it before the channel is dropped.
+    pub fn wait_until_idle(&self) {
+        // Looks again and again, because only the end of a disk waits, and hardly ever.
+        while self.is_busy() {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Like [`submit`](Self::submit), but returns a receiver of the result.
