@@ -167,9 +167,10 @@ fn wait_for_more(completed: &AtomicUsize) {
 
 #[test]
 fn many_take_overs_under_load_lose_nothing() {
+    let number = std::env::var("TAKE_OVERS").map_or(10, |number| number.parse().expect("a number"));
     let mut service = Service::start(&[]);
     under_load(&mut service, |service, completed| {
-        for _ in 0..10 {
+        for _ in 0..number {
             wait_for_more(completed);
             service.take_over(&[]);
         }
