@@ -13,6 +13,7 @@ mod detect_zeroes;
 mod error;
 mod fault;
 mod file;
+mod handing_over;
 mod job;
 mod link_channel;
 mod lock;

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -314,64 +313,6 @@ impl BlockNode {
             Self::Rbd(disk) => Ok(disk.lock(mode)?.map(NodeLock::Rbd)),
             Self::Qcow2(disk) => Ok(disk.lock(mode)?.map(NodeLock::File)),
             Self::NullCo(_) | Self::NullAio(..) | Self::Nbd(_) => Ok(None),
-        }
-    }
-
-    /// Uses the locks that another process has passed: the files that have them, or `None` where there are no locks. A
-    /// disk without an image needs no lock.
-    ///
-    /// # Errors
-    /// See [`LockError`].
-    pub fn inherit_lock(
-        &self,
-        mode: LockMode,
-        mut locks: Vec<Option<OwnedFd>>,
-    ) -> Result<Option<NodeLock>, LockError> {
-        match self {
-            Self::File(file) if file.locks() => {
-                let lock = locks.pop().flatten();
-                Ok(Some(NodeLock::File(ImageLock::inherit(file, mode, lock)?)))
-            }
-            Self::Qcow2(disk) => Ok(disk.inherit_locks(mode, locks)?.map(NodeLock::File)),
-            _ => Ok(None),
-        }
-    }
-
-    /// Tells other machines that this process leaves the image, which another one has taken over. This process ends now.
-    pub(crate) fn close_at_end(&self) {
-        if let Self::Rbd(disk) = self {
-            disk.close_at_end();
-        }
-    }
-
-    /// Returns whether another process can have the lock at the same time, because it belongs to open files.
-    pub(crate) fn passes_lock(&self) -> bool {
-        !matches!(self, Self::Rbd(_))
-    }
-
-    /// Returns whether [`IoOp::Settle`](crate::io::IoOp::Settle) does something. It may have to flush then.
-    pub(crate) fn needs_settling(&self) -> bool {
-        match self {
-            Self::Qcow2(_) | Self::Rbd(_) => !self.limits().read_only,
-            Self::Nbd(disk) => !self.limits().read_only && !disk.is_multi_conn(),
-            Self::File(_) | Self::NullCo(_) | Self::NullAio(..) => false,
-        }
-    }
-
-    /// Returns the files of an image in a format that were opened because the image names them: its data file if
-    /// `data_file` says so, and its backing files if `backing` does.
-    pub(crate) fn named_files(&self, data_file: bool, backing: bool) -> Vec<&Arc<RawFile>> {
-        match self {
-            Self::Qcow2(disk) => disk.named_files(data_file, backing),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Returns the open image and the same file open for O_DIRECT, if this is a file or a block device.
-    pub fn files(&self) -> Option<(BorrowedFd<'_>, Option<BorrowedFd<'_>>)> {
-        match self {
-            Self::File(file) => Some((file.as_fd(), file.sibling())),
-            _ => None,
         }
     }
 

@@ -13,3 +13,4 @@ mod sandbox;
 mod service;
 mod shared_device;
 mod take_over;
+mod versions;
