@@ -13,4 +13,4 @@ pub use iovec::IoVecs;
 pub(crate) use iovec::own;
 pub use request::{Completer, IoOp, IoRange, IoRequest, Requests};
 pub use split::{Split, Splitter};
-pub(crate) use volatile::read_volatile_16;
+pub(crate) use volatile::{is_zero, read_volatile_16};

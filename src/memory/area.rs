@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::mapping::Mapping;
 use super::region::fits;
+use crate::io::is_zero;
 
 /// A resolved range of guest memory that keeps its mapping alive.
 #[derive(Debug)]
@@ -55,6 +56,12 @@ impl MappedArea {
     /// Returns whether an access has found a page of this range lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.mapping.has_lost(self.base, self.len)
+    }
+
+    /// Returns whether all bytes are zero.
+    pub(crate) fn is_zero(&self) -> bool {
+        // SAFETY: the range is mapped as long as this value lives.
+        unsafe { is_zero(self.base, self.len) }
     }
 
     /// Returns the address of the first byte; valid for [`MappedArea::len`] bytes as long as this value lives.

@@ -2,7 +2,7 @@
 //!
 //! A [`GuestMemory`] is an immutable snapshot. Changing the table makes a new snapshot that shares the unchanged
 //! mappings. A holder of a snapshot (a ring, a request in flight) keeps its mappings alive. Nothing here touches the
-//! contents of guest memory.
+//! contents of guest memory, but for looking whether they are zero.
 
 use std::fs::File;
 use std::ops::Range;

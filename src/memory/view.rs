@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::GuestMemory;
 use super::region::Region;
+use crate::io::{is_zero, own};
 
 /// One IOThread's view of a snapshot, without the pages that were known to be lost when the view was made.
 ///
@@ -94,6 +95,15 @@ impl MemoryView {
     #[cold]
     pub fn was_removed(&self, guest: u64) -> bool {
         self.memory.was_removed(guest)
+    }
+
+    /// Returns whether the first `len` bytes of the memory are zero, or all bytes of its first piece if that is shorter.
+    pub(crate) fn starts_with_zeroes(&self, len: usize) -> bool {
+        self.regions.first().is_none_or(|first| {
+            let len = usize::try_from(first.len).map_or(len, |size| size.min(len));
+            // SAFETY: within the region, at the address for our own accesses.
+            unsafe { is_zero(own(first.base.cast(), self.own_distance), len) }
+        })
     }
 
     /// The distance to subtract from a resolved address for our own accesses.

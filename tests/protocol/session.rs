@@ -7,7 +7,7 @@ use std::time::Duration;
 use testkit::daemon::{Daemon, SOCKET, run};
 use testkit::frontend::{Frontend, Op, SLOT, all_features};
 use testkit::process::SetAtEnd;
-use testkit::vm::{Ring, Vm};
+use testkit::vm::{MEMORY, Ring, Vm};
 
 const DEPTH: usize = 64;
 /// The number of workers is fixed: workers that start and end would hide leaked threads.
@@ -191,17 +191,69 @@ fn refused(dir: &std::path::Path) {
     assert!(exit.output.contains(SOCKET), "{}", exit.output);
 }
 
+/// Kicks an empty ring. `write` gets the guest's memory, which is zero, before the ring starts.
+fn kick_nothing(stream: UnixStream, write: impl FnOnce(&Vm)) -> Vm {
+    let mut vm = Vm::on(stream, 0);
+    vm.memory.write(0, &vec![0; MEMORY]);
+    write(&vm);
+    vm.share_memory();
+    vm.start_ring(0, Ring::new(0, 16));
+    vm.kick(0);
+    vm
+}
+
+fn private(_: &Vm) {}
+
 #[test]
 fn a_driver_on_private_memory_is_reported() {
     let mut daemon = Daemon::start(&[0; 4096], &["--num-queues", "2"]);
     let warned = |daemon: &Daemon| daemon.output().contains("share=on");
     // The driver writes to a private copy of its memory: only its kick arrives.
-    let vm = Vm::start(&daemon, 1);
-    vm.kick(0);
+    let vm = kick_nothing(daemon.connect(), private);
     daemon.wait_for(warned, "say that there is nothing in the ring");
     drop(vm);
     assert_eq!(daemon.output().matches("share=on").count(), 1);
     assert!(daemon.is_alive());
+}
+
+/// A driver may kick when there is no request, and QEMU kicks each ring that starts.
+#[test]
+fn a_needless_first_kick_is_not_reported() {
+    let disks = ["table", "ring", "guest", "private"];
+    let dir = tempfile::tempdir().expect("make a directory");
+    let option = |disk: &&str| {
+        std::fs::write(dir.path().join(disk), [0; 4096]).expect("write an image");
+        let node = format!("driver=file,node-name={disk},filename={disk}");
+        let export =
+            format!("vhost-user-blk,id={disk},node-name={disk},addr.type=unix,addr.path={disk}.sock");
+        ["--blockdev".to_owned(), node, "--export".to_owned(), export]
+    };
+    let options: Vec<String> = disks.iter().flat_map(option).collect();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let mut daemon = Daemon::start_with(dir, &options);
+    let connect = |disk: &str| {
+        let socket = daemon.dir().join(format!("{disk}.sock"));
+        UnixStream::connect(socket).expect("connect")
+    };
+    let ring = Ring::new(0, 16);
+    let _vms = [
+        // A list of free descriptors, as many drivers keep it.
+        kick_nothing(connect("table"), |vm| vm.memory.write(ring.desc + 14, &[1])),
+        // No interrupts, please.
+        kick_nothing(connect("ring"), |vm| vm.memory.write(ring.avail, &[1])),
+        // The firmware's data.
+        kick_nothing(connect("guest"), |vm| vm.memory.write(MEMORY - 1, &[1])),
+        // It is reported last, because its kick is the last one.
+        kick_nothing(connect("private"), private),
+    ];
+    let warned = |daemon: &Daemon| daemon.output().contains("share=on");
+    daemon.wait_for(warned, "report private memory");
+    let output = daemon.output();
+    let warnings: Vec<&str> = output.lines().filter(|line| line.contains("share=on")).collect();
+    assert!(
+        matches!(warnings[..], [line] if line.contains("private")),
+        "{warnings:?}"
+    );
 }
 
 #[test]

@@ -187,7 +187,7 @@ impl BlkQueue {
 
     fn report_unshared_memory(&self) {
         if let Some(ring) = self.state.borrow_mut().active_ring() {
-            unshared_memory::report(&ring.split, self.index, &self.device);
+            unshared_memory::report(ring, self.index, &self.device);
         }
     }
 }

@@ -1,18 +1,26 @@
 //! Reports a driver whose memory we do not see, because the frontend has not shared it.
 //!
 //! QEMU hands over the file of a memory backend even without `share=on`. But then the guest writes to a private copy.
-//! The rings that we see stay zero for ever, the driver kicks and waits, and nobody says why. So a ring that is kicked
-//! and stays untouched is reported, unless another queue of the disk has had a request. IOThread only.
+//! All memory that we see stays zero for ever, the driver kicks and waits, and nobody says why. So a ring that is kicked
+//! and stays empty is reported, unless another queue of the disk has had a request.
+//!
+//! A kick alone proves nothing: QEMU kicks each ring that starts, and drivers may kick when there is no request. So the
+//! ring is not reported if anything has written to the memory that the frontend has shared: to the driver's parts of the
+//! ring, or to the start of the memory, which has the firmware's data. IOThread only.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::ring::Ring;
 use crate::aio::Timer;
 use crate::blk::state::DeviceState;
 use crate::virtqueue::SplitRing;
 
 /// A kick comes after its request, so a request in shared memory never takes that long to appear.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The start of the guest's memory, which a running guest has written to. On a PC it has the firmware's tables.
+const START: usize = 1 << 20;
 
 /// The search for the first request in a ring.
 #[derive(Debug)]
@@ -52,10 +60,12 @@ impl UnsharedMemory {
     }
 }
 
-/// Reports that a ring was kicked and is still empty.
-pub(super) fn report(ring: &SplitRing, queue: u16, device: &DeviceState) {
-    if ring.is_untouched()
+/// Reports that a ring was kicked and is still empty, as is all memory.
+pub(super) fn report(ring: &Ring, queue: u16, device: &DeviceState) {
+    if ring.split.is_untouched()
         && !device.had_requests.load(Ordering::Relaxed)
+        && ring.split.is_zero()
+        && ring.memory.starts_with_zeroes(START)
         && let Some(suppressed) = device.log.pass("unshared", "")
     {
         tracing::warn!(

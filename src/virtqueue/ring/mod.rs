@@ -178,6 +178,11 @@ impl SplitRing {
         (idx, self.next_avail.0, self.next_used.0) == (0, 0, 0)
     }
 
+    /// Returns whether the driver's parts of the ring are all zero: the descriptor table and the available ring.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.desc.is_zero() && self.avail.is_zero()
+    }
+
     /// Takes the next available descriptor head, if there is one (2.7.14).
     ///
     /// # Errors
