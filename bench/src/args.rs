@@ -33,6 +33,7 @@ pub(crate) struct Args {
     /// batch or per completion; `ours-nbd[:OPTIONS]` and `qsd-nbd` are clients of a qemu-nbd that has the image,
     /// `ours-nbd-tls` and `qsd-nbd-tls` of one with TLS, `ours-rbd` and `qsd-rbd` of a Ceph cluster in memory;
     /// `fio-rbd` is fio's own client of that cluster, without virtio;
+    /// `ours-raw[:OPTIONS]` serves the raw image that a qcow2 image was made of;
     /// `NAME=COMMAND` is any other backend: {socket}, {image} and {queues} in the command are filled in, and {disks}
     /// with the options of qemu-storage-daemon for all disks.
     #[arg(long = "backend", value_name = "SPEC")]
@@ -57,15 +58,15 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) storage: Vec<StorageKind>,
 
-    /// Access pattern
-    #[arg(long, value_enum, default_value_t = Pattern::Randread)]
-    pub(crate) rw: Pattern,
+    /// Access pattern [default: randread; the preset qcow2 has several]
+    #[arg(long, value_enum)]
+    pub(crate) rw: Option<Pattern>,
 
     /// Size of each request (k, M and G are powers of 1024)
     #[arg(long, value_parser = units::bytes, default_value = "4k", value_name = "BYTES")]
     pub(crate) block_size: u64,
 
-    /// Size of the image
+    /// Size of the image, except with `qcow2-new`
     #[arg(long, value_parser = units::bytes, default_value = "256M", value_name = "BYTES")]
     pub(crate) image_size: u64,
 
@@ -298,6 +299,9 @@ pub(crate) enum Preset {
     NbdTls,
     /// ours and qsd on an image in a Ceph cluster that this program starts, at 1x1, 1x32, 8x32
     Rbd,
+    /// ours and qsd on qcow2 images in memory: random reads and writes of allocated clusters, and writes that allocate
+    /// clusters; and ours on a raw image
+    Qcow2,
     /// ours with and without polling, and qsd, at 1x1, 1x64, 8x64 with each kind of contention; null, tmpfs, page cache
     /// and O_DIRECT
     Contended,
@@ -316,6 +320,10 @@ pub(crate) enum StorageKind {
     Direct,
     /// No file: the backend answers at once, which leaves only the cost of virtio
     Null,
+    /// A qcow2 image in /dev/shm whose clusters are all allocated
+    Qcow2,
+    /// An empty qcow2 image of 128 GiB in /dev/shm with clusters of 64 KiB, made anew for each run
+    Qcow2New,
 }
 
 impl StorageKind {

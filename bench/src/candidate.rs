@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Ours {
         binary: PathBuf,
         options: Vec<String>,
+        /// Serves the raw image with the data of a qcow2 image.
+        raw: bool,
     },
     Qsd {
         aio: String,
@@ -53,8 +55,8 @@ pub(crate) enum Client {
 }
 
 impl Candidate {
-    /// Parses `ours[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]`, `ours-nbd[:OPTIONS]`, `qsd-nbd`, the same with `-nbd-tls` and
-    /// `-rbd`, `fio-rbd`, or `NAME=COMMAND`.
+    /// Parses `ours[:OPTIONS]`, `ours-raw[:OPTIONS]`, `qsd[:AIO]`, `plain[:each]`, `ours-nbd[:OPTIONS]`, `qsd-nbd`, the same
+    /// with `-nbd-tls` and `-rbd`, `fio-rbd`, or `NAME=COMMAND`.
     ///
     /// # Errors
     /// The specification has another form, or its program is missing.
@@ -89,11 +91,15 @@ impl Candidate {
             _ => true,
         };
         match &self.kind {
+            Kind::Ours { raw: true, .. } => matches!(image, Image::Qcow2 { raw: Some(_), .. }),
             Kind::Ours { options, .. } => our_aio(options).is_none_or(|aio| serves(aio) && !image.is_null()),
             Kind::Qsd { aio } => serves(aio),
-            Kind::Plain { .. } => !image.is_direct(),
-            Kind::Command { words } => !image.is_null() || !words.iter().any(|word| word.contains("{image}")),
-            Kind::Network { .. } | Kind::FioRbd | Kind::Limit(_) => !image.is_null(),
+            Kind::Plain { .. } => !image.is_direct() && !image.has_format(),
+            Kind::Command { words } => {
+                let needs_raw_file = words.iter().any(|word| word.contains("{image}"));
+                !needs_raw_file || !image.is_null() && !image.has_format()
+            }
+            Kind::Network { .. } | Kind::FioRbd | Kind::Limit(_) => !image.is_null() && !image.has_format(),
         }
     }
 
@@ -109,7 +115,7 @@ impl Candidate {
     /// Returns whether the program accepts its options. Only `ours` is asked: it checks them before it prints its
     /// capabilities.
     pub(crate) fn is_available(&self) -> bool {
-        let Kind::Ours { binary, options } = &self.kind else {
+        let Kind::Ours { binary, options, .. } = &self.kind else {
             return true;
         };
         let direct = (our_aio(options) == Some("native")).then_some("--direct");
@@ -150,11 +156,14 @@ impl Candidate {
 
 impl Kind {
     fn parse(spec: &str, daemon: &Daemon) -> Result<Self> {
-        if let Some(options) = suffix(spec, "ours") {
-            return Ok(Self::Ours {
-                binary: daemon.path()?.to_owned(),
-                options: options.split_whitespace().map(str::to_owned).collect(),
-            });
+        for (name, raw) in [("ours", false), ("ours-raw", true)] {
+            if let Some(options) = suffix(spec, name) {
+                return Ok(Self::Ours {
+                    binary: daemon.path()?.to_owned(),
+                    options: options.split_whitespace().map(str::to_owned).collect(),
+                    raw,
+                });
+            }
         }
         if let Some(aio) = suffix(spec, "qsd") {
             let aio = if aio.is_empty() { "threads" } else { aio };
@@ -196,7 +205,7 @@ impl Kind {
         }
         let Some((_, command)) = spec.split_once('=') else {
             bail!(
-                "{spec:?} is not a backend: ours[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd (also -nbd-tls and -rbd), fio-rbd or NAME=COMMAND with {{socket}} in it"
+                "{spec:?} is not a backend: ours[:OPTIONS], ours-raw[:OPTIONS], qsd[:AIO], plain[:each], ours-nbd[:OPTIONS], qsd-nbd (also -nbd-tls and -rbd), fio-rbd or NAME=COMMAND with {{socket}} in it"
             );
         };
         let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();

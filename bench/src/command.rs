@@ -34,7 +34,7 @@ impl Target<'_> {
     /// Returns the program that starts `candidate`, and its arguments. A limit has none.
     pub(crate) fn command_line(&self, candidate: &Candidate) -> Vec<String> {
         match &candidate.kind {
-            Kind::Ours { binary, options } => self.ours(binary, options),
+            Kind::Ours { binary, options, raw } => self.ours(binary, options, *raw),
             Kind::Qsd { aio } => [vec![QSD.to_owned()], self.exports(Some(aio))].concat(),
             Kind::Plain { each } => self.plain(*each),
             Kind::Command { words } => self.filled_in(words),
@@ -93,13 +93,14 @@ impl Target<'_> {
     /// Returns the path of the first disk's image, or `null:SIZE`, which the plain backend understands.
     fn image(&self) -> String {
         match &self.disks[0].image {
-            Image::File { path, .. } => path.display().to_string(),
+            Image::File { path, .. } | Image::Qcow2 { path, .. } => path.display().to_string(),
             Image::Null { size } => format!("null:{size}"),
         }
     }
 
-    /// Uses the short form for one disk, and the long form for several. `options` must suit the form.
-    fn ours(&self, binary: &Path, options: &[String]) -> Vec<String> {
+    /// Uses the short form for one disk, and the long form for several. `options` must suit the form. `raw`: serves the raw
+    /// image with the data of a qcow2 image.
+    fn ours(&self, binary: &Path, options: &[String], raw: bool) -> Vec<String> {
         let mut line = vec![binary.display().to_string()];
         let [Disk { socket, image }] = self.disks else {
             line.extend(self.exports(None));
@@ -113,6 +114,15 @@ impl Target<'_> {
                 line.push(format!("--blk-file={}", path.display()));
                 line.extend(direct.then(|| "--direct".to_owned()));
             }
+            Image::Qcow2 { raw: Some(path), .. } if raw => {
+                line.push(format!("--blk-file={}", path.display()))
+            }
+            Image::Qcow2 { path, .. } => {
+                line.extend([
+                    format!("--blk-file={}", path.display()),
+                    "--format=qcow2".to_owned(),
+                ]);
+            }
             Image::Null { size } => line.push(format!("--null={size}")),
         }
         line.extend_from_slice(options);
@@ -124,6 +134,13 @@ impl Target<'_> {
         let mut words = ["--object", "iothread,id=io"].map(str::to_owned).to_vec();
         for (i, Disk { socket, image }) in self.disks.iter().enumerate() {
             let node = match image {
+                Image::Qcow2 { path, .. } => {
+                    let aio = aio.map(|aio| format!(",file.aio={aio}")).unwrap_or_default();
+                    format!(
+                        "driver=qcow2,node-name=f{i},file.driver=file,file.filename={}{aio}",
+                        path.display()
+                    )
+                }
                 Image::File { path, direct } => {
                     let direct = if *direct { "on" } else { "off" };
                     let aio = aio.map(|aio| format!(",aio={aio}")).unwrap_or_default();
@@ -249,7 +266,7 @@ mod tests {
             disks: &[disk("/s", Image::Null { size: 4096 })],
             queues: 1,
         };
-        let ours = target.ours(Path::new("/bin/sh"), &[]);
+        let ours = target.ours(Path::new("/bin/sh"), &[], false);
         assert!(
             ours.contains(&"--null=4096".to_owned()) && !ours.iter().any(|word| word.contains("blk-file"))
         );
@@ -262,13 +279,35 @@ mod tests {
     }
 
     #[test]
+    fn a_qcow2_image_is_served_in_its_format() {
+        let image = Image::Qcow2 {
+            path: "/i.qcow2".into(),
+            raw: Some("/i.img".into()),
+        };
+        let target = Target {
+            disks: &[disk("/s", image)],
+            queues: 1,
+        };
+        let ours = |raw| target.ours(Path::new("/bin/sh"), &[], raw).join(" ");
+        assert!(ours(false).ends_with("--blk-file=/i.qcow2 --format=qcow2"));
+        assert!(ours(true).ends_with("--blk-file=/i.img"));
+        let qsd = target.exports(Some("threads")).join(" ");
+        assert!(
+            qsd.contains(
+                "driver=qcow2,node-name=f0,file.driver=file,file.filename=/i.qcow2,file.aio=threads"
+            ),
+            "{qsd}"
+        );
+    }
+
+    #[test]
     fn several_disks_share_an_iothread() {
         let target = Target {
             disks: &[disk("/s0", file()), disk("/s1", file())],
             queues: 1,
         };
         let line = target
-            .ours(Path::new("/bin/sh"), &["--stats".to_owned()])
+            .ours(Path::new("/bin/sh"), &["--stats".to_owned()], false)
             .join(" ");
         let template = Candidate::parse("old=serve {disks} -v", &Daemon::default()).unwrap();
         let filled = target.command_line(&template).join(" ");

@@ -115,7 +115,7 @@ fn bench(args: &Args) -> Result<()> {
     let interrupted = interrupted()?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut machine = Machine::here(&dir);
-    if plan.storage.iter().any(|kind| kind.is_on_disk()) && machine.file_system == "tmpfs" {
+    if plan.cases.iter().any(|case| case.storage.is_on_disk()) && machine.file_system == "tmpfs" {
         plan.notes.push(format!(
             "{} is a tmpfs: page-cache and direct measure memory, not a disk (see --dir)",
             dir.display()

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::args::{Args, Preset, Rivals, StorageKind};
+use crate::args::{Args, Pattern, Preset, Rivals, StorageKind};
 use crate::candidate::{Candidate, qsd_is_installed};
 use crate::contention::Contention;
 use crate::daemon::Daemon;
 use crate::limit::Engine;
 use crate::load::{Frontend, Load};
+use crate::sample::Case;
 use crate::scratch::Scratch;
 use crate::shape::Shape;
 
@@ -18,8 +19,7 @@ use crate::shape::Shape;
 pub(crate) struct Plan {
     /// The first one is the reference.
     pub(crate) candidates: Vec<Candidate>,
-    pub(crate) storage: Vec<StorageKind>,
-    pub(crate) loads: Vec<Load>,
+    pub(crate) cases: Vec<Case>,
     pub(crate) rounds: u32,
     pub(crate) image_size: u64,
     pub(crate) fill_size: u64,
@@ -32,6 +32,7 @@ struct Defaults {
     backends: &'static [&'static str],
     storage: &'static [StorageKind],
     shapes: Vec<Shape>,
+    patterns: &'static [Pattern],
     contention: &'static [Contention],
     rounds: u32,
     seconds: f64,
@@ -45,11 +46,12 @@ const fn shape(queues: u16, iodepth: u16) -> Shape {
 
 impl Defaults {
     fn of(preset: Preset) -> Self {
-        use StorageKind::{Direct, Null, PageCache, Tmpfs};
+        use StorageKind::{Direct, Null, PageCache, Qcow2, Qcow2New, Tmpfs};
         let usual = Self {
             backends: &["qsd", "ours", "ours:--notify each"],
             storage: &[Tmpfs],
             shapes: vec![shape(1, 1), shape(1, 64), shape(8, 64)],
+            patterns: &[Pattern::Randread],
             contention: &[Contention::Idle],
             rounds: 3,
             seconds: 1.0,
@@ -95,6 +97,13 @@ impl Defaults {
             Preset::Rbd => Self {
                 backends: &["qsd-rbd", "ours-rbd", "fio-rbd"],
                 shapes: vec![shape(1, 1), shape(1, 32), shape(8, 32)],
+                rounds: 5,
+                ..usual
+            },
+            Preset::Qcow2 => Self {
+                backends: &["qsd", "ours-raw", "ours"],
+                storage: &[Qcow2, Qcow2New],
+                patterns: &[Pattern::Randread, Pattern::Randwrite],
                 rounds: 5,
                 ..usual
             },
@@ -159,21 +168,27 @@ impl Plan {
             [] => defaults.contention,
             given => given,
         };
+        let patterns = args.rw.map_or(defaults.patterns.to_vec(), |rw| vec![rw]);
         let mut loads = Vec::new();
         for &event_idx in event_idx {
             for &contention in contention {
-                let of = |&shape| load(args, shape, runtime, event_idx, contention);
-                loads.extend(shapes.iter().map(of));
+                for &rw in &patterns {
+                    let of = |&shape| load(args, rw, shape, runtime, event_idx, contention);
+                    loads.extend(shapes.iter().map(of));
+                }
             }
         }
         let mut storage = args.storage.clone();
         if storage.is_empty() {
             storage.extend(defaults.storage);
         }
+        let mut cases = cases(&storage, &loads);
+        if args.preset == Some(Preset::Qcow2) && args.shapes.is_empty() {
+            cases.retain(has_a_goal);
+        }
         Ok(Self {
             candidates,
-            storage,
-            loads,
+            cases,
             rounds: args.rounds.unwrap_or(defaults.rounds),
             image_size: args.image_size,
             fill_size: args.fill_size,
@@ -183,18 +198,36 @@ impl Plan {
 
     /// Returns the number of runs, at most: not every candidate supports every storage.
     pub(crate) fn runs(&self) -> u64 {
-        let cases = self.loads.len() * self.storage.len() * self.candidates.len();
-        cases as u64 * u64::from(self.rounds)
+        (self.cases.len() * self.candidates.len()) as u64 * u64::from(self.rounds)
     }
 
     /// Estimates the time of all runs, in seconds.
     pub(crate) fn seconds(&self) -> f64 {
         let each: f64 = self
-            .loads
+            .cases
             .iter()
-            .map(|load| (load.warmup + load.runtime + load.census()).as_secs_f64() + 0.1)
+            .map(|Case { load, .. }| (load.warmup + load.runtime + load.census()).as_secs_f64() + 0.1)
             .sum();
-        each * f64::from(self.rounds) * (self.candidates.len() * self.storage.len()) as f64
+        each * f64::from(self.rounds) * self.candidates.len() as f64
+    }
+}
+
+/// Returns all loads on all kinds of storage. New images are only written to, because there is nothing to read.
+fn cases(storage: &[StorageKind], loads: &[Load]) -> Vec<Case> {
+    let all = storage
+        .iter()
+        .flat_map(|&storage| loads.iter().map(move |&load| Case { storage, load }));
+    all.filter(|case| case.storage != StorageKind::Qcow2New || case.load.rw.is_write())
+        .collect()
+}
+
+/// Returns whether the preset `qcow2` measures this case.
+fn has_a_goal(case: &Case) -> bool {
+    let is = |queues, iodepth| case.load.shape == shape(queues, iodepth);
+    match (case.storage, case.load.rw.is_write()) {
+        (StorageKind::Qcow2New, _) => is(1, 64),
+        (_, true) => !is(1, 1),
+        _ => true,
     }
 }
 
@@ -284,7 +317,14 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool, contention: Contention) -> Load {
+fn load(
+    args: &Args,
+    rw: Pattern,
+    shape: Shape,
+    runtime: Duration,
+    event_idx: bool,
+    contention: Contention,
+) -> Load {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args
         .driver_threads
@@ -294,7 +334,7 @@ fn load(args: &Args, shape: Shape, runtime: Duration, event_idx: bool, contentio
         frontend: Frontend::Native,
         shape,
         one_process: args.one_process,
-        rw: args.rw,
+        rw,
         block_size: args.block_size,
         wait: args.wait,
         contention,
@@ -318,8 +358,13 @@ mod tests {
 
     #[test]
     fn given_shapes_replace_those_of_the_preset() {
-        let plan = plan(&["--preset", "peers", "--shape", "2x8,1x1", "--rounds", "1"]).unwrap();
-        let shapes: Vec<_> = plan.loads.iter().map(|load| load.shape.to_string()).collect();
+        let args = ["--preset", "quick", "--shape", "2x8,1x1", "--rounds", "1"];
+        let plan = plan(&args).unwrap();
+        let shapes: Vec<_> = plan
+            .cases
+            .iter()
+            .map(|case| case.load.shape.to_string())
+            .collect();
         assert_eq!(
             (shapes, plan.rounds),
             (vec!["2x8".to_owned(), "1x1".to_owned()], 1)
@@ -330,7 +375,7 @@ mod tests {
     fn the_headline_runs_with_and_without_event_idx() {
         let modes = |args: &[&str]| -> Vec<bool> {
             let plan = plan(&[&["--preset", "headline", "--shape", "1x1"], args].concat()).unwrap();
-            plan.loads.iter().map(|load| load.event_idx).collect()
+            plan.cases.iter().map(|case| case.load.event_idx).collect()
         };
         assert_eq!(modes(&[]), [true, false]);
         assert_eq!(modes(&["--no-event-idx"]), [false]);
@@ -340,8 +385,13 @@ mod tests {
     fn the_contended_preset_runs_each_shape_with_each_contention() {
         let runs = |args: &[&str]| -> Vec<(Contention, String)> {
             let plan = plan(&[&["--preset", "contended"], args].concat()).unwrap();
-            let run = |load: &Load| (load.contention, load.shape.to_string());
-            plan.loads.iter().map(run).collect()
+            let on_tmpfs = plan
+                .cases
+                .iter()
+                .filter(|case| case.storage == StorageKind::Tmpfs);
+            on_tmpfs
+                .map(|case| (case.load.contention, case.load.shape.to_string()))
+                .collect()
         };
         let all = runs(&[]);
         assert_eq!(
@@ -350,6 +400,26 @@ mod tests {
         );
         let some = runs(&["--contention", "one-cpu", "--shape", "1x1"]);
         assert_eq!(some, [(Contention::OneCpu, "1x1".to_owned())]);
+    }
+
+    #[test]
+    fn the_qcow2_preset_writes_and_reads_what_has_goals() {
+        let cases = |args: &[&str]| -> Vec<String> {
+            let plan = plan(&[&["--preset", "qcow2"], args].concat()).unwrap();
+            let name = |case: &Case| format!("{:?} {:?} {}", case.storage, case.load.rw, case.load.shape);
+            plan.cases.iter().map(name).collect()
+        };
+        let expected = [
+            "Qcow2 Randread 1x1",
+            "Qcow2 Randread 1x64",
+            "Qcow2 Randread 8x64",
+            "Qcow2 Randwrite 1x64",
+            "Qcow2 Randwrite 8x64",
+            "Qcow2New Randwrite 1x64",
+        ];
+        assert_eq!(cases(&[]), expected);
+        let some = cases(&["--shape", "1x1", "--rw", "randwrite"]);
+        assert_eq!(some, ["Qcow2 Randwrite 1x1", "Qcow2New Randwrite 1x1"]);
     }
 
     #[test]
@@ -370,6 +440,6 @@ mod tests {
     #[test]
     fn two_threads_never_drive_one_queue() {
         let plan = plan(&["--shape", "2x8", "--driver-threads", "8"]).unwrap();
-        assert_eq!(plan.loads[0].driver_threads, 2);
+        assert_eq!(plan.cases[0].load.driver_threads, 2);
     }
 }

@@ -46,12 +46,10 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// A candidate failed. The remaining runs are skipped, because the comparison would be incomplete.
     pub(crate) fn run(mut self) -> Result<Vec<Sample>> {
-        for &storage in &self.plan.storage {
-            for &load in &self.plan.loads {
-                let sizes = (self.plan.image_size, self.plan.fill_size);
-                let images = image::prepare(storage, sizes, load.shape.disks, self.scratch)?;
-                self.case(&Case { storage, load }, &images)?;
-            }
+        for case in &self.plan.cases {
+            let sizes = (self.plan.image_size, self.plan.fill_size);
+            let images = image::prepare(case.storage, sizes, case.load.shape.disks, self.scratch)?;
+            self.case(case, &images)?;
         }
         Ok(self.samples)
     }
@@ -98,9 +96,11 @@ impl<'a> Runner<'a> {
             Backend::start(candidate, images, queues, self.scratch.memory(), first)
         };
         let groups = images.chunks(per_process).enumerate();
+        images.iter().try_for_each(Image::renew)?;
         let mut backends = groups.map(start).collect::<Result<Vec<_>>>()?;
         let outcome = frontend::run(&mut backends, &case.load, self.interrupted)?;
         backends.into_iter().try_for_each(Backend::stop)?;
+        images.iter().for_each(Image::drain);
         Ok(outcome)
     }
 }

@@ -155,6 +155,7 @@ fn files_beside(place: &Path) -> PathBuf {
 pub(crate) fn name(image: &Image) -> String {
     let name = match image {
         Image::File { path, .. } => path.file_stem(),
+        Image::Qcow2 { path, .. } => path.file_stem(),
         Image::Null { .. } => None,
     };
     name.unwrap_or_default().to_string_lossy().into_owned()

@@ -209,7 +209,7 @@ impl Managed {
             fs::write(dir.join(name), vec![0; size]).context("create an image")?;
         }
         let (mut line, by_descriptor) = match &candidate.kind {
-            Kind::Ours { binary, options } => {
+            Kind::Ours { binary, options, .. } => {
                 let program = vec![binary.display().to_string(), "--sandbox=on".to_owned()];
                 ([program, options.clone()].concat(), true)
             }

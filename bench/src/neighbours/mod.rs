@@ -99,7 +99,9 @@ fn segments(
 ) -> Result<Vec<(Segment, Latency)>> {
     let parent = match noise.on {
         StorageKind::Direct | StorageKind::PageCache => scratch.disk(),
-        StorageKind::Tmpfs | StorageKind::Null => scratch.memory(),
+        StorageKind::Tmpfs | StorageKind::Null | StorageKind::Qcow2 | StorageKind::Qcow2New => {
+            scratch.memory()
+        }
     };
     let start = |name: &str| Pair::start(candidate, noise, &parent.join(name), interrupted);
     let (mut here, mut elsewhere) = (start("here")?, start("elsewhere")?);
@@ -172,7 +174,7 @@ impl Pair {
 
 fn command_line(candidate: &Candidate, noise: &Noise, dir: &Path) -> Vec<String> {
     let (program, options) = match &candidate.kind {
-        Kind::Ours { binary, options } => (binary.display().to_string(), &options[..]),
+        Kind::Ours { binary, options, .. } => (binary.display().to_string(), &options[..]),
         _ => (QSD.to_owned(), &[][..]),
     };
     let dir = dir.display();

@@ -73,7 +73,7 @@ pub(super) fn start(candidate: &Candidate, case: &Case, dir: &Path, interrupted:
 
 fn command_line(candidate: &Candidate, case: &Case, disks: &[PathBuf], monitor: &Path) -> Vec<String> {
     let (program, options) = match &candidate.kind {
-        Kind::Ours { binary, options } => (binary.display().to_string(), &options[..]),
+        Kind::Ours { binary, options, .. } => (binary.display().to_string(), &options[..]),
         _ => (QSD.to_owned(), &[][..]),
     };
     let mut line = vec![program];
