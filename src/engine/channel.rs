@@ -185,7 +185,11 @@ impl Channel {
     /// Returns whether a worker is still helping with a batch. For tests.
     #[doc(hidden)]
     pub fn is_sharing(&self) -> bool {
-        matches!(&self.0, Kind::Unlimited(Unlimited::Plain(Plain::File(file))) if file.is_sharing())
+        match &self.0 {
+            Kind::Unlimited(Unlimited::Plain(Plain::File(file))) => file.is_sharing(),
+            Kind::Unlimited(Unlimited::Plain(Plain::Qcow2(qcow2))) => qcow2.is_sharing(),
+            _ => false,
+        }
     }
 }
 
@@ -229,7 +233,7 @@ impl Submit for Plain {
             Self::NullAio(channel) => channel.submit(batch, completer),
             Self::Nbd(channel) => channel.submit(batch, completer),
             Self::Rbd(channel) => channel.submit(batch, completer),
-            Self::Qcow2(channel) => channel.submit(batch, completer),
+            Self::Qcow2(channel) => return channel.submit(batch, completer),
         }
         0
     }

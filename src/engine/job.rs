@@ -9,12 +9,34 @@ use send_wrapper::SendWrapper;
 
 use crate::aio::AioContext;
 use crate::io::IoRequest;
+use crate::storage::Nowait;
 use crate::thread_pool::{Outcome, Work};
 
 /// An executor of requests with blocking calls. Any thread.
 pub(super) trait Execute: Send + Sync + 'static {
     /// Executes the request and its followers, and sets their results.
     fn execute(&self, request: &mut IoRequest);
+}
+
+/// An executor that can also try requests without waiting. Any thread.
+pub(super) trait TryExecute: Execute {
+    /// The part of the executor that is held while several requests are tried.
+    type Session<'a>
+    where
+        Self: 'a;
+
+    /// Returns whether it is worth trying.
+    fn nowait(&self) -> Nowait;
+
+    /// Returns whether writes exclude each other, so that one worker is enough for them.
+    fn writes_take_turns(&self) -> bool;
+
+    /// Begins to try requests, unless that would have to wait. Nobody waits for anything but an attempt while the session
+    /// exists.
+    fn session(&self) -> Option<Self::Session<'_>>;
+
+    /// Executes the request if it need not wait. Returns whether it was executed. Then the results are set.
+    fn try_execute(session: &Self::Session<'_>, request: &mut IoRequest) -> bool;
 }
 
 /// The boxes for requests of one disk on one IOThread. IOThread only.

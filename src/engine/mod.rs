@@ -40,7 +40,7 @@ pub use nbd::{NbdDisk, NbdOptions, OpenError as NbdOpenError};
 pub use node::BlockNode;
 pub use null::NullDisk;
 pub use plan::{Choice, Plan};
-pub use qcow2::{BackingOption, OpenError as Qcow2OpenError, Qcow2Disk, Qcow2Options};
+pub use qcow2::{BackingOption, CacheOptions, OpenError as Qcow2OpenError, Qcow2Disk, Qcow2Options};
 pub use rbd::RbdDisk;
 pub use remote_disk::RemoteOptions;
 pub use resources::Resources;

@@ -346,7 +346,7 @@ impl BlockNode {
             }
             Self::Nbd(disk) => NbdChannel::new(resources.link(disk)?).into(),
             Self::Rbd(disk) => RbdChannel::new(RbdLink::new(resources.ctx(), disk)).into(),
-            Self::Qcow2(disk) => Qcow2Channel::new(disk, resources.pool().with_share(), plan.inline).into(),
+            Self::Qcow2(disk) => Qcow2Channel::new(resources, plan, disk).into(),
             Self::NullAio(null, latency) => NullAioChannel::new(resources.ctx(), null, *latency).into(),
         })
     }

@@ -1,5 +1,6 @@
 //! Disks in qcow2 images, compared with what qemu-img and QEMU make of the same images.
 
+mod caches;
 mod chains;
 mod concurrent;
 mod killed;
@@ -11,4 +12,6 @@ mod repair;
 mod resize;
 mod support;
 mod take_over;
+mod twin;
+mod waiting;
 mod writes;

@@ -144,6 +144,11 @@ static QCOW2: Object = Object::new(
         optional("backing", Type::Alternate(&BACKING_REF)),
         optional("data-file", Type::Str),
         optional("follow-names", Type::Bool),
+        optional("cache-size", Type::U64),
+        optional("l2-cache-size", Type::U64),
+        optional("l2-cache-entry-size", Type::U64),
+        optional("refcount-cache-size", Type::U64),
+        optional("cache-clean-interval", Type::U32),
     ],
 );
 

@@ -127,6 +127,16 @@ pub struct BlockdevOptions {
     pub data_file: Option<String>,
     /// Open the files that the image names, which may be any files.
     pub follow_names: Option<bool>,
+    /// The caches of L2 tables and refcounts together, in bytes.
+    pub cache_size: Option<u64>,
+    /// Bytes.
+    pub l2_cache_size: Option<u64>,
+    /// Bytes.
+    pub l2_cache_entry_size: Option<u64>,
+    /// Bytes.
+    pub refcount_cache_size: Option<u64>,
+    /// Seconds.
+    pub cache_clean_interval: Option<u32>,
 
     /// Refuse images that look like another format. Only the short form of the command line sets this.
     #[serde(skip)]
@@ -173,6 +183,11 @@ impl BlockdevOptions {
             backing: None,
             data_file: None,
             follow_names: None,
+            cache_size: None,
+            l2_cache_size: None,
+            l2_cache_entry_size: None,
+            refcount_cache_size: None,
+            cache_clean_interval: None,
             probe: false,
         }
     }

@@ -1,23 +1,18 @@
-//! The path of a queue's requests to a file: detect zeroes, merge them, try them without waiting, share them with a worker, and pass
-//! the rest on to an executor.
+//! The path of a queue's requests to a file: detect zeroes, execute what need not wait, and pass the rest on to an
+//! executor.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::inline::Inline;
+use super::front::{Front, FrontShared};
 use super::kernel::KernelFile;
 use super::linux_aio::LinuxAio;
-use super::merge::Merger;
-use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
-use crate::affinity::own_cpus;
-use crate::aio::busy_wait::Crowd;
 use crate::engine::DetectZeroes;
 use crate::engine::error::Error;
 use crate::engine::plan::{self, Plan};
-use crate::engine::resources::{Resources, Turns};
+use crate::engine::resources::Resources;
 use crate::io::{Completer, Requests};
 use crate::storage::RawFile;
 
@@ -25,7 +20,7 @@ use crate::storage::RawFile;
 #[derive(Debug)]
 enum Executor {
     /// Blocking calls in the IOThread's thread pool.
-    Threads(Rc<ThreadsEngine>),
+    Threads(Rc<ThreadsEngine<RawFile>>),
     /// io_uring. The thread pool executes requests that it does not support.
     IoUring(KernelFile<Uring>),
     /// Linux AIO. The thread pool executes requests that it does not support.
@@ -65,11 +60,8 @@ impl Executor {
 /// The shared state of a file's channels on one IOThread.
 #[derive(Debug)]
 pub(in crate::engine) struct FileShared {
-    plan: Plan,
-    file: Arc<RawFile>,
     executor: Executor,
-    turns: Rc<Turns>,
-    crowd: Crowd,
+    front: FrontShared<RawFile>,
 }
 
 impl FileShared {
@@ -82,12 +74,14 @@ impl FileShared {
         plan: Plan,
         file: Arc<RawFile>,
     ) -> Result<Rc<Self>, Error> {
+        let executor = Executor::new(resources, plan, Arc::clone(&file))?;
+        let threads = match &executor {
+            Executor::Threads(threads) => Some(Rc::clone(threads)),
+            _ => None,
+        };
         Ok(Rc::new(Self {
-            plan,
-            executor: Executor::new(resources, plan, Arc::clone(&file))?,
-            file,
-            turns: Rc::clone(resources.turns()),
-            crowd: resources.ctx().crowd(),
+            executor,
+            front: FrontShared::new(resources, plan, file, threads),
         }))
     }
 
@@ -95,16 +89,7 @@ impl FileShared {
     pub(in crate::engine) fn channel(self: Rc<Self>) -> FileChannel {
         FileChannel {
             zeroes: DetectZeroes::Off,
-            number: self.turns.number(),
-            merger: self.plan.merges().then(|| Merger::new(&self.file)),
-            inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.file))),
-            sharing: match &self.executor {
-                Executor::Threads(threads) if self.plan.shares() && own_cpus() > 1 => {
-                    Some(Sharing::new(Rc::clone(threads)))
-                }
-                _ => None,
-            },
-            done: RefCell::default(),
+            front: self.front.front(),
             shared: self,
         }
     }
@@ -113,14 +98,8 @@ impl FileShared {
 /// A channel of one queue. IOThread only.
 #[derive(Debug)]
 pub(in crate::engine) struct FileChannel {
-    /// Identifies the channel among those of the IOThread.
-    number: usize,
     zeroes: DetectZeroes,
-    merger: Option<Merger>,
-    inline: Option<Inline>,
-    sharing: Option<Rc<Sharing>>,
-    /// Recycled between batches.
-    done: RefCell<Requests>,
+    front: Front<RawFile>,
     shared: Rc<FileShared>,
 }
 
@@ -137,18 +116,10 @@ impl FileChannel {
 
     /// See [`Channel::submit`](crate::engine::Channel::submit).
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
-        let alone = self.shared.turns.take(self.number);
         if self.zeroes != DetectZeroes::Off {
             self.zeroes.apply(batch);
         }
-        let before = batch.len();
-        if let Some(merger) = &self.merger {
-            merger.merge(batch);
-        }
-        let merged = before - batch.len();
-        if let Some(inline) = &self.inline {
-            self.execute_here(inline, batch, completer, alone);
-        }
+        let merged = self.front.submit(batch, completer);
         if !batch.is_empty() {
             for request in batch.iter_mut() {
                 request.set_completer(Rc::clone(completer));
@@ -158,38 +129,8 @@ impl FileChannel {
         merged
     }
 
-    /// Executes requests that need not wait, perhaps with the help of a worker. `alone`: no other queue uses the
-    /// IOThread.
-    fn execute_here(
-        &self,
-        inline: &Inline,
-        batch: &mut Requests,
-        completer: &Rc<dyn Completer>,
-        alone: bool,
-    ) {
-        if let Some(sharing) = &self.sharing
-            && !self.shared.crowd.is_dense()
-            && sharing.pays(batch.len(), inline.cost())
-        {
-            sharing.share(batch, completer);
-        }
-        let (mut done, mut next) = (self.done.take(), 0);
-        loop {
-            while next < batch.len() {
-                next = inline.execute(batch, next, &mut done);
-                completer.complete_batch(&mut done, alone && next < batch.len());
-            }
-            let Some(sharing) = &self.sharing else { break };
-            if !sharing.take_back(batch, &mut done) {
-                break;
-            }
-            completer.complete_batch(&mut done, false);
-        }
-        self.done.replace(done);
-    }
-
     /// Returns whether a worker is still helping with a batch.
     pub(in crate::engine) fn is_sharing(&self) -> bool {
-        self.sharing.as_ref().is_some_and(|sharing| sharing.is_sharing())
+        self.front.is_sharing()
     }
 }

@@ -2,9 +2,29 @@
 
 use std::io;
 
-use crate::engine::job::Execute;
+use crate::engine::job::{Execute, TryExecute};
 use crate::io::{IoOp, IoRequest, IoVecs};
-use crate::storage::RawFile;
+use crate::storage::{Nowait, RawFile};
+
+impl TryExecute for RawFile {
+    type Session<'a> = &'a Self;
+
+    fn nowait(&self) -> Nowait {
+        Self::nowait(self)
+    }
+
+    fn writes_take_turns(&self) -> bool {
+        Self::writes_take_turns(self)
+    }
+
+    fn session(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn try_execute(file: &&Self, request: &mut IoRequest) -> bool {
+        try_execute(file, request)
+    }
+}
 
 /// Executes the request if it need not wait. Returns whether it was executed.
 pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {

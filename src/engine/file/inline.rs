@@ -4,12 +4,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::execute::try_execute;
+use crate::engine::job::TryExecute;
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::storage::{Nowait, RawFile};
+use crate::storage::Nowait;
 
 /// Maximum length in bytes of a request that the IOThread executes. Longer copies are better done by another CPU.
-pub(in crate::engine) const LONGEST: usize = 128 << 10;
+const LONGEST: usize = 128 << 10;
 
 /// Number of requests that are executed between two clock readings.
 const SLICE: u32 = 16;
@@ -19,8 +19,8 @@ const MEASURED: usize = 4;
 
 /// Decides which requests of a queue are tried in its IOThread. IOThread only.
 #[derive(Debug)]
-pub(super) struct Inline {
-    file: Arc<RawFile>,
+pub(super) struct Inline<E> {
+    disk: Arc<E>,
     nowait: Nowait,
     reads: Misses,
     writes: Misses,
@@ -28,11 +28,11 @@ pub(super) struct Inline {
     cost: Cell<Duration>,
 }
 
-impl Inline {
-    pub(super) fn new(file: Arc<RawFile>) -> Self {
+impl<E: TryExecute> Inline<E> {
+    pub(super) fn new(disk: Arc<E>) -> Self {
         Self {
-            nowait: file.nowait(),
-            file,
+            nowait: disk.nowait(),
+            disk,
             reads: Misses::default(),
             writes: Misses::default(),
             cost: Cell::default(),
@@ -51,8 +51,11 @@ impl Inline {
             return batch.len();
         }
         let (before, slice) = (batch.len(), (SLICE as usize).min(batch.len() - from));
+        let Some(session) = self.disk.session() else {
+            return from + slice;
+        };
         let start = (slice >= MEASURED).then(Instant::now);
-        for request in batch.extract_if(from..from + slice, |request| self.try_one(request)) {
+        for request in batch.extract_if(from..from + slice, |request| self.try_one(&session, request)) {
             request.disband(|request| done.push(request));
         }
         if let Some(start) = start {
@@ -62,7 +65,7 @@ impl Inline {
         from + slice - (before - batch.len())
     }
 
-    fn try_one(&self, request: &mut IoRequest) -> bool {
+    fn try_one(&self, session: &E::Session<'_>, request: &mut IoRequest) -> bool {
         let misses = match request.op {
             IoOp::Read => &self.reads,
             IoOp::Write { durable: false } => &self.writes,
@@ -71,7 +74,7 @@ impl Inline {
         if request.whole().len() > LONGEST || !misses.is_worth_trying() {
             return false;
         }
-        let done = try_execute(&self.file, request);
+        let done = E::try_execute(session, request);
         misses.tell(done);
         done
     }

@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::storage::{Nowait, RawFile};
+use crate::storage::Nowait;
 
 /// Maximum number of bytes in a merged request. More would save little, and the first request would wait for the last.
 /// For data in memory it is less, so that two threads can share a batch.
@@ -30,8 +30,8 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    pub(super) fn new(file: &RawFile) -> Self {
-        Self::up_to(match file.nowait() {
+    pub(super) fn new(nowait: Nowait) -> Self {
+        Self::up_to(match nowait {
             Nowait::Memory => MAX_BYTES_IN_MEMORY,
             _ => MAX_BYTES,
         })

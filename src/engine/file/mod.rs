@@ -4,7 +4,8 @@
 pub(super) mod channel;
 mod execute;
 mod flights;
-pub(super) mod inline;
+pub(super) mod front;
+mod inline;
 pub(super) mod kernel;
 pub(super) mod kernel_queue;
 pub(super) mod linux_aio;
@@ -12,6 +13,6 @@ mod merge;
 mod share;
 #[cfg(test)]
 mod testing;
-mod threads;
+pub(super) mod threads;
 pub(super) mod uring;
 pub(super) mod writers;

@@ -1,6 +1,6 @@
 //! Blocking calls in the IOThread's thread pool.
 //!
-//! Writes that exclude each other (see [`RawFile::writes_take_turns`]) are executed by a single worker of their own. If
+//! Writes that exclude each other (see [`TryExecute::writes_take_turns`]) are executed by a single worker of their own. If
 //! there were more, all but one would spin for the file's lock and be missing for reads. (The kernel does the same for
 //! io_uring.)
 
@@ -10,22 +10,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::writers::Writer;
-use crate::engine::job::Jobs;
+use crate::engine::job::{Jobs, TryExecute};
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::storage::RawFile;
 use crate::thread_pool::{ThreadPool, Work, WorkId};
 
 /// An engine in which every request is a job for the thread pool.
-pub(super) struct ThreadsEngine {
+pub(in crate::engine) struct ThreadsEngine<E> {
     pool: ThreadPool,
-    jobs: Rc<Jobs<RawFile>>,
+    jobs: Rc<Jobs<E>>,
     /// The worker for writes that exclude each other.
     writer: Option<Writer>,
     /// An empty list, kept for its capacity.
     works: RefCell<Vec<Box<dyn Work>>>,
 }
 
-impl fmt::Debug for ThreadsEngine {
+impl<E> fmt::Debug for ThreadsEngine<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ThreadsEngine")
             .field("pool", &self.pool)
@@ -33,24 +32,24 @@ impl fmt::Debug for ThreadsEngine {
     }
 }
 
-impl ThreadsEngine {
-    /// Creates an engine for `file` on the calling thread's `pool`. `writer` creates the worker for writes, if one is
+impl<E: TryExecute> ThreadsEngine<E> {
+    /// Creates an engine for `disk` on the calling thread's `pool`. `writer` creates the worker for writes, if one is
     /// needed.
-    pub(super) fn new(file: Arc<RawFile>, pool: ThreadPool, writer: impl FnOnce() -> Writer) -> Self {
+    pub(in crate::engine) fn new(disk: Arc<E>, pool: ThreadPool, writer: impl FnOnce() -> Writer) -> Self {
         Self {
-            writer: file.writes_take_turns().then(writer),
-            jobs: Jobs::new(file),
+            writer: disk.writes_take_turns().then(writer),
+            jobs: Jobs::new(disk),
             pool,
             works: RefCell::default(),
         }
     }
 
-    pub(super) fn file(&self) -> &Arc<RawFile> {
+    pub(in crate::engine) fn disk(&self) -> &Arc<E> {
         self.jobs.executor()
     }
 
     /// Queues the batch, and empties the list.
-    pub(super) fn submit(&self, batch: &mut Requests) {
+    pub(in crate::engine) fn submit(&self, batch: &mut Requests) {
         let mut works = self.works.take();
         if let Some(writer) = &self.writer {
             let writes = batch.extract_if(.., |request| request.op == IoOp::Write { durable: false });

@@ -1,40 +1,99 @@
 //! The channel of a queue to a qcow2 disk. IOThread only.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::disk::Qcow2Disk;
+use crate::aio::{AioContext, Timer};
 use crate::engine::DetectZeroes;
-use crate::engine::file::inline::{LONGEST, Misses};
-use crate::engine::job::Jobs;
-use crate::io::{Completer, IoOp, IoRequest, Requests};
-use crate::thread_pool::{ThreadPool, Work};
+use crate::engine::file::front::{Front, FrontShared};
+use crate::engine::file::threads::ThreadsEngine;
+use crate::engine::plan::Plan;
+use crate::engine::resources::Resources;
+use crate::io::{Completer, Requests};
+use crate::thread_pool::{Outcome, ThreadPool, Work};
 
-/// Number of requests that are executed here before their driver is told.
-const SLICE: usize = 16;
+/// The shared state of a disk's channels on one IOThread.
+struct Shared {
+    front: FrontShared<Qcow2Disk>,
+    threads: Rc<ThreadsEngine<Qcow2Disk>>,
+    /// The pool of the IOThread, which exists longer than this disk's share of it.
+    pool: ThreadPool,
+    /// Rings when unused tables are given up.
+    cleaner: Cell<Option<Timer>>,
+}
 
 /// A channel: reads and writes whose tables and data are in memory are executed here, and all others in the thread
 /// pool.
 pub(in crate::engine) struct Qcow2Channel {
-    disk: Arc<Qcow2Disk>,
-    pool: ThreadPool,
-    jobs: Rc<Jobs<Qcow2Disk>>,
-    /// Reads may be executed here.
-    inline: bool,
-    reads: Misses,
-    writes: Misses,
-    /// Empty lists, kept for their capacity.
-    done: RefCell<Requests>,
-    works: RefCell<Vec<Box<dyn Work>>>,
     zeroes: DetectZeroes,
+    front: Front<Qcow2Disk>,
+    shared: Rc<Shared>,
+}
+
+/// Gives up unused tables. A job for a worker.
+struct Clean(Arc<Qcow2Disk>);
+
+impl Work for Clean {
+    fn run(&mut self) {
+        self.0.clean();
+    }
+
+    fn is_awaited(&self) -> bool {
+        false
+    }
+
+    fn complete(self: Box<Self>, _ctx: &AioContext, _outcome: Outcome) {}
+}
+
+impl Shared {
+    fn new(resources: &Resources, plan: Plan, disk: &Arc<Qcow2Disk>) -> Rc<Self> {
+        let pool = resources.pool().with_share();
+        let threads = Rc::new(ThreadsEngine::new(Arc::clone(disk), pool, || resources.writer()));
+        let shared = Rc::new(Self {
+            front: FrontShared::new(resources, plan, Arc::clone(disk), Some(Rc::clone(&threads))),
+            threads,
+            pool: resources.pool().clone(),
+            cleaner: Cell::default(),
+        });
+        if disk.clean_interval().is_some() {
+            let weak = Rc::downgrade(&shared);
+            shared.arm(resources.ctx().timer(move || Self::clean(&weak)));
+        }
+        shared
+    }
+
+    fn arm(&self, timer: Timer) {
+        if let Some(interval) = self.threads.disk().clean_interval() {
+            timer.arm_in(interval);
+        }
+        self.cleaner.set(Some(timer));
+    }
+
+    fn clean(weak: &Weak<Self>) {
+        let Some(shared) = weak.upgrade() else { return };
+        let disk = Arc::clone(shared.threads.disk());
+        shared.pool.submit(Box::new(Clean(disk)));
+        if let Some(timer) = shared.cleaner.take() {
+            shared.arm(timer);
+        }
+    }
 }
 
 impl Qcow2Channel {
-    pub(in crate::engine) fn new(disk: &Arc<Qcow2Disk>, pool: ThreadPool, inline: bool) -> Self {
-        let jobs = Jobs::new(Arc::clone(disk));
-        Self::with_jobs(disk, pool, jobs, inline)
+    /// Makes a channel with the resources of the calling thread.
+    pub(in crate::engine) fn new(resources: &Resources, plan: Plan, disk: &Arc<Qcow2Disk>) -> Self {
+        Self::of(Shared::new(resources, plan, disk))
+    }
+
+    fn of(shared: Rc<Shared>) -> Self {
+        Self {
+            zeroes: DetectZeroes::Off,
+            front: shared.front.front(),
+            shared,
+        }
     }
 
     /// Detects writes of zeroes on this channel, and on siblings made from it.
@@ -42,79 +101,35 @@ impl Qcow2Channel {
         Self { zeroes, ..self }
     }
 
-    fn with_jobs(disk: &Arc<Qcow2Disk>, pool: ThreadPool, jobs: Rc<Jobs<Qcow2Disk>>, inline: bool) -> Self {
-        Self {
-            zeroes: DetectZeroes::Off,
-            disk: Arc::clone(disk),
-            pool,
-            jobs,
-            inline,
-            reads: Misses::default(),
-            writes: Misses::default(),
-            done: RefCell::default(),
-            works: RefCell::default(),
-        }
-    }
-
     pub(in crate::engine) fn sibling(&self) -> Self {
-        let jobs = Rc::clone(&self.jobs);
-        Self::with_jobs(&self.disk, self.pool.clone(), jobs, self.inline).with_zero_detection(self.zeroes)
+        Self::of(Rc::clone(&self.shared)).with_zero_detection(self.zeroes)
     }
 
-    pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) {
+    /// See [`Channel::submit`](crate::engine::Channel::submit).
+    pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         if self.zeroes != DetectZeroes::Off {
             self.zeroes.apply(batch);
         }
-        let mut done = self.done.take();
-        let mut works = self.works.take();
-        for mut request in batch.drain(..) {
-            if self.try_here(&request) {
-                request.result = Ok(());
-                done.push(request);
-                if done.len() == SLICE {
-                    completer.complete_batch(&mut done, false);
-                }
-                continue;
+        let merged = self.front.submit(batch, completer);
+        if !batch.is_empty() {
+            for request in batch.iter_mut() {
+                request.set_completer(Rc::clone(completer));
             }
-            request.set_completer(Rc::clone(completer));
-            works.push(self.jobs.job(request));
+            self.shared.threads.submit(batch);
         }
-        if !works.is_empty() {
-            self.pool.submit_batch(&mut works);
-        }
-        if !done.is_empty() {
-            completer.complete_batch(&mut done, false);
-        }
-        self.done.replace(done);
-        self.works.replace(works);
+        merged
     }
 
-    /// Executes a read, or a write that changes no tables, unless it would have to wait.
-    fn try_here(&self, request: &IoRequest) -> bool {
-        let misses = match request.op {
-            _ if !self.inline => return false,
-            IoOp::Read => &self.reads,
-            IoOp::Write { durable: false } => &self.writes,
-            _ => return false,
-        };
-        let memory = request.alone();
-        if memory.len() > LONGEST || !misses.is_worth_trying() {
-            return false;
-        }
-        let done = match request.op {
-            IoOp::Read => self.disk.try_read(memory, request.offset),
-            _ => self.disk.try_write(memory, request.offset),
-        };
-        misses.tell(done);
-        done
+    /// Returns whether a worker is still helping with a batch.
+    pub(in crate::engine) fn is_sharing(&self) -> bool {
+        self.front.is_sharing()
     }
 }
 
 impl fmt::Debug for Qcow2Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Qcow2Channel")
-            .field("disk", &self.disk)
-            .field("inline", &self.inline)
+            .field("disk", self.shared.threads.disk())
             .finish_non_exhaustive()
     }
 }

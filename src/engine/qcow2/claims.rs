@@ -6,9 +6,23 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// The clusters of the disk whose entries are being changed. Writes to clusters that keep their entries need no claim.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    /// Ranges of cluster numbers, none of which overlap.
-    claimed: Mutex<Vec<Range<u64>>>,
+    claimed: Mutex<Claimed>,
     released: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Claimed {
+    /// Ranges of cluster numbers, none of which overlap.
+    ranges: Vec<Range<u64>>,
+    /// Number of threads that wait. Telling them costs a system call.
+    waiting: usize,
+}
+
+impl Claimed {
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+        self.ranges.iter().any(overlaps)
+    }
 }
 
 /// A claim, until this is dropped. Whoever has one waits for no other.
@@ -22,20 +36,39 @@ impl Claims {
     /// Waits until nobody has claimed any of these clusters, and claims them.
     pub(super) fn take(&self, range: Range<u64>) -> Claim<'_> {
         let mut claimed = self.lock();
-        while claimed
-            .iter()
-            .any(|other| other.start < range.end && range.start < other.end)
-        {
+        while claimed.overlaps(&range) {
+            claimed.waiting += 1;
             claimed = self
                 .released
                 .wait(claimed)
                 .unwrap_or_else(PoisonError::into_inner);
+            claimed.waiting -= 1;
         }
-        claimed.push(range.clone());
+        claimed.ranges.push(range.clone());
         Claim { claims: self, range }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Range<u64>>> {
+    /// Claims these clusters unless somebody has claimed one of them.
+    pub(super) fn try_take(&self, range: Range<u64>) -> Option<Claim<'_>> {
+        // Nobody holds the lock for long.
+        let mut claimed = self.lock();
+        if claimed.overlaps(&range) {
+            return None;
+        }
+        claimed.ranges.push(range.clone());
+        Some(Claim { claims: self, range })
+    }
+
+    /// Tells the threads that wait.
+    fn tell(&self, claimed: MutexGuard<'_, Claimed>) {
+        let waiting = claimed.waiting;
+        drop(claimed);
+        if waiting > 0 {
+            self.released.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Claimed> {
         // Consistent even after a panic: each change is one call.
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,23 +81,21 @@ impl Claim<'_> {
             return;
         }
         let mut claimed = self.claims.lock();
-        if let Some(own) = claimed.iter_mut().find(|range| **range == self.range) {
+        if let Some(own) = claimed.ranges.iter_mut().find(|range| **range == self.range) {
             own.end = end;
         }
         self.range.end = end;
-        drop(claimed);
-        self.claims.released.notify_all();
+        self.claims.tell(claimed);
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut claimed = self.claims.lock();
-        if let Some(place) = claimed.iter().position(|range| *range == self.range) {
-            claimed.swap_remove(place);
+        if let Some(place) = claimed.ranges.iter().position(|range| *range == self.range) {
+            claimed.ranges.swap_remove(place);
         }
-        drop(claimed);
-        self.claims.released.notify_all();
+        self.claims.tell(claimed);
     }
 }
 
@@ -94,13 +125,14 @@ mod tests {
             }
         });
         assert_eq!(most.into_inner(), 1);
-        assert!(claims.lock().is_empty());
+        assert!(claims.lock().ranges.is_empty());
     }
 
     #[test]
     fn a_shortened_claim_leaves_the_rest() {
         let claims = Claims::default();
         let mut first = claims.take(0..10);
+        assert!(claims.try_take(4..5).is_none());
         first.shorten(4);
         let second = claims.take(4..10);
         drop(first);

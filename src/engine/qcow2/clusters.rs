@@ -28,12 +28,16 @@ pub(super) struct Clusters {
     pub(super) blocks: RefcountBlocks,
     /// Reserved clusters, in the order of their use.
     reserved: VecDeque<Range<u64>>,
+    /// Their number.
+    left: u64,
     /// The clusters from this one on were never written to, and read as zeroes.
     fresh_from: u64,
     /// No cluster below is free.
     search_from: u64,
     /// Number of bytes to reserve next.
     next: u64,
+    /// A thread is reserving more clusters.
+    pub(super) is_growing: bool,
     /// Clusters that have lost an entry which may not be stable.
     released: Vec<Range<u64>>,
 }
@@ -57,6 +61,7 @@ impl Clusters {
         Ok(Self {
             blocks: RefcountBlocks::read(file, &tables.header)?,
             reserved: VecDeque::new(),
+            left: 0,
             // A block device has old data.
             fresh_from: match file.is_device() {
                 true => u64::MAX,
@@ -64,34 +69,60 @@ impl Clusters {
             },
             search_from: 0,
             next: RESERVE.start,
+            is_growing: false,
             released: Vec::new(),
         })
     }
 
-    /// Takes up to `count` clusters that are side by side.
-    ///
-    /// # Errors
-    /// There is no room, the refcounts are corrupt, or the file cannot be written.
-    pub(super) fn take(&mut self, file: &RawFile, tables: &Tables, count: u64) -> io::Result<Run> {
-        if self.reserved.is_empty() {
-            self.reserve(file, tables, count)?;
-        }
-        let front = self.reserved.front_mut().expect("just filled");
+    /// Takes up to `count` reserved clusters that are side by side, if there are any.
+    pub(super) fn take(&mut self, count: u64) -> Option<Run> {
+        let front = self.reserved.front_mut()?;
         let count = count.min(front.end - front.start);
         let first = front.start;
         front.start += count;
         if front.is_empty() {
             self.reserved.pop_front();
         }
+        self.left -= count;
         let fresh = first >= self.fresh_from;
         if self.fresh_from != u64::MAX {
             self.fresh_from = self.fresh_from.max(first + count);
         }
-        Ok(Run { first, count, fresh })
+        Some(Run { first, count, fresh })
     }
 
-    /// Reserves free clusters, in the order of the file.
-    fn reserve(&mut self, file: &RawFile, tables: &Tables, least: u64) -> io::Result<()> {
+    /// Takes one reserved cluster that reads as zeroes, if the next one does.
+    pub(super) fn take_fresh(&mut self) -> Option<Run> {
+        let front = self.reserved.front()?;
+        (front.start >= self.fresh_from).then(|| self.take(1)).flatten()
+    }
+
+    /// Returns whether no reserved cluster is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.reserved.is_empty()
+    }
+
+    /// Returns whether it is time to reserve more clusters.
+    pub(super) fn is_low(&self, cluster: u64) -> bool {
+        self.left * cluster < self.next / 8
+    }
+
+    /// Adds clusters that are reserved and stable.
+    pub(super) fn add_reserved(&mut self, found: VecDeque<Range<u64>>) {
+        self.left += found.iter().map(|run| run.end - run.start).sum::<u64>();
+        self.reserved.extend(found);
+    }
+
+    /// Reserves free clusters, in the order of the file. They may be used when that is stable.
+    ///
+    /// # Errors
+    /// There is no room, the refcounts are corrupt, or the file cannot be written.
+    pub(super) fn reserve(
+        &mut self,
+        file: &RawFile,
+        tables: &Tables,
+        least: u64,
+    ) -> io::Result<VecDeque<Range<u64>>> {
         let bits = tables.header.cluster.bits();
         let wanted = (self.next >> bits).max(least).max(1);
         self.next = (self.next * 2).min(RESERVE.end);
@@ -130,9 +161,8 @@ impl Clusters {
         // An entry must not point past the end of the file, whatever a power cut leaves of the data.
         let end = found.back().map_or(0, |run| run.end);
         file.set_end(end << bits, false)?;
-        file.flush()?;
-        (self.reserved, self.search_from) = (found, at);
-        Ok(())
+        self.search_from = at;
+        Ok(found)
     }
 
     /// Checks that no table is in clusters whose refcount is 0.
@@ -223,7 +253,7 @@ impl Clusters {
             self.search_from = self.search_from.min(range.start);
             self.blocks.change(file, range, |_, _| Ok(0))?;
         }
-        self.next = RESERVE.start;
+        (self.next, self.left) = (RESERVE.start, 0);
         Ok(())
     }
 }

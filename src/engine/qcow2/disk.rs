@@ -5,8 +5,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use super::backing::Backing;
+use super::cache_options::CacheOptions;
 use super::error::OpenError;
 use super::state::State;
 use super::tables::Tables;
@@ -25,6 +27,7 @@ pub struct Qcow2Disk {
     size: AtomicU64,
     /// Replaced as a whole when another process has used the image. Requests lock them for reading.
     tables: RwLock<Tables>,
+    cache: CacheOptions,
     pub(super) state: State,
 }
 
@@ -34,6 +37,7 @@ impl Qcow2Disk {
         data_file: Option<Arc<RawFile>>,
         backing: Backing,
         tables: Tables,
+        cache: CacheOptions,
         read_only: bool,
     ) -> Self {
         let data = data_file.as_ref().unwrap_or(&file).limits();
@@ -59,6 +63,7 @@ impl Qcow2Disk {
             limits,
             size: AtomicU64::new(tables.header.size),
             tables: RwLock::new(tables),
+            cache,
             state: State::default(),
         }
     }
@@ -136,6 +141,19 @@ impl Qcow2Disk {
         self.tables.try_read().ok()
     }
 
+    /// Returns the interval at which unused tables are given up.
+    pub(super) fn clean_interval(&self) -> Option<Duration> {
+        self.tables().clean_interval()
+    }
+
+    /// Gives up tables that were not used since the last call, here and in the backing files.
+    pub(super) fn clean(&self) {
+        self.tables().clean();
+        if let Backing::Qcow2(below) = &self.backing {
+            below.clean();
+        }
+    }
+
     /// Reads the header and the tables again, here and in the backing files, because another process has used them.
     ///
     /// # Errors
@@ -175,10 +193,11 @@ impl Qcow2Disk {
     /// Reads the header and the tables again. Returns them locked.
     fn read_again(&self) -> io::Result<RwLockWriteGuard<'_, Tables>> {
         let mut before = self.tables_alone();
-        let new = Tables::read(&self.file, self.limits.read_only).map_err(|error| match error {
-            OpenError::Read { source, .. } => source,
-            other => io::Error::new(io::ErrorKind::InvalidData, other),
-        })?;
+        let new =
+            Tables::read(&self.file, self.limits.read_only, &self.cache).map_err(|error| match error {
+                OpenError::Read { source, .. } => source,
+                other => io::Error::new(io::ErrorKind::InvalidData, other),
+            })?;
         let named = |tables: &Tables| {
             let header = &tables.header;
             let data_file = header.external_data.then(|| header.extensions.data_file.clone());

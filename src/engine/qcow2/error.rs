@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::cache_options::CacheError;
 use crate::qcow2::HeaderError;
 use crate::storage;
 
@@ -58,6 +59,8 @@ pub enum OpenError {
     Depth { path: PathBuf, max: usize },
     #[error("the old process has not passed {}, which an image names", path.display())]
     NotPassed { path: PathBuf },
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error(transparent)]
     Storage(#[from] storage::Error),
 }

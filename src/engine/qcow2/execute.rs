@@ -1,15 +1,60 @@
-//! Requests as blocking calls. Any thread.
+//! Requests as blocking calls, or attempts that do not wait. Any thread.
 
 use std::io;
+use std::sync::RwLockReadGuard;
 
 use super::disk::Qcow2Disk;
-use crate::engine::job::Execute;
-use crate::io::{IoOp, IoRange, IoRequest};
+use super::tables::Tables;
+use crate::engine::job::{Execute, TryExecute};
+use crate::io::{IoOp, IoRange, IoRequest, IoVecs};
+use crate::storage::Nowait;
+
+/// A disk whose tables are locked.
+pub(in crate::engine) struct Session<'a> {
+    disk: &'a Qcow2Disk,
+    tables: RwLockReadGuard<'a, Tables>,
+}
+
+impl TryExecute for Qcow2Disk {
+    type Session<'a> = Session<'a>;
+
+    fn nowait(&self) -> Nowait {
+        self.data().nowait()
+    }
+
+    /// Writes that allocate clusters wait for flushes, and not for each other.
+    fn writes_take_turns(&self) -> bool {
+        false
+    }
+
+    fn session(&self) -> Option<Session<'_>> {
+        let tables = self.try_tables()?;
+        Some(Session { disk: self, tables })
+    }
+
+    fn try_execute(session: &Session<'_>, request: &mut IoRequest) -> bool {
+        let (disk, tables) = (session.disk, &session.tables);
+        let done = match request.op {
+            IoOp::Read => disk.try_read_from(tables, request.whole(), request.offset),
+            IoOp::Write { durable: false } => disk.try_write(tables, request.whole(), request.offset),
+            _ => false,
+        };
+        if done {
+            request.set_results(|_| Ok(()));
+        }
+        done
+    }
+}
 
 impl Execute for Qcow2Disk {
+    /// Executes the request with blocking calls. Merged requests are executed together, or one by one if that fails, so
+    /// that each gets its own result.
     fn execute(&self, request: &mut IoRequest) {
+        if request.is_merged() && run(self, request, request.whole()).is_ok() {
+            return request.set_results(|_| Ok(()));
+        }
         request.set_results(|member| {
-            let done = run(self, member);
+            let done = run(self, member, member.alone());
             self.watch(done)
         });
         if request.op == IoOp::Salvage {
@@ -18,8 +63,7 @@ impl Execute for Qcow2Disk {
     }
 }
 
-fn run(disk: &Qcow2Disk, request: &IoRequest) -> io::Result<()> {
-    let memory = request.alone();
+fn run(disk: &Qcow2Disk, request: &IoRequest, memory: &IoVecs) -> io::Result<()> {
     let when = |durable: bool| if durable { disk.flush() } else { Ok(()) };
     match request.op {
         IoOp::Read => disk.read(memory, request.offset),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::backing::Backing;
+use super::cache_options::CacheOptions;
 use super::disk::Qcow2Disk;
 use super::error::OpenError;
 use super::tables::Tables;
@@ -41,6 +42,8 @@ pub struct Qcow2Options {
     pub passed: Option<Vec<Arc<RawFile>>>,
     /// The options for files that the image names. Their path is not used.
     pub files: OpenOptions,
+    /// The sizes of the caches. Backing files that the image names have the same.
+    pub cache: CacheOptions,
 }
 
 impl Qcow2Disk {
@@ -63,7 +66,7 @@ fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Resu
         return Err(too_deep(above[0].path()));
     }
     let read_only = options.read_only || !above.is_empty() || file.limits().read_only;
-    let tables = Tables::read(file, read_only)?;
+    let tables = Tables::read(file, read_only, &options.cache)?;
     let data_file = data_file(file, &tables.header, options, read_only)?;
     let above: Vec<&RawFile> = above.iter().copied().chain([&**file]).collect();
     let backing = match &options.backing {
@@ -87,6 +90,7 @@ fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Resu
         data_file,
         backing,
         tables,
+        options.cache,
         read_only,
     ))
 }

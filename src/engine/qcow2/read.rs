@@ -1,8 +1,7 @@
-//! Reads: from a guest offset to the files, through all backing files. Any thread.
+//! Reads: from a guest offset to the files, through all backing files. Workers only.
 
 use std::io;
 
-use super::backing::Backing;
 use super::disk::Qcow2Disk;
 use super::tables::Tables;
 use crate::io::IoVecs;
@@ -87,35 +86,6 @@ impl Qcow2Disk {
             done += len;
         }
         Ok(())
-    }
-
-    /// Like [`read`](Self::read), but never waits. Returns false if it would have to wait, if the data is in several
-    /// places, or after an error.
-    pub fn try_read(&self, iov: &IoVecs, guest: u64) -> bool {
-        let len = iov.len() as u64;
-        let mut disk = self;
-        loop {
-            let Some(tables) = disk.try_tables() else {
-                return false;
-            };
-            if guest.checked_add(len).is_none_or(|end| end > tables.header.size) {
-                return false;
-            }
-            let found = tables.find_cached(guest, len);
-            let Some((extent, _held)) = found.filter(|(extent, _)| extent.len == len) else {
-                return false;
-            };
-            match (extent.place, &disk.backing) {
-                (Place::Data(offset), _) => return disk.data().try_read_growing(iov, offset),
-                (Place::Zero, _) | (Place::Backing, Backing::None) => {
-                    iov.write_zeroes();
-                    return !iov.has_lost();
-                }
-                (Place::Backing, Backing::Raw(file)) => return file.try_readv(iov, guest),
-                (Place::Backing, Backing::Qcow2(below)) => disk = below,
-                (Place::Compressed(..), _) => return false,
-            }
-        }
     }
 }
 

@@ -43,8 +43,7 @@ impl Qcow2Disk {
         let resized = self.change_size(&mut tables, bytes);
         let size = if resized.is_ok() { bytes } else { before };
         // Read again in any case, because slices in memory may be old.
-        let header = tables.header.clone();
-        *tables = Tables::resized(&self.file, &header, size)?;
+        *tables = tables.resized(&self.file, size)?;
         self.set_size(size);
         resized
     }
@@ -81,12 +80,12 @@ impl Qcow2Disk {
     /// Makes room in the L1 table, and makes the new part of the disk read as zeroes.
     fn grow(&self, tables: &mut Tables, bytes: u64) -> io::Result<()> {
         let before = tables.header.size;
-        let needed = bytes.div_ceil(tables.header.slices().bytes_per_table());
+        let needed = bytes.div_ceil(tables.layout.bytes_per_table());
         if needed > u64::from(tables.header.l1_size) {
             let header = self.move_l1(tables, needed)?;
-            *tables = Tables::resized(&self.file, &header, before)?;
+            *tables = tables.moved(&self.file, header)?;
         }
-        let longer = Tables::resized(&self.file, &tables.header, bytes)?;
+        let longer = tables.resized(&self.file, bytes)?;
         let cluster = tables.header.cluster.bytes();
         // An earlier end may have left something in the rest of its cluster.
         self.zero_part(&longer, before..bytes.min(before.next_multiple_of(cluster)))?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::claims::Claims;
 use super::clusters::{Clusters, Run};
@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) l1: Mutex<()>,
     /// Present from the first allocation on, until the image is at rest.
     clusters: Mutex<Option<Clusters>>,
+    /// Notified when clusters have been reserved.
+    grown: Condvar,
 }
 
 impl State {
@@ -56,6 +58,14 @@ impl State {
         self.features.store(header.incompatible, Ordering::Relaxed);
         self.is_corrupt.store(header.corrupt, Ordering::Relaxed);
         *self.clusters() = None;
+    }
+
+    /// Waits until another thread has reserved clusters, or failed to.
+    fn wait_for_growth(&self) {
+        let mut place = self.clusters();
+        while place.as_ref().is_some_and(|clusters| clusters.is_growing) {
+            place = self.grown.wait(place).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     fn clusters(&self) -> MutexGuard<'_, Option<Clusters>> {
@@ -96,7 +106,64 @@ impl Qcow2Disk {
 
     /// Takes up to `count` new clusters that are side by side.
     pub(super) fn allocate(&self, tables: &Tables, count: u64) -> io::Result<Run> {
-        self.with_clusters(tables, |clusters| clusters.take(&self.file, tables, count))
+        let cluster = tables.header.cluster.bytes();
+        loop {
+            let (run, grows) = self.with_clusters(tables, |clusters| {
+                let run = clusters.take(count);
+                let grows = !clusters.is_growing && (run.is_none() || clusters.is_low(cluster));
+                clusters.is_growing |= grows;
+                Ok((run, grows))
+            })?;
+            // Others go on with what is left.
+            let grown = if grows {
+                self.reserve(tables, count)
+            } else {
+                Ok(())
+            };
+            if let Some(run) = run {
+                // A failure concerns only those who need what is missing.
+                return Ok(run);
+            }
+            grown?;
+            if !grows {
+                self.state.wait_for_growth();
+            }
+        }
+    }
+
+    /// Takes a new cluster that reads as zeroes, unless that would have to wait. Only for images in memory, where no flush
+    /// waits for a device.
+    pub(super) fn try_allocate(&self, tables: &Tables) -> Option<Run> {
+        let mut place = self.state.clusters.try_lock().ok()?;
+        let clusters = place.as_mut()?;
+        if let Some(run) = clusters.take_fresh() {
+            return Some(run);
+        }
+        // What is left may have to be filled with zeroes.
+        if clusters.is_growing || !clusters.is_empty() {
+            return None;
+        }
+        let found = clusters.reserve(&self.file, tables, 1).ok()?;
+        self.file.flush().ok()?;
+        clusters.add_reserved(found);
+        clusters.take_fresh()
+    }
+
+    /// Reserves more clusters. The caller has set `is_growing`.
+    fn reserve(&self, tables: &Tables, least: u64) -> io::Result<()> {
+        let found = self.with_clusters(tables, |clusters| {
+            let found = clusters.reserve(&self.file, tables, least);
+            clusters.is_growing = found.is_ok();
+            found
+        });
+        // Without the lock, so that others can take what is left.
+        let found = found.and_then(|found| self.file.flush().map(|()| found));
+        let grown = self.with_clusters(tables, |clusters| {
+            clusters.is_growing = false;
+            found.map(|found| clusters.add_reserved(found))
+        });
+        self.state.grown.notify_all();
+        grown
     }
 
     /// Releases clusters that have lost an entry. The image has the new entry already.

@@ -1,17 +1,16 @@
 //! The tables of one image that are in memory. Any thread.
 
 use std::io;
-use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::qcow2::{CompressedCluster, Extent, HEADER_MAX, Header, L1Entry, Place, Slice, decompress};
+use super::cache::{Cache, HeldSlice, Look, SliceAlone};
+use super::cache_options::{CacheOptions, CacheSizes};
+use super::error::OpenError;
+use crate::qcow2::{CompressedCluster, Extent, HEADER_MAX, Header, L1Entry, Place, SliceLayout, decompress};
 use crate::storage::RawFile;
 
-use super::error::OpenError;
-
-/// Largest cache of L2 slices in bytes, as in QEMU.
-const CACHE_MAX: u64 = 32 << 20;
 /// Memory for decompressed clusters in bytes. One is kept in any case.
 const DECOMPRESSED: usize = 1 << 20;
 
@@ -19,93 +18,67 @@ const DECOMPRESSED: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) header: Header,
+    pub(super) layout: SliceLayout,
+    sizes: CacheSizes,
     l1: Box<[AtomicU64]>,
-    /// Slices of L2 tables. The place of a slice follows from the guest offset, so a disk whose slices all fit has no
-    /// conflicts.
-    slices: Box<[RwLock<Option<Cached>>]>,
+    slices: Cache,
     /// The last clusters that were decompressed, the newest last.
     clusters: Mutex<Vec<(u64, Arc<[u8]>)>>,
-}
-
-#[derive(Debug)]
-struct Cached {
-    /// The offset of the slice in the image.
-    offset: u64,
-    slice: Slice,
-}
-
-/// A slice in memory. While this exists, the slice stays there, and no entry loses the cluster that it has. So whoever
-/// reads or writes data in a cluster holds this meanwhile, and waits for nothing but that I/O.
-#[derive(Debug)]
-pub(super) struct HeldSlice<'a>(RwLockReadGuard<'a, Option<Cached>>);
-
-impl Deref for HeldSlice<'_> {
-    type Target = Slice;
-
-    fn deref(&self) -> &Slice {
-        &self.0.as_ref().expect("it was there, and is locked").slice
-    }
-}
-
-/// A slice in memory that nobody else uses, so entries may lose their clusters.
-#[derive(Debug)]
-pub(super) struct SliceAlone<'a>(RwLockWriteGuard<'a, Option<Cached>>);
-
-impl Deref for SliceAlone<'_> {
-    type Target = Slice;
-
-    fn deref(&self) -> &Slice {
-        &self.0.as_ref().expect("it was there, and is locked").slice
-    }
 }
 
 impl Tables {
     /// Reads the header and the L1 table of an image.
     ///
     /// # Errors
-    /// The header is refused, or the file cannot be read.
-    pub(super) fn read(file: &RawFile, read_only: bool) -> Result<Self, OpenError> {
+    /// The header or a size of the cache is refused, or the file cannot be read.
+    pub(super) fn read(file: &RawFile, read_only: bool, cache: &CacheOptions) -> Result<Self, OpenError> {
         let path = || file.path().to_owned();
         let failed = |source| OpenError::Read { path: path(), source };
         let mut bytes = vec![0; HEADER_MAX];
         let len = file.read_bytes(&mut bytes, 0).map_err(failed)?;
         let header = Header::parse(&bytes[..len], read_only)
             .map_err(|source| OpenError::Header { path: path(), source })?;
-        Self::with_header(file, header).map_err(failed)
+        drop(bytes);
+        let sizes = cache.sizes(&header)?;
+        Self::with_header(file, header, sizes).map_err(failed)
     }
 
     /// Makes the tables of the same image with another size of the disk, for which its L1 table has room.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub(super) fn resized(file: &RawFile, header: &Header, size: u64) -> io::Result<Self> {
-        let entries = size.div_ceil(header.slices().bytes_per_table());
+    pub(super) fn resized(&self, file: &RawFile, size: u64) -> io::Result<Self> {
+        let entries = size.div_ceil(self.layout.bytes_per_table());
         let header = Header {
             size,
             l1_entries: u32::try_from(entries).map_err(io::Error::other)?,
-            ..header.clone()
+            ..self.header.clone()
         };
-        Self::with_header(file, header)
+        Self::with_header(file, header, self.sizes)
     }
 
-    fn with_header(file: &RawFile, header: Header) -> io::Result<Self> {
+    /// Makes the tables of the same image with another header, which has the L1 table in another place.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn moved(&self, file: &RawFile, header: Header) -> io::Result<Self> {
+        Self::with_header(file, header, self.sizes)
+    }
+
+    /// Makes tables with an empty cache.
+    fn with_header(file: &RawFile, header: Header, sizes: CacheSizes) -> io::Result<Self> {
         let mut table = vec![0; header.l1_entries as usize * 8];
         read_whole(file, &mut table, header.l1_table_offset)?;
         let (entries, _) = table.as_chunks::<8>();
         let entries = entries.iter().map(|entry| u64::from_be_bytes(*entry));
-        Ok(Self::new(header, entries))
-    }
-
-    /// Makes tables with an empty cache.
-    fn new(header: Header, l1: impl Iterator<Item = u64>) -> Self {
-        let slices = header.size.div_ceil(header.slices().bytes_per_slice());
-        let places = slices.min(CACHE_MAX / header.slices().slice_bytes() as u64);
-        Self {
-            l1: l1.map(AtomicU64::new).collect(),
-            slices: (0..places).map(|_| RwLock::default()).collect(),
+        Ok(Self {
+            l1: entries.map(AtomicU64::new).collect(),
+            slices: Cache::new(sizes.layout, header.size, sizes.budget),
             clusters: Mutex::default(),
+            layout: sizes.layout,
+            sizes,
             header,
-        }
+        })
     }
 
     /// Finds the place of up to `len` bytes from a guest offset on, which is on the disk. Returns the slice that says so,
@@ -127,12 +100,15 @@ impl Tables {
     }
 
     /// Like [`find`](Self::find), but returns `None` if the tables are not in memory, are being changed, or are corrupt.
-    pub(super) fn find_cached(&self, guest: u64, len: u64) -> Option<(Extent, Option<HeldSlice<'_>>)> {
+    /// The place is right if the slice is after the data was read.
+    pub(super) fn find_cached(&self, guest: u64, len: u64) -> Option<(Extent, Option<Look<'_>>)> {
         let Some(offset) = self.slice_offset(guest).ok()? else {
             return Some((self.unallocated(guest, len), None));
         };
-        let slice = self.try_slice(guest, offset)?;
-        Some((slice.find(guest, len).ok()?, Some(slice)))
+        let slice = self.slices.look(guest, offset)?;
+        let extent = slice.find(guest, len).ok()?;
+        // Wrong places are not even read.
+        slice.is_right().then_some((extent, Some(slice)))
     }
 
     /// Returns the L1 entry for a guest offset.
@@ -153,8 +129,7 @@ impl Tables {
 
     /// Returns the index in the L1 table for a guest offset.
     pub(super) fn l1_index(&self, guest: u64) -> usize {
-        let index = guest / self.header.slices().bytes_per_table();
-        usize::try_from(index).expect("in the L1 table")
+        usize::try_from(self.layout.table_number(guest)).expect("in the L1 table")
     }
 
     /// Returns all L1 entries that the disk needs.
@@ -168,28 +143,21 @@ impl Tables {
             .l1_entry(guest)
             .l2_table(self.header.cluster)
             .map_err(corrupt)?;
-        Ok(table.map(|table| table + self.header.slices().slice_in_table(guest)))
+        Ok(table.map(|table| table + self.layout.slice_in_table(guest)))
     }
 
     /// Returns what a missing L2 table says.
     fn unallocated(&self, guest: u64, len: u64) -> Extent {
-        let table = self.header.slices().bytes_per_table();
+        let table = self.layout.bytes_per_table();
         Extent {
             len: len.min(table - guest % table),
             place: Place::Backing,
         }
     }
 
-    fn place(&self, guest: u64) -> &RwLock<Option<Cached>> {
-        let number = guest / self.header.slices().bytes_per_slice() % self.slices.len() as u64;
-        &self.slices[usize::try_from(number).expect("an index")]
-    }
-
     /// Returns the slice for a guest offset, which begins at `offset` in the image, unless that would have to wait.
     pub(super) fn try_slice(&self, guest: u64, offset: u64) -> Option<HeldSlice<'_>> {
-        let place = self.place(guest).try_read().ok()?;
-        let is_right = place.as_ref().is_some_and(|cached| cached.offset == offset);
-        is_right.then_some(HeldSlice(place))
+        self.slices.try_hold(guest, offset)
     }
 
     /// Returns the slice for a guest offset, which begins at `offset` in the image. Reads it if it is not in memory.
@@ -197,15 +165,7 @@ impl Tables {
     /// # Errors
     /// The file cannot be read.
     pub(super) fn slice(&self, file: &RawFile, guest: u64, offset: u64) -> io::Result<HeldSlice<'_>> {
-        loop {
-            let place = self.place(guest).read().unwrap_or_else(PoisonError::into_inner);
-            if place.as_ref().is_some_and(|cached| cached.offset == offset) {
-                return Ok(HeldSlice(place));
-            }
-            drop(place);
-            // Another thread may replace it before it is locked again.
-            drop(self.slice_alone(file, guest, offset)?);
-        }
+        self.slices.hold(file, guest, offset)
     }
 
     /// Waits until nobody uses the slice for a guest offset, which begins at `offset` in the image, and returns it.
@@ -213,16 +173,17 @@ impl Tables {
     /// # Errors
     /// The file cannot be read.
     pub(super) fn slice_alone(&self, file: &RawFile, guest: u64, offset: u64) -> io::Result<SliceAlone<'_>> {
-        let mut place = self.place(guest).write().unwrap_or_else(PoisonError::into_inner);
-        if place.as_ref().is_none_or(|cached| cached.offset != offset) {
-            let layout = self.header.slices();
-            let mut bytes = vec![0; layout.slice_bytes()];
-            // Under the lock, so that no entry is changed in the image meanwhile.
-            read_whole(file, &mut bytes, offset)?;
-            let slice = Slice::parse(layout, &bytes);
-            *place = Some(Cached { offset, slice });
-        }
-        Ok(SliceAlone(place))
+        self.slices.alone(file, guest, offset)
+    }
+
+    /// Returns the interval after which what was not used is given up.
+    pub(super) fn clean_interval(&self) -> Option<Duration> {
+        self.sizes.clean_interval
+    }
+
+    /// Gives up what was not used since the last call.
+    pub(super) fn clean(&self) {
+        self.slices.clean();
     }
 
     /// Returns a decompressed cluster.

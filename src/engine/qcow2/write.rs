@@ -1,4 +1,4 @@
-//! Writes: in place, or to new clusters. Workers only, except for `try_write`.
+//! Writes: in place, or to new clusters. Workers only.
 //!
 //! A write to clusters that have valid data of their own is nothing but that write. All others claim their clusters, so
 //! that nobody else maps them meanwhile, and end with the new L2 entries, which are written last.
@@ -74,31 +74,6 @@ impl Qcow2Disk {
         Ok(())
     }
 
-    /// Writes `memory` from a guest offset on if that needs no change of tables and no waiting. Returns false otherwise,
-    /// or after an error. Then a part may have been written.
-    pub fn try_write(&self, memory: &IoVecs, guest: u64) -> bool {
-        let Some(tables) = self.try_tables() else {
-            return false;
-        };
-        let len = memory.len() as u64;
-        let is_on_disk = guest
-            .checked_add(len)
-            .is_some_and(|end| end <= tables.header.size);
-        if !is_on_disk || self.check_writable().is_err() {
-            return false;
-        }
-        let Ok(Some(offset)) = tables.slice_offset(guest) else {
-            return false;
-        };
-        let Some(slice) = tables.try_slice(guest, offset) else {
-            return false;
-        };
-        match slice.in_place(guest, len) {
-            Ok(Some((host, found))) if found == len => self.data().try_write_growing(memory, host),
-            _ => false,
-        }
-    }
-
     /// Writes as much of the range as is in place. Returns the number of bytes.
     fn overwrite(&self, tables: &Tables, source: Source<'_>, range: Range<u64>) -> io::Result<u64> {
         let Some(offset) = tables.slice_offset(range.start)? else {
@@ -124,7 +99,7 @@ impl Qcow2Disk {
     /// Maps the first clusters of the range anew, and writes their data. Returns the number of bytes: 0 if they have been
     /// mapped meanwhile.
     fn map_and_write(&self, tables: &Tables, source: Source<'_>, range: Range<u64>) -> io::Result<u64> {
-        let layout = tables.header.slices();
+        let layout = tables.layout;
         let slice_end = range.start - range.start % layout.bytes_per_slice() + layout.bytes_per_slice();
         let range = range.start..range.end.min(slice_end);
         let bits = tables.header.cluster.bits();
@@ -182,7 +157,7 @@ impl Qcow2Disk {
 
     /// Decides how the first clusters of the range are mapped. Returns `None` if the first one is in place.
     fn plan(&self, tables: &Tables, range: Range<u64>, offset: u64) -> io::Result<Option<Step>> {
-        let (layout, cluster) = (tables.header.slices(), tables.header.cluster);
+        let (layout, cluster) = (tables.layout, tables.header.cluster);
         let first = range.start - cluster.within(range.start);
         let mut old = Vec::new();
         let mut kind: Option<Target> = None;
@@ -297,7 +272,7 @@ impl Qcow2Disk {
 
     /// Makes the L2 entries point to the data of a step, and releases the clusters that had it before.
     fn link(&self, tables: &Tables, step: &Step, offset: u64, _claim: &Claim<'_>) -> io::Result<()> {
-        let (layout, cluster) = (tables.header.slices(), tables.header.cluster);
+        let (layout, cluster) = (tables.layout, tables.header.cluster);
         let mut bytes = Vec::with_capacity(step.old.len() * 16);
         let mut new = Vec::with_capacity(step.old.len());
         let mut released = Vec::new();

@@ -16,6 +16,8 @@ enum Change {
     Discard,
     /// They read as zeroes, and clusters that are allocated stay so.
     Zero,
+    /// They are not part of the disk any more.
+    Forget,
 }
 
 impl Qcow2Disk {
@@ -66,9 +68,9 @@ impl Qcow2Disk {
 
     /// Frees the clusters of a range that will not be part of the disk any more.
     pub(super) fn forget(&self, tables: &Tables, range: Range<u64>) -> io::Result<()> {
-        match range.is_empty() || self.zeroes_as_data(tables) {
+        match range.is_empty() {
             true => Ok(()),
-            false => self.change_range(tables, range, Change::Discard),
+            false => self.change_range(tables, range, Change::Forget),
         }
     }
 
@@ -104,7 +106,7 @@ impl Qcow2Disk {
 
     /// Changes whole clusters, one slice of an L2 table after the other.
     fn change_range(&self, tables: &Tables, range: Range<u64>, change: Change) -> io::Result<()> {
-        let slice = tables.header.slices().bytes_per_slice();
+        let slice = tables.layout.bytes_per_slice();
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at - at % slice + slice);
@@ -115,7 +117,7 @@ impl Qcow2Disk {
     }
 
     fn change_in_slice(&self, tables: &Tables, range: Range<u64>, change: Change) -> io::Result<()> {
-        let (layout, cluster) = (tables.header.slices(), tables.header.cluster);
+        let (layout, cluster) = (tables.layout, tables.header.cluster);
         let bits = cluster.bits();
         let _claim = self
             .state
@@ -167,21 +169,22 @@ impl Qcow2Disk {
     ) -> io::Result<()> {
         let len = range.end - range.start;
         match (self.is_raw_data(tables), change) {
-            (true, change) => data.zero_growing(range.start, len, change == Change::Discard),
-            (false, Change::Discard) => data.give_back(range.start, len),
+            (true, change) => data.zero_growing(range.start, len, change != Change::Zero),
+            (false, Change::Discard | Change::Forget) => data.give_back(range.start, len),
             (false, Change::Zero) => Ok(()),
         }
     }
 
     /// Returns what becomes of an entry. `is_plain`: unallocated clusters read as zeroes.
     fn changed(&self, tables: &Tables, entry: Entry, change: Change, is_plain: bool) -> Entry {
-        let layout = tables.header.slices();
+        let layout = tables.layout;
         let has_zeroes = tables.header.version > 2;
         match change {
             _ if is_plain && entry == Entry::default() => entry,
             // A data file that is a raw image as well stays mapped.
             _ if self.is_raw_data(tables) => entry.zeroed(layout, true),
             Change::Zero if has_zeroes => entry.zeroed(layout, true),
+            Change::Forget if !has_zeroes => Entry::default(),
             _ if is_plain => Entry::default(),
             _ => entry.zeroed(layout, false),
         }

@@ -160,6 +160,20 @@ impl Entry {
         self.word & COMPRESSED != 0 || self.bitmap & ALLOCATED != 0
     }
 
+    /// Returns whether no cluster is allocated for the entry.
+    pub fn is_vacant(self, layout: SliceLayout) -> bool {
+        let is_mapped = self.word & (COMPRESSED | COPIED | OFFSET) != 0;
+        !is_mapped && (!layout.extended || self.bitmap & ALLOCATED == 0)
+    }
+
+    /// Returns whether the entry says that the whole cluster reads as zeroes.
+    pub fn is_zero(self, layout: SliceLayout) -> bool {
+        match layout.extended {
+            false => self.word & (COMPRESSED | ZERO) == ZERO,
+            true => self.word & COMPRESSED == 0 && self.bitmap == ALLOCATED << SUBCLUSTERS,
+        }
+    }
+
     /// Returns the entry after the bytes `written` of the cluster have been written to the cluster at `host`, which only
     /// this entry uses.
     #[must_use]

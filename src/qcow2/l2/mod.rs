@@ -1,6 +1,6 @@
 //! L2 entries: the places of clusters and subclusters.
 //!
-//! L2 tables are read and kept in slices of at most 4 KiB, so that one cluster of 2 MiB does not need a table of 2 MiB
+//! L2 tables are read and kept in slices of 4 KiB by default, so that one cluster of 2 MiB does not need a table of 2 MiB
 //! in memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +20,8 @@ const COMPRESSED: u64 = 1 << 62;
 const COPIED: u64 = 1 << 63;
 /// The cluster reads as zeroes, unless entries are extended.
 const ZERO: u64 = 1;
-/// Largest slice in bytes.
-const SLICE_MAX: u64 = 4096;
+/// Size of a slice in bytes, unless clusters are smaller, or the user chooses another size.
+const SLICE_BITS: u32 = 12;
 /// Number of subclusters in a cluster with extended entries.
 const SUBCLUSTERS: u64 = 32;
 
@@ -53,6 +53,8 @@ pub struct SliceLayout {
     cluster: ClusterSize,
     extended: bool,
     external_data: bool,
+    /// The size of a slice is 2^`slice_bits` bytes.
+    slice_bits: u32,
 }
 
 impl SliceLayout {
@@ -61,7 +63,33 @@ impl SliceLayout {
             cluster: header.cluster,
             extended: header.extended_l2,
             external_data: header.external_data,
+            slice_bits: header.cluster.bits().min(SLICE_BITS),
         }
+    }
+
+    /// Returns the same layout with slices of this size, if it is a power of two between 512 and the cluster size.
+    #[must_use]
+    pub fn with_slice_bytes(self, bytes: u64) -> Option<Self> {
+        let is_valid = bytes.is_power_of_two() && (512..=self.cluster.bytes()).contains(&bytes);
+        is_valid.then_some(Self {
+            slice_bits: bytes.trailing_zeros(),
+            ..self
+        })
+    }
+
+    /// Returns the exponent of the length of an entry.
+    fn entry_bits(self) -> u32 {
+        if self.extended { 4 } else { 3 }
+    }
+
+    /// Returns the exponent of the number of bytes of the disk that one slice maps.
+    fn mapped_bits(self) -> u32 {
+        self.slice_bits - self.entry_bits() + self.cluster.bits()
+    }
+
+    /// Returns the exponent of the number of bytes of the disk that one L2 table maps.
+    fn table_bits(self) -> u32 {
+        2 * self.cluster.bits() - self.entry_bits()
     }
 
     /// Returns the length of a cluster in bytes.
@@ -71,12 +99,12 @@ impl SliceLayout {
 
     /// Returns the length of an entry in bytes.
     pub fn entry_bytes(self) -> u64 {
-        if self.extended { 16 } else { 8 }
+        1 << self.entry_bits()
     }
 
     /// Returns the index of the first word of a guest offset's entry in its slice.
     fn word(self, guest: u64) -> usize {
-        let index = guest % self.bytes_per_slice() / self.cluster.bytes();
+        let index = (guest & (self.bytes_per_slice() - 1)) >> self.cluster.bits();
         let words = if self.extended { 2 } else { 1 };
         usize::try_from(index).expect("within a slice") * words
     }
@@ -93,43 +121,54 @@ impl SliceLayout {
 
     /// Returns the number of bytes of the disk that one L2 table maps.
     pub fn bytes_per_table(self) -> u64 {
-        (self.cluster.bytes() / self.entry_bytes()) << self.cluster.bits()
+        1 << self.table_bits()
     }
 
     /// Returns the number of bytes of the disk that one slice maps.
     pub fn bytes_per_slice(self) -> u64 {
-        (self.slice_bytes() as u64 / self.entry_bytes()) << self.cluster.bits()
+        1 << self.mapped_bits()
+    }
+
+    /// Returns the number of the slice for a guest offset, among all slices of the disk.
+    pub fn slice_number(self, guest: u64) -> u64 {
+        guest >> self.mapped_bits()
+    }
+
+    /// Returns the number of the L2 table for a guest offset.
+    pub fn table_number(self, guest: u64) -> u64 {
+        guest >> self.table_bits()
     }
 
     /// Returns the length of a slice in bytes.
     pub fn slice_bytes(self) -> usize {
-        usize::try_from(SLICE_MAX.min(self.cluster.bytes())).expect("at most 4 KiB")
+        1 << self.slice_bits
     }
 
     /// Returns the offset in its L2 table of the slice for a guest offset.
     pub fn slice_in_table(self, guest: u64) -> u64 {
-        guest % self.bytes_per_table() / self.bytes_per_slice() * self.slice_bytes() as u64
+        ((guest & (self.bytes_per_table() - 1)) >> self.mapped_bits()) << self.slice_bits
     }
 }
 
-/// A part of an L2 table. Any thread may read it while others change it.
-#[derive(Debug)]
-pub struct Slice {
+/// A part of an L2 table in memory. Any thread may read it while others change it.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
     layout: SliceLayout,
     /// The entries. An extended entry is two words: the entry and the bitmap.
-    words: Box<[AtomicU64]>,
+    words: &'a [AtomicU64],
 }
 
-impl Slice {
-    /// Makes a slice of its bytes in the image, [`SliceLayout::slice_bytes`] long.
-    pub fn parse(layout: SliceLayout, bytes: &[u8]) -> Self {
+impl<'a> Slice<'a> {
+    /// Makes a slice of the entries in memory, [`SliceLayout::slice_bytes`] long.
+    pub fn new(layout: SliceLayout, words: &'a [AtomicU64]) -> Self {
+        Self { layout, words }
+    }
+
+    /// Replaces the entries by those in the image.
+    pub fn load(&self, bytes: &[u8]) {
         let (words, _) = bytes.as_chunks::<8>();
-        Self {
-            layout,
-            words: words
-                .iter()
-                .map(|word| AtomicU64::new(u64::from_be_bytes(*word)))
-                .collect(),
+        for (place, word) in self.words.iter().zip(words) {
+            place.store(u64::from_be_bytes(*word), Ordering::Relaxed);
         }
     }
 
@@ -143,7 +182,8 @@ impl Slice {
             len: first.len.min(len),
             place: first.place,
         };
-        let end = guest - guest % self.layout.bytes_per_slice() + self.layout.bytes_per_slice();
+        let slice = self.layout.bytes_per_slice();
+        let end = (guest & !(slice - 1)) + slice;
         while extent.len < len && guest + extent.len < end {
             match self.part(guest + extent.len) {
                 Ok(next) if follows(&extent, &next) => extent.len = (extent.len + next.len).min(len),
@@ -175,7 +215,7 @@ impl Slice {
             return Ok(None);
         };
         let slice = self.layout.bytes_per_slice();
-        let left = slice - guest % slice;
+        let left = slice - (guest & (slice - 1));
         while found < len.min(left) {
             match piece(guest + found, 0, len - found) {
                 Ok((Target::InPlace(next), more)) if next == host + within + found => found += more,

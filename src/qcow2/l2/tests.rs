@@ -12,13 +12,17 @@ fn layout(bits: u32, extended: bool, external_data: bool) -> SliceLayout {
         cluster,
         extended,
         external_data,
+        slice_bits: bits.min(SLICE_BITS),
     }
 }
 
-fn slice(layout: SliceLayout, words: &[u64]) -> Slice {
-    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-    bytes.resize(layout.slice_bytes(), 0);
-    Slice::parse(layout, &bytes)
+/// Makes a slice with these words at its start. Its memory is never freed.
+fn slice(layout: SliceLayout, words: &[u64]) -> Slice<'static> {
+    let memory: Vec<AtomicU64> = (0..layout.slice_bytes() / 8).map(|_| AtomicU64::new(0)).collect();
+    let slice = Slice::new(layout, memory.leak());
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+    slice.load(&bytes);
+    slice
 }
 
 fn found(len: u64, place: Place) -> Result<Extent, Corruption> {

@@ -58,6 +58,16 @@ pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
             expected: "the path of a file or a device".to_owned(),
         }));
     }
+    let caches = [
+        ("cache-size", options.cache_size.is_some()),
+        ("l2-cache-size", options.l2_cache_size.is_some()),
+        ("l2-cache-entry-size", options.l2_cache_entry_size.is_some()),
+        ("refcount-cache-size", options.refcount_cache_size.is_some()),
+        ("cache-clean-interval", options.cache_clean_interval.is_some()),
+    ];
+    if driver != Qcow2 {
+        refuse(&caches)?;
+    }
     if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::error::{OperationError, require};
 use super::{Images, Kind, Nodes, Opened};
 use crate::daemon::options::{BackingRef, BlockdevOptions, BlockdevRef, Driver, OnOffAuto};
-use crate::engine::{BackingOption, BlockNode, Qcow2Disk, Qcow2Options};
+use crate::engine::{BackingOption, BlockNode, CacheOptions, Qcow2Disk, Qcow2Options};
 use crate::storage::{OpenOptions, RawFile};
 
 /// The nodes that a new node of an image format uses and that exist already.
@@ -173,6 +173,13 @@ impl Images {
             read_only: options.is_read_only(),
             follow_names,
             passed: None,
+            cache: CacheOptions {
+                total: options.cache_size,
+                l2: options.l2_cache_size,
+                refcounts: options.refcount_cache_size,
+                entry: options.l2_cache_entry_size,
+                clean_interval: options.cache_clean_interval,
+            },
             files: OpenOptions {
                 direct: options.cache.is_direct(),
                 locking,

@@ -69,7 +69,7 @@ struct Registered<Q: KernelQueue> {
     number: u32,
     part: Part,
     /// Executes requests that the queue does not support.
-    threads: Rc<ThreadsEngine>,
+    threads: Rc<ThreadsEngine<RawFile>>,
     inner: Weak<Inner<Q>>,
     max_batch: MaxBatch,
 }
@@ -150,11 +150,11 @@ impl<Q: KernelQueue> KernelFile<Q> {
     /// The queue has no room for another file.
     pub(super) fn new(
         engine: Rc<KernelEngine<Q>>,
-        threads: Rc<ThreadsEngine>,
+        threads: Rc<ThreadsEngine<RawFile>>,
         max_batch: MaxBatch,
     ) -> io::Result<Self> {
-        let number = engine.inner.queue.borrow_mut().add_file(threads.file().as_fd())?;
-        let avoided = Q::COMMON_THREADS && !threads.file().supports_nowait();
+        let number = engine.inner.queue.borrow_mut().add_file(threads.disk().as_fd())?;
+        let avoided = Q::COMMON_THREADS && !threads.disk().supports_nowait();
         engine.inner.files.set(engine.inner.files.get() + 1);
         let file = Rc::new(Registered {
             number,
@@ -176,7 +176,7 @@ impl<Q: KernelQueue> KernelFile<Q> {
         if self.avoided {
             return threads.submit(batch);
         }
-        let suited = |request: &IoRequest| suits(threads.file(), request);
+        let suited = |request: &IoRequest| suits(threads.disk(), request);
         inner.backlog.borrow_mut().take_from(&self.file, batch, suited);
         if !batch.is_empty() {
             threads.submit(batch);

@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 
 use send_wrapper::SendWrapper;
 
-use super::execute::try_execute;
 use super::inline::Misses;
 use super::threads::ThreadsEngine;
 use crate::aio::AioContext;
+use crate::engine::job::TryExecute;
 use crate::io::{Completer, IoRequest, Requests};
-use crate::storage::RawFile;
 use crate::thread_pool::{Outcome, Work, WorkId};
 
 /// Minimum number of requests and minimum time of a batch to share. Shorter ones end before a worker has woken up.
@@ -94,8 +93,8 @@ impl Lists {
 
 /// The sharing of one queue's batches. IOThread only.
 #[derive(Debug)]
-pub(super) struct Sharing {
-    threads: Rc<ThreadsEngine>,
+pub(super) struct Sharing<E: TryExecute> {
+    threads: Rc<ThreadsEngine<E>>,
     pile: Arc<Pile>,
     /// A worker was asked to help and has not finished.
     asked: Cell<bool>,
@@ -108,13 +107,13 @@ pub(super) struct Sharing {
     /// Number of requests of the next batch that each side takes at a time.
     step: Cell<usize>,
     /// The last help, for the next batch.
-    idle: RefCell<Option<Box<Help>>>,
+    idle: RefCell<Option<Box<Help<E>>>>,
     /// An empty list, kept for its capacity.
     late: RefCell<Requests>,
 }
 
-impl Sharing {
-    pub(super) fn new(threads: Rc<ThreadsEngine>) -> Rc<Self> {
+impl<E: TryExecute> Sharing<E> {
+    pub(super) fn new(threads: Rc<ThreadsEngine<E>>) -> Rc<Self> {
         Rc::new(Self {
             threads,
             pile: Arc::default(),
@@ -149,7 +148,7 @@ impl Sharing {
     }
 
     /// Puts the tail of `batch` on the pile. The caller must submit the returned work.
-    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: &Rc<dyn Completer>) -> Box<Help> {
+    fn leave_tail(self: &Rc<Self>, batch: &mut Requests, completer: &Rc<dyn Completer>) -> Box<Help<E>> {
         let kept = batch.len() / KEPT;
         let mut lists = self.pile.lists();
         lists.step = self.step.get();
@@ -160,7 +159,7 @@ impl Sharing {
         let idle = self.idle.borrow_mut().take();
         let mut help = idle.unwrap_or_else(|| {
             Box::new(Help {
-                file: Arc::clone(self.threads.file()),
+                disk: Arc::clone(self.threads.disk()),
                 pile: Arc::clone(&self.pile),
                 held: Requests::new(),
                 missed: Requests::new(),
@@ -216,7 +215,7 @@ impl Sharing {
     }
 }
 
-impl Drop for Sharing {
+impl<E: TryExecute> Drop for Sharing<E> {
     fn drop(&mut self) {
         // A share of a pool is removed with no job in its queue.
         if let Some(help) = self.help.take().filter(|_| self.asked.get()) {
@@ -228,41 +227,48 @@ impl Drop for Sharing {
 /// The places to which a worker's help and the requests return. Their owner keeps them while it has requests in flight.
 /// It need not wait for a worker that came too late for any request. The help must not keep them: they own the pool that
 /// has the help.
-type Home = SendWrapper<(Weak<Sharing>, Weak<dyn Completer>)>;
+type Home<E> = SendWrapper<(Weak<Sharing<E>>, Weak<dyn Completer>)>;
+
+/// The places of a [`Home`], as long as they are in use.
+type Owners<E> = (Rc<Sharing<E>>, Rc<dyn Completer>);
 
 /// A worker's help with a batch.
 #[derive(Debug)]
-struct Help {
-    file: Arc<RawFile>,
+struct Help<E: TryExecute> {
+    disk: Arc<E>,
     pile: Arc<Pile>,
     /// Requests that the worker has taken and not finished. Empty at the end, unless the worker panicked.
     held: Requests,
     /// Requests that would have had to wait.
     missed: Requests,
     /// Set while there is a batch.
-    back: Option<Home>,
+    back: Option<Home<E>>,
 }
 
-impl Help {
+impl<E: TryExecute> Help<E> {
     /// Executes requests from the pile with `execute`, which returns false for a request that would have to wait.
-    fn help(&mut self, execute: impl Fn(&RawFile, &mut IoRequest) -> bool) {
+    fn help(&mut self, execute: impl Fn(&E::Session<'_>, &mut IoRequest) -> bool) {
         while self.pile.exchange(&mut self.held) {
+            let Some(session) = self.disk.session() else {
+                self.missed.append(&mut self.held);
+                continue;
+            };
             // One by one, so that a panic of `execute` loses no request.
             self.missed
-                .extend(self.held.extract_if(.., |request| !execute(&self.file, request)));
+                .extend(self.held.extract_if(.., |request| !execute(&session, request)));
         }
     }
 
     /// Takes the places to return to, if they still exist.
-    fn take_home(&mut self) -> Option<(Rc<Sharing>, Rc<dyn Completer>)> {
+    fn take_home(&mut self) -> Option<Owners<E>> {
         let (sharing, completer) = self.back.take()?.take();
         Some((sharing.upgrade()?, completer.upgrade()?))
     }
 }
 
-impl Work for Help {
+impl<E: TryExecute> Work for Help<E> {
     fn run(&mut self) {
-        self.help(try_execute);
+        self.help(E::try_execute);
     }
 
     fn is_awaited(&self) -> bool {

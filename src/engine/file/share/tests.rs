@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::sync::mpsc::{self, Sender};
 
+use super::super::execute::try_execute;
 use super::super::merge::Merger;
 use super::super::testing;
 use super::super::writers::Writers;
 use super::*;
 use crate::aio::Timer;
+use crate::storage::RawFile;
 use crate::thread_pool::{ThreadPool, ThreadPoolParams};
 
 const BATCH: u16 = 16;
@@ -17,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Helps like a worker, but fails to execute every third request without waiting, and panics at one of them.
 struct Clumsy {
-    help: Box<Help>,
+    help: Box<Help<RawFile>>,
     panics_at: u16,
     through: Sender<()>,
 }
@@ -59,7 +61,7 @@ impl Completer for Back {
 
 /// A queue and a pool of one worker.
 struct Queue {
-    sharing: Rc<Sharing>,
+    sharing: Rc<Sharing<RawFile>>,
     file: Arc<RawFile>,
     back: Rc<Back>,
     lost: Timer,
@@ -185,7 +187,7 @@ fn a_late_worker_returns_merged_requests_individually() {
 }
 
 /// Shares a batch whose worker comes too late for any request. Returns the help.
-fn take_everything_back(queue: &mut Queue) -> Box<Help> {
+fn take_everything_back(queue: &mut Queue) -> Box<Help<RawFile>> {
     let mut batch = queue.batch();
     let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
     while queue.sharing.take_back(&mut batch, &mut Requests::new()) {}
