@@ -11,7 +11,7 @@ use super::image_lock::{HeldTurn, SharedTurn, TakeError};
 use super::shard::{Route, Shard};
 use super::state::DeviceState;
 use crate::aio::{Gone, Remote};
-use crate::engine::{self, DiskView, NodeControl, NodeLock, Plan};
+use crate::engine::{self, DiskView, NodeControl, NodeLock, OverlayError, Plan};
 use crate::io::IoOp;
 use crate::storage::LockError;
 use crate::throttle::{Group, Member};
@@ -44,6 +44,12 @@ pub enum ReplaceError {
     /// The flush of the old node failed, so its writes may not be stable.
     #[error("cannot flush before the node is reopened")]
     Flush(#[source] io::Error),
+    /// The new node cannot be put above the old one.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// The last flush of the old node failed.
+    #[error("cannot flush before the snapshot")]
+    Snapshot(#[source] io::Error),
 }
 
 impl DiskHandle {
@@ -235,14 +241,50 @@ impl<'a> Quiesced<'a> {
         let replacement = Replacement {
             handle: self.handle,
             turn,
-            lock,
+            lock: lock.map(NextLock::Instead),
             route: Some(route.clone()),
         };
+        self.prepare_shards(&route)?;
+        Ok(replacement)
+    }
+
+    /// As [`prepare`](Self::prepare) with a node whose backing file is the current one. That one is left as a reader needs
+    /// it.
+    ///
+    /// # Errors
+    /// See [`ReplaceError`].
+    pub fn prepare_above(
+        &'a self,
+        view: DiskView,
+        plan: Plan,
+        group: Option<&Arc<Group>>,
+    ) -> Result<Replacement<'a>, ReplaceError> {
+        let mut route = self.handle.route().clone();
+        route.member = member(route.member.take(), group);
+        (route.view, route.plan) = (Arc::new(view), plan);
+        let turn = self.handle.turn.get();
+        let lock = turn.lock_above(&route.view)?;
+        let replacement = Replacement {
+            handle: self.handle,
+            turn,
+            lock: Some(NextLock::Above(lock)),
+            route: Some(route.clone()),
+        };
+        self.prepare_shards(&route)?;
+        // Last, because the old node is not ready for writes afterwards until it needs to be.
+        if replacement.turn.may_be_dirty() {
+            let flushed = self.handle.control.run(IoOp::FlushAtRest);
+            flushed.map_err(ReplaceError::Snapshot)?;
+        }
+        Ok(replacement)
+    }
+
+    fn prepare_shards(&self, route: &Route) -> Result<(), ReplaceError> {
         for shard in &self.handle.shards {
             let route = route.clone();
             shard.call(move |shard| shard.prepare(&route))??;
         }
-        Ok(replacement)
+        Ok(())
     }
 }
 
@@ -268,8 +310,17 @@ pub struct Replacement<'a> {
     handle: &'a DiskHandle,
     turn: HeldTurn<'a>,
     /// The lock of another node.
-    lock: Option<Option<NodeLock>>,
+    lock: Option<NextLock>,
     route: Option<Route>,
+}
+
+/// The lock of the next node.
+#[derive(Debug)]
+enum NextLock {
+    /// The old one is released.
+    Instead(Option<NodeLock>),
+    /// The old node becomes the backing file, and stays locked for reading.
+    Above(Option<NodeLock>),
 }
 
 impl Replacement<'_> {
@@ -282,9 +333,15 @@ impl Replacement<'_> {
             let _ = shard.post(|shard| shard.commit());
         }
         let before = self.handle.state.capacity();
+        let old = self.handle.view();
         self.handle.state.below.replace(Arc::clone(&route.view));
-        if let Some(lock) = self.lock.take() {
-            self.turn.replace(lock);
+        match self.lock.take() {
+            None => {}
+            Some(NextLock::Instead(lock)) => self.turn.replace(lock),
+            Some(NextLock::Above(lock)) => {
+                old.node.stop_writing();
+                self.turn.put_above(lock);
+            }
         }
         self.handle.state.facts.set_engine(route.plan);
         *self.handle.route() = route;

@@ -23,6 +23,17 @@ impl NodeLock {
         }
     }
 
+    /// Holds `below` as well, the lock of the disk that becomes the backing file of this one. That disk is only read from
+    /// now on.
+    pub(crate) fn put_above(&mut self, below: Self) {
+        if let (Self::File(own), Self::File(below)) = (self, below) {
+            if let Err(error) = below.only_read() {
+                tracing::warn!(%error, "the backing file of a snapshot stays locked for writing");
+            }
+            own.add(below);
+        }
+    }
+
     /// Keeps the image locked until the process ends: it may lack writes, and nobody should use it as if it were
     /// complete.
     pub(crate) fn keep(self) {

@@ -248,6 +248,15 @@ impl ImageLock {
         self.others.push(other);
     }
 
+    /// Keeps only what a backing file needs: others may read it, but not write to it nor resize it.
+    ///
+    /// # Errors
+    /// The locks cannot be changed. All of them stay.
+    pub(crate) fn only_read(&self) -> io::Result<()> {
+        self.held.as_ref().map_or(Ok(()), |held| held.only_read())?;
+        self.others.iter().try_for_each(Self::only_read)
+    }
+
     /// Keeps the image locked until the process ends: it may lack writes, and nobody should use it as if it were
     /// complete.
     pub(crate) fn keep(mut self) {

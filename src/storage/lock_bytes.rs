@@ -74,7 +74,7 @@ pub enum LockMode {
 pub(super) struct Held {
     /// A duplicate that refers to the storage's open file description, and may outlive the storage.
     fd: OwnedFd,
-    mode: LockMode,
+    mode: Mutex<LockMode>,
     /// The entry in `LOCKED`.
     listed: Option<FileId>,
 }
@@ -84,7 +84,7 @@ impl Held {
     pub(super) fn new(fd: OwnedFd, mode: LockMode) -> Self {
         Self {
             fd,
-            mode,
+            mode: Mutex::new(mode),
             listed: None,
         }
     }
@@ -94,7 +94,19 @@ impl Held {
     }
 
     pub(super) fn mode(&self) -> LockMode {
-        self.mode
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps only the locks of [`LockMode::ReadFormat`]. There is no moment without a lock.
+    pub(super) fn only_read(&self) -> io::Result<()> {
+        let mut mode = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
+        let fd = self.fd.as_fd();
+        ofd_lock::set(fd, libc::F_RDLCK, UNSHARED + RESIZE, 1)?;
+        for byte in [USED + WRITE, USED + RESIZE] {
+            ofd_lock::set(fd, libc::F_UNLCK, byte, 1)?;
+        }
+        *mode = LockMode::ReadFormat;
+        Ok(())
     }
 
     /// The locked file. `None` if no lock was taken.
@@ -104,7 +116,7 @@ impl Held {
 
     /// Returns whether the same locks serve another disk on this file. Two disks never write to one file.
     pub(super) fn covers(&self, mode: LockMode) -> bool {
-        match self.mode {
+        match self.mode() {
             LockMode::Write | LockMode::WriteFormat => false,
             LockMode::Read => matches!(mode, LockMode::Read | LockMode::ReadForceShare),
             LockMode::ReadForceShare => mode == LockMode::ReadForceShare,
@@ -127,7 +139,7 @@ impl Held {
 
     /// Takes the locks, then checks for conflicting ones.
     fn take(&self) -> io::Result<Option<&'static str>> {
-        let (fd, mode) = (self.fd.as_fd(), self.mode);
+        let (fd, mode) = (self.fd.as_fd(), self.mode());
         let mine: &[i64] = match mode {
             LockMode::Write => &[USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE],
             LockMode::Read => &[USED + CONSISTENT_READ, UNSHARED + WRITE],

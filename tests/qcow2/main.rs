@@ -10,6 +10,7 @@ mod powercut;
 mod refusals;
 mod repair;
 mod resize;
+mod snapshot;
 mod support;
 mod take_over;
 mod twin;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::state::Below;
-use crate::engine::{BlockNode, DiskView, NodeLock};
+use crate::engine::{BlockNode, DiskView, NodeLock, OverlayError};
 use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 use crate::storage::LockError;
@@ -295,6 +295,29 @@ impl Turn {
             return Ok(Some(shared));
         }
         next.node.lock(mode)
+    }
+
+    /// Locks the node of `next`, which goes above the current one.
+    ///
+    /// # Errors
+    /// The image is in use, or cannot be prepared for writes.
+    pub(super) fn lock_above(&self, next: &DiskView) -> Result<Option<NodeLock>, OverlayError> {
+        match self.taken {
+            true => next.node.lock_above(),
+            false => Ok(None),
+        }
+    }
+
+    /// Keeps this lock, and of the old one only what a backing file needs.
+    pub(super) fn put_above(&mut self, lock: Option<NodeLock>) {
+        let below = if self.taken { self.lock.take() } else { return };
+        self.lock = match (lock, below) {
+            (Some(mut lock), Some(below)) => {
+                lock.put_above(below);
+                Some(lock)
+            }
+            (lock, below) => lock.or(below),
+        };
     }
 
     /// Returns whether the node may have writes of this disk that are not stable.

@@ -15,6 +15,7 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
         in_time("blockdev-add", &types::BLOCKDEV, Registry::blockdev_add),
         in_time("blockdev-reopen", &types::REOPEN, blockdev_reopen),
+        in_time("blockdev-snapshot", &types::SNAPSHOT, blockdev_snapshot),
         in_time("blockdev-set-active", &types::SET_ACTIVE, blockdev_set_active),
         in_time("blockdev-del", &types::NODE_NAME, blockdev_del),
         on_registry(
@@ -34,6 +35,16 @@ struct Reopen {
 
 fn blockdev_reopen(registry: &mut Registry, Reopen { options }: Reopen, done: Done) {
     registry.blockdev_reopen(options, done);
+}
+
+#[derive(Debug, Deserialize)]
+struct Snapshot {
+    node: String,
+    overlay: String,
+}
+
+fn blockdev_snapshot(registry: &mut Registry, Snapshot { node, overlay }: Snapshot, done: Done) {
+    registry.blockdev_snapshot(&node, &overlay, done);
 }
 
 #[derive(Debug, Deserialize)]

@@ -229,6 +229,12 @@ pub(super) static REOPEN: Object = Object::new(
     &[required("options", Type::Array(&Type::Object(&BLOCKDEV)))],
 );
 
+/// `blockdev-snapshot`.
+pub(super) static SNAPSHOT: Object = Object::new(
+    "q_obj_blockdev-snapshot-arg",
+    &[required("node", Type::Str), required("overlay", Type::Str)],
+);
+
 /// `blockdev-set-active`.
 pub(super) static SET_ACTIVE: Object = Object::new(
     "q_obj_blockdev-set-active-arg",

@@ -149,6 +149,14 @@ pub enum OperationError {
     NoOpener,
     #[error(transparent)]
     Qcow2(#[from] Qcow2OpenError),
+    #[error("The overlay is already in use")]
+    OverlayInUse,
+    #[error("The overlay already has a backing image")]
+    OverlayHasBacking,
+    #[error("The overlay does not support backing images")]
+    NoBackingFiles,
+    #[error("node '{name}' has several exports: a snapshot is possible with one")]
+    SeveralExports { name: String },
     #[error("a qcow2 node cannot be inactive so far")]
     InactiveFormat,
     #[error("a qcow2 image must be in a node with driver 'file' or 'host_device', not '{driver}'")]

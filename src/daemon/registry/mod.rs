@@ -20,6 +20,7 @@ mod predecessor;
 mod reopen;
 mod serving;
 mod set_active;
+mod snapshot;
 mod sockets;
 mod succession;
 mod waiting;

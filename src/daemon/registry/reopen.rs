@@ -35,10 +35,12 @@ impl Asked {
 }
 
 /// A disk that is going to use other nodes.
-struct Switch {
+pub(super) struct Switch {
     disk: Arc<DiskHandle>,
     node: Resolved,
     merging: bool,
+    /// The node below becomes the backing file of the new one.
+    pub(super) is_snapshot: bool,
     /// They live longer than the handle.
     _iothreads: Vec<Arc<IoThreadObject>>,
 }
@@ -88,26 +90,7 @@ impl Registry {
         list.iter_mut()
             .try_for_each(|(options, _)| self.nodes.check_reopen(options))?;
         let changes = self.nodes.plan_reopen(list, &self.objects)?;
-        if let Some(by) = self.leaving.iter().find(|leaving| {
-            let path = self.nodes.path_down(&leaving.export.node_name);
-            path.iter().any(|name| changes.contains_key(name))
-        }) {
-            return Err(OperationError::NodeInUse {
-                name: by.export.node_name.clone(),
-                by: format!("export '{}'", by.id),
-            });
-        }
-        let affected: Vec<(String, String)> = self
-            .exports
-            .iter()
-            .map(|(id, export)| (id.clone(), export.node_name.clone()))
-            .filter(|(_, node)| {
-                self.nodes
-                    .path_down(node)
-                    .iter()
-                    .any(|name| changes.contains_key(name))
-            })
-            .collect();
+        let affected = self.exports_above(&changes)?;
         let mut switches = Vec::new();
         for (id, node) in affected {
             switches.extend(self.switch_of(&changes, &id, &node)?);
@@ -115,8 +98,26 @@ impl Registry {
         Ok((changes, switches))
     }
 
+    /// Returns the exports above nodes that change, each with the name of its node.
+    pub(super) fn exports_above(&self, changes: &Changes) -> Result<Vec<(String, String)>, OperationError> {
+        let is_above = |node: &str| {
+            let path = self.nodes.path_down(node);
+            path.iter().any(|name| changes.contains_key(name))
+        };
+        let mut leaving = self.leaving.iter();
+        if let Some(by) = leaving.find(|leaving| is_above(&leaving.export.node_name)) {
+            return Err(OperationError::NodeInUse {
+                name: by.export.node_name.clone(),
+                by: format!("export '{}'", by.id),
+            });
+        }
+        let exports = self.exports.iter();
+        let exports = exports.map(|(id, export)| (id.clone(), export.node_name.clone()));
+        Ok(exports.filter(|(_, node)| is_above(node)).collect())
+    }
+
     /// Returns the change of a disk, unless it has ended.
-    fn switch_of(
+    pub(super) fn switch_of(
         &mut self,
         changes: &Changes,
         id: &str,
@@ -154,6 +155,7 @@ impl Registry {
             disk,
             node,
             merging: export.merging,
+            is_snapshot: false,
             _iothreads: export.iothreads.clone(),
         }))
     }
@@ -204,7 +206,7 @@ fn open(mut images: Images, list: Vec<Asked>) -> Result<Vec<New>, OperationError
 }
 
 /// Switches all disks, or none. Waits until their requests in flight have ended.
-fn switch_all(switches: &[Switch]) -> Result<(), OperationError> {
+pub(super) fn switch_all(switches: &[Switch]) -> Result<(), OperationError> {
     let plan = |switch: &Switch| -> Result<Plan, OperationError> {
         let node = &switch.node;
         let plan = node.view.node.plan(node.engine)?;
@@ -218,7 +220,11 @@ fn switch_all(switches: &[Switch]) -> Result<(), OperationError> {
     let mut replacements = Vec::new();
     for ((switch, plan), quiesced) in switches.iter().zip(plans).zip(&quiesced) {
         let node = &switch.node;
-        replacements.push(quiesced.prepare(node.view.clone(), plan, node.group.as_ref())?);
+        let (view, group) = (node.view.clone(), node.group.as_ref());
+        replacements.push(match switch.is_snapshot {
+            false => quiesced.prepare(view, plan, group)?,
+            true => quiesced.prepare_above(view, plan, group)?,
+        });
     }
     for replacement in replacements {
         replacement.commit();

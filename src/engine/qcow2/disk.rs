@@ -27,7 +27,7 @@ pub struct Qcow2Disk {
     size: AtomicU64,
     /// Replaced as a whole when another process has used the image. Requests lock them for reading.
     tables: RwLock<Tables>,
-    cache: CacheOptions,
+    pub(super) cache: CacheOptions,
     pub(super) state: State,
 }
 
@@ -92,6 +92,11 @@ impl Qcow2Disk {
     /// Returns the number of images below each other, with this one.
     pub(super) fn depth(&self) -> usize {
         1 + self.backing.depth()
+    }
+
+    /// Returns whether there is a backing file.
+    pub(in crate::engine) fn has_backing(&self) -> bool {
+        !matches!(self.backing, Backing::None)
     }
 
     /// Returns all files of this image and of those below.
@@ -160,6 +165,11 @@ impl Qcow2Disk {
     /// A file cannot be read, its header is refused now, or it names other files.
     pub(in crate::engine) fn look_anew(&self) -> io::Result<()> {
         self.backing.look_anew()?;
+        self.look_at_own_files()
+    }
+
+    /// As [`look_anew`](Self::look_anew), but leaves the backing files alone.
+    pub(in crate::engine) fn look_at_own_files(&self) -> io::Result<()> {
         let data_file = self.data_file.as_ref();
         data_file.map_or(Ok(false), |file| file.look_anew())?;
         self.file.look_anew()?;
@@ -241,7 +251,7 @@ impl Qcow2Disk {
     fn lock_files(
         &self,
         mode: LockMode,
-        mut lock: impl FnMut(&RawFile, LockMode) -> Result<ImageLock, LockError>,
+        lock: impl FnMut(&RawFile, LockMode) -> Result<ImageLock, LockError>,
     ) -> Result<Option<ImageLock>, LockError> {
         let below = match mode {
             LockMode::ReadForceShare => LockMode::ReadForceShare,
@@ -251,19 +261,42 @@ impl Qcow2Disk {
             LockMode::Write => LockMode::WriteFormat,
             _ => below,
         };
-        let own_files = 1 + usize::from(self.data_file.is_some());
-        let mut first: Option<ImageLock> = None;
-        for (number, file) in self.files().into_iter().enumerate() {
-            if !file.locks() {
-                continue;
-            }
-            let lock = lock(file, if number < own_files { own } else { below })?;
-            match &mut first {
-                None => first = Some(lock),
-                Some(first) => first.add(lock),
-            }
-        }
+        let files = self.own_files().map(|file| (file, own));
+        let below = self.backing.files().into_iter().map(|file| (file, below));
+        let lock = lock_all(files.chain(below), lock)?;
         self.state.set_may_write(mode == LockMode::Write);
-        Ok(first)
+        Ok(lock)
     }
+
+    /// Locks the image alone for writing, because another disk of this process has locked its backing file.
+    ///
+    /// # Errors
+    /// See [`LockError`]. No lock is kept then.
+    pub(in crate::engine) fn lock_own_files(&self) -> Result<Option<ImageLock>, LockError> {
+        let files = self.own_files().map(|file| (file, LockMode::WriteFormat));
+        let lock = lock_all(files, ImageLock::acquire_soon)?;
+        self.state.set_may_write(true);
+        Ok(lock)
+    }
+
+    /// Says that the disk is only read from now on, because it has become a backing file.
+    pub(in crate::engine) fn stop_writing(&self) {
+        self.state.set_may_write(false);
+    }
+}
+
+/// Locks files. No lock is kept after an error.
+fn lock_all<'a>(
+    files: impl Iterator<Item = (&'a Arc<RawFile>, LockMode)>,
+    mut lock: impl FnMut(&RawFile, LockMode) -> Result<ImageLock, LockError>,
+) -> Result<Option<ImageLock>, LockError> {
+    let mut first: Option<ImageLock> = None;
+    for (file, mode) in files.filter(|(file, _)| file.locks()) {
+        let lock = lock(file, mode)?;
+        match &mut first {
+            None => first = Some(lock),
+            Some(first) => first.add(lock),
+        }
+    }
+    Ok(first)
 }

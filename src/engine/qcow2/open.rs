@@ -54,6 +54,19 @@ impl Qcow2Disk {
     pub fn open(file: &Arc<BlockNode>, options: &Qcow2Options) -> Result<Self, OpenError> {
         open(&file_of(file)?, options, &[])
     }
+
+    /// Makes a disk of the same image with another backing file. Only one of the two may be used.
+    ///
+    /// # Errors
+    /// The image cannot be read, or would be its own backing file, or there are too many.
+    pub(in crate::engine) fn above(&self, below: &Arc<BlockNode>) -> Result<Self, OpenError> {
+        let backing = backing_node(below)?;
+        check_chain(&self.file, &backing, self.data_file.as_deref())?;
+        let read_only = self.limits().read_only;
+        let tables = Tables::read(&self.file, read_only, &self.cache)?;
+        let (file, data_file) = (Arc::clone(&self.file), self.data_file.clone());
+        Ok(Self::new(file, data_file, backing, tables, self.cache, read_only))
+    }
 }
 
 /// Opens an image that is below the images in `above`.
@@ -77,11 +90,7 @@ fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Resu
     if above.len() + backing.depth() > DEPTH_MAX {
         return Err(too_deep(file.path()));
     }
-    let below = backing.files();
-    let others = below.iter().map(|file| &***file).chain(data_file.as_deref());
-    if others.clone().any(|other| other.is_same_image(file)) {
-        return Err(OpenError::Loop { path: path() });
-    }
+    check_chain(file, &backing, data_file.as_deref())?;
     if !read_only {
         check_writable(file, data_file.as_deref(), &tables.header)?;
     }
@@ -93,6 +102,21 @@ fn open(file: &Arc<RawFile>, options: &Qcow2Options, above: &[&RawFile]) -> Resu
         options.cache,
         read_only,
     ))
+}
+
+/// Checks the files below an image.
+fn check_chain(file: &RawFile, backing: &Backing, data_file: Option<&RawFile>) -> Result<(), OpenError> {
+    if backing.depth() >= DEPTH_MAX {
+        return Err(too_deep(file.path()));
+    }
+    let below = backing.files();
+    let mut others = below.iter().map(|file| &***file).chain(data_file);
+    match others.any(|other| other.is_same_image(file)) {
+        true => Err(OpenError::Loop {
+            path: file.path().to_owned(),
+        }),
+        false => Ok(()),
+    }
 }
 
 /// Checks whether an image can be written to.

@@ -59,7 +59,7 @@ impl Nodes {
     }
 
     /// Returns the disk of a node that an image consists of. It must be a whole one, and without limits.
-    fn part(&self, name: &str) -> Result<Arc<BlockNode>, OperationError> {
+    pub(super) fn part(&self, name: &str) -> Result<Arc<BlockNode>, OperationError> {
         self.busy.check(name)?;
         let below = self.resolve(name)?;
         let view = &below.view;

@@ -12,6 +12,7 @@ mod rbd;
 mod reopen;
 mod resize;
 mod resolve;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
