@@ -1,4 +1,4 @@
-//! A hostile qcow2 image: any bytes as header, tables and data, read through the engine's own code.
+//! A hostile qcow2 image: any bytes as header, tables and data, read and written through the engine's own code.
 #![no_main]
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use vhost_user_blk::engine::{BlockNode, Qcow2Disk, Qcow2Options};
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::qcow2::{CompressionType, Header, decompress};
-use vhost_user_blk::storage::OpenOptions;
+use vhost_user_blk::storage::{LockMode, OpenOptions};
 
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
@@ -27,7 +27,30 @@ enum Input<'a> {
         header: Vec<(u8, u8)>,
     },
     Compressed(bool, &'a [u8]),
+    /// Writes to a small image with any L2 entries and refcounts.
+    Written {
+        extended: bool,
+        dirty: bool,
+        l2: Vec<u64>,
+        refcounts: &'a [u8],
+        header: Vec<(u8, u8)>,
+        actions: Vec<Action>,
+    },
 }
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Action {
+    Write { at: u16, sectors: u8 },
+    Discard { at: u16, sectors: u8 },
+    Zero { at: u16, sectors: u8, unmap: bool },
+    Resize { sectors: u16 },
+    Flush,
+}
+
+/// Largest number of actions.
+const ACTIONS: usize = 24;
+/// Largest number of bytes by which a file grows beyond its size before: what is reserved in advance, tables, and data.
+const GROWTH: u64 = 64 << 20;
 
 fuzz_target!(|input: Input<'_>| match input {
     Input::Image(bytes) => image(bytes),
@@ -42,7 +65,80 @@ fuzz_target!(|input: Input<'_>| match input {
         let method = [CompressionType::Zlib, CompressionType::Zstd][usize::from(zstd)];
         let _ = decompress(method, data, &mut [0; 4096]);
     }
+    Input::Written {
+        extended,
+        dirty,
+        l2,
+        refcounts,
+        header,
+        actions,
+    } => {
+        let mut bytes = changed(extended, false, &l2, &[], &[]);
+        add_refcounts(&mut bytes, extended, refcounts);
+        bytes[79] |= u8::from(dirty);
+        for (at, byte) in header {
+            bytes[usize::from(at)] = byte;
+        }
+        written(&bytes, &actions);
+    }
 });
+
+/// Adds a refcount table, a refcount block and a few clusters of data.
+fn add_refcounts(bytes: &mut Vec<u8>, extended: bool, refcounts: &[u8]) {
+    let bits: u32 = if extended { 14 } else { 9 };
+    let cluster = 1_usize << bits;
+    bytes.resize(5 * cluster, 0);
+    bytes[48..56].copy_from_slice(&(3_u64 << bits).to_be_bytes());
+    bytes[56..60].copy_from_slice(&1_u32.to_be_bytes());
+    bytes[3 * cluster..3 * cluster + 8].copy_from_slice(&(4_u64 << bits).to_be_bytes());
+    let block = &mut bytes[4 * cluster..];
+    // The tables are in use, unless the input says something else.
+    block[..10].copy_from_slice(&[0, 1, 0, 1, 0, 1, 0, 1, 0, 1]);
+    let len = refcounts.len().min(block.len());
+    block[..len].copy_from_slice(&refcounts[..len]);
+    bytes.resize(8 * cluster, 7);
+}
+
+/// Writes to an image as a disk does it, and reads everything.
+fn written(bytes: &[u8], actions: &[Action]) {
+    let Some((file, disk)) = open_file(bytes) else {
+        return;
+    };
+    let node = BlockNode::from(disk);
+    let BlockNode::Qcow2(disk) = &node else {
+        panic!("it is a qcow2 disk");
+    };
+    let Ok(_lock) = node.lock(LockMode::Write) else {
+        return;
+    };
+    if node.look_anew().is_err() {
+        return;
+    }
+    for action in actions.iter().take(ACTIONS) {
+        let place = |at: u16, sectors: u8| (u64::from(at) * 512, usize::from(sectors) * 512);
+        match *action {
+            Action::Write { at, sectors } => {
+                let (at, len) = place(at, sectors);
+                with_memory(len, |iov| drop(disk.write(iov, at)));
+            }
+            Action::Discard { at, sectors } => {
+                let (at, len) = place(at, sectors);
+                let _ = disk.discard(at, len as u64);
+            }
+            Action::Zero { at, sectors, unmap } => {
+                let (at, len) = place(at, sectors);
+                let _ = disk.write_zeroes(at, len as u64, unmap);
+            }
+            Action::Resize { sectors } => drop(node.resize(u64::from(sectors) * 512)),
+            Action::Flush => drop(disk.flush()),
+        }
+    }
+    for at in (0..disk.size().min(1 << 20)).step_by(32 << 10) {
+        read(disk, at, 32 << 10);
+    }
+    let len = file.metadata().expect("a size").len();
+    assert!(len <= bytes.len() as u64 + GROWTH, "the file has {len} bytes");
+}
 
 fn changed(extended: bool, zstd: bool, l2: &[u64], data: &[u8], header: &[(u8, u8)]) -> Vec<u8> {
     let bits: u32 = if extended { 14 } else { 9 };
@@ -100,28 +196,42 @@ fn image(bytes: &[u8]) {
 }
 
 fn open(bytes: &[u8]) -> Option<Qcow2Disk> {
+    open_file(bytes).map(|(_, disk)| disk)
+}
+
+/// Opens an image. Returns the file, too.
+fn open_file(bytes: &[u8]) -> Option<(File, Qcow2Disk)> {
     // SAFETY: a call without memory but the name.
     let fd = unsafe { libc::memfd_create(c"image".as_ptr(), libc::MFD_CLOEXEC) };
     assert!(fd >= 0);
     // SAFETY: it was just made, and nobody else has it.
     let mut file = unsafe { File::from_raw_fd(fd) };
     file.write_all(bytes).expect("write");
+    let other = file.try_clone().expect("another descriptor");
     let options = OpenOptions {
         path: "image".into(),
         any_size: true,
         ..OpenOptions::default()
     };
     let node = BlockNode::from_file(file, None, &options).ok()?;
-    Qcow2Disk::open(&Arc::new(node), &Qcow2Options::default()).ok()
+    let disk = Qcow2Disk::open(&Arc::new(node), &Qcow2Options::default()).ok()?;
+    Some((other, disk))
 }
 
-fn read(disk: &Qcow2Disk, at: u64, len: usize) {
-    let len = len.min(usize::try_from(disk.size().saturating_sub(at)).unwrap_or(len));
+/// Runs `work` with memory of this length.
+fn with_memory(len: usize, work: impl FnOnce(&IoVecs)) {
     let mut memory = vec![0xaa_u8; len];
     let mut iov = IoVecs::new();
     // SAFETY: the memory outlives the list, and meanwhile only the list is used to access it.
     unsafe { iov.push(memory.as_mut_ptr(), memory.len()) };
-    if !disk.try_read(&iov, at) {
-        let _ = disk.read(&iov, at);
-    }
+    work(&iov);
+}
+
+fn read(disk: &Qcow2Disk, at: u64, len: usize) {
+    let len = len.min(usize::try_from(disk.size().saturating_sub(at)).unwrap_or(len));
+    with_memory(len, |iov| {
+        if !disk.try_read(iov, at) {
+            let _ = disk.read(iov, at);
+        }
+    });
 }

@@ -131,6 +131,7 @@ impl Clusters {
             false => 1 << (55 - bits),
         };
         let (mut found, mut searched, mut at) = (VecDeque::new(), 0, self.search_from);
+        let (file_end, mut past_the_end) = (file.end()?.div_ceil(1 << bits), 0);
         let mut left = wanted;
         while left > 0 && searched < SEARCHED_MAX || found.is_empty() {
             if at >= limit {
@@ -148,6 +149,13 @@ impl Clusters {
                 at += 1;
             }
             searched += 1;
+            past_the_end += u32::from(at > file_end);
+            if found.is_empty() && past_the_end > SEARCHED_MAX {
+                // A hostile image can say that for hours.
+                return Err(io::Error::other(Corruption::Refcounts(
+                    "clusters past the end of the file are marked as used",
+                )));
+            }
         }
         if found.is_empty() {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));

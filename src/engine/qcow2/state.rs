@@ -187,7 +187,7 @@ impl Qcow2Disk {
     ///
     /// # Errors
     /// Those of [`RawFile::flush`](crate::storage::RawFile::flush), or the refcounts are corrupt.
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub fn flush(&self) -> io::Result<()> {
         let tables = self.tables();
         self.flush_with(&tables)
     }
