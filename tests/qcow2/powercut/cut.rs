@@ -3,7 +3,7 @@
 use testkit::random::Random;
 
 const SECTOR: usize = 512;
-const HEAD: usize = 24;
+const HEAD: usize = 32;
 
 enum Record<'a> {
     Write { offset: usize, data: &'a [u8] },
@@ -13,8 +13,8 @@ enum Record<'a> {
     Resize(usize),
 }
 
-/// All records, in order, and the place in the file where each one ends.
-pub(super) struct Trace<'a>(Vec<(Record<'a>, usize)>);
+/// All records, in order, each with the number of its file, and the place in the journal where it ends.
+pub(super) struct Trace<'a>(Vec<(Record<'a>, usize, usize)>);
 
 impl<'a> Trace<'a> {
     pub(super) fn parse(bytes: &'a [u8]) -> Self {
@@ -24,7 +24,7 @@ impl<'a> Trace<'a> {
                 let field = bytes[at + n * 8..][..8].try_into().expect("eight bytes");
                 u64::from_le_bytes(field)
             };
-            let [kind, offset, len] = [0, 1, 2].map(number);
+            let [kind, file, offset, len] = [0, 1, 2, 3].map(number);
             let place = |value| usize::try_from(value).expect("it fits");
             at += HEAD;
             records.push((
@@ -45,6 +45,7 @@ impl<'a> Trace<'a> {
                     4 => Record::SyncEnd(offset),
                     _ => Record::Resize(place(offset)),
                 },
+                place(file),
                 at,
             ));
         }
@@ -57,24 +58,47 @@ impl<'a> Trace<'a> {
 
     /// Returns the place in the file after this many records.
     pub(super) fn position(&self, records: usize) -> usize {
-        records.checked_sub(1).map_or(0, |last| self.0[last].1)
+        records.checked_sub(1).map_or(0, |last| self.0[last].2)
     }
 
-    /// Returns the image after a power cut. Of what was not synced, `mode` 0 keeps nothing, 1 some records, and 2 some
+    /// Returns the files after a power cut. Of what was not synced, `mode` 0 keeps nothing, 1 some records, and 2 some
     /// sectors.
-    pub(super) fn cut(&self, original: &[u8], records: usize, mode: usize, random: &mut Random) -> Vec<u8> {
-        let done = &self.0[..records];
-        let ended = done.iter().filter_map(|(record, _)| match record {
+    pub(super) fn cut(
+        &self,
+        originals: &[Vec<u8>],
+        records: usize,
+        mode: usize,
+        random: &mut Random,
+    ) -> Vec<Vec<u8>> {
+        let file =
+            |(number, original): (usize, &Vec<u8>)| self.cut_file(number, original, records, mode, random);
+        originals.iter().enumerate().map(file).collect()
+    }
+
+    fn cut_file(
+        &self,
+        file: usize,
+        original: &[u8],
+        records: usize,
+        mode: usize,
+        random: &mut Random,
+    ) -> Vec<u8> {
+        let done: Vec<&Record<'_>> = self.0[..records]
+            .iter()
+            .filter(|(_, of, _)| *of == file)
+            .map(|(record, ..)| record)
+            .collect();
+        let ended = done.iter().filter_map(|record| match record {
             Record::SyncEnd(number) => Some(*number),
             _ => None,
         });
         let last = ended.max().unwrap_or(0);
         let synced = done
             .iter()
-            .position(|(record, _)| matches!(record, Record::SyncBegin(number) if *number == last));
+            .position(|record| matches!(record, Record::SyncBegin(number) if *number == last));
         let synced = synced.unwrap_or(0);
         let mut image = original.to_vec();
-        for (number, (record, _)) in done.iter().enumerate() {
+        for (number, record) in done.into_iter().enumerate() {
             if number >= synced && (mode == 0 || mode == 1 && random.below(2) == 0) {
                 continue;
             }
