@@ -3,6 +3,8 @@
 //! The tests need QEMU, fio and e2fsprogs, which `scripts/test` installs. A guest boots in one to three seconds, even
 //! without KVM.
 
+use std::path::Path;
+
 use testkit::guest::{Boot, Guest};
 use testkit::machine::{MIB, Machine, host};
 
@@ -246,6 +248,45 @@ fn the_firmware_boots_a_guest_from_the_disk() {
 
     guest.ok("grep -q 'BOOT_IMAGE=vmlinuz' /proc/cmdline");
     guest.power_off();
+}
+
+/// Makes what clouds start machines from: a compressed qcow2 image, and an overlay above it.
+fn make_cloud_disk(overlay: &Path) -> std::io::Result<()> {
+    let [raw, base] = ["raw", "base"].map(|name| overlay.with_file_name(name));
+    host(
+        &testkit::guest::script("make-boot-disk").to_string_lossy(),
+        &[],
+        &raw,
+    );
+    let path = raw.to_string_lossy();
+    host(
+        "qemu-img",
+        &["convert", "-q", "-c", "-f", "raw", "-O", "qcow2", &path],
+        &base,
+    );
+    let create = ["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2"];
+    host("qemu-img", &create, overlay);
+    std::fs::remove_file(raw)
+}
+
+#[test]
+fn a_compressed_image_boots_below_an_overlay() {
+    let options = ["--format", "qcow2", "--follow-names"];
+    let mut machine = Machine::with_image("boot", &options, make_cloud_disk);
+    let base = machine.daemon.dir().join("base");
+    let before = std::fs::read(&base).expect("read the compressed image");
+    let mut guest = machine.boot(Boot::Disk);
+    guest.ok("grep -q 'BOOT_IMAGE=vmlinuz' /proc/cmdline");
+    let written = fill(&mut guest, 2, 4);
+    assert_eq!(digest(&mut guest, 2, 4), written);
+    guest.power_off();
+    assert!(machine.daemon.terminate().status.success());
+    host(
+        "qemu-img",
+        &["check", "-q", "-f", "qcow2"],
+        &machine.daemon.image_path(),
+    );
+    assert!(std::fs::read(&base).expect("read the compressed image") == before);
 }
 
 #[test]
