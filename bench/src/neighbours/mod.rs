@@ -6,7 +6,6 @@
 
 mod noise;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{NeighboursArgs, Pattern, StorageKind, Wait};
+use crate::args::{NeighboursArgs, Pattern, Wait};
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::contention::Contention;
@@ -34,8 +33,6 @@ enum Segment {
     Elsewhere,
     Here,
 }
-
-const IMAGE_SIZE: usize = 64 << 20;
 
 const KINDS: [Segment; 3] = [Segment::Alone, Segment::Elsewhere, Segment::Here];
 
@@ -97,13 +94,7 @@ fn segments(
     scratch: &Scratch,
     interrupted: &AtomicBool,
 ) -> Result<Vec<(Segment, Latency)>> {
-    let parent = match noise.on {
-        StorageKind::Direct | StorageKind::PageCache => scratch.disk(),
-        StorageKind::Tmpfs | StorageKind::Null | StorageKind::Qcow2 | StorageKind::Qcow2New => {
-            scratch.memory()
-        }
-    };
-    let start = |name: &str| Pair::start(candidate, noise, &parent.join(name), interrupted);
+    let start = |name: &str| Pair::start(candidate, noise, &scratch.memory().join(name), interrupted);
     let (mut here, mut elsewhere) = (start("here")?, start("elsewhere")?);
     let mut segments = Vec::new();
     for round in 0..args.rounds as usize {
@@ -122,10 +113,7 @@ impl Pair {
         let _ = std::fs::remove_dir_all(dir);
         std::fs::create_dir(dir).context("create a directory")?;
         for image in ["quiet.img", "noisy.img"] {
-            let path = dir.join(image);
-            std::fs::write(&path, vec![1; IMAGE_SIZE]).context("create an image")?;
-            // Write-back must not run during the measurement.
-            File::open(&path)?.sync_all().context("write an image back")?;
+            std::fs::write(dir.join(image), vec![1; 16 << 20]).context("create an image")?;
         }
         let [quiet, noisy] = ["quiet.sock", "noisy.sock"].map(|name| dir.join(name));
         let line = command_line(candidate, noise, dir);
@@ -178,26 +166,21 @@ fn command_line(candidate: &Candidate, noise: &Noise, dir: &Path) -> Vec<String>
         _ => (QSD.to_owned(), &[][..]),
     };
     let dir = dir.display();
-    let direct = match noise.on {
-        StorageKind::Direct => ",cache.direct=on",
-        _ => "",
-    };
+    let node = noise.node.replace("{dir}", &dir.to_string());
     let mut line = vec![
         program,
         "--object=iothread,id=io".to_owned(),
-        format!("--blockdev=file,node-name=quiet,filename={dir}/quiet.img{direct}"),
+        format!("--blockdev=file,node-name=quiet,filename={dir}/quiet.img"),
         format!(
             "--export=vhost-user-blk,id=quiet,node-name=quiet,addr.type=unix,addr.path={dir}/quiet.sock,iothread=io"
         ),
+        format!("--blockdev={node},node-name=noisy"),
+        format!(
+            "--export=vhost-user-blk,id=noisy,node-name=noisy,addr.type=unix,addr.path={dir}/noisy.sock,\
+             writable=on,iothread=io{}",
+            noise.export
+        ),
     ];
-    let node = noise.node.map(|node| node.replace("{dir}", &dir.to_string()));
-    line.extend(node.map(|node| format!("--blockdev={node},node-name=noisy")));
-    line.push(format!(
-        "--export=vhost-user-blk,id=noisy,node-name={},addr.type=unix,addr.path={dir}/noisy.sock,\
-         writable=on,iothread=io{}",
-        if noise.node.is_some() { "noisy" } else { "quiet" },
-        noise.export
-    ));
     line.extend_from_slice(options);
     line
 }

@@ -11,8 +11,6 @@ use testkit::raw::msg;
 use testkit::vm::{Ring, Vm};
 
 use super::load;
-use crate::args::Pattern;
-use crate::args::StorageKind::{self, Direct, PageCache, Tmpfs};
 use crate::candidate::{Candidate, Kind};
 use crate::frontend::open;
 use crate::lane::Lane;
@@ -25,10 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// One kind of noise.
 pub(super) struct Noise {
     pub(super) name: &'static str,
-    /// The storage of the well-behaved disk.
-    pub(super) on: StorageKind,
-    /// The noisy disk's node, without a name. Without it both disks have the same node, as two queues of a disk.
-    pub(super) node: Option<&'static str>,
+    /// The disk's node, without a name.
+    pub(super) node: &'static str,
     /// More options of the export.
     pub(super) export: &'static str,
     /// The disk's queues. Without it nothing connects.
@@ -45,91 +41,61 @@ impl Noise {
     }
 }
 
-/// Long writes beside the short reads of the well-behaved disk.
-const WRITES: Load = Load {
-    rw: Pattern::Randwrite,
-    ..load(Shape::new(1, 32, 1), 1 << 20)
-};
-
 const NULL: &str = "null-co,size=67108864,read-zeroes=off";
 
 pub(super) const NOISES: &[Noise] = &[
     Noise {
         name: "64 requests on a queue",
-        on: Tmpfs,
-        node: Some(NULL),
+        node: NULL,
         export: "",
         load: Some(load(Shape::new(1, 64, 1), 4096)),
         make: requests,
     },
     Noise {
         name: "64 queues",
-        on: Tmpfs,
-        node: Some(NULL),
+        node: NULL,
         export: ",num-queues=64",
         load: Some(load(Shape::new(64, 8, 1), 4096)),
         make: requests,
     },
     Noise {
         name: "reads of 1 MiB",
-        on: Tmpfs,
-        node: Some("file,filename={dir}/noisy.img"),
+        node: "file,filename={dir}/noisy.img",
         export: "",
         load: Some(load(Shape::new(1, 64, 1), 1 << 20)),
         make: requests,
     },
     Noise {
-        name: "writes, page cache",
-        on: PageCache,
-        node: None,
-        export: "",
-        load: Some(WRITES),
-        make: requests,
-    },
-    Noise {
-        name: "writes, O_DIRECT",
-        on: Direct,
-        node: None,
-        export: "",
-        load: Some(WRITES),
-        make: requests,
-    },
-    Noise {
         name: "storage that takes 20 ms",
-        on: Tmpfs,
-        node: Some("null-aio,size=67108864,latency-ns=20000000,read-zeroes=off"),
+        node: "null-aio,size=67108864,latency-ns=20000000,read-zeroes=off",
         export: "",
         load: Some(load(Shape::new(1, 64, 1), 4096)),
         make: requests,
     },
     Noise {
         name: "a storm of kicks",
-        on: Tmpfs,
-        node: Some(NULL),
+        node: NULL,
         export: "",
         load: Some(load(Shape::new(1, 1, 1), 4096)),
         make: kicks,
     },
     Noise {
         name: "connections",
-        on: Tmpfs,
-        node: Some(NULL),
+        node: NULL,
         export: "",
         load: None,
         make: connections,
     },
     Noise {
         name: "a storm of messages",
-        on: Tmpfs,
-        node: Some(NULL),
+        node: NULL,
         export: "",
         load: None,
         make: messages,
     },
     Noise {
         name: "broken rings",
-        on: Tmpfs,
-        node: Some(NULL),
+        node: NULL,
         export: "",
         load: None,
         make: broken_rings,
