@@ -90,7 +90,7 @@ impl From<Qcow2Channel> for Channel {
 
 impl Channel {
     /// Starts every request of the batch, and empties the list. Each request comes back to `completer` exactly once,
-    /// either during this call or later. Call this inside a defer scope.
+    /// either during this call or later, for which the caller must keep the completer. Call this inside a defer scope.
     ///
     /// Returns the number of requests that were merged into an earlier one.
     pub fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {

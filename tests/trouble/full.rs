@@ -9,6 +9,8 @@ use testkit::process::wait_for;
 const KIB: usize = 1 << 10;
 const BLOCK: usize = 64 * KIB;
 const WRITES: usize = 16;
+/// A worker that helps is late now and then.
+const ROUNDS: usize = 20;
 
 /// Starts a daemon on a disk with space for half of the writes.
 fn half_full(disk: &SmallDisk, options: &[&str]) -> Daemon {
@@ -99,6 +101,23 @@ fn makes_the_guest_wait(disk: &SmallDisk) {
         );
         assert_eq!(daemon.count("total", "held_ever"), done.len() as u64);
         daemon.wait_for(|d| said(d, ROOM_AGAIN) == 1, "say that there is room");
+    }
+}
+
+#[test]
+fn held_requests_that_a_worker_helps_with_complete() {
+    let Some(disk) = SmallDisk::mount(4 << 20) else {
+        return;
+    };
+    for _ in 0..ROUNDS {
+        let mut daemon = half_full(&disk, &["--request-merging", "off"]);
+        let mut frontend = connect(&daemon, WRITES);
+        submit_writes(&mut frontend);
+        let answered = wait_until_held(&mut daemon, &mut frontend);
+        disk.make_room();
+        let done = frontend.queue(0).drain();
+        assert_eq!(done.len(), WRITES - answered.len());
+        assert!(done.iter().all(|done| done.ret == 0), "{done:?}");
     }
 }
 

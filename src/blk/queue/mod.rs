@@ -23,7 +23,7 @@ use crate::aio::clock::LoopClock;
 use crate::aio::{AioContext, BottomHalf, Remote, Timer};
 use crate::defer::DeferredCall;
 use crate::engine::{Channel, DiskView};
-use crate::io::Requests;
+use crate::io::{Completer, Requests};
 
 mod complete;
 mod control;
@@ -73,6 +73,8 @@ pub struct BlkQueue {
     again: BottomHalf,
     /// Publishes used elements at the end of the outermost defer scope.
     publication: DeferredCall,
+    /// Gets back the requests that are tried again.
+    retrier: Rc<dyn Completer>,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl BlkQueue {
                     queue.process();
                 }),
                 publication: DeferredCall::new(publish),
+                retrier: retry::retrier(me),
             }
         });
         queue.set_batch_notifications(queue.device.batch_notifications.load(Ordering::Relaxed));

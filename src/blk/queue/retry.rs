@@ -24,6 +24,11 @@ impl Completer for Retrier {
     }
 }
 
+/// Makes the completer of the requests that a queue tries again. The queue must keep it while such requests are in flight.
+pub(super) fn retrier(queue: &Weak<BlkQueue>) -> Rc<dyn Completer> {
+    Rc::new(Retrier(Weak::clone(queue)))
+}
+
 impl BlkQueue {
     /// Holds a request until there is room, or gives it up if the ring stops.
     pub(super) fn hold(&self, request: Box<IoRequest>) {
@@ -56,8 +61,7 @@ impl BlkQueue {
         let _scope = DeferScope::enter();
         let mut requests = state.held.begin();
         drop(state);
-        let completer = Rc::new(Retrier(Weak::clone(&self.me))) as Rc<dyn Completer>;
-        self.channel.borrow().submit(&mut requests, &completer);
+        self.channel.borrow().submit(&mut requests, &self.retrier);
     }
 
     /// A request that was tried again is back.
