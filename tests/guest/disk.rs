@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use testkit::daemon::{IMAGE, SOCKET};
 use testkit::guest::{Boot, Guest};
 use testkit::machine::{MIB, Machine, host};
 
@@ -271,8 +272,12 @@ fn make_cloud_disk(overlay: &Path) -> std::io::Result<()> {
 
 #[test]
 fn a_compressed_image_boots_below_an_overlay() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    make_cloud_disk(&dir.path().join(IMAGE)).expect("make the images");
+    // Not the options of the guest's configuration, because these say that the image is raw.
     let options = ["--format", "qcow2", "--follow-names"];
-    let mut machine = Machine::with_image("boot", &options, make_cloud_disk);
+    let args = [&["--socket-path", SOCKET, "--blk-file", IMAGE][..], &options].concat();
+    let mut machine = Machine::with_args("boot", dir, &args);
     let base = machine.daemon.dir().join("base");
     let before = std::fs::read(&base).expect("read the compressed image");
     let mut guest = machine.boot(Boot::Disk);
