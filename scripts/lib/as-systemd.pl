@@ -129,5 +129,6 @@ my $until = time + DEADLINE;
 select undef, undef, undef, 0.05
     while kill(0 => $service) && time < $until;
 kill(0 => $service) and end "the service has not ended";
-unlink $path, $messages;
-rmdir $directory, $own;
+# As systemd does with the directory of a service.
+unlink $path, $messages, glob "$own/*";
+rmdir for $directory, $own;
