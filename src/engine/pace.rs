@@ -17,12 +17,12 @@ const SHARE: u64 = 8;
 const LONGEST: Nanos = 250_000;
 const SHORTEST: Nanos = 20_000;
 
-/// What is known of the speed of a server.
+/// The speed of a server, as far as its answers have shown it.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// The average time between two answers.
     each: Nanos,
-    /// When answers were last taken, if enough requests were out.
+    /// The time when answers were last taken, if enough requests were out.
     last: Option<Nanos>,
 }
 

@@ -1,8 +1,8 @@
-//! What disks on other machines have in common. Any thread.
+//! Options and checks that disks on other machines share. Any thread.
 
 use crate::storage::{Limits, format_of_footer, format_of_header};
 
-/// How such a disk is opened.
+/// The options with which such a disk is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RemoteOptions {
     /// Refuse writes.
@@ -13,7 +13,7 @@ pub struct RemoteOptions {
     pub unmap: bool,
     /// Ignore flushes.
     pub no_flush: bool,
-    /// Look whether the disk has an image of another format than raw.
+    /// Check whether the disk has an image of another format than raw.
     pub look: bool,
 }
 

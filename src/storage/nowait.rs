@@ -18,7 +18,7 @@ const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 /// File systems that keep their files in memory.
 const MEMORY: [libc::c_long; 3] = [libc::TMPFS_MAGIC, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC];
 
-/// Those that report holes, so that their files can be mapped.
+/// Magic numbers of the file systems in memory that report holes, so that their files can be mapped.
 const MAPPABLE: [libc::c_long; 1] = [libc::TMPFS_MAGIC];
 
 /// Whether reads and writes can complete without waiting for a device.

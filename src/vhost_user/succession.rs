@@ -64,7 +64,7 @@ impl Park {
     }
 }
 
-/// What a new process goes on with, as its server sees it.
+/// The disk that a new process goes on with, as its server sees it.
 #[derive(Debug)]
 pub(crate) struct Inheritance {
     disk: Receiver<(ParkedDisk, Bundle)>,

@@ -25,7 +25,7 @@ pub struct NbdOptions {
     pub reconnect_delay: Duration,
     /// Time in which the first connection is tried again.
     pub open_timeout: Duration,
-    /// What all disks on other machines have.
+    /// The options that all disks on other machines have.
     pub remote: RemoteOptions,
 }
 

@@ -281,7 +281,7 @@ pub(crate) enum ParkError {
 
 type Result<T> = std::result::Result<T, ParkError>;
 
-/// What the connection knows besides the session.
+/// The state of the connection that is not part of the session.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::vhost_user) struct Negotiated {
     pub(in crate::vhost_user) offered: bool,
