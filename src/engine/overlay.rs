@@ -34,9 +34,12 @@ impl BlockNode {
         }
     }
 
-    /// Returns whether a part of the data may be in another image.
-    pub fn has_backing(&self) -> bool {
-        matches!(self, Self::Qcow2(disk) if disk.has_backing())
+    /// Returns the number of backing files below each other.
+    pub fn backing_depth(&self) -> usize {
+        match self {
+            Self::Qcow2(disk) => disk.backing_depth(),
+            _ => 0,
+        }
     }
 
     /// Locks a disk that was made with [`above`](Self::above), and prepares it for writes. The lock of its backing file

@@ -94,19 +94,21 @@ fn new_size(arguments: NewSize) -> Result<(String, u64), QmpError> {
     Ok((name, size))
 }
 
-/// Accepted and ignored: nodes have no backing files here, so every list is flat.
+/// A flat list does not look below nodes.
 #[derive(Debug, Deserialize)]
 struct Flat {
-    #[serde(rename = "flat")]
-    _flat: Option<bool>,
+    flat: Option<bool>,
 }
 
-fn query_named_block_nodes(registry: &mut Registry, _: Flat) -> Outcome {
-    let named = registry.nodes().map(|(name, node)| info(registry, name, node));
+fn query_named_block_nodes(registry: &mut Registry, Flat { flat }: Flat) -> Outcome {
+    let flat = flat.unwrap_or_default();
+    let named = registry
+        .nodes()
+        .map(|(name, node)| info(registry, name, node, flat));
     named.collect::<Result<Vec<_>, _>>().map(Value::from)
 }
 
-fn info(registry: &Registry, name: &str, node: &Node) -> Outcome {
+fn info(registry: &Registry, name: &str, node: &Node, flat: bool) -> Outcome {
     let options = node.options();
     let view = registry.view_of(name).map_err(QmpError::from)?;
     let limits = node.group().map(|group| group.limits()).unwrap_or_default();
@@ -119,7 +121,7 @@ fn info(registry: &Registry, name: &str, node: &Node) -> Outcome {
         "active": node.is_active(),
         "encrypted": false,
         "detect_zeroes": to_value(&options.detect_zeroes)?,
-        "backing_file_depth": 0,
+        "backing_file_depth": if flat { 0 } else { registry.backing_depth(name) },
         "bps": limits.bps_total, "bps_rd": limits.bps_read, "bps_wr": limits.bps_write,
         "iops": limits.iops_total, "iops_rd": limits.iops_read, "iops_wr": limits.iops_write,
         "write_threshold": 0,

@@ -114,7 +114,7 @@ impl Registry {
         self.run_aside(work, move |registry, made| {
             let own = id.clone();
             let served = registry.end_start(&id, made, move |registry, export, made| {
-                registry.serve(&own, &export.node_name, made)
+                registry.serve(&own, &export.options.node_name, made)
             });
             done(served);
         });
@@ -130,7 +130,7 @@ impl Registry {
         let Some(mut export) = self.exports.remove(id) else {
             return Err(OperationError::NoExport { id: id.to_owned() });
         };
-        let path = self.nodes.path_down(&export.node_name);
+        let path = self.nodes.path_down(&export.options.node_name);
         self.nodes.busy.clear(&path);
         export.starting = false;
         complete(self, &mut export, made?)?;
@@ -170,7 +170,7 @@ impl Registry {
     /// Returns an export of this disk beside which no other may be, because one of the two writes.
     fn rival(&self, leaf: &Arc<BlockNode>, writable: bool) -> Option<(&String, &Export)> {
         let is_rival = |export: &Export| {
-            let node = self.nodes.resolve(&export.node_name);
+            let node = self.nodes.resolve(&export.options.node_name);
             (writable || export.writable) && node.is_ok_and(|node| Arc::ptr_eq(&node.view.node, leaf))
         };
         self.exports.iter().find(|(_, export)| is_rival(export))
@@ -181,7 +181,7 @@ impl Registry {
     /// The lock cannot tell, because an export without a frontend releases it: its guest would lose the disk.
     fn check_others(&self, leaf: &Arc<BlockNode>, writable: bool) -> Result<(), LockError> {
         let conflicts = |export: &Export| {
-            let node = self.nodes.resolve(&export.node_name);
+            let node = self.nodes.resolve(&export.options.node_name);
             (writable || export.writable) && node.is_ok_and(|node| node.view.node.is_twin(leaf))
         };
         match self.exports.values().any(conflicts) {
@@ -204,7 +204,7 @@ impl Registry {
     pub(super) fn exported(&self) -> BTreeMap<String, String> {
         let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
         let all = self.exports.iter().chain(leaving);
-        all.map(|(id, export)| (export.node_name.clone(), id.clone()))
+        all.map(|(id, export)| (export.options.node_name.clone(), id.clone()))
             .collect()
     }
 
@@ -213,7 +213,7 @@ impl Registry {
         let info = |id: &str, export: &Export, shutting_down| ExportInfo {
             id: id.to_owned(),
             kind: "vhost-user-blk",
-            node_name: export.node_name.clone(),
+            node_name: export.options.node_name.clone(),
             shutting_down,
         };
         let leaving = self.leaving.iter().filter(|leaving| !leaving.done.is_empty());

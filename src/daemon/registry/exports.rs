@@ -32,8 +32,8 @@ const TIMEOUT_MAX: u64 = 86_400;
 /// An export.
 #[derive(Debug)]
 pub struct Export {
+    /// The node is the one that is served now.
     pub(super) options: ExportOptions,
-    pub(super) node_name: String,
     pub(super) writable: bool,
     /// The IOThreads, which live at least as long as the export.
     pub(super) iothreads: Vec<Arc<IoThreadObject>>,
@@ -50,7 +50,7 @@ pub struct Export {
 impl Export {
     /// Returns the name of the served node.
     pub fn node_name(&self) -> &str {
-        &self.node_name
+        &self.options.node_name
     }
 
     /// Returns whether frontends may write.
@@ -106,7 +106,6 @@ pub(super) fn plan(
     let params = params(options, limits, queue_iothreads)?;
     let export = Export {
         options: options.clone(),
-        node_name: options.node_name.clone(),
         writable,
         iothreads,
         allow_inactive: options.allow_inactive,

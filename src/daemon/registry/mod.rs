@@ -234,6 +234,11 @@ impl Registry {
         self.nodes.filename(name)
     }
 
+    /// Returns the number of layers below a node, in QEMU's count.
+    pub fn backing_depth(&self, name: &str) -> usize {
+        self.nodes.backing_depth(name)
+    }
+
     /// Returns whether nothing is served.
     pub fn is_idle(&self) -> bool {
         self.exports.is_empty() && self.leaving.is_empty()

@@ -105,14 +105,14 @@ impl Registry {
             path.iter().any(|name| changes.contains_key(name))
         };
         let mut leaving = self.leaving.iter();
-        if let Some(by) = leaving.find(|leaving| is_above(&leaving.export.node_name)) {
+        if let Some(by) = leaving.find(|leaving| is_above(&leaving.export.options.node_name)) {
             return Err(OperationError::NodeInUse {
-                name: by.export.node_name.clone(),
+                name: by.export.options.node_name.clone(),
                 by: format!("export '{}'", by.id),
             });
         }
         let exports = self.exports.iter();
-        let exports = exports.map(|(id, export)| (id.clone(), export.node_name.clone()));
+        let exports = exports.map(|(id, export)| (id.clone(), export.options.node_name.clone()));
         Ok(exports.filter(|(_, node)| is_above(node)).collect())
     }
 

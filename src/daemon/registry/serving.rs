@@ -78,7 +78,7 @@ impl Registry {
         made.iter_mut().try_for_each(|(_, made)| made.activate())?;
         for (id, made) in made {
             if let Some(export) = self.exports.get(&id) {
-                listen(&made, &id, &export.node_name, &self.on_disk_notice);
+                listen(&made, &id, &export.options.node_name, &self.on_disk_notice);
             }
             add(&mut disks, &id, made)?;
         }

@@ -101,8 +101,8 @@ impl Registry {
     fn keeps_active(&self, name: &str) -> bool {
         let leaving = self.leaving.iter().map(|leaving| &leaving.export);
         let mut exports = self.exports.values().filter(|export| !export.allow_inactive);
-        exports.any(|export| export.node_name == name)
-            || leaving.into_iter().any(|export| export.node_name == name)
+        exports.any(|export| export.options.node_name == name)
+            || leaving.into_iter().any(|export| export.options.node_name == name)
     }
 
     /// Returns the disks that become active or inactive with these nodes, and the images that no disk uses.
@@ -110,7 +110,7 @@ impl Registry {
         let mut leaves = self.nodes.leaves_of(names);
         let mut switches = Vec::new();
         for (id, export) in &self.exports {
-            let path = self.nodes.path_down(&export.node_name);
+            let path = self.nodes.path_down(&export.options.node_name);
             // With another inactive node on its way, the disk stays inactive.
             let is_affected = path.iter().any(|name| names.contains(name))
                 && path

@@ -42,7 +42,7 @@ impl Registry {
         let disks = self.nodes.check_snapshot(node, overlay)?;
         let exports = self.exports.values();
         let all = exports.chain(self.leaving.iter().map(|leaving| &leaving.export));
-        match all.into_iter().any(|export| export.node_name == overlay) {
+        match all.into_iter().any(|export| export.options.node_name == overlay) {
             true => Err(OperationError::OverlayInUse),
             false => Ok(disks),
         }
@@ -105,8 +105,8 @@ impl Registry {
         let old = self.nodes.apply(changes);
         self.drop_aside(old);
         for export in self.exports.values_mut() {
-            if export.node_name == node {
-                overlay.clone_into(&mut export.node_name);
+            if export.options.node_name == node {
+                overlay.clone_into(&mut export.options.node_name);
             }
         }
         self.disks().map(Disk::resizer).for_each(Resizer::announce);

@@ -91,12 +91,12 @@ impl Qcow2Disk {
 
     /// Returns the number of images below each other, with this one.
     pub(super) fn depth(&self) -> usize {
-        1 + self.backing.depth()
+        1 + self.backing_depth()
     }
 
-    /// Returns whether there is a backing file.
-    pub(in crate::engine) fn has_backing(&self) -> bool {
-        !matches!(self.backing, Backing::None)
+    /// Returns the number of backing files below each other.
+    pub(in crate::engine) fn backing_depth(&self) -> usize {
+        self.backing.depth()
     }
 
     /// Returns all files of this image and of those below.

@@ -117,10 +117,8 @@ impl Nodes {
         let described = Qcow2Options {
             backing: parts.backing,
             data_file: parts.data_file,
-            read_only: options.is_read_only(),
-            follow_names: options.follow_names == Some(true),
             passed: Some(named),
-            ..Qcow2Options::default()
+            ..described(options)
         };
         let disk = Qcow2Disk::open(&self.part(&child)?, &described)?;
         Ok(Kind::Format {
@@ -130,12 +128,45 @@ impl Nodes {
         })
     }
 
+    /// Returns the number of layers below a node, as QEMU counts them: backing files, and nodes below filters.
+    pub(in super::super) fn backing_depth(&self, name: &str) -> usize {
+        match self.nodes.get(name).map(|node| &node.kind) {
+            Some(Kind::Format { disk, .. }) => disk.backing_depth(),
+            Some(Kind::Throttle { child, .. }) => 1 + self.backing_depth(child),
+            Some(Kind::Leaf(_) | Kind::Raw { .. }) | None => 0,
+        }
+    }
+
     /// Returns whether a node, or one above it, is of an image format.
     pub(super) fn is_in_format(&self, name: &str) -> bool {
         self.nodes.get(name).is_some_and(|node| {
             matches!(node.kind, Kind::Format { .. })
                 || node.parents.iter().any(|parent| self.is_in_format(parent))
         })
+    }
+}
+
+/// Returns the options of a disk, without the nodes that it uses. The files that the image names are opened as the image
+/// itself, if that is part of the same node.
+fn described(options: &BlockdevOptions) -> Qcow2Options {
+    let below = options.all().nth(1);
+    Qcow2Options {
+        read_only: options.is_read_only(),
+        follow_names: options.follow_names == Some(true),
+        cache: CacheOptions {
+            total: options.cache_size,
+            l2: options.l2_cache_size,
+            refcounts: options.refcount_cache_size,
+            entry: options.l2_cache_entry_size,
+            clean_interval: options.cache_clean_interval,
+        },
+        files: OpenOptions {
+            direct: options.cache.is_direct(),
+            locking: below.is_none_or(|below| below.locking != Some(OnOffAuto::Off)),
+            map: below.is_none_or(|below| below.mmap != Some(false)),
+            ..OpenOptions::default()
+        },
+        ..Qcow2Options::default()
     }
 }
 
@@ -160,31 +191,14 @@ impl Images {
         let Some(options) = top.all().find(|options| options.driver == Driver::Qcow2) else {
             return Ok(Opened { leaf, disk: None });
         };
-        let follow_names = options.follow_names == Some(true);
-        if follow_names && self.confined {
+        if options.follow_names == Some(true) && self.confined {
             return Err(OperationError::ConfinedNames);
         }
         let file = require("file", leaf.clone().or(parts.file))?;
-        let below = options.all().nth(1);
-        let locking = below.is_none_or(|below| below.locking != Some(OnOffAuto::Off));
         let described = Qcow2Options {
             backing: parts.backing,
             data_file: parts.data_file,
-            read_only: options.is_read_only(),
-            follow_names,
-            passed: None,
-            cache: CacheOptions {
-                total: options.cache_size,
-                l2: options.l2_cache_size,
-                refcounts: options.refcount_cache_size,
-                entry: options.l2_cache_entry_size,
-                clean_interval: options.cache_clean_interval,
-            },
-            files: OpenOptions {
-                direct: options.cache.is_direct(),
-                locking,
-                ..OpenOptions::default()
-            },
+            ..described(options)
         };
         let disk = Qcow2Disk::open(&file, &described)?;
         Ok(Opened {

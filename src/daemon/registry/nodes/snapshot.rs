@@ -23,7 +23,7 @@ impl Nodes {
         if name == overlay || !top.parents.is_empty() {
             return Err(OperationError::OverlayInUse);
         }
-        if disk.has_backing() {
+        if disk.backing_depth() > 0 {
             return Err(OperationError::OverlayHasBacking);
         }
         if disk.limits().read_only {
