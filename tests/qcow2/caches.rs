@@ -6,7 +6,7 @@ use std::path::Path;
 use testkit::daemon::{Daemon, run};
 use testkit::frontend::{Frontend, Op, all_features};
 
-use super::support::{directory_in_memory, qemu_img, qemu_io};
+use super::support::{create, directory_in_memory, qemu_io};
 
 const MIB: u64 = 1 << 20;
 /// The bytes of the disk that one slice of an L2 table maps.
@@ -15,7 +15,7 @@ const SLICES: u64 = (1 << 40) / PER_SLICE;
 
 /// Makes a disk of 1 TiB whose L1 entries all point to the same L2 table.
 fn make_large_image(dir: &Path) {
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "1T"]);
+    create(dir, "", &["image", "1T"]);
     qemu_io(dir, "image", &["write -P 5 0 64k"]);
     let mut image = fs::read(dir.join("image")).expect("read");
     let number =
@@ -80,7 +80,7 @@ fn the_caches_limit_the_memory_of_large_disks() {
 fn sizes_of_caches_have_qemus_words() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "1M"]);
+    create(dir, "", &["image", "1M"]);
     let refusal = |more: &str| {
         let exit = run(&["--blockdev", &node(dir, more), "--export", EXPORT], dir);
         assert!(!exit.status.success(), "{more}: {}", exit.output);

@@ -5,17 +5,14 @@ use std::path::Path;
 
 use testkit::daemon::run;
 
-use super::support::{check, compare, connect, directory, expected, qemu_img, qemu_io, raw};
+use super::support::{check, compare, connect, create, directory, expected, qemu_img, qemu_io, raw};
 
 const FOLLOW: &[&str] = &["--follow-names"];
 
 /// Makes an overlay of `base` with this size.
 fn overlay(dir: &Path, name: &str, base: (&str, &str), options: &str, size: &str) {
     let (file, format) = base;
-    let args = [
-        "create", "-q", "-f", "qcow2", "-o", options, "-b", file, "-F", format, name, size,
-    ];
-    qemu_img(dir, &args);
+    create(dir, options, &["-b", file, "-F", format, name, size]);
 }
 
 /// Returns the error of the daemon for an image.
@@ -130,12 +127,12 @@ fn wrong_backing_files_are_refused_by_name() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
     let base = |name: &str, format: &str| {
-        let mut args = vec!["create", "-q", "-u", "-f", "qcow2", "-b", name];
+        let mut args = vec!["-u", "-b", name];
         if !format.is_empty() {
             args.extend(["-F", format]);
         }
         // An image without the format of its backing file cannot be made any more, so the name is removed later.
-        qemu_img(dir, &[&args[..], &["top", "1M"]].concat());
+        create(dir, "", &[&args[..], &["top", "1M"]].concat());
     };
     for (name, format, words) in [
         ("missing", "raw", "cannot open"),
@@ -174,23 +171,13 @@ fn loops_and_deep_chains_are_refused() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
     for (name, base) in [("top", "second"), ("second", "third"), ("third", "top")] {
-        qemu_img(
-            dir,
-            &[
-                "create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", name, "1M",
-            ],
-        );
+        create(dir, "", &["-u", "-b", base, "-F", "qcow2", name, "1M"]);
     }
     let told = refusal(dir, FOLLOW);
     assert!(told.contains("is its own backing file"), "{told}");
     for number in 0..70 {
         let (name, base) = (format!("d{number}"), format!("d{}", number + 1));
-        qemu_img(
-            dir,
-            &[
-                "create", "-q", "-u", "-f", "qcow2", "-b", &base, "-F", "qcow2", &name, "1M",
-            ],
-        );
+        create(dir, "", &["-u", "-b", &base, "-F", "qcow2", &name, "1M"]);
     }
     fs::rename(dir.join("d0"), dir.join("top")).expect("rename");
     let told = refusal(dir, FOLLOW);
@@ -208,7 +195,7 @@ fn data_files_are_read() {
         "data_file=data,extended_l2=on",
     ] {
         let args = ["convert", "-n", "-f", "raw", "-O", "qcow2", "source.raw", "top"];
-        qemu_img(dir, &["create", "-q", "-f", "qcow2", "-o", options, "top", "3M"]);
+        create(dir, options, &["top", "3M"]);
         qemu_img(dir, &args);
         let told = refusal(dir, &[]);
         assert!(told.contains("names the data file 'data'"), "{told}");

@@ -5,7 +5,7 @@ use std::thread;
 use testkit::frontend::{Frontend, Op, Queue, all_features};
 use testkit::random::Random;
 
-use super::support::{check_clean, directory_in_memory, expected, qemu_img, serve_writable};
+use super::support::{check_clean, create, directory_in_memory, expected, serve_writable};
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 2048;
@@ -59,10 +59,7 @@ fn queues_share_clusters_on_several_iothreads() {
         "extended_l2=on",
         "compat=0.10",
     ] {
-        qemu_img(
-            dir,
-            &["create", "-q", "-f", "qcow2", "-o", options, "image", "8M"],
-        );
+        create(dir, options, &["image", "8M"]);
         let (mut daemon, frontend) = serve_writable(dir, "image", &["--num-queues", "4", "--iothreads", "2"]);
         drop(frontend);
         let mut frontend =

@@ -10,7 +10,9 @@ use std::process::Command;
 use testkit::frontend::{Frontend, Op};
 use testkit::random::Random;
 
-use super::support::{check_clean, directory_in_memory, expected, qemu_img, qemu_io, raw, serve_writable};
+use super::support::{
+    check_clean, create, directory_in_memory, expected, qemu_img, qemu_io, raw, serve_writable,
+};
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 4096;
@@ -194,10 +196,7 @@ fn killed_daemons_leave_consistent_images() {
         .into_iter()
         .zip(1..)
     {
-        qemu_img(
-            dir,
-            &["create", "-q", "-f", "qcow2", "-o", options, "image", SIZE],
-        );
+        create(dir, options, &["image", SIZE]);
         kill(dir, "image", &[], 10, seed);
     }
 }
@@ -209,8 +208,7 @@ fn killed_daemons_leave_consistent_overlays() {
     raw(dir, "base", 16 << 20);
     for (options, seed) in ["cluster_size=64k", "cluster_size=4k"].into_iter().zip(1..) {
         let overlay = ["-b", "base", "-F", "raw", "image", SIZE];
-        let args = ["create", "-q", "-f", "qcow2", "-o", options];
-        qemu_img(dir, &[&args[..], &overlay].concat());
+        create(dir, options, &overlay);
         kill(dir, "image", &["--follow-names"], 10, seed);
     }
 }
@@ -219,7 +217,7 @@ fn killed_daemons_leave_consistent_overlays() {
 fn killed_daemons_leave_snapshots_alone() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", SIZE]);
+    create(dir, "", &["image", SIZE]);
     qemu_io(dir, "image", &["write -P 7 1M 8M"]);
     qemu_img(dir, &["snapshot", "-c", "one", "image"]);
     let rounds = std::env::var("QCOW2_KILLS").ok();

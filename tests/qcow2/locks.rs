@@ -1,16 +1,13 @@
 //! The locks on images and their backing files, as QEMU sees them.
 
-use super::support::{directory, qemu_img, serve, serve_writable, try_run};
+use super::support::{create, directory, qemu_img, serve, serve_writable, try_run};
 
 #[test]
 fn images_and_backing_files_are_locked_against_writers() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "base", "1M"]);
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
-    );
+    create(dir, "", &["base", "1M"]);
+    create(dir, "", &["-b", "base", "-F", "qcow2", "top"]);
     let (mut daemon, frontend) = serve(dir, "top", &["--follow-names"]);
     let write = |image| try_run(dir, "qemu-io", &["-f", "qcow2", "-c", "write 0 64k", image]);
     let resize = |image| try_run(dir, "qemu-img", &["resize", "-q", "-f", "qcow2", image, "2M"]);
@@ -33,11 +30,8 @@ fn images_and_backing_files_are_locked_against_writers() {
 fn images_that_are_written_have_one_user() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "base", "1M"]);
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
-    );
+    create(dir, "", &["base", "1M"]);
+    create(dir, "", &["-b", "base", "-F", "qcow2", "top"]);
     let (mut daemon, frontend) = serve_writable(dir, "top", &["--follow-names"]);
     let command =
         |image, options: &[&str]| try_run(dir, "qemu-io", &[&["-f", "qcow2"], options, &[image]].concat());

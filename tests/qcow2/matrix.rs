@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{check, directory, qemu_img, qemu_io, raw};
+use super::support::{check, create, directory, qemu_img, qemu_io, raw};
 
 /// No multiple of a cluster of any size.
 const LEN: usize = (5 << 20) + (3 << 9);
@@ -158,7 +158,7 @@ fn an_image_in_use_after_a_crash_is_read() {
 #[test]
 fn a_large_image_is_opened_quickly() {
     let Some(dir) = directory() else { return };
-    qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "image", "1T"]);
+    create(dir.path(), "", &["image", "1T"]);
     qemu_io(dir.path(), "image", &["write -P 3 1023G 1M"]);
     let (_daemon, mut frontend) = super::support::serve(dir.path(), "image", &[]);
     let done = frontend.queue(0).run(&testkit::frontend::Op::Read {

@@ -6,7 +6,7 @@ use std::path::Path;
 use testkit::daemon::run;
 use testkit::frontend::Op;
 
-use super::support::{directory, qemu_img, qemu_io, serve, try_run};
+use super::support::{create, directory, qemu_img, qemu_io, serve, try_run};
 
 fn refusal(dir: &Path, args: &[&str]) -> String {
     let exit = run(
@@ -23,7 +23,7 @@ const READ: &[&str] = &["--format", "qcow2", "--read-only"];
 fn formats_are_never_guessed() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "1M"]);
+    create(dir, "", &["image", "1M"]);
     let told = refusal(dir, &[]);
     assert!(
         told.contains("looks like a qcow2 image") && told.contains("--format qcow2"),
@@ -65,7 +65,7 @@ fn encrypted_images_are_refused() {
 fn features_that_are_unknown_are_refused_by_name() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "1M"]);
+    create(dir, "", &["image", "1M"]);
     let image = fs::read(dir.join("image")).expect("read");
     for (byte, value, words) in [
         (72, 0x80, "bit 63"),

@@ -7,16 +7,9 @@ use testkit::frontend::Op;
 
 use super::killed::check_no_errors;
 use super::support::{
-    check_clean, directory_in_memory, expected, qemu_img, qemu_io, serve_writable, try_run,
+    check_clean, create, directory_in_memory, expected, l2_table, place, qemu_img, qemu_io, serve_writable,
+    try_run, word,
 };
-
-fn word(image: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(image[at..at + 8].try_into().expect("8 bytes"))
-}
-
-fn place(value: u64) -> usize {
-    usize::try_from(value & !(1 << 63)).expect("small")
-}
 
 /// Serves and closes an image, and checks it.
 fn close(dir: &Path, image: &str) {
@@ -32,8 +25,7 @@ fn close(dir: &Path, image: &str) {
 fn refcounts_that_qemu_left_open_are_repaired() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    let create = ["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on"];
-    qemu_img(dir, &[&create[..], &["image", "8M"]].concat());
+    create(dir, "lazy_refcounts=on", &["image", "8M"]);
     let commands = ["-c", "write -P 9 1M 2M", "-c", "flush", "-c", "abort"];
     let args = [&["-f", "qcow2"], &commands[..], &["image"]].concat();
     assert!(try_run(dir, "qemu-io", &args).is_err());
@@ -50,14 +42,11 @@ fn refcounts_that_qemu_left_open_are_repaired() {
 fn leaks_of_version_2_are_repaired() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-o", "compat=0.10", "image", "8M"],
-    );
+    create(dir, "compat=0.10", &["image", "8M"]);
     qemu_io(dir, "image", &["write -P 9 1M 2M"]);
     // A reference is removed.
     let mut image = fs::read(dir.join("image")).expect("read");
-    let l2 = place(word(&image, place(word(&image, 40))));
+    let l2 = l2_table(&image);
     image[l2 + 20 * 8..][..8].fill(0);
     fs::write(dir.join("image"), image).expect("write");
     assert!(
@@ -71,10 +60,7 @@ fn leaks_of_version_2_are_repaired() {
 fn clusters_have_one_user_again_after_a_repair() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-o", "compat=0.10", "image", "8M"],
-    );
+    create(dir, "compat=0.10", &["image", "8M"]);
     qemu_io(dir, "image", &["write -P 9 1M 2M"]);
     qemu_img(dir, &["snapshot", "-c", "lost", "image"]);
     // The list of snapshots is emptied, so all refcounts are too high, as if a removal had been interrupted.
@@ -88,10 +74,10 @@ fn clusters_have_one_user_again_after_a_repair() {
 fn corrupt_images_are_marked() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "8M"]);
+    create(dir, "", &["image", "8M"]);
     qemu_io(dir, "image", &["write -P 9 0 1M"]);
     let mut image = fs::read(dir.join("image")).expect("read");
-    let l2 = place(word(&image, place(word(&image, 40))));
+    let l2 = l2_table(&image);
     // The second cluster has no alignment any more.
     image[l2 + 8 + 6] |= 2;
     fs::write(dir.join("image"), image).expect("write");
@@ -120,7 +106,7 @@ fn corrupt_images_are_marked() {
 fn tables_marked_as_free_are_not_overwritten() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "8M"]);
+    create(dir, "", &["image", "8M"]);
     qemu_io(dir, "image", &["write -P 9 0 1M"]);
     check_no_errors(dir, "image");
     let mut image = fs::read(dir.join("image")).expect("read");

@@ -3,43 +3,18 @@
 use std::path::Path;
 
 use serde_json::json;
-use testkit::daemon::Daemon;
-use testkit::frontend::{Frontend, Op, all_features};
-use testkit::qmp::Qmp;
+use testkit::frontend::Op;
 
-use super::support::{check_clean, directory_in_memory, expected, qemu_img, qemu_io, raw};
+use super::support::{check_clean, create, directory_in_memory, expected, qemu_io, raw, serve_node};
 
 const MIB: usize = 1 << 20;
-
-/// Serves an image, and connects a frontend and a QMP client.
-fn serve(dir: &Path, image: &str, more: &str) -> (Daemon, Frontend, Qmp) {
-    let own = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
-    let node = format!(
-        "qcow2,node-name=disk,file.driver=file,file.filename={}{more}",
-        dir.join(image).display()
-    );
-    let daemon = Daemon::start_with(
-        own,
-        &[
-            "--blockdev",
-            &node,
-            "--export",
-            "vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=s,writable=on",
-            "--chardev",
-            "socket,id=qmp,path=qmp.sock,server=on,wait=off",
-            "--monitor",
-            "chardev=qmp",
-        ],
-    );
-    let frontend = Frontend::connect(&daemon.dir().join("s"), 1, 8, all_features()).expect("connect");
-    let client = Qmp::connect(&daemon.dir().join("qmp.sock"));
-    (daemon, frontend, client)
-}
 
 /// Changes the size of a disk, writes to its end, and compares it with what qemu-img reads.
 fn resize(dir: &Path, image: &str, more: &str, sizes: &[usize]) {
     let mut model = expected(dir, image);
-    let (mut daemon, mut frontend, mut client) = serve(dir, image, more);
+    let path = dir.join(image).display().to_string();
+    let node = format!("qcow2,file.driver=file,file.filename={path}{more}");
+    let (mut daemon, mut frontend, mut client) = serve_node("disk", &node, &[]);
     for (number, &size) in (1..).zip(sizes) {
         client.execute("block_resize", &json!({"node-name": "disk", "size": size}));
         model.resize(size, 0);
@@ -72,10 +47,7 @@ fn disks_become_longer_and_shorter() {
         "compat=0.10",
         "extended_l2=on",
     ] {
-        qemu_img(
-            dir,
-            &["create", "-q", "-f", "qcow2", "-o", options, "image", "2M"],
-        );
+        create(dir, options, &["image", "2M"]);
         qemu_io(dir, "image", &["write -P 7 0 2M"]);
         let sizes = [3 * MIB + 512, 9 * MIB, MIB + 1536, 40 * MIB, 512 * 7, 2 * MIB];
         resize(dir, "image", "", &sizes);
@@ -89,8 +61,7 @@ fn new_parts_hide_the_backing_file() {
     raw(dir, "base", 4 * MIB);
     for options in ["cluster_size=64k", "cluster_size=4k", "compat=0.10"] {
         let overlay = ["-b", "base", "-F", "raw", "image", "1500k"];
-        let args = ["create", "-q", "-f", "qcow2", "-o", options];
-        qemu_img(dir, &[&args[..], &overlay].concat());
+        create(dir, options, &overlay);
         resize(dir, "image", ",follow-names=on", &[3 * MIB, MIB, 5 * MIB]);
     }
 }

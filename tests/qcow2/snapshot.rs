@@ -5,50 +5,37 @@ use std::path::Path;
 use std::thread;
 
 use serde_json::{Value, json};
-use testkit::daemon::Daemon;
-use testkit::frontend::{Frontend, Op, all_features};
+use testkit::daemon::{Daemon, HAND_OVER};
+use testkit::frontend::{Frontend, Op};
 use testkit::qmp::Qmp;
 use testkit::random::Random;
 
 use super::killed::{Model, check_no_errors, finish, load};
-use super::support::{check_clean, directory_in_memory, expected, qemu_img, raw, try_run};
+use super::support::{
+    check_clean, create, directory_in_memory, expected, qemu_img, raw, serve_node, try_run,
+};
 
 const SIZE: usize = 16 << 20;
 
 /// Serves an image of a format as the node `n0`, and connects a frontend and a QMP client.
-fn serve(dir: &Path, image: &str, format: &str) -> (Daemon, Frontend, Qmp) {
-    let own = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+pub(crate) fn serve(dir: &Path, image: &str, format: &str) -> (Daemon, Frontend, Qmp) {
     let path = dir.join(image).display().to_string();
     let node = match format {
-        "raw" => format!("file,node-name=n0,discard=unmap,filename={path}"),
-        _ => format!("qcow2,node-name=n0,discard=unmap,file.driver=file,file.filename={path}"),
+        "raw" => format!("file,filename={path}"),
+        _ => format!("qcow2,file.driver=file,file.filename={path},follow-names=on"),
     };
-    let daemon = Daemon::start_with(
-        own,
-        &[
-            "--blockdev",
-            &node,
-            "--export",
-            "vhost-user-blk,id=e,node-name=n0,addr.type=unix,addr.path=s,writable=on",
-            "--chardev",
-            "socket,id=qmp,path=qmp.sock,server=on,wait=off",
-            "--monitor",
-            "chardev=qmp",
-            "--sandbox-path",
-            dir.to_str().expect("a name in UTF-8"),
-        ],
-    );
-    let frontend = Frontend::connect(&daemon.dir().join("s"), 1, 8, all_features()).expect("connect");
-    let client = Qmp::connect(&daemon.dir().join("qmp.sock"));
-    (daemon, frontend, client)
+    let dir = dir.to_str().expect("a name in UTF-8");
+    serve_node("n0", &node, &["--sandbox-path", dir, "--hand-over", HAND_OVER])
 }
 
 /// Makes an overlay above an image, and a node of it.
-fn add_overlay(dir: &Path, client: &mut Qmp, (below, format): (&str, &str), (image, name): (&str, &str)) {
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-b", below, "-F", format, image],
-    );
+pub(crate) fn add_overlay(
+    dir: &Path,
+    client: &mut Qmp,
+    (below, format): (&str, &str),
+    (image, name): (&str, &str),
+) {
+    create(dir, "", &["-b", below, "-F", format, image]);
     let file = json!({"driver": "file", "filename": dir.join(image)});
     let node = json!({
         "driver": "qcow2", "node-name": name, "discard": "unmap", "backing": null, "file": file
@@ -56,7 +43,7 @@ fn add_overlay(dir: &Path, client: &mut Qmp, (below, format): (&str, &str), (ima
     client.execute("blockdev-add", &node);
 }
 
-fn snapshot(node: &str, overlay: &str) -> Value {
+pub(crate) fn snapshot(node: &str, overlay: &str) -> Value {
     json!({"node": node, "overlay": overlay})
 }
 
@@ -89,7 +76,7 @@ fn take_snapshots(
     layers
 }
 
-fn make_image(dir: &Path, format: &str) -> Model {
+pub(crate) fn make_image(dir: &Path, format: &str) -> Model {
     raw(dir, "source", SIZE);
     qemu_img(dir, &["convert", "-f", "raw", "-O", format, "source", "layer0"]);
     Model::of(&fs::read(dir.join("source")).expect("read"))
@@ -139,6 +126,42 @@ fn snapshots_survive_kills() {
     model.compare(&expected(dir, "layer4"));
 }
 
+/// Returns the number of layers below each node.
+fn depths(client: &mut Qmp, flat: bool) -> Vec<(String, u64)> {
+    let nodes = client.execute("query-named-block-nodes", &json!({"flat": flat}));
+    let nodes = nodes.as_array().expect("a list").iter().map(|node| {
+        let name = node["node-name"].as_str().expect("a name").to_owned();
+        (name, node["backing_file_depth"].as_u64().expect("a number"))
+    });
+    nodes.filter(|(name, _)| name.starts_with(['n', 't'])).collect()
+}
+
+#[test]
+fn nodes_tell_how_many_layers_are_below() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    make_image(dir, "raw");
+    let (mut daemon, frontend, mut client) = serve(dir, "layer0", "raw");
+    add_overlay(dir, &mut client, ("layer0", "raw"), ("layer1", "n1"));
+    client.execute("blockdev-snapshot", &snapshot("n0", "n1"));
+    add_overlay(dir, &mut client, ("layer1", "qcow2"), ("layer2", "n2"));
+    let expected = |depths: &[u64]| -> Vec<(String, u64)> {
+        let names = ["n0", "n1", "n2", "t"].map(str::to_owned);
+        names.into_iter().zip(depths.iter().copied()).collect()
+    };
+    assert_eq!(depths(&mut client, false), expected(&[0, 1, 0]));
+    client.execute("blockdev-snapshot", &snapshot("n1", "n2"));
+    let group = json!({"qom-type": "throttle-group", "id": "g"});
+    client.execute("object-add", &group);
+    let throttle = json!({"driver": "throttle", "node-name": "t", "throttle-group": "g", "file": "n2"});
+    client.execute("blockdev-add", &throttle);
+    // As QEMU counts: a filter is a layer as well.
+    assert_eq!(depths(&mut client, false), expected(&[0, 1, 2, 3]));
+    assert_eq!(depths(&mut client, true), expected(&[0, 0, 0, 0]));
+    drop(frontend);
+    assert!(daemon.terminate().status.success());
+}
+
 #[test]
 fn old_layers_are_shared_with_readers() {
     let Some(dir) = directory_in_memory() else { return };
@@ -180,12 +203,12 @@ fn overlays_that_do_not_suit_are_refused() {
     let (mut daemon, frontend, mut client) = serve(dir, "layer0", "qcow2");
     add_overlay(dir, &mut client, ("layer0", "qcow2"), ("layer1", "n1"));
     qemu_img(dir, &["create", "-q", "-f", "raw", "plain", "16M"]);
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "other", "16M"]);
+    create(dir, "", &["other", "16M"]);
     for (name, image) in [("plain", "plain"), ("base", "other")] {
         let node = json!({"driver": "file", "node-name": name, "filename": dir.join(image)});
         client.execute("blockdev-add", &node);
     }
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "based", "16M"]);
+    create(dir, "", &["based", "16M"]);
     let file = json!({"driver": "file", "filename": dir.join("based")});
     let based = json!({"driver": "qcow2", "node-name": "based", "backing": "plain", "file": file});
     client.execute("blockdev-add", &based);

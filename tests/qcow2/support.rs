@@ -7,6 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::qmp::Qmp;
 use testkit::skip::skipped;
 
 /// Makes a directory for images, or skips the test without QEMU's tools.
@@ -41,6 +42,17 @@ pub(crate) fn try_run(dir: &Path, tool: &str, args: &[&str]) -> Result<(), Strin
 
 pub(crate) fn qemu_img(dir: &Path, args: &[&str]) {
     try_run(dir, "qemu-img", args).unwrap_or_else(|error| panic!("qemu-img {args:?}: {error}"));
+}
+
+/// Makes an image with these options of qcow2. `args`: more options, the name and the size.
+pub(crate) fn create(dir: &Path, options: &str, args: &[&str]) {
+    let create = ["create", "-q", "-f", "qcow2"];
+    let options = if options.is_empty() {
+        &[][..]
+    } else {
+        &["-o", options]
+    };
+    qemu_img(dir, &[&create, options, args].concat());
 }
 
 /// Runs commands on an image.
@@ -105,6 +117,25 @@ pub(crate) fn serve_writable(dir: &Path, image: &str, options: &[&str]) -> (Daem
     connect(&[&args, options].concat())
 }
 
+/// Serves a node for writing, and connects a frontend and a QMP client. `node`: the options of the node, which begin with
+/// its driver.
+pub(crate) fn serve_node(name: &str, node: &str, more: &[&str]) -> (Daemon, Frontend, Qmp) {
+    let (driver, options) = node.split_once(',').expect("options");
+    let node = format!("{driver},node-name={name},discard=unmap,{options}");
+    let export = format!("vhost-user-blk,id=e,node-name={name},addr.type=unix,addr.path=s,writable=on");
+    let args = ["--blockdev", &node, "--export", &export];
+    let chardev = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
+    let monitor = ["--chardev", chardev, "--monitor", "chardev=qmp"];
+    let (daemon, frontend) = connect(&[&args, &monitor, more].concat());
+    let client = manage(&daemon);
+    (daemon, frontend, client)
+}
+
+/// Connects a QMP client.
+pub(crate) fn manage(daemon: &Daemon) -> Qmp {
+    Qmp::connect(&daemon.dir().join("qmp.sock"))
+}
+
 /// Fails unless qemu-img finds no errors and no leaks in an image.
 pub(crate) fn check_clean(dir: &Path, image: &str) {
     let output = Command::new("qemu-img")
@@ -159,4 +190,19 @@ pub(crate) fn check(dir: &Path, image: &str, options: &[&str]) {
     drop(frontend);
     let exit = daemon.terminate();
     assert!(exit.status.success(), "{}", exit.output);
+}
+
+/// Returns the number at a place of an image.
+pub(crate) fn word(image: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(image[at..at + 8].try_into().expect("8 bytes"))
+}
+
+/// Returns the offset that an entry of a table has.
+pub(crate) fn place(entry: u64) -> usize {
+    usize::try_from(entry & !(1 << 63)).expect("small")
+}
+
+/// Returns the offset of the first L2 table.
+pub(crate) fn l2_table(image: &[u8]) -> usize {
+    place(word(image, place(word(image, 40))))
 }

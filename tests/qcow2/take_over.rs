@@ -11,7 +11,7 @@ use testkit::random::Random;
 
 use super::killed::{Model, load};
 use super::support::{
-    check_clean, connect, directory_in_memory, expected, qemu_img, raw, serve_writable, try_run,
+    check_clean, connect, create, directory_in_memory, expected, raw, serve_writable, try_run,
 };
 
 /// Serves an image for writing, with a socket for successors.
@@ -70,8 +70,7 @@ fn images_are_taken_over_under_load() {
         ("cluster_size=4k", &base),
         ("extended_l2=on", &base),
     ] {
-        let create = ["create", "-q", "-f", "qcow2", "-o", options];
-        qemu_img(dir, &[&create[..], base, &["image", "16M"]].concat());
+        create(dir, options, &[base, &["image", "16M"]].concat());
         under_load(dir, &["--follow-names"], |daemon, completed| {
             for _ in 0..4 {
                 wait_for_more(completed);
@@ -87,7 +86,7 @@ fn images_are_taken_over_under_load() {
 fn the_old_process_keeps_its_image_if_the_new_one_fails() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "16M"]);
+    create(dir, "", &["image", "16M"]);
     under_load(dir, &[], |daemon, completed| {
         for point in ["made", "ready", "received", "restored", "taken"] {
             wait_for_more(completed);
@@ -107,13 +106,9 @@ fn images_of_several_nodes_are_taken_over() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
     raw(dir, "base", 2 << 20);
-    let create = ["create", "-q", "-f", "qcow2", "-F"];
-    qemu_img(
-        dir,
-        &[&create[..], &["raw", "-b", "base", "middle", "2M"]].concat(),
-    );
-    let top = ["qcow2", "-b", "middle", "-o", "data_file=data", "top", "2M"];
-    qemu_img(dir, &[&create[..], &top].concat());
+    create(dir, "", &["-F", "raw", "-b", "base", "middle", "2M"]);
+    let top = ["-F", "qcow2", "-b", "middle", "top", "2M"];
+    create(dir, "data_file=data", &top);
     let before = expected(dir, "top");
     let at = |name: &str| dir.join(name).display().to_string();
     let nodes = [

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde_json::json;
 use testkit::daemon::Daemon;
-use testkit::frontend::{Frontend, Op, all_features};
+use testkit::frontend::{Frontend, Op};
 use testkit::qmp::Qmp;
 use testkit::random::Random;
 
-use super::support::{check_clean, directory_in_memory, expected, qemu_img, raw};
+use super::support::{check_clean, create, directory_in_memory, expected, qemu_img, raw, serve_node};
 
 const LEN: usize = (4 << 20) + (5 << 9);
 const REQUESTS: usize = 300;
@@ -21,24 +21,9 @@ struct Served {
 }
 
 impl Served {
-    /// Serves the node with these options.
+    /// Serves a node of a driver with these options.
     fn new(node: &str) -> Self {
-        let own = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
-        let daemon = Daemon::start_with(
-            own,
-            &[
-                "--blockdev",
-                node,
-                "--export",
-                "vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=s,writable=on",
-                "--chardev",
-                "socket,id=qmp,path=qmp.sock,server=on,wait=off",
-                "--monitor",
-                "chardev=qmp",
-            ],
-        );
-        let frontend = Frontend::connect(&daemon.dir().join("s"), 1, 8, all_features()).expect("connect");
-        let client = Qmp::connect(&daemon.dir().join("qmp.sock"));
+        let (daemon, frontend, client) = serve_node("disk", node, &[]);
         Self {
             daemon,
             frontend,
@@ -60,7 +45,13 @@ impl Served {
 }
 
 /// Makes a request on whole sectors, or for discards on whole clusters: other parts may keep their data.
-fn request(random: &mut Random, size: usize, cluster: usize, discards: bool) -> Op {
+fn request(
+    random: &mut Random,
+    size: usize,
+    Requests {
+        cluster, discards, ..
+    }: Requests,
+) -> Op {
     let sectors = size / 512;
     let first = random.below(sectors);
     let longest = [4, 40, 120][random.below(3)];
@@ -87,23 +78,41 @@ fn request(random: &mut Random, size: usize, cluster: usize, discards: bool) -> 
     }
 }
 
-/// Sends the same requests to both, and compares them. `more`: options of the image's node.
-fn compare(dir: &Path, more: &str, cluster: usize, (discards, resizes): (bool, bool), seed: u64) {
+/// The requests that both get.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Requests {
+    /// The unit of discards in bytes.
+    pub(crate) cluster: usize,
+    pub(crate) discards: bool,
+    pub(crate) resizes: bool,
+}
+
+impl Requests {
+    /// Requests of all kinds.
+    fn of(cluster: usize) -> Self {
+        Self {
+            cluster,
+            discards: true,
+            resizes: true,
+        }
+    }
+}
+
+/// Sends the same requests to `image`, which has a disk of `size` bytes, and to a raw twin, and compares them. `more`:
+/// options of the image's node.
+pub(crate) fn compare(dir: &Path, more: &str, mut size: usize, requests: Requests, seed: u64) {
     let file = |name| format!("filename={}", dir.join(name).display());
     qemu_img(dir, &["convert", "-f", "qcow2", "-O", "raw", "image", "twin"]);
-    let node = format!(
-        "qcow2,node-name=disk,discard=unmap,file.driver=file,file.{}{more}",
-        file("image")
-    );
-    let twin = format!("file,node-name=disk,discard=unmap,{}", file("twin"));
+    let node = format!("qcow2,file.driver=file,file.{}{more}", file("image"));
+    let twin = format!("file,{}", file("twin"));
     let mut both = [Served::new(&node), Served::new(&twin)];
-    let (mut random, mut size) = (Random::new(seed), LEN);
+    let mut random = Random::new(seed);
     for number in 1..=REQUESTS {
-        if resizes && number % 60 == 0 {
+        if requests.resizes && number % 60 == 0 {
             size = (2 << 20) + random.below(4 << 20) / 512 * 512;
             both.iter_mut().for_each(|served| served.resize(size));
         }
-        let op = request(&mut random, size, cluster, discards);
+        let op = request(&mut random, size, requests);
         for served in &mut both {
             assert_eq!(served.frontend.queue(0).run(&op).ret, 0, "request {number}");
         }
@@ -136,7 +145,7 @@ fn images_are_equal_to_raw_twins() {
         args.extend((!more.is_empty()).then_some(more));
         args.extend(["source", "image"]);
         qemu_img(dir, &args);
-        compare(dir, "", cluster, (true, true), seed);
+        compare(dir, "", LEN, Requests::of(cluster), seed);
     }
 }
 
@@ -158,13 +167,13 @@ fn overlays_are_equal_to_raw_twins() {
     .zip(1..)
     {
         let base = if format == "raw" { "base.raw" } else { "base" };
-        let args = [
-            "create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", format,
-        ];
-        qemu_img(dir, &[&args[..], &["image", &size]].concat());
+        create(dir, options, &["-b", base, "-F", format, "image", &size]);
         // Version 2 cannot hide a part of its backing file, so discards change nothing.
-        let discards = !options.contains("0.10");
-        compare(dir, ",follow-names=on", cluster, (discards, true), seed);
+        let requests = Requests {
+            discards: !options.contains("0.10"),
+            ..Requests::of(cluster)
+        };
+        compare(dir, ",follow-names=on", LEN, requests, seed);
     }
 }
 
@@ -175,16 +184,13 @@ fn snapshots_and_data_files_are_equal_to_raw_twins() {
     raw(dir, "source", LEN);
     qemu_img(dir, &["convert", "-f", "raw", "-O", "qcow2", "source", "image"]);
     qemu_img(dir, &["snapshot", "-c", "one", "image"]);
-    compare(dir, "", 64 << 10, (true, true), 1);
+    compare(dir, "", LEN, Requests::of(64 << 10), 1);
     for (options, seed) in ["data_file=data", "data_file=data,data_file_raw=on"]
         .into_iter()
         .zip(2..)
     {
         let size = LEN.to_string();
-        qemu_img(
-            dir,
-            &["create", "-q", "-f", "qcow2", "-o", options, "image", &size],
-        );
-        compare(dir, ",follow-names=on", 64 << 10, (true, true), seed);
+        create(dir, options, &["image", &size]);
+        compare(dir, ",follow-names=on", LEN, Requests::of(64 << 10), seed);
     }
 }

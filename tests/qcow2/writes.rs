@@ -6,7 +6,7 @@ use testkit::frontend::{Frontend, Op};
 use testkit::random::Random;
 
 use super::support::{
-    check_clean, directory, directory_in_memory, expected, qemu_img, qemu_io, raw, serve_writable,
+    check_clean, create, directory, directory_in_memory, expected, qemu_img, qemu_io, raw, serve_writable,
 };
 
 /// No multiple of a cluster of any size.
@@ -176,10 +176,7 @@ fn overlays_are_written() {
         {
             let (base, format) = [("base.raw", "raw"), ("base", "qcow2")][usize::from(seed % 2 == 0)];
             // Longer than what is below.
-            let args = [
-                "create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", format, "top", "6M",
-            ];
-            qemu_img(dir, &args);
+            create(dir, options, &["-b", base, "-F", format, "top", "6M"]);
             let before = std::fs::read(dir.join(base)).expect("read");
             write_to(dir, "top", &["--follow-names"], seed);
             assert!(
@@ -261,10 +258,7 @@ fn data_files_are_written() {
     .zip(1..)
     {
         let size = LEN.to_string();
-        qemu_img(
-            dir,
-            &["create", "-q", "-f", "qcow2", "-o", options, "image", &size],
-        );
+        create(dir, options, &["image", &size]);
         let args = ["convert", "-n", "-f", "raw", "-O", "qcow2", "source.raw", "image"];
         qemu_img(dir, &args);
         write_to(dir, "image", &["--follow-names"], seed);

@@ -10,7 +10,7 @@ use testkit::frontend::{Frontend, Op, all_features};
 use testkit::preload;
 use testkit::process::{Process, threads, wait_for};
 
-use super::support::{check_clean, directory_in_memory, expected, qemu_img, qemu_io};
+use super::support::{check_clean, create, directory_in_memory, expected, qemu_io};
 
 const CLUSTER: u64 = 64 << 10;
 /// Number of looks at a process that must not show a change before it counts as at rest.
@@ -64,7 +64,7 @@ fn serve(dir: &Path) -> Option<(Process, Frontend)> {
 fn discards_wait_for_writes_in_flight() {
     let Some(dir) = directory_in_memory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "image", "4M"]);
+    create(dir, "", &["image", "4M"]);
     qemu_io(dir, "image", &["write -P 7 0 1M"]);
     let Some((mut daemon, mut frontend)) = serve(dir) else {
         return;
