@@ -65,8 +65,8 @@ impl NowaitIo {
         }
     }
 
-    /// Maps a file in memory, so that it can be read and written without system calls. What a file grows by later is
-    /// accessed in the mapping too, up to twice the `size`.
+    /// Maps a file in memory, so that it can be read and written without system calls. What the file grows by later is
+    /// mapped when it is used.
     pub(super) fn map(&mut self, file: &File, size: u64) {
         let mappable = fstatfs(file).is_ok_and(|stat| MAPPABLE.contains(&stat.f_type));
         if self.kind != Nowait::Memory || !mappable {
@@ -78,7 +78,7 @@ impl NowaitIo {
         }
     }
 
-    /// A range may have become a hole.
+    /// A range may have become a hole, or be past the end of the file now.
     pub(super) fn forget(&self, offset: u64, len: u64) {
         if let Some(mapped) = &self.mapped {
             mapped.forget(offset, len);
@@ -89,8 +89,7 @@ impl NowaitIo {
         self.kind
     }
 
-    /// Fills all of `iov`. Returns false if that would have to wait, or failed. The caller knows that the file has all of
-    /// the range.
+    /// Fills all of `iov`. Returns false if that would have to wait, or failed, or if the file ends within the range.
     pub(super) fn read(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         match &self.mapped {
             None => self.read_by_call(file, iov, offset),
@@ -107,9 +106,8 @@ impl NowaitIo {
         done
     }
 
-    /// Like [`read`](Self::read), but returns false if the file ends within the range.
     #[inline]
-    pub(super) fn read_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
+    fn read_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
             Nowait::Memory => whole(&vectored::preadv(file, iov, offset), len),
@@ -120,8 +118,8 @@ impl NowaitIo {
         }
     }
 
-    /// Writes all of `iov`. Returns false if that would have to wait, or failed. Then a part may have been written. The
-    /// caller knows that the file has all of the range.
+    /// Writes all of `iov`. The file may end before or within the range: then it grows. Returns false if that would have
+    /// to wait, or failed. Then a part may have been written.
     pub(super) fn write(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         match &self.mapped {
             None => self.write_by_call(file, iov, offset),
@@ -138,9 +136,8 @@ impl NowaitIo {
         done
     }
 
-    /// Like [`write`](Self::write), but the file may end before or within the range.
     #[inline]
-    pub(super) fn write_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
+    fn write_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
             Nowait::Memory => whole(&vectored::pwritev(file, iov, offset), len),

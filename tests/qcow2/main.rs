@@ -5,6 +5,7 @@ mod chains;
 mod concurrent;
 mod killed;
 mod locks;
+mod mapped;
 mod matrix;
 mod powercut;
 mod refusals;

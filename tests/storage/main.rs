@@ -7,6 +7,7 @@
 
 mod block_device;
 mod durability;
+mod growing;
 mod io;
 mod lock;
 mod model;

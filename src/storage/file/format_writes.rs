@@ -129,14 +129,14 @@ impl RawFile {
     /// wait, or failed. Then a part may have been written.
     pub fn try_write_growing(&self, memory: &IoVecs, offset: u64) -> bool {
         self.check_growing_write(offset, memory.len() as u64).is_ok()
-            && self.nowait.write_by_call(&self.file, memory, offset)
+            && self.nowait.write(&self.file, memory, offset)
     }
 
     /// Fills all of `memory` from `offset` on, but never waits. Returns false if it would have to wait, or failed, or if
     /// the file ends before.
     pub fn try_read_growing(&self, memory: &IoVecs, offset: u64) -> bool {
         offset.is_multiple_of(self.limits.request_alignment.into())
-            && self.nowait.read_by_call(&self.file, memory, offset)
+            && self.nowait.read(&self.file, memory, offset)
     }
 
     /// Gives the space of a range that nobody uses back to the file system, if the file was opened with `unmap` and that
@@ -200,7 +200,11 @@ impl RawFile {
         let is_right = if shorten { now <= end } else { now >= end };
         match is_right || self.kind == Kind::BlockDevice {
             true => Ok(()),
-            false => self.file.set_len(end),
+            false => {
+                let done = self.file.set_len(end);
+                self.nowait.forget(end, now.saturating_sub(end));
+                done
+            }
         }
     }
 

@@ -1,14 +1,14 @@
-//! Files in memory, mapped: reads and writes are copies instead of system calls. Any thread.
+//! A part of a file in memory, mapped. Any thread.
 //!
 //! Only pages that exist are accessed. An access to a hole would allocate a page, even to read it, and could find the
 //! file system full. So a map of bits has the pages that are known to exist, and the caller executes all other requests
 //! with system calls. A page may disappear again: a discard forgets its pages here, and if another process punches a
 //! hole, the access allocates a page of zeroes, which is what a hole reads as.
 //!
-//! If another process truncates the file, or the file system is full, the access raises SIGBUS. `guard` then puts a page
-//! of zeroes in its place. From then on, requests for this page are left to system calls, too. In the last page of a file
-//! that was truncated, the bytes past the end exist, without a signal: they read as zeroes, and writes to them are lost.
-//! But the next page is gone then. So each request ends with a look at the page after its range, which must exist as well.
+//! If the file was truncated, or the file system is full, the access raises SIGBUS. `guard` then puts a page of zeroes in
+//! its place. From then on, requests for this page are left to system calls, too. In the last page of a file that was
+//! truncated, the bytes past the end exist, without a signal: they read as zeroes, and writes to them are lost. But the
+//! next page is gone then. So each request ends with a look at the page after its range, which must exist as well.
 
 use std::fs::File;
 use std::io;
@@ -26,16 +26,18 @@ use crate::io::{IoVecs, own};
 /// Size of a page in bytes.
 const PAGE: usize = 4096;
 
-/// Maximum number of bytes that are mapped. The map of bits takes up to 1/32768 of that.
-const LONGEST: usize = 1 << 40;
+/// The length of a part is a multiple of this: a word in the map of bits.
+pub(super) const UNIT: usize = PAGE * 64;
 
 /// Vain looks for new pages in a row, after which only one request in `PAUSE` is worth a look.
 const CHANCE: u32 = 8;
 const PAUSE: u32 = 16;
 
-/// A file in memory, mapped.
+/// A part of a file in memory, mapped. Offsets count from the start of the part.
 #[derive(Debug)]
-pub(super) struct Mapped {
+pub(super) struct Part {
+    /// The offset of the part in the file.
+    at: u64,
     /// A bit for each page that is known to exist.
     present: Box<[AtomicU64]>,
     /// Number of vain or omitted looks for new pages since the last one that found any. Only a hint.
@@ -60,10 +62,10 @@ unsafe impl Sync for Pages {}
 
 impl Pages {
     /// Maps a file for reading, and for writing if that is allowed: a file may be open for reading only, or be sealed.
-    fn map(file: &File, len: usize) -> io::Result<Self> {
+    fn map(file: &File, at: u64, len: usize) -> io::Result<Self> {
         let map = |protection| {
             // SAFETY: a new mapping at an address that the kernel chooses.
-            let start = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0) }?;
+            let start = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, at) }?;
             io::Result::Ok(Self {
                 start: start.cast(),
                 len,
@@ -81,22 +83,21 @@ impl Drop for Pages {
     }
 }
 
-impl Mapped {
-    /// Maps a file of `size` bytes, and some room to grow. What does not fit in the mapping is left to system calls.
+impl Part {
+    /// Maps `len` bytes of a file from `at` on: multiples of [`UNIT`]. The file may end before them.
     ///
     /// # Errors
     /// The file cannot be mapped, or the kernel has larger pages.
-    pub(super) fn new(file: &File, size: u64) -> io::Result<Self> {
+    pub(super) fn new(file: &File, at: u64, len: usize) -> io::Result<Self> {
         // SAFETY: reads a constant.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         if usize::try_from(page) != Ok(PAGE) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let size = usize::try_from(size).unwrap_or(LONGEST);
-        let len = size.saturating_mul(2).min(LONGEST).next_multiple_of(PAGE * 64);
-        let pages = Pages::map(file, len)?;
+        let pages = Pages::map(file, at, len)?;
         Ok(Self {
-            present: zeroes(len / PAGE / 64),
+            at,
+            present: zeroes(len / UNIT),
             vain: AtomicU32::new(0),
             guarded: Guarded::new(pages.start, len, PAGE, User::Ourselves)?,
             pages,
@@ -152,7 +153,7 @@ impl Mapped {
     /// Records which pages of a range exist. Call this after a system call has transferred all of them. If they were
     /// `written`, they exist; otherwise the kernel is asked.
     pub(super) fn learn(&self, file: &File, offset: u64, len: usize, written: bool) {
-        let Some(range) = self.range(offset, len) else {
+        let Some(range) = self.place(offset, len) else {
             return;
         };
         let (mut page, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
@@ -171,7 +172,8 @@ impl Mapped {
         while page < end {
             if !self.is_present(page) {
                 // In a hole, this finds the next data. Seeking is harmless, because nothing uses the position.
-                let data = seek(file, SeekFrom::Data((page * PAGE) as u64)).unwrap_or(u64::MAX);
+                let from = self.at + (page * PAGE) as u64;
+                let data = seek(file, SeekFrom::Data(from)).map_or(u64::MAX, |data| data - self.at);
                 let data = usize::try_from(data).map_or(end, |data| data / PAGE);
                 if data > page {
                     page = data;
@@ -186,17 +188,26 @@ impl Mapped {
 
     /// Forgets the pages of a range, which may have become a hole.
     pub(super) fn forget(&self, offset: u64, len: u64) {
-        let Some(range) = usize::try_from(len).ok().and_then(|len| self.range(offset, len)) else {
+        let Some(range) = usize::try_from(len).ok().and_then(|len| self.place(offset, len)) else {
             return;
         };
         // Whole words: the pages around the range are found again.
-        for word in range.start / PAGE / 64..range.end.div_ceil(PAGE * 64) {
-            self.present[word].store(0, Ordering::Relaxed);
+        for word in range.start / UNIT..range.end.div_ceil(UNIT) {
+            // Words that were never set take no memory.
+            if self.present[word].load(Ordering::Relaxed) != 0 {
+                self.present[word].store(0, Ordering::Relaxed);
+            }
         }
     }
 
-    /// Returns the part of the mapping with these bytes of the file, if it has them.
-    fn range(&self, offset: u64, len: usize) -> Option<Range<usize>> {
+    /// Returns the bytes of the file that are mapped.
+    #[inline]
+    pub(super) fn range(&self) -> Range<u64> {
+        self.at..self.at + self.pages.len as u64
+    }
+
+    /// Returns the place of these bytes in the mapping, if it has them.
+    fn place(&self, offset: u64, len: usize) -> Option<Range<usize>> {
         let start = usize::try_from(offset).ok()?;
         let end = start.checked_add(len)?;
         (end <= self.pages.len).then_some(start..end)
@@ -205,7 +216,7 @@ impl Mapped {
     /// Returns the place of these bytes in the mapping, if all of their pages and the page after them are known to exist
     /// and none is lost.
     fn existing(&self, offset: u64, len: usize) -> Option<Range<usize>> {
-        let range = self.range(offset, len)?;
+        let range = self.place(offset, len)?;
         let whole = with_next(&range);
         if whole.end > self.pages.len {
             return None;
