@@ -1,7 +1,8 @@
 //! A real guest does not notice that its backend is killed or ends and comes back, nor that the guest moves to another
 //! backend.
 //!
-//! SOAK_SECONDS in the environment sets the duration of the load (`scripts/soak`).
+//! SOAK_SECONDS in the environment sets the duration of the load (`scripts/soak`), and TAKE_OVERS the number of processes
+//! that take over one after the other.
 
 use std::os::unix::fs::symlink;
 use std::thread;
@@ -60,6 +61,10 @@ fn survives(signal: libc::c_int, seed: u64) {
 fn finish(guest: &mut Guest) {
     let Answer { status, output } = wait_for("the load", || guest.poll());
     assert_eq!(status, "0", "fio: {output}");
+    sees_no_error(guest);
+}
+
+fn sees_no_error(guest: &mut Guest) {
     let errors = guest.run("dmesg | grep -i -e 'i/o error' -e 'timeout' -e 'hung'");
     assert_eq!(errors.output, "", "the guest's kernel complains");
 }
@@ -74,26 +79,50 @@ fn a_guest_never_notices_an_upgraded_backend() {
     survives(libc::SIGTERM, 2);
 }
 
+/// Returns the number of take-overs beside a guest. `TAKE_OVERS` in the environment sets another one.
+fn take_overs() -> u64 {
+    std::env::var("TAKE_OVERS").map_or(20, |text| text.parse().expect("TAKE_OVERS is a number"))
+}
+
+/// Starts a load in the background that is repeated until [`end_load`]. Each round verifies all that it has written.
+fn start_endless_load(guest: &mut Guest) {
+    let round = load(2);
+    guest.ok(&format!(
+        "((while [ ! -e /tmp/end ]; do {round} >/tmp/fio 2>&1 || exit 1; done); echo $? >/tmp/status) >/dev/null 2>&1 &"
+    ));
+}
+
+/// Ends the load, and checks that it has found no error.
+fn end_load(guest: &mut Guest) {
+    guest.ok("touch /tmp/end");
+    let status = wait_for("the load", || {
+        Some(guest.ok("cat /tmp/status 2>/dev/null || true")).filter(|status| !status.is_empty())
+    });
+    assert_eq!(status, "0", "fio: {}", guest.ok("cat /tmp/fio"));
+    sees_no_error(guest);
+}
+
 #[test]
-fn a_guest_never_notices_a_take_over() {
+fn a_guest_never_notices_many_take_overs() {
     let mut machine = Machine::new("recovery", 80 * MIB, &["--hand-over", HAND_OVER]);
     let mut guest = machine.boot(Boot::KernelWithFio);
-    let seconds = seconds();
-    guest.start(&load(seconds));
-    let (mut count, end) = (0, Instant::now() + Duration::from_secs(seconds));
+    start_endless_load(&mut guest);
+    let soak = std::env::var("SOAK_SECONDS").map_or(0, |_| seconds());
+    let (mut count, start) = (0, Instant::now());
     let mut requests = 0;
-    while Instant::now() < end {
-        // The next process counts on. The load may end first.
+    while count < take_overs() || start.elapsed().as_secs() < soak {
+        // The next process counts on.
         requests = wait_for("requests", || {
-            let now = machine.daemon.count("total", "requests");
-            (now > requests || Instant::now() >= end).then_some(now)
+            Some(machine.daemon.count("total", "requests")).filter(|now| *now > requests)
         });
         machine.daemon.take_over(&[]);
         count += 1;
     }
-    finish(&mut guest);
-    println!("{count} take-overs in {seconds} s: nothing was lost");
-    assert!(count > 1, "only {count} take-overs");
+    end_load(&mut guest);
+    println!(
+        "{count} take-overs in {:?}, {requests} requests: nothing was lost",
+        start.elapsed()
+    );
     let log = machine.daemon.output();
     assert!(
         !log.contains("frontend connected"),

@@ -13,6 +13,7 @@ use testkit::daemon::{Daemon, HAND_OVER, IMAGE, SOCKET, binary, run};
 use testkit::frontend::{Frontend, Op, Queue, all_features};
 use testkit::process::{Process, SetAtEnd, wait_for};
 use testkit::qmp::Qmp;
+use vhost_user_blk::daemon::FailPoint;
 
 const BLOCK: usize = 4096;
 const QUEUES: usize = 8;
@@ -44,9 +45,13 @@ impl Service {
 
     /// Starts a process that takes over.
     fn start_successor(&mut self, options: &[&str]) -> usize {
+        self.start_program(&binary(), options)
+    }
+
+    fn start_program(&mut self, program: &Path, options: &[&str]) -> usize {
         let number = self.later.len();
         let log = File::create(self.dir().join(format!("log{number}"))).expect("make a log");
-        let mut command = Command::new(binary());
+        let mut command = Command::new(program);
         command.args(["--take-over", HAND_OVER]).args(options);
         command.current_dir(self.dir()).stdin(Stdio::null()).stderr(log);
         self.later
@@ -56,7 +61,12 @@ impl Service {
 
     /// Makes another process take over.
     pub(crate) fn take_over(&mut self, options: &[&str]) {
-        let number = self.start_successor(options);
+        self.take_over_by(&binary(), options);
+    }
+
+    /// Makes another process take over, of this program.
+    pub(crate) fn take_over_by(&mut self, program: &Path, options: &[&str]) {
+        let number = self.start_program(program, options);
         let status = match number {
             0 => self.first.wait_for_exit().status,
             _ => self.later[number - 1].wait(),
@@ -126,7 +136,7 @@ fn work(number: usize, queue: &mut Queue, stop: &AtomicBool, completed: &AtomicU
 }
 
 /// Runs `change` while all queues work, and checks the image afterwards.
-fn under_load(service: &mut Service, change: impl FnOnce(&mut Service, &AtomicUsize)) {
+pub(crate) fn under_load(service: &mut Service, change: impl FnOnce(&mut Service, &AtomicUsize)) {
     let mut frontend = service.connect(QUEUES, DEPTH);
     let (stop, completed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let image = service.first.image_path();
@@ -156,7 +166,7 @@ fn under_load(service: &mut Service, change: impl FnOnce(&mut Service, &AtomicUs
     }
 }
 
-fn wait_for_more(completed: &AtomicUsize) {
+pub(crate) fn wait_for_more(completed: &AtomicUsize) {
     let before = completed.load(Ordering::Relaxed);
     wait_for("completions", || {
         (completed.load(Ordering::Relaxed) > before + 1000).then_some(())
@@ -199,6 +209,15 @@ const NEW: [&str; 7] = [
 /// The points at which the old process is killed, before it has passed its disks.
 const OLD: [&str; 4] = ["asked", "passed", "parking", "parked"];
 
+/// The point at which the old process is killed when the disks are the new one's.
+const PASSED: &str = "handed-over";
+
+#[test]
+fn a_process_is_killed_at_every_point() {
+    let all = FailPoint::ALL.map(|(name, _)| name);
+    assert_eq!(all[..], [&NEW[..], &OLD, &[PASSED]].concat());
+}
+
 #[test]
 fn the_old_process_serves_when_the_new_one_is_killed() {
     let mut service = Service::start(&[]);
@@ -219,7 +238,7 @@ fn the_old_process_serves_when_the_new_one_is_killed() {
 
 #[test]
 fn the_new_process_serves_when_the_old_one_is_killed() {
-    let mut service = Service::start(&["--fail-take-over", "handed-over"]);
+    let mut service = Service::start(&["--fail-take-over", PASSED]);
     under_load(&mut service, |service, completed| {
         wait_for_more(completed);
         let number = service.start_successor(&[]);

@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 
 use testkit::daemon::{Daemon, HAND_OVER, SOCKET};
 use testkit::frontend::Op;
 use testkit::skip::skipped;
 
-use crate::take_over::Service;
+use crate::take_over::{Service, under_load, wait_for_more};
 
 #[test]
 fn versions_without_a_common_format_are_told() {
@@ -65,6 +66,23 @@ fn format_1_has_no_fields_of_format_2() {
     let [_, everything] = answers(&service, &hello(1, 1));
     assert!(everything.contains("\"node"), "{everything}");
     assert!(!everything.contains("files"), "{everything}");
+}
+
+#[test]
+#[ignore = "needs a program of another version: scripts/test-versions"]
+fn an_older_version_takes_over_and_hands_back() {
+    let other = std::env::var_os("OTHER_VERSION").map(PathBuf::from);
+    let other = other.expect("OTHER_VERSION is the path of the other version's program");
+    let mut service = Service::start(&[]);
+    under_load(&mut service, |service, completed| {
+        for _ in 0..5 {
+            wait_for_more(completed);
+            service.take_over_by(&other, &[]);
+            wait_for_more(completed);
+            service.take_over(&[]);
+        }
+        wait_for_more(completed);
+    });
 }
 
 /// What a program with these formats says first.
