@@ -254,6 +254,13 @@ fn trace_reports_slow_intervals_and_events() {
         text.contains("slow: queue=0 p50=") && text.contains("block io error: "),
         "{text}"
     );
+    let slow = text
+        .lines()
+        .find(|line| line.contains(" slow flush: queue=0 took="));
+    let slow = slow.unwrap_or_else(|| panic!("no slow request in {text}"));
+    for stage in ["throttled=", "waited=", "storage=", "returned=", "published="] {
+        assert!(slow.contains(stage), "{slow}");
+    }
     let error = refused(&run(&daemon, &["trace", "other"]));
     assert!(error.contains("there is no disk"), "{error}");
 }

@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::image_lock::{HeldTurn, SharedTurn, TakeError};
 use super::shard::{Route, Shard};
@@ -89,6 +89,11 @@ impl DiskHandle {
     /// Returns whether the disk was made inactive, and does not need the image's lock.
     pub fn is_inactive(&self) -> bool {
         self.turn.get().is_waived()
+    }
+
+    /// Reports requests that take at least `slower_than` to the listener of the disk's notices, for `time` from now on.
+    pub fn trace(&self, slower_than: Duration, time: Duration) {
+        self.state.trace.set(slower_than, time);
     }
 
     /// Waits until the IOThreads have done what they were told before.

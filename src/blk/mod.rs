@@ -20,4 +20,5 @@ mod ring_state;
 mod shard;
 mod state;
 pub mod stats;
+mod trace;
 pub mod write_cache;

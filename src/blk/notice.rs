@@ -46,6 +46,8 @@ pub enum Notice {
         /// The time since its start.
         age: Duration,
     },
+    /// A traced request was slow.
+    Slow(SlowRequest),
     /// A ring is stopped because it is broken.
     RingBroken {
         /// The queue.
@@ -53,6 +55,32 @@ pub enum Notice {
         /// The reason.
         reason: String,
     },
+}
+
+/// A request, and where its time went. Times are in nanoseconds, and add up to the time from the visit that has taken the
+/// request to the publication of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowRequest {
+    /// The queue.
+    pub queue: u16,
+    /// The name of the operation.
+    pub op: &'static str,
+    /// First byte on the disk. `None` for a flush.
+    pub offset: Option<u64>,
+    /// Length.
+    pub bytes: u64,
+    /// It waited for its throttle group.
+    pub throttled: u64,
+    /// It waited for a worker, or for room in the kernel's queue.
+    pub waited: u64,
+    /// The storage had it.
+    pub storage: u64,
+    /// It was done, and waited for its IOThread.
+    pub returned: u64,
+    /// It was answered, and the answer waited to be published with others.
+    pub published: u64,
+    /// Number of other slow requests of the queue since the last report.
+    pub others: u64,
 }
 
 /// The decision about a request that has failed.

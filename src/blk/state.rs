@@ -8,6 +8,7 @@ use super::facts::DiskFacts;
 use super::failures::Failures;
 use super::notice::Notices;
 use super::request::{ID_LEN, Rules};
+use super::trace::Trace;
 use crate::engine::{BlockNode, DiskView};
 use crate::log_limit::LogLimit;
 use crate::storage::{FlushWitness, Limits};
@@ -35,6 +36,8 @@ pub struct DeviceState {
     pub facts: Arc<DiskFacts>,
     /// Limits the log lines about this disk.
     pub log: LogLimit,
+    /// Which requests are reported as slow.
+    pub trace: Trace,
 }
 
 /// The block node below a disk, as the disk uses it now. It may be replaced. Queues have copies, and do not come here
@@ -108,6 +111,7 @@ impl DeviceState {
             failures: Failures::default(),
             facts: Arc::default(),
             log: LogLimit::new(),
+            trace: Trace::default(),
         }
     }
 

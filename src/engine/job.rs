@@ -88,7 +88,9 @@ impl<E: Execute> Jobs<E> {
 impl<E: Execute> Work for Job<E> {
     fn run(&mut self) {
         if let Some(request) = &mut self.request {
+            request.begins();
             self.executor.execute(request);
+            request.ends();
         }
     }
 

@@ -68,6 +68,12 @@ impl IoRequest {
             lists.group.clear();
             std::mem::swap(&mut lists.leader, &mut self.iov);
             lists.leader.clear();
+            if let Some(stages) = &self.stages {
+                // The storage had them at the same time. All were taken in one visit.
+                for follower in &mut lists.followers {
+                    follower.stages = Some(stages.clone());
+                }
+            }
             lists.followers.drain(..).for_each(&mut taker);
         }
         taker(self);

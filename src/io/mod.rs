@@ -6,6 +6,7 @@ mod iovec;
 mod lists;
 mod request;
 mod split;
+mod stages;
 mod volatile;
 mod zero;
 
@@ -13,4 +14,5 @@ pub use iovec::IoVecs;
 pub(crate) use iovec::own;
 pub use request::{Completer, IoOp, IoRange, IoRequest, Requests};
 pub use split::{Split, Splitter};
+pub use stages::Stages;
 pub(crate) use volatile::{is_zero, read_volatile_16};

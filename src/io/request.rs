@@ -7,7 +7,7 @@ use std::rc::Rc;
 use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 
-use super::IoVecs;
+use super::{IoVecs, Stages};
 
 /// Requests that are passed on. Boxed, because each of them moves on by itself and is recycled.
 #[allow(clippy::vec_box, reason = "each box moves on without a copy")]
@@ -127,6 +127,8 @@ pub struct IoRequest {
     pub token: u16,
     /// The result, valid once the request has completed.
     pub result: io::Result<()>,
+    /// Present while the request is traced.
+    pub stages: Option<Box<Stages>>,
 
     pub(super) completer: Option<SendWrapper<Rc<dyn Completer>>>,
     /// Memory besides `iov`: that of the followers, or a part of another request's.
@@ -163,6 +165,7 @@ impl Default for IoRequest {
             ranges: SmallVec::new(),
             token: 0,
             result: Ok(()),
+            stages: None,
             completer: None,
             lists: None,
         }

@@ -119,6 +119,28 @@ pub static REQUEST_LATE: EventSpec = EventSpec {
     limited_by: Some(&["id", "queue"]),
 };
 
+/// A request was slow, while the disk is traced.
+pub static REQUEST_SLOW: EventSpec = EventSpec {
+    name: "__vhost-user-blk_REQUEST_SLOW",
+    data: &Object::new(
+        "__vhost-user-blk_RequestSlow",
+        &[
+            required("id", Type::Str),
+            required("queue", Type::Int),
+            required("operation", Type::Str),
+            optional("offset", Type::Int),
+            required("bytes", Type::Int),
+            required("throttled-ns", Type::Int),
+            required("waited-ns", Type::Int),
+            required("storage-ns", Type::Int),
+            required("returned-ns", Type::Int),
+            required("published-ns", Type::Int),
+            required("others", Type::Int),
+        ],
+    ),
+    limited_by: None,
+};
+
 /// Requests wait because the disk is full.
 pub static DISK_HELD: EventSpec = EventSpec {
     name: "__vhost-user-blk_DISK_HELD",
@@ -139,7 +161,7 @@ pub static DISK_RESUMED: EventSpec = EventSpec {
 static EXPORT: Object = Object::new("__vhost-user-blk_Export", &[required("id", Type::Str)]);
 
 /// All kinds.
-pub(super) static ALL: [&EventSpec; 9] = [
+pub(super) static ALL: [&EventSpec; 10] = [
     &SHUTDOWN,
     &BLOCK_EXPORT_DELETED,
     &BLOCK_IO_ERROR,
@@ -147,6 +169,7 @@ pub(super) static ALL: [&EventSpec; 9] = [
     &FRONTEND_DISCONNECTED,
     &RING_BROKEN,
     &REQUEST_LATE,
+    &REQUEST_SLOW,
     &DISK_HELD,
     &DISK_RESUMED,
 ];

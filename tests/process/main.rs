@@ -9,6 +9,7 @@ mod metrics;
 mod nodes;
 mod options;
 mod panics;
+mod probes;
 mod sandbox;
 mod service;
 mod shared_device;

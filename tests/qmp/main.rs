@@ -20,3 +20,4 @@ mod set_active;
 mod slow;
 mod threads;
 mod throttled;
+mod trace;

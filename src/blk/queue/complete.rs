@@ -5,6 +5,8 @@
 
 use std::rc::Rc;
 
+use probe::probe_lazy;
+
 use super::ownership::Slot;
 use super::ring::Ring;
 use super::{BlkQueue, State, late_flush};
@@ -74,9 +76,12 @@ impl BlkQueue {
 impl State {
     /// Puts the answer to a request into the ring, or makes its data stable first.
     #[inline]
-    pub(super) fn complete(&mut self, request: Box<IoRequest>) {
+    pub(super) fn complete(&mut self, mut request: Box<IoRequest>) {
         if self.write_through && late_flush::is_unflushed(&request) {
             return self.late_flush.push(request);
+        }
+        if let Some(stages) = request.stages.take() {
+            self.slow.answered(&request, *stages, self.clock.read());
         }
         if let Some(ring) = self.phase.ring_mut() {
             ring.complete(&self.stats, &request);
@@ -106,6 +111,16 @@ impl State {
         // suppresses so many notifications that there would be nothing to compare.
         let wanted = ring.split.publish() || !self.coalescing && event_idx;
         ring.latencies.published(&self.stats, &self.clock);
+        if self.slow.is_waiting() {
+            self.slow.published(self.clock.read(), self.view.start);
+        }
+        probe_lazy!(
+            vhost_user_blk,
+            publish,
+            std::ptr::from_ref(&*self.stats),
+            completions,
+            wanted
+        );
         self.stats.completions.add(completions);
         self.stats.in_flight.set(ring.owned.len() as u64);
         self.notifier.completed(completions);
@@ -125,6 +140,14 @@ impl Ring {
         let Some(slot) = self.owned.release(head) else {
             return;
         };
+        probe_lazy!(
+            vhost_user_blk,
+            complete,
+            std::ptr::from_ref(stats),
+            head,
+            std::ptr::from_ref(request),
+            request.result.is_err()
+        );
         let status = match &request.result {
             Ok(()) => Status::Ok,
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Status::Unsupp,

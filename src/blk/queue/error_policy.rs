@@ -65,12 +65,13 @@ impl BlkQueue {
 
     /// Ends a request that cannot be held any longer, because its ring stops. The next backend of the ring finishes it.
     /// If nobody would know of it, the guest gets an error.
-    pub(super) fn give_up(&self, request: Box<IoRequest>) {
+    pub(super) fn give_up(&self, mut request: Box<IoRequest>) {
         let mut state = self.state.borrow_mut();
         if state.leaves_held_requests()
             && let Some(ring) = state.phase.ring_mut()
         {
             ring.owned.leave(request.token);
+            request.stages = None;
             return state.recycle(request);
         }
         drop(state);

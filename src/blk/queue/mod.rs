@@ -43,6 +43,7 @@ mod phase;
 mod quiesce;
 mod retry;
 mod ring;
+mod slow;
 mod timeouts;
 mod unshared_memory;
 mod visit;
@@ -54,6 +55,7 @@ use late_flush::LateFlush;
 use notify::{MissedNotification, Notifier};
 use phase::Phase;
 pub use ring::{QueueError, RingSetup, Stop};
+use slow::Slow;
 use timeouts::Timeouts;
 use unshared_memory::UnsharedMemory;
 
@@ -103,6 +105,7 @@ struct State {
     free: Requests,
     held: Held,
     late_flush: LateFlush,
+    slow: Slow,
     /// Present if late requests are reported.
     timeouts: Option<Timeouts>,
     unshared: UnsharedMemory,
@@ -229,6 +232,7 @@ impl State {
         Self {
             clock: Rc::clone(ctx.clock()),
             view: device.below.view(),
+            slow: Slow::new(index, Arc::clone(&device)),
             notifier: Notifier::new(index, device, Arc::clone(&stats)),
             stats,
             phase: Phase::Stopped { base: 0 },

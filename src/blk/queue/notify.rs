@@ -11,6 +11,8 @@ use std::io::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use probe::probe_lazy;
+
 use crate::aio::Timer;
 use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
@@ -61,6 +63,15 @@ impl Notifier {
     /// Notifies the driver. A driver without a call eventfd polls the ring, or is notified once it sets one.
     pub(super) fn notify(&mut self) {
         let Some(call) = &self.call else { return };
+        probe_lazy!(
+            vhost_user_blk,
+            notify,
+            std::ptr::from_ref(&*self.stats),
+            self.device.name.as_ptr(),
+            self.device.name.len(),
+            self.index,
+            self.uncovered
+        );
         match call.signal() {
             Ok(()) => self.stats.notified(std::mem::take(&mut self.uncovered)),
             Err(error) => {

@@ -5,11 +5,13 @@
 
 use std::rc::Rc;
 
+use probe::probe_lazy;
+
 use super::early_notification::EarlyNotification;
 use super::latencies::Nanos;
 use super::ownership::Slot;
 use super::ring::{Missing, QueueError, Ring};
-use super::{BlkQueue, State};
+use super::{BlkQueue, State, slow};
 use crate::blk::request::{self, Action, Rules, Status};
 use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
@@ -72,6 +74,10 @@ impl BlkQueue {
         if state.may_have_lost() {
             collected = self.take_again(&mut state, batch, collected);
         }
+        let taken = state.clock.last();
+        if self.device.trace.is_on(taken) {
+            slow::begin(batch, taken);
+        }
         let start = state.view.start;
         if let Some(timeouts) = &mut state.timeouts {
             timeouts.begin(batch, start);
@@ -95,6 +101,12 @@ impl BlkQueue {
     /// Hands the batch to the engine. There may be `more` in the ring.
     fn execute(&self, batch: &mut Requests, more: bool) {
         self.early.set(EarlyNotification::begin(batch.len(), more));
+        probe_lazy!(
+            vhost_user_blk,
+            submit,
+            std::ptr::from_ref(&*self.state.borrow().stats),
+            batch.len()
+        );
         let merged = self.channel.borrow().submit(batch, &self.completer());
         if merged > 0 {
             self.state.borrow().stats.merged.add(merged as u64);
@@ -211,6 +223,15 @@ impl Ring {
                 (slot.written, slot.bytes) = (written, bytes);
                 self.owned.take(head, slot);
                 request.token = head;
+                probe_lazy!(
+                    vhost_user_blk,
+                    take,
+                    std::ptr::from_ref(stats),
+                    head,
+                    std::ptr::from_ref(request),
+                    request.offset,
+                    bytes
+                );
                 Ok(true)
             }
             Action::Answer(status, written) => {

@@ -6,7 +6,7 @@ use crate::blk::notice::{Action, Notice};
 use crate::qmp::Events;
 use crate::qmp::events::{
     BLOCK_IO_ERROR, DISK_HELD, DISK_RESUMED, EventSpec, FRONTEND_CONNECTED, FRONTEND_DISCONNECTED,
-    REQUEST_LATE, RING_BROKEN,
+    REQUEST_LATE, REQUEST_SLOW, RING_BROKEN,
 };
 
 /// Sends an event of the disk that export `id` serves. Any thread; never waits.
@@ -33,6 +33,22 @@ fn event(id: &str, node: &str, notice: Notice) -> (&'static EventSpec, Value) {
         Notice::Late { queue, op, age } => (
             &REQUEST_LATE,
             json!({"id": id, "queue": queue, "operation": op, "seconds": age.as_secs()}),
+        ),
+        Notice::Slow(slow) => (
+            &REQUEST_SLOW,
+            json!({
+                "id": id,
+                "queue": slow.queue,
+                "operation": slow.op,
+                "offset": slow.offset,
+                "bytes": slow.bytes,
+                "throttled-ns": slow.throttled,
+                "waited-ns": slow.waited,
+                "storage-ns": slow.storage,
+                "returned-ns": slow.returned,
+                "published-ns": slow.published,
+                "others": slow.others,
+            }),
         ),
         Notice::Failed {
             op,

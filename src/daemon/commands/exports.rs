@@ -1,7 +1,9 @@
 //! The commands for exports.
 
+use std::time::Duration;
+
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::blockstats::query_blockstats;
 use super::command::{NOTHING, done, later, on_registry};
@@ -11,7 +13,7 @@ use crate::daemon::handle::Handle;
 use crate::daemon::options::ExportOptions;
 use crate::daemon::registry::{Registry, RemoveMode};
 use crate::qmp::schema::Object;
-use crate::qmp::{Command, Outcome, Reply, Scope};
+use crate::qmp::{Command, Outcome, QmpError, Reply, Scope};
 
 pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
@@ -28,6 +30,12 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
             &types::QUERY_NODES,
             types::BLOCKSTATS,
             query_blockstats,
+        ),
+        on_registry(
+            "__vhost-user-blk_trace-requests",
+            &types::TRACE_REQUESTS,
+            NOTHING,
+            trace_requests,
         ),
     ]
 }
@@ -65,6 +73,35 @@ fn block_export_del(scope: &mut Scope<'_, Handle>, arguments: Map<String, Value>
     scope.context.call(move |registry| {
         registry.export_del(&id, mode, done(reply));
     });
+}
+
+/// Longest time that a client can ask for at once, in seconds. It may ask again.
+const TRACE_MAX: u64 = 3600;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Tracing {
+    id: String,
+    slower_than_ns: u64,
+    seconds: u64,
+}
+
+fn trace_requests(registry: &mut Registry, tracing: Tracing) -> Outcome {
+    let Tracing {
+        id,
+        slower_than_ns,
+        seconds,
+    } = tracing;
+    if seconds > TRACE_MAX {
+        let reason = format!("Parameter 'seconds' expects a number from 0 to {TRACE_MAX}");
+        return Err(QmpError::generic(reason));
+    }
+    registry.trace_requests(
+        &id,
+        Duration::from_nanos(slower_than_ns),
+        Duration::from_secs(seconds),
+    )?;
+    Ok(json!({}))
 }
 
 fn query_block_exports(registry: &mut Registry, _: Nothing) -> Outcome {

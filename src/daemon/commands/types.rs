@@ -321,6 +321,15 @@ pub(super) static EXPORT_DEL: Object = Object::new(
     ],
 );
 
+pub(super) static TRACE_REQUESTS: Object = Object::new(
+    "__vhost-user-blk_TraceRequests",
+    &[
+        required("id", Type::Str),
+        required("slower-than-ns", Type::U64),
+        required("seconds", Type::U64),
+    ],
+);
+
 /// `query-block-exports`.
 static EXPORT_INFO: Object = Object::new(
     "BlockExportInfo",

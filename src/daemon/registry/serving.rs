@@ -161,6 +161,23 @@ impl Registry {
         waiting.filter_map(|leaving| leaving.deadline).min()
     }
 
+    /// Reports requests of an export that take at least `slower_than`, for `time` from now on.
+    ///
+    /// # Errors
+    /// There is no such export.
+    pub fn trace_requests(
+        &self,
+        id: &str,
+        slower_than: Duration,
+        time: Duration,
+    ) -> Result<(), OperationError> {
+        let disk = self.disks().find(|disk| disk.id() == id);
+        let handle = disk.and_then(Disk::handle);
+        let handle = handle.ok_or_else(|| OperationError::NoExport { id: id.to_owned() })?;
+        handle.trace(slower_than, time);
+        Ok(())
+    }
+
     /// Returns the served disks, ordered by the ids of their exports.
     pub fn disks(&self) -> impl Iterator<Item = &Disk> {
         self.running.iter().flat_map(|running| running.disks.iter())

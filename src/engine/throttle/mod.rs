@@ -148,6 +148,7 @@ impl<C: Submit> Shared<C> {
                     break;
                 };
                 target.waits.end(batch.len() as u64);
+                batch.iter_mut().for_each(|request| request.admitted());
                 target.channel.submit(&mut batch, &completer);
             }
         }

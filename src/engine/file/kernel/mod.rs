@@ -207,7 +207,8 @@ impl<Q: KernelQueue> Inner<Q> {
             left: capacity - in_flight,
             files: self.files.get(),
         };
-        while let Some((file, request)) = backlog.next(room(flights.count)) {
+        while let Some((file, mut request)) = backlog.next(room(flights.count)) {
+            request.begins();
             file.part.begin();
             let number = flights.begin(Pending { request, file });
             let Pending { request, file } = flights.get(number);
@@ -271,7 +272,8 @@ impl<Q: KernelQueue> Inner<Q> {
             let mut flights = self.flights.borrow_mut();
             ended.extend(done.drain(..).map(|completion| {
                 let number = usize::try_from(completion.data).expect("the number was a usize before");
-                let pending = flights.end(number);
+                let mut pending = flights.end(number);
+                pending.request.ends();
                 pending.file.part.end();
                 (pending, completion.result)
             }));
