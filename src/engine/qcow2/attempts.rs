@@ -6,9 +6,8 @@
 
 use smallvec::SmallVec;
 
-use super::backing::Backing;
 use super::cache::HeldSlice;
-use super::disk::Qcow2Disk;
+use super::disk::{Backing, Qcow2Disk};
 use super::tables::Tables;
 use crate::io::IoVecs;
 use crate::qcow2::{Entry, Place, Target};

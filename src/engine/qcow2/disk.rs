@@ -1,4 +1,4 @@
-//! A disk in a qcow2 image. Any thread.
+//! A disk in a qcow2 image, and the layers below it. Any thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,12 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use super::backing::Backing;
 use super::cache_options::CacheOptions;
 use super::error::OpenError;
 use super::state::State;
 use super::tables::Tables;
+use crate::io::IoVecs;
 use crate::storage::{ImageLock, Limits, LockError, LockMode, RawFile};
+
+/// The place of the data that an image does not have.
+#[derive(Clone, Debug)]
+pub(super) enum Backing {
+    /// It reads as zeroes.
+    None,
+    Raw(Arc<RawFile>),
+    Qcow2(Arc<Qcow2Disk>),
+}
 
 /// A disk in a qcow2 image.
 #[derive(Debug)]
@@ -282,6 +291,47 @@ impl Qcow2Disk {
     /// Says that the disk is only read from now on, because it has become a backing file.
     pub(in crate::engine) fn stop_writing(&self) {
         self.state.set_may_write(false);
+    }
+}
+
+impl Backing {
+    /// Fills `len` bytes of `iov` from byte `at` on, with the data from `guest` on. What is past the end is zero.
+    pub(super) fn read(&self, iov: &IoVecs, at: usize, len: usize, guest: u64) -> io::Result<()> {
+        match self {
+            Self::None => {
+                iov.zero_at(at, len);
+                Ok(())
+            }
+            Self::Raw(file) => file.read_part(iov, at, len, guest),
+            Self::Qcow2(disk) => disk.read_part(iov, at, len, guest),
+        }
+    }
+
+    /// Returns the number of files below each other.
+    pub(super) fn depth(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Raw(_) => 1,
+            Self::Qcow2(disk) => disk.depth(),
+        }
+    }
+
+    /// Returns all files.
+    pub(super) fn files(&self) -> Vec<&Arc<RawFile>> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Raw(file) => vec![file],
+            Self::Qcow2(disk) => disk.files(),
+        }
+    }
+
+    /// Reads everything again, because other processes have used the files.
+    pub(super) fn look_anew(&self) -> io::Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Raw(file) => file.look_anew().map(drop),
+            Self::Qcow2(disk) => disk.look_anew(),
+        }
     }
 }
 

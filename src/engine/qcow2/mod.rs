@@ -4,8 +4,8 @@
 //! memory of one image: the header, the L1 table, a cache of slices of L2 tables and a few decompressed clusters. The
 //! IOThread executes reads whose tables and data are in memory; workers do the rest with blocking calls.
 
+mod allocation;
 mod attempts;
-mod backing;
 mod cache;
 mod cache_options;
 mod channel;
@@ -14,8 +14,11 @@ mod clusters;
 mod disk;
 mod error;
 mod execute;
+mod flush;
+mod marks;
 mod open;
 mod read;
+mod read_whole;
 mod refcounts;
 mod repair;
 mod resize;

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::backing::Backing;
 use super::cache_options::CacheOptions;
-use super::disk::Qcow2Disk;
+use super::disk::{Backing, Qcow2Disk};
 use super::error::OpenError;
 use super::tables::Tables;
 use crate::engine::node::BlockNode;

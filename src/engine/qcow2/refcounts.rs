@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use super::tables::read_whole;
+use super::read_whole::read_whole;
 use crate::qcow2::{ClusterSize, Field, Header, RefcountWidth, Refcounts};
 use crate::storage::RawFile;
 

@@ -5,8 +5,9 @@ use std::io;
 use std::ops::Range;
 
 use super::disk::Qcow2Disk;
+use super::read_whole::read_whole;
 use super::refcounts::RefcountBlocks;
-use super::tables::{Tables, corrupt, read_whole};
+use super::tables::{Tables, corrupt};
 use crate::qcow2::{Corruption, Entry, Field, Header, L1Entry, SnapshotEntry};
 use crate::storage::RawFile;
 

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::backing::Backing;
-use super::disk::Qcow2Disk;
-use super::tables::{Tables, read_whole};
+use super::disk::{Backing, Qcow2Disk};
+use super::read_whole::read_whole;
+use super::tables::Tables;
 use crate::qcow2::{Field, Header};
 use crate::storage::LockMode;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::cache::{Cache, HeldSlice, Look, SliceAlone};
 use super::cache_options::{CacheOptions, CacheSizes};
 use super::error::OpenError;
+use super::read_whole::read_whole;
 use crate::qcow2::{CompressedCluster, Extent, HEADER_MAX, Header, L1Entry, Place, SliceLayout, decompress};
 use crate::storage::RawFile;
 
@@ -212,17 +213,6 @@ impl Tables {
         }
         clusters.push((compressed.offset, Arc::clone(&cluster)));
         Ok(cluster)
-    }
-}
-
-/// Reads a table, all of which must be in the file.
-pub(super) fn read_whole(file: &RawFile, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    match file.read_bytes(bytes, offset)? == bytes.len() {
-        true => Ok(()),
-        false => Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "a table of the qcow2 image is past the end of the file",
-        )),
     }
 }
 

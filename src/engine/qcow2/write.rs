@@ -6,10 +6,10 @@
 use std::io;
 use std::ops::Range;
 
-use super::backing::Backing;
 use super::claims::Claim;
-use super::disk::Qcow2Disk;
-use super::tables::{Tables, corrupt, read_whole};
+use super::disk::{Backing, Qcow2Disk};
+use super::read_whole::read_whole;
+use super::tables::{Tables, corrupt};
 use crate::io::IoVecs;
 use crate::qcow2::{Entry, L1Entry, Place, SliceLayout, Target};
 use crate::storage::Gathered;

@@ -3,8 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use super::backing::Backing;
-use super::disk::Qcow2Disk;
+use super::disk::{Backing, Qcow2Disk};
 use super::tables::{Tables, corrupt};
 use crate::qcow2::{Entry, Header};
 use crate::storage::zero_memory;

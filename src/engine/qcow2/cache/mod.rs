@@ -15,7 +15,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockE
 
 use rustix::mm::{Advice, madvise};
 
-use super::tables::read_whole;
+use super::read_whole::read_whole;
 use crate::qcow2::{Slice, SliceLayout};
 use crate::storage::RawFile;
 
