@@ -17,6 +17,7 @@ mod handing_over;
 mod job;
 mod link_channel;
 mod lock;
+mod max_batch;
 mod nbd;
 mod node;
 mod null;

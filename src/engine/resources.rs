@@ -13,6 +13,7 @@ use super::file::kernel::KernelEngine;
 use super::file::linux_aio::LinuxAio;
 use super::file::uring::Uring;
 use super::file::writers::{Writer, Writers};
+use super::max_batch::MaxBatch;
 use super::nbd::{Link, NbdDisk};
 use crate::aio::AioContext;
 use crate::thread_pool::ThreadPool;
@@ -47,24 +48,6 @@ impl Turns {
     /// Makes this channel the last one. Returns whether it was the last one before.
     pub(super) fn take(&self, number: usize) -> bool {
         self.last.replace(number) == number
-    }
-}
-
-/// `aio-max-batch`: the most requests in one submission to the kernel. That of the IOThread may change. 0 is no limit.
-#[derive(Clone, Debug, Default)]
-pub(super) struct MaxBatch {
-    pub(super) of_disk: u64,
-    pub(super) of_iothread: Rc<Cell<u64>>,
-}
-
-impl MaxBatch {
-    /// Returns the smaller one of the two limits.
-    pub(super) fn get(&self) -> usize {
-        let limits = [self.of_disk, self.of_iothread.get()];
-        let least = limits.into_iter().filter(|limit| *limit > 0).min();
-        least
-            .and_then(|limit| usize::try_from(limit).ok())
-            .unwrap_or(usize::MAX)
     }
 }
 

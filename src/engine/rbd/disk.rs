@@ -1,4 +1,4 @@
-//! A disk in a Ceph cluster: its properties, and its lock. Any thread.
+//! A disk in a Ceph cluster: its properties and its size. Any thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::lock::RbdLock;
 use super::look;
 use super::owner;
 use crate::ceph::{Cluster, Error, Image, ImageName};
 use crate::engine::remote_disk::{RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
-use crate::storage::{Limits, LockError, LockMode};
+use crate::storage::Limits;
 
 /// The longest wait for an answer of the cluster.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -41,7 +40,7 @@ pub struct RbdDisk {
     /// The format of the image on the disk when it was opened, unless it seemed to be raw.
     format: Option<&'static str>,
     size: Arc<Size>,
-    /// There is an [`RbdLock`].
+    /// There is a lock.
     pub(super) locked: AtomicBool,
 }
 
@@ -163,19 +162,6 @@ impl RbdDisk {
 
     pub(in crate::engine) fn size_listeners(&self) -> &SizeListeners {
         &self.size.listeners
-    }
-
-    /// Locks the image for writing. Readers need no lock. Reads the size again, because others may have changed it.
-    pub(in crate::engine) fn lock(self: &Arc<Self>, mode: LockMode) -> Result<Option<RbdLock>, LockError> {
-        let lock = match (mode, self.options.read_only) {
-            (LockMode::Write, false) => Some(RbdLock::acquire(self)?),
-            _ => None,
-        };
-        self.look_anew().map_err(|source| LockError::Lock {
-            path: self.path.clone(),
-            source,
-        })?;
-        Ok(lock)
     }
 }
 

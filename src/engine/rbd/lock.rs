@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::disk::RbdDisk;
 use super::owner;
 use crate::ceph::Image;
-use crate::storage::LockError;
+use crate::storage::{LockError, LockMode};
 
 /// The longest wait for an answer of the cluster.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -30,9 +30,24 @@ struct Held {
     disk: Arc<RbdDisk>,
 }
 
+impl RbdDisk {
+    /// Locks the image for writing. Readers need no lock. Reads the size again, because others may have changed it.
+    pub(in crate::engine) fn lock(self: &Arc<Self>, mode: LockMode) -> Result<Option<RbdLock>, LockError> {
+        let lock = match (mode, self.options().read_only) {
+            (LockMode::Write, false) => Some(RbdLock::acquire(self)?),
+            _ => None,
+        };
+        self.look_anew().map_err(|source| LockError::Lock {
+            path: path(self),
+            source,
+        })?;
+        Ok(lock)
+    }
+}
+
 impl RbdLock {
     /// Takes the lock of a writable disk.
-    pub(super) fn acquire(disk: &Arc<RbdDisk>) -> Result<Self, LockError> {
+    fn acquire(disk: &Arc<RbdDisk>) -> Result<Self, LockError> {
         if disk.locked.swap(true, Ordering::AcqRel) {
             return Err(LockError::Held { path: path(disk) });
         }

@@ -20,7 +20,7 @@ use super::threads::ThreadsEngine;
 use crate::aio::{AioContext, EventSet, FdHandler, Poller, PollerHandle, Timer};
 use crate::defer::DeferScope;
 use crate::engine::error::Error;
-use crate::engine::resources::MaxBatch;
+use crate::engine::max_batch::MaxBatch;
 use crate::io::{IoOp, IoRequest, Requests};
 use crate::log_limit::LogLimit;
 use crate::storage::RawFile;
