@@ -7,6 +7,7 @@ mod channel;
 mod error;
 mod handler;
 mod inbox;
+mod inheritance;
 pub mod inherited;
 pub mod path;
 mod region_reply;
@@ -20,7 +21,7 @@ mod vring;
 
 pub use channel::{BackendChannel, Resizer};
 pub use error::SessionError;
+pub(crate) use inheritance::{Heir, inheritance};
 pub(crate) use session::parked::ParkedDisk;
 pub(crate) use stopper::Parking;
 pub use stopper::Stopper;
-pub(crate) use succession::{Heir, inheritance};
