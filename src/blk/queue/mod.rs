@@ -23,7 +23,7 @@ use crate::aio::clock::LoopClock;
 use crate::aio::{AioContext, BottomHalf, Remote, Timer};
 use crate::defer::DeferredCall;
 use crate::engine::{Channel, DiskView};
-use crate::io::{Completer, Requests};
+use crate::io::{Completer, IoRequest, Requests};
 
 mod complete;
 mod control;
@@ -153,7 +153,7 @@ impl BlkQueue {
                     queue.process();
                 }),
                 publication: DeferredCall::new(publish),
-                retrier: retry::retrier(me),
+                retrier: Rc::new(Retrier(me.clone())),
             }
         });
         queue.set_batch_notifications(queue.device.batch_notifications.load(Ordering::Relaxed));
@@ -194,6 +194,18 @@ impl BlkQueue {
     fn report_unshared_memory(&self) {
         if let Some(ring) = self.state.borrow_mut().active_ring() {
             unshared_memory::report(ring, self.index, &self.device);
+        }
+    }
+}
+
+/// Gets back the requests that are tried again. The queue must keep it while such requests are in flight.
+#[derive(Debug)]
+struct Retrier(Weak<BlkQueue>);
+
+impl Completer for Retrier {
+    fn complete(&self, request: Box<IoRequest>) {
+        if let Some(queue) = self.0.upgrade() {
+            queue.retried(request);
         }
     }
 }

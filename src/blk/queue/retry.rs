@@ -3,31 +3,12 @@
 //! A held request is in flight like any other, and the queue owns its chain. Nobody works on it until the timer fires.
 //! A ring that stops holds nothing: see [`BlkQueue::release_held`] and [`Stop`]. IOThread only.
 
-use std::rc::{Rc, Weak};
-
 use super::BlkQueue;
 use super::phase::Stage;
 use super::ring::Stop;
 use crate::blk::error_policy::Verdict;
 use crate::defer::DeferScope;
 use crate::io::{Completer, IoRequest};
-
-/// Gets back the requests that are tried again.
-#[derive(Debug)]
-struct Retrier(Weak<BlkQueue>);
-
-impl Completer for Retrier {
-    fn complete(&self, request: Box<IoRequest>) {
-        if let Some(queue) = self.0.upgrade() {
-            queue.retried(request);
-        }
-    }
-}
-
-/// Makes the completer of the requests that a queue tries again. The queue must keep it while such requests are in flight.
-pub(super) fn retrier(queue: &Weak<BlkQueue>) -> Rc<dyn Completer> {
-    Rc::new(Retrier(Weak::clone(queue)))
-}
 
 impl BlkQueue {
     /// Holds a request until there is room, or gives it up if the ring stops.
@@ -65,7 +46,7 @@ impl BlkQueue {
     }
 
     /// A request that was tried again is back.
-    fn retried(&self, request: Box<IoRequest>) {
+    pub(super) fn retried(&self, request: Box<IoRequest>) {
         let hold = request
             .result
             .as_ref()
