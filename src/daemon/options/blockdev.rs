@@ -1,14 +1,17 @@
 //! `blockdev-add` and `--blockdev`.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::backing::{BackingRef, backing};
+use super::choices::{AioOption, Cache, DetectZeroes, Discard, OnOffAuto};
 use super::object::TlsCredsOptions;
-use super::reference::{BackingRef, BlockdevRef, backing};
 use super::server::ServerOption;
-use super::value::ValueError;
-use crate::engine::Choice;
+use super::value_error::ValueError;
 use crate::nbd::{EXPORT_MAX, Remote, Server, Tls};
 
 /// The kinds of nodes.
@@ -289,82 +292,36 @@ impl BlockdevOptions {
     }
 }
 
-/// The use of the host's page cache.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Cache {
-    /// Bypass the host's page cache (O_DIRECT).
-    pub direct: Option<bool>,
-    /// Ignore flushes.
-    pub no_flush: Option<bool>,
+/// A reference to the node below: the name of an existing node, or the options of a new one.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum BlockdevRef {
+    /// The name of a node.
+    Name(String),
+    /// The options of a new node.
+    New(Box<BlockdevOptions>),
 }
 
-impl Cache {
-    /// Returns whether the host's page cache is bypassed.
-    pub fn is_direct(self) -> bool {
-        self.direct.unwrap_or(false)
-    }
+impl<'de> Deserialize<'de> for BlockdevRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameOrOptions;
+        impl<'de> Visitor<'de> for NameOrOptions {
+            type Value = BlockdevRef;
 
-    /// Returns whether flushes are ignored.
-    pub fn ignores_flushes(self) -> bool {
-        self.no_flush.unwrap_or(false)
-    }
-}
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a node or its options")
+            }
 
-/// The handling of discards.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Discard {
-    /// Discards succeed without effect.
-    #[default]
-    #[serde(alias = "off")]
-    Ignore,
-    /// Discards free space.
-    #[serde(alias = "on")]
-    Unmap,
-}
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<BlockdevRef, E> {
+                Ok(BlockdevRef::Name(name.to_owned()))
+            }
 
-/// The handling of writes of zeroes.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub enum DetectZeroes {
-    #[default]
-    Off,
-    On,
-    Unmap,
-}
-
-/// A switch that the daemon decides by default.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub enum OnOffAuto {
-    #[default]
-    Auto,
-    On,
-    Off,
-}
-
-/// The method for executing disk I/O. If it is not given, the daemon chooses.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[allow(missing_docs, reason = "the words of QEMU")]
-pub enum AioOption {
-    #[serde(rename = "threads")]
-    Threads,
-    #[serde(rename = "native")]
-    Native,
-    #[serde(rename = "io_uring")]
-    IoUring,
-}
-
-impl From<AioOption> for Choice {
-    fn from(aio: AioOption) -> Self {
-        match aio {
-            AioOption::Threads => Self::Threads,
-            AioOption::Native => Self::Native,
-            AioOption::IoUring => Self::IoUring,
+            fn visit_map<A: de::MapAccess<'de>>(self, options: A) -> Result<BlockdevRef, A::Error> {
+                let options = BlockdevOptions::deserialize(MapAccessDeserializer::new(options))?;
+                Ok(BlockdevRef::New(Box::new(options)))
+            }
         }
+        deserializer.deserialize_any(NameOrOptions)
     }
 }
 

@@ -1,22 +1,26 @@
 //! The options of objects, nodes and exports, named as in QEMU. The command line, configuration files and QMP all use
 //! them.
 
+mod backing;
 mod blockdev;
+mod choices;
 mod export;
 mod object;
-mod reference;
 mod server;
 mod value;
+mod value_error;
 
-pub use blockdev::{AioOption, BlockdevOptions, Cache, DetectZeroes, Discard, Driver, OnOffAuto};
+pub use backing::BackingRef;
+pub use blockdev::{BlockdevOptions, BlockdevRef, Driver};
+pub use choices::{AioOption, Cache, DetectZeroes, Discard, OnOffAuto};
 pub use export::{Address, AddressType, ExportOptions, ExportType, IoThreadList, Mapping, NotifyOption};
 pub use object::{
     IoThreadOptions, ObjectOptions, ObjectType, SecretFormat, SecretOptions, TlsCredsOptions, TlsEndpoint,
 };
-pub use reference::{BackingRef, BlockdevRef};
 pub use server::{Monitor, NbdServer, ServerOption};
 pub(crate) use value::bytes;
-pub use value::{Origin, ValueError, read};
+pub use value::{Origin, read};
+pub use value_error::ValueError;
 
 /// Returns whether `id` is a valid name for users to choose: a letter, then letters, digits, `-`, `.` and `_`.
 pub fn is_well_formed(id: &str) -> bool {

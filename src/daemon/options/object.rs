@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::value::ValueError;
+use super::value_error::ValueError;
 use crate::throttle::ThrottleLimits;
 
 /// The types of objects.

@@ -8,7 +8,7 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::export::AddressType;
-use super::value::ValueError;
+use super::value_error::ValueError;
 use crate::nbd::{SOCKET_PATH_MAX, Server};
 
 /// The option `server`. Its form depends on the driver.

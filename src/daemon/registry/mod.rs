@@ -16,6 +16,7 @@ mod jobs;
 mod names;
 mod nodes;
 mod objects;
+mod park_error;
 mod predecessor;
 mod reopen;
 mod serving;

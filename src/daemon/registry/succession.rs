@@ -4,7 +4,6 @@
 //! process may not open them. What cannot be handed over is refused by name.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,15 +15,15 @@ use super::error::OperationError;
 use super::exports::plan;
 use super::nodes::ParkedNode;
 use super::objects::{Object, Objects};
+use super::park_error::ParkError;
 use super::sockets::Socket;
 use crate::daemon::options::{
     Address, AddressType, Driver, ExportOptions, ObjectOptions, ObjectType, SecretFormat,
 };
 use crate::daemon::settings::{Operation, Settings};
 use crate::sandbox::Mode;
-use crate::storage;
-use crate::succession::{Bundle, MissingFile};
-use crate::vhost_user::server::{Server, ServerError};
+use crate::succession::Bundle;
+use crate::vhost_user::server::Server;
 use crate::vhost_user::{Heir, inheritance};
 
 /// The registry of another process. Numbers of type `usize` are places in the [`Bundle`].
@@ -48,36 +47,6 @@ struct ParkedExport {
     socket_name: String,
     /// The path of the socket's file, if the process removes it at its end.
     socket_path: Option<PathBuf>,
-}
-
-/// The reason why a registry cannot be handed over or taken over.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::daemon) enum ParkError {
-    #[error("node '{name}' has driver '{driver}', which cannot be handed over so far")]
-    Driver { name: String, driver: &'static str },
-    #[error("an operation on node '{0}' has not ended: try again")]
-    Busy(String),
-    #[error("export '{0}' is being added or removed: try again")]
-    Export(String),
-    #[error("an operation waits for a file or a socket: try again")]
-    Waiting,
-    #[error("export '{id}' uses IOThread '{iothread}', which was deleted")]
-    IoThread { id: String, iothread: String },
-    #[error("a flush of {} has failed: restart the process when that is mended", .0.display())]
-    Flush(PathBuf),
-    #[error("cannot use {}, which the old process has passed", path.display())]
-    File { path: PathBuf, source: storage::Error },
-    #[error(transparent)]
-    Missing(#[from] MissingFile),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("{what}")]
-    Operation {
-        what: String,
-        source: Box<OperationError>,
-    },
-    #[error("export '{id}'")]
-    Server { id: String, source: ServerError },
 }
 
 type Result<T> = std::result::Result<T, ParkError>;

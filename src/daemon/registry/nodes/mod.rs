@@ -2,6 +2,7 @@
 
 mod activity;
 mod check;
+mod clusters;
 mod filename;
 mod format;
 mod lines;
@@ -31,10 +32,11 @@ use crate::qmp::FdSets;
 use crate::throttle::Group;
 
 use check::check;
+pub(super) use clusters::Clusters;
 pub(super) use lines::Lines;
 pub(super) use open::Images;
 pub(super) use parked::ParkedNode;
-pub(super) use rbd::{Clusters, reopened};
+pub(super) use rbd::reopened;
 pub(super) use reopen::Changes;
 pub(super) use resolve::Resolved;
 

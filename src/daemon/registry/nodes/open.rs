@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
+use super::clusters::Clusters;
 use super::lines::Lines;
-use super::rbd::Clusters;
 use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
 use crate::daemon::registry::error::{OperationError, require};
 use crate::daemon::registry::objects::Credentials;

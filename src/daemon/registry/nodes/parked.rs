@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::error::OperationError;
 use super::super::objects::Objects;
-use super::super::succession::ParkError;
+use super::super::park_error::ParkError;
 use super::open::open_options;
 use super::{Kind, Node, Nodes, null};
 use crate::daemon::options::{BlockdevOptions, Driver};

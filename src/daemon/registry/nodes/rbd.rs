@@ -1,65 +1,13 @@
 //! Nodes in Ceph clusters.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use std::sync::Arc;
 
 use super::super::error::{OperationError, require};
-use super::super::objects::Credentials;
 use super::Images;
 use super::open::remote_options;
-use crate::account::Account;
-use crate::ceph::{Cluster, ClusterOptions, ImageName, Key, Threads};
+use crate::ceph::ImageName;
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::{BlockNode, RbdDisk};
-use crate::sandbox::Mode;
-
-/// The clusters that nodes use, by their configurations. Clones share them.
-#[derive(Clone, Default)]
-pub(in super::super) struct Clusters(Arc<Mutex<State>>);
-
-#[derive(Default)]
-struct State {
-    mode: Mode,
-    account: Option<Account>,
-    threads: Option<Arc<Threads>>,
-    known: Vec<Arc<Cluster>>,
-}
-
-impl Clusters {
-    /// Confines the threads of librbd, and makes them run as this user.
-    pub(in super::super) fn confine(&self, mode: Mode, account: Option<Account>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (state.mode, state.account) = (mode, account);
-    }
-
-    /// Returns the cluster with this configuration.
-    fn get(&self, options: ClusterOptions, confined: bool) -> Result<Arc<Cluster>, OperationError> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = state.known.iter().find(|cluster| *cluster.options() == options) {
-            return Ok(Arc::clone(cluster));
-        }
-        if confined {
-            return Err(OperationError::ConfinedCluster);
-        }
-        let threads = match &state.threads {
-            Some(threads) => Arc::clone(threads),
-            None => Arc::new(Threads::start(state.mode, state.account.as_ref())?),
-        };
-        state.threads = Some(Arc::clone(&threads));
-        let cluster = Arc::new(Cluster::configure(options, &threads)?);
-        state.known.push(Arc::clone(&cluster));
-        Ok(cluster)
-    }
-}
-
-impl fmt::Debug for Clusters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clusters")
-    }
-}
 
 impl Images {
     /// Opens an image in a cluster.
@@ -73,36 +21,9 @@ impl Images {
             image: require("image", options.image.clone())?,
             snapshot: options.snapshot.clone(),
         };
-        let cluster = self
-            .clusters
-            .get(cluster_options(options, &self.credentials)?, self.confined)?;
+        let cluster = self.clusters.get(options, &self.credentials, self.confined)?;
         Ok(RbdDisk::open(&cluster, &name, remote_options(options))?.into())
     }
-}
-
-impl Clusters {
-    /// Gets to know the cluster that these options name.
-    pub(in super::super) fn know(
-        &self,
-        options: &BlockdevOptions,
-        credentials: &Credentials,
-    ) -> Result<(), OperationError> {
-        self.get(cluster_options(options, credentials)?, false).map(drop)
-    }
-}
-
-fn cluster_options(
-    options: &BlockdevOptions,
-    credentials: &Credentials,
-) -> Result<ClusterOptions, OperationError> {
-    let secret = options.key_secret.as_ref();
-    let secret = secret.and_then(|id| credentials.secrets.get(id));
-    Ok(ClusterOptions {
-        conf: options.conf.clone(),
-        user: options.user.clone(),
-        monitors: options.monitors()?,
-        key: secret.map(|secret| Key(BASE64_STANDARD.encode(&secret.0))),
-    })
 }
 
 /// Returns an open image with other options, whose lock stays. `None`: it has to be opened again.
