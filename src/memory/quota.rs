@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::region::MAX_REGIONS;
+/// Maximum number of regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
+pub const MAX_REGIONS: usize = 509;
 
 /// Maximum number of regions that one frontend has mapped: two whole memory tables.
 pub(super) const MAX_MAPPED: usize = 2 * MAX_REGIONS;

@@ -6,9 +6,6 @@ use std::sync::Arc;
 
 use super::mapping::Mapping;
 
-/// Maximum number of regions that a frontend may share, as announced for CONFIGURE_MEM_SLOTS (QEMU's own limit).
-pub const MAX_REGIONS: usize = 509;
-
 /// One region as the frontend describes it. All sizes and offsets are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionInfo {

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::region::MAX_REGIONS;
+use super::quota::MAX_REGIONS;
 
 /// Guest addresses that were mapped earlier. The ranges do not overlap.
 #[derive(Clone, Debug, Default)]

@@ -3,64 +3,16 @@
 //! It runs before there is any data of a guest, on a stream that the caller has given a timeout. Lengths from the server
 //! are limited before anything is allocated, and so is the number of its answers.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 
+use super::address::EXPORT_MAX;
 use super::export::{Export, Replies};
+use super::handshake_error::HandshakeError;
 use super::option::{Answer, answer, bytes, send};
 use super::wire::{self, u16_at, u32_at, u64_at};
 
 /// The largest number of answers to one option.
 const ANSWERS_MAX: usize = 64;
-/// The longest name of an export that the protocol allows.
-const NAME_MAX: usize = 4096;
-
-/// The reason why a handshake failed.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-#[non_exhaustive]
-pub enum HandshakeError {
-    #[error("the server does not answer")]
-    Timeout,
-    #[error("the server closed the connection during the handshake")]
-    Closed,
-    #[error("the connection failed: {0}")]
-    Io(#[source] io::Error),
-    #[error("it is not an NBD server")]
-    NotNbd,
-    #[error("it is an old server (oldstyle handshake), which is not supported")]
-    OldStyle,
-    #[error("it demands TLS: give tls-creds=ID, the id of a tls-creds-x509 object")]
-    Tls,
-    #[error("it has no TLS: leave tls-creds out, or let the server offer TLS")]
-    NoTls,
-    #[error("it refuses TLS: {0}")]
-    TlsRefused(&'static str),
-    #[error("the server has no export '{0}'")]
-    NoExport(String),
-    #[error(
-        "the server has closed the connection: it has no export '{0}', or does not serve it to this client"
-    )]
-    ExportClosed(String),
-    #[error("the server refuses export '{export}': {why}")]
-    Refused { export: String, why: String },
-    #[error("the name of the export is longer than {NAME_MAX} bytes")]
-    LongName,
-    #[error("the server violates the protocol: {0}")]
-    Protocol(&'static str),
-}
-
-impl From<io::Error> for HandshakeError {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Timeout,
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::WriteZero => Self::Closed,
-            _ => Self::Io(error),
-        }
-    }
-}
 
 /// The server's part of the greetings.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +37,7 @@ pub fn choose_export(
     Greeting(flags): Greeting,
     name: &str,
 ) -> Result<Export, HandshakeError> {
-    if name.len() > NAME_MAX {
+    if name.len() > EXPORT_MAX {
         return Err(HandshakeError::LongName);
     }
     if flags & wire::FIXED_NEWSTYLE == 0 {
@@ -255,6 +207,8 @@ fn refusal(kind: u32, name: &str, data: &[u8]) -> HandshakeError {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     /// A server that has said everything in advance.

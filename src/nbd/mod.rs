@@ -8,6 +8,7 @@
 mod address;
 mod export;
 mod handshake;
+mod handshake_error;
 mod line;
 mod option;
 mod remote;
@@ -17,7 +18,8 @@ mod wire;
 
 pub use address::{EXPORT_MAX, SOCKET_PATH_MAX, Server, UriError, parse_uri, uri_of_old_form};
 pub use export::{Export, Replies};
-pub use handshake::{Greeting, HandshakeError, choose_export, greet, negotiate, start_tls};
+pub use handshake::{Greeting, choose_export, greet, negotiate, start_tls};
+pub use handshake_error::HandshakeError;
 pub use line::Line;
 pub(crate) use line::{ATTEMPT_TIME, Answer, Ask, Connected, Offer, Ticket};
 pub use remote::{Remote, Tls};

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use super::handshake::HandshakeError;
+use super::handshake_error::HandshakeError;
 use super::wire::{self, u32_at, u64_at};
 
 /// The longest answer to an option.

@@ -15,10 +15,10 @@ mod refcount;
 mod snapshot;
 
 pub use cluster::ClusterSize;
-pub use compressed::{CompressedCluster, decompress};
+pub use compressed::{CompressedCluster, CompressionType, decompress};
 pub use error::{Corruption, HeaderError};
 pub use extension::{BackingFormat, Extensions};
-pub use header::{CompressionType, Field, HEADER_MAX, Header, MAGIC};
+pub use header::{Field, HEADER_MAX, Header, MAGIC};
 pub use l1::L1Entry;
 pub use l2::{Entry, Extent, Place, Reference, Slice, SliceLayout, Target};
 pub use refcount::{RefcountWidth, Refcounts};

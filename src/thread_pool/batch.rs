@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::pace::Pace;
 use super::shares::{Queued, ShareId};
-use super::steps::Pace;
 use crate::aio::adaptive::PollWindow;
 use crate::aio::crowding::Crowding;
 

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Batch, Finished, Outcome};
 use super::figures::{Counters, PoolFigures};
+use super::pace::Pace;
 use super::state::State;
-use super::steps::{Actions, Next, Pace, Woken};
+use super::steps::{Actions, Next, Woken};
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
 
 /// A pool without its threads.

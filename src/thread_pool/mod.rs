@@ -19,6 +19,7 @@ mod figures;
 mod future;
 #[cfg(all(test, loom))]
 mod loom;
+mod pace;
 mod pool;
 mod shares;
 mod spawner;

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::steps::Pace;
+use super::pace::Pace;
 
 /// A queued job.
 #[derive(Debug)]

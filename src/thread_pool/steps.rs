@@ -1,7 +1,5 @@
 //! The next steps that the pool's state asks for.
 
-use std::time::Duration;
-
 use super::shares::ShareId;
 
 /// Actions to carry out after releasing the lock.
@@ -38,20 +36,6 @@ pub(super) enum Next {
     /// End.
     Exit,
 }
-
-/// The time that jobs took, and the reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// Each took less than [`QUICK`].
-    Quick,
-    /// The last one took longer, and kept a CPU busy: more workers than CPUs would not help.
-    Busy,
-    /// The last one took longer, and slept.
-    Blocking,
-}
-
-/// A job that takes less than this is quick: it does not block.
-pub(super) const QUICK: Duration = Duration::from_micros(5);
 
 /// A worker's next step after a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use crate::sync::Mutex;
 
 use super::batch::{Batch, Finished};
 use super::core::{Core, Host};
-use super::steps::{Actions, Pace, QUICK, Watch};
+use super::pace::{Pace, QUICK};
+use super::steps::{Actions, Watch};
 use super::{Outcome, Spawner, Work};
 use crate::aio::BhHandle;
 use crate::aio::busy_wait::busy_wait;

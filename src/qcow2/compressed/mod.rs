@@ -5,7 +5,6 @@ use ruzstd::decoding::FrameDecoder;
 
 use super::cluster::ClusterSize;
 use super::error::Corruption;
-use super::header::CompressionType;
 
 /// Unit of the length of compressed data.
 const SECTOR: u64 = 512;
@@ -13,6 +12,15 @@ const SECTOR: u64 = 512;
 const DESCRIPTOR_BITS: u32 = 62;
 /// Largest window of zstd in bytes. A cluster has at most 2 MiB.
 const WINDOW_MAX: u64 = 8 << 20;
+
+/// The method of compression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompressionType {
+    /// Raw deflate, without zlib's header.
+    Zlib,
+    /// zstd.
+    Zstd,
+}
 
 /// The place of compressed data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The header of an image.
 
 use super::cluster::ClusterSize;
+use super::compressed::CompressionType;
 use super::error::HeaderError;
 use super::extension::{Extensions, text};
 use super::l2::SliceLayout;
@@ -30,15 +31,6 @@ const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
-
-/// The method of compression.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CompressionType {
-    /// Raw deflate, without zlib's header.
-    Zlib,
-    /// zstd.
-    Zstd,
-}
 
 /// The header of an image, checked. All offsets are multiples of the cluster size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,7 +215,7 @@ impl Header {
 
     /// Returns the layout of the L2 tables.
     pub fn slices(&self) -> SliceLayout {
-        SliceLayout::new(self)
+        SliceLayout::new(self.cluster, self.extended_l2, self.external_data)
     }
 }
 

@@ -2,10 +2,17 @@
 
 use std::ops::Range;
 
-use super::{
-    COMPRESSED, COPIED, CompressedCluster, Corruption, Extent, OFFSET, Place, SUBCLUSTERS, SliceLayout, ZERO,
-};
+use super::extent::{Extent, Place};
+use super::layout::{SUBCLUSTERS, SliceLayout};
+use crate::qcow2::compressed::CompressedCluster;
+use crate::qcow2::error::Corruption;
 
+/// Bits of the host offset of a cluster.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const COMPRESSED: u64 = 1 << 62;
+pub(super) const COPIED: u64 = 1 << 63;
+/// The cluster reads as zeroes, unless entries are extended.
+pub(super) const ZERO: u64 = 1;
 /// The bits of a bitmap that say which subclusters are allocated.
 const ALLOCATED: u64 = 0xffff_ffff;
 

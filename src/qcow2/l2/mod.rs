@@ -5,150 +5,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cluster::ClusterSize;
-use super::compressed::CompressedCluster;
 use super::error::Corruption;
-use super::header::Header;
 
 mod entry;
+mod extent;
+mod layout;
 
 pub use entry::{Entry, Reference, Target};
-
-/// Bits of the host offset of a cluster.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
-const COPIED: u64 = 1 << 63;
-/// The cluster reads as zeroes, unless entries are extended.
-const ZERO: u64 = 1;
-/// Size of a slice in bytes, unless clusters are smaller, or the user chooses another size.
-const SLICE_BITS: u32 = 12;
-/// Number of subclusters in a cluster with extended entries.
-const SUBCLUSTERS: u64 = 32;
-
-/// A range of the disk whose data is in one place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Length in bytes, more than 0.
-    pub len: u64,
-    /// The place of the data.
-    pub place: Place,
-}
-
-/// The place of data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In the image or the external data file, from this offset on.
-    Data(u64),
-    /// Nowhere: it reads as zeroes.
-    Zero,
-    /// In the backing file, at the same offset as on the disk.
-    Backing,
-    /// In a compressed cluster, from this byte of the cluster on.
-    Compressed(CompressedCluster, u64),
-}
-
-/// How L2 tables are cut into slices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SliceLayout {
-    cluster: ClusterSize,
-    extended: bool,
-    external_data: bool,
-    /// The size of a slice is 2^`slice_bits` bytes.
-    slice_bits: u32,
-}
-
-impl SliceLayout {
-    pub(super) fn new(header: &Header) -> Self {
-        Self {
-            cluster: header.cluster,
-            extended: header.extended_l2,
-            external_data: header.external_data,
-            slice_bits: header.cluster.bits().min(SLICE_BITS),
-        }
-    }
-
-    /// Returns the same layout with slices of this size, if it is a power of two between 512 and the cluster size.
-    #[must_use]
-    pub fn with_slice_bytes(self, bytes: u64) -> Option<Self> {
-        let is_valid = bytes.is_power_of_two() && (512..=self.cluster.bytes()).contains(&bytes);
-        is_valid.then_some(Self {
-            slice_bits: bytes.trailing_zeros(),
-            ..self
-        })
-    }
-
-    /// Returns the exponent of the length of an entry.
-    fn entry_bits(self) -> u32 {
-        if self.extended { 4 } else { 3 }
-    }
-
-    /// Returns the exponent of the number of bytes of the disk that one slice maps.
-    fn mapped_bits(self) -> u32 {
-        self.slice_bits - self.entry_bits() + self.cluster.bits()
-    }
-
-    /// Returns the exponent of the number of bytes of the disk that one L2 table maps.
-    fn table_bits(self) -> u32 {
-        2 * self.cluster.bits() - self.entry_bits()
-    }
-
-    /// Returns the length of a cluster in bytes.
-    pub fn cluster_bytes(self) -> u64 {
-        self.cluster.bytes()
-    }
-
-    /// Returns the length of an entry in bytes.
-    pub fn entry_bytes(self) -> u64 {
-        1 << self.entry_bits()
-    }
-
-    /// Returns the index of the first word of a guest offset's entry in its slice.
-    fn word(self, guest: u64) -> usize {
-        let index = (guest & (self.bytes_per_slice() - 1)) >> self.cluster.bits();
-        let words = if self.extended { 2 } else { 1 };
-        usize::try_from(index).expect("within a slice") * words
-    }
-
-    /// Returns the length of a subcluster in bytes.
-    fn subcluster(self) -> u64 {
-        self.cluster.bytes() / SUBCLUSTERS
-    }
-
-    /// Returns the offset in its slice of a guest offset's entry.
-    pub fn entry_in_slice(self, guest: u64) -> u64 {
-        self.word(guest) as u64 * 8
-    }
-
-    /// Returns the number of bytes of the disk that one L2 table maps.
-    pub fn bytes_per_table(self) -> u64 {
-        1 << self.table_bits()
-    }
-
-    /// Returns the number of bytes of the disk that one slice maps.
-    pub fn bytes_per_slice(self) -> u64 {
-        1 << self.mapped_bits()
-    }
-
-    /// Returns the number of the slice for a guest offset, among all slices of the disk.
-    pub fn slice_number(self, guest: u64) -> u64 {
-        guest >> self.mapped_bits()
-    }
-
-    /// Returns the number of the L2 table for a guest offset.
-    pub fn table_number(self, guest: u64) -> u64 {
-        guest >> self.table_bits()
-    }
-
-    /// Returns the length of a slice in bytes.
-    pub fn slice_bytes(self) -> usize {
-        1 << self.slice_bits
-    }
-
-    /// Returns the offset in its L2 table of the slice for a guest offset.
-    pub fn slice_in_table(self, guest: u64) -> u64 {
-        ((guest & (self.bytes_per_table() - 1)) >> self.mapped_bits()) << self.slice_bits
-    }
-}
+pub use extent::{Extent, Place};
+pub use layout::SliceLayout;
 
 /// A part of an L2 table in memory. Any thread may read it while others change it.
 #[derive(Clone, Copy, Debug)]
@@ -186,7 +51,7 @@ impl<'a> Slice<'a> {
         let end = (guest & !(slice - 1)) + slice;
         while extent.len < len && guest + extent.len < end {
             match self.part(guest + extent.len) {
-                Ok(next) if follows(&extent, &next) => extent.len = (extent.len + next.len).min(len),
+                Ok(next) if extent.goes_on_with(&next) => extent.len = (extent.len + next.len).min(len),
                 _ => break,
             }
         }
@@ -254,15 +119,6 @@ impl<'a> Slice<'a> {
         {
             bitmap.store(entry.bitmap, Ordering::Release);
         }
-    }
-}
-
-/// Returns whether `next` continues `extent`.
-fn follows(extent: &Extent, next: &Extent) -> bool {
-    match (extent.place, next.place) {
-        (Place::Data(at), Place::Data(next)) => at + extent.len == next,
-        (Place::Zero, Place::Zero) | (Place::Backing, Place::Backing) => true,
-        _ => false,
     }
 }
 

@@ -2,18 +2,15 @@
 
 use proptest::prelude::*;
 
+use super::entry::{COMPRESSED, COPIED, ZERO};
+use super::layout::SUBCLUSTERS;
 use super::*;
+use crate::qcow2::{ClusterSize, CompressedCluster};
 
 const KIB_64: u64 = 1 << 16;
 
 fn layout(bits: u32, extended: bool, external_data: bool) -> SliceLayout {
-    let cluster = ClusterSize::from_bits(bits).unwrap();
-    SliceLayout {
-        cluster,
-        extended,
-        external_data,
-        slice_bits: bits.min(SLICE_BITS),
-    }
+    SliceLayout::new(ClusterSize::from_bits(bits).unwrap(), extended, external_data)
 }
 
 /// Makes a slice with these words at its start. Its memory is never freed.

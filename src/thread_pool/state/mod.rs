@@ -10,8 +10,9 @@
 use std::collections::VecDeque;
 
 use super::figures::{Counters, PoolFigures, ThreadPoolParams};
+use super::pace::Pace;
 use super::shares::{Queued, ShareId, Shares};
-use super::steps::{Actions, Next, Pace, Watch, Woken};
+use super::steps::{Actions, Next, Watch, Woken};
 
 #[cfg(all(test, not(loom)))]
 mod model;

@@ -5,9 +5,10 @@ use std::collections::{BTreeSet, VecDeque};
 use proptest::prelude::*;
 
 use crate::thread_pool::figures::ThreadPoolParams;
+use crate::thread_pool::pace::Pace;
 use crate::thread_pool::shares::{Queued, ShareId};
 use crate::thread_pool::state::{BATCH, State};
-use crate::thread_pool::steps::{Actions, Next, Pace, Watch, Woken};
+use crate::thread_pool::steps::{Actions, Next, Watch, Woken};
 
 /// The number of shares that the simulations have, besides the first.
 pub(super) const SHARES: usize = 3;
