@@ -42,6 +42,7 @@ mod runner;
 mod sample;
 mod scratch;
 mod shape;
+mod signals;
 mod stats;
 mod store;
 mod table;
@@ -51,8 +52,6 @@ mod usage;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
@@ -112,7 +111,7 @@ fn bench(args: &Args) -> Result<()> {
         output::check_dir(dir)?;
     }
     let mut plan = Plan::new(args)?;
-    let interrupted = interrupted()?;
+    let interrupted = signals::interrupted()?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut machine = Machine::here(&dir);
     if plan.cases.iter().any(|case| case.storage.is_on_disk()) && machine.file_system == "tmpfs" {
@@ -140,15 +139,6 @@ fn bench(args: &Args) -> Result<()> {
         samples,
     };
     show(measured, args.out.as_deref())
-}
-
-/// Returns a flag that is set when this process is asked to end.
-fn interrupted() -> Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("handle signals")?;
-    }
-    Ok(interrupted)
 }
 
 fn render(samples: &Path, out: Option<&Path>) -> Result<()> {

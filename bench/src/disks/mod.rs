@@ -4,6 +4,7 @@
 //! requests in flight. Runs on the main thread.
 
 mod footprint;
+mod round;
 mod table;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use crate::backend::Backend;
 use crate::candidate::Candidate;
 use crate::command::{Disk, Target};
 use crate::contention::Contention;
-use crate::control::{Outcome, measure};
+use crate::control::measure;
 use crate::daemon::Daemon;
 use crate::driver::drive;
 use crate::frontend::{Connected, connect_all, watcher};
@@ -29,6 +30,7 @@ use crate::scratch::Scratch;
 use crate::shape::Shape;
 use footprint::Activity;
 pub(crate) use footprint::{Footprint, all_listen, settle};
+use round::{Life, Round, Row, Speed, Spread};
 
 /// The disks and queues that a process serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,63 +53,6 @@ impl Setup {
             Self::Queues => &[Spread::Queues],
         }
     }
-}
-
-/// The places of the requests in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Spread {
-    /// All on the only queue of the only disk.
-    Alone,
-    /// All on one disk of many; the others are connected and idle.
-    OneBusy,
-    /// One on each queue of the only disk.
-    Queues,
-    /// One on each disk.
-    Disks,
-}
-
-/// The figures of one load.
-#[derive(Clone, Copy, Debug)]
-struct Speed {
-    iops: f64,
-    cpu_us: f64,
-    p99_us: f64,
-    per_notification: f64,
-}
-
-impl From<&Outcome> for Speed {
-    fn from(outcome: &Outcome) -> Self {
-        let counts = &outcome.counts;
-        let completions = counts.completions.max(1) as f64;
-        Self {
-            iops: outcome.iops,
-            cpu_us: outcome.cpu.as_secs_f64() * 1e6 / completions,
-            p99_us: counts.latency.value_at_quantile(0.99) as f64 / 1e3,
-            per_notification: completions / counts.notifications.max(1) as f64,
-        }
-    }
-}
-
-/// What a process costs from its start until its frontends are connected.
-#[derive(Clone, Copy, Debug, Default)]
-struct Life {
-    /// From the start of the program until all sockets listen.
-    listen: Duration,
-    /// Until every frontend has an answer to its first request.
-    connect: Duration,
-    before: Footprint,
-    after: Footprint,
-    /// While idle, before and after the frontends have connected; in the first round only.
-    idle: Option<[Activity; 2]>,
-}
-
-/// What one backend did in one round.
-#[derive(Debug)]
-struct Round {
-    disks: u16,
-    many: Life,
-    one: Life,
-    speeds: BTreeMap<Spread, Speed>,
 }
 
 /// A process with its frontends.
@@ -136,7 +81,7 @@ pub(crate) fn run(args: &DisksArgs) -> Result<()> {
         "only ours, qsd and commands with {{disks}} can serve several disks"
     );
     notes.iter().for_each(|note| eprintln!("{note}"));
-    let interrupted = crate::interrupted()?;
+    let interrupted = crate::signals::interrupted()?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = Scratch::new(&dir)?;
     let bench = Bench {
@@ -150,9 +95,6 @@ pub(crate) fn run(args: &DisksArgs) -> Result<()> {
     }
     Ok(())
 }
-
-/// The rounds of one backend.
-type Row = (String, Vec<Round>);
 
 impl Bench<'_> {
     /// Runs all rounds on one kind of storage. Each round starts with another backend and another setup.

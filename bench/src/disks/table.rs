@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Life, Round, Row, Speed, Spread};
+use super::round::{Life, Round, Row, Speed, Spread};
 use crate::args::{DisksArgs, StorageKind};
 use crate::stats::{Bounds, median, ratio, spelled};
 use crate::units::short;

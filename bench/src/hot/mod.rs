@@ -7,6 +7,7 @@
 //! The main thread changes disks; another thread loads and verifies the disk beside them.
 
 mod report;
+mod rounds;
 mod verify;
 
 use std::fs::{self, File};
@@ -26,12 +27,9 @@ use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::disks::{Footprint, settle};
 use crate::qmp::Qmp;
+use rounds::{Holdings, Latencies, PER_SEGMENT, Rounds, Segment, WARM};
 use verify::Verifier;
 
-/// Rounds in a segment.
-const PER_SEGMENT: u32 = 25;
-/// Rounds of segments before what the process holds is noted for the first time.
-const WARM: usize = 4;
 /// Requests in flight on the disk that is added.
 const HOT_DEPTH: usize = 8;
 /// Requests of each round, besides those that check what was written.
@@ -40,37 +38,6 @@ const HOT_REQUESTS: u32 = 64;
 const STUCK_DEPTH: usize = 64;
 /// Latency of the disk that does not answer, in nanoseconds.
 const STUCK: u64 = 20_000_000_000;
-
-/// What happens during a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Segment {
-    /// Nothing.
-    Quiet,
-    /// Disks of another process come and go.
-    Elsewhere,
-    /// Disks of the process under test come and go.
-    Here,
-}
-
-/// One segment's latencies, in nanoseconds.
-type Latencies = Histogram<u64>;
-
-/// The result of all rounds.
-#[derive(Debug, Default)]
-struct Rounds {
-    /// Time of each round on the process under test.
-    took: Vec<Duration>,
-    segments: Vec<(Segment, Latencies)>,
-    warm: Holdings,
-    end: Holdings,
-}
-
-/// What a process holds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Holdings {
-    footprint: Footprint,
-    mappings: usize,
-}
 
 /// A process with a monitor, and one disk that is served from the start.
 struct Managed {
@@ -87,7 +54,7 @@ struct Managed {
 /// A backend cannot be started. If one fails later, that is part of the result.
 pub(crate) fn run(args: &HotArgs) -> Result<()> {
     let candidates = args.rivals.candidates()?;
-    let interrupted = crate::interrupted()?;
+    let interrupted = crate::signals::interrupted()?;
     for candidate in &candidates {
         let scratch = args.rivals.scratch()?;
         println!(

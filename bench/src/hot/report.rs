@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Holdings, Rounds, Segment, WARM};
+use super::rounds::{Holdings, Latencies, PER_SEGMENT, Rounds, Segment, WARM};
 use crate::stats::{median, ratio};
 use crate::units::short;
 
@@ -71,7 +71,7 @@ pub(super) fn text(rounds: &Rounds) -> String {
         mappings,
     } = rounds.end;
     if end.threads > 0 {
-        let after = rounds.took.len().min(WARM * super::PER_SEGMENT as usize);
+        let after = rounds.took.len().min(WARM * PER_SEGMENT as usize);
         let _ = writeln!(
             out,
             "after {after} rounds and at the end: threads {}, {}; descriptors {}, {}; mappings {maps}, {mappings}; \
@@ -82,7 +82,7 @@ pub(super) fn text(rounds: &Rounds) -> String {
     out
 }
 
-fn of(rounds: &Rounds, kind: Segment) -> impl Iterator<Item = &super::Latencies> {
+fn of(rounds: &Rounds, kind: Segment) -> impl Iterator<Item = &Latencies> {
     let segments = rounds.segments.iter();
     segments
         .filter_map(move |(other, latencies)| (*other == kind && !latencies.is_empty()).then_some(latencies))
@@ -90,7 +90,7 @@ fn of(rounds: &Rounds, kind: Segment) -> impl Iterator<Item = &super::Latencies>
 
 /// Returns the quantile of each segment, in microseconds.
 fn quantiles(rounds: &Rounds, kind: Segment, quantile: f64) -> Vec<f64> {
-    let micros = |latencies: &super::Latencies| latencies.value_at_quantile(quantile) as f64 / 1e3;
+    let micros = |latencies: &Latencies| latencies.value_at_quantile(quantile) as f64 / 1e3;
     of(rounds, kind).map(micros).collect()
 }
 

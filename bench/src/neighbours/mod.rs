@@ -13,18 +13,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{NeighboursArgs, Pattern, Wait};
+use crate::args::NeighboursArgs;
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
-use crate::contention::Contention;
 use crate::frontend::{Connected, connect_each};
-use crate::load::{Frontend, Load};
 use crate::scratch::Scratch;
 use crate::shape::Shape;
 use crate::stats::{median, ratio, spelled};
 use crate::throttle::drive;
 use crate::units::short;
-use noise::{NOISES, Noise};
+use noise::{NOISES, Noise, load};
 
 /// What happens during a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +57,7 @@ pub(crate) fn run(args: &NeighboursArgs) -> Result<()> {
             .all(|one| matches!(one.kind, Kind::Ours { .. } | Kind::Qsd { .. })),
         "only ours and qsd can serve two disks"
     );
-    let interrupted = crate::interrupted()?;
+    let interrupted = crate::signals::interrupted()?;
     let scratch = args.rivals.scratch()?;
     println!(
         "{:<26} {:<6} {:>12} {:>14} {:>12} {:>26} {:>26}",
@@ -183,24 +181,6 @@ fn command_line(candidate: &Candidate, noise: &Noise, dir: &Path) -> Vec<String>
     ];
     line.extend_from_slice(options);
     line
-}
-
-/// Reads at random places.
-const fn load(shape: Shape, block_size: u64) -> Load {
-    Load {
-        frontend: Frontend::Native,
-        shape,
-        one_process: true,
-        rw: Pattern::Randread,
-        block_size,
-        wait: Wait::Sleep,
-        contention: Contention::Idle,
-        event_idx: true,
-        suppress: false,
-        driver_threads: 1,
-        warmup: Duration::ZERO,
-        runtime: Duration::ZERO,
-    }
 }
 
 /// Renders the result of one noise.

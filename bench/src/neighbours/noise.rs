@@ -10,11 +10,12 @@ use anyhow::{Context, Result, ensure};
 use testkit::raw::msg;
 use testkit::vm::{Ring, Vm};
 
-use super::load;
+use crate::args::{Pattern, Wait};
 use crate::candidate::{Candidate, Kind};
+use crate::contention::Contention;
 use crate::frontend::open;
 use crate::lane::Lane;
-use crate::load::Load;
+use crate::load::{Frontend, Load};
 use crate::shape::Shape;
 
 /// Time limit for the answers of the noisy disk.
@@ -102,6 +103,24 @@ pub(super) const NOISES: &[Noise] = &[
     },
 ];
 
+/// Reads at random places.
+pub(super) const fn load(shape: Shape, block_size: u64) -> Load {
+    Load {
+        frontend: Frontend::Native,
+        shape,
+        one_process: true,
+        rw: Pattern::Randread,
+        block_size,
+        wait: Wait::Sleep,
+        contention: Contention::Idle,
+        event_idx: true,
+        suppress: false,
+        driver_threads: 1,
+        warmup: Duration::ZERO,
+        runtime: Duration::ZERO,
+    }
+}
+
 fn goes_on(stop: &AtomicBool) -> bool {
     !stop.load(Ordering::Relaxed)
 }
@@ -135,7 +154,7 @@ fn kicks(lanes: &mut [Lane<'static>], _: &Path, stop: &AtomicBool) -> Result<()>
 fn connections(_: &mut [Lane<'static>], socket: &Path, stop: &AtomicBool) -> Result<()> {
     let socket = socket.to_str().context("the socket's path is not UTF-8")?;
     while goes_on(stop) {
-        drop(open(socket, super::load(Shape::new(1, 1, 1), 4096).features())?);
+        drop(open(socket, load(Shape::new(1, 1, 1), 4096).features())?);
     }
     Ok(())
 }

@@ -6,30 +6,26 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
-use super::Figure;
 use super::drive::{Timeline, drive};
-use super::process::Run;
+use super::process::{Run, Setup, Wish};
 use crate::args::Pattern;
 use crate::usage::Usage;
 
 /// One load on a process.
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// Limits of the group, as on the command line.
-    pub(super) limits: &'static str,
-    /// The disks of the group.
-    pub(super) disks: &'static [Wish],
-    /// Each disk has an IOThread of its own.
-    pub(super) apart: bool,
+    pub(super) setup: Setup,
     pub(super) measure: fn(&Case, &mut Run, Duration) -> Result<Vec<Figure>>,
 }
 
-/// What a disk is asked for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wish {
-    pub(super) depth: u16,
-    pub(super) block: u64,
-    pub(super) rw: Pattern,
+/// A figure of a case, beside the value that it should have.
+#[derive(Clone, Debug)]
+pub(super) struct Figure {
+    pub(super) name: String,
+    pub(super) set: f64,
+    pub(super) measured: f64,
+    /// CPU time of the backend, as a share of one CPU.
+    pub(super) cpu: f64,
 }
 
 const fn reads(depth: u16, block: u64) -> Wish {
@@ -49,9 +45,11 @@ const WRITES: Wish = Wish {
 const fn rate(name: &'static str, limits: &'static str, disks: &'static [Wish]) -> Case {
     Case {
         name,
-        limits,
-        disks,
-        apart: false,
+        setup: Setup {
+            limits,
+            disks,
+            apart: false,
+        },
         measure: steady,
     }
 }
@@ -59,9 +57,7 @@ const fn rate(name: &'static str, limits: &'static str, disks: &'static [Wish]) 
 const fn share(name: &'static str, limits: &'static str, disks: &'static [Wish], apart: bool) -> Case {
     Case {
         name,
-        limits,
-        disks,
-        apart,
+        setup: Setup { limits, disks, apart },
         measure: shares,
     }
 }
@@ -105,23 +101,29 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case {
         name: "burst",
-        limits: "iops-total=1000,limits.iops-total-max=5000",
-        disks: &[reads(64, 4096)],
-        apart: false,
+        setup: Setup {
+            limits: "iops-total=1000,limits.iops-total-max=5000",
+            disks: &[reads(64, 4096)],
+            apart: false,
+        },
         measure: burst,
     },
     Case {
         name: "burst with a length",
-        limits: "iops-total=1000,limits.iops-total-max=5000,limits.iops-total-max-length=2",
-        disks: &[reads(64, 4096)],
-        apart: false,
+        setup: Setup {
+            limits: "iops-total=1000,limits.iops-total-max=5000,limits.iops-total-max-length=2",
+            disks: &[reads(64, 4096)],
+            apart: false,
+        },
         measure: long_burst,
     },
     Case {
         name: "change",
-        limits: "iops-total=1000",
-        disks: ONE,
-        apart: false,
+        setup: Setup {
+            limits: "iops-total=1000",
+            disks: ONE,
+            apart: false,
+        },
         measure: change,
     },
 ];
@@ -130,7 +132,11 @@ pub(super) const CASES: &[Case] = &[
 fn steady(case: &Case, run: &mut Run, runtime: Duration) -> Result<Vec<Figure>> {
     let (timeline, cpu) = timeline(run, runtime)?;
     let (bytes, limit) = limit(case);
-    let per_request = if bytes { case.disks[0].block as f64 } else { 1.0 };
+    let per_request = if bytes {
+        case.setup.disks[0].block as f64
+    } else {
+        1.0
+    };
     let measured = timeline.rate(0, WARMUP, WARMUP + runtime) * per_request;
     Ok(vec![figure(case.name, limit, measured, cpu)])
 }
@@ -140,7 +146,11 @@ fn shares(case: &Case, run: &mut Run, runtime: Duration) -> Result<Vec<Figure>> 
     let (timeline, cpu) = timeline(run, runtime)?;
     let (bytes, limit) = limit(case);
     let amount = |disk: usize| {
-        let per_request = if bytes { case.disks[disk].block as f64 } else { 1.0 };
+        let per_request = if bytes {
+            case.setup.disks[disk].block as f64
+        } else {
+            1.0
+        };
         timeline.rate(disk, WARMUP, WARMUP + runtime) * per_request
     };
     Ok(vec![
@@ -251,9 +261,10 @@ fn figure(name: &str, set: f64, measured: f64, cpu: f64) -> Figure {
 /// Returns whether the only limit of a case is one of bytes, and its value.
 fn limit(case: &Case) -> (bool, f64) {
     let value = case
+        .setup
         .limits
         .rsplit('=')
         .next()
         .and_then(|value| value.parse().ok());
-    (case.limits.starts_with("bps"), value.unwrap_or_default())
+    (case.setup.limits.starts_with("bps"), value.unwrap_or_default())
 }

@@ -17,18 +17,8 @@ use crate::candidate::Candidate;
 use crate::scratch::Scratch;
 use crate::stats::median;
 use crate::units::short;
-use cases::{CASES, Case};
+use cases::{CASES, Case, Figure};
 pub(crate) use drive::drive;
-
-/// A figure of a case, beside the value that it should have.
-#[derive(Clone, Debug)]
-struct Figure {
-    name: String,
-    set: f64,
-    measured: f64,
-    /// CPU time of the backend, as a share of one CPU.
-    cpu: f64,
-}
 
 /// Measures, and prints a row for each figure and candidate.
 ///
@@ -40,7 +30,7 @@ pub(crate) fn run(args: &ThrottleArgs) -> Result<()> {
         candidates.iter().all(process::has_groups),
         "only ours and qsd have throttle groups"
     );
-    let interrupted = crate::interrupted()?;
+    let interrupted = crate::signals::interrupted()?;
     let scratch = args.rivals.scratch()?;
     let wanted: Vec<&Case> = CASES
         .iter()
@@ -82,7 +72,7 @@ fn rounds(
             let Ok(figures) = &mut results[at] else {
                 continue;
             };
-            let mut run = process::start(&candidates[at], case, scratch.memory(), interrupted)?;
+            let mut run = process::start(&candidates[at], &case.setup, scratch.memory(), interrupted)?;
             match (case.measure)(case, &mut run, args.runtime) {
                 Ok(measured) => {
                     figures.push(measured);

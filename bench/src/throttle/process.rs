@@ -5,8 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 
-use super::cases::{Case, Wish};
-use crate::args::Wait;
+use crate::args::{Pattern, Wait};
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::contention::Contention;
@@ -15,6 +14,24 @@ use crate::lane::Lane;
 use crate::load::{Frontend, Load};
 use crate::qmp::Qmp;
 use crate::shape::Shape;
+
+/// A throttle group and its disks.
+pub(super) struct Setup {
+    /// Limits of the group, as on the command line.
+    pub(super) limits: &'static str,
+    /// The disks of the group.
+    pub(super) disks: &'static [Wish],
+    /// Each disk has an IOThread of its own.
+    pub(super) apart: bool,
+}
+
+/// What a disk is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    pub(super) depth: u16,
+    pub(super) block: u64,
+    pub(super) rw: Pattern,
+}
 
 /// A process with a frontend for each disk.
 pub(super) struct Run {
@@ -46,12 +63,17 @@ pub(super) fn has_groups(candidate: &Candidate) -> bool {
     matches!(candidate.kind, Kind::Ours { .. } | Kind::Qsd { .. })
 }
 
-/// Starts a candidate with the disks of a case, and connects to each.
+/// Starts a candidate with the disks of a set-up, and connects to each.
 ///
 /// # Errors
 /// The candidate does not start, or refuses the set-up.
-pub(super) fn start(candidate: &Candidate, case: &Case, dir: &Path, interrupted: &AtomicBool) -> Result<Run> {
-    let disks: Vec<PathBuf> = (0..case.disks.len())
+pub(super) fn start(
+    candidate: &Candidate,
+    setup: &Setup,
+    dir: &Path,
+    interrupted: &AtomicBool,
+) -> Result<Run> {
+    let disks: Vec<PathBuf> = (0..setup.disks.len())
         .map(|i| dir.join(format!("{i}.sock")))
         .collect();
     let monitor = dir.join("qmp.sock");
@@ -59,10 +81,10 @@ pub(super) fn start(candidate: &Candidate, case: &Case, dir: &Path, interrupted:
     for socket in &sockets {
         let _ = std::fs::remove_file(socket);
     }
-    let line = command_line(candidate, case, &disks, &monitor);
+    let line = command_line(candidate, setup, &disks, &monitor);
     let mut backend = Backend::spawn(&candidate.name, &line, disks, dir.join("log"))?;
     backend.wait_until("listen", |_| crate::disks::all_listen(&sockets))?;
-    let loads: Vec<Load> = case.disks.iter().map(load).collect();
+    let loads: Vec<Load> = setup.disks.iter().map(load).collect();
     let frontends = connect_each(&mut backend, &loads, interrupted)?;
     Ok(Run {
         frontends,
@@ -71,16 +93,16 @@ pub(super) fn start(candidate: &Candidate, case: &Case, dir: &Path, interrupted:
     })
 }
 
-fn command_line(candidate: &Candidate, case: &Case, disks: &[PathBuf], monitor: &Path) -> Vec<String> {
+fn command_line(candidate: &Candidate, setup: &Setup, disks: &[PathBuf], monitor: &Path) -> Vec<String> {
     let (program, options) = match &candidate.kind {
         Kind::Ours { binary, options, .. } => (binary.display().to_string(), &options[..]),
         _ => (QSD.to_owned(), &[][..]),
     };
     let mut line = vec![program];
     let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
-    add("--object", format!("throttle-group,id=g,limits.{}", case.limits));
+    add("--object", format!("throttle-group,id=g,limits.{}", setup.limits));
     for (i, socket) in disks.iter().enumerate() {
-        let iothread = if case.apart { i } else { 0 };
+        let iothread = if setup.apart { i } else { 0 };
         if iothread == i {
             add("--object", format!("iothread,id=io{i}"));
         }
