@@ -11,7 +11,7 @@ readonly programs_at_a_time=${TEST_PROGRAMS:-2}
 readonly long_programs=(guest trouble process)
 
 # What does not depend on the system: logic, properties, and what meets between our own threads.
-readonly independent_programs=(aio device engine hostile pool)
+readonly independent_programs=(aio device engine hostile pool structure)
 
 readonly tab=$'\t'
 
