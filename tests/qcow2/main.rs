@@ -4,6 +4,8 @@ mod caches;
 mod chains;
 mod concurrent;
 mod killed;
+mod killed_snapshots;
+mod kinds;
 mod locks;
 mod mapped;
 mod matrix;

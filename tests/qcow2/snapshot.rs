@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use serde_json::{Value, json};
 use testkit::daemon::{Daemon, HAND_OVER};
 use testkit::frontend::{Frontend, Op};
+use testkit::process::SetAtEnd;
 use testkit::qmp::Qmp;
 use testkit::random::Random;
 
 use super::killed::{Model, check_no_errors, finish, load};
 use super::support::{
-    check_clean, create, directory_in_memory, expected, qemu_img, raw, serve_node, try_run,
+    MONITOR, check_clean, create, directory_in_memory, expected, manage, qemu_img, raw, serve_node, try_run,
 };
 
 const SIZE: usize = 16 << 20;
@@ -124,6 +126,57 @@ fn snapshots_survive_kills() {
     }
     check_no_errors(dir, "layer4");
     model.compare(&expected(dir, "layer4"));
+}
+
+#[test]
+fn snapshots_are_taken_over_under_load() {
+    let Some(dir) = directory_in_memory() else { return };
+    for format in ["qcow2", "raw"] {
+        let dir = tempfile::tempdir_in(dir.path()).expect("make a directory");
+        let dir = dir.path();
+        let mut model = make_image(dir, format);
+        let (mut daemon, mut frontend, mut client) = serve(dir, "layer0", format);
+        let mut random = Random::new(11);
+        let (mut below, mut below_format, mut layers) = ("layer0".to_owned(), format, Vec::new());
+        for number in 1..=3 {
+            let (image, name) = (format!("layer{number}"), format!("n{number}"));
+            add_overlay(dir, &mut client, (&below, below_format), (&image, &name));
+            let arguments = snapshot(&format!("n{}", number - 1), &name);
+            client.execute("blockdev-snapshot", &arguments);
+            layers.push((below.clone(), fs::read(dir.join(&below)).expect("read")));
+            let dir_name = dir.to_str().expect("a name in UTF-8");
+            let options = [&MONITOR[..], &["--sandbox-path", dir_name]].concat();
+            let exit = daemon.fail_take_over(&["--fail-take-over", "restored"]);
+            assert!(exit.output.contains("restored"), "{}", exit.output);
+            let stop = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let _end = SetAtEnd(&stop);
+                // A daemon ends with the thread that has started it, so the other one makes the load.
+                let worker = scope.spawn(|| {
+                    load(&mut frontend, &mut model, &mut random, |done| {
+                        done < 100 || !stop.load(Ordering::Relaxed)
+                    });
+                    finish(&mut frontend, &mut model);
+                });
+                daemon.take_over(&options);
+                stop.store(true, Ordering::Relaxed);
+                worker.join().expect("the load");
+            });
+            client = manage(&daemon);
+            let exports = client.execute("query-block-exports", &json!({}));
+            assert_eq!(exports[0]["node-name"], name, "{exports}");
+            (below, below_format) = (image, "qcow2");
+        }
+        drop(frontend);
+        let exit = daemon.terminate();
+        assert!(exit.status.success(), "{}", exit.output);
+        for (image, content) in layers {
+            let now = fs::read(dir.join(&image)).expect("read");
+            assert!(now == content, "{image} has changed after its snapshot");
+        }
+        check_clean(dir, "layer3");
+        model.compare(&expected(dir, "layer3"));
+    }
 }
 
 /// Returns the number of layers below each node.

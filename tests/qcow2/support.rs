@@ -117,6 +117,14 @@ pub(crate) fn serve_writable(dir: &Path, image: &str, options: &[&str]) -> (Daem
     connect(&[&args, options].concat())
 }
 
+/// The options of a monitor for [`manage`].
+pub(crate) const MONITOR: [&str; 4] = [
+    "--chardev",
+    "socket,id=qmp,path=qmp.sock,server=on,wait=off",
+    "--monitor",
+    "chardev=qmp",
+];
+
 /// Serves a node for writing, and connects a frontend and a QMP client. `node`: the options of the node, which begin with
 /// its driver.
 pub(crate) fn serve_node(name: &str, node: &str, more: &[&str]) -> (Daemon, Frontend, Qmp) {
@@ -124,9 +132,7 @@ pub(crate) fn serve_node(name: &str, node: &str, more: &[&str]) -> (Daemon, Fron
     let node = format!("{driver},node-name={name},discard=unmap,{options}");
     let export = format!("vhost-user-blk,id=e,node-name={name},addr.type=unix,addr.path=s,writable=on");
     let args = ["--blockdev", &node, "--export", &export];
-    let chardev = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
-    let monitor = ["--chardev", chardev, "--monitor", "chardev=qmp"];
-    let (daemon, frontend) = connect(&[&args, &monitor, more].concat());
+    let (daemon, frontend) = connect(&[&args, &MONITOR[..], more].concat());
     let client = manage(&daemon);
     (daemon, frontend, client)
 }
