@@ -148,6 +148,10 @@ impl Qcow2Disk {
             if old == new {
                 return Ok(());
             }
+            if !released.is_empty() {
+                // From the next write on, their refcounts are too high.
+                self.mark_as_dirty(tables)?;
+            }
             self.file
                 .write_bytes(&bytes, offset + layout.entry_in_slice(range.start))?;
             new.iter().for_each(|(start, entry)| slice.set(*start, *entry));

@@ -61,8 +61,8 @@ impl<'a> Trace<'a> {
         records.checked_sub(1).map_or(0, |last| self.0[last].2)
     }
 
-    /// Returns the files after a power cut. Of what was not synced, `mode` 0 keeps nothing, 1 some records, and 2 some
-    /// sectors.
+    /// Returns the files after a power cut. Of what was not synced, `mode` 0 keeps nothing, 1 some records, 2 some
+    /// sectors, and 3 everything, as if only the daemon was killed.
     pub(super) fn cut(
         &self,
         originals: &[Vec<u8>],
@@ -108,7 +108,7 @@ impl<'a> Trace<'a> {
                     let mut at = *offset;
                     while at < end {
                         let next = end.min(at / SECTOR * SECTOR + SECTOR);
-                        if number < synced || mode == 1 || random.below(2) == 0 {
+                        if number < synced || mode % 2 == 1 || random.below(2) == 0 {
                             let len = image.len().max(next);
                             image.resize(len, 0);
                             image[at..next].copy_from_slice(&data[at - offset..next - offset]);

@@ -10,7 +10,7 @@ mod load;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use testkit::daemon::binary;
@@ -86,13 +86,71 @@ const PLAIN: Setup<'static> = Setup {
     cuts: 120,
 };
 
+/// A daemon whose writes are recorded.
+struct Traced {
+    daemon: Process,
+    frontend: Frontend,
+    client: Qmp,
+    journal: PathBuf,
+}
+
+impl Traced {
+    /// Serves an image with the trace.
+    fn start(dir: &Path, image: &str, setup: Setup<'_>) -> Option<Self> {
+        let library = preload::build("tests/qcow2/powercut/trace.c", dir)?;
+        let journal = dir.join("journal");
+        let _ = fs::remove_file(&journal);
+        let node = format!(
+            // Writes to a mapping cannot be recorded.
+            "qcow2,node-name=disk,discard=unmap,file.driver=file,file.mmap=off,file.filename={image}{}",
+            setup.options
+        );
+        let mut command = Command::new(binary());
+        command
+            .args(["--blockdev", &node])
+            .args([
+                "--export",
+                "vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=sock,writable=on",
+            ])
+            .args(["--chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off"])
+            .args(["--monitor", "chardev=qmp"])
+            // The preloaded library writes its journal with system calls that the daemon itself does not make.
+            .args(["--sandbox", "off"])
+            .current_dir(dir)
+            .env("LD_PRELOAD", library)
+            .env("TRACE_JOURNAL", &journal)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        if setup.has_data {
+            command.env("TRACE_DATA", dir.join("data"));
+        }
+        let (daemon, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
+        let connect = || Frontend::connect(&dir.join("sock"), 1, 8, all_features()).ok();
+        Some(Self {
+            daemon,
+            frontend: wait_for("the daemon's socket", connect),
+            client: Qmp::connect(&dir.join("qmp.sock")),
+            journal,
+        })
+    }
+
+    /// Closes the image. Returns the trace.
+    fn close(mut self, dir: &Path, image: &str) -> Vec<u8> {
+        drop(self.frontend);
+        // At SIGTERM nothing is flushed, so the image is closed before.
+        wait_for("a closed image", || {
+            let header = fs::read(dir.join(image)).expect("read");
+            (header[7] == 2 || header[79] & 1 == 0).then_some(())
+        });
+        self.daemon.signal(libc::SIGTERM);
+        self.daemon.wait();
+        fs::remove_file(dir.join("sock")).ok();
+        fs::read(&self.journal).expect("read the journal")
+    }
+}
+
 /// Serves `image` with the trace, and cuts the power again and again afterwards.
 fn cut_power(dir: &Path, image: &str, setup: Setup<'_>, seed: u64) {
-    let Some(library) = preload::build("tests/qcow2/powercut/trace.c", dir) else {
-        return;
-    };
-    let journal = dir.join("journal");
-    let _ = fs::remove_file(&journal);
     let files = if setup.has_data {
         &[image, "data"][..]
     } else {
@@ -104,54 +162,19 @@ fn cut_power(dir: &Path, image: &str, setup: Setup<'_>, seed: u64) {
         .collect();
     let disk = expected(dir, image);
     let blocks = disk.len() / BLOCK;
-    let node = format!(
-        // Writes to a mapping cannot be recorded.
-        "qcow2,node-name=disk,discard=unmap,file.driver=file,file.mmap=off,file.filename={image}{}",
-        setup.options
-    );
-    let mut command = Command::new(binary());
-    command
-        .args(["--blockdev", &node])
-        .args([
-            "--export",
-            "vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=sock,writable=on",
-        ])
-        .args(["--chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off"])
-        .args(["--monitor", "chardev=qmp"])
-        // The preloaded library writes its journal with system calls that the daemon itself does not make.
-        .args(["--sandbox", "off"])
-        .current_dir(dir)
-        .env("LD_PRELOAD", library)
-        .env("TRACE_JOURNAL", &journal)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null());
-    if setup.has_data {
-        command.env("TRACE_DATA", dir.join("data"));
-    }
-    let (mut daemon, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
-    let connect = || Frontend::connect(&dir.join("sock"), 1, 8, all_features()).ok();
-    let mut frontend = wait_for("the daemon's socket", connect);
-    let mut client = Qmp::connect(&dir.join("qmp.sock"));
+    let Some(mut traced) = Traced::start(dir, image, setup) else {
+        return;
+    };
     let mut random = Random::new(seed);
     let mut served = Disk {
-        frontend: &mut frontend,
-        client: &mut client,
-        journal: &journal,
+        frontend: &mut traced.frontend,
+        client: &mut traced.client,
+        journal: &traced.journal,
         blocks,
     };
     let requests = served.run(&mut random, 120, setup.resizes);
-    assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
-    drop(frontend);
-    // At SIGTERM nothing is flushed, so the image is closed before.
-    wait_for("a closed image", || {
-        let header = fs::read(dir.join(image)).expect("read");
-        (header[7] == 2 || header[79] & 1 == 0).then_some(())
-    });
-    daemon.signal(libc::SIGTERM);
-    daemon.wait();
-    fs::remove_file(dir.join("sock")).ok();
-
-    let bytes = fs::read(&journal).expect("read the journal");
+    assert_eq!(traced.frontend.queue(0).run(&Op::Flush).ret, 0);
+    let bytes = traced.close(dir, image);
     let trace = Trace::parse(&bytes);
     assert!(trace.len() > 100, "there is something to lose");
     let mut seen: HashMap<u32, usize> = HashMap::new();
@@ -190,6 +213,39 @@ fn cut_power(dir: &Path, image: &str, setup: Setup<'_>, seed: u64) {
     }
     assert!(seen.len() > 10, "many values survive: {}", seen.len());
     fs::remove_file(dir.join("cut")).ok();
+}
+
+#[test]
+fn first_discards_leak_nothing_without_the_dirty_bit() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    for options in ["cluster_size=64k", "extended_l2=on"] {
+        create(dir, options, &["image", "4M"]);
+        qemu_io(dir, "image", &["write -P 7 0 4M"]);
+        let original = fs::read(dir.join("image")).expect("read");
+        let Some(mut traced) = Traced::start(dir, "image", PLAIN) else {
+            return;
+        };
+        let discard = Op::Discard {
+            offset: 1 << 20,
+            len: 1 << 20,
+        };
+        assert_eq!(traced.frontend.queue(0).run(&discard).ret, 0);
+        let bytes = traced.close(dir, "image");
+        let trace = Trace::parse(&bytes);
+        for records in 0..=trace.len() {
+            for mode in 0..4 {
+                let cut = trace.cut(
+                    std::slice::from_ref(&original),
+                    records,
+                    mode,
+                    &mut Random::new(mode as u64),
+                );
+                fs::write(dir.join("cut"), &cut[0]).expect("write");
+                check_no_errors(dir, "cut");
+            }
+        }
+    }
 }
 
 #[test]
