@@ -15,7 +15,7 @@ use crate::succession::Bundle;
 use crate::vhost_user::SessionError;
 use crate::vhost_user::session::Session;
 use crate::vhost_user::session::inflight::Inflight;
-use crate::vhost_user::vring::Kick;
+use crate::vhost_user::vring::{Kick, Vring};
 
 impl Session<'_> {
     /// Stops all rings once no request is in flight, at most until `deadline`, and describes the session. The image stays
@@ -82,7 +82,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Stops the rings that run. Nothing is in flight but requests that stay there.
+    /// Stops the rings that run. Requests that are still in flight stay so.
     fn stop_to_park(&mut self) -> Result<()> {
         for index in 0..self.vrings.len() {
             if !self.vrings[index].running {
@@ -108,11 +108,30 @@ impl Session<'_> {
     ) -> Result<ParkedSession> {
         let (mode, cached) = self.device.cache().settled().ok_or(ParkError::Unflushed)?;
         let (backend, config_changed) = self.channel.parked();
+        let removed = self.memory.removed_ranges();
+        Ok(ParkedSession {
+            rings: self.describe_rings(bundle)?,
+            connection: bundle.add(connection)?,
+            features_offered: negotiated.offered,
+            features: self.acked,
+            protocol_features: negotiated.protocol_features,
+            writeback: mode.writeback,
+            cached,
+            capacity: self.device.state().capacity(),
+            backend_channel: backend.map(|file| bundle.add(file)).transpose()?,
+            config_changed,
+            regions: self.describe_memory(bundle)?,
+            removed: removed.iter().map(|range| (range.start, range.end)).collect(),
+            log: self.describe_log(bundle)?,
+            inflight: self.describe_inflight(bundle)?,
+        })
+    }
+
+    fn describe_rings(&self, bundle: &mut Bundle) -> Result<Vec<ParkedRing>> {
         let add = |bundle: &mut Bundle, file: Option<&File>| file.map(|file| bundle.add(file)).transpose();
-        let mut rings = Vec::new();
-        for (index, vring) in self.vrings.iter().enumerate() {
+        let ring = |(index, vring): (usize, &Vring)| {
             let enabled = self.call(index, |queue| queue.standing().enabled)?;
-            rings.push(ParkedRing {
+            Ok(ParkedRing {
                 size: vring.size,
                 addresses: vring.addresses.map(|at| [at.desc, at.avail, at.used]),
                 log: vring.log,
@@ -129,48 +148,36 @@ impl Session<'_> {
                 enabled,
                 failed: vring.failed,
                 was_started: vring.was_started,
-            });
+            })
+        };
+        self.vrings.iter().enumerate().map(ring).collect()
+    }
+
+    fn describe_log(&self, bundle: &mut Bundle) -> Result<Option<ParkedLog>> {
+        match (&self.log, &self.log_file) {
+            (None, _) => Ok(None),
+            (Some(_), None) => Err(ParkError::NotKept),
+            (Some(_), Some((file, offset, size))) => Ok(Some(ParkedLog {
+                file: bundle.add(file)?,
+                offset: *offset,
+                size: *size,
+            })),
         }
-        Ok(ParkedSession {
-            connection: bundle.add(connection)?,
-            features_offered: negotiated.offered,
-            features: self.acked,
-            protocol_features: negotiated.protocol_features,
-            writeback: mode.writeback,
-            cached,
-            capacity: self.device.state().capacity(),
-            backend_channel: backend.map(|file| bundle.add(file)).transpose()?,
-            config_changed,
-            regions: self.describe_memory(bundle)?,
-            removed: self
-                .memory
-                .removed_ranges()
-                .iter()
-                .map(|range| (range.start, range.end))
-                .collect(),
-            log: match (&self.log, &self.log_file) {
-                (None, _) => None,
-                (Some(_), None) => return Err(ParkError::NotKept),
-                (Some(_), Some((file, offset, size))) => Some(ParkedLog {
-                    file: bundle.add(file)?,
-                    offset: *offset,
-                    size: *size,
-                }),
-            },
-            inflight: match &self.inflight {
-                Inflight::Untracked => None,
-                Inflight::Refused => return Err(ParkError::InflightRefused),
-                Inflight::Region(_, None) => return Err(ParkError::NotKept),
-                Inflight::Region(_, Some((file, layout))) => Some(ParkedInflight {
-                    file: bundle.add(file)?,
-                    offset: layout.offset,
-                    size: layout.size,
-                    queues: layout.queues,
-                    queue_size: layout.queue_size,
-                }),
-            },
-            rings,
-        })
+    }
+
+    fn describe_inflight(&self, bundle: &mut Bundle) -> Result<Option<ParkedInflight>> {
+        match &self.inflight {
+            Inflight::Untracked => Ok(None),
+            Inflight::Refused => Err(ParkError::InflightRefused),
+            Inflight::Region(_, None) => Err(ParkError::NotKept),
+            Inflight::Region(_, Some((file, layout))) => Ok(Some(ParkedInflight {
+                file: bundle.add(file)?,
+                offset: layout.offset,
+                size: layout.size,
+                queues: layout.queues,
+                queue_size: layout.queue_size,
+            })),
+        }
     }
 
     fn describe_memory(&self, bundle: &mut Bundle) -> Result<Vec<ParkedRegion>> {
