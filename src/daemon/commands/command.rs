@@ -19,17 +19,9 @@ pub(super) fn on_registry<T: DeserializeOwned + Send + 'static>(
     returns: Type,
     run: fn(&mut Registry, T) -> Outcome,
 ) -> Command<Handle> {
-    later(
-        name,
-        arguments,
-        returns,
-        move |scope, arguments, reply| match typed(arguments) {
-            Ok(arguments) => scope
-                .context
-                .call(move |registry| reply.send(run(registry, arguments))),
-            Err(refusal) => reply.send(Err(refusal)),
-        },
-    )
+    with_registry(name, arguments, returns, move |registry, arguments, reply| {
+        reply.send(run(registry, arguments));
+    })
 }
 
 /// Makes a command that the main thread answers when it has ended, and that has nothing to report.
@@ -38,14 +30,25 @@ pub(super) fn in_time<T: DeserializeOwned + Send + 'static>(
     arguments: &'static Object,
     run: fn(&mut Registry, T, Done),
 ) -> Command<Handle> {
+    with_registry(name, arguments, NOTHING, move |registry, arguments, reply| {
+        run(registry, arguments, done(reply));
+    })
+}
+
+fn with_registry<T: DeserializeOwned + Send + 'static>(
+    name: &'static str,
+    arguments: &'static Object,
+    returns: Type,
+    run: impl Fn(&mut Registry, T, Reply) + Copy + Send + 'static,
+) -> Command<Handle> {
     later(
         name,
         arguments,
-        NOTHING,
+        returns,
         move |scope, arguments, reply| match typed(arguments) {
             Ok(arguments) => scope
                 .context
-                .call(move |registry| run(registry, arguments, done(reply))),
+                .call(move |registry| run(registry, arguments, reply)),
             Err(refusal) => reply.send(Err(refusal)),
         },
     )

@@ -146,13 +146,7 @@ impl RawFile {
     /// The file is read-only (EROFS), or `fallocate` failed.
     pub fn give_back(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_growing_write(offset, len)?;
-        if len == 0 || !self.unmap {
-            return Ok(());
-        }
-        let block = u64::from(self.limits.logical_block_size);
-        let result = self.missing.discard(&self.file, self.kind, block, offset, len);
-        self.nowait.forget(offset, len);
-        result
+        self.discard_checked(offset, len)
     }
 
     /// Makes a range read as zeroes. A regular file grows as needed.
@@ -161,11 +155,8 @@ impl RawFile {
     /// Those of [`write_gathered`](Self::write_gathered).
     pub fn zero_growing(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         self.check_growing_write(offset, len)?;
-        let zeroed = self
-            .missing
-            .zero(&self.file, offset, len, may_unmap && self.unmap);
-        self.nowait.forget(offset, len);
-        if zeroed? && (self.kind == Kind::BlockDevice || self.end()? >= offset + len) {
+        let zeroed = self.zero_by_kernel(offset, len, may_unmap)?;
+        if zeroed && (self.kind == Kind::BlockDevice || self.end()? >= offset + len) {
             return Ok(());
         }
         crate::storage::zero::write_zeroes(offset, len, |iov, at| {

@@ -132,6 +132,11 @@ impl RawFile {
     /// Those of [`writev`](Self::writev).
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_write(offset, len)?;
+        self.discard_checked(offset, len)
+    }
+
+    /// Discards a range that may be written, or does nothing if the storage does not support that.
+    pub(super) fn discard_checked(&self, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 || !self.unmap {
             return Ok(());
         }
@@ -152,11 +157,7 @@ impl RawFile {
         if len == 0 {
             return Ok(());
         }
-        let zeroed = self
-            .missing
-            .zero(&self.file, offset, len, may_unmap && self.unmap);
-        self.nowait.forget(offset, len);
-        if zeroed? {
+        if self.zero_by_kernel(offset, len, may_unmap)? {
             if self.kind == Kind::BlockDevice || self.end_of_file()? >= end {
                 return Ok(());
             }
@@ -165,6 +166,15 @@ impl RawFile {
             from = end - len.min(self.limits.logical_block_size.into());
         }
         zero::write_zeroes(from, end - from, |iov, at| self.write(iov, at, vectored::pwritev))
+    }
+
+    /// Makes a range read as zeroes that may be written. Returns false if the kernel cannot do it without a write.
+    pub(super) fn zero_by_kernel(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<bool> {
+        let zeroed = self
+            .missing
+            .zero(&self.file, offset, len, may_unmap && self.unmap);
+        self.nowait.forget(offset, len);
+        zeroed
     }
 
     pub(super) fn bounce_alignment(&self) -> usize {
