@@ -57,6 +57,24 @@ pub struct Exit {
     pub took: Duration,
 }
 
+impl Exit {
+    /// Returns the only line of a daemon that has refused to start, which is an error.
+    ///
+    /// # Panics
+    /// The daemon did not fail, or has said something else.
+    pub fn refusal(&self) -> &str {
+        assert!(!self.status.success(), "{}", self.output);
+        let mut lines = self.output.lines();
+        let (line, rest) = (lines.next().unwrap_or_default(), lines.next());
+        assert!(
+            line.starts_with("error: ") && rest.is_none(),
+            "more or less than one error: {}",
+            self.output
+        );
+        line
+    }
+}
+
 /// The threads, descriptors and mappings that a process holds, without threads that come and go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holdings {

@@ -19,6 +19,22 @@ pub(crate) fn verify(frontend: &mut Frontend, stored: impl FnOnce() -> Vec<u8>) 
     assert!(stored() == model, "the server has other data");
 }
 
+/// Writes through each of two queues, and reads the data through the other one.
+pub(crate) fn verify_two_queues(daemon: &Daemon) {
+    let mut frontend = connect(daemon, 2, 16);
+    for round in 0..64_u8 {
+        let (data, offset) = (vec![round; BLOCK], u64::from(round) * BLOCK as u64);
+        let writer = usize::from(round % 2);
+        let op = Op::Write {
+            offset,
+            data: data.clone(),
+        };
+        assert_eq!(frontend.queue(writer).run(&op).ret, 0);
+        let op = Op::Read { offset, len: BLOCK };
+        assert_eq!(frontend.queue(1 - writer).run(&op).data, data);
+    }
+}
+
 #[test]
 fn qemu_nbd_stores_what_the_guest_writes() {
     if !has("qemu-nbd") {
@@ -144,18 +160,7 @@ fn two_iothreads_have_a_connection_each() {
         "--num-queues=2",
     ];
     let daemon = Daemon::start_with(dir, &options);
-    let mut frontend = connect(&daemon, 2, 16);
-    for round in 0..64_u8 {
-        let (data, offset) = (vec![round; BLOCK], u64::from(round) * BLOCK as u64);
-        let writer = usize::from(round % 2);
-        let op = Op::Write {
-            offset,
-            data: data.clone(),
-        };
-        assert_eq!(frontend.queue(writer).run(&op).ret, 0);
-        let op = Op::Read { offset, len: BLOCK };
-        assert_eq!(frontend.queue(1 - writer).run(&op).data, data);
-    }
+    verify_two_queues(&daemon);
 }
 
 #[test]

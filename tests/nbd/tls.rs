@@ -13,7 +13,7 @@ use testkit::frontend::Op;
 use testkit::process::Process;
 use testkit::qmp::Qmp;
 
-use crate::data::verify;
+use crate::data::{verify, verify_two_queues};
 use crate::killed::survives;
 use crate::mistakes::refused;
 use crate::server::{
@@ -130,18 +130,7 @@ fn iothreads_have_an_encrypted_connection_each() {
         "auto",
     ];
     let daemon = Daemon::start_with(dir, &[&OBJECT[..], &args].concat());
-    let mut frontend = connect(&daemon, 2, 16);
-    for round in 0..64_u8 {
-        let (data, offset) = (vec![round; BLOCK], u64::from(round) * BLOCK as u64);
-        let writer = usize::from(round % 2);
-        let op = Op::Write {
-            offset,
-            data: data.clone(),
-        };
-        assert_eq!(frontend.queue(writer).run(&op).ret, 0);
-        let op = Op::Read { offset, len: BLOCK };
-        assert_eq!(frontend.queue(1 - writer).run(&op).data, data);
-    }
+    verify_two_queues(&daemon);
 }
 
 #[test]

@@ -16,20 +16,7 @@ fn refused(file: &str, more: &[&str]) -> String {
 /// Starts a daemon with these options that must end with one line about an error. Returns the line.
 pub(crate) fn refused_with(args: &[&str]) -> String {
     let dir = tempfile::tempdir().expect("make a directory");
-    let exit = run(args, dir.path());
-    assert!(!exit.status.success(), "{}", exit.output);
-    let lines: Vec<&str> = exit
-        .output
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .collect();
-    assert_eq!(
-        (lines.len(), exit.output.lines().count()),
-        (1, 1),
-        "{}",
-        exit.output
-    );
-    lines[0].to_owned()
+    run(args, dir.path()).refusal().to_owned()
 }
 
 #[test]
