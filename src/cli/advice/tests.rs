@@ -39,6 +39,9 @@ fn causes_come_before_advice() {
     assert!(text.ends_with("; choose aio=threads, or leave aio out"), "{text}");
 }
 
+/// Makes an error, once for each form.
+type Make<'a> = &'a dyn Fn() -> OperationError;
+
 #[test]
 fn errors_name_the_options_that_mend_them() {
     let path = || PathBuf::from("disk.img");
@@ -61,60 +64,38 @@ fn errors_name_the_options_that_mend_them() {
         how: LockError::READER,
     };
     let block = || storage::Error::BlockSize { size: 1000 };
-    for (short, long, option) in [
+    let rows: [(Make, [&str; 2]); 10] = [
         (
-            told(engine::Error::Native(os(libc::EAGAIN)), Form::Short),
-            told(engine::Error::Native(os(libc::EAGAIN)), Form::Long),
+            &|| engine::Error::Native(os(libc::EAGAIN)).into(),
             ["--aio threads", "aio=threads"],
         ),
+        (&|| engine::Error::NoFile.into(), ["--aio threads", "aio=threads"]),
         (
-            told(engine::Error::NoFile, Form::Short),
-            told(engine::Error::NoFile, Form::Long),
-            ["--aio threads", "aio=threads"],
-        ),
-        (
-            told(engine::Error::NativeBuffered, Form::Short),
-            told(engine::Error::NativeBuffered, Form::Long),
+            &|| engine::Error::NativeBuffered.into(),
             ["needs --direct", "cache.direct=on"],
         ),
         (
-            told(engine::Error::Timer, Form::Short),
-            told(engine::Error::Timer, Form::Long),
+            &|| engine::Error::Timer.into(),
             ["leave --aio out", "leave aio out"],
         ),
+        (&|| direct().into(), ["leave --direct out", "cache.direct"]),
         (
-            told(direct(), Form::Short),
-            told(direct(), Form::Long),
-            ["leave --direct out", "cache.direct"],
-        ),
-        (
-            told(device(), Form::Short),
-            told(device(), Form::Long),
+            &|| device().into(),
             ["smaller --logical-block-size", "smaller logical-block-size"],
         ),
+        (&|| block().into(), ["--logical-block-size", "logical-block-size"]),
+        (&|| denied().into(), ["--read-only", "auto-read-only=on"]),
+        (&|| read().into(), ["--read-only", "read-only=on"]),
         (
-            told(block(), Form::Short),
-            told(block(), Form::Long),
-            ["--logical-block-size", "logical-block-size"],
-        ),
-        (
-            told(denied(), Form::Short),
-            told(denied(), Form::Long),
-            ["--read-only", "auto-read-only=on"],
-        ),
-        (
-            told(read(), Form::Short),
-            told(read(), Form::Long),
-            ["--read-only", "read-only=on"],
-        ),
-        (
-            told(ServerError::NotASocket(path()), Form::Short),
-            told(ServerError::NotASocket(path()), Form::Long),
+            &|| ServerError::NotASocket(path()).into(),
             ["--socket-path", "addr.path"],
         ),
-    ] {
-        assert!(short.contains(option[0]), "{short}");
-        assert!(long.contains(option[1]), "{long}");
+    ];
+    for (error, [short, long]) in rows {
+        for (form, option) in [(Form::Short, short), (Form::Long, long)] {
+            let text = told(error(), form);
+            assert!(text.contains(option), "{text}");
+        }
     }
     let missing = Error::Sandbox(sandbox::Error::Missing("no Landlock".to_owned()));
     assert!(explain(&missing, Form::Short, None).0.contains("--sandbox auto"));
