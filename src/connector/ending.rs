@@ -24,7 +24,7 @@ pub(super) struct Ending {
     open: Vec<Arc<OwnedFd>>,
     /// Connections whose stream has ended, but which the server may not have closed.
     ended: Vec<Arc<OwnedFd>>,
-    /// `None`: the end of a stream has to do, as it does for connections over a network.
+    /// `None`: the end of a stream must suffice, as for connections over a network.
     peers: Option<Peers>,
 }
 

@@ -119,8 +119,8 @@ impl Channel {
         }
     }
 
-    /// Ends requests of this channel with ECANCELED after a while, if their disk is a server that does not answer, because
-    /// a stopping ring waits for them.
+    /// Ends this channel's requests with ECANCELED after a while, if the server of their disk does not answer. Call this
+    /// when a stopping ring waits for them.
     pub fn give_up_soon(&self) {
         let unlimited = match &self.0 {
             Kind::Unlimited(unlimited) => unlimited,

@@ -1,7 +1,7 @@
 //! Finds out whether guest memory is all zero.
 //!
-//! Nearly all memory is not, and the first look at its start, middle and end shows that. So such memory costs a few
-//! cycles, however long it is.
+//! Most memory is not. A look at its start, middle and end shows that, and costs a few cycles, however long the memory
+//! is.
 
 use super::volatile::read_volatile_16;
 

@@ -12,7 +12,7 @@ pub struct SnapshotEntry {
 }
 
 impl SnapshotEntry {
-    /// Length of the part of an entry that all have, in bytes.
+    /// Length in bytes of the part that all entries have.
     pub const FIXED: usize = 40;
 
     /// Parses an entry. Its texts are not read.

@@ -225,7 +225,7 @@ fn whole_table(memory: &MemoryView, table: Descriptor) -> Option<*const u8> {
     (left >= u64::from(table.len())).then(|| own(first.cast(), memory.own_distance()).cast_const())
 }
 
-/// Copies entry `index` of an indirect table that one region does not hold.
+/// Copies entry `index` of an indirect table that lies in several regions.
 #[cold]
 fn table_entry(memory: &MemoryView, table: u64, index: u16) -> Result<Descriptor, ChainError> {
     let not_mapped = ChainError::IndirectNotMapped(table);

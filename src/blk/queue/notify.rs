@@ -112,7 +112,7 @@ pub(super) struct MissedNotification {
 }
 
 impl MissedNotification {
-    /// Creates a check that `timer` makes: it calls [`check`](Self::check).
+    /// Creates a check. `timer` must call [`check`](Self::check).
     pub(super) fn new(timer: Timer) -> Self {
         Self {
             timer,
@@ -121,7 +121,7 @@ impl MissedNotification {
         }
     }
 
-    /// Makes sure that the ring is checked once the driver has had its time.
+    /// Checks the ring once the driver has had time to look at it.
     pub(super) fn check_later(&mut self) {
         self.renewed = self.timer.is_armed();
         if !self.renewed {

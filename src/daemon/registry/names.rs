@@ -1,7 +1,7 @@
-//! Names of images and sockets after the sandbox has taken all names away: the [`opener`](crate::opener) opens those
-//! beneath the directories that it has, before the operation that needs them runs.
+//! Opens images and sockets by name after the sandbox has taken all names away.
 //!
-//! Such operations run one after the other, each when everything that it names is open. Nothing waits for them.
+//! The [`opener`](crate::opener) opens those beneath its directories, before the operation that needs them runs. Such
+//! operations run one after the other, each when all that it names is open. No thread waits for them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -32,7 +32,7 @@ impl Registry {
         self.names.hint = hint;
     }
 
-    /// Returns what becomes readable with each answer of the opener.
+    /// Returns the descriptor that becomes readable with each answer of the opener.
     pub(in crate::daemon) fn opener_socket(&self) -> Option<Arc<OwnedFd>> {
         self.names.opener.as_ref().map(Opener::socket)
     }
@@ -68,7 +68,7 @@ impl Registry {
         let Some((path, request)) = self.sockets.named(&options.addr)? else {
             return Ok(VecDeque::new());
         };
-        // Before there is a socket: most mistakes show here.
+        // Before a socket is made, because most mistakes show here.
         self.check_export(options)?;
         if is_ours(&path) {
             return Err(ServerError::Ours(path).into());

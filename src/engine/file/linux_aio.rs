@@ -112,7 +112,7 @@ impl KernelQueue for LinuxAio {
                         result,
                     });
                     taken += 1;
-                    // The kernel does not signal this one.
+                    // The kernel does not signal the end of a refused request.
                     let _ = self.event.write(1);
                 }
             }

@@ -27,7 +27,8 @@ pub enum CompressionType {
 pub struct CompressedCluster {
     /// The offset in the image. It has no alignment.
     pub offset: u64,
-    /// The greatest length of the data in bytes: at most twice the cluster size. The last sector may have other data.
+    /// The length in bytes up to the end of the last sector, which may also have other data: at most twice the cluster
+    /// size.
     pub len: usize,
 }
 
@@ -43,8 +44,8 @@ impl CompressedCluster {
     }
 }
 
-/// Decompresses `data`, the data of a compressed cluster and what follows it, into `cluster`, which is as long as a
-/// cluster.
+/// Decompresses a cluster. `data` begins with its compressed data, and may be longer. `cluster` takes the result, and has
+/// the length of a cluster.
 ///
 /// # Errors
 /// The data is damaged, or does not fill the cluster.

@@ -125,7 +125,9 @@ fn the_witness_knows_before_the_caller() {
     flusher.flush(check, nothing, sync).unwrap();
     assert_eq!(told.last(), "succeeded");
     flusher
-        .flush(eio, nothing, || unreachable!("this would take the report"))
+        .flush(eio, nothing, || {
+            unreachable!("a flush would consume the kernel's report")
+        })
         .unwrap_err();
     assert_eq!(told.last(), "failed");
     flusher.replace_witness(None, Some(Arc::clone(&told) as _));

@@ -223,7 +223,7 @@ fn stuck_files_leave_room_to_others() {
         };
         file.submit(&mut batch);
         let now = setup.script.borrow().taken.len();
-        assert!(now - taken >= 2, "file {index} has its part");
+        assert!(now - taken >= 2, "file {index} has a share");
         assert!(now - taken <= 32, "file {index} leaves room");
         taken = now;
     }
@@ -233,7 +233,11 @@ fn stuck_files_leave_room_to_others() {
     }
     drop(others);
     setup.submit(100);
-    assert_eq!(setup.script.borrow().taken.len(), 64, "a file alone has all room");
+    assert_eq!(
+        setup.script.borrow().taken.len(),
+        64,
+        "a single file may use all room"
+    );
     while setup.done() < 900 {
         setup.script.borrow_mut().finish(4096);
         setup.ctx.poll(true);

@@ -1,4 +1,4 @@
-//! Slices of a file that has its own offsets as entries.
+//! Slices of a file in which each entry is an offset of its own.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,7 +8,7 @@ use super::*;
 use crate::qcow2::{Header, Place as DataPlace};
 use crate::storage::OpenOptions;
 
-/// Makes a file of L2 entries that are allocated clusters, and the layout of an image with clusters of 4 KiB.
+/// Makes a file of L2 entries, each with another cluster. Returns it with the layout of an image whose clusters have 4 KiB.
 fn file(dir: &Path) -> (RawFile, SliceLayout) {
     let path = dir.join("tables");
     let mut bytes = Vec::new();
