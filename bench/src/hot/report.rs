@@ -50,6 +50,14 @@ pub(super) fn text(rounds: &Rounds) -> String {
             );
         }
     }
+    out.push_str(&times(rounds));
+    out.push_str(&holdings(rounds));
+    out
+}
+
+/// Renders the times of the rounds themselves.
+fn times(rounds: &Rounds) -> String {
+    let mut out = String::new();
     let mut took: Vec<f64> = rounds.took.iter().map(|time| time.as_secs_f64() * 1e3).collect();
     took.sort_by(f64::total_cmp);
     if let Some(last) = took.last() {
@@ -62,6 +70,12 @@ pub(super) fn text(rounds: &Rounds) -> String {
             short(*last)
         );
     }
+    out
+}
+
+/// Renders what the process held after the first rounds and at the end.
+fn holdings(rounds: &Rounds) -> String {
+    let mut out = String::new();
     let Holdings {
         footprint: warm,
         mappings: maps,
