@@ -130,3 +130,28 @@ fn tables_marked_as_free_are_not_overwritten() {
     assert_eq!(image[79] & 2, 2);
     assert!(word(&image, l1) != 0, "the table is as it was");
 }
+
+#[test]
+fn a_block_of_refcounts_is_used_only_once() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    create(dir, "", &["image", "8M"]);
+    qemu_io(dir, "image", &["write -P 9 0 1M"]);
+    let mut image = fs::read(dir.join("image")).expect("read");
+    // Such a table can claim any number of clusters as used, and none as free.
+    let table = place(word(&image, 48));
+    let block = image[table..table + 8].to_vec();
+    for entry in image[table..table + (64 << 10)].chunks_mut(8) {
+        entry.copy_from_slice(&block);
+    }
+    fs::write(dir.join("image"), image).expect("write");
+    let (mut daemon, mut frontend) = serve_writable(dir, "image", &[]);
+    let data = vec![1; 4096];
+    let offset = 4 << 20;
+    assert_ne!(frontend.queue(0).run(&Op::Write { offset, data }).ret, 0);
+    let done = frontend.queue(0).run(&Op::Read { offset: 0, len: 4096 });
+    assert!(done.ret == 0 && done.data == [9; 4096], "it can still be read");
+    drop(frontend);
+    let told = daemon.terminate().output;
+    assert!(told.contains("the same block twice"), "{told}");
+}

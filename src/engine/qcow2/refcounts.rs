@@ -43,6 +43,12 @@ impl RefcountBlocks {
         if table.is_empty() || table.iter().any(|offset| !cluster.divides(*offset)) {
             return Err(invalid("the refcount table is invalid"));
         }
+        // A small file could claim endless clusters as used, and searching them for a free one would take hours.
+        let mut blocks: Vec<u64> = table.iter().copied().filter(|offset| *offset != 0).collect();
+        blocks.sort_unstable();
+        if blocks.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(invalid("the refcount table has the same block twice"));
+        }
         let start = header.refcount_table_offset >> cluster.bits();
         Ok(Self {
             width: RefcountWidth::from_order(header.refcount_order).expect("checked with the header"),
