@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::blockstats::query_blockstats;
 use super::command::{NOTHING, done, later, on_registry};
 use super::convert::{Nothing, to_value, typed};
-use super::types;
+use super::export_types as types;
 use crate::daemon::handle::Handle;
 use crate::daemon::options::ExportOptions;
 use crate::daemon::registry::{Registry, RemoveMode};

@@ -7,12 +7,15 @@ mod blockstats;
 mod command;
 mod convert;
 mod disk_events;
+mod export_types;
 mod exports;
 mod limit_types;
+mod node_types;
 mod nodes;
+mod object_types;
 mod objects;
 mod qom;
-mod types;
+mod words;
 
 pub(super) use disk_events::tell_of_disk;
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::command::{NOTHING, done, in_time, later, on_registry};
 use super::convert::{to_value, typed};
-use super::types;
+use super::node_types as types;
 use crate::daemon::handle::Handle;
 use crate::daemon::options::BlockdevOptions;
 use crate::daemon::registry::{Done, Node, Registry};

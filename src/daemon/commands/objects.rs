@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::command::{NOTHING, on_registry};
+use super::object_types as types;
 use super::qom::{qom_get, qom_list, qom_set, query_iothreads};
-use super::types;
 use crate::daemon::handle::Handle;
 use crate::daemon::options::ObjectOptions;
 use crate::daemon::registry::Registry;
