@@ -9,6 +9,7 @@ mod blockdev;
 mod busy;
 mod callbacks;
 mod error;
+mod export_params;
 mod exporting;
 mod exports;
 mod iothread_property;
