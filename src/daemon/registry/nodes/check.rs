@@ -6,67 +6,90 @@ use crate::engine;
 
 /// Refuses options that do not fit the driver, and options that are not supported.
 pub(super) fn check(options: &BlockdevOptions) -> Result<(), OperationError> {
-    use Driver::{File, HostDevice, Nbd, NullAio, NullCo, Qcow2, Raw, Rbd, Throttle};
-    let driver = options.driver;
-    let file = matches!(driver, File | HostDevice);
-    let null = matches!(driver, NullCo | NullAio);
+    refuse_of_files(options)?;
+    refuse_of_filters(options)?;
+    refuse_of_servers(options)?;
+    refuse_of_formats(options)?;
+    check_values(options)
+}
+
+/// Refuses the options of files and null disks if the driver is another one.
+fn refuse_of_files(options: &BlockdevOptions) -> Result<(), ValueError> {
+    let file = matches!(options.driver, Driver::File | Driver::HostDevice);
+    let null = matches!(options.driver, Driver::NullCo | Driver::NullAio);
+    let raw = options.driver == Driver::Raw;
     refuse(&[
         ("filename", !file && options.filename.is_some()),
         ("locking", !file && options.locking.is_some()),
         ("aio", !file && options.aio.is_some()),
         ("aio-max-batch", !file && options.aio_max_batch.is_some()),
         ("mmap", !file && options.mmap.is_some()),
-        (
-            "file",
-            !matches!(driver, Raw | Throttle | Qcow2) && options.file.is_some(),
-        ),
-        ("offset", driver != Raw && options.offset.is_some()),
-        ("size", driver != Raw && !null && options.size.is_some()),
+        ("size", !raw && !null && options.size.is_some()),
         ("latency-ns", !null && options.latency_ns.is_some()),
         ("read-zeroes", !null && options.read_zeroes.is_some()),
+    ])
+}
+
+/// Refuses the options of nodes above others if the driver is another one.
+fn refuse_of_filters(options: &BlockdevOptions) -> Result<(), ValueError> {
+    let above = matches!(options.driver, Driver::Raw | Driver::Throttle | Driver::Qcow2);
+    let throttle = options.driver == Driver::Throttle;
+    refuse(&[
+        ("file", !above && options.file.is_some()),
         (
-            "throttle-group",
-            driver != Throttle && options.throttle_group.is_some(),
+            "offset",
+            options.driver != Driver::Raw && options.offset.is_some(),
         ),
-        ("server", !matches!(driver, Nbd | Rbd) && options.server.is_some()),
-        ("key-secret", driver != Rbd && options.key_secret.is_some()),
-        ("export", driver != Nbd && options.export.is_some()),
-        (
-            "reconnect-delay",
-            driver != Nbd && options.reconnect_delay.is_some(),
-        ),
-        ("open-timeout", driver != Nbd && options.open_timeout.is_some()),
-        ("tls-creds", driver != Nbd && options.tls_creds.is_some()),
-        ("tls-hostname", driver != Nbd && options.tls_hostname.is_some()),
-        ("pool", driver != Rbd && options.pool.is_some()),
-        ("namespace", driver != Rbd && options.namespace.is_some()),
-        ("image", driver != Rbd && options.image.is_some()),
-        ("snapshot", driver != Rbd && options.snapshot.is_some()),
-        ("conf", driver != Rbd && options.conf.is_some()),
-        ("user", driver != Rbd && options.user.is_some()),
-        ("backing", driver != Qcow2 && options.backing.is_some()),
-        ("data-file", driver != Qcow2 && options.data_file.is_some()),
-        ("follow-names", driver != Qcow2 && options.follow_names.is_some()),
-    ])?;
-    if options
-        .filename
-        .as_ref()
-        .is_some_and(|path| path.as_os_str().is_empty())
-    {
-        return Err(OperationError::Value(ValueError::Type {
-            path: "filename".to_owned(),
-            expected: "the path of a file or a device".to_owned(),
-        }));
+        ("throttle-group", !throttle && options.throttle_group.is_some()),
+    ])
+}
+
+/// Refuses the options of network storage if the driver is another one.
+fn refuse_of_servers(options: &BlockdevOptions) -> Result<(), ValueError> {
+    let nbd = options.driver == Driver::Nbd;
+    let rbd = options.driver == Driver::Rbd;
+    refuse(&[
+        ("server", !nbd && !rbd && options.server.is_some()),
+        ("key-secret", !rbd && options.key_secret.is_some()),
+        ("export", !nbd && options.export.is_some()),
+        ("reconnect-delay", !nbd && options.reconnect_delay.is_some()),
+        ("open-timeout", !nbd && options.open_timeout.is_some()),
+        ("tls-creds", !nbd && options.tls_creds.is_some()),
+        ("tls-hostname", !nbd && options.tls_hostname.is_some()),
+        ("pool", !rbd && options.pool.is_some()),
+        ("namespace", !rbd && options.namespace.is_some()),
+        ("image", !rbd && options.image.is_some()),
+        ("snapshot", !rbd && options.snapshot.is_some()),
+        ("conf", !rbd && options.conf.is_some()),
+        ("user", !rbd && options.user.is_some()),
+    ])
+}
+
+/// Refuses the options of image formats if the driver is another one.
+fn refuse_of_formats(options: &BlockdevOptions) -> Result<(), ValueError> {
+    if options.driver == Driver::Qcow2 {
+        return Ok(());
     }
-    let caches = [
+    refuse(&[
+        ("backing", options.backing.is_some()),
+        ("data-file", options.data_file.is_some()),
+        ("follow-names", options.follow_names.is_some()),
         ("cache-size", options.cache_size.is_some()),
         ("l2-cache-size", options.l2_cache_size.is_some()),
         ("l2-cache-entry-size", options.l2_cache_entry_size.is_some()),
         ("refcount-cache-size", options.refcount_cache_size.is_some()),
         ("cache-clean-interval", options.cache_clean_interval.is_some()),
-    ];
-    if driver != Qcow2 {
-        refuse(&caches)?;
+    ])
+}
+
+/// Refuses values, and options that do not fit each other.
+fn check_values(options: &BlockdevOptions) -> Result<(), OperationError> {
+    let filename = options.filename.as_ref();
+    if filename.is_some_and(|path| path.as_os_str().is_empty()) {
+        return Err(OperationError::Value(ValueError::Type {
+            path: "filename".to_owned(),
+            expected: "the path of a file or a device".to_owned(),
+        }));
     }
     if options.aio == Some(AioOption::Native) && !options.cache.is_direct() {
         return Err(engine::Error::NativeBuffered.into());
