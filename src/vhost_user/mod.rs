@@ -1,6 +1,6 @@
 //! The vhost-user protocol: sockets, connections, messages.
 //!
-//! [`server`] owns the socket and serves one frontend at a time. [`session`] turns the messages of one frontend into
+//! A [server](server::Server) owns the socket and serves one frontend at a time. [`session`] turns the messages of one frontend into
 //! commands for the device's queues. Both run on the disk's control thread.
 
 mod channel;
@@ -11,6 +11,7 @@ mod inheritance;
 pub mod inherited;
 pub mod path;
 mod region_reply;
+mod serve;
 pub mod server;
 mod server_error;
 pub mod session;
