@@ -230,9 +230,7 @@ impl<'a> Quiesced<'a> {
         plan: Plan,
         group: Option<&Arc<Group>>,
     ) -> Result<Replacement<'a>, ReplaceError> {
-        let mut route = self.handle.route().clone();
-        route.member = member(route.member.take(), group);
-        (route.view, route.plan) = (Arc::new(view), plan);
+        let route = self.next_route(view, plan, group);
         let (turn, current) = (self.handle.turn.get(), self.handle.view());
         let lock = match Arc::ptr_eq(&route.view.node, &current.node) {
             true => None,
@@ -264,9 +262,7 @@ impl<'a> Quiesced<'a> {
         plan: Plan,
         group: Option<&Arc<Group>>,
     ) -> Result<Replacement<'a>, ReplaceError> {
-        let mut route = self.handle.route().clone();
-        route.member = member(route.member.take(), group);
-        (route.view, route.plan) = (Arc::new(view), plan);
+        let route = self.next_route(view, plan, group);
         let turn = self.handle.turn.get();
         let lock = turn.lock_above(&route.view)?;
         let replacement = Replacement {
@@ -282,6 +278,13 @@ impl<'a> Quiesced<'a> {
             flushed.map_err(ReplaceError::Snapshot)?;
         }
         Ok(replacement)
+    }
+
+    fn next_route(&self, view: DiskView, plan: Plan, group: Option<&Arc<Group>>) -> Route {
+        let mut route = self.handle.route().clone();
+        route.member = member(route.member.take(), group);
+        (route.view, route.plan) = (Arc::new(view), plan);
+        route
     }
 
     fn prepare_shards(&self, route: &Route) -> Result<(), ReplaceError> {

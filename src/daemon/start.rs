@@ -137,53 +137,24 @@ pub(super) fn start(
     let limit = limits::raise_open_files();
     let account = find_account(settings)?;
     let mut successor = ask_predecessor(settings)?;
-    let opener = start_opener(settings, account.as_ref())?;
-    let lines = start_connectors(settings, account.as_ref())?;
-    let mut registry = Registry::new(account.clone());
-    registry.set_lines(lines);
-    registry.confine_ceph(settings.sandbox);
-    registry.set_opener(opener, settings.sandbox_hint);
-    registry.hand_over(handed.descriptors, handed.activation);
-    if let Some(successor) = &mut successor {
-        successor.restore(&mut registry, settings)?;
-    }
-    let operations = settings.operations.iter().enumerate();
-    for (number, operation) in operations.filter(|_| successor.is_none()) {
-        apply(&mut registry, operation.clone()).map_err(|source| Error::Operation {
-            verb: operation.verb(),
-            number,
-            source: Box::new(source),
-        })?;
-    }
+    let mut registry = make_registry(settings, handed, account.as_ref(), successor.as_mut())?;
     check_open_files(limit, &registry);
     let is_idle = Registry::is_idle(&registry) && successor.is_none();
     if is_idle && settings.monitors.is_empty() {
         tracing::warn!("nothing is served: there is no --export, and no --monitor to add one");
     }
+    let sockets = make_sockets(settings, account.as_ref(), successor.as_mut())?;
+    let managed = !sockets.monitors.is_empty();
+    let sandbox = make_sandbox(settings, account.as_ref(), &registry, &sockets)?;
+    start_watchdog(&sandbox)?;
+    Registry::start(&mut registry, &sandbox, managed, on_end).map_err(Error::Serve)?;
     let Sockets {
         monitors,
         metrics,
         mut pid_file,
         service_manager,
         hand_over,
-    } = make_sockets(settings, account.as_ref(), successor.as_mut())?;
-    let managed = !monitors.is_empty();
-    let paths = registry.socket_paths();
-    let sockets: Vec<&Path> = paths
-        .iter()
-        .map(PathBuf::as_path)
-        .chain(monitors.paths())
-        .chain(metrics.paths())
-        .chain(pid_file.as_ref().map(PidFile::path))
-        .chain(hand_over.as_ref().map(HandOverSocket::path))
-        .collect();
-    let keep = Keep {
-        sockets: &sockets,
-        account: account.as_ref(),
-    };
-    let sandbox = Sandbox::new(settings.sandbox, keep)?;
-    start_watchdog(&sandbox)?;
-    Registry::start(&mut registry, &sandbox, managed, on_end).map_err(Error::Serve)?;
+    } = sockets;
     let old = successor.map(Successor::take_over).transpose()?;
     if old.is_some() {
         rewrite(pid_file.as_mut());
@@ -206,6 +177,57 @@ pub(super) fn start(
         hand_over,
         old,
     })
+}
+
+/// Makes the objects, nodes and exports, or restores those of a predecessor, and the helper processes that they need.
+fn make_registry(
+    settings: &Settings,
+    handed: Handed,
+    account: Option<&Account>,
+    successor: Option<&mut Successor>,
+) -> Result<Registry, Error> {
+    let opener = start_opener(settings, account)?;
+    let lines = start_connectors(settings, account)?;
+    let mut registry = Registry::new(account.cloned());
+    registry.set_lines(lines);
+    registry.confine_ceph(settings.sandbox);
+    registry.set_opener(opener, settings.sandbox_hint);
+    registry.hand_over(handed.descriptors, handed.activation);
+    if let Some(successor) = successor {
+        successor.restore(&mut registry, settings)?;
+        return Ok(registry);
+    }
+    for (number, operation) in settings.operations.iter().enumerate() {
+        apply(&mut registry, operation.clone()).map_err(|source| Error::Operation {
+            verb: operation.verb(),
+            number,
+            source: Box::new(source),
+        })?;
+    }
+    Ok(registry)
+}
+
+/// Prepares the sandbox, which leaves the right to remove the sockets and files that this process has made.
+fn make_sandbox(
+    settings: &Settings,
+    account: Option<&Account>,
+    registry: &Registry,
+    sockets: &Sockets,
+) -> Result<Sandbox, Error> {
+    let paths = registry.socket_paths();
+    let files: Vec<&Path> = paths
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(sockets.monitors.paths())
+        .chain(sockets.metrics.paths())
+        .chain(sockets.pid_file.as_ref().map(PidFile::path))
+        .chain(sockets.hand_over.as_ref().map(HandOverSocket::path))
+        .collect();
+    let keep = Keep {
+        sockets: &files,
+        account,
+    };
+    Ok(Sandbox::new(settings.sandbox, keep)?)
 }
 
 /// The sockets and files of the process that belong to no disk.
