@@ -22,6 +22,8 @@ pub mod full;
 pub mod fuse;
 #[cfg(feature = "daemon")]
 pub mod guest;
+#[cfg(feature = "daemon")]
+pub mod holdings;
 pub mod inflight;
 #[cfg(feature = "daemon")]
 pub mod kills;

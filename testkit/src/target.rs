@@ -5,7 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::daemon::{Daemon, Holdings, IMAGE, SOCKET};
+use crate::daemon::{Daemon, IMAGE, SOCKET};
+use crate::holdings::Holdings;
 use crate::neighbour::Neighbour;
 use crate::raw::Client;
 use crate::vm::{DATA, HEADER, SECTOR, STATUS, Vm, header, readable, writable};

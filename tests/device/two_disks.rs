@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use testkit::daemon::Holdings;
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::holdings::Holdings;
 use testkit::memory::PATIENCE;
 use testkit::process::{SetAtEnd, run_alone};
 use testkit::random::Random;

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
-use testkit::daemon::{Daemon, Holdings};
+use testkit::daemon::Daemon;
+use testkit::holdings::Holdings;
 use testkit::raw::Client;
 use testkit::target::{assert_serves, client, image, start};
 use testkit::vm::SECTOR;

@@ -6,7 +6,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
 use tempfile::TempDir;
-use testkit::daemon::{Daemon, Holdings, IMAGE};
+use testkit::daemon::{Daemon, IMAGE};
+use testkit::holdings::Holdings;
 use testkit::inflight::Inflight;
 use testkit::memory::{PATIENCE, SharedMemory, memfd, wait_readable};
 use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, Region, VERSION_1, mem_table, msg};

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use serde_json::{Value, json};
-use testkit::daemon::{Daemon, Holdings};
+use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::holdings::Holdings;
 use testkit::metrics::scrape;
 use testkit::process::{SetAtEnd, wait_for};
 use testkit::skip::skipped;

@@ -12,8 +12,9 @@ use rustix::net::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::daemon::{Daemon, Holdings, IMAGE};
+use testkit::daemon::{Daemon, IMAGE};
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::holdings::Holdings;
 use testkit::loop_device::LoopDevice;
 use testkit::process::{threads, wait_for};
 
