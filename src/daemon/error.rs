@@ -62,6 +62,9 @@ pub enum Error {
     /// Metrics cannot be served.
     #[error("cannot serve metrics")]
     Metrics(#[source] io::Error),
+    /// Other processes cannot ask to take over.
+    #[error("cannot wait for processes that take over")]
+    HandOver(#[source] io::Error),
     /// The process cannot go to the background.
     #[error("cannot go to the background")]
     Background(#[source] io::Error),

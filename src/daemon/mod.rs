@@ -8,6 +8,7 @@ mod background;
 mod commands;
 pub mod disks;
 mod error;
+mod hand_over;
 mod handle;
 mod metrics;
 mod monitor;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use background::Background;
 use disks::Disk;
 pub use error::Error;
+use hand_over::{HandingOver, Next};
 pub use handle::Handle;
 use handle::Message;
 pub use metrics::MetricsError;
@@ -36,7 +38,7 @@ use signals::{Event, Events};
 use start::Started;
 pub use succession::FailPoint;
 pub use succession::TakeOverError;
-use succession::{HandOverSocket, Heir, Outcome, Rest};
+use succession::Heir;
 
 use crate::kernel;
 use crate::log_format;
@@ -68,7 +70,6 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     let on_end = Arc::new(move |_: &str| of_disks.send(Message::DiskEnded));
     let mut started = start::start(settings, handed, on_end, Handle::new(of_monitor))?;
     events.watch(started.registry.opener_socket());
-    events.watch_successors(started.hand_over.as_ref().map(HandOverSocket::socket));
     if let Some(background) = background {
         background.announce().map_err(Error::Background)?;
     }
@@ -97,20 +98,21 @@ const QUIT: &str = "quit";
 /// Handles signals and calls until the process has to end, or nothing is left to serve. Returns the reason.
 ///
 /// A process with QMP sockets waits for further disks.
-fn obey(events: &mut Events<Message>, started: &mut Started, print_statistics: bool) -> &'static str {
+fn obey(events: &mut Events<Message>, started: &mut Started, print_at_end: bool) -> &'static str {
     let managed = started.monitor.is_some();
+    let mut handing_over = HandingOver::default();
     loop {
         let (registry, service_manager) = (&mut started.registry, &mut started.service_manager);
         service_manager.disks(registry.disks().count());
         service_manager.feed();
         let deadlines = registry.deadline().into_iter().chain(service_manager.deadline());
-        match events.next(deadlines.min()) {
-            Event::Print => {
-                print_iothreads(registry.roster());
-                registry.disks().for_each(print_report);
-            }
+        let event = events.next(deadlines.min());
+        handing_over.look(&event);
+        match event {
+            Event::Print => print_statistics(registry),
             Event::Refresh => refresh(registry, service_manager),
             Event::End(signal) => return signal,
+            Event::Call(Message::Query(query)) => query(registry),
             Event::Call(Message::Call(call)) => call(registry),
             Event::Call(Message::Quit) => return QUIT,
             Event::Call(Message::DiskEnded) => {
@@ -119,14 +121,14 @@ fn obey(events: &mut Events<Message>, started: &mut Started, print_statistics: b
                     return "the frontend left";
                 }
             }
+            Event::Call(Message::HandOver(step)) => match handing_over.take(step, events, started) {
+                Next::GoOn => {}
+                Next::End(reason) => return reason,
+                Next::Leave(heir) => leave(started, &heir, print_at_end),
+            },
             Event::Readable => {
                 if !registry.take_answers() {
                     events.watch(None);
-                }
-            }
-            Event::Successor => {
-                if let Some(heir) = hand_over(started) {
-                    leave(started, &heir, print_statistics);
                 }
             }
             Event::Deadline => registry.follow_up(),
@@ -134,31 +136,14 @@ fn obey(events: &mut Events<Message>, started: &mut Started, print_statistics: b
     }
 }
 
-/// Hands everything over to a process that asks. Returns that process if it serves from now on.
-fn hand_over(started: &Started) -> Option<Heir> {
-    let rest = Rest {
-        monitor: started.monitor.as_ref(),
-        metrics: started.metrics.as_ref(),
-        pid_file: started.pid_file.as_ref(),
-        service_manager: &started.service_manager,
-    };
-    let socket = started.hand_over.as_ref()?;
-    match socket.serve(&started.registry, &rest) {
-        Outcome::GoesOn => None,
-        Outcome::HandedOver(heir) => Some(heir),
-    }
-}
-
 /// Ends the process without touching what another process serves from now on.
-fn leave(started: &Started, heir: &Heir, print_statistics: bool) -> ! {
+fn leave(started: &Started, heir: &Heir, print_at_end: bool) -> ! {
     let pid = heir.pid;
     started.registry.leave();
     heir.wait();
     started.service_manager.main_process(pid);
-    if print_statistics {
-        let Started { registry: all, .. } = started;
-        print_iothreads(all.roster());
-        all.disks().for_each(print_report);
+    if print_at_end {
+        print_statistics(&started.registry);
     }
     tracing::info!(pid, "everything is handed over");
     exit_now(0)
@@ -170,6 +155,11 @@ fn refresh(registry: &mut Registry, service_manager: &mut ServiceManager) {
         tracing::error!(%error, "cannot look at the size of an image");
     }
     service_manager.ready(registry.disks().count());
+}
+
+fn print_statistics(registry: &Registry) {
+    print_iothreads(registry.roster());
+    registry.disks().for_each(print_report);
 }
 
 fn print_iothreads(roster: &Roster) {
@@ -187,7 +177,7 @@ fn print(text: &str) {
 }
 
 /// Ends all disks, within [`SHUTDOWN_TIME`].
-fn end(started: Started, reason: &'static str, print_statistics: bool) -> Result<(), Error> {
+fn end(started: Started, reason: &'static str, print_at_end: bool) -> Result<(), Error> {
     let Started {
         mut registry,
         monitor,
@@ -211,7 +201,7 @@ fn end(started: Started, reason: &'static str, print_statistics: bool) -> Result
         metrics.end();
     }
     registry.end_opener(OPENER_TIME);
-    if print_statistics {
+    if print_at_end {
         print_iothreads(registry.roster());
         ended.all().for_each(print_report);
     }

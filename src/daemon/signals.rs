@@ -3,7 +3,9 @@
 //! A signal sets its flag and writes a byte to a socket. A call goes into a queue and also writes a byte. The main
 //! thread sleeps in a read of that socket, so waiting needs no other system call.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -30,8 +32,6 @@ pub(super) enum Event<T> {
     Call(T),
     /// The watched socket is readable.
     Readable,
-    /// A successor asks.
-    Successor,
     /// The deadline has passed.
     Deadline,
 }
@@ -44,9 +44,10 @@ pub(super) struct Events<T> {
     ids: Vec<SigId>,
     wakeups: UnixStream,
     watched: Option<Arc<OwnedFd>>,
-    successors: Option<Arc<OwnedFd>>,
     sender: Sender<T>,
     calls: Receiver<T>,
+    /// Calls that come before those.
+    earlier: VecDeque<T>,
     waker: Arc<UnixStream>,
 }
 
@@ -89,9 +90,9 @@ impl<T> Events<T> {
             ids: Vec::new(),
             wakeups,
             watched: None,
-            successors: None,
             sender,
             calls,
+            earlier: VecDeque::new(),
             waker: Arc::new(waker),
         };
         for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1] {
@@ -109,14 +110,14 @@ impl<T> Events<T> {
         Ok(())
     }
 
-    /// Watches another socket from now on, or none.
-    pub(super) fn watch(&mut self, socket: Option<Arc<OwnedFd>>) {
-        self.watched = socket;
+    /// Watches another socket from now on, or none. Returns the one that was watched.
+    pub(super) fn watch(&mut self, socket: Option<Arc<OwnedFd>>) -> Option<Arc<OwnedFd>> {
+        mem::replace(&mut self.watched, socket)
     }
 
-    /// Watches the socket on which successors ask.
-    pub(super) fn watch_successors(&mut self, socket: Option<Arc<OwnedFd>>) {
-        self.successors = socket;
+    /// Puts back calls that [`next`](Self::next) has returned. They come again, before later ones.
+    pub(super) fn put_back(&mut self, calls: Vec<T>) {
+        self.earlier.extend(calls);
     }
 
     /// Returns a handle for other threads.
@@ -140,13 +141,12 @@ impl<T> Events<T> {
                 Some(signal) => return Event::End(signal_name(signal).unwrap_or("signal")),
                 None => {}
             }
-            if let Ok(call) = self.calls.try_recv() {
+            if let Some(call) = self.earlier.pop_front().or_else(|| self.calls.try_recv().ok()) {
                 return Event::Call(call);
             }
             match self.sleep(deadline) {
                 Wakeup::Own => {}
                 Wakeup::Watched => return Event::Readable,
-                Wakeup::Successor => return Event::Successor,
                 Wakeup::Deadline => return Event::Deadline,
             }
         }
@@ -154,25 +154,18 @@ impl<T> Events<T> {
 
     /// Waits for a wakeup, and drains the socket of our own wakeups.
     fn sleep(&mut self, deadline: Option<Instant>) -> Wakeup {
-        if deadline.is_some() || self.watched.is_some() || self.successors.is_some() {
+        if deadline.is_some() || self.watched.is_some() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let left: Option<Timespec> = left.and_then(|left| left.try_into().ok());
-            let others = self.watched.iter().chain(&self.successors);
-            let mut polled: SmallVec<[PollFd<'_>; 3]> = SmallVec::new();
+            let mut polled: SmallVec<[PollFd<'_>; 2]> = SmallVec::new();
             polled.push(PollFd::new(&self.wakeups, PollFlags::IN));
-            polled.extend(others.map(|socket| PollFd::new(&**socket, PollFlags::IN)));
+            let watched = self.watched.iter();
+            polled.extend(watched.map(|socket| PollFd::new(&**socket, PollFlags::IN)));
             match poll(&mut polled, left.as_ref()) {
                 Ok(0) => return Wakeup::Deadline,
                 Err(_) => return Wakeup::Own,
                 // Our own wakeups come first, because signals do.
-                Ok(_) if polled[0].revents().is_empty() => {
-                    let watched = self.watched.is_some() && !polled[1].revents().is_empty();
-                    return if watched {
-                        Wakeup::Watched
-                    } else {
-                        Wakeup::Successor
-                    };
-                }
+                Ok(_) if polled[0].revents().is_empty() => return Wakeup::Watched,
                 Ok(_) => {}
             }
         }
@@ -189,7 +182,6 @@ impl<T> Events<T> {
 enum Wakeup {
     Own,
     Watched,
-    Successor,
     Deadline,
 }
 
@@ -224,6 +216,11 @@ mod tests {
             assert!(matches!(events.next(None), Event::Call(call) if call == n));
         }
         sender.join().unwrap();
+        events.put_back(vec![7, 8]);
+        events.caller().send(9);
+        for n in 7..10 {
+            assert!(matches!(events.next(None), Event::Call(call) if call == n));
+        }
         assert!(matches!(events.next(Some(Instant::now())), Event::Deadline));
         low_level::raise(SIGTERM).unwrap();
         assert!(matches!(events.next(None), Event::End("SIGTERM")));

@@ -153,7 +153,7 @@ pub(super) fn start(
         metrics,
         mut pid_file,
         service_manager,
-        hand_over,
+        mut hand_over,
     } = sockets;
     let old = successor.map(Successor::take_over).transpose()?;
     if old.is_some() {
@@ -165,8 +165,11 @@ pub(super) fn start(
     let way_back = handle.clone();
     registry.set_way_back(move |call| way_back.call(call));
     let monitor = monitors
-        .serve(&sandbox, handle, &mut registry)
+        .serve(&sandbox, handle.clone(), &mut registry)
         .map_err(Error::Monitor)?;
+    if let Some(socket) = &mut hand_over {
+        socket.serve(&sandbox, handle).map_err(Error::HandOver)?;
+    }
     Ok(Started {
         registry,
         sandbox,

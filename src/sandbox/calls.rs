@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 
 use super::thread_kind::ThreadKind::{
-    self, Ceph, Connector, Control, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog, Worker,
+    self, Ceph, Connector, Control, HandOver, Helper, IoThread, Main, Manager, Metrics, Monitor, Watchdog,
+    Worker,
 };
 
 /// A system call and the threads that may make it.
@@ -87,23 +88,23 @@ macro_rules! among {
 }
 
 const ALL: &[ThreadKind] = &[
-    Main, Control, IoThread, Worker, Monitor, Metrics, Watchdog, Helper, Connector, Ceph,
+    Main, Control, IoThread, Worker, Monitor, Metrics, HandOver, Watchdog, Helper, Connector, Ceph,
 ];
 const ALL_BUT_MAIN: &[ThreadKind] = &[
-    Control, IoThread, Worker, Monitor, Metrics, Watchdog, Connector, Ceph,
+    Control, IoThread, Worker, Monitor, Metrics, HandOver, Watchdog, Connector, Ceph,
 ];
 const ALL_BUT_WORKERS: &[ThreadKind] = &[
-    Main, Control, IoThread, Monitor, Metrics, Watchdog, Connector, Ceph,
+    Main, Control, IoThread, Monitor, Metrics, HandOver, Watchdog, Connector, Ceph,
 ];
 const OF_A_DISK: &[ThreadKind] = &[Control, IoThread, Worker];
 const DISK: &[ThreadKind] = &[IoThread, Worker];
 const SOCKET: &[ThreadKind] = &[Main, Control];
 const STREAMS: &[ThreadKind] = &[Main, Control, Metrics, Connector];
 const UNLINKING: &[ThreadKind] = &[Main, Control, Helper];
-const ACCEPTING: &[ThreadKind] = &[Main, Control, Monitor, Metrics, Connector];
+const ACCEPTING: &[ThreadKind] = &[Control, Monitor, Metrics, HandOver, Connector];
 const EVENTFDS: &[ThreadKind] = &[Control, IoThread, Worker, Watchdog];
-const RECEIVING: &[ThreadKind] = &[Main, Control, IoThread, Monitor, Helper, Connector];
-const SENDING: &[ThreadKind] = &[Main, Control, Helper, Connector, Ceph];
+const RECEIVING: &[ThreadKind] = &[Main, Control, IoThread, Monitor, HandOver, Helper, Connector];
+const SENDING: &[ThreadKind] = &[Main, Control, HandOver, Helper, Connector, Ceph];
 const WAITING: &[ThreadKind] = &[Control, IoThread, Ceph];
 const CREATING: &[ThreadKind] = &[IoThread, Worker, Connector, Ceph];
 
@@ -255,7 +256,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
     UNLINKING => [SYS_unlinkat]
     ALL_BUT_WORKERS => [SYS_ppoll]
     ACCEPTING => [SYS_accept4]
-    &[Main, Metrics, Connector] => [SYS_shutdown]
+    &[Metrics, HandOver, Connector] => [SYS_shutdown]
     RECEIVING => [SYS_recvmsg]
     SENDING => [SYS_sendmsg]
     &[Control] => [
@@ -272,10 +273,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
         ]),
     ]
     // Another process that takes over.
-    &[Main] => [
-        SYS_getsockopt if among!(2: libc [SO_PEERCRED]),
-        SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC]),
-    ]
+    &[Main] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC])]
+    &[HandOver] => [SYS_getsockopt if among!(2: libc [SO_PEERCRED])]
     // Descriptors that QMP clients have passed.
     &[Monitor] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC, F_GETFL])]
     // Disks and IOThreads that are added later: what threads need before they get filters of their own.

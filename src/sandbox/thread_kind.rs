@@ -17,6 +17,8 @@ pub enum ThreadKind {
     Monitor,
     /// Clients that read metrics.
     Metrics,
+    /// Processes that ask to take over.
+    HandOver,
     /// Eventfds for which IOThreads wait.
     Watchdog,
     /// As `Main`, in a process whose disks come and go: it also creates threads, with what these need.
@@ -31,13 +33,14 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Main,
         Self::Control,
         Self::IoThread,
         Self::Worker,
         Self::Monitor,
         Self::Metrics,
+        Self::HandOver,
         Self::Watchdog,
         Self::Manager,
         Self::Helper,
@@ -55,6 +58,7 @@ impl fmt::Display for ThreadKind {
             Self::Worker => "worker",
             Self::Monitor => "monitor",
             Self::Metrics => "metrics",
+            Self::HandOver => "hand-over",
             Self::Watchdog => "watchdog",
             Self::Manager => "manager",
             Self::Helper => "helper",

@@ -7,6 +7,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,6 +18,7 @@ use rustix::net::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 
 use super::Bundle;
 
@@ -33,7 +35,11 @@ const GROUP: usize = 200;
 
 /// One end of the line.
 #[derive(Debug)]
-pub(crate) struct Line(UnixStream);
+pub(crate) struct Line {
+    stream: UnixStream,
+    /// Becomes readable when nothing may wait any more.
+    interrupt: Option<Arc<OwnedFd>>,
+}
 
 /// The reason why a frame cannot be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +50,9 @@ pub(crate) enum LineError {
     /// The other process did not answer in time.
     #[error("the other process has not answered in time")]
     Late,
+    /// This process is asked to end.
+    #[error("this process is asked to end")]
+    Interrupted,
     /// The bytes that have come are not a frame.
     #[error("the other process does not speak this protocol")]
     Foreign,
@@ -72,7 +81,18 @@ type Result<T> = std::result::Result<T, LineError>;
 impl Line {
     /// Uses a connected stream socket.
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self(stream)
+        Self {
+            stream,
+            interrupt: None,
+        }
+    }
+
+    /// Stops to wait as soon as `interrupt` is readable.
+    pub(crate) fn interrupted_by(self, interrupt: Arc<OwnedFd>) -> Self {
+        Self {
+            interrupt: Some(interrupt),
+            ..self
+        }
     }
 
     /// Sends a frame.
@@ -107,7 +127,7 @@ impl Line {
                 control.push(SendAncillaryMessage::ScmRights(fds));
             }
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, flags) {
+            match sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, flags) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT, deadline)?,
                 result => return Ok(result?),
@@ -155,7 +175,7 @@ impl Line {
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         loop {
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let received = match recvmsg(&self.0, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
+            let received = match recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {
                     self.wait(PollFlags::IN, deadline)?;
@@ -179,13 +199,40 @@ impl Line {
     }
 
     fn wait(&self, events: PollFlags, deadline: Instant) -> Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left: Timespec = left.try_into().map_err(io::Error::other)?;
-        let mut polled = [PollFd::from_borrowed_fd(self.0.as_fd(), events)];
-        match poll(&mut polled, Some(&left)) {
-            Ok(0) => Err(LineError::Late),
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+        self.wait_beside(events, None, deadline).map(drop)
+    }
+
+    /// Waits until something has come, or `other` is readable. Returns whether something has come.
+    ///
+    /// # Errors
+    /// The deadline has passed, or this process is asked to end.
+    pub(crate) fn wait_for_either(&self, other: BorrowedFd<'_>, deadline: Instant) -> Result<bool> {
+        self.wait_beside(PollFlags::IN, Some(other), deadline)
+    }
+
+    fn wait_beside(
+        &self,
+        events: PollFlags,
+        other: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let interrupt = self.interrupt.as_ref().map(AsFd::as_fd);
+        let mut polled: SmallVec<[PollFd<'_>; 3]> = SmallVec::new();
+        polled.push(PollFd::from_borrowed_fd(self.stream.as_fd(), events));
+        let others = interrupt.into_iter().chain(other);
+        polled.extend(others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left: Timespec = left.try_into().map_err(io::Error::other)?;
+            match poll(&mut polled, Some(&left)) {
+                Ok(0) => return Err(LineError::Late),
+                Ok(_) if interrupt.is_some() && !polled[1].revents().is_empty() => {
+                    return Err(LineError::Interrupted);
+                }
+                Ok(_) => return Ok(!polled[0].revents().is_empty()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -193,7 +240,13 @@ impl Line {
     /// nothing from now on.
     pub(crate) fn close(&self) {
         // Fails only if the other end has gone.
-        let _ = shutdown(&self.0, Shutdown::Both);
+        let _ = shutdown(&self.stream, Shutdown::Both);
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 
@@ -252,7 +305,7 @@ mod tests {
         let (one, other) = pair();
         let late = other.receive::<u8>(Instant::now());
         assert!(matches!(late, Err(LineError::Late)));
-        (&one.0).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        (&one.stream).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         assert!(matches!(other.receive::<u8>(soon()), Err(LineError::Foreign)));
     }
 }

@@ -153,6 +153,13 @@ pub fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
     texts.map(fields).collect()
 }
 
+/// Returns the state of a process as one letter, such as `T` for a stopped one.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, which may contain anything, ends with the last parenthesis.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Prints the end of a log, to help find out why a test failed.
 pub fn show_log(path: &Path) {
     let Ok(log) = fs::read(path) else { return };

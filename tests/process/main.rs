@@ -13,5 +13,6 @@ mod probes;
 mod sandbox;
 mod service;
 mod shared_device;
+mod successors;
 mod take_over;
 mod versions;

@@ -39,12 +39,12 @@ impl Service {
         self.first.dir()
     }
 
-    fn log(&self, number: usize) -> String {
+    pub(crate) fn log(&self, number: usize) -> String {
         fs::read_to_string(self.dir().join(format!("log{number}"))).unwrap_or_default()
     }
 
     /// Starts a process that takes over.
-    fn start_successor(&mut self, options: &[&str]) -> usize {
+    pub(crate) fn start_successor(&mut self, options: &[&str]) -> usize {
         self.start_program(&binary(), options)
     }
 

@@ -19,7 +19,7 @@ pub(super) struct QueryNodes {
     _query_nodes: Option<bool>,
 }
 
-pub(super) fn query_blockstats(registry: &mut Registry, _: QueryNodes) -> Outcome {
+pub(super) fn query_blockstats(registry: &Registry, _: QueryNodes) -> Outcome {
     let nodes = registry.query_exports();
     let entry = |disk: &Disk| {
         let node = nodes.iter().find(|export| export.id == disk.id());

@@ -12,6 +12,26 @@ use crate::qmp::{Command, Outcome, QmpError, Reply, Run, Scope};
 /// The result of a command that has nothing to report.
 pub(super) const NOTHING: Type = Type::Object(Object::EMPTY);
 
+/// Makes a command that reads its arguments and asks the main thread, without changing anything.
+pub(super) fn query<T: DeserializeOwned + Send + 'static>(
+    name: &'static str,
+    arguments: &'static Object,
+    returns: Type,
+    run: fn(&Registry, T) -> Outcome,
+) -> Command<Handle> {
+    later(
+        name,
+        arguments,
+        returns,
+        move |scope, arguments, reply| match typed(arguments) {
+            Ok(arguments) => scope
+                .context
+                .query(move |registry| reply.send(run(registry, arguments))),
+            Err(refusal) => reply.send(Err(refusal)),
+        },
+    )
+}
+
 /// Makes a command that reads its arguments, and does the rest on the main thread.
 pub(super) fn on_registry<T: DeserializeOwned + Send + 'static>(
     name: &'static str,

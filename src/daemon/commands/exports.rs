@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::blockstats::query_blockstats;
-use super::command::{NOTHING, done, later, on_registry};
+use super::command::{NOTHING, done, later, on_registry, query};
 use super::convert::{Nothing, to_value, typed};
 use super::export_types as types;
 use crate::daemon::handle::Handle;
@@ -19,13 +19,13 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
         later("block-export-add", &types::EXPORT, NOTHING, block_export_add),
         later("block-export-del", &types::EXPORT_DEL, NOTHING, block_export_del),
-        on_registry(
+        query(
             "query-block-exports",
             Object::EMPTY,
             types::EXPORTS,
             query_block_exports,
         ),
-        on_registry(
+        query(
             "query-blockstats",
             &types::QUERY_NODES,
             types::BLOCKSTATS,
@@ -104,6 +104,6 @@ fn trace_requests(registry: &mut Registry, tracing: Tracing) -> Outcome {
     Ok(json!({}))
 }
 
-fn query_block_exports(registry: &mut Registry, _: Nothing) -> Outcome {
+fn query_block_exports(registry: &Registry, _: Nothing) -> Outcome {
     to_value(&registry.query_exports())
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::command::{NOTHING, done, in_time, later, on_registry};
+use super::command::{NOTHING, done, in_time, later, query};
 use super::convert::{to_value, typed};
 use super::node_types as types;
 use crate::daemon::handle::Handle;
@@ -18,7 +18,7 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
         in_time("blockdev-snapshot", &types::SNAPSHOT, blockdev_snapshot),
         in_time("blockdev-set-active", &types::SET_ACTIVE, blockdev_set_active),
         in_time("blockdev-del", &types::NODE_NAME, blockdev_del),
-        on_registry(
+        query(
             "query-named-block-nodes",
             &types::FLAT,
             types::NODES,
@@ -100,7 +100,7 @@ struct Flat {
     flat: Option<bool>,
 }
 
-fn query_named_block_nodes(registry: &mut Registry, Flat { flat }: Flat) -> Outcome {
+fn query_named_block_nodes(registry: &Registry, Flat { flat }: Flat) -> Outcome {
     let flat = flat.unwrap_or_default();
     let named = registry
         .nodes()

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::command::{NOTHING, on_registry};
+use super::command::{NOTHING, on_registry, query};
 use super::object_types as types;
 use super::qom::{qom_get, qom_list, qom_set, query_iothreads};
 use crate::daemon::handle::Handle;
@@ -16,10 +16,10 @@ pub(super) fn commands() -> Vec<Command<Handle>> {
     vec![
         on_registry("object-add", &types::OBJECT, NOTHING, object_add),
         on_registry("object-del", &types::ID, NOTHING, object_del),
-        on_registry("qom-list", &types::PATH, types::PROPERTIES, qom_list),
-        on_registry("qom-get", &types::PROPERTY, Type::Any, qom_get),
+        query("qom-list", &types::PATH, types::PROPERTIES, qom_list),
+        query("qom-get", &types::PROPERTY, Type::Any, qom_get),
         on_registry("qom-set", &types::PROPERTY_VALUE, NOTHING, qom_set),
-        on_registry(
+        query(
             "query-iothreads",
             Object::EMPTY,
             types::IOTHREADS,

@@ -71,7 +71,7 @@ fn info(name: &str, kind: &str) -> Value {
     json!({"name": name, "type": kind})
 }
 
-pub(super) fn qom_list(registry: &mut Registry, Path { path }: Path) -> Outcome {
+pub(super) fn qom_list(registry: &Registry, Path { path }: Path) -> Outcome {
     let mut list = vec![info("type", "string")];
     let child = |id: &str, kind: &str| info(id, &format!("child<{kind}>"));
     match container(&path)? {
@@ -102,7 +102,7 @@ pub(super) fn qom_list(registry: &mut Registry, Path { path }: Path) -> Outcome 
     Ok(list.into())
 }
 
-pub(super) fn qom_get(registry: &mut Registry, Property { path, property }: Property) -> Outcome {
+pub(super) fn qom_get(registry: &Registry, Property { path, property }: Property) -> Outcome {
     if container(&path)?.is_some() {
         return match property.as_str() {
             "type" => Ok(CONTAINER.into()),
@@ -194,7 +194,7 @@ fn set_limits(group: &Group, value: Value) -> Result<(), QmpError> {
         .map_err(|error| QmpError::generic(error.to_string()))
 }
 
-pub(super) fn query_iothreads(registry: &mut Registry, _: Nothing) -> Outcome {
+pub(super) fn query_iothreads(registry: &Registry, _: Nothing) -> Outcome {
     let info = |(id, object): (&str, &Object)| {
         let Object::IoThread(iothread) = object else {
             return None;

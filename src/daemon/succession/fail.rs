@@ -1,7 +1,10 @@
-//! Points at which a test kills the process.
+//! Points at which a test kills or stops the process.
 
 use std::fmt;
 use std::str::FromStr;
+
+use signal_hook::consts::{SIGKILL, SIGSTOP};
+use signal_hook::low_level::raise;
 
 /// A point in a take-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub enum FailPoint {
     Received,
     Restored,
     Taken,
+    /// Stops the process where it has restored everything.
+    Late,
     // The process that hands over.
     Asked,
     Passed,
@@ -25,7 +30,7 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All points, with their names.
-    pub const ALL: [(&'static str, Self); 12] = [
+    pub const ALL: [(&'static str, Self); 13] = [
         ("connected", Self::Connected),
         ("described", Self::Described),
         ("made", Self::Made),
@@ -33,6 +38,7 @@ impl FailPoint {
         ("received", Self::Received),
         ("restored", Self::Restored),
         ("taken", Self::Taken),
+        ("late", Self::Late),
         ("asked", Self::Asked),
         ("passed", Self::Passed),
         ("parking", Self::Parking),
@@ -40,13 +46,16 @@ impl FailPoint {
         ("handed-over", Self::HandedOver),
     ];
 
-    /// Kills the process if `chosen` is this point.
+    /// Kills or stops the process if that is to happen at this point.
     pub(super) fn reached(self, chosen: Option<Self>) {
-        if chosen == Some(self) {
-            tracing::warn!(point = %self, "killed on purpose");
-            // Cannot fail for a signal of our own.
-            let _ = signal_hook::low_level::raise(signal_hook::consts::SIGKILL);
-        }
+        let (signal, what) = match chosen {
+            Some(chosen) if chosen == self => (SIGKILL, "killed"),
+            Some(Self::Late) if self == Self::Restored => (SIGSTOP, "stopped"),
+            _ => return,
+        };
+        tracing::warn!(point = %self, "{what} on purpose");
+        // Cannot fail for a signal of our own.
+        let _ = raise(signal);
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) struct Hello {
 /// Everything but the disks' state. Numbers of type `usize` are places among the descriptors.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct Everything {
+pub(in crate::daemon) struct Everything {
     pub(super) registry: ParkedRegistry,
     pub(super) rest: ParkedRest,
 }
@@ -71,7 +71,7 @@ pub(super) struct Everything {
 /// The parts of the process besides the objects, nodes and exports.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct ParkedRest {
+pub(in crate::daemon) struct ParkedRest {
     /// The sockets of monitors.
     pub(super) monitors: Vec<(PathBuf, usize)>,
     /// The sockets for metrics.
@@ -84,7 +84,7 @@ pub(super) struct ParkedRest {
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct ParkedServiceManager {
+pub(in crate::daemon) struct ParkedServiceManager {
     pub(super) socket: usize,
     pub(super) watchdog_us: Option<u64>,
 }

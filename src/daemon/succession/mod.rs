@@ -1,13 +1,13 @@
 //! One process takes over from another while guests run, and no frontend notices.
 //!
-//! The old process ([`predecessor`]) listens on a socket for the new one ([`successor`]). They exchange the messages of
-//! [`message`]:
+//! The old process ([`predecessor`]) listens on a socket for the new one ([`successor`]), on a thread of its own
+//! ([`lobby`]). They exchange the messages of [`message`]:
 //!
-//! 1. Both agree on a format. The old process describes its registry and passes images, sockets and the rest. From here on
-//!    its main thread answers nobody else.
-//! 2. The new process makes all that, confines itself, and waits. Until now the old one has served as ever.
+//! 1. Both agree on a format. The old process describes its registry and passes images, sockets and the rest.
+//! 2. The new process makes all that, confines itself, and waits. Until now the old one has served and obeyed as ever. If
+//!    something has changed, it refuses.
 //! 3. The old process parks all disks: it takes no more requests and waits for those in flight. It passes the sessions of
-//!    the frontends.
+//!    the frontends. From here on its main thread changes nothing.
 //! 4. The new process restores the sessions, and then says that it takes over. With this message the disks are its own.
 //! 5. It says that it starts the rings, and does so.
 //! 6. It closes the line. The old process names it to the service manager, and ends.
@@ -17,13 +17,28 @@
 //! requests may still be executed, so the new one ends too, and the service manager starts another.
 
 mod fail;
+mod lobby;
 mod message;
 mod predecessor;
+mod refusal;
+mod socket;
+mod steps;
 mod successor;
 
 pub use fail::FailPoint;
-pub(super) use predecessor::{HandOverSocket, Heir, Outcome, Rest};
+pub(super) use refusal::Refusal;
+pub(super) use socket::{HandOverSocket, Heir};
+pub(super) use steps::{Described, Rest, Step, describe, flush_ahead, park};
 pub(super) use successor::{Left, Successor};
+
+/// The end of a take-over, as the old process sees it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// This process goes on.
+    GoesOn,
+    /// Another process serves the disks.
+    HandedOver(Heir),
+}
 
 /// The reason why nothing is taken over.
 #[derive(Debug, thiserror::Error)]

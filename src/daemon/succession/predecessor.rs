@@ -1,228 +1,117 @@
-//! The process that hands over: waits for a successor, describes itself, parks its disks, and ends or goes on.
+//! The process that hands over: converses with a successor, parks its disks, and ends or goes on.
 //!
-//! Main thread. It answers nobody else during a take-over.
+//! Hand-over thread. The main thread answers everybody until the disks are parked; then their guests wait, and it waits for
+//! this thread.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-use rustix::net::{SocketFlags, accept_with};
-use rustix::process::geteuid;
-
+use super::Outcome;
 use super::fail::FailPoint;
-use super::message::{
-    DRAIN, Everything, Hello, LEAVE, LONG, Message, PROGRAM, ParkedRest, ParkedServiceManager, RESTORE, SHORT,
-};
-use crate::account::Account;
-use crate::daemon::disks::Disk;
-use crate::daemon::metrics::MetricsThread;
-use crate::daemon::monitor::MonitorThread;
-use crate::daemon::pid_file::PidFile;
-use crate::daemon::registry::Registry;
+use super::lobby::{Caller, Lobby};
+use super::message::{DRAIN, Hello, LONG, Message, RESTORE, SHORT};
+use super::refusal::Refusal;
+use super::socket::Heir;
+use super::steps::{MainThread, ParkedDisk, Step};
 use crate::error_chain::chain;
-use crate::memory;
-use crate::service_manager::ServiceManager;
 use crate::succession::{Bundle, Line, LineError};
-use crate::sys::socket::peer_credentials;
-use crate::vhost_user::Parking;
-use crate::vhost_user::path::{SocketAccess, SocketFile};
-use crate::vhost_user::server::ServerError;
 
-/// The socket on which successors ask.
-#[derive(Debug)]
-pub(in crate::daemon) struct HandOverSocket {
-    listener: Arc<OwnedFd>,
-    file: SocketFile,
-    /// The user that may take over, besides root.
-    uid: libc::uid_t,
-    fail_point: Option<FailPoint>,
+/// Time for a process that has begun to speak to say the first message, while others wait.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+
+/// Hands over to the processes that ask.
+pub(super) struct Predecessor {
+    pub(super) main: MainThread,
+    pub(super) fail_point: Option<FailPoint>,
 }
 
-/// The parts of the process besides the objects, nodes and exports.
-pub(in crate::daemon) struct Rest<'a> {
-    pub(in crate::daemon) monitor: Option<&'a MonitorThread>,
-    pub(in crate::daemon) metrics: Option<&'a MetricsThread>,
-    pub(in crate::daemon) pid_file: Option<&'a PidFile>,
-    pub(in crate::daemon) service_manager: &'a ServiceManager,
-}
-
-/// The end of a take-over.
-#[derive(Debug)]
-pub(in crate::daemon) enum Outcome {
-    /// This process goes on.
-    GoesOn,
-    /// Another process serves the disks.
-    HandedOver(Heir),
-}
-
-/// The process that serves the disks.
-#[derive(Debug)]
-pub(in crate::daemon) struct Heir {
-    pub(in crate::daemon) pid: u32,
-    line: Line,
-}
-
-impl Heir {
-    /// Waits until this process is not needed any more.
-    pub(in crate::daemon) fn wait(&self) {
-        // Nothing is sent, and the line ends.
-        let _ = self.line.receive::<Message>(Instant::now() + LEAVE);
-    }
-}
-
-/// Refuses with a sentence for the other process.
-struct Refusal(String);
-
-impl<E: std::error::Error + 'static> From<E> for Refusal {
-    fn from(error: E) -> Self {
-        Self(chain(&error))
-    }
-}
-
-impl HandOverSocket {
-    /// Listens at `path`. Only the user that the process switches to, and root, may take over. Call this before there are
-    /// frontends.
-    ///
-    /// # Errors
-    /// The socket cannot be made.
-    pub(in crate::daemon) fn bind(
-        path: &Path,
-        account: Option<&Account>,
-        fail_point: Option<FailPoint>,
-    ) -> Result<Self, ServerError> {
-        let access = SocketAccess {
-            owner: account.map(Account::uid),
-            group: account.map(Account::gid),
-            ..SocketAccess::default()
-        };
-        let (listener, file) = SocketFile::listen(path, &access)?;
-        Ok(Self::on(listener, file, account, fail_point))
-    }
-
-    /// Uses a socket that listens already.
-    pub(super) fn on(
-        listener: UnixListener,
-        file: SocketFile,
-        account: Option<&Account>,
-        fail_point: Option<FailPoint>,
-    ) -> Self {
-        memory::keep_files();
-        Self {
-            listener: Arc::new(listener.into()),
-            file,
-            uid: account.map_or_else(|| geteuid().as_raw(), Account::uid),
-            fail_point,
-        }
-    }
-
-    pub(in crate::daemon) fn path(&self) -> &Path {
-        self.file.path()
-    }
-
-    /// Returns what becomes readable when a successor asks.
-    pub(in crate::daemon) fn socket(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.listener)
-    }
-
-    /// Accepts a successor and hands over to it, or refuses.
-    pub(in crate::daemon) fn serve(&self, registry: &Registry, rest: &Rest<'_>) -> Outcome {
-        let Ok(stream) = accept_with(&self.listener, SocketFlags::CLOEXEC) else {
-            return Outcome::GoesOn;
-        };
-        let peer = peer_credentials(stream.as_fd()).ok();
-        let Some(peer) = peer.filter(|peer| peer.uid == 0 || peer.uid == self.uid) else {
-            tracing::warn!("a process of another user has asked to take over, and is refused");
-            return Outcome::GoesOn;
-        };
-        let pid = u32::try_from(peer.pid).unwrap_or_default();
-        let line = Line::new(stream.into());
-        tracing::info!(pid, "a process asks to take over");
-        FailPoint::Asked.reached(self.fail_point);
-        match self.hand_over(&line, registry, rest) {
-            Ok(()) => Outcome::HandedOver(Heir { pid, line }),
-            Err(Refusal(reason)) => {
-                tracing::warn!(pid, "nothing is handed over, and this process goes on: {reason}");
-                let refused = Message::Refused { reason };
-                // The other process may have ended.
-                let _ = line.send(&refused, &Bundle::default(), Instant::now() + SHORT);
-                Outcome::GoesOn
+impl Predecessor {
+    /// Serves the processes in the lobby, until one has taken over or this process is asked to end.
+    pub(super) fn run(self, mut lobby: Lobby) {
+        while let Some(caller) = lobby.next() {
+            if self.serve(caller, &lobby) {
+                return;
             }
         }
     }
 
-    fn hand_over(&self, line: &Line, all: &Registry, rest: &Rest<'_>) -> Result<(), Refusal> {
+    /// Hands over to a process, or refuses. Returns whether it has taken over.
+    fn serve(&self, caller: Caller, lobby: &Lobby) -> bool {
+        let Caller { pid, line, .. } = caller;
+        let hello = match line.receive(Instant::now() + FIRST_WORDS) {
+            // It only wanted to know whether somebody listens.
+            Err(LineError::Closed) => return false,
+            hello => hello.map(|(message, _)| message),
+        };
+        tracing::info!(pid, "a process asks to take over");
+        FailPoint::Asked.reached(self.fail_point);
+        let handed_over = hello
+            .map_err(Refusal::from)
+            .and_then(|hello| self.hand_over(hello, pid, &line, lobby));
+        match handed_over {
+            Ok(()) => {
+                self.main.tell(Outcome::HandedOver(Heir { pid, line }));
+                true
+            }
+            Err(Refusal(reason)) => {
+                let goes_on = if lobby.is_closed() {
+                    ""
+                } else {
+                    ", and this process goes on"
+                };
+                tracing::warn!(pid, "nothing is handed over{goes_on}: {reason}");
+                let refused = Message::Refused { reason };
+                // The other process may have ended.
+                let _ = line.send(&refused, &Bundle::default(), Instant::now());
+                self.main.tell(Outcome::GoesOn);
+                false
+            }
+        }
+    }
+
+    fn hand_over(&self, hello: Message, pid: u32, line: &Line, lobby: &Lobby) -> Result<(), Refusal> {
         let none = Bundle::default();
         let soon = || Instant::now() + SHORT;
-        let Message::Hello(hello) = receive(line, soon())? else {
-            return Err(unexpected());
+        let Message::Hello(hello) = hello else {
+            return Err(Refusal::unexpected());
         };
         let format = hello.format().map_err(Refusal)?;
         line.send(&Message::Hello(Hello::new()), &none, soon())?;
-        let mut bundle = Bundle::default();
-        let everything = Everything {
-            registry: all.describe(format, &mut bundle)?,
-            rest: self.describe(rest, &mut bundle)?,
-        };
-        line.send(&Message::Everything(Box::new(everything)), &bundle, soon())?;
+        let (everything, bundle) = self.main.ask(|reply| Step::Describe { format, reply })??;
+        line.send(&Message::Everything(everything), &bundle, soon())?;
         drop(bundle);
         FailPoint::Passed.reached(self.fail_point);
-        let Message::Ready = receive(line, Instant::now() + LONG)? else {
-            return Err(unexpected());
+        let deadline = Instant::now() + LONG;
+        while !line.wait_for_either(lobby.listener().as_fd(), deadline)? {
+            lobby.turn_away(pid);
+        }
+        let Message::Ready = receive(line, deadline)? else {
+            return Err(Refusal::unexpected());
         };
-        self.hand_over_disks(line, all, format)
+        self.flush_ahead()?;
+        self.hand_over_disks(line, format)
     }
 
-    fn describe(&self, rest: &Rest<'_>, bundle: &mut Bundle) -> io::Result<ParkedRest> {
-        let mut parked = ParkedRest {
-            successors: (self.path().to_owned(), bundle.add(&self.listener)?),
-            ..ParkedRest::default()
-        };
-        for (path, listener) in rest.monitor.into_iter().flat_map(MonitorThread::sockets) {
-            parked.monitors.push((path.to_owned(), bundle.add(listener)?));
+    /// Flushes the disks that will flush once their guests wait. Failures show then.
+    fn flush_ahead(&self) -> Result<(), Refusal> {
+        let flushes = self.main.ask(|reply| Step::FlushAhead { reply })?;
+        let deadline = Instant::now() + SHORT;
+        for flush in flushes {
+            let _ = flush.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
-        for (address, listener) in rest.metrics.into_iter().flat_map(MetricsThread::sockets) {
-            parked.metrics.push((address.clone(), bundle.add(listener)?));
-        }
-        if let Some(file) = rest.pid_file {
-            parked.pid_file = Some((file.path().to_owned(), bundle.add(file.file())?));
-        }
-        if let Some((socket, watchdog)) = rest.service_manager.to_pass() {
-            parked.service_manager = Some(ParkedServiceManager {
-                socket: bundle.add(socket)?,
-                watchdog_us: watchdog.and_then(|limit| limit.as_micros().try_into().ok()),
-            });
-        }
-        Ok(parked)
+        Ok(())
     }
 
     /// Parks all disks and passes them. The disks go on unless the other process has taken them.
-    fn hand_over_disks(&self, line: &Line, all: &Registry, format: u32) -> Result<(), Refusal> {
-        flush_ahead(all);
+    fn hand_over_disks(&self, line: &Line, format: u32) -> Result<(), Refusal> {
         FailPoint::Parking.reached(self.fail_point);
         let begin = Instant::now();
-        let drained = begin + DRAIN;
-        let disks: Vec<(&str, Parking)> = all.disks().map(|disk| (disk.id(), disk.park(drained))).collect();
-        let mut parked = Vec::new();
-        for (id, parking) in &disks {
-            // A control thread that is busy with a message answers later.
-            let disk = parking.wait(drained + DRAIN).and_then(|(disk, bundle)| {
-                let disk = if format < 2 { disk.for_format_1()? } else { disk };
-                Ok((disk, bundle))
-            });
-            let (disk, bundle) =
-                disk.map_err(|error| Refusal(format!("export '{id}': {}", chain(&error))))?;
-            parked.push((*id, disk, bundle));
-        }
+        let deadline = begin + DRAIN;
+        let disks = self.main.ask(|reply| Step::Park { deadline, reply })??;
+        let parked = wait_for_disks(&disks, deadline, format)?;
         FailPoint::Parked.reached(self.fail_point);
         let deadline = Instant::now() + RESTORE;
-        for (id, disk, bundle) in parked {
-            let message = Message::Disk {
-                export: id.to_owned(),
-                disk: Box::new(disk),
-            };
+        for (message, bundle) in parked {
             line.send(&message, &bundle, deadline)?;
         }
         line.send(&Message::Parked, &Bundle::default(), deadline)?;
@@ -232,7 +121,7 @@ impl HandOverSocket {
         FailPoint::HandedOver.reached(self.fail_point);
         match line.receive::<Message>(Instant::now() + SHORT) {
             // The other process is alive, and the owner of the disks.
-            Ok(_) | Err(LineError::Late) => {
+            Ok(_) | Err(LineError::Late | LineError::Interrupted) => {
                 // Dropping them would let the disks go on.
                 disks
                     .into_iter()
@@ -244,14 +133,26 @@ impl HandOverSocket {
     }
 }
 
-/// Flushes the disks that will flush once their guests wait. Failures show then.
-fn flush_ahead(all: &Registry) {
-    let handles = all.disks().filter_map(Disk::handle);
-    let flushes: Vec<_> = handles.filter_map(|handle| handle.flush_ahead()).collect();
-    let deadline = Instant::now() + SHORT;
-    for flush in flushes {
-        let _ = flush.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-    }
+/// Waits until all disks are parked. Returns the messages for the other process.
+fn wait_for_disks(
+    disks: &[ParkedDisk],
+    drained: Instant,
+    format: u32,
+) -> Result<Vec<(Message, Bundle)>, Refusal> {
+    let message = |(id, parking): &ParkedDisk| {
+        // A control thread that is busy with a message answers later.
+        let disk = parking.wait(drained + DRAIN).and_then(|(disk, bundle)| {
+            let disk = if format < 2 { disk.for_format_1()? } else { disk };
+            Ok((disk, bundle))
+        });
+        let (disk, bundle) = disk.map_err(|error| Refusal(format!("export '{id}': {}", chain(&error))))?;
+        let message = Message::Disk {
+            export: id.clone(),
+            disk: Box::new(disk),
+        };
+        Ok((message, bundle))
+    };
+    disks.iter().map(message).collect()
 }
 
 /// Waits until the other process says that it takes over. After an error it cannot say so any more.
@@ -263,7 +164,8 @@ fn taken(line: &Line, deadline: Instant) -> Result<(), Refusal> {
             let told = Message::Refused {
                 reason: refusal.0.clone(),
             };
-            // If it cannot be told, it sees that this process is alive.
+            // It has read all that was sent before, so there is room. If it finds this message, it does not go on, even if
+            // this process ends at once.
             let _ = line.send(&told, &Bundle::default(), Instant::now());
             line.close();
             match line.receive::<Message>(Instant::now()) {
@@ -274,7 +176,7 @@ fn taken(line: &Line, deadline: Instant) -> Result<(), Refusal> {
     };
     match message {
         Message::Taken => Ok(()),
-        _ => Err(unexpected()),
+        _ => Err(Refusal::unexpected()),
     }
 }
 
@@ -283,8 +185,4 @@ fn receive(line: &Line, deadline: Instant) -> Result<Message, Refusal> {
         Message::Refused { reason } => Err(Refusal(reason)),
         message => Ok(message),
     }
-}
-
-fn unexpected() -> Refusal {
-    Refusal(format!("{PROGRAM} has got an unexpected message"))
 }

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::TakeOverError;
 use super::fail::FailPoint;
 use super::message::{Everything, Hello, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
-use super::predecessor::HandOverSocket;
+use super::socket::HandOverSocket;
 use crate::account::Account;
 use crate::daemon::pid_file::PidFile;
 use crate::daemon::registry::{ParkedRegistry, Registry};
@@ -113,13 +113,17 @@ impl Successor {
         })
     }
 
+    fn refused(&self, reason: &str) -> TakeOverError {
+        TakeOverError(format!("cannot take over at {}: {reason}", self.path.display()))
+    }
+
     fn told(&self, error: &(dyn std::error::Error + 'static)) -> TakeOverError {
         self.refuse(chain(error))
     }
 
     /// Tells the other process why it goes on. Returns the error for the user.
     fn refuse(&self, reason: String) -> TakeOverError {
-        let error = TakeOverError(format!("cannot take over at {}: {reason}", self.path.display()));
+        let error = self.refused(&reason);
         let refused = Message::Refused { reason };
         // The other process may have ended.
         let _ = self
@@ -233,10 +237,7 @@ impl Successor {
                     heirs.push((export, heir));
                 }
                 Ok((Message::Parked, _)) => break,
-                Ok((Message::Refused { reason }, _)) => {
-                    let path = self.path.display();
-                    return Err(TakeOverError(format!("cannot take over at {path}: {reason}")));
-                }
+                Ok((Message::Refused { reason }, _)) => return Err(self.refused(&reason)),
                 Ok(_) => return Err(self.refuse("an unexpected message has come".to_owned())),
                 Err(error) => return Err(self.told(&error)),
             }
@@ -253,11 +254,7 @@ impl Successor {
         FailPoint::Restored.reached(self.fail_point);
         match self.line.send(&Message::Taken, &none, deadline) {
             Ok(()) => {}
-            Err(LineError::Closed) if self.has_ended() => {
-                tracing::warn!(
-                    "the old process has ended, after it has parked its disks: going on with them"
-                );
-            }
+            Err(LineError::Closed) => self.check_that_old_has_ended()?,
             Err(error) => return Err(self.told(&error)),
         }
         succession::is_over();
@@ -273,7 +270,19 @@ impl Successor {
         })
     }
 
-    /// Returns whether the old process has ended. One that only closes the line serves its disks.
+    /// Checks that the old process has ended with its disks parked. One that only closes the line serves its disks. So did
+    /// one that has said that it goes on, even if it has ended since.
+    fn check_that_old_has_ended(&self) -> Result<()> {
+        if let Ok((Message::Refused { reason }, _)) = self.line.receive(Instant::now()) {
+            return Err(self.refused(&reason));
+        }
+        if !self.has_ended() {
+            return Err(self.told(&LineError::Closed));
+        }
+        tracing::warn!("the old process has ended, after it has parked its disks: going on with them");
+        Ok(())
+    }
+
     fn has_ended(&self) -> bool {
         let Some(process) = &self.process else {
             return false;

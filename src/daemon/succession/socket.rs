@@ -1,0 +1,125 @@
+//! The socket on which successors ask, and the process that follows.
+//!
+//! Main thread. [`Lobby`] serves the socket on a thread of its own.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::geteuid;
+
+use super::fail::FailPoint;
+use super::lobby::Lobby;
+use super::message::{LEAVE, Message};
+use super::predecessor::Predecessor;
+use super::steps::MainThread;
+use crate::account::Account;
+use crate::daemon::handle::Handle;
+use crate::memory;
+use crate::sandbox::{Sandbox, ThreadKind};
+use crate::succession::Line;
+use crate::vhost_user::path::{SocketAccess, SocketFile};
+use crate::vhost_user::server::ServerError;
+
+/// The socket on which successors ask.
+#[derive(Debug)]
+pub(in crate::daemon) struct HandOverSocket {
+    listener: Arc<OwnedFd>,
+    file: SocketFile,
+    /// The user that may take over, besides root.
+    uid: libc::uid_t,
+    fail_point: Option<FailPoint>,
+    /// Makes the hand-over thread wait for nobody any more.
+    interrupt: Option<Arc<OwnedFd>>,
+}
+
+/// The process that serves the disks.
+#[derive(Debug)]
+pub(in crate::daemon) struct Heir {
+    pub(in crate::daemon) pid: u32,
+    pub(super) line: Line,
+}
+
+impl Heir {
+    /// Waits until this process is not needed any more.
+    pub(in crate::daemon) fn wait(&self) {
+        // Nothing is sent, and the line ends.
+        let _ = self.line.receive::<Message>(Instant::now() + LEAVE);
+    }
+}
+
+impl HandOverSocket {
+    /// Listens at `path`. Only the user that the process switches to, and root, may take over. Call this before there are
+    /// frontends.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub(in crate::daemon) fn bind(
+        path: &Path,
+        account: Option<&Account>,
+        fail_point: Option<FailPoint>,
+    ) -> Result<Self, ServerError> {
+        let access = SocketAccess {
+            owner: account.map(Account::uid),
+            group: account.map(Account::gid),
+            ..SocketAccess::default()
+        };
+        let (listener, file) = SocketFile::listen(path, &access)?;
+        Ok(Self::on(listener, file, account, fail_point))
+    }
+
+    /// Uses a socket that listens already.
+    pub(super) fn on(
+        listener: UnixListener,
+        file: SocketFile,
+        account: Option<&Account>,
+        fail_point: Option<FailPoint>,
+    ) -> Self {
+        memory::keep_files();
+        Self {
+            listener: Arc::new(listener.into()),
+            file,
+            uid: account.map_or_else(|| geteuid().as_raw(), Account::uid),
+            fail_point,
+            interrupt: None,
+        }
+    }
+
+    pub(in crate::daemon) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub(super) fn listener(&self) -> &OwnedFd {
+        &self.listener
+    }
+
+    /// Serves successors on a thread of its own, which asks the main thread through `handle`.
+    ///
+    /// # Errors
+    /// No file descriptor is left, or the thread cannot be created.
+    pub(in crate::daemon) fn serve(&mut self, sandbox: &Sandbox, handle: Handle) -> io::Result<()> {
+        let interrupt = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+        let lobby = Lobby::new(Arc::clone(&self.listener), self.uid, Arc::clone(&interrupt));
+        let predecessor = Predecessor {
+            main: MainThread(handle),
+            fail_point: self.fail_point,
+        };
+        let body = move || predecessor.run(lobby);
+        sandbox.spawn(ThreadKind::HandOver, "hand-over".to_owned(), body)?;
+        self.interrupt = Some(interrupt);
+        Ok(())
+    }
+
+    /// Makes the hand-over thread wait for nobody any more, because the process is asked to end. Once disks are parked, the
+    /// main thread still waits for [`Step::End`](super::Step::End), which comes soon.
+    pub(in crate::daemon) fn interrupt(&self) {
+        if let Some(interrupt) = &self.interrupt {
+            // Fails only if the counter is full, and then the eventfd is readable already.
+            let _ = rustix::io::write(interrupt, &1u64.to_ne_bytes());
+        }
+    }
+}

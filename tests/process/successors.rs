@@ -1,0 +1,175 @@
+//! Processes on the socket for take-overs that are silent, slow or wrong delay neither QMP clients nor signals.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use testkit::daemon::{Daemon, HAND_OVER};
+use testkit::frontend::Op;
+use testkit::process::{DEADLINE, state, wait_for};
+use testkit::qmp::Qmp;
+
+use super::take_over::Service;
+
+/// The longest wait of a process that takes over properly. Nobody else may wait that long.
+const SLOW: Duration = Duration::from_secs(3);
+const MONITOR: [&str; 4] = [
+    "--chardev",
+    "socket,id=m,path=qmp.sock,server=on,wait=off",
+    "--monitor",
+    "m",
+];
+const FULL_HELLO: &str = r#"{"hello": {"newest": 2, "oldest": 1, "program": "a test"}}"#;
+
+fn start() -> (Service, Qmp) {
+    let service = Service::start(&MONITOR);
+    let client = Qmp::connect(&service.dir().join("qmp.sock"));
+    (service, client)
+}
+
+/// A process that connects to the socket for take-overs.
+struct Peer(UnixStream);
+
+impl Peer {
+    fn connect(daemon: &Daemon) -> Self {
+        let socket = UnixStream::connect(daemon.dir().join(HAND_OVER)).expect("connect");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        Self(socket)
+    }
+
+    fn say(&mut self, text: &str) {
+        let len = u32::try_from(text.len()).expect("a short text");
+        let frame = [b"vubt", &len.to_le_bytes()[..], &[0; 4], text.as_bytes()].concat();
+        self.0.write_all(&frame).expect("the daemon reads");
+    }
+
+    /// Reads a message. Its descriptors are lost.
+    fn hear(&mut self) -> Value {
+        let mut header = [0; 12];
+        self.0.read_exact(&mut header).expect("the daemon speaks");
+        let number = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| header[at + n]));
+        let groups = number(8).div_ceil(200);
+        let mut text = vec![0; number(4) as usize];
+        self.0.read_exact(&mut text).expect("the daemon speaks");
+        self.0
+            .read_exact(&mut vec![0; groups as usize])
+            .expect("the daemon speaks");
+        serde_json::from_slice(&text).expect("the daemon speaks JSON")
+    }
+
+    fn hear_refusal(&mut self, reason: &str) {
+        let message = self.hear();
+        let refusal = message["refused"]["reason"].as_str().unwrap_or_default();
+        assert!(refusal.contains(reason), "{message}");
+    }
+
+    /// Becomes a process that has received everything, and says no more.
+    fn get_everything(&mut self) {
+        self.say(FULL_HELLO);
+        assert!(self.hear()["hello"].is_object());
+        assert!(self.hear()["everything"].is_object());
+    }
+}
+
+/// Asserts that QMP clients are answered at once, and that the disk is served.
+fn assert_served(service: &Service, client: &mut Qmp) {
+    let begin = Instant::now();
+    client.execute("query-block-exports", &json!({}));
+    client.execute("qom-set", &json!({"path": "/objects/io", "property": "poll-max-ns", "value": 1}));
+    let read = Op::Read { offset: 0, len: 512 };
+    assert_eq!(service.connect(1, 1).queue(0).run(&read).ret, 0);
+    let waited = begin.elapsed();
+    assert!(waited < SLOW, "{waited:?}");
+}
+
+/// Asserts that the daemon obeys SIGTERM at once.
+fn assert_ends(daemon: &mut Daemon) {
+    let begin = Instant::now();
+    daemon.signal(libc::SIGTERM);
+    let exit = daemon.wait_for_exit();
+    assert!(exit.status.success(), "{}", exit.output);
+    let waited = begin.elapsed();
+    assert!(waited < SLOW, "{waited:?}");
+}
+
+#[test]
+fn silent_processes_delay_nobody() {
+    let (mut service, mut client) = start();
+    client.execute("object-add", &json!({"qom-type": "iothread", "id": "io"}));
+    let silent = [(); 20].map(|()| Peer::connect(&service.first));
+    assert_served(&service, &mut client);
+    let begin = Instant::now();
+    service.take_over(&[]);
+    assert!(begin.elapsed() < SLOW, "{:?}", begin.elapsed());
+    let more = Peer::connect(&service.first);
+    let last = service.later.last_mut().expect("a process");
+    last.signal(libc::SIGTERM);
+    let begin = Instant::now();
+    assert!(last.wait().success());
+    assert!(begin.elapsed() < SLOW, "{:?}", begin.elapsed());
+    drop((silent, more));
+}
+
+#[test]
+fn silent_processes_are_disconnected() {
+    let (service, _client) = start();
+    let mut silent = Peer::connect(&service.first);
+    assert_eq!(silent.0.read(&mut [0]).expect("the end"), 0);
+    assert!(service.first.output().contains("said nothing"));
+}
+
+#[test]
+fn a_process_that_never_gets_ready_delays_nobody() {
+    let (mut service, mut client) = start();
+    client.execute("object-add", &json!({"qom-type": "iothread", "id": "io"}));
+    let mut slow = Peer::connect(&service.first);
+    slow.get_everything();
+    client.execute("query-block-exports", &json!({}));
+    let mut other = Peer::connect(&service.first);
+    other.say(FULL_HELLO);
+    other.hear_refusal(&format!("process {} is taking over", std::process::id()));
+    assert_served(&service, &mut client);
+    // Now it is ready, but has got an old description.
+    slow.say(r#""ready""#);
+    slow.hear_refusal("changed meanwhile");
+    let mut again = Peer::connect(&service.first);
+    again.get_everything();
+    assert_ends(&mut service.first);
+}
+
+#[test]
+fn a_process_that_never_takes_over_delays_no_end() {
+    let (mut service, mut client) = start();
+    let mut frontend = service.connect(1, 1);
+    for ends in [false, true] {
+        let mut slow = Peer::connect(&service.first);
+        slow.get_everything();
+        slow.say(r#""ready""#);
+        while slow.hear() != "parked" {}
+        client.execute("query-block-exports", &json!({}));
+        if ends {
+            assert_ends(&mut service.first);
+            slow.hear_refusal("asked to end");
+        } else {
+            // A change waits until the disks go on.
+            client.execute("object-add", &json!({"qom-type": "iothread", "id": "io"}));
+            slow.hear_refusal("not answered in time");
+            let read = Op::Read { offset: 0, len: 512 };
+            assert_eq!(frontend.queue(0).run(&read).ret, 0);
+        }
+    }
+}
+
+#[test]
+fn a_slow_process_does_not_go_on_with_disks_that_went_on() {
+    let (mut service, _client) = start();
+    let number = service.start_successor(&["--fail-take-over", "late"]);
+    let pid = service.later[number].pid();
+    wait_for("the new process to stop", || (state(pid) == Some('T')).then_some(()));
+    assert_ends(&mut service.first);
+    service.later[number].signal(libc::SIGCONT);
+    let status = service.later[number].wait();
+    let log = service.log(number);
+    assert!(!status.success() && log.contains("asked to end"), "{status}: {log}");
+}
