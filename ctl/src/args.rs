@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The socket of the packaged configuration.
 pub(crate) const SOCKET: &str = "/run/vhost-user-blk/qmp.sock";
@@ -91,9 +91,16 @@ pub(crate) enum Command {
 pub(crate) struct Add {
     /// Id of the new disk.
     pub(crate) disk: String,
-    /// Raw image: a file or a block device.
+    /// Image: a file or a block device.
     #[arg(long, value_name = "PATH")]
     pub(crate) file: PathBuf,
+    /// Format of the image. Without it, the image is raw, and one that looks like another format is refused.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// Open the backing files and the data file that a qcow2 image names. Only for images that you trust: the names may
+    /// be those of any files.
+    #[arg(long)]
+    pub(crate) follow_names: bool,
     /// Unix socket for the disk's frontend.
     #[arg(long, value_name = "PATH")]
     pub(crate) listen: PathBuf,
@@ -118,6 +125,15 @@ pub(crate) struct Add {
     /// Throttle group of the disk.
     #[arg(long, value_name = "ID")]
     pub(crate) throttle_group: Option<String>,
+}
+
+/// The format of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// The bytes of the image are those of the disk.
+    Raw,
+    /// The disk is in a qcow2 image.
+    Qcow2,
 }
 
 #[derive(Args, Debug)]

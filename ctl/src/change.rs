@@ -1,102 +1,46 @@
-//! `add`, `remove`, `resize` and `throttle`.
+//! `remove`, `resize` and `throttle`.
 
 use std::io::{Write, stdout};
-use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use crate::args::{Add, Throttle};
+use crate::add::is_part;
+use crate::args::Throttle;
 use crate::qmp::Qmp;
 use crate::snapshot::Snapshot;
 
-/// Adds a disk: its node, and then its export. If the export is refused, the node is removed again.
-pub(crate) fn add(qmp: &mut Qmp, options: &Add) -> Result<()> {
-    let (node, export) = (blockdev(options)?, export(options)?);
-    qmp.execute("blockdev-add", &node)?;
-    if let Err(refusal) = qmp.execute("block-export-add", &export) {
-        let removed = qmp.execute("blockdev-del", &json!({ "node-name": options.disk }));
-        return Err(match removed {
-            Ok(_) => refusal,
-            Err(error) => refusal.context(format!("the node '{}' stays: {error}", options.disk)),
-        });
-    }
-    writeln!(
-        stdout(),
-        "disk {} listens at {}",
-        options.disk,
-        options.listen.display()
-    )?;
-    Ok(())
-}
-
-fn blockdev(options: &Add) -> Result<Value> {
-    let mut file = json!({
-        "driver": if is_device(&options.file) { "host_device" } else { "file" },
-        "filename": text(&options.file)?,
-        "discard": "unmap",
-        "read-only": options.read_only,
-        "cache": { "direct": options.direct },
-    });
-    let Some(group) = &options.throttle_group else {
-        file["node-name"] = options.disk.as_str().into();
-        return Ok(file);
-    };
-    Ok(json!({
-        "driver": "throttle",
-        "node-name": options.disk,
-        "throttle-group": group,
-        "read-only": options.read_only,
-        "discard": "unmap",
-        "cache": { "direct": options.direct },
-        "file": file,
-    }))
-}
-
-fn is_device(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    path.metadata()
-        .is_ok_and(|meta| meta.file_type().is_block_device())
-}
-
-fn export(options: &Add) -> Result<Value> {
-    let mut address = json!({ "type": "unix", "path": text(&options.listen)? });
-    for (name, value) in [("mode", &options.mode), ("group", &options.group)] {
-        if let Some(value) = value {
-            address[name] = value.as_str().into();
-        }
-    }
-    let mut export = json!({
-        "type": "vhost-user-blk",
-        "id": options.disk,
-        "node-name": options.disk,
-        "addr": address,
-        "writable": !options.read_only,
-        "num-queues": options.num_queues,
-    });
-    if !options.iothread.is_empty() {
-        export["iothread"] = json!(options.iothread);
-    }
-    Ok(export)
-}
-
-/// Returns an absolute path, because the daemon has another working directory.
-fn text(path: &Path) -> Result<String> {
-    let path = std::path::absolute(path).with_context(|| format!("{}", path.display()))?;
-    let text = path
-        .to_str()
-        .ok_or_else(|| anyhow!("{} is not UTF-8", path.display()))?;
-    Ok(text.to_owned())
-}
-
-/// Removes a disk and its node.
+/// Removes a disk and its nodes.
 pub(crate) fn remove(qmp: &mut Qmp, id: &str, hard: bool) -> Result<()> {
     let node = Snapshot::take(qmp)?.disk(id)?.node.node_name.clone();
+    let parts = parts(qmp, id)?;
     let mode = if hard { "hard" } else { "safe" };
     qmp.execute("block-export-del", &json!({ "id": id, "mode": mode }))?;
     let closed = qmp.execute("blockdev-del", &json!({ "node-name": node }));
     closed.with_context(|| format!("disk {id} is removed, but its node '{node}' stays"))?;
+    for part in parts {
+        let closed = qmp.execute("blockdev-del", &json!({ "node-name": part }));
+        closed.with_context(|| format!("disk {id} is removed, but the node '{part}' stays"))?;
+    }
     Ok(())
+}
+
+/// Returns the nodes of the files that the image of a disk names, those above first.
+fn parts(qmp: &mut Qmp, id: &str) -> Result<Vec<String>> {
+    let nodes: Vec<Value> = qmp.query("query-named-block-nodes")?;
+    let names = nodes.iter().filter_map(|node| node["node-name"].as_str());
+    let mut parts: Vec<String> = names
+        .filter(|name| is_part(name, id))
+        .map(str::to_owned)
+        .collect();
+    // Numbers grow from the top down.
+    parts.sort_by_key(|name| number(name));
+    Ok(parts)
+}
+
+fn number(name: &str) -> u64 {
+    let digits = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    name[digits..].parse().unwrap_or_default()
 }
 
 /// Resizes the image of a disk.

@@ -2,9 +2,11 @@
 //!
 //! A library, so that manual pages and completions can be made from its command line.
 
+mod add;
 mod args;
 mod change;
 mod doctor;
+mod qcow2;
 mod qmp;
 mod rates;
 mod show;
@@ -46,7 +48,7 @@ fn run(cli: &Cli) -> Result<bool> {
     match &cli.command {
         Command::List => show::list(&mut connect()?)?,
         Command::Show { disk } => show::show(&mut connect()?, disk)?,
-        Command::Add(options) => change::add(&mut connect()?, options)?,
+        Command::Add(options) => add::add(&mut connect()?, options)?,
         Command::Remove { disk, hard } => change::remove(&mut connect()?, disk, *hard)?,
         Command::Resize { disk, size } => change::resize(&mut connect()?, disk, *size)?,
         Command::Throttle(options) => change::throttle(&mut connect()?, options)?,

@@ -186,6 +186,95 @@ fn disks_are_added_resized_limited_and_removed() {
     ok(&again);
 }
 
+/// Makes images with qemu-img, or returns false where it is missing.
+fn qemu_img(dir: &Path, commands: &[&[&str]]) -> bool {
+    for arguments in commands {
+        match Command::new("qemu-img")
+            .args(*arguments)
+            .current_dir(dir)
+            .output()
+        {
+            Ok(output) => assert!(
+                output.status.success(),
+                "{arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            ),
+            Err(_) => {
+                testkit::skip::skipped("qemu-img is not installed");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+#[test]
+fn formats_of_images_are_not_guessed() {
+    let (dir, _daemon) = empty_daemon(&[]);
+    let socket = dir.path().join("qmp.sock");
+    let run = |args: &[&str]| {
+        let mut command = ctl(&socket, args);
+        command.current_dir(dir.path()).output().expect("run the program")
+    };
+    if !qemu_img(
+        dir.path(),
+        &[
+            &["create", "-q", "-f", "qcow2", "-o", "size=1M", "base"],
+            &[
+                "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "middle",
+            ],
+            &[
+                "create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "top",
+            ],
+        ],
+    ) {
+        return;
+    }
+    let add = ["add", "a", "--file", "top", "--listen", "a.sock"];
+    let add = |options: &[&str]| run(&[&add[..], options].concat());
+    let list = || String::from_utf8_lossy(&run(&["list"]).stdout).into_owned();
+    for (options, told) in [
+        (&[][..], "--format qcow2"),
+        (&["--format", "qcow2"], "names the backing file 'middle'"),
+        (&["--format", "raw", "--follow-names"], "--follow-names"),
+        (
+            &["--format", "qcow2", "--follow-names", "--throttle-group", "none"],
+            "none",
+        ),
+    ] {
+        let refusal = refused(&add(options));
+        assert!(refusal.contains(told), "{refusal}");
+        assert_eq!(list().lines().count(), 1, "{}", list());
+    }
+    let qcow2 = ["--format", "qcow2", "--follow-names"];
+    for (options, size) in [(&["--format", "raw"][..], None), (&qcow2, Some("1 MiB"))] {
+        let added = add(options);
+        assert!(
+            added.status.success(),
+            "{}",
+            String::from_utf8_lossy(&added.stderr)
+        );
+        assert!(size.is_none_or(|size| list().contains(size)), "{}", list());
+        let mut frontend = frontend(&dir.path().join("a.sock"));
+        let data = vec![7; 4096];
+        let write = Op::Write { offset: 0, data };
+        if size.is_some() {
+            assert_eq!(frontend.queue(0).run(&write).ret, 0);
+        }
+        drop(frontend);
+        let removed = run(&["remove", "a"]);
+        assert!(
+            removed.status.success(),
+            "{}",
+            String::from_utf8_lossy(&removed.stderr)
+        );
+    }
+    assert!(qemu_img(
+        dir.path(),
+        &[&["check", "-q", "top"], &["check", "-q", "middle"]]
+    ));
+}
+
 #[test]
 fn top_without_a_terminal_is_explained() {
     let daemon = daemon(&[]);

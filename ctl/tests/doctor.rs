@@ -108,17 +108,56 @@ fn images_that_cannot_be_served() {
         "not a multiple of 512",
         "truncate -s 1024",
     );
-    let qcow2 = [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 1016]].concat();
+    let vmdk = [b"KDMV".as_slice(), &[0; 1020]].concat();
+    assert_found(&image("v", &vmdk), "error", "looks like VMDK", "qemu-img convert");
+    let qcow2 = [b"QFI\xfb\0\0\0\x09".as_slice(), &[0; 1016]].concat();
     assert_found(
         &image("q", &qcow2),
         "error",
-        "looks like qcow2",
-        "qemu-img convert",
+        "version 9 is not known",
+        "--format raw",
     );
     let missing = doctor(Path::new("none"), &["--image", "/nonexistent/x.img"]);
     assert_found(&missing, "error", "cannot be used", "truncate -s 10G");
     let good = image("good", &[0; 1024]);
     assert_eq!(good.1, 0, "{}", good.0);
+}
+
+#[test]
+fn qcow2_images_are_looked_into() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let dir = dir.path();
+    let qemu_img = |arguments: &[&str]| {
+        let run = Command::new("qemu-img").args(arguments).current_dir(dir).output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    if !qemu_img(&["create", "-q", "-f", "qcow2", "base", "1M"]) {
+        return skipped("qemu-img is not installed");
+    }
+    assert!(qemu_img(&[
+        "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"
+    ]));
+    let look = |name: &str| {
+        let path = dir.join(name);
+        doctor(Path::new("none"), &["--image", path.to_str().expect("UTF-8")])
+    };
+    let good = look("base");
+    assert_found(&good, "note", "is a qcow2 image", "--format qcow2");
+    assert!(good.0.contains("no mistake found"), "{}", good.0);
+    assert_found(&look("top"), "note", "names", "--follow-names");
+    fs::remove_file(dir.join("base")).expect("remove the backing file");
+    assert_found(&look("top"), "error", "cannot be used", "put that file back");
+    let mut image = fs::read(dir.join("top")).expect("read the image");
+    // The mark of the extension with the format of the backing file, and the corrupt bit.
+    let at = image
+        .windows(4)
+        .position(|bytes| bytes == [0xe2, 0x79, 0x2a, 0xca]);
+    image[at.expect("the extension")] = 0;
+    image[79] |= 2;
+    fs::write(dir.join("top"), image).expect("write the image");
+    let bad = look("top");
+    assert_found(&bad, "error", "does not tell the format", "qemu-img rebase -u");
+    assert_found(&bad, "error", "marked as corrupt", "qemu-img check -r all");
 }
 
 #[test]

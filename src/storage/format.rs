@@ -41,10 +41,13 @@ pub fn foreign_format(path: &Path) -> Option<&'static str> {
     if !kind.is_file() && !kind.is_block_device() {
         return None;
     }
-    let file = File::open(path).ok()?;
-    let mut header = [0; HEADER];
-    let len = read_at(&file, &mut header, 0).ok()?;
-    format_of_header(&header[..len]).or_else(|| format_of_footer(&footer(&file)?))
+    foreign_format_of(&File::open(path).ok()?)
+}
+
+/// As [`foreign_format`], of an open file or block device. It may be open for O_DIRECT.
+pub fn foreign_format_of(file: &File) -> Option<&'static str> {
+    let mut bytes = Aligned::new();
+    format_of_header(bytes.read(file, 0)?).or_else(|| format_of_footer(footer(file, &mut bytes)?))
 }
 
 /// Returns the format of an image that begins like this, or `None` if it seems to be raw. 512 bytes are enough.
@@ -61,20 +64,36 @@ pub fn format_of_footer(bytes: &[u8]) -> Option<&'static str> {
 
 /// Returns whether a file begins like a qcow2 image. The file may be open for O_DIRECT.
 pub(super) fn is_qcow2(file: &File) -> bool {
-    const ALIGN: usize = 4096;
-    let mut buffer = [0; 2 * ALIGN];
-    let skip = buffer.as_ptr().align_offset(ALIGN);
-    let header = &mut buffer[skip..skip + ALIGN];
-    read_at(file, header, 0).is_ok_and(|len| header[..len].starts_with(QCOW2))
+    let mut bytes = Aligned::new();
+    bytes.read(file, 0).is_some_and(|bytes| bytes.starts_with(QCOW2))
 }
 
 /// Returns the last bytes of an image.
-fn footer(mut file: &File) -> Option<[u8; HEADER]> {
+fn footer<'a>(mut file: &File, bytes: &'a mut Aligned) -> Option<&'a [u8]> {
     // The size of a block device is not in its metadata.
     let size = file.seek(SeekFrom::End(0)).ok()?;
-    let mut bytes = [0; HEADER];
-    let read = read_at(file, &mut bytes, size.checked_sub(HEADER as u64)?);
-    (read.ok()? == HEADER).then_some(bytes)
+    let last = size.checked_sub(HEADER as u64)?;
+    bytes.read(file, last - last % ALIGN as u64)
+}
+
+/// Bytes of a file that is perhaps open for O_DIRECT.
+struct Aligned([u8; 3 * ALIGN]);
+
+/// Alignment that O_DIRECT accepts everywhere.
+const ALIGN: usize = 4096;
+
+impl Aligned {
+    fn new() -> Self {
+        Self([0; 3 * ALIGN])
+    }
+
+    /// Reads up to two blocks.
+    fn read(&mut self, file: &File, offset: u64) -> Option<&[u8]> {
+        let skip = self.0.as_ptr().align_offset(ALIGN);
+        let bytes = &mut self.0[skip..skip + 2 * ALIGN];
+        let len = read_at(file, bytes, offset).ok()?;
+        Some(&bytes[..len])
+    }
 }
 
 /// Reads until the buffer is full or the file ends.
@@ -85,6 +104,8 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
             Ok(0) => break,
             Ok(read) => len += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // With O_DIRECT, the end of a file may have no alignment.
+            Err(_) if len > 0 => break,
             Err(error) => return Err(error),
         }
     }

@@ -23,7 +23,7 @@ mod zero;
 pub use error::Error;
 pub use file::{Gathered, RawFile};
 pub use flush::FlushWitness;
-pub use format::{foreign_format, format_of_footer, format_of_header};
+pub use format::{foreign_format, foreign_format_of, format_of_footer, format_of_header};
 pub use limits::Limits;
 pub use lock::{ImageLock, LockError};
 pub use lock_bytes::LockMode;

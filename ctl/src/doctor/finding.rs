@@ -9,6 +9,8 @@ pub(super) enum Level {
     Error,
     /// Something works worse than it could.
     Warning,
+    /// Nothing is wrong: a fact that is easily missed.
+    Note,
 }
 
 /// A mistake, and what to do.
@@ -34,6 +36,13 @@ impl Finding {
             ..Self::error(what, cure)
         }
     }
+
+    pub(super) fn note(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            level: Level::Note,
+            ..Self::error(what, advice)
+        }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -41,6 +50,7 @@ impl fmt::Display for Finding {
         let level = match self.level {
             Level::Error => "error",
             Level::Warning => "warning",
+            Level::Note => "note",
         };
         write!(f, "{level}: {}\n    {}", self.what, self.cure)
     }

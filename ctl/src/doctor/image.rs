@@ -7,10 +7,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::finding::Finding;
+use crate::qcow2::{Header, MAGIC, path_of};
 
-/// First bytes of formats that are not raw.
-const FORMATS: [(&[u8], &str); 5] = [
-    (b"QFI\xfb", "qcow2"),
+/// First bytes of formats that are not served.
+const FORMATS: [(&[u8], &str); 4] = [
     (b"QED\0", "QED"),
     (b"KDMV", "VMDK"),
     (b"vhdxfile", "VHDX"),
@@ -23,10 +23,10 @@ pub(super) fn look(path: &Path) -> Vec<Finding> {
         Ok(meta) => meta,
         Err(error) => {
             let what = format!("{shown} cannot be used: {error}");
-            return vec![Finding::error(
-                what,
-                format!("make an image: truncate -s 10G {shown}"),
-            )];
+            let cure = format!(
+                "make an image: truncate -s 10G {shown}, or qemu-img create -f qcow2 {shown} 10G for --format qcow2"
+            );
+            return vec![Finding::error(what, cure)];
         }
     };
     let kind = meta.file_type();
@@ -34,11 +34,27 @@ pub(super) fn look(path: &Path) -> Vec<Finding> {
         let what = format!("{shown} is neither a file nor a block device");
         return vec![Finding::error(what, "name a raw image or a block device")];
     }
-    let format = format(path, &shown);
-    // The length of an image in another format says nothing about its disk.
-    let size = format.is_none().then(|| size(&meta, &shown)).flatten();
-    let checks = [size, format, locked(path, &shown), volatile(path, &shown)];
-    checks.into_iter().flatten().collect()
+    let mut findings = contents(path, &meta, &shown);
+    findings.extend(locked(path, &shown));
+    findings.extend(volatile(path, &shown));
+    findings
+}
+
+/// Looks at the format, and at the size of a raw image. The length of an image in another format says nothing about its
+/// disk.
+fn contents(path: &Path, meta: &fs::Metadata, shown: &str) -> Vec<Finding> {
+    let start = start(path).unwrap_or_default();
+    if start.starts_with(MAGIC) {
+        return qcow2(path, shown);
+    }
+    let format = format(&start, shown);
+    format.or_else(|| size(meta, shown)).into_iter().collect()
+}
+
+fn start(path: &Path) -> std::io::Result<[u8; 8]> {
+    let mut start = [0; 8];
+    File::open(path)?.read_exact(&mut start)?;
+    Ok(start)
 }
 
 fn size(meta: &fs::Metadata, shown: &str) -> Option<Finding> {
@@ -55,18 +71,78 @@ fn size(meta: &fs::Metadata, shown: &str) -> Option<Finding> {
     })
 }
 
-fn format(path: &Path, shown: &str) -> Option<Finding> {
-    let mut start = [0; 8];
-    File::open(path).ok()?.read_exact(&mut start).ok()?;
+fn format(start: &[u8], shown: &str) -> Option<Finding> {
     let (_, name) = FORMATS.iter().find(|(magic, _)| start.starts_with(magic))?;
-    let convert = format!("convert it: qemu-img convert -O raw {shown} {shown}.raw");
-    Some(match *name {
-        "qcow2" => Finding::error(
-            format!("{shown} looks like qcow2, and is not served as a raw image"),
-            format!("serve the disk inside with --format qcow2, or {convert}"),
+    Some(Finding::error(
+        format!("{shown} looks like {name}, which is not served"),
+        format!("convert it: qemu-img convert -O raw {shown} {shown}.raw"),
+    ))
+}
+
+/// Looks at a qcow2 image, which is no mistake in itself.
+fn qcow2(path: &Path, shown: &str) -> Vec<Finding> {
+    let header = match Header::read(path) {
+        Ok(header) => header,
+        Err(error) => {
+            return vec![Finding::error(
+                format!("{shown} begins like qcow2, but {error:#}"),
+                "restore it; or serve it with --format raw if it is a raw disk whose guest has written that",
+            )];
+        }
+    };
+    let mut findings = vec![Finding::note(
+        format!("{shown} is a qcow2 image"),
+        "serve the disk inside with --format qcow2",
+    )];
+    let refused = [
+        (header.encrypted, "is encrypted", "decrypt it: qemu-img convert"),
+        (
+            header.unknown_features,
+            "has features that are not known here",
+            "convert it: qemu-img convert",
         ),
-        name => Finding::error(format!("{shown} looks like {name}, which is not served"), convert),
-    })
+        (
+            header.corrupt,
+            "is marked as corrupt, and can only be read",
+            "repair it: qemu-img check -r all",
+        ),
+    ];
+    let refused = refused.into_iter().filter(|(is, ..)| *is);
+    findings.extend(refused.map(|(_, what, cure)| Finding::error(format!("{shown} {what}"), cure)));
+    if let Some(name) = &header.backing
+        && header.backing_format.is_none()
+    {
+        findings.push(Finding::error(
+            format!(
+                "{shown} does not tell the format of its backing file '{name}', and formats are never guessed"
+            ),
+            format!("write it into the image: qemu-img rebase -u -F FORMAT -b {name} {shown}"),
+        ));
+    }
+    for name in header.backing.iter().chain(&header.data_file) {
+        findings.push(named(path, shown, name));
+    }
+    findings
+}
+
+/// Looks at a file that an image names.
+fn named(image: &Path, shown: &str, name: &str) -> Finding {
+    match path_of(image, name) {
+        Err(error) => Finding::error(
+            format!("{error:#}"),
+            "make a node of that disk, and name it (backing=NODE)",
+        ),
+        Ok(path) => match fs::metadata(&path) {
+            Err(error) => Finding::error(
+                format!("{shown} names {}, which cannot be used: {error}", path.display()),
+                "put that file back, or change the name with qemu-img rebase -u",
+            ),
+            Ok(_) => Finding::note(
+                format!("{shown} names {}", path.display()),
+                "add --follow-names if you trust the image: without it, no file that an image names is opened",
+            ),
+        },
+    }
 }
 
 /// Looks for locks that QEMU and the daemon take on an image that they write: one on the byte that says so, and one on the

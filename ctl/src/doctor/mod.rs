@@ -28,7 +28,7 @@ pub(crate) fn run(socket: &Path, images: &[PathBuf]) -> Result<bool> {
         .iter()
         .filter(|finding| finding.level == Level::Error)
         .count();
-    if findings.is_empty() {
+    if findings.iter().all(|finding| finding.level == Level::Note) {
         writeln!(stdout(), "no mistake found")?;
     }
     Ok(errors == 0)

@@ -22,6 +22,7 @@ static FILE: Object = Object::new(
         optional("aio", Type::Enum(&AIO)),
         optional("aio-max-batch", Type::U64),
         optional("mmap", Type::Bool),
+        optional("x-probe", Type::Bool),
     ],
 );
 

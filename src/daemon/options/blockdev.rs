@@ -141,8 +141,8 @@ pub struct BlockdevOptions {
     /// Seconds.
     pub cache_clean_interval: Option<u32>,
 
-    /// Refuse images that look like another format. Only the short form of the command line sets this.
-    #[serde(skip)]
+    /// Refuse an image that looks like another format. No successor has to know of it.
+    #[serde(default, rename = "x-probe", skip_serializing)]
     pub probe: bool,
 }
 

@@ -25,6 +25,10 @@ fn refuse_of_files(options: &BlockdevOptions) -> Result<(), ValueError> {
         ("aio-max-batch", !file && options.aio_max_batch.is_some()),
         ("mmap", !file && options.mmap.is_some()),
         ("size", !raw && !null && options.size.is_some()),
+        (
+            "x-probe",
+            !file && !matches!(options.driver, Driver::Nbd | Driver::Rbd) && options.probe,
+        ),
         ("latency-ns", !null && options.latency_ns.is_some()),
         ("read-zeroes", !null && options.read_zeroes.is_some()),
     ])

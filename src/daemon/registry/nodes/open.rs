@@ -1,5 +1,6 @@
 //! Opens the images of nodes. Any thread; the file system may take its time.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::daemon::registry::waiting::OpenedFile;
 use crate::engine::{BlockNode, RemoteOptions};
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
-use crate::storage::{self, OpenOptions, foreign_format};
+use crate::storage::{self, OpenOptions, foreign_format, foreign_format_of};
 
 /// The places that images come from.
 #[derive(Debug)]
@@ -93,16 +94,17 @@ impl Images {
         let mut open = open_options(options)?;
         // With a migration, the source has checked the format. Reading here would cache data that the source still
         // changes.
-        if options.probe && options.active != Some(false) {
-            check_format(&open.path)?;
+        let probe = options.probe && options.active != Some(false);
+        if probe && !self.confined && !FdSets::has_name(&open.path) {
+            check_format(&open.path, foreign_format(&open.path))?;
         }
-        let node = match self.open_as(&open) {
+        let node = match self.open_as(&open, probe) {
             Err(
                 OperationError::Image(storage::Error::NotWritable { .. })
                 | OperationError::NoDescriptor { .. },
             ) if options.is_auto_read_only() => {
                 open.read_only = true;
-                self.open_as(&open)?
+                self.open_as(&open, probe)?
             }
             opened => opened?,
         };
@@ -113,14 +115,14 @@ impl Images {
     }
 
     /// Opens a file or a block device by its path, or takes it from a set of descriptors or from those that were opened for
-    /// this operation.
-    fn open_as(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+    /// this operation. With `probe`, a descriptor of an image that looks like another format is refused.
+    fn open_as(&mut self, options: &OpenOptions, probe: bool) -> Result<BlockNode, OperationError> {
         let path = options.path.to_str().unwrap_or_default();
         let found = self
             .fdsets
             .open(path, !options.read_only, options.direct, self.keep_flags);
         match found {
-            Some(Ok((file, direct))) => Ok(BlockNode::from_file(file, direct, options)?),
+            Some(Ok((file, direct))) => node_of(file, direct, options, probe),
             Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
                 Err(OperationError::DescriptorFlags {
                     path: options.path.clone(),
@@ -131,13 +133,13 @@ impl Images {
                 path: options.path.clone(),
                 source,
             }),
-            None if self.confined => self.take_opened(options),
+            None if self.confined => self.take_opened(options, probe),
             None => Ok(BlockNode::open(options)?),
         }
     }
 
     /// Takes an image that was opened for this operation.
-    fn take_opened(&mut self, options: &OpenOptions) -> Result<BlockNode, OperationError> {
+    fn take_opened(&mut self, options: &OpenOptions, probe: bool) -> Result<BlockNode, OperationError> {
         let place = self.opened.iter().position(|opened| opened.path == options.path);
         let path = || options.path.clone();
         let place = place.ok_or_else(|| OperationError::Confined {
@@ -155,8 +157,22 @@ impl Images {
             .into());
         }
         let OpenedFile { image, direct, .. } = self.opened.swap_remove(place);
-        Ok(BlockNode::from_file(image, direct, options)?)
+        node_of(image, direct, options, probe)
     }
+}
+
+/// Makes the node of an open image.
+fn node_of(
+    image: File,
+    direct: Option<File>,
+    options: &OpenOptions,
+    probe: bool,
+) -> Result<BlockNode, OperationError> {
+    // Before the size is looked at: that of an image in another format says nothing about its disk.
+    if probe {
+        check_format(&options.path, foreign_format_of(&image))?;
+    }
+    Ok(BlockNode::from_file(image, direct, options)?)
 }
 
 /// Returns the options to open an image with.
@@ -174,8 +190,8 @@ pub(super) fn open_options(options: &BlockdevOptions) -> Result<OpenOptions, Ope
 }
 
 /// Refuses an image whose format would be exposed to the guest instead of the disk inside.
-fn check_format(path: &Path) -> Result<(), OperationError> {
-    match foreign_format(path) {
+fn check_format(path: &Path, format: Option<&'static str>) -> Result<(), OperationError> {
+    match format {
         None => Ok(()),
         Some(format) => Err(OperationError::Format {
             path: path.to_owned(),
