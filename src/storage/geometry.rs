@@ -46,7 +46,9 @@ impl Geometry {
         };
         let dio = direct_alignment(file, device_block, options)?;
         let block = logical_block_size(device_block, dio, options)?;
-        let size = match kind == Kind::Regular && (options.any_size || may_end_anywhere(file, size, block)) {
+        let size = match kind == Kind::Regular
+            && (options.content.may_end_anywhere() || may_end_anywhere(file, size, block))
+        {
             true => size - size % u64::from(block),
             false => check_size(size, block, kind, options).map(|()| size)?,
         };

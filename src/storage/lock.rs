@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,12 +25,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[non_exhaustive]
 pub enum LockError {
     /// Another disk or program (QEMU, `qemu-img`, ...) uses the image in a conflicting way.
-    #[error("{} is in use: {how}", path.display())]
+    #[error("{}{} is in use: {how}", path.display(), below(image.as_deref().filter(|image| *image != path)))]
     InUse {
-        /// The image.
+        /// The file that is locked.
         path: PathBuf,
         /// A description of the other use.
         how: &'static str,
+        /// The image in a format that the file belongs to.
+        image: Option<PathBuf>,
     },
 
     /// The lock of this [`RawFile`] is held already, and at least one of the two uses is for writing.
@@ -88,6 +90,25 @@ impl LockError {
 
     /// The conflicting use is by another disk of this process.
     pub const OURSELVES: &str = lock_bytes::OURSELVES;
+
+    /// Names the image in a format that the file belongs to.
+    pub(crate) fn of_image(self, image: &Path) -> Self {
+        match self {
+            Self::InUse { path, how, .. } => Self::InUse {
+                path,
+                how,
+                image: Some(image.to_owned()),
+            },
+            other => other,
+        }
+    }
+}
+
+/// Describes a file that is not the image itself.
+fn below(image: Option<&Path>) -> String {
+    image.map_or_else(String::new, |image| {
+        format!(", a file that {} needs,", image.display())
+    })
 }
 
 /// Locks that stay until the process ends.
@@ -188,7 +209,11 @@ impl ImageLock {
                 Ok(lock(Some(held)))
             }
             Ok(Some(_)) if is_kept(file) => Err(LockError::Kept { path: path() }),
-            Ok(Some(how)) => Err(LockError::InUse { path: path(), how }),
+            Ok(Some(how)) => Err(LockError::InUse {
+                path: path(),
+                how,
+                image: None,
+            }),
             Err(e) if is_unsupported(&e) => {
                 if let Some(suppressed) = UNLOCKED.pass("unlocked", path().display()) {
                     tracing::warn!(

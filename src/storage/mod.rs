@@ -28,5 +28,5 @@ pub use limits::Limits;
 pub use lock::{ImageLock, LockError};
 pub use lock_bytes::LockMode;
 pub use nowait::Nowait;
-pub use options::OpenOptions;
+pub use options::{Content, OpenOptions};
 pub(crate) use zero::zero_memory;

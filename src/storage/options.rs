@@ -28,9 +28,27 @@ pub struct OpenOptions {
     pub locking: bool,
     /// Map a file in memory (tmpfs), and access it without system calls where that is possible.
     pub map: bool,
-    /// The file may have any size. The rest after the last whole block is not part of a raw disk. Without it, only qcow2
-    /// images may have any size.
-    pub any_size: bool,
+    /// What the file has.
+    pub content: Content,
+}
+
+/// The content of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// A raw disk. Its size is a multiple of the block size, unless it looks like a qcow2 image.
+    #[default]
+    Disk,
+    /// An image in a format.
+    Image,
+    /// A part of an image in a format, which names it: a backing file or a data file. It may even be empty.
+    Part,
+}
+
+impl Content {
+    /// Returns whether the file may have any size. The rest after the last whole block is not part of a raw disk.
+    pub(super) fn may_end_anywhere(self) -> bool {
+        self != Self::Disk
+    }
 }
 
 impl Default for OpenOptions {
@@ -44,7 +62,7 @@ impl Default for OpenOptions {
             unmap: true,
             locking: true,
             map: true,
-            any_size: false,
+            content: Content::Disk,
         }
     }
 }
@@ -54,7 +72,7 @@ impl OpenOptions {
         let path = self.path.clone();
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Missing {
-                why: advice::missing(&path),
+                why: advice::missing(&path, self.content),
                 path,
             },
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem

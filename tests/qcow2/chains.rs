@@ -32,6 +32,33 @@ fn refusal(dir: &Path, options: &[&str]) -> String {
 }
 
 #[test]
+fn short_raw_backing_files_are_read() {
+    let Some(dir) = directory() else { return };
+    let dir = dir.path();
+    for len in [0, 1, 100, 511, 700] {
+        fs::write(dir.join("base"), vec![7; len]).expect("write the backing file");
+        overlay(dir, "top", ("base", "raw"), "cluster_size=512", "64k");
+        qemu_io(dir, "top", &["write -P 1 8k 4k"]);
+        let content = expected(dir, "top");
+        assert_eq!(content.iter().filter(|byte| **byte == 7).count(), len);
+        let options = [
+            "--socket-path",
+            "s",
+            "--format",
+            "qcow2",
+            "--follow-names",
+            "--blk-file",
+        ];
+        let path = dir.join("top");
+        let path = path.to_str().expect("a name in UTF-8");
+        for more in [&["--read-only"][..], &[]] {
+            let (_daemon, mut frontend) = connect(&[&options[..], &[path], more].concat());
+            compare(&mut frontend, &content);
+        }
+    }
+}
+
+#[test]
 fn chains_of_twenty_images_are_read() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();

@@ -1,5 +1,7 @@
 //! The locks on images and their backing files, as QEMU sees them.
 
+use testkit::daemon::run;
+
 use super::support::{create, directory, qemu_img, serve, serve_writable, try_run};
 
 #[test]
@@ -23,6 +25,41 @@ fn images_and_backing_files_are_locked_against_writers() {
     daemon.terminate();
     for image in ["base", "top"] {
         write(image).expect("nobody uses the image");
+    }
+}
+
+#[test]
+fn files_in_use_are_named_with_fitting_advice() {
+    let Some(dir) = directory() else { return };
+    let dir = dir.path();
+    qemu_img(dir, &["create", "-q", "-f", "qcow2", "base", "1M"]);
+    qemu_img(
+        dir,
+        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
+    );
+    for (used, named) in [
+        ("top", "top is in use"),
+        ("base", "base, a file that top needs, is in use"),
+    ] {
+        let (daemon, _frontend) = serve_writable(dir, used, &["--follow-names"]);
+        let options = [
+            "--socket-path",
+            "s",
+            "--blk-file",
+            "top",
+            "--format",
+            "qcow2",
+            "--follow-names",
+        ];
+        let exit = run(&options, dir);
+        let told = exit.output;
+        assert!(!exit.status.success() && told.contains(named), "{told}");
+        let holder = format!(
+            "it is open in process {} (vhost-user-blk): end that first",
+            daemon.pid()
+        );
+        assert!(told.contains(&holder), "{told}");
+        assert!(!told.contains("--incoming"), "{told}");
     }
 }
 

@@ -35,6 +35,68 @@ fn formats_are_never_guessed() {
 }
 
 #[test]
+fn missing_files_are_named_with_their_image() {
+    let Some(dir) = directory() else { return };
+    let dir = dir.path();
+    let told = refusal(dir, READ);
+    assert!(
+        told.contains("'qemu-img create -f qcow2 image 10G' makes one"),
+        "{told}"
+    );
+    for format in ["raw", "qcow2"] {
+        qemu_img(dir, &["create", "-q", "-f", format, "base", "1M"]);
+        let overlay = ["create", "-q", "-f", "qcow2", "-b", "base", "-F", format, "image"];
+        qemu_img(dir, &overlay);
+        fs::remove_file(dir.join("base")).expect("remove the backing file");
+        let told = refusal(dir, &["--format", "qcow2", "--follow-names"]);
+        assert!(
+            told.contains(
+                "image names 'base': cannot open base: No such file or directory; put that file back"
+            ) && !told.contains("truncate"),
+            "{told}"
+        );
+        fs::remove_file(dir.join("image")).expect("remove the image");
+    }
+}
+
+#[test]
+fn empty_files_are_no_images() {
+    let Some(dir) = directory() else { return };
+    let dir = dir.path();
+    for len in [0, 100, 1000] {
+        fs::write(dir.join("image"), vec![0; len]).expect("write");
+        let told = refusal(dir, READ);
+        assert!(
+            told.contains("has no qcow2 header") && !told.contains("truncate"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn large_images_of_version_2_are_not_called_unclosed() {
+    let Some(dir) = directory() else { return };
+    let dir = dir.path();
+    let options = "compat=0.10,cluster_size=512";
+    qemu_img(
+        dir,
+        &["create", "-q", "-f", "qcow2", "-o", options, "image", "1M"],
+    );
+    let image = fs::File::options().write(true).open(dir.join("image"));
+    let image = image.expect("open the image");
+    // More clusters than are counted. The file is sparse.
+    image
+        .set_len((512 << 28) + (1 << 20))
+        .expect("make the file longer");
+    let told = refusal(dir, &["--format", "qcow2"]);
+    assert!(
+        told.contains("version 2") && told.contains("compat=1.1"),
+        "{told}"
+    );
+    assert!(!told.contains("was not closed"), "{told}");
+}
+
+#[test]
 fn raw_images_name_no_files() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();

@@ -7,7 +7,7 @@ use crate::blk::device::TakeError;
 use crate::daemon::options::Driver;
 use crate::daemon::registry::OperationError;
 use crate::daemon::{Error, MetricsError, Verb};
-use crate::engine;
+use crate::engine::{self, Qcow2OpenError};
 use crate::error_chain::chain;
 use crate::holders::holders;
 use crate::sandbox;
@@ -209,6 +209,12 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
         OperationError::NoActivation(_) => "name the socket to listen on, e.g. --socket-path disk.sock",
         OperationError::ActivationAccess => words.access,
         OperationError::Image(error) => return storage_advice(error, words),
+        OperationError::Qcow2(Qcow2OpenError::Named { source, .. }) => {
+            return match source {
+                storage::Error::Missing { .. } => Some("put that file back".to_owned()),
+                error => storage_advice(error, words),
+            };
+        }
         OperationError::Format {
             driver: Driver::Nbd, ..
         } => {
@@ -277,8 +283,8 @@ fn engine_advice(error: &engine::Error, words: &Words) -> Option<&'static str> {
 }
 
 fn lock_advice(error: &LockError, words: &Words) -> Option<String> {
-    let (path, how) = match error {
-        LockError::InUse { path, how } => (path, how),
+    let (path, how, image) = match error {
+        LockError::InUse { path, how, image } => (path, how, image),
         LockError::Kept { .. } => {
             return Some(
                 "see the log for the error of the flush, end this process, and check the image".to_owned(),
@@ -302,10 +308,15 @@ fn lock_advice(error: &LockError, words: &Words) -> Option<String> {
         LockError::READER => format!(", or {} beside that", words.read_only),
         _ => String::new(),
     };
-    let incoming = words.incoming;
-    Some(format!(
-        "{who}: end that first{beside}, or {incoming} if it is the source of a live migration to here"
-    ))
+    let migration = match image {
+        // A disk in a qcow2 image cannot be inactive.
+        Some(_) => String::new(),
+        None => format!(
+            ", or {} if it is the source of a live migration to here",
+            words.incoming
+        ),
+    };
+    Some(format!("{who}: end that first{beside}{migration}"))
 }
 
 #[cfg(test)]

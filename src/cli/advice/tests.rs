@@ -62,6 +62,7 @@ fn errors_name_the_options_that_mend_them() {
     let read = || LockError::InUse {
         path: path(),
         how: LockError::READER,
+        image: None,
     };
     let block = || storage::Error::BlockSize { size: 1000 };
     let rows: [(Make, [&str; 2]); 10] = [

@@ -188,6 +188,7 @@ impl Registry {
             true => Err(LockError::InUse {
                 path: leaf.path().to_owned(),
                 how: LockError::OURSELVES,
+                image: None,
             }),
             false => Ok(()),
         }

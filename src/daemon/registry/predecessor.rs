@@ -23,7 +23,7 @@ pub(super) fn wait_for_end(view: &DiskView, writable: bool) -> Result<(), LockEr
     let mut told = false;
     loop {
         match view.node.lock(mode) {
-            Err(LockError::InUse { path, how })
+            Err(LockError::InUse { path, how, .. })
                 if is_worth_waiting(how, deadline) && !is_locked_by_running(&path) =>
             {
                 if !told {

@@ -272,7 +272,7 @@ impl Qcow2Disk {
         };
         let files = self.own_files().map(|file| (file, own));
         let below = self.backing.files().into_iter().map(|file| (file, below));
-        let lock = lock_all(files.chain(below), lock)?;
+        let lock = lock_all(files.chain(below), lock).map_err(|error| error.of_image(self.path()))?;
         self.state.set_may_write(mode == LockMode::Write);
         Ok(lock)
     }
@@ -283,7 +283,8 @@ impl Qcow2Disk {
     /// See [`LockError`]. No lock is kept then.
     pub(in crate::engine) fn lock_own_files(&self) -> Result<Option<ImageLock>, LockError> {
         let files = self.own_files().map(|file| (file, LockMode::WriteFormat));
-        let lock = lock_all(files, ImageLock::acquire_soon)?;
+        let lock = lock_all(files, ImageLock::acquire_soon);
+        let lock = lock.map_err(|error| error.of_image(self.path()))?;
         self.state.set_may_write(true);
         Ok(lock)
     }

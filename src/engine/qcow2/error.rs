@@ -61,6 +61,10 @@ pub enum OpenError {
     NotPassed { path: PathBuf },
     #[error(transparent)]
     Cache(#[from] CacheError),
-    #[error(transparent)]
-    Storage(#[from] storage::Error),
+    #[error("{} names '{name}'", path.display())]
+    Named {
+        path: PathBuf,
+        name: String,
+        source: storage::Error,
+    },
 }

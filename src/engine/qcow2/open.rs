@@ -9,7 +9,7 @@ use super::error::OpenError;
 use super::tables::Tables;
 use crate::engine::node::BlockNode;
 use crate::qcow2::{BackingFormat, Header, HeaderError};
-use crate::storage::{OpenOptions, RawFile};
+use crate::storage::{Content, OpenOptions, RawFile};
 
 /// Maximum number of images below each other. Reads go through them by recursion.
 const DEPTH_MAX: usize = 64;
@@ -236,10 +236,15 @@ fn named_file(
     let options = OpenOptions {
         path,
         read_only,
-        any_size: true,
+        content: Content::Part,
         ..options.files.clone()
     };
-    Ok(Arc::new(RawFile::open(&options)?))
+    let opened = RawFile::open(&options);
+    Ok(Arc::new(opened.map_err(|source| OpenError::Named {
+        path: image.path().to_owned(),
+        name: name.to_owned(),
+        source,
+    })?))
 }
 
 /// Returns the path that `name` in the image at `image` means. A relative path begins in the directory of the image.

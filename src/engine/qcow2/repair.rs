@@ -100,7 +100,16 @@ impl References {
         if clusters > CLUSTERS_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "the qcow2 image was not closed, and is too large for a repair here: use qemu-img check -r all",
+                match header.version {
+                    2 => {
+                        "the qcow2 image has version 2, which does not tell whether it was closed, and too many clusters for \
+                         a check of its refcounts before the first write: give it version 3 (qemu-img amend -o compat=1.1)"
+                    }
+                    _ => {
+                        "the qcow2 image was not closed, and has too many clusters for a repair here: use qemu-img check -r \
+                         all"
+                    }
+                },
             ));
         }
         let mut references = Self {

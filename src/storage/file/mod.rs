@@ -64,6 +64,8 @@ pub struct RawFile {
     unmap: bool,
     /// The image is locked while it is in use.
     locks: bool,
+    /// There need not be a whole block.
+    may_be_empty: bool,
 }
 
 impl RawFile {
@@ -138,6 +140,7 @@ impl RawFile {
             flushes: !options.no_flush,
             unmap: options.unmap,
             locks: options.locking,
+            may_be_empty: options.content.may_end_anywhere(),
         })
     }
 

@@ -11,7 +11,7 @@ use crate::storage::kind::Kind;
 use crate::sys::block_device;
 
 impl RawFile {
-    /// Returns the size in bytes, a positive multiple of the logical block size.
+    /// Returns the size in bytes, a multiple of the logical block size. Only a part of an image in a format can be empty.
     pub fn size(&self) -> u64 {
         // Relaxed: no other data depends on this number, and the kernel checks the end of the file itself.
         self.size.load(Ordering::Relaxed)
@@ -24,7 +24,7 @@ impl RawFile {
     pub fn refresh_size(&self) -> io::Result<u64> {
         let bytes = self.bytes()?;
         let size = bytes - bytes % u64::from(self.limits.logical_block_size);
-        if size == 0 {
+        if size == 0 && !self.may_be_empty {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the image has no whole block left",

@@ -16,7 +16,7 @@ use crate::daemon::registry::waiting::OpenedFile;
 use crate::engine::{BlockNode, RemoteOptions};
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
-use crate::storage::{self, OpenOptions, foreign_format, foreign_format_of};
+use crate::storage::{self, Content, OpenOptions, foreign_format, foreign_format_of};
 
 /// The places that images come from.
 #[derive(Debug)]
@@ -63,8 +63,10 @@ impl Images {
         let Some(options) = top.all().last() else {
             return Ok(None);
         };
+        let is_image = top.all().any(|options| options.driver == Driver::Qcow2);
+        let content = if is_image { Content::Image } else { Content::Disk };
         match options.driver {
-            Driver::File | Driver::HostDevice => self.open(options).map(Some),
+            Driver::File | Driver::HostDevice => self.open(options, content).map(Some),
             Driver::Nbd | Driver::Rbd => self.open_remote(options).map(Some),
             _ => Ok(None),
         }
@@ -90,8 +92,15 @@ impl Images {
     }
 
     /// Opens a file or a block device.
-    fn open(&mut self, options: &BlockdevOptions) -> Result<Arc<BlockNode>, OperationError> {
-        let mut open = open_options(options)?;
+    fn open(
+        &mut self,
+        options: &BlockdevOptions,
+        content: Content,
+    ) -> Result<Arc<BlockNode>, OperationError> {
+        let mut open = OpenOptions {
+            content,
+            ..open_options(options)?
+        };
         // With a migration, the source has checked the format. Reading here would cache data that the source still
         // changes.
         let probe = options.probe && options.active != Some(false);

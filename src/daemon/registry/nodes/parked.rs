@@ -16,7 +16,7 @@ use super::open::open_options;
 use super::{Kind, Node, Nodes};
 use crate::daemon::options::{BlockdevOptions, Driver};
 use crate::engine::BlockNode;
-use crate::storage::{OpenOptions, RawFile};
+use crate::storage::{Content, OpenOptions, RawFile};
 use crate::succession::{Bundle, MissingFile};
 
 /// A node of another process. Numbers of type `usize` are places in the [`Bundle`].
@@ -252,7 +252,7 @@ impl ParkedNode {
                 read_only: parked.image.read_only,
                 direct: self.options.cache.is_direct(),
                 locking: parked.locking,
-                any_size: true,
+                content: Content::Part,
                 ..OpenOptions::default()
             };
             let file = RawFile::from_file(file, direct, &options);
