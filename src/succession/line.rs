@@ -59,9 +59,26 @@ pub(crate) enum LineError {
     /// The text is not one that is expected.
     #[error("the message is not understood: {0}")]
     Text(serde_json::Error),
-    /// Descriptors got lost, because this process has no room for them.
-    #[error("file descriptors got lost: the limit of open files is too low")]
-    Lost,
+    /// This process has no room for the descriptors.
+    #[error(
+        "this process has no room for the file descriptors: raise its limit of open files (ulimit -n, LimitNOFILE=)"
+    )]
+    NoRoom,
+    /// The kernel has not given the descriptors to this process.
+    #[error(
+        "the kernel does not let this process receive all file descriptors: a security module (SELinux, AppArmor) may \
+         forbid it"
+    )]
+    Withheld,
+    /// The other process has sent other descriptors than it has announced.
+    #[error("the other process has announced {announced} file descriptors, and {received} have come")]
+    Missing { announced: usize, received: usize },
+    /// The kernel keeps no more descriptors for processes that have not received them yet.
+    #[error(
+        "too many file descriptors are on their way to other processes: raise this process's limit of open files (ulimit \
+         -n, LimitNOFILE=)"
+    )]
+    OnTheirWay,
     /// The socket fails.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -71,6 +88,7 @@ impl From<Errno> for LineError {
     fn from(error: Errno) -> Self {
         match error {
             Errno::PIPE | Errno::CONNRESET => Self::Closed,
+            Errno::TOOMANYREFS => Self::OnTheirWay,
             error => Self::Io(error.into()),
         }
     }
@@ -153,10 +171,12 @@ impl Line {
         while received.len() < fds {
             let expected = GROUP.min(fds - received.len());
             let (_, group) = self.receive_once(&mut [0], deadline)?;
-            if group.len() != expected {
-                return Err(LineError::Lost);
-            }
+            let is_complete = group.len() == expected;
             received.extend(group);
+            if !is_complete {
+                let (announced, received) = (fds, received.len());
+                return Err(LineError::Missing { announced, received });
+            }
         }
         let message = serde_json::from_slice(&text).map_err(LineError::Text)?;
         Ok((message, received.into()))
@@ -187,12 +207,16 @@ impl Line {
                 RecvAncillaryMessage::ScmRights(fds) => Some(fds),
                 _ => None,
             });
-            let fds = rights.flatten().collect();
+            let fds: Vec<OwnedFd> = rights.flatten().collect();
             if received.bytes == 0 {
                 return Err(LineError::Closed);
             }
             if received.flags.contains(ReturnFlags::CTRUNC) {
-                return Err(LineError::Lost);
+                // While those that have come are still open.
+                return Err(match self.stream.try_clone() {
+                    Err(_) => LineError::NoRoom,
+                    Ok(_) => LineError::Withheld,
+                });
             }
             return Ok((received.bytes, fds));
         }

@@ -1,14 +1,19 @@
 //! Processes on the socket for take-overs that are silent, slow or wrong delay neither QMP clients nor signals.
 
+use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::daemon::{Daemon, HAND_OVER};
+use testkit::daemon::{Daemon, HAND_OVER, binary};
 use testkit::frontend::Op;
-use testkit::process::{DEADLINE, state, wait_for};
+use testkit::process::{DEADLINE, Process, state, wait_for};
 use testkit::qmp::Qmp;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::take_over::Service;
 
@@ -76,7 +81,10 @@ impl Peer {
 fn assert_served(service: &Service, client: &mut Qmp) {
     let begin = Instant::now();
     client.execute("query-block-exports", &json!({}));
-    client.execute("qom-set", &json!({"path": "/objects/io", "property": "poll-max-ns", "value": 1}));
+    client.execute(
+        "qom-set",
+        &json!({"path": "/objects/io", "property": "poll-max-ns", "value": 1}),
+    );
     let read = Op::Read { offset: 0, len: 512 };
     assert_eq!(service.connect(1, 1).queue(0).run(&read).ret, 0);
     let waited = begin.elapsed();
@@ -166,10 +174,61 @@ fn a_slow_process_does_not_go_on_with_disks_that_went_on() {
     let (mut service, _client) = start();
     let number = service.start_successor(&["--fail-take-over", "late"]);
     let pid = service.later[number].pid();
-    wait_for("the new process to stop", || (state(pid) == Some('T')).then_some(()));
+    wait_for("the new process to stop", || {
+        (state(pid) == Some('T')).then_some(())
+    });
     assert_ends(&mut service.first);
     service.later[number].signal(libc::SIGCONT);
     let status = service.later[number].wait();
     let log = service.log(number);
-    assert!(!status.success() && log.contains("asked to end"), "{status}: {log}");
+    assert!(
+        !status.success() && log.contains("asked to end"),
+        "{status}: {log}"
+    );
+}
+
+/// Listens as the old process of a take-over that goes wrong: it announces `announced` descriptors, and sends `sent`. Returns
+/// what the new process says.
+fn pass_descriptors(command: &mut Command, dir: &Path, announced: u32, sent: usize) -> String {
+    let listener = UnixListener::bind(dir.join(HAND_OVER)).expect("listen");
+    command
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let (mut process, mut log) = Process::start("vhost-user-blk", command, |child| {
+        child.stderr.take().expect("a pipe")
+    });
+    let mut old = Peer(listener.accept().expect("the new process connects").0);
+    old.0.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    assert!(old.hear()["hello"].is_object());
+    old.say(FULL_HELLO);
+    let header = [b"vubt", &2_u32.to_le_bytes()[..], &announced.to_le_bytes(), b"{}"].concat();
+    old.0.write_all(&header).expect("the new process reads");
+    let fds = vec![old.0.as_raw_fd(); sent];
+    old.0
+        .send_with_fds(&[&[0][..]], &fds)
+        .expect("the new process reads");
+    assert!(!process.wait().success());
+    let mut text = String::new();
+    log.read_to_string(&mut text).expect("UTF-8");
+    fs::remove_file(dir.join(HAND_OVER)).expect("remove the socket");
+    text
+}
+
+#[test]
+fn lost_descriptors_have_their_own_causes() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let mut plain = Command::new(binary());
+    plain.args(["--take-over", HAND_OVER]);
+    let told = pass_descriptors(&mut plain, dir.path(), 3, 1);
+    assert!(
+        told.contains("announced 3 file descriptors, and 1 have come"),
+        "{told}"
+    );
+    assert!(!told.contains("limit"), "{told}");
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 32; exec \"$0\" --take-over \"$1\""]);
+    limited.arg(binary()).arg(HAND_OVER);
+    let told = pass_descriptors(&mut limited, dir.path(), 100, 100);
+    assert!(told.contains("raise its limit of open files"), "{told}");
 }

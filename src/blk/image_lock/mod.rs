@@ -29,7 +29,7 @@ pub enum TakeError {
     Lock(#[from] LockError),
 
     /// The image is locked, but the state in which others have left it cannot be found out.
-    #[error("cannot read {} again after it was locked: {error}", path.display())]
+    #[error("cannot prepare {} for use: {error}", path.display())]
     Look {
         /// The image's path.
         path: PathBuf,
