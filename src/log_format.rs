@@ -45,7 +45,9 @@ pub fn init(format: LogFormat, level: Level) {
         .with_writer(std::io::stderr)
         .with_ansi(form == Form::Text && std::io::stderr().is_terminal())
         .with_max_level(level)
-        .with_target(false);
+        .with_target(false)
+        // A log that cannot be written (its disk is full, its reader has gone) would be reported with a panic.
+        .log_internal_errors(false);
     match form {
         Form::Text => log.init(),
         Form::Journal => log.event_format(Journal).init(),

@@ -9,6 +9,7 @@ use vhost_user_blk::{daemon, log_format};
 
 fn main() -> ExitCode {
     panics::end_the_process();
+    daemon::ignore_early_signals();
     let status = serve();
     ceph::end_process(status);
     ExitCode::from(status)

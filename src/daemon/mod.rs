@@ -34,11 +34,12 @@ pub use metrics::MetricsError;
 use registry::Registry;
 use roster::Roster;
 pub use settings::{MetricsAddress, Operation, Settings, Verb};
+pub use signals::ignore_early_signals;
 use signals::{Event, Events};
 use start::Started;
 pub use succession::FailPoint;
-pub use succession::TakeOverError;
 use succession::Heir;
+pub use succession::TakeOverError;
 
 use crate::kernel;
 use crate::log_format;
@@ -214,6 +215,9 @@ fn end(started: Started, reason: &'static str, print_at_end: bool) -> Result<(),
     drop(registry);
     let stopped = |disk: &Disk| tracing::info!(disk = disk.name(), reason, "stopped");
     ended.finished.iter().for_each(stopped);
+    if ended.finished.is_empty() {
+        tracing::info!(reason, "stopped, without a disk");
+    }
     match lost {
         None => Ok(()),
         Some(path) => Err(Error::LostWrites { path }),

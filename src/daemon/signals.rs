@@ -19,6 +19,8 @@ use signal_hook::low_level::{pipe, signal_name};
 use signal_hook::{SigId, flag, low_level};
 use smallvec::SmallVec;
 
+use crate::sys::process::ignore_signal;
+
 /// An event for the main thread.
 #[derive(Debug)]
 pub(super) enum Event<T> {
@@ -74,6 +76,12 @@ impl<T> Caller<T> {
         // If the socket is full, the main thread is woken up anyway.
         let _ = (&*self.waker).write(&[0]);
     }
+}
+
+/// Ignores the signals that would end the process until it handles them: it may be one of several that get them, for example
+/// while it takes over.
+pub fn ignore_early_signals() {
+    [SIGHUP, SIGUSR1].into_iter().for_each(ignore_signal);
 }
 
 impl<T> Events<T> {

@@ -68,6 +68,7 @@ impl Server {
     /// Goes on with the session of a predecessor until the frontend leaves. Returns false if the take-over failed.
     pub(super) fn serve_inherited(&self, inheritance: Inheritance, device: &mut BlkDevice) -> bool {
         let Ok((disk, bundle)) = inheritance.disk.recv() else {
+            // Nothing is taken over, and the process ends.
             return false;
         };
         let restored = inheritance.restored.clone();

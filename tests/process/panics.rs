@@ -1,11 +1,14 @@
 //! A panic ends the process, so that it can be restarted. A worker's panic fails only its request.
 
-use std::process::{Command, Output};
+use std::fs::File;
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::{env, thread};
 
-use testkit::daemon::Daemon;
+use testkit::daemon::{Daemon, IMAGE, SOCKET, binary};
+use testkit::frontend::{Frontend, Op, all_features};
 use testkit::inflight::Inflight;
+use testkit::process::{Process, wait_for};
 use testkit::raw::Answer;
 use testkit::target::image;
 use testkit::vm::{DATA, HEADER, Outcome as Answered, Ring, STATUS, Vm, header, readable, writable};
@@ -51,6 +54,33 @@ fn a_successor_finishes_what_a_panicking_iothread_left() {
     assert_eq!(vm.peek(STATUS, 1), [0]);
     assert_eq!(daemon.image()[5 * 512..6 * 512], [7; 512]);
     vm.read_sector(0, 3);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    std::fs::write(dir.path().join(IMAGE), image()).expect("write an image");
+    let (reader, gone) = std::io::pipe().expect("make a pipe");
+    drop(reader);
+    let full = File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("open /dev/full");
+    for log in [Stdio::from(full), Stdio::from(gone)] {
+        let mut command = Command::new(binary());
+        command.args(["--socket-path", SOCKET, "--blk-file", IMAGE, "--stats"]);
+        command.current_dir(dir.path()).stdin(Stdio::null()).stderr(log);
+        let (mut process, ()) = Process::start("vhost-user-blk", &mut command, |_| ());
+        let socket = dir.path().join(SOCKET);
+        let mut frontend = wait_for("the daemon", || {
+            assert_eq!(process.ended(), None);
+            Frontend::connect(&socket, 1, 1, all_features()).ok()
+        });
+        assert_eq!(frontend.queue(0).run(&Op::Flush).ret, 0);
+        drop(frontend);
+        process.signal(libc::SIGTERM);
+        assert!(process.wait().success());
+    }
 }
 
 /// Runs this test in a process of its own, where panics end the process.
