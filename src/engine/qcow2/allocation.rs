@@ -68,7 +68,10 @@ impl Qcow2Disk {
             return None;
         }
         let found = clusters.reserve(&self.file, tables, 1).ok()?;
-        self.file.flush().ok()?;
+        if self.file.flush().is_err() {
+            clusters.unreserve(&self.file, &found);
+            return None;
+        }
         clusters.add_reserved(found);
         clusters.take_fresh()
     }
@@ -81,10 +84,15 @@ impl Qcow2Disk {
             found
         });
         // Without the lock, so that others can take what is left.
-        let found = found.and_then(|found| self.file.flush().map(|()| found));
+        let found = found.map(|found| (found, self.file.flush()));
         let grown = self.with_clusters(tables, |clusters| {
             clusters.is_growing = false;
-            found.map(|found| clusters.add_reserved(found))
+            let (found, flushed) = found?;
+            match flushed {
+                Ok(()) => clusters.add_reserved(found),
+                Err(_) => clusters.unreserve(&self.file, &found),
+            }
+            flushed
         });
         self.state.grown.notify_all();
         grown

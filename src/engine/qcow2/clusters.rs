@@ -163,14 +163,31 @@ impl Clusters {
         for run in &found {
             self.check_free(tables, run)?;
         }
-        for run in &found {
-            self.blocks.change(file, run.clone(), |_, _| Ok(1))?;
-        }
-        // An entry must not point past the end of the file, whatever a power cut leaves of the data.
-        let end = found.back().map_or(0, |run| run.end);
-        file.set_end(end << bits, false)?;
         self.search_from = at;
-        Ok(found)
+        let mut marked = found
+            .iter()
+            .try_for_each(|run| self.blocks.change(file, run.clone(), |_, _| Ok(1)));
+        if marked.is_ok() {
+            // An entry must not point past the end of the file, whatever a power cut leaves of the data.
+            let end = found.back().map_or(0, |run| run.end);
+            marked = file.set_end(end << bits, false);
+        }
+        match marked {
+            Ok(()) => Ok(found),
+            Err(error) => {
+                self.unreserve(file, &found);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives up clusters that [`reserve`](Self::reserve) has found, because they cannot be used. What cannot be written is
+    /// leaked.
+    pub(super) fn unreserve(&mut self, file: &RawFile, found: &VecDeque<Range<u64>>) {
+        for run in found {
+            self.search_from = self.search_from.min(run.start);
+            let _ = self.blocks.change(file, run.clone(), |_, _| Ok(0));
+        }
     }
 
     /// Checks that no table is in clusters whose refcount is 0.

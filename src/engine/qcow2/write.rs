@@ -141,9 +141,17 @@ impl Qcow2Disk {
             read_whole(&self.file, &mut table, old)?;
         }
         let new = self.allocate(tables, 1)?.first << cluster.bits();
-        self.file.write_bytes(&table, new)?;
         // The table is stable before the L1 table points to it.
-        self.file.flush()?;
+        let written = self
+            .file
+            .write_bytes(&table, new)
+            .and_then(|()| self.file.flush());
+        if let Err(error) = written {
+            let first = new >> cluster.bits();
+            let unused = first..first + 1;
+            self.release(tables, vec![unused])?;
+            return Err(error);
+        }
         let entry = L1Entry::of_own(new);
         let place = tables.header.l1_table_offset + tables.l1_index(guest) as u64 * 8;
         self.file.write_bytes(&entry.0.to_be_bytes(), place)?;
