@@ -11,13 +11,12 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::geteuid;
 
 use crate::account;
-use crate::storage::Content;
 
 /// Symbolic links that are followed; the kernel follows no more than 40.
 const LINKS_MAX: usize = 40;
 
-/// Says why there is nothing at `path`, and how to make an image with this content.
-pub(crate) fn missing(path: &Path, content: Content) -> String {
+/// Says why there is nothing at `path`, and the command that makes an image there, if there is one.
+pub(crate) fn missing(path: &Path, command: Option<String>) -> String {
     if let Ok(target) = fs::read_link(path) {
         return format!(
             "it is a symbolic link to {}, which does not exist",
@@ -28,15 +27,10 @@ pub(crate) fn missing(path: &Path, content: Content) -> String {
         Some(why) => why,
         // A regular file made there would be in memory.
         None if path.starts_with("/dev") => "there is no such device".to_owned(),
-        None => {
-            let (none, path) = ("No such file or directory", path.display());
-            match content {
-                Content::Disk => format!("{none}; 'truncate -s 10G {path}' makes one"),
-                Content::Image => format!("{none}; 'qemu-img create -f qcow2 {path} 10G' makes one"),
-                // An empty one would not have the data that is missing.
-                Content::Part => none.to_owned(),
-            }
-        }
+        None => match command {
+            Some(command) => format!("No such file or directory; '{command}' makes one"),
+            None => "No such file or directory".to_owned(),
+        },
     }
 }
 

@@ -3,11 +3,12 @@
 //! Until the disks are parked, the main thread obeys signals and calls as ever. While they are parked, it answers queries;
 //! changes wait until the disks go on. A signal that asks for the end cuts the wait short.
 
-use super::handle::Message;
+use super::handle::{Message, QUIT};
+use super::refresh::refresh;
+use super::report::print_statistics;
 use super::signals::{Event, Events};
 use super::start::Started;
 use super::succession::{Described, Heir, Outcome, Refusal, Rest, Step, describe, flush_ahead, park};
-use super::{QUIT, print_statistics, refresh};
 
 /// The state of a take-over between two steps.
 #[derive(Debug, Default)]

@@ -38,6 +38,9 @@ impl Handle {
 /// A look at the registry.
 pub(super) type Query = Box<dyn FnOnce(&Registry) + Send>;
 
+/// The reason for the end when a QMP client asks for it.
+pub(super) const QUIT: &str = "quit";
+
 /// The messages that other threads send to the main thread.
 pub(super) enum Message {
     /// A disk's control thread has ended.

@@ -14,7 +14,9 @@ mod metrics;
 mod monitor;
 pub mod options;
 mod pid_file;
+mod refresh;
 pub mod registry;
+mod report;
 mod roster;
 mod settings;
 mod signals;
@@ -29,10 +31,10 @@ use disks::Disk;
 pub use error::Error;
 use hand_over::{HandingOver, Next};
 pub use handle::Handle;
-use handle::Message;
+use handle::{Message, QUIT};
 pub use metrics::MetricsError;
-use registry::Registry;
-use roster::Roster;
+use refresh::refresh;
+use report::{print_iothreads, print_report, print_statistics};
 pub use settings::{MetricsAddress, Operation, Settings, Verb};
 pub use signals::ignore_early_signals;
 use signals::{Event, Events};
@@ -42,9 +44,7 @@ use succession::Heir;
 pub use succession::TakeOverError;
 
 use crate::kernel;
-use crate::log_format;
 use crate::sandbox::ThreadKind;
-use crate::service_manager::ServiceManager;
 use crate::sys::process::exit_now;
 
 /// Time for requests in flight once the process is asked to end.
@@ -92,9 +92,6 @@ pub fn run(settings: &Settings) -> Result<(), Error> {
     entered?;
     end
 }
-
-/// The reason for the end when a QMP client asks for it.
-const QUIT: &str = "quit";
 
 /// Handles signals and calls until the process has to end, or nothing is left to serve. Returns the reason.
 ///
@@ -148,33 +145,6 @@ fn leave(started: &Started, heir: &Heir, print_at_end: bool) -> ! {
     }
     tracing::info!(pid, "everything is handed over");
     exit_now(0)
-}
-
-fn refresh(registry: &mut Registry, service_manager: &mut ServiceManager) {
-    service_manager.reloading();
-    if let Err(error) = registry.refresh_sizes() {
-        tracing::error!(%error, "cannot look at the size of an image");
-    }
-    service_manager.ready(registry.disks().count());
-}
-
-fn print_statistics(registry: &Registry) {
-    print_iothreads(registry.roster());
-    registry.disks().for_each(print_report);
-}
-
-fn print_iothreads(roster: &Roster) {
-    for (id, figures) in roster.iothreads() {
-        print(&format!("stats: iothread {id}: {figures}"));
-    }
-}
-
-fn print_report(disk: &Disk) {
-    print(&disk.report().to_string());
-}
-
-fn print(text: &str) {
-    log_format::print(tracing::Level::INFO, text);
 }
 
 /// Ends all disks, within [`SHUTDOWN_TIME`].

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use crate::advice;
@@ -49,6 +49,16 @@ impl Content {
     pub(super) fn may_end_anywhere(self) -> bool {
         self != Self::Disk
     }
+
+    /// Returns the command that makes such a file. An empty part would not have the data that is missing.
+    fn command(self, path: &Path) -> Option<String> {
+        let path = path.display();
+        match self {
+            Self::Disk => Some(format!("truncate -s 10G {path}")),
+            Self::Image => Some(format!("qemu-img create -f qcow2 {path} 10G")),
+            Self::Part => None,
+        }
+    }
 }
 
 impl Default for OpenOptions {
@@ -72,7 +82,7 @@ impl OpenOptions {
         let path = self.path.clone();
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Missing {
-                why: advice::missing(&path, self.content),
+                why: advice::missing(&path, self.content.command(&path)),
                 path,
             },
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem

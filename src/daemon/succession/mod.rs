@@ -16,7 +16,9 @@
 //! steps 4 and 5. If the old one ends after it has parked its disks, the new one goes on with them. If it ends earlier, its
 //! requests may still be executed, so the new one ends too, and the service manager starts another.
 
+mod describe;
 mod fail;
+mod heir;
 mod lobby;
 mod message;
 mod predecessor;
@@ -25,20 +27,13 @@ mod socket;
 mod steps;
 mod successor;
 
+pub(super) use describe::{Rest, describe, flush_ahead, park};
 pub use fail::FailPoint;
+pub(super) use heir::{Heir, Outcome};
 pub(super) use refusal::Refusal;
-pub(super) use socket::{HandOverSocket, Heir};
-pub(super) use steps::{Described, Rest, Step, describe, flush_ahead, park};
+pub(super) use socket::HandOverSocket;
+pub(super) use steps::{Described, Step};
 pub(super) use successor::{Left, Successor};
-
-/// The end of a take-over, as the old process sees it.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    /// This process goes on.
-    GoesOn,
-    /// Another process serves the disks.
-    HandedOver(Heir),
-}
 
 /// The reason why nothing is taken over.
 #[derive(Debug, thiserror::Error)]

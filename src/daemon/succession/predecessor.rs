@@ -4,20 +4,43 @@
 //! this thread.
 
 use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-use super::Outcome;
 use super::fail::FailPoint;
+use super::heir::{Heir, Outcome};
 use super::lobby::{Caller, Lobby};
 use super::message::{DRAIN, Hello, LONG, Message, RESTORE, SHORT};
 use super::refusal::Refusal;
-use super::socket::Heir;
-use super::steps::{MainThread, ParkedDisk, Step};
+use super::steps::{ParkedDisk, Step};
+use crate::daemon::handle::Handle;
 use crate::error_chain::chain;
 use crate::succession::{Bundle, Line, LineError};
 
 /// Time for a process that has begun to speak to say the first message, while others wait.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
+
+/// Asks the main thread.
+pub(super) struct MainThread(pub(super) Handle);
+
+impl MainThread {
+    /// Asks for a step and waits for its result.
+    ///
+    /// # Errors
+    /// The process is ending.
+    pub(super) fn ask<T>(&self, step: impl FnOnce(Sender<T>) -> Step) -> Result<T, Refusal> {
+        let (reply, result) = mpsc::channel();
+        self.0.hand_over(step(reply));
+        result
+            .recv()
+            .map_err(|_| Refusal("the process is ending".to_owned()))
+    }
+
+    /// Tells the end.
+    pub(super) fn tell(&self, outcome: Outcome) {
+        self.0.hand_over(Step::End(outcome));
+    }
+}
 
 /// Hands over to the processes that ask.
 pub(super) struct Predecessor {

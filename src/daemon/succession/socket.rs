@@ -1,4 +1,4 @@
-//! The socket on which successors ask, and the process that follows.
+//! The socket on which successors ask.
 //!
 //! Main thread. [`Lobby`] serves the socket on a thread of its own.
 
@@ -7,21 +7,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::geteuid;
 
 use super::fail::FailPoint;
 use super::lobby::Lobby;
-use super::message::{LEAVE, Message};
-use super::predecessor::Predecessor;
-use super::steps::MainThread;
+use super::predecessor::{MainThread, Predecessor};
 use crate::account::Account;
 use crate::daemon::handle::Handle;
 use crate::memory;
 use crate::sandbox::{Sandbox, ThreadKind};
-use crate::succession::Line;
 use crate::vhost_user::path::{SocketAccess, SocketFile};
 use crate::vhost_user::server::ServerError;
 
@@ -35,21 +31,6 @@ pub(in crate::daemon) struct HandOverSocket {
     fail_point: Option<FailPoint>,
     /// Makes the hand-over thread wait for nobody any more.
     interrupt: Option<Arc<OwnedFd>>,
-}
-
-/// The process that serves the disks.
-#[derive(Debug)]
-pub(in crate::daemon) struct Heir {
-    pub(in crate::daemon) pid: u32,
-    pub(super) line: Line,
-}
-
-impl Heir {
-    /// Waits until this process is not needed any more.
-    pub(in crate::daemon) fn wait(&self) {
-        // Nothing is sent, and the line ends.
-        let _ = self.line.receive::<Message>(Instant::now() + LEAVE);
-    }
 }
 
 impl HandOverSocket {
