@@ -4,10 +4,12 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 
+use probe::probe_lazy;
 use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 
 use super::{IoVecs, Stages};
+use crate::sys::clock::monotonic_nanos;
 
 /// Requests that are passed on. Boxed, because each of them moves on by itself and is recycled.
 #[allow(clippy::vec_box, reason = "each box moves on without a copy")]
@@ -195,6 +197,31 @@ impl IoRequest {
             | IoOp::Inherit
             | IoOp::RefreshSize
             | IoOp::LookAnew => None,
+        }
+    }
+
+    /// The throttle group of a request that had to wait has admitted it.
+    pub(crate) fn admitted(&mut self) {
+        if let Some(stages) = &mut self.stages {
+            stages.admitted = monotonic_nanos();
+        }
+    }
+
+    /// A worker begins to execute the request, or the kernel gets it. Any thread.
+    #[inline]
+    pub(crate) fn begins(&mut self) {
+        probe_lazy!(vhost_user_blk, begin, std::ptr::from_ref(self));
+        if let Some(stages) = &mut self.stages {
+            stages.begin();
+        }
+    }
+
+    /// The worker or the kernel has done the request. Any thread.
+    #[inline]
+    pub(crate) fn ends(&mut self) {
+        probe_lazy!(vhost_user_blk, end, std::ptr::from_ref(self));
+        if let Some(stages) = &mut self.stages {
+            stages.end();
         }
     }
 
