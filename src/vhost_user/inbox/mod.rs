@@ -39,7 +39,7 @@ const VERSION: u32 = 1;
 pub(super) enum Next {
     /// A whole message is in the socket, not read yet.
     Message(Preview),
-    /// Another frontend has connected and is waiting.
+    /// Another frontend has connected, and waits until this one leaves.
     Another,
     /// The frontend left, or the server was stopped.
     End,
@@ -153,7 +153,7 @@ impl<'a> Inbox<'a> {
     /// The connection ended within a message, the message has too many descriptors, or the socket failed.
     pub(super) fn next(&mut self) -> Result<Next, InboxError> {
         while !self.stopped {
-            if mem::take(&mut self.another) {
+            if mem::take(&mut self.another) && !self.ended {
                 return Ok(Next::Another);
             }
             // `ended` is read first, so that data that arrived before the end is still seen.

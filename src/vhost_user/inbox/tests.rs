@@ -1,6 +1,6 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -27,6 +27,24 @@ fn fds(next: Next) -> usize {
     match next {
         Next::Message(preview) => preview.fds.len(),
         other => panic!("{other:?}"),
+    }
+}
+
+/// A frontend that connects again waits for nobody.
+#[test]
+fn another_frontend_is_told_of_only_while_one_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    for stays in [true, false] {
+        let (frontend, backend) = UnixStream::pair().unwrap();
+        let mut inbox = Inbox::new(backend.as_fd(), &never(), Some(listener.as_fd())).unwrap();
+        let frontend = Some(frontend).filter(|_| stays);
+        let _other = UnixStream::connect(&path).unwrap();
+        let next = inbox.next().unwrap();
+        assert_eq!(matches!(next, Next::Another), stays, "{next:?}");
+        listener.accept().unwrap();
+        drop(frontend);
     }
 }
 
