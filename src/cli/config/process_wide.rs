@@ -90,7 +90,7 @@ fn arguments(key: &str, action: &ArgAction, value: &Value) -> Result<Vec<String>
 fn unknown(key: &str, command: &clap::Command) -> String {
     let other = |option: &&Arg| {
         let id = option.get_id().as_str();
-        !OTHERS.contains(&id) && !short::OPTIONS.contains(&id)
+        !OTHERS.contains(&id) && !short::OPTIONS.contains(&id) && !option.is_hide_set()
     };
     let known = command.get_arguments().filter(other).filter_map(Arg::get_long);
     let known: Vec<&str> = known.collect();
