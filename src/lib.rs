@@ -89,6 +89,7 @@ pub mod service_manager;
 #[cfg(not(loom))]
 pub mod storage;
 #[cfg(not(loom))]
+mod strict_json;
 mod succession;
 mod sync;
 mod sys;

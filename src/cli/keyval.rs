@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::daemon::options::Origin;
+use crate::strict_json::Strict;
 
 /// Reads a list of keys and values, or a JSON object. `implied` is the key of a first value that is given without a
 /// key.
@@ -22,7 +23,7 @@ pub(super) fn parse_with_words(
     words: &[(&str, (&str, &str))],
 ) -> Result<(Value, Origin), String> {
     if text.starts_with('{') {
-        let value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
+        let Strict(value) = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
         return Ok((value, Origin::Json));
     }
     let mut map = Map::new();
@@ -147,6 +148,7 @@ mod tests {
         for bad in [
             "file,read-only",
             "{",
+            r#"{"driver": "file", "driver": "raw"}"#,
             "file,.x=1",
             "a=1,a.b=2",
             "a.b=2,a=1",

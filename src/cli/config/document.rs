@@ -6,6 +6,8 @@ use serde_json::{Map, Number, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::strict_json::Strict;
+
 /// A configuration file as values, whatever its format.
 #[derive(Debug)]
 pub(super) struct Document {
@@ -54,9 +56,13 @@ impl Lines {
 
 fn from_json(text: &str) -> Result<Document, Mistake> {
     match serde_json::from_str(text) {
-        Ok(root) => Ok(Document {
+        Ok(Strict(Value::Object(root))) => Ok(Document {
             root,
             lines: Lines::default(),
+        }),
+        Ok(Strict(_)) => Err(Mistake {
+            line: None,
+            text: "not a JSON object".to_owned(),
         }),
         Err(error) => {
             let told = error.to_string();

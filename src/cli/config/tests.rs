@@ -77,7 +77,20 @@ const MISTAKES: &[(&str, &str)] = &[
         "vm.toml: blockdev 'a': Parameter 'x'",
     ),
     ("{\n  \"user\" \"x\"}", "vm.toml:2: not valid JSON: expected `:`"),
+    (
+        "{\n  \"user\": \"x\",\n  \"user\": \"y\"}",
+        "vm.toml:3: not valid JSON: duplicate key",
+    ),
 ];
+
+#[test]
+fn unknown_keys_are_answered_with_documented_ones() {
+    let error = refusal("sandbx = 'on'\n");
+    assert!(
+        error.contains("take-over") && !error.contains("fail-take-over"),
+        "{error}"
+    );
+}
 
 #[test]
 fn mistakes_name_file_line_table_and_key() {

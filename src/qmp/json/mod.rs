@@ -5,13 +5,13 @@
 //! control character (other than a tab) or one of the bytes 0xFE and 0xFF ends the current message or error at once. So
 //! a client can always reach a known state.
 
-use std::fmt;
 use std::io::{self, Write};
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::Serialize;
 use serde_json::ser::Formatter;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
+
+use crate::strict_json::Strict;
 
 /// Maximum length of a message. Commands are far shorter.
 const MAX_LENGTH: usize = 1 << 20;
@@ -177,67 +177,6 @@ impl Framer {
 /// Returns whether a byte ends a message or an error in any state.
 fn is_reset(byte: u8) -> bool {
     byte >= 0xfe || (byte < 0x20 && byte != b'\t')
-}
-
-/// A value in which no object has the same key twice.
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Self)
-    }
-}
-
-struct StrictVisitor;
-
-impl<'de> Visitor<'de> for StrictVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
-        let mut array = Vec::new();
-        while let Some(Strict(element)) = elements.next_element()? {
-            array.push(element);
-        }
-        Ok(Value::Array(array))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some((key, Strict(value))) = members.next_entry::<String, Strict>()? {
-            if object.insert(key, value).is_some() {
-                return Err(A::Error::custom("duplicate key"));
-            }
-        }
-        Ok(Value::Object(object))
-    }
 }
 
 /// Writes a value on one line, spaced like QEMU's output, because scripts search for texts such as `"return": {}`.
