@@ -81,22 +81,22 @@ pub(crate) fn connect_all<'a>(
     load: &Load,
     interrupted: &AtomicBool,
 ) -> Result<Connected<'a>> {
-    let loads = vec![*load; backend.sockets().len()];
+    let loads = vec![vec![*load]; backend.sockets().len()];
     connect_each(backend, &loads, interrupted)
 }
 
-/// As [`connect_all`], with a load for each disk. Disks beyond the loads get no frontend.
+/// As [`connect_all`], with loads for each disk, each on queues of its own. Disks beyond the list get no frontend.
 ///
 /// # Errors
 /// The same.
 pub(crate) fn connect_each<'a>(
     backend: &mut Backend,
-    loads: &[Load],
+    loads: &[Vec<Load>],
     interrupted: &AtomicBool,
 ) -> Result<Connected<'a>> {
     let mut all = Connected::default();
-    for (socket, load) in backend.sockets().to_vec().into_iter().zip(loads) {
-        let connected = within(STALL, interrupted, backend, || connect(&socket, load))?;
+    for (socket, loads) in backend.sockets().to_vec().into_iter().zip(loads) {
+        let connected = within(STALL, interrupted, backend, || connect(&socket, loads))?;
         let Some((transport, lanes)) = connected else {
             return Err(backend.failure("did not finish the set-up of the connection within 5 seconds"));
         };
@@ -164,39 +164,55 @@ fn within<T: Send>(
 
 pub(crate) type Transport = VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>;
 
-fn connect<'a>(socket: &Path, load: &Load) -> Result<(Transport, Vec<Lane<'a>>)> {
+/// Connects, and sets up the queues of all loads.
+fn connect<'a>(socket: &Path, loads: &[Load]) -> Result<(Transport, Vec<Lane<'a>>)> {
     let socket = socket.to_str().context("the socket's path is not UTF-8")?;
-    let mut transport = open(socket, load.features())?;
-    let (queues, iodepth) = (usize::from(load.shape.queues), load.shape.iodepth);
+    let first = loads.first().context("there is no load")?;
+    let mut transport = open(socket, first.features())?;
+    let queues: Vec<&Load> = loads
+        .iter()
+        .flat_map(|load| vec![load; load.shape.queues.into()])
+        .collect();
     // Three descriptors per request, and at least 256 entries, which is common in QEMU.
-    let queue_size = (iodepth * 3).next_power_of_two().max(256);
-    let rings = VirtioBlkQueue::<Slot>::setup_queues(&mut transport, queues, queue_size)
-        .with_context(|| format!("set up {queues} queues of {queue_size} entries"))?;
-    let per_lane = usize::from(iodepth) * usize::try_from(load.block_size)?;
-    let memory = shared_memory(&mut transport, queues * per_lane)?;
+    let entries = |load: &&Load| (load.shape.iodepth * 3).next_power_of_two().max(256);
+    let size = queues.iter().map(entries).max().unwrap_or(256);
+    let rings = VirtioBlkQueue::<Slot>::setup_queues(&mut transport, queues.len(), size)
+        .with_context(|| format!("set up {} queues of {size} entries", queues.len()))?;
+    let buffers: Vec<usize> = queues
+        .iter()
+        .map(|load| buffers_of(load))
+        .collect::<Result<_>>()?;
+    let memory = shared_memory(&mut transport, buffers.iter().sum())?;
     let config = transport
         .get_config()
         .context("read the device's configuration")?;
     let bytes = config.capacity.to_native() * 512;
-    let blocks = bytes / load.block_size;
-    ensure!(
-        blocks > 0,
-        "the disk has {bytes} bytes, which is less than one block"
-    );
-    let lanes = rings.into_iter().enumerate().map(|(i, ring)| {
+    let (mut lanes, mut first_buffer) = (Vec::new(), 0);
+    for (i, ring) in rings.into_iter().enumerate() {
+        let load = queues[i];
+        let blocks = bytes / load.block_size;
+        ensure!(
+            blocks > 0,
+            "the disk has {bytes} bytes, which is less than one block"
+        );
         let parts = Parts {
             kick: transport.get_submission_notifier(i),
             call: transport.get_completion_fd(i),
             memory: Arc::clone(&memory),
-            first_buffer: i * per_lane,
-            work: Work::new(load, blocks, i as u64, queues as u64),
+            first_buffer,
+            work: Work::new(load, blocks, i as u64, queues.len() as u64),
             suppress: load.suppress,
-            iodepth,
+            iodepth: load.shape.iodepth,
         };
-        Lane::new(ring, parts)
-    });
-    let lanes = lanes.collect();
+        first_buffer += buffers[i];
+        lanes.push(Lane::new(ring, parts));
+    }
     Ok((transport, lanes))
+}
+
+/// Returns the size of the buffers of one queue.
+fn buffers_of(load: &Load) -> Result<usize> {
+    Ok(usize::from(load.shape.iodepth) * usize::try_from(load.block_size)?)
 }
 
 /// Connects, and retries while the socket exists but the backend does not listen on it yet.

@@ -1,8 +1,9 @@
-//! `neighbours`: does a disk notice what happens on another disk of its process and IOThread?
+//! `neighbours`: does a queue notice what happens on another disk or queue of its process and IOThread?
 //!
-//! A well-behaved disk reads one block at a time. Segments of three kinds alternate: alone, with noise on another
-//! process, and with the same noise on the other disk of its own process. The second kind shows what the noise costs the
-//! machine, so the difference between the last two is what the process does to its own disk.
+//! A well-behaved queue reads one block at a time. Segments of three kinds alternate: alone, with noise on another
+//! process, and with the same noise in its own process: on the other disk, or on another queue of the same disk. The
+//! second kind shows what the noise costs the machine, so the difference between the last two is what the process does to
+//! its own queue.
 
 mod noise;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::args::NeighboursArgs;
+use crate::args::Pattern;
 use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::frontend::{Connected, connect_each};
@@ -22,7 +24,11 @@ use crate::shape::Shape;
 use crate::stats::{median, ratio, spelled};
 use crate::throttle::drive;
 use crate::units::short;
-use noise::{NOISES, Noise, load};
+use noise::{NOISES, Noise, Place, load};
+
+/// Sizes of images. The larger one has room for many writes of 1 MiB that do not overlap.
+const SMALL: usize = 16 << 20;
+const LARGE: usize = 256 << 20;
 
 /// What happens during a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +45,7 @@ type Latency = (f64, f64);
 
 /// A process with two disks on one IOThread.
 struct Pair {
-    /// The well-behaved disk's queue, and then those of the other disk.
+    /// The well-behaved queue, and then the noisy ones.
     frontends: Connected<'static>,
     backend: Backend,
     noisy: PathBuf,
@@ -92,7 +98,11 @@ fn segments(
     scratch: &Scratch,
     interrupted: &AtomicBool,
 ) -> Result<Vec<(Segment, Latency)>> {
-    let start = |name: &str| Pair::start(candidate, noise, &scratch.memory().join(name), interrupted);
+    let base = match noise.place {
+        Place::OtherDisk => scratch.memory(),
+        Place::PageCache | Place::Direct => scratch.disk(),
+    };
+    let start = |name: &str| Pair::start(candidate, noise, &base.join(name), interrupted);
     let (mut here, mut elsewhere) = (start("here")?, start("elsewhere")?);
     let mut segments = Vec::new();
     for round in 0..args.rounds as usize {
@@ -110,16 +120,23 @@ impl Pair {
     fn start(candidate: &Candidate, noise: &Noise, dir: &Path, interrupted: &AtomicBool) -> Result<Self> {
         let _ = std::fs::remove_dir_all(dir);
         std::fs::create_dir(dir).context("create a directory")?;
-        for image in ["quiet.img", "noisy.img"] {
-            std::fs::write(dir.join(image), vec![1; 16 << 20]).context("create an image")?;
+        let quiet_size = match noise.place {
+            Place::OtherDisk => SMALL,
+            Place::PageCache | Place::Direct => LARGE,
+        };
+        for (image, size) in [("quiet.img", quiet_size), ("noisy.img", SMALL)] {
+            std::fs::write(dir.join(image), vec![1; size]).context("create an image")?;
         }
         let [quiet, noisy] = ["quiet.sock", "noisy.sock"].map(|name| dir.join(name));
         let line = command_line(candidate, noise, dir);
         let sockets = vec![quiet, noisy.clone()];
         let mut backend = Backend::spawn(&candidate.name, &line, sockets.clone(), dir.join("log"))?;
         backend.wait_until("listen", |_| crate::disks::all_listen(&sockets))?;
-        let mut loads = vec![load(Shape::new(1, 1, 1), 4096)];
-        loads.extend(noise.load);
+        let mut loads = vec![vec![load(Shape::new(1, 1, 1), 4096, Pattern::Randread)]];
+        match (noise.place, noise.load) {
+            (Place::OtherDisk, Some(load)) => loads.push(vec![load]),
+            (_, load) => loads[0].extend(load),
+        }
         let frontends = connect_each(&mut backend, &loads, interrupted)?;
         Ok(Self {
             frontends,
@@ -128,7 +145,7 @@ impl Pair {
         })
     }
 
-    /// Measures the well-behaved disk for a while.
+    /// Measures the well-behaved queue for a while.
     fn segment(
         &mut self,
         kind: Segment,
@@ -165,12 +182,17 @@ fn command_line(candidate: &Candidate, noise: &Noise, dir: &Path) -> Vec<String>
     };
     let dir = dir.display();
     let node = noise.node.replace("{dir}", &dir.to_string());
+    let (cache, export) = match noise.place {
+        Place::OtherDisk => ("", ""),
+        Place::PageCache => ("", ",writable=on,num-queues=2"),
+        Place::Direct => (",cache.direct=on", ",writable=on,num-queues=2"),
+    };
     let mut line = vec![
         program,
         "--object=iothread,id=io".to_owned(),
-        format!("--blockdev=file,node-name=quiet,filename={dir}/quiet.img"),
+        format!("--blockdev=file,node-name=quiet,filename={dir}/quiet.img{cache}"),
         format!(
-            "--export=vhost-user-blk,id=quiet,node-name=quiet,addr.type=unix,addr.path={dir}/quiet.sock,iothread=io"
+            "--export=vhost-user-blk,id=quiet,node-name=quiet,addr.type=unix,addr.path={dir}/quiet.sock,iothread=io{export}"
         ),
         format!("--blockdev={node},node-name=noisy"),
         format!(

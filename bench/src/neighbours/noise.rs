@@ -1,4 +1,4 @@
-//! What a hostile or slow disk does beside a well-behaved one. Runs on a thread of its own.
+//! What a hostile or slow disk, or another queue, does beside a well-behaved queue. Runs on a thread of its own.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -21,10 +21,23 @@ use crate::shape::Shape;
 /// Time limit for the answers of the noisy disk.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The place of the noise. The well-behaved disk's file is in memory, unless it has the noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Another disk of the process.
+    OtherDisk,
+    /// Another queue of the well-behaved disk, whose file is in the page cache.
+    PageCache,
+    /// The same, with O_DIRECT.
+    Direct,
+}
+
 /// One kind of noise.
 pub(super) struct Noise {
     pub(super) name: &'static str,
-    /// The disk's node, without a name.
+    /// Where the noise is.
+    pub(super) place: Place,
+    /// The noisy disk's node, without a name.
     pub(super) node: &'static str,
     /// More options of the export.
     pub(super) export: &'static str,
@@ -47,41 +60,47 @@ const NULL: &str = "null-co,size=67108864,read-zeroes=off";
 pub(super) const NOISES: &[Noise] = &[
     Noise {
         name: "64 requests on a queue",
+        place: Place::OtherDisk,
         node: NULL,
         export: "",
-        load: Some(load(Shape::new(1, 64, 1), 4096)),
+        load: Some(load(Shape::new(1, 64, 1), 4096, Pattern::Randread)),
         make: requests,
     },
     Noise {
         name: "64 queues",
+        place: Place::OtherDisk,
         node: NULL,
         export: ",num-queues=64",
-        load: Some(load(Shape::new(64, 8, 1), 4096)),
+        load: Some(load(Shape::new(64, 8, 1), 4096, Pattern::Randread)),
         make: requests,
     },
     Noise {
         name: "reads of 1 MiB",
+        place: Place::OtherDisk,
         node: "file,filename={dir}/noisy.img",
         export: "",
-        load: Some(load(Shape::new(1, 64, 1), 1 << 20)),
+        load: Some(load(Shape::new(1, 64, 1), 1 << 20, Pattern::Randread)),
         make: requests,
     },
     Noise {
         name: "storage that takes 20 ms",
+        place: Place::OtherDisk,
         node: "null-aio,size=67108864,latency-ns=20000000,read-zeroes=off",
         export: "",
-        load: Some(load(Shape::new(1, 64, 1), 4096)),
+        load: Some(load(Shape::new(1, 64, 1), 4096, Pattern::Randread)),
         make: requests,
     },
     Noise {
         name: "a storm of kicks",
+        place: Place::OtherDisk,
         node: NULL,
         export: "",
-        load: Some(load(Shape::new(1, 1, 1), 4096)),
+        load: Some(load(Shape::new(1, 1, 1), 4096, Pattern::Randread)),
         make: kicks,
     },
     Noise {
         name: "connections",
+        place: Place::OtherDisk,
         node: NULL,
         export: "",
         load: None,
@@ -89,6 +108,7 @@ pub(super) const NOISES: &[Noise] = &[
     },
     Noise {
         name: "a storm of messages",
+        place: Place::OtherDisk,
         node: NULL,
         export: "",
         load: None,
@@ -96,20 +116,37 @@ pub(super) const NOISES: &[Noise] = &[
     },
     Noise {
         name: "broken rings",
+        place: Place::OtherDisk,
         node: NULL,
         export: "",
         load: None,
         make: broken_rings,
     },
+    Noise {
+        name: "writes, page cache",
+        place: Place::PageCache,
+        node: NULL,
+        export: "",
+        load: Some(load(Shape::new(1, 32, 1), 1 << 20, Pattern::Randwrite)),
+        make: requests,
+    },
+    Noise {
+        name: "writes, O_DIRECT",
+        place: Place::Direct,
+        node: NULL,
+        export: "",
+        load: Some(load(Shape::new(1, 32, 1), 1 << 20, Pattern::Randwrite)),
+        make: requests,
+    },
 ];
 
-/// Reads at random places.
-pub(super) const fn load(shape: Shape, block_size: u64) -> Load {
+/// Returns a load for one of the disks.
+pub(super) const fn load(shape: Shape, block_size: u64, rw: Pattern) -> Load {
     Load {
         frontend: Frontend::Native,
         shape,
         one_process: true,
-        rw: Pattern::Randread,
+        rw,
         block_size,
         wait: Wait::Sleep,
         contention: Contention::Idle,
@@ -154,7 +191,10 @@ fn kicks(lanes: &mut [Lane<'static>], _: &Path, stop: &AtomicBool) -> Result<()>
 fn connections(_: &mut [Lane<'static>], socket: &Path, stop: &AtomicBool) -> Result<()> {
     let socket = socket.to_str().context("the socket's path is not UTF-8")?;
     while goes_on(stop) {
-        drop(open(socket, load(Shape::new(1, 1, 1), 4096).features())?);
+        drop(open(
+            socket,
+            load(Shape::new(1, 1, 1), 4096, Pattern::Randread).features(),
+        )?);
     }
     Ok(())
 }

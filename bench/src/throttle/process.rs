@@ -84,7 +84,7 @@ pub(super) fn start(
     let line = command_line(candidate, setup, &disks, &monitor);
     let mut backend = Backend::spawn(&candidate.name, &line, disks, dir.join("log"))?;
     backend.wait_until("listen", |_| crate::disks::all_listen(&sockets))?;
-    let loads: Vec<Load> = setup.disks.iter().map(load).collect();
+    let loads: Vec<Vec<Load>> = setup.disks.iter().map(|disk| vec![load(disk)]).collect();
     let frontends = connect_each(&mut backend, &loads, interrupted)?;
     Ok(Run {
         frontends,
