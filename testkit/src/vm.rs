@@ -216,6 +216,14 @@ impl Vm {
         self.rings[queue].kick.write(1).expect("kick");
     }
 
+    /// Waits until the thread of an enabled ring has looked at earlier kicks: it executes these messages.
+    pub fn serve_kicks(&mut self, queue: usize) {
+        for _ in 0..2 {
+            let enabled = self.client.vring_state(msg::SET_VRING_ENABLE, word(queue), 1);
+            assert_eq!(enabled, Answer::Ack, "SET_VRING_ENABLE");
+        }
+    }
+
     /// Puts a linked chain at index 0, makes it available and kicks.
     pub fn send(&mut self, queue: usize, chain: &[Desc]) {
         self.put_descs(queue, 0, &linked(0, chain));

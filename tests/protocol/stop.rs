@@ -184,3 +184,42 @@ fn an_untracked_upgrade_under_load_loses_no_request() {
         }
     }
 }
+
+/// QEMU reads the kick eventfd after a stop, and a legacy driver's device is started again by what is left there.
+#[test]
+fn a_stop_clears_kicks_that_were_served() {
+    let daemon = Daemon::start(&[0; 1 << 16], &["--poll-max-ns", "0"]);
+    let mut vm = Vm::start(&daemon, 1);
+    for round in 0..3 {
+        for sector in 0..3 {
+            vm.read_sector(0, sector);
+        }
+        let base = vm.client.stop_ring(0).expect("stop");
+        let mut ring = vm.rings.pop().expect("it is there");
+        assert!(ring.kick.read().is_err(), "round {round}: a kick is left");
+        ring.avail_idx = u16::try_from(base).expect("16 bits");
+        vm.start_ring(0, ring);
+    }
+}
+
+#[test]
+fn a_stop_leaves_a_kick_for_untaken_requests() {
+    let daemon = Daemon::start(&[0; 1 << 16], &[]);
+    let mut vm = Vm::start(&daemon, 1);
+    vm.read_sector(0, 0);
+    let disable = |vm: &mut Vm| {
+        let answer = vm.client.vring_state(msg::SET_VRING_ENABLE, 0, 0);
+        assert_eq!(answer, Answer::Ack);
+    };
+    disable(&mut vm);
+    put(&mut vm, 1, 0, BYTES);
+    vm.kick(0);
+    // These run on the ring's thread, the second one after the kick.
+    disable(&mut vm);
+    disable(&mut vm);
+    assert_eq!(vm.client.stop_ring(0).expect("stop"), 1);
+    assert!(
+        vm.rings[0].kick.read().is_ok(),
+        "no kick is left for the next backend"
+    );
+}

@@ -8,7 +8,6 @@ use super::kick_source::KickSource;
 use super::phase::{Phase, Stage};
 use super::{BlkQueue, State, timer};
 use crate::aio::{self, Poller};
-use crate::eventfd;
 use crate::virtqueue::RingError;
 
 impl BlkQueue {
@@ -36,9 +35,9 @@ impl BlkQueue {
 
     fn kick_from(&self, file: Arc<File>) -> Result<KickSource, aio::Error> {
         let queue = Weak::clone(&self.me);
-        KickSource::eventfd(&self.ctx, file, move |kick| {
+        KickSource::eventfd(&self.ctx, file, move || {
             if let Some(queue) = queue.upgrade() {
-                queue.kicked(kick);
+                queue.kicked();
             }
         })
     }
@@ -55,18 +54,7 @@ impl BlkQueue {
         }
     }
 
-    fn kicked(&self, kick: &File) {
-        if let Err(error) = eventfd::drain(kick) {
-            if let Some(suppressed) = self.device.log.pass("kick eventfd", self.index) {
-                tracing::warn!(
-                    disk = self.device.name, queue = self.index, %error, suppressed,
-                    "kick eventfd cannot be read, and is dropped"
-                );
-            }
-            let old = self.state.borrow_mut().kick.take();
-            drop(old);
-            return;
-        }
+    fn kicked(&self) {
         let mut state = self.state.borrow_mut();
         state.stats.kicks.add(1);
         state.wake_poller();

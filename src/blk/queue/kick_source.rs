@@ -1,10 +1,14 @@
 //! The source of a queue's kicks: an eventfd, or a timer if the frontend gives none. IOThread only.
 
+use std::cell::Cell;
 use std::fs::File;
+use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::aio::{AioContext, Error, EventSet, FdHandler, Timer};
+use crate::eventfd;
 
 /// How often a ring without a kick eventfd is checked.
 const INTERVAL: Duration = Duration::from_millis(1);
@@ -12,20 +16,42 @@ const INTERVAL: Duration = Duration::from_millis(1);
 /// The source of kicks. Dropping it ends them.
 #[derive(Debug)]
 pub(super) enum KickSource {
-    EventFd { _handler: FdHandler },
+    EventFd(KickEventfd),
     Timer(Timer),
 }
 
+/// A watched eventfd. Each write to it is an edge, whatever its count, so it is not read after each kick, which saves a
+/// system call. It is read after the first one, in case a predecessor has left a large count.
+#[derive(Debug)]
+pub(super) struct KickEventfd {
+    _handler: FdHandler,
+    eventfd: Arc<File>,
+    /// A kick has come, so the count may not be 0.
+    kicked: Rc<Cell<bool>>,
+}
+
 impl KickSource {
-    /// Calls `kicked` with the eventfd whenever that can be read.
+    /// Calls `kicked` after each write to the eventfd, and now if its count is not 0. Several writes may be one kick.
     pub(super) fn eventfd(
         ctx: &AioContext,
         eventfd: Arc<File>,
-        kicked: impl Fn(&File) + 'static,
+        kicked: impl Fn() + 'static,
     ) -> Result<Self, Error> {
-        let reader = Arc::clone(&eventfd);
-        let handler = ctx.add_fd(eventfd, EventSet::IN, move |_| kicked(&reader))?;
-        Ok(Self::EventFd { _handler: handler })
+        let has_kicked = Rc::<Cell<bool>>::default();
+        let (mark, reader) = (Rc::clone(&has_kicked), Arc::clone(&eventfd));
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let handler = ctx.add_fd(Arc::clone(&eventfd), events, move |_| {
+            if !mark.replace(true) {
+                // An error will be reported when the kicks end.
+                let _ = eventfd::drain(&*reader);
+            }
+            kicked();
+        })?;
+        Ok(Self::EventFd(KickEventfd {
+            _handler: handler,
+            eventfd,
+            kicked: has_kicked,
+        }))
     }
 
     /// Uses a timer that checks the ring.
@@ -39,5 +65,17 @@ impl KickSource {
         if let Self::Timer(timer) = self {
             timer.arm_in(INTERVAL);
         }
+    }
+}
+
+impl KickEventfd {
+    /// Ends the kicks, and clears the eventfd if it has kicked. Returns it then: if there is work left in the ring, the
+    /// eventfd must be signalled, because a kick that nobody has seen may have been cleared too.
+    pub(super) fn clear(self) -> io::Result<Option<Arc<File>>> {
+        if !self.kicked.get() {
+            return Ok(None);
+        }
+        eventfd::drain(&*self.eventfd)?;
+        Ok(Some(self.eventfd))
     }
 }
