@@ -19,8 +19,11 @@ const DEFAULT_CONFIGURATION: &str = "/etc/ceph/ceph.conf";
 /// The largest value of an option that is read.
 const VALUE_MAX: usize = 4096;
 
+/// The socket on which a client answers `ceph daemon`.
+const ADMIN_SOCKET: &str = "admin_socket";
+
 /// Options that are the same for all clusters.
-const FIXED: [(&str, &str); 7] = [
+const FIXED: [(&str, &str); 10] = [
     // A write is copied before it is sent: the guest may change its memory, and the checksums would not match.
     ("rbd_disable_zero_copy_writes", "true"),
     // A write that has completed must outlive this process.
@@ -32,6 +35,10 @@ const FIXED: [(&str, &str); 7] = [
     ("log_to_stderr", "false"),
     ("err_to_stderr", "false"),
     ("log_file", ""),
+    // The sandbox has no Unix sockets either.
+    (ADMIN_SOCKET, ""),
+    ("log_to_syslog", "false"),
+    ("err_to_syslog", "false"),
 ];
 
 /// The configuration of a cluster's connection.
@@ -104,6 +111,13 @@ impl Cluster {
             connected: Mutex::new(false),
         };
         cluster.read_file()?;
+        let admin_socket = cluster.get(ADMIN_SOCKET);
+        if !admin_socket.is_empty() {
+            tracing::info!(
+                path = admin_socket,
+                "the Ceph client makes no admin socket: its sandbox has no Unix sockets"
+            );
+        }
         for (option, value) in FIXED {
             cluster.set(option, value).map_err(|error| match error {
                 Error::Option { option, .. } => Error::TooOld { option },
@@ -117,7 +131,7 @@ impl Cluster {
         if !cluster.options.monitors.is_empty() {
             cluster.set("mon_host", &cluster.options.monitors.join(","))?;
         }
-        cluster.monitors = resolved(&cluster.get("mon_host"));
+        cluster.monitors = resolved(&cluster.get("mon_host"))?;
         if cluster.monitors.is_empty() {
             return Err(Error::NoMonitor);
         }
@@ -215,7 +229,9 @@ impl Cluster {
                 user: format!("client.{}", self.options.user()),
                 why: match (-code, self.options.monitors.is_empty()) {
                     // An unusual port is tried with both protocols, and the failure of one hides the refusal of the other.
-                    (libc::ETIMEDOUT, false) => "no monitor answers, or none accepts the key".to_owned(),
+                    (libc::ETIMEDOUT | libc::EACCES | libc::EPERM, false) => {
+                        "no monitor answers, or none accepts the key".to_owned()
+                    }
                     _ => connect_reason(code),
                 },
             });
@@ -293,28 +309,52 @@ fn key_of<'a>(keys: &'a str, section: &str) -> Option<&'a str> {
 }
 
 /// Replaces the names of hosts by their addresses, because no name can be looked up later.
-fn resolved(monitors: &str) -> String {
+///
+/// # Errors
+/// A name has no address.
+fn resolved(monitors: &str) -> Result<String, Error> {
     let parts = monitors.split([',', ';', ' ']).filter(|part| !part.is_empty());
-    let parts: Vec<String> = parts.map(address).collect();
-    parts.join(",")
+    let parts: Vec<String> = parts.map(address).collect::<Result<_, _>>()?;
+    Ok(parts.join(","))
 }
 
-fn address(monitor: &str) -> String {
-    let is_address = monitor.starts_with('[')
-        || monitor.starts_with("v1:")
-        || monitor.starts_with("v2:")
-        || monitor.ends_with(']')
-        || monitor.parse::<IpAddr>().is_ok()
-        || monitor.parse::<SocketAddr>().is_ok();
-    let found = match (is_address, monitor.contains(':')) {
-        (true, _) => None,
-        (false, true) => monitor.to_socket_addrs().ok().and_then(|mut all| all.next()),
-        (false, false) => (monitor, 0).to_socket_addrs().ok().and_then(|mut all| all.next()),
+fn address(monitor: &str) -> Result<String, Error> {
+    let host = host_and_port(monitor);
+    if host.parse::<IpAddr>().is_ok() || host.parse::<SocketAddr>().is_ok() {
+        return Ok(monitor.to_owned());
+    }
+    let found = match host.contains(':') {
+        true => host.to_socket_addrs(),
+        false => (host, 0).to_socket_addrs(),
     };
-    match found {
-        Some(found) if found.port() == 0 => found.ip().to_string(),
-        Some(found) => found.to_string(),
-        None => monitor.to_owned(),
+    let unknown = |why: String| Error::Monitor {
+        monitor: monitor.to_owned(),
+        why,
+    };
+    let first = found.map_err(|error| unknown(error.to_string()))?.next();
+    let found = first.ok_or_else(|| unknown("it has no address".to_owned()))?;
+    let found = match found.port() {
+        0 => found.ip().to_string(),
+        _ => found.to_string(),
+    };
+    Ok(monitor.replacen(host, &found, 1))
+}
+
+/// Returns an entry of `mon host` without its protocol, its nonce, and the brackets around a list of addresses.
+fn host_and_port(monitor: &str) -> &str {
+    let mut host = monitor.split('/').next().unwrap_or(monitor);
+    if host.matches(']').count() > host.matches('[').count() {
+        host = host.strip_suffix(']').unwrap_or(host);
+    }
+    for protocol in ["[v1:", "[v2:", "[any:", "v1:", "v2:", "any:"] {
+        if let Some(rest) = host.strip_prefix(protocol) {
+            host = rest;
+            break;
+        }
+    }
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address,
+        None => host,
     }
 }
 
@@ -335,10 +375,25 @@ mod tests {
         for monitors in [
             "v2:127.0.0.1:3300",
             "[v2:[::1]:3300,v1:[::1]:6789]",
+            "[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0],[::1]",
             "10.0.0.1:6789,::1",
+            "10.0.0.1:6789/0",
         ] {
-            assert_eq!(resolved(monitors), monitors);
+            assert_eq!(resolved(monitors).expect("addresses"), monitors);
         }
-        assert_eq!(resolved("10.0.0.1; 10.0.0.2"), "10.0.0.1,10.0.0.2");
+        let found = resolved("10.0.0.1; 10.0.0.2").expect("addresses");
+        assert_eq!(found, "10.0.0.1,10.0.0.2");
+    }
+
+    #[test]
+    fn unknown_monitors_are_named() {
+        for monitor in [
+            "no.such.host.invalid",
+            "v2:no.such.host.invalid:3300",
+            "10.0.0.1:99999",
+        ] {
+            let told = resolved(monitor).expect_err("no address").to_string();
+            assert!(told.contains(monitor), "{told}");
+        }
     }
 }

@@ -15,6 +15,8 @@ pub enum Error {
     Configuration { path: String, why: String },
     #[error("the Ceph configuration names no monitor: set 'mon host' there, or give server.0.host")]
     NoMonitor,
+    #[error("cannot find the Ceph monitor {monitor}: {why}")]
+    Monitor { monitor: String, why: String },
     #[error("Ceph option {option} cannot be '{value}': {why}")]
     Option {
         option: &'static str,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use testkit::daemon::run;
+use testkit::daemon::{Daemon, run};
 
 use crate::cluster::{DISK, cluster};
 
@@ -77,6 +77,38 @@ fn mistakes_are_named() {
     }
     let told = refused(&format!("rbd:p/{image}@none:conf={conf}"), &["--read-only"]);
     assert!(told.contains("there is no such snapshot"), "{told}");
+}
+
+#[test]
+fn monitors_without_an_address_are_named() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let conf = dir.path().join("ceph.conf");
+    fs::write(&conf, "[global]\nmon host = no.such.host.invalid\n").expect("write it");
+    let told = refused(&format!("rbd:p/i:conf={}", conf.display()), &[]);
+    assert!(
+        told.contains("cannot find the Ceph monitor no.such.host.invalid"),
+        "{told}"
+    );
+}
+
+#[test]
+fn admin_sockets_of_clients_are_left_out() {
+    let Some(cluster) = cluster() else { return };
+    let (image, dir) = (cluster.image(4), tempfile::tempdir().expect("make a directory"));
+    let conf = dir.path().join("ceph.conf");
+    let text = fs::read_to_string(cluster.conf()).expect("read the configuration");
+    let socket = dir.path().join("$name.$pid.asok");
+    let more = format!(
+        "[client]\nadmin socket = {}\nlog to syslog = true\n",
+        socket.display()
+    );
+    fs::write(&conf, text + &more).expect("write it");
+    let file = format!("rbd:p/{image}:conf={}", conf.display());
+    let args = ["--socket-path", DISK, "--blk-file", &file, "--sandbox", "auto"];
+    let mut daemon = Daemon::start_with(dir, &args);
+    let told = "the Ceph client makes no admin socket";
+    assert!(daemon.output().contains(told), "{}", daemon.output());
+    assert!(daemon.terminate().status.success());
 }
 
 #[test]

@@ -74,6 +74,16 @@ fn wrong_keys_and_monitors_are_named() {
         ),
         (good.clone(), ",key-secret=none", "no secret object 'none'"),
         (good.clone(), ",server.1.host=h", "server.port"),
+        (
+            good.clone(),
+            ",server.1.host=127.0.0.1,server.1.port=99999",
+            "'server.1.port' expects a number from 1 to 65535",
+        ),
+        (
+            good.clone(),
+            ",server.1.host=no.such.host.invalid,server.1.port=3300",
+            "cannot find the Ceph monitor no.such.host.invalid:3300",
+        ),
         (good.clone(), ",tls-creds=x", "tls-creds"),
     ] {
         let args = args(&cluster, &image, &secret, node);
@@ -107,6 +117,10 @@ fn wrong_keys_and_monitors_are_named() {
         let told = refused_with(&["--blockdev", node]);
         assert!(told.contains(why), "{told}");
     }
+    // Nobody listens on this port.
+    let node = "driver=rbd,node-name=n,pool=p,image=i,server.0.host=127.0.0.1,server.0.port=1,key-secret=key";
+    let told = refused_with(&["--object", &secret, "--blockdev", node]);
+    assert!(told.contains("no monitor answers"), "{told}");
 }
 
 #[test]

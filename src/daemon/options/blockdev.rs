@@ -1,6 +1,7 @@
 //! `blockdev-add` and `--blockdev`.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use serde::de::value::MapAccessDeserializer;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::backing::{BackingRef, backing};
 use super::choices::{AioOption, Cache, DetectZeroes, Discard, OnOffAuto};
 use super::object::TlsCredsOptions;
-use super::server::ServerOption;
+use super::server::{Monitor, ServerOption};
 use super::value_error::ValueError;
 use crate::nbd::{EXPORT_MAX, Remote, Server, Tls};
 
@@ -247,11 +248,20 @@ impl BlockdevOptions {
     /// Returns the addresses of the monitors that a node with driver `rbd` names.
     ///
     /// # Errors
-    /// There is one address, and not a list.
+    /// There is one address, and not a list. A port is not a number from 1 to 65535.
     pub fn monitors(&self) -> Result<Vec<String>, ValueError> {
         match self.server.as_deref() {
             None => Ok(Vec::new()),
-            Some(ServerOption::Monitors(list)) => Ok(list.iter().map(ToString::to_string).collect()),
+            Some(ServerOption::Monitors(list)) => {
+                let is_wrong = |monitor: &Monitor| monitor.port.parse::<NonZeroU16>().is_err();
+                match list.iter().position(is_wrong) {
+                    None => Ok(list.iter().map(ToString::to_string).collect()),
+                    Some(number) => Err(ValueError::Type {
+                        path: format!("server.{number}.port"),
+                        expected: "a number from 1 to 65535".to_owned(),
+                    }),
+                }
+            }
             Some(ServerOption::Nbd(_)) => Err(ServerOption::wrong(
                 "a list, such as server.0.host=HOST,server.0.port=PORT",
             )),
