@@ -15,7 +15,7 @@ use testkit::process::{DEADLINE, Process, state, wait_for};
 use testkit::qmp::Qmp;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::take_over::Service;
+use super::take_over::{LATE, Service};
 
 /// The longest wait of a process that takes over properly. Nobody else may wait that long.
 const SLOW: Duration = Duration::from_secs(3);
@@ -172,7 +172,7 @@ fn a_process_that_never_takes_over_delays_no_end() {
 #[test]
 fn a_slow_process_does_not_go_on_with_disks_that_went_on() {
     let (mut service, _client) = start();
-    let number = service.start_successor(&["--fail-take-over", "late"]);
+    let number = service.start_successor(&["--fail-take-over", LATE]);
     let pid = service.later[number].pid();
     wait_for("the new process to stop", || {
         (state(pid) == Some('T')).then_some(())

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use testkit::frontend::{Frontend, Op};
+use testkit::full::SmallDisk;
 use testkit::random::Random;
 
 use super::support::{
@@ -294,4 +295,40 @@ fn direct_writes_reach_the_image() {
         );
         write_to(dir, "image", &["--direct"], seed);
     }
+}
+
+#[test]
+fn full_file_systems_leak_no_clusters() {
+    let Some(_tools) = directory() else { return };
+    let Some(disk) = SmallDisk::mount(8 << 20) else {
+        return;
+    };
+    let path = disk.image();
+    let (dir, image) = (path.parent().expect("a directory"), "disk.img");
+    let create = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=512",
+        image,
+        "64M",
+    ];
+    qemu_img(dir, &create);
+    let (mut daemon, mut frontend) = serve_writable(dir, image, &["--werror", "report"]);
+    disk.fill(256 << 10);
+    let mut failures = 0;
+    // Each write needs a table of its own.
+    for number in 0..2048_u64 {
+        let write = Op::Write {
+            offset: number * (32 << 10),
+            data: vec![1; 512],
+        };
+        failures += u32::from(frontend.queue(0).run(&write).ret != 0);
+    }
+    assert!(failures > 0, "the file system is not full");
+    drop(frontend);
+    daemon.terminate();
+    check_clean(dir, image);
 }
