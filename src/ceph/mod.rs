@@ -5,7 +5,7 @@
 //! inherits that. Files (configuration and keys) are read before, by the thread that calls [`Cluster::configure`].
 //!
 //! Calls that may wait for the cluster run on threads of [`Threads`], and their callers wait with a limit. Only
-//! [`Image::start`] is for IOThreads: it does not wait.
+//! [`Call::start`] is for IOThreads: it does not wait.
 
 mod api;
 mod cluster;
@@ -21,5 +21,5 @@ pub use end::end_process;
 pub use error::Error;
 pub use image::Image;
 pub use image_name::ImageName;
-pub use operation::{Completion, Operation};
+pub use operation::{Call, Completion, Operation};
 pub use threads::Threads;

@@ -42,41 +42,41 @@ pub enum Operation<'a> {
     Flush,
 }
 
-/// The end of an operation. It moves to a thread of librbd, which calls it.
-pub trait Completion: Send + 'static {
-    /// Returns the buffer of a read.
+/// The owner of an operation. It moves to a thread of librbd, which reports the end.
+pub trait Completion: Sized + Send + 'static {
+    /// Returns the buffer of a read. It stays where it is until the operation is over.
     fn buffer(&mut self) -> &mut [u8];
 
     /// The operation is over, with a number of bytes or a negative error number. On a thread of librbd.
-    fn complete(self: Box<Self>, result: i64);
+    fn complete(call: Box<Call<Self>>, result: i64);
 }
 
-/// The state of an operation that librbd executes.
-struct Call<C> {
-    api: &'static Api,
-    /// The image stays open until the operation is over.
-    _image: Arc<Image>,
-    completion: Box<C>,
+/// An operation on an image, which may be started again when it is over.
+#[derive(Debug)]
+pub struct Call<C> {
+    /// Open until the operation is over.
+    image: Arc<Image>,
+    /// The owner.
+    pub completion: C,
 }
 
-impl Image {
-    /// Starts an operation, and does not wait. `completion` is called on another thread, unless this fails.
+impl<C: Completion> Call<C> {
+    /// Prepares an operation.
+    pub fn new(image: &Arc<Image>, completion: C) -> Box<Self> {
+        Box::new(Self {
+            image: Arc::clone(image),
+            completion,
+        })
+    }
+
+    /// Starts the operation, and does not wait. [`Completion::complete`] is called on another thread, unless this fails.
     ///
     /// # Errors
-    /// A negative error number.
-    pub fn start<C: Completion>(
-        self: &Arc<Self>,
-        operation: Operation<'_>,
-        completion: Box<C>,
-    ) -> Result<(), i32> {
-        let (api, image) = (self.api(), self.handles.image);
-        let mut call = Box::new(Call {
-            api,
-            _image: Arc::clone(self),
-            completion,
-        });
-        let buffer: *mut [u8] = call.completion.buffer();
-        let argument = Box::into_raw(call);
+    /// A negative error number, and the call.
+    pub fn start(mut self: Box<Self>, operation: Operation<'_>) -> Result<(), (Box<Self>, i32)> {
+        let (api, image) = (self.image.api(), self.image.handles.image);
+        let buffer: *mut [u8] = self.completion.buffer();
+        let argument = Box::into_raw(self);
         let mut handle = ptr::null_mut();
         // SAFETY: librbd calls the function once, with this argument, if the operation starts.
         let created =
@@ -94,8 +94,7 @@ impl Image {
             unsafe { (api.rbd_aio_release)(handle) };
         }
         // SAFETY: made above; librbd does not use it.
-        drop(unsafe { Box::from_raw(argument) });
-        Err(code)
+        Err((unsafe { Box::from_raw(argument) }, code))
     }
 }
 
@@ -139,11 +138,12 @@ unsafe fn submit(
 
 /// The callback of librbd.
 unsafe extern "C" fn completed<C: Completion>(handle: Pointer, argument: *mut c_void) {
-    // SAFETY: `Image::start` has made the argument for this one call.
+    // SAFETY: `Call::start` has made the argument for this one call.
     let call = unsafe { Box::from_raw(argument.cast::<Call<C>>()) };
+    let api = call.image.api();
     // SAFETY: the operation is over.
-    let result = unsafe { (call.api.rbd_aio_get_return_value)(handle) };
+    let result = unsafe { (api.rbd_aio_get_return_value)(handle) };
     // SAFETY: as above, and nobody else uses the completion.
-    unsafe { (call.api.rbd_aio_release)(handle) };
-    call.completion.complete(result as i64);
+    unsafe { (api.rbd_aio_release)(handle) };
+    C::complete(call, result as i64);
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::active::{Active, State};
 use super::disk::RbdDisk;
 use super::mailbox::{Mailbox, Results, Transfer};
+use super::spare::Spares;
 use crate::aio::clock::LoopClock;
 use crate::aio::{AioContext, BottomHalf, RemoteWork, Timer};
-use crate::ceph::{Completion, Operation};
+use crate::ceph::{Call, Completion, Operation};
 use crate::defer::DeferScope;
 use crate::engine::link_channel::RemoteLink;
 use crate::engine::pace::Pace;
@@ -36,7 +37,8 @@ pub(in crate::engine) struct Link {
     clock: Rc<LoopClock>,
     remote: RemoteWork,
     /// The place for the next results, kept for its capacity.
-    spare: Cell<Results>,
+    next: Cell<Results>,
+    spares: RefCell<Spares>,
 }
 
 impl Link {
@@ -63,7 +65,8 @@ impl Link {
                 pace: RefCell::default(),
                 clock: Rc::clone(ctx.clock()),
                 remote: ctx.remote_work(),
-                spare: Cell::default(),
+                next: Cell::default(),
+                spares: RefCell::default(),
             }
         })
     }
@@ -140,24 +143,22 @@ impl Link {
 
     /// Reads the size again on a thread that may wait for the cluster.
     fn refresh_size(&self, state: &mut State, place: usize) {
-        let transfer = self.transfer(state, place, 0);
+        let call = self.call(state, place, 0);
         let disk = Arc::clone(&self.disk);
         self.disk.image().run_later(move |image| {
             let refreshed = image.size().map(|size| disk.accept(size));
-            transfer.complete(refreshed.err().unwrap_or(0).into());
+            Transfer::complete(call, refreshed.err().unwrap_or(0).into());
         });
         if let Some(active) = &mut state.places[place].active {
             active.left += 1;
         }
     }
 
-    /// Makes an operation for a request, with a buffer of `len` bytes.
-    fn transfer(&self, state: &State, place: usize, len: usize) -> Box<Transfer> {
-        Box::new(Transfer {
-            mailbox: Arc::clone(&self.mailbox),
-            owner: (place, state.places[place].generation),
-            buffer: vec![0; len],
-        })
+    /// Prepares an operation of a request, with a buffer of `len` bytes.
+    fn call(&self, state: &State, place: usize, len: usize) -> Box<Call<Transfer>> {
+        let owner = (place, state.places[place].generation);
+        let mut spares = self.spares.borrow_mut();
+        spares.take(self.disk.image(), &self.mailbox, owner, len)
     }
 
     fn flush(&self, state: &mut State, place: usize) {
@@ -191,14 +192,13 @@ impl Link {
 
     /// Starts an operation of a request, with a buffer of `len` bytes.
     fn start(&self, state: &mut State, place: usize, len: usize, operation: Operation<'_>) {
-        let transfer = self.transfer(state, place, len);
-        let started = self.disk.image().start(operation, transfer);
+        let started = self.call(state, place, len).start(operation);
         let Some(active) = &mut state.places[place].active else {
             return;
         };
         match started {
             Ok(()) => active.left += 1,
-            Err(code) => active.error = active.error.or(Some(-code)),
+            Err((_, code)) => active.error = active.error.or(Some(-code)),
         }
     }
 
@@ -220,21 +220,14 @@ impl Link {
 
     fn take_results(&self) {
         let _scope = DeferScope::enter();
-        let mut results = self.mailbox.take(self.spare.take());
+        let mut results = self.mailbox.take(self.next.take());
         let answers = results.len();
         let mut state = self.state.borrow_mut();
-        for (transfer, result) in results.drain(..) {
-            let (place, generation) = transfer.owner;
-            if state.places[place].generation != generation {
-                continue; // Its request was given up.
-            }
-            if let Some(active) = &mut state.places[place].active {
-                active.left -= 1;
-                active.error = active.error.or(active.take(&transfer.buffer, result).err());
-            }
-            self.settle(&mut state, place);
+        for (call, result) in results.drain(..) {
+            self.take_result(&mut state, &call.completion, result);
+            self.spares.borrow_mut().put(call);
         }
-        self.spare.set(results);
+        self.next.set(results);
         let now = self.clock.read();
         let time = self.pace.borrow_mut().taken(now, answers, state.len());
         if let Some(time) = time {
@@ -243,6 +236,18 @@ impl Link {
         self.mailbox.set_gathers(time.is_some());
         drop(state);
         self.complete();
+    }
+
+    fn take_result(&self, state: &mut State, transfer: &Transfer, result: i64) {
+        let (place, generation) = transfer.owner;
+        if state.places[place].generation != generation {
+            return; // The request was given up.
+        }
+        if let Some(active) = &mut state.places[place].active {
+            active.left -= 1;
+            active.error = active.error.or(active.take(transfer.data(), result).err());
+        }
+        self.settle(state, place);
     }
 
     /// Passes on requests that are over. No borrow is live, because their owner may submit others.
@@ -289,6 +294,13 @@ impl RemoteLink for Link {
 
     fn writes_zeroes(&self) -> bool {
         true
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Operations of requests that were given up may go on.
+        self.mailbox.close();
     }
 }
 

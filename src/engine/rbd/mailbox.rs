@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::aio::BhHandle;
-use crate::ceph::Completion;
+use crate::ceph::{Call, Completion};
 
 /// The results of operations, from threads of librbd to the IOThread.
 pub(super) struct Mailbox {
@@ -13,13 +13,15 @@ pub(super) struct Mailbox {
 }
 
 /// Operations that are over, each with its result.
-pub(super) type Results = Vec<(Box<Transfer>, i64)>;
+pub(super) type Results = Vec<(Box<Call<Transfer>>, i64)>;
 
 #[derive(Default)]
 struct Inbox {
     results: Results,
     /// The IOThread looks by itself soon, so nobody wakes it.
     gathers: bool,
+    /// Nobody looks any more.
+    is_closed: bool,
 }
 
 impl Mailbox {
@@ -44,10 +46,26 @@ impl Mailbox {
         }
     }
 
-    fn put(&self, transfer: Box<Transfer>, result: i64) {
+    /// Drops all results, now and from now on. They own the mailbox, and their image stays open as long as they exist.
+    pub(super) fn close(&self) {
         let mut inbox = self.inbox();
-        inbox.results.push((transfer, result));
-        if inbox.results.len() == 1 && !inbox.gathers {
+        inbox.is_closed = true;
+        let results = std::mem::take(&mut inbox.results);
+        drop(inbox);
+        drop(results);
+    }
+
+    fn put(&self, call: Box<Call<Transfer>>, result: i64) {
+        let mut inbox = self.inbox();
+        if inbox.is_closed {
+            drop(inbox);
+            return;
+        }
+        inbox.results.push((call, result));
+        let wakes = inbox.results.len() == 1 && !inbox.gathers;
+        // The IOThread that wakes up needs the lock.
+        drop(inbox);
+        if wakes {
             self.wake.schedule();
         }
     }
@@ -57,22 +75,53 @@ impl Mailbox {
     }
 }
 
-/// An operation of librbd.
+/// The owner of an operation of librbd.
 pub(super) struct Transfer {
-    pub(super) mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox>,
     /// The place of the request, and its generation.
     pub(super) owner: (usize, u64),
-    /// The data of a read.
-    pub(super) buffer: Vec<u8>,
+    /// Begins with the data of a read. It may be longer, and have data of earlier reads.
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+impl Transfer {
+    /// Makes one for an operation of the request `owner`, with a buffer of `len` bytes.
+    pub(super) fn new(mailbox: &Arc<Mailbox>, owner: (usize, u64), len: usize) -> Self {
+        Self {
+            mailbox: Arc::clone(mailbox),
+            owner,
+            buffer: vec![0; len],
+            len,
+        }
+    }
+
+    /// Prepares it for another operation.
+    pub(super) fn reuse(&mut self, owner: (usize, u64), len: usize) {
+        (self.owner, self.len) = (owner, len);
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+    }
+
+    /// Returns the data of a read.
+    pub(super) fn data(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    /// Returns the number of bytes that the buffer has in memory.
+    pub(super) fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
 }
 
 impl Completion for Transfer {
     fn buffer(&mut self) -> &mut [u8] {
-        &mut self.buffer
+        &mut self.buffer[..self.len]
     }
 
-    fn complete(self: Box<Self>, result: i64) {
-        let mailbox = Arc::clone(&self.mailbox);
-        mailbox.put(self, result);
+    fn complete(call: Box<Call<Self>>, result: i64) {
+        let mailbox = Arc::clone(&call.completion.mailbox);
+        mailbox.put(call, result);
     }
 }

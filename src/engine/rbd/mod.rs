@@ -12,6 +12,7 @@ mod lock;
 mod look;
 mod mailbox;
 mod owner;
+mod spare;
 
 use crate::engine::link_channel::LinkChannel;
 pub use disk::RbdDisk;
