@@ -1,7 +1,8 @@
 //! The policy of adaptive polling: how long to poll before blocking. This module uses no clock and no fds.
 //!
 //! A context has two windows: one for waits while requests are in progress, one for waits for new requests. The disk
-//! may take longer than any window while the driver answers within one, or the other way round.
+//! may take longer than any window while the driver answers within one, or the other way round. A third one is for waits
+//! while other processes have to answer: it opens only by trials, and stays open only if these find work.
 //!
 //! The window grows as QEMU's does, but it closes later, and a closed window opens by itself for a trial. The trial is
 //! needed because a blocked thread's wait includes the wakeup itself. The wait looks too long even if polling would
@@ -111,11 +112,23 @@ impl PollWindow {
     }
 }
 
-/// The two windows of a context.
+/// The windows of a context.
 #[derive(Debug)]
 pub(super) struct PollWindows {
     fresh: WindowCell,
     busy: WindowCell,
+    beside: WindowCell,
+}
+
+/// The kinds of waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// For new requests.
+    Fresh,
+    /// While requests are in progress.
+    Busy,
+    /// While another process or machine has to answer.
+    Beside,
 }
 
 /// A window that is adapted through a shared reference.
@@ -129,17 +142,22 @@ impl PollWindows {
         Self {
             fresh: window(),
             busy: window(),
+            beside: window(),
         }
     }
 
-    /// Returns the window for a wait that begins now; `busy` if requests are in progress.
-    pub(super) fn of(&self, busy: bool) -> &WindowCell {
-        if busy { &self.busy } else { &self.fresh }
+    /// Returns the window for a wait that begins now.
+    pub(super) fn of(&self, wait: Wait) -> &WindowCell {
+        match wait {
+            Wait::Fresh => &self.fresh,
+            Wait::Busy => &self.busy,
+            Wait::Beside => &self.beside,
+        }
     }
 
     /// Forgets what was learned and sets a new maximum.
     pub(super) fn reset(&self, max: Duration) {
-        for WindowCell(window) in [&self.fresh, &self.busy] {
+        for WindowCell(window) in [&self.fresh, &self.busy, &self.beside] {
             window.set(PollWindow::new(max));
         }
     }
@@ -171,11 +189,11 @@ mod tests {
     fn busy_and_fresh_waits_adapt_separate_windows() {
         let windows = PollWindows::new(us(32));
         for _ in 0..100 {
-            windows.of(true).learn(|window| window.adapt(us(20)));
-            windows.of(false).learn(|window| window.adapt(us(500)));
+            windows.of(Wait::Busy).learn(|window| window.adapt(us(20)));
+            windows.of(Wait::Fresh).learn(|window| window.adapt(us(500)));
         }
-        assert_eq!(windows.of(true).current(), us(32));
-        assert!(tries_rarely(windows.of(false)));
+        assert_eq!(windows.of(Wait::Busy).current(), us(32));
+        assert!(tries_rarely(windows.of(Wait::Fresh)));
     }
 
     /// Returns whether only a few of the next waits, all too long, are polled for.

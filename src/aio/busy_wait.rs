@@ -98,7 +98,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::aio::{AioContext, Poller};
+    use crate::aio::{AioContext, Poller, RemoteWork};
 
     const US: Nanos = 1_000;
     const MS: Nanos = 1_000_000;
@@ -177,23 +177,104 @@ mod tests {
         ctx.inner.shared.figures.polls.get() - before
     }
 
-    #[test]
-    fn a_context_that_waits_for_others_does_not_poll() {
-        let ctx = AioContext::new().unwrap();
+    /// A poller that counts what the context does with it.
+    #[derive(Default)]
+    struct Counting {
+        remote: Option<RemoteWork>,
+        finds: Cell<bool>,
+        polls: Cell<u64>,
+        begun: Cell<u64>,
+        ended: Cell<u64>,
+    }
+
+    impl Counting {
+        fn beside(remote: RemoteWork) -> Rc<Self> {
+            Rc::new(Self {
+                remote: Some(remote),
+                ..Self::default()
+            })
+        }
+
+        fn wait_for_others(&self, waits: bool) {
+            self.remote.as_ref().expect("made with it").set(waits);
+        }
+    }
+
+    impl Poller for Counting {
+        fn poll(&self) -> bool {
+            self.polls.set(self.polls.get() + 1);
+            self.finds.get()
+        }
+
+        fn poll_begin(&self) {
+            self.begun.set(self.begun.get() + 1);
+        }
+
+        fn poll_end(&self) -> bool {
+            self.ended.set(self.ended.get() + 1);
+            false
+        }
+
+        fn waits_for_others(&self) -> bool {
+            self.remote.as_ref().is_some_and(RemoteWork::waits)
+        }
+    }
+
+    fn polling_context() -> AioContext {
+        let ctx = AioContext::new().expect("make a context");
         ctx.poll_on_crowded_cpus();
         ctx.set_poll_max(Duration::from_secs(10));
-        let _poller = ctx.add_poller(Rc::new(Nothing));
-        let [one, other] = [(); 2].map(|()| ctx.remote_work());
+        ctx
+    }
+
+    #[test]
+    fn a_poller_that_waits_for_others_is_not_polled() {
+        let ctx = polling_context();
+        let pollers = [(); 2].map(|()| Counting::beside(ctx.remote_work()));
+        let _handles = pollers
+            .each_ref()
+            .map(|poller| ctx.add_poller(Rc::clone(poller) as _));
         // The first wait opens the window.
         assert!(polls_in_ten_waits(&ctx) > 0);
-        one.set(true);
-        other.set(true);
-        other.set(true);
+        pollers.iter().for_each(|poller| poller.wait_for_others(true));
+        pollers[1].wait_for_others(true);
         assert_eq!(polls_in_ten_waits(&ctx), 0);
-        other.set(false);
-        assert_eq!(polls_in_ten_waits(&ctx), 0);
-        drop(one);
+        pollers.iter().for_each(|poller| poller.wait_for_others(false));
         assert!(polls_in_ten_waits(&ctx) > 0);
+    }
+
+    #[test]
+    fn beside_others_a_poller_has_to_find_work() {
+        let ctx = polling_context();
+        ctx.set_poll_max(Duration::from_micros(10));
+        let (remote, local) = (Counting::beside(ctx.remote_work()), Rc::<Counting>::default());
+        let pollers: [Rc<dyn Poller>; 2] = [Rc::clone(&remote) as _, Rc::clone(&local) as _];
+        let _handles = pollers.map(|poller| ctx.add_poller(poller));
+        remote.wait_for_others(true);
+        assert!(polls_in_ten_waits(&ctx) < 5, "only trials");
+        local.finds.set(true);
+        polls_in_ten_waits(&ctx);
+        polls_in_ten_waits(&ctx);
+        assert_eq!(polls_in_ten_waits(&ctx), 10);
+        assert_eq!(remote.polls.get(), 0);
+        local.finds.set(false);
+        polls_in_ten_waits(&ctx);
+        assert!(polls_in_ten_waits(&ctx) < 5);
+    }
+
+    #[test]
+    fn polling_ends_for_a_poller_that_begins_to_wait() {
+        let ctx = polling_context();
+        let (remote, local) = (Counting::beside(ctx.remote_work()), Rc::<Counting>::default());
+        let pollers: [Rc<dyn Poller>; 2] = [Rc::clone(&remote) as _, Rc::clone(&local) as _];
+        let _handles = pollers.map(|poller| ctx.add_poller(poller));
+        local.finds.set(true);
+        polls_in_ten_waits(&ctx);
+        assert_eq!((remote.begun.get(), remote.ended.get()), (1, 0));
+        remote.wait_for_others(true);
+        polls_in_ten_waits(&ctx);
+        polls_in_ten_waits(&ctx);
+        assert_eq!((remote.begun.get(), remote.ended.get()), (1, 1), "it is notified");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use event_manager::EventSet;
 
-use super::adaptive::{PollWindow, PollWindows};
+use super::adaptive::{PollWindow, PollWindows, Wait};
 use super::bottom_half::{BottomHalf, BottomHalves};
 use super::busy_wait::Crowd;
 use super::clock::{LoopClock, Nanos};
@@ -178,7 +178,7 @@ impl AioContext {
         self.inner.pollers.in_progress().clone()
     }
 
-    /// Makes a part of the context that waits for other processes, during which the context does not poll.
+    /// Makes a part of the context that waits for other processes.
     #[must_use]
     pub fn remote_work(&self) -> RemoteWork {
         RemoteWork::new(self.inner.pollers.remote())
@@ -262,13 +262,16 @@ impl AioContext {
             inner.block();
             return false;
         }
-        let busy = inner.pollers.in_progress().is_any();
-        let (start, window) = (inner.clock.read(), inner.windows.of(busy));
-        let may_poll = !inner.crowd.is_dense() && !inner.pollers.remote().is_any();
+        let wait = inner.pollers.wait();
+        let (start, window) = (inner.clock.read(), inner.windows.of(wait));
+        let may_poll = !inner.crowd.is_dense() && inner.pollers.has_local();
         let polls = may_poll && !window.current().is_zero();
         let progress = polls && self.busy_poll(start, window.current());
         if progress || inner.has_work() {
-            window.learn(PollWindow::caught);
+            // Beside other processes, their answers say nothing about the driver.
+            if progress || wait != Wait::Beside {
+                window.learn(PollWindow::caught);
+            }
             inner.count_poll(polls, true);
             return progress;
         }
@@ -281,29 +284,36 @@ impl AioContext {
             .pollers
             .sweep(inner.clock.instant(start), inner.windows.max());
         inner.block();
-        let waited = Duration::from_nanos(inner.clock.last() - start);
         if may_poll {
+            let waited = match wait {
+                Wait::Beside => Duration::MAX,
+                _ => Duration::from_nanos(inner.clock.last() - start),
+            };
             window.learn(|window| window.adapt(waited));
         }
         false
     }
 
-    /// Polls until a poller makes progress, other work arrives or the window ends. Returns whether there was any.
+    /// Polls until a poller makes progress, other work arrives or the window ends. Returns whether a poller made progress.
     fn busy_poll(&self, start: Nanos, window: Duration) -> bool {
         let inner = &*self.inner;
-        inner.pollers.begin();
+        if inner.pollers.begin() {
+            return true;
+        }
         let window = Nanos::try_from(window.as_nanos()).unwrap_or(Nanos::MAX);
         let end = start.saturating_add(window);
         let timer = inner.timers.next_deadline();
         let end = timer.map_or(end, |timer| end.min(inner.clock.nanos(timer)));
-        let found = inner
-            .crowd
-            .busy_wait((start, end), || inner.pollers.poll() || inner.has_work());
+        let mut progress = false;
+        let found = inner.crowd.busy_wait((start, end), || {
+            progress = inner.pollers.poll();
+            progress || inner.has_work()
+        });
         if found {
             // Whoever made progress has read the clock, or will look at it soon.
             inner.look_at_fds_at_times(inner.clock.last());
         }
-        found
+        progress
     }
 }
 

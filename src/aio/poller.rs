@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 use std::{fmt, mem};
 
+use super::adaptive::Wait;
 use crate::defer::DeferScope;
 
 /// A poller that finds nothing for this long is no longer polled, until it is [woken](PollerHandle::wake). So an idle disk
@@ -29,6 +30,11 @@ pub trait Poller {
     /// Asks the peer to notify again, then looks for work once more; the context is about to block. If there is work,
     /// returns true, and the context calls [`poll`](Self::poll) instead of blocking.
     fn poll_end(&self) -> bool {
+        false
+    }
+
+    /// Returns whether a [`RemoteWork`] of the poller waits. Then the context does not poll it before it blocks.
+    fn waits_for_others(&self) -> bool {
         false
     }
 }
@@ -61,8 +67,8 @@ impl InProgress {
 
 /// A part of a context that waits at times for another process or machine. The context's thread only.
 ///
-/// Busy polling would not see the answer, and may take the CPU from the process that has to give it. So a context does
-/// not poll while any part of it waits like this.
+/// Busy polling would not see the answer, and may take the CPU from the process that has to give it. So meanwhile a
+/// context does not poll the pollers of this part, and polls others only as long as they find work.
 #[derive(Debug)]
 pub struct RemoteWork {
     waiting: InProgress,
@@ -84,6 +90,12 @@ impl RemoteWork {
             (true, false) => self.waiting.end(),
             _ => {}
         }
+    }
+
+    /// Returns whether the part waits.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.waits.get()
     }
 }
 
@@ -141,6 +153,11 @@ impl Entry {
         progress
     }
 
+    /// Returns whether busy polling is in vain, because another process has to answer first.
+    fn is_in_vain(&self) -> bool {
+        self.poller.waits_for_others()
+    }
+
     /// Stops busy polling of this poller. Returns whether it saw work.
     fn end(&self) -> bool {
         self.begun.replace(false) && self.poller.poll_end()
@@ -168,6 +185,15 @@ impl Pollers {
         &self.in_progress
     }
 
+    /// Returns the kind of a wait that begins now.
+    pub(super) fn wait(&self) -> Wait {
+        match (self.remote.is_any(), self.in_progress.is_any()) {
+            (true, _) => Wait::Beside,
+            (false, true) => Wait::Busy,
+            (false, false) => Wait::Fresh,
+        }
+    }
+
     pub(super) fn remote(&self) -> &InProgress {
         &self.remote
     }
@@ -189,22 +215,34 @@ impl Pollers {
         drop(old);
     }
 
-    /// Polls each poller once.
-    pub(super) fn poll(&self) -> bool {
-        let list = self.list();
-        // A poller that is alone needs no scope in common with others.
-        let _scope = (list.len() > 1).then(DeferScope::enter);
-        list.iter().fold(false, |progress, entry| entry.poll() | progress)
+    /// Returns whether there is a poller that waits for no other process.
+    pub(super) fn has_local(&self) -> bool {
+        !self.remote.is_any() || self.list().iter().any(|entry| !entry.is_in_vain())
     }
 
-    /// Starts busy polling: calls `poll_begin` on each poller that has not had that call.
-    pub(super) fn begin(&self) {
+    /// Polls each poller once, except those that [wait for others](Poller::waits_for_others) and will be notified.
+    pub(super) fn poll(&self) -> bool {
+        let (list, remote) = (self.list(), self.remote.is_any());
+        // A poller that is alone needs no scope in common with others.
+        let _scope = (list.len() > 1).then(DeferScope::enter);
+        let skip = |entry: &Entry| remote && !entry.begun.get() && entry.is_in_vain();
+        list.iter()
+            .fold(false, |progress, entry| (!skip(entry) && entry.poll()) | progress)
+    }
+
+    /// Starts busy polling: calls `poll_begin` on each poller that has not had that call. Stops it for each that waits for
+    /// others. Returns whether one of those has made progress.
+    pub(super) fn begin(&self) -> bool {
+        let (remote, mut progress) = (self.remote.is_any(), false);
         for entry in self.list().iter().filter(|entry| !entry.removed.get()) {
-            if !entry.begun.replace(true) {
+            if remote && entry.is_in_vain() {
+                progress |= entry.end() && entry.poll();
+            } else if !entry.begun.replace(true) {
                 self.begun.set(true);
                 entry.poller.poll_begin();
             }
         }
+        progress
     }
 
     /// Stops polling the pollers that have found nothing for some time. `poll_max` is the context's longest window.

@@ -122,18 +122,31 @@ impl Channel {
     /// Ends this channel's requests with ECANCELED after a while, if the server of their disk does not answer. Call this
     /// when a stopping ring waits for them.
     pub fn give_up_soon(&self) {
+        match self.plain() {
+            Plain::Nbd(nbd) => nbd.give_up_soon(),
+            Plain::Rbd(rbd) => rbd.give_up_soon(),
+            Plain::File(_) | Plain::Qcow2(_) | Plain::NullCo(_) | Plain::NullAio(_) => {}
+        }
+    }
+
+    /// Returns whether requests to the disk from this IOThread wait for another process or machine.
+    pub(crate) fn waits_for_others(&self) -> bool {
+        match self.plain() {
+            Plain::Nbd(nbd) => nbd.waits_for_others(),
+            Plain::Rbd(rbd) => rbd.waits_for_others(),
+            Plain::File(_) | Plain::Qcow2(_) | Plain::NullCo(_) | Plain::NullAio(_) => false,
+        }
+    }
+
+    /// Returns the channel below limits and faults.
+    fn plain(&self) -> &Plain {
         let unlimited = match &self.0 {
             Kind::Unlimited(unlimited) => unlimited,
             Kind::Throttled(throttled) => throttled.inner(),
         };
-        let plain = match unlimited {
+        match unlimited {
             Unlimited::Plain(plain) => plain,
             Unlimited::Faulty(faulty) => faulty.inner(),
-        };
-        match plain {
-            Plain::Nbd(nbd) => nbd.give_up_soon(),
-            Plain::Rbd(rbd) => rbd.give_up_soon(),
-            Plain::File(_) | Plain::Qcow2(_) | Plain::NullCo(_) | Plain::NullAio(_) => {}
         }
     }
 

@@ -16,6 +16,9 @@ pub(in crate::engine) trait RemoteLink {
     /// Ends the requests of a channel with ECANCELED soon, if nobody answers them.
     fn give_up_soon(&self, channel: u64);
 
+    /// Returns whether requests wait for the other side.
+    fn waits_for_others(&self) -> bool;
+
     /// Returns whether the other side can write zeroes without their data.
     fn writes_zeroes(&self) -> bool;
 }
@@ -60,5 +63,10 @@ impl<L: RemoteLink> LinkChannel<L> {
     /// Ends the requests of this channel with ECANCELED soon, if nobody answers them.
     pub(in crate::engine) fn give_up_soon(&self) {
         self.link.give_up_soon(self.number);
+    }
+
+    /// Returns whether requests of any channel to the disk on this IOThread wait for the other side.
+    pub(in crate::engine) fn waits_for_others(&self) -> bool {
+        self.link.waits_for_others()
     }
 }

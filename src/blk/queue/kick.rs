@@ -108,6 +108,10 @@ impl Poller for BlkQueue {
         }
     }
 
+    fn waits_for_others(&self) -> bool {
+        self.channel.borrow().waits_for_others()
+    }
+
     fn poll_begin(&self) {
         let mut state = self.state.borrow_mut();
         if let Some(ring) = state.phase.ring_mut() {

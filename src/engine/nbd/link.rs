@@ -255,6 +255,10 @@ impl RemoteLink for Link {
         self.disk.export().writes_zeroes()
     }
 
+    fn waits_for_others(&self) -> bool {
+        self.remote.waits()
+    }
+
     fn number(&self) -> u64 {
         self.channels.set(self.channels.get() + 1);
         self.channels.get()

@@ -269,6 +269,10 @@ impl Link {
 }
 
 impl RemoteLink for Link {
+    fn waits_for_others(&self) -> bool {
+        self.remote.waits()
+    }
+
     fn number(&self) -> u64 {
         self.channels.set(self.channels.get() + 1);
         self.channels.get()
