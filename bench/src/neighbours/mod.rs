@@ -13,6 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use testkit::nbd::qemu_nbd_at;
+use testkit::process::Process;
 
 use crate::args::NeighboursArgs;
 use crate::args::Pattern;
@@ -49,6 +51,8 @@ struct Pair {
     frontends: Connected<'static>,
     backend: Backend,
     noisy: PathBuf,
+    /// The server of the other disk.
+    _server: Option<Process>,
 }
 
 /// Measures, and prints a line for each noise and candidate.
@@ -127,6 +131,8 @@ impl Pair {
         for (image, size) in [("quiet.img", quiet_size), ("noisy.img", SMALL)] {
             std::fs::write(dir.join(image), vec![1; size]).context("create an image")?;
         }
+        let (socket, image) = (dir.join("nbd.sock"), dir.join("noisy.img"));
+        let server = noise.is_served().then(|| qemu_nbd_at(&socket, &image, &[]));
         let [quiet, noisy] = ["quiet.sock", "noisy.sock"].map(|name| dir.join(name));
         let line = command_line(candidate, noise, dir);
         let sockets = vec![quiet, noisy.clone()];
@@ -142,6 +148,7 @@ impl Pair {
             frontends,
             backend,
             noisy,
+            _server: server,
         })
     }
 

@@ -47,6 +47,11 @@ pub(super) struct Noise {
 }
 
 impl Noise {
+    /// Returns whether the noisy disk is an export of a qemu-nbd.
+    pub(super) fn is_served(&self) -> bool {
+        self.node.starts_with("nbd,")
+    }
+
     /// Returns whether a candidate knows the options.
     pub(super) fn suits(&self, candidate: &Candidate) -> bool {
         self.export.is_empty()
@@ -80,6 +85,14 @@ pub(super) const NOISES: &[Noise] = &[
         node: "file,filename={dir}/noisy.img",
         export: "",
         load: Some(load(Shape::new(1, 64, 1), 1 << 20, Pattern::Randread)),
+        make: requests,
+    },
+    Noise {
+        name: "an NBD server's disk",
+        place: Place::OtherDisk,
+        node: "nbd,server.type=unix,server.path={dir}/nbd.sock,export=disk",
+        export: "",
+        load: Some(load(Shape::new(1, 64, 1), 4096, Pattern::Randread)),
         make: requests,
     },
     Noise {
