@@ -1,6 +1,7 @@
 //! Each mistake gives one clear line.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::Command;
 
 use testkit::daemon::{Daemon, run};
@@ -109,6 +110,30 @@ fn admin_sockets_of_clients_are_left_out() {
     let told = "the Ceph client makes no admin socket";
     assert!(daemon.output().contains(told), "{}", daemon.output());
     assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn a_missing_cluster_is_named() {
+    if cluster().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("make a directory");
+    // Nobody accepts connections.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let conf = dir.path().join("ceph.conf");
+    let file = format!("rbd:p/i:conf={}", conf.display());
+    for (text, why) in [
+        (
+            format!("mon host = v2:127.0.0.1:{port}\nauth client required = none\n"),
+            "no monitor answers",
+        ),
+        (String::new(), "names no monitor: set 'mon host'"),
+    ] {
+        fs::write(&conf, format!("[global]\n{text}")).expect("write the configuration");
+        let told = refused(&file, &[]);
+        assert!(told.contains(why), "{told}");
+    }
 }
 
 #[test]
