@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,6 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The time for the greeting, which needs no storage.
 const GREETING: Duration = Duration::from_secs(5);
+
+/// Returns whether the path names a socket.
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
+}
 
 /// A connection to the daemon's QMP socket.
 #[derive(Debug)]
@@ -38,6 +44,9 @@ impl Qmp {
             let cure = match error.kind() {
                 ErrorKind::NotFound => {
                     "start the daemon with --chardev and --monitor, or name its socket with --socket"
+                }
+                ErrorKind::ConnectionRefused if !is_socket(path) => {
+                    "this is not a socket: name the daemon's QMP socket with --socket"
                 }
                 ErrorKind::ConnectionRefused => "the daemon that made this socket has ended: start it again",
                 ErrorKind::PermissionDenied => "run this as root, or as the user that the daemon runs as",

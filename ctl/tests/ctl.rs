@@ -360,6 +360,12 @@ fn wrong_sockets_are_explained() {
     let told = |socket: PathBuf| refused(&ctl(&socket, &["list"]).output().expect("run the program"));
     assert!(told(daemon.dir().join("none")).contains("name its socket with --socket"));
     assert!(told(daemon.socket()).contains("is not a QMP socket"));
+    let file = daemon.dir().join("file");
+    std::fs::write(&file, "").expect("write a file");
+    for other in [file, daemon.dir().to_owned()] {
+        let told = told(other);
+        assert!(told.contains("this is not a socket"), "{told}");
+    }
     let stale = daemon.dir().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).expect("listen"));
     assert!(told(stale).contains("start it again"));
