@@ -57,6 +57,11 @@ pub struct Passed {
 /// # Errors
 /// The environment variables are wrong, or a socket is not open.
 pub fn from_service_manager() -> Result<Vec<Passed>, InheritedError> {
+    // Names alone, of sockets that another process gets, would be an error.
+    let is_of_another = |pid: String| pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id());
+    if std::env::var("LISTEN_PID").is_ok_and(is_of_another) {
+        return Ok(Vec::new());
+    }
     let fds = sd_notify::listen_fds_with_names().map_err(InheritedError::Environment)?;
     Ok(fds.map(|(number, name)| Passed { number, name }).collect())
 }

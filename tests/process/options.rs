@@ -453,7 +453,7 @@ fn socket_activation_requires_exactly_one_socket() {
     let listener = UnixListener::bind(dir.path().join("l")).expect("listen");
     let pid = std::process::id().to_string();
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str, i32);
-    let cases: [Case<'_>; 7] = [
+    let cases: [Case<'_>; 8] = [
         (
             &[],
             &[("LISTEN_FDS", "0"), ("LISTEN_PID", "own")],
@@ -467,6 +467,16 @@ fn socket_activation_requires_exactly_one_socket() {
             2,
         ),
         (&[], &[("LISTEN_FDS", "1")], "--socket-path missing", 2),
+        (
+            &[],
+            &[
+                ("LISTEN_FDS", "1"),
+                ("LISTEN_PID", &pid),
+                ("LISTEN_FDNAMES", "disk"),
+            ],
+            "--socket-path missing",
+            2,
+        ),
         (
             &[],
             &[("LISTEN_FDS", "2"), ("LISTEN_PID", "own")],

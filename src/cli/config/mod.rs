@@ -10,7 +10,8 @@ mod process_wide;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ use super::long::MAKERS;
 use super::monitor::{Chardev, Monitor};
 use crate::daemon::Operation;
 use crate::daemon::options::{Origin, ValueError, read};
+
+/// The largest configuration file.
+const BYTES_MAX: u64 = 16 << 20;
 
 /// The content of a configuration file.
 #[derive(Debug, Default)]
@@ -43,8 +47,13 @@ impl Config {
     /// The file cannot be read, or has a mistake. The error is one line that names the file.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let file = path.display();
-        let bytes =
-            fs::read(path).map_err(|error| format!("{file}: cannot read the configuration: {error}"))?;
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|opened| opened.take(BYTES_MAX + 1).read_to_end(&mut bytes))
+            .map_err(|error| format!("{file}: cannot read the configuration: {error}"))?;
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(format!("{file}: larger than 16 MiB: not a configuration"));
+        }
         let text = String::from_utf8(bytes);
         let text = text.map_err(|_| format!("{file}: not text in UTF-8"))?;
         Self::parse(&text, &file.to_string())

@@ -13,6 +13,12 @@ fn refusal(text: &str) -> String {
     error
 }
 
+#[test]
+fn endless_files_are_refused() {
+    let error = Config::read(std::path::Path::new("/dev/zero")).expect_err("no end");
+    assert!(error.starts_with("/dev/zero: larger than 16 MiB"), "{error}");
+}
+
 /// Files with a mistake, and the beginning of the message.
 const MISTAKES: &[(&str, &str)] = &[
     ("a = ", "vm.toml:1: not valid TOML: "),
