@@ -57,6 +57,7 @@ mod eventfd;
 mod guard;
 #[cfg(not(loom))]
 pub mod holders;
+mod interrupt;
 pub mod io;
 #[cfg(not(loom))]
 pub mod iothread;

@@ -11,6 +11,7 @@ use super::cluster::{Cluster, c_string};
 use super::end;
 use super::error::{Error, text};
 use super::image_name::ImageName;
+use crate::interrupt;
 
 /// The longest wait for an image to open.
 const OPEN_TIME: Duration = Duration::from_secs(30);
@@ -57,10 +58,15 @@ impl Image {
         let (owner, described) = (Arc::clone(cluster), name.clone());
         let opened = cluster
             .threads
-            .run(OPEN_TIME, move || Self::open_here(owner, &described, read_only));
+            .run_unless_interrupted(OPEN_TIME, move || Self::open_here(owner, &described, read_only));
         opened.unwrap_or_else(|| {
-            Err(Error::Silent {
-                image: name.to_string(),
+            let image = name.to_string();
+            Err(match interrupt::is_requested() {
+                true => Error::Open {
+                    image,
+                    why: interrupt::TOLD.to_owned(),
+                },
+                false => Error::Silent { image },
             })
         })
     }

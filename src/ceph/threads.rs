@@ -1,13 +1,17 @@
 //! The thread from which all threads of librbd descend, and with it their sandbox.
 
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::Error;
 use crate::account::Account;
 use crate::error_chain::chain;
+use crate::interrupt;
 use crate::sandbox::{Mode, Sandbox};
+
+/// The time after which a wait looks whether the process has to end.
+const GLANCE: Duration = Duration::from_millis(100);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -48,12 +52,35 @@ impl Threads {
         limit: Duration,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
+        self.begin(work).recv_timeout(limit).ok()
+    }
+
+    /// Like [`run`](Self::run), but returns `None` soon after a signal has asked the process to end.
+    pub(super) fn run_unless_interrupted<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let result = self.begin(work);
+        let end = Instant::now() + limit;
+        while !interrupt::is_requested() {
+            let left = end.saturating_duration_since(Instant::now());
+            match result.recv_timeout(left.min(GLANCE)) {
+                Ok(result) => return Some(result),
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
         let (reply, result) = mpsc::sync_channel(1);
         self.start_job(move || {
             // The caller may have stopped waiting.
             let _ = reply.send(work());
         });
-        result.recv_timeout(limit).ok()
+        result
     }
 
     /// Runs `work` on a thread of its own.

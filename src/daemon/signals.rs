@@ -19,6 +19,7 @@ use signal_hook::low_level::{pipe, signal_name};
 use signal_hook::{SigId, flag, low_level};
 use smallvec::SmallVec;
 
+use crate::interrupt;
 use crate::sys::process::ignore_signal;
 
 /// An event for the main thread.
@@ -105,6 +106,9 @@ impl<T> Events<T> {
         };
         for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1] {
             events.handle(signal)?;
+        }
+        for signal in [SIGTERM, SIGINT] {
+            events.ids.push(interrupt::watch(signal)?);
         }
         Ok(events)
     }

@@ -9,18 +9,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
 use super::export::Export;
 use super::remote::Remote;
+use crate::interrupt;
 use crate::packet::receive;
 
 /// The time after which an attempt to connect is given up, together with the handshake.
 pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 /// The pause between attempts while a node is opened.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The time after which a wait looks whether the process has to end, in case a signal came just before the wait.
+const GLANCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// A message to the connector.
 #[derive(Debug, Deserialize, Serialize)]
@@ -192,10 +198,15 @@ impl Line {
                 if let Some(answer) = self.answer().map_err(gone)? {
                     break answer;
                 }
+                if interrupt::is_requested() {
+                    self.abandon();
+                    return Err(interrupt::TOLD.to_owned());
+                }
                 // Each attempt ends by itself.
-                let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], None);
+                let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&GLANCE));
             };
             match answer {
+                Err(_) if interrupt::is_requested() => return Err(interrupt::TOLD.to_owned()),
                 Err(_) if Instant::now() + PAUSE < end => std::thread::sleep(PAUSE),
                 answer => return answer,
             }

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use testkit::daemon::{Daemon, run};
 use testkit::process::Process;
@@ -111,6 +113,25 @@ fn a_missing_server_is_named() {
     // Not before the server is there or the time is over.
     let told = long(",open-timeout=1", dir.path());
     assert!(told.contains("Connection refused"), "{told}");
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_server() {
+    let dir = directory(512);
+    let server = UnixListener::bind(dir.path().join("nbd.sock")).expect("listen");
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let mut command = Command::new(testkit::daemon::binary());
+        command
+            .args(long_form(",open-timeout=300"))
+            .current_dir(dir.path());
+        let (mut daemon, ()) = Process::start("the daemon", &mut command, |_| ());
+        // This server never answers.
+        let _silent = server.accept().expect("a connection");
+        let sent = Instant::now();
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(1));
+        assert!(sent.elapsed() < Duration::from_secs(5), "{:?}", sent.elapsed());
+    }
 }
 
 #[test]
