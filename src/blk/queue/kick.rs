@@ -1,6 +1,7 @@
 //! Notices that there are requests: by kicks, by polling, or by a timer if there is no kick eventfd.
 
 use std::fs::File;
+use std::io;
 use std::rc::Weak;
 use std::sync::Arc;
 
@@ -35,9 +36,9 @@ impl BlkQueue {
 
     fn kick_from(&self, file: Arc<File>) -> Result<KickSource, aio::Error> {
         let queue = Weak::clone(&self.me);
-        KickSource::eventfd(&self.ctx, file, move || {
+        KickSource::eventfd(&self.ctx, file, move |kick| {
             if let Some(queue) = queue.upgrade() {
-                queue.kicked();
+                queue.kicked(kick);
             }
         })
     }
@@ -54,7 +55,18 @@ impl BlkQueue {
         }
     }
 
-    fn kicked(&self) {
+    fn kicked(&self, kick: io::Result<()>) {
+        if let Err(error) = kick {
+            if let Some(suppressed) = self.device.log.pass("kick eventfd", self.index) {
+                tracing::warn!(
+                    disk = self.device.name, queue = self.index, %error, suppressed,
+                    "kick eventfd cannot be read, and is dropped"
+                );
+            }
+            let old = self.state.borrow_mut().kick.take();
+            drop(old);
+            return;
+        }
         let mut state = self.state.borrow_mut();
         state.stats.kicks.add(1);
         state.wake_poller();

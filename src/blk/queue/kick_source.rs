@@ -31,21 +31,23 @@ pub(super) struct KickEventfd {
 }
 
 impl KickSource {
-    /// Calls `kicked` after each write to the eventfd, and now if its count is not 0. Several writes may be one kick.
+    /// Calls `kicked` after each write to the eventfd, and soon if its count is not 0. Several writes may be one kick. An
+    /// error says that the eventfd cannot be read.
     pub(super) fn eventfd(
         ctx: &AioContext,
         eventfd: Arc<File>,
-        kicked: impl Fn() + 'static,
+        kicked: impl Fn(io::Result<()>) + 'static,
     ) -> Result<Self, Error> {
         let has_kicked = Rc::<Cell<bool>>::default();
         let (mark, reader) = (Rc::clone(&has_kicked), Arc::clone(&eventfd));
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let handler = ctx.add_fd(Arc::clone(&eventfd), events, move |_| {
-            if !mark.replace(true) {
-                // An error will be reported when the kicks end.
-                let _ = eventfd::drain(&*reader);
-            }
-            kicked();
+            let is_first = !mark.replace(true);
+            kicked(if is_first {
+                eventfd::drain(&*reader)
+            } else {
+                Ok(())
+            });
         })?;
         Ok(Self::EventFd(KickEventfd {
             _handler: handler,
