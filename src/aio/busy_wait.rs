@@ -182,6 +182,8 @@ mod tests {
     struct Counting {
         remote: Option<RemoteWork>,
         finds: Cell<bool>,
+        /// Polling ends with work left.
+        left: Cell<bool>,
         polls: Cell<u64>,
         begun: Cell<u64>,
         ended: Cell<u64>,
@@ -212,7 +214,7 @@ mod tests {
 
         fn poll_end(&self) -> bool {
             self.ended.set(self.ended.get() + 1);
-            false
+            self.left.get()
         }
 
         fn waits_for_others(&self) -> bool {
@@ -275,6 +277,21 @@ mod tests {
         polls_in_ten_waits(&ctx);
         polls_in_ten_waits(&ctx);
         assert_eq!((remote.begun.get(), remote.ended.get()), (1, 1), "it is notified");
+    }
+
+    /// A driver that is polled does not notify.
+    #[test]
+    fn work_from_before_the_end_of_polling_is_not_lost() {
+        let ctx = polling_context();
+        let remote = Counting::beside(ctx.remote_work());
+        let _handle = ctx.add_poller(Rc::clone(&remote) as _);
+        remote.finds.set(true);
+        polls_in_ten_waits(&ctx);
+        let polls = remote.polls.get();
+        remote.wait_for_others(true);
+        remote.left.set(true);
+        polls_in_ten_waits(&ctx);
+        assert_eq!((remote.ended.get(), remote.polls.get() - polls), (1, 1));
     }
 
     #[test]

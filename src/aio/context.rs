@@ -278,7 +278,8 @@ impl AioContext {
         inner.count_poll(polls, false);
         if inner.pollers.end() {
             inner.look_at_fds(0);
-            return inner.pollers.poll();
+            // Nobody will be notified of work that came before the end, not even those that wait for others.
+            return inner.pollers.poll_all();
         }
         inner
             .pollers

@@ -222,12 +222,22 @@ impl Pollers {
 
     /// Polls each poller once, except those that [wait for others](Poller::waits_for_others) and will be notified.
     pub(super) fn poll(&self) -> bool {
-        let (list, remote) = (self.list(), self.remote.is_any());
+        let remote = self.remote.is_any();
+        self.poll_those(|entry| !(remote && !entry.begun.get() && entry.is_in_vain()))
+    }
+
+    /// Polls each poller once.
+    pub(super) fn poll_all(&self) -> bool {
+        self.poll_those(|_| true)
+    }
+
+    fn poll_those(&self, chosen: impl Fn(&Entry) -> bool) -> bool {
+        let list = self.list();
         // A poller that is alone needs no scope in common with others.
         let _scope = (list.len() > 1).then(DeferScope::enter);
-        let skip = |entry: &Entry| remote && !entry.begun.get() && entry.is_in_vain();
-        list.iter()
-            .fold(false, |progress, entry| (!skip(entry) && entry.poll()) | progress)
+        list.iter().fold(false, |progress, entry| {
+            (chosen(entry) && entry.poll()) | progress
+        })
     }
 
     /// Starts busy polling: calls `poll_begin` on each poller that has not had that call. Stops it for each that waits for
