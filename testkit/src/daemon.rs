@@ -357,7 +357,7 @@ pub fn run(args: &[&str], dir: &Path) -> Exit {
     let start = Instant::now();
     let mut command = Command::new("timeout");
     command
-        .arg("10")
+        .arg("60")
         .arg(binary())
         .args(args)
         .current_dir(dir)

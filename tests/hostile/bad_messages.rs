@@ -317,7 +317,7 @@ fn a_hanging_connection_does_not_delay_shutdown() {
         hang(&mut client);
         let exit = daemon.terminate();
         assert!(exit.status.success(), "{}: {}", exit.status, exit.output);
-        assert!(exit.took < Duration::from_secs(1), "it took {:?}", exit.took);
+        assert!(exit.took < Duration::from_secs(5), "it took {:?}", exit.took);
     }
 }
 

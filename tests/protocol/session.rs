@@ -147,7 +147,7 @@ fn ends_well_on(signal: libc::c_int) {
         exit
     });
     assert!(exit.status.success(), "{}: {}", exit.status, exit.output);
-    assert!(exit.took < Duration::from_secs(1), "it took {:?}", exit.took);
+    assert!(exit.took < Duration::from_secs(5), "it took {:?}", exit.took);
     assert!(!daemon.socket().exists(), "the socket is still there");
 }
 
