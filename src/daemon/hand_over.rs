@@ -17,7 +17,7 @@ pub(super) struct HandingOver {
     as_described: bool,
 }
 
-/// What follows a step.
+/// The course after a step.
 #[derive(Debug)]
 pub(super) enum Next {
     /// This process goes on.

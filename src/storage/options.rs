@@ -28,7 +28,7 @@ pub struct OpenOptions {
     pub locking: bool,
     /// Map a file in memory (tmpfs), and access it without system calls where that is possible.
     pub map: bool,
-    /// What the file has.
+    /// The kind of content.
     pub content: Content,
 }
 
