@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use vhost_user_blk::engine::{BlockNode, Qcow2Disk, Qcow2Options};
 use vhost_user_blk::io::IoVecs;
 use vhost_user_blk::qcow2::{CompressionType, Header, decompress};
-use vhost_user_blk::storage::{LockMode, OpenOptions};
+use vhost_user_blk::storage::{Content, LockMode, OpenOptions};
 
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
@@ -215,7 +215,7 @@ fn open_file(bytes: &[u8]) -> Option<(File, Qcow2Disk)> {
     let other = file.try_clone().expect("another descriptor");
     let options = OpenOptions {
         path: "image".into(),
-        any_size: true,
+        content: Content::Image,
         ..OpenOptions::default()
     };
     let node = BlockNode::from_file(file, None, &options).ok()?;
