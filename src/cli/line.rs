@@ -40,6 +40,13 @@ impl Cli {
             };
         }
         if self.blk_file.is_none() && self.null.is_none() && !self.print_capabilities {
+            if let (Some(file), None) = (&self.config, &self.short_option) {
+                return Err(format!(
+                    "{}: no disk: [[blockdev]] and [[export]] are missing (in JSON \"blockdev\": [{{...}}] and \"export\": \
+                     [{{...}}]); a file without them needs the options of a disk, such as --socket-path and --blk-file",
+                    file.display()
+                ));
+            }
             let socket = match (&self.socket_path, self.fd) {
                 (None, None) => "--socket-path and ",
                 _ => "",

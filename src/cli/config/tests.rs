@@ -188,6 +188,25 @@ fn unused_and_missing_chardevs_are_found() {
 }
 
 #[test]
+fn a_file_without_a_disk_is_named() {
+    for text in [
+        "",
+        "\n# sandbox = 'on'\n",
+        "{}",
+        "export = []\n",
+        "sandbox = 'off'\n",
+    ] {
+        let told = with_file(text, &[]).expect("valid").settings().expect_err(text);
+        assert!(
+            told.contains("vm.conf: no disk: [[blockdev]] and [[export]] are missing"),
+            "{text}: {told}"
+        );
+        let told = with_file(text, &["--socket-path=s"]).expect("valid").settings();
+        assert!(told.expect_err(text).starts_with("--blk-file missing"), "{text}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = Cli::from_line(["vhost-user-blk", "--config", "nowhere/vm.toml"]).expect_err("missing");
     let error = one_line(&error);
