@@ -140,3 +140,48 @@ fn a_file_works_beside_a_silent_cluster() {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     drop(stopped);
 }
+
+/// Uses the file for a time, while the request of the other disk waits. Returns the number of requests, and the longest
+/// time without an answer.
+fn use_beside(file: &mut Frontend, waiting: &mut Frontend, time: Duration) -> (u32, Duration) {
+    let begin = Instant::now();
+    let (mut requests, mut longest) = (0, Duration::ZERO);
+    while begin.elapsed() < time {
+        let sent = Instant::now();
+        assert_eq!(write(file, 0, 5), 0);
+        assert_eq!(read(file, 0), Ok(vec![5; BLOCK]));
+        (requests, longest) = (requests + 2, longest.max(sent.elapsed()));
+        let pause = Duration::from_millis(5);
+        assert!(
+            waiting.queue(0).wait_at_most(pause).is_none(),
+            "the OSD is stopped"
+        );
+    }
+    (requests, longest)
+}
+
+#[test]
+fn a_stopped_osd_delays_neither_a_file_nor_sigterm() {
+    let Some(cluster) = cluster() else { return };
+    let _turn = TURN.lock();
+    let (mut daemon, _qmp) = with_a_file(&cluster);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    let file = daemon.dir().join("file.sock");
+    let mut file = Frontend::connect(&file, 1, 4, all_features()).expect("connect");
+    let _stopped = Stopped::new(&cluster);
+    for slot in 0..16_u64 {
+        let (offset, data) = (slot * BLOCK as u64, vec![2; BLOCK]);
+        frontend.queue(0).submit(&Op::Write { offset, data }, 0);
+    }
+    frontend.queue(0).kick();
+    let time = Duration::from_secs(6);
+    let (requests, longest) = use_beside(&mut file, &mut frontend, time);
+    println!("{requests} requests to the file in {time:?}, the slowest pair took {longest:?}");
+    // A busy machine makes them slow, but one that waits for the cluster never ends here.
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    assert!(requests > 60, "{requests}");
+    let exit = daemon.terminate();
+    println!("SIGTERM: ended after {:?}", exit.took);
+    assert!(exit.took < Duration::from_secs(10), "{:?}", exit.took);
+}
