@@ -142,6 +142,17 @@ impl Image {
         self.cluster.threads.run(limit, move || work(&image))
     }
 
+    /// Like [`run`](Self::run), but returns `None` soon after a signal has asked the process to end.
+    pub fn run_unless_interrupted<T: Send + 'static>(
+        self: &Arc<Self>,
+        limit: Duration,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let image = Arc::clone(self);
+        let work = move || work(&image);
+        self.cluster.threads.run_unless_interrupted(limit, work)
+    }
+
     /// Runs `work` on a thread that may wait for the cluster. Does not wait.
     pub fn run_later(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) {
         let image = Arc::clone(self);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::file::RawFile;
 use super::lock_bytes::{self, Held, LockMode, LockPlace, file_id};
+use crate::interrupt;
 use crate::log_limit::LogLimit;
 
 /// Limits the warning about missing locks, because a disk takes its lock again whenever its driver resets it.
@@ -48,6 +49,13 @@ pub enum LockError {
         path.display()
     )]
     Kept {
+        /// The image.
+        path: PathBuf,
+    },
+
+    /// A signal has ended the wait for a process that has ended, but whose I/O is not over.
+    #[error("{} is still in use by a process that has ended: {}", path.display(), interrupt::TOLD)]
+    Interrupted {
         /// The image.
         path: PathBuf,
     },

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -32,6 +32,8 @@ const TEXT_MAX: usize = 64 << 20;
 const FDS_MAX: usize = 1 << 20;
 /// Number of descriptors that go at once. The kernel allows 253.
 const GROUP: usize = 200;
+/// The time after which a wait looks whether it must end.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// One end of the line.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct Line {
     stream: UnixStream,
     /// Becomes readable when nothing may wait any more.
     interrupt: Option<Arc<OwnedFd>>,
+    /// Returns true when nothing may wait any more. A wait asks this from time to time.
+    must_end: fn() -> bool,
 }
 
 /// The reason why a frame cannot be sent or received.
@@ -102,7 +106,13 @@ impl Line {
         Self {
             stream,
             interrupt: None,
+            must_end: || false,
         }
+    }
+
+    /// Stops to wait soon after `must_end` begins to return true.
+    pub(crate) fn ended_by(self, must_end: fn() -> bool) -> Self {
+        Self { must_end, ..self }
     }
 
     /// Stops to wait as soon as `interrupt` is readable.
@@ -246,9 +256,13 @@ impl Line {
         let others = interrupt.into_iter().chain(other);
         polled.extend(others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         loop {
+            if (self.must_end)() {
+                return Err(LineError::Interrupted);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            let left: Timespec = left.try_into().map_err(io::Error::other)?;
-            match poll(&mut polled, Some(&left)) {
+            let glance: Timespec = left.min(GLANCE).try_into().map_err(io::Error::other)?;
+            match poll(&mut polled, Some(&glance)) {
+                Ok(0) if left > GLANCE => {}
                 Ok(0) => return Err(LineError::Late),
                 Ok(_) if interrupt.is_some() && !polled[1].revents().is_empty() => {
                     return Err(LineError::Interrupted);

@@ -232,3 +232,24 @@ fn lost_descriptors_have_their_own_causes() {
     let told = pass_descriptors(&mut limited, dir.path(), 100, 100);
     assert!(told.contains("raise its limit of open files"), "{told}");
 }
+
+#[test]
+fn a_signal_ends_the_wait_for_an_old_process() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let silent = UnixListener::bind(dir.path().join(HAND_OVER)).expect("listen");
+    let log = dir.path().join("log");
+    let mut command = Command::new(binary());
+    command
+        .args(["--take-over", HAND_OVER])
+        .current_dir(dir.path())
+        .stderr(fs::File::create(&log).expect("make a log"));
+    let mut new = Process::start("the daemon", &mut command, |_| ()).0;
+    let mut peer = Peer(silent.accept().expect("a connection").0);
+    assert!(peer.hear()["hello"].is_object());
+    let sent = Instant::now();
+    new.signal(libc::SIGTERM);
+    assert_eq!(new.wait().code(), Some(1));
+    assert!(sent.elapsed() < SLOW, "{:?}", sent.elapsed());
+    let said = fs::read_to_string(&log).expect("read the log");
+    assert!(said.contains("this process is asked to end"), "{said}");
+}

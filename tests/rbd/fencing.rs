@@ -1,7 +1,12 @@
 //! One writer at a time.
 
-use testkit::daemon::run;
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use testkit::daemon::{binary, run};
 use testkit::kills;
+use testkit::process::{Process, wait_for};
 
 use crate::cluster::{BLOCK, DISK, cluster, connect, read, write};
 
@@ -87,4 +92,35 @@ fn a_destination_waits_for_the_lock() {
     assert_eq!(write(&mut frontend, 0, 3), 0);
     let locks = cluster.rbd(&["lock", "ls", &image]);
     assert!(locks.contains("client."), "{locks}");
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_the_lock() {
+    let Some(cluster) = cluster() else { return };
+    let image = cluster.image(4);
+    let owner = cluster.daemon(&image, &[]);
+    let mut frontend = connect(&owner, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    // It has the lock, and answers no question for it.
+    owner.signal(libc::SIGSTOP);
+    let dir = tempfile::tempdir().expect("make a directory");
+    let log = dir.path().join("log");
+    let mut command = Command::new(binary());
+    command
+        .args(["--socket-path", DISK, "--blk-file", &cluster.file(&image)])
+        .current_dir(dir.path())
+        .stderr(File::create(&log).expect("make a log"));
+    let mut waiting = Process::start("the second daemon", &mut command, |_| ()).0;
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_for("the daemon to ask for the lock", || {
+        let ended = waiting.ended();
+        assert_eq!(ended, None, "{}", said());
+        said().contains("asking for the lock").then_some(())
+    });
+    let sent = Instant::now();
+    waiting.signal(libc::SIGTERM);
+    assert_eq!(waiting.wait().code(), Some(1), "{}", said());
+    assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
+    assert!(said().contains("a signal ends the daemon"), "{}", said());
+    owner.signal(libc::SIGCONT);
 }

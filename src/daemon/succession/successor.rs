@@ -20,6 +20,7 @@ use crate::daemon::pid_file::PidFile;
 use crate::daemon::registry::{ParkedRegistry, Registry};
 use crate::daemon::settings::Settings;
 use crate::error_chain::chain;
+use crate::interrupt;
 use crate::service_manager::ServiceManager;
 use crate::succession::{self, Bundle, Line, LineError};
 use crate::sys::socket::peer_credentials;
@@ -79,7 +80,7 @@ impl Successor {
         let peer = peer_credentials(stream.as_fd()).ok();
         let peer = peer.and_then(|peer| Pid::from_raw(peer.pid));
         let process = peer.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let line = Line::new(stream);
+        let line = Line::new(stream).ended_by(interrupt::is_requested);
         let deadline = Instant::now() + SHORT;
         let failed = |error: LineError| told(chain(&error));
         line.send(&Message::Hello(Hello::new()), &Bundle::default(), deadline)

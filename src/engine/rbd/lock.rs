@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::disk::RbdDisk;
 use super::owner;
 use crate::ceph::Image;
+use crate::interrupt;
 use crate::storage::{LockError, LockMode};
 
 /// The longest wait for an answer of the cluster.
@@ -65,8 +66,8 @@ impl RbdLock {
                 disk.image().name()
             )));
         }
-        let silent = || failed("the cluster does not answer".to_owned());
-        let known = disk.image().run(ANSWER_TIME, |image| {
+        let silent = || failed(why_no_answer().to_owned());
+        let known = disk.image().run_unless_interrupted(ANSWER_TIME, |image| {
             let note = image.metadata(owner::KEY).unwrap_or_default();
             image.owner().map(|owner| (owner, note))
         });
@@ -81,7 +82,7 @@ impl RbdLock {
             );
             let broken = disk
                 .image()
-                .run(ANSWER_TIME, move |image| image.break_lock(&holder));
+                .run_unless_interrupted(ANSWER_TIME, move |image| image.break_lock(&holder));
             broken
                 .ok_or_else(silent)?
                 .map_err(|code| failed(format!("cannot take the lock over: {}", text(code))))?;
@@ -119,11 +120,19 @@ fn text(code: i32) -> String {
     std::io::Error::from_raw_os_error(-code).to_string()
 }
 
+/// Returns the reason why the wait for an answer has ended.
+fn why_no_answer() -> &'static str {
+    match interrupt::is_requested() {
+        true => interrupt::TOLD,
+        false => "the cluster does not answer",
+    }
+}
+
 /// Takes the lock, and notes who has it. A lock that comes too late is released.
 fn take(image: &Arc<Image>) -> Result<(), i32> {
     let settled = Arc::new(AtomicBool::new(false));
     let late = Arc::clone(&settled);
-    let taken = image.run(LOCK_TIME, move |image| {
+    let taken = image.run_unless_interrupted(LOCK_TIME, move |image| {
         image.lock()?;
         // AcqRel: pairs with the swap below. The second one knows what the first one has decided.
         if late.swap(true, Ordering::AcqRel) {

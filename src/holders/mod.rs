@@ -6,7 +6,9 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+mod remains;
 
 /// Processes that are named in a message.
 const SHOWN: usize = 3;
@@ -24,12 +26,28 @@ pub fn holders(path: &Path) -> Option<String> {
     (!named.is_empty()).then(|| named.join(", "))
 }
 
-/// Whether a process that is not about to end holds a lock on the file at `path`, as far as this process can see.
-///
-/// The kernel keeps the locks of a killed process until its last I/O is over. The process may be gone by then.
-pub fn is_locked_by_running(path: &Path) -> bool {
+/// The holder of a lock on a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A process that runs.
+    Running,
+    /// A process that has ended or is about to end. The kernel keeps its locks until its last I/O is over.
+    Ended,
+    /// Not known: it may be a process that this one cannot see.
+    Hidden,
+}
+
+/// Returns the holder of a lock on the file at `path`, which another process than this one has locked.
+pub fn holder(path: &Path) -> Holder {
     let users = users(path).unwrap_or_default();
-    users.iter().any(|&(pid, locks)| locks && !is_ending(pid))
+    let mut locking = users.iter().filter(|&&(_, locks)| locks);
+    if locking.clone().any(|&(pid, _)| !is_ending(pid)) {
+        return Holder::Running;
+    }
+    match locking.next().is_some() || remains::nobody_has(path) {
+        true => Holder::Ended,
+        false => Holder::Hidden,
+    }
 }
 
 /// The other processes that have the file at `path` open, and whether they hold a lock on it.
@@ -71,19 +89,25 @@ pub fn process(pid: u32) -> String {
 
 /// Whether a process that has the file open holds a lock on it; `None` if it does not have it open.
 fn locks(pid: u32, path: &Path, file: (u64, u64)) -> Option<bool> {
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let task = task_with_files(pid)?;
+    let fds = fs::read_dir(task.join("fd")).ok()?.flatten();
     let numbers: Vec<OsString> = fds
         .filter(|fd| leads_to(&fd.path(), path, file))
         .map(|fd| fd.file_name())
         .collect();
     let is_locked = |number: &OsString| {
-        let info = Path::new("/proc")
-            .join(pid.to_string())
-            .join("fdinfo")
-            .join(number);
+        let info = task.join("fdinfo").join(number);
         fs::read_to_string(info).is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
     };
     (!numbers.is_empty()).then(|| numbers.iter().any(is_locked))
+}
+
+/// Returns the folder of a thread that still has the files of its process: in one that was killed, other threads may have
+/// ended before it. `None` if no thread has files.
+fn task_with_files(pid: u32) -> Option<PathBuf> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let has_files = |task: &PathBuf| fs::read_dir(task.join("fd")).is_ok_and(|fds| fds.count() > 0);
+    tasks.map(|task| task.path()).find(has_files)
 }
 
 /// Whether the descriptor behind `link` is the file. The name is compared first: it costs little, and asking for the
