@@ -11,8 +11,10 @@ mod api;
 mod cluster;
 mod end;
 mod error;
+mod few_threads;
 mod image;
 mod image_name;
+mod monitors;
 mod operation;
 mod threads;
 

@@ -1,6 +1,7 @@
 //! Monitors, users and keys that the options name, and images with parents.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::{fs, thread};
 
 use testkit::daemon::Daemon;
 
@@ -151,4 +152,31 @@ fn a_clone_leaves_its_parent_alone() {
     let mut frontend = connect(&daemon, 1, 16);
     assert_eq!(read(&mut frontend, BLOCK as u64), Ok(vec![3; BLOCK]));
     assert_eq!(cluster.contents(&parent)[BLOCK..2 * BLOCK], [0; BLOCK]);
+}
+
+#[test]
+fn the_configuration_says_how_many_threads_a_client_has() {
+    let Some(cluster) = cluster() else { return };
+    let threads = |conf: &str| {
+        let path = cluster.conf().with_file_name("threads.conf");
+        let whole = fs::read_to_string(cluster.conf()).expect("read the configuration");
+        fs::write(&path, format!("{whole}{conf}")).expect("write a configuration");
+        let disk = format!("rbd:p/{}:conf={}", cluster.image(4), path.display());
+        let args = ["--socket-path", DISK, "--blk-file", &disk].map(str::to_owned);
+        let daemon = started(&args);
+        let mut frontend = connect(&daemon, 1, 16);
+        assert_eq!(write(&mut frontend, 0, 6), 0);
+        let threads = testkit::process::threads(daemon.pid());
+        ["io_context_pool", "msgr-worker"].map(|name| {
+            let named = |thread: &&BTreeMap<String, String>| thread["Name"].starts_with(name);
+            threads.iter().filter(named).count()
+        })
+    };
+    assert_eq!(
+        threads("librados thread count = 4\nms async op threads = 2\n"),
+        [4, 2]
+    );
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 4) {
+        assert_eq!(threads(""), [1, 1]);
+    }
 }
