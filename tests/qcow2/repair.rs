@@ -1,9 +1,13 @@
 //! Images that are not as they should be when they are written to.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use testkit::daemon::binary;
 use testkit::frontend::Op;
+use testkit::process::{Process, wait_for};
 
 use super::killed::check_no_errors;
 use super::support::{
@@ -154,4 +158,57 @@ fn a_block_of_refcounts_is_used_only_once() {
     drop(frontend);
     let told = daemon.terminate().output;
     assert!(told.contains("the same block twice"), "{told}");
+}
+
+/// Starts a daemon on an image with many clusters, and ends it with a signal. Returns what it said, or `None` if it served
+/// the disk before the signal came.
+fn interrupted_repair(dir: &Path) -> Option<String> {
+    let log = dir.join("log");
+    let mut command = Command::new(binary());
+    command
+        .args([
+            "--socket-path",
+            "sock",
+            "--blk-file",
+            "image",
+            "--format",
+            "qcow2",
+        ])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stderr(File::create(&log).expect("make a log"));
+    let (mut daemon, ()) = Process::start("the daemon", &mut command, |_| ());
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_for("a repair", || {
+        said().contains("counting the references").then_some(())
+    });
+    let sent = Instant::now();
+    daemon.signal(libc::SIGTERM);
+    let status = daemon.wait();
+    if said().contains("serving") {
+        return None;
+    }
+    assert_eq!(status.code(), Some(1), "{}", said());
+    assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
+    Some(said())
+}
+
+#[test]
+fn a_signal_ends_a_repair() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    create(dir, "compat=0.10,cluster_size=512", &["image", "1G"]);
+    let image = File::options().write(true).open(dir.join("image"));
+    image
+        .expect("open it")
+        .set_len(100 << 30)
+        .expect("make it longer");
+    // A test that is stopped for a while may come too late.
+    let said = (0..5).find_map(|_| interrupted_repair(dir));
+    let said = said.expect("a signal during a repair");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("error: ") && last.contains("image") && last.contains("a signal ends the daemon"),
+        "{said}"
+    );
 }

@@ -8,11 +8,14 @@ use super::disk::Qcow2Disk;
 use super::read_whole::read_whole;
 use super::refcounts::RefcountBlocks;
 use super::tables::{Tables, corrupt};
+use crate::interrupt;
 use crate::qcow2::{Corruption, Entry, Field, Header, L1Entry, SnapshotEntry};
 use crate::storage::RawFile;
 
 /// Maximum number of clusters of a file whose references are counted: one byte of memory each.
 const CLUSTERS_MAX: u64 = 1 << 28;
+/// Number of clusters whose count takes long enough to be announced.
+const CLUSTERS_MANY: u64 = 1 << 22;
 /// Maximum number of bytes of L2 tables that are read. An image can say that thousands of snapshots have large tables.
 const TABLES_MAX: u64 = 16 << 30;
 
@@ -97,6 +100,13 @@ impl References {
         let header = &tables.header;
         let bits = header.cluster.bits();
         let clusters = file.end()?.div_ceil(header.cluster.bytes());
+        if clusters >= CLUSTERS_MANY {
+            tracing::info!(
+                disk = file.path().display().to_string(),
+                clusters,
+                "counting the references to all clusters: the image was not closed, or has version 2"
+            );
+        }
         if clusters > CLUSTERS_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -171,6 +181,7 @@ impl References {
         let len = u64::from(entries) * 8;
         self.add_bytes(offset, len)?;
         for table in l1_table(file, offset, len)? {
+            go_on()?;
             let Some(table) = table.l2_table(header.cluster).map_err(corrupt)? else {
                 continue;
             };
@@ -212,6 +223,7 @@ impl References {
         let mut mistakes = Mistakes::default();
         let (end, mut first) = (blocks.end().max(self.few.len() as u64), 0);
         while first < end {
+            go_on()?;
             let next = blocks.chunk_end(first);
             if !blocks.covers(first) {
                 // Everything that is referred to is in the file.
@@ -255,6 +267,7 @@ impl References {
         let header = &tables.header;
         let layout = header.slices();
         for (number, l1) in (0..).zip(tables.l1_entries()) {
+            go_on()?;
             let Some(table) = l1.l2_table(header.cluster).map_err(corrupt)? else {
                 continue;
             };
@@ -302,6 +315,17 @@ fn l2_table(file: &RawFile, header: &Header, offset: u64) -> io::Result<Vec<Entr
             pairs.map(|&[word, bitmap]| Entry { word, bitmap }).collect()
         }
     })
+}
+
+/// Ends a repair after a signal. It is safe to end it anywhere: the next one begins again.
+fn go_on() -> io::Result<()> {
+    match interrupt::is_requested() {
+        true => Err(io::Error::other(format!(
+            "its refcounts are not repaired: {}",
+            interrupt::TOLD
+        ))),
+        false => Ok(()),
+    }
 }
 
 fn past_the_end() -> io::Error {
