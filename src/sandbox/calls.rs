@@ -15,8 +15,8 @@ use super::thread_kind::ThreadKind::{
 #[derive(Debug)]
 pub struct Call {
     /// The constant's name in the `libc` crate.
-    symbol: &'static str,
-    number: i64,
+    pub(super) symbol: &'static str,
+    pub(super) number: i64,
     /// The kinds of threads that may make the call.
     pub threads: &'static [ThreadKind],
     pub(super) condition: Condition,
@@ -79,6 +79,8 @@ macro_rules! calls {
     (@condition) => { Condition::None };
     (@condition $condition:expr) => { $condition };
 }
+
+pub(super) use calls;
 
 /// The condition that the argument is one of these constants.
 macro_rules! among {
@@ -208,6 +210,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_sigaltstack,
         SYS_sendto if Condition::Null(4, "without an address"),
         SYS_fcntl if among!(1: libc [F_GETFD]),
+        SYS_prctl if among!(0: constant [PR_GET_NAME]),
         SYS_exit_group,
     ]
     ALL_BUT_MAIN => [SYS_exit]
@@ -217,7 +220,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_set_robust_list,
         SYS_rseq,
         SYS_sched_getaffinity,
-        SYS_prctl if among!(0: constant [PR_GET_NAME, PR_SET_NAME, PR_SET_VMA]),
+        SYS_prctl if among!(0: constant [PR_SET_NAME, PR_SET_VMA]),
     ]
     DISK => [
         SYS_seccomp if among!(0: libc [SECCOMP_SET_MODE_FILTER]),

@@ -9,16 +9,18 @@ use seccompiler::{
 
 use super::calls::{Call, Condition, REFUSED, allowed, applies};
 use super::error::Error;
+use super::fatal::{FATAL, FATAL_HERE};
 use super::thread_kind::ThreadKind;
-use crate::sys::seccomp::install;
+use crate::sys::seccomp::{Logged, install};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The kernel's reaction to a call that the thread may not make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
-    /// Kill the whole process with SIGSYS, and log the call and the thread in the kernel's log.
-    Kill,
+    /// Log the call in the kernel's log, and raise SIGSYS, whose handler reports the call and ends the process. For fatal
+    /// calls, kill the whole process.
+    End,
     /// Only log the call in the kernel's log.
     Log,
 }
@@ -28,17 +30,17 @@ pub(super) enum Violation {
 pub(super) struct Filters {
     /// Indexed by [`ThreadKind`]: a call that is not allowed is a violation.
     allowing: [BpfProgram; ThreadKind::ALL.len()],
-    /// For all kinds: one filter for each error with which calls fail. They are separate because a filter has only two
-    /// outcomes.
-    refusing: Vec<BpfProgram>,
+    /// For all kinds: one filter for each error with which calls fail, and one for fatal calls. They are separate because
+    /// a filter has only two outcomes.
+    common: Vec<BpfProgram>,
 }
 
 impl Filters {
     /// Compiles the filters for this machine and this process.
     pub(super) fn new(violation: Violation) -> Result<Self, Error> {
-        let otherwise = match violation {
-            Violation::Kill => SeccompAction::KillProcess,
-            Violation::Log => SeccompAction::Log,
+        let (otherwise, fatal) = match violation {
+            Violation::End => (SeccompAction::Trap, SeccompAction::KillProcess),
+            Violation::Log => (SeccompAction::Log, SeccompAction::Log),
         };
         let mut allowing = [const { BpfProgram::new() }; ThreadKind::ALL.len()];
         for (program, kind) in allowing.iter_mut().zip(ThreadKind::ALL) {
@@ -53,18 +55,20 @@ impl Filters {
             let rules = rules(calls.flat_map(|(calls, _)| calls.iter()))?;
             compile(rules, SeccompAction::Allow, SeccompAction::Errno(error))
         });
-        Ok(Self {
-            allowing,
-            refusing: refusing.collect::<Result<_, _>>()?,
-        })
+        let mut common: Vec<BpfProgram> = refusing.collect::<Result<_, _>>()?;
+        let calls = rules(FATAL.iter().chain(FATAL_HERE))?;
+        common.push(compile(calls, SeccompAction::Allow, fatal)?);
+        Ok(Self { allowing, common })
     }
 
     /// Installs the filters of `kind` on the calling thread, for good. Filters that the thread already has stay active.
     pub(super) fn install(&self, kind: ThreadKind, inherited: bool) -> io::Result<()> {
         if !inherited {
-            self.refusing.iter().try_for_each(|program| install(program))?;
+            self.common
+                .iter()
+                .try_for_each(|program| install(program, Logged::No))?;
         }
-        install(&self.allowing[kind as usize])
+        install(&self.allowing[kind as usize], Logged::Yes)
     }
 }
 

@@ -16,10 +16,12 @@ use std::thread::{Builder, JoinHandle};
 
 mod calls;
 mod error;
+mod fatal;
 mod files;
 mod filter;
 mod rights;
 mod thread_kind;
+mod violation;
 
 pub use calls::Call;
 pub use error::Error;
@@ -203,9 +205,10 @@ impl Sandbox {
 
     fn filters(mode: Mode) -> Result<Filters, Error> {
         seccomp::probe().map_err(Error::rights("this kernel has no seccomp filters"))?;
+        violation::report().map_err(Error::rights("cannot handle SIGSYS"))?;
         Filters::new(match mode {
             Mode::Log => Violation::Log,
-            _ => Violation::Kill,
+            _ => Violation::End,
         })
     }
 

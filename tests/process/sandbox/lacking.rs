@@ -177,7 +177,7 @@ fn workers_fall_back_to_their_creators_filter() {
     let filters: Vec<&str> = workers.map(|worker| &*worker["Seccomp_filters"]).collect();
     assert!(filters.len() > 1, "{threads:#?}");
     // The filters that the daemon was started with, and the IOThread's.
-    let expected = (MOST / LONGEST + 3).to_string();
+    let expected = (MOST / LONGEST + 4).to_string();
     assert!(filters.iter().all(|filters| *filters == expected), "{filters:?}");
     let log = said(dir.path());
     let warning = about_filters(&log);

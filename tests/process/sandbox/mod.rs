@@ -4,6 +4,7 @@ mod documented;
 mod files;
 mod filters;
 mod lacking;
+mod named;
 mod probe;
 mod serving;
 mod socket;

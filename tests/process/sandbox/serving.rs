@@ -41,12 +41,12 @@ fn assert_confined(daemon: &Daemon, steady: bool) {
     assert_eq!(core[4..6], ["0", "0"], "core files");
 }
 
-/// Two filters refuse and one allows. A system call with conditions runs all of them, so there should be no more, but a
+/// Two filters refuse, one kills and one allows. A system call with conditions runs all of them, so there should be no more, but a
 /// worker has those of its creator.
 fn has_its_filters(thread: &BTreeMap<String, String>, steady: bool) -> bool {
     let filters = thread["Seccomp_filters"].as_str();
-    let created_inside = thread["Name"].starts_with("worker") && !(steady && filters == "3");
-    filters == if created_inside { "4" } else { "3" }
+    let created_inside = thread["Name"].starts_with("worker") && !(steady && filters == "4");
+    filters == if created_inside { "5" } else { "4" }
 }
 
 /// Bytes of each request.
