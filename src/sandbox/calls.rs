@@ -276,7 +276,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         ]),
     ]
     // Another process that takes over.
-    &[Main] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC])]
+    &[Main, HandOver] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC])]
     &[HandOver] => [SYS_getsockopt if among!(2: libc [SO_PEERCRED])]
     // Descriptors that QMP clients have passed.
     &[Monitor] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC, F_GETFL])]

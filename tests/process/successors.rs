@@ -25,6 +25,8 @@ const MONITOR: [&str; 4] = [
     "--monitor",
     "m",
 ];
+/// Maximum number of descriptors that the kernel passes with one message.
+const MAX_FDS: usize = 253;
 const FULL_HELLO: &str = r#"{"hello": {"newest": 2, "oldest": 1, "program": "a test"}}"#;
 
 fn start() -> (Service, Qmp) {
@@ -125,6 +127,20 @@ fn silent_processes_are_disconnected() {
     let mut silent = Peer::connect(&service.first);
     assert_eq!(silent.0.read(&mut [0]).expect("the end"), 0);
     assert!(service.first.output().contains("said nothing"));
+}
+
+#[test]
+fn a_process_that_sends_too_many_descriptors_harms_nobody() {
+    let (service, mut client) = start();
+    client.execute("object-add", &json!({"qom-type": "iothread", "id": "io"}));
+    let mut strange = Peer::connect(&service.first);
+    let fds = [strange.0.as_raw_fd(); MAX_FDS];
+    strange
+        .0
+        .send_with_fds(&[&b"vubt"[..]], &fds)
+        .expect("the daemon reads");
+    strange.hear_refusal("file descriptors");
+    assert_served(&service, &mut client);
 }
 
 #[test]
