@@ -60,7 +60,6 @@ impl Lobby {
     /// Waits for the first process that says something, or hangs up. Returns `None` when this process is asked to end.
     pub(super) fn next(&mut self) -> Option<Caller> {
         loop {
-            self.dismiss_silent();
             let first = self.waiting.front().map(|caller| caller.deadline);
             let left = first.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let left: Option<Timespec> = left.and_then(|left| left.try_into().ok());
@@ -83,6 +82,7 @@ impl Lobby {
             if let Some(speaker) = speaker {
                 return self.waiting.remove(speaker);
             }
+            self.dismiss_silent();
             if is_new && let Some(caller) = self.accept() {
                 if self.waiting.len() == MAX_WAITING {
                     self.waiting.pop_front();
@@ -120,6 +120,7 @@ impl Lobby {
         })
     }
 
+    /// Disconnects the processes whose time is over. Call this when none of them has said anything.
     fn dismiss_silent(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|Caller { pid, deadline, .. }| {
@@ -131,5 +132,41 @@ impl Lobby {
             }
             *deadline > now
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    fn caller(lobby: &Lobby, pid: u32) -> (UnixStream, Caller) {
+        let (process, line) = UnixStream::pair().unwrap();
+        let caller = Caller {
+            pid,
+            line: Line::new(line).interrupted_by(Arc::clone(&lobby.interrupt)),
+            deadline: Instant::now(),
+        };
+        (process, caller)
+    }
+
+    #[test]
+    fn late_callers_are_heard_if_they_have_spoken() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let interrupt = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let mut lobby = Lobby::new(Arc::new(listener.into()), 0, Arc::new(interrupt));
+        let (_silent, first) = caller(&lobby, 1);
+        let (mut speaker, second) = caller(&lobby, 2);
+        lobby.waiting.extend([first, second]);
+        // Another process may have been served until now.
+        speaker.write_all(b"vubt").unwrap();
+        assert_eq!(lobby.next().unwrap().pid, 2);
+        rustix::io::write(&lobby.interrupt, &1u64.to_ne_bytes()).unwrap();
+        assert!(lobby.next().is_none());
     }
 }
