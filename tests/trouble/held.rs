@@ -177,6 +177,10 @@ fn a_stopping_ring_gives_held_requests_back() {
         };
         // The held requests are the last ones in the available ring, so any backend can take them again from there.
         assert_eq!(full.stop(), 0);
+        assert!(
+            full.vm.rings[0].kick.read().is_ok(),
+            "the next backend is not told"
+        );
         assert_eq!(full.statuses(), [FILL; WRITES as usize]);
         assert_eq!((full.vm.published(0), full.daemon.count("total", "held")), (0, 0));
         let log = full.daemon.output();

@@ -12,7 +12,6 @@ use super::ring::{Missing, Ring, RingSetup, Stop};
 use super::{BlkQueue, State};
 use crate::memory::{GuestMemory, RingLog};
 use crate::virtqueue::RingError;
-use crate::watchdog::Watched;
 
 /// The state of a queue, as far as it matters to a process that takes over.
 #[derive(Clone, Copy, Debug)]
@@ -78,40 +77,30 @@ impl BlkQueue {
         let kick = state.kick.take();
         drop(state);
         drop(poller);
-        self.leave_kick(kick);
+        self.clear_kick(kick);
         self.release_held();
         self.channel.borrow().release_waiting();
         self.channel.borrow().give_up_soon();
         self.state.borrow_mut().finish_stop();
     }
 
-    /// Leaves the kick eventfd as its next owner expects it: signalled only if there may be something in the ring. After a
-    /// stop, QEMU takes a signal for a kick that nobody has served.
-    fn leave_kick(&self, kick: Option<KickSource>) {
+    /// Clears the kick eventfd of a ring that stops. After a stop, QEMU takes a signal for a kick that nobody has served.
+    fn clear_kick(&self, kick: Option<KickSource>) {
         let Some(KickSource::EventFd(kick)) = kick else {
             return;
         };
-        let left = match kick.clear() {
-            Ok(Some(eventfd)) if self.has_work_left() => {
-                Watched::new(eventfd, &self.device.fills_eventfds).signal()
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = left
-            && let Some(suppressed) = self.device.log.pass("kick eventfd", self.index)
-        {
-            tracing::warn!(
-                disk = self.device.name, queue = self.index, %error, suppressed,
-                "kick eventfd cannot be cleared; the next backend may see a kick too many"
-            );
-        }
-    }
-
-    fn has_work_left(&self) -> bool {
         let mut state = self.state.borrow_mut();
-        let ring = state.phase.ring_mut();
-        ring.is_some_and(|ring| ring.split.has_work().unwrap_or(false))
+        if !state.phase.is_stopping() {
+            // There is no ring, so nobody has served the kicks.
+            return;
+        }
+        match kick.clear() {
+            Ok(eventfd) => state.last_kick = Some(eventfd),
+            Err(error) => state.notifier.warn(
+                "kick eventfd cannot be cleared; the next backend may see a kick too many",
+                &error,
+            ),
+        }
     }
 
     /// Returns what matters to a process that takes over.

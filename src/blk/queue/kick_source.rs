@@ -71,13 +71,15 @@ impl KickSource {
 }
 
 impl KickEventfd {
-    /// Ends the kicks, and clears the eventfd if it has kicked. Returns it then: if there is work left in the ring, the
-    /// eventfd must be signalled, because a kick that nobody has seen may have been cleared too.
-    pub(super) fn clear(self) -> io::Result<Option<Arc<File>>> {
-        if !self.kicked.get() {
-            return Ok(None);
+    /// Ends the kicks, and clears the eventfd if it has kicked. A kick that nobody has seen may be cleared too, so signal
+    /// the eventfd again if work is left in the ring.
+    ///
+    /// # Errors
+    /// The eventfd cannot be read.
+    pub(super) fn clear(self) -> io::Result<Arc<File>> {
+        if self.kicked.get() {
+            eventfd::drain(&*self.eventfd)?;
         }
-        eventfd::drain(&*self.eventfd)?;
-        Ok(Some(self.eventfd))
+        Ok(self.eventfd)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
-use super::phase::{Phase, Stage};
+use super::phase::{Phase, Stage, Stopped};
 use super::ring::{Missing, QueueError, Ring, Stop};
 use super::{BlkQueue, State};
 use crate::blk::notice::Notice;
@@ -118,7 +118,11 @@ impl State {
         self.publish();
         let stopped = self.change_phase(Phase::finish_stop);
         self.notifier.ring_stopped();
-        if let Some((done, base)) = stopped {
+        let kick = self.last_kick.take();
+        if let Some(Stopped { base, has_work, done }) = stopped {
+            if let Some(kick) = kick.filter(|_| has_work) {
+                self.notifier.leave_kick(kick);
+            }
             // The session may be gone.
             let _ = done.send(base);
         }

@@ -12,6 +12,7 @@
 //! threads reach it through a [`Remote`]. It never blocks.
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -99,6 +100,8 @@ struct State {
     /// Notifications are coalesced.
     coalescing: bool,
     kick: Option<KickSource>,
+    /// The kick eventfd of a ring that is stopping.
+    last_kick: Option<Arc<File>>,
     notifier: Notifier,
     missed: MissedNotification,
     /// Requests for reuse; at most as many as ever were in flight.
@@ -255,6 +258,7 @@ impl State {
             write_through: false,
             coalescing: true,
             kick: None,
+            last_kick: None,
             missed: MissedNotification::new(timer(BlkQueue::check_missed_notification)),
             free: Vec::new(),
             held: Held::new(timer(BlkQueue::retry_held)),

@@ -90,8 +90,18 @@ impl Notifier {
         }
     }
 
+    /// Tells the next backend of a ring that work is left there.
+    pub(super) fn leave_kick(&self, kick: Arc<File>) {
+        if let Err(error) = Watched::new(kick, &self.device.fills_eventfds).signal() {
+            self.warn(
+                "kick eventfd cannot be written; the next backend may not see requests that are left",
+                &error,
+            );
+        }
+    }
+
     #[cold]
-    fn warn(&self, message: &'static str, error: &Error) {
+    pub(super) fn warn(&self, message: &'static str, error: &Error) {
         if let Some(suppressed) = self.device.log.pass(message, self.index) {
             tracing::warn!(disk = self.device.name, queue = self.index, %error, suppressed, "{message}");
         }

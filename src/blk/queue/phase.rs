@@ -34,6 +34,17 @@ pub(super) enum Stage {
     Stopping { stop: Stop, done: Sender<u16> },
 }
 
+/// A ring that has stopped.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    /// The available index to continue at.
+    pub(super) base: u16,
+    /// Something is available.
+    pub(super) has_work: bool,
+    /// Waits for the base.
+    pub(super) done: Sender<u16>,
+}
+
 impl Stage {
     /// A ring runs from its first kick on.
     pub(super) fn new(kicked: bool) -> Self {
@@ -189,8 +200,8 @@ impl Phase {
         self.is_stopping() && self.ring().is_some_and(|ring| ring.owned.is_empty())
     }
 
-    /// Ends a stop. Returns the base, and the channel that waits for it.
-    pub(super) fn finish_stop(&mut self) -> Option<(Sender<u16>, u16)> {
+    /// Ends a stop.
+    pub(super) fn finish_stop(&mut self) -> Option<Stopped> {
         let Self::Started {
             ring,
             stage: Stage::Stopping { stop, done },
@@ -198,8 +209,13 @@ impl Phase {
         else {
             return None;
         };
-        let (base, done) = (ring.hand_over(*stop), done.clone());
-        *self = Self::Stopped { base };
-        Some((done, base))
+        let stopped = Stopped {
+            base: ring.hand_over(*stop),
+            // After the driver was asked for kicks: it kicks for all that comes later.
+            has_work: ring.split.has_work().unwrap_or(false),
+            done: done.clone(),
+        };
+        *self = Self::Stopped { base: stopped.base };
+        Some(stopped)
     }
 }
