@@ -8,8 +8,10 @@
 //!
 //! Main thread.
 
+mod handed;
+mod sockets;
+
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -17,12 +19,12 @@ use std::thread;
 use super::disks::OnEnd;
 use super::error::Error;
 use super::handle::Handle;
-use super::metrics::{MetricsSockets, MetricsThread};
-use super::monitor::{MonitorSockets, MonitorThread};
+use super::metrics::MetricsThread;
+use super::monitor::MonitorThread;
 use super::options::{Driver, ObjectType};
 use super::pid_file::PidFile;
-use super::registry::{Done, OperationError, Registry, SocketError, tls_creds};
-use super::settings::{MetricsAddress, Operation, Settings};
+use super::registry::{Done, OperationError, Registry, tls_creds};
+use super::settings::{Operation, Settings};
 use super::succession::{HandOverSocket, Left, Successor};
 use crate::account::Account;
 use crate::connector;
@@ -32,8 +34,9 @@ use crate::nbd::Line;
 use crate::opener::Opener;
 use crate::sandbox::{Keep, Mode, Sandbox, ThreadKind};
 use crate::service_manager::ServiceManager;
-use crate::vhost_user::inherited::{self, InheritedError};
 use crate::watchdog;
+pub(super) use handed::{Handed, handed_over};
+use sockets::{Sockets, make_sockets, rewrite};
 
 /// The running daemon.
 pub(super) struct Started {
@@ -48,79 +51,6 @@ pub(super) struct Started {
     pub(super) hand_over: Option<HandOverSocket>,
     /// The process that this one has taken over from.
     pub(super) old: Option<Left>,
-}
-
-/// The sockets that this process was started with.
-#[derive(Debug, Default)]
-pub(super) struct Handed {
-    descriptors: Vec<(String, OwnedFd)>,
-    activation: Option<OwnedFd>,
-}
-
-/// Takes over the sockets that this process was started with. Must be called before anything is opened.
-///
-/// # Errors
-/// A descriptor is not open, or the service manager violates its protocol.
-pub(super) fn handed_over(settings: &Settings) -> Result<Handed, Error> {
-    let mut handed = Handed::default();
-    for (name, number) in settings.descriptors() {
-        if handed.descriptors.iter().any(|(known, _)| *known == name) {
-            // A second export that names this descriptor is refused.
-            continue;
-        }
-        // SAFETY: nothing was opened yet, so this descriptor was handed over to us. Each number occurs only once.
-        let fd = unsafe { inherited::by_number(number) };
-        let fd = fd.map_err(|error| Error::Descriptor(error.into()))?;
-        handed.descriptors.push((name, fd));
-    }
-    if settings.is_activated() || settings.named_sockets().next().is_some() {
-        take_from_service_manager(settings, &mut handed)
-            .map_err(|error| Error::Activation(SocketError::from(error)))?;
-    }
-    Ok(handed)
-}
-
-/// Takes over the sockets that exports name, or the only one.
-fn take_from_service_manager(settings: &Settings, handed: &mut Handed) -> Result<(), InheritedError> {
-    let mut passed = inherited::from_service_manager()?;
-    passed.retain(|socket| {
-        handed
-            .descriptors
-            .iter()
-            .all(|(_, fd)| fd.as_raw_fd() != socket.number)
-    });
-    if settings.is_activated() {
-        if passed.len() > 1 {
-            return Err(InheritedError::Several(passed.len()));
-        }
-        // SAFETY: nothing was opened yet, and no number was taken over twice.
-        let taken = passed
-            .pop()
-            .map(|socket| unsafe { inherited::by_number(socket.number) });
-        handed.activation = taken.transpose()?;
-        return Ok(());
-    }
-    for name in settings.named_sockets() {
-        let mut namesakes = passed.extract_if(.., |socket| socket.name == name);
-        let (first, second) = (namesakes.next(), namesakes.next());
-        drop(namesakes);
-        match (first, second) {
-            (_, Some(_)) => return Err(InheritedError::SameName(name)),
-            // SAFETY: as above.
-            (Some(socket), None) => handed
-                .descriptors
-                .push((name, unsafe { inherited::by_number(socket.number) }?)),
-            // The export that names it is refused.
-            (None, None) => {}
-        }
-    }
-    for socket in passed {
-        tracing::warn!(
-            name = socket.name,
-            "no export uses this socket of the service manager (LISTEN_FDNAMES): whoever connects to it waits for ever"
-        );
-    }
-    Ok(())
 }
 
 /// Makes what `settings` describe, confines the process, and serves.
@@ -233,60 +163,6 @@ fn make_sandbox(
     Ok(Sandbox::new(settings.sandbox, keep)?)
 }
 
-/// The sockets and files of the process that belong to no disk.
-struct Sockets {
-    monitors: MonitorSockets,
-    metrics: MetricsSockets,
-    pid_file: Option<PidFile>,
-    service_manager: ServiceManager,
-    hand_over: Option<HandOverSocket>,
-}
-
-/// Makes what no predecessor passes.
-fn make_sockets(
-    settings: &Settings,
-    account: Option<&Account>,
-    successor: Option<&mut Successor>,
-) -> Result<Sockets, Error> {
-    let Some(successor) = successor else {
-        let bind = |path: &PathBuf| HandOverSocket::bind(path, account, settings.fail_point);
-        return Ok(Sockets {
-            monitors: MonitorSockets::bind(&settings.monitors, account)?,
-            metrics: MetricsSockets::bind(&settings.metrics, account)?,
-            pid_file: write_pid_file(settings)?,
-            service_manager: ServiceManager::connect().map_err(Error::ServiceManager)?,
-            hand_over: settings.hand_over.as_ref().map(bind).transpose()?,
-        });
-    };
-    let passed = successor.monitors()?;
-    let is_new = |path: &&PathBuf| passed.iter().all(|(_, file)| file.path() != **path);
-    let new: Vec<PathBuf> = settings.monitors.iter().filter(is_new).cloned().collect();
-    let mut monitors = MonitorSockets::bind(&new, account)?;
-    monitors.add(passed);
-    let passed = successor.metrics()?;
-    let is_new = |new: &&MetricsAddress| passed.iter().all(|(old, _)| *old != new.to_string());
-    let new: Vec<MetricsAddress> = settings.metrics.iter().filter(is_new).cloned().collect();
-    let mut metrics = MetricsSockets::bind(&new, account)?;
-    for (address, socket) in passed {
-        metrics.add(address, socket);
-    }
-    let pid_file = match successor.pid_file()? {
-        Some(file) => Some(file),
-        None => write_pid_file(settings)?,
-    };
-    let service_manager = match successor.service_manager()? {
-        Some(passed) => passed,
-        None => ServiceManager::connect().map_err(Error::ServiceManager)?,
-    };
-    Ok(Sockets {
-        monitors,
-        metrics,
-        pid_file,
-        service_manager,
-        hand_over: Some(successor.hand_over_socket(account)?),
-    })
-}
-
 /// Asks the process to take over from, before anything is made.
 fn ask_predecessor(settings: &Settings) -> Result<Option<Successor>, Error> {
     let Some(path) = &settings.take_over else {
@@ -294,16 +170,6 @@ fn ask_predecessor(settings: &Settings) -> Result<Option<Successor>, Error> {
     };
     memory::keep_files();
     Ok(Some(Successor::ask(path, settings.fail_point)?))
-}
-
-/// Writes this process's number to a file that a predecessor has passed.
-fn rewrite(pid_file: Option<&mut PidFile>) {
-    if let Some(file) = pid_file
-        && let Err(error) = file.rewrite()
-    {
-        let path = file.path().display();
-        tracing::warn!(%path, %error, "cannot write the process's number");
-    }
 }
 
 fn apply(registry: &mut Registry, operation: Operation) -> Result<(), OperationError> {
@@ -377,17 +243,6 @@ fn start_connectors(settings: &Settings, account: Option<&Account>) -> Result<Ve
         }
     }
     Ok(lines)
-}
-
-fn write_pid_file(settings: &Settings) -> Result<Option<PidFile>, Error> {
-    let Some(path) = &settings.pid_file else {
-        return Ok(None);
-    };
-    let written = PidFile::write(path).map_err(|source| Error::PidFile {
-        path: path.clone(),
-        source,
-    });
-    written.map(Some)
 }
 
 /// Warns if the limit of open files is too low.
