@@ -98,7 +98,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::aio::{AioContext, Poller, RemoteWork};
+    use crate::aio::counting::Counting;
+    use crate::aio::{AioContext, Poller};
 
     const US: Nanos = 1_000;
     const MS: Nanos = 1_000_000;
@@ -158,14 +159,6 @@ mod tests {
         assert_eq!(crowding.way(3 * MS), Way::Off);
     }
 
-    struct Nothing;
-
-    impl Poller for Nothing {
-        fn poll(&self) -> bool {
-            false
-        }
-    }
-
     /// Returns the number of waits, of ten, in which the context polls.
     fn polls_in_ten_waits(ctx: &AioContext) -> u64 {
         let timer = ctx.timer(|| {});
@@ -175,51 +168,6 @@ mod tests {
             ctx.poll(true);
         }
         ctx.inner.shared.figures.polls.get() - before
-    }
-
-    /// A poller that counts what the context does with it.
-    #[derive(Default)]
-    struct Counting {
-        remote: Option<RemoteWork>,
-        finds: Cell<bool>,
-        /// Polling ends with work left.
-        left: Cell<bool>,
-        polls: Cell<u64>,
-        begun: Cell<u64>,
-        ended: Cell<u64>,
-    }
-
-    impl Counting {
-        fn beside(remote: RemoteWork) -> Rc<Self> {
-            Rc::new(Self {
-                remote: Some(remote),
-                ..Self::default()
-            })
-        }
-
-        fn wait_for_others(&self, waits: bool) {
-            self.remote.as_ref().expect("made with it").set(waits);
-        }
-    }
-
-    impl Poller for Counting {
-        fn poll(&self) -> bool {
-            self.polls.set(self.polls.get() + 1);
-            self.finds.get()
-        }
-
-        fn poll_begin(&self) {
-            self.begun.set(self.begun.get() + 1);
-        }
-
-        fn poll_end(&self) -> bool {
-            self.ended.set(self.ended.get() + 1);
-            self.left.get()
-        }
-
-        fn waits_for_others(&self) -> bool {
-            self.remote.as_ref().is_some_and(RemoteWork::waits)
-        }
     }
 
     fn polling_context() -> AioContext {
@@ -298,7 +246,7 @@ mod tests {
     fn a_context_on_a_crowded_cpu_blocks_at_once() {
         let ctx = AioContext::new().unwrap();
         ctx.set_poll_max(Duration::from_secs(10));
-        let _poller = ctx.add_poller(Rc::new(Nothing));
+        let _poller = ctx.add_poller(Rc::<Counting>::default());
         // The first wait opens the window.
         assert!(polls_in_ten_waits(&ctx) > 0);
         let mut crowding = Crowding::default();

@@ -16,6 +16,8 @@ pub(crate) mod busy_wait;
 pub(crate) mod clock;
 mod commands;
 mod context;
+#[cfg(test)]
+mod counting;
 pub(crate) mod crowding;
 mod error;
 mod fd;
@@ -26,6 +28,7 @@ mod io_thread;
 pub(crate) mod loom;
 mod notify;
 mod poller;
+mod registrations;
 mod remote;
 mod task;
 mod timer;

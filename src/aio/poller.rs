@@ -368,33 +368,8 @@ impl fmt::Debug for PollerHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aio::counting::Counting;
     use crate::defer::DeferredCall;
-
-    /// A poller that finds work whenever the test says so.
-    #[derive(Default)]
-    struct Peer {
-        finds: Cell<bool>,
-        polls: Cell<u32>,
-        left_work: Cell<bool>,
-        begun: Cell<u32>,
-        ended: Cell<u32>,
-    }
-
-    impl Poller for Peer {
-        fn poll(&self) -> bool {
-            self.polls.set(self.polls.get() + 1);
-            self.finds.get()
-        }
-
-        fn poll_begin(&self) {
-            self.begun.set(self.begun.get() + 1);
-        }
-
-        fn poll_end(&self) -> bool {
-            self.ended.set(self.ended.get() + 1);
-            self.left_work.get()
-        }
-    }
 
     impl AsRef<Self> for Pollers {
         fn as_ref(&self) -> &Self {
@@ -410,7 +385,7 @@ mod tests {
     #[test]
     fn idle_pollers_are_skipped_until_woken() {
         let pollers = Rc::<Pollers>::default();
-        let peers = [(); 2].map(|()| Rc::new(Peer::default()));
+        let peers = [(); 2].map(|()| Rc::<Counting>::default());
         let handles = peers.each_ref().map(|peer| add(&pollers, Rc::clone(peer) as _));
         let polls = || {
             pollers.poll();
@@ -441,17 +416,17 @@ mod tests {
     #[test]
     fn an_idle_poller_is_asked_for_work_before_it_is_skipped() {
         let pollers = Rc::<Pollers>::default();
-        let peer = Rc::new(Peer::default());
+        let peer = Rc::<Counting>::default();
         let _handle = add(&pollers, Rc::clone(&peer) as _);
         let start = Instant::now();
         pollers.sweep(start, Duration::ZERO);
         // Busy polling goes on, so the peer was told not to notify.
         pollers.begin();
-        peer.left_work.set(true);
+        peer.left.set(true);
         pollers.sweep(start + IDLE_TIME, Duration::ZERO);
         assert!(!pollers.is_empty(), "there is work");
         pollers.begin();
-        peer.left_work.set(false);
+        peer.left.set(false);
         pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
         assert!(pollers.is_empty());
         assert_eq!((peer.begun.get(), peer.ended.get()), (2, 2));
