@@ -126,6 +126,39 @@ impl Clusters {
         let bits = tables.header.cluster.bits();
         let wanted = (self.next >> bits).max(least).max(1);
         self.next = (self.next * 2).min(RESERVE.end);
+        let (found, at) = self.find_free(file, bits, wanted)?;
+        if found.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        for run in &found {
+            self.check_free(tables, run)?;
+        }
+        self.search_from = at;
+        let mut marked = found
+            .iter()
+            .try_for_each(|run| self.blocks.change(file, run.clone(), |_, _| Ok(1)));
+        if marked.is_ok() {
+            // An entry must not point past the end of the file, whatever a power cut leaves of the data.
+            let end = found.back().map_or(0, |run| run.end);
+            marked = file.set_end(end << bits, false);
+        }
+        match marked {
+            Ok(()) => Ok(found),
+            Err(error) => {
+                self.unreserve(file, &found);
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds up to `wanted` free clusters, and at least one if there is one. Returns the cluster after the last one that
+    /// was looked at, too.
+    fn find_free(
+        &mut self,
+        file: &RawFile,
+        bits: u32,
+        wanted: u64,
+    ) -> io::Result<(VecDeque<Range<u64>>, u64)> {
         let limit = match file.is_device() {
             true => file.end()? >> bits,
             false => 1 << (55 - bits),
@@ -157,28 +190,7 @@ impl Clusters {
                 )));
             }
         }
-        if found.is_empty() {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
-        for run in &found {
-            self.check_free(tables, run)?;
-        }
-        self.search_from = at;
-        let mut marked = found
-            .iter()
-            .try_for_each(|run| self.blocks.change(file, run.clone(), |_, _| Ok(1)));
-        if marked.is_ok() {
-            // An entry must not point past the end of the file, whatever a power cut leaves of the data.
-            let end = found.back().map_or(0, |run| run.end);
-            marked = file.set_end(end << bits, false);
-        }
-        match marked {
-            Ok(()) => Ok(found),
-            Err(error) => {
-                self.unreserve(file, &found);
-                Err(error)
-            }
-        }
+        Ok((found, at))
     }
 
     /// Gives up clusters that [`reserve`](Self::reserve) has found, because they cannot be used. What cannot be written is
