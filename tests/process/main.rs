@@ -10,6 +10,7 @@ mod nodes;
 mod options;
 mod panics;
 mod probes;
+mod refusals;
 mod sandbox;
 mod service;
 mod shared_device;

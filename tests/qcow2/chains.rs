@@ -5,7 +5,9 @@ use std::path::Path;
 
 use testkit::daemon::run;
 
-use super::support::{check, compare, connect, create, directory, expected, qemu_img, qemu_io, raw};
+use super::support::{
+    check, compare, connect, create, directory, expected, qemu_img, qemu_io, raw, serve_writable,
+};
 
 const FOLLOW: &[&str] = &["--follow-names"];
 
@@ -41,18 +43,8 @@ fn short_raw_backing_files_are_read() {
         qemu_io(dir, "top", &["write -P 1 8k 4k"]);
         let content = expected(dir, "top");
         assert_eq!(content.iter().filter(|byte| **byte == 7).count(), len);
-        let options = [
-            "--socket-path",
-            "s",
-            "--format",
-            "qcow2",
-            "--follow-names",
-            "--blk-file",
-        ];
-        let path = dir.join("top");
-        let path = path.to_str().expect("a name in UTF-8");
-        for more in [&["--read-only"][..], &[]] {
-            let (_daemon, mut frontend) = connect(&[&options[..], &[path], more].concat());
+        for more in [&["--follow-names", "--read-only"][..], FOLLOW] {
+            let (_daemon, mut frontend) = serve_writable(dir, "top", more);
             compare(&mut frontend, &content);
         }
     }

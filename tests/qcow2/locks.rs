@@ -32,11 +32,8 @@ fn images_and_backing_files_are_locked_against_writers() {
 fn files_in_use_are_named_with_fitting_advice() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
-    qemu_img(dir, &["create", "-q", "-f", "qcow2", "base", "1M"]);
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
-    );
+    create(dir, "", &["base", "1M"]);
+    create(dir, "", &["-b", "base", "-F", "qcow2", "top"]);
     for (used, named) in [
         ("top", "top is in use"),
         ("base", "base, a file that top needs, is in use"),

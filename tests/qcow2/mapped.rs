@@ -11,8 +11,7 @@ use testkit::frontend::{Frontend, Op, Queue};
 use testkit::full::SmallDisk;
 
 use super::support::{
-    check_clean, connect, create, directory_in_memory, expected, l2_table, place, qemu_io, serve_writable,
-    word,
+    check_clean, create, directory_in_memory, expected, l2_table, place, qemu_io, serve_writable, word,
 };
 
 const MIB: u64 = 1 << 20;
@@ -157,17 +156,7 @@ fn serve_small(disk: &SmallDisk) -> (testkit::daemon::Daemon, Frontend) {
     let name = name.and_then(|name| name.to_str()).expect("UTF-8");
     create(dir, "", &[name, "1M"]);
     qemu_io(dir, name, &["write -P 1 0 1M"]);
-    let path = image.to_str().expect("UTF-8");
-    connect(&[
-        "--socket-path",
-        "s",
-        "--blk-file",
-        path,
-        "--format",
-        "qcow2",
-        "--werror",
-        "report",
-    ])
+    serve_writable(dir, name, &["--werror", "report"])
 }
 
 #[test]

@@ -1,17 +1,9 @@
 //! Images of every kind that qemu-img makes.
 
-use std::path::Path;
-
-use super::support::{check, create, directory, qemu_img, qemu_io, raw};
+use super::support::{check, convert, create, directory, qemu_img, qemu_io, raw};
 
 /// No multiple of a cluster of any size.
 const LEN: usize = (5 << 20) + (3 << 9);
-
-/// Converts the same data with these options.
-fn convert(dir: &Path, options: &str, more: &[&str]) {
-    let args = ["convert", "-f", "raw", "-O", "qcow2", "-o", options];
-    qemu_img(dir, &[&args, more, &["source.raw", "image"]].concat());
-}
 
 /// Makes an image with each of the options, and compares what it has.
 fn each(options: &[&str], more: &[&str]) {

@@ -45,8 +45,7 @@ fn missing_files_are_named_with_their_image() {
     );
     for format in ["raw", "qcow2"] {
         qemu_img(dir, &["create", "-q", "-f", format, "base", "1M"]);
-        let overlay = ["create", "-q", "-f", "qcow2", "-b", "base", "-F", format, "image"];
-        qemu_img(dir, &overlay);
+        create(dir, "", &["-b", "base", "-F", format, "image"]);
         fs::remove_file(dir.join("base")).expect("remove the backing file");
         let told = refusal(dir, &["--format", "qcow2", "--follow-names"]);
         assert!(
@@ -78,10 +77,7 @@ fn large_images_of_version_2_are_not_called_unclosed() {
     let Some(dir) = directory() else { return };
     let dir = dir.path();
     let options = "compat=0.10,cluster_size=512";
-    qemu_img(
-        dir,
-        &["create", "-q", "-f", "qcow2", "-o", options, "image", "1M"],
-    );
+    create(dir, options, &["image", "1M"]);
     let image = fs::File::options().write(true).open(dir.join("image"));
     let image = image.expect("open the image");
     // More clusters than are counted. The file is sparse.

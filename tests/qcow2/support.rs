@@ -55,6 +55,12 @@ pub(crate) fn create(dir: &Path, options: &str, args: &[&str]) {
     qemu_img(dir, &[&create, options, args].concat());
 }
 
+/// Converts the file `source.raw` to an image with these options of qcow2.
+pub(crate) fn convert(dir: &Path, options: &str, more: &[&str]) {
+    let args = ["convert", "-f", "raw", "-O", "qcow2", "-o", options];
+    qemu_img(dir, &[&args, more, &["source.raw", "image"]].concat());
+}
+
 /// Runs commands on an image.
 pub(crate) fn qemu_io(dir: &Path, image: &str, commands: &[&str]) {
     let mut args = vec!["-f", "qcow2"];

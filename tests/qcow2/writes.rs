@@ -7,7 +7,8 @@ use testkit::full::SmallDisk;
 use testkit::random::Random;
 
 use super::support::{
-    check_clean, create, directory, directory_in_memory, expected, qemu_img, qemu_io, raw, serve_writable,
+    check_clean, convert, create, directory, directory_in_memory, expected, qemu_img, qemu_io, raw,
+    serve_writable,
 };
 
 /// No multiple of a cluster of any size.
@@ -91,8 +92,7 @@ fn each(options: &[&str], more: &[&str]) {
     let dir = dir.path();
     raw(dir, "source.raw", LEN);
     for (options, seed) in options.iter().zip(1..) {
-        let args = ["convert", "-f", "raw", "-O", "qcow2", "-o", options];
-        qemu_img(dir, &[&args, more, &["source.raw", "image"]].concat());
+        convert(dir, options, more);
         write_to(dir, "image", &[], seed);
     }
 }
@@ -203,20 +203,7 @@ fn snapshots_keep_their_data() {
     .into_iter()
     .zip(1..)
     {
-        qemu_img(
-            dir,
-            &[
-                "convert",
-                "-f",
-                "raw",
-                "-O",
-                "qcow2",
-                "-o",
-                options,
-                "source.raw",
-                "image",
-            ],
-        );
+        convert(dir, options, &[]);
         qemu_img(dir, &["snapshot", "-c", "one", "image"]);
         qemu_io(dir, "image", &["write -P 1 100k 300k", "write -z 1M 1M"]);
         qemu_img(dir, &["snapshot", "-c", "two", "image"]);
@@ -279,20 +266,7 @@ fn direct_writes_reach_the_image() {
         .into_iter()
         .zip(1..)
     {
-        qemu_img(
-            dir,
-            &[
-                "convert",
-                "-f",
-                "raw",
-                "-O",
-                "qcow2",
-                "-o",
-                options,
-                "source.raw",
-                "image",
-            ],
-        );
+        convert(dir, options, &[]);
         write_to(dir, "image", &["--direct"], seed);
     }
 }
@@ -305,17 +279,7 @@ fn full_file_systems_leak_no_clusters() {
     };
     let path = disk.image();
     let (dir, image) = (path.parent().expect("a directory"), "disk.img");
-    let create = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "cluster_size=512",
-        image,
-        "64M",
-    ];
-    qemu_img(dir, &create);
+    create(dir, "cluster_size=512", &[image, "64M"]);
     let (mut daemon, mut frontend) = serve_writable(dir, image, &["--werror", "report"]);
     disk.fill(256 << 10);
     let mut failures = 0;
