@@ -1,4 +1,4 @@
-//! Whether a signal has asked the process to end. Waits at the start look at it, because nobody handles events then.
+//! A signal's request to end the process. Waits at the start look for it, because nobody handles events then.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

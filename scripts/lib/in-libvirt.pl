@@ -1,12 +1,12 @@
 # Runs under systemd, with the package, libvirt and QEMU installed: see scripts/test-libvirt. Arguments: the directory of the
-# test guest, and that of another host: its root, and the sockets of its libvirt.
+# test guest, and a directory with the root of another host and the sockets of its libvirt.
 use strict;
 use warnings;
 use IO::Select;
 use IO::Socket::UNIX;
 use Socket;
 
-# A net against hanging: the guest is emulated.
+# Longest wait in seconds. The guest is emulated, so it is slow.
 use constant DEADLINE => 240;
 use constant DOMAIN => 'guest';
 

@@ -1,4 +1,4 @@
-//! The wish of a client to see the slow requests of a disk. Any thread.
+//! A client's order to report the slow requests of a disk. Any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use crate::aio::clock::Nanos;
 use crate::sys::clock::monotonic_nanos;
 
-/// The wish, which ends by itself: its client may end without a word.
+/// The order. It expires by itself, because the client may vanish.
 #[derive(Debug, Default)]
 pub struct Trace {
     /// Shortest time of a request that is reported.
     slower_than: AtomicU64,
-    /// 0: there was no wish.
+    /// The end of the order. 0: there was none.
     until: AtomicU64,
 }
 
 impl Trace {
-    /// Reports requests that take at least `slower_than`, for `time` from now on. Replaces the last wish.
+    /// Reports requests that take at least `slower_than`, for `time` from now on. Replaces the last order.
     pub fn set(&self, slower_than: Duration, time: Duration) {
         let nanos = |time: Duration| Nanos::try_from(time.as_nanos()).unwrap_or(Nanos::MAX);
         self.slower_than.store(nanos(slower_than), Ordering::Relaxed);

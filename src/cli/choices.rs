@@ -36,7 +36,7 @@ impl From<Aio> for Choice {
 pub enum ImageFormat {
     /// The image holds the disk's bytes and nothing else.
     Raw,
-    /// qcow2.
+    /// The disk is in a qcow2 image.
     Qcow2,
 }
 

@@ -106,7 +106,7 @@ pub struct Cli {
     pub config: Option<PathBuf>,
 
     /// Make an object, as qemu-storage-daemon does: iothread, throttle-group, secret or tls-creds-x509, with an id and
-    /// properties, e.g. iothread,id=io0. Can be repeated, as the next two; they are processed in order.
+    /// properties, e.g. iothread,id=io0. Can be repeated, like --blockdev and --export. All are processed in their order.
     #[arg(long, value_name = "TYPE,id=ID[,PROPERTY=VALUE]...")]
     pub object: Vec<String>,
 

@@ -17,7 +17,7 @@ pub(super) struct HandingOver {
     as_described: bool,
 }
 
-/// The course after a step.
+/// The next action after a step.
 #[derive(Debug)]
 pub(super) enum Next {
     /// This process goes on.

@@ -147,7 +147,7 @@ fn leave(started: &Started, heir: &Heir, print_at_end: bool) -> ! {
     exit_now(0)
 }
 
-/// Ends all disks, within [`SHUTDOWN_TIME`].
+/// Ends all disks, and then the process. Waits for requests in flight as [`Disks::end`](disks::Disks::end) says.
 fn end(started: Started, reason: &'static str, print_at_end: bool) -> Result<(), Error> {
     let Started {
         mut registry,

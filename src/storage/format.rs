@@ -44,7 +44,7 @@ pub fn foreign_format(path: &Path) -> Option<&'static str> {
     foreign_format_of(&File::open(path).ok()?)
 }
 
-/// As [`foreign_format`], of an open file or block device. It may be open for O_DIRECT.
+/// Like [`foreign_format`], for an open file or block device. It may be open for O_DIRECT.
 pub fn foreign_format_of(file: &File) -> Option<&'static str> {
     let mut bytes = Aligned::new();
     format_of_header(bytes.read(file, 0)?).or_else(|| format_of_footer(footer(file, &mut bytes)?))

@@ -39,9 +39,9 @@ const GLANCE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Line {
     stream: UnixStream,
-    /// Becomes readable when nothing may wait any more.
+    /// Becomes readable when all waits must end.
     interrupt: Option<Arc<OwnedFd>>,
-    /// Returns true when nothing may wait any more. A wait asks this from time to time.
+    /// Returns true when all waits must end. A wait asks from time to time.
     must_end: fn() -> bool,
 }
 
@@ -74,7 +74,7 @@ pub(crate) enum LineError {
          forbid it"
     )]
     Withheld,
-    /// The other process has sent other descriptors than it has announced.
+    /// The other process has not sent as many descriptors as it has announced.
     #[error("the other process has announced {announced} file descriptors, and {received} have come")]
     Missing { announced: usize, received: usize },
     /// The kernel keeps no more descriptors for processes that have not received them yet.
@@ -110,12 +110,12 @@ impl Line {
         }
     }
 
-    /// Stops to wait soon after `must_end` begins to return true.
+    /// Stops waiting soon after `must_end` begins to return true.
     pub(crate) fn ended_by(self, must_end: fn() -> bool) -> Self {
         Self { must_end, ..self }
     }
 
-    /// Stops to wait as soon as `interrupt` is readable.
+    /// Stops waiting as soon as `interrupt` is readable.
     pub(crate) fn interrupted_by(self, interrupt: Arc<OwnedFd>) -> Self {
         Self {
             interrupt: Some(interrupt),

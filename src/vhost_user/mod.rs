@@ -1,7 +1,7 @@
 //! The vhost-user protocol: sockets, connections, messages.
 //!
-//! A [server](server::Server) owns the socket and serves one frontend at a time. [`session`] turns the messages of one frontend into
-//! commands for the device's queues. Both run on the disk's control thread.
+//! A [server](server::Server) owns the socket and serves one frontend at a time. [`session`] turns the messages of one
+//! frontend into commands for the device's queues. Both run on the disk's control thread.
 
 mod channel;
 mod error;

@@ -29,7 +29,7 @@ pub(in crate::daemon) struct HandOverSocket {
     /// The user that may take over, besides root.
     uid: libc::uid_t,
     fail_point: Option<FailPoint>,
-    /// Makes the hand-over thread wait for nobody any more.
+    /// Ends all waits of the hand-over thread.
     interrupt: Option<Arc<OwnedFd>>,
 }
 
@@ -95,7 +95,7 @@ impl HandOverSocket {
         Ok(())
     }
 
-    /// Makes the hand-over thread wait for nobody any more, because the process is asked to end. Once disks are parked, the
+    /// Ends all waits of the hand-over thread, because the process is asked to end. Once disks are parked, the
     /// main thread still waits for [`Step::End`](super::Step::End), which comes soon.
     pub(in crate::daemon) fn interrupt(&self) {
         if let Some(interrupt) = &self.interrupt {
