@@ -1,6 +1,6 @@
 //! Disks in Ceph clusters (RBD), by librbd.
 //!
-//! librbd has about fifteen threads of its own for each cluster, and talks to every OSD. So its threads have a sandbox of
+//! librbd has threads of its own for each cluster, and talks to every OSD. So its threads have a sandbox of
 //! their own: [`Threads`] is a thread that confines itself before it connects, and everything that librbd creates later
 //! inherits that. Files (configuration and keys) are read before, by the thread that calls [`Cluster::configure`].
 //!
