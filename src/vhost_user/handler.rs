@@ -46,22 +46,36 @@ impl Answers {
 pub(super) struct Handler<'a> {
     pub(super) session: Session<'a>,
     /// The disk, for log lines.
-    pub(super) disk: Arc<DeviceState>,
+    disk: Arc<DeviceState>,
     /// A request for data was refused. The protocol has no error reply for that, so the connection must end.
-    pub(super) unanswered: bool,
+    unanswered: bool,
     /// Whether the crate answers messages that ask for an acknowledgement.
     pub(super) answers: Answers,
     /// The socket that came with the current message, which the crate does not expose.
     pub(super) offered: Option<OwnedFd>,
     /// The connection, for replies that the crate does not send.
-    pub(super) socket: &'a UnixStream,
+    socket: &'a UnixStream,
     /// The current message was replied to here. The crate was given an error, so that it does not reply too.
     pub(super) replied: bool,
     /// The protocol features that the frontend has accepted.
     pub(super) protocol_features: Option<u64>,
 }
 
-impl Handler<'_> {
+impl<'a> Handler<'a> {
+    /// Answers the messages of a connection that has negotiated nothing yet.
+    pub(super) fn new(mut session: Session<'a>, socket: &'a UnixStream) -> Self {
+        Self {
+            disk: Arc::clone(session.device().state()),
+            session,
+            unanswered: false,
+            answers: Answers::default(),
+            offered: None,
+            socket,
+            replied: false,
+            protocol_features: None,
+        }
+    }
+
     /// True if the refused message must end the connection.
     pub(super) fn must_end(&self) -> bool {
         self.unanswered || self.session.failed

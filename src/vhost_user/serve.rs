@@ -13,7 +13,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::error::SessionError;
 use super::error::chain;
-use super::handler::{Answers, Handler};
+use super::handler::Handler;
 use super::inbox::{Inbox, InboxError, Next};
 use super::server::{Server, Socket};
 use super::session::Session;
@@ -106,16 +106,7 @@ impl Server {
         if let Some(suppressed) = log.pass_normal("connected", "") {
             tracing::info!(disk, pid, uid, suppressed, "frontend connected");
         }
-        let handler = Handler {
-            session: Session::new(device, self.channel.clone()),
-            disk: Arc::clone(&state),
-            unanswered: false,
-            answers: Answers::default(),
-            offered: None,
-            socket: &socket,
-            replied: false,
-            protocol_features: None,
-        };
+        let handler = Handler::new(Session::new(device, self.channel.clone()), &socket);
         let handler = Arc::new(Mutex::new(handler));
         let requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
         self.serve_to_end(&socket, requests, handler, &state);

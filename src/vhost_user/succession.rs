@@ -12,7 +12,7 @@ use rustix::io::dup3;
 use vhost::vhost_user::BackendReqHandler;
 
 use super::error::SessionError;
-use super::handler::{Answers, Handler};
+use super::handler::Handler;
 use super::inheritance::Inheritance;
 use super::serve::{count_frontend, lock};
 use super::server::Server;
@@ -103,16 +103,7 @@ impl Server {
         let state = Arc::clone(device.state());
         let socket = UnixStream::from(bundle.take(parked.connection)?);
         let number = ours.as_raw_fd();
-        let handler = Handler {
-            session: Session::new(device, self.channel().clone()),
-            disk: Arc::clone(&state),
-            unanswered: false,
-            answers: Answers::default(),
-            offered: None,
-            socket: &socket,
-            replied: false,
-            protocol_features: None,
-        };
+        let handler = Handler::new(Session::new(device, self.channel().clone()), &socket);
         let handler = Arc::new(Mutex::new(handler));
         let mut requests = BackendReqHandler::from_stream(ours, Arc::clone(&handler));
         lock(&handler).session.restore_cache(&parked)?;
