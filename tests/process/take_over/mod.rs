@@ -1,177 +1,20 @@
 //! A new daemon takes over from an old one while frontends work.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+mod load;
+mod service;
+
+use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 
 use serde_json::json;
-use testkit::daemon::{Daemon, HAND_OVER, IMAGE, SOCKET, binary, run};
-use testkit::frontend::{Frontend, Op, Queue, all_features};
-use testkit::process::{Process, SetAtEnd, wait_for};
+use testkit::daemon::{Daemon, HAND_OVER, IMAGE, SOCKET, run};
+use testkit::frontend::{Frontend, Op, all_features};
 use testkit::qmp::Qmp;
 use vhost_user_blk::daemon::FailPoint;
 
-const BLOCK: usize = 4096;
-const QUEUES: usize = 8;
-const DEPTH: usize = 64;
-
-/// A service: its first process, and those that have taken over.
-pub(crate) struct Service {
-    pub(crate) first: Daemon,
-    pub(crate) later: Vec<Process>,
-}
-
-impl Service {
-    pub(crate) fn start(options: &[&str]) -> Self {
-        let image = vec![0; QUEUES * DEPTH * BLOCK];
-        let options = [&["--hand-over", HAND_OVER, "--num-queues", "8"], options].concat();
-        Self {
-            first: Daemon::start(&image, &options),
-            later: Vec::new(),
-        }
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.first.dir()
-    }
-
-    pub(crate) fn log(&self, number: usize) -> String {
-        fs::read_to_string(self.dir().join(format!("log{number}"))).unwrap_or_default()
-    }
-
-    /// Starts a process that takes over.
-    pub(crate) fn start_successor(&mut self, options: &[&str]) -> usize {
-        self.start_program(&binary(), options)
-    }
-
-    fn start_program(&mut self, program: &Path, options: &[&str]) -> usize {
-        let number = self.later.len();
-        let log = File::create(self.dir().join(format!("log{number}"))).expect("make a log");
-        let mut command = Command::new(program);
-        command.args(["--take-over", HAND_OVER]).args(options);
-        command.current_dir(self.dir()).stdin(Stdio::null()).stderr(log);
-        self.later
-            .push(Process::start("vhost-user-blk", &mut command, |_| ()).0);
-        number
-    }
-
-    /// Makes another process take over.
-    pub(crate) fn take_over(&mut self, options: &[&str]) {
-        self.take_over_by(&binary(), options);
-    }
-
-    /// Makes another process take over, of this program.
-    pub(crate) fn take_over_by(&mut self, program: &Path, options: &[&str]) {
-        let number = self.start_program(program, options);
-        let status = match number {
-            0 => self.first.wait_for_exit().status,
-            _ => self.later[number - 1].wait(),
-        };
-        let log = self.log(number);
-        assert!(status.success(), "{status}: {}{log}", self.first.output());
-        assert!(self.later[number].ended().is_none(), "{log}");
-    }
-
-    pub(crate) fn connect(&self, queues: usize, depth: usize) -> Frontend {
-        let socket = self.dir().join(SOCKET);
-        Frontend::connect(&socket, queues, depth, all_features()).expect("connect")
-    }
-}
-
-fn block(queue: usize, tag: usize, version: u64) -> Vec<u8> {
-    let word = version << 16 | (queue * DEPTH + tag) as u64;
-    word.to_le_bytes().repeat(BLOCK / 8)
-}
-
-fn offset(queue: usize, tag: usize) -> u64 {
-    ((queue * DEPTH + tag) * BLOCK) as u64
-}
-
-/// Writes and verifies with all requests that the queue takes, until `stop`. Each place of the queue has a block of its
-/// own, which it writes and reads in turns. Returns the last version of each.
-fn work(number: usize, queue: &mut Queue, stop: &AtomicBool, completed: &AtomicUsize) -> Vec<u64> {
-    let mut versions = vec![0; DEPTH];
-    let mut writing = [true; DEPTH];
-    let write = |tag: usize, version: u64| Op::Write {
-        offset: offset(number, tag),
-        data: block(number, tag, version),
-    };
-    for (tag, version) in versions.iter_mut().enumerate() {
-        *version = 1;
-        queue.submit(&write(tag, 1), tag);
-    }
-    queue.kick();
-    while queue.in_flight() > 0 {
-        for done in queue.wait().0 {
-            let tag = done.tag;
-            assert_eq!(done.ret, 0, "queue {number}, tag {tag}");
-            completed.fetch_add(1, Ordering::Relaxed);
-            let was_write = writing[tag];
-            writing[tag] = !was_write;
-            if !was_write {
-                assert!(
-                    done.data == block(number, tag, versions[tag]),
-                    "queue {number}, tag {tag}"
-                );
-            }
-            match (was_write, stop.load(Ordering::Relaxed)) {
-                (true, _) => {
-                    let (offset, len) = (offset(number, tag), BLOCK);
-                    queue.submit(&Op::Read { offset, len }, tag);
-                }
-                (false, true) => {}
-                (false, false) => {
-                    versions[tag] += 1;
-                    queue.submit(&write(tag, versions[tag]), tag);
-                }
-            }
-        }
-        queue.kick();
-    }
-    versions
-}
-
-/// Runs `change` while all queues work, and checks the image afterwards.
-pub(crate) fn under_load(service: &mut Service, change: impl FnOnce(&mut Service, &AtomicUsize)) {
-    let mut frontend = service.connect(QUEUES, DEPTH);
-    let (stop, completed) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let image = service.first.image_path();
-    let versions: Vec<Vec<u64>> = thread::scope(|scope| {
-        let (stop, completed) = (&stop, &completed);
-        let _end = SetAtEnd(stop);
-        let queues = frontend.queues().iter_mut().enumerate();
-        let workers: Vec<_> = queues
-            .map(|(number, queue)| scope.spawn(move || work(number, queue, stop, completed)))
-            .collect();
-        change(service, completed);
-        stop.store(true, Ordering::Relaxed);
-        workers
-            .into_iter()
-            .map(|worker| worker.join().expect("a worker"))
-            .collect()
-    });
-    let image = File::open(image).expect("open the image");
-    let mut found = vec![0; BLOCK];
-    for (queue, versions) in versions.iter().enumerate() {
-        for (tag, version) in versions.iter().enumerate() {
-            image
-                .read_exact_at(&mut found, offset(queue, tag))
-                .expect("read the image");
-            assert!(found == block(queue, tag, *version), "queue {queue}, tag {tag}");
-        }
-    }
-}
-
-pub(crate) fn wait_for_more(completed: &AtomicUsize) {
-    let before = completed.load(Ordering::Relaxed);
-    wait_for("completions", || {
-        (completed.load(Ordering::Relaxed) > before + 1000).then_some(())
-    });
-}
+pub(crate) use load::{under_load, wait_for_more};
+use service::BLOCK;
+pub(crate) use service::Service;
 
 #[test]
 fn many_take_overs_under_load_lose_nothing() {

@@ -1,5 +1,7 @@
 //! The daemon under test, as a child process in a directory of its own.
 
+pub mod take_over;
+
 use std::env;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -141,37 +143,6 @@ impl Daemon {
         self.start_neighbour();
     }
 
-    /// Makes a new process take over, and waits until the old one has ended. That was started with
-    /// `--hand-over` [`HAND_OVER`].
-    ///
-    /// # Panics
-    /// Nothing is taken over.
-    pub fn take_over(&mut self, options: &[&str]) {
-        // The old process keeps its own log.
-        for name in ["out", "err"] {
-            fs::remove_file(self.dir.path().join(name)).expect("there is a log");
-        }
-        let args = [&["--take-over", HAND_OVER], options].concat();
-        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
-        let mut old = std::mem::replace(&mut self.child, spawn(&self.dir, &args));
-        let status = crate::process::wait_for("the old process to end", || {
-            assert!(self.is_alive(), "nothing is taken over: {}", self.output());
-            old.try_wait().expect("wait for the daemon")
-        });
-        assert!(status.success(), "the old process: {status}");
-    }
-
-    /// Makes a new process fail to take over. Returns its exit.
-    ///
-    /// # Panics
-    /// It takes over, or the old process ends.
-    pub fn fail_take_over(&mut self, options: &[&str]) -> Exit {
-        let exit = run(&[&["--take-over", HAND_OVER], options].concat(), self.dir());
-        assert!(!exit.status.success(), "{}", exit.output);
-        assert!(self.is_alive(), "{}{}", self.output(), exit.output);
-        exit
-    }
-
     /// Starts a daemon with these options after the last one has ended.
     pub fn start_again(&mut self, options: &[&str]) {
         let args = ["--socket-path", SOCKET, "--blk-file", IMAGE];
@@ -214,6 +185,11 @@ impl Daemon {
 
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Returns the exit status if the daemon has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait for the daemon")
     }
 
     /// Returns the output so far: standard output, then standard error.
