@@ -110,6 +110,15 @@ fn images_that_cannot_be_served() {
     );
     let vmdk = [b"KDMV".as_slice(), &[0; 1020]].concat();
     assert_found(&image("v", &vmdk), "error", "looks like VMDK", "qemu-img convert");
+    let vdi = [&[0; 64], b"\x7f\x10\xda\xbe".as_slice(), &[0; 956]].concat();
+    assert_found(&image("vdi", &vdi), "error", "looks like VDI", "qemu-img convert");
+    let fixed_vhd = [&[0; 1024], b"conectix".as_slice(), &[0; 504]].concat();
+    assert_found(
+        &image("vhd", &fixed_vhd),
+        "error",
+        "looks like VHD",
+        "--format raw",
+    );
     let qcow2 = [b"QFI\xfb\0\0\0\x09".as_slice(), &[0; 1016]].concat();
     assert_found(
         &image("q", &qcow2),
@@ -119,6 +128,17 @@ fn images_that_cannot_be_served() {
     );
     let missing = doctor(Path::new("none"), &["--image", "/nonexistent/x.img"]);
     assert_found(&missing, "error", "cannot be used", "truncate -s 10G");
+    let below_a_file = dir.path().join("odd/x.img");
+    let missing = doctor(
+        Path::new("none"),
+        &["--image", below_a_file.to_str().expect("UTF-8")],
+    );
+    assert_found(
+        &missing,
+        "error",
+        "cannot be used: Not a directory",
+        "name a raw image",
+    );
     let good = image("good", &[0; 1024]);
     assert_eq!(good.1, 0, "{}", good.0);
 }

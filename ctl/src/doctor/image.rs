@@ -1,60 +1,54 @@
 //! An image that is not served yet.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::finding::Finding;
-use crate::qcow2::{Header, MAGIC, path_of};
-
-/// First bytes of formats that are not served.
-const FORMATS: [(&[u8], &str); 4] = [
-    (b"QED\0", "QED"),
-    (b"KDMV", "VMDK"),
-    (b"vhdxfile", "VHDX"),
-    (b"conectix", "VHD"),
-];
+use super::format;
+use crate::qcow2::{Header, path_of};
 
 pub(super) fn look(path: &Path) -> Vec<Finding> {
     let shown = path.display().to_string();
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
-        Err(error) => {
-            let what = format!("{shown} cannot be used: {error}");
-            let cure = format!(
-                "make an image: truncate -s 10G {shown}, or qemu-img create -f qcow2 {shown} 10G for --format qcow2"
-            );
-            return vec![Finding::error(what, cure)];
-        }
+        Err(error) => return vec![unusable(&shown, &error)],
     };
     let kind = meta.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let what = format!("{shown} is neither a file nor a block device");
         return vec![Finding::error(what, "name a raw image or a block device")];
     }
-    let mut findings = contents(path, &meta, &shown);
+    let format = match File::open(path).and_then(|image| format::of(&image)) {
+        Ok(format) => format,
+        Err(error) => return vec![unusable(&shown, &error)],
+    };
+    // The length of an image in another format says nothing about its disk.
+    let mut findings = match format {
+        Some(format::QCOW2) => qcow2(path, &shown),
+        Some(name) => vec![foreign(&shown, name)],
+        None => size(&meta, &shown).into_iter().collect(),
+    };
     findings.extend(locked(path, &shown));
     findings.extend(volatile(path, &shown));
     findings
 }
 
-/// Looks at the format, and at the size of a raw image. The length of an image in another format says nothing about its
-/// disk.
-fn contents(path: &Path, meta: &fs::Metadata, shown: &str) -> Vec<Finding> {
-    let start = start(path).unwrap_or_default();
-    if start.starts_with(MAGIC) {
-        return qcow2(path, shown);
-    }
-    let format = format(&start, shown);
-    format.or_else(|| size(meta, shown)).into_iter().collect()
-}
-
-fn start(path: &Path) -> std::io::Result<[u8; 8]> {
-    let mut start = [0; 8];
-    File::open(path)?.read_exact(&mut start)?;
-    Ok(start)
+fn unusable(shown: &str, error: &io::Error) -> Finding {
+    let cure = match error.kind() {
+        ErrorKind::NotFound => format!(
+            "make an image: truncate -s 10G {shown}, or qemu-img create -f qcow2 {shown} 10G for --format qcow2"
+        ),
+        ErrorKind::PermissionDenied => {
+            "run this as root; the daemon's user and group need the right to read and write the image"
+                .to_owned()
+        }
+        ErrorKind::NotADirectory => "name a raw image or a block device".to_owned(),
+        _ => "look at the kernel's log (dmesg) for the storage below".to_owned(),
+    };
+    Finding::error(format!("{shown} cannot be used: {error}"), cure)
 }
 
 fn size(meta: &fs::Metadata, shown: &str) -> Option<Finding> {
@@ -71,12 +65,14 @@ fn size(meta: &fs::Metadata, shown: &str) -> Option<Finding> {
     })
 }
 
-fn format(start: &[u8], shown: &str) -> Option<Finding> {
-    let (_, name) = FORMATS.iter().find(|(magic, _)| start.starts_with(magic))?;
-    Some(Finding::error(
-        format!("{shown} looks like {name}, which is not served"),
-        format!("convert it: qemu-img convert -O raw {shown} {shown}.raw"),
-    ))
+fn foreign(shown: &str, format: &str) -> Finding {
+    Finding::error(
+        format!("{shown} looks like {format}, which is not served"),
+        format!(
+            "convert it: qemu-img convert -O raw {shown} {shown}.raw; or serve it with --format raw if it is a raw disk whose \
+             guest has written that"
+        ),
+    )
 }
 
 /// Looks at a qcow2 image, which is no mistake in itself.

@@ -3,6 +3,7 @@
 mod daemon;
 mod disk;
 mod finding;
+mod format;
 mod host;
 mod image;
 mod process;
