@@ -7,6 +7,7 @@ mod killed;
 mod killed_snapshots;
 mod kinds;
 mod locks;
+mod lost_writes;
 mod mapped;
 mod matrix;
 mod powercut;

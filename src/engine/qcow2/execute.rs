@@ -55,7 +55,10 @@ impl Execute for Qcow2Disk {
         }
         request.set_results(|member| {
             let done = run(self, member, member.alone());
-            self.watch(done)
+            self.watch(done).map_err(|error| match member.op {
+                IoOp::Flush | IoOp::FlushAtRest => error,
+                _ => self.without_false_hope(error),
+            })
         });
         if request.op == IoOp::Salvage {
             request.op = IoOp::Read;

@@ -48,6 +48,17 @@ impl Qcow2Disk {
         self.data().flush()
     }
 
+    /// Returns the error of a request. A lack of space is an I/O error if flushes fail for good: clusters are taken with a
+    /// flush, so a request that is tried again once there is room would fail again.
+    pub(super) fn without_false_hope(&self, error: io::Error) -> io::Error {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) if self.own_files().any(|file| file.flushes_fail()) => {
+                io::Error::from_raw_os_error(libc::EIO)
+            }
+            _ => error,
+        }
+    }
+
     /// Makes everything stable while nothing is being written, and leaves the image as clean as it can be: no cluster is
     /// reserved, and the dirty bit is clear.
     ///
