@@ -22,7 +22,7 @@ impl Cli {
     /// An option is missing, or options contradict each other. The error is one line that names them and says what to
     /// do.
     pub fn check(&self) -> Result<(), String> {
-        if !self.sandbox_path.is_empty() && self.monitor.is_empty() {
+        if !self.sandbox_path.is_empty() && self.monitor.is_empty() && self.take_over.is_none() {
             return Err(
                 "--sandbox-path is for disks that QMP clients add: add --chardev and --monitor, or leave it out".to_owned(),
             );

@@ -286,6 +286,8 @@ fn objects_nodes_exports_and_monitors_are_taken_over() {
     for options in [
         vec![],
         [&["--hand-over", HAND_OVER], &null[..], &monitor].concat(),
+        // Without a monitor of its own.
+        vec!["--sandbox-path", "."],
     ] {
         service.take_over(&options);
         let mut client = connect(&service);
@@ -293,6 +295,12 @@ fn objects_nodes_exports_and_monitors_are_taken_over() {
         let read = frontend.queue(0).run(&Op::Read { offset: 0, len: 512 });
         assert!(read.ret == 0 && read.data == [7; 512]);
     }
+    let other = service.dir().join("other.img");
+    fs::write(&other, vec![8; 1 << 20]).expect("make an image");
+    connect(&service).execute(
+        "blockdev-add",
+        &json!({"driver": "file", "node-name": "other", "filename": other}),
+    );
     let pid = fs::read_to_string(service.dir().join("pid")).expect("the pid file");
     let last = service.later.last_mut().expect("a process");
     assert_eq!(pid.trim(), last.pid().to_string());
