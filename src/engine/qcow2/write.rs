@@ -113,8 +113,8 @@ impl Qcow2Disk {
         };
         claim.shorten(((step.guest.end - 1) >> bits) + 1);
         if let Err(error) = self.execute_step(tables, source, &step) {
-            // No entry points to them yet.
-            self.release(tables, vec![step.allocated])?;
+            // No entry points to them yet. If they cannot be released either, they are leaked.
+            let _ = self.release(tables, vec![step.allocated]);
             return Err(error);
         }
         self.link(tables, &step, offset, &claim)?;
@@ -149,7 +149,7 @@ impl Qcow2Disk {
         if let Err(error) = written {
             let first = new >> cluster.bits();
             let unused = first..first + 1;
-            self.release(tables, vec![unused])?;
+            let _ = self.release(tables, vec![unused]);
             return Err(error);
         }
         let entry = L1Entry::of_own(new);
