@@ -236,6 +236,7 @@ fn qcow2_disks_are_added_inside_the_sandbox() {
         node("top", 2, &json!({"read-only": false})),
         "has the right access mode",
     );
+    refused(node("top", 99, &json!({})), "no set of descriptors /dev/fdset/99");
     refused(node("top", 2, &json!({"active": false})), "cannot be inactive");
     assert_eq!(node("top", 2, &json!({"backing": "base"})), json!({"return": {}}));
     let listener = UnixListener::bind(dir.join("hot.sock")).expect("listen");

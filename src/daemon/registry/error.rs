@@ -101,6 +101,8 @@ pub enum OperationError {
     Resize { name: String, source: io::Error },
     #[error("no descriptor in {} has the right access mode", path.display())]
     NoDescriptor { path: PathBuf, source: io::Error },
+    #[error("there is no set of descriptors {} (add-fd makes one)", path.display())]
+    NoDescriptors { path: PathBuf },
     #[error(
         "the descriptors in {} cannot be switched while others use them: add one that was opened {with} O_DIRECT",
         path.display()

@@ -138,6 +138,11 @@ impl Images {
                     with: if options.direct { "with" } else { "without" },
                 })
             }
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Err(OperationError::NoDescriptors {
+                    path: options.path.clone(),
+                })
+            }
             Some(Err(source)) => Err(OperationError::NoDescriptor {
                 path: options.path.clone(),
                 source,
