@@ -147,6 +147,10 @@ fn a_successor_waits_for_a_killed_daemons_last_write() {
 
 #[test]
 fn a_successor_waits_for_a_killed_daemons_io_uring() {
+    // A container hides who else may have the lock. There a successor waits for 5 s only.
+    if fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != "pid:[4026531836]") {
+        return skipped("not all processes of the machine are visible");
+    }
     let Some(file) = lockable_file() else { return };
     let Some(device) = LoopDevice::over(&file.path()) else {
         return;
