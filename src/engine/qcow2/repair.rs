@@ -100,13 +100,6 @@ impl References {
         let header = &tables.header;
         let bits = header.cluster.bits();
         let clusters = file.end()?.div_ceil(header.cluster.bytes());
-        if clusters >= CLUSTERS_MANY {
-            tracing::info!(
-                disk = file.path().display().to_string(),
-                clusters,
-                "counting the references to all clusters: the image was not closed, or has version 2"
-            );
-        }
         if clusters > CLUSTERS_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -121,6 +114,13 @@ impl References {
                     }
                 },
             ));
+        }
+        if clusters >= CLUSTERS_MANY {
+            tracing::info!(
+                disk = file.path().display().to_string(),
+                clusters,
+                "counting the references to all clusters: the image was not closed, or has version 2"
+            );
         }
         let mut references = Self {
             bits,
