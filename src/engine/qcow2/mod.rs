@@ -32,3 +32,6 @@ pub(super) use channel::Qcow2Channel;
 pub use disk::Qcow2Disk;
 pub use error::OpenError;
 pub use open::{BackingOption, Qcow2Options};
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use super::disk::{Backing, Qcow2Disk};
 use super::read_whole::read_whole;
 use super::tables::{Tables, corrupt};
 use crate::io::IoVecs;
-use crate::qcow2::{Entry, L1Entry, Place, SliceLayout, Target};
+use crate::qcow2::{Entry, L1Entry, Place, Slice, SliceLayout, Target};
 use crate::storage::Gathered;
 
 /// The memory of a request from some byte on.
@@ -298,11 +298,16 @@ impl Qcow2Disk {
             bytes.extend(entry.to_bytes(layout));
             new.push((start, entry));
         }
-        {
-            let slice = tables.slice(&self.file, step.first, offset)?;
-            self.file
-                .write_bytes(&bytes, offset + layout.entry_in_slice(step.first))?;
+        let place = offset + layout.entry_in_slice(step.first);
+        let set = |slice: &Slice<'_>| -> io::Result<()> {
+            self.file.write_bytes(&bytes, place)?;
             new.iter().for_each(|(start, entry)| slice.set(*start, *entry));
+            Ok(())
+        };
+        match released.is_empty() {
+            true => set(&*tables.slice(&self.file, step.first, offset)?)?,
+            // Alone: others may be reading the old data in the same clusters, which is released next.
+            false => set(&*tables.slice_alone(&self.file, step.first, offset)?)?,
         }
         self.release(tables, released)
     }

@@ -57,7 +57,7 @@ pub(super) struct Look<'a> {
 }
 
 /// A slice in memory. While this exists, the slice stays there, and no entry loses the cluster that it has. So whoever
-/// writes data to a cluster holds this meanwhile, and waits for nothing but that I/O.
+/// writes data to a cluster holds this meanwhile, and waits for nothing but that I/O. So do workers that read.
 #[derive(Debug)]
 pub(super) struct HeldSlice<'a> {
     slice: Slice<'a>,
