@@ -11,8 +11,8 @@ use testkit::process::{Process, wait_for};
 
 use super::killed::check_no_errors;
 use super::support::{
-    check_clean, create, directory_in_memory, expected, l2_table, place, qemu_img, qemu_io, serve_writable,
-    try_run, word,
+    check_clean, convert, create, directory_in_memory, expected, l2_table, place, qemu_img, qemu_io,
+    serve_writable, try_run, word,
 };
 
 /// Serves and closes an image, and checks it.
@@ -104,6 +104,64 @@ fn corrupt_images_are_marked() {
         dir,
     );
     assert!(refused.output.contains("marked as corrupt"), "{}", refused.output);
+}
+
+#[test]
+fn damaged_compressed_data_does_not_mark_the_image() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    fs::write(dir.join("source.raw"), vec![7; 1 << 20]).expect("write");
+    convert(dir, "cluster_size=64k", &["-c"]);
+    let mut image = fs::read(dir.join("image")).expect("read");
+    let entry = word(&image, l2_table(&image));
+    assert_eq!(entry >> 62, 1, "compressed");
+    let data = usize::try_from(entry & ((1 << 54) - 1)).expect("small");
+    // No block of deflate begins like this.
+    image[data] = 0xff;
+    fs::write(dir.join("image"), image).expect("write");
+    let (mut daemon, mut frontend) = serve_writable(dir, "image", &[]);
+    let mut run = |op| frontend.queue(0).run(&op).ret;
+    assert_ne!(run(Op::Read { offset: 0, len: 4096 }), 0);
+    let data = vec![1; 4096];
+    assert_ne!(run(Op::Write { offset: 0, data }), 0, "the rest cannot be copied");
+    let write = |offset, len| Op::Write {
+        offset,
+        data: vec![1; len],
+    };
+    assert_eq!(run(write(64 << 10, 4096)), 0);
+    assert_eq!(run(write(0, 64 << 10)), 0, "nothing has to be copied");
+    assert_eq!(run(Op::Read { offset: 0, len: 4096 }), 0);
+    drop(frontend);
+    let told = daemon.terminate().output;
+    assert!(told.contains("cannot be decompressed"), "{told}");
+    assert!(!told.contains("marked as corrupt"), "{told}");
+    check_clean(dir, "image");
+}
+
+#[test]
+fn mistakes_in_a_backing_file_do_not_mark_the_overlay() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    create(dir, "", &["base", "8M"]);
+    qemu_io(dir, "base", &["write -P 9 0 1M"]);
+    create(dir, "", &["-b", "base", "-F", "qcow2", "image", "8M"]);
+    let mut base = fs::read(dir.join("base")).expect("read");
+    let l2 = l2_table(&base);
+    // The second cluster has no alignment any more.
+    base[l2 + 8 + 6] |= 2;
+    fs::write(dir.join("base"), base).expect("write");
+    let (mut daemon, mut frontend) = serve_writable(dir, "image", &["--follow-names"]);
+    let mut run = |op| frontend.queue(0).run(&op).ret;
+    let len = 4096;
+    let offset = 64 << 10;
+    assert_ne!(run(Op::Read { offset, len }), 0);
+    let data = vec![1; 4096];
+    assert_eq!(run(Op::Write { offset: 0, data }), 0);
+    drop(frontend);
+    let told = daemon.terminate().output;
+    assert!(told.contains("backing file") && told.contains("base: "), "{told}");
+    assert!(!told.contains("marked as corrupt"), "{told}");
+    assert_eq!(fs::read(dir.join("image")).expect("read")[79] & 2, 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use super::cache_options::CacheOptions;
-use super::error::OpenError;
+use super::error::{CorruptBelow, OpenError};
 use super::state::State;
 use super::tables::Tables;
 use crate::io::IoVecs;
@@ -304,7 +304,9 @@ impl Backing {
                 Ok(())
             }
             Self::Raw(file) => file.read_part(iov, at, len, guest),
-            Self::Qcow2(disk) => disk.read_part(iov, at, len, guest),
+            Self::Qcow2(disk) => disk
+                .read_part(iov, at, len, guest)
+                .map_err(|error| CorruptBelow::wrap(error, disk.path())),
         }
     }
 

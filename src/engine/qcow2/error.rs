@@ -1,10 +1,10 @@
-//! Reasons not to open an image.
+//! Reasons not to open an image, and mistakes in the images below.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::cache_options::CacheError;
-use crate::qcow2::HeaderError;
+use crate::qcow2::{Corruption, HeaderError};
 use crate::storage;
 
 /// The reason why a qcow2 image cannot be opened.
@@ -67,4 +67,25 @@ pub enum OpenError {
         name: String,
         source: storage::Error,
     },
+}
+
+/// A mistake in a backing file. The images above are not corrupt.
+#[derive(Debug, thiserror::Error)]
+#[error("the backing file {}: {corruption}", path.display())]
+pub(super) struct CorruptBelow {
+    path: PathBuf,
+    corruption: Corruption,
+}
+
+impl CorruptBelow {
+    /// Names the backing file at `path` if `error` is a mistake in it.
+    pub(super) fn wrap(error: io::Error, path: &Path) -> io::Error {
+        match error.downcast::<Corruption>() {
+            Ok(corruption) => io::Error::other(Self {
+                path: path.to_owned(),
+                corruption,
+            }),
+            Err(error) => error,
+        }
+    }
 }

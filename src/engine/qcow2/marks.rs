@@ -44,11 +44,14 @@ impl Qcow2Disk {
     }
 
     /// Marks the image as corrupt if an error of a request says so. Nothing is written to it from then on.
+    ///
+    /// Compressed data that is damaged is no mistake in the tables: writes are safe, and qemu-img check finds nothing.
     pub(super) fn watch(&self, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result
             && let Some(corruption) = error
                 .get_ref()
                 .and_then(|source| source.downcast_ref::<Corruption>())
+            && *corruption != Corruption::Compressed
             && self.state.may_write()
             && !self.state.is_corrupt.swap(true, Ordering::Relaxed)
         {
