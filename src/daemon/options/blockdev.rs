@@ -131,15 +131,21 @@ pub struct BlockdevOptions {
     pub data_file: Option<String>,
     /// Open the files that the image names, which may be any files.
     pub follow_names: Option<bool>,
+    // Programs that know none of these take over from this one unless they are set.
     /// The caches of L2 tables and refcounts together, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_size: Option<u64>,
     /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub l2_cache_size: Option<u64>,
     /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub l2_cache_entry_size: Option<u64>,
     /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub refcount_cache_size: Option<u64>,
     /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_clean_interval: Option<u32>,
 
     /// Refuse an image that looks like another format. No successor has to know of it.
