@@ -150,8 +150,8 @@ fn a_process_that_never_gets_ready_delays_nobody() {
     let mut slow = Peer::connect(&service.first);
     slow.get_everything();
     client.execute("query-block-exports", &json!({}));
+    // It is refused before it says anything.
     let mut other = Peer::connect(&service.first);
-    other.say(FULL_HELLO);
     other.hear_refusal(&format!("process {} is taking over", std::process::id()));
     assert_served(&service, &mut client);
     // Now it is ready, but has got an old description.

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::TakeOverError;
 use super::fail::FailPoint;
 use super::message::{Everything, Hello, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
+use super::refusal::Refusal;
 use super::socket::HandOverSocket;
 use crate::account::Account;
 use crate::daemon::pid_file::PidFile;
@@ -83,16 +84,8 @@ impl Successor {
         let line = Line::new(stream).ended_by(interrupt::is_requested);
         let deadline = Instant::now() + SHORT;
         let failed = |error: LineError| told(chain(&error));
-        line.send(&Message::Hello(Hello::new()), &Bundle::default(), deadline)
-            .map_err(failed)?;
-        match line.receive(deadline).map_err(failed)?.0 {
-            Message::Hello(hello) => {
-                let program = hello.program;
-                tracing::info!(path = %path.display(), program, "taking over");
-            }
-            Message::Refused { reason } => return Err(told(reason)),
-            _ => return Err(told("the other process does not speak this protocol".to_owned())),
-        }
+        let program = greet(&line, deadline).map_err(|Refusal(reason)| told(reason))?;
+        tracing::info!(path = %path.display(), program, "taking over");
         // From here on both processes have the images and the sockets.
         succession::begin();
         let (everything, bundle) = match line.receive(deadline).map_err(failed)? {
@@ -295,5 +288,43 @@ impl Successor {
             tv_nsec: 0,
         };
         poll(&mut polled, Some(&second)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// Says hello. Returns the name of the other program.
+///
+/// # Errors
+/// The other process refuses, or does not answer.
+fn greet(line: &Line, deadline: Instant) -> std::result::Result<String, Refusal> {
+    match line.send(&Message::Hello(Hello::new()), &Bundle::default(), deadline) {
+        // It may have refused before it was asked: another process takes over.
+        Ok(()) | Err(LineError::Closed) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match line.receive(deadline)?.0 {
+        Message::Hello(hello) => Ok(hello.program),
+        Message::Refused { reason } => Err(Refusal(reason)),
+        _ => Err(Refusal(
+            "the other process does not speak this protocol".to_owned(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_before_the_hello_is_heard() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let deadline = Instant::now() + LONG;
+        let refused = Message::Refused {
+            reason: "later".to_owned(),
+        };
+        Line::new(there)
+            .send(&refused, &Bundle::default(), deadline)
+            .unwrap();
+        let Refusal(reason) = greet(&Line::new(here), deadline).unwrap_err();
+        assert_eq!(reason, "later");
     }
 }
