@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op, all_features};
 
 use crate::client::Client;
@@ -45,4 +46,27 @@ fn the_pool_of_a_running_iothread_follows_its_limits() {
         let done = frontend.queue(0).run(&Op::Flush);
         assert_eq!(done.ret, 0);
     }
+}
+
+#[test]
+fn an_iothread_that_no_export_names_is_shown() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let daemon = Daemon::start_with(
+        dir,
+        &[
+            "--chardev",
+            "socket,id=m,path=qmp.sock,server=on,wait=off",
+            "--monitor",
+            "chardev=m",
+            "--blockdev",
+            "null-co,node-name=n,size=1M",
+            "--export",
+            "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=vhost-user-blk.sock",
+        ],
+    );
+    let mut client = Client::connect(&daemon.dir().join("qmp.sock"));
+    let iothreads = client.run("query-iothreads", &json!({}));
+    assert_eq!(iothreads.as_array().map(Vec::len), Some(1), "{iothreads}");
+    assert_eq!(iothreads[0]["id"], "iothread");
+    assert!(iothreads[0]["x-figures"]["cpu-ns"].is_u64(), "{iothreads}");
 }

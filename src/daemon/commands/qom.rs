@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::convert::{Nothing, to_value, typed};
 use super::limit_types::SET_LIMITS;
 use crate::daemon::options::{IoThreadOptions, ObjectType};
-use crate::daemon::registry::{IoThreadProperty, Object, Registry};
+use crate::daemon::registry::{IoThreadObject, IoThreadProperty, Object, Registry};
 use crate::iothread::IoThreadFigures;
 use crate::qmp::{ErrorClass, Outcome, QmpError};
 use crate::throttle::Group;
@@ -195,29 +195,34 @@ fn set_limits(group: &Group, value: Value) -> Result<(), QmpError> {
 }
 
 pub(super) fn query_iothreads(registry: &Registry, _: Nothing) -> Outcome {
-    let info = |(id, object): (&str, &Object)| {
-        let Object::IoThread(iothread) = object else {
-            return None;
-        };
-        let IoThreadOptions {
-            poll_max_ns,
-            poll_grow,
-            poll_shrink,
-            aio_max_batch,
-            ..
-        } = iothread.options();
-        let thread = iothread.thread();
-        let thread_id = thread.map_or(0, |thread| thread.thread_id());
-        let mut info = json!({
-            "id": id, "thread-id": thread_id, "poll-max-ns": poll_max_ns, "poll-grow": poll_grow,
-            "poll-shrink": poll_shrink, "aio-max-batch": aio_max_batch,
-        });
-        if let Some(thread) = thread {
-            info["x-figures"] = figures(thread.figures());
-        }
-        Some(info)
-    };
-    Ok(registry.objects().filter_map(info).collect())
+    let objects = registry.objects().filter_map(|(_, object)| match object {
+        Object::IoThread(iothread) => Some(&**iothread),
+        _ => None,
+    });
+    Ok(objects
+        .chain(registry.unnamed_iothread())
+        .map(iothread_info)
+        .collect())
+}
+
+fn iothread_info(iothread: &IoThreadObject) -> Value {
+    let IoThreadOptions {
+        poll_max_ns,
+        poll_grow,
+        poll_shrink,
+        aio_max_batch,
+        ..
+    } = iothread.options();
+    let thread = iothread.thread();
+    let thread_id = thread.map_or(0, |thread| thread.thread_id());
+    let mut info = json!({
+        "id": iothread.id(), "thread-id": thread_id, "poll-max-ns": poll_max_ns, "poll-grow": poll_grow,
+        "poll-shrink": poll_shrink, "aio-max-batch": aio_max_batch,
+    });
+    if let Some(thread) = thread {
+        info["x-figures"] = figures(thread.figures());
+    }
+    info
 }
 
 fn figures(figures: &IoThreadFigures) -> Value {

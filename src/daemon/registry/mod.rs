@@ -218,6 +218,14 @@ impl Registry {
         self.objects.iter()
     }
 
+    /// Returns the IOThread of exports that name none, if there are any. It is no object.
+    pub(in crate::daemon) fn unnamed_iothread(&self) -> Option<&IoThreadObject> {
+        let iothread = self.default_iothread.as_ref()?;
+        let serves = |export: &Export| export.iothreads.iter().any(|own| Arc::ptr_eq(own, iothread));
+        let mut exports = self.exports.iter();
+        exports.any(|(_, export)| serves(export)).then_some(&**iothread)
+    }
+
     /// Returns all nodes with their names.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter()
