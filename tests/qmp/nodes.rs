@@ -157,7 +157,7 @@ fn a_set_that_is_gone_cannot_be_opened() {
     let node = json!({"driver": "file", "node-name": "f", "filename": "/dev/fdset/3"});
     let (class, desc) = client.refusal("blockdev-add", &node);
     assert_eq!(class, "GenericError");
-    assert!(desc.contains("no descriptor in /dev/fdset/3"), "{desc}");
+    assert!(desc.contains("no set of descriptors /dev/fdset/3"), "{desc}");
     let names = client.run("query-named-block-nodes", &json!({}));
     assert_eq!(names.as_array().map(Vec::len), Some(1));
 }
