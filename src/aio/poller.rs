@@ -162,6 +162,18 @@ impl Entry {
     fn end(&self) -> bool {
         self.begun.replace(false) && self.poller.poll_end()
     }
+
+    /// Stops busy polling of this poller, unless its peer relied on that and has left work just now. Returns whether it has.
+    ///
+    /// Nobody notifies of such work, and the next wait may not poll, so busy polling has to go on until [`end`](Self::end).
+    fn end_if_idle(&self) -> bool {
+        let works = self.end();
+        if works {
+            self.begun.set(true);
+            self.poller.poll_begin();
+        }
+        works
+    }
 }
 
 struct Running<'a>(&'a Cell<bool>);
@@ -262,8 +274,7 @@ impl Pollers {
             Some(swept) if now.saturating_duration_since(swept) < idle_time => return,
             _ => self.swept.set(Some(now)),
         }
-        // Its peer may rely on polling, and may have left work just now.
-        let is_idle = |entry: &Rc<Entry>| !entry.activity.recent.replace(false) && !entry.end();
+        let is_idle = |entry: &Rc<Entry>| !entry.activity.recent.replace(false) && !entry.end_if_idle();
         let idle: Vec<Rc<Entry>> = self.list().iter().filter(|e| is_idle(e)).cloned().collect();
         if idle.is_empty() {
             return;
@@ -430,6 +441,20 @@ mod tests {
         pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
         assert!(pollers.is_empty());
         assert_eq!((peer.begun.get(), peer.ended.get()), (2, 2));
+    }
+
+    #[test]
+    fn work_that_a_sweep_finds_is_not_lost_if_the_next_wait_does_not_poll() {
+        let pollers = Rc::<Pollers>::default();
+        let peer = Rc::<Counting>::default();
+        let _handle = add(&pollers, Rc::clone(&peer) as _);
+        let start = Instant::now();
+        pollers.sweep(start, Duration::ZERO);
+        pollers.begin();
+        peer.left.set(true);
+        pollers.sweep(start + IDLE_TIME, Duration::ZERO);
+        // The window has closed, or the CPU is crowded.
+        assert!(pollers.end(), "the context would block");
     }
 
     /// A poller that defers the same call as others.
