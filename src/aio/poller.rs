@@ -424,35 +424,33 @@ mod tests {
         assert_eq!(polls(), [0, 1]);
     }
 
-    #[test]
-    fn an_idle_poller_is_asked_for_work_before_it_is_skipped() {
+    /// Sweeps a poller during busy polling. It has been idle, and its peer, which need not notify, has left work just now.
+    fn swept_with_work_left() -> (Rc<Pollers>, Rc<Counting>, PollerHandle) {
         let pollers = Rc::<Pollers>::default();
         let peer = Rc::<Counting>::default();
-        let _handle = add(&pollers, Rc::clone(&peer) as _);
-        let start = Instant::now();
+        let handle = add(&pollers, Rc::clone(&peer) as _);
+        let start = Instant::now() - 2 * IDLE_TIME;
         pollers.sweep(start, Duration::ZERO);
-        // Busy polling goes on, so the peer was told not to notify.
         pollers.begin();
         peer.left.set(true);
         pollers.sweep(start + IDLE_TIME, Duration::ZERO);
+        (pollers, peer, handle)
+    }
+
+    #[test]
+    fn an_idle_poller_is_asked_for_work_before_it_is_skipped() {
+        let (pollers, peer, _handle) = swept_with_work_left();
         assert!(!pollers.is_empty(), "there is work");
         pollers.begin();
         peer.left.set(false);
-        pollers.sweep(start + 2 * IDLE_TIME, Duration::ZERO);
+        pollers.sweep(Instant::now() + IDLE_TIME, Duration::ZERO);
         assert!(pollers.is_empty());
         assert_eq!((peer.begun.get(), peer.ended.get()), (2, 2));
     }
 
     #[test]
     fn work_that_a_sweep_finds_is_not_lost_if_the_next_wait_does_not_poll() {
-        let pollers = Rc::<Pollers>::default();
-        let peer = Rc::<Counting>::default();
-        let _handle = add(&pollers, Rc::clone(&peer) as _);
-        let start = Instant::now();
-        pollers.sweep(start, Duration::ZERO);
-        pollers.begin();
-        peer.left.set(true);
-        pollers.sweep(start + IDLE_TIME, Duration::ZERO);
+        let (pollers, _peer, _handle) = swept_with_work_left();
         // The window has closed, or the CPU is crowded.
         assert!(pollers.end(), "the context would block");
     }

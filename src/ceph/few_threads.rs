@@ -1,4 +1,4 @@
-//! How many threads the client of a cluster has where CPUs are few.
+//! The number of threads of a cluster's client where CPUs are few.
 //!
 //! librados hands each answer from a thread of the network to one of two others. On a host with two CPUs, waking them up costs
 //! more than they gain (docs/results.md).
