@@ -307,6 +307,14 @@ pub(crate) enum Preset {
     Contended,
     /// 1 to 16 queues, iodepth 1 to 256, 1 to 64 disks: the cost of an I/O should not grow with them
     Scaling,
+    /// The same 64 requests in flight on 1, 16 and 64 queues, with one IOThread and with four; tmpfs and page cache
+    Queues,
+    /// ours with and without polling, qsd with io_uring and native, and the host without virtio, at 1x1, 1x64, 8x64 with
+    /// O_DIRECT
+    Direct,
+    /// ours, qsd and the host without virtio: random writes through the page cache at 1x1, 1x64, 8x64. --fill-size 4k
+    /// and 1M differ on ext4
+    Writes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]

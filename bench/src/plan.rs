@@ -38,6 +38,8 @@ struct Defaults {
     seconds: f64,
     /// Every case runs twice, the second time without EVENT_IDX.
     both_suppressions: bool,
+    /// The host without virtio is measured, too.
+    limit: bool,
 }
 
 const fn shape(queues: u16, iodepth: u16) -> Shape {
@@ -56,6 +58,7 @@ impl Defaults {
             rounds: 3,
             seconds: 1.0,
             both_suppressions: false,
+            limit: false,
         };
         match preset {
             Preset::Quick => usual,
@@ -122,6 +125,31 @@ impl Defaults {
                 seconds: 0.5,
                 ..usual
             },
+            Preset::Queues => Self {
+                backends: &["qsd", "ours", "ours:--iothreads 4"],
+                storage: &[Tmpfs, PageCache],
+                shapes: vec![shape(1, 64), shape(16, 4), shape(64, 1)],
+                rounds: 7,
+                seconds: 0.5,
+                ..usual
+            },
+            Preset::Direct => Self {
+                backends: &["qsd:native", "qsd:io_uring", "ours", "ours:--poll-max-ns 0"],
+                storage: &[Direct],
+                rounds: 9,
+                seconds: 0.5,
+                limit: true,
+                ..usual
+            },
+            Preset::Writes => Self {
+                backends: &["qsd", "ours"],
+                storage: &[PageCache],
+                patterns: &[Pattern::Randwrite],
+                rounds: 7,
+                seconds: 0.5,
+                limit: true,
+                ..usual
+            },
         }
     }
 }
@@ -153,7 +181,7 @@ impl Plan {
                 "--one-process: only ours, qsd and commands with {{disks}} can serve several disks"
             );
         }
-        if args.limit {
+        if args.limit || defaults.limit {
             candidates.extend([Engine::Psync, Engine::IoUring].map(Candidate::limit));
         }
         let runtime = args.runtime.unwrap_or(Duration::from_secs_f64(defaults.seconds));
@@ -400,6 +428,18 @@ mod tests {
         );
         let some = runs(&["--contention", "one-cpu", "--shape", "1x1"]);
         assert_eq!(some, [(Contention::OneCpu, "1x1".to_owned())]);
+    }
+
+    #[test]
+    fn presets_for_disks_show_what_the_host_can_do() {
+        for preset in ["direct", "writes"] {
+            let plan = plan(&["--preset", preset]).expect("a plan");
+            let limits = plan
+                .candidates
+                .iter()
+                .filter(|one| one.name.starts_with("limit:"));
+            assert_eq!(limits.count(), 2, "{preset}");
+        }
     }
 
     #[test]
