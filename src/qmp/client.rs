@@ -109,6 +109,10 @@ impl Client {
         self.overrun || (done && self.output.is_empty())
     }
 
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.broken
+    }
+
     pub(super) fn has_overrun(&self) -> bool {
         self.overrun
     }

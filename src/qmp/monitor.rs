@@ -153,7 +153,8 @@ impl<C> Monitor<C> {
         }
     }
 
-    /// Executes the commands of a client, as long as it reads the answers.
+    /// Executes the commands of a client, as long as it reads the answers. Of a client that has hung up, executes one
+    /// command, because nobody waits for the others, and other clients may wait.
     fn serve(&mut self, n: usize) {
         let client = &mut self.clients[n];
         let mut quit = false;
@@ -179,6 +180,9 @@ impl<C> Monitor<C> {
             match outcome {
                 Some(outcome) => client.queue(&answer(id, outcome)),
                 None => client.awaited = Some(id),
+            }
+            if client.has_hung_up() {
+                break;
             }
         }
         client.send();

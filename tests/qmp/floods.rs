@@ -2,10 +2,12 @@
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::TryRecvError;
 use std::thread;
 
 use serde_json::json;
 use testkit::daemon::IMAGE;
+use testkit::process::DEADLINE;
 use testkit::target::Disks;
 
 use crate::client::Client;
@@ -109,6 +111,26 @@ fn silent_clients_do_not_delay_others() {
         }
     });
     drop(silent);
+}
+
+#[test]
+fn commands_of_clients_that_have_gone_delay_nobody() {
+    let server = Server::start();
+    let gone: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send("{'execute': 'query-qmp-schema'}".repeat(200) + "{'execute': 'quit'}");
+            client
+        })
+        .collect();
+    let mut faithful = server.connect();
+    drop(gone);
+    assert_eq!(faithful.run("x-echo", &json!({"value": 1})), 1);
+    assert_eq!(server.quits.try_recv(), Err(TryRecvError::Empty));
+    // What they have sent is executed all the same.
+    for _ in 0..4 {
+        server.quits.recv_timeout(DEADLINE).expect("a quit");
+    }
 }
 
 #[test]
