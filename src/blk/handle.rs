@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::image_lock::{HeldTurn, SharedTurn, TakeError};
+use super::position::AskedPositions;
 use super::shard::{Route, Shard};
 use super::state::DeviceState;
 use crate::aio::{Gone, Remote};
@@ -94,6 +95,17 @@ impl DiskHandle {
     /// Reports requests that take at least `slower_than` to the listener of the disk's notices, for `time` from now on.
     pub fn trace(&self, slower_than: Duration, time: Duration) {
         self.state.trace.set(slower_than, time);
+    }
+
+    /// Asks the IOThreads where the rings stand, without waiting.
+    pub fn ask_positions(&self) -> AskedPositions {
+        let (answers, asked) = AskedPositions::new();
+        for shard in &self.shards {
+            let answers = answers.clone();
+            // Fails only if the IOThread has ended, and its rings with it. The caller may not wait for the answer.
+            let _ = shard.post(move |shard| drop(answers.send(shard.positions())));
+        }
+        asked
     }
 
     /// Waits until the IOThreads have done what they were told before.

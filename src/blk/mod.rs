@@ -2,7 +2,7 @@
 //!
 //! The control thread holds a [`device`]. A [`handle`] lets other threads change the node below it. Each [`queue`] serves one virtqueue on its IOThread. [`request`] turns
 //! descriptor chains into I/O, and [`config`] has the configuration space. [`error_policy`] decides about requests that
-//! fail, and [`failures`] reports them. [`stats`] and [`latency`] count.
+//! fail, and [`failures`] reports them. [`stats`] and [`latency`] count, and [`position`] shows where rings stand.
 
 pub mod config;
 pub mod device;
@@ -14,6 +14,7 @@ mod image_lock;
 pub mod latency;
 pub mod notice;
 mod parked_stats;
+pub mod position;
 pub mod queue;
 pub mod request;
 mod ring_state;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use super::position::Positions;
 use super::queue::BlkQueue;
 use super::state::DeviceState;
 use super::stats::QueueStats;
@@ -111,6 +112,12 @@ impl Shard {
 
     pub(super) fn resume(&self) {
         self.queues.iter().for_each(|queue| queue.resume());
+    }
+
+    /// Returns where the rings stand.
+    pub(super) fn positions(&self) -> Positions {
+        let position = |queue: &Rc<BlkQueue>| Some((queue.index(), queue.position()?));
+        self.queues.iter().filter_map(position).collect()
     }
 
     pub(super) fn set_inactive(&self, inactive: bool) {

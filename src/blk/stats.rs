@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::latency::{LatencyFigures, LatencyHistograms, Operation};
 pub(crate) use super::parked_stats::ParkedQueueStats;
+use super::position::{Positions, RingPosition};
 pub use super::ring_state::{RingState, RingStateCell};
 pub use crate::counter::Counter;
 use crate::engine::Plan;
@@ -263,6 +264,8 @@ impl fmt::Display for Figures {
 pub struct QueueReport {
     /// The state of the ring: `stopped`, `running`, `broken` or `paused`.
     pub ring: &'static str,
+    /// Where the ring stands. `None` if there is no ring, or if its IOThread was not asked or has not answered.
+    pub position: Option<RingPosition>,
     /// The queue's figures.
     #[serde(flatten)]
     pub figures: Figures,
@@ -289,6 +292,7 @@ impl DiskReport {
     pub fn new(disk: &str, engine: Plan, queues: &[Arc<QueueStats>]) -> Self {
         let report = |queue: &Arc<QueueStats>| QueueReport {
             ring: queue.state.name(),
+            position: None,
             figures: queue.figures(),
         };
         let queues: Vec<QueueReport> = queues.iter().map(report).collect();
@@ -301,19 +305,36 @@ impl DiskReport {
             total,
         }
     }
+
+    /// Adds the positions of the rings.
+    #[must_use]
+    pub fn with_positions(mut self, positions: &Positions) -> Self {
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            queue.position = positions.get(&index).copied();
+        }
+        self
+    }
 }
 
 impl fmt::Display for DiskReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "stats: disk={} engine={}", self.disk, self.engine)?;
         for (index, queue) in self.queues.iter().enumerate() {
-            let QueueReport { ring, figures } = queue;
+            let QueueReport {
+                ring,
+                position,
+                figures,
+            } = queue;
             writeln!(f, "stats: queue {index}: {figures}")?;
-            writeln!(
+            write!(
                 f,
                 "stats: queue {index} ring: state={ring} broken={}",
                 figures.broken
             )?;
+            match position {
+                Some(position) => writeln!(f, " {position}")?,
+                None => writeln!(f)?,
+            }
         }
         writeln!(f, "stats: total: {}", self.total)?;
         for (operation, latencies) in self.total.latency.operations() {

@@ -16,6 +16,7 @@ use super::roster::{DiskFigures, Roster};
 use crate::aio::Gone;
 use crate::blk::device::{BlkDevice, DiskFacts};
 use crate::blk::handle::DiskHandle;
+use crate::blk::position::AskedPositions;
 use crate::blk::stats::DiskReport;
 use crate::iothread::IoThread;
 use crate::memory::keeps_files;
@@ -297,6 +298,11 @@ impl Disk {
     /// Reads the disk's statistics.
     pub fn report(&self) -> DiskReport {
         self.figures.report()
+    }
+
+    /// Asks the IOThreads where the disk's rings stand, without waiting. Returns `None` if the disk has ended.
+    pub(super) fn ask_positions(&self) -> Option<AskedPositions> {
+        self.handle().map(|handle| handle.ask_positions())
     }
 
     /// Returns a handle that makes the disk read its size again.

@@ -9,4 +9,4 @@ mod ring;
 
 pub use chain::{Chain, ChainError};
 pub use inflight::{InflightArea, InflightError, InflightRegion, RegionError, RegionLayout, SpareByte};
-pub use ring::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, SplitRing};
+pub use ring::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures, RingIndices, SplitRing, Wanted};

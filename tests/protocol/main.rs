@@ -7,6 +7,7 @@ mod frontends;
 mod inflight;
 mod notify;
 mod null_aio;
+mod positions;
 mod resize;
 mod session;
 mod stop;

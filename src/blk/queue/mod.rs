@@ -41,6 +41,7 @@ mod memory_loss;
 mod notify;
 mod ownership;
 mod phase;
+mod position;
 mod quiesce;
 mod retry;
 mod ring;

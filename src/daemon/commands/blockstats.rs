@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use super::convert::to_value;
 use crate::blk::device::DiskFacts;
 use crate::blk::latency::{BOUNDARIES, Latencies, Operation};
-use crate::blk::stats::Figures;
+use crate::blk::stats::{DiskReport, Figures};
 use crate::daemon::disks::Disk;
 use crate::daemon::registry::Registry;
+use crate::daemon::report::reports;
 use crate::qmp::Outcome;
 
 /// Accepted and ignored: statistics belong to exports, so both forms return the same.
@@ -21,9 +22,8 @@ pub(super) struct QueryNodes {
 
 pub(super) fn query_blockstats(registry: &Registry, _: QueryNodes) -> Outcome {
     let nodes = registry.query_exports();
-    let entry = |disk: &Disk| {
+    let entry = |(disk, report): (&Disk, DiskReport)| {
         let node = nodes.iter().find(|export| export.id == disk.id());
-        let report = disk.report();
         let mut export = to_value(&report)?;
         export["frontend"] = frontend(disk.facts());
         export["socket"] = disk.socket().into();
@@ -34,8 +34,7 @@ pub(super) fn query_blockstats(registry: &Registry, _: QueryNodes) -> Outcome {
             "x-export": export,
         }))
     };
-    registry
-        .disks()
+    reports(registry)
         .map(entry)
         .collect::<Result<Vec<Value>, _>>()
         .map(Value::from)

@@ -13,9 +13,11 @@ use crate::memory::{DirtyLog, GuestMemory, MappedArea, RingLog};
 
 mod handover;
 mod index;
+mod indices;
 mod setup;
 mod used;
 
+pub use indices::{RingIndices, Wanted};
 pub use setup::{MAX_QUEUE_SIZE, RingAddresses, RingError, RingFeatures};
 use setup::{check_size, resolve};
 

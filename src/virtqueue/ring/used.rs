@@ -7,8 +7,8 @@ use super::super::inflight;
 use super::index::{need_event, slot};
 use super::{SplitRing, UsedLog};
 
-const NO_NOTIFY: u16 = 1; // VIRTQ_USED_F_NO_NOTIFY
-const NO_INTERRUPT: u16 = 1; // VIRTQ_AVAIL_F_NO_INTERRUPT
+pub(super) const NO_NOTIFY: u16 = 1; // VIRTQ_USED_F_NO_NOTIFY
+pub(super) const NO_INTERRUPT: u16 = 1; // VIRTQ_AVAIL_F_NO_INTERRUPT
 
 impl SplitRing {
     /// Puts a completed chain into the used ring; the driver sees it after [`SplitRing::publish`].

@@ -258,14 +258,19 @@ impl Daemon {
         }
     }
 
-    /// Returns a figure of the current statistics. `line` is "total" or, for example, "queue 0".
-    pub fn count(&mut self, line: &str, name: &str) -> u64 {
+    /// Returns the current statistics.
+    pub fn statistics(&mut self) -> String {
         let before = self.output().len();
         self.signal(libc::SIGUSR1);
         // The histogram is the last line of the statistics.
         let complete = |text: &str| text.contains("histogram:") && text.ends_with('\n');
         self.wait_for(|daemon| complete(&daemon.output()[before..]), "print statistics");
-        let printed = self.output().split_off(before);
+        self.output().split_off(before)
+    }
+
+    /// Returns a figure of the current statistics. `line` is "total" or, for example, "queue 0" or "queue 0 ring".
+    pub fn count(&mut self, line: &str, name: &str) -> u64 {
+        let printed = self.statistics();
         let figures = printed
             .lines()
             .find_map(|text| text.strip_prefix(&format!("stats: {line}: ")));
