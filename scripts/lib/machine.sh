@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Starts a backend and a guest on it, and ends both in any case. Sourced after configs.sh by scripts/guest, whose
+# Starts a backend and a guest on it, and ends both in any case. Sourced after state.sh by scripts/guest, whose
 # options (config, backend, image, notify, keep, extra) it reads.
 #
 # Sets workspace (image and socket; removed at the end), logs (kept) and vcpus. Both processes have their own sessions,
@@ -23,11 +23,12 @@ make_workspace() {
 clean_up() {
     local status=$1 pid
     trap '' INT TERM HUP
+    # A user who stops the script needs no explanation.
+    [ "$status" -eq 0 ] || [ "$status" -gt 128 ] || show_state
     for pid in $qemu_pid $backend_pid; do
         kill "$pid" 2>/dev/null || true
     done
     wait 2>/dev/null || true
-    # A user who stops the script needs no explanation.
     [ "$status" -eq 0 ] || [ "$status" -gt 128 ] || show_logs
     if [ -n "$keep" ]; then
         say "kept $workspace"
@@ -36,7 +37,7 @@ clean_up() {
     fi
 }
 
-# Prints the logs that show why the script failed.
+# Prints the ends of the logs, among them the guest's console, that show why the script failed.
 show_logs() {
     local log
     for log in "$logs"/*.log; do
@@ -87,7 +88,7 @@ boot_guest() {
     say "booting the guest: $config, $vcpus vCPU"
     coproc vm {
         cd "$workspace" && exec setsid "$repo/scripts/lib/run-guest" "$config" "$initrd" \
-            -serial "file:$logs/console.log" -serial stdio 2>"$logs/qemu.log"
+            -serial "file:$logs/console.log" -serial stdio -qmp unix:qmp.sock,server=on,wait=off 2>"$logs/qemu.log"
     }
     qemu_pid=$!
     exec {from_guest}<&"${vm[0]}" {to_guest}>&"${vm[1]}"
