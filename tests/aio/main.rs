@@ -5,3 +5,4 @@
 mod context;
 mod io_thread;
 mod pollers;
+mod wakeups;
