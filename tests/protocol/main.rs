@@ -12,3 +12,4 @@ mod resize;
 mod session;
 mod stop;
 mod throttled;
+mod wakeups;
