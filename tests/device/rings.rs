@@ -95,6 +95,18 @@ fn a_kick_before_enable_is_not_lost() {
 }
 
 #[test]
+fn a_first_kick_to_a_replaced_eventfd_is_not_lost() {
+    for event_idx in [false, true] {
+        let mut vm = Vm::new(&image(), 64, 0, features(event_idx));
+        vm.offer_read(0, 2);
+        vm.kick();
+        // The queue has not seen the kick yet.
+        vm.replace_kick();
+        vm.wait_used(1);
+    }
+}
+
+#[test]
 fn a_started_ring_asks_for_kicks_again() {
     for (event_idx, base) in [(false, 0), (true, 7)] {
         let vm = Vm::new(

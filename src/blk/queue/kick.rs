@@ -22,14 +22,15 @@ impl BlkQueue {
             None => KickSource::timer(timer(&self.ctx, &self.me, Self::check_without_kick)),
         };
         let mut state = self.state.borrow_mut();
-        if matches!(source, KickSource::Timer(_)) {
-            // No kick will ever start the ring.
+        let is_timer = matches!(source, KickSource::Timer(_));
+        let old = state.kick.replace(source);
+        // A kick that went to the old eventfd must not be lost, nor the first one, which starts the ring. Without an
+        // eventfd no kick will ever start it.
+        if is_timer || state.has_work_before_kick() {
             state.kick_ring();
         }
-        let old = state.kick.replace(source);
         drop(state);
         drop(old);
-        // A kick that went to the old eventfd must not be lost.
         self.process();
         Ok(())
     }
@@ -152,6 +153,18 @@ impl Poller for BlkQueue {
 }
 
 impl State {
+    /// Returns whether something is available in a ring that waits for its first kick. An invalid index is reported only
+    /// after that.
+    fn has_work_before_kick(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Started {
+                ring,
+                stage: Stage::Waiting,
+            } => ring.split.has_work().unwrap_or(false),
+            _ => false,
+        }
+    }
+
     /// Tells the driver that it need not kick, if the ring is checked anyway.
     fn disable_kicks(&mut self) {
         if let Some(ring) = self.active_ring() {
