@@ -60,13 +60,15 @@ daemon_columns() {
 }
 
 print_report() {
-    local ours=''
+    local ours='' missed
     [ "$backend" = qsd ] || ours=$(printf '%10s%9s%10s' completed notified 'per notif')
     printf '\n%s on %s, %d vCPU\n\n' "$(backend_name)" "$config" "$vcpus"
     printf '%-19s%8s%8s%8s%8s%s\n' 'fio in the guest' kIOPS MiB/s 'p50 us' 'p99 us' "$ours"
     printf '%s' "$report"
     [ "$backend" = qsd ] || sed -n 's/^stats: completions per notification, histogram:/\
 Completions per notification, and how often:/p' "$logs/backend.log" | tail -n 2 | fold -s
+    missed=$(sed -n 's/^stats: total.* missed_kicks=\([0-9]*\).*/\1/p' "$logs/backend.log" | tail -n 1)
+    [ "${missed:-0}" -eq 0 ] || printf '\nKicks that did not come in time: %d\n' "$missed"
 }
 
 # Prints what runs the guest's CPUs, and the effect on the table.

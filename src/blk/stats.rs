@@ -119,6 +119,8 @@ counters! {
     in_flight,
     /// Wakeups by the driver's kick eventfd.
     kicks,
+    /// Times that requests were found whose kick had not come in time.
+    missed_kicks,
     /// Times that polling found requests in the ring.
     poll_hits,
     /// Answers that were published.
@@ -235,8 +237,8 @@ impl fmt::Display for Figures {
             f,
             "requests={} (read={reads} write={writes} flush={flushes} unmap={unmaps} other={others}) merged={} \
              bytes_read={} bytes_written={} bytes_unmapped={} errors={} held={} held_ever={} throttled={} \
-             throttled_ever={} ignored={} late={} in_flight={} kicks={} poll_hits={} completions={} notifications={} \
-             completions_per_notification={ratio:.2}",
+             throttled_ever={} ignored={} late={} in_flight={} kicks={} missed_kicks={} poll_hits={} completions={} \
+             notifications={} completions_per_notification={ratio:.2}",
             self.requests(),
             self.merged,
             self.read_bytes,
@@ -251,6 +253,7 @@ impl fmt::Display for Figures {
             self.late,
             self.in_flight,
             self.kicks,
+            self.missed_kicks,
             self.poll_hits,
             self.completions,
             self.notifications,

@@ -251,6 +251,12 @@ impl Vm {
         }
     }
 
+    /// Runs passes for at least this long.
+    pub(crate) fn poll_for(&self, time: Duration) {
+        let start = Instant::now();
+        self.poll_until(|_| start.elapsed() >= time);
+    }
+
     /// Waits until the worker has finished. Nothing is reaped meanwhile.
     pub(crate) fn wait_for_worker(&self) {
         let start = Instant::now();

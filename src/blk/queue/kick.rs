@@ -73,6 +73,7 @@ impl BlkQueue {
         state.wake_poller();
         state.kick_ring();
         state.disable_kicks();
+        state.missed_kick.look_later();
         drop(state);
         self.process();
         self.check_shared();
@@ -94,6 +95,28 @@ impl BlkQueue {
         if let Some(ring) = phase.ring() {
             unshared.look(&ring.split, active, &self.device);
         }
+    }
+
+    /// Serves requests that have waited for a kick for too long.
+    pub(super) fn look_for_missed_kick(&self) {
+        let mut state = self.state.borrow_mut();
+        let waiting = state.active_ring().and_then(|ring| {
+            let waits = !ring.polled && ring.split.has_work().unwrap_or(false);
+            waits.then(|| ring.split.next_avail())
+        });
+        if !state.missed_kick.look(waiting) {
+            return;
+        }
+        state.stats.missed_kicks.add(1);
+        state.wake_poller();
+        drop(state);
+        tracing::debug!(
+            disk = self.device.name,
+            queue = self.index,
+            index = waiting,
+            "serving requests whose kick has not come"
+        );
+        self.process();
     }
 
     fn has_work(&self) -> Result<bool, RingError> {
@@ -144,6 +167,7 @@ impl Poller for BlkQueue {
         } = &mut state.phase
         {
             ring.split.enable_kicks();
+            state.missed_kick.look_later();
         }
         // An error counts as work: `poll` deals with it.
         state

@@ -38,6 +38,7 @@ mod late_flush;
 mod latencies;
 mod lifecycle;
 mod memory_loss;
+mod missed_kick;
 mod notify;
 mod ownership;
 mod phase;
@@ -54,6 +55,7 @@ use early_notification::EarlyNotification;
 use held::Held;
 use kick_source::KickSource;
 use late_flush::LateFlush;
+use missed_kick::MissedKick;
 use notify::{MissedNotification, Notifier};
 use phase::Phase;
 pub use ring::{QueueError, RingSetup, Stop};
@@ -101,6 +103,7 @@ struct State {
     /// Notifications are coalesced.
     coalescing: bool,
     kick: Option<KickSource>,
+    missed_kick: MissedKick,
     /// The kick eventfd of a ring that is stopping.
     last_kick: Option<Arc<File>>,
     notifier: Notifier,
@@ -259,6 +262,7 @@ impl State {
             write_through: false,
             coalescing: true,
             kick: None,
+            missed_kick: MissedKick::new(timer(BlkQueue::look_for_missed_kick)),
             last_kick: None,
             missed: MissedNotification::new(timer(BlkQueue::check_missed_notification)),
             free: Vec::new(),

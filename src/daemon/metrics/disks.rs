@@ -208,12 +208,17 @@ fn states(families: &mut Families<'_>, queues: &[Queue]) -> fmt::Result {
 }
 
 fn counters(families: &mut Families<'_>, queues: &[Queue]) -> fmt::Result {
-    let counters: [(&str, &str, Read); 10] = [
+    let counters: [(&str, &str, Read); 11] = [
         ("completions", "Answers shown to the driver.", |f| f.completions),
         ("notifications", "Notifications of the driver.", |f| {
             f.notifications
         }),
         ("kicks", "Notifications by the driver.", |f| f.kicks),
+        (
+            "missed_kicks",
+            "Times that requests were found whose kick had not come in time.",
+            |f| f.missed_kicks,
+        ),
         (
             "poll_hits",
             "Times that polling found requests in the ring.",
