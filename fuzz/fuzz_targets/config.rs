@@ -55,11 +55,12 @@ const OPTIONS: [&str; 23] = [
     "--socket-mode",
     "--io-timeout",
 ];
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 7] = [
     "--read-only",
     "--incoming",
     "--print-capabilities",
     "--direct",
+    "--register-memory",
     "--stats",
     "--help",
 ];

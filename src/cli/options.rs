@@ -182,6 +182,11 @@ pub struct Cli {
     #[arg(long)]
     pub direct: bool,
 
+    /// Register the guest's memory with io_uring, which saves CPU time for each request. All of it is locked, and counts
+    /// against `ulimit -l`. The guest must not give memory back (docs/engines.md).
+    #[arg(long)]
+    pub register_memory: bool,
+
     /// Minimum number of threads that each IOThread's pool keeps, even if idle.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
           value_parser = number::<u16>(0..=1024))]

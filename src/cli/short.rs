@@ -15,7 +15,7 @@ use crate::daemon::options::{
 use crate::nbd::{Server, parse_uri, uri_of_old_form};
 
 /// The options of the one disk, by their names in [`Cli`].
-pub(super) const OPTIONS: [&str; 30] = [
+pub(super) const OPTIONS: [&str; 31] = [
     "socket_path",
     "fd",
     "socket_mode",
@@ -38,6 +38,7 @@ pub(super) const OPTIONS: [&str; 30] = [
     "mmap",
     "request_merging",
     "direct",
+    "register_memory",
     "thread_pool_min",
     "thread_pool_max",
     "poll_max_ns",
@@ -282,6 +283,7 @@ fn export(cli: &Cli) -> Result<ExportOptions, String> {
             Notify::Batch => NotifyOption::Batch,
             Notify::Each => NotifyOption::Each,
         }),
+        register_memory: cli.register_memory.then_some(true),
         inject: cli.inject.clone(),
         allow_inactive: cli.incoming,
         display_name: Some(image.unwrap_or_else(|| null_name(cli).to_owned())),

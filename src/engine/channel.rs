@@ -7,6 +7,7 @@ use super::detect_zeroes::DetectZeroes;
 use super::fault::Faults;
 use super::fault::channel::{FaultyChannel, Submit};
 use super::file::channel::FileChannel;
+use super::file::pins::PinnedMemory;
 use super::nbd::NbdChannel;
 use super::null::{NullAioChannel, NullCoChannel};
 use super::qcow2::Qcow2Channel;
@@ -14,6 +15,7 @@ use super::rbd::RbdChannel;
 use super::throttle::ThrottledChannel;
 use crate::aio::AioContext;
 use crate::io::{Completer, Requests};
+use crate::memory::GuestMemory;
 use crate::throttle::{Member, Waits};
 
 /// A channel to a disk. IOThread only. Each queue has its own. The channels of a disk on one IOThread are siblings,
@@ -126,6 +128,14 @@ impl Channel {
             Plain::Nbd(nbd) => nbd.give_up_soon(),
             Plain::Rbd(rbd) => rbd.give_up_soon(),
             Plain::File(_) | Plain::Qcow2(_) | Plain::NullCo(_) | Plain::NullAio(_) => {}
+        }
+    }
+
+    /// Registers guest memory with the kernel, if the disk's engine was asked to. Ends when the value is dropped.
+    pub(crate) fn pin(&self, memory: &GuestMemory) -> Option<PinnedMemory> {
+        match self.plain() {
+            Plain::File(file) => file.pin(memory),
+            _ => None,
         }
     }
 

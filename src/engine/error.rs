@@ -40,6 +40,14 @@ pub enum Error {
     #[error("a disk in a qcow2 image is read by the thread pool, not by io_uring or Linux AIO")]
     Format,
 
+    /// Memory is to be registered with an engine other than io_uring.
+    #[error("guest memory can only be registered with io_uring")]
+    NothingRegistered,
+
+    /// The kernel's io_uring has no table of memory that can change.
+    #[error("guest memory cannot be registered: the kernel is too old for it (Linux 5.19)")]
+    NoMemoryTable,
+
     /// Several IOThreads use a disk whose server does not cover several connections with one flush.
     #[error(
         "the NBD server does not announce multi-conn, so one IOThread only can serve the disk (qemu-nbd: --shared=0)"

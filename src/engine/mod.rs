@@ -37,6 +37,7 @@ pub use control::{ControlChannel, NodeControl};
 pub use detect_zeroes::DetectZeroes;
 pub use error::Error;
 pub use fault::{FaultRule, Faults};
+pub use file::pins::PinnedMemory;
 pub use lock::NodeLock;
 pub use nbd::{NbdDisk, NbdOptions, OpenError as NbdOpenError};
 pub use node::BlockNode;

@@ -31,6 +31,8 @@ pub struct Plan {
     pub(in crate::engine) executor: Executor,
     /// The maximum number of requests in one submission to the kernel, or 0.
     pub(in crate::engine) max_batch: u64,
+    /// The memory of guests is registered with io_uring.
+    pub(in crate::engine) registers_memory: bool,
 }
 
 /// The executor of requests that the IOThread does not execute itself.
@@ -148,6 +150,25 @@ impl Plan {
         Self { max_batch, ..self }
     }
 
+    /// Returns the same plan with or without registration of the guest's memory. The default is without.
+    ///
+    /// # Errors
+    /// The engine is not io_uring, or the kernel's io_uring cannot do this.
+    pub fn with_registered_memory(self, on: bool) -> Result<Self, Error> {
+        if on {
+            if self.executor != Executor::IoUring {
+                return Err(Error::NothingRegistered);
+            }
+            if !Uring::new().map_err(Error::IoUring)?.has_memory_table() {
+                return Err(Error::NoMemoryTable);
+            }
+        }
+        Ok(Self {
+            registers_memory: on,
+            ..self
+        })
+    }
+
     /// Returns whether a worker may help with requests that the IOThread executes.
     pub(in crate::engine) fn shares(self) -> bool {
         self.inline && self.executor == Executor::Threads
@@ -164,6 +185,7 @@ impl Plan {
             merging: true,
             executor,
             max_batch: 0,
+            registers_memory: false,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::error::Error;
 use super::file::kernel::KernelEngine;
 use super::file::linux_aio::LinuxAio;
+use super::file::pins::Pins;
 use super::file::uring::Uring;
 use super::file::writers::{Writer, Writers};
 use super::max_batch::MaxBatch;
@@ -25,6 +26,8 @@ pub struct Resources {
     writers: Writers,
     uring: OnceCell<Rc<KernelEngine<Uring>>>,
     native: OnceCell<Rc<KernelEngine<LinuxAio>>>,
+    /// Guest memory that is registered with the io_uring.
+    pins: OnceCell<Rc<Pins>>,
     turns: Rc<Turns>,
     max_batch: Rc<Cell<u64>>,
     /// The links to NBD servers.
@@ -60,6 +63,7 @@ impl Resources {
             writers: Writers::default(),
             uring: OnceCell::new(),
             native: OnceCell::new(),
+            pins: OnceCell::new(),
             turns: Rc::default(),
             max_batch: Rc::default(),
             links: RefCell::default(),
@@ -133,6 +137,18 @@ impl Resources {
             let ring = Uring::new().map_err(Error::IoUring)?;
             KernelEngine::new(&self.ctx, ring)
         })
+    }
+
+    /// Returns the registered guest memory of the IOThread.
+    ///
+    /// # Errors
+    /// The kernel has no resources for an io_uring.
+    pub(super) fn pins(&self) -> Result<Rc<Pins>, Error> {
+        if let Some(pins) = self.pins.get() {
+            return Ok(Rc::clone(pins));
+        }
+        let pins = Rc::new(Pins::new(&self.ctx, self.uring()?));
+        Ok(Rc::clone(self.pins.get_or_init(|| pins)))
     }
 
     /// Returns the Linux AIO context of the IOThread, which is created for the first disk that needs it.

@@ -22,6 +22,31 @@ unsafe impl Send for MappedArea {}
 // SAFETY: as above; a shared reference gives no more than the address.
 unsafe impl Sync for MappedArea {}
 
+/// A region of guest memory, with the address for system calls. It keeps the mapping alive.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelArea {
+    pub(super) base: *mut u8,
+    pub(super) len: usize,
+    pub(super) mapping: Arc<Mapping>,
+}
+
+impl KernelArea {
+    /// Returns the address of the first byte; valid for [`KernelArea::len`] bytes as long as this value lives.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether both are the same mapping.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping)
+    }
+}
+
 impl MappedArea {
     /// Maps `len` bytes of a file that is not guest memory. `offset` is a multiple of the page size.
     ///

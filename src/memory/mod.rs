@@ -18,6 +18,7 @@ mod removed;
 mod served;
 mod view;
 
+pub(crate) use area::KernelArea;
 pub use area::MappedArea;
 pub(crate) use file::{keep_files, keep_length, keeps_files, kept, memfd};
 pub use log::{DirtyLog, LogError, RingLog};
@@ -203,6 +204,15 @@ impl GuestMemory {
     pub(crate) fn regions(&self) -> Option<Vec<(RegionInfo, Arc<File>)>> {
         let file = |region: &Region| Some((region.info, Arc::clone(region.file.as_ref()?)));
         self.regions.iter().map(file).collect()
+    }
+
+    /// Returns the regions, with their addresses for system calls.
+    pub(crate) fn kernel_areas(&self) -> impl Iterator<Item = KernelArea> {
+        self.regions.iter().map(|region| KernelArea {
+            base: region.mapping.kernel_ptr(),
+            len: usize::try_from(region.info.len).expect("mapped"),
+            mapping: Arc::clone(&region.mapping),
+        })
     }
 
     /// Returns the guest addresses that earlier tables had.

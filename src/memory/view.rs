@@ -91,6 +91,11 @@ impl MemoryView {
         Some((unsafe { region.base.add(offset as usize) }, region.len - offset))
     }
 
+    /// Returns the snapshot.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// Returns whether the frontend has taken this guest address away, and may give it back.
     #[cold]
     pub fn was_removed(&self, guest: u64) -> bool {

@@ -120,11 +120,14 @@ mod constant {
     pub(super) const BLKSSZGET: u32 = 0x1268;
     pub(super) const CLONE_NEWTIME: i32 = 0x80;
     pub(super) const FIONBIO: u32 = 0x5421;
+    pub(super) const IORING_REGISTER_BUFFERS2: u32 = 15;
+    pub(super) const IORING_REGISTER_BUFFERS_UPDATE: u32 = 16;
     pub(super) const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
     pub(super) const IORING_REGISTER_EVENTFD: u32 = 4;
     pub(super) const IORING_REGISTER_FILES: u32 = 2;
     pub(super) const IORING_REGISTER_RESTRICTIONS: u32 = 11;
     pub(super) const IORING_REGISTER_FILES_UPDATE: u32 = 6;
+    pub(super) const IORING_REGISTER_PROBE: u32 = 8;
     pub(super) const PR_GET_NAME: i32 = 16;
     pub(super) const PR_SET_NAME: i32 = 15;
     pub(super) const PR_SET_VMA: i32 = 0x5356_4d41;
@@ -249,7 +252,9 @@ pub(super) static ALLOWED: &[Call] = calls! {
     &[IoThread] => [
         SYS_timerfd_settime,
         SYS_io_uring_enter,
-        SYS_io_uring_register if among!(1: constant [IORING_REGISTER_FILES_UPDATE]),
+        SYS_io_uring_register if among!(1: constant [
+            IORING_REGISTER_FILES_UPDATE, IORING_REGISTER_BUFFERS_UPDATE
+        ]),
         SYS_io_submit,
         SYS_io_getevents,
         SYS_io_destroy,
@@ -287,7 +292,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_io_uring_setup,
         SYS_io_uring_register if among!(1: constant [
             IORING_REGISTER_FILES, IORING_REGISTER_EVENTFD, IORING_REGISTER_RESTRICTIONS,
-            IORING_REGISTER_ENABLE_RINGS
+            IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_BUFFERS2, IORING_REGISTER_PROBE
         ]),
         SYS_io_setup,
         SYS_sched_setaffinity,

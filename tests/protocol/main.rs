@@ -8,6 +8,7 @@ mod inflight;
 mod notify;
 mod null_aio;
 mod positions;
+mod registered;
 mod resize;
 mod session;
 mod stop;

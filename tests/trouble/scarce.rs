@@ -233,3 +233,27 @@ fn a_memory_limit_does_not_limit_transfers() {
     assert!(daemon.is_alive());
     drop(daemon);
 }
+
+#[test]
+fn memory_that_cannot_be_locked_is_used_anyway() {
+    let image = [7; 4096];
+    let options = ["--register-memory", "--aio", "io_uring"];
+    let probe = Daemon::start(&image, &[]);
+    if !crate::engines(&probe.image_path()).contains(&&["--aio", "io_uring"][..]) {
+        return;
+    }
+    drop(probe);
+    let mut daemon = Daemon::start(&image, &options);
+    limit(&daemon, libc::RLIMIT_MEMLOCK, 0);
+    let mut frontend = connect(&daemon, 4);
+    let failed = "guest memory cannot be registered";
+    daemon.wait_for(|daemon| said(daemon, failed) == 1, "notice");
+    assert!(daemon.output().contains("ulimit -l"), "{}", daemon.output());
+    let done = frontend.queue(0).run(&read(0, 4096));
+    assert_eq!((done.ret, &done.data[..]), (0, &image[..]));
+    // Later connections have the same trouble, which is not told again.
+    drop(frontend);
+    let mut frontend = connect(&daemon, 4);
+    assert_eq!(frontend.queue(0).run(&read(0, 4096)).ret, 0);
+    assert_eq!(said(&daemon, failed), 1);
+}

@@ -35,6 +35,7 @@ impl BlkQueue {
     /// An address, a size or an index is invalid, or the in-flight region is.
     pub fn start(&self, setup: RingSetup) -> Result<Option<usize>, RingError> {
         let (mut ring, predecessor) = Ring::new(setup, self.ctx.in_progress())?;
+        ring.pin(&self.channel.borrow());
         if predecessor.lost > 0 {
             self.report_lost_requests(predecessor.lost);
         }
@@ -166,6 +167,7 @@ impl BlkQueue {
             Err(_) => Some(Missing::Ring),
             Ok(()) => missed.filter(|&missing| ring.misses(missing)),
         };
+        ring.pin(&self.channel.borrow());
         if let Some(missing) = missing {
             return self.pause(&mut state, missing);
         }

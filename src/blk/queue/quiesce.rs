@@ -37,6 +37,9 @@ impl BlkQueue {
         let old = self
             .channel
             .replace(channel.counting_sibling(&state.stats.throttle));
+        if let Some(ring) = state.phase.ring_mut() {
+            ring.pin(&self.channel.borrow());
+        }
         drop(state);
         drop(old);
     }

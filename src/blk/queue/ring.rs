@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::latencies::Latencies;
 use super::ownership::Owned;
 use crate::aio::{InProgress, PollerHandle};
+use crate::engine::{Channel, PinnedMemory};
 use crate::memory::{DirtyLog, GuestMemory, MemoryView, RingLog};
 use crate::virtqueue::{ChainError, InflightArea, RingAddresses, RingError, RingFeatures, SplitRing};
 
@@ -103,6 +104,8 @@ pub(super) struct Ring {
     pub(super) owned: Owned,
     pub(super) latencies: Latencies,
     pub(super) memory: Rc<MemoryView>,
+    /// The registration of the memory with the kernel.
+    pinned: Option<PinnedMemory>,
     /// Present while the VM migrates.
     pub(super) log: Option<Arc<DirtyLog>>,
     /// The count of lost mappings when this ring's were last checked. `None`: never.
@@ -146,6 +149,7 @@ impl Ring {
         let mut ring = Box::new(Self {
             addresses: setup.addresses,
             memory: MemoryView::new(setup.memory),
+            pinned: None,
             owned: Owned::new(split.size(), in_progress),
             latencies: Latencies::default(),
             split,
@@ -164,6 +168,12 @@ impl Ring {
         self.split.remap(memory, self.addresses)?;
         self.memory = MemoryView::new(Arc::clone(memory));
         Ok(())
+    }
+
+    /// Registers the memory with the kernel, if the engine of the channel was asked to.
+    pub(super) fn pin(&mut self, channel: &Channel) {
+        // The old registration ends after this, so memory that both tables have stays registered.
+        self.pinned = channel.pin(self.memory.memory());
     }
 
     /// True if this memory is still away from the table.

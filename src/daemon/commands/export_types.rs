@@ -53,6 +53,7 @@ static VHOST_USER_BLK: Object = Object::new(
         optional("io-timeout", Type::U64),
         optional("request-merging", Type::Bool),
         optional("notify", Type::Enum(&NOTIFY)),
+        optional("register-memory", Type::Bool),
         optional("inject", STR_LIST),
     ],
 );

@@ -52,6 +52,9 @@ pub struct ExportOptions {
     pub io_timeout: Option<u64>,
     pub request_merging: Option<bool>,
     pub notify: Option<NotifyOption>,
+    /// Register the guest's memory with io_uring. Programs that do not know this take over from this one unless it is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub register_memory: Option<bool>,
     /// Faults to inject.
     #[serde(default)]
     pub inject: Vec<FaultRule>,
@@ -84,6 +87,7 @@ impl ExportOptions {
             io_timeout: None,
             request_merging: None,
             notify: None,
+            register_memory: None,
             inject: Vec::new(),
             display_name: None,
         }

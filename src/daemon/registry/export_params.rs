@@ -30,6 +30,7 @@ pub(super) struct Params {
     pub(super) write_through: bool,
     pub(super) batch_notifications: bool,
     pub(super) merging: bool,
+    pub(super) register_memory: bool,
     pub(super) error_policy: ErrorPolicy,
     pub(super) faults: Vec<FaultRule>,
 }
@@ -55,6 +56,7 @@ impl Params {
             write_through: options.writethrough,
             batch_notifications: options.notify.unwrap_or_default() == NotifyOption::Batch,
             merging: options.request_merging.unwrap_or(true),
+            register_memory: options.register_memory.unwrap_or(false),
             error_policy: ErrorPolicy {
                 read_errors: options.rerror.unwrap_or_default(),
                 write_errors: options.werror.unwrap_or_default(),

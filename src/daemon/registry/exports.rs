@@ -31,6 +31,8 @@ pub struct Export {
     pub(super) allow_inactive: bool,
     /// Adjacent requests are merged.
     pub(super) merging: bool,
+    /// The guest's memory is registered with io_uring.
+    pub(super) register_memory: bool,
     /// The export is being added, and cannot be seen yet.
     pub(super) starting: bool,
     /// The disk to serve, until it is served.
@@ -82,6 +84,7 @@ pub(super) fn plan(
         iothreads,
         allow_inactive: options.allow_inactive,
         merging: params.merging,
+        register_memory: params.register_memory,
         starting: true,
         prepared: None,
     };
@@ -188,7 +191,8 @@ impl Prepared {
             .node
             .plan(node.engine)?
             .with_merging(params.merging)
-            .with_max_batch(node.max_batch);
+            .with_max_batch(node.max_batch)
+            .with_registered_memory(params.register_memory)?;
         let faults = (!params.faults.is_empty()).then(|| Arc::new(Faults::new(&params.faults)));
         let params = DeviceParams {
             name: params.name,

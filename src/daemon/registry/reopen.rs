@@ -39,6 +39,7 @@ pub(super) struct Switch {
     disk: Arc<DiskHandle>,
     node: Resolved,
     merging: bool,
+    register_memory: bool,
     /// The node below becomes the backing file of the new one.
     pub(super) is_snapshot: bool,
     /// They live longer than the handle.
@@ -155,6 +156,7 @@ impl Registry {
             disk,
             node,
             merging: export.merging,
+            register_memory: export.register_memory,
             is_snapshot: false,
             _iothreads: export.iothreads.clone(),
         }))
@@ -210,7 +212,11 @@ pub(super) fn switch_all(switches: &[Switch]) -> Result<(), OperationError> {
     let plan = |switch: &Switch| -> Result<Plan, OperationError> {
         let node = &switch.node;
         let plan = node.view.node.plan(node.engine)?;
-        Ok(plan.with_merging(switch.merging).with_max_batch(node.max_batch))
+        let plan = plan.with_merging(switch.merging).with_max_batch(node.max_batch);
+        // Another engine does without.
+        Ok(plan
+            .with_registered_memory(switch.register_memory)
+            .unwrap_or(plan))
     };
     let plans = switches.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     let quiesced = switches.iter().map(|switch| switch.disk.quiesce());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::front::{Front, FrontShared};
 use super::kernel::KernelFile;
 use super::linux_aio::LinuxAio;
+use super::pins::{PinnedMemory, Pins};
 use super::threads::ThreadsEngine;
 use super::uring::Uring;
 use crate::engine::DetectZeroes;
@@ -14,6 +15,7 @@ use crate::engine::error::Error;
 use crate::engine::plan::{self, Plan};
 use crate::engine::resources::Resources;
 use crate::io::{Completer, Requests};
+use crate::memory::GuestMemory;
 use crate::storage::RawFile;
 
 /// The executors of requests that the IOThread does not execute itself.
@@ -62,6 +64,8 @@ impl Executor {
 pub(in crate::engine) struct FileShared {
     executor: Executor,
     front: FrontShared<RawFile>,
+    /// Registers guest memory.
+    pins: Option<Rc<Pins>>,
 }
 
 impl FileShared {
@@ -75,12 +79,17 @@ impl FileShared {
         file: Arc<RawFile>,
     ) -> Result<Rc<Self>, Error> {
         let executor = Executor::new(resources, plan, Arc::clone(&file))?;
+        let pins = match plan.registers_memory {
+            true => Some(resources.pins()?),
+            false => None,
+        };
         let threads = match &executor {
             Executor::Threads(threads) => Some(Rc::clone(threads)),
             _ => None,
         };
         Ok(Rc::new(Self {
             executor,
+            pins,
             front: FrontShared::new(resources, plan, file, threads),
         }))
     }
@@ -127,6 +136,11 @@ impl FileChannel {
             self.shared.executor.submit(batch);
         }
         merged
+    }
+
+    /// See [`Channel::pin`](crate::engine::Channel::pin).
+    pub(in crate::engine) fn pin(&self, memory: &GuestMemory) -> Option<PinnedMemory> {
+        self.shared.pins.as_ref().map(|pins| pins.pin(memory))
     }
 
     /// Returns whether a worker is still helping with a batch.

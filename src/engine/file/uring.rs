@@ -1,16 +1,19 @@
 //! io_uring: one ring for an IOThread, with a table of registered files.
 //!
-//! The ring does not use DEFER_TASKRUN, which does not wake an epoll. A registered eventfd signals completions, except
-//! while the IOThread polls.
+//! A registered eventfd signals completions, except while the IOThread polls. The ring does not use DEFER_TASKRUN, which
+//! brought nothing (docs/results.md).
+//!
+//! The memory of guests can be registered as well. Then the kernel need not find and pin the pages of each request.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use io_uring::register::Restriction;
+use io_uring::register::{Probe, Restriction};
 use io_uring::types::Fixed;
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::buffers::Buffers;
 use super::kernel_queue::{Completion, KernelQueue};
 use crate::io::{IoOp, IoRequest};
 
@@ -23,12 +26,22 @@ const FILES_UPDATE: u8 = 6;
 /// Number of places in the table of registered files, which limits the disks that an IOThread can serve with io_uring.
 const FILES: u32 = 256;
 
+/// `IORING_REGISTER_BUFFERS_UPDATE`.
+const BUFFERS_UPDATE: u8 = 16;
+
+/// Number of places in the table of registered memory.
+const BUFFERS: u16 = 4096;
+
 /// An io_uring.
 pub(in crate::engine) struct Uring {
     ring: IoUring,
     event: EventFd,
     /// Free places in the table of registered files.
     free: Vec<u32>,
+    /// The registered memory, if the kernel has a table for it.
+    buffers: Option<Buffers>,
+    /// The kernel executes lists of ranges in registered memory.
+    fixed_lists: bool,
 }
 
 impl Uring {
@@ -52,31 +65,53 @@ impl Uring {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         ring.submitter().register_files(&[-1; FILES as usize])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
+        let has_buffers = ring.submitter().register_buffers_sparse(BUFFERS.into()).is_ok();
+        let fixed_lists = has_buffers && knows_fixed_lists(&ring);
         if disabled {
-            restrict(&ring)?;
+            restrict(&ring, has_buffers, fixed_lists)?;
         }
         Ok(Self {
             ring,
             event,
             free: (0..FILES).rev().collect(),
+            buffers: has_buffers.then(|| Buffers::new(BUFFERS)),
+            fixed_lists,
         })
     }
+}
+
+/// Returns whether the kernel executes lists of ranges in registered memory (Linux 6.15).
+fn knows_fixed_lists(ring: &IoUring) -> bool {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).is_ok()
+        && [opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE]
+            .into_iter()
+            .all(|code| probe.is_supported(code))
 }
 
 /// Restricts the ring to reads and writes of registered files and to the registration of files, and enables it.
 ///
 /// Operations of a ring bypass the seccomp filters.
-fn restrict(ring: &IoUring) -> io::Result<()> {
-    let opcodes = [
+fn restrict(ring: &IoUring, has_buffers: bool, fixed_lists: bool) -> io::Result<()> {
+    let mut opcodes = vec![
         opcode::Read::CODE,
         opcode::Readv::CODE,
         opcode::Write::CODE,
         opcode::Writev::CODE,
     ];
+    if has_buffers {
+        opcodes.extend([opcode::ReadFixed::CODE, opcode::WriteFixed::CODE]);
+    }
+    if fixed_lists {
+        opcodes.extend([opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE]);
+    }
     let fixed = Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits());
     let mut restrictions: Vec<_> = opcodes.into_iter().map(Restriction::sqe_op).collect();
     restrictions.push(fixed);
     restrictions.push(Restriction::register_op(FILES_UPDATE));
+    if has_buffers {
+        restrictions.push(Restriction::register_op(BUFFERS_UPDATE));
+    }
     ring.submitter().register_restrictions(&mut restrictions)?;
     ring.submitter().register_enable_rings()
 }
@@ -139,7 +174,7 @@ impl KernelQueue for Uring {
     }
 
     unsafe fn prepare(&mut self, request: &IoRequest, file: u32, data: u64) -> bool {
-        let entry = entry(request, Fixed(file)).user_data(data);
+        let entry = self.entry(request, Fixed(file)).user_data(data);
         // SAFETY: the caller keeps the request, its list and its memory in place until the completion.
         unsafe { self.ring.submission().push(&entry) }.is_ok()
     }
@@ -184,27 +219,99 @@ impl KernelQueue for Uring {
     }
 }
 
-/// Returns the submission entry of a read or write.
-fn entry(request: &IoRequest, file: Fixed) -> squeue::Entry {
-    let (iov, offset) = (request.whole().as_slice(), request.offset);
-    let count = u32::try_from(iov.len()).expect("at most IOV_MAX ranges");
-    let single = match iov {
-        [range] => u32::try_from(range.iov_len)
-            .ok()
-            .map(|len| (range.iov_base.cast::<u8>(), len)),
-        _ => None,
-    };
-    // With a single range, the kernel need not fetch a list.
-    match (request.op, single) {
-        (IoOp::Read, Some((base, len))) => opcode::Read::new(file, base, len).offset(offset).build(),
-        (IoOp::Read, None) => opcode::Readv::new(file, iov.as_ptr(), count)
-            .offset(offset)
-            .build(),
-        (_, Some((base, len))) => opcode::Write::new(file, base, len).offset(offset).build(),
-        (_, None) => opcode::Writev::new(file, iov.as_ptr(), count)
-            .offset(offset)
-            .build(),
+impl Uring {
+    /// Returns whether memory can be registered, if the limits allow it.
+    pub(in crate::engine) fn has_memory_table(&self) -> bool {
+        self.buffers.is_some()
     }
+
+    /// Registers memory, so that the kernel need not pin the pages of each request. Returns its place in the table.
+    ///
+    /// # Errors
+    /// The kernel has no table, or no room in it, or cannot pin this memory.
+    ///
+    /// # Safety
+    /// The memory must stay mapped until it is unregistered.
+    pub(super) unsafe fn register_memory(&mut self, start: *mut u8, len: usize) -> io::Result<u16> {
+        let buffers = self.buffers.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+        let place = buffers.next_place().ok_or(io::ErrorKind::QuotaExceeded)?;
+        let range = libc::iovec {
+            iov_base: start.cast(),
+            iov_len: len,
+        };
+        // SAFETY: as for this function.
+        unsafe {
+            self.ring
+                .submitter()
+                .register_buffers_update(place.into(), &[range], None)
+        }?;
+        buffers.add(start.addr(), len);
+        Ok(place)
+    }
+
+    /// Ends the registration of memory. It stays pinned until the last request in it has ended.
+    pub(super) fn unregister_memory(&mut self, place: u16) {
+        let none = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        // SAFETY: no memory.
+        let result = unsafe {
+            self.ring
+                .submitter()
+                .register_buffers_update(place.into(), &[none], None)
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "cannot remove memory from the io_uring");
+        }
+        if let Some(buffers) = &mut self.buffers {
+            buffers.remove(place);
+        }
+    }
+
+    /// Returns the submission entry of a read or write.
+    fn entry(&self, request: &IoRequest, file: Fixed) -> squeue::Entry {
+        let (iov, offset) = (request.whole().as_slice(), request.offset);
+        let is_read = request.op == IoOp::Read;
+        let count = u32::try_from(iov.len()).expect("at most IOV_MAX ranges");
+        let place = self.buffers.as_ref().and_then(|buffers| place_of(buffers, iov));
+        // With a single range, the kernel need not fetch a list.
+        if let [range] = iov
+            && let Ok(len) = u32::try_from(range.iov_len)
+        {
+            let base = range.iov_base.cast::<u8>();
+            return match (is_read, place) {
+                (true, None) => opcode::Read::new(file, base, len).offset(offset).build(),
+                (true, Some(place)) => opcode::ReadFixed::new(file, base, len, place)
+                    .offset(offset)
+                    .build(),
+                (false, None) => opcode::Write::new(file, base, len).offset(offset).build(),
+                (false, Some(place)) => opcode::WriteFixed::new(file, base, len, place)
+                    .offset(offset)
+                    .build(),
+            };
+        }
+        let iov = iov.as_ptr();
+        match (is_read, place.filter(|_| self.fixed_lists)) {
+            (true, None) => opcode::Readv::new(file, iov, count).offset(offset).build(),
+            (true, Some(place)) => opcode::ReadvFixed::new(file, iov, count, place)
+                .offset(offset)
+                .build(),
+            (false, None) => opcode::Writev::new(file, iov, count).offset(offset).build(),
+            (false, Some(place)) => opcode::WritevFixed::new(file, iov, count, place)
+                .offset(offset)
+                .build(),
+        }
+    }
+}
+
+/// Returns the place of the registered piece that has all of a list.
+fn place_of(buffers: &Buffers, iov: &[libc::iovec]) -> Option<u16> {
+    let mut places = iov
+        .iter()
+        .map(|range| buffers.find(range.iov_base.addr(), range.iov_len));
+    let first = places.next()??;
+    places.all(|place| place == Some(first)).then_some(first)
 }
 
 #[cfg(test)]

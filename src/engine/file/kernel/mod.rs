@@ -6,7 +6,7 @@
 //!
 //! One queue serves all files of an IOThread. Each file has a share of it ([`backlog`]).
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -131,6 +131,11 @@ impl<Q: KernelQueue> KernelEngine<Q> {
             _poller: poller,
             inner,
         })
+    }
+
+    /// Returns the queue.
+    pub(super) fn queue(&self) -> RefMut<'_, Q> {
+        self.inner.queue.borrow_mut()
     }
 }
 
