@@ -23,6 +23,9 @@ const CREDIT: u8 = 4;
 const FIRST_TRY: u16 = 4;
 const LAST_TRY: u16 = 256;
 
+/// A sleep with its wakeup costs about as much CPU time as polling for this long.
+const SLEEP: Duration = Duration::from_micros(8);
+
 /// The current polling window, adapted by how long waits last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PollWindow {
@@ -118,6 +121,8 @@ pub(super) struct PollWindows {
     fresh: WindowCell,
     busy: WindowCell,
     beside: WindowCell,
+    /// The thread has slept while requests were in progress, since polling has last caught a new one.
+    slept_busy: Cell<bool>,
 }
 
 /// The kinds of waits.
@@ -143,6 +148,7 @@ impl PollWindows {
             fresh: window(),
             busy: window(),
             beside: window(),
+            slept_busy: Cell::new(false),
         }
     }
 
@@ -153,6 +159,26 @@ impl PollWindows {
             Wait::Busy => &self.busy,
             Wait::Beside => &self.beside,
         }
+    }
+
+    /// Notes that the thread sleeps in a wait of this kind.
+    pub(super) fn sleeps(&self, wait: Wait) {
+        if wait == Wait::Busy {
+            self.slept_busy.set(true);
+        }
+    }
+
+    /// Learns from a wait that ended after `waited`, counted from the start of polling (or of blocking).
+    ///
+    /// If the thread sleeps in any case, for a disk that takes longer than any window, polling for new requests does not
+    /// keep it awake. A poll that takes longer than a sleep then costs more CPU time than it saves.
+    pub(super) fn learn(&self, wait: Wait, waited: Duration) {
+        let slept = wait == Wait::Fresh && self.slept_busy.take();
+        let waited = match slept && waited > SLEEP {
+            true => Duration::MAX,
+            false => waited,
+        };
+        self.of(wait).learn(|window| window.adapt(waited));
     }
 
     /// Forgets what was learned and sets a new maximum.
@@ -194,6 +220,37 @@ mod tests {
         }
         assert_eq!(windows.of(Wait::Busy).current(), us(32));
         assert!(tries_rarely(windows.of(Wait::Fresh)));
+    }
+
+    /// Makes this many requests that arrive after `fresh`, on a disk that takes longer than any window. Returns how often
+    /// the context polls for them.
+    fn polls_beside_a_slow_disk(windows: &PollWindows, fresh: Duration, requests: u32) -> usize {
+        let polls = |_: &u32| {
+            let polls = !windows.of(Wait::Fresh).current().is_zero();
+            windows.learn(Wait::Fresh, fresh);
+            windows.sleeps(Wait::Busy);
+            windows.learn(Wait::Busy, us(65));
+            polls
+        };
+        (0..requests).filter(polls).count()
+    }
+
+    #[test]
+    fn long_polls_must_keep_the_thread_awake() {
+        let windows = PollWindows::new(us(32));
+        for _ in 0..10 {
+            windows.learn(Wait::Fresh, us(25));
+        }
+        assert_eq!(windows.of(Wait::Fresh).current(), us(32));
+        polls_beside_a_slow_disk(&windows, us(25), 100);
+        assert!(polls_beside_a_slow_disk(&windows, us(25), 1000) < 20);
+    }
+
+    #[test]
+    fn short_polls_are_cheaper_than_a_sleep() {
+        let windows = PollWindows::new(us(32));
+        polls_beside_a_slow_disk(&windows, us(5), 10);
+        assert_eq!(polls_beside_a_slow_disk(&windows, us(5), 100), 100);
     }
 
     /// Returns whether only a few of the next waits, all too long, are polled for.

@@ -205,7 +205,11 @@ impl AioContext {
         let progress = polls && self.busy_poll(start, window.current());
         if progress || inner.has_work() {
             // Beside other processes, their answers say nothing about the driver.
-            if progress || wait != Wait::Beside {
+            if wait != Wait::Beside {
+                let waited = Duration::from_nanos(inner.clock.last() - start);
+                // A poll that another thread has interrupted has still caught the event.
+                inner.windows.learn(wait, waited.min(window.current()));
+            } else if progress {
                 window.learn(PollWindow::caught);
             }
             inner.count_poll(polls, true);
@@ -220,13 +224,14 @@ impl AioContext {
         inner
             .pollers
             .sweep(inner.clock.instant(start), inner.windows.max());
+        inner.windows.sleeps(wait);
         inner.block();
         if may_poll {
             let waited = match wait {
                 Wait::Beside => Duration::MAX,
                 _ => Duration::from_nanos(inner.clock.last() - start),
             };
-            window.learn(|window| window.adapt(waited));
+            inner.windows.learn(wait, waited);
         }
         false
     }
@@ -304,7 +309,10 @@ impl Inner {
         } else {
             -1
         };
-        self.look_at_fds(timeout);
+        // Finished requests of an io_uring interrupt the wait before its eventfd signals them. It goes on, as otherwise the
+        // rest would count as a wait of its own, which polling seems to catch.
+        while self.fds.wait(timeout) == 0 && timeout < 0 {}
+        self.fds_seen.set(self.clock.read());
         self.shared.notify.withdraw();
         self.crowd.slept(asleep);
     }

@@ -127,10 +127,11 @@ impl FdHandlers {
         !self.table.ready.borrow().is_empty()
     }
 
-    /// Waits at most `timeout` ms (-1: forever) for events and collects them.
-    pub(super) fn wait(&self, timeout: i32) {
+    /// Waits at most `timeout` ms (-1: forever) for events and collects them. Returns their number, which is 0 if the wait
+    /// was interrupted.
+    pub(super) fn wait(&self, timeout: i32) -> usize {
         let result = self.manager.borrow_mut().run_with_timeout(timeout);
-        result.expect("epoll_wait on a live epoll fd fails only with EINTR, which is handled");
+        result.expect("epoll_wait on a live epoll fd fails only with EINTR, which is handled")
     }
 
     /// Runs the handlers of the collected fds.
