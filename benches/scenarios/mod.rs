@@ -77,17 +77,24 @@ fn used_ring() -> Box<dyn FnMut()> {
     Box::new(move || ring.complete_all())
 }
 
-/// Counts the latencies of a batch of requests, as a queue does: an entry in a list for each, and one look at the clock
-/// for the publication of their answers. The loop has read the clock for the visit that takes them anyway.
+/// Counts the latencies of a batch of requests, as a queue does: an entry in a list for those that were taken together,
+/// and one look at the clock for the publication of their answers. The loop has read the clock for the visit that takes
+/// them anyway.
 fn latencies(count: u16) -> Box<dyn FnMut()> {
     let (start, histograms, mut answered) = (Instant::now(), LatencyHistograms::default(), Vec::new());
     let now = move || u64::try_from(start.elapsed().as_nanos()).expect("a short time");
     let mut taken = now();
     Box::new(move || {
-        answered.extend((0..count).map(|_| (black_box(Operation::Read), black_box(taken))));
+        for _ in 0..count {
+            let (operation, taken) = (black_box(Operation::Read), black_box(taken));
+            match answered.last_mut() {
+                Some((last, then, requests)) if (*last, *then) == (operation, taken) => *requests += 1,
+                _ => answered.push((operation, taken, 1)),
+            }
+        }
         let published = now();
-        for (operation, taken) in answered.drain(..) {
-            histograms.record(operation, published - taken);
+        for (operation, taken, requests) in answered.drain(..) {
+            histograms.record(operation, published - taken, requests);
         }
         taken = published;
     })

@@ -42,11 +42,11 @@ pub struct LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// Counts one request with its latency in nanoseconds. One thread only.
+    /// Counts requests with the same latency in nanoseconds. One thread only.
     #[inline]
-    pub fn record(&self, nanos: u64) {
-        self.counts()[bucket(nanos)].add(1);
-        self.sum.add(nanos);
+    pub fn record(&self, nanos: u64, requests: u64) {
+        self.counts()[bucket(nanos)].add(requests);
+        self.sum.add(nanos.wrapping_mul(requests));
     }
 
     /// Adds the requests of a process that was taken over. One thread only.
@@ -179,10 +179,10 @@ impl Operation {
 pub struct LatencyHistograms([LatencyHistogram; OPERATIONS.len()]);
 
 impl LatencyHistograms {
-    /// Counts one request with its latency in nanoseconds. One thread only.
+    /// Counts requests with the same latency in nanoseconds. One thread only.
     #[inline]
-    pub fn record(&self, operation: Operation, nanos: u64) {
-        self.0[operation as usize].record(nanos);
+    pub fn record(&self, operation: Operation, nanos: u64, requests: u64) {
+        self.0[operation as usize].record(nanos, requests);
     }
 
     /// Reads the figures of all operations.
@@ -315,7 +315,7 @@ mod tests {
 
     fn of(nanos: impl IntoIterator<Item = u64>) -> Latencies {
         let histogram = LatencyHistogram::default();
-        nanos.into_iter().for_each(|n| histogram.record(n));
+        nanos.into_iter().for_each(|n| histogram.record(n, 1));
         histogram.snapshot()
     }
 
@@ -351,8 +351,8 @@ mod tests {
     fn operations_have_latencies_of_their_own() {
         let histograms = LatencyHistograms::default();
         let write = IoOp::Write { durable: true };
-        for (op, micros) in [(IoOp::Read, 100), (IoOp::Read, 100), (write, 5)] {
-            histograms.record(Operation::of(op).unwrap(), micros * 1000);
+        for (op, micros, requests) in [(IoOp::Read, 100, 2), (write, 5, 1)] {
+            histograms.record(Operation::of(op).unwrap(), micros * 1000, requests);
         }
         assert_eq!(Operation::of(IoOp::LookAnew), None);
         let mut figures = histograms.snapshot();

@@ -60,7 +60,7 @@ mod tests {
             counter.set(number);
         }
         old.notified(5);
-        old.latency.record(Operation::Write, 12_345);
+        old.latency.record(Operation::Write, 12_345, 1);
         old.throttle.begin();
         old.throttle.end(1);
         let text = serde_json::to_string(&old.park()).unwrap();

@@ -9,16 +9,32 @@ use crate::blk::latency::Operation;
 use crate::blk::stats::QueueStats;
 use crate::io::IoOp;
 
-/// The answers of a ring that are not published yet.
+/// The answers of a ring that are not published yet. Those of one visit are usually one entry.
 #[derive(Debug, Default)]
-pub(super) struct Latencies(Vec<(Operation, Nanos)>);
+pub(super) struct Latencies(Vec<Answers>);
+
+/// Answers in a row to requests of one kind that were taken together.
+#[derive(Debug)]
+struct Answers {
+    operation: Operation,
+    taken: Nanos,
+    count: u64,
+}
 
 impl Latencies {
     /// Notes a request that has succeeded, and was taken at this time.
     #[inline]
     pub(super) fn answered(&mut self, op: IoOp, taken: Nanos) {
-        if let Some(operation) = Operation::of(op) {
-            self.0.push((operation, taken));
+        let Some(operation) = Operation::of(op) else {
+            return;
+        };
+        match self.0.last_mut() {
+            Some(last) if (last.operation, last.taken) == (operation, taken) => last.count += 1,
+            _ => self.0.push(Answers {
+                operation,
+                taken,
+                count: 1,
+            }),
         }
     }
 
@@ -29,8 +45,9 @@ impl Latencies {
             return;
         }
         let now = clock.read();
-        for (operation, taken) in self.0.drain(..) {
-            stats.latency.record(operation, now.saturating_sub(taken));
+        for answers in self.0.drain(..) {
+            let nanos = now.saturating_sub(answers.taken);
+            stats.latency.record(answers.operation, nanos, answers.count);
         }
     }
 }
