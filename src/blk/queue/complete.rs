@@ -80,13 +80,20 @@ impl State {
         if self.write_through && late_flush::is_unflushed(&request) {
             return self.late_flush.push(request);
         }
-        if let Some(stages) = request.stages.take() {
-            self.slow.answered(&request, *stages, self.clock.read());
+        if request.stages.is_some() {
+            self.trace_answer(&mut request);
         }
         if let Some(ring) = self.phase.ring_mut() {
             ring.complete(&self.stats, &request);
         }
         self.recycle(request);
+    }
+
+    #[cold]
+    fn trace_answer(&mut self, request: &mut IoRequest) {
+        if let Some(stages) = request.stages.take() {
+            self.slow.answered(request, *stages, self.clock.read());
+        }
     }
 
     /// Keeps a request that is not in flight any more for reuse, and ends what waits for the last one.
