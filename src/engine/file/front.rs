@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::inline::Inline;
 use super::merge::Merger;
-use super::share::Sharing;
+use super::share::{FEWEST, Sharing};
 use super::threads::ThreadsEngine;
 use crate::affinity::own_cpus;
 use crate::aio::busy_wait::Crowd;
@@ -103,6 +103,7 @@ impl<E: TryExecute> Front<E> {
         alone: bool,
     ) {
         if let Some(sharing) = &self.sharing
+            && batch.len() >= FEWEST
             && !self.crowd.is_dense()
             && sharing.pays(batch.len(), inline.cost())
         {

@@ -20,7 +20,7 @@ use crate::io::{Completer, IoRequest, Requests};
 use crate::thread_pool::{Outcome, Work, WorkId};
 
 /// Minimum number of requests and minimum time of a batch to share. Shorter ones end before a worker has woken up.
-const FEWEST: usize = 4;
+pub(super) const FEWEST: usize = 4;
 const SHORTEST: Duration = Duration::from_micros(30);
 
 /// Minimum time per request that is worth a second CPU.
@@ -131,11 +131,8 @@ impl<E: TryExecute> Sharing<E> {
         self.asked.get()
     }
 
-    /// Returns whether to share a batch of `len` requests that take `cost` each.
+    /// Returns whether to share a batch of `len` requests, at least [`FEWEST`], that take `cost` each.
     pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
-        if len < FEWEST {
-            return false;
-        }
         self.step.set(if cost < LONG { TAKEN } else { 1 });
         let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
         long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
