@@ -156,6 +156,12 @@ impl IoVecs {
         self.first += ranges;
     }
 
+    /// Returns the number of ranges that were removed from the front since the list was empty.
+    #[inline]
+    pub fn removed_ranges(&self) -> usize {
+        self.first
+    }
+
     /// Copies the first sixteen bytes, each once, and removes them from the list. This is a faster
     /// [`IoVecs::read_front`] for the usual case that one range has all of them.
     #[inline]

@@ -38,10 +38,9 @@ fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Res
     if chain.fault || chain.readable < HEADER_LEN as u64 {
         return Err(Status::IoErr.into());
     }
-    let ranges = request.iov.as_slice().len();
     let header = request.iov.read_front_16().ok_or(Status::IoErr)?;
     // The header may have used up some ranges.
-    let readable_ranges = chain.readable_ranges - (ranges - request.iov.as_slice().len());
+    let readable_ranges = chain.readable_ranges - request.iov.removed_ranges();
     let [request_type, _reserved] = [word(&header, 0), word(&header, 4)];
     let sector = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
 
