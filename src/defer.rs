@@ -10,7 +10,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
-use std::{fmt, mem, thread};
+use std::{fmt, thread};
 
 thread_local! {
     static QUEUE: Queue = const {
@@ -168,7 +168,7 @@ impl Queue {
                 let result = panic::catch_unwind(AssertUnwindSafe(|| (target.call)()));
                 first_panic = first_panic.or(result.err());
             }
-            self.spare.set(mem::take(&mut batch));
+            self.spare.set(batch);
         }
         first_panic
     }
