@@ -10,12 +10,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use serde_json::json;
 use testkit::daemon::{Daemon, SOCKET, run};
 use testkit::full::SmallDisk;
 use testkit::inflight::Inflight;
 use testkit::loop_device::LoopDevice;
 use testkit::machine::host;
 use testkit::memory::SharedMemory;
+use testkit::process::wait_for;
+use testkit::qmp::Qmp;
 use testkit::raw::{Answer, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, msg};
 use testkit::tracer::kill_at_failure;
 use testkit::vm::{DATA, HEADER, Ring, SECTOR, STATUS, USER, Vm, header, readable, writable};
@@ -45,10 +48,14 @@ fn serve(path: &str, options: &[&str]) -> Daemon {
 impl Lossy {
     /// Returns `None` where mounts or loop devices are not available.
     fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(options: &[&str]) -> Option<Self> {
         let disk = SmallDisk::mount(2 * MIB)?;
         disk.make_image(8 * MIB);
         let device = LoopDevice::over(&disk.image())?;
-        let daemon = serve(device.path(), &[]);
+        let daemon = serve(device.path(), options);
         disk.fill(0);
         Some(Self { daemon, device, disk })
     }
@@ -189,6 +196,34 @@ fn an_image_with_lost_writes_is_not_released() {
     assert_eq!(vm.read_sector(0, 0), [0; SECTOR]);
     assert_eq!(flush(&mut vm), IOERR);
     drop(vm);
+    let exit = lossy.daemon.terminate();
+    assert_eq!(exit.status.code(), Some(1), "{}", exit.output);
+    assert!(exit.output.contains("a flush of"), "{}", exit.output);
+}
+
+#[test]
+fn a_removed_image_with_lost_writes_fails_the_daemon() {
+    let monitor = [
+        "--chardev",
+        "socket,id=m,path=qmp.sock,server=on,wait=off",
+        "--monitor",
+        "chardev=m",
+    ];
+    let Some(mut lossy) = Lossy::start_with(&monitor) else {
+        return;
+    };
+    let mut vm = Vm::start(&lossy.daemon, 1);
+    write(&mut vm);
+    assert_eq!(flush(&mut vm), IOERR);
+    drop(vm);
+    let mut qmp = Qmp::connect(&lossy.daemon.dir().join("qmp.sock"));
+    let exports = qmp.execute("query-block-exports", &json!({}));
+    let (export, node) = (&exports[0]["id"], &exports[0]["node-name"]);
+    qmp.execute("block-export-del", &json!({"id": export, "mode": "hard"}));
+    wait_for("the end of the export", || {
+        qmp.try_execute("blockdev-del", &json!({"node-name": node})).ok()
+    });
+    drop(qmp);
     let exit = lossy.daemon.terminate();
     assert_eq!(exit.status.code(), Some(1), "{}", exit.output);
     assert!(exit.output.contains("a flush of"), "{}", exit.output);

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::error::OperationError;
-use super::nodes::Opened;
-use super::{Done, Registry};
+use super::nodes::{Node, Opened};
+use super::{Done, Registry, lost_by};
 use crate::daemon::disks::Disk;
 use crate::daemon::options::BlockdevOptions;
 use crate::engine::DiskView;
@@ -50,6 +50,8 @@ impl Registry {
         match self.nodes.remove(name, |name| exports.get(name).cloned()) {
             Err(refusal) => done(Err(refusal)),
             Ok(removed) => {
+                let lost = lost_by(removed.iter().filter_map(Node::leaf));
+                self.lost = self.lost.take().or(lost);
                 let close = move || {
                     drop(removed);
                     Ok(())

@@ -54,7 +54,7 @@ use super::disks::{Disk, Disks};
 use super::options::ObjectOptions;
 use super::roster::Roster;
 use crate::account::Account;
-use crate::engine::DiskView;
+use crate::engine::{BlockNode, DiskView};
 use crate::nbd::Line;
 use crate::qmp::FdSets;
 use crate::sandbox::{Mode, Sandbox};
@@ -73,6 +73,8 @@ pub struct Registry {
     default_iothread: Option<Arc<IoThreadObject>>,
     running: Option<Running>,
     leaving: Vec<Leaving>,
+    /// A removed image that has lost writes.
+    lost: Option<PathBuf>,
     /// Reaches the main thread, which has this registry.
     come_back: Option<Arc<dyn Fn(Call) + Send + Sync>>,
     roster: Roster,
@@ -112,6 +114,7 @@ impl Registry {
             default_iothread: None,
             running: None,
             leaving: Vec::new(),
+            lost: None,
             come_back: None,
             roster: Roster::default(),
             on_notice: Box::new(|_| ()),
@@ -275,10 +278,15 @@ impl Registry {
         prepared.filter_map(|prepared| prepared.socket_path()).collect()
     }
 
-    /// Returns the path of an image that has lost writes.
+    /// Returns the path of an image that has lost writes. It may have been removed since.
     pub(super) fn lost_writes(&self) -> Option<PathBuf> {
-        let mut leaves = self.nodes.leaves();
-        let lost = leaves.find(|leaf| leaf.last_flush_failed());
-        lost.map(|leaf| leaf.path().to_owned())
+        let lost = lost_by(self.nodes.leaves());
+        lost.or_else(|| self.lost.clone())
     }
+}
+
+/// Returns the path of the first disk whose last flush has failed.
+fn lost_by<'a>(mut leaves: impl Iterator<Item = &'a Arc<BlockNode>>) -> Option<PathBuf> {
+    let lost = leaves.find(|leaf| leaf.last_flush_failed());
+    lost.map(|leaf| leaf.path().to_owned())
 }

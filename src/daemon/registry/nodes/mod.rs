@@ -87,6 +87,14 @@ struct Part {
 }
 
 impl Node {
+    /// Returns the disk, if the node is one itself.
+    pub(super) fn leaf(&self) -> Option<&Arc<BlockNode>> {
+        match &self.kind {
+            Kind::Leaf(leaf) => Some(leaf),
+            _ => None,
+        }
+    }
+
     /// Returns the options the node was made with.
     pub fn options(&self) -> &BlockdevOptions {
         &self.options
@@ -162,10 +170,7 @@ impl Nodes {
 
     /// Returns all disks.
     pub(super) fn leaves(&self) -> impl Iterator<Item = &Arc<BlockNode>> {
-        self.nodes.values().filter_map(|node| match &node.kind {
-            Kind::Leaf(leaf) => Some(leaf),
-            _ => None,
-        })
+        self.nodes.values().filter_map(Node::leaf)
     }
 
     /// Returns the means to open images, with those that were opened already for this operation.
