@@ -203,9 +203,9 @@ mod tests {
         remote.wait_for_others(true);
         assert!(polls_in_ten_waits(&ctx) < 5, "only trials");
         local.finds.set(true);
-        polls_in_ten_waits(&ctx);
-        polls_in_ten_waits(&ctx);
-        assert_eq!(polls_in_ten_waits(&ctx), 10);
+        // On a busy machine, waits may take so long that the pollers count as idle.
+        let all = (0..100).any(|_| polls_in_ten_waits(&ctx) == 10);
+        assert!(all, "what finds work is polled for");
         assert_eq!(remote.polls.get(), 0);
         local.finds.set(false);
         polls_in_ten_waits(&ctx);
