@@ -46,6 +46,25 @@ fn assert_said_once(text: &str) {
 }
 
 #[test]
+fn memory_is_registered_with_io_uring_only() {
+    let dir = directory();
+    for aio in ["auto", "threads"] {
+        let args = [
+            "--socket-path",
+            "s",
+            "--blk-file",
+            "disk.img",
+            "--register-memory",
+            "--aio",
+            aio,
+        ];
+        let exit = refused(&args, dir.path());
+        let wanted = "--register-memory needs --direct or --aio io_uring";
+        assert!(exit.output.contains(wanted), "{aio}: {}", exit.output);
+    }
+}
+
+#[test]
 fn invalid_options_are_refused() {
     let dir = directory();
     let bad: &[&[&str]] = &[
