@@ -237,6 +237,7 @@ pub(super) static ALLOWED: &[Call] = calls! {
         SYS_pwritev2,
         SYS_fallocate,
         SYS_lseek,
+        SYS_mincore,
         SYS_fdatasync,
         SYS_syncfs,
         SYS_sync_file_range,

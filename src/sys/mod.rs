@@ -9,6 +9,7 @@ pub(crate) mod file;
 pub(crate) mod linux_aio;
 pub(crate) mod ofd_lock;
 pub(crate) mod process;
+pub(crate) mod residency;
 pub(crate) mod seccomp;
 pub(crate) mod socket;
 pub(crate) mod vectored;

@@ -22,12 +22,16 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::guard::{Guarded, User, losses};
 use crate::io::{IoVecs, own};
+use crate::sys::residency::residency;
 
 /// Size of a page in bytes.
 const PAGE: usize = 4096;
 
 /// The length of a part is a multiple of this: a word in the map of bits.
-pub(super) const UNIT: usize = PAGE * 64;
+pub(super) const UNIT: usize = PAGE * WORD;
+
+/// Number of pages in a word of that map.
+const WORD: usize = 64;
 
 /// Vain looks for new pages in a row, after which only one request in `PAUSE` is worth a look.
 const CHANCE: u32 = 8;
@@ -42,6 +46,8 @@ pub(super) struct Part {
     present: Box<[AtomicU64]>,
     /// Number of vain or omitted looks for new pages since the last one that found any. Only a hint.
     vain: AtomicU32,
+    /// The kernel tells this process which pages of the file are in memory.
+    told: bool,
     /// Dropped before the memory is unmapped: the handler must not touch memory that is no longer ours.
     guarded: Guarded,
     pages: Pages,
@@ -84,11 +90,12 @@ impl Drop for Pages {
 }
 
 impl Part {
-    /// Maps `len` bytes of a file from `at` on: multiples of [`UNIT`]. The file may end before them.
+    /// Maps `len` bytes of a file from `at` on: multiples of [`UNIT`]. The file may end before them. `told`: see
+    /// [`is_told`](Self::is_told).
     ///
     /// # Errors
     /// The file cannot be mapped, or the kernel has larger pages.
-    pub(super) fn new(file: &File, at: u64, len: usize) -> io::Result<Self> {
+    pub(super) fn new(file: &File, at: u64, len: usize, told: bool) -> io::Result<Self> {
         // SAFETY: reads a constant.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         if usize::try_from(page) != Ok(PAGE) {
@@ -99,6 +106,7 @@ impl Part {
             at,
             present: zeroes(len / UNIT),
             vain: AtomicU32::new(0),
+            told,
             guarded: Guarded::new(pages.start, len, PAGE, User::Ourselves)?,
             pages,
         })
@@ -169,6 +177,52 @@ impl Part {
         if vain >= CHANCE && !vain.is_multiple_of(PAUSE) {
             return;
         }
+        let found = match self.told {
+            true => self.look(page..end),
+            false => self.seek(file, page..end),
+        };
+        if found {
+            self.vain.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the kernel tells this process which pages of the file are in memory. Those who may not write to a
+    /// file are told that all are.
+    pub(super) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// Finds that out by asking for the page at the end of the file, which has `size` bytes.
+    pub(super) fn find_out_whether_told(&mut self, size: u64) {
+        let absent = self.place(size.next_multiple_of(PAGE as u64), PAGE);
+        self.told = absent.is_some_and(|Range { start, .. }| {
+            let mut page = [1];
+            residency(self.pages.start.wrapping_add(start), &mut page).is_ok() && page == [0]
+        });
+    }
+
+    /// Looks for the pages of whole words, with one call for each word. Returns whether it has found any.
+    ///
+    /// A page that was moved to swap is not found.
+    fn look(&self, pages: Range<usize>) -> bool {
+        let words = pages.start / WORD..pages.end.div_ceil(WORD);
+        words.fold(false, |found, word| {
+            let mut resident = [0; WORD];
+            if residency(self.pages.start.wrapping_add(word * UNIT), &mut resident).is_err() {
+                return found;
+            }
+            let bits = |bits, (place, page): (usize, &u8)| bits | u64::from(page & 1) << place;
+            let now = resident.iter().enumerate().fold(0, bits);
+            // Relaxed: a hint. The kernel keeps the data itself coherent.
+            let before = self.present[word].fetch_or(now, Ordering::Relaxed);
+            found | (now & !before != 0)
+        })
+    }
+
+    /// Looks for each page in turn. Returns whether it has found any.
+    fn seek(&self, file: &File, pages: Range<usize>) -> bool {
+        let Range { start: mut page, end } = pages;
+        let mut found = false;
         while page < end {
             if !self.is_present(page) {
                 // In a hole, this finds the next data. Seeking is harmless, because nothing uses the position.
@@ -180,10 +234,11 @@ impl Part {
                     continue;
                 }
                 self.mark(page);
-                self.vain.store(0, Ordering::Relaxed);
+                found = true;
             }
             page += 1;
         }
+        found
     }
 
     /// Forgets the pages of a range, which may have become a hole.
@@ -236,14 +291,14 @@ impl Part {
     }
 
     fn is_present(&self, page: usize) -> bool {
-        self.present[page / 64].load(Ordering::Relaxed) & 1 << (page % 64) != 0
+        self.present[page / WORD].load(Ordering::Relaxed) & 1 << (page % WORD) != 0
     }
 
     /// Records that a page exists.
     fn mark(&self, page: usize) {
         if !self.is_present(page) {
             // Relaxed: a hint. The kernel keeps the data itself coherent.
-            self.present[page / 64].fetch_or(1 << (page % 64), Ordering::Relaxed);
+            self.present[page / WORD].fetch_or(1 << (page % WORD), Ordering::Relaxed);
         }
     }
 
@@ -266,4 +321,71 @@ fn zeroes(words: usize) -> Box<[AtomicU64]> {
     let words = vec![0_u64; words].into_boxed_slice();
     // SAFETY: both types have the same layout.
     unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::thread;
+
+    use super::*;
+
+    const PAGES: usize = 2 * WORD;
+
+    /// Makes a file of [`PAGES`] pages, of which every third one exists.
+    fn file_with_holes() -> File {
+        let file = tempfile::tempfile_in("/dev/shm").expect("make a file");
+        file.set_len((PAGES * PAGE) as u64).expect("extend it");
+        for page in (0..PAGES).step_by(3) {
+            file.write_all_at(&[1], (page * PAGE) as u64).expect("write");
+        }
+        file
+    }
+
+    /// Maps the file and some room after it.
+    fn map(file: &File) -> Part {
+        Part::new(file, 0, (PAGES + WORD) * PAGE, false).expect("map the file")
+    }
+
+    fn map_and_ask(file: &File) -> Part {
+        let mut part = map(file);
+        part.find_out_whether_told((PAGES * PAGE) as u64);
+        part
+    }
+
+    fn present(part: &Part) -> Vec<usize> {
+        (0..PAGES + WORD).filter(|page| part.is_present(*page)).collect()
+    }
+
+    #[test]
+    fn a_look_finds_the_pages_around_as_well() {
+        let file = file_with_holes();
+        let part = map_and_ask(&file);
+        assert!(part.is_told());
+        part.learn(&file, 0, PAGE, false);
+        let all: Vec<usize> = (0..PAGES).step_by(3).collect();
+        assert_eq!(present(&part), all[..WORD.div_ceil(3)]);
+        part.learn(&file, ((WORD - 1) * PAGE) as u64, PAGE, false);
+        assert_eq!(present(&part), all);
+    }
+
+    #[test]
+    fn without_the_kernels_word_each_page_is_asked_for() {
+        let file = file_with_holes();
+        let part = map(&file);
+        part.learn(&file, 0, 3 * PAGE, false);
+        assert_eq!(present(&part), [0, 3]);
+    }
+
+    #[test]
+    fn a_kernel_that_says_all_pages_exist_is_not_believed() {
+        let file = file_with_holes();
+        let told = thread::spawn(move || {
+            // SAFETY: takes a number only, and changes this thread.
+            unsafe { libc::setfsuid(65534) };
+            map_and_ask(&file).is_told()
+        });
+        // Only root can become another user, who may not write to the file.
+        assert_eq!(told.join().unwrap(), !rustix::process::geteuid().is_root());
+    }
 }
