@@ -36,10 +36,8 @@ impl Mapped {
         let unit = UNIT as u64;
         let len = size.saturating_mul(2).clamp(unit, LONGEST).next_multiple_of(unit);
         let more = (LONGEST / len).ilog2() as usize;
-        let mut first = Part::new(file, 0, usize::try_from(len).map_err(io::Error::other)?, false)?;
-        first.find_out_whether_told(size);
         Ok(Self {
-            first,
+            first: Part::new(file, 0, usize::try_from(len).map_err(io::Error::other)?)?,
             more: (0..more).map(|_| OnceLock::new()).collect(),
         })
     }
@@ -102,7 +100,7 @@ impl Mapped {
     fn make(&self, file: &File, number: usize) -> Option<Part> {
         let start = self.first.range().end << number;
         let len = usize::try_from(start).ok()?;
-        Part::new(file, start, len, self.first.is_told())
+        Part::new(file, start, len)
             .inspect_err(|error| tracing::debug!(%error, "cannot map the image: using system calls"))
             .ok()
     }

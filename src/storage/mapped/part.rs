@@ -46,8 +46,8 @@ pub(super) struct Part {
     present: Box<[AtomicU64]>,
     /// Number of vain or omitted looks for new pages since the last one that found any. Only a hint.
     vain: AtomicU32,
-    /// The kernel tells this process which pages of the file are in memory.
-    told: bool,
+    /// Number of times that pages were forgotten.
+    forgotten: AtomicU32,
     /// Dropped before the memory is unmapped: the handler must not touch memory that is no longer ours.
     guarded: Guarded,
     pages: Pages,
@@ -90,12 +90,11 @@ impl Drop for Pages {
 }
 
 impl Part {
-    /// Maps `len` bytes of a file from `at` on: multiples of [`UNIT`]. The file may end before them. `told`: see
-    /// [`is_told`](Self::is_told).
+    /// Maps `len` bytes of a file from `at` on: multiples of [`UNIT`]. The file may end before them.
     ///
     /// # Errors
     /// The file cannot be mapped, or the kernel has larger pages.
-    pub(super) fn new(file: &File, at: u64, len: usize, told: bool) -> io::Result<Self> {
+    pub(super) fn new(file: &File, at: u64, len: usize) -> io::Result<Self> {
         // SAFETY: reads a constant.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         if usize::try_from(page) != Ok(PAGE) {
@@ -106,7 +105,7 @@ impl Part {
             at,
             present: zeroes(len / UNIT),
             vain: AtomicU32::new(0),
-            told,
+            forgotten: AtomicU32::new(0),
             guarded: Guarded::new(pages.start, len, PAGE, User::Ourselves)?,
             pages,
         })
@@ -177,46 +176,46 @@ impl Part {
         if vain >= CHANCE && !vain.is_multiple_of(PAUSE) {
             return;
         }
-        let found = match self.told {
-            true => self.look(page..end),
-            false => self.seek(file, page..end),
+        let found = match self.look(page..end) {
+            Some(found) => found,
+            None => self.seek(file, page..end),
         };
         if found {
             self.vain.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Returns whether the kernel tells this process which pages of the file are in memory. Those who may not write to a
-    /// file are told that all are.
-    pub(super) fn is_told(&self) -> bool {
-        self.told
-    }
-
-    /// Finds that out by asking for the page at the end of the file, which has `size` bytes.
-    pub(super) fn find_out_whether_told(&mut self, size: u64) {
-        let absent = self.place(size.next_multiple_of(PAGE as u64), PAGE);
-        self.told = absent.is_some_and(|Range { start, .. }| {
-            let mut page = [1];
-            residency(self.pages.start.wrapping_add(start), &mut page).is_ok() && page == [0]
-        });
-    }
-
-    /// Looks for the pages of whole words, with one call for each word. Returns whether it has found any.
-    ///
-    /// A page that was moved to swap is not found.
-    fn look(&self, pages: Range<usize>) -> bool {
+    /// Looks for the pages of whole words, with one call for each word. Returns whether it has found any, or `None` if the
+    /// kernel does not tell. A page that was moved to swap is not found.
+    fn look(&self, pages: Range<usize>) -> Option<bool> {
+        // SeqCst, here and in `forget`: either that sees the new bits, or this sees that it has run.
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         let words = pages.start / WORD..pages.end.div_ceil(WORD);
-        words.fold(false, |found, word| {
+        if !self.is_told() {
+            return None;
+        }
+        let mut found = false;
+        for word in words {
             let mut resident = [0; WORD];
-            if residency(self.pages.start.wrapping_add(word * UNIT), &mut resident).is_err() {
-                return found;
-            }
+            residency(self.pages.start.wrapping_add(word * UNIT), &mut resident).ok()?;
             let bits = |bits, (place, page): (usize, &u8)| bits | u64::from(page & 1) << place;
             let now = resident.iter().enumerate().fold(0, bits);
-            // Relaxed: a hint. The kernel keeps the data itself coherent.
-            let before = self.present[word].fetch_or(now, Ordering::Relaxed);
-            found | (now & !before != 0)
-        })
+            let before = self.present[word].fetch_or(now, Ordering::SeqCst);
+            if self.forgotten.load(Ordering::SeqCst) != forgotten {
+                // Some may be holes by now.
+                self.present[word].store(0, Ordering::Relaxed);
+            }
+            found |= now & !before != 0;
+        }
+        Some(found)
+    }
+
+    /// Returns whether the kernel tells this thread which pages of the file are in memory. A thread that may not write to
+    /// the file is told that all are, even those after its end, where the last page of a part usually is.
+    fn is_told(&self) -> bool {
+        let mut last = [1];
+        let at = self.pages.start.wrapping_add(self.pages.len - PAGE);
+        residency(at, &mut last).is_ok() && last == [0]
     }
 
     /// Looks for each page in turn. Returns whether it has found any.
@@ -246,10 +245,11 @@ impl Part {
         let Some(range) = usize::try_from(len).ok().and_then(|len| self.place(offset, len)) else {
             return;
         };
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
         // Whole words: the pages around the range are found again.
         for word in range.start / UNIT..range.end.div_ceil(UNIT) {
             // Words that were never set take no memory.
-            if self.present[word].load(Ordering::Relaxed) != 0 {
+            if self.present[word].load(Ordering::SeqCst) != 0 {
                 self.present[word].store(0, Ordering::Relaxed);
             }
         }
@@ -344,13 +344,7 @@ mod tests {
 
     /// Maps the file and some room after it.
     fn map(file: &File) -> Part {
-        Part::new(file, 0, (PAGES + WORD) * PAGE, false).expect("map the file")
-    }
-
-    fn map_and_ask(file: &File) -> Part {
-        let mut part = map(file);
-        part.find_out_whether_told((PAGES * PAGE) as u64);
-        part
+        Part::new(file, 0, (PAGES + WORD) * PAGE).expect("map the file")
     }
 
     fn present(part: &Part) -> Vec<usize> {
@@ -360,7 +354,7 @@ mod tests {
     #[test]
     fn a_look_finds_the_pages_around_as_well() {
         let file = file_with_holes();
-        let part = map_and_ask(&file);
+        let part = map(&file);
         assert!(part.is_told());
         part.learn(&file, 0, PAGE, false);
         let all: Vec<usize> = (0..PAGES).step_by(3).collect();
@@ -373,19 +367,37 @@ mod tests {
     fn without_the_kernels_word_each_page_is_asked_for() {
         let file = file_with_holes();
         let part = map(&file);
-        part.learn(&file, 0, 3 * PAGE, false);
+        assert!(part.seek(&file, 0..4));
         assert_eq!(present(&part), [0, 3]);
+        assert!(!part.seek(&file, 0..4));
     }
 
     #[test]
     fn a_kernel_that_says_all_pages_exist_is_not_believed() {
         let file = file_with_holes();
-        let told = thread::spawn(move || {
+        let found = thread::spawn(move || {
             // SAFETY: takes a number only, and changes this thread.
             unsafe { libc::setfsuid(65534) };
-            map_and_ask(&file).is_told()
+            let part = map(&file);
+            part.learn(&file, 0, PAGE, false);
+            present(&part).len()
         });
         // Only root can become another user, who may not write to the file.
-        assert_eq!(told.join().unwrap(), !rustix::process::geteuid().is_root());
+        let found = found.join().unwrap();
+        let expected = if rustix::process::geteuid().is_root() {
+            1
+        } else {
+            WORD.div_ceil(3)
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn pages_around_a_forgotten_one_are_forgotten_too() {
+        let file = file_with_holes();
+        let part = map(&file);
+        part.learn(&file, 0, PAGE, false);
+        part.forget(0, PAGE as u64);
+        assert!(present(&part).is_empty());
     }
 }
