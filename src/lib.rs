@@ -63,6 +63,7 @@ pub mod io;
 pub mod iothread;
 #[cfg(not(loom))]
 pub mod kernel;
+mod lifeline;
 #[cfg(not(loom))]
 pub mod limits;
 #[cfg(not(loom))]

@@ -1,6 +1,6 @@
 //! The helper: confines itself, then does its work, until the daemon has ended and the server is done with its requests.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::net::SendFlags;
 use rustix::thread::set_name;
@@ -9,6 +9,7 @@ use super::service::Service;
 use super::target::Target;
 use crate::account::Account;
 use crate::error_chain::chain;
+use crate::lifeline;
 use crate::nbd::Remote;
 use crate::packet::send;
 use crate::sandbox::{Mode, Sandbox};
@@ -48,9 +49,12 @@ fn set_up(
     ignore_signals_of_daemon();
     // A name is a convenience.
     let _ = set_name(NAME);
+    let kept: Vec<RawFd> = [socket.as_raw_fd()]
+        .into_iter()
+        .chain(lifeline::writer().map(|fd| fd.as_raw_fd()))
+        .collect();
     // SAFETY: this process never comes back to the code that owns the other files.
-    unsafe { close_all_but(&[socket.as_raw_fd()]) }
-        .map_err(|error| format!("cannot close files: {error}"))?;
+    unsafe { close_all_but(&kept) }.map_err(|error| format!("cannot close files: {error}"))?;
     let (path, ports) = match &target {
         Target::Unix(path) => (Some(path.clone()), Vec::new()),
         Target::Inet(addresses) => (None, addresses.iter().map(std::net::SocketAddr::port).collect()),

@@ -9,12 +9,14 @@ use super::report::print_statistics;
 use super::signals::{Event, Events};
 use super::start::Started;
 use super::succession::{Described, Heir, Outcome, Refusal, Rest, Step, describe, flush_ahead, park};
+use crate::lifeline::Promise;
 
 /// The state of a take-over between two steps.
 #[derive(Debug, Default)]
 pub(super) struct HandingOver {
-    /// Nothing has changed since the other process has got its description.
-    as_described: bool,
+    /// Nothing has changed since the other process has got its description. If this process is killed now, that one serves
+    /// what was described.
+    as_described: Option<Promise>,
 }
 
 /// The next action after a step.
@@ -31,39 +33,46 @@ pub(super) enum Next {
 impl HandingOver {
     /// Notes an event that may change objects, nodes, exports or disks.
     pub(super) fn look(&mut self, event: &Event<Message>) {
-        self.as_described &= match event {
-            Event::Refresh | Event::Readable | Event::Call(Message::Call(_) | Message::DiskEnded) => false,
-            Event::Print | Event::End(_) | Event::Deadline | Event::Call(_) => true,
-        };
+        match event {
+            Event::Refresh
+            | Event::Readable
+            | Event::End(_)
+            | Event::Call(Message::Call(_) | Message::DiskEnded | Message::Quit) => self.as_described = None,
+            Event::Print | Event::Deadline | Event::Call(_) => {}
+        }
     }
 
     /// Takes a step that the hand-over thread asks for. That thread may have given up by then.
     pub(super) fn take(&mut self, step: Step, events: &mut Events<Message>, started: &mut Started) -> Next {
         match step {
             Step::Describe { format, reply } => {
-                self.as_described = true;
                 let described = describe_all(format, started);
-                let _ = reply.send(described);
+                let _ = reply.send(described.map(|(described, promise)| {
+                    self.as_described = Some(promise);
+                    described
+                }));
             }
             Step::FlushAhead { reply } => {
                 let _ = reply.send(flush_ahead(&started.registry));
             }
-            Step::Park { reply, .. } if !self.as_described => {
+            Step::Park { reply, .. } if self.as_described.is_none() => {
                 let reason = "the disks were changed meanwhile: try again";
                 let _ = reply.send(Err(Refusal(reason.to_owned())));
             }
             Step::Park { deadline, reply } => {
                 if reply.send(Ok(park(&started.registry, deadline))).is_ok() {
-                    return wait(events, started);
+                    let next = wait(events, started);
+                    self.as_described = None;
+                    return next;
                 }
             }
-            Step::End(_) => {}
+            Step::End(_) => self.as_described = None,
         }
         Next::GoOn
     }
 }
 
-fn describe_all(format: u32, started: &Started) -> Result<Described, Refusal> {
+fn describe_all(format: u32, started: &Started) -> Result<(Described, Promise), Refusal> {
     let rest = Rest {
         monitor: started.monitor.as_ref(),
         metrics: started.metrics.as_ref(),

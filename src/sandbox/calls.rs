@@ -283,6 +283,8 @@ pub(super) static ALLOWED: &[Call] = calls! {
     ]
     // Another process that takes over.
     &[Main, HandOver] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC])]
+    // What a process that takes over was told still holds.
+    &[Main] => [SYS_pipe2]
     &[HandOver] => [SYS_getsockopt if among!(2: libc [SO_PEERCRED])]
     // Descriptors that QMP clients have passed.
     &[Monitor] => [SYS_fcntl if among!(1: libc [F_DUPFD_CLOEXEC, F_GETFL])]

@@ -8,10 +8,18 @@ use std::time::Instant;
 use super::session::parked::{ParkError, ParkedDisk};
 use crate::succession::Bundle;
 
+/// What a predecessor leaves of a disk.
+pub(super) enum Legacy {
+    /// It has parked the disk.
+    Parked(Box<ParkedDisk>, Bundle),
+    /// It has ended without that.
+    Nothing,
+}
+
 /// The disk that a new process goes on with, as its server sees it.
 #[derive(Debug)]
 pub(crate) struct Inheritance {
-    pub(super) disk: Receiver<(ParkedDisk, Bundle)>,
+    pub(super) legacy: Receiver<Legacy>,
     pub(super) restored: Sender<Result<(), ParkError>>,
     pub(super) starts: Receiver<()>,
     /// A connection on which the features are negotiated again.
@@ -21,7 +29,7 @@ pub(crate) struct Inheritance {
 /// The other end of an [`Inheritance`]. Dropping it makes the server end.
 #[derive(Debug)]
 pub(crate) struct Heir {
-    disk: Sender<(ParkedDisk, Bundle)>,
+    legacy: Sender<Legacy>,
     restored: Receiver<Result<(), ParkError>>,
     starts: Sender<()>,
 }
@@ -31,16 +39,16 @@ pub(crate) struct Heir {
 /// # Errors
 /// No file descriptor is left.
 pub(crate) fn inheritance() -> io::Result<(Heir, Inheritance)> {
-    let (disk, parked) = mpsc::channel();
+    let (bequeath, legacy) = mpsc::channel();
     let (reply, restored) = mpsc::channel();
     let (starts, start) = mpsc::channel();
     let heir = Heir {
-        disk,
+        legacy: bequeath,
         restored,
         starts,
     };
     let inheritance = Inheritance {
-        disk: parked,
+        legacy,
         restored: reply,
         starts: start,
         negotiation: UnixStream::pair()?,
@@ -52,7 +60,14 @@ impl Heir {
     /// Hands over what the predecessor has parked.
     pub(crate) fn hand_over(&self, disk: ParkedDisk, bundle: Bundle) {
         // The server's end shows in `wait`.
-        let _ = self.disk.send((disk, bundle));
+        let _ = self.legacy.send(Legacy::Parked(Box::new(disk), bundle));
+    }
+
+    /// The predecessor has ended before it has parked the disk: the server begins anew, and the frontend has to connect
+    /// again.
+    pub(crate) fn begin_anew(&self) {
+        // The server has not ended: nobody has asked it to.
+        let _ = self.legacy.send(Legacy::Nothing);
     }
 
     /// Waits until the disk and the session are restored.

@@ -25,7 +25,7 @@ use crate::succession;
 use crate::sys;
 
 /// Maximum number of connections that wait to be accepted.
-const BACKLOG: i32 = 128;
+pub(crate) const BACKLOG: i32 = 128;
 
 /// Maximum length of a socket's path in bytes: what an address has room for, except for its NUL.
 const PATH_MAX: usize = 107;

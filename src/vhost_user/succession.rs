@@ -11,15 +11,16 @@ use std::sync::{Arc, Mutex};
 use rustix::io::dup3;
 use vhost::vhost_user::BackendReqHandler;
 
-use super::error::SessionError;
+use super::error::{SessionError, chain};
 use super::handler::Handler;
-use super::inheritance::Inheritance;
+use super::inheritance::{Inheritance, Legacy};
 use super::serve::{count_frontend, lock};
-use super::server::Server;
+use super::server::{Server, Socket};
 use super::session::Session;
 use super::session::parked::{Negotiated, ParkError, ParkedDisk, ParkedSession, take_back};
 use super::stopper::{Never, Park};
-use crate::blk::device::BlkDevice;
+use crate::blk::device::{BlkDevice, DeviceState};
+use crate::engine::NodeControl;
 use crate::succession::Bundle;
 
 /// Requests of the protocol, with which a session's features are restored.
@@ -67,12 +68,18 @@ impl Park {
 impl Server {
     /// Goes on with the session of a predecessor until the frontend leaves. Returns false if the take-over failed.
     pub(super) fn serve_inherited(&self, inheritance: Inheritance, device: &mut BlkDevice) -> bool {
-        let Ok((disk, bundle)) = inheritance.disk.recv() else {
+        let (disk, bundle) = match inheritance.legacy.recv() {
+            Ok(Legacy::Parked(disk, bundle)) => (disk, bundle),
+            Ok(Legacy::Nothing) => {
+                begin_anew(device);
+                // A connection cannot begin anew. Its end tells the frontend.
+                return matches!(self.socket, Socket::Listening(_));
+            }
             // Nothing is taken over, and the process ends.
-            return false;
+            Err(_) => return false,
         };
         let restored = inheritance.restored.clone();
-        match self.go_on(disk, bundle, device, inheritance) {
+        match self.go_on(*disk, bundle, device, inheritance) {
             Ok(started) => started,
             Err(error) => {
                 // The other end reports it, and then the process ends.
@@ -119,6 +126,19 @@ impl Server {
         count_frontend(&state, &socket);
         self.serve_to_end(&socket, requests, handler, &state);
         Ok(true)
+    }
+}
+
+/// Locks the image, as at the start of the process. If others have it, the first ring that starts tries again.
+fn begin_anew(device: &BlkDevice) {
+    let DeviceState {
+        name: disk, below, ..
+    } = &**device.state();
+    if !below.view().activity.get() {
+        return;
+    }
+    if let Err(error) = device.activate(NodeControl::run) {
+        tracing::error!(disk, error = chain(&error), "the image cannot be locked yet");
     }
 }
 

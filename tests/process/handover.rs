@@ -7,10 +7,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use testkit::daemon::{Daemon, SOCKET, binary, run};
+use testkit::daemon::{Daemon, HAND_OVER, SOCKET, binary, run};
 use testkit::fuse::StalledFile;
 use testkit::inflight::Inflight;
 use testkit::loop_device::LoopDevice;
@@ -63,6 +64,21 @@ fn a_second_daemon_on_an_image_is_refused() {
     }
 }
 
+/// The directory in which a daemon runs.
+#[derive(Clone, Copy)]
+enum Place {
+    Own,
+    OfKilled,
+}
+
+fn write_a_block(vm: &mut Vm) {
+    vm.poke(HEADER, &header(1, 8));
+    vm.send(
+        0,
+        &[readable(HEADER, 16), readable(DATA, 4096), writable(STATUS, 1)],
+    );
+}
+
 /// A daemon that waits for the image of a killed one, whose last write waits.
 struct Waiting<End> {
     daemon: Process,
@@ -73,6 +89,24 @@ struct Waiting<End> {
 }
 
 impl<End> Waiting<End> {
+    /// Starts a daemon beside this one, in a directory of its own or in this one.
+    fn start(args: &[&str], killed: Daemon, end: End, place: Place) -> Self {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null());
+        command.current_dir(match place {
+            Place::Own => dir.path(),
+            Place::OfKilled => killed.dir(),
+        });
+        command.stderr(fs::File::create(dir.path().join("log")).expect("make a log"));
+        Self {
+            daemon: Process::start("vhost-user-blk", &mut command, |_| ()).0,
+            dir,
+            _end: end,
+            _killed: killed,
+        }
+    }
+
     fn said(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -107,25 +141,10 @@ fn kill_during_write<'a>(file: &'a StalledFile, image: &Path, engine: &str) -> W
     let old = start();
     let end = file.let_go_at_the_end();
     let mut vm = Vm::start(&old, 1);
-    vm.poke(HEADER, &header(1, 8));
-    vm.send(
-        0,
-        &[readable(HEADER, 16), readable(DATA, 4096), writable(STATUS, 1)],
-    );
+    write_a_block(&mut vm);
     wait_for("the write", || file.has_reader().then_some(()));
     old.signal(libc::SIGKILL);
-    let dir = tempfile::tempdir().expect("make a directory");
-    let log = dir.path().join("log");
-    let mut command = Command::new(binary());
-    command.args(args).current_dir(dir.path()).stdin(Stdio::null());
-    command.stderr(fs::File::create(&log).expect("make a log"));
-    let daemon = Process::start("vhost-user-blk", &mut command, |_| ()).0;
-    let mut waiting = Waiting {
-        daemon,
-        dir,
-        _end: end,
-        _killed: old,
-    };
+    let mut waiting = Waiting::start(&args, old, end, Place::Own);
     waiting.wait_to_say(WAITS, 1);
     waiting
 }
@@ -161,6 +180,41 @@ fn a_successor_waits_for_a_killed_daemons_io_uring() {
     waiting.wait_to_say(WAITS, 2);
     file.let_go();
     waiting.wait_to_say("serving", 1);
+}
+
+#[test]
+fn a_process_that_takes_over_waits_for_the_io_uring_of_a_killed_one() {
+    let Some(file) = lockable_file() else { return };
+    let Some(device) = LoopDevice::over(&file.path()) else {
+        return;
+    };
+    let args = [
+        "--socket-path",
+        SOCKET,
+        "--blk-file",
+        device.path(),
+        "--direct",
+        "--format",
+        "raw",
+        "--aio",
+        "io_uring",
+        "--hand-over",
+        HAND_OVER,
+        "--fail-take-over",
+        "passed",
+    ];
+    let old = Daemon::start_with(tempfile::tempdir().expect("make a directory"), &args);
+    let end = file.let_go_at_the_end();
+    let mut vm = Vm::start(&old, 1);
+    write_a_block(&mut vm);
+    wait_for("the write", || file.has_reader().then_some(()));
+    let mut waiting = Waiting::start(&["--take-over", HAND_OVER], old, end, Place::OfKilled);
+    waiting.wait_to_say("as soon as its last requests have ended", 1);
+    // If it went on at once, it would say so soon.
+    thread::sleep(Duration::from_millis(300));
+    assert!(!waiting.said().contains("in place of"), "{}", waiting.said());
+    file.let_go();
+    waiting.wait_to_say("in place of the old process", 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use testkit::daemon::{Daemon, HAND_OVER};
-use testkit::frontend::{Frontend, Op};
+use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::{SetAtEnd, wait_for};
 use testkit::random::Random;
 
@@ -99,6 +99,37 @@ fn the_old_process_keeps_its_image_if_the_new_one_fails() {
         daemon.take_over(&[]);
         wait_for_more(completed);
     });
+}
+
+#[test]
+fn the_new_process_repairs_the_image_of_a_killed_one() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    let write = |offset, byte| Op::Write {
+        offset,
+        data: vec![byte; 4096],
+    };
+    for point in ["passed", "parking", "parked"] {
+        create(dir, "lazy_refcounts=on", &["image", "16M"]);
+        let mut contents = vec![0; 16 << 20];
+        let (mut daemon, mut frontend) = serve(dir, "image", &["--fail-take-over", point]);
+        for place in (0..8).map(|mib| mib << 20) {
+            assert_eq!(frontend.queue(0).run(&write(place as u64, 1)).ret, 0);
+            contents[place..][..4096].fill(1);
+        }
+        daemon.take_over_from_killed(&[]);
+        drop(frontend);
+        let mut frontend = Frontend::connect(&daemon.dir().join("s"), 1, 8, all_features()).expect("connect");
+        super::support::compare(&mut frontend, &contents);
+        assert_eq!(frontend.queue(0).run(&write(9 << 20, 2)).ret, 0);
+        contents[9 << 20..][..4096].fill(2);
+        super::support::compare(&mut frontend, &contents);
+        drop(frontend);
+        let exit = daemon.terminate();
+        assert!(exit.status.success(), "{}", exit.output);
+        check_clean(dir, "image");
+        assert!(expected(dir, "image") == contents, "{point}");
+    }
 }
 
 #[test]

@@ -39,3 +39,22 @@ fn the_lock_passes_to_the_new_process_and_back() {
     assert!(daemon.terminate().status.success());
     assert_eq!(cluster.contents(&image)[..BLOCK], [6; BLOCK]);
 }
+
+#[test]
+fn the_new_process_takes_the_lock_of_a_killed_one() {
+    let Some(cluster) = cluster() else { return };
+    let image = cluster.image(4);
+    let file = cluster.file(&image);
+    let failing = ["--hand-over", HAND_OVER, "--fail-take-over", "parking"];
+    let mut daemon = cluster.daemon(&image, &failing);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    let named = ["--socket-path", DISK, "--blk-file", &file, "--sandbox", "auto"];
+    daemon.take_over_from_killed(&named);
+    drop(frontend);
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(read(&mut frontend, 0), Ok(vec![1; BLOCK]));
+    assert_eq!(write(&mut frontend, 0, 2), 0);
+    assert!(daemon.terminate().status.success());
+    assert_eq!(cluster.contents(&image)[..BLOCK], [2; BLOCK]);
+}

@@ -28,6 +28,7 @@ use super::settings::{Operation, Settings};
 use super::succession::{HandOverSocket, Left, Successor};
 use crate::account::Account;
 use crate::connector;
+use crate::lifeline;
 use crate::limits;
 use crate::memory;
 use crate::nbd::Line;
@@ -49,7 +50,7 @@ pub(super) struct Started {
     pub(super) pid_file: Option<PidFile>,
     /// The socket on which another process may ask to take over.
     pub(super) hand_over: Option<HandOverSocket>,
-    /// The process that this one has taken over from.
+    /// The process that this one has taken over from, if it is alive.
     pub(super) old: Option<Left>,
 }
 
@@ -85,8 +86,9 @@ pub(super) fn start(
         service_manager,
         mut hand_over,
     } = sockets;
-    let old = successor.map(Successor::take_over).transpose()?;
-    if old.is_some() {
+    let mut old = None;
+    if let Some(successor) = successor {
+        old = successor.take_over()?;
         rewrite(pid_file.as_mut());
     }
     let metrics = metrics
@@ -120,6 +122,10 @@ fn make_registry(
     successor: Option<&mut Successor>,
 ) -> Result<Registry, Error> {
     let opener = start_opener(settings, account)?;
+    if settings.hand_over.is_some() || successor.is_some() {
+        lifeline::make().map_err(Error::HandOver)?;
+    }
+    // They outlive this process until servers have ended its requests.
     let lines = start_connectors(settings, account)?;
     let mut registry = Registry::new(account.cloned());
     registry.set_lines(lines);

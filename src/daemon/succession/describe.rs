@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Instant;
 
-use super::message::{Everything, ParkedRest, ParkedServiceManager};
+use super::message::{Everything, IfKilled, LIFELINE, ParkedRest, ParkedServiceManager};
 use super::refusal::Refusal;
 use super::socket::HandOverSocket;
 use super::steps::{Described, Flush, ParkedDisk};
@@ -14,6 +14,7 @@ use crate::daemon::metrics::MetricsThread;
 use crate::daemon::monitor::MonitorThread;
 use crate::daemon::pid_file::PidFile;
 use crate::daemon::registry::Registry;
+use crate::lifeline::{self, Promise};
 use crate::service_manager::ServiceManager;
 use crate::succession::Bundle;
 
@@ -34,13 +35,22 @@ pub(in crate::daemon) fn describe(
     registry: &Registry,
     rest: &Rest<'_>,
     socket: &HandOverSocket,
-) -> Result<Described, Refusal> {
+) -> Result<(Described, Promise), Refusal> {
     let mut bundle = Bundle::default();
-    let everything = Everything {
+    let mut everything = Everything {
         registry: registry.describe(format, &mut bundle)?,
         rest: describe_rest(rest, socket, &mut bundle)?,
     };
-    Ok((Box::new(everything), bundle))
+    let (promise, other) = Promise::new()?;
+    if format >= LIFELINE
+        && let Some(lifeline) = lifeline::reader()
+    {
+        everything.rest.if_killed = Some(IfKilled {
+            lifeline: bundle.add(lifeline)?,
+            promise: bundle.add(other)?,
+        });
+    }
+    Ok(((Box::new(everything), bundle), promise))
 }
 
 fn describe_rest(rest: &Rest<'_>, socket: &HandOverSocket, bundle: &mut Bundle) -> io::Result<ParkedRest> {

@@ -11,9 +11,12 @@ use crate::daemon::registry::ParkedRegistry;
 use crate::vhost_user::ParkedDisk;
 
 /// The newest format that this program has, and the oldest. Format 2 added images in a format, disks on other machines,
-/// inactive disks, and statistics.
-pub(super) const NEWEST: u32 = 2;
+/// inactive disks, and statistics. Format 3 added what helps if the old
+/// process is killed.
+pub(super) const NEWEST: u32 = 3;
 pub(super) const OLDEST: u32 = 1;
+/// The first format with the lifeline.
+pub(super) const LIFELINE: u32 = 3;
 
 /// This program, for messages to people.
 pub(super) const PROGRAM: &str = concat!("vhost-user-blk ", env!("CARGO_PKG_VERSION"));
@@ -80,6 +83,18 @@ pub(in crate::daemon) struct ParkedRest {
     pub(super) service_manager: Option<ParkedServiceManager>,
     /// The socket of this take-over, for the next one.
     pub(super) successors: (PathBuf, usize),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) if_killed: Option<IfKilled>,
+}
+
+/// The pipes that tell about the end of the old process.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct IfKilled {
+    /// It ends when the old process has ended with all its I/O.
+    pub(super) lifeline: usize,
+    /// It has data when the disks are not what was described any more.
+    pub(super) promise: usize,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -145,7 +160,7 @@ mod tests {
     #[test]
     fn programs_without_a_common_format_are_named() {
         for (oldest, newest, told) in [
-            (NEWEST + 1, NEWEST + 3, "takes over in formats 3 to 5"),
+            (NEWEST + 1, NEWEST + 3, "takes over in formats 4 to 6"),
             (0, 0, "format 0"),
         ] {
             let refusal = hello(oldest, newest).format().unwrap_err();

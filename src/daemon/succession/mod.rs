@@ -13,8 +13,9 @@
 //! 6. It closes the line. The old process names it to the service manager, and ends.
 //!
 //! Whatever fails before the message of step 4, the old process goes on. It also goes on if the new one ends between
-//! steps 4 and 5. If the old one ends after it has parked its disks, the new one goes on with them. If it ends earlier, its
-//! requests may still be executed, so the new one ends too, and the service manager starts another.
+//! steps 4 and 5. If the old one ends after it has passed its disks, the new one goes on with them. If it ends earlier, but
+//! after step 1, the new one waits until the last request of the old one has ended ([`lifeline`](crate::lifeline)), and
+//! serves the disks as a process does that has just been started: frontends connect again.
 
 mod describe;
 mod fail;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::listen;
 use rustix::process::geteuid;
 
 use super::fail::FailPoint;
@@ -18,7 +19,7 @@ use crate::account::Account;
 use crate::daemon::handle::Handle;
 use crate::memory;
 use crate::sandbox::{Sandbox, ThreadKind};
-use crate::vhost_user::path::{SocketAccess, SocketFile};
+use crate::vhost_user::path::{BACKLOG, SocketAccess, SocketFile};
 use crate::vhost_user::server::ServerError;
 
 /// The socket on which successors ask.
@@ -83,6 +84,8 @@ impl HandOverSocket {
     /// # Errors
     /// No file descriptor is left, or the thread cannot be created.
     pub(in crate::daemon) fn serve(&mut self, sandbox: &Sandbox, handle: Handle) -> io::Result<()> {
+        // The kernel names the process that has listened last to those that connect.
+        listen(&self.listener, BACKLOG)?;
         let interrupt = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let lobby = Lobby::new(Arc::clone(&self.listener), self.uid, Arc::clone(&interrupt));
         let predecessor = Predecessor {

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::TakeOverError;
 use super::fail::FailPoint;
-use super::message::{Everything, Hello, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
+use super::message::{Everything, Hello, IfKilled, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
 use super::refusal::Refusal;
 use super::socket::HandOverSocket;
 use crate::account::Account;
@@ -22,11 +22,15 @@ use crate::daemon::registry::{ParkedRegistry, Registry};
 use crate::daemon::settings::Settings;
 use crate::error_chain::chain;
 use crate::interrupt;
+use crate::lifeline;
 use crate::service_manager::ServiceManager;
 use crate::succession::{self, Bundle, Line, LineError};
 use crate::sys::socket::peer_credentials;
 use crate::vhost_user::Heir;
 use crate::vhost_user::path::SocketFile;
+
+/// Time for the old process to end after it has closed its files.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A take-over that has begun.
 #[derive(Debug)]
@@ -39,7 +43,16 @@ pub(in crate::daemon) struct Successor {
     rest: ParkedRest,
     bundle: Bundle,
     heirs: BTreeMap<String, Heir>,
+    /// The ends of the old process's lifeline and promise. Older versions have none.
+    if_killed: Option<(OwnedFd, OwnedFd)>,
     fail_point: Option<FailPoint>,
+}
+
+/// How the old process has passed its disks.
+enum Received {
+    All,
+    /// It has ended, or has closed the line.
+    EndOfLine,
 }
 
 type Result<T> = std::result::Result<T, TakeOverError>;
@@ -88,14 +101,20 @@ impl Successor {
         tracing::info!(path = %path.display(), program, "taking over");
         // From here on both processes have the images and the sockets.
         succession::begin();
-        let (everything, bundle) = match line.receive(deadline).map_err(failed)? {
+        let (everything, mut bundle) = match line.receive(deadline).map_err(failed)? {
             (Message::Everything(everything), bundle) => (*everything, bundle),
             (Message::Refused { reason }, _) => return Err(told(reason)),
             _ => return Err(told("an unexpected message has come".to_owned())),
         };
         FailPoint::Described.reached(fail_point);
-        let Everything { registry, rest } = everything;
+        let Everything { registry, mut rest } = everything;
+        let mut take = |place| bundle.take(place).map_err(|error| told(chain(&error)));
+        let if_killed = match rest.if_killed.take() {
+            Some(IfKilled { lifeline, promise }) => Some((take(lifeline)?, take(promise)?)),
+            None => None,
+        };
         Ok(Self {
+            if_killed,
             process,
             line,
             path: path.to_owned(),
@@ -209,18 +228,59 @@ impl Successor {
         Ok(HandOverSocket::on(listener, file, account, self.fail_point))
     }
 
-    /// Takes over the disks. All of them have their control threads, which wait.
+    /// Takes over the disks. All of them have their control threads, which wait. Returns the old process, if it is alive.
     ///
     /// # Errors
-    /// The old process goes on.
-    pub(in crate::daemon) fn take_over(mut self) -> Result<Left> {
-        let deadline = Instant::now() + LONG;
-        let none = Bundle::default();
-        let sent = self.line.send(&Message::Ready, &none, deadline);
-        sent.map_err(|error| self.told(&error))?;
-        FailPoint::Ready.reached(self.fail_point);
+    /// The old process goes on, or has ended and nothing is known about its last requests.
+    pub(in crate::daemon) fn take_over(mut self) -> Result<Option<Left>> {
         let mut waiting = std::mem::take(&mut self.heirs);
         let mut heirs = Vec::new();
+        let alone = match self.receive_disks(&mut waiting, &mut heirs)? {
+            Received::All => false,
+            Received::EndOfLine => {
+                self.check_that_old_is_over(&heirs)?;
+                true
+            }
+        };
+        FailPoint::Received.reached(self.fail_point);
+        if !alone && let Some(export) = waiting.keys().next() {
+            return Err(self.refuse(format!("export '{export}' was not passed")));
+        }
+        let deadline = Instant::now() + RESTORE;
+        for (export, heir) in &heirs {
+            let restored = heir.wait(deadline);
+            restored.map_err(|error| self.refuse(format!("export '{export}': {}", chain(&error))))?;
+        }
+        FailPoint::Restored.reached(self.fail_point);
+        let alone = alone || self.tell_taken(deadline)?;
+        succession::is_over();
+        FailPoint::Taken.reached(self.fail_point);
+        // Before the rings are touched: if this process ends earlier, the old one goes on where it has stopped. It ends
+        // when it hears this, or nothing.
+        let _ = self.line.send(&Message::Starts, &Bundle::default(), deadline);
+        heirs.iter().for_each(|(_, heir)| heir.start());
+        waiting.values().for_each(Heir::begin_anew);
+        let disks = heirs.len() + waiting.len();
+        tracing::info!(disks, "serving, in place of the old process");
+        Ok((!alone).then_some(Left {
+            line: self.line,
+            process: self.process,
+        }))
+    }
+
+    /// Receives the disks, as far as the old process passes them. Moves their heirs from `waiting` to `heirs`.
+    fn receive_disks(
+        &self,
+        waiting: &mut BTreeMap<String, Heir>,
+        heirs: &mut Vec<(String, Heir)>,
+    ) -> Result<Received> {
+        let deadline = Instant::now() + LONG;
+        match self.line.send(&Message::Ready, &Bundle::default(), deadline) {
+            // It may have refused before.
+            Ok(()) | Err(LineError::Closed) => {}
+            Err(error) => return Err(self.told(&error)),
+        }
+        FailPoint::Ready.reached(self.fail_point);
         loop {
             match self.line.receive(deadline) {
                 Ok((Message::Disk { export, disk }, bundle)) => {
@@ -230,38 +290,53 @@ impl Successor {
                     heir.hand_over(*disk, bundle);
                     heirs.push((export, heir));
                 }
-                Ok((Message::Parked, _)) => break,
+                Ok((Message::Parked, _)) => return Ok(Received::All),
                 Ok((Message::Refused { reason }, _)) => return Err(self.refused(&reason)),
                 Ok(_) => return Err(self.refuse("an unexpected message has come".to_owned())),
+                Err(LineError::Closed) => return Ok(Received::EndOfLine),
                 Err(error) => return Err(self.told(&error)),
             }
         }
-        FailPoint::Received.reached(self.fail_point);
-        if let Some(export) = waiting.keys().next() {
-            return Err(self.refuse(format!("export '{export}' was not passed")));
+    }
+
+    /// Says that the disks are this process's own. Returns true if the old one has ended after it has parked them.
+    fn tell_taken(&self, deadline: Instant) -> Result<bool> {
+        match self.line.send(&Message::Taken, &Bundle::default(), deadline) {
+            Ok(()) => Ok(false),
+            Err(LineError::Closed) => self.check_that_old_has_ended().map(|()| true),
+            Err(error) => Err(self.told(&error)),
         }
-        let deadline = Instant::now() + RESTORE;
-        for (export, heir) in &heirs {
-            let restored = heir.wait(deadline);
-            restored.map_err(|error| self.refuse(format!("export '{export}': {}", chain(&error))))?;
+    }
+
+    /// Waits until the old process has ended with all its requests. It has closed the line before it has passed all disks.
+    ///
+    /// If it has passed some, it may have gone on with them before its end.
+    fn check_that_old_is_over(&self, passed: &[(String, Heir)]) -> Result<()> {
+        let Some((lifeline, promise)) = self.if_killed.as_ref().filter(|_| passed.is_empty()) else {
+            return Err(self.told(&LineError::Closed));
+        };
+        // One that only closes the line serves its disks.
+        let patience = if self.process.is_some() && !self.has_ended() {
+            SECOND
+        } else {
+            tracing::warn!(
+                "the old process has ended before it has passed its disks: serving them as soon as its last requests have ended"
+            );
+            LONG
+        };
+        let deadline = Instant::now() + patience;
+        if !lifeline::wait_for_end(lifeline, deadline, interrupt::is_requested) {
+            return Err(self.told(&match interrupt::is_requested() {
+                true => LineError::Interrupted,
+                false => LineError::Late,
+            }));
         }
-        FailPoint::Restored.reached(self.fail_point);
-        match self.line.send(&Message::Taken, &none, deadline) {
-            Ok(()) => {}
-            Err(LineError::Closed) => self.check_that_old_has_ended()?,
-            Err(error) => return Err(self.told(&error)),
+        if !lifeline::is_kept(promise) {
+            return Err(self.refused(
+                "the old process has ended, and was asked to, or its disks were changed meanwhile",
+            ));
         }
-        succession::is_over();
-        FailPoint::Taken.reached(self.fail_point);
-        // Before the rings are touched: if this process ends earlier, the old one goes on where it has stopped. It ends
-        // when it hears this, or nothing.
-        let _ = self.line.send(&Message::Starts, &none, deadline);
-        heirs.iter().for_each(|(_, heir)| heir.start());
-        tracing::info!(disks = heirs.len(), "serving, in place of the old process");
-        Ok(Left {
-            line: self.line,
-            process: self.process,
-        })
+        Ok(())
     }
 
     /// Checks that the old process has ended with its disks parked. One that only closes the line serves its disks. So did
@@ -270,7 +345,9 @@ impl Successor {
         if let Ok((Message::Refused { reason }, _)) = self.line.receive(Instant::now()) {
             return Err(self.refused(&reason));
         }
-        if !self.has_ended() {
+        let lifeline = self.if_killed.as_ref().map(|(lifeline, _)| lifeline);
+        let is_over = |line| lifeline::wait_for_end(line, Instant::now() + SECOND, interrupt::is_requested);
+        if !self.has_ended() && !lifeline.is_some_and(is_over) {
             return Err(self.told(&LineError::Closed));
         }
         tracing::warn!("the old process has ended, after it has parked its disks: going on with them");
@@ -283,11 +360,8 @@ impl Successor {
         };
         let mut polled = [PollFd::new(process, PollFlags::IN)];
         // It closes its files before it has ended.
-        let second = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        poll(&mut polled, Some(&second)).is_ok_and(|ready| ready > 0)
+        let second = Timespec::try_from(SECOND).ok();
+        poll(&mut polled, second.as_ref()).is_ok_and(|ready| ready > 0)
     }
 }
 

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::buffers::Buffers;
 use super::kernel_queue::{Completion, KernelQueue};
 use crate::io::{IoOp, IoRequest};
+use crate::lifeline;
 
 /// Number of entries in the submission queue. The completion queue has twice as many.
 const ENTRIES: u32 = 256;
@@ -63,7 +64,10 @@ impl Uring {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        ring.submitter().register_files(&[-1; FILES as usize])?;
+        let mut files = vec![-1; FILES as usize];
+        // After the places for disks.
+        files.extend(lifeline::writer().map(|fd| fd.as_raw_fd()));
+        ring.submitter().register_files(&files)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         let has_buffers = ring.submitter().register_buffers_sparse(BUFFERS.into()).is_ok();
         let fixed_lists = has_buffers && knows_fixed_lists(&ring);

@@ -51,6 +51,21 @@ impl Daemon {
         true
     }
 
+    /// Makes a new process take over from one that is killed before it passes its disks.
+    ///
+    /// # Panics
+    /// The old process is not killed, or the new one ends.
+    pub fn take_over_from_killed(&mut self, options: &[&str]) {
+        let args = [&["--take-over", HAND_OVER], options].concat();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        let mut old = std::mem::replace(&mut self.child, spawn(&self.dir, &args));
+        let status = wait_for("the end of the old process", || {
+            old.try_wait().expect("wait for the daemon")
+        });
+        assert!(!status.success(), "the old process was not killed");
+        assert!(self.is_alive(), "{}", self.output());
+    }
+
     /// Makes a new process fail to take over. Returns its exit.
     ///
     /// # Panics

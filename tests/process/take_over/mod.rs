@@ -49,7 +49,7 @@ const NEW: [&str; 7] = [
     "restored",
     "taken",
 ];
-/// The points at which the old process is killed, before it has passed its disks.
+/// The points at which the old process is killed, before it has passed its disks. At the first one, it has said nothing.
 const OLD: [&str; 4] = ["asked", "passed", "parking", "parked"];
 
 /// The point at which the old process is killed when the disks are the new one's.
@@ -95,27 +95,60 @@ fn the_new_process_serves_when_the_old_one_is_killed() {
 }
 
 #[test]
-fn a_new_process_ends_if_the_old_one_is_killed_too_early() {
-    for point in OLD {
-        let mut service = Service::start(&["--fail-take-over", point]);
+fn a_new_process_ends_if_the_old_one_is_killed_before_it_says_anything() {
+    let mut service = Service::start(&["--fail-take-over", OLD[0]]);
+    let frontend = service.connect(1, 1);
+    let number = service.start_successor(&[]);
+    assert!(!service.later[number].wait().success());
+    let log = service.log(number);
+    assert_eq!(log.matches("cannot take over").count(), 1, "{log}");
+    assert!(!service.first.wait_for_exit().status.success());
+    drop(frontend);
+    // As a service manager does.
+    service
+        .first
+        .start_again(&["--hand-over", HAND_OVER, "--num-queues", "8"]);
+    drop(service.first.connect());
+    assert_eq!(service.connect(1, 1).queue(0).run(&write_block(1)).ret, 0);
+}
+
+fn write_block(byte: u8) -> Op {
+    Op::Write {
+        offset: 0,
+        data: vec![byte; BLOCK],
+    }
+}
+
+fn read_block(frontend: &mut Frontend) -> Vec<u8> {
+    let read = Op::Read {
+        offset: 0,
+        len: BLOCK,
+    };
+    frontend.queue(0).run(&read).data
+}
+
+#[test]
+fn the_new_process_serves_anew_if_the_old_one_is_killed_before_it_passes_its_disks() {
+    for (point, engine) in OLD[1..].iter().zip(["threads", "io_uring", "io_uring"]) {
+        let mut service = Service::start(&["--fail-take-over", point, "--aio", engine]);
         let mut frontend = service.connect(1, 1);
+        assert_eq!(frontend.queue(0).run(&write_block(1)).ret, 0);
         let number = service.start_successor(&[]);
-        assert!(!service.later[number].wait().success());
-        let log = service.log(number);
-        assert_eq!(log.matches("cannot take over").count(), 1, "{log}");
         assert!(!service.first.wait_for_exit().status.success());
-        let write = Op::Write {
-            offset: 0,
-            data: vec![1; BLOCK],
-        };
-        frontend.queue(0).submit(&write, 0);
         drop(frontend);
-        // As a service manager does.
-        service
-            .first
-            .start_again(&["--hand-over", HAND_OVER, "--num-queues", "8"]);
-        drop(service.first.connect());
-        assert_eq!(service.connect(1, 1).queue(0).run(&write).ret, 0);
+        // The new process still waits for the end of the old one.
+        let mut frontend = service.connect(1, 1);
+        assert_eq!(read_block(&mut frontend), [1; BLOCK], "{point}");
+        assert_eq!(frontend.queue(0).run(&write_block(2)).ret, 0);
+        let other = run(
+            &["--socket-path", "other.sock", "--blk-file", IMAGE],
+            service.dir(),
+        );
+        assert!(other.output.contains("in use"), "{}", other.output);
+        service.take_over(&[]);
+        assert_eq!(read_block(&mut frontend), [2; BLOCK], "{point}");
+        let log = service.log(number);
+        assert_eq!(log.matches("WARN").count(), 1, "{log}");
     }
 }
 
