@@ -86,6 +86,16 @@ impl Qmp {
         }
     }
 
+    /// Waits for an event. Drops others.
+    pub fn event(&mut self, name: &str) -> Value {
+        loop {
+            let line = self.next();
+            if line["event"] == name {
+                return line;
+            }
+        }
+    }
+
     fn next(&mut self) -> Value {
         let mut line = String::new();
         self.socket

@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 use testkit::daemon::{Daemon, HAND_OVER};
-use testkit::frontend::{Frontend, Op};
+use testkit::frontend::{Frontend, Op, all_features};
 use testkit::process::SetAtEnd;
 use testkit::qmp::Qmp;
 use testkit::random::Random;
@@ -285,4 +285,30 @@ fn overlays_that_do_not_suit_are_refused() {
     client.execute("blockdev-snapshot", &snapshot("n0", "n1"));
     drop(frontend);
     assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn events_name_the_node_above_after_a_snapshot() {
+    let Some(dir) = directory_in_memory() else { return };
+    let dir = dir.path();
+    make_image(dir, "raw");
+    let (_daemon, frontend, mut client) = serve(dir, "layer0", "raw");
+    drop(frontend);
+    let export = json!({
+        "type": "vhost-user-blk", "id": "failing", "node-name": "f", "inject": ["read:eio"],
+        "addr": {"type": "unix", "path": dir.join("failing.sock")}
+    });
+    raw(dir, "below", SIZE);
+    let file = json!({"driver": "file", "node-name": "f", "filename": dir.join("below")});
+    client.execute("blockdev-add", &file);
+    client.execute("block-export-add", &export);
+    create(dir, "", &["above", &SIZE.to_string()]);
+    let file = json!({"driver": "file", "filename": dir.join("above")});
+    let above = json!({"driver": "qcow2", "node-name": "above", "backing": null, "file": file});
+    client.execute("blockdev-add", &above);
+    client.execute("blockdev-snapshot", &snapshot("f", "above"));
+    let mut frontend = Frontend::connect(&dir.join("failing.sock"), 1, 8, all_features()).expect("connect");
+    assert_ne!(frontend.queue(0).run(&Op::Read { offset: 0, len: 4096 }).ret, 0);
+    let failed = client.event("BLOCK_IO_ERROR");
+    assert_eq!(failed["data"]["node-name"], "above", "{failed}");
 }

@@ -114,7 +114,7 @@ impl Registry {
         self.run_aside(work, move |registry, made| {
             let own = id.clone();
             let served = registry.end_start(&id, made, move |registry, export, made| {
-                registry.serve(&own, &export.options.node_name, made)
+                registry.serve(&own, export, made)
             });
             done(served);
         });

@@ -1,8 +1,8 @@
 //! Exports: nodes that are served as disks over a socket, or will be.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 
 use super::error::OperationError;
 use super::export_params::{Params, QUEUES_MAX};
@@ -24,6 +24,8 @@ use crate::vhost_user::server::Server;
 pub struct Export {
     /// The node is the one that is served now.
     pub(super) options: ExportOptions,
+    /// The name of that node, for events of the disk's threads.
+    pub(super) node_in_events: Arc<Mutex<String>>,
     pub(super) writable: bool,
     /// The IOThreads, which live at least as long as the export.
     pub(super) iothreads: Vec<Arc<IoThreadObject>>,
@@ -80,6 +82,7 @@ pub(super) fn plan(
     let (params, iothreads) = Params::of(options, &node, objects, writable)?;
     let export = Export {
         options: options.clone(),
+        node_in_events: Arc::new(Mutex::new(options.node_name.clone())),
         writable,
         iothreads,
         allow_inactive: options.allow_inactive,

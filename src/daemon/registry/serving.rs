@@ -1,14 +1,14 @@
 //! Starts the exports with their IOThreads, removes exports, and ends all of them. Main thread only.
 
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::callbacks::{Done, Notice, OnDiskNotice};
 use super::error::OperationError;
-use super::exports::{Made, confine};
+use super::exports::{Export, Made, confine};
 use super::{Leaving, Registry, Running};
 use crate::aio::Gone;
 use crate::daemon::disks::{Disk, Disks, Ended, OnEnd};
@@ -31,8 +31,8 @@ pub enum RemoveMode {
 
 impl Registry {
     /// Serves a disk whose queues have been made.
-    pub(super) fn serve(&mut self, id: &str, node_name: &str, made: Made) -> Result<(), OperationError> {
-        listen(&made, id, node_name, &self.on_disk_notice);
+    pub(super) fn serve(&mut self, id: &str, export: &Export, made: Made) -> Result<(), OperationError> {
+        listen(&made, id, export, &self.on_disk_notice);
         match &mut self.running {
             Some(running) => add(&mut running.disks, id, made),
             None => Ok(()),
@@ -78,7 +78,7 @@ impl Registry {
         made.iter_mut().try_for_each(|(_, made)| made.activate())?;
         for (id, made) in made {
             if let Some(export) = self.exports.get(&id) {
-                listen(&made, &id, &export.options.node_name, &self.on_disk_notice);
+                listen(&made, &id, export, &self.on_disk_notice);
             }
             add(&mut disks, &id, made)?;
         }
@@ -221,10 +221,12 @@ impl Registry {
 }
 
 /// Forwards the notices of a disk.
-fn listen(made: &Made, id: &str, node: &str, on_notice: &OnDiskNotice) {
-    let (id, node, on_notice) = (id.to_owned(), node.to_owned(), Arc::clone(on_notice));
+fn listen(made: &Made, id: &str, export: &Export, on_notice: &OnDiskNotice) {
+    let (id, on_notice) = (id.to_owned(), Arc::clone(on_notice));
+    let node = Arc::clone(&export.node_in_events);
     made.device.state().notices().listen(Box::new(move |notice| {
         if let Some(on_notice) = on_notice.get() {
+            let node = node.lock().unwrap_or_else(PoisonError::into_inner).clone();
             on_notice(&id, &node, notice);
         }
     }));

@@ -3,7 +3,7 @@
 //! The disk of the overlay is made first. Then the disk above is quiesced: what the guest was told is in the old node, and
 //! what it asks for later goes to the overlay.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::error::OperationError;
 use super::nodes::Changes;
@@ -107,6 +107,11 @@ impl Registry {
         for export in self.exports.values_mut() {
             if export.options.node_name == node {
                 overlay.clone_into(&mut export.options.node_name);
+                let mut in_events = export
+                    .node_in_events
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                overlay.clone_into(&mut in_events);
             }
         }
         self.disks().map(Disk::resizer).for_each(Resizer::announce);
