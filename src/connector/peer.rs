@@ -1,6 +1,6 @@
 //! The other end of a Unix socket: whether it is closed, or only shut down.
 //!
-//! A server may shut a connection down before it has executed all requests of it (qemu-nbd does), but it closes its
+//! A server may shut a connection down before it has executed all of its requests (qemu-nbd does), but it closes its
 //! descriptor after the last one. Only the kernel's list of sockets (sock_diag) tells the two apart.
 
 use std::io;
@@ -58,8 +58,9 @@ fn question(inode: u32) -> Vec<u8> {
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend(NLM_F_REQUEST.to_ne_bytes());
     bytes.extend([0; 8]);
-    // The family, and states of any kind.
+    // The family (AF_UNIX).
     bytes.extend([1, 0, 0, 0]);
+    // Sockets in any state.
     bytes.extend(u32::MAX.to_ne_bytes());
     bytes.extend(inode.to_ne_bytes());
     bytes.extend(UDIAG_SHOW_PEER.to_ne_bytes());
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_without_a_peer_are_no_answers() {
+    fn answers_without_a_peer_give_no_inode() {
         let mut answer = question(7);
         for len in 0..answer.len() {
             assert_eq!(peer(&answer[..len]), None);

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use super::start_error::StartError;
 use crate::nbd::Server;
 
-/// Where a server can be reached. Names of hosts are looked up once, because a confined process cannot do so.
+/// The addresses at which a server can be reached. A host's name is looked up only once, because a confined process
+/// cannot look names up.
 #[derive(Clone, Debug)]
 pub(super) enum Target {
     Unix(PathBuf),

@@ -168,7 +168,7 @@ impl ImageLock {
     /// processes have the lock then. Without `fd`, the file system does not support locks.
     ///
     /// # Errors
-    /// The lock is not that process's any more.
+    /// That process has lost the lock.
     pub fn inherit(file: &RawFile, mode: LockMode, fd: Option<OwnedFd>) -> Result<Self, LockError> {
         match fd {
             Some(fd) => Self::acquire_through(file, mode, || Ok(fd)),
@@ -180,8 +180,8 @@ impl ImageLock {
         }
     }
 
-    /// Returns the open files that have the lock and those [added](Self::add) to it, in order. `None` where there are no
-    /// locks.
+    /// Returns the open files that hold this lock and the locks [added](Self::add) to it, in order. `None` stands for a
+    /// file without a lock.
     pub fn files(&self) -> Vec<Option<BorrowedFd<'_>>> {
         let mut files = vec![self.held.as_ref().map(|held| held.fd())];
         files.extend(self.others.iter().flat_map(Self::files));
@@ -276,7 +276,7 @@ impl ImageLock {
         })
     }
 
-    /// Holds `other`, the lock of another file of the same image, as long as this.
+    /// Holds `other`, the lock of another file of the same image, as long as this lock.
     pub fn add(&mut self, other: Self) {
         self.others.push(other);
     }

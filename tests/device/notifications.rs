@@ -48,7 +48,7 @@ fn completions_reaped_together_raise_one_interrupt() {
 }
 
 #[test]
-fn without_coalescing_each_completion_raises_one() {
+fn without_coalescing_each_completion_raises_an_interrupt() {
     for features in [PLAIN, EVENT_IDX] {
         let mut vm = vm(features);
         vm.run(|queue| queue.set_batch_notifications(false));

@@ -91,7 +91,7 @@ fn daemon() -> (Daemon, Client) {
 }
 
 #[test]
-fn an_image_has_one_writer_also_while_its_frontend_is_away() {
+fn an_image_stays_locked_while_its_frontend_is_away() {
     let (daemon, mut client) = daemon();
     let dir = daemon.dir().to_owned();
     add(&mut client, &dir, "hot.sock", &json!({}), &json!({}));
@@ -132,8 +132,8 @@ fn secrets_have_exactly_one_source() {
         let mut arguments = json!({"qom-type": "secret", "id": "s"});
         arguments
             .as_object_mut()
-            .expect("it is one")
-            .extend(sources.as_object().expect("it is one").clone());
+            .expect("an object")
+            .extend(sources.as_object().expect("an object").clone());
         client.refusal("object-add", &arguments)
     };
     let error = |desc: &str| ("GenericError".to_owned(), desc.to_owned());
@@ -328,7 +328,7 @@ fn hot_disks_come_and_go_beside_a_busy_one() {
         // Workers start and end by themselves.
         limit.threads += 4;
         (0..ROUNDS).for_each(&mut come_and_go);
-        wait_for("what is left to go", || {
+        wait_for("removed disks to leave nothing behind", || {
             Holdings::of(pid).is_within(&limit).then_some(())
         });
         stop.store(true, Ordering::Relaxed);

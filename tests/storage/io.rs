@@ -48,7 +48,7 @@ fn nothing_is_done_beyond_the_end() {
 }
 
 #[test]
-fn the_last_block_is_on_the_disk() {
+fn the_last_block_can_be_accessed() {
     let image = Image::filled(On::Disk, MIB, 7);
     for storage in [image.open(), image.open_direct()] {
         let last = MIB - u64::from(storage.limits().request_alignment.max(512));
@@ -113,7 +113,7 @@ fn reading_past_a_truncated_file_is_an_error() {
 }
 
 #[test]
-fn more_buffers_than_the_kernel_takes_at_once() {
+fn requests_may_have_more_buffers_than_iov_max() {
     let image = Image::new(On::Disk, 4 * MIB);
     for (storage, skew) in [
         (image.open(), 1),

@@ -22,7 +22,7 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct Buckets {
     pub(super) sum: f64,
-    /// Upper bounds, with the numbers of values above the bound before. The last bound is infinite.
+    /// Upper bounds, each with the number of values since the previous bound. The last bound is infinite.
     pub(super) counts: Vec<(f64, u64)>,
 }
 

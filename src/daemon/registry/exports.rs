@@ -22,7 +22,7 @@ use crate::vhost_user::server::Server;
 /// An export.
 #[derive(Debug)]
 pub struct Export {
-    /// The node is the one that is served now.
+    /// A snapshot replaces `node_name` by the overlay's, so it always names the node that is served.
     pub(super) options: ExportOptions,
     /// The name of that node, for events of the disk's threads.
     pub(super) node_in_events: Arc<Mutex<String>>,
@@ -141,7 +141,7 @@ impl Planned {
     }
 }
 
-/// Logs a warning if a raw disk begins like a qcow2 image. It may be right: a guest can write such a header.
+/// Logs a warning if a raw disk begins like a qcow2 image. This is no error, because a guest can write such a header.
 fn warn_of_header(view: &DiskView) {
     let (found, advice) = match &*view.node {
         BlockNode::File(file) => (

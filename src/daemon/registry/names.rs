@@ -158,8 +158,8 @@ impl Registry {
                 Some(Err(error)) => {
                     tracing::error!(
                         %error,
-                        "the process that opens files beneath the sandbox's directories has ended: disks can be added by \
-                         descriptors only until this daemon is restarted"
+                        "the process that opens files beneath the sandbox's directories has ended: until this daemon \
+                         is restarted, disks can be added only by descriptors"
                     );
                     // Its directories are still known, and each further request fails.
                     self.go_on();

@@ -99,7 +99,7 @@ impl<C: Submit + 'static> FaultyChannel<C> {
         )
     }
 
-    /// Takes the requests that a rule strikes out of `batch`, and passes the others on.
+    /// Removes from `batch` the requests that a rule strikes, and passes the others on.
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
         let inner = &*self.inner;
         for request in std::mem::take(batch) {

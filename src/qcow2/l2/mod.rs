@@ -40,7 +40,7 @@ impl<'a> Slice<'a> {
     /// Finds the place of up to `len` bytes from a guest offset on, which this slice maps.
     ///
     /// # Errors
-    /// The first entry is invalid. An extent ends before an entry that is.
+    /// The first entry is invalid. An invalid entry further on only ends the extent.
     pub fn find(&self, guest: u64, len: u64) -> Result<Extent, Corruption> {
         let first = self.part(guest)?;
         let mut extent = Extent {
@@ -64,8 +64,8 @@ impl<'a> Slice<'a> {
         self.entry(guest).part(self.layout, within)
     }
 
-    /// Finds the place of up to `len` bytes from a guest offset on to which data can be written without a change of
-    /// tables. Returns its offset and length, or `None` if the first cluster has none.
+    /// Finds the place where up to `len` bytes from a guest offset on can be written without a change of tables.
+    /// Returns its offset and length, or `None` if the first cluster has no such place.
     ///
     /// # Errors
     /// The first entry is invalid.
@@ -110,7 +110,7 @@ impl<'a> Slice<'a> {
     /// claimed the cluster calls this.
     pub fn set(&self, guest: u64, entry: Entry) {
         let at = self.layout.word(guest);
-        // Release: who sees the entry also sees the data that was written before.
+        // Release: a thread that sees the entry also sees the data that was written before.
         if let Some(word) = self.words.get(at) {
             word.store(entry.word, Ordering::Release);
         }

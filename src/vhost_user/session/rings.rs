@@ -108,7 +108,7 @@ impl Session<'_> {
         if self.vrings.iter().all(Vring::is_idle) {
             self.channel.suspend();
             let handed_over = self.hand_over();
-            // Refused only while the VM migrates: without an answer, the VM stays where it is.
+            // This fails the stop only while the VM migrates: without an answer, the VM stays where it is.
             if self.acked & LOG_ALL != 0 {
                 handed_over.map_err(SessionError::HandOver)?;
             }
@@ -131,7 +131,7 @@ impl Session<'_> {
         self.start_if_ready(index)
     }
 
-    /// No ring runs any more: makes everything stable, and lets others use the image.
+    /// Flushes, and lets others use the image, after the last ring has stopped.
     fn hand_over(&mut self) -> io::Result<()> {
         self.device.deactivate(execute)
     }
@@ -189,7 +189,7 @@ impl Session<'_> {
 
     /// Starts a ring if it is ready. Frontends differ in the order of their messages.
     ///
-    /// If the ring cannot start, it keeps its kick eventfd and waits for other addresses, memory or in-flight region.
+    /// A ring that cannot start keeps its kick eventfd, and is tried again after a message that could change that.
     pub(super) fn start_if_ready(&mut self, index: usize) -> Result<()> {
         let vring = &self.vrings[index];
         let (Some(addresses), Some(size)) = (vring.addresses, vring.size) else {

@@ -13,7 +13,7 @@ use testkit::process::{Process, threads, wait_for};
 use super::support::{check_clean, create, directory_in_memory, expected, qemu_io};
 
 const CLUSTER: u64 = 64 << 10;
-/// Number of looks at a process that must not show a change before it counts as at rest.
+/// Number of consecutive checks without a change after which a process counts as at rest.
 const LOOKS: usize = 25;
 
 /// Waits until all threads of a process sleep and go on sleeping.
@@ -48,7 +48,8 @@ fn serve(dir: &Path) -> Option<(Process, Frontend)> {
             "--format",
             "qcow2",
         ])
-        // Writes stop workers, and not the IOThread. The library makes system calls that the daemon itself does not make.
+        // With `--aio threads`, a stopped write blocks a worker and not the IOThread. Without a sandbox, the library
+        // may make system calls that the daemon itself does not make.
         .args(["--aio", "threads", "--sandbox", "off"])
         .current_dir(dir)
         .env("LD_PRELOAD", library)

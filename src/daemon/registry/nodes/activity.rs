@@ -1,4 +1,4 @@
-//! Which nodes are active. An inactive node leaves its image to others.
+//! Active and inactive nodes. An inactive node leaves its image to others.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

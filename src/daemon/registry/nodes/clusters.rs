@@ -57,7 +57,7 @@ impl Clusters {
         Ok(cluster)
     }
 
-    /// Gets to know the cluster that these options name.
+    /// Configures the cluster that these options name, so that the confined process can use it.
     pub(in super::super) fn know(
         &self,
         options: &BlockdevOptions,
