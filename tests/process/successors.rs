@@ -15,7 +15,7 @@ use testkit::process::{DEADLINE, Process, state, wait_for};
 use testkit::qmp::Qmp;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::take_over::{LATE, Service};
+use super::take_over::{EARLY, LATE, Service};
 
 /// The longest wait of a process that takes over properly. Nobody else may wait that long.
 const SLOW: Duration = Duration::from_secs(3);
@@ -201,6 +201,57 @@ fn a_slow_process_does_not_go_on_with_disks_that_went_on() {
         !status.success() && log.contains("asked to end"),
         "{status}: {log}"
     );
+}
+
+/// Makes the old process end while the new one gets ready. Returns the new one, which has made everything, and goes on now.
+fn end_early(service: &mut Service, end: impl FnOnce(&mut Daemon)) -> usize {
+    let number = service.start_successor(&["--fail-take-over", EARLY]);
+    let pid = service.later[number].pid();
+    wait_for("the new process to stop", || {
+        (state(pid) == Some('T')).then_some(())
+    });
+    end(&mut service.first);
+    service.first.wait_for_exit();
+    service.later[number].signal(libc::SIGCONT);
+    number
+}
+
+#[test]
+fn a_new_process_serves_what_it_was_told_if_the_old_one_is_killed() {
+    let (mut service, _client) = start();
+    let number = end_early(&mut service, |old| old.signal(libc::SIGKILL));
+    let read = Op::Read { offset: 0, len: 512 };
+    assert_eq!(service.connect(1, 1).queue(0).run(&read).ret, 0);
+    assert!(service.later[number].ended().is_none(), "{}", service.log(number));
+}
+
+#[test]
+fn a_new_process_does_not_serve_what_it_was_told_before_a_change() {
+    let (mut service, mut client) = start();
+    let number = end_early(&mut service, |old| {
+        client.execute("object-add", &json!({"qom-type": "iothread", "id": "late"}));
+        old.signal(libc::SIGKILL);
+    });
+    assert!(!service.later[number].wait().success());
+    assert!(service.log(number).contains("changed meanwhile"));
+}
+
+#[test]
+fn a_new_process_does_not_serve_if_the_old_one_was_asked_to_end() {
+    for by_signal in [true, false] {
+        let (mut service, mut client) = start();
+        let number = end_early(&mut service, |old| match by_signal {
+            true => old.signal(libc::SIGTERM),
+            false => drop(client.execute("quit", &json!({}))),
+        });
+        assert!(!service.later[number].wait().success());
+        // That has removed its sockets as well.
+        let log = service.log(number);
+        assert!(
+            ["was asked to", "any more"].iter().any(|word| log.contains(word)),
+            "{log}"
+        );
+    }
 }
 
 /// Listens as the old process of a take-over that goes wrong: it announces `announced` descriptors, and sends `sent`. Returns

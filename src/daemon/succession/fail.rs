@@ -18,6 +18,8 @@ pub enum FailPoint {
     Received,
     Restored,
     Taken,
+    /// Stops the process where it has made everything.
+    Early,
     /// Stops the process where it has restored everything.
     Late,
     // The process that hands over.
@@ -30,7 +32,7 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All points, with their names.
-    pub const ALL: [(&'static str, Self); 13] = [
+    pub const ALL: [(&'static str, Self); 14] = [
         ("connected", Self::Connected),
         ("described", Self::Described),
         ("made", Self::Made),
@@ -38,6 +40,7 @@ impl FailPoint {
         ("received", Self::Received),
         ("restored", Self::Restored),
         ("taken", Self::Taken),
+        ("early", Self::Early),
         ("late", Self::Late),
         ("asked", Self::Asked),
         ("passed", Self::Passed),
@@ -50,6 +53,7 @@ impl FailPoint {
     pub(super) fn reached(self, chosen: Option<Self>) {
         let (signal, what) = match chosen {
             Some(chosen) if chosen == self => (SIGKILL, "killed"),
+            Some(Self::Early) if self == Self::Made => (SIGSTOP, "stopped"),
             Some(Self::Late) if self == Self::Restored => (SIGSTOP, "stopped"),
             _ => return,
         };

@@ -172,7 +172,12 @@ impl Successor {
         let listener: OwnedFd = self.take(place)?;
         let listener = UnixListener::from(listener);
         let file = SocketFile::passed(path, &listener);
-        let file = file.ok_or_else(|| self.refuse(format!("there is another file at {}", path.display())))?;
+        let file = file.ok_or_else(|| {
+            self.refuse(format!(
+                "{} is not the socket of the old process any more",
+                path.display()
+            ))
+        })?;
         Ok((listener, file))
     }
 

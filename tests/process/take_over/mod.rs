@@ -55,13 +55,14 @@ const OLD: [&str; 4] = ["asked", "passed", "parking", "parked"];
 /// The point at which the old process is killed when the disks are the new one's.
 const PASSED: &str = "handed-over";
 
-/// The point at which the new process is stopped, not killed.
+/// The points at which the new process is stopped, not killed.
+pub(crate) const EARLY: &str = "early";
 pub(crate) const LATE: &str = "late";
 
 #[test]
 fn a_process_is_killed_at_every_point() {
     let all = FailPoint::ALL.map(|(name, _)| name);
-    assert_eq!(all[..], [&NEW[..], &[LATE], &OLD, &[PASSED]].concat());
+    assert_eq!(all[..], [&NEW[..], &[EARLY, LATE], &OLD, &[PASSED]].concat());
 }
 
 #[test]
