@@ -19,7 +19,7 @@ fn versions_without_a_common_format_are_told() {
     let refusal = ask(&service, &hello(7, 9));
     for words in [
         "refused",
-        "hands over in formats 1 to 2",
+        "hands over in formats 1 to 3",
         "9.9.9 takes over in formats 7 to 9",
     ] {
         assert!(refusal.contains(words), "{refusal}");
