@@ -68,11 +68,11 @@ impl Drop for Promise {
     }
 }
 
-/// Returns whether the other process has been killed without having ended its [`Promise`].
-pub(crate) fn is_kept(promise: &OwnedFd) -> bool {
+/// Returns whether the other process has ended its [`Promise`]. One that was killed has not.
+pub(crate) fn is_broken(promise: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(promise, PollFlags::IN)];
     let _ = poll(&mut polled, Some(&Timespec::default()));
-    polled[0].revents() == PollFlags::HUP
+    polled[0].revents().contains(PollFlags::IN)
 }
 
 /// Waits until a process and all its I/O have ended, whose reading end this is. Gives up when `must_end` returns true, or
@@ -118,14 +118,14 @@ mod tests {
     fn a_promise_ends_with_this_process_unless_that_is_killed() {
         let (promise, other) = Promise::new().unwrap();
         let other = OwnedFd::from(other);
-        assert!(!is_kept(&other), "the process is alive");
+        assert!(!is_broken(&other), "the process is alive");
         drop(promise);
-        assert!(!is_kept(&other), "it has ended the promise");
+        assert!(is_broken(&other), "it has ended the promise");
         let (promise, other) = Promise::new().unwrap();
         let killed = std::mem::ManuallyDrop::new(promise);
         // SAFETY: closed once, as the kernel does for a process that is killed.
         drop(unsafe { std::ptr::read(&killed.0) });
-        assert!(is_kept(&other.into()));
+        assert!(!is_broken(&other.into()));
     }
 
     #[test]

@@ -320,6 +320,12 @@ impl Successor {
         let Some((lifeline, promise)) = self.if_killed.as_ref().filter(|_| passed.is_empty()) else {
             return Err(self.told(&LineError::Closed));
         };
+        let ended = || {
+            self.refused("the old process has ended, and was asked to, or its disks were changed meanwhile")
+        };
+        if lifeline::is_broken(promise) {
+            return Err(ended());
+        }
         // One that only closes the line serves its disks.
         let patience = if self.process.is_some() && !self.has_ended() {
             SECOND
@@ -336,10 +342,9 @@ impl Successor {
                 false => LineError::Late,
             }));
         }
-        if !lifeline::is_kept(promise) {
-            return Err(self.refused(
-                "the old process has ended, and was asked to, or its disks were changed meanwhile",
-            ));
+        // It may have been told to end while it was waited for.
+        if lifeline::is_broken(promise) {
+            return Err(ended());
         }
         Ok(())
     }
