@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::session::parked::{ParkError, ParkedDisk};
 use crate::succession::Bundle;
 
-/// What a predecessor leaves of a disk.
+/// The state in which a predecessor leaves a disk.
 pub(super) enum Legacy {
     /// It has parked the disk.
     Parked(Box<ParkedDisk>, Bundle),
