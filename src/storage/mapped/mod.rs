@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use crate::io::IoVecs;
 
 mod part;
+mod present;
 
 use part::{Part, UNIT};
 

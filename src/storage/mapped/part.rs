@@ -15,11 +15,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::present::{Present, WORD};
 use crate::guard::{Guarded, User, losses};
 use crate::io::{IoVecs, own};
 use crate::sys::residency::residency;
@@ -30,24 +30,12 @@ const PAGE: usize = 4096;
 /// The length of a part is a multiple of this: a word in the map of bits.
 pub(super) const UNIT: usize = PAGE * WORD;
 
-/// Number of pages in a word of that map.
-const WORD: usize = 64;
-
-/// Vain looks for new pages in a row, after which only one request in `PAUSE` is worth a look.
-const CHANCE: u32 = 8;
-const PAUSE: u32 = 16;
-
 /// A part of a file in memory, mapped. Offsets count from the start of the part.
 #[derive(Debug)]
 pub(super) struct Part {
     /// The offset of the part in the file.
     at: u64,
-    /// A bit for each page that is known to exist.
-    present: Box<[AtomicU64]>,
-    /// Number of vain or omitted looks for new pages since the last one that found any. Only a hint.
-    vain: AtomicU32,
-    /// Number of times that pages were forgotten.
-    forgotten: AtomicU32,
+    present: Present,
     /// Dropped before the memory is unmapped: the handler must not touch memory that is no longer ours.
     guarded: Guarded,
     pages: Pages,
@@ -103,9 +91,7 @@ impl Part {
         let pages = Pages::map(file, at, len)?;
         Ok(Self {
             at,
-            present: zeroes(len / UNIT),
-            vain: AtomicU32::new(0),
-            forgotten: AtomicU32::new(0),
+            present: Present::new(len / UNIT),
             guarded: Guarded::new(pages.start, len, PAGE, User::Ourselves)?,
             pages,
         })
@@ -165,15 +151,12 @@ impl Part {
         };
         let (mut page, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
         if written {
-            (page..end).for_each(|page| self.mark(page));
+            (page..end).for_each(|page| self.present.add(page));
             page = end;
         }
         // With the page after it: see `existing`.
         let end = (end + 1).min(self.pages.len / PAGE);
-        // Relaxed, here and below: a hint.
-        let vain = self.vain.load(Ordering::Relaxed);
-        self.vain.store(vain.wrapping_add(1), Ordering::Relaxed);
-        if vain >= CHANCE && !vain.is_multiple_of(PAUSE) {
+        if !self.present.is_worth_a_look() {
             return;
         }
         let found = match self.look(page..end) {
@@ -181,31 +164,24 @@ impl Part {
             None => self.seek(file, page..end),
         };
         if found {
-            self.vain.store(0, Ordering::Relaxed);
+            self.present.has_found();
         }
     }
 
     /// Looks for the pages of whole words, with one call for each word. Returns whether it has found any, or `None` if the
     /// kernel does not tell. A page that was moved to swap is not found.
     fn look(&self, pages: Range<usize>) -> Option<bool> {
-        // SeqCst, here and in `forget`: either that sees the new bits, or this sees that it has run.
-        let forgotten = self.forgotten.load(Ordering::SeqCst);
-        let words = pages.start / WORD..pages.end.div_ceil(WORD);
+        let since = self.present.now();
         if !self.is_told() {
             return None;
         }
         let mut found = false;
-        for word in words {
+        for word in pages.start / WORD..pages.end.div_ceil(WORD) {
             let mut resident = [0; WORD];
             residency(self.pages.start.wrapping_add(word * UNIT), &mut resident).ok()?;
             let bits = |bits, (place, page): (usize, &u8)| bits | u64::from(page & 1) << place;
-            let now = resident.iter().enumerate().fold(0, bits);
-            let before = self.present[word].fetch_or(now, Ordering::SeqCst);
-            if self.forgotten.load(Ordering::SeqCst) != forgotten {
-                // Some may be holes by now.
-                self.present[word].store(0, Ordering::Relaxed);
-            }
-            found |= now & !before != 0;
+            let bits = resident.iter().enumerate().fold(0, bits);
+            found |= self.present.add_word(word, bits, since);
         }
         Some(found)
     }
@@ -223,7 +199,7 @@ impl Part {
         let Range { start: mut page, end } = pages;
         let mut found = false;
         while page < end {
-            if !self.is_present(page) {
+            if !self.present.has(page) {
                 // In a hole, this finds the next data. Seeking is harmless, because nothing uses the position.
                 let from = self.at + (page * PAGE) as u64;
                 let data = seek(file, SeekFrom::Data(from)).map_or(u64::MAX, |data| data - self.at);
@@ -232,7 +208,7 @@ impl Part {
                     page = data;
                     continue;
                 }
-                self.mark(page);
+                self.present.add(page);
                 found = true;
             }
             page += 1;
@@ -245,14 +221,8 @@ impl Part {
         let Some(range) = usize::try_from(len).ok().and_then(|len| self.place(offset, len)) else {
             return;
         };
-        self.forgotten.fetch_add(1, Ordering::SeqCst);
         // Whole words: the pages around the range are found again.
-        for word in range.start / UNIT..range.end.div_ceil(UNIT) {
-            // Words that were never set take no memory.
-            if self.present[word].load(Ordering::SeqCst) != 0 {
-                self.present[word].store(0, Ordering::Relaxed);
-            }
-        }
+        self.present.forget(range.start / UNIT..range.end.div_ceil(UNIT));
     }
 
     /// Returns the bytes of the file that are mapped.
@@ -277,7 +247,7 @@ impl Part {
             return None;
         }
         let mut pages = whole.start / PAGE..whole.end / PAGE;
-        let exist = pages.all(|page| self.is_present(page)) && !self.has_lost(whole);
+        let exist = pages.all(|page| self.present.has(page)) && !self.has_lost(whole);
         exist.then_some(range)
     }
 
@@ -288,18 +258,6 @@ impl Part {
         // SAFETY: in the mapping, see `existing`.
         unsafe { self.pages.start.add(whole.end - PAGE).read_volatile() };
         !self.has_lost(whole)
-    }
-
-    fn is_present(&self, page: usize) -> bool {
-        self.present[page / WORD].load(Ordering::Relaxed) & 1 << (page % WORD) != 0
-    }
-
-    /// Records that a page exists.
-    fn mark(&self, page: usize) {
-        if !self.is_present(page) {
-            // Relaxed: a hint. The kernel keeps the data itself coherent.
-            self.present[page / WORD].fetch_or(1 << (page % WORD), Ordering::Relaxed);
-        }
     }
 
     /// Returns whether an access has found a page of this range lost.
@@ -314,13 +272,6 @@ impl Part {
 /// Returns the pages of a range, and the one after it.
 fn with_next(range: &Range<usize>) -> Range<usize> {
     range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE) + PAGE
-}
-
-/// Returns that many words of zeroes. Those that are never touched take no memory.
-fn zeroes(words: usize) -> Box<[AtomicU64]> {
-    let words = vec![0_u64; words].into_boxed_slice();
-    // SAFETY: both types have the same layout.
-    unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -348,7 +299,7 @@ mod tests {
     }
 
     fn present(part: &Part) -> Vec<usize> {
-        (0..PAGES + WORD).filter(|page| part.is_present(*page)).collect()
+        (0..PAGES + WORD).filter(|page| part.present.has(*page)).collect()
     }
 
     #[test]
