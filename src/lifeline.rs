@@ -32,7 +32,7 @@ pub(crate) fn reader() -> Option<BorrowedFd<'static>> {
     LIFELINE.get().map(|(reader, _)| reader.as_fd())
 }
 
-/// Returns the end for the kernel.
+/// Returns the end for the kernel and for connectors.
 pub(crate) fn writer() -> Option<BorrowedFd<'static>> {
     LIFELINE.get().map(|(_, writer)| writer.as_fd())
 }
@@ -46,7 +46,8 @@ fn is_over(reader: &impl AsFd, time: Duration) -> bool {
     polled[0].revents().contains(PollFlags::HUP)
 }
 
-/// The promise to another process that what it was told still holds, which ends with the mark, unless this process is killed.
+/// The promise to another process that what it was told still holds. Dropping it ends the promise, and tells that process.
+/// If this process is killed, the promise holds.
 #[derive(Debug)]
 pub(crate) struct Promise(PipeWriter);
 
@@ -75,7 +76,7 @@ pub(crate) fn is_broken(promise: &OwnedFd) -> bool {
     polled[0].revents().contains(PollFlags::IN)
 }
 
-/// Waits until a process and all its I/O have ended, whose reading end this is. Gives up when `must_end` returns true, or
+/// Waits until the process whose reading end this is has ended with all its I/O. Gives up when `must_end` returns true, or
 /// at `deadline`. Returns whether all has ended.
 pub(crate) fn wait_for_end(reader: &OwnedFd, deadline: Instant, must_end: impl Fn() -> bool) -> bool {
     loop {
