@@ -49,6 +49,29 @@ fn disks_on_servers_are_taken_over() {
 }
 
 #[test]
+fn the_new_process_serves_the_disk_of_a_killed_one() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(1 << 20);
+    let _server = qemu_nbd(dir.path(), &[]);
+    let failing = ["--hand-over", HAND_OVER, "--fail-take-over", "parking"];
+    let mut daemon = start(dir, "", &[&failing[..], &["--sandbox", "auto"]].concat());
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(write(&mut frontend, 0, 1), 0);
+    let options = allowed("", &["--sandbox", "auto"]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    daemon.take_over_from_killed(&options);
+    drop(frontend);
+    // Its requests complete when the connector of the killed process has ended.
+    let mut frontend = connect(&daemon, 1, 16);
+    assert_eq!(read(&mut frontend, 0), Ok(vec![1; BLOCK]));
+    assert_eq!(write(&mut frontend, 0, 2), 0);
+    assert_eq!(read(&mut frontend, 0), Ok(vec![2; BLOCK]));
+    assert!(daemon.terminate().status.success());
+}
+
+#[test]
 fn encrypted_disks_are_taken_over() {
     if !has("qemu-nbd") {
         return;
