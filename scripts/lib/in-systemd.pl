@@ -44,6 +44,49 @@ sub reload {
     return $new;
 }
 
+# Waits until systemd has started another process than $old. Returns it.
+sub restarted {
+    my ($unit, $old) = @_;
+    my $until = time + DEADLINE;
+    my $next = 0;
+    until ($next && $next != $old && property($unit, 'ActiveState') eq 'active') {
+        time < $until or fail $unit, 'was not restarted';
+        select undef, undef, undef, 0.1;
+        $next = property($unit, 'MainPID');
+    }
+    return $next;
+}
+
+# Returns whether a process that takes over has stopped itself.
+sub is_stopped {
+    return grep { -r && `cat $_ 2>/dev/null` =~ /^\d+ \(vhost-user-blk\.\) T/ } glob '/proc/[0-9]*/stat';
+}
+
+# Kills the process that serves a unit while another one takes over. Returns the process that serves it then.
+sub kill_during_reload {
+    my ($unit, $path, $old) = @_;
+    my ($program, $right) = ('/usr/bin/vhost-user-blk', '/usr/bin/vhost-user-blk.right');
+    rename $program, $right or die "rename: $!\n";
+    open my $wrapper, '>', $program or die "$program: $!\n";
+    print {$wrapper} "#!/bin/sh\nexec $right --fail-take-over early \"\$@\"\n";
+    close $wrapper or die "$program: $!\n";
+    chmod 0755, $program or die "$program: $!\n";
+    my $reload = fork // die "fork: $!\n";
+    exec 'systemctl', 'reload', $unit or die "systemctl: $!\n" if !$reload;
+    my $until = time + DEADLINE;
+    until (is_stopped) {
+        time < $until or fail $unit, 'nobody takes over';
+        select undef, undef, undef, 0.1;
+    }
+    kill KILL => $old;
+    waitpid $reload, 0;
+    my $next = restarted($unit, $old);
+    rename $right, $program or die "rename: $!\n";
+    served($unit, frontend($path), 'restarted after SIGKILL during a reload');
+    is_stopped and fail $unit, 'the process that was taking over is still there';
+    return $next;
+}
+
 sub test {
     my ($unit, $path, $start) = @_;
     $start->();
@@ -66,15 +109,10 @@ sub test {
     rename '/usr/bin/vhost-user-blk.right', '/usr/bin/vhost-user-blk' or die "rename: $!\n";
 
     kill KILL => $third;
-    my $until = time + DEADLINE;
-    my $next = 0;
-    until ($next && $next != $third && property($unit, 'ActiveState') eq 'active') {
-        time < $until or fail $unit, 'was not restarted';
-        select undef, undef, undef, 0.1;
-        $next = property($unit, 'MainPID');
-    }
+    my $next = restarted($unit, $third);
     served($unit, frontend($path), 'restarted after SIGKILL');
-    reload($unit, frontend($path), $next);
+    $next = reload($unit, frontend($path), $next);
+    reload($unit, frontend($path), kill_during_reload($unit, $path, $next));
 
     systemctl('stop', $unit) or fail $unit, 'cannot be stopped';
     property($unit, 'ActiveState') eq 'inactive' && property($unit, 'Result') eq 'success'
