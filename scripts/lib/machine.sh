@@ -95,22 +95,30 @@ boot_guest() {
     guest_answer 300 # the guest is ready; this is slow if the CPUs are busy
 }
 
-# guest_answer SECONDS: waits for the guest's next answer, and sets guest_output and guest_status. Checks each second
-# whether the guest still runs.
+# guest_answer SECONDS: waits for the guest's next answer, and sets guest_output and guest_status.
 guest_answer() {
-    local deadline=$((SECONDS + $1)) part status
-    guest_output=''
+    local character deadline=$((SECONDS + $1)) seconds=$1
+    read_until $'\036'
+    guest_output=$text
+    read_until $'\n'
+    guest_status=$text
+}
+
+# read_until CHARACTER: sets `text` to what the guest says before this character. Checks meanwhile whether the guest still
+# runs. The timeout of `read` is not used, because a character that arrives just then is lost (bash 5.2).
+read_until() {
+    text=''
     while true; do
-        status=0
-        IFS= read -r -d $'\036' -t 1 -u "$from_guest" part || status=$?
-        guest_output+=$part
-        [ "$status" -ne 0 ] || break
-        [ "$status" -gt 128 ] || die "QEMU has ended"
-        # Without a backend, QEMU does the disk I/O itself.
-        [ -z "$backend_pid" ] || kill -0 "$backend_pid" 2>/dev/null || die "the backend has ended"
-        [ "$SECONDS" -lt "$deadline" ] || die "the guest has not answered for $1 s"
+        until read -r -t 0 -u "$from_guest"; do
+            # Without a backend, QEMU does the disk I/O itself.
+            [ -z "$backend_pid" ] || kill -0 "$backend_pid" 2>/dev/null || die "the backend has ended"
+            [ "$SECONDS" -lt "$deadline" ] || die "the guest has not answered for $seconds s"
+            sleep 0.02
+        done
+        IFS= read -r -N 1 -u "$from_guest" character || die "QEMU has ended"
+        [ "$character" != "$1" ] || break
+        text+=$character
     done
-    IFS= read -r -t 10 -u "$from_guest" guest_status || die "QEMU has ended"
 }
 
 # guest_run SECONDS COMMAND...: runs a command in the guest, returns its status and sets guest_output.
