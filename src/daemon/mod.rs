@@ -154,9 +154,13 @@ fn end(started: Started, reason: &'static str, print_at_end: bool) -> Result<(),
         monitor,
         metrics,
         service_manager,
+        hand_over,
         ..
     } = started;
     service_manager.stopping(reason);
+    if let Some(socket) = &hand_over {
+        socket.refuse_all();
+    }
     if let Some(monitor) = &monitor {
         monitor.announce_end(match reason {
             QUIT => "host-qmp-quit",

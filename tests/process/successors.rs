@@ -186,6 +186,17 @@ fn a_process_that_never_takes_over_delays_no_end() {
 }
 
 #[test]
+fn a_process_that_asks_one_that_ends_is_refused() {
+    let (mut service, _client) = start();
+    let mut silent = Peer::connect(&service.first);
+    let mut asked = Peer::connect(&service.first);
+    asked.get_everything();
+    assert_ends(&mut service.first);
+    asked.hear_refusal("asked to end");
+    silent.hear_refusal("asked to end");
+}
+
+#[test]
 fn a_slow_process_does_not_go_on_with_disks_that_went_on() {
     let (mut service, _client) = start();
     let number = service.start_successor(&["--fail-take-over", LATE]);

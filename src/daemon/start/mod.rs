@@ -25,7 +25,7 @@ use super::options::{Driver, ObjectType};
 use super::pid_file::PidFile;
 use super::registry::{Done, OperationError, Registry, tls_creds};
 use super::settings::{Operation, Settings};
-use super::succession::{HandOverSocket, Left, Successor};
+use super::succession::{HandOverSocket, Left, Successor, TakeOverError};
 use crate::account::Account;
 use crate::connector;
 use crate::lifeline;
@@ -169,13 +169,23 @@ fn make_sandbox(
     Ok(Sandbox::new(settings.sandbox, keep)?)
 }
 
-/// Asks the process to take over from, before anything is made.
+/// Asks the process to take over from, before anything is made. If that has been killed, this one makes what its options
+/// describe, as a service that is started again.
 fn ask_predecessor(settings: &Settings) -> Result<Option<Successor>, Error> {
     let Some(path) = &settings.take_over else {
         return Ok(None);
     };
     memory::keep_files();
-    Ok(Some(Successor::ask(path, settings.fail_point)?))
+    let successor = Successor::ask(path, settings.fail_point)?;
+    if successor.is_none() {
+        if settings.operations.is_empty() {
+            return Err(TakeOverError::killed(path).into());
+        }
+        tracing::warn!(
+            "the old process was killed before it had described its disks: serving those of the options"
+        );
+    }
+    Ok(successor)
 }
 
 fn apply(registry: &mut Registry, operation: Operation) -> Result<(), OperationError> {

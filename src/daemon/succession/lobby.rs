@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,14 @@ pub(super) struct Caller {
     pub(super) line: Line,
     /// The time until which it has to say something.
     deadline: Instant,
+}
+
+impl Caller {
+    fn refuse(&self, reason: String) {
+        let refused = Message::Refused { reason };
+        // The process may have ended.
+        let _ = self.line.send(&refused, &Bundle::default(), Instant::now());
+    }
 }
 
 impl Lobby {
@@ -95,11 +104,34 @@ impl Lobby {
     /// Tells a process that has connected while another one takes over to try again.
     pub(super) fn turn_away(&self, pid: u32) {
         if let Some(caller) = self.accept() {
-            let reason = format!("process {pid} is taking over: try again when it has ended");
-            // The process may have ended.
-            let _ = caller
-                .line
-                .send(&Message::Refused { reason }, &Bundle::default(), Instant::now());
+            caller.refuse(format!(
+                "process {pid} is taking over: try again when it has ended"
+            ));
+        }
+    }
+
+    /// Tells the processes that have said nothing that this process has handed over to another.
+    pub(super) fn dismiss(self, pid: u32) {
+        for caller in self.waiting {
+            caller.refuse(format!("process {pid} has taken over: ask that one"));
+        }
+    }
+
+    /// Refuses everybody until this process has ended. Otherwise a new process could mistake the end for a crash, and serve
+    /// what an operator has stopped. Drops `waiting` when those that have connected by now are refused.
+    pub(super) fn refuse_all(mut self, waiting: Sender<()>) {
+        let refuse = |caller: Caller| caller.refuse("this process is asked to end".to_owned());
+        self.waiting.drain(..).for_each(refuse);
+        let mut waiting = Some(waiting);
+        loop {
+            let mut polled = [PollFd::new(&self.listener, PollFlags::IN)];
+            let time = waiting.is_some().then(Timespec::default);
+            match poll(&mut polled, time.as_ref()) {
+                Ok(0) => waiting = None,
+                Ok(_) => self.accept().into_iter().for_each(refuse),
+                // A signal's handler has run.
+                Err(_) => {}
+            }
         }
     }
 

@@ -15,7 +15,8 @@
 //! Whatever fails before the message of step 4, the old process goes on. It also goes on if the new one ends between
 //! steps 4 and 5. If the old one ends after it has passed its disks, the new one goes on with them. If it ends earlier, but
 //! after step 1, the new one waits until the last request of the old one has ended ([`lifeline`](crate::lifeline)), and
-//! serves the disks as a process does that has just been started: frontends connect again.
+//! serves the disks as a process does that has just been started: frontends connect again. If it is killed before, the new one
+//! makes what its own options describe.
 
 mod describe;
 mod fail;
@@ -27,6 +28,8 @@ mod refusal;
 mod socket;
 mod steps;
 mod successor;
+
+use std::path::Path;
 
 pub(super) use describe::{Rest, describe, flush_ahead, park};
 pub use fail::FailPoint;
@@ -40,3 +43,13 @@ pub(super) use successor::{Left, Successor};
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TakeOverError(String);
+
+impl TakeOverError {
+    /// The old process was killed before it had described its disks, and the options of this one describe none.
+    pub(super) fn killed(path: &Path) -> Self {
+        Self(format!(
+            "cannot take over at {}: the old process was killed before it had described its disks: start the service again",
+            path.display()
+        ))
+    }
+}

@@ -49,13 +49,16 @@ pub(super) struct Predecessor {
 }
 
 impl Predecessor {
-    /// Serves the processes in the lobby, until one has taken over or this process is asked to end.
-    pub(super) fn run(self, mut lobby: Lobby) {
+    /// Serves the processes in the lobby until one has taken over. When this process is asked to end, it refuses them, and
+    /// drops `waiting`.
+    pub(super) fn run(self, mut lobby: Lobby, waiting: Sender<()>) {
         while let Some(caller) = lobby.next() {
+            let pid = caller.pid;
             if self.serve(caller, &lobby) {
-                return;
+                return lobby.dismiss(pid);
             }
         }
+        lobby.refuse_all(waiting);
     }
 
     /// Hands over to a process, or refuses. Returns whether it has taken over.

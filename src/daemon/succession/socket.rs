@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::listen;
@@ -22,6 +24,9 @@ use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vhost_user::path::{BACKLOG, SocketAccess, SocketFile};
 use crate::vhost_user::server::ServerError;
 
+/// Time for the hand-over thread to refuse all that have asked, when this process ends.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+
 /// The socket on which successors ask.
 #[derive(Debug)]
 pub(in crate::daemon) struct HandOverSocket {
@@ -32,6 +37,8 @@ pub(in crate::daemon) struct HandOverSocket {
     fail_point: Option<FailPoint>,
     /// Ends all waits of the hand-over thread.
     interrupt: Option<Arc<OwnedFd>>,
+    /// Disconnected when that thread has refused the processes that have asked by then.
+    refused: Option<Receiver<()>>,
 }
 
 impl HandOverSocket {
@@ -68,6 +75,7 @@ impl HandOverSocket {
             uid: account.map_or_else(|| geteuid().as_raw(), Account::uid),
             fail_point,
             interrupt: None,
+            refused: None,
         }
     }
 
@@ -92,9 +100,11 @@ impl HandOverSocket {
             main: MainThread(handle),
             fail_point: self.fail_point,
         };
-        let body = move || predecessor.run(lobby);
+        let (waiting, refused) = mpsc::channel();
+        let body = move || predecessor.run(lobby, waiting);
         sandbox.spawn(ThreadKind::HandOver, "hand-over".to_owned(), body)?;
         self.interrupt = Some(interrupt);
+        self.refused = Some(refused);
         Ok(())
     }
 
@@ -104,6 +114,14 @@ impl HandOverSocket {
         if let Some(interrupt) = &self.interrupt {
             // Fails only if the counter is full, and then the eventfd is readable already.
             let _ = rustix::io::write(interrupt, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Tells all that have asked that this process is asked to end. Gives up after a second.
+    pub(in crate::daemon) fn refuse_all(&self) {
+        self.interrupt();
+        if let Some(refused) = &self.refused {
+            let _ = refused.recv_timeout(REFUSAL_TIME);
         }
     }
 }

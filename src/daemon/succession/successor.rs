@@ -14,7 +14,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::TakeOverError;
 use super::fail::FailPoint;
 use super::message::{Everything, Hello, IfKilled, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
-use super::refusal::Refusal;
 use super::socket::HandOverSocket;
 use crate::account::Account;
 use crate::daemon::pid_file::PidFile;
@@ -78,11 +77,12 @@ impl Left {
 }
 
 impl Successor {
-    /// Asks the process that listens at `path`, and receives what it describes.
+    /// Asks the process that listens at `path`, and receives what it describes. Returns `None` if that process has been
+    /// killed before.
     ///
     /// # Errors
     /// Nobody listens there, or the process refuses. It goes on.
-    pub(in crate::daemon) fn ask(path: &Path, fail_point: Option<FailPoint>) -> Result<Self> {
+    pub(in crate::daemon) fn ask(path: &Path, fail_point: Option<FailPoint>) -> Result<Option<Self>> {
         let told =
             |reason: String| TakeOverError(format!("cannot take over at {}: {reason}", path.display()));
         let stream = UnixStream::connect(path).map_err(|error| {
@@ -95,16 +95,14 @@ impl Successor {
         let peer = peer.and_then(|peer| Pid::from_raw(peer.pid));
         let process = peer.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let line = Line::new(stream).ended_by(interrupt::is_requested);
-        let deadline = Instant::now() + SHORT;
-        let failed = |error: LineError| told(chain(&error));
-        let program = greet(&line, deadline).map_err(|Refusal(reason)| told(reason))?;
-        tracing::info!(path = %path.display(), program, "taking over");
-        // From here on both processes have the images and the sockets.
-        succession::begin();
-        let (everything, mut bundle) = match line.receive(deadline).map_err(failed)? {
-            (Message::Everything(everything), bundle) => (*everything, bundle),
-            (Message::Refused { reason }, _) => return Err(told(reason)),
-            _ => return Err(told("an unexpected message has come".to_owned())),
+        let (everything, mut bundle) = match listen(&line, path) {
+            Ok(described) => described,
+            // One that is asked to end says so.
+            Err(Unanswered::Line(LineError::Closed)) if has_ended(process.as_ref()) => {
+                succession::is_over();
+                return Ok(None);
+            }
+            Err(unanswered) => return Err(told(chain(&unanswered))),
         };
         FailPoint::Described.reached(fail_point);
         let Everything { registry, mut rest } = everything;
@@ -113,7 +111,7 @@ impl Successor {
             Some(IfKilled { lifeline, promise }) => Some((take(lifeline)?, take(promise)?)),
             None => None,
         };
-        Ok(Self {
+        Ok(Some(Self {
             if_killed,
             process,
             line,
@@ -123,7 +121,7 @@ impl Successor {
             bundle,
             heirs: BTreeMap::new(),
             fail_point,
-        })
+        }))
     }
 
     fn refused(&self, reason: &str) -> TakeOverError {
@@ -365,21 +363,57 @@ impl Successor {
     }
 
     fn has_ended(&self) -> bool {
-        let Some(process) = &self.process else {
-            return false;
-        };
-        let mut polled = [PollFd::new(process, PollFlags::IN)];
-        // It closes its files before it has ended.
-        let second = Timespec::try_from(SECOND).ok();
-        poll(&mut polled, second.as_ref()).is_ok_and(|ready| ready > 0)
+        has_ended(self.process.as_ref())
+    }
+}
+
+/// Returns whether a process has ended, if it is visible. Waits a second for it.
+fn has_ended(process: Option<&OwnedFd>) -> bool {
+    let Some(process) = process else {
+        return false;
+    };
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    // It closes its files before it has ended.
+    let second = Timespec::try_from(SECOND).ok();
+    poll(&mut polled, second.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+/// Why the old process has not described itself.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Line(#[from] LineError),
+}
+
+impl Unanswered {
+    fn unexpected(message: Message) -> Self {
+        Self::Refused(match message {
+            Message::Refused { reason } => reason,
+            _ => "an unexpected message has come".to_owned(),
+        })
+    }
+}
+
+/// Says hello, and receives what the old process describes.
+///
+/// # Errors
+/// It refuses, or does not answer.
+fn listen(line: &Line, path: &Path) -> std::result::Result<(Everything, Bundle), Unanswered> {
+    let deadline = Instant::now() + SHORT;
+    let program = greet(line, deadline)?;
+    tracing::info!(path = %path.display(), program, "taking over");
+    // From here on both processes have the images and the sockets.
+    succession::begin();
+    match line.receive(deadline)? {
+        (Message::Everything(everything), bundle) => Ok((*everything, bundle)),
+        (message, _) => Err(Unanswered::unexpected(message)),
     }
 }
 
 /// Says hello. Returns the name of the other program.
-///
-/// # Errors
-/// The other process refuses, or does not answer.
-fn greet(line: &Line, deadline: Instant) -> std::result::Result<String, Refusal> {
+fn greet(line: &Line, deadline: Instant) -> std::result::Result<String, Unanswered> {
     match line.send(&Message::Hello(Hello::new()), &Bundle::default(), deadline) {
         // It may have refused before it was asked: another process takes over.
         Ok(()) | Err(LineError::Closed) => {}
@@ -387,10 +421,7 @@ fn greet(line: &Line, deadline: Instant) -> std::result::Result<String, Refusal>
     }
     match line.receive(deadline)?.0 {
         Message::Hello(hello) => Ok(hello.program),
-        Message::Refused { reason } => Err(Refusal(reason)),
-        _ => Err(Refusal(
-            "the other process does not speak this protocol".to_owned(),
-        )),
+        message => Err(Unanswered::unexpected(message)),
     }
 }
 
@@ -408,7 +439,7 @@ mod tests {
         Line::new(there)
             .send(&refused, &Bundle::default(), deadline)
             .unwrap();
-        let Refusal(reason) = greet(&Line::new(here), deadline).unwrap_err();
-        assert_eq!(reason, "later");
+        let refused = greet(&Line::new(here), deadline).unwrap_err();
+        assert_eq!(refused.to_string(), "later");
     }
 }

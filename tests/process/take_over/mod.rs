@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use serde_json::json;
 use testkit::daemon::{Daemon, HAND_OVER, IMAGE, SOCKET, run};
 use testkit::frontend::{Frontend, Op, all_features};
+use testkit::process::wait_for;
 use testkit::qmp::Qmp;
 use vhost_user_blk::daemon::FailPoint;
 
@@ -96,13 +97,32 @@ fn the_new_process_serves_when_the_old_one_is_killed() {
 }
 
 #[test]
-fn a_new_process_ends_if_the_old_one_is_killed_before_it_says_anything() {
+fn a_new_process_serves_its_own_disks_if_the_old_one_is_killed_before_it_says_anything() {
+    let disk = ["--socket-path", SOCKET, "--blk-file", IMAGE, "--num-queues", "8"];
+    let mut service = Service::start(&["--fail-take-over", OLD[0]]);
+    let mut frontend = service.connect(1, 1);
+    assert_eq!(frontend.queue(0).run(&write_block(1)).ret, 0);
+    let number = service.start_successor(&[&["--hand-over", HAND_OVER], &disk[..]].concat());
+    assert!(!service.first.wait_for_exit().status.success());
+    drop(frontend);
+    let mut frontend = wait_for("the new process", || service.try_connect(1, 1).ok());
+    assert_eq!(read_block(&mut frontend), [1; BLOCK]);
+    service.take_over(&[]);
+    assert_eq!(read_block(&mut frontend), [1; BLOCK]);
+    let log = service.log(number);
+    assert_eq!(log.matches("WARN").count(), 1, "{log}");
+    assert!(log.contains("serving those of the options"), "{log}");
+}
+
+#[test]
+fn a_new_process_without_disks_ends_if_the_old_one_is_killed_before_it_says_anything() {
     let mut service = Service::start(&["--fail-take-over", OLD[0]]);
     let frontend = service.connect(1, 1);
     let number = service.start_successor(&[]);
     assert!(!service.later[number].wait().success());
     let log = service.log(number);
     assert_eq!(log.matches("cannot take over").count(), 1, "{log}");
+    assert!(log.contains("start the service again"), "{log}");
     assert!(!service.first.wait_for_exit().status.success());
     drop(frontend);
     // As a service manager does.

@@ -1,6 +1,7 @@
 //! A service whose processes take over from each other.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -99,8 +100,12 @@ impl Service {
     }
 
     pub(crate) fn connect(&self, queues: usize, depth: usize) -> Frontend {
+        self.try_connect(queues, depth).expect("connect")
+    }
+
+    pub(super) fn try_connect(&self, queues: usize, depth: usize) -> io::Result<Frontend> {
         let socket = self.dir().join(SOCKET);
-        Frontend::connect(&socket, queues, depth, all_features()).expect("connect")
+        Frontend::connect(&socket, queues, depth, all_features())
     }
 }
 
