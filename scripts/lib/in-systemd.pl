@@ -112,7 +112,8 @@ sub test {
     my $next = restarted($unit, $third);
     served($unit, frontend($path), 'restarted after SIGKILL');
     $next = reload($unit, frontend($path), $next);
-    reload($unit, frontend($path), kill_during_reload($unit, $path, $next));
+    $next = kill_during_reload($unit, $path, $next);
+    reload($unit, frontend($path), $next);
 
     systemctl('stop', $unit) or fail $unit, 'cannot be stopped';
     property($unit, 'ActiveState') eq 'inactive' && property($unit, 'Result') eq 'success'
