@@ -49,7 +49,7 @@ pub(crate) struct Line {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
     /// The other process has ended or has closed the line.
-    #[error("the other process has ended, or does not accept a process of this user (its log says so)")]
+    #[error("the other process has ended, or has closed the line")]
     Closed,
     /// The other process did not answer in time.
     #[error("the other process has not answered in time")]

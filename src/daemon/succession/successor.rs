@@ -102,6 +102,12 @@ impl Successor {
                 succession::is_over();
                 return Ok(None);
             }
+            Err(Unanswered::Line(LineError::Closed)) => {
+                return Err(told(
+                    "the old process has closed the line: its log says whether it ends, or accepts no process of this user"
+                        .to_owned(),
+                ));
+            }
             Err(unanswered) => return Err(told(chain(&unanswered))),
         };
         FailPoint::Described.reached(fail_point);
