@@ -18,6 +18,7 @@
 //! serves the disks as a process does that has just been started: frontends connect again. If it is killed before, the new one
 //! makes what its own options describe.
 
+mod asking;
 mod describe;
 mod fail;
 mod heir;

@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::TakeOverError;
+use super::asking::{Unanswered, ask};
 use super::fail::FailPoint;
-use super::message::{Everything, Hello, IfKilled, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
+use super::message::{Everything, IfKilled, LEAVE, LONG, Message, ParkedRest, RESTORE, SHORT};
 use super::socket::HandOverSocket;
 use crate::account::Account;
 use crate::daemon::pid_file::PidFile;
@@ -95,7 +96,7 @@ impl Successor {
         let peer = peer.and_then(|peer| Pid::from_raw(peer.pid));
         let process = peer.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let line = Line::new(stream).ended_by(interrupt::is_requested);
-        let (everything, mut bundle) = match listen(&line, path) {
+        let (everything, mut bundle) = match ask(&line, path) {
             Ok(described) => described,
             // One that is asked to end says so.
             Err(Unanswered::Line(LineError::Closed)) if has_ended(process.as_ref()) => {
@@ -382,70 +383,4 @@ fn has_ended(process: Option<&OwnedFd>) -> bool {
     // It closes its files before it has ended.
     let second = Timespec::try_from(SECOND).ok();
     poll(&mut polled, second.as_ref()).is_ok_and(|ready| ready > 0)
-}
-
-/// Why the old process has not described itself.
-#[derive(Debug, thiserror::Error)]
-enum Unanswered {
-    #[error("{0}")]
-    Refused(String),
-    #[error(transparent)]
-    Line(#[from] LineError),
-}
-
-impl Unanswered {
-    fn unexpected(message: Message) -> Self {
-        Self::Refused(match message {
-            Message::Refused { reason } => reason,
-            _ => "an unexpected message has come".to_owned(),
-        })
-    }
-}
-
-/// Says hello, and receives what the old process describes.
-///
-/// # Errors
-/// It refuses, or does not answer.
-fn listen(line: &Line, path: &Path) -> std::result::Result<(Everything, Bundle), Unanswered> {
-    let deadline = Instant::now() + SHORT;
-    let program = greet(line, deadline)?;
-    tracing::info!(path = %path.display(), program, "taking over");
-    // From here on both processes have the images and the sockets.
-    succession::begin();
-    match line.receive(deadline)? {
-        (Message::Everything(everything), bundle) => Ok((*everything, bundle)),
-        (message, _) => Err(Unanswered::unexpected(message)),
-    }
-}
-
-/// Says hello. Returns the name of the other program.
-fn greet(line: &Line, deadline: Instant) -> std::result::Result<String, Unanswered> {
-    match line.send(&Message::Hello(Hello::new()), &Bundle::default(), deadline) {
-        // It may have refused before it was asked: another process takes over.
-        Ok(()) | Err(LineError::Closed) => {}
-        Err(error) => return Err(error.into()),
-    }
-    match line.receive(deadline)?.0 {
-        Message::Hello(hello) => Ok(hello.program),
-        message => Err(Unanswered::unexpected(message)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_before_the_hello_is_heard() {
-        let (here, there) = UnixStream::pair().unwrap();
-        let deadline = Instant::now() + LONG;
-        let refused = Message::Refused {
-            reason: "later".to_owned(),
-        };
-        Line::new(there)
-            .send(&refused, &Bundle::default(), deadline)
-            .unwrap();
-        let refused = greet(&Line::new(here), deadline).unwrap_err();
-        assert_eq!(refused.to_string(), "later");
-    }
 }
