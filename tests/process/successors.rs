@@ -186,14 +186,29 @@ fn a_process_that_never_takes_over_delays_no_end() {
 }
 
 #[test]
-fn a_process_that_asks_one_that_ends_is_refused() {
+fn processes_that_ask_one_that_ends_are_refused() {
+    for by_signal in [true, false] {
+        let (mut service, mut client) = start();
+        let mut silent = Peer::connect(&service.first);
+        let mut asked = Peer::connect(&service.first);
+        asked.get_everything();
+        if by_signal {
+            assert_ends(&mut service.first);
+        } else {
+            client.execute("quit", &json!({}));
+            service.first.wait_for_exit();
+        }
+        asked.hear_refusal("asked to end");
+        silent.hear_refusal("asked to end");
+    }
+}
+
+#[test]
+fn processes_that_wait_are_told_who_has_taken_over() {
     let (mut service, _client) = start();
     let mut silent = Peer::connect(&service.first);
-    let mut asked = Peer::connect(&service.first);
-    asked.get_everything();
-    assert_ends(&mut service.first);
-    asked.hear_refusal("asked to end");
-    silent.hear_refusal("asked to end");
+    service.take_over(&[]);
+    silent.hear_refusal("has taken over");
 }
 
 #[test]

@@ -111,8 +111,8 @@ impl Lobby {
     }
 
     /// Tells the processes that have said nothing that this process has handed over to another.
-    pub(super) fn dismiss(self, pid: u32) {
-        for caller in self.waiting {
+    pub(super) fn dismiss(&mut self, pid: u32) {
+        for caller in self.waiting.drain(..) {
             caller.refuse(format!("process {pid} has taken over: ask that one"));
         }
     }

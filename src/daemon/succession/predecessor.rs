@@ -53,16 +53,15 @@ impl Predecessor {
     /// drops `waiting`.
     pub(super) fn run(self, mut lobby: Lobby, waiting: Sender<()>) {
         while let Some(caller) = lobby.next() {
-            let pid = caller.pid;
-            if self.serve(caller, &lobby) {
-                return lobby.dismiss(pid);
+            if self.serve(caller, &mut lobby) {
+                return;
             }
         }
         lobby.refuse_all(waiting);
     }
 
     /// Hands over to a process, or refuses. Returns whether it has taken over.
-    fn serve(&self, caller: Caller, lobby: &Lobby) -> bool {
+    fn serve(&self, caller: Caller, lobby: &mut Lobby) -> bool {
         let Caller { pid, line, .. } = caller;
         let hello = match line.receive(Instant::now() + FIRST_WORDS) {
             // It only wanted to know whether somebody listens.
@@ -76,6 +75,8 @@ impl Predecessor {
             .and_then(|hello| self.hand_over(hello, pid, &line, lobby));
         match handed_over {
             Ok(()) => {
+                // Before this process ends.
+                lobby.dismiss(pid);
                 self.main.tell(Outcome::HandedOver(Heir { pid, line }));
                 true
             }
