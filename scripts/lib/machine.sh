@@ -97,16 +97,17 @@ boot_guest() {
 
 # guest_answer SECONDS: waits for the guest's next answer, and sets guest_output and guest_status.
 guest_answer() {
-    local character deadline=$((SECONDS + $1)) seconds=$1
+    local text deadline=$((SECONDS + $1)) seconds=$1
     read_until $'\036'
     guest_output=$text
     read_until $'\n'
     guest_status=$text
 }
 
-# read_until CHARACTER: sets `text` to what the guest says before this character. Checks meanwhile whether the guest still
-# runs. The timeout of `read` is not used, because a character that arrives just then is lost (bash 5.2).
+# read_until CHARACTER: a part of guest_answer. Sets `text` to what the guest says before this character. Checks meanwhile
+# whether the guest still runs. The timeout of `read` is not used, because bash 5.2 loses a character that arrives just then.
 read_until() {
+    local character
     text=''
     while true; do
         until read -r -t 0 -u "$from_guest"; do

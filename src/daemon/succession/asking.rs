@@ -18,7 +18,8 @@ pub(super) enum Unanswered {
 }
 
 impl Unanswered {
-    fn unexpected(message: Message) -> Self {
+    /// The old process has sent this message in place of the answer.
+    fn instead(message: Message) -> Self {
         Self::Refused(match message {
             Message::Refused { reason } => reason,
             _ => "an unexpected message has come".to_owned(),
@@ -38,7 +39,7 @@ pub(super) fn ask(line: &Line, path: &Path) -> Result<(Everything, Bundle), Unan
     succession::begin();
     match line.receive(deadline)? {
         (Message::Everything(everything), bundle) => Ok((*everything, bundle)),
-        (message, _) => Err(Unanswered::unexpected(message)),
+        (message, _) => Err(Unanswered::instead(message)),
     }
 }
 
@@ -51,7 +52,7 @@ fn greet(line: &Line, deadline: Instant) -> Result<String, Unanswered> {
     }
     match line.receive(deadline)?.0 {
         Message::Hello(hello) => Ok(hello.program),
-        message => Err(Unanswered::unexpected(message)),
+        message => Err(Unanswered::instead(message)),
     }
 }
 

@@ -48,7 +48,7 @@ impl Present {
         }
     }
 
-    /// Call this before the kernel is asked for pages to [`add_word`](Self::add_word).
+    /// Returns the time, for [`add_word`](Self::add_word). Call this before the kernel is asked which pages exist.
     pub(super) fn now(&self) -> Since {
         // SeqCst, here and below: either `forget` sees the new bits, or `add_word` sees that it has run.
         Since(self.forgotten.load(Ordering::SeqCst))
