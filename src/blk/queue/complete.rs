@@ -3,6 +3,7 @@
 //! Like `visit`, this is the request path. An answer is a status byte and a used element. The driver sees it once the
 //! used index is published, which happens at the end of the outermost defer scope.
 
+use std::io;
 use std::rc::Rc;
 
 use probe::probe_lazy;
@@ -155,26 +156,22 @@ impl Ring {
             std::ptr::from_ref(request),
             request.result.is_err()
         );
-        let status = match &request.result {
-            Ok(()) => Status::Ok,
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Status::Unsupp,
-            Err(_) => Status::IoErr,
+        let operation = Operation::of(request.op);
+        let (status, bytes, written) = match &request.result {
+            Ok(()) => {
+                self.latencies.answered(operation, slot.taken);
+                (Status::Ok, slot.bytes, slot.written)
+            }
+            Err(error) => (failure(error, stats, operation), 0, 0),
         };
-        let (bytes, written) = match status {
-            Status::Ok => (slot.bytes, slot.written),
-            Status::IoErr | Status::Unsupp => (0, 0),
-        };
-        count(stats, request.op, bytes);
-        match status {
-            Status::Ok => self.latencies.answered(request.op, slot.taken),
-            Status::IoErr | Status::Unsupp => count_error(stats, request.op),
-        }
+        count(stats, operation, bytes);
         // A read that failed may have written as well.
         let data = Some(&request.iov).filter(|_| request.op == IoOp::Read);
         self.answer(head, &slot, status, (written, data), stats);
     }
 
     /// Writes the status and the used element. `written` is the data in the chain: its size, and its memory.
+    #[inline]
     pub(super) fn answer(
         &mut self,
         head: u16,
@@ -195,37 +192,39 @@ impl Ring {
     }
 }
 
-fn count(stats: &QueueStats, op: IoOp, bytes: u64) {
-    match op {
-        IoOp::Read | IoOp::Salvage => {
+/// Counts a request that is over.
+#[inline]
+fn count(stats: &QueueStats, operation: Option<Operation>, bytes: u64) {
+    match operation {
+        Some(Operation::Read) => {
             stats.reads.add(1);
             stats.read_bytes.add(bytes);
         }
-        IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
+        Some(Operation::Write) => {
             stats.writes.add(1);
             stats.written_bytes.add(bytes);
         }
-        IoOp::Flush => stats.flushes.add(1),
-        IoOp::Discard | IoOp::WriteZeroes { .. } => {
+        Some(Operation::Flush) => stats.flushes.add(1),
+        Some(Operation::Unmap) => {
             stats.unmaps.add(1);
             stats.unmapped_bytes.add(bytes);
         }
-        IoOp::FlushAtRest
-        | IoOp::Leave
-        | IoOp::Settle
-        | IoOp::Inherit
-        | IoOp::RefreshSize
-        | IoOp::LookAnew => stats.others.add(1),
+        None => stats.others.add(1),
     }
 }
 
+/// Counts a request that failed, and returns its status.
 #[cold]
-fn count_error(stats: &QueueStats, op: IoOp) {
-    match Operation::of(op) {
+fn failure(error: &io::Error, stats: &QueueStats, operation: Option<Operation>) -> Status {
+    match operation {
         Some(Operation::Read) => stats.read_errors.add(1),
         Some(Operation::Write) => stats.write_errors.add(1),
         Some(Operation::Flush) => stats.flush_errors.add(1),
         Some(Operation::Unmap) => stats.unmap_errors.add(1),
         None => {}
+    }
+    match error.kind() {
+        io::ErrorKind::Unsupported => Status::Unsupp,
+        _ => Status::IoErr,
     }
 }

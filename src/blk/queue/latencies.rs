@@ -7,7 +7,6 @@ use crate::aio::clock::LoopClock;
 pub(super) use crate::aio::clock::Nanos;
 use crate::blk::latency::Operation;
 use crate::blk::stats::QueueStats;
-use crate::io::IoOp;
 
 /// The answers of a ring that are not published yet. Those of one visit are usually one entry.
 #[derive(Debug, Default)]
@@ -24,10 +23,8 @@ struct Answers {
 impl Latencies {
     /// Notes a request that has succeeded, and was taken at this time.
     #[inline]
-    pub(super) fn answered(&mut self, op: IoOp, taken: Nanos) {
-        let Some(operation) = Operation::of(op) else {
-            return;
-        };
+    pub(super) fn answered(&mut self, operation: Option<Operation>, taken: Nanos) {
+        let Some(operation) = operation else { return };
         match self.0.last_mut() {
             Some(last) if (last.operation, last.taken) == (operation, taken) => last.count += 1,
             _ => self.0.push(Answers {

@@ -22,6 +22,7 @@ const HEADER_LEN: usize = 16;
 
 /// Reads the request in `request.iov`, and fills in the rest. The list is as [`Chain::walk`] left it, without the
 /// status byte.
+#[inline]
 pub fn parse(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Action {
     match parse_inner(chain, request, rules) {
         Ok(action) => action,
@@ -34,6 +35,7 @@ pub fn parse(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Actio
     }
 }
 
+#[inline]
 fn parse_inner(chain: &Chain, request: &mut IoRequest, rules: &Rules<'_>) -> Result<Action, Refusal> {
     if chain.fault || chain.readable < HEADER_LEN as u64 {
         return Err(Status::IoErr.into());
