@@ -47,18 +47,13 @@ impl Registry {
         }
     }
 
-    /// Drops `what` on a thread of its own, because closing a file may wait for its file system. The main thread does not
-    /// hear of the end, because nothing changes for anybody then.
+    /// Drops `what` on a thread of its own, because closing a file may wait for its file system. Nothing changes for
+    /// anybody when that is over.
     pub(super) fn drop_aside(&mut self, what: impl Send + 'static) {
-        let Some(running) = &self.running else { return };
-        let (give, take) = mpsc::channel();
-        let body = move || drop(take.recv());
-        let spawned = running
-            .sandbox
-            .spawn(ThreadKind::Manager, "storage".to_owned(), body);
-        if spawned.is_ok() {
-            // Cannot fail: the thread waits for this.
-            drop(give.send(what));
-        }
+        let work = move || {
+            drop(what);
+            Ok(())
+        };
+        self.run_aside(work, |_, _| ());
     }
 }

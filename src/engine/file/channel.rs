@@ -1,5 +1,4 @@
-//! The path of a queue's requests to a file: detect zeroes, execute what need not wait, and pass the rest on to an
-//! executor.
+//! The path of a queue's requests to a file: execute what need not wait, and pass the rest on to an executor.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -97,7 +96,6 @@ impl FileShared {
     /// Creates a channel.
     pub(in crate::engine) fn channel(self: Rc<Self>) -> FileChannel {
         FileChannel {
-            zeroes: DetectZeroes::Off,
             front: self.front.front(),
             shared: self,
         }
@@ -107,7 +105,6 @@ impl FileShared {
 /// A channel of one queue. IOThread only.
 #[derive(Debug)]
 pub(in crate::engine) struct FileChannel {
-    zeroes: DetectZeroes,
     front: Front<RawFile>,
     shared: Rc<FileShared>,
 }
@@ -115,27 +112,22 @@ pub(in crate::engine) struct FileChannel {
 impl FileChannel {
     /// Creates another channel to the same file on the same IOThread.
     pub(in crate::engine) fn sibling(&self) -> Self {
-        Rc::clone(&self.shared).channel().with_zero_detection(self.zeroes)
+        let zeroes = self.front.zero_detection();
+        Rc::clone(&self.shared).channel().with_zero_detection(zeroes)
     }
 
     /// Detects writes of zeroes on this channel, and on siblings made from it.
     pub(in crate::engine) fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
-        Self { zeroes, ..self }
+        Self {
+            front: self.front.with_zero_detection(zeroes),
+            ..self
+        }
     }
 
     /// See [`Channel::submit`](crate::engine::Channel::submit).
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
-        if self.zeroes != DetectZeroes::Off {
-            self.zeroes.apply(batch);
-        }
-        let merged = self.front.submit(batch, completer);
-        if !batch.is_empty() {
-            for request in batch.iter_mut() {
-                request.set_completer(Rc::clone(completer));
-            }
-            self.shared.executor.submit(batch);
-        }
-        merged
+        self.front
+            .submit(batch, completer, |rest| self.shared.executor.submit(rest))
     }
 
     /// See [`Channel::pin`](crate::engine::Channel::pin).

@@ -1,5 +1,5 @@
-//! The first part of the path of a queue's requests to storage: merge them, try them without waiting, and share them with
-//! a worker.
+//! The first part of the path of a queue's requests to storage: detect zeroes, merge requests, try them without waiting,
+//! and share them with a worker.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,6 +11,7 @@ use super::share::{FEWEST, Sharing};
 use super::threads::ThreadsEngine;
 use crate::affinity::own_cpus;
 use crate::aio::busy_wait::Crowd;
+use crate::engine::DetectZeroes;
 use crate::engine::job::TryExecute;
 use crate::engine::plan::Plan;
 use crate::engine::resources::{Resources, Turns};
@@ -47,6 +48,7 @@ impl<E: TryExecute> FrontShared<E> {
     /// Makes the first part of a channel.
     pub(in crate::engine) fn front(&self) -> Front<E> {
         Front {
+            zeroes: DetectZeroes::Off,
             number: self.turns.number(),
             merger: self.plan.merges().then(|| Merger::new(self.disk.nowait())),
             inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.disk))),
@@ -66,6 +68,7 @@ impl<E: TryExecute> FrontShared<E> {
 /// The first part of a channel of one queue. IOThread only.
 #[derive(Debug)]
 pub(in crate::engine) struct Front<E: TryExecute> {
+    zeroes: DetectZeroes,
     /// Identifies the channel among those of the IOThread.
     number: usize,
     merger: Option<Merger>,
@@ -78,9 +81,27 @@ pub(in crate::engine) struct Front<E: TryExecute> {
 }
 
 impl<E: TryExecute> Front<E> {
-    /// Merges requests, and executes those that need not wait. The others stay in the batch. Returns the number of
-    /// requests that were merged into another one.
-    pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
+    /// Detects writes of zeroes from now on.
+    pub(in crate::engine) fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
+        Self { zeroes, ..self }
+    }
+
+    /// Returns whether writes of zeroes are detected.
+    pub(in crate::engine) fn zero_detection(&self) -> DetectZeroes {
+        self.zeroes
+    }
+
+    /// Merges requests, executes those that need not wait, and gives the others to `executor`, which empties the list.
+    /// Returns the number of requests that were merged into another one.
+    pub(in crate::engine) fn submit(
+        &self,
+        batch: &mut Requests,
+        completer: &Rc<dyn Completer>,
+        executor: impl FnOnce(&mut Requests),
+    ) -> usize {
+        if self.zeroes != DetectZeroes::Off {
+            self.zeroes.apply(batch);
+        }
         let alone = self.turns.take(self.number);
         let before = batch.len();
         if let Some(merger) = &self.merger {
@@ -89,6 +110,12 @@ impl<E: TryExecute> Front<E> {
         let merged = before - batch.len();
         if let Some(inline) = &self.inline {
             self.execute_here(inline, batch, completer, alone);
+        }
+        if !batch.is_empty() {
+            for request in batch.iter_mut() {
+                request.set_completer(Rc::clone(completer));
+            }
+            executor(batch);
         }
         merged
     }

@@ -28,7 +28,6 @@ struct Shared {
 /// A channel: reads and writes whose tables and data are in memory are executed here, and all others in the thread
 /// pool.
 pub(in crate::engine) struct Qcow2Channel {
-    zeroes: DetectZeroes,
     front: Front<Qcow2Disk>,
     shared: Rc<Shared>,
 }
@@ -90,7 +89,6 @@ impl Qcow2Channel {
 
     fn of(shared: Rc<Shared>) -> Self {
         Self {
-            zeroes: DetectZeroes::Off,
             front: shared.front.front(),
             shared,
         }
@@ -98,26 +96,20 @@ impl Qcow2Channel {
 
     /// Detects writes of zeroes on this channel, and on siblings made from it.
     pub(in crate::engine) fn with_zero_detection(self, zeroes: DetectZeroes) -> Self {
-        Self { zeroes, ..self }
+        Self {
+            front: self.front.with_zero_detection(zeroes),
+            ..self
+        }
     }
 
     pub(in crate::engine) fn sibling(&self) -> Self {
-        Self::of(Rc::clone(&self.shared)).with_zero_detection(self.zeroes)
+        Self::of(Rc::clone(&self.shared)).with_zero_detection(self.front.zero_detection())
     }
 
     /// See [`Channel::submit`](crate::engine::Channel::submit).
     pub(in crate::engine) fn submit(&self, batch: &mut Requests, completer: &Rc<dyn Completer>) -> usize {
-        if self.zeroes != DetectZeroes::Off {
-            self.zeroes.apply(batch);
-        }
-        let merged = self.front.submit(batch, completer);
-        if !batch.is_empty() {
-            for request in batch.iter_mut() {
-                request.set_completer(Rc::clone(completer));
-            }
-            self.shared.threads.submit(batch);
-        }
-        merged
+        self.front
+            .submit(batch, completer, |rest| self.shared.threads.submit(rest))
     }
 
     /// Returns whether a worker is still helping with a batch.
