@@ -4,6 +4,8 @@
 
 mod data;
 mod engine;
+mod fake;
+mod hostile;
 mod hot;
 mod killed;
 mod mistakes;
