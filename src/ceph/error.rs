@@ -33,6 +33,8 @@ pub enum Error {
     Open { image: String, why: String },
     #[error("cannot open RBD image {image}: the cluster does not answer")]
     Silent { image: String },
+    #[error("RBD image {image}: the format of its contents is not given, and cannot be looked for: {why}")]
+    Unread { image: String, why: String },
     #[error("cannot create the thread that RBD disks need: {why}")]
     Thread { why: String },
 }

@@ -46,7 +46,7 @@ pub use overlay::OverlayError;
 pub use plan::{Choice, Plan};
 pub use qcow2::{BackingOption, CacheOptions, OpenError as Qcow2OpenError, Qcow2Disk, Qcow2Options};
 pub use rbd::RbdDisk;
-pub use remote_disk::RemoteOptions;
+pub use remote_disk::{Look, RemoteOptions};
 pub use resources::Resources;
 pub use size_listener::SizeListener;
 pub use view::{Activity, DiskView};

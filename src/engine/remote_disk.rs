@@ -13,8 +13,20 @@ pub struct RemoteOptions {
     pub unmap: bool,
     /// Ignore flushes.
     pub no_flush: bool,
-    /// Check whether the disk has an image of another format than raw.
-    pub look: bool,
+    /// The look for the format of the image on the disk.
+    pub look: Look,
+}
+
+/// Whether the format of the image on a disk is looked for when the disk is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Look {
+    /// The disk is not read.
+    #[default]
+    Skip,
+    /// For a warning only: the format is given, and a disk that cannot be read is opened all the same.
+    Warn,
+    /// The format is not given: a disk that cannot be read is refused, because its image may be of any format.
+    Insist,
 }
 
 impl RemoteOptions {
@@ -27,15 +39,20 @@ impl RemoteOptions {
     }
 }
 
-/// Returns the format of the image on a disk, or `None` if it seems to be raw. `read` returns the bytes from an offset on,
-/// whole blocks, or `None` if they cannot be read.
-pub(super) fn foreign_format(
+/// Returns the format of the image on a disk of whole blocks, or `None` if it seems to be raw. `read` returns the bytes
+/// from an offset on.
+///
+/// # Errors
+/// The first block cannot be read, or the last one.
+pub(super) fn foreign_format<E>(
     size: u64,
     block: u32,
-    mut read: impl FnMut(u64, u32) -> Option<Vec<u8>>,
-) -> Option<&'static str> {
-    let header = format_of_header(&read(0, block)?);
-    header.or_else(|| format_of_footer(&read(size.checked_sub(block.into())?, block)?))
+    mut read: impl FnMut(u64, u32) -> Result<Vec<u8>, E>,
+) -> Result<Option<&'static str>, E> {
+    match format_of_header(&read(0, block)?) {
+        None => Ok(format_of_footer(&read(size.saturating_sub(block.into()), block)?)),
+        format => Ok(format),
+    }
 }
 
 #[cfg(test)]
@@ -46,19 +63,19 @@ mod tests {
     fn formats_are_found_at_both_ends() {
         let found = |disk: &[u8]| {
             let read = |offset, len: u32| {
-                disk.get(usize::try_from(offset).ok()?..)?
-                    .get(..len as usize)
-                    .map(<[u8]>::to_vec)
+                let rest = usize::try_from(offset).ok().and_then(|offset| disk.get(offset..));
+                let bytes = rest.and_then(|rest| rest.get(..len as usize));
+                bytes.map(<[u8]>::to_vec).ok_or(offset)
             };
             foreign_format(disk.len() as u64, 4096, read)
         };
         let mut disk = vec![0; 64 << 10];
-        assert_eq!(found(&disk), None);
+        assert_eq!(found(&disk), Ok(None));
         let end = disk.len() - 512;
         disk[end..end + 8].copy_from_slice(b"conectix");
-        assert_eq!(found(&disk), Some("VHD"));
+        assert_eq!(found(&disk), Ok(Some("VHD")));
         disk[..4].copy_from_slice(b"QFI\xfb");
-        assert_eq!(found(&disk), Some("qcow2"));
-        assert_eq!(found(&disk[..512]), None, "it cannot be read");
+        assert_eq!(found(&disk), Ok(Some("qcow2")));
+        assert_eq!(found(&disk[..512]), Err(0), "it cannot be read");
     }
 }

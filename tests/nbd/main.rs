@@ -10,6 +10,7 @@ mod hot;
 mod killed;
 mod mistakes;
 mod outage;
+mod probe;
 mod resized;
 mod rough;
 mod server;

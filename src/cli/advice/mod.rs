@@ -4,6 +4,7 @@ use super::config::place::Place;
 use super::socket_advice::{metrics_advice, server_advice};
 use crate::account;
 use crate::blk::device::TakeError;
+use crate::ceph;
 use crate::daemon::options::Driver;
 use crate::daemon::registry::OperationError;
 use crate::daemon::{Error, MetricsError, Verb};
@@ -42,6 +43,7 @@ struct Words {
     access: &'static str,
     incoming: &'static str,
     raw: &'static str,
+    no_look: &'static str,
     qcow2: &'static str,
 }
 
@@ -59,6 +61,7 @@ const SHORT: Words = Words {
     access: "leave --socket-mode and --socket-group out, they are for --socket-path",
     incoming: "use --incoming",
     raw: "add --format raw",
+    no_look: "add --format raw",
     qcow2: "add --format qcow2 to serve the disk inside",
 };
 
@@ -76,6 +79,7 @@ const LONG: Words = Words {
     access: "leave addr.mode and addr.group out",
     incoming: "add active=off to the node and allow-inactive=on to the export",
     raw: "use driver=raw",
+    no_look: "leave x-probe out",
     qcow2: "use driver=qcow2 to serve the disk inside",
 };
 
@@ -254,6 +258,10 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
                 "convert it ('qemu-img convert -O raw {path} {path}.raw'), serve it with qemu-storage-daemon, or {raw} if \
                  it is a raw disk whose guest has written that"
             ));
+        }
+        OperationError::Nbd(engine::NbdOpenError::Unread { .. })
+        | OperationError::Ceph(ceph::Error::Unread { .. }) => {
+            return Some(format!("try again, or {} if it is a raw disk", words.no_look));
         }
         OperationError::Take(TakeError::Lock(error)) => return lock_advice(error, words),
         OperationError::Engine(error) => engine_advice(error, words)?,

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::look;
+use super::look::{self, Unread};
 use crate::engine::error::Error;
-use crate::engine::remote_disk::{RemoteOptions, foreign_format};
+use crate::engine::remote_disk::{Look, RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
 use crate::nbd::{Connected, Export, Line};
 use crate::storage::Limits;
@@ -51,6 +51,14 @@ pub enum OpenError {
     },
     #[error("NBD server {server}: the blocks of export '{export}' are larger than {BLOCK_MAX} bytes")]
     Block { server: String, export: String },
+    #[error(
+        "NBD server {server}: the format of the image in export '{export}' is not given, and cannot be looked for: {why}"
+    )]
+    Unread {
+        server: String,
+        export: String,
+        why: String,
+    },
 }
 
 /// A disk on an NBD server.
@@ -119,9 +127,19 @@ impl NbdDisk {
             let (scheme, remote) = (scheme_of(line), line.remote());
             format!("{scheme}://{}/{}", remote.server, remote.export)
         };
-        let (first, format) = match options.remote.look {
-            true => looked(connected, &name, block),
-            false => (Some(connected), None),
+        let (first, format) = match (options.remote.look, looked(&connected, &options, block)) {
+            (_, Ok(format)) => (Some(connected), format),
+            (Look::Insist, Err(why)) => {
+                return Err(OpenError::Unread {
+                    server: server(),
+                    export: line.remote().export.clone(),
+                    why: why.to_string(),
+                });
+            }
+            (_, Err(why)) => {
+                tracing::warn!(disk = name, %why, "cannot look for the format of the image: the disk is served as raw");
+                (matches!(why, Unread::Refused(_)).then_some(connected), None)
+            }
         };
         Ok(Self {
             name: name.into(),
@@ -223,22 +241,15 @@ fn scheme_of(line: &Line) -> &'static str {
     }
 }
 
-/// Looks for the format of the image on a disk. Returns the connection too, unless it is of no use any more.
-fn looked(connected: Connected, disk: &str, block: u32) -> (Option<Connected>, Option<&'static str>) {
-    let (end, mut lost) = (Instant::now() + LOOK_TIME, None);
-    let format = foreign_format(connected.export.size, block, |offset, len| {
-        look::read(&connected, offset, len, end).unwrap_or_else(|why| {
-            lost = Some(why);
-            None
-        })
-    });
-    match lost {
-        None => (Some(connected), format),
-        Some(why) => {
-            tracing::warn!(disk, %why, "cannot look for the format of the image: the disk is taken for raw");
-            (None, None)
-        }
+/// Looks for the format of the image on a disk, if the options say so.
+fn looked(connected: &Connected, options: &NbdOptions, block: u32) -> Result<Option<&'static str>, Unread> {
+    if options.remote.look == Look::Skip {
+        return Ok(None);
     }
+    let end = Instant::now() + LOOK_TIME;
+    foreign_format(connected.export.size, block, |offset, len| {
+        look::read(connected, offset, len, end)
+    })
 }
 
 fn limits(export: &Export, options: &RemoteOptions) -> Limits {

@@ -10,19 +10,42 @@ use rustix::net::SendFlags;
 
 use super::lost::Lost;
 use crate::nbd::{
-    Command, Connected, Decoded, Event, Expected, HEADER_LEN_MAX, ProtocolError, Request, decode,
+    Command, Connected, Decoded, Event, Expected, HEADER_LEN_MAX, ProtocolError, Request, decode, error_of,
 };
 
 /// The number of the command. Those of an IOThread are larger.
 const NUMBER: u64 = 0;
 
-/// Reads a range, until `end` at the latest. Returns `None` if the server cannot. After an error, the connection is of no use.
-pub(super) fn read(
-    connected: &Connected,
-    offset: u64,
-    len: u32,
-    end: Instant,
-) -> Result<Option<Vec<u8>>, Lost> {
+/// The reason why nothing was read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unread {
+    /// The connection can still be used.
+    #[error("the server cannot read it: {0}")]
+    Refused(io::Error),
+    #[error("the server does not answer")]
+    Silent,
+    /// The connection is of no use.
+    #[error("the connection is lost: {0}")]
+    Lost(#[from] Lost),
+}
+
+impl From<ProtocolError> for Unread {
+    fn from(error: ProtocolError) -> Self {
+        Self::Lost(error.into())
+    }
+}
+
+impl From<Errno> for Unread {
+    fn from(error: Errno) -> Self {
+        Self::Lost(io::Error::from(error).into())
+    }
+}
+
+/// Reads a range, until `end` at the latest.
+///
+/// # Errors
+/// The server cannot, or does not answer, or the connection is lost.
+pub(super) fn read(connected: &Connected, offset: u64, len: u32, end: Instant) -> Result<Vec<u8>, Unread> {
     let (export, mut answer) = (&connected.export, Answer::new(&connected.socket, end));
     let mut header = [0; HEADER_LEN_MAX];
     let request = Request {
@@ -35,7 +58,7 @@ pub(super) fn read(
     };
     let used = request.encode(export.replies, &mut header);
     send(&connected.socket, &header[..used], end)?;
-    let (mut data, mut received, mut failed) = (vec![0; len as usize], 0_u32, false);
+    let (mut data, mut received, mut failed) = (vec![0; len as usize], 0_u32, None);
     let expected = Expected {
         read: Some((offset, len)),
     };
@@ -60,21 +83,24 @@ pub(super) fn read(
                 received = received.saturating_add(len);
                 last
             }
-            Event::Error { skip, last, .. } => {
+            Event::Error {
+                error, skip, last, ..
+            } => {
                 answer.payload(used, skip)?;
-                failed = true;
+                failed = Some(error);
                 last
             }
             Event::Done { .. } => true,
         };
-        if last && failed {
-            return Ok(None);
+        if let Some(error) = failed.filter(|_| last) {
+            let error = io::Error::from_raw_os_error(error_of(error));
+            return Err(Unread::Refused(error));
         }
         if received > len || (last && received < len) {
             return Err(ProtocolError::Amount.into());
         }
         if last {
-            return Ok(Some(data));
+            return Ok(data);
         }
     }
 }
@@ -99,24 +125,24 @@ impl<'a> Answer<'a> {
     }
 
     /// Receives until there are `needed` bytes, and no more.
-    fn fill(&mut self, needed: usize) -> Result<(), Lost> {
+    fn fill(&mut self, needed: usize) -> Result<(), Unread> {
         self.bytes.drain(..std::mem::take(&mut self.done));
         let mut len = self.bytes.len();
         self.bytes.resize(needed.max(len), 0);
         while len < needed {
             wait(self.socket, PollFlags::IN, self.end)?;
             match rustix::io::read(self.socket, &mut self.bytes[len..]) {
-                Ok(0) => return Err(Lost::Closed),
+                Ok(0) => return Err(Lost::Closed.into()),
                 Ok(more) => len += more,
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(error) => return Err(io::Error::from(error).into()),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
     /// Returns the `len` bytes after a header of `header` bytes. Both are done with then.
-    fn payload(&mut self, header: usize, len: u32) -> Result<&[u8], Lost> {
+    fn payload(&mut self, header: usize, len: u32) -> Result<&[u8], Unread> {
         let whole = header + len as usize;
         self.fill(whole)?;
         self.done = whole;
@@ -124,28 +150,28 @@ impl<'a> Answer<'a> {
     }
 }
 
-fn send(socket: &OwnedFd, mut bytes: &[u8], end: Instant) -> Result<(), Lost> {
+fn send(socket: &OwnedFd, mut bytes: &[u8], end: Instant) -> Result<(), Unread> {
     while !bytes.is_empty() {
         wait(socket, PollFlags::OUT, end)?;
         match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
             Ok(sent) => bytes = &bytes[sent..],
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(io::Error::from(error).into()),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
 }
 
 /// Waits until the socket is ready.
-fn wait(socket: &OwnedFd, events: PollFlags, end: Instant) -> Result<(), Lost> {
+fn wait(socket: &OwnedFd, events: PollFlags, end: Instant) -> Result<(), Unread> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
         match poll(&mut [PollFd::new(socket, events)], left.try_into().ok().as_ref()) {
             // A server that sends without end gets no more time either.
             Ok(ready) if ready > 0 && !left.is_zero() => return Ok(()),
-            Ok(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            Ok(_) => return Err(Unread::Silent),
             Err(Errno::INTR) => {}
-            Err(error) => return Err(io::Error::from(error).into()),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::look;
 use super::owner;
 use crate::ceph::{Cluster, Error, Image, ImageName};
-use crate::engine::remote_disk::{RemoteOptions, foreign_format};
+use crate::engine::remote_disk::{Look, RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
 use crate::storage::Limits;
 
@@ -71,10 +71,7 @@ impl RbdDisk {
                 "its size, {size} bytes, is not a positive multiple of 512"
             )));
         }
-        let format = match options.look {
-            true => foreign_format(size, BLOCK, |offset, len| look::read(&image, offset, len)),
-            false => None,
-        };
+        let format = format_of(&image, size, options.look)?;
         let size = Arc::new(Size {
             bytes: AtomicU64::new(size),
             listeners: SizeListeners::default(),
@@ -171,6 +168,26 @@ impl Size {
         let is_valid = size > 0 && size.is_multiple_of(BLOCK.into());
         is_valid && self.bytes.swap(size, Ordering::Relaxed) != size
     }
+}
+
+/// Looks for the format of an image's contents. Returns `None` if it seems to be raw.
+fn format_of(image: &Arc<Image>, size: u64, look: Look) -> Result<Option<&'static str>, Error> {
+    if look == Look::Skip {
+        return Ok(None);
+    }
+    foreign_format(size, BLOCK, |offset, len| look::read(image, offset, len)).or_else(|why| {
+        let disk = image.name();
+        if look == Look::Insist {
+            let image = disk.to_owned();
+            return Err(Error::Unread { image, why });
+        }
+        tracing::warn!(
+            disk,
+            why,
+            "cannot look for the format of the image: the disk is served as raw"
+        );
+        Ok(None)
+    })
 }
 
 /// Looks at the size when another client has changed the image.

@@ -1,5 +1,6 @@
 //! Reads of an image before an IOThread uses it. On the thread that opens the disk, which waits with a limit.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::time::Duration;
@@ -12,7 +13,7 @@ const LOOK_TIME: Duration = Duration::from_secs(5);
 /// A read, and the thread that waits for it.
 struct Look {
     buffer: Vec<u8>,
-    reply: SyncSender<Option<Vec<u8>>>,
+    reply: SyncSender<Result<Vec<u8>, String>>,
 }
 
 impl Completion for Look {
@@ -22,18 +23,31 @@ impl Completion for Look {
 
     fn complete(call: Box<Call<Self>>, result: i64) {
         let Self { buffer, reply } = call.completion;
-        let whole = usize::try_from(result) == Ok(buffer.len());
+        let answer = match i32::try_from(result) {
+            Ok(code @ ..0) => Err(text(code)),
+            _ if usize::try_from(result) == Ok(buffer.len()) => Ok(buffer),
+            _ => Err("the image ends there".to_owned()),
+        };
         // The thread may have stopped waiting.
-        let _ = reply.try_send(whole.then_some(buffer));
+        let _ = reply.try_send(answer);
     }
 }
 
-/// Reads a range. Returns `None` if the cluster cannot, or does not answer.
-pub(super) fn read(image: &Arc<Image>, offset: u64, len: u32) -> Option<Vec<u8>> {
+fn text(code: i32) -> String {
+    let error = io::Error::from_raw_os_error(-code);
+    format!("the cluster cannot read it: {error}")
+}
+
+/// Reads a range.
+///
+/// # Errors
+/// The cluster cannot, or does not answer.
+pub(super) fn read(image: &Arc<Image>, offset: u64, len: u32) -> Result<Vec<u8>, String> {
+    const SILENT: &str = "the cluster does not answer";
     let (reply, answer) = mpsc::sync_channel(1);
     let buffer = vec![0; len as usize];
     let call = Call::new(image, Look { buffer, reply });
     let start = move |_: &Image| call.start(Operation::Read { offset }).map_err(|(_, code)| code);
-    image.run(LOOK_TIME, start)?.ok()?;
-    answer.recv_timeout(LOOK_TIME).ok()?
+    image.run(LOOK_TIME, start).ok_or(SILENT)?.map_err(text)?;
+    answer.recv_timeout(LOOK_TIME).map_err(|_| SILENT)?
 }

@@ -13,7 +13,7 @@ use crate::daemon::options::{BlockdevOptions, Driver, OnOffAuto};
 use crate::daemon::registry::error::{OperationError, require};
 use crate::daemon::registry::objects::Credentials;
 use crate::daemon::registry::waiting::OpenedFile;
-use crate::engine::{BlockNode, RemoteOptions};
+use crate::engine::{BlockNode, Look, RemoteOptions};
 use crate::opener::FileRequest;
 use crate::qmp::FdSets;
 use crate::storage::{self, Content, OpenOptions, foreign_format, foreign_format_of};
@@ -222,7 +222,11 @@ pub(super) fn remote_options(options: &BlockdevOptions) -> RemoteOptions {
         auto_read_only: options.is_auto_read_only(),
         unmap: options.unmaps(),
         no_flush: options.cache.ignores_flushes(),
-        // As for files: with a migration, the source has checked the format.
-        look: options.active != Some(false),
+        look: match options.active {
+            // As for files: with a migration, the source has checked the format.
+            Some(false) => Look::Skip,
+            _ if options.probe => Look::Insist,
+            _ => Look::Warn,
+        },
     }
 }
