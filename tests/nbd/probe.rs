@@ -1,8 +1,12 @@
 //! The look for the format of the image, on servers that do not let it happen.
 
 use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use testkit::daemon::{Daemon, run};
+use testkit::process::Process;
 
 use crate::fake::{EIO, Peer, fake};
 use crate::server::{DISK, URI, directory, long_form};
@@ -62,5 +66,26 @@ fn a_disk_of_a_given_format_needs_no_look() {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             drop(Daemon::start_with(dir, &args));
         }
+    }
+}
+
+#[test]
+fn a_signal_ends_the_look_for_a_format() {
+    for args in [SHORT.map(str::to_owned).to_vec(), long_form("")] {
+        let dir = directory(512);
+        let (told, looked) = mpsc::channel();
+        fake(dir.path(), move |_, mut peer| {
+            while peer.next().is_some() {
+                let _ = told.send(());
+            }
+        });
+        let mut command = Command::new(testkit::daemon::binary());
+        command.args(args).current_dir(dir.path());
+        let (mut daemon, ()) = Process::start("the daemon", &mut command, |_| ());
+        looked.recv().expect("the daemon looks for the format");
+        let sent = Instant::now();
+        daemon.signal(libc::SIGTERM);
+        assert_eq!(daemon.wait().code(), Some(1));
+        assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
     }
 }

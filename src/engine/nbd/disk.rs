@@ -9,6 +9,7 @@ use super::look::{self, Unread};
 use crate::engine::error::Error;
 use crate::engine::remote_disk::{Look, RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
+use crate::interrupt;
 use crate::nbd::{Connected, Export, Line};
 use crate::storage::Limits;
 
@@ -129,6 +130,12 @@ impl NbdDisk {
         };
         let (first, format) = match (options.remote.look, looked(&connected, &options, block)) {
             (_, Ok(format)) => (Some(connected), format),
+            (_, Err(Unread::Interrupted)) => {
+                return Err(OpenError::Connect {
+                    server: server(),
+                    why: interrupt::TOLD.to_owned(),
+                });
+            }
             (Look::Insist, Err(why)) => {
                 return Err(OpenError::Unread {
                     server: server(),

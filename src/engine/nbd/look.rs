@@ -2,17 +2,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::lost::Lost;
+use crate::interrupt;
 use crate::nbd::{
     Command, Connected, Decoded, Event, Expected, HEADER_LEN_MAX, ProtocolError, Request, decode, error_of,
 };
 
+/// The time after which a wait looks whether the process has to end.
+const GLANCE: Duration = Duration::from_millis(100);
 /// The number of the command. Those of an IOThread are larger.
 const NUMBER: u64 = 0;
 
@@ -24,6 +27,8 @@ pub(super) enum Unread {
     Refused(io::Error),
     #[error("the server does not answer")]
     Silent,
+    #[error("{}", interrupt::TOLD)]
+    Interrupted,
     /// The connection is of no use.
     #[error("the connection is lost: {0}")]
     Lost(#[from] Lost),
@@ -44,7 +49,7 @@ impl From<Errno> for Unread {
 /// Reads a range, until `end` at the latest.
 ///
 /// # Errors
-/// The server cannot, or does not answer, or the connection is lost.
+/// The server cannot, or does not answer, the connection is lost, or a signal ends the process.
 pub(super) fn read(connected: &Connected, offset: u64, len: u32, end: Instant) -> Result<Vec<u8>, Unread> {
     let (export, mut answer) = (&connected.export, Answer::new(&connected.socket, end));
     let mut header = [0; HEADER_LEN_MAX];
@@ -166,11 +171,19 @@ fn send(socket: &OwnedFd, mut bytes: &[u8], end: Instant) -> Result<(), Unread> 
 fn wait(socket: &OwnedFd, events: PollFlags, end: Instant) -> Result<(), Unread> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        match poll(&mut [PollFd::new(socket, events)], left.try_into().ok().as_ref()) {
-            // A server that sends without end gets no more time either.
-            Ok(ready) if ready > 0 && !left.is_zero() => return Ok(()),
-            Ok(_) => return Err(Unread::Silent),
-            Err(Errno::INTR) => {}
+        if interrupt::is_requested() {
+            return Err(Unread::Interrupted);
+        }
+        // A server that sends without end gets no more time either.
+        if left.is_zero() {
+            return Err(Unread::Silent);
+        }
+        match poll(
+            &mut [PollFd::new(socket, events)],
+            left.min(GLANCE).try_into().ok().as_ref(),
+        ) {
+            Ok(ready) if ready > 0 => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -11,6 +11,7 @@ use super::owner;
 use crate::ceph::{Cluster, Error, Image, ImageName};
 use crate::engine::remote_disk::{Look, RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
+use crate::interrupt;
 use crate::storage::Limits;
 
 /// The longest wait for an answer of the cluster.
@@ -177,6 +178,10 @@ fn format_of(image: &Arc<Image>, size: u64, look: Look) -> Result<Option<&'stati
     }
     foreign_format(size, BLOCK, |offset, len| look::read(image, offset, len)).or_else(|why| {
         let disk = image.name();
+        if interrupt::is_requested() {
+            let image = disk.to_owned();
+            return Err(Error::Open { image, why });
+        }
         if look == Look::Insist {
             let image = disk.to_owned();
             return Err(Error::Unread { image, why });
