@@ -1,10 +1,14 @@
 //! Servers that go away, come back, or do not answer.
 
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use testkit::daemon::Daemon;
 use testkit::frontend::{Frontend, Op};
 use testkit::process::wait_for;
+use testkit::vm::{DATA, FILL, HEADER, Outcome, STATUS, Vm, header, readable, writable};
 
+use crate::fake::{WRITE, fake};
 use crate::server::{BLOCK, connect, directory, has, image, nbdkit, qemu_nbd, read, start, write};
 
 const MIB: u64 = 1 << 20;
@@ -200,4 +204,65 @@ fn a_slow_server_is_waited_for() {
     let done = frontend.queue(0).drain();
     assert!(done.len() == 16 && done.iter().all(|done| done.ret == 0));
     assert_eq!(read(&mut frontend, 0), Ok(data(0, 3)));
+}
+
+/// Starts a server that does not answer a write over its first connection, and closes that when it is told to.
+fn slow_server(dir: &std::path::Path) -> mpsc::Sender<()> {
+    let (close, gate) = mpsc::channel();
+    let gate = Arc::new(Mutex::new(gate));
+    fake(dir, move |number, mut peer| {
+        while let Some(asked) = peer.next() {
+            if number > 0 || asked.kind != WRITE {
+                peer.succeed(&asked);
+            }
+        }
+        if number == 0 {
+            let _ = gate.lock().expect("it is not poisoned").recv();
+        }
+    });
+    close
+}
+
+/// Makes a ring stop and start again while the server keeps a write. The write is then sent again, and waits.
+fn restart_ring_on_slow_server(daemon: &Daemon) -> Vm {
+    let mut vm = Vm::start(daemon, 1);
+    let write = [readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)];
+    vm.poke(HEADER, &header(1, 16));
+    vm.poke(STATUS, &[FILL]);
+    vm.send(0, &write);
+    let base = vm.client.stop_ring(0).expect("the ring stops");
+    assert_eq!(base, 0, "the write goes back");
+    let mut ring = vm.rings.pop().expect("it is there");
+    let avail_idx = std::mem::replace(&mut ring.avail_idx, 0);
+    vm.start_ring(0, ring);
+    vm.rings[0].avail_idx = avail_idx;
+    vm.kick(0);
+    vm.serve_kicks(0);
+    assert_eq!(vm.peek(STATUS, 1), [FILL], "it waits");
+    vm
+}
+
+#[test]
+fn requests_wait_while_a_connection_is_replaced() {
+    let dir = directory(512);
+    let close = slow_server(dir.path());
+    let daemon = start(dir, "", &[]);
+    let mut vm = restart_ring_on_slow_server(&daemon);
+    close.send(()).expect("the server closes the connection");
+    assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 1 });
+    assert_eq!(vm.peek(STATUS, 1), [0]);
+}
+
+#[test]
+fn requests_fail_if_a_connection_cannot_be_replaced() {
+    let dir = directory(512);
+    let close = slow_server(dir.path());
+    let daemon = start(dir, "", &[]);
+    let mut vm = restart_ring_on_slow_server(&daemon);
+    std::fs::remove_file(daemon.dir().join("nbd.sock")).expect("nobody can connect");
+    let begin = Instant::now();
+    close.send(()).expect("the server closes the connection");
+    assert_eq!(vm.outcome(0), Outcome::Used { id: 0, len: 1 });
+    assert_eq!(vm.peek(STATUS, 1), [1]);
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
 }

@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) outage: Option<Instant>,
     /// There was a connection before.
     pub(super) had_one: bool,
+    /// The last connection was closed by this end, and the first attempt to replace it has not ended.
+    pub(super) replacing: bool,
     /// The number of the last connection.
     pub(super) last: Option<u64>,
     pub(super) pause: Duration,

@@ -20,3 +20,10 @@ pub(super) enum Lost {
     #[error("the server does not answer, and the disk has to stop")]
     Stopped,
 }
+
+impl Lost {
+    /// Returns whether this end closed a connection whose server had done nothing wrong.
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self, Self::Memory | Self::Outgrown | Self::Stopped)
+    }
+}

@@ -23,11 +23,12 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 impl Link {
     /// Closes the connection, which is of no use any more.
     pub(super) fn disconnect(&self, state: &mut State, why: &Lost) {
-        if state.connection.take().is_some()
-            && let Some(suppressed) = self.log.pass_normal("lost", "")
-        {
-            let disk = self.disk.path().display();
-            tracing::warn!(%disk, %why, suppressed, "lost the connection to the server: connecting again");
+        if state.connection.take().is_some() {
+            state.replacing = why.is_ours();
+            if let Some(suppressed) = self.log.pass_normal("lost", "") {
+                let disk = self.disk.path().display();
+                tracing::warn!(%disk, %why, suppressed, "lost the connection to the server: connecting again");
+            }
         }
         state.commands.rewind();
     }
@@ -35,13 +36,7 @@ impl Link {
     /// Connects again, and waits for that as long as the disk's options say.
     pub(super) fn lose(&self, state: &mut State, why: &Lost) {
         self.disconnect(state, why);
-        let now = Instant::now();
-        let end = *state.outage.get_or_insert(now) + self.patience_time(state);
-        if state.failing || end <= now {
-            self.fail(state);
-        } else {
-            self.patience.arm(end);
-        }
+        self.wait(state);
         match state.pause.is_zero() {
             true => {
                 state.pause = FIRST_PAUSE;
@@ -50,6 +45,32 @@ impl Link {
             // The last connection brought nothing.
             false => self.pause(state),
         }
+    }
+
+    /// Lets requests wait as long as the disk's options say, and for the first attempt to replace a connection that this
+    /// end has closed.
+    fn wait(&self, state: &mut State) {
+        let now = Instant::now();
+        let end = *state.outage.get_or_insert(now) + self.patience_time(state);
+        let end = match state.replacing {
+            // The attempt ends by itself before that.
+            true => end.max(now + LAST_PAUSE + ATTEMPT_TIME),
+            false => end,
+        };
+        if state.failing || end <= now {
+            self.fail(state);
+        } else {
+            self.patience.arm(end);
+        }
+    }
+
+    /// An attempt to connect has failed. Tries again later.
+    fn attempt_failed(&self, state: &mut State, why: String) {
+        self.tell(state, why);
+        if std::mem::take(&mut state.replacing) {
+            self.wait(state);
+        }
+        self.pause(state);
     }
 
     /// Makes a connection that knows the present size of the export in place of one that does not.
@@ -81,7 +102,7 @@ impl Link {
     /// Fails all requests, and those to come.
     fn fail(&self, state: &mut State) {
         if !std::mem::replace(&mut state.failing, true) {
-            let waited = self.patience_time(state).as_secs();
+            let waited = state.outage.map_or(0, |outage| outage.elapsed().as_secs());
             tracing::error!(
                 disk = %self.disk.path().display(), waited,
                 "the server is away: requests fail until it is back"
@@ -113,8 +134,7 @@ impl Link {
                 let why = format!("the process that connects to it cannot be asked: {error}");
                 Self::give_size(state, Err(&why));
                 if state.connection.is_none() {
-                    self.tell(state, why);
-                    self.pause(state);
+                    self.attempt_failed(state, why);
                 }
             }
         }
@@ -166,10 +186,7 @@ impl Link {
                 tracing::info!(disk = %self.disk.path().display(), "connected to the server");
                 self.send(state);
             }
-            Err(why) => {
-                self.tell(state, why);
-                self.pause(state);
-            }
+            Err(why) => self.attempt_failed(state, why),
         }
     }
 
@@ -221,7 +238,7 @@ impl Link {
             size,
             ticket: connected.ticket,
         });
-        (state.failing, state.had_one) = (false, true);
+        (state.failing, state.had_one, state.replacing) = (false, true, false);
         state.last = state
             .connection
             .as_ref()
