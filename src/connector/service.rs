@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, SendFlags};
@@ -14,7 +14,7 @@ use super::peer::Peers;
 use super::predecessor::{Predecessors, Presence, answer_alive};
 use super::target::Target;
 use super::tls::TlsClient;
-use crate::nbd::{ATTEMPT_TIME, Answer, Ask, Offer, Remote, Server};
+use crate::nbd::{Answer, Ask, Offer, Remote, Server};
 use crate::packet::{receive, send};
 
 /// The state of a helper.
@@ -85,7 +85,7 @@ impl Service {
         self.asking
             .extend(self.presence.iter().flat_map(Presence::asking));
         match receive(line, RecvFlags::DONTWAIT) {
-            Ok(Some((Ask::Connect, _))) => return self.connect(line),
+            Ok(Some((Ask::Connect(time), _))) => return self.connect(line, time),
             Ok(Some((Ask::End(number), _))) => {
                 if let Some(socket) = self.used.remove(&number) {
                     self.ending.push(socket);
@@ -100,10 +100,10 @@ impl Service {
         true
     }
 
-    /// Makes a connection. Returns false if the daemon has ended.
-    fn connect(&mut self, line: &OwnedFd) -> bool {
+    /// Makes a connection within `time`. Returns false if the daemon has ended.
+    fn connect(&mut self, line: &OwnedFd, time: Duration) -> bool {
         let others = self.used.keys().copied().collect();
-        let (answer, fd): (Answer, _) = match self.try_connect() {
+        let (answer, fd): (Answer, _) = match self.try_connect(Instant::now() + time) {
             Err(why) => (Err(why), None),
             Ok(Dialled {
                 network,
@@ -124,8 +124,7 @@ impl Service {
         send(line.as_fd(), &answer, &fds, SendFlags::empty()).is_ok()
     }
 
-    fn try_connect(&mut self) -> Result<Dialled, String> {
-        let end = Instant::now() + ATTEMPT_TIME;
+    fn try_connect(&mut self, end: Instant) -> Result<Dialled, String> {
         if !self.predecessors.wait(end) {
             return Err("it still executes requests of an earlier process".to_owned());
         }

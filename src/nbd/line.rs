@@ -31,8 +31,8 @@ const GLANCE: Timespec = Timespec {
 /// A message to the connector.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Ask {
-    /// Another connection, once the server is done with those that have ended.
-    Connect,
+    /// Another connection, once the server is done with those that have ended. The attempt ends after this time.
+    Connect(Duration),
     /// The connection with this number is no longer used. This is not answered.
     End(u64),
 }
@@ -134,7 +134,11 @@ impl Line {
     /// # Errors
     /// The other end is gone, or has too many questions.
     pub(crate) fn ask(&self) -> io::Result<()> {
-        tell(&self.socket, &Ask::Connect)
+        self.ask_within(ATTEMPT_TIME)
+    }
+
+    fn ask_within(&self, time: Duration) -> io::Result<()> {
+        tell(&self.socket, &Ask::Connect(time))
     }
 
     /// An asker will not take its answer. The next one that comes is dropped in its place.
@@ -185,15 +189,15 @@ impl Line {
         }
     }
 
-    /// Connects, and tries again until `patience` is over. Waits.
+    /// Connects, and tries again until `end`, or only once without one. Waits.
     ///
     /// # Errors
     /// The last attempt failed, for this reason.
-    pub(crate) fn connect(&self, patience: Duration) -> Result<Connected, String> {
-        let end = Instant::now() + patience;
+    pub(crate) fn connect(&self, end: Option<Instant>) -> Result<Connected, String> {
+        let left = || end.map_or(ATTEMPT_TIME, |end| end.saturating_duration_since(Instant::now()));
         loop {
             let gone = |error: io::Error| format!("the process that connects to it has ended ({error})");
-            self.ask().map_err(gone)?;
+            self.ask_within(left().min(ATTEMPT_TIME)).map_err(gone)?;
             let answer = loop {
                 if let Some(answer) = self.answer().map_err(gone)? {
                     break answer;
@@ -202,12 +206,16 @@ impl Line {
                     self.abandon();
                     return Err(interrupt::TOLD.to_owned());
                 }
-                // Each attempt ends by itself.
+                // Each attempt ends by itself, but the connector may be busy with the question of another thread.
+                if end.is_some_and(|end| Instant::now() > end + 2 * PAUSE) {
+                    self.abandon();
+                    return Err("the server does not answer".to_owned());
+                }
                 let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&GLANCE));
             };
             match answer {
                 Err(_) if interrupt::is_requested() => return Err(interrupt::TOLD.to_owned()),
-                Err(_) if Instant::now() + PAUSE < end => std::thread::sleep(PAUSE),
+                Err(_) if end.is_some() && left() > 2 * PAUSE => std::thread::sleep(PAUSE),
                 answer => return answer,
             }
         }

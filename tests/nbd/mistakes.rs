@@ -135,6 +135,21 @@ fn a_signal_ends_the_wait_for_a_server() {
 }
 
 #[test]
+fn the_open_timeout_covers_the_handshake() {
+    let dir = directory(512);
+    // This server never answers.
+    let _server = UnixListener::bind(dir.path().join("nbd.sock")).expect("listen");
+    let begin = Instant::now();
+    let told = long(",open-timeout=1", dir.path());
+    assert!(told.contains("the server does not answer"), "{told}");
+    let took = begin.elapsed();
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+}
+
+#[test]
 fn refusals_of_real_servers_are_named() {
     if !has("qemu-nbd") {
         return;

@@ -24,7 +24,7 @@ const LOOK_TIME: Duration = Duration::from_secs(5);
 pub struct NbdOptions {
     /// Time that requests wait while the server is away.
     pub reconnect_delay: Duration,
-    /// Time in which the first connection is tried again.
+    /// Limit for the opening, in which the first connection is tried again. Zero: one attempt.
     pub open_timeout: Duration,
     /// The options that all disks on other machines have.
     pub remote: RemoteOptions,
@@ -90,7 +90,9 @@ impl NbdDisk {
     pub fn open(line: &Line, mut options: NbdOptions) -> Result<Self, OpenError> {
         let server = || line.remote().server.to_string();
         let name = || line.remote().export.clone();
-        let connected = line.connect(options.open_timeout);
+        let timeout = options.open_timeout;
+        let end = (!timeout.is_zero()).then(|| Instant::now() + timeout);
+        let connected = line.connect(end);
         let connected = connected.map_err(|why| OpenError::Connect {
             server: server(),
             why,
@@ -128,7 +130,7 @@ impl NbdDisk {
             let (scheme, remote) = (scheme_of(line), line.remote());
             format!("{scheme}://{}/{}", remote.server, remote.export)
         };
-        let (first, format) = match (options.remote.look, looked(&connected, &options, block)) {
+        let (first, format) = match (options.remote.look, looked(&connected, &options, block, end)) {
             (_, Ok(format)) => (Some(connected), format),
             (_, Err(Unread::Interrupted)) => {
                 return Err(OpenError::Connect {
@@ -248,12 +250,18 @@ fn scheme_of(line: &Line) -> &'static str {
     }
 }
 
-/// Looks for the format of the image on a disk, if the options say so.
-fn looked(connected: &Connected, options: &NbdOptions, block: u32) -> Result<Option<&'static str>, Unread> {
+/// Looks for the format of the image on a disk, if the options say so. Ends at `end` at the latest.
+fn looked(
+    connected: &Connected,
+    options: &NbdOptions,
+    block: u32,
+    end: Option<Instant>,
+) -> Result<Option<&'static str>, Unread> {
     if options.remote.look == Look::Skip {
         return Ok(None);
     }
-    let end = Instant::now() + LOOK_TIME;
+    let limit = Instant::now() + LOOK_TIME;
+    let end = end.map_or(limit, |end| end.min(limit));
     foreign_format(connected.export.size, block, |offset, len| {
         look::read(connected, offset, len, end)
     })
