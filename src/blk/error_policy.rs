@@ -57,7 +57,7 @@ pub(super) enum Verdict {
 impl ErrorPolicy {
     /// Decides about a request. `final_flush`: flushes fail for good by now, so that trying one again is no use.
     pub(super) fn verdict(&self, op: IoOp, error: &io::Error, final_flush: bool) -> Verdict {
-        if !is_the_disks(error) {
+        if !is_the_disks(op, error) {
             return Verdict::Report;
         }
         let flushes = match op {
@@ -88,16 +88,20 @@ impl ErrorPolicy {
 }
 
 /// True for an error of the disk. False for an error of the guest (a range past the end of the disk, memory that is
-/// gone), and for requests that were cancelled.
-fn is_the_disks(error: &io::Error) -> bool {
+/// gone), for requests that the disk does not support, and for those that were cancelled.
+fn is_the_disks(op: IoOp, error: &io::Error) -> bool {
     match error.raw_os_error() {
-        None => !matches!(
-            error.kind(),
-            io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-        ),
+        None if error.kind() == io::ErrorKind::InvalidInput => false,
         Some(libc::ECANCELED | libc::EFAULT) => false,
-        Some(_) => error.kind() != io::ErrorKind::Unsupported,
+        _ => !is_unsupported(op, error),
     }
+}
+
+/// Returns whether the guest is told that the disk does not support a request. Every disk has to support reads, writes
+/// and flushes, so for these such an error is an I/O error.
+pub(super) fn is_unsupported(op: IoOp, error: &io::Error) -> bool {
+    let is_optional = matches!(op, IoOp::Discard | IoOp::WriteZeroes { .. });
+    is_optional && error.kind() == io::ErrorKind::Unsupported
 }
 
 /// True if the request succeeds once somebody makes room.
@@ -166,17 +170,28 @@ mod tests {
             io_timeout: None,
         };
         let cancelled = io::Error::from_raw_os_error(libc::ECANCELED);
-        let errors = [
-            io::ErrorKind::InvalidInput.into(),
-            io::ErrorKind::Unsupported.into(),
-            cancelled,
-        ];
-        for error in errors {
+        for error in [io::ErrorKind::InvalidInput.into(), cancelled] {
             assert_eq!(policy.verdict(WRITE, &error, false), Verdict::Report, "{error}");
         }
         // EINVAL from the kernel is an error of the disk, for example at an unaligned end of a truncated file with
         // O_DIRECT.
         let einval = io::Error::from_raw_os_error(libc::EINVAL);
         assert_eq!(policy.verdict(IoOp::Read, &einval, false), Verdict::Ignore);
+    }
+
+    #[test]
+    fn only_optional_requests_can_be_unsupported() {
+        let zeroes = IoOp::WriteZeroes { durable: false };
+        let error = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        for (op, expected) in [
+            (IoOp::Read, false),
+            (WRITE, false),
+            (IoOp::Flush, false),
+            (IoOp::Discard, true),
+            (zeroes, true),
+        ] {
+            assert_eq!(is_unsupported(op, &error), expected, "{op:?}");
+            assert_eq!(is_the_disks(op, &error), !expected, "{op:?}");
+        }
     }
 }

@@ -7,8 +7,9 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::error_policy::{ErrorPolicy, Verdict};
+use super::error_policy::{ErrorPolicy, Verdict, is_unsupported};
 use super::notice::{Action, Notice, Notices};
+use crate::io::IoOp;
 use crate::log_limit::LogLimit;
 
 /// How often a disk that stays full is reported.
@@ -54,8 +55,12 @@ impl Failures {
     }
 
     /// Logs a request that failed, unless the same was logged recently.
-    pub(super) fn failed(&self, place: &Place<'_>, verdict: Verdict, error: &io::Error) {
+    pub(super) fn failed(&self, place: &Place<'_>, op: IoOp, verdict: Verdict, error: &io::Error) {
         let (consequence, action) = match verdict {
+            Verdict::Report if is_unsupported(op, error) => (
+                "the guest is told that the disk cannot do this (UNSUPP)",
+                Action::Report,
+            ),
             Verdict::Report => ("the guest gets an I/O error", Action::Report),
             Verdict::Ignore => ("ignored: the guest is told that all is well", Action::Ignore),
             Verdict::Hold => return,

@@ -1,7 +1,12 @@
 //! Answers that no good server gives.
 
-use crate::fake::{Asked, EIO, Peer, fake};
-use crate::server::{BLOCK, connect, directory, read, start};
+use testkit::frontend::Op;
+
+use crate::fake::{Asked, EIO, Peer, WRITE_ZEROES, fake};
+use crate::server::{BLOCK, connect, directory, read, start, write};
+
+/// The error number of the protocol.
+const ENOTSUP: u32 = 95;
 
 fn fake_server(dir: &std::path::Path, answer: fn(&mut Peer, &Asked)) {
     fake(dir, move |_, mut peer| {
@@ -39,4 +44,43 @@ fn an_error_fails_the_read_only() {
     let mut frontend = connect(&daemon, 1, 16);
     assert_eq!(read(&mut frontend, 8192), Err(-libc::EIO));
     assert_eq!(read(&mut frontend, 0), Ok(vec![0; BLOCK]));
+}
+
+#[test]
+fn only_write_zeroes_can_be_unsupported() {
+    let dir = directory(512);
+    fake_server(dir.path(), |peer, asked| peer.fail(asked, ENOTSUP));
+    let daemon = start(dir, ",discard=unmap", &[]);
+    let mut frontend = connect(&daemon, 1, 16);
+    let (offset, len) = (8192, BLOCK as u64);
+    let data = vec![1; BLOCK];
+    for (op, expected) in [
+        (Op::Read { offset, len: BLOCK }, -libc::EIO),
+        (Op::Write { offset, data }, -libc::EIO),
+        (Op::Flush, -libc::EIO),
+        (Op::Discard { offset, len }, 0),
+    ] {
+        assert_eq!(frontend.queue(0).run(&op).ret, expected, "{op:?}");
+    }
+    let told = daemon.output();
+    assert!(!told.contains("UNSUPP"), "{told}");
+    let unmap = true;
+    let zeroes = Op::WriteZeroes { offset, len, unmap };
+    assert_eq!(frontend.queue(0).run(&zeroes).ret, -libc::ENOTSUP);
+    let told = daemon.output();
+    assert!(
+        told.contains("the guest is told that the disk cannot do this (UNSUPP)"),
+        "{told}"
+    );
+}
+
+#[test]
+fn zeroes_are_written_if_the_server_cannot_make_them() {
+    let dir = directory(512);
+    fake_server(dir.path(), |peer, asked| match asked.kind {
+        WRITE_ZEROES => peer.fail(asked, ENOTSUP),
+        _ => peer.succeed(asked),
+    });
+    let daemon = start(dir, ",detect-zeroes=on", &[]);
+    assert_eq!(write(&mut connect(&daemon, 1, 16), 8192, 0), 0);
 }

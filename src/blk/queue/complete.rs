@@ -11,6 +11,7 @@ use probe::probe_lazy;
 use super::ownership::Slot;
 use super::ring::Ring;
 use super::{BlkQueue, State, late_flush};
+use crate::blk::error_policy::is_unsupported;
 use crate::blk::latency::Operation;
 use crate::blk::request::Status;
 use crate::blk::stats::QueueStats;
@@ -162,7 +163,7 @@ impl Ring {
                 self.latencies.answered(operation, slot.taken);
                 (Status::Ok, slot.bytes, slot.written)
             }
-            Err(error) => (failure(error, stats, operation), 0, 0),
+            Err(error) => (failure(request.op, error, stats, operation), 0, 0),
         };
         count(stats, operation, bytes);
         // A read that failed may have written as well.
@@ -215,7 +216,7 @@ fn count(stats: &QueueStats, operation: Option<Operation>, bytes: u64) {
 
 /// Counts a request that failed, and returns its status.
 #[cold]
-fn failure(error: &io::Error, stats: &QueueStats, operation: Option<Operation>) -> Status {
+fn failure(op: IoOp, error: &io::Error, stats: &QueueStats, operation: Option<Operation>) -> Status {
     match operation {
         Some(Operation::Read) => stats.read_errors.add(1),
         Some(Operation::Write) => stats.write_errors.add(1),
@@ -223,8 +224,8 @@ fn failure(error: &io::Error, stats: &QueueStats, operation: Option<Operation>) 
         Some(Operation::Unmap) => stats.unmap_errors.add(1),
         None => {}
     }
-    match error.kind() {
-        io::ErrorKind::Unsupported => Status::Unsupp,
-        _ => Status::IoErr,
+    match is_unsupported(op, error) {
+        true => Status::Unsupp,
+        false => Status::IoErr,
     }
 }

@@ -22,7 +22,8 @@ impl BlkQueue {
             return self.give_up(request);
         }
         let verdict = self.verdict(&request, error);
-        self.device.failures.failed(&self.place(&request), verdict, error);
+        let failures = &self.device.failures;
+        failures.failed(&self.place(&request), request.op, verdict, error);
         match verdict {
             Verdict::Report => self.answer(request),
             Verdict::Ignore => self.ignore(request),
@@ -83,7 +84,7 @@ impl BlkQueue {
         if let Err(error) = &request.result {
             self.device
                 .failures
-                .failed(&self.place(&request), Verdict::Report, error);
+                .failed(&self.place(&request), request.op, Verdict::Report, error);
         }
         self.answer(request);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use super::disk::NbdDisk;
 use super::slab::Slab;
@@ -45,6 +46,18 @@ pub(super) struct Work {
     pub(super) received: u32,
     /// The server has reported an error.
     pub(super) error: Option<i32>,
+}
+
+impl Work {
+    /// Returns the write that does what the server cannot do without data: the guest has asked for a write.
+    fn zeroes_to_write(&self, op: IoOp) -> Option<Command> {
+        match (self.command, op, self.error) {
+            (Command::WriteZeroes { fua, .. }, IoOp::ZeroedWrite { .. }, Some(libc::EOPNOTSUPP)) => {
+                Some(Command::Write { fua })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// All requests and commands of a connection.
@@ -91,14 +104,14 @@ impl Commands {
         let fua = durable && export.has_fua();
         match op {
             IoOp::Read | IoOp::Salvage => {
-                self.transfer(owner, Command::Read { whole: false }, offset, len, disk)
+                self.transfer(owner, Command::Read { whole: false }, offset, 0..len, disk)
             }
             IoOp::ZeroedWrite { unmap, .. } if export.writes_zeroes() => {
                 let no_hole = !unmap || !disk.options().remote.unmap;
                 self.range(owner, Command::WriteZeroes { fua, no_hole }, offset, len as u64);
             }
             IoOp::Write { .. } | IoOp::ZeroedWrite { .. } => {
-                self.transfer(owner, Command::Write { fua }, offset, len, disk);
+                self.transfer(owner, Command::Write { fua }, offset, 0..len, disk);
             }
             IoOp::Flush | IoOp::FlushAtRest | IoOp::Leave | IoOp::Settle => self.flush(owner, disk),
             IoOp::Discard if export.trims() && disk.options().remote.unmap => {
@@ -131,12 +144,12 @@ impl Commands {
         }
     }
 
-    /// Queues the commands of a read or write, none of which is longer than the server takes.
-    fn transfer(&mut self, owner: u64, command: Command, offset: u64, len: usize, disk: &NbdDisk) {
+    /// Queues the commands for a part of a read or write at `offset`, none of which is longer than the server takes.
+    fn transfer(&mut self, owner: u64, command: Command, offset: u64, part: Range<usize>, disk: &NbdDisk) {
         let (max, df) = (disk.export().max_block, disk.export().has_df());
-        let mut at = 0;
-        while at < len {
-            let piece = u32::try_from(len - at).map_or(max, |rest| rest.min(max));
+        let mut at = part.start;
+        while at < part.end {
+            let piece = u32::try_from(part.end - at).map_or(max, |rest| rest.min(max));
             let command = match command {
                 Command::Read { .. } => Command::Read {
                     whole: df && piece <= WHOLE_MAX,
@@ -210,7 +223,15 @@ impl Commands {
         };
         if let Some(active) = self.active.get_mut(work.owner) {
             active.left -= 1;
-            active.error = active.error.or(work.error);
+            match work.zeroes_to_write(active.request.op) {
+                Some(command) => {
+                    let (offset, done) = (active.request.offset, work.offset - active.request.offset);
+                    #[allow(clippy::cast_possible_truncation, reason = "the range lies in memory")]
+                    let at = done as usize;
+                    self.transfer(work.owner, command, offset, at..at + work.len as usize, disk);
+                }
+                None => active.error = active.error.or(work.error),
+            }
         }
         self.settle(work.owner, disk);
     }
@@ -297,8 +318,12 @@ impl Commands {
 
     /// The server has answered a command with an error.
     pub(super) fn report(&mut self, number: u64, error: u32) {
+        let error = error_of(error);
         if let Some(work) = self.works.get_mut(number) {
-            work.error.get_or_insert(error_of(error));
+            // A discard may be without an effect.
+            if !(work.command == Command::Trim && error == libc::EOPNOTSUPP) {
+                work.error.get_or_insert(error);
+            }
         }
     }
 }
