@@ -6,6 +6,7 @@
 //! module opens no sockets and knows no guests.
 
 mod address;
+mod coverage;
 mod export;
 mod handshake;
 mod handshake_error;
@@ -17,6 +18,7 @@ mod request;
 mod wire;
 
 pub use address::{EXPORT_MAX, SOCKET_PATH_MAX, Server, UriError, parse_uri, uri_of_old_form};
+pub(crate) use coverage::Coverage;
 pub use export::{Export, Replies};
 pub use handshake::{Greeting, choose_export, greet, negotiate, start_tls};
 pub use handshake_error::HandshakeError;

@@ -89,6 +89,10 @@ pub enum ProtocolError {
     NotARead,
     #[error("the server sent less or more data than the read asked for")]
     Amount,
+    #[error("the server sent a part of a read twice")]
+    Overlap,
+    #[error("the server sent a read in too many separate parts")]
+    Parts,
 }
 
 /// Decodes the header at the start of `bytes`. `find` returns what is expected in answer to a request, or `None` if

@@ -20,6 +20,30 @@ fn fake_server(dir: &std::path::Path, answer: fn(&mut Peer, &Asked)) {
 }
 
 #[test]
+fn overlapping_parts_of_a_read_are_refused() {
+    let answers: [fn(&mut Peer, &Asked); 2] = [
+        |peer, asked| {
+            peer.data(asked, 0, &[7; BLOCK / 2], false);
+            peer.data(asked, 0, &[7; BLOCK / 2], true);
+        },
+        |peer, asked| {
+            peer.data(asked, 1024, &[7; 2048], false);
+            peer.data(asked, 0, &[7; 1025], false);
+            peer.data(asked, 3073, &[7; 1023], true);
+        },
+    ];
+    for answer in answers {
+        let dir = directory(512);
+        fake_server(dir.path(), answer);
+        let daemon = start(dir, "", &[]);
+        let mut frontend = connect(&daemon, 1, 16);
+        assert!(read(&mut frontend, 8192).is_err());
+        let told = daemon.output();
+        assert!(told.contains("sent a part of a read twice"), "{told}");
+    }
+}
+
+#[test]
 fn parts_of_a_read_come_in_any_order() {
     let dir = directory(512);
     fake_server(dir.path(), |peer, asked| {

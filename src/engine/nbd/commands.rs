@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::disk::NbdDisk;
 use super::slab::Slab;
 use crate::io::{IoOp, IoRequest, Requests};
-use crate::nbd::{Command, Expected, error_of};
+use crate::nbd::{Command, Coverage, Expected, error_of};
 
 /// The largest range of a discard or of zeroes in one command. Longer ones would keep others waiting.
 const RANGE_MAX: u32 = 1 << 30;
@@ -42,8 +42,8 @@ pub(super) struct Work {
     pub(super) at: usize,
     /// All of it was sent.
     pub(super) sent: bool,
-    /// Bytes of a read that have come.
-    pub(super) received: u32,
+    /// The parts of a read that have come.
+    pub(super) received: Coverage,
     /// The server has reported an error.
     pub(super) error: Option<i32>,
 }
@@ -182,7 +182,7 @@ impl Commands {
             len,
             at,
             sent: false,
-            received: 0,
+            received: Coverage::default(),
             error: None,
         });
         self.to_send.push_back(number);
@@ -273,7 +273,7 @@ impl Commands {
         let numbers: Vec<u64> = self.works.iter().map(|(number, _)| number).collect();
         for number in numbers {
             if let Some(work) = self.works.get_mut(number) {
-                (work.sent, work.received, work.error) = (false, 0, None);
+                (work.sent, work.received, work.error) = (false, Coverage::default(), None);
             }
             self.to_send.push_back(number);
         }

@@ -245,10 +245,7 @@ impl Incoming {
 /// Counts data of a read. Returns its place in the memory of the request.
 fn count(commands: &mut Commands, number: u64, at: u32, len: u32) -> Result<usize, ProtocolError> {
     let work = commands.work_mut(number).ok_or(ProtocolError::Cookie)?;
-    let received = work.received.checked_add(len);
-    work.received = received
-        .filter(|received| *received <= work.len)
-        .ok_or(ProtocolError::Amount)?;
+    work.received.add(at, len)?;
     Ok(work.at + at as usize)
 }
 
@@ -261,7 +258,7 @@ fn end_part(number: u64, last: bool, commands: &mut Commands, disk: &NbdDisk) ->
     let is_read = commands
         .expected(number)
         .is_some_and(|expected| expected.read.is_some());
-    if is_read && work.error.is_none() && work.received != work.len {
+    if is_read && work.error.is_none() && work.received.bytes() != work.len {
         return Err(ProtocolError::Amount.into());
     }
     commands.finish(number, disk);

@@ -11,7 +11,8 @@ use rustix::net::SendFlags;
 use super::lost::Lost;
 use crate::interrupt;
 use crate::nbd::{
-    Command, Connected, Decoded, Event, Expected, HEADER_LEN_MAX, ProtocolError, Request, decode, error_of,
+    Command, Connected, Coverage, Decoded, Event, Expected, HEADER_LEN_MAX, ProtocolError, Request, decode,
+    error_of,
 };
 
 /// The time after which a wait looks whether the process has to end.
@@ -63,7 +64,7 @@ pub(super) fn read(connected: &Connected, offset: u64, len: u32, end: Instant) -
     };
     let used = request.encode(export.replies, &mut header);
     send(&connected.socket, &header[..used], end)?;
-    let (mut data, mut received, mut failed) = (vec![0; len as usize], 0_u32, None);
+    let (mut data, mut received, mut failed) = (vec![0; len as usize], Coverage::default(), None);
     let expected = Expected {
         read: Some((offset, len)),
     };
@@ -78,14 +79,14 @@ pub(super) fn read(connected: &Connected, offset: u64, len: u32, end: Instant) -
         };
         let last = match event {
             Event::Data { at, len, last, .. } => {
+                received.add(at, len)?;
                 let payload = answer.payload(used, len)?;
                 data[at as usize..][..len as usize].copy_from_slice(payload);
-                received = received.saturating_add(len);
                 last
             }
-            Event::Hole { len, last, .. } => {
+            Event::Hole { at, len, last, .. } => {
                 answer.payload(used, 0)?;
-                received = received.saturating_add(len);
+                received.add(at, len)?;
                 last
             }
             Event::Error {
@@ -101,7 +102,7 @@ pub(super) fn read(connected: &Connected, offset: u64, len: u32, end: Instant) -
             let error = io::Error::from_raw_os_error(error_of(error));
             return Err(Unread::Refused(error));
         }
-        if received > len || (last && received < len) {
+        if last && received.bytes() < len {
             return Err(ProtocolError::Amount.into());
         }
         if last {
