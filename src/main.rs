@@ -41,6 +41,18 @@ fn serve() -> u8 {
 }
 
 fn fail(text: &str, status: u8) -> u8 {
-    log_format::print(tracing::Level::ERROR, text);
+    log_format::print(tracing::Level::ERROR, &in_one_line(text));
     status
+}
+
+/// Escapes line feeds and other control characters, which names in an error may have.
+fn in_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() {
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
+        }
+    }
+    line
 }

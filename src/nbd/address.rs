@@ -37,7 +37,7 @@ impl fmt::Display for Server {
 #[error("{uri}: {why}")]
 pub struct UriError {
     uri: String,
-    why: &'static str,
+    why: String,
 }
 
 /// Returns the server and the export that a URI names, or `None` if the text is not a URI of an NBD server.
@@ -50,11 +50,19 @@ pub fn parse_uri(text: &str) -> Option<Result<(Server, String), UriError>> {
         "nbd" => inet(rest),
         "nbd+unix" => unix(rest),
         "nbds" | "nbds+unix" => Err("TLS needs --blockdev driver=nbd with tls-creds=ID"),
+        _ if scheme.starts_with("nbd+") || scheme.starts_with("nbds+") => {
+            return Some(Err(UriError {
+                uri: text.to_owned(),
+                why: format!(
+                    "{scheme} is unknown: use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+                ),
+            }));
+        }
         _ => return None,
     };
     Some(parsed.map_err(|why| UriError {
         uri: text.to_owned(),
-        why,
+        why: why.to_owned(),
     }))
 }
 

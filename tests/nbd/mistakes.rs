@@ -58,6 +58,12 @@ fn options_that_do_not_fit_are_refused() {
             "TLS needs --blockdev driver=nbd with tls-creds",
         ),
         ("nbd+unix:///x", &[], "a path is missing"),
+        (
+            "nbd+tcp://host/x",
+            &[],
+            "nbd+tcp is unknown: use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH",
+        ),
+        ("nbd+vsock://2/x", &[], "nbd+vsock is unknown"),
         ("nbd://host:99999/", &[], "port"),
         (URI, &["--aio=threads"], "no engine"),
         (URI, &["--direct"], "--direct"),
@@ -158,6 +164,8 @@ fn refusals_of_real_servers_are_named() {
     let _server = qemu_nbd(dir.path(), &["-r"]);
     let told = short("nbd+unix:///other?socket=nbd.sock", &[], dir.path());
     assert!(told.contains("the server has no export 'other'"), "{told}");
+    let told = short("nbd+unix:///two%0Alines?socket=nbd.sock", &[], dir.path());
+    assert!(told.contains(r"the server has no export 'two\nlines'"), "{told}");
     let told = short(URI, &[], dir.path());
     assert!(told.contains("export 'disk' is read-only there"), "{told}");
 }

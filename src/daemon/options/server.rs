@@ -108,6 +108,7 @@ impl NbdServer {
                 Ok(Server::Inet(host.clone(), port))
             }
             (AddressType::Inet, None, Some(_), None) => Err(ValueError::Missing("server.port".to_owned())),
+            (AddressType::Inet, None, None, _) => Err(ValueError::Missing("server.host".to_owned())),
             (AddressType::Unix, ..) => Err(wrong("path", "the path of a socket, without a host and a port")),
             (AddressType::Inet, ..) => Err(wrong("host", "given together with a port, without a path")),
             _ => Err(wrong("type", "'unix' or 'inet'")),
@@ -150,7 +151,8 @@ mod tests {
         };
         let told = |server: &NbdServer| server.address().expect_err("refused").to_string();
         assert_eq!(told(&inet(Some("h"), None)), "Parameter 'server.port' is missing");
-        assert!(told(&inet(None, Some("1"))).contains("server.host"));
+        assert_eq!(told(&inet(None, Some("1"))), "Parameter 'server.host' is missing");
+        assert_eq!(told(&inet(None, None)), "Parameter 'server.host' is missing");
         assert!(told(&inet(Some("h"), Some("0"))).contains("1 to 65535"));
         assert!(told(&unix(SOCKET_PATH_MAX + 1)).contains("at most 107 bytes"));
         assert!(unix(SOCKET_PATH_MAX).address().is_ok());
