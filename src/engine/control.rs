@@ -97,8 +97,17 @@ impl NodeControl {
         self.pending.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits until all operations have ended. Any thread but an IOThread. Call it before the channel is dropped.
+    /// Waits until all operations have ended. Any thread but an IOThread. Call it before the channel is dropped. A server
+    /// that does not answer is not waited for.
     pub fn wait_until_idle(&self) {
+        let hurry = |channel: &Rc<ControlChannel>| {
+            let _scope = DeferScope::enter();
+            channel.0.borrow().give_up_soon();
+        };
+        if self.is_busy() {
+            // Fails if the IOThread has ended, and its operations with it.
+            let _ = self.channel.post(hurry);
+        }
         // Looks again and again, because only the end of a disk waits, and hardly ever.
         while self.is_busy() {
             thread::sleep(Duration::from_millis(1));

@@ -163,6 +163,25 @@ fn a_silent_server_does_not_keep_the_daemon() {
 }
 
 #[test]
+fn a_size_that_nobody_tells_is_no_request_left_behind() {
+    if !has("qemu-nbd") {
+        return;
+    }
+    let dir = directory(MIB);
+    let server = qemu_nbd(dir.path(), &[]);
+    let mut daemon = start(dir, "", &[]);
+    server.signal(libc::SIGSTOP);
+    // The second one is a question for later.
+    for _ in 0..2 {
+        daemon.signal(libc::SIGHUP);
+        daemon.statistics();
+    }
+    let exit = daemon.terminate();
+    server.signal(libc::SIGCONT);
+    assert!(exit.status.success(), "{}", exit.output);
+}
+
+#[test]
 fn a_silent_server_does_not_keep_a_ring() {
     if !has("qemu-nbd") {
         return;

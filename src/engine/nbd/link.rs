@@ -142,6 +142,8 @@ impl Link {
         if state.commands.mark_stopping(channel) {
             self.stop.arm_in(STOP_TIME);
         }
+        let mut later = std::mem::take(&mut state.size_later);
+        state.sizing.append(&mut later);
         Self::give_size(state, Err("the disk has to stop"));
     }
 
@@ -304,7 +306,13 @@ impl RemoteLink for Link {
     }
 
     fn give_up_soon(&self, channel: u64) {
-        self.hurry(&mut self.state.borrow_mut(), channel);
+        let mut state = self.state.borrow_mut();
+        self.hurry(&mut state, channel);
+        let is_over = !state.commands.done.is_empty();
+        drop(state);
+        if is_over {
+            self.complete();
+        }
     }
 }
 
