@@ -16,6 +16,7 @@ mod python;
 mod reopen;
 mod replay;
 mod schema;
+mod secrets;
 mod server;
 mod set_active;
 mod slow;

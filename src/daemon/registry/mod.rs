@@ -20,6 +20,7 @@ mod objects;
 mod park_error;
 mod predecessor;
 mod reopen;
+mod secret_file;
 mod serving;
 mod set_active;
 mod snapshot;
@@ -45,6 +46,7 @@ use nodes::Nodes;
 use objects::Objects;
 pub(super) use objects::tls_creds;
 pub use objects::{IoThreadObject, Object};
+use secret_file::SecretSource;
 pub use serving::RemoveMode;
 use sockets::Sockets;
 pub(super) use succession::ParkedRegistry;
@@ -165,7 +167,11 @@ impl Registry {
     /// The options are wrong, the id is taken, or an IOThread cannot be started.
     pub fn object_add(&mut self, options: ObjectOptions) -> Result<(), OperationError> {
         let id = options.id.clone();
-        let Object::IoThread(iothread) = self.objects.add(options)?.clone() else {
+        let secrets = match self.running {
+            None => SecretSource::Any,
+            Some(_) => SecretSource::RegularFile,
+        };
+        let Object::IoThread(iothread) = self.objects.add(options, secrets)?.clone() else {
             return Ok(());
         };
         let started = match &self.running {

@@ -10,6 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::error::{OperationError, refuse, require, within};
 use super::iothread_property::{IoThreadProperty, MOST_THREADS};
+use super::secret_file::{SecretSource, read_secret};
 use crate::affinity::pin_thread;
 use crate::aio::IoThreadConfig;
 use crate::daemon::options::{
@@ -213,7 +214,11 @@ impl Objects {
     }
 
     /// Makes an object. An IOThread is not started yet.
-    pub(super) fn add(&mut self, options: ObjectOptions) -> Result<&Object, OperationError> {
+    pub(super) fn add(
+        &mut self,
+        options: ObjectOptions,
+        secrets: SecretSource,
+    ) -> Result<&Object, OperationError> {
         let id = options.id.clone();
         if !is_well_formed(&id) {
             return Err(OperationError::BadId { id });
@@ -229,7 +234,7 @@ impl Objects {
                 refuse_tls(&options)?;
                 Object::Throttle(Group::new(&id, options.limits.unwrap_or_default())?)
             }
-            ObjectType::Secret => Object::Secret(secret(&options)?),
+            ObjectType::Secret => Object::Secret(secret(&options, secrets)?),
             ObjectType::TlsCredsX509 => Object::TlsCreds(tls_creds(&options)?),
         };
         Ok(self.0.entry(id).or_insert(object))
@@ -258,7 +263,7 @@ fn iothread_options(options: ObjectOptions) -> Result<IoThreadOptions, Operation
     })
 }
 
-fn secret(options: &ObjectOptions) -> Result<SecretOptions, OperationError> {
+fn secret(options: &ObjectOptions, from: SecretSource) -> Result<SecretOptions, OperationError> {
     refuse_iothread(options)?;
     refuse_tls(options)?;
     refuse(&[("limits", options.limits.is_some())])?;
@@ -270,7 +275,7 @@ fn secret(options: &ObjectOptions) -> Result<SecretOptions, OperationError> {
     let id = || options.id.clone();
     let text = match (&options.data, &options.file) {
         (Some(data), _) => data.clone().into_bytes(),
-        (None, file) => fs::read(file.as_deref().unwrap_or("".as_ref()))
+        (None, file) => read_secret(file.as_deref().unwrap_or("".as_ref()), from)
             .map_err(|source| OperationError::Secret { id: id(), source })?,
     };
     Ok(SecretOptions(match options.format.unwrap_or_default() {

@@ -16,6 +16,7 @@ use super::exports::plan;
 use super::nodes::ParkedNode;
 use super::objects::{Object, Objects};
 use super::park_error::ParkError;
+use super::secret_file::SecretSource;
 use super::sockets::Socket;
 use crate::daemon::options::{
     Address, AddressType, Driver, ExportOptions, ObjectOptions, ObjectType, SecretFormat,
@@ -192,7 +193,7 @@ impl Registry {
         for operation in operations {
             match operation {
                 Operation::Object(options) if options.qom_type == ObjectType::Secret => {
-                    objects.add((**options).clone())?;
+                    objects.add((**options).clone(), SecretSource::Any)?;
                 }
                 Operation::Blockdev(options) => {
                     let mut all = options.all().filter(|options| options.driver == Driver::Rbd);
