@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use crate::daemon::options::Origin;
-use crate::strict_json::Strict;
+use crate::qmp::parse_object;
 
-/// Reads a list of keys and values, or a JSON object. `implied` is the key of a first value that is given without a
+/// Reads a list of keys and values, or a JSON object as over QMP. `implied` is the key of a first value that is given without a
 /// key.
 ///
 /// As in QEMU, a comma in a value is doubled, dots in keys make nested objects, and numeric keys make lists.
@@ -23,8 +23,8 @@ pub(super) fn parse_with_words(
     words: &[(&str, (&str, &str))],
 ) -> Result<(Value, Origin), String> {
     if text.starts_with('{') {
-        let Strict(value) = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
-        return Ok((value, Origin::Json));
+        let object = parse_object(text).map_err(|error| format!("no JSON: {error}"))?;
+        return Ok((object.into(), Origin::Json));
     }
     let mut map = Map::new();
     for (position, part) in split(text).into_iter().enumerate() {
@@ -141,6 +141,21 @@ mod tests {
             (value, origin),
             (json!({"driver": "file", "read-only": true}), Origin::Json)
         );
+    }
+
+    #[test]
+    fn json_may_have_single_quotes() {
+        let (value, origin) = parse("{'driver': 'null-co', 'node-name': 'it\\'s \"n\"' } ", "x").unwrap();
+        assert_eq!(value, json!({"driver": "null-co", "node-name": "it's \"n\""}));
+        assert_eq!(origin, Origin::Json);
+        for (bad, reason) in [
+            ("{'a': 1", "the end is missing"),
+            ("{'a': 1} {}", "text after the end"),
+            ("{'a': 1, 'a': 2}", "duplicate key"),
+        ] {
+            let error = parse(bad, "x").unwrap_err();
+            assert!(error.contains(reason), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -27,5 +27,6 @@ pub use builtin::typed;
 pub use command::{Command, Run, RunLater, Scope};
 pub use error::{ErrorClass, Outcome, QmpError};
 pub use fdsets::FdSets;
+pub use json::parse_object;
 pub use mailbox::{Events, Reply};
 pub use monitor::Monitor;

@@ -179,6 +179,22 @@ fn is_reset(byte: u8) -> bool {
     byte >= 0xfe || (byte < 0x20 && byte != b'\t')
 }
 
+/// Parses a text that is one JSON object, with the rules of messages. Strings may have single quotes.
+///
+/// # Errors
+/// The text is no object, or has more after the object than spaces.
+pub fn parse_object(text: &str) -> Result<Map<String, Value>, String> {
+    let mut framer = Framer::default();
+    let mut bytes = text.bytes();
+    let object = bytes.find_map(|byte| framer.push(byte));
+    let object = object.ok_or("the end is missing")?;
+    let object = object.map_err(|error| error.to_string())?;
+    match bytes.all(|byte| byte.is_ascii_whitespace()) {
+        true => Ok(object),
+        false => Err("text after the end of the object".to_owned()),
+    }
+}
+
 /// Writes a value on one line, spaced like QEMU's output, because scripts search for texts such as `"return": {}`.
 pub(super) fn to_line(value: &Value) -> Vec<u8> {
     let mut line = Vec::new();
