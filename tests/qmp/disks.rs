@@ -92,6 +92,30 @@ fn requests_for_missing_blocks_are_counted_as_invalid() {
 }
 
 #[test]
+fn operations_are_counted_if_they_succeed() {
+    let (_daemon, mut client, mut frontend) = start(&["--inject", "write:eio,count=2"]);
+    let write = |offset| Op::Write {
+        offset,
+        data: vec![1; LEN],
+    };
+    let failed = (0..5).filter(|_| frontend.queue(0).run(&write(0)).ret != 0);
+    assert_eq!(failed.count(), 2);
+    let stats = client.run("query-blockstats", &json!({}))[0]["stats"].take();
+    let of = |name: &str| stats[name].clone();
+    assert_eq!(
+        [of("wr_operations"), of("failed_wr_operations"), of("wr_bytes")],
+        [json!(3), json!(2), json!(3 * LEN)]
+    );
+    // Neither failed nor invalid requests have latencies here.
+    assert_eq!(
+        [of("account_failed"), of("account_invalid")],
+        [json!(false), json!(false)]
+    );
+    let bins = stats["wr_latency_histogram"]["bins"].as_array().expect("bins");
+    assert_eq!(bins.iter().filter_map(Value::as_u64).sum::<u64>(), 3);
+}
+
+#[test]
 fn failed_requests_are_reported() {
     let (_daemon, mut client, mut frontend) = start(&["--inject", "read:eio"]);
     assert_ne!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
