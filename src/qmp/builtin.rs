@@ -41,10 +41,95 @@ static CAPABILITY: Enum = Enum {
     values: &["oob"],
 };
 static COMMAND_INFO: Object = Object::new("CommandInfo", &[required("name", Type::Str)]);
-static SCHEMA_INFO: Object = Object::new(
+static SCHEMA_INFO: Object = Object::union(
     "SchemaInfo",
-    &[required("name", Type::Str), required("meta-type", Type::Str)],
+    &[
+        required("name", Type::Str),
+        required(
+            "meta-type",
+            Type::Enum(&Enum {
+                name: "SchemaMetaType",
+                values: &[
+                    "builtin",
+                    "enum",
+                    "array",
+                    "object",
+                    "alternate",
+                    "command",
+                    "event",
+                ],
+            }),
+        ),
+    ],
+    "meta-type",
+    &[
+        (
+            "builtin",
+            &Object::new("SchemaInfoBuiltin", &[required("json-type", Type::Str)]),
+        ),
+        (
+            "enum",
+            &Object::new(
+                "SchemaInfoEnum",
+                &[
+                    required("members", Type::Array(&Type::Object(&ENUM_MEMBER))),
+                    required("values", Type::Array(&Type::Str)),
+                ],
+            ),
+        ),
+        (
+            "array",
+            &Object::new("SchemaInfoArray", &[required("element-type", Type::Str)]),
+        ),
+        (
+            "object",
+            &Object::new(
+                "SchemaInfoObject",
+                &[
+                    required("members", Type::Array(&Type::Object(&OBJECT_MEMBER))),
+                    optional("tag", Type::Str),
+                    optional("variants", Type::Array(&Type::Object(&OBJECT_VARIANT))),
+                ],
+            ),
+        ),
+        (
+            "alternate",
+            &Object::new(
+                "SchemaInfoAlternate",
+                &[required("members", Type::Array(&Type::Object(&ALTERNATE_MEMBER)))],
+            ),
+        ),
+        (
+            "command",
+            &Object::new(
+                "SchemaInfoCommand",
+                &[
+                    required("arg-type", Type::Str),
+                    required("ret-type", Type::Str),
+                    optional("allow-oob", Type::Bool),
+                ],
+            ),
+        ),
+        (
+            "event",
+            &Object::new("SchemaInfoEvent", &[required("arg-type", Type::Str)]),
+        ),
+    ],
 );
+static ENUM_MEMBER: Object = Object::new("SchemaInfoEnumMember", &[required("name", Type::Str)]);
+static OBJECT_MEMBER: Object = Object::new(
+    "SchemaInfoObjectMember",
+    &[
+        required("name", Type::Str),
+        required("type", Type::Str),
+        optional("default", Type::Any),
+    ],
+);
+static OBJECT_VARIANT: Object = Object::new(
+    "SchemaInfoObjectVariant",
+    &[required("case", Type::Str), required("type", Type::Str)],
+);
+static ALTERNATE_MEMBER: Object = Object::new("SchemaInfoAlternateMember", &[required("type", Type::Str)]);
 static ADDED_FD: Object = Object::new(
     "AddfdInfo",
     &[required("fdset-id", Type::Int), required("fd", Type::Int)],

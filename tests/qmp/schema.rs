@@ -81,8 +81,62 @@ fn object(types: &BTreeMap<String, Value>, entity: &Value, all: bool, n: usize) 
     Value::Object(object)
 }
 
+/// Checks that a value is of this type. `place` is its place in the answer.
+fn check_value(types: &BTreeMap<String, Value>, name: &str, value: &Value, place: &str) {
+    let entity = &types[name];
+    let text = |of: &Value| of.as_str().expect("text").to_owned();
+    let is = match entity["meta-type"].as_str().expect("a kind") {
+        "builtin" => has_form(value, &text(&entity["json-type"])),
+        "enum" => entity["values"].as_array().expect("a list").contains(value),
+        "array" => value.as_array().is_some_and(|elements| {
+            let element = text(&entity["element-type"]);
+            let all = elements.iter().enumerate();
+            all.for_each(|(n, value)| check_value(types, &element, value, &format!("{place}[{n}]")));
+            true
+        }),
+        "object" => value.as_object().is_some_and(|object| {
+            check_members(types, entity, object, place);
+            true
+        }),
+        other => panic!("{place} is of kind {other}"),
+    };
+    assert!(is, "{place} is not {name}: {value}");
+}
+
+fn has_form(value: &Value, form: &str) -> bool {
+    match form {
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "int" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "null" => value.is_null(),
+        _ => true,
+    }
+}
+
+fn check_members(types: &BTreeMap<String, Value>, entity: &Value, object: &Map<String, Value>, place: &str) {
+    let mut members = entity["members"].as_array().expect("members").clone();
+    if let Some(tag) = entity["tag"].as_str() {
+        let mut cases = entity["variants"].as_array().expect("a list").iter();
+        let case = cases.find(|case| case["case"] == object[tag]);
+        let of = case.and_then(|case| case["type"].as_str());
+        let of = &types[of.expect("every value of the tag has a case")];
+        members.extend(of["members"].as_array().expect("members").clone());
+    }
+    for (name, value) in object {
+        let place = format!("{place}.{name}");
+        let member = members.iter().find(|member| member["name"] == *name);
+        let member = member.unwrap_or_else(|| panic!("{place} is not in the schema"));
+        check_value(types, member["type"].as_str().expect("a type"), value, &place);
+    }
+    for member in members.iter().filter(|member| member.get("default").is_none()) {
+        let name = member["name"].as_str().expect("a name");
+        assert!(object.contains_key(name), "{place}.{name} is missing");
+    }
+}
+
 /// Runs every command except those in `except`. The arguments are made from the schema alone, so their types must be
-/// right.
+/// right. Answers and events must have the members that the schema says.
 pub(crate) fn take_what_the_schema_says(client: &mut Client, except: &[&str]) {
     let entities = entities(client);
     for (name, entity) in entities
@@ -99,8 +153,18 @@ pub(crate) fn take_what_the_schema_says(client: &mut Client, except: &[&str]) {
         {
             let arguments = sample(&entities, of, all, n);
             let mut answer = client.ask(&json!({"execute": name, "arguments": arguments}));
-            while answer.get("event").is_some() {
+            while let Some(event) = answer["event"].as_str() {
+                let of = entities[event]["arg-type"].as_str().expect("a type");
+                check_value(&entities, of, answer.get("data").unwrap_or(&json!({})), event);
                 answer = client.next();
+            }
+            if let Some(value) = answer.get("return") {
+                check_value(
+                    &entities,
+                    entity["ret-type"].as_str().expect("a type"),
+                    value,
+                    name,
+                );
             }
             let desc = answer["error"]["desc"].as_str().unwrap_or_default();
             for wrong in ["Invalid", "missing", "unexpected", "does not accept"] {
