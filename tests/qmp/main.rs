@@ -10,6 +10,7 @@ mod hot;
 mod iothreads;
 mod names;
 mod nodes;
+mod paths;
 mod positions;
 mod protocol;
 mod python;

@@ -11,8 +11,8 @@ use crate::iothread::IoThreadFigures;
 use crate::qmp::{ErrorClass, Outcome, QmpError};
 use crate::throttle::Group;
 
-/// The parent of all user-created objects.
-const OBJECTS: &str = "/objects";
+/// The parent of all user-created objects, below the root.
+const OBJECTS: &str = "objects";
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Path {
@@ -32,30 +32,37 @@ pub(super) struct PropertyValue {
     value: Value,
 }
 
-fn find<'a>(registry: &'a Registry, path: &str) -> Result<&'a Object, QmpError> {
-    let id = path.strip_prefix(OBJECTS).and_then(|rest| rest.strip_prefix('/'));
-    let unknown = || QmpError::new(ErrorClass::DeviceNotFound, format!("Device '{path}' not found"));
-    id.and_then(|id| registry.object(id)).ok_or_else(unknown)
-}
-
-/// Returns the last container on a path, or `None` if the path leads elsewhere: `/` has `/objects`.
-fn container(path: &str) -> Result<Option<Container>, QmpError> {
-    match path.trim_matches('/') {
-        "" if path.is_empty() => Err(QmpError::generic("Path '' is ambiguous")),
-        "" => Ok(Some(Container::Root)),
-        "objects" => Ok(Some(Container::Objects)),
-        _ => Ok(None),
-    }
-}
-
-/// The objects that only have children.
-#[derive(Clone, Copy, Debug)]
-enum Container {
+/// The end of a path.
+#[derive(Debug)]
+enum Target<'a> {
+    /// `/`, which only has `/objects`.
     Root,
+    /// `/objects`, which has all objects.
     Objects,
+    Object(&'a Object),
 }
 
-/// The name of their type.
+/// Follows an absolute path, or a partial path: the end of the path of one object. As in QEMU, empty parts have no
+/// meaning.
+fn resolve<'a>(registry: &'a Registry, path: &str) -> Result<Target<'a>, QmpError> {
+    let ambiguous = || QmpError::generic(format!("Path '{path}' is ambiguous"));
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let object = |id: &str| registry.object(id).map(Target::Object);
+    let found = match (path.starts_with('/'), parts.as_slice()) {
+        (true, []) => Some(Target::Root),
+        (false, []) => return Err(ambiguous()),
+        (true, [OBJECTS]) => Some(Target::Objects),
+        (false, [OBJECTS]) => match object(OBJECTS) {
+            Some(_) => return Err(ambiguous()),
+            None => Some(Target::Objects),
+        },
+        (_, [OBJECTS, id]) | (false, [id]) => object(id),
+        _ => None,
+    };
+    found.ok_or_else(|| QmpError::new(ErrorClass::DeviceNotFound, format!("Device '{path}' not found")))
+}
+
+/// The type of what only has children.
 const CONTAINER: &str = "container";
 
 fn type_name(kind: ObjectType) -> &'static str {
@@ -74,18 +81,18 @@ fn info(name: &str, kind: &str) -> Value {
 pub(super) fn qom_list(registry: &Registry, Path { path }: Path) -> Outcome {
     let mut list = vec![info("type", "string")];
     let child = |id: &str, kind: &str| info(id, &format!("child<{kind}>"));
-    match container(&path)? {
-        Some(Container::Root) => {
-            list.push(child("objects", CONTAINER));
+    let object = match resolve(registry, &path)? {
+        Target::Root => {
+            list.push(child(OBJECTS, CONTAINER));
             return Ok(list.into());
         }
-        Some(Container::Objects) => {
+        Target::Objects => {
             let objects = registry.objects();
             list.extend(objects.map(|(id, object)| child(id, type_name(object.kind()))));
             return Ok(list.into());
         }
-        None => {}
-    }
+        Target::Object(object) => object,
+    };
     let kind = |name: &str, value: &Value| match (name, value) {
         ("limits", _) => "ThrottleLimits",
         (_, Value::String(_)) => "string",
@@ -93,7 +100,7 @@ pub(super) fn qom_list(registry: &Registry, Path { path }: Path) -> Outcome {
         (_, Value::Bool(_)) => "bool",
         _ => "int",
     };
-    let properties = properties(find(registry, &path)?)?;
+    let properties = properties(object)?;
     list.extend(
         properties
             .iter()
@@ -103,13 +110,11 @@ pub(super) fn qom_list(registry: &Registry, Path { path }: Path) -> Outcome {
 }
 
 pub(super) fn qom_get(registry: &Registry, Property { path, property }: Property) -> Outcome {
-    if container(&path)?.is_some() {
-        return match property.as_str() {
-            "type" => Ok(CONTAINER.into()),
-            _ => Err(unknown(CONTAINER, &property)),
-        };
-    }
-    let object = find(registry, &path)?;
+    let object = match resolve(registry, &path)? {
+        Target::Object(object) => object,
+        _ if property == "type" => return Ok(CONTAINER.into()),
+        _ => return Err(unknown(CONTAINER, &property)),
+    };
     let kind = type_name(object.kind());
     if property == "type" {
         return Ok(kind.into());
@@ -120,6 +125,10 @@ pub(super) fn qom_get(registry: &Registry, Property { path, property }: Property
 
 fn unknown(kind: &str, property: &str) -> QmpError {
     QmpError::generic(format!("Property '{kind}.{property}' not found"))
+}
+
+fn not_writable(kind: &str) -> QmpError {
+    QmpError::generic(format!("Property '{kind}.type' is not writable"))
 }
 
 /// Returns the readable properties of an object. Secrets cannot be read.
@@ -154,7 +163,12 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
         property,
         value,
     } = arguments;
-    match find(registry, &path)? {
+    let object = match resolve(registry, &path)? {
+        Target::Object(object) => object,
+        _ if property == "type" => return Err(not_writable(CONTAINER)),
+        _ => return Err(unknown(CONTAINER, &property)),
+    };
+    match object {
         Object::Throttle(group) if property == "limits" => set_limits(group, value)?,
         object => match (object, IoThreadProperty::named(&property)) {
             (Object::IoThread(iothread), Some(known)) => {
@@ -172,7 +186,7 @@ pub(super) fn qom_set(registry: &mut Registry, arguments: PropertyValue) -> Outc
 fn not_settable(object: &Object, property: &str) -> Result<QmpError, QmpError> {
     let kind = type_name(object.kind());
     Ok(match property {
-        "type" => QmpError::generic(format!("Property '{kind}.type' is not writable")),
+        "type" => not_writable(kind),
         _ if properties(object)?.contains_key(property) => {
             QmpError::generic("Property cannot be set after initialization")
         }
