@@ -1,14 +1,11 @@
 //! Notices for the managers of a disk.
 //!
-//! The disk's threads tell, and must not wait: whoever listens only takes note. Repetition is limited where a guest could
-//! cause it at will.
+//! The disk's threads tell, and must not wait: the listener only takes note. A guest may cause notices at will, so the
+//! listener also limits repetition.
 
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
-
-/// Shortest time between two notices of a failed request.
-const PAUSE: Duration = Duration::from_millis(100);
+use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Something that has happened to a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,8 +98,6 @@ pub type OnNotice = Box<dyn Fn(Notice) + Send + Sync>;
 #[derive(Default)]
 pub struct Notices {
     listener: OnceLock<OnNotice>,
-    /// When a failed request was told last.
-    failed: Mutex<Option<Instant>>,
 }
 
 impl Notices {
@@ -115,17 +110,6 @@ impl Notices {
     pub(crate) fn tell(&self, notice: impl FnOnce() -> Notice) {
         if let Some(listener) = self.listener.get() {
             listener(notice());
-        }
-    }
-
-    /// Tells that a request has failed, unless another one just has.
-    pub(crate) fn failed(&self, notice: impl FnOnce() -> Notice) {
-        let now = Instant::now();
-        let mut last = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| now.saturating_duration_since(last) >= PAUSE) {
-            *last = Some(now);
-            drop(last);
-            self.tell(notice);
         }
     }
 }

@@ -1,4 +1,8 @@
-//! The kinds of events.
+//! Events and their kinds.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
 
 use super::schema::{Enum, Object, Type, optional, required};
 
@@ -11,6 +15,28 @@ pub struct EventSpec {
     pub data: &'static Object,
     /// The members of `data` that name the object, if the event is limited to one per object and interval.
     pub limited_by: Option<&'static [&'static str]>,
+}
+
+/// An event for all clients.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    pub(super) spec: &'static EventSpec,
+    pub(super) data: Map<String, Value>,
+    /// Time since the epoch.
+    pub(super) time: Duration,
+}
+
+impl Event {
+    pub(super) fn to_message(&self) -> Value {
+        let mut message = json!({
+            "event": self.spec.name,
+            "timestamp": {"seconds": self.time.as_secs(), "microseconds": self.time.subsec_micros()},
+        });
+        if !self.data.is_empty() {
+            message["data"] = self.data.clone().into();
+        }
+        message
+    }
 }
 
 /// The process is about to end.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::mailbox::Event;
+use super::events::Event;
 
 /// Interval between two limited events of an object, as in QEMU.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -1,19 +1,20 @@
 //! The queue of events and answers for the monitor thread. Any thread may send; the order is kept.
 //!
-//! A sender never waits for a client. If the monitor thread falls far behind, events are dropped and counted. Answers
-//! are never dropped.
+//! A sender never waits for a client. Repeated events are limited here, so that they do not wake the monitor thread. If it
+//! falls far behind, events are dropped and counted. Answers are never dropped.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use rustix::event::{EventfdFlags, eventfd};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::error::{Outcome, QmpError};
-use super::events::EventSpec;
+use super::events::{Event, EventSpec};
+use super::limiter::Limiter;
 
 /// Maximum number of events that wait for the monitor thread.
 const MAX_WAITING_EVENTS: usize = 4096;
@@ -21,36 +22,12 @@ const MAX_WAITING_EVENTS: usize = 4096;
 /// An item for the monitor thread.
 #[derive(Debug)]
 pub(super) enum Item {
+    /// An event that must be sent now.
     Event(Event),
     /// The outcome of a command whose client waits for it.
-    Answer {
-        client: u64,
-        outcome: Outcome,
-    },
+    Answer { client: u64, outcome: Outcome },
     /// A request to send the remaining output, and end.
     Stop,
-}
-
-/// An event for all clients.
-#[derive(Clone, Debug)]
-pub(super) struct Event {
-    pub(super) spec: &'static EventSpec,
-    pub(super) data: Map<String, Value>,
-    /// Time since the epoch.
-    pub(super) time: Duration,
-}
-
-impl Event {
-    pub(super) fn to_message(&self) -> Value {
-        let mut message = json!({
-            "event": self.spec.name,
-            "timestamp": {"seconds": self.time.as_secs(), "microseconds": self.time.subsec_micros()},
-        });
-        if !self.data.is_empty() {
-            message["data"] = self.data.clone().into();
-        }
-        message
-    }
 }
 
 /// The monitor thread's queue.
@@ -65,6 +42,7 @@ pub(super) struct Mailbox {
 struct Queue {
     items: VecDeque<Item>,
     dropped: u64,
+    limiter: Limiter,
 }
 
 impl Mailbox {
@@ -76,22 +54,44 @@ impl Mailbox {
     }
 
     fn push(&self, item: Item) {
+        self.lock().items.push_back(item);
+        self.wake();
+    }
+
+    fn push_event(&self, event: Event, now: Instant) {
         let mut queue = self.lock();
-        match item {
-            Item::Event(_) if queue.items.len() >= MAX_WAITING_EVENTS => queue.dropped += 1,
-            item => queue.items.push_back(item),
+        // The monitor thread knows the end of the interval since the first event, and looks then.
+        let Some(event) = queue.limiter.pass(event, now) else {
+            return;
+        };
+        match queue.items.len() >= MAX_WAITING_EVENTS {
+            true => queue.dropped += 1,
+            false => queue.items.push_back(Item::Event(event)),
         }
         drop(queue);
+        self.wake();
+    }
+
+    fn wake(&self) {
         // Fails only if the counter is full, and then the eventfd is readable already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Takes all queued items. Also returns the number of events that were dropped since the last call.
-    pub(super) fn take(&self) -> (VecDeque<Item>, u64) {
+    /// Takes all queued items, and the events whose interval is over. Also returns the number of events that were dropped
+    /// since the last call.
+    pub(super) fn take(&self, now: Instant) -> (VecDeque<Item>, u64) {
         // Reset before the queue is read: a later push makes the eventfd readable again.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-        let queue = std::mem::take(&mut *self.lock());
-        (queue.items, queue.dropped)
+        let mut queue = self.lock();
+        let mut items = std::mem::take(&mut queue.items);
+        // After the first event of the interval, which may still be among the items.
+        items.extend(queue.limiter.expire(now).into_iter().map(Item::Event));
+        (items, std::mem::take(&mut queue.dropped))
+    }
+
+    /// Returns the time of the next call to [`take`](Self::take), if it is not woken before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.lock().limiter.deadline()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -119,7 +119,7 @@ impl Events {
     pub fn emit(&self, spec: &'static EventSpec, data: Map<String, Value>) {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let time = time.unwrap_or_default();
-        self.0.push(Item::Event(Event { spec, data, time }));
+        self.0.push_event(Event { spec, data, time }, Instant::now());
     }
 
     /// Ends the monitor after it has sent what was queued before this call.

@@ -18,10 +18,10 @@ use super::builtin;
 use super::client::Client;
 use super::command::{Command, Scope};
 use super::error::QmpError;
+use super::events::Event;
 use super::fdsets::FdSets;
 use super::json::to_line;
-use super::limiter::Limiter;
-use super::mailbox::{Event, Events, Item, Mailbox, Reply};
+use super::mailbox::{Events, Item, Mailbox, Reply};
 use super::session::{answer, parse};
 use crate::log_limit::LogLimit;
 
@@ -45,7 +45,6 @@ pub struct Monitor<C> {
     next: u64,
     fdsets: FdSets,
     mailbox: Arc<Mailbox>,
-    limiter: Limiter,
     /// The time until which no connection is accepted.
     pause: Option<Instant>,
     log: LogLimit,
@@ -73,7 +72,6 @@ impl<C> Monitor<C> {
             next: 0,
             fdsets: FdSets::default(),
             mailbox: Arc::new(Mailbox::new()?),
-            limiter: Limiter::default(),
             pause: None,
             log: LogLimit::new(),
         })
@@ -113,24 +111,16 @@ impl<C> Monitor<C> {
 
     /// Hands queued answers and events to the clients. Returns false if the monitor has to end.
     fn deliver(&mut self) -> bool {
-        let (items, dropped) = self.mailbox.take();
+        let (items, dropped) = self.mailbox.take(Instant::now());
         if dropped > 0 {
             tracing::warn!(
                 dropped,
                 "more events than the monitor could send: clients do not see all of them"
             );
         }
-        let now = Instant::now();
-        for event in self.limiter.expire(now) {
-            self.broadcast(&event);
-        }
         for item in items {
             match item {
-                Item::Event(event) => {
-                    if let Some(event) = self.limiter.pass(event, now) {
-                        self.broadcast(&event);
-                    }
-                }
+                Item::Event(event) => self.broadcast(&event),
                 Item::Answer { client, outcome } => {
                     // The client may have left.
                     let client = self.clients.iter_mut().find(|known| known.number == client);
@@ -246,7 +236,7 @@ impl<C> Monitor<C> {
     /// Returns the longest time to wait, or `None` if nothing is due.
     fn timeout(&mut self, now: Instant) -> Option<Timespec> {
         self.pause = self.pause.filter(|end| *end > now);
-        let due = [self.limiter.deadline(), self.pause].into_iter().flatten().min();
+        let due = [self.mailbox.deadline(), self.pause].into_iter().flatten().min();
         let wait = match self.clients.iter().any(Client::has_work) {
             true => Duration::ZERO,
             false => due?.saturating_duration_since(now),

@@ -116,6 +116,31 @@ fn operations_are_counted_if_they_succeed() {
 }
 
 #[test]
+fn each_kind_of_failure_is_reported_at_once() {
+    let (_daemon, mut client, mut frontend) = start(&["--inject", "write:eio", "--inject", "read:eio"]);
+    let data = vec![1; LEN];
+    assert_ne!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
+    assert_ne!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
+    for op in ["write", "read"] {
+        assert_eq!(event(&mut client, "BLOCK_IO_ERROR")["operation"], op);
+    }
+}
+
+#[test]
+fn the_last_failure_of_a_second_is_reported() {
+    let rules = ["--inject", "write:eio,count=5", "--inject", "write:enospc"];
+    let (_daemon, mut client, mut frontend) = start(&[&rules[..], &["--werror", "report"]].concat());
+    for _ in 0..6 {
+        let data = vec![1; LEN];
+        assert_ne!(frontend.queue(0).run(&Op::Write { offset: 0, data }).ret, 0);
+    }
+    // Nothing happens in between.
+    for no_space in [false, true] {
+        assert_eq!(event(&mut client, "BLOCK_IO_ERROR")["nospace"], no_space);
+    }
+}
+
+#[test]
 fn failed_requests_are_reported() {
     let (_daemon, mut client, mut frontend) = start(&["--inject", "read:eio"]);
     assert_ne!(frontend.queue(0).run(&Op::Read { offset: 0, len: LEN }).ret, 0);
