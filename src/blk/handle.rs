@@ -61,7 +61,7 @@ impl DiskHandle {
         route: Route,
         shards: Vec<Remote<Shard>>,
     ) -> Arc<Self> {
-        state.facts.set_engine(route.plan);
+        state.facts.set_node(route.plan, &route.view.node);
         Arc::new(Self {
             state,
             control: Arc::new(control),
@@ -363,7 +363,7 @@ impl Replacement<'_> {
                 self.turn.put_above(lock);
             }
         }
-        self.handle.state.facts.set_engine(route.plan);
+        self.handle.state.facts.set_node(route.plan, &route.view.node);
         *self.handle.route() = route;
         self.handle.state.capacity() != before
     }

@@ -27,7 +27,8 @@ struct Lists {
 pub(super) struct DiskFigures {
     id: String,
     name: String,
-    /// The engine at the start.
+    /// The image and the engine at the start.
+    image: String,
     engine: Plan,
     queues: Vec<Arc<QueueStats>>,
     facts: Arc<DiskFacts>,
@@ -38,6 +39,7 @@ impl DiskFigures {
         Self {
             id: id.to_owned(),
             name: device.state().name.clone(),
+            image: device.state().below.view().node.path().display().to_string(),
             engine: device.engine(),
             queues: device.stats().to_vec(),
             facts: Arc::clone(&device.state().facts),
@@ -52,6 +54,11 @@ impl DiskFigures {
     /// Returns the name of the disk in messages.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the name of the image that the disk uses now.
+    pub(super) fn image(&self) -> String {
+        self.facts.image().unwrap_or_else(|| self.image.clone())
     }
 
     pub(super) fn engine(&self) -> Plan {

@@ -15,7 +15,7 @@ pub(super) fn disks(families: &mut Families<'_>, disks: &Disks) -> fmt::Result {
     let info = |disk: &Arc<DiskFigures>| {
         vec![
             ("disk", disk.id().to_owned()),
-            ("image", disk.name().to_owned()),
+            ("image", disk.image()),
             ("engine", disk.engine().to_string()),
         ]
     };

@@ -121,6 +121,34 @@ fn check_requests(page: &Metrics) {
 }
 
 #[test]
+fn disks_have_the_names_of_their_images() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    std::fs::write(dir.path().join("a.img"), [0; 1 << 20]).expect("write an image");
+    let mut args = vec!["--object", "throttle-group,id=g"];
+    for node in [
+        "file,node-name=f,filename=a.img,read-only=on",
+        "null-co,node-name=n,size=1M",
+        "null-co,node-name=m,size=1M",
+        "throttle,node-name=t,throttle-group=g,file=m",
+    ] {
+        args.extend(["--blockdev", node]);
+    }
+    for export in [
+        "vhost-user-blk,id=x0,node-name=f,addr.type=unix,addr.path=x0.sock",
+        "vhost-user-blk,id=x1,node-name=n,addr.type=unix,addr.path=x1.sock",
+        "vhost-user-blk,id=x2,node-name=t,addr.type=unix,addr.path=x2.sock",
+    ] {
+        args.extend(["--export", export]);
+    }
+    let daemon = Daemon::start_with(dir, &[&UNIX[..], &args].concat());
+    let page = scrape(connect(&daemon));
+    for (disk, image) in [("x0", "a.img"), ("x1", "null"), ("x2", "null")] {
+        let labels = [("disk", disk), ("image", image)];
+        assert_eq!(page.values("vhost_user_blk_disk_info", &labels), [1.0], "{disk}");
+    }
+}
+
+#[test]
 fn throttled_and_held_requests_are_shown() {
     let dir = tempfile::tempdir().expect("make a directory");
     let options = [
