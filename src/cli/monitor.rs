@@ -53,6 +53,9 @@ enum Backend {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct MonitorOptions {
     chardev: String,
+    /// Nothing refers to it, neither here nor in QEMU.
+    #[serde(rename = "id")]
+    _id: Option<String>,
     #[serde(rename = "mode", default)]
     _mode: Mode,
     #[serde(default)]
@@ -126,7 +129,7 @@ pub(super) fn parse_monitor(text: &str) -> Result<Monitor, String> {
     Monitor::new(options?, None)
 }
 
-/// Returns the sockets of all monitors.
+/// Returns the sockets of all monitors. A character device without a monitor has no effect.
 pub(super) fn monitor_paths(chardevs: &[Chardev], monitors: &[Monitor]) -> Result<Vec<PathBuf>, String> {
     let told = |place: &Option<Place>, option: &str| match place {
         Some(place) => place.told(""),
@@ -136,11 +139,6 @@ pub(super) fn monitor_paths(chardevs: &[Chardev], monitors: &[Monitor]) -> Resul
         let (id, told) = (&chardev.id, told(&chardev.place, "--chardev"));
         if chardevs[..n].iter().any(|other| other.id == *id) {
             return Err(format!("{told}: the id '{id}' is given twice"));
-        }
-        if !monitors.iter().any(|monitor| monitor.chardev == *id) {
-            return Err(format!(
-                "{told}: '{id}' is not used: add a monitor with chardev={id}"
-            ));
         }
     }
     let path = |monitor: &Monitor| {
@@ -173,7 +171,7 @@ mod tests {
             };
             assert_eq!(parse_chardev(text), Ok(expected), "{text}");
         }
-        for text in ["m", "chardev=m", "chardev=m,mode=control,pretty=off"] {
+        for text in ["m", "chardev=m", "chardev=m,id=x,mode=control,pretty=off"] {
             let parsed = parse_monitor(text).map(|monitor| monitor.chardev);
             assert_eq!(parsed.as_deref(), Ok("m"), "{text}");
         }
@@ -218,7 +216,8 @@ mod tests {
         let both = [chardev("a"), chardev("b")];
         let paths = monitor_paths(&both, &[monitor("b"), monitor("a")]);
         assert_eq!(paths, Ok(vec!["b".into(), "a".into()]));
-        assert!(monitor_paths(&both, &[monitor("a")]).is_err());
+        // A socket without a monitor is not made.
+        assert_eq!(monitor_paths(&both, &[monitor("a")]), Ok(vec!["a".into()]));
         assert!(monitor_paths(&[], &[monitor("a")]).is_err());
         assert!(monitor_paths(&[chardev("a"), chardev("a")], &[monitor("a")]).is_err());
     }

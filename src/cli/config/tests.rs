@@ -170,13 +170,12 @@ fn a_file_of_process_wide_options_leaves_the_short_form() {
 }
 
 #[test]
-fn unused_and_missing_chardevs_are_found() {
+fn only_missing_chardevs_are_mistakes() {
     let text = "[[chardev]]\nbackend = 'socket'\nid = 'c'\npath = 'p'\nserver = true\n[[blockdev]]\ndriver = 'null-co'\n";
-    let told = with_file(text, &[])
+    with_file(text, &[])
         .expect("valid")
         .settings()
-        .expect_err("unused");
-    assert!(told.contains("vm.conf:1: chardev 'c': 'c' is not used"), "{told}");
+        .expect("an unused chardev has no effect");
     let told = with_file("[[monitor]]\nchardev = 'x'\n", &[])
         .expect("valid")
         .settings();
