@@ -28,8 +28,9 @@ pub(super) struct Mistake {
 }
 
 impl Document {
-    /// Reads a text: JSON if it begins with `{`, else TOML.
+    /// Reads a text: JSON if it begins with `{`, else TOML. A byte order mark before it means nothing.
     pub(super) fn read(text: &str) -> Result<Self, Mistake> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         match text.trim_start().starts_with('{') {
             true => from_json(text),
             false => from_toml(text),
@@ -173,6 +174,15 @@ mod tests {
         assert_eq!(root(toml), root(json));
         assert_eq!(root("hex = 0xff\nsep = 1_000"), json!({"hex": 255, "sep": 1000}));
         assert_eq!(root(""), json!({}));
+    }
+
+    #[test]
+    fn a_byte_order_mark_means_nothing() {
+        for text in ["a = 1\n", "{\"a\": 1}", " {\"a\": 1}"] {
+            let marked = format!("\u{feff}{text}");
+            let document = Document::read(&marked).expect(text);
+            assert_eq!(Value::Object(document.root), json!({"a": 1}), "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The process-wide options of a configuration file. Clap checks their values, as on a command line.
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, ValueHint};
 use serde_json::Value;
 
 use crate::cli::options::{Cli, one_line};
@@ -48,7 +48,7 @@ impl ProcessOption {
                 "'{key}' is for a single disk without a file: say it in a table of 'object', 'blockdev' or 'export'"
             ));
         }
-        let arguments = arguments(key, option.get_action(), value)?;
+        let arguments = arguments(key, option, value)?;
         let line = ["vhost-user-blk"]
             .into_iter()
             .chain(arguments.iter().map(String::as_str));
@@ -73,13 +73,15 @@ impl ProcessOption {
 }
 
 /// Writes an option as arguments of a command line.
-fn arguments(key: &str, action: &ArgAction, value: &Value) -> Result<Vec<String>, String> {
+fn arguments(key: &str, option: &Arg, value: &Value) -> Result<Vec<String>, String> {
+    let is_path = option.get_value_hint() == ValueHint::AnyPath;
     let argument = |value: &Value| match value {
         Value::String(text) => Ok(format!("--{key}={text}")),
+        _ if is_path => Err(format!("'{key}' expects a string")),
         Value::Number(number) => Ok(format!("--{key}={number}")),
         _ => Err(format!("'{key}' expects a string or a number")),
     };
-    match (action, value) {
+    match (option.get_action(), value) {
         (ArgAction::SetTrue, Value::Bool(on)) => Ok(on.then(|| format!("--{key}")).into_iter().collect()),
         (ArgAction::SetTrue, _) => Err(format!("'{key}' expects true or false")),
         (ArgAction::Append, Value::Array(list)) => list.iter().map(argument).collect(),

@@ -71,6 +71,11 @@ const MISTAKES: &[(&str, &str)] = &[
         "sandbox = true\n",
         "vm.toml:1: 'sandbox' expects a string or a number",
     ),
+    (
+        "\nsandbox-path = ['/images', 1]\n",
+        "vm.toml:2: 'sandbox-path' expects a string",
+    ),
+    ("hand-over = 1\n", "vm.toml:1: 'hand-over' expects a string"),
     ("stats = 'yes'\n", "vm.toml:1: 'stats' expects true or false"),
     (
         "blk-file = 'disk.img'\n",
