@@ -131,6 +131,16 @@ impl BlockNode {
         }
     }
 
+    /// Returns the bytes that the image takes where it is stored, if that is known without waiting.
+    pub fn allocated(&self) -> Option<u64> {
+        match self {
+            Self::File(file) => file.allocated(),
+            Self::NullCo(_) | Self::NullAio(..) => Some(0),
+            Self::Nbd(_) | Self::Rbd(_) => None,
+            Self::Qcow2(disk) => disk.allocated(),
+        }
+    }
+
     /// Calls `listener` when the size changes without being asked for, as long as the listener lives.
     pub fn watch_size(&self, listener: &Arc<SizeListener>) {
         match self {

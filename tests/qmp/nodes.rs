@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;
@@ -57,6 +58,38 @@ fn size(client: &mut Client, name: &str) -> Value {
 
 fn resize(name: &str, size: u64) -> Value {
     json!({"node-name": name, "size": size})
+}
+
+#[test]
+fn images_have_the_size_that_they_take() {
+    let (daemon, mut client) = start();
+    let sparse = fs::File::create(daemon.dir().join("sparse")).expect("make an image");
+    sparse.set_len(MIB).expect("enlarge it");
+    let null = json!({"driver": "null-co", "node-name": "null", "size": MIB});
+    add(&mut client, &null);
+    for image in ["a", "sparse"] {
+        let file = json!({"driver": "file", "node-name": image, "filename": image});
+        add(&mut client, &file);
+    }
+    let part = json!({"driver": "raw", "node-name": "part", "file": "a", "offset": 4096});
+    add(&mut client, &part);
+    let allocated = |image: &str| {
+        let meta = fs::metadata(daemon.dir().join(image)).expect("the image");
+        meta.blocks() * 512
+    };
+    for (name, expected) in [
+        ("a", allocated("a")),
+        ("sparse", allocated("sparse")),
+        ("part", allocated("a")),
+        ("null", 0),
+    ] {
+        assert_eq!(
+            node(&mut client, name)["image"]["actual-size"],
+            expected,
+            "{name}"
+        );
+    }
+    assert!(allocated("a") >= MIB && allocated("sparse") < MIB);
 }
 
 #[test]

@@ -113,6 +113,11 @@ fn info(registry: &Registry, name: &str, node: &Node, flat: bool) -> Outcome {
     let view = registry.view_of(name).map_err(QmpError::from)?;
     let limits = node.group().map(|group| group.limits()).unwrap_or_default();
     let filename = registry.filename_of(name);
+    let mut image =
+        json!({"filename": filename, "format": options.driver.name(), "virtual-size": view.size()});
+    if let Some(bytes) = view.node.allocated() {
+        image["actual-size"] = bytes.into();
+    }
     Ok(json!({
         "node-name": name,
         "drv": options.driver.name(),
@@ -125,7 +130,7 @@ fn info(registry: &Registry, name: &str, node: &Node, flat: bool) -> Outcome {
         "bps": limits.bps_total, "bps_rd": limits.bps_read, "bps_wr": limits.bps_write,
         "iops": limits.iops_total, "iops_rd": limits.iops_read, "iops_wr": limits.iops_write,
         "write_threshold": 0,
-        "image": {"filename": filename, "format": options.driver.name(), "virtual-size": view.size()},
+        "image": image,
         "cache": {"writeback": true, "direct": options.cache.is_direct(), "no-flush": options.cache.ignores_flushes()},
     }))
 }

@@ -93,6 +93,11 @@ impl Qcow2Disk {
         self.size.load(Ordering::Relaxed)
     }
 
+    /// Returns the bytes that the image and its data file take, without those of backing files.
+    pub(in crate::engine) fn allocated(&self) -> Option<u64> {
+        self.own_files().map(|file| file.allocated()).sum()
+    }
+
     /// Returns the file that has the data clusters.
     pub(in crate::engine) fn data(&self) -> &Arc<RawFile> {
         self.data_file.as_ref().unwrap_or(&self.file)

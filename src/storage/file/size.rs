@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{Advice, SeekFrom, fadvise, fstatfs, seek};
+use rustix::fs::{Advice, AtFlags, SeekFrom, StatxFlags, fadvise, fstatfs, seek, statx};
 
 use super::RawFile;
 use crate::storage::kind::Kind;
@@ -15,6 +15,14 @@ impl RawFile {
     pub fn size(&self) -> u64 {
         // Relaxed: no other data depends on this number, and the kernel checks the end of the file itself.
         self.size.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes that the file takes on its file system, as far as the kernel knows without asking a server.
+    pub fn allocated(&self) -> Option<u64> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(&self.file, c"", flags, StatxFlags::BLOCKS).ok()?;
+        let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BLOCKS);
+        known.then(|| stat.stx_blocks.saturating_mul(512))
     }
 
     /// Reads the size again, and returns it rounded down to whole logical blocks. Any thread.
