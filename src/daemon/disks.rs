@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::roster::{DiskFigures, Roster};
@@ -156,9 +156,11 @@ impl Disks {
 
     /// Starts to remove a disk, without waiting: disconnects its frontend, flushes and releases its image.
     pub fn remove(&mut self, id: &str) -> Option<Disk> {
-        let disk = self.disks.remove(id)?;
+        let mut disk = self.disks.remove(id)?;
         self.roster.remove_disk(id);
         disk.stopper.stop();
+        // The control thread removes the socket now. Another disk, or another process, may use the path then.
+        disk.path = None;
         Some(disk)
     }
 
@@ -194,10 +196,11 @@ impl Disks {
     /// machine, hundreds of disks take longer than one. A disk that has nothing in flight only needs the processor, and one
     /// whose requests complete one after the other gets on, so this waits for up to ten seconds longer.
     ///
-    /// Their images are neither flushed nor unlocked: the next process finds their data in the page cache.
-    pub fn end(&mut self, time: Duration) -> Ended {
+    /// Their images are neither flushed nor unlocked: the next process finds their data in the page cache. `leaving` are
+    /// disks that are being removed; they are waited for as well.
+    pub fn end(&mut self, leaving: Vec<Disk>, time: Duration) -> Ended {
         self.iter().for_each(|disk| disk.stopper.end());
-        let disks = std::mem::take(&mut self.disks).into_values();
+        let disks = std::mem::take(&mut self.disks).into_values().chain(leaving);
         let mut deadline = Instant::now() + time;
         let ends = |disk: &Disk| {
             if disk.wait(Duration::ZERO) {
@@ -252,6 +255,11 @@ impl Disk {
     /// Returns the disk's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Returns the control thread. No other disk ever has the same one.
+    pub(super) fn thread(&self) -> ThreadId {
+        self.control.thread().id()
     }
 
     /// Returns the name of the disk in messages.

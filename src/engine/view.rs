@@ -76,6 +76,11 @@ impl DiskView {
         self.node.size().saturating_sub(self.start).min(self.max_size)
     }
 
+    /// Returns whether this is all of the node, whatever its size is.
+    pub fn is_whole(&self) -> bool {
+        (self.start, self.max_size) == (0, u64::MAX)
+    }
+
     /// Returns the limits of a disk with this view. It may have a larger logical block size, or be read-only.
     ///
     /// # Errors
@@ -87,10 +92,10 @@ impl DiskView {
     ) -> Result<Limits, storage::Error> {
         let mut limits = *self.node.limits();
         if let Some(block) = logical_block_size {
-            let size = match (self.start, self.max_size) {
-                (0, u64::MAX) => self.node.size(),
+            let size = match self.is_whole() {
+                true => self.node.size(),
                 // The end of a part is rounded down, or checked by those who chose it.
-                _ => 0,
+                false => 0,
             };
             limits = limits.with_logical_block_size(block, size, self.node.path())?;
         }

@@ -5,7 +5,7 @@
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ impl Server {
                     tracing::error!(disk, %error, "cannot serve the connected socket");
                 }
             },
-            Socket::Listening(listener) => {
-                while let Some(stream) = self.accept(listener, device) {
+            Socket::Listening(_) | Socket::Closed => {
+                while let Some(stream) = self.accept(device) {
                     self.serve(stream, device);
                 }
             }
@@ -52,7 +52,10 @@ impl Server {
     }
 
     /// Waits for the next frontend. Returns `None` when stopped.
-    fn accept(&self, listener: &UnixListener, device: &BlkDevice) -> Option<UnixStream> {
+    fn accept(&self, device: &BlkDevice) -> Option<UnixStream> {
+        let Socket::Listening(listener) = &self.socket else {
+            return None;
+        };
         let DeviceState { name: disk, log, .. } = &**device.state();
         let (mut failing, mut told) = (false, false);
         loop {
@@ -88,7 +91,7 @@ impl Server {
         }
     }
 
-    fn serve(&self, stream: UnixStream, device: &mut BlkDevice) {
+    fn serve(&mut self, stream: UnixStream, device: &mut BlkDevice) {
         let state = Arc::clone(device.state());
         let DeviceState { name: disk, log, .. } = &*state;
         let socket = match stream.try_clone() {
@@ -114,7 +117,7 @@ impl Server {
 
     /// Serves the frontend until it leaves, and ends the session.
     pub(super) fn serve_to_end<'a>(
-        &self,
+        &mut self,
         socket: &UnixStream,
         mut requests: BackendReqHandler<Mutex<Handler<'a>>>,
         handler: Arc<Mutex<Handler<'a>>>,
@@ -126,12 +129,22 @@ impl Server {
         let hint = files_hint(reason.is_some() && out_of_files());
         if self.stop.is_end() {
             lock(&handler).session.device().end();
+        } else if self.stop.is_stop() {
+            // Requests in flight may take long, and another disk may be served at this path meanwhile.
+            self.close();
         }
         // Before the connection is closed: a frontend that sees it end regards the used rings as final.
         lock(&handler).session.finish();
         drop(requests);
         drop(handler);
         log_end(state, reason.as_ref(), hint);
+    }
+
+    /// Accepts no frontend any more, and removes the socket's file.
+    fn close(&mut self) {
+        // The file goes first: see the field.
+        self.path = None;
+        self.socket = Socket::Closed;
     }
 
     /// Handles messages until the frontend leaves or the server is stopped.
@@ -144,7 +157,7 @@ impl Server {
     ) -> Result<(), ConnectionError> {
         let listener = match &self.socket {
             Socket::Listening(listener) => Some(listener.as_fd()),
-            Socket::Connected(_) => None,
+            Socket::Connected(_) | Socket::Closed => None,
         };
         let mut inbox = Inbox::new(socket.as_fd(), &self.stop, listener)?;
         loop {

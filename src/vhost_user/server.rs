@@ -21,6 +21,8 @@ pub(super) enum Socket {
     Listening(UnixListener),
     /// A connection to a single frontend.
     Connected(UnixStream),
+    /// The disk is being removed.
+    Closed,
 }
 
 /// A socket that frontends connect to.
@@ -28,7 +30,7 @@ pub(super) enum Socket {
 pub struct Server {
     /// Dropped before the socket is closed: other daemons do not replace a socket while it listens, so the removed file
     /// is our own.
-    path: Option<SocketFile>,
+    pub(super) path: Option<SocketFile>,
     pub(super) socket: Socket,
     /// The path or the number of the file descriptor, for log lines.
     name: String,
@@ -89,6 +91,7 @@ impl Server {
         match &self.socket {
             Socket::Listening(listener) => listener.as_fd().try_clone_to_owned(),
             Socket::Connected(stream) => stream.as_fd().try_clone_to_owned(),
+            Socket::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 

@@ -80,7 +80,7 @@ impl Stopper {
 
     /// Makes the server stop accepting connections, and end the current one once its rings have drained. Any thread.
     pub fn stop(&self) {
-        // Release: pairs with the Acquire in `take_park`; whoever resets the event afterwards sets it again.
+        // Release: pairs with the Acquire in `take_park` and `is_stop`; whoever resets the event afterwards sets it again.
         self.0.stops.store(true, Ordering::Release);
         self.signal();
     }
@@ -128,6 +128,11 @@ impl Stopper {
     fn lock(&self) -> MutexGuard<'_, Option<Park>> {
         // Consistent even after a panic: each change is one assignment.
         self.0.park.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether the server was stopped.
+    pub(super) fn is_stop(&self) -> bool {
+        self.0.stops.load(Ordering::Acquire)
     }
 
     /// Returns whether the server was stopped because the process is going to end.

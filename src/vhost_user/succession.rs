@@ -67,7 +67,7 @@ impl Park {
 
 impl Server {
     /// Goes on with the session of a predecessor until the frontend leaves. Returns false if the take-over failed.
-    pub(super) fn serve_inherited(&self, inheritance: Inheritance, device: &mut BlkDevice) -> bool {
+    pub(super) fn serve_inherited(&mut self, inheritance: Inheritance, device: &mut BlkDevice) -> bool {
         let (disk, bundle) = match inheritance.legacy.recv() {
             Ok(Legacy::Parked(disk, bundle)) => (disk, bundle),
             Ok(Legacy::Nothing) => {
@@ -90,7 +90,7 @@ impl Server {
     }
 
     fn go_on(
-        &self,
+        &mut self,
         disk: ParkedDisk,
         mut bundle: Bundle,
         device: &mut BlkDevice,

@@ -277,7 +277,7 @@ fn the_end_reports_disks_that_are_busy() {
     queue.kick();
     let reads = || disks.get("busy").map(|disk| disk.report().total.kicks);
     testkit::process::wait_for("the request to be taken", || reads().filter(|kicks| *kicks > 0));
-    let ended = disks.end(Duration::from_millis(100));
+    let ended = disks.end(Vec::new(), Duration::from_millis(100));
     let names = |disks: &[Disk]| {
         disks
             .iter()

@@ -8,6 +8,7 @@ mod events;
 mod floods;
 mod hot;
 mod iothreads;
+mod leaving;
 mod names;
 mod nodes;
 mod paths;

@@ -228,3 +228,23 @@ fn all_exports_of_a_node_are_resized() {
         assert!(done.ret == 0 && done.data == [0; 4096]);
     }
 }
+
+#[test]
+fn a_new_size_consists_of_the_blocks_of_each_export() {
+    let (_daemon, mut client) = start();
+    add(
+        &mut client,
+        &json!({"driver": "file", "node-name": "f", "filename": "a"}),
+    );
+    export(&mut client, "e", "f", &json!({"logical-block-size": 4096}));
+    let (class, desc) = client.refusal("block_resize", &resize("f", MIB + 512));
+    assert_eq!(class, "GenericError");
+    assert_eq!(
+        desc,
+        "export 'e' has logical blocks of 4096 bytes, and the new size, 1049088 bytes, is not a multiple of that"
+    );
+    assert_eq!(size(&mut client, "f"), MIB);
+    client.run("block_resize", &resize("f", MIB + 4096));
+    client.run("block-export-del", &json!({"id": "e"}));
+    client.run("block_resize", &resize("f", MIB + 512));
+}

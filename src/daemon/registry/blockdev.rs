@@ -1,6 +1,7 @@
 //! Adds, removes and resizes nodes. Main thread only; storage is used on other threads.
 
 use std::io;
+use std::sync::Arc;
 
 use super::error::OperationError;
 use super::nodes::{Node, Opened};
@@ -109,6 +110,29 @@ impl Registry {
         }
         self.nodes.check_resize(name)?;
         let end = node.view.start.checked_add(bytes);
-        Ok((node.view, end.ok_or(OperationError::SizeTooLarge)?))
+        let end = end.ok_or(OperationError::SizeTooLarge)?;
+        self.check_blocks(&node.view, end)?;
+        Ok((node.view, end))
+    }
+
+    /// Checks that each disk that shows the whole image still consists of blocks when this is the image's size.
+    fn check_blocks(&self, resized: &DiskView, size: u64) -> Result<(), OperationError> {
+        for (id, export) in self.all_exports() {
+            let view = self
+                .nodes
+                .resolve(&export.options.node_name)
+                .map(|node| node.view);
+            let shows_all = view.is_ok_and(|view| view.is_whole() && Arc::ptr_eq(&view.node, &resized.node));
+            if let (true, Some(block)) = (shows_all, export.options.logical_block_size)
+                && !size.is_multiple_of(block.into())
+            {
+                return Err(OperationError::ResizeOfBlocks {
+                    export: id.clone(),
+                    size,
+                    block,
+                });
+            }
+        }
+        Ok(())
     }
 }

@@ -195,6 +195,10 @@ pub enum OperationError {
         "the size of node '{name}', {size} bytes, is not a multiple of the logical block size, {block} bytes"
     )]
     PartOfBlocks { name: String, size: u64, block: u32 },
+    #[error(
+        "export '{export}' has logical blocks of {block} bytes, and the new size, {size} bytes, is not a multiple of that"
+    )]
+    ResizeOfBlocks { export: String, size: u64, block: u32 },
     #[error("node '{name}' has no whole block")]
     NoBlock { name: String },
     #[error("force-share=on can only be used with read-only images")]

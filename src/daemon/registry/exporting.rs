@@ -203,10 +203,15 @@ impl Registry {
 
     /// Returns the exported nodes with the ids of their exports, even if these are being removed.
     pub(super) fn exported(&self) -> BTreeMap<String, String> {
-        let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
-        let all = self.exports.iter().chain(leaving);
-        all.map(|(id, export)| (export.options.node_name.clone(), id.clone()))
+        self.all_exports()
+            .map(|(id, export)| (export.options.node_name.clone(), id.clone()))
             .collect()
+    }
+
+    /// Returns the exports with their ids, even those that are being removed.
+    pub(super) fn all_exports(&self) -> impl Iterator<Item = (&String, &Export)> {
+        let leaving = self.leaving.iter().map(|leaving| (&leaving.id, &leaving.export));
+        self.exports.iter().chain(leaving)
     }
 
     /// Returns the exports.

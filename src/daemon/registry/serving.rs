@@ -1,5 +1,6 @@
 //! Starts the exports with their IOThreads, removes exports, and ends all of them. Main thread only.
 
+use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -199,17 +200,24 @@ impl Registry {
         let Some(running) = &mut self.running else {
             return Ended::default();
         };
-        let mut ended = running.disks.end(time);
-        let leaving = mem::take(&mut self.leaving).into_iter();
-        let has_ended = |leaving: &Leaving| leaving.ended || leaving.disk.wait(Duration::ZERO);
-        let (finished, busy) = leaving.partition::<Vec<_>, _>(has_ended);
-        ended
-            .finished
-            .extend(finished.into_iter().map(|leaving| leaving.disk));
-        ended.busy.extend(busy.into_iter().map(|leaving| leaving.disk));
+        let (gone, going) = mem::take(&mut self.leaving)
+            .into_iter()
+            .partition::<Vec<_>, _>(|leaving| leaving.ended);
+        let split = |leaving: Leaving| ((leaving.disk.thread(), leaving.done), leaving.disk);
+        let (mut removals, going): (HashMap<_, _>, Vec<_>) = going.into_iter().map(split).unzip();
+        let (of_gone, gone): (Vec<_>, Vec<_>) = gone.into_iter().map(split).unzip();
+        removals.extend(of_gone);
+        let mut ended = running.disks.end(going, time);
+        ended.finished.extend(gone);
         for disk in &ended.finished {
+            let waiting = removals.remove(&disk.thread());
+            // A hard removal is announced when its time is over.
+            if waiting.as_ref().is_some_and(Vec::is_empty) {
+                continue;
+            }
             let id = disk.id().to_owned();
             (self.on_notice)(&Notice::ExportDeleted { id });
+            waiting.into_iter().flatten().for_each(|done| done(Ok(())));
         }
         ended
     }
