@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::api::{Api, Pointer};
 use super::error::{Error, text};
 use super::few_threads;
@@ -17,6 +20,8 @@ use super::threads::Threads;
 const CONNECT_TIME: &str = "10";
 /// The configuration that is read if none is given.
 const DEFAULT_CONFIGURATION: &str = "/etc/ceph/ceph.conf";
+/// Bytes before the secret itself in a key: its type, its time and its length.
+const KEY_HEADER: usize = 12;
 /// The largest value of an option that is read.
 const VALUE_MAX: usize = 4096;
 
@@ -235,17 +240,47 @@ impl Cluster {
             return Err(Error::Connect {
                 monitors: self.monitors.clone(),
                 user: format!("client.{}", self.options.user()),
-                why: match (-code, self.options.monitors.is_empty()) {
-                    // An unusual port is tried with both protocols, and the failure of one hides the refusal of the other.
-                    (libc::ETIMEDOUT | libc::EACCES | libc::EPERM, false) => {
-                        "no monitor answers, or none accepts the key".to_owned()
-                    }
-                    _ => connect_reason(code),
-                },
+                why: self.refusal(code),
             });
         }
         *connected = true;
         Ok(())
+    }
+
+    /// Returns the reason why the cluster cannot be connected to.
+    fn refusal(&self, code: c_int) -> String {
+        let about_key = matches!(-code, libc::EACCES | libc::EPERM | libc::ENOENT | libc::EINVAL);
+        if let Some(problem) = self.key_problem().filter(|_| about_key) {
+            return problem;
+        }
+        match -code {
+            // An unusual port is tried with both protocols, and the failure of one hides the refusal of the other.
+            libc::ETIMEDOUT | libc::EACCES | libc::EPERM if !self.options.monitors.is_empty() => {
+                "no monitor answers, or none accepts the key".to_owned()
+            }
+            libc::ETIMEDOUT => "no monitor answers".to_owned(),
+            libc::EACCES | libc::EPERM => "the cluster refuses the key of this user".to_owned(),
+            _ => text(code),
+        }
+    }
+
+    /// Returns what is wrong with the user's key, if it is missing or no key at all. Then no monitor has been asked.
+    fn key_problem(&self) -> Option<String> {
+        let key = self.get("key");
+        if key.is_empty() {
+            let files = self.get("keyring");
+            return Some(format!(
+                "there is no key for this user in {} (key-secret, or options 'key' and 'keyring' of the configuration)",
+                match files.is_empty() {
+                    true => "the configuration",
+                    false => &files,
+                }
+            ));
+        }
+        match BASE64_STANDARD.decode(key) {
+            Ok(bytes) if bytes.len() > KEY_HEADER => None,
+            _ => Some("the key of this user is not one that 'ceph auth get-key' prints".to_owned()),
+        }
     }
 
     /// Opens a pool. Only on a thread of [`Threads`], after [`connect`](Self::connect).
@@ -291,17 +326,6 @@ fn option_error(option: &'static str, value: &str, code: c_int) -> Error {
             ("pool", libc::ENOENT) => "there is no such pool".to_owned(),
             _ => text(code),
         },
-    }
-}
-
-fn connect_reason(code: c_int) -> String {
-    match -code {
-        libc::ETIMEDOUT => "no monitor answers".to_owned(),
-        libc::EACCES | libc::EPERM => "the cluster refuses the key of this user".to_owned(),
-        libc::ENOENT => {
-            "there is no key for this user (key-secret, or option 'keyring' of the configuration)".to_owned()
-        }
-        _ => text(code),
     }
 }
 

@@ -70,7 +70,7 @@ fn mistakes_are_named() {
         (format!("rbd:p/{image}:conf={other}"), "refuses the key"),
         (
             format!("rbd:p/{image}:id=stranger:conf={conf}"),
-            "as client.stranger",
+            "as client.stranger: there is no key for this user in /",
         ),
     ] {
         let told = refused(&file, &[]);
@@ -78,6 +78,25 @@ fn mistakes_are_named() {
     }
     let told = refused(&format!("rbd:p/{image}@none:conf={conf}"), &["--read-only"]);
     assert!(told.contains("there is no such snapshot"), "{told}");
+}
+
+/// Nobody listens at the monitor's address.
+#[test]
+fn keys_are_checked_before_a_monitor_is_asked() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let conf = dir.path().join("ceph.conf");
+    for (key, why) in [
+        (
+            "keyring = /none/here",
+            "there is no key for this user in /none/here",
+        ),
+        ("key = garbage!!", "the key of this user is not one that"),
+    ] {
+        let text = format!("[global]\nmon host = 127.0.0.1:1\n{key}\n");
+        fs::write(&conf, text).expect("write it");
+        let told = refused(&format!("rbd:p/i:conf={}", conf.display()), &[]);
+        assert!(told.contains(why), "{told}");
+    }
 }
 
 #[test]

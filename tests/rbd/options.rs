@@ -67,7 +67,11 @@ fn wrong_keys_and_monitors_are_named() {
             ",user=guest",
             "secret 'key' is not base64",
         ),
-        (",data=short".to_owned(), ",user=guest", "as client.guest"),
+        (
+            ",data=short".to_owned(),
+            ",user=guest",
+            "as client.guest: the key of this user is not one that 'ceph auth get-key' prints",
+        ),
         (
             ",file=/none/here".to_owned(),
             "",
