@@ -65,7 +65,7 @@ impl Failures {
             Verdict::Ignore => ("ignored: the guest is told that all is well", Action::Ignore),
             Verdict::Hold => return,
         };
-        self.notices.tell(|| notice(place, action, error));
+        self.notices.failed(|| notice(place, action, error));
         let hint = hint(error);
         let Place {
             disk,

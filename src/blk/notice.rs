@@ -1,11 +1,15 @@
 //! Notices for the managers of a disk.
 //!
-//! The disk's threads tell, and must not wait: the listener only takes note. A guest may cause notices at will, so the
-//! listener also limits repetition.
+//! The disk's threads tell, and must not wait: the listener only takes note, and limits repetition. But a notice takes
+//! longer than a request, so when very many requests fail, most of them are not told.
 
 use std::fmt;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failed requests that are told within [`WINDOW`].
+const FAILURES: u32 = 32;
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// Something that has happened to a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +102,8 @@ pub type OnNotice = Box<dyn Fn(Notice) + Send + Sync>;
 #[derive(Default)]
 pub struct Notices {
     listener: OnceLock<OnNotice>,
+    /// The start of the present window, and the number of failed requests since then.
+    failures: Mutex<Option<(Instant, u32)>>,
 }
 
 impl Notices {
@@ -112,10 +118,47 @@ impl Notices {
             listener(notice());
         }
     }
+
+    /// Tells that a request has failed, unless many others just have.
+    pub(crate) fn failed(&self, notice: impl FnOnce() -> Notice) {
+        let now = Instant::now();
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let (start, count) = match *failures {
+            Some((start, count)) if now.saturating_duration_since(start) < WINDOW => (start, count + 1),
+            _ => (now, 1),
+        };
+        *failures = Some((start, count));
+        drop(failures);
+        if count <= FAILURES {
+            self.tell(notice);
+        }
+    }
 }
 
 impl fmt::Debug for Notices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Notices").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn of_very_many_failures_some_are_told() {
+        let (notices, told) = (Notices::default(), Arc::new(AtomicU32::new(0)));
+        let count = Arc::clone(&told);
+        notices.listen(Box::new(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        }));
+        let failing = |times| (0..times).for_each(|_| notices.failed(|| Notice::Held));
+        failing(FAILURES);
+        assert_eq!(told.load(Ordering::Relaxed), FAILURES);
+        failing(100_000);
+        assert!(told.load(Ordering::Relaxed) < 50_000);
     }
 }
