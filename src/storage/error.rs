@@ -45,6 +45,10 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// The image may have any format, because it cannot be read.
+    #[error("the format of {} is not given, and cannot be looked for", path.display())]
+    Unread { path: PathBuf, source: io::Error },
+
     /// The file is empty: a `truncate` was forgotten.
     #[error("{} is empty; give it a size first, e.g. 'truncate -s 10G {}'", path.display(), path.display())]
     EmptyFile { path: PathBuf },

@@ -34,20 +34,35 @@ const MARKS: [(usize, &[u8], &str); 12] = [
     (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
 ];
 
-/// Returns the format that the file or block device at `path` seems to have, or `None` if it is raw or cannot be read.
-pub fn foreign_format(path: &Path) -> Option<&'static str> {
-    let kind = fs::metadata(path).ok()?.file_type();
+/// Returns the format that the file or block device at `path` seems to have, or `None` if it is raw or cannot be opened.
+///
+/// # Errors
+/// It can be opened, but not read.
+pub fn foreign_format(path: &Path) -> io::Result<Option<&'static str>> {
+    let kind = fs::metadata(path).map(|metadata| metadata.file_type());
     // Opening any other kind of file may have side effects.
-    if !kind.is_file() && !kind.is_block_device() {
-        return None;
+    if !kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device()) {
+        return Ok(None);
     }
-    foreign_format_of(&File::open(path).ok()?)
+    File::open(path).map_or(Ok(None), |file| foreign_format_of(&file))
 }
 
 /// Like [`foreign_format`], for an open file or block device. It may be open for O_DIRECT.
-pub fn foreign_format_of(file: &File) -> Option<&'static str> {
+///
+/// # Errors
+/// It cannot be read.
+pub fn foreign_format_of(file: &File) -> io::Result<Option<&'static str>> {
     let mut bytes = Aligned::new();
-    format_of_header(bytes.read(file, 0)?).or_else(|| format_of_footer(footer(file, &mut bytes)?))
+    let begins = bytes.read(file, 0).map(format_of_header);
+    let format = match begins {
+        Ok(None) => footer(file, &mut bytes).map(|bytes| bytes.and_then(format_of_footer)),
+        begins => begins,
+    };
+    format.or_else(|error| match error.raw_os_error() {
+        // Not open for reading, which gets an error of its own, or open for O_DIRECT with larger blocks.
+        Some(libc::EBADF | libc::EINVAL) => Ok(None),
+        _ => Err(error),
+    })
 }
 
 /// Returns the format of an image that begins like this, or `None` if it seems to be raw. 512 bytes are enough.
@@ -65,15 +80,17 @@ pub fn format_of_footer(bytes: &[u8]) -> Option<&'static str> {
 /// Returns whether a file begins like a qcow2 image. The file may be open for O_DIRECT.
 pub(super) fn is_qcow2(file: &File) -> bool {
     let mut bytes = Aligned::new();
-    bytes.read(file, 0).is_some_and(|bytes| bytes.starts_with(QCOW2))
+    bytes.read(file, 0).is_ok_and(|bytes| bytes.starts_with(QCOW2))
 }
 
-/// Returns the last bytes of an image.
-fn footer<'a>(mut file: &File, bytes: &'a mut Aligned) -> Option<&'a [u8]> {
+/// Returns the last bytes of an image, unless it is too short.
+fn footer<'a>(mut file: &File, bytes: &'a mut Aligned) -> io::Result<Option<&'a [u8]>> {
     // The size of a block device is not in its metadata.
-    let size = file.seek(SeekFrom::End(0)).ok()?;
-    let last = size.checked_sub(HEADER as u64)?;
-    bytes.read(file, last - last % ALIGN as u64)
+    let size = file.seek(SeekFrom::End(0))?;
+    match size.checked_sub(HEADER as u64) {
+        Some(last) => bytes.read(file, last - last % ALIGN as u64).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Bytes of a file that is perhaps open for O_DIRECT.
@@ -88,11 +105,11 @@ impl Aligned {
     }
 
     /// Reads up to two blocks.
-    fn read(&mut self, file: &File, offset: u64) -> Option<&[u8]> {
+    fn read(&mut self, file: &File, offset: u64) -> io::Result<&[u8]> {
         let skip = self.0.as_ptr().align_offset(ALIGN);
         let bytes = &mut self.0[skip..skip + 2 * ALIGN];
-        let len = read_at(file, bytes, offset).ok()?;
-        Some(&bytes[..len])
+        let len = read_at(file, bytes, offset)?;
+        Ok(&bytes[..len])
     }
 }
 
@@ -110,4 +127,17 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         }
     }
     Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_cannot_be_read_may_have_any_format() {
+        // Nothing is mapped at address 0.
+        let error = foreign_format(Path::new("/proc/self/mem")).expect_err("address 0 is read");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert_eq!(foreign_format(Path::new("/none/here")).expect("no error"), None);
+    }
 }

@@ -261,7 +261,7 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
         }
         OperationError::Nbd(engine::NbdOpenError::Unread { .. })
         | OperationError::Ceph(ceph::Error::Unread { .. }) => {
-            return Some(format!("try again, or {} if it is a raw disk", words.no_look));
+            return Some(unread_advice(words));
         }
         OperationError::Take(TakeError::Lock(error)) => return lock_advice(error, words),
         OperationError::Engine(error) => engine_advice(error, words)?,
@@ -271,11 +271,17 @@ fn operation_advice(error: &OperationError, words: &Words) -> Option<String> {
     Some(told.to_owned())
 }
 
+/// The advice for an image of unknown format.
+fn unread_advice(words: &Words) -> String {
+    format!("try again, or {} if it is a raw disk", words.no_look)
+}
+
 fn storage_advice(error: &storage::Error, words: &Words) -> Option<String> {
     Some(match error {
         storage::Error::Denied { .. } => {
             "change that (chmod, chgrp, setfacl) or start the daemon as another user".to_owned()
         }
+        storage::Error::Unread { .. } => unread_advice(words),
         storage::Error::NotWritable { .. } => format!("change that, or {}", words.read_only),
         storage::Error::DeviceSize { .. } => words.smaller_block.to_owned(),
         storage::Error::BlockSize { .. } => words.other_block.to_owned(),

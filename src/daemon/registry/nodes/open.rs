@@ -204,11 +204,13 @@ pub(super) fn open_options(options: &BlockdevOptions) -> Result<OpenOptions, Ope
 }
 
 /// Refuses an image whose format would be exposed to the guest instead of the disk inside.
-fn check_format(path: &Path, format: Option<&'static str>) -> Result<(), OperationError> {
+fn check_format(path: &Path, format: io::Result<Option<&'static str>>) -> Result<(), OperationError> {
+    let path = path.to_owned();
     match format {
-        None => Ok(()),
-        Some(format) => Err(OperationError::Format {
-            path: path.to_owned(),
+        Ok(None) => Ok(()),
+        Err(source) => Err(storage::Error::Unread { path, source }.into()),
+        Ok(Some(format)) => Err(OperationError::Format {
+            path,
             format,
             driver: Driver::File,
         }),
