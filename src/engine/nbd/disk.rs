@@ -10,7 +10,7 @@ use crate::engine::error::Error;
 use crate::engine::remote_disk::{Look, RemoteOptions, foreign_format};
 use crate::engine::size_listener::SizeListeners;
 use crate::interrupt;
-use crate::nbd::{Connected, Export, Line};
+use crate::nbd::{Connected, Export, Line, Remote};
 use crate::storage::Limits;
 
 /// The largest block that a disk can have.
@@ -89,7 +89,6 @@ impl NbdDisk {
     /// See [`OpenError`].
     pub fn open(line: &Line, mut options: NbdOptions) -> Result<Self, OpenError> {
         let server = || line.remote().server.to_string();
-        let name = || line.remote().export.clone();
         let timeout = options.open_timeout;
         let end = (!timeout.is_zero()).then(|| Instant::now() + timeout);
         let connected = line.connect(end);
@@ -98,33 +97,8 @@ impl NbdDisk {
             why,
         })?;
         let export = connected.export;
-        let (size, block) = (export.size, export.min_block.max(512));
-        let error = match () {
-            () if export.is_read_only() && !options.remote.read_only && !options.remote.auto_read_only => {
-                Some(OpenError::ReadOnly {
-                    server: server(),
-                    export: name(),
-                })
-            }
-            () if size == 0 => Some(OpenError::Empty {
-                server: server(),
-                export: name(),
-            }),
-            () if block > BLOCK_MAX => Some(OpenError::Block {
-                server: server(),
-                export: name(),
-            }),
-            () if !size.is_multiple_of(block.into()) => Some(OpenError::Size {
-                server: server(),
-                export: name(),
-                size,
-                block,
-            }),
-            () => None,
-        };
-        if let Some(error) = error {
-            return Err(error);
-        }
+        let block = export.min_block.max(512);
+        check(&export, block, line.remote(), &options)?;
         options.remote.read_only |= export.is_read_only();
         let name = {
             let (scheme, remote) = (scheme_of(line), line.remote());
@@ -160,7 +134,7 @@ impl NbdDisk {
             format,
             options,
             export,
-            size: AtomicU64::new(size),
+            size: AtomicU64::new(export.size),
             first: Mutex::new(first),
             users: AtomicUsize::new(0),
             listeners: SizeListeners::default(),
@@ -248,6 +222,30 @@ fn scheme_of(line: &Line) -> &'static str {
         Some(_) => "nbds",
         None => "nbd",
     }
+}
+
+/// Checks whether an export with blocks of this size can be served.
+fn check(export: &Export, block: u32, remote: &Remote, options: &NbdOptions) -> Result<(), OpenError> {
+    let (size, options) = (export.size, &options.remote);
+    let (server, name) = (remote.server.to_string(), remote.export.clone());
+    if export.is_read_only() && !options.read_only && !options.auto_read_only {
+        return Err(OpenError::ReadOnly { server, export: name });
+    }
+    if size == 0 {
+        return Err(OpenError::Empty { server, export: name });
+    }
+    if block > BLOCK_MAX {
+        return Err(OpenError::Block { server, export: name });
+    }
+    if !size.is_multiple_of(block.into()) {
+        return Err(OpenError::Size {
+            server,
+            export: name,
+            size,
+            block,
+        });
+    }
+    Ok(())
 }
 
 /// Looks for the format of the image on a disk, if the options say so. Ends at `end` at the latest.
