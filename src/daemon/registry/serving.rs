@@ -200,13 +200,14 @@ impl Registry {
         let Some(running) = &mut self.running else {
             return Ended::default();
         };
-        let (gone, going) = mem::take(&mut self.leaving)
-            .into_iter()
-            .partition::<Vec<_>, _>(|leaving| leaving.ended);
-        let split = |leaving: Leaving| ((leaving.disk.thread(), leaving.done), leaving.disk);
-        let (mut removals, going): (HashMap<_, _>, Vec<_>) = going.into_iter().map(split).unzip();
-        let (of_gone, gone): (Vec<_>, Vec<_>) = gone.into_iter().map(split).unzip();
-        removals.extend(of_gone);
+        let (mut removals, mut gone, mut going) = (HashMap::new(), Vec::new(), Vec::new());
+        for leaving in mem::take(&mut self.leaving) {
+            removals.insert(leaving.disk.thread(), leaving.done);
+            match leaving.ended {
+                true => gone.push(leaving.disk),
+                false => going.push(leaving.disk),
+            }
+        }
         let mut ended = running.disks.end(going, time);
         ended.finished.extend(gone);
         for disk in &ended.finished {
