@@ -54,6 +54,13 @@ impl Crowd {
         self.crowding.set(crowding);
     }
 
+    /// A thread of this process has run on another CPU, just now, while the context ran on its own.
+    pub(crate) fn has_room(&self) {
+        let mut crowding = self.crowding.get();
+        crowding.has_room(self.clock.last());
+        self.crowding.set(crowding);
+    }
+
     /// Returns whether other threads take so much of the CPU that the context does not poll.
     pub(crate) fn is_dense(&self) -> bool {
         self.crowding.get().way(self.clock.last()) == Way::Off
@@ -79,7 +86,7 @@ pub(crate) fn busy_wait(
         let last = now >= end;
         // The last time, this costs little in comparison with the sleep that follows, and shows whether the CPU is
         // shared with the thread that this one waits for.
-        if yields || last {
+        if yields || last && crowding.may_yield(now) {
             thread::yield_now();
             let back = clock();
             let found = look();
@@ -88,6 +95,8 @@ pub(crate) fn busy_wait(
                 return found;
             }
             yields = false;
+        } else if last {
+            return false;
         }
         std::hint::spin_loop();
     }
@@ -150,6 +159,18 @@ mod tests {
             "another thread has run"
         );
         assert_eq!(wait(&mut crowding, 5, US / 4), (true, 5), "nobody else has run");
+    }
+
+    #[test]
+    fn a_wait_yields_nothing_while_another_cpu_is_free() {
+        let mut crowding = Crowding::default();
+        crowding.has_room(0);
+        assert_eq!(
+            wait(&mut crowding, 11, 5 * US),
+            (false, 10),
+            "not the look after a yield"
+        );
+        assert_eq!(crowding.way(0), Way::Spin);
     }
 
     #[test]

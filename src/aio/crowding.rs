@@ -7,6 +7,9 @@
 //!   its CPU, and looks again: the driver has run meanwhile, and its request needed neither a kick nor a wakeup.
 //! - For whole time slices. Then a yield comes back late, and the time spent polling is missing for the work, because the
 //!   scheduler gives each thread only its share. So polling stops, and is tried again rarely.
+//!
+//! While another CPU is seen to be free, the thread that this one waits for can run there, and nothing is yielded: that
+//! would only let a thread run here which had better run there.
 
 use super::clock::Nanos;
 use crate::sys::process::CpuUsage;
@@ -32,6 +35,9 @@ const OVERRUNS: Nanos = 20_000_000;
 /// Number of samples in a row that show no crowd, after which the next pause is a short one.
 const CALM: u8 = 8;
 
+/// The time without yields after another CPU was seen to be free.
+const ROOM: Nanos = 10_000_000;
+
 /// The shortest and the longest time without polling.
 const FIRST_PAUSE: Nanos = 80_000_000;
 const LAST_PAUSE: Nanos = 1_280_000_000;
@@ -52,6 +58,8 @@ pub(crate) enum Way {
 pub(crate) struct Crowding {
     yields: bool,
     fruitless: u8,
+    /// The end of the time without yields.
+    room_until: Nanos,
     /// The end of the pause.
     until: Nanos,
     /// The length of the next pause.
@@ -71,6 +79,7 @@ impl Default for Crowding {
         Self {
             yields: false,
             fruitless: 0,
+            room_until: 0,
             until: 0,
             pause: FIRST_PAUSE,
             strikes: 0,
@@ -87,9 +96,19 @@ impl Crowding {
     pub(crate) fn way(&self, now: Nanos) -> Way {
         match self.yields {
             _ if now < self.until => Way::Off,
-            true => Way::Yield,
-            false => Way::Spin,
+            true if self.may_yield(now) => Way::Yield,
+            _ => Way::Spin,
         }
+    }
+
+    /// Returns whether another thread may need this CPU at the time `now`.
+    pub(crate) fn may_yield(&self, now: Nanos) -> bool {
+        now >= self.room_until
+    }
+
+    /// At the time `now`, a thread of this process ran on another CPU while this one ran on its own.
+    pub(crate) fn has_room(&mut self, now: Nanos) {
+        self.room_until = now + ROOM;
     }
 
     /// Returns whether it is time for a sample. During a pause it never is.
@@ -292,6 +311,17 @@ mod tests {
             crowding.yielded(0, 300, false);
         }
         assert_eq!(crowding.way(0), Way::Spin);
+    }
+
+    #[test]
+    fn nothing_is_yielded_while_another_cpu_is_free() {
+        let mut crowding = Crowding::default();
+        crowding.yielded(0, 5 * US, true);
+        crowding.has_room(MS);
+        assert!(!crowding.may_yield(10 * MS));
+        assert_eq!(crowding.way(10 * MS), Way::Spin);
+        assert!(crowding.may_yield(11 * MS));
+        assert_eq!(crowding.way(11 * MS), Way::Yield);
     }
 
     #[test]

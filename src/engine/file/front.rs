@@ -54,13 +54,12 @@ impl<E: TryExecute> FrontShared<E> {
             inline: self.plan.inline.then(|| Inline::new(Arc::clone(&self.disk))),
             sharing: match &self.threads {
                 Some(threads) if self.plan.shares() && own_cpus() > 1 => {
-                    Some(Sharing::new(Rc::clone(threads)))
+                    Some(Sharing::new(Rc::clone(threads), self.crowd.clone()))
                 }
                 _ => None,
             },
             done: RefCell::default(),
             turns: Rc::clone(&self.turns),
-            crowd: self.crowd.clone(),
         }
     }
 }
@@ -77,7 +76,6 @@ pub(in crate::engine) struct Front<E: TryExecute> {
     /// Recycled between batches.
     done: RefCell<Requests>,
     turns: Rc<Turns>,
-    crowd: Crowd,
 }
 
 impl<E: TryExecute> Front<E> {
@@ -131,7 +129,6 @@ impl<E: TryExecute> Front<E> {
     ) {
         if let Some(sharing) = &self.sharing
             && batch.len() >= FEWEST
-            && !self.crowd.is_dense()
             && sharing.pays(batch.len(), inline.cost())
         {
             sharing.share(batch, completer);

@@ -15,6 +15,7 @@ use send_wrapper::SendWrapper;
 use super::inline::Misses;
 use super::threads::ThreadsEngine;
 use crate::aio::AioContext;
+use crate::aio::busy_wait::Crowd;
 use crate::engine::job::TryExecute;
 use crate::io::{Completer, IoRequest, Requests};
 use crate::thread_pool::{Outcome, Work, WorkId};
@@ -95,6 +96,7 @@ impl Lists {
 #[derive(Debug)]
 pub(super) struct Sharing<E: TryExecute> {
     threads: Rc<ThreadsEngine<E>>,
+    crowd: Crowd,
     pile: Arc<Pile>,
     /// A worker was asked to help and has not finished.
     asked: Cell<bool>,
@@ -113,9 +115,10 @@ pub(super) struct Sharing<E: TryExecute> {
 }
 
 impl<E: TryExecute> Sharing<E> {
-    pub(super) fn new(threads: Rc<ThreadsEngine<E>>) -> Rc<Self> {
+    pub(super) fn new(threads: Rc<ThreadsEngine<E>>, crowd: Crowd) -> Rc<Self> {
         Rc::new(Self {
             threads,
+            crowd,
             pile: Arc::default(),
             asked: Cell::new(false),
             help: Cell::default(),
@@ -135,7 +138,7 @@ impl<E: TryExecute> Sharing<E> {
     pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
         self.step.set(if cost < LONG { TAKEN } else { 1 });
         let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
-        long && cost >= CHEAP && !self.asked.get() && self.futile.is_worth_trying()
+        long && cost >= CHEAP && !self.crowd.is_dense() && !self.asked.get() && self.futile.is_worth_trying()
     }
 
     /// Puts the tail of `batch` on the pile, and asks a worker to help.
@@ -197,8 +200,11 @@ impl<E: TryExecute> Sharing<E> {
         // A worker that panicked did not reset this.
         self.pile.held.store(0, Ordering::Relaxed);
         drop(lists);
-        self.futile
-            .tell(self.got.get() + done.len() >= 2 * self.step.get());
+        let helped = self.got.get() + done.len() >= 2 * self.step.get();
+        self.futile.tell(helped);
+        if helped {
+            self.crowd.has_room();
+        }
         for request in done.drain(..) {
             request.disband(|request| completer.complete(request));
         }

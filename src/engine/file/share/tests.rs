@@ -84,11 +84,12 @@ impl Queue {
         while pool.counters().idle_threads == 0 {
             ctx.poll(false);
         }
-        let sharing = Sharing::new(Rc::new(ThreadsEngine::new(
-            Arc::clone(&file),
-            pool.with_share(),
-            || Writers::default().take(&ctx, &pool),
-        )));
+        let sharing = Sharing::new(
+            Rc::new(ThreadsEngine::new(Arc::clone(&file), pool.with_share(), || {
+                Writers::default().take(&ctx, &pool)
+            })),
+            ctx.crowd(),
+        );
         let back: Rc<Back> = Rc::default();
         Self {
             sharing,
