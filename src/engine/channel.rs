@@ -148,6 +148,16 @@ impl Channel {
         }
     }
 
+    /// Returns whether the IOThread executes most batches together with a worker. Then one long batch takes less time
+    /// than several short ones.
+    pub(crate) fn shares(&self) -> bool {
+        match self.plain() {
+            Plain::File(file) => file.shares(),
+            Plain::Qcow2(qcow2) => qcow2.shares(),
+            Plain::Nbd(_) | Plain::Rbd(_) | Plain::NullCo(_) | Plain::NullAio(_) => false,
+        }
+    }
+
     /// Returns the channel below limits and faults.
     fn plain(&self) -> &Plain {
         let unlimited = match &self.0 {

@@ -135,6 +135,11 @@ impl FileChannel {
         self.shared.pins.as_ref().map(|pins| pins.pin(memory))
     }
 
+    /// See [`Channel::shares`](crate::engine::Channel::shares).
+    pub(in crate::engine) fn shares(&self) -> bool {
+        self.front.shares()
+    }
+
     /// Returns whether a worker is still helping with a batch.
     pub(in crate::engine) fn is_sharing(&self) -> bool {
         self.front.is_sharing()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::inline::Inline;
 use super::merge::Merger;
-use super::share::{FEWEST, Sharing};
+use super::share::Sharing;
 use super::threads::ThreadsEngine;
 use crate::affinity::own_cpus;
 use crate::aio::busy_wait::Crowd;
@@ -128,8 +128,7 @@ impl<E: TryExecute> Front<E> {
         alone: bool,
     ) {
         if let Some(sharing) = &self.sharing
-            && batch.len() >= FEWEST
-            && sharing.pays(batch.len(), inline.cost())
+            && sharing.is_worthwhile(batch.len(), inline.cost())
         {
             sharing.share(batch, completer);
         }
@@ -146,6 +145,11 @@ impl<E: TryExecute> Front<E> {
             completer.complete_batch(&mut done, false);
         }
         self.done.replace(done);
+    }
+
+    /// See [`Channel::shares`](crate::engine::Channel::shares).
+    pub(in crate::engine) fn shares(&self) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.pays())
     }
 
     /// Returns whether a worker is still helping with a batch.

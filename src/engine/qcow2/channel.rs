@@ -112,6 +112,11 @@ impl Qcow2Channel {
             .submit(batch, completer, |rest| self.shared.threads.submit(rest))
     }
 
+    /// See [`Channel::shares`](crate::engine::Channel::shares).
+    pub(in crate::engine) fn shares(&self) -> bool {
+        self.front.shares()
+    }
+
     /// Returns whether a worker is still helping with a batch.
     pub(in crate::engine) fn is_sharing(&self) -> bool {
         self.front.is_sharing()

@@ -21,7 +21,7 @@ use crate::io::{Completer, IoRequest, Requests};
 use crate::thread_pool::{Outcome, Work, WorkId};
 
 /// Minimum number of requests and minimum time of a batch to share. Shorter ones end before a worker has woken up.
-pub(super) const FEWEST: usize = 4;
+const FEWEST: usize = 4;
 const SHORTEST: Duration = Duration::from_micros(30);
 
 /// Minimum time per request that is worth a second CPU.
@@ -33,6 +33,9 @@ const KEPT: usize = 5;
 /// Number of requests that each side takes at a time. Requests that take at least `LONG` are taken one at a time.
 const TAKEN: usize = 4;
 const LONG: Duration = Duration::from_micros(4);
+
+/// Number of batches in a row that are not shared, after which sharing is over.
+const LASTS: u8 = 4;
 
 /// Time that the IOThread waits for the worker's last requests, so that the whole batch completes at once.
 const PATIENCE: Duration = Duration::from_micros(12);
@@ -106,6 +109,8 @@ pub(super) struct Sharing<E: TryExecute> {
     got: Cell<usize>,
     /// Misses are batches of which the worker got next to nothing, because it woke up too late or no CPU was free.
     futile: Misses,
+    /// Number of batches until sharing is over. A worker that helps sets it to [`LASTS`].
+    left: Cell<u8>,
     /// Number of requests of the next batch that each side takes at a time.
     step: Cell<usize>,
     /// The last help, for the next batch.
@@ -124,6 +129,7 @@ impl<E: TryExecute> Sharing<E> {
             help: Cell::default(),
             got: Cell::new(0),
             futile: Misses::default(),
+            left: Cell::new(0),
             step: Cell::new(TAKEN),
             idle: RefCell::default(),
             late: RefCell::default(),
@@ -134,11 +140,25 @@ impl<E: TryExecute> Sharing<E> {
         self.asked.get()
     }
 
-    /// Returns whether to share a batch of `len` requests, at least [`FEWEST`], that take `cost` each.
-    pub(super) fn pays(&self, len: usize, cost: Duration) -> bool {
+    /// Returns whether workers have helped with most of the last batches.
+    pub(super) fn pays(&self) -> bool {
+        self.left.get() > 0
+    }
+
+    /// Returns whether to share a batch of `len` requests that take `cost` each.
+    pub(super) fn is_worthwhile(&self, len: usize, cost: Duration) -> bool {
         self.step.set(if cost < LONG { TAKEN } else { 1 });
         let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
-        long && cost >= CHEAP && !self.crowd.is_dense() && !self.asked.get() && self.futile.is_worth_trying()
+        let worth = long
+            && len >= FEWEST
+            && cost >= CHEAP
+            && !self.crowd.is_dense()
+            && !self.asked.get()
+            && self.futile.is_worth_trying();
+        if !worth {
+            self.left.set(self.left.get().saturating_sub(1));
+        }
+        worth
     }
 
     /// Puts the tail of `batch` on the pile, and asks a worker to help.
@@ -203,6 +223,7 @@ impl<E: TryExecute> Sharing<E> {
         let helped = self.got.get() + done.len() >= 2 * self.step.get();
         self.futile.tell(helped);
         if helped {
+            self.left.set(LASTS);
             self.crowd.has_room();
         }
         for request in done.drain(..) {

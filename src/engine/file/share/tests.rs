@@ -187,6 +187,26 @@ fn a_late_worker_returns_merged_requests_individually() {
     queue.assert_all_are_back_once("late");
 }
 
+#[test]
+fn sharing_pays_until_several_batches_were_not_shared() {
+    let (mut queue, (through, ended)) = (Queue::new(), mpsc::channel());
+    assert!(!queue.sharing.pays());
+    let mut batch = queue.batch();
+    let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
+    queue.sharing.threads.submit_work(Box::new(Clumsy {
+        help,
+        panics_at: BATCH,
+        through,
+    }));
+    ended.recv_timeout(DEADLINE).unwrap();
+    queue.finish(batch);
+    for short in 0..LASTS {
+        assert!(queue.sharing.pays(), "{short}");
+        assert!(!queue.sharing.is_worthwhile(2, LONG));
+    }
+    assert!(!queue.sharing.pays());
+}
+
 /// Shares a batch whose worker comes too late for any request. Returns the help.
 fn take_everything_back(queue: &mut Queue) -> Box<Help<RawFile>> {
     let mut batch = queue.batch();
