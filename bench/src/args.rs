@@ -240,6 +240,16 @@ pub(crate) struct HotArgs {
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) depth: usize,
 
+    /// Number of requests to the added disk, before it is removed; with 0 a frontend only connects
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub(crate) requests: u32,
+
+    /// Give one CPU to the disk beside and to the IOThread, and the others to everything else
+    ///
+    /// Without it, the work of adding and removing takes CPU time from the load, wherever it is done.
+    #[arg(long)]
+    pub(crate) apart: bool,
+
     #[command(flatten)]
     pub(crate) rivals: Rivals,
 }

@@ -91,7 +91,7 @@ fn busy_loop(cpu: usize, stop: &AtomicBool) {
 }
 
 /// Returns the numbers of the CPUs in a set.
-fn numbers(set: &libc::cpu_set_t) -> impl Iterator<Item = usize> {
+pub(crate) fn numbers(set: &libc::cpu_set_t) -> impl Iterator<Item = usize> {
     let size = usize::try_from(libc::CPU_SETSIZE).unwrap_or_default();
     // SAFETY: the number is within the set.
     (0..size).filter(move |&cpu| unsafe { libc::CPU_ISSET(cpu, set) })
@@ -99,17 +99,22 @@ fn numbers(set: &libc::cpu_set_t) -> impl Iterator<Item = usize> {
 
 fn only(cpu: usize) -> libc::cpu_set_t {
     let mut set = empty();
-    // SAFETY: the number comes from a set of this size.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    insert(&mut set, cpu);
     set
 }
 
-fn empty() -> libc::cpu_set_t {
+/// Adds a CPU of another set to this one.
+pub(crate) fn insert(set: &mut libc::cpu_set_t, cpu: usize) {
+    // SAFETY: the number comes from a set of this size.
+    unsafe { libc::CPU_SET(cpu, set) };
+}
+
+pub(crate) fn empty() -> libc::cpu_set_t {
     // SAFETY: a set of bits, for which all bits 0 are a value.
     unsafe { mem::zeroed() }
 }
 
-fn own_cpus() -> io::Result<libc::cpu_set_t> {
+pub(crate) fn own_cpus() -> io::Result<libc::cpu_set_t> {
     let mut set = empty();
     // SAFETY: the kernel writes at most the size of the set.
     match unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) } {
@@ -118,9 +123,15 @@ fn own_cpus() -> io::Result<libc::cpu_set_t> {
     }
 }
 
-fn pin(set: &libc::cpu_set_t) -> io::Result<()> {
+/// Moves the calling thread to these CPUs.
+pub(crate) fn pin(set: &libc::cpu_set_t) -> io::Result<()> {
+    pin_thread(0, set)
+}
+
+/// Moves the thread with this number to these CPUs.
+pub(crate) fn pin_thread(id: libc::pid_t, set: &libc::cpu_set_t) -> io::Result<()> {
     // SAFETY: the kernel reads the set.
-    match unsafe { libc::sched_setaffinity(0, size_of_val(set), set) } {
+    match unsafe { libc::sched_setaffinity(id, size_of_val(set), set) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

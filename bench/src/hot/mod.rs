@@ -6,6 +6,7 @@
 //!
 //! The main thread changes disks; another thread loads and verifies the disk beside them.
 
+mod apart;
 mod report;
 mod rounds;
 mod verify;
@@ -27,13 +28,12 @@ use crate::backend::Backend;
 use crate::candidate::{Candidate, Kind, QSD};
 use crate::disks::{Footprint, settle};
 use crate::qmp::Qmp;
+use apart::Apart;
 use rounds::{Holdings, Latencies, PER_SEGMENT, Rounds, Segment, WARM};
 use verify::Verifier;
 
 /// Requests in flight on the disk that is added.
 const HOT_DEPTH: usize = 8;
-/// Requests of each round, besides those that check what was written.
-const HOT_REQUESTS: u32 = 64;
 /// Requests in flight when a disk is removed that does not answer.
 const STUCK_DEPTH: usize = 64;
 /// Latency of the disk that does not answer, in nanoseconds.
@@ -55,6 +55,7 @@ struct Managed {
 pub(crate) fn run(args: &HotArgs) -> Result<()> {
     let candidates = args.rivals.candidates()?;
     let interrupted = crate::signals::interrupted()?;
+    let apart = args.apart.then(Apart::new).transpose()?;
     for candidate in &candidates {
         let scratch = args.rivals.scratch()?;
         println!(
@@ -63,8 +64,11 @@ pub(crate) fn run(args: &HotArgs) -> Result<()> {
         );
         let start = |name| Managed::start(candidate, &scratch.disk().join(name));
         let (mut under_test, mut other) = (start("here")?, start("elsewhere")?);
+        if let Some(apart) = &apart {
+            apart.pin_io_thread(&under_test)?;
+        }
         let mut rounds = Rounds::default();
-        let result = rounds.run(args, &mut under_test, &mut other, &interrupted);
+        let result = rounds.run(args, apart.as_ref(), (&mut under_test, &mut other), &interrupted);
         print!("{}", report::text(&rounds));
         if let Err(error) = result {
             println!("failed after {} rounds: {error:#}", rounds.took.len());
@@ -90,8 +94,8 @@ impl Rounds {
     fn run(
         &mut self,
         args: &HotArgs,
-        under_test: &mut Managed,
-        other: &mut Managed,
+        apart: Option<&Apart>,
+        (under_test, other): (&mut Managed, &mut Managed),
         interrupted: &AtomicBool,
     ) -> Result<()> {
         let mut load = Verifier::connect(&under_test.dir.join("load.sock"), args.depth)?;
@@ -100,6 +104,7 @@ impl Rounds {
         let mut kinds = Vec::new();
         let (loaded, changed) = thread::scope(|scope| {
             let loader = scope.spawn(|| {
+                apart.map_or(Ok(()), Apart::pin_load)?;
                 let goes_on = || !stop.load(Ordering::Relaxed);
                 load.run(goes_on, |time| {
                     let at = segment.load(Ordering::Relaxed);
@@ -148,11 +153,13 @@ impl Rounds {
                 let start = Instant::now();
                 match kind {
                     Segment::Quiet => thread::sleep(time),
-                    Segment::Elsewhere => (0..PER_SEGMENT).try_for_each(|round| other.round(round))?,
+                    Segment::Elsewhere => {
+                        (0..PER_SEGMENT).try_for_each(|round| other.round(round, args.requests))?;
+                    }
                     Segment::Here => {
                         for round in 0..PER_SEGMENT {
                             let start = Instant::now();
-                            under_test.round(round)?;
+                            under_test.round(round, args.requests)?;
                             self.took.push(start.elapsed());
                         }
                         time = start.elapsed();
@@ -210,20 +217,24 @@ impl Managed {
         })
     }
 
-    /// Adds a disk, works with it, and removes it.
-    fn round(&mut self, number: u32) -> Result<()> {
+    /// Adds a disk, sends it requests, besides those that check what was written, and removes it.
+    fn round(&mut self, number: u32, requests: u32) -> Result<()> {
         self.add_node("hot", number % 2 == 1)?;
         let socket = self.export("hot")?;
         let mut frontend = Verifier::connect(&socket, HOT_DEPTH)?;
-        let left = std::cell::Cell::new(HOT_REQUESTS);
-        let goes_on = || left.replace(left.get().saturating_sub(1)) > 0;
-        frontend.run(goes_on, |_| ())?;
+        if requests > 0 {
+            let left = std::cell::Cell::new(requests);
+            let goes_on = || left.replace(left.get().saturating_sub(1)) > 0;
+            frontend.run(goes_on, |_| ())?;
+        }
         if number.is_multiple_of(2) {
             drop(frontend);
             self.remove("hot", "safe")
         } else {
-            // Under load, unless the requests are answered by then.
-            frontend.submit_all()?;
+            if requests > 0 {
+                // Under load, unless the requests are answered by then.
+                frontend.submit_all()?;
+            }
             self.remove("hot", "hard")
         }
     }
