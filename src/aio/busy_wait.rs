@@ -174,8 +174,9 @@ mod tests {
     }
 
     #[test]
-    fn a_late_yield_ends_polling() {
+    fn late_yields_end_polling() {
         let mut crowding = Crowding::default();
+        assert_eq!(wait(&mut crowding, 0, 3 * MS), (false, 11));
         assert_eq!(wait(&mut crowding, 0, 3 * MS), (false, 11));
         assert_eq!(crowding.way(3 * MS), Way::Off);
     }
@@ -271,7 +272,9 @@ mod tests {
         // The first wait opens the window.
         assert!(polls_in_ten_waits(&ctx) > 0);
         let mut crowding = Crowding::default();
-        crowding.yielded(ctx.inner.clock.read() + 3600 * 1000 * MS, 3 * MS, false);
+        for _ in 0..2 {
+            crowding.yielded(ctx.inner.clock.read() + 3600 * 1000 * MS, 3 * MS, false);
+        }
         ctx.inner.crowd.crowding.set(crowding);
         assert_eq!(polls_in_ten_waits(&ctx), 0);
         assert!(ctx.inner.crowd.is_dense());

@@ -29,7 +29,7 @@ const PERIOD: Nanos = 8_000_000;
 /// Number of samples in a row that show a crowded CPU, after which polling stops. A single one may be chance.
 const STRIKES: u8 = 2;
 
-/// Two long preemptions while polling within this time show a crowded CPU, too.
+/// Two late yields or long preemptions while polling, within this time, show a crowded CPU, too. A single one may be chance.
 const OVERRUNS: Nanos = 20_000_000;
 
 /// Number of samples in a row that show no crowd, after which the next pause is a short one.
@@ -68,8 +68,8 @@ pub(crate) struct Crowding {
     calm: u8,
     /// The last sample since polling began or was resumed.
     last: Option<(Nanos, CpuUsage)>,
-    /// When this thread last lost its CPU while it polled.
-    overran: Option<Nanos>,
+    /// When this thread last lost its CPU for long while it polled.
+    lost: Option<Nanos>,
     /// Time since `last` in which this thread slept.
     slept: Nanos,
 }
@@ -85,7 +85,7 @@ impl Default for Crowding {
             strikes: 0,
             calm: 0,
             last: None,
-            overran: None,
+            lost: None,
             slept: 0,
         }
     }
@@ -118,7 +118,8 @@ impl Crowding {
 
     /// Learns from the CPU time that this thread has used since its start.
     ///
-    /// The time in which it neither ran nor slept was taken by other threads.
+    /// The time in which it neither ran nor slept was taken by other threads, if it was preempted. Otherwise a hypervisor
+    /// took it, or an interrupt.
     pub(crate) fn sample(&mut self, now: Nanos, usage: CpuUsage) {
         let slept = std::mem::take(&mut self.slept);
         let Some((since, before)) = self.last.replace((now, usage)) else {
@@ -126,7 +127,9 @@ impl Crowding {
         };
         let (wall, ran) = (now - since, usage.cpu.saturating_sub(before.cpu));
         let lost = wall.saturating_sub(ran + slept);
-        let each = lost / (usage.preemptions - before.preemptions).max(1);
+        let each = lost
+            .checked_div(usage.preemptions - before.preemptions)
+            .unwrap_or(0);
         if each < LATE || lost < wall / 4 {
             (self.strikes, self.calm) = (0, self.calm.saturating_add(1));
             if self.calm >= CALM {
@@ -148,7 +151,7 @@ impl Crowding {
     /// This thread has yielded its CPU, and was back after `took`, at `now`. `found`: then there was something to do.
     pub(crate) fn yielded(&mut self, now: Nanos, took: Nanos, found: bool) {
         if took >= LATE {
-            self.stop(now);
+            self.lost_the_cpu(now);
         } else if took >= SWITCH && found {
             (self.yields, self.fruitless) = (true, 0);
         } else if self.yields {
@@ -167,10 +170,13 @@ impl Crowding {
     /// This thread looked for something for `overrun` longer than it wanted to, until `now`: another thread has run. It
     /// need not be sampled then.
     pub(crate) fn overran(&mut self, now: Nanos, overrun: Nanos) {
-        if overrun < LATE {
-            return;
+        if overrun >= LATE {
+            self.lost_the_cpu(now);
         }
-        let before = self.overran.replace(now);
+    }
+
+    fn lost_the_cpu(&mut self, now: Nanos) {
+        let before = self.lost.replace(now);
         if before.is_some_and(|before| now - before < OVERRUNS) {
             self.stop(now);
         }
@@ -337,12 +343,24 @@ mod tests {
     }
 
     #[test]
-    fn a_late_yield_stops_polling_at_once() {
+    fn a_second_late_yield_stops_polling() {
         let mut crowding = Crowding::default();
         crowding.yielded(0, 5 * US, true);
         crowding.yielded(3 * MS, 3 * MS, true);
-        assert_eq!(crowding.way(3 * MS), Way::Off);
-        assert!(!crowding.wants_sample(50 * MS));
-        assert_eq!(crowding.way(83 * MS), Way::Spin);
+        crowding.yielded(40 * MS, 3 * MS, true);
+        assert_eq!(crowding.way(40 * MS), Way::Yield, "chance");
+        crowding.yielded(44 * MS, 3 * MS, true);
+        assert_eq!(crowding.way(44 * MS), Way::Off);
+        assert!(!crowding.wants_sample(90 * MS));
+        assert_eq!(crowding.way(124 * MS), Way::Spin);
+    }
+
+    #[test]
+    fn time_that_a_hypervisor_takes_is_no_crowd() {
+        let mut thread = Thread::default();
+        for _ in 0..100 {
+            thread.period(5 * MS, 0, 5 * MS, 0);
+            assert_eq!(thread.way(), Way::Spin);
+        }
     }
 }
