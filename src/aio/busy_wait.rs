@@ -61,6 +61,11 @@ impl Crowd {
         self.crowding.set(crowding);
     }
 
+    /// Returns whether the thread that the context waits for runs on the same CPU.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.crowding.get().way(self.clock.last()) == Way::Yield
+    }
+
     /// Returns whether other threads take so much of the CPU that the context does not poll.
     pub(crate) fn is_dense(&self) -> bool {
         self.crowding.get().way(self.clock.last()) == Way::Off

@@ -32,8 +32,8 @@ pub(super) trait TryExecute: Execute {
     fn writes_take_turns(&self) -> bool;
 
     /// Begins to try requests, unless that would have to wait. Nobody waits for anything but an attempt while the session
-    /// exists.
-    fn session(&self) -> Option<Self::Session<'_>>;
+    /// exists. `lone`: it is a single request, and its driver has another CPU.
+    fn session(&self, lone: bool) -> Option<Self::Session<'_>>;
 
     /// Executes the request if it need not wait. Returns whether it was executed. Then the results are set.
     fn try_execute(session: &Self::Session<'_>, request: &mut IoRequest) -> bool;

@@ -106,8 +106,9 @@ impl NowaitIo {
         done
     }
 
+    /// Like [`read`](Self::read), with a system call.
     #[inline]
-    fn read_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
+    pub(super) fn read_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
             Nowait::Memory => whole(&vectored::preadv(file, iov, offset), len),
@@ -136,8 +137,9 @@ impl NowaitIo {
         done
     }
 
+    /// Like [`write`](Self::write), with a system call.
     #[inline]
-    fn write_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
+    pub(super) fn write_by_call(&self, file: &File, iov: &IoVecs, offset: u64) -> bool {
         let (iov, len) = (iov.as_slice(), iov.len());
         match self.kind {
             Nowait::Memory => whole(&vectored::pwritev(file, iov, offset), len),

@@ -228,6 +228,16 @@ impl Queue {
         self.drain().pop().expect("it completed")
     }
 
+    /// Runs one request and waits for its completion. Another one, a read of the first sector, is submitted at the same time.
+    pub fn run_beside(&mut self, op: &Op) -> Done {
+        self.submit(&Op::Read { offset: 0, len: 512 }, 0);
+        self.submit(op, 1);
+        self.kick();
+        let mut done = self.drain();
+        let at = done.iter().position(|done| done.tag == 1).expect("it completed");
+        done.swap_remove(at)
+    }
+
     /// Takes the notifications that have not been counted yet.
     pub fn pending_notifications(&self) -> u64 {
         // We add one first, so that the read does not block.

@@ -6,8 +6,16 @@ use crate::engine::job::{Execute, TryExecute};
 use crate::io::{IoOp, IoRequest, IoVecs};
 use crate::storage::{Nowait, RawFile};
 
+/// A file, and the way in which its requests are tried.
+pub(in crate::engine) struct Session<'a> {
+    file: &'a RawFile,
+    /// A lone request is tried by a system call, although the file is mapped. A copy from the mapping answers half a
+    /// microsecond sooner, when the driver's thread is about to sleep: waking it then takes 8 us longer.
+    by_call: bool,
+}
+
 impl TryExecute for RawFile {
-    type Session<'a> = &'a Self;
+    type Session<'a> = Session<'a>;
 
     fn nowait(&self) -> Nowait {
         Self::nowait(self)
@@ -17,37 +25,27 @@ impl TryExecute for RawFile {
         Self::writes_take_turns(self)
     }
 
-    fn session(&self) -> Option<&Self> {
-        Some(self)
+    fn session(&self, lone: bool) -> Option<Session<'_>> {
+        Some(Session {
+            file: self,
+            by_call: lone,
+        })
     }
 
-    fn try_execute(file: &&Self, request: &mut IoRequest) -> bool {
-        try_execute(file, request)
+    fn try_execute(&Session { file, by_call }: &Session<'_>, request: &mut IoRequest) -> bool {
+        let (memory, offset) = (request.whole(), request.offset);
+        let done = match (request.op, by_call) {
+            (IoOp::Read, false) => file.try_readv(memory, offset),
+            (IoOp::Read, true) => file.try_readv_by_call(memory, offset),
+            (IoOp::Write { durable: false }, false) => file.try_writev(memory, offset),
+            (IoOp::Write { durable: false }, true) => file.try_writev_by_call(memory, offset),
+            _ => false,
+        };
+        if done {
+            request.set_results(|_| Ok(()));
+        }
+        done
     }
-}
-
-/// Executes the request if it need not wait. Returns whether it was executed.
-pub(super) fn try_execute(file: &RawFile, request: &mut IoRequest) -> bool {
-    let done = match request.op {
-        IoOp::Read => file.try_readv(request.whole(), request.offset),
-        IoOp::Write { durable: false } => file.try_writev(request.whole(), request.offset),
-        IoOp::Write { durable: true }
-        | IoOp::ZeroedWrite { .. }
-        | IoOp::Flush
-        | IoOp::Discard
-        | IoOp::WriteZeroes { .. }
-        | IoOp::FlushAtRest
-        | IoOp::Leave
-        | IoOp::Settle
-        | IoOp::Inherit
-        | IoOp::RefreshSize
-        | IoOp::LookAnew
-        | IoOp::Salvage => false,
-    };
-    if done {
-        request.set_results(|_| Ok(()));
-    }
-    done
 }
 
 impl Execute for RawFile {

@@ -60,6 +60,7 @@ impl<E: TryExecute> FrontShared<E> {
             },
             done: RefCell::default(),
             turns: Rc::clone(&self.turns),
+            crowd: self.crowd.clone(),
         }
     }
 }
@@ -76,6 +77,7 @@ pub(in crate::engine) struct Front<E: TryExecute> {
     /// Recycled between batches.
     done: RefCell<Requests>,
     turns: Rc<Turns>,
+    crowd: Crowd,
 }
 
 impl<E: TryExecute> Front<E> {
@@ -132,10 +134,11 @@ impl<E: TryExecute> Front<E> {
         {
             sharing.share(batch, completer);
         }
+        let lone = alone && batch.len() == 1 && !self.crowd.is_shared();
         let (mut done, mut next) = (self.done.take(), 0);
         loop {
             while next < batch.len() {
-                next = inline.execute(batch, next, &mut done);
+                next = inline.execute(batch, next, &mut done, lone);
                 completer.complete_batch(&mut done, alone && next < batch.len());
             }
             let Some(sharing) = &self.sharing else { break };

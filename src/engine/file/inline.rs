@@ -45,13 +45,20 @@ impl<E: TryExecute> Inline<E> {
     }
 
     /// Tries the next [`SLICE`] requests from index `from` on, and moves those that did not have to wait to `done`. The
-    /// others stay, in order. Returns the index of the first request that was not tried yet.
-    pub(super) fn execute(&self, batch: &mut Requests, from: usize, done: &mut Requests) -> usize {
+    /// others stay, in order. Returns the index of the first request that was not tried yet. `lone`: see
+    /// [`TryExecute::session`].
+    pub(super) fn execute(
+        &self,
+        batch: &mut Requests,
+        from: usize,
+        done: &mut Requests,
+        lone: bool,
+    ) -> usize {
         if self.nowait == Nowait::No {
             return batch.len();
         }
         let (before, slice) = (batch.len(), (SLICE as usize).min(batch.len() - from));
-        let Some(session) = self.disk.session() else {
+        let Some(session) = self.disk.session(lone) else {
             return from + slice;
         };
         let start = (slice >= MEASURED).then(Instant::now);

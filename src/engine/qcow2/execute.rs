@@ -27,7 +27,7 @@ impl TryExecute for Qcow2Disk {
         false
     }
 
-    fn session(&self) -> Option<Session<'_>> {
+    fn session(&self, _lone: bool) -> Option<Session<'_>> {
         let tables = self.try_tables()?;
         Some(Session { disk: self, tables })
     }

@@ -117,10 +117,22 @@ impl RawFile {
         self.check_range(offset, iov.len() as u64).is_ok() && self.nowait.read(&self.file, iov, offset)
     }
 
+    /// Like [`try_readv`](Self::try_readv), but reads a mapped file with a system call, too.
+    pub fn try_readv_by_call(&self, iov: &IoVecs, offset: u64) -> bool {
+        self.check_range(offset, iov.len() as u64).is_ok()
+            && self.nowait.read_by_call(&self.file, iov, offset)
+    }
+
     /// Like [`writev`](Self::writev), but never waits. Returns false if it would have to wait, or failed. Then a part
     /// may have been written.
     pub fn try_writev(&self, iov: &IoVecs, offset: u64) -> bool {
         self.check_write(offset, iov.len() as u64).is_ok() && self.nowait.write(&self.file, iov, offset)
+    }
+
+    /// Like [`try_writev`](Self::try_writev), but writes a mapped file with a system call, too.
+    pub fn try_writev_by_call(&self, iov: &IoVecs, offset: u64) -> bool {
+        self.check_write(offset, iov.len() as u64).is_ok()
+            && self.nowait.write_by_call(&self.file, iov, offset)
     }
 
     /// Discards a range, or does nothing if the storage does not support that.

@@ -273,7 +273,7 @@ impl<E: TryExecute> Help<E> {
     /// Executes requests from the pile with `execute`, which returns false for a request that would have to wait.
     fn help(&mut self, execute: impl Fn(&E::Session<'_>, &mut IoRequest) -> bool) {
         while self.pile.exchange(&mut self.held) {
-            let Some(session) = self.disk.session() else {
+            let Some(session) = self.disk.session(false) else {
                 self.missed.append(&mut self.held);
                 continue;
             };

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::sync::mpsc::{self, Sender};
 
-use super::super::execute::try_execute;
 use super::super::merge::Merger;
 use super::super::testing;
 use super::super::writers::Writers;
@@ -27,15 +26,20 @@ struct Clumsy {
 impl Work for Clumsy {
     fn run(&mut self) {
         let _through = Through(&self.through);
-        self.help.help(|file, request| {
+        self.help.help(|session, request| {
             assert_ne!(request.token, self.panics_at, "as asked for");
-            request.token % 3 != 0 && try_execute(file, request)
+            request.token % 3 != 0 && RawFile::try_execute(session, request)
         });
     }
 
     fn complete(self: Box<Self>, ctx: &AioContext, outcome: Outcome) {
         self.help.complete(ctx, outcome);
     }
+}
+
+fn execute_here(file: &RawFile, request: &mut IoRequest) -> bool {
+    let session = file.session(false).expect("a file need not wait for this");
+    RawFile::try_execute(&session, request)
 }
 
 /// Reports the end of the work on drop, also after a panic.
@@ -115,7 +119,7 @@ impl Queue {
         let mut done = Requests::new();
         while self.sharing.take_back(&mut batch, &mut done) {}
         for request in &mut batch {
-            assert!(try_execute(&self.file, request));
+            assert!(execute_here(&self.file, request));
         }
         self.back
             .requests
@@ -177,7 +181,7 @@ fn a_late_worker_returns_merged_requests_individually() {
     ended.recv_timeout(DEADLINE).unwrap();
     // The worker has all requests except those that the IOThread has kept.
     for mut request in batch {
-        assert!(try_execute(&queue.file, &mut request));
+        assert!(execute_here(&queue.file, &mut request));
         request.disband(|request| queue.back.complete(request));
     }
     while queue.sharing.is_sharing() {
