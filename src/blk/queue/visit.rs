@@ -16,6 +16,7 @@ use crate::blk::request::{self, Action, Rules, Status};
 use crate::blk::state::DeviceState;
 use crate::blk::stats::QueueStats;
 use crate::defer::DeferScope;
+use crate::engine::Channel;
 use crate::io::{IoRequest, Requests};
 use crate::virtqueue::{Chain, RingError};
 
@@ -64,9 +65,8 @@ impl BlkQueue {
     }
 
     fn collect(&self, batch: &mut Requests) -> Collected {
-        let gathers = self.channel.borrow().shares();
         let mut state = self.state.borrow_mut();
-        let mut collected = match state.collect(&self.device, gathers, batch) {
+        let mut collected = match state.collect(&self.device, &self.channel.borrow(), batch) {
             Some(collected) => collected,
             None => return Collected::default(),
         };
@@ -117,11 +117,11 @@ impl BlkQueue {
 
 impl State {
     /// Takes chains until the ring is empty or the budget of a visit is used up. Returns `None` if the ring is not
-    /// active. `gathers`: the engine shares the batch.
+    /// active.
     fn collect(
         &mut self,
         device: &DeviceState,
-        gathers: bool,
+        channel: &Channel,
         batch: &mut Requests,
     ) -> Option<Result<Collected, QueueError>> {
         let rules = device.rules(&self.view, self.write_through, self.inactive);
@@ -130,16 +130,16 @@ impl State {
             return None;
         }
         let ring = self.phase.running_ring()?;
-        Some(ring.take((&rules, self.clock.last(), gathers), stats, free, batch))
+        Some(ring.take((&rules, self.clock.last(), channel), stats, free, batch))
     }
 }
 
 impl Ring {
     /// Takes requests until the ring is empty or the budget is used up. What was taken before an error is in `batch`.
-    /// `gathers`: the engine shares the batch.
+    /// The requests go to `channel`.
     fn take(
         &mut self,
-        (rules, now, gathers): (&Rules<'_>, Nanos, bool),
+        (rules, now, channel): (&Rules<'_>, Nanos, &Channel),
         stats: &QueueStats,
         free: &mut Requests,
         batch: &mut Requests,
@@ -147,7 +147,7 @@ impl Ring {
         let mut collected = Collected::default();
         let left_behind = self.split.left_in_flight();
         for n in 0..BUDGET {
-            let Some(head) = self.next_head(n == 0, gathers)? else {
+            let Some(head) = self.next_head(n == 0, channel)? else {
                 return Ok(collected);
             };
             let mut request = free.pop().unwrap_or_default();
@@ -176,12 +176,12 @@ impl Ring {
         Ok(collected)
     }
 
-    /// Returns the next chain. `first`: it is the first one of a visit. `gathers`: the engine shares the batch. If there
-    /// is none, the driver is asked for kicks, unless the ring is polled.
-    fn next_head(&mut self, first: bool, gathers: bool) -> Result<Option<u16>, RingError> {
+    /// Returns the next chain. `first`: it is the first one of a visit, whose requests go to `channel`. If there is none,
+    /// the driver is asked for kicks, unless the ring is polled.
+    fn next_head(&mut self, first: bool, channel: &Channel) -> Result<Option<u16>, RingError> {
         // While the ring is polled, the driver may still be adding requests. It gets its first answers meanwhile, and
         // then need not fall asleep before it looks for them. But a batch for two threads should be long.
-        if self.polled && !first && !gathers && !self.split.has_seen_work() {
+        if self.polled && !first && !self.split.has_seen_work() && !channel.shares() {
             return Ok(None);
         }
         if let Some(head) = self.split.pop()? {

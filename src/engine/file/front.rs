@@ -134,7 +134,7 @@ impl<E: TryExecute> Front<E> {
         {
             sharing.share(batch, completer);
         }
-        let lone = alone && batch.len() == 1 && !self.crowd.is_shared();
+        let lone = inline.is_in_memory() && alone && batch.len() == 1 && !self.crowd.is_shared();
         let (mut done, mut next) = (self.done.take(), 0);
         loop {
             while next < batch.len() {

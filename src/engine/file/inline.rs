@@ -39,6 +39,11 @@ impl<E: TryExecute> Inline<E> {
         }
     }
 
+    /// Returns whether the disk is in memory, perhaps mapped.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.nowait == Nowait::Memory
+    }
+
     /// Returns the recent average time of a request in a long batch.
     pub(super) fn cost(&self) -> Duration {
         self.cost.get()

@@ -147,18 +147,17 @@ impl<E: TryExecute> Sharing<E> {
 
     /// Returns whether to share a batch of `len` requests that take `cost` each.
     pub(super) fn is_worthwhile(&self, len: usize, cost: Duration) -> bool {
-        self.step.set(if cost < LONG { TAKEN } else { 1 });
-        let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
-        let worth = long
-            && len >= FEWEST
-            && cost >= CHEAP
-            && !self.crowd.is_dense()
-            && !self.asked.get()
-            && self.futile.is_worth_trying();
+        let worth = len >= FEWEST && self.can_help(len, cost);
         if !worth {
             self.left.set(self.left.get().saturating_sub(1));
         }
         worth
+    }
+
+    fn can_help(&self, len: usize, cost: Duration) -> bool {
+        self.step.set(if cost < LONG { TAKEN } else { 1 });
+        let long = u32::try_from(len).is_ok_and(|len| cost * len >= SHORTEST);
+        long && cost >= CHEAP && !self.crowd.is_dense() && !self.asked.get() && self.futile.is_worth_trying()
     }
 
     /// Puts the tail of `batch` on the pile, and asks a worker to help.
