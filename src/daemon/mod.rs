@@ -185,11 +185,15 @@ fn end(started: Started, reason: &'static str, print_at_end: bool) -> Result<(),
         return Err(abandon(&ended.busy, reason));
     }
     let lost = registry.lost_writes();
+    let names: Vec<String> = ended.all().map(|disk| disk.name().to_owned()).collect();
+    // The disks' parts on the IOThreads end with them: servers hear of it.
+    drop(ended);
     // Joins the IOThreads.
     drop(registry);
-    let stopped = |disk: &Disk| tracing::info!(disk = disk.name(), reason, "stopped");
-    ended.finished.iter().for_each(stopped);
-    if ended.finished.is_empty() {
+    for disk in &names {
+        tracing::info!(disk = disk.as_str(), reason, "stopped");
+    }
+    if names.is_empty() {
         tracing::info!(reason, "stopped, without a disk");
     }
     match lost {

@@ -11,7 +11,7 @@ pub(crate) const SIZE: u64 = 1 << 20;
 
 const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
+pub(crate) const DISCONNECT: u16 = 2;
 pub(crate) const WRITE_ZEROES: u16 = 6;
 
 pub(crate) const EIO: u32 = 5;

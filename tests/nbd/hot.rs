@@ -1,5 +1,6 @@
 //! Disks on servers that QMP clients add and remove.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -7,6 +8,7 @@ use tempfile::TempDir;
 use testkit::daemon::Daemon;
 use testkit::qmp::Qmp;
 
+use crate::fake::{DISCONNECT, fake};
 use crate::server::{BLOCK, connect, directory, has, long_form, qemu_nbd, read, write};
 
 const MIB: u64 = 1 << 20;
@@ -45,6 +47,32 @@ fn clients_add_exports_that_were_named_before() {
     assert!(told.contains("named when it started"), "{told}");
     let nodes = qmp.execute("query-named-block-nodes", &json!({})).to_string();
     assert!(nodes.contains("again") && !nodes.contains("\"other\""), "{nodes}");
+}
+
+#[test]
+fn a_server_is_told_of_an_orderly_end() {
+    for removed in [true, false] {
+        let dir = TempDir::new().expect("a directory");
+        let (last, heard) = mpsc::channel();
+        fake(dir.path(), move |_, mut peer| {
+            let mut kind = None;
+            while let Some(asked) = peer.next() {
+                peer.succeed(&asked);
+                kind = Some(asked.kind);
+            }
+            let _ = last.send(kind);
+        });
+        let (mut daemon, mut qmp) = start(dir);
+        assert_eq!(read(&mut connect(&daemon, 1, 16), 0), Ok(vec![0; BLOCK]));
+        if removed {
+            qmp.execute("block-export-del", &json!({"id": "e"}));
+            qmp.execute("blockdev-del", &json!({"node-name": "n"}));
+        } else {
+            daemon.terminate();
+        }
+        let kind = heard.recv_timeout(Duration::from_secs(60)).expect("an end");
+        assert_eq!(kind, Some(DISCONNECT), "removed: {removed}");
+    }
 }
 
 #[test]

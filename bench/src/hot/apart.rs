@@ -4,7 +4,6 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Managed;
 use crate::contention::{empty, insert, numbers, own_cpus, pin, pin_thread};
 
 /// Two groups of CPUs.
@@ -41,8 +40,8 @@ impl Apart {
     }
 
     /// Moves the IOThread of a process to the CPU of the load. The other threads stay where they were started.
-    pub(super) fn pin_io_thread(&self, managed: &Managed) -> Result<()> {
-        let tasks = format!("/proc/{}/task", managed.backend.pid());
+    pub(super) fn pin_io_thread(&self, pid: u32) -> Result<()> {
+        let tasks = format!("/proc/{pid}/task");
         for task in fs::read_dir(&tasks).context("list the threads of a backend")? {
             let task = task?;
             let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();

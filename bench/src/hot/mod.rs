@@ -65,7 +65,7 @@ pub(crate) fn run(args: &HotArgs) -> Result<()> {
         let start = |name| Managed::start(candidate, &scratch.disk().join(name));
         let (mut under_test, mut other) = (start("here")?, start("elsewhere")?);
         if let Some(apart) = &apart {
-            apart.pin_io_thread(&under_test)?;
+            apart.pin_io_thread(under_test.backend.pid())?;
         }
         let mut rounds = Rounds::default();
         let result = rounds.run(args, apart.as_ref(), (&mut under_test, &mut other), &interrupted);
