@@ -143,18 +143,24 @@ impl Queue {
     }
 }
 
+/// Shares a batch with a clumsy worker, and waits until that has done what it can.
+fn have_it_helped(queue: &Queue, batch: &mut Requests, panics_at: u16) {
+    let (through, ended) = mpsc::channel();
+    let help = queue.sharing.leave_tail(batch, &queue.completer());
+    queue.sharing.threads.submit_work(Box::new(Clumsy {
+        help,
+        panics_at,
+        through,
+    }));
+    ended.recv_timeout(DEADLINE).expect("the worker ends");
+}
+
 #[test]
 fn a_helpers_panic_loses_no_request() {
     let mut queue = Queue::new();
     for panics_at in BATCH / 5..BATCH {
-        let (mut batch, (through, ended)) = (queue.batch(), mpsc::channel());
-        let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
-        queue.sharing.threads.submit_work(Box::new(Clumsy {
-            help,
-            panics_at,
-            through,
-        }));
-        ended.recv_timeout(DEADLINE).unwrap();
+        let mut batch = queue.batch();
+        have_it_helped(&queue, &mut batch, panics_at);
         assert!(queue.sharing.is_sharing());
         queue.finish(batch);
         queue.assert_all_are_back_once(&format!("a panic at {panics_at}"));
@@ -168,17 +174,11 @@ fn a_helpers_panic_loses_no_request() {
 
 #[test]
 fn a_late_worker_returns_merged_requests_individually() {
-    let (mut queue, (through, ended)) = (Queue::new(), mpsc::channel());
+    let mut queue = Queue::new();
     let mut batch = queue.batch();
     Merger::up_to(1024).merge(&mut batch);
     assert_eq!(batch.len(), usize::from(BATCH) / 2);
-    let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
-    queue.sharing.threads.submit_work(Box::new(Clumsy {
-        help,
-        panics_at: BATCH,
-        through,
-    }));
-    ended.recv_timeout(DEADLINE).unwrap();
+    have_it_helped(&queue, &mut batch, BATCH);
     // The worker has all requests except those that the IOThread has kept.
     for mut request in batch {
         assert!(execute_here(&queue.file, &mut request));
@@ -193,16 +193,10 @@ fn a_late_worker_returns_merged_requests_individually() {
 
 #[test]
 fn sharing_pays_until_several_batches_were_not_shared() {
-    let (mut queue, (through, ended)) = (Queue::new(), mpsc::channel());
+    let mut queue = Queue::new();
     assert!(!queue.sharing.pays());
     let mut batch = queue.batch();
-    let help = queue.sharing.leave_tail(&mut batch, &queue.completer());
-    queue.sharing.threads.submit_work(Box::new(Clumsy {
-        help,
-        panics_at: BATCH,
-        through,
-    }));
-    ended.recv_timeout(DEADLINE).unwrap();
+    have_it_helped(&queue, &mut batch, BATCH);
     queue.finish(batch);
     for short in 0..LASTS {
         assert!(queue.sharing.pays(), "{short}");
