@@ -61,9 +61,9 @@ impl Crowd {
         self.crowding.set(crowding);
     }
 
-    /// Returns whether the thread that the context waits for runs on the same CPU.
+    /// Returns whether the thread that the context waits for has run on the same CPU for long.
     pub(crate) fn is_shared(&self) -> bool {
-        self.crowding.get().way(self.clock.last()) == Way::Yield
+        self.crowding.get().is_settled(self.clock.last())
     }
 
     /// Returns whether other threads take so much of the CPU that the context does not poll.

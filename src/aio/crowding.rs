@@ -23,6 +23,12 @@ const LATE: Nanos = 500_000;
 /// Number of yields in a row that brought nothing, after which this thread no longer yields before it polls.
 const FRUITLESS: u8 = 16;
 
+/// The balance of yields, one for each that brought something and minus [`VAIN`] for each that did not, from which on the
+/// CPU counts as shared for long, and the highest balance.
+const SETTLED: u8 = 32;
+const FIRM: u8 = 64;
+const VAIN: u8 = 4;
+
 /// Minimum time between two samples.
 const PERIOD: Nanos = 8_000_000;
 
@@ -58,6 +64,7 @@ pub(crate) enum Way {
 pub(crate) struct Crowding {
     yields: bool,
     fruitless: u8,
+    balance: u8,
     /// The end of the time without yields.
     room_until: Nanos,
     /// The end of the pause.
@@ -79,6 +86,7 @@ impl Default for Crowding {
         Self {
             yields: false,
             fruitless: 0,
+            balance: 0,
             room_until: 0,
             until: 0,
             pause: FIRST_PAUSE,
@@ -99,6 +107,11 @@ impl Crowding {
             true if self.may_yield(now) => Way::Yield,
             _ => Way::Spin,
         }
+    }
+
+    /// Returns whether the thread that this one waits for has run on the same CPU for long, at the time `now`.
+    pub(crate) fn is_settled(&self, now: Nanos) -> bool {
+        self.balance >= SETTLED && self.way(now) == Way::Yield
     }
 
     /// Returns whether another thread may need this CPU at the time `now`.
@@ -154,8 +167,10 @@ impl Crowding {
             self.lost_the_cpu(now);
         } else if took >= SWITCH && found {
             (self.yields, self.fruitless) = (true, 0);
+            self.balance = (self.balance + 1).min(FIRM);
         } else if self.yields {
             self.fruitless += 1;
+            self.balance = self.balance.saturating_sub(VAIN);
             if self.fruitless >= FRUITLESS {
                 (self.yields, self.fruitless) = (false, 0);
             }
@@ -362,5 +377,25 @@ mod tests {
             thread.period(5 * MS, 0, 5 * MS, 0);
             assert_eq!(thread.way(), Way::Spin);
         }
+    }
+    #[test]
+    fn only_a_thread_that_long_runs_on_the_same_cpu_has_settled_there() {
+        let mut crowding = Crowding::default();
+        let fruitful = |crowding: &mut Crowding, yields: u32| {
+            (0..yields).for_each(|_| crowding.yielded(0, 5 * US, true))
+        };
+        fruitful(&mut crowding, 31);
+        assert!(crowding.way(0) == Way::Yield && !crowding.is_settled(0));
+        fruitful(&mut crowding, 1);
+        assert!(crowding.is_settled(0));
+        crowding.yielded(0, US / 4, false);
+        assert!(!crowding.is_settled(0), "it has gone");
+        fruitful(&mut crowding, 1000);
+        for _ in 0..8 {
+            crowding.yielded(0, US / 4, false);
+        }
+        assert!(crowding.is_settled(0), "most yields still brought something");
+        crowding.has_room(0);
+        assert!(!crowding.is_settled(0), "another CPU is free");
     }
 }
