@@ -204,13 +204,18 @@ impl AioContext {
         let polls = may_poll && !window.current().is_zero();
         let progress = polls && self.busy_poll(start, window.current());
         if progress || inner.has_work() {
-            // Beside other processes, their answers say nothing about the driver.
-            if wait != Wait::Beside {
-                let waited = Duration::from_nanos(inner.clock.last() - start);
-                // A poll that another thread has interrupted has still caught the event.
-                inner.windows.learn(wait, waited.min(window.current()));
-            } else if progress {
-                window.learn(PollWindow::caught);
+            let waited = |until| Duration::from_nanos(until - start);
+            match wait {
+                // If another thread has interrupted the poll, it may be the driver. The poll has still caught the event.
+                Wait::Fresh => {
+                    let waited = waited(inner.clock.last()).min(window.current());
+                    inner.windows.learn(wait, waited);
+                }
+                // A disk needs nobody on this CPU, but perhaps its host does, which interrupts the poll.
+                Wait::Busy => inner.windows.learn(wait, waited(inner.clock.read())),
+                // The answers of other processes say nothing about the driver.
+                Wait::Beside if progress => window.learn(PollWindow::caught),
+                Wait::Beside => {}
             }
             inner.count_poll(polls, true);
             return progress;

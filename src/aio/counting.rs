@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
 
 use super::poller::{Poller, RemoteWork};
 
@@ -10,6 +12,8 @@ use super::poller::{Poller, RemoteWork};
 pub(super) struct Counting {
     remote: Option<RemoteWork>,
     pub(super) finds: Cell<bool>,
+    /// A look takes this long.
+    pub(super) takes: Cell<Duration>,
     /// Polling ends with work left.
     pub(super) left: Cell<bool>,
     pub(super) polls: Cell<u64>,
@@ -35,6 +39,9 @@ impl Counting {
 impl Poller for Counting {
     fn poll(&self) -> bool {
         self.polls.set(self.polls.get() + 1);
+        if !self.takes.get().is_zero() {
+            thread::sleep(self.takes.get());
+        }
         self.finds.get()
     }
 

@@ -20,14 +20,17 @@ const SWITCH: Nanos = 1_500;
 /// A thread that runs for this long does not sleep soon.
 const LATE: Nanos = 500_000;
 
-/// Number of yields in a row that brought nothing, after which this thread no longer yields before it polls.
-const FRUITLESS: u8 = 16;
+/// The balance of yields: one for each that brought something, minus [`VAIN`] for each that did not. It ends at [`FIRM`].
+type Balance = u8;
+const VAIN: Balance = 4;
+const FIRM: Balance = 64;
 
-/// The balance of yields, one for each that brought something and minus [`VAIN`] for each that did not, from which on the
-/// CPU counts as shared for long, and the highest balance.
-const SETTLED: u8 = 32;
-const FIRM: u8 = 64;
-const VAIN: u8 = 4;
+/// The balance from which on a thread yields before it polls. A driver that the scheduler has put on this CPU for a moment
+/// had better run on another one.
+const SHARED: Balance = 4;
+
+/// The balance from which on the CPU counts as shared for long.
+const SETTLED: Balance = 32;
 
 /// Minimum time between two samples.
 const PERIOD: Nanos = 8_000_000;
@@ -62,9 +65,7 @@ pub(crate) enum Way {
 /// The record of one thread about the other threads on its CPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowding {
-    yields: bool,
-    fruitless: u8,
-    balance: u8,
+    balance: Balance,
     /// The end of the time without yields.
     room_until: Nanos,
     /// The end of the pause.
@@ -84,8 +85,6 @@ pub(crate) struct Crowding {
 impl Default for Crowding {
     fn default() -> Self {
         Self {
-            yields: false,
-            fruitless: 0,
             balance: 0,
             room_until: 0,
             until: 0,
@@ -102,10 +101,12 @@ impl Default for Crowding {
 impl Crowding {
     /// Returns how to poll at the time `now`.
     pub(crate) fn way(&self, now: Nanos) -> Way {
-        match self.yields {
-            _ if now < self.until => Way::Off,
-            true if self.may_yield(now) => Way::Yield,
-            _ => Way::Spin,
+        if now < self.until {
+            Way::Off
+        } else if self.balance >= SHARED && self.may_yield(now) {
+            Way::Yield
+        } else {
+            Way::Spin
         }
     }
 
@@ -166,14 +167,9 @@ impl Crowding {
         if took >= LATE {
             self.lost_the_cpu(now);
         } else if took >= SWITCH && found {
-            (self.yields, self.fruitless) = (true, 0);
             self.balance = (self.balance + 1).min(FIRM);
-        } else if self.yields {
-            self.fruitless += 1;
+        } else {
             self.balance = self.balance.saturating_sub(VAIN);
-            if self.fruitless >= FRUITLESS {
-                (self.yields, self.fruitless) = (false, 0);
-            }
         }
     }
 
@@ -314,30 +310,71 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_yield_that_brings_work_is_repeated_until_it_brings_none() {
-        let mut crowding = Crowding::default();
-        crowding.yielded(0, 300, true);
-        assert_eq!(crowding.way(0), Way::Spin, "nobody has run, so it was chance");
-        crowding.yielded(0, 5 * US, false);
-        assert_eq!(crowding.way(0), Way::Spin);
-        crowding.yielded(0, 5 * US, true);
-        for _ in 0..1000 {
-            crowding.yielded(0, 300, false);
+    /// The thread yields its CPU this many times, and the driver submits a request meanwhile.
+    fn yield_to_the_driver(crowding: &mut Crowding, times: u8) {
+        for _ in 0..times {
             crowding.yielded(0, 5 * US, true);
-            assert_eq!(crowding.way(0), Way::Yield);
         }
-        for i in 1..=FRUITLESS {
-            assert_eq!(crowding.way(0), Way::Yield, "{i}");
+    }
+
+    /// The thread yields its CPU this many times, and nobody else wants it.
+    fn yield_in_vain(crowding: &mut Crowding, times: u8) {
+        for _ in 0..times {
             crowding.yielded(0, 300, false);
+        }
+    }
+
+    #[test]
+    fn yields_that_bring_work_are_repeated_until_they_bring_none() {
+        let mut crowding = Crowding::default();
+        for _ in 0..100 {
+            crowding.yielded(0, 300, true);
+            assert_eq!(crowding.way(0), Way::Spin, "nobody has run, so it was chance");
+        }
+        yield_to_the_driver(&mut crowding, SHARED - 1);
+        assert_eq!(
+            crowding.way(0),
+            Way::Spin,
+            "the driver may have come for a moment"
+        );
+        yield_to_the_driver(&mut crowding, 100);
+        for i in 0..FIRM / VAIN {
+            assert_eq!(crowding.way(0), Way::Yield, "{i}");
+            yield_in_vain(&mut crowding, 1);
         }
         assert_eq!(crowding.way(0), Way::Spin);
     }
 
     #[test]
+    fn a_driver_that_comes_and_goes_does_not_share_the_cpu() {
+        let mut crowding = Crowding::default();
+        for _ in 0..1000 {
+            yield_to_the_driver(&mut crowding, SHARED - 1);
+            yield_in_vain(&mut crowding, 1);
+            assert_eq!(crowding.way(0), Way::Spin);
+        }
+    }
+
+    #[test]
+    fn only_a_driver_that_stays_settles_on_the_cpu() {
+        let mut crowding = Crowding::default();
+        yield_to_the_driver(&mut crowding, SETTLED - 1);
+        assert!(crowding.way(0) == Way::Yield && !crowding.is_settled(0));
+        yield_to_the_driver(&mut crowding, 1);
+        assert!(crowding.is_settled(0));
+        yield_in_vain(&mut crowding, 1);
+        assert!(!crowding.is_settled(0));
+        yield_to_the_driver(&mut crowding, 100);
+        yield_in_vain(&mut crowding, 8);
+        assert!(crowding.is_settled(0), "most yields have brought something");
+        crowding.has_room(0);
+        assert!(!crowding.is_settled(0), "another CPU is free");
+    }
+
+    #[test]
     fn nothing_is_yielded_while_another_cpu_is_free() {
         let mut crowding = Crowding::default();
-        crowding.yielded(0, 5 * US, true);
+        yield_to_the_driver(&mut crowding, SHARED);
         crowding.has_room(MS);
         assert!(!crowding.may_yield(10 * MS));
         assert_eq!(crowding.way(10 * MS), Way::Spin);
@@ -360,7 +397,7 @@ mod tests {
     #[test]
     fn a_second_late_yield_stops_polling() {
         let mut crowding = Crowding::default();
-        crowding.yielded(0, 5 * US, true);
+        yield_to_the_driver(&mut crowding, SHARED);
         crowding.yielded(3 * MS, 3 * MS, true);
         crowding.yielded(40 * MS, 3 * MS, true);
         assert_eq!(crowding.way(40 * MS), Way::Yield, "chance");
@@ -377,25 +414,5 @@ mod tests {
             thread.period(5 * MS, 0, 5 * MS, 0);
             assert_eq!(thread.way(), Way::Spin);
         }
-    }
-    #[test]
-    fn only_a_thread_that_long_runs_on_the_same_cpu_has_settled_there() {
-        let mut crowding = Crowding::default();
-        let fruitful = |crowding: &mut Crowding, yields: u32| {
-            (0..yields).for_each(|_| crowding.yielded(0, 5 * US, true))
-        };
-        fruitful(&mut crowding, 31);
-        assert!(crowding.way(0) == Way::Yield && !crowding.is_settled(0));
-        fruitful(&mut crowding, 1);
-        assert!(crowding.is_settled(0));
-        crowding.yielded(0, US / 4, false);
-        assert!(!crowding.is_settled(0), "it has gone");
-        fruitful(&mut crowding, 1000);
-        for _ in 0..8 {
-            crowding.yielded(0, US / 4, false);
-        }
-        assert!(crowding.is_settled(0), "most yields still brought something");
-        crowding.has_room(0);
-        assert!(!crowding.is_settled(0), "another CPU is free");
     }
 }
