@@ -20,7 +20,7 @@ const SWITCH: Nanos = 1_500;
 /// A thread that runs for this long does not sleep soon.
 const LATE: Nanos = 500_000;
 
-/// The balance of yields: one for each that brought something, minus [`VAIN`] for each that did not. It ends at [`FIRM`].
+/// The balance of yields: one for each that brought something, minus [`VAIN`] for each that did not, from zero to [`FIRM`].
 type Balance = u8;
 const VAIN: Balance = 4;
 const FIRM: Balance = 64;
